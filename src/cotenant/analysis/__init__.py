@@ -1,0 +1,1 @@
+"""Bytes of a model file, and what it weighs. Pure."""

@@ -1,0 +1,1 @@
+"""Wiring: the served process."""

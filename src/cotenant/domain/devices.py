@@ -1,0 +1,165 @@
+"""Devices, what was measured of them, and the inventory of a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+from cotenant.domain.errors import UnknownDevice
+
+DeviceId = NewType("DeviceId", str)
+"""NVML's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine."""
+
+HOST_ID = DeviceId("host")
+
+
+class DeviceKind(StrEnum):
+    """What kind of memory pool a device is."""
+
+    GPU = "gpu"
+    MIG = "mig"
+    HOST = "host"
+
+
+class ComputeMode(StrEnum):
+    """How many processes a GPU admits at once."""
+
+    DEFAULT = "default"
+    EXCLUSIVE_PROCESS = "exclusive_process"
+    PROHIBITED = "prohibited"
+
+
+class DeviceOrder(StrEnum):
+    """How devices are ordered before a model is laid over them."""
+
+    FREE_DESC = "free_desc"
+    TOTAL_DESC = "total_desc"
+    INDEX = "index"
+
+
+class InventorySource(StrEnum):
+    """Where the devices of an inventory come from."""
+
+    NVML = "nvml"
+    DESCRIBED = "described"
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One memory pool: a card, a MIG slice, or host RAM. Unknown is None."""
+
+    id: DeviceId
+    kind: DeviceKind
+    name: str
+    index: int | None = None
+    total_bytes: int | None = None
+    pci_bus_id: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    bandwidth_bytes_per_s: int | None = None
+    parent_id: DeviceId | None = None
+    node: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name the device for people: `GPU 0 NVIDIA GeForce RTX 3090`, or `host RAM`."""
+        if self.kind is DeviceKind.HOST:
+            return self.name
+        number = "?" if self.index is None else self.index
+        return f"{'MIG' if self.kind is DeviceKind.MIG else 'GPU'} {number} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that holds memory on a device. `used_bytes` is None where the driver does not tell."""
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A dated measurement of one device; `at` is seconds of the clock that took it. Unknown is None.
+
+    `problem` says in one sentence why something is unknown; a device with unknown `free_bytes` is never
+    planned upon.
+    """
+
+    device_id: DeviceId
+    at: float
+    used_bytes: int | None = None
+    free_bytes: int | None = None
+    compute_mode: ComputeMode | None = None
+    processes: tuple[GpuProcess, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The devices of a machine with one Reading each, in index order, and how they were found.
+
+    `problems` are sentences about the whole machine (the driver is missing, a card is lost).
+    """
+
+    source: InventorySource
+    devices: tuple[Device, ...]
+    readings: Mapping[DeviceId, Reading]
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether any device is something else than host RAM."""
+        return any(device.kind is not DeviceKind.HOST for device in self.devices)
+
+    def reading(self, device: Device) -> Reading:
+        """Return the device's Reading, empty (all unknown) if there is none."""
+        return self.readings.get(device.id) or Reading(device.id, at=0.0)
+
+    def ordered(self, order: DeviceOrder) -> tuple[Device, ...]:
+        """Sort the devices; unknown sizes come last, ties keep index order."""
+        if order is DeviceOrder.INDEX:
+            return self.devices
+
+        def size(device: Device) -> int:
+            by_free = order is DeviceOrder.FREE_DESC
+            value = self.reading(device).free_bytes if by_free else device.total_bytes
+            return -1 if value is None else value
+
+        return tuple(sorted(self.devices, key=size, reverse=True))
+
+    def select(self, names: Sequence[str]) -> Inventory:
+        """Keep the devices that `names` mean: indices, UUIDs or unambiguous UUID prefixes.
+
+        `all` or nothing keeps every device. Raises UnknownDevice with the right names.
+        """
+        if not names or list(names) == ["all"]:
+            return self
+        wanted = {self._find(name).id for name in names}
+        kept = tuple(device for device in self.devices if device.id in wanted)
+        return Inventory(
+            source=self.source,
+            devices=kept,
+            readings={device.id: self.reading(device) for device in kept},
+            driver_version=self.driver_version,
+            cuda_version=self.cuda_version,
+            problems=self.problems,
+        )
+
+    def _find(self, name: str) -> Device:
+        if name.isdecimal():
+            found = [device for device in self.devices if device.index == int(name)]
+        else:
+            prefix = name.lower()
+            found = [device for device in self.devices if name and device.id.lower().startswith(prefix)]
+            exact = [device for device in found if device.id.lower() == prefix]
+            found = exact or found
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{'-' if d.index is None else d.index} ({d.id})" for d in self.devices) or "none"
+        what = "names more than one device" if found else "names no device"
+        raise UnknownDevice(f"{name!r} {what}", hint=f"Devices of this machine: {known}.")

@@ -1,0 +1,81 @@
+"""What is known of the programs that run models, and what they report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cotenant.domain.models import EngineKind, Parts
+
+
+class EngineForm(StrEnum):
+    """How an engine's program comes."""
+
+    SERVER = "llama-server"
+    EMBEDDED = "xllamacpp"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDevice:
+    """A device as an engine's build lists it: its own name for it (`CUDA0`), and the card's."""
+
+    name: str
+    description: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+
+    @property
+    def backend(self) -> str:
+        """The engine's name without its number, in lower case: `cuda`, `rocm`, `vulkan`, `rpc`."""
+        return self.name.rstrip("0123456789").lower()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBuild:
+    """A program on this machine that can run models, and the GPUs that it sees.
+
+    `program` is the file to execute; `problem` says in one sentence why the build cannot be used, if so.
+    """
+
+    kind: EngineKind
+    form: EngineForm
+    program: str
+    version: str
+    devices: tuple[EngineDevice, ...] = ()
+    problem: str | None = None
+
+    @property
+    def sees_gpus(self) -> bool:
+        """Whether the build lists any device besides the CPU."""
+        return bool(self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an engine listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The address as a URL without a path."""
+        return f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedDevice:
+    """Bytes that an engine says it put on one device, under the engine's own name for it."""
+
+    name: str
+    pci_bus_id: str | None
+    parts: Parts
+    on_host: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What an engine said of its memory; `rehearsed` when it said so without loading anything."""
+
+    devices: tuple[ReportedDevice, ...]
+    rehearsed: bool = False

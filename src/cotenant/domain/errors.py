@@ -1,0 +1,252 @@
+"""Every exception that Cotenant raises.
+
+CotenantError
+├── UsageError                 the caller asked for something that cannot be
+│   ├── BadQuantity            bytes or a duration that do not parse
+│   ├── BadDeviceSpec          --gpus
+│   ├── UnknownDevice          --devices names no device
+│   ├── BadRecipe              a recipe value out of range or at odds with another
+│   ├── BadSplit               --tensor-split does not fit devices or layers
+│   ├── BadSetting             an environment variable or a setting of the daemon
+│   ├── InsecureBind           a public address without a key
+│   └── PortTaken              the address is in use
+├── ModelFileError             the model file is no use
+│   ├── ModelFileMissing       no such file, a directory, or unreadable
+│   ├── NotAModelFile          something else than GGUF or safetensors
+│   ├── CorruptModelFile       damaged, truncated or hostile
+│   ├── SplitPartMissing       a part of a split file is absent
+│   └── UnsupportedModelFile   sound, but nothing that can be planned or served
+├── DoesNotFit                 a Refusal, where only an exception can carry it
+├── EngineError                a fault of the process that runs a model
+│   ├── EngineMissing          no engine can be started on this machine
+│   ├── EngineLacksDevice      the engine's build cannot use the planned device
+│   ├── EngineLoadFailed       died or complained while loading
+│   ├── EngineLoadTimeout      never became ready
+│   ├── EngineDied             died after it was ready
+│   └── EngineInstallFailed    pip could not install a build
+└── RequestError               a fault of one request
+    ├── BadRequest             malformed
+    ├── RequestTooLarge        over the body limit
+    ├── Unauthorized           no key or a wrong one
+    ├── UnknownModel           the name is not served
+    ├── UnknownRoute           no such path
+    ├── MethodNotAllowed       the path exists, the method does not
+    ├── QueueFull              too many wait already
+    ├── WaitTimeout            waited its whole time for a slot
+    └── UpstreamFailed         the engine broke the connection
+
+Expected refusals of the planner are values (`placements.Refusal`), not exceptions.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CotenantError(Exception):
+    """A fault with a stable `code`, a message that says what happened and a hint that says what to do."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(CotenantError):
+    """The caller asked for something that cannot be."""
+
+    code = "usage"
+
+
+class BadQuantity(UsageError):
+    """Bytes or a duration that do not parse."""
+
+    code = "bad_quantity"
+
+
+class BadDeviceSpec(UsageError):
+    """Hypothetical GPUs that do not parse."""
+
+    code = "bad_device_spec"
+
+
+class UnknownDevice(UsageError):
+    """A device filter names no device."""
+
+    code = "unknown_device"
+
+
+class BadRecipe(UsageError):
+    """A recipe value out of range or at odds with another."""
+
+    code = "bad_recipe"
+
+
+class BadSplit(UsageError):
+    """A manual split that does not fit the devices or the layers."""
+
+    code = "bad_split"
+
+
+class BadSetting(UsageError):
+    """An environment variable or a setting of the daemon that cannot be used."""
+
+    code = "bad_setting"
+
+
+class InsecureBind(UsageError):
+    """A public address without a key."""
+
+    code = "insecure_bind"
+
+
+class PortTaken(UsageError):
+    """The address is in use."""
+
+    code = "port_taken"
+
+
+class ModelFileError(CotenantError):
+    """The model file is no use."""
+
+    code = "model_file"
+
+
+class ModelFileMissing(ModelFileError):
+    """No such file, a directory in its place, or no right to read it."""
+
+    code = "model_file_missing"
+
+
+class NotAModelFile(ModelFileError):
+    """Something else than GGUF or safetensors."""
+
+    code = "not_a_model_file"
+
+
+class CorruptModelFile(ModelFileError):
+    """Damaged, truncated or hostile."""
+
+    code = "corrupt_model_file"
+
+
+class SplitPartMissing(ModelFileError):
+    """A part of a split file is absent, or a later part was given for the first."""
+
+    code = "split_part_missing"
+
+
+class UnsupportedModelFile(ModelFileError):
+    """A sound file of a kind that cannot be planned or served as asked."""
+
+    code = "unsupported_model_file"
+
+
+class DoesNotFit(CotenantError):
+    """A planner's Refusal, carried where only an exception can pass."""
+
+    code = "does_not_fit"
+
+
+class EngineError(CotenantError):
+    """A fault of the process that runs a model."""
+
+    code = "engine"
+
+
+class EngineMissing(EngineError):
+    """No engine can be started on this machine."""
+
+    code = "engine_missing"
+
+
+class EngineLacksDevice(EngineError):
+    """The engine's build cannot use the planned device."""
+
+    code = "engine_lacks_device"
+
+
+class EngineLoadFailed(EngineError):
+    """The engine died or complained while loading."""
+
+    code = "engine_load_failed"
+
+
+class EngineLoadTimeout(EngineError):
+    """The engine never became ready."""
+
+    code = "engine_load_timeout"
+
+
+class EngineDied(EngineError):
+    """The engine died after it was ready."""
+
+    code = "engine_died"
+
+
+class EngineInstallFailed(EngineError):
+    """The package installer could not install a build."""
+
+    code = "engine_install_failed"
+
+
+class RequestError(CotenantError):
+    """A fault of one request."""
+
+    code = "request"
+
+
+class BadRequest(RequestError):
+    """A malformed request."""
+
+    code = "bad_request"
+
+
+class RequestTooLarge(RequestError):
+    """A body or headers over the limit."""
+
+    code = "request_too_large"
+
+
+class Unauthorized(RequestError):
+    """No key, or a wrong one."""
+
+    code = "unauthorized"
+
+
+class UnknownModel(RequestError):
+    """The name is not served."""
+
+    code = "model_not_found"
+
+
+class UnknownRoute(RequestError):
+    """No such path."""
+
+    code = "unknown_route"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, the method does not."""
+
+    code = "method_not_allowed"
+
+
+class QueueFull(RequestError):
+    """Too many requests wait already."""
+
+    code = "queue_full"
+
+
+class WaitTimeout(RequestError):
+    """The request waited its whole time for a slot."""
+
+    code = "wait_timeout"
+
+
+class UpstreamFailed(RequestError):
+    """The engine broke the connection or answered what is not HTTP."""
+
+    code = "upstream_failed"

@@ -1,0 +1,201 @@
+"""Models, how they run, what they are made of, and what they weigh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class CacheType(StrEnum):
+    """Element type of the KV cache, by the engine's name."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
+    IQ4_NL = "iq4_nl"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether rows are stored in blocks of 32 with a scale."""
+        return self not in (CacheType.F32, CacheType.F16, CacheType.BF16)
+
+
+class FlashAttention(StrEnum):
+    """Whether the engine uses flash attention."""
+
+    ON = "on"
+    OFF = "off"
+    AUTO = "auto"
+
+
+class SplitMode(StrEnum):
+    """How the engine spreads one model over several devices."""
+
+    LAYER = "layer"
+    ROW = "row"
+    NONE = "none"
+
+
+class SplitPolicy(StrEnum):
+    """What a split over several devices aims for."""
+
+    FILL = "fill"
+    BALANCE = "balance"
+    SPEED = "speed"
+
+
+class EngineKind(StrEnum):
+    """The program that runs a model."""
+
+    LLAMA_CPP = "llama.cpp"
+
+
+ALL_LAYERS = "all"
+MOST_LAYERS = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model runs.
+
+    `n_ctx` is the engine's total context in tokens, shared by `parallel` slots. `n_gpu_layers` counts as
+    llama.cpp does: the output layer is one, blocks are taken from the end; ALL_LAYERS or MOST_LAYERS (as many
+    as fit) in place of a number. `tensor_split` is a manual split over the devices in planned order.
+    `kv_unified`: one KV stream shared by all slots, or one per slot.
+    """
+
+    engine: EngineKind = EngineKind.LLAMA_CPP
+    n_ctx: int = 4096
+    parallel: int = 4
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    cache_type_k: CacheType = CacheType.F16
+    cache_type_v: CacheType = CacheType.F16
+    flash_attention: FlashAttention = FlashAttention.AUTO
+    kv_unified: bool = True
+    n_gpu_layers: int | str = ALL_LAYERS
+    split_mode: SplitMode = SplitMode.LAYER
+    split_policy: SplitPolicy = SplitPolicy.FILL
+    tensor_split: tuple[float, ...] = ()
+    mmap: bool = True
+    mlock: bool = False
+
+
+class AttentionKind(StrEnum):
+    """What a layer remembers of each token."""
+
+    FULL = "full"
+    SLIDING = "sliding"
+    LATENT = "latent"
+    NONE = "none"
+
+
+class ModelKind(StrEnum):
+    """What a model file is for."""
+
+    TEXT = "text"
+    EMBEDDING = "embedding"
+    PROJECTOR = "projector"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One block of a model.
+
+    `weight_bytes` is what its tensors occupy on a device, padding included; `expert_bytes` the part of it in
+    routed experts. `k_elements` and `v_elements` are what one cached token takes (0 for a LATENT layer's V and
+    for layers that reuse an earlier layer's cache); `state_elements` is the F32 state per sequence of a
+    recurrent layer, which may also have attention. A `skipped` layer (next-token prediction) keeps its place
+    in the count but is not loaded.
+    """
+
+    index: int
+    weight_bytes: int
+    expert_bytes: int = 0
+    attention: AttentionKind = AttentionKind.FULL
+    n_head: int = 0
+    k_elements: int = 0
+    v_elements: int = 0
+    state_elements: int = 0
+    n_ff: int = 0
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What a model file says of itself, in bytes and counts, free of any file format.
+
+    `input_bytes` (the token embedding) stays in host RAM; `output_bytes` (output norm and matrix; for a tied
+    model a second copy of the embedding) goes to the device of the last layer; `shared_bytes` (rope factors)
+    goes to every device used. `n_ff_expert` and `n_expert_used` describe a mixture of experts.
+    `kv_exact` says that the closed form of the KV cache is known to hold for this architecture;
+    `compute_known` the same of the compute buffer. `notes` are sentences about what is not known.
+    """
+
+    name: str
+    architecture: str
+    kind: ModelKind
+    file_bytes: int
+    tensor_bytes: int
+    parameters: int
+    quantisation: str | None
+    layers: tuple[LayerShape, ...]
+    input_bytes: int
+    output_bytes: int
+    shared_bytes: int
+    tied: bool
+    n_embd: int
+    n_vocab: int
+    n_ctx_train: int | None
+    sliding_window: int | None = None
+    n_expert: int = 0
+    n_expert_used: int = 0
+    n_ff_expert: int = 0
+    chat_template: bool = False
+    causal: bool = True
+    kv_exact: bool = True
+    compute_known: bool = True
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks, skipped ones included, as the engine counts them."""
+        return len(self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Bytes on one device, by what they are for."""
+
+    weights: int = 0
+    kv: int = 0
+    compute: int = 0
+    overhead: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return self.weights + self.kv + self.compute + self.overhead
+
+    def __add__(self, other: Parts) -> Parts:
+        return Parts(
+            self.weights + other.weights,
+            self.kv + other.kv,
+            self.compute + other.compute,
+            self.overhead + other.overhead,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Predicted bytes: one Parts per device in planned order, and what stays in host RAM."""
+
+    devices: tuple[Parts, ...]
+    host: Parts
+    compute_estimated: bool
+    kv_estimated: bool

@@ -1,0 +1,117 @@
+"""Where a model goes, or why it goes nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cotenant.domain.devices import Device, DeviceKind
+from cotenant.domain.models import Parts, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A device and the bytes that may be planned on it: worst-case free less the reserve.
+
+    `left_out` says why the device is not used at all, if so.
+    """
+
+    device: Device
+    free_bytes: int | None
+    budget_bytes: int
+    left_out: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one device bears of a model.
+
+    `first` and `last` are block numbers, inclusive, or None when the device holds no block. `count` is its
+    entry of the tensor split: its blocks, plus one where the output layer is. `proportion` replaces `count`
+    in the engine's arguments where the operator gave one.
+    """
+
+    budget: Budget
+    first: int | None
+    last: int | None
+    count: int
+    has_output: bool
+    parts: Parts
+
+    @property
+    def device(self) -> Device:
+        """The device that bears this share."""
+        return self.budget.device
+
+    @property
+    def used(self) -> bool:
+        """Whether anything of the model is on this device."""
+        return self.count > 0 or self.first is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A model laid over devices, in planned order, with its recipe resolved to numbers.
+
+    `n_gpu_layers` counts as llama.cpp does; `host` is what stays in RAM beside the devices' shares.
+    """
+
+    model: str
+    recipe: Recipe
+    n_layers: int
+    n_gpu_layers: int
+    shares: tuple[Share, ...]
+    host: Parts
+    estimated: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def used_shares(self) -> tuple[Share, ...]:
+        """The shares of devices that bear something; the engine sees only these devices."""
+        return tuple(share for share in self.shares if share.used)
+
+    @property
+    def tensor_split(self) -> tuple[int, ...]:
+        """Layers per device, one entry per device in planned order; sums to `n_gpu_layers`."""
+        return tuple(share.count for share in self.shares)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether any used device is something else than host RAM."""
+        return any(share.device.kind is not DeviceKind.HOST for share in self.used_shares)
+
+    def with_warnings(self, *more: str) -> Placement:
+        """Return the same placement with warnings added."""
+        return replace(self, warnings=(*self.warnings, *more))
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """How far one device's budget is from what the plan would put there."""
+
+    device: Device
+    needed_bytes: int
+    budget_bytes: int
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes over the budget, 0 when it holds."""
+        return max(0, self.needed_bytes - self.budget_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One change, computed and not guessed, after which the model fits; `flags` is what to type."""
+
+    text: str
+    flags: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A no, with its reason, the shortfall per device and what would fit."""
+
+    model: str
+    reason: str
+    shortfalls: tuple[Shortfall, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,125 @@
+"""What the shell implements, as the rest of the program sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cotenant.domain.devices import Inventory
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineReport
+from cotenant.domain.models import ModelKind
+from cotenant.domain.placements import Placement
+from cotenant.domain.requests import ServedModel
+
+
+class GpuProbe(Protocol):
+    """Finds the devices of this machine, or describes some that it does not have."""
+
+    def inventory(self) -> Inventory:
+        """Measure every device now. Never raises for the hardware's sake: problems are in the Inventory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOrder:
+    """What to run: a model under a name, laid out by a placement.
+
+    `use_fit_params` leaves the split to the engine's own fitting. `env` and `args` are the operator's
+    additions, applied last.
+    """
+
+    name: str
+    model_path: Path
+    kind: ModelKind
+    placement: Placement
+    projector_path: Path | None = None
+    use_fit_params: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    args: Sequence[str] = ()
+
+
+class Engine(Protocol):
+    """One supervised process that runs one model."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens; known before it is ready."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        ...
+
+    @property
+    def build(self) -> EngineBuild:
+        """The program that runs."""
+        ...
+
+    @property
+    def log_path(self) -> Path:
+        """The file that takes its output."""
+        ...
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return when it answers. Raises EngineLoadFailed or EngineLoadTimeout, the process gone by then."""
+        ...
+
+    async def wait_exit(self) -> str:
+        """Return when the process has gone, with one sentence on how and why."""
+        ...
+
+    async def busy_slots(self) -> int | None:
+        """Count the slots that are generating; None if it cannot be told."""
+        ...
+
+    def report(self) -> EngineReport | None:
+        """Read back the bytes that the engine says it took; None if it did not say."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to end, insist after `grace_s`, and return when the process group is gone."""
+        ...
+
+
+class EngineHost(Protocol):
+    """Starts engines on this machine."""
+
+    async def start(self, order: EngineOrder) -> Engine:
+        """Start loading. Raises EngineMissing or EngineLacksDevice before anything runs."""
+        ...
+
+
+class Lease(Protocol):
+    """The right to send one request to an engine."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where to send it."""
+        ...
+
+    def release(self, *, abandoned: bool = False) -> None:
+        """Give the slot back, once.
+
+        `abandoned` says that the engine may still be generating for a client that left: the slot then counts
+        as taken until the engine is seen to have freed it.
+        """
+        ...
+
+
+class Router(Protocol):
+    """Knows which models there are and hands out leases on them."""
+
+    def models(self) -> Sequence[ServedModel]:
+        """List what is served."""
+        ...
+
+    def try_lease(self, name: str) -> Lease | None:
+        """Grant a lease at once, or return None when the request must wait. Raises UnknownModel."""
+        ...
+
+    async def lease(self, name: str) -> Lease:
+        """Wait for a lease. Raises UnknownModel, QueueFull, WaitTimeout or EngineDied."""
+        ...
