@@ -111,12 +111,13 @@ class LayerShape:
     routed experts. `k_elements` and `v_elements` are what one cached token takes (0 for a LATENT layer's V and
     for layers that reuse an earlier layer's cache); `state_elements` is the F32 state per sequence of a
     recurrent layer, which may also have attention. A `skipped` layer (next-token prediction) keeps its place
-    in the count but is not loaded.
+    in the count but is not loaded. `largest_tensor_bytes` is the largest single matrix of the block.
     """
 
     index: int
     weight_bytes: int
     expert_bytes: int = 0
+    largest_tensor_bytes: int = 0
     attention: AttentionKind = AttentionKind.FULL
     n_head: int = 0
     k_elements: int = 0

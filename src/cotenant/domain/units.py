@@ -44,10 +44,10 @@ def parse_bytes(text: str) -> int:
         raise BadQuantity(
             f"{text!r} is not a size", hint="Write a number and a unit, such as 24GiB or 800MiB."
         )
-    value = round(float(match[1]) * unit)
+    value = float(match[1]) * unit
     if value > _MAX_BYTES:
         raise BadQuantity(f"{text!r} is more memory than any machine has", hint="Check the unit.")
-    return value
+    return round(value)
 
 
 def format_bytes(count: int | None) -> str:

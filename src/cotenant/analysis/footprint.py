@@ -1,0 +1,285 @@
+"""Shape × recipe × split → bytes per device and part.
+
+Sources, read in llama.cpp at commit 0c1e570 and checked against its logs:
+weights, `src/llama-model.cpp` (layer → device) and `ggml-cuda.cu` (padding, applied in the shape already);
+KV, `src/llama-context.cpp` (context padding), `llama-kv-cache.cpp`, `llama-kv-cache-iswa.cpp` (windows),
+`llama-memory-recurrent.cpp` (states); compute, `llama_context::sched_reserve` (one worst-case graph).
+
+A model is a row of *units*: its blocks 0 … L-1 and then the output layer, unit L. A device bears a contiguous
+range of units, so what it needs is a function of the range and of a few facts about the whole split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+from cotenant.domain.models import (
+    AttentionKind,
+    CacheType,
+    FlashAttention,
+    LayerShape,
+    ModelKind,
+    ModelShape,
+    Parts,
+    Recipe,
+)
+
+_CONTEXT_PAD: Final = 256
+_COPIES: Final = 4  # GGML_SCHED_MAX_COPIES, a build-time constant of llama.cpp
+_F32: Final = 4
+_F16: Final = 2
+
+_CACHE_BLOCKS: Final[dict[CacheType, tuple[int, int]]] = {
+    CacheType.F32: (1, 4),
+    CacheType.F16: (1, 2),
+    CacheType.BF16: (1, 2),
+    CacheType.Q8_0: (32, 34),
+    CacheType.Q5_1: (32, 24),
+    CacheType.Q5_0: (32, 22),
+    CacheType.Q4_1: (32, 20),
+    CacheType.Q4_0: (32, 18),
+    CacheType.IQ4_NL: (32, 18),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGeometry:
+    """Cells of the KV cache: per stream for full and for sliding layers, and how many streams there are."""
+
+    cells: int
+    sliding_cells: int
+    streams: int
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the engine will report as its context."""
+        return self.cells * self.streams
+
+    def cells_of(self, layer: LayerShape) -> int:
+        """Return the cells per stream of one layer's cache."""
+        return self.sliding_cells if layer.attention is AttentionKind.SLIDING else self.cells
+
+
+def cache_geometry(recipe: Recipe, sliding_window: int | None) -> CacheGeometry:
+    """Return the padded cache that llama.cpp makes of a recipe."""
+    if recipe.kv_unified:
+        streams, cells = 1, _pad(recipe.n_ctx)
+    else:
+        streams, cells = recipe.parallel, _pad(_pad(recipe.n_ctx) // recipe.parallel)
+    sharers = recipe.parallel if recipe.kv_unified else 1
+    window = min(cells, (sliding_window or cells) * sharers + recipe.n_ubatch)
+    return CacheGeometry(cells=cells, sliding_cells=_pad(window), streams=streams)
+
+
+def layer_kv_bytes(layer: LayerShape, recipe: Recipe, geometry: CacheGeometry, v_elements_max: int) -> int:
+    """Return what one layer keeps of all sequences: attention cells and recurrent state.
+
+    Without flash attention V is stored transposed, and every layer's V is as wide as the widest.
+    """
+    if layer.skipped:
+        return 0
+    state = _F32 * recipe.parallel * layer.state_elements
+    if layer.attention is AttentionKind.NONE or not layer.k_elements:
+        return state
+    cells = geometry.cells_of(layer)
+    v_elements = layer.v_elements
+    if v_elements and recipe.flash_attention is FlashAttention.OFF:
+        v_elements = v_elements_max
+    row = _row_bytes(recipe.cache_type_k, layer.k_elements) + _row_bytes(recipe.cache_type_v, v_elements)
+    return state + cells * geometry.streams * row
+
+
+class Costs:
+    """What any range of units needs on a device, for one shape and one recipe, in constant time.
+
+    `begin` is the first unit that leaves host RAM: 0 for full offload, `n_layers + 1` for none.
+    `projector_bytes` (an mmproj) is charged to the first device. Compute sizes hold exactly for the cases
+    that `compute_estimated` does not name.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        recipe: Recipe,
+        *,
+        begin: int = 0,
+        projector_bytes: int = 0,
+    ) -> None:
+        self.shape = shape
+        self.recipe = recipe
+        self.begin = begin
+        self.geometry = cache_geometry(recipe, shape.sliding_window)
+        self.n_units = shape.n_layers + 1
+        self.projector_bytes = projector_bytes
+        widest_v = max((layer.v_elements for layer in shape.layers), default=0)
+        self.kv = [layer_kv_bytes(layer, recipe, self.geometry, widest_v) for layer in shape.layers] + [0]
+        self.weights = [layer.weight_bytes for layer in shape.layers] + [shape.output_bytes]
+        self._kv_before = list(accumulate(self.kv, initial=0))
+        self._weights_before = list(accumulate(self.weights, initial=0))
+        peaks = [self._layer_compute(layer) for layer in shape.layers]
+        self._peaks = _RangeMaximum([*peaks, self._output_compute()])
+        self._inputs_single = self._input_bytes(copies=1) - self._hidden_bytes()
+        self._inputs_many = self._input_bytes(copies=_COPIES if begin == 0 else 1)
+        self._first_extra_compute = self._offloaded_matrix_bytes()
+
+    @property
+    def compute_estimated(self) -> bool:
+        """Whether the compute formula goes beyond the cases that it was checked for."""
+        quantised = self.recipe.cache_type_k.quantised or self.recipe.cache_type_v.quantised
+        return not self.shape.compute_known or self.begin > 0 or quantised
+
+    def parts(self, start: int, stop: int, *, many: bool, overhead_bytes: int = 0) -> Parts:
+        """Return the bytes of a device that bears units [start, stop); `many` if it is not alone."""
+        if start >= stop:
+            return Parts()
+        first = start == self.begin
+        weights = self._weights_before[stop] - self._weights_before[start] + self.shape.shared_bytes
+        compute = self._peaks(start, stop) + (self._inputs_many if many else self._inputs_single)
+        if first:
+            weights += self.projector_bytes
+            compute += self._first_extra_compute
+        return Parts(
+            weights=weights,
+            kv=self._kv_before[stop] - self._kv_before[start],
+            compute=compute,
+            overhead=overhead_bytes,
+        )
+
+    def total(self, start: int, stop: int, many: bool) -> int:
+        """Return `parts(…).total` without overhead, fast: this is what a search calls."""
+        if start >= stop:
+            return 0
+        total = (
+            self._weights_before[stop]
+            - self._weights_before[start]
+            + self._kv_before[stop]
+            - self._kv_before[start]
+            + self.shape.shared_bytes
+            + self._peaks(start, stop)
+            + (self._inputs_many if many else self._inputs_single)
+        )
+        if start == self.begin:
+            total += self.projector_bytes + self._first_extra_compute
+        return total
+
+    def read_bytes(self, start: int, stop: int) -> int:
+        """Return the bytes that one generated token reads from units [start, stop)."""
+        inactive = self._inactive_expert_bytes(self.shape.layers[start : min(stop, self.shape.n_layers)])
+        weights = self._weights_before[stop] - self._weights_before[start]
+        return weights - inactive + self._kv_before[stop] - self._kv_before[start]
+
+    def host(self) -> Parts:
+        """Return what stays in host RAM: the input layer, units before `begin`, and the graph's inputs."""
+        resident = range(min(self.begin, self.n_units))
+        if len(resident) == self.n_units:
+            return self.all_on_host()
+        weights = self.shape.input_bytes + self._weights_before[len(resident)]
+        compute = 2 * self._hidden_bytes() + self._mask_bytes()
+        if resident:
+            compute += self._peaks(0, len(resident))
+        return Parts(weights=weights, kv=self._kv_before[len(resident)], compute=compute)
+
+    def all_on_host(self) -> Parts:
+        """Return the bytes of the whole model in host RAM, where a tied output needs no second copy."""
+        weights = self.shape.tensor_bytes + self.projector_bytes
+        compute = self._peaks(0, self.n_units) + self._input_bytes(copies=1)
+        return Parts(weights=weights, kv=self._kv_before[-1], compute=compute)
+
+    def _tokens(self) -> int:
+        return min(self.geometry.n_ctx, self.recipe.n_ubatch)
+
+    def _hidden_bytes(self) -> int:
+        return _F32 * self._tokens() * self.shape.n_embd
+
+    def _mask_bytes(self) -> int:
+        kinds = {layer.attention for layer in self.shape.layers if layer.k_elements and not layer.skipped}
+        cells = self.geometry.cells if kinds & {AttentionKind.FULL, AttentionKind.LATENT} else 0
+        cells += self.geometry.sliding_cells if AttentionKind.SLIDING in kinds else 0
+        element = _F32 if self.recipe.flash_attention is FlashAttention.OFF else _F16
+        return element * self._tokens() * cells
+
+    def _input_bytes(self, copies: int) -> int:
+        return copies * (self._mask_bytes() + self._hidden_bytes())
+
+    def _layer_compute(self, layer: LayerShape) -> int:
+        """Peak of one block's intermediate tensors: in its feed-forward part or in its attention.
+
+        Dense: `4·ub·(3·ff + 3·embd)`, exact for Llama 8B and 70B. Mixture of experts:
+        `4·ub·(k·(3·ff_expert + embd) + 3·embd)`, exact for Qwen3-Next and 3.5 % low for Qwen3-30B.
+        """
+        if layer.skipped:
+            return 0
+        embd = self.shape.n_embd
+        width = 3 * layer.n_ff + 3 * embd
+        if layer.expert_bytes:
+            width = max(width, self.shape.n_expert_used * (3 * self.shape.n_ff_expert + embd) + 3 * embd)
+        return max(_F32 * self._tokens() * width, self._attention_compute(layer))
+
+    def _attention_compute(self, layer: LayerShape) -> int:
+        """Peak of one block's attention.
+
+        Without flash attention `4·ub·(heads·cells + 4·embd + k + v)`, exact for Llama 70B. With it and a
+        quantised cache, one layer's cache is expanded to F16 (llama.cpp PR 23907): an upper bound.
+        """
+        if layer.attention is AttentionKind.NONE or not layer.k_elements:
+            return 0
+        cells = self.geometry.cells_of(layer)
+        row = layer.k_elements + layer.v_elements
+        needed = _F32 * self._tokens() * (4 * self.shape.n_embd + row)
+        if self.recipe.flash_attention is FlashAttention.OFF:
+            return needed + _F32 * self._tokens() * layer.n_head * cells
+        if self.recipe.cache_type_k.quantised or self.recipe.cache_type_v.quantised:
+            return needed + _F16 * cells * self.geometry.streams * row
+        return needed
+
+    def _output_compute(self) -> int:
+        """Logits and the normed state: one row per slot for a server, every token's state for embeddings."""
+        if self.shape.kind is ModelKind.EMBEDDING:
+            return 2 * self._hidden_bytes()
+        return _F32 * self.recipe.parallel * (self.shape.n_vocab + self.shape.n_embd)
+
+    def _offloaded_matrix_bytes(self) -> int:
+        """Room on the first GPU for a weight that stays in RAM: large batches multiply it there.
+
+        llama.cpp (`ggml-backend.cpp`, op offload) copies one such matrix at a time.
+        """
+        if self.begin == 0 or self.begin >= self.n_units:
+            return 0
+        return max((layer.largest_tensor_bytes for layer in self.shape.layers[: self.begin]), default=0)
+
+    def _inactive_expert_bytes(self, layers: Iterable[LayerShape]) -> int:
+        if not self.shape.n_expert:
+            return 0
+        idle = self.shape.n_expert - self.shape.n_expert_used
+        return sum(layer.expert_bytes * idle // self.shape.n_expert for layer in layers)
+
+
+class _RangeMaximum:
+    """Maximum over any range of a fixed row, in constant time, by tables of power-of-two windows."""
+
+    __slots__ = ("_tables",)
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self._tables = [list(values)]
+        width = 1
+        while 2 * width <= len(values):
+            last = self._tables[-1]
+            self._tables.append([max(last[i], last[i + width]) for i in range(len(last) - width)])
+            width *= 2
+
+    def __call__(self, start: int, stop: int) -> int:
+        level = (stop - start).bit_length() - 1
+        table = self._tables[level]
+        return max(table[start], table[stop - (1 << level)])
+
+
+def _pad(count: int) -> int:
+    return -(-count // _CONTEXT_PAD) * _CONTEXT_PAD
+
+
+def _row_bytes(kind: CacheType, elements: int) -> int:
+    block, size = _CACHE_BLOCKS[kind]
+    return -(-elements // block) * size

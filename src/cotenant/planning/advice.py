@@ -1,0 +1,198 @@
+"""What would fit, when a model does not: every proposal is planned before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.models import MOST_LAYERS, CacheType, FlashAttention, LayerShape, ModelShape, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal, Remedy
+from cotenant.domain.units import GIB, MIB, format_bytes
+from cotenant.planning.budgets import BudgetRules
+from cotenant.planning.planner import PlanRequest, place
+
+_CONTEXT_STEP: Final = 256
+_LEAST_CONTEXT: Final = 512
+_LEAST_RESERVE: Final = 256 * MIB
+_RESERVE_STEP: Final = 64 * MIB
+_GPU_STEP: Final = 256 * MIB
+_LARGEST_GPU: Final = 512 * GIB
+
+_BITS_PER_WEIGHT: Final = {
+    "Q8_0": 8.50,
+    "Q6_K": 6.56,
+    "Q5_K_M": 5.70,
+    "Q4_K_M": 4.89,
+    "IQ4_XS": 4.46,
+    "Q3_K_M": 4.00,
+    "IQ3_M": 3.76,
+    "Q3_K_S": 3.64,
+    "Q2_K": 3.16,
+    "IQ2_M": 2.93,
+    "IQ2_XS": 2.59,
+}
+"""Bits per weight of llama.cpp's quantisations as its quantize tool lists them for Llama 3.1 8B."""
+
+
+def plan(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
+    """Place a model; a Refusal comes with what would fit. Raises BadSplit for a manual split."""
+    result = place(request, budgets, rules)
+    if isinstance(result, Placement) or not result.shortfalls:
+        return result
+    return replace(result, remedies=tuple(_remedies(request, tuple(budgets), rules)))
+
+
+def _remedies(request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRules) -> Iterator[Remedy]:
+    def attempt(recipe: Recipe, shape: ModelShape | None = None) -> Placement | None:
+        changed = replace(request, recipe=recipe, shape=shape or request.shape)
+        result = place(changed, budgets, rules)
+        return result if isinstance(result, Placement) else None
+
+    recipe = request.recipe
+    if recipe.tensor_split:
+        if attempt(replace(recipe, tensor_split=())):
+            yield Remedy("the split that Cotenant computes: leave --tensor-split out")
+        recipe = replace(recipe, tensor_split=())
+    found = [*_smaller_context(recipe, attempt), *_quantised_cache(recipe, attempt)]
+    yield from found or _smaller_context_and_cache(recipe, attempt)
+    yield from _fewer_layers(recipe, attempt)
+    yield from _smaller_reserve(request, budgets, rules)
+    yield from _another_gpu(request, budgets, rules)
+    yield from _smaller_quantisation(request.shape, recipe, attempt)
+
+
+Attempt = Callable[..., Placement | None]
+
+
+def _smaller_context(recipe: Recipe, attempt: Attempt, also: str = "") -> Iterator[Remedy]:
+    low, high = _LEAST_CONTEXT // _CONTEXT_STEP, (recipe.n_ctx - 1) // _CONTEXT_STEP
+    best = _largest(low, high, lambda steps: attempt(replace(recipe, n_ctx=steps * _CONTEXT_STEP)))
+    if best is not None:
+        n_ctx = best * _CONTEXT_STEP
+        text = f"a context of {n_ctx:,} tokens" + (" with a KV cache in q8_0" if also else "")
+        yield Remedy(text, f"--n-ctx {n_ctx}{also}")
+
+
+def _quantised_cache(recipe: Recipe, attempt: Attempt) -> Iterator[Remedy]:
+    if recipe.flash_attention is FlashAttention.OFF:
+        return
+    for kind in (CacheType.Q8_0, CacheType.Q4_0):
+        if _bits(kind) < _bits(recipe.cache_type_k) and attempt(_with_cache(recipe, kind)):
+            yield Remedy(f"a KV cache in {kind}", f"--cache-type-k {kind} --cache-type-v {kind}")
+            return
+
+
+def _smaller_context_and_cache(recipe: Recipe, attempt: Attempt) -> Iterator[Remedy]:
+    if recipe.flash_attention is not FlashAttention.OFF and not recipe.cache_type_k.quantised:
+        flags = f" --cache-type-k {CacheType.Q8_0} --cache-type-v {CacheType.Q8_0}"
+        yield from _smaller_context(_with_cache(recipe, CacheType.Q8_0), attempt, also=flags)
+
+
+def _fewer_layers(recipe: Recipe, attempt: Attempt) -> Iterator[Remedy]:
+    if recipe.n_gpu_layers == 0:
+        return
+    placement = attempt(replace(recipe, n_gpu_layers=MOST_LAYERS))
+    if placement is not None and placement.n_gpu_layers <= placement.n_layers:
+        yield Remedy(
+            f"{placement.n_gpu_layers} of {placement.n_layers + 1} layers on the GPU and "
+            f"{format_bytes(placement.host.total)} in host RAM, slower",
+            f"--n-gpu-layers {placement.n_gpu_layers}",
+        )
+
+
+def _smaller_reserve(
+    request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRules
+) -> Iterator[Remedy]:
+    def attempt(steps: int) -> bool:
+        reserve = steps * _RESERVE_STEP
+        larger = [
+            replace(b, budget_bytes=max(0, b.free_bytes - reserve))
+            if b.left_out is None and b.free_bytes is not None
+            else b
+            for b in budgets
+        ]
+        return isinstance(place(request, larger, rules), Placement)
+
+    high = (rules.reserve_bytes - 1) // _RESERVE_STEP
+    best = _largest(_LEAST_RESERVE // _RESERVE_STEP, high, attempt)
+    if best is not None:
+        reserve = best * _RESERVE_STEP
+        yield Remedy(f"a reserve of {format_bytes(reserve)} per device", f"--reserve-mib {reserve // MIB}")
+
+
+def _another_gpu(request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRules) -> Iterator[Remedy]:
+    if request.recipe.n_gpu_layers == 0 or request.recipe.tensor_split:
+        return
+
+    def attempt(steps: int) -> bool:
+        free = steps * _GPU_STEP
+        device = Device(DeviceId("another"), DeviceKind.GPU, "another GPU", index=None, total_bytes=free)
+        more = Budget(device, free, max(0, free - rules.reserve_bytes))
+        return isinstance(place(request, (*budgets, more), rules), Placement)
+
+    least = _smallest(1, _LARGEST_GPU // _GPU_STEP, attempt)
+    if least is not None:
+        more = "one more GPU" if any(b.device.kind is not DeviceKind.HOST for b in budgets) else "a GPU"
+        yield Remedy(f"{more} with {format_bytes(least * _GPU_STEP)} free")
+
+
+def _smaller_quantisation(shape: ModelShape, recipe: Recipe, attempt: Attempt) -> Iterator[Remedy]:
+    if not shape.parameters:
+        return
+    present = shape.tensor_bytes * 8 / shape.parameters
+    for label, bits in _BITS_PER_WEIGHT.items():
+        if bits < present * 0.98 and attempt(recipe, _scaled(shape, bits / present)):
+            size = format_bytes(round(shape.parameters * bits / 8))
+            yield Remedy(f"a smaller quantisation: {label}, about {size}")
+            return
+
+
+def _scaled(shape: ModelShape, factor: float) -> ModelShape:
+    def scale(count: int) -> int:
+        return round(count * factor)
+
+    def scale_layer(layer: LayerShape) -> LayerShape:
+        return replace(
+            layer,
+            weight_bytes=scale(layer.weight_bytes),
+            expert_bytes=scale(layer.expert_bytes),
+            largest_tensor_bytes=scale(layer.largest_tensor_bytes),
+        )
+
+    return replace(
+        shape,
+        tensor_bytes=scale(shape.tensor_bytes),
+        input_bytes=scale(shape.input_bytes),
+        output_bytes=scale(shape.output_bytes),
+        layers=tuple(scale_layer(layer) for layer in shape.layers),
+    )
+
+
+def _with_cache(recipe: Recipe, kind: CacheType) -> Recipe:
+    return replace(recipe, cache_type_k=kind, cache_type_v=kind)
+
+
+def _bits(kind: CacheType) -> int:
+    return {CacheType.F32: 32, CacheType.F16: 16, CacheType.BF16: 16, CacheType.Q8_0: 8}.get(kind, 4)
+
+
+def _largest(low: int, high: int, fits: Callable[[int], object]) -> int | None:
+    """Return the largest n in [low, high] that fits, given that all below it do; None if none does."""
+    if low > high or not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _smallest(low: int, high: int, fits: Callable[[int], object]) -> int | None:
+    """Return the smallest n in [low, high] that fits, given that all above it do; None if none does."""
+    if low > high or not fits(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return high

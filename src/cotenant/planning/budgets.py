@@ -1,0 +1,53 @@
+"""What may be planned on each device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cotenant.domain.devices import ComputeMode, Device, DeviceKind, DeviceOrder, Inventory, Reading
+from cotenant.domain.placements import Budget
+from cotenant.domain.units import MIB, format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRules:
+    """How free memory becomes a budget.
+
+    `reserve_bytes` stays free on every device; a device with less than `min_budget_bytes` is left out;
+    `overhead_bytes` is what a process takes on a GPU besides weights, KV and compute: the CUDA context and
+    its pools, 107 to 555 MiB where it was reported.
+    """
+
+    order: DeviceOrder = DeviceOrder.FREE_DESC
+    reserve_bytes: int = 1024 * MIB
+    min_budget_bytes: int = 1024 * MIB
+    overhead_bytes: int = 512 * MIB
+
+
+def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
+    """Return one Budget per device, in planned order."""
+    return tuple(
+        _budget(device, inventory.reading(device), rules) for device in inventory.ordered(rules.order)
+    )
+
+
+def overhead_bytes(device: Device, rules: BudgetRules) -> int:
+    """Return what a process takes on this device beyond what the engine reports; none in host RAM."""
+    return 0 if device.kind is DeviceKind.HOST else rules.overhead_bytes
+
+
+def _budget(device: Device, reading: Reading, rules: BudgetRules) -> Budget:
+    if reading.free_bytes is None:
+        return Budget(device, None, 0, left_out=reading.problem or "its free memory is unknown")
+    budget = max(0, reading.free_bytes - rules.reserve_bytes)
+    left_out = None
+    if reading.compute_mode is ComputeMode.PROHIBITED:
+        left_out = "its compute mode is Prohibited"
+    elif reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS and reading.processes:
+        left_out = f"its compute mode is Exclusive_Process and process {reading.processes[0].pid} holds it"
+    elif budget < rules.min_budget_bytes and device.kind is not DeviceKind.HOST:
+        left_out = (
+            f"{format_bytes(reading.free_bytes)} free less {format_bytes(rules.reserve_bytes)} of reserve "
+            f"is under the minimum of {format_bytes(rules.min_budget_bytes)}"
+        )
+    return Budget(device, reading.free_bytes, 0 if left_out else budget, left_out)

@@ -1,0 +1,255 @@
+"""Placement or Refusal, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from cotenant.analysis.footprint import Costs
+from cotenant.domain.devices import HOST_ID, DeviceKind
+from cotenant.domain.models import (
+    ALL_LAYERS,
+    MOST_LAYERS,
+    FlashAttention,
+    ModelShape,
+    Parts,
+    Recipe,
+    SplitMode,
+    SplitPolicy,
+)
+from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
+from cotenant.domain.units import format_bytes
+from cotenant.planning.budgets import BudgetRules, overhead_bytes
+from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
+from cotenant.planning.manual_split import manual_counts
+
+MAX_DEVICES: Final = 16
+"""llama.cpp's limit on devices of one model (`llama_max_devices`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """A model to be placed; `projector_bytes` is the mmproj that goes with it, 0 for none."""
+
+    name: str
+    shape: ModelShape
+    recipe: Recipe
+    projector_bytes: int = 0
+
+
+def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
+    """Lay a model over devices, in their order, or say why it cannot be.
+
+    Host RAM is used as a device only where it is the sole one, or where the recipe asks for no layer on a
+    GPU. Raises BadSplit for a manual split that does not match.
+    """
+    usable = [budget for budget in budgets if budget.left_out is None]
+    left_out = tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
+    if not usable:
+        reason = "no device can be used" if budgets else "there is no device"
+        return Refusal(request.name, reason, warnings=left_out)
+    attempt = _Attempt(request, tuple(budgets), rules, left_out)
+    if request.recipe.n_gpu_layers == 0 or all(b.device.kind is DeviceKind.HOST for b in usable):
+        return attempt.on_host()
+    return attempt.on_gpus([b for b in usable if b.device.kind is not DeviceKind.HOST][:MAX_DEVICES])
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    request: PlanRequest
+    budgets: tuple[Budget, ...]
+    rules: BudgetRules
+    left_out: tuple[str, ...]
+
+    def on_host(self) -> Placement | Refusal:
+        """Place everything in host RAM; GPUs, if any, are listed with nothing on them."""
+        costs = self._costs(begin=self.request.shape.n_layers + 1)
+        parts = costs.all_on_host()
+        host = next((b for b in self.budgets if b.device.id == HOST_ID), None)
+        last = self.request.shape.n_layers - 1
+        shares = tuple(
+            Share(b, 0, last, 0, has_output=True, parts=parts) if b is host else _empty_share(b)
+            for b in self.budgets
+        )
+        if host is not None and parts.total > host.budget_bytes:
+            reason = (
+                f"it needs {format_bytes(parts.total)} of host RAM and {format_bytes(host.budget_bytes)} "
+                "may be used"
+            )
+            shortfall = Shortfall(host.device, parts.total, host.budget_bytes)
+            return Refusal(self.request.name, reason, (shortfall,), warnings=self._warnings(costs))
+        return self._placement(costs, shares, 0, host=Parts() if host else parts)
+
+    def on_gpus(self, usable: list[Budget]) -> Placement | Refusal:
+        """Place as many layers as the recipe asks for, or as fit, on GPUs."""
+        n_units = self.request.shape.n_layers + 1
+        wanted = self.request.recipe.n_gpu_layers
+        if self.request.recipe.tensor_split:
+            layers = n_units if isinstance(wanted, str) else min(wanted, n_units)
+            return self._by_hand(usable, self._costs(begin=n_units - layers))
+        if wanted == MOST_LAYERS:
+            return self._most(usable)
+        layers = n_units if wanted == ALL_LAYERS else min(int(wanted), n_units)
+        costs = self._costs(begin=n_units - layers)
+        problem, warning = self._problem(usable, costs)
+        ranges = self._ranges(problem)
+        if ranges is None:
+            return self._refusal(usable, problem)
+        return self._laid_out(usable, costs, ranges, *warning)
+
+    def _most(self, usable: list[Budget]) -> Placement | Refusal:
+        problem = None
+        for begin in range(self.request.shape.n_layers + 1):
+            costs = self._costs(begin=begin)
+            problem, warning = self._problem(usable, costs)
+            if fill(problem) is None and self.request.recipe.split_mode is not SplitMode.NONE:
+                continue
+            ranges = self._ranges(problem)
+            if ranges is not None:
+                return self._laid_out(usable, costs, ranges, *warning)
+        if problem is None:
+            raise AssertionError("a model has at least an output layer")
+        return self._refusal(usable, problem)
+
+    def _by_hand(self, usable: list[Budget], costs: Costs) -> Placement | Refusal:
+        counts = manual_counts(self.request.recipe.tensor_split, len(usable), costs.n_units - costs.begin)
+        ranges: list[Range] = []
+        start = costs.begin
+        for count in counts:
+            ranges.append((start, start + count))
+            start += count
+        placement = self._laid_out(usable, costs, tuple(ranges))
+        shortfalls = _shortfalls(placement)
+        if any(shortfall.missing_bytes for shortfall in shortfalls):
+            reason = f"the split given by hand overfills {_names(shortfalls)}"
+            return Refusal(self.request.name, reason, shortfalls, warnings=placement.warnings)
+        return placement
+
+    def _costs(self, begin: int) -> Costs:
+        return Costs(
+            self.request.shape,
+            self.request.recipe,
+            begin=begin,
+            projector_bytes=self.request.projector_bytes,
+        )
+
+    def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
+        budgets = tuple(b.budget_bytes - overhead_bytes(b.device, self.rules) for b in usable)
+        bandwidths = tuple(float(b.device.bandwidth_bytes_per_s or 0) for b in usable)
+        return SplitProblem(costs, budgets, bandwidths), self._policy_warning(usable)
+
+    def _policy_warning(self, usable: list[Budget]) -> tuple[str, ...]:
+        if self.request.recipe.split_policy is not SplitPolicy.SPEED:
+            return ()
+        unknown = [b.device.label for b in usable if not b.device.bandwidth_bytes_per_s]
+        if not unknown:
+            return ()
+        return (f"split policy speed needs the bandwidth of {', '.join(unknown)}, not known: fill was used",)
+
+    def _ranges(self, problem: SplitProblem) -> tuple[Range, ...] | None:
+        recipe = self.request.recipe
+        if recipe.split_mode is SplitMode.NONE:
+            return _on_one(problem)
+        policy = recipe.split_policy
+        if policy is SplitPolicy.SPEED and not all(problem.bandwidths):
+            policy = SplitPolicy.FILL
+        return split(problem, policy)
+
+    def _refusal(self, usable: list[Budget], problem: SplitProblem) -> Refusal:
+        _, ranges = least_fraction(problem)
+        placement = self._laid_out(usable, problem.costs, ranges)
+        shortfalls = _shortfalls(placement)
+        needed = sum(shortfall.needed_bytes for shortfall in shortfalls)
+        available = sum(budget.budget_bytes for budget in usable)
+        reason = f"it needs {format_bytes(needed)} and {format_bytes(available)} may be used"
+        if needed <= available:
+            reason += ", but no layer boundary divides it so that every device's part fits"
+        return Refusal(self.request.name, reason, shortfalls, warnings=self._warnings(problem.costs))
+
+    def _laid_out(
+        self, usable: list[Budget], costs: Costs, ranges: tuple[Range, ...], *warnings: str
+    ) -> Placement:
+        many = sum(stop > start for start, stop in ranges) > 1
+        by_device = {budget.device.id: units for budget, units in zip(usable, ranges, strict=True)}
+        shares = tuple(
+            self._share(budget, costs, *by_device.get(budget.device.id, (0, 0)), many)
+            for budget in self.budgets
+        )
+        placement = self._placement(costs, shares, costs.n_units - costs.begin, host=costs.host())
+        return placement.with_warnings(*warnings) if warnings else placement
+
+    def _share(self, budget: Budget, costs: Costs, start: int, stop: int, many: bool) -> Share:
+        if start == stop:
+            return _empty_share(budget)
+        n_layers = self.request.shape.n_layers
+        holds_blocks = start < n_layers
+        return Share(
+            budget,
+            first=start if holds_blocks else None,
+            last=min(stop, n_layers) - 1 if holds_blocks else None,
+            count=stop - start,
+            has_output=stop == costs.n_units,
+            parts=costs.parts(
+                start, stop, many=many, overhead_bytes=overhead_bytes(budget.device, self.rules)
+            ),
+        )
+
+    def _placement(
+        self, costs: Costs, shares: tuple[Share, ...], n_gpu_layers: int, host: Parts
+    ) -> Placement:
+        estimated = [] if self.request.shape.kv_exact else ["kv"]
+        if costs.compute_estimated or n_gpu_layers == 0:
+            estimated.append("compute")
+        return Placement(
+            model=self.request.name,
+            recipe=replace(self.request.recipe, n_gpu_layers=n_gpu_layers),
+            n_layers=self.request.shape.n_layers,
+            n_gpu_layers=n_gpu_layers,
+            shares=shares,
+            host=host,
+            estimated=tuple(estimated),
+            warnings=self._warnings(costs),
+        )
+
+    def _warnings(self, costs: Costs) -> tuple[str, ...]:
+        shape, recipe = self.request.shape, self.request.recipe
+        warnings = [*self.left_out, *shape.notes]
+        per_request = costs.geometry.cells
+        if shape.n_ctx_train and per_request > shape.n_ctx_train:
+            warnings.append(
+                f"a context of {per_request:,} tokens is more than the {shape.n_ctx_train:,} "
+                "that the model was trained for"
+            )
+        if costs.geometry.n_ctx != recipe.n_ctx:
+            warnings.append(f"the engine rounds the context to {costs.geometry.n_ctx:,} tokens")
+        if recipe.split_mode is SplitMode.ROW:
+            warnings.append("row split is planned as layers; llama.cpp's current CUDA builds refuse it")
+        if recipe.flash_attention is FlashAttention.AUTO and recipe.cache_type_v.quantised:
+            warnings.append("a quantised V cache needs flash attention: the engine refuses where it has none")
+        return tuple(warnings)
+
+
+def _on_one(problem: SplitProblem) -> tuple[Range, ...] | None:
+    begin, end = problem.begin, problem.end
+    for device in range(len(problem.budgets)):
+        if problem.furthest(device, begin, many=False) == end:
+            return tuple((begin, end) if d == device else (begin, begin) for d in range(len(problem.budgets)))
+    return None
+
+
+def _empty_share(budget: Budget) -> Share:
+    return Share(budget, None, None, 0, has_output=False, parts=Parts())
+
+
+def _shortfalls(placement: Placement) -> tuple[Shortfall, ...]:
+    return tuple(
+        Shortfall(share.device, share.parts.total, share.budget.budget_bytes)
+        for share in placement.used_shares
+    )
+
+
+def _names(shortfalls: Sequence[Shortfall]) -> str:
+    return ", ".join(
+        f"{s.device.label} by {format_bytes(s.missing_bytes)}" for s in shortfalls if s.missing_bytes
+    )
