@@ -199,6 +199,18 @@ def test_speed_without_known_bandwidth_says_what_it_did_instead() -> None:
     assert any("bandwidth of GPU 0" in warning for warning in result.warnings)
 
 
+def test_a_model_is_never_split_over_mig_slices() -> None:
+    slices = [replace(b, device=replace(b.device, kind=DeviceKind.MIG)) for b in (gpu(0, GIB), gpu(1, 2 * GIB))]
+
+    def on_slices(n_layers: int) -> Placement | Refusal:
+        return place(PlanRequest("m", dense(n_layers, 100 * MIB), Recipe()), slices, RULES)
+
+    fitting = on_slices(15)
+    assert isinstance(fitting, Placement)
+    assert [share.device.id for share in fitting.used_shares] == ["GPU-1"]
+    assert isinstance(on_slices(25), Refusal)
+
+
 def test_sixteen_gpus_and_a_hundred_layers_are_split_by_every_policy() -> None:
     cards = [gpu(i, (700 + 13 * i) * MIB, bandwidth=400 + i) for i in range(16)]
     for policy in SplitPolicy:

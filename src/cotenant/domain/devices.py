@@ -49,7 +49,11 @@ class InventorySource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One memory pool: a card, a MIG slice, or host RAM. Unknown is None."""
+    """One memory pool: a card, a MIG slice, or host RAM. Unknown is None.
+
+    `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` made up:
+    it can be planned upon, but no process of this machine can run on it.
+    """
 
     id: DeviceId
     kind: DeviceKind
@@ -61,6 +65,7 @@ class Device:
     bandwidth_bytes_per_s: int | None = None
     parent_id: DeviceId | None = None
     node: str | None = None
+    described: bool = False
 
     @property
     def label(self) -> str:
@@ -85,7 +90,7 @@ class Reading:
     """A dated measurement of one device; `at` is seconds of the clock that took it. Unknown is None.
 
     `problem` says in one sentence why something is unknown; a device with unknown `free_bytes` is never
-    planned upon.
+    planned upon. `processes` is None where the driver does not list them.
     """
 
     device_id: DeviceId
@@ -93,7 +98,7 @@ class Reading:
     used_bytes: int | None = None
     free_bytes: int | None = None
     compute_mode: ComputeMode | None = None
-    processes: tuple[GpuProcess, ...] = ()
+    processes: tuple[GpuProcess, ...] | None = None
     problem: str | None = None
 
 
@@ -135,11 +140,12 @@ class Inventory:
     def select(self, names: Sequence[str]) -> Inventory:
         """Keep the devices that `names` mean: indices, UUIDs or unambiguous UUID prefixes.
 
-        `all` or nothing keeps every device. Raises UnknownDevice with the right names.
+        An index means the card, or all slices of a card in MIG mode. `all` or nothing keeps every device.
+        Raises UnknownDevice with the right names.
         """
         if not names or list(names) == ["all"]:
             return self
-        wanted = {self._find(name).id for name in names}
+        wanted = {device.id for name in names for device in self._find(name)}
         kept = tuple(device for device in self.devices if device.id in wanted)
         return Inventory(
             source=self.source,
@@ -150,16 +156,33 @@ class Inventory:
             problems=self.problems,
         )
 
-    def _find(self, name: str) -> Device:
-        if name.isdecimal():
-            found = [device for device in self.devices if device.index == int(name)]
-        else:
-            prefix = name.lower()
-            found = [device for device in self.devices if name and device.id.lower().startswith(prefix)]
-            exact = [device for device in found if device.id.lower() == prefix]
-            found = exact or found
+    def _find(self, name: str) -> tuple[Device, ...]:
+        by_index = [d for d in self.devices if d.index is not None and str(d.index) == name]
+        if by_index:
+            return tuple(by_index)
+        prefix = name.lower()
+        found = [device for device in self.devices if name and device.id.lower().startswith(prefix)]
+        found = [device for device in found if device.id.lower() == prefix] or found
         if len(found) == 1:
-            return found[0]
+            return tuple(found)
         known = ", ".join(f"{'-' if d.index is None else d.index} ({d.id})" for d in self.devices) or "none"
         what = "names more than one device" if found else "names no device"
-        raise UnknownDevice(f"{name!r} {what}", hint=f"Devices of this machine: {known}.")
+        hint = " ".join((f"Devices of this machine: {known}.", *self.problems))
+        raise UnknownDevice(f"{name!r} {what}", hint=hint)
+
+
+def launch_environment(devices: Sequence[Device]) -> dict[str, str]:
+    """Return the variables that make CUDA number exactly `devices`, in their order, from 0.
+
+    Host RAM takes no number. Described devices are left out, since CUDA stops at the first entry that it does
+    not know; so a process planned on host RAM or on described devices sees no GPU at all, and cannot take
+    memory that nobody planned.
+    """
+    visible = [d.id for d in devices if d.kind is not DeviceKind.HOST and not d.described]
+    return {
+        # Without it CUDA numbers the fastest card first, and what an engine prints cannot be compared.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        # UUIDs, since indices move between boots. `-1` is CUDA's documented way to end the list; an empty
+        # value does the same, but shells and container runtimes drop it.
+        "CUDA_VISIBLE_DEVICES": ",".join(visible) or "-1",
+    }

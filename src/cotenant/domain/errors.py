@@ -27,13 +27,15 @@ CotenantError
 └── RequestError               a fault of one request
     ├── BadRequest             malformed
     ├── RequestTooLarge        over the body limit
+    ├── HeadersTooLarge        over the limit on headers
     ├── Unauthorized           no key or a wrong one
     ├── UnknownModel           the name is not served
     ├── UnknownRoute           no such path
     ├── MethodNotAllowed       the path exists, the method does not
     ├── QueueFull              too many wait already
     ├── WaitTimeout            waited its whole time for a slot
-    └── UpstreamFailed         the engine broke the connection
+    ├── UpstreamFailed         the engine broke the connection
+    └── ShuttingDown           the daemon ends before the answer does
 
 Expected refusals of the planner are values (`placements.Refusal`), not exceptions.
 """
@@ -205,9 +207,15 @@ class BadRequest(RequestError):
 
 
 class RequestTooLarge(RequestError):
-    """A body or headers over the limit."""
+    """A body over the limit."""
 
     code = "request_too_large"
+
+
+class HeadersTooLarge(RequestError):
+    """Headers over the limit, in bytes or in number."""
+
+    code = "headers_too_large"
 
 
 class Unauthorized(RequestError):
@@ -250,3 +258,9 @@ class UpstreamFailed(RequestError):
     """The engine broke the connection or answered what is not HTTP."""
 
     code = "upstream_failed"
+
+
+class ShuttingDown(RequestError):
+    """The daemon ends before the answer does."""
+
+    code = "shutting_down"

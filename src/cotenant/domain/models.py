@@ -65,7 +65,8 @@ class Recipe:
 
     `n_ctx` is the engine's total context in tokens, shared by `parallel` slots. `n_gpu_layers` counts as
     llama.cpp does: the output layer is one, blocks are taken from the end; ALL_LAYERS or MOST_LAYERS (as many
-    as fit) in place of a number. `tensor_split` is a manual split over the devices in planned order.
+    as fit) in place of a number. `tensor_split` is a manual split over the devices in planned order;
+    without it, `smart_split` computes one from layer sizes, else layers go in proportion to free memory.
     `kv_unified`: one KV stream shared by all slots, or one per slot.
     """
 
@@ -82,6 +83,7 @@ class Recipe:
     split_mode: SplitMode = SplitMode.LAYER
     split_policy: SplitPolicy = SplitPolicy.FILL
     tensor_split: tuple[float, ...] = ()
+    smart_split: bool = True
     mmap: bool = True
     mlock: bool = False
 

@@ -51,10 +51,12 @@ def _remedies(request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRu
         return result if isinstance(result, Placement) else None
 
     recipe = request.recipe
-    if recipe.tensor_split:
-        if attempt(replace(recipe, tensor_split=())):
-            yield Remedy("the split that Cotenant computes: leave --tensor-split out")
-        recipe = replace(recipe, tensor_split=())
+    if recipe.tensor_split or not recipe.smart_split:
+        flag = "--tensor-split" if recipe.tensor_split else "--no-smart-split"
+        recipe = replace(recipe, tensor_split=(), smart_split=True)
+        if attempt(recipe):
+            yield Remedy(f"the split that Cotenant computes: leave {flag} out")
+            return
     found = [*_smaller_context(recipe, attempt), *_quantised_cache(recipe, attempt)]
     yield from found or _smaller_context_and_cache(recipe, attempt)
     yield from _fewer_layers(recipe, attempt)

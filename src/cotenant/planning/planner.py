@@ -22,7 +22,7 @@ from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortf
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, overhead_bytes
 from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
-from cotenant.planning.manual_split import manual_counts
+from cotenant.planning.manual_split import llama_counts, manual_counts
 
 MAX_DEVICES: Final = 16
 """llama.cpp's limit on devices of one model (`llama_max_devices`)."""
@@ -50,9 +50,32 @@ def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -
         reason = "no device can be used" if budgets else "there is no device"
         return Refusal(request.name, reason, warnings=left_out)
     attempt = _Attempt(request, tuple(budgets), rules, left_out)
-    if request.recipe.n_gpu_layers == 0 or all(b.device.kind is DeviceKind.HOST for b in usable):
+    gpus = [budget for budget in usable if budget.device.kind is not DeviceKind.HOST]
+    if request.recipe.n_gpu_layers == 0 or not gpus:
         return attempt.on_host()
-    return attempt.on_gpus([b for b in usable if b.device.kind is not DeviceKind.HOST][:MAX_DEVICES])
+    results = [attempt.on_gpus(group) for group in _groups(gpus)]
+    return next((result for result in results if isinstance(result, Placement)), results[0])
+
+
+def _groups(gpus: list[Budget]) -> list[list[Budget]]:
+    """Return the sets of devices that one process can use: all cards together, or one MIG slice alone.
+
+    CUDA shows a process a single MIG slice (NVIDIA's MIG user guide, CUDA device enumeration).
+    """
+    cards = [budget for budget in gpus if budget.device.kind is not DeviceKind.MIG][:MAX_DEVICES]
+    slices = [[budget] for budget in gpus if budget.device.kind is DeviceKind.MIG]
+    groups = [*([cards] if cards else []), *slices]
+    return sorted(groups, key=lambda group: gpus.index(group[0]))
+
+
+def leave_to_engine(
+    request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules
+) -> Placement | Refusal:
+    """Lay a model out evenly, budgets or not, for an engine that will fit itself to these devices."""
+    usable = [b for b in budgets if b.left_out is None and b.device.kind is not DeviceKind.HOST][:MAX_DEVICES]
+    if not usable:
+        return place(request, budgets, rules)
+    return _Attempt(request, tuple(budgets), rules, ()).evenly(usable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +108,9 @@ class _Attempt:
         """Place as many layers as the recipe asks for, or as fit, on GPUs."""
         n_units = self.request.shape.n_layers + 1
         wanted = self.request.recipe.n_gpu_layers
-        if self.request.recipe.tensor_split:
+        if self.request.recipe.tensor_split or not self.request.recipe.smart_split:
             layers = n_units if isinstance(wanted, str) else min(wanted, n_units)
-            return self._by_hand(usable, self._costs(begin=n_units - layers))
+            return self._by_proportion(usable, self._costs(begin=n_units - layers))
         if wanted == MOST_LAYERS:
             return self._most(usable)
         layers = n_units if wanted == ALL_LAYERS else min(int(wanted), n_units)
@@ -97,6 +120,12 @@ class _Attempt:
         if ranges is None:
             return self._refusal(usable, problem)
         return self._laid_out(usable, costs, ranges, *warning)
+
+    def evenly(self, usable: list[Budget]) -> Placement:
+        """Reach the least maximum fraction of a budget, above 1 if need be."""
+        costs = self._costs(begin=0)
+        problem, _ = self._problem(usable, costs)
+        return self._laid_out(usable, costs, least_fraction(problem)[1])
 
     def _most(self, usable: list[Budget]) -> Placement | Refusal:
         problem = None
@@ -112,8 +141,12 @@ class _Attempt:
             raise AssertionError("a model has at least an output layer")
         return self._refusal(usable, problem)
 
-    def _by_hand(self, usable: list[Budget], costs: Costs) -> Placement | Refusal:
-        counts = manual_counts(self.request.recipe.tensor_split, len(usable), costs.n_units - costs.begin)
+    def _by_proportion(self, usable: list[Budget], costs: Costs) -> Placement | Refusal:
+        layers, by_hand = costs.n_units - costs.begin, self.request.recipe.tensor_split
+        if by_hand:
+            counts = manual_counts(by_hand, len(usable), layers)
+        else:
+            counts = llama_counts([budget.budget_bytes for budget in usable], layers)
         ranges: list[Range] = []
         start = costs.begin
         for count in counts:
@@ -122,7 +155,8 @@ class _Attempt:
         placement = self._laid_out(usable, costs, tuple(ranges))
         shortfalls = _shortfalls(placement)
         if any(shortfall.missing_bytes for shortfall in shortfalls):
-            reason = f"the split given by hand overfills {_names(shortfalls)}"
+            which = "given by hand" if by_hand else "in proportion to free memory"
+            reason = f"the split {which} overfills {_names(shortfalls)}"
             return Refusal(self.request.name, reason, shortfalls, warnings=placement.warnings)
         return placement
 

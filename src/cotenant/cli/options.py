@@ -1,0 +1,85 @@
+"""Flags that several commands share, and their environment variables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from cotenant.clock import SystemClock
+from cotenant.domain.devices import DeviceOrder, Inventory
+from cotenant.domain.errors import BadSetting, UnknownDevice
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--gpus`, `--devices` and `--device-order`; each has its COTENANT_ variable as the default."""
+    group = parser.add_argument_group("devices")
+    group.add_argument(
+        "--gpus",
+        metavar="SPEC",
+        default=os.environ.get("COTENANT_GPUS") or None,
+        help="describe GPUs in place of this machine's: 24GiB,24GiB,12GiB, or 2xRTX 3090, "
+        "or name:total MiB:used MiB, or a YAML file",
+    )
+    group.add_argument(
+        "--devices",
+        metavar="LIST",
+        type=_names,
+        default=os.environ.get("COTENANT_DEVICES", ""),
+        help="use only these: indices, UUIDs or beginnings of UUIDs, separated by commas (default: all)",
+    )
+    group.add_argument(
+        "--device-order",
+        metavar="ORDER",
+        type=_order,
+        default=os.environ.get("COTENANT_DEVICE_ORDER") or DeviceOrder.FREE_DESC.value,
+        help=f"which GPU comes first: {', '.join(DeviceOrder)} (default: %(default)s)",
+    )
+
+
+def read_inventory(args: argparse.Namespace) -> Inventory:
+    """Measure or describe the devices that the flags ask for. Raises BadDeviceSpec or UnknownDevice."""
+    from cotenant.hardware.inventory import probe
+
+    devices: list[str] = args.devices
+    inventory = probe(args.gpus, SystemClock()).inventory()
+    if args.gpus is None and not devices:
+        return _allotted(inventory)
+    return inventory.select(devices)
+
+
+def _allotted(inventory: Inventory) -> Inventory:
+    """Keep to the GPUs that a batch system or the user allotted to this process by CUDA_VISIBLE_DEVICES.
+
+    Engines get one of our own, so the one set for us would be lost. As in CUDA, the list ends at the first
+    entry that means nothing, and an empty one hides every GPU.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None or not inventory.has_gpus:
+        return inventory
+    allotted: list[str] = []
+    for name in _names(given):
+        try:
+            inventory.select([name])
+        except UnknownDevice:
+            break
+        allotted.append(name)
+    if allotted:
+        return inventory.select(allotted)
+    from cotenant.hardware.host import HostProbe
+
+    return HostProbe(SystemClock()).inventory((f"CUDA_VISIBLE_DEVICES={given!r} hides every GPU",))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _order(text: str) -> DeviceOrder:
+    try:
+        return DeviceOrder(text)
+    except ValueError:
+        # Not argparse's own error, which would blame the flag where the variable is wrong.
+        raise BadSetting(
+            f"{text!r} is no device order",
+            hint=f"--device-order or COTENANT_DEVICE_ORDER is one of {', '.join(DeviceOrder)}.",
+        ) from None

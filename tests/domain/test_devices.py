@@ -1,0 +1,99 @@
+import pytest
+
+from cotenant.domain.devices import (
+    HOST_ID,
+    Device,
+    DeviceId,
+    DeviceKind,
+    DeviceOrder,
+    Inventory,
+    InventorySource,
+    Reading,
+    launch_environment,
+)
+from cotenant.domain.errors import UnknownDevice
+
+HOST = Device(HOST_ID, DeviceKind.HOST, "host RAM")
+
+
+def gpu(name: str, index: int, total: int | None = None, *, described: bool = False) -> Device:
+    return Device(DeviceId(name), DeviceKind.GPU, "card", index=index, total_bytes=total, described=described)
+
+
+def inventory(
+    *devices: Device, free: tuple[int | None, ...] = (), problems: tuple[str, ...] = ()
+) -> Inventory:
+    readings = {
+        device.id: Reading(device.id, at=0.0, free_bytes=count)
+        for device, count in zip(devices, free, strict=False)
+    }
+    return Inventory(InventorySource.NVML, devices, readings, problems=problems)
+
+
+FOUR = inventory(
+    gpu("GPU-aa11", 0, 24),
+    gpu("GPU-aa22", 1, None),
+    gpu("GPU-bb", 2, 48),
+    gpu("GPU-cc", 3, 24),
+    free=(5, None, 9, 5),
+)
+
+
+@pytest.mark.parametrize(
+    ("order", "indices"),
+    [
+        (DeviceOrder.FREE_DESC, [2, 0, 3, 1]),
+        (DeviceOrder.TOTAL_DESC, [2, 0, 3, 1]),
+        (DeviceOrder.INDEX, [0, 1, 2, 3]),
+    ],
+)
+def test_devices_are_ordered_with_unknown_sizes_last_and_ties_by_index(
+    order: DeviceOrder, indices: list[int]
+) -> None:
+    assert [device.index for device in FOUR.ordered(order)] == indices
+
+
+@pytest.mark.parametrize(
+    ("names", "indices"),
+    [
+        ([], [0, 1, 2, 3]),
+        (["all"], [0, 1, 2, 3]),
+        (["2", "0"], [0, 2]),
+        (["GPU-aa2"], [1]),
+        (["gpu-BB", "2"], [2]),
+    ],
+)
+def test_devices_are_selected_by_index_uuid_or_prefix(names: list[str], indices: list[int]) -> None:
+    assert [device.index for device in FOUR.select(names).devices] == indices
+
+
+@pytest.mark.parametrize("name", ["4", "GPU-aa", "GPU-dd", "", "-1", "None", "²", "9" * 5000])
+def test_a_name_of_no_or_several_devices_is_refused_with_the_right_ones(name: str) -> None:
+    with pytest.raises(UnknownDevice) as refused:
+        FOUR.select([name])
+
+    assert "0 (GPU-aa11), 1 (GPU-aa22), 2 (GPU-bb), 3 (GPU-cc)" in refused.value.hint
+
+
+def test_a_whole_uuid_wins_over_a_longer_one_that_begins_with_it() -> None:
+    found = inventory(gpu("GPU-a", 0), gpu("GPU-ab", 1)).select(["GPU-a"])
+
+    assert [device.index for device in found.devices] == [0]
+
+
+def test_a_refused_name_is_told_what_is_wrong_with_the_machine() -> None:
+    with pytest.raises(UnknownDevice) as refused:
+        inventory(HOST, problems=("the driver is not loaded.",)).select(["0"])
+
+    assert "the driver is not loaded." in refused.value.hint
+
+
+def test_an_engine_sees_the_planned_gpus_by_uuid_in_planned_order() -> None:
+    environment = launch_environment([gpu("GPU-b", 2), gpu("MIG-a", 0), HOST])
+
+    assert environment == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-b,MIG-a"}
+
+
+@pytest.mark.parametrize("devices", [[], [HOST], [gpu("GPU-a", 0, described=True)]])
+def test_an_engine_planned_on_no_real_gpu_sees_none(devices: list[Device]) -> None:
+    assert launch_environment(devices)["CUDA_VISIBLE_DEVICES"] == "-1"
