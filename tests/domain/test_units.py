@@ -22,7 +22,9 @@ def test_sizes_are_read_with_binary_and_decimal_units(text: str, expected: int) 
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "24 GiB extra", "24parsecs", "1e9", "NaN", "99999999999TiB"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1GiB", "24 GiB extra", "24parsecs", "1e9", "NaN", "99999999999TiB"]
+)
 def test_what_is_no_size_is_named_with_a_hint(text: str) -> None:
     with pytest.raises(BadQuantity) as caught:
         parse_bytes(text)
@@ -41,7 +43,13 @@ def test_unknown_bytes_are_not_zero() -> None:
 
 
 def test_durations() -> None:
-    assert [parse_duration(text) for text in ("90", "250ms", "5m", "1h", "2d")] == [90, 0.25, 300, 3600, 172800]
+    assert [parse_duration(text) for text in ("90", "250ms", "5m", "1h", "2d")] == [
+        90,
+        0.25,
+        300,
+        3600,
+        172800,
+    ]
     assert format_duration(0.34) == "340 ms"
     assert format_duration(312) == "5 m 12 s"
     with pytest.raises(BadQuantity):

@@ -20,7 +20,7 @@ from cotenant.domain.devices import (
 )
 from cotenant.domain.errors import BadSplit
 from cotenant.domain.models import MOST_LAYERS, CacheType, Recipe, SplitMode, SplitPolicy
-from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal
 from cotenant.domain.units import GIB, MIB
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
@@ -200,7 +200,9 @@ def test_speed_without_known_bandwidth_says_what_it_did_instead() -> None:
 
 
 def test_a_model_is_never_split_over_mig_slices() -> None:
-    slices = [replace(b, device=replace(b.device, kind=DeviceKind.MIG)) for b in (gpu(0, GIB), gpu(1, 2 * GIB))]
+    slices = [
+        replace(b, device=replace(b.device, kind=DeviceKind.MIG)) for b in (gpu(0, GIB), gpu(1, 2 * GIB))
+    ]
 
     def on_slices(n_layers: int) -> Placement | Refusal:
         return place(PlanRequest("m", dense(n_layers, 100 * MIB), Recipe()), slices, RULES)
@@ -218,3 +220,4 @@ def test_sixteen_gpus_and_a_hundred_layers_are_split_by_every_policy() -> None:
         result = place(PlanRequest("m", dense(127, 75 * MIB), recipe), cards, RULES)
         assert isinstance(result, Placement)
         assert sum(result.tensor_split) == 128
+        assert len(result.used_shares) <= MAX_DEVICES

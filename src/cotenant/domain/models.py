@@ -110,10 +110,10 @@ class LayerShape:
     """One block of a model.
 
     `weight_bytes` is what its tensors occupy on a device, padding included; `expert_bytes` the part of it in
-    routed experts. `k_elements` and `v_elements` are what one cached token takes (0 for a LATENT layer's V and
-    for layers that reuse an earlier layer's cache); `state_elements` is the F32 state per sequence of a
-    recurrent layer, which may also have attention. A `skipped` layer (next-token prediction) keeps its place
-    in the count but is not loaded. `largest_tensor_bytes` is the largest single matrix of the block.
+    routed experts, `largest_tensor_bytes` its largest single matrix. `k_elements` and `v_elements` are what
+    one cached token takes (0 for a LATENT layer's V and for layers that reuse an earlier layer's cache);
+    `state_elements` is the F32 state per sequence of a recurrent layer, which may also have attention. A
+    `skipped` layer (next-token prediction) keeps its place in the count but is not loaded.
     """
 
     index: int

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.models import Parts, Recipe
+
+MAX_DEVICES: Final = 15
+"""`--tensor-split` takes one value fewer than llama.cpp's `llama_max_devices`, 16 (`common/arg.cpp`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from cotenant.analysis.footprint import Costs
 from cotenant.domain.devices import HOST_ID, DeviceKind
@@ -18,14 +17,11 @@ from cotenant.domain.models import (
     SplitMode,
     SplitPolicy,
 )
-from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
+from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, overhead_bytes
 from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
 from cotenant.planning.manual_split import llama_counts, manual_counts
-
-MAX_DEVICES: Final = 16
-"""llama.cpp's limit on devices of one model (`llama_max_devices`)."""
 
 
 @dataclass(frozen=True, slots=True)

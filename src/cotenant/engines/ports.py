@@ -1,0 +1,36 @@
+"""A port that is known before its user listens on it."""
+
+from __future__ import annotations
+
+import socket
+from types import TracebackType
+from typing import Final, Self
+
+LOOPBACK: Final = "127.0.0.1"
+
+
+class ReservedPort:
+    """A free port of the loopback address, held without listening until closed.
+
+    The socket allows both kinds of sharing: current engines bind with SO_REUSEPORT, older ones with
+    SO_REUSEADDR; both work beside a socket that does not listen. The kernel gives the number to nobody else.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((LOOPBACK, 0))
+        self.number: int = self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        """Let go of the port."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,128 @@
+"""What llama.cpp says in its log about its memory."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cotenant.domain.devices import Device
+from cotenant.domain.engines import EngineReport, ReportedDevice
+from cotenant.domain.models import Parts
+from cotenant.domain.units import MIB
+
+_USING: Final = re.compile(r"using device (\S+) \((.*)\) \(([^()]*)\) - \d+ MiB free")
+_BUFFER: Final = re.compile(
+    r"(\w+):\s+(\S+)\s+(model|LoRA|KV|RS|DSV4 \S+ state|compute) buffer size\s*=\s*([\d.]+) MiB"
+)
+_NEW_CONTEXT: Final = "constructing llama_context"
+_CLIP_BACKEND: Final = re.compile(r"CLIP using (\S+) backend")
+_CLIP_WEIGHTS: Final = re.compile(r": model size:\s+([\d.]+) MiB")
+_PCI_ID: Final = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]")
+_NOT_DEVICES: Final = re.compile(r"CPU|BLAS|AMX|.*_Host$")
+_HOST_NAME: Final = "host"
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one pass over a log collects, in MiB per device name."""
+
+    pci: dict[str, str | None] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
+    weights: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    kv: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    # By context and function: a context that reserves again prints again, and the last word counts.
+    compute: dict[tuple[str, int, str], float] = field(default_factory=dict)
+    contexts: int = 0
+    clip_backend: str = "CPU"
+
+
+def parse_report(lines: Iterable[str]) -> EngineReport | None:
+    """Add up the buffer lines of a load (level 4); None if there are none.
+
+    Model and adapter buffers are weights, KV and recurrent state are kv. Everything in host RAM, pinned,
+    mapped or repacked, is one device, `CPU`. The output buffer (`parallel` rows of logits in pinned RAM) is
+    left out, as in the engine's own breakdown.
+    """
+    seen = _collect(lines)
+    names = list(dict.fromkeys((*seen.pci, *seen.weights, *seen.kv, *(name for name, *_ in seen.compute))))
+    if not (seen.weights or seen.kv or seen.compute):
+        return None
+    devices = [
+        ReportedDevice(name, seen.pci.get(name), _parts(seen, name)) for name in names if name != _HOST_NAME
+    ]
+    host = ReportedDevice("CPU", None, _parts(seen, _HOST_NAME), on_host=True)
+    return EngineReport((*devices, host))
+
+
+def missing_devices(planned: Sequence[Device], report: EngineReport) -> tuple[Device, ...]:
+    """Return the planned GPUs that the report does not name, compared by PCI id, else by number."""
+    found = [device for device in report.devices if not device.on_host]
+    addresses = {_short(device.pci_bus_id) for device in found if device.pci_bus_id is not None}
+    if len(addresses) == len(found) and all(device.pci_bus_id is not None for device in planned):
+        return tuple(d for d in planned if d.pci_bus_id is not None and _short(d.pci_bus_id) not in addresses)
+    return tuple(planned[len(found) :])
+
+
+def _short(pci_bus_id: str) -> str:
+    """Drop the leading zeros by which NVML's eight-digit domains differ from CUDA's four-digit ones."""
+    domain, _, rest = pci_bus_id.partition(":")
+    return f"{int(domain, 16):x}:{rest.lower()}"
+
+
+def compute_bytes(lines: Iterable[str]) -> dict[str, int]:
+    """Return the compute buffers alone, by device; host RAM is under `CPU`."""
+    seen = _collect(lines)
+    names = {name for name, *_ in seen.compute}
+    return {("CPU" if name == _HOST_NAME else name): _parts(seen, name).compute for name in names}
+
+
+def _collect(lines: Iterable[str]) -> _Seen:
+    seen = _Seen()
+    for line in lines:
+        if match := _BUFFER.search(line):
+            _add(seen, match[1], _device(seen, match[2]), match[3], float(match[4]))
+        elif match := _USING.search(line):
+            seen.pci[match[1]] = match[3] if _PCI_ID.fullmatch(match[3]) else None
+            seen.descriptions[match[1]] = match[2]
+        elif _NEW_CONTEXT in line:
+            seen.contexts += 1
+        elif match := _CLIP_BACKEND.search(line):
+            seen.clip_backend = match[1]
+        elif match := _CLIP_WEIGHTS.search(line):
+            seen.weights[_device(seen, seen.clip_backend)] += float(match[1])
+    return seen
+
+
+def _add(seen: _Seen, function: str, device: str, kind: str, mib: float) -> None:
+    if kind in ("model", "LoRA"):
+        seen.weights[device] += mib
+    elif kind == "compute":
+        seen.compute[device, seen.contexts, function] = mib
+    else:
+        seen.kv[device] += mib
+
+
+def _device(seen: _Seen, buffer: str) -> str:
+    """Name the device that a buffer is on: `CUDA0`, or `host` for every kind of RAM."""
+    if _NOT_DEVICES.match(buffer):
+        return _HOST_NAME
+    if buffer in seen.pci:
+        return buffer
+    name, bracket, endpoint = buffer.partition("[")
+    if bracket:
+        # RPC buffers are numbered per server; only the server's address tells its devices apart.
+        by_address = [n for n, text in seen.descriptions.items() if text == endpoint.rstrip("]")]
+        return by_address[0] if by_address else name
+    return name.removesuffix("_Mapped").removesuffix("_Private").removesuffix("_Split")
+
+
+def _parts(seen: _Seen, device: str) -> Parts:
+    compute = sum(mib for (name, *_), mib in seen.compute.items() if name == device)
+    return Parts(
+        weights=round(seen.weights.get(device, 0) * MIB),
+        kv=round(seen.kv.get(device, 0) * MIB),
+        compute=round(compute * MIB),
+    )

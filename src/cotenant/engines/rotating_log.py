@@ -1,0 +1,78 @@
+"""A log file that a child writes and this process keeps small."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.units import MIB
+
+DEFAULT_MAX_BYTES: Final = 16 * MIB
+DEFAULT_KEPT: Final = 2
+
+
+class RotatingLog:
+    """A file that takes a child's output directly, so that no pipe can fill up and block the child.
+
+    When it is over `max_bytes` it is copied to `NAME.1` (older ones to `NAME.2` and so on, `kept` in all) and
+    cut to nothing; the child appends, so it writes on at the start. What it writes between the copy and the
+    cut, microseconds apart, is lost.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, kept: int = DEFAULT_KEPT) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._kept = kept
+
+    def open(self) -> int:
+        """Set an earlier run's log aside and return a file descriptor to append to. Raises OSError."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            self._shift()
+            self.path.replace(self._older(1))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(self.path, flags, 0o640)
+
+    @property
+    def overgrown(self) -> bool:
+        """Whether it is time to rotate."""
+        try:
+            return self.path.stat().st_size > self._max_bytes
+        except FileNotFoundError:
+            return False
+
+    def rotate(self) -> None:
+        """Copy and cut. Raises OSError."""
+        self._shift()
+        with self.path.open("rb+") as source, self._older(1).open("wb") as target:
+            shutil.copyfileobj(source, target, MIB)
+            source.truncate(0)
+
+    def head(self, limit_bytes: int) -> str:
+        """Read the start of the file; empty if there is none."""
+        return self._read(0, limit_bytes)
+
+    def tail(self, limit_bytes: int) -> str:
+        """Read the end of the file; empty if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._read(max(0, self.path.stat().st_size - limit_bytes), limit_bytes)
+        return ""
+
+    def _read(self, offset: int, limit_bytes: int) -> str:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(limit_bytes).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+
+    def _older(self, age: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{age}")
+
+    def _shift(self) -> None:
+        for age in range(self._kept, 1, -1):
+            with contextlib.suppress(FileNotFoundError):
+                self._older(age - 1).replace(self._older(age))

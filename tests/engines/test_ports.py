@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+
+from cotenant.engines.ports import LOOPBACK, ReservedPort
+
+
+@pytest.mark.parametrize("option", [socket.SO_REUSEPORT, socket.SO_REUSEADDR])
+def test_an_engine_can_listen_on_a_reserved_port(option: int) -> None:
+    with ReservedPort() as port, socket.socket() as engine:
+        engine.setsockopt(socket.SOL_SOCKET, option, 1)
+        engine.bind((LOOPBACK, port.number))
+        engine.listen()
+        for _ in range(20):
+            with socket.create_connection((LOOPBACK, port.number), timeout=1):
+                pass
+
+
+def test_nobody_is_listening_before_the_engine_does() -> None:
+    with ReservedPort() as port, pytest.raises(ConnectionRefusedError):
+        socket.create_connection((LOOPBACK, port.number), timeout=1)
+
+
+def test_a_program_that_does_not_share_cannot_take_it() -> None:
+    with ReservedPort() as port, socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((LOOPBACK, port.number))
+
+
+def test_reserved_ports_differ() -> None:
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(ReservedPort()).number for _ in range(100)]
+    assert len(set(ports)) == 100
