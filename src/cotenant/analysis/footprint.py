@@ -121,8 +121,8 @@ class Costs:
         self._weights_before = list(accumulate(self.weights, initial=0))
         peaks = [self._layer_compute(layer) for layer in shape.layers]
         self._peaks = _RangeMaximum([*peaks, self._output_compute()])
-        self._inputs_single = self._input_bytes(copies=1) - self._hidden_bytes()
-        self._inputs_many = self._input_bytes(copies=_COPIES if begin == 0 else 1)
+        self._inputs_single = self._mask_bytes()
+        self._inputs_many = self._pipeline_bytes() if begin == 0 else self._mask_bytes()
         self._first_extra_compute = self._offloaded_matrix_bytes()
 
     @property
@@ -171,21 +171,30 @@ class Costs:
         weights = self._weights_before[stop] - self._weights_before[start]
         return weights - inactive + self._kv_before[stop] - self._kv_before[start]
 
-    def host(self) -> Parts:
+    def host(self, *, many: bool) -> Parts:
         """Return what stays in host RAM: the input layer, units before `begin`, and the graph's inputs."""
-        resident = range(min(self.begin, self.n_units))
-        if len(resident) == self.n_units:
+        resident = min(self.begin, self.n_units)
+        if resident == self.n_units:
             return self.all_on_host()
-        weights = self.shape.input_bytes + self._weights_before[len(resident)]
-        compute = 2 * self._hidden_bytes() + self._mask_bytes()
+        compute = self._hidden_bytes()
         if resident:
-            compute += self._peaks(0, len(resident))
-        return Parts(weights=weights, kv=self._kv_before[len(resident)], compute=compute)
+            compute += self._peaks(0, resident) + self._mask_bytes()
+        elif many:
+            compute += self._pipeline_bytes()
+        else:
+            compute += self._hidden_bytes() + self._mask_bytes()
+        return Parts(
+            weights=self.shape.input_bytes + self._weights_before[resident],
+            kv=self._kv_before[resident],
+            compute=compute,
+        )
 
     def all_on_host(self) -> Parts:
         """Return the bytes of the whole model in host RAM, where a tied output needs no second copy."""
-        weights = self.shape.tensor_bytes + self.projector_bytes
-        compute = self._peaks(0, self.n_units) + self._input_bytes(copies=1)
+        # A skipped layer is in the file and not loaded; a tied output is loaded once and not in the file.
+        loaded = self.shape.input_bytes + self._weights_before[-1] + self.shape.shared_bytes
+        weights = min(self.shape.tensor_bytes, loaded) + self.projector_bytes
+        compute = self._peaks(0, self.n_units) + self._hidden_bytes() + self._mask_bytes()
         return Parts(weights=weights, kv=self._kv_before[-1], compute=compute)
 
     def _tokens(self) -> int:
@@ -201,19 +210,23 @@ class Costs:
         element = _F32 if self.recipe.flash_attention is FlashAttention.OFF else _F16
         return element * self._tokens() * cells
 
-    def _input_bytes(self, copies: int) -> int:
-        return copies * (self._mask_bytes() + self._hidden_bytes())
+    def _pipeline_bytes(self) -> int:
+        """Inputs of a graph that runs on several devices at once: every device holds four copies of each."""
+        return _COPIES * (self._mask_bytes() + self._hidden_bytes())
 
     def _layer_compute(self, layer: LayerShape) -> int:
         """Peak of one block's intermediate tensors: in its feed-forward part or in its attention.
 
         Dense: `4·ub·(3·ff + 3·embd)`, exact for Llama 8B and 70B. Mixture of experts:
-        `4·ub·(k·(3·ff_expert + embd) + 3·embd)`, exact for Qwen3-Next and 3.5 % low for Qwen3-30B.
+        `4·ub·(k·(3·ff_expert + embd) + 3·embd)`, exact for Qwen3-Next and 3.5 % low for Qwen3-30B. A layer
+        that is a recurrence alone: `4·ub·12·embd`, as measured on Mamba 2.8B.
         """
         if layer.skipped:
             return 0
         embd = self.shape.n_embd
         width = 3 * layer.n_ff + 3 * embd
+        if layer.state_elements and not layer.n_ff and not layer.expert_bytes:
+            width = 12 * embd
         if layer.expert_bytes:
             width = max(width, self.shape.n_expert_used * (3 * self.shape.n_ff_expert + embd) + 3 * embd)
         return max(_F32 * self._tokens() * width, self._attention_compute(layer))
@@ -222,13 +235,17 @@ class Costs:
         """Peak of one block's attention.
 
         Without flash attention `4·ub·(heads·cells + 4·embd + k + v)`, exact for Llama 70B. With it and a
-        quantised cache, one layer's cache is expanded to F16 (llama.cpp PR 23907): an upper bound.
+        quantised cache, one layer's cache is expanded to F16 (llama.cpp PR 23907): an upper bound. A latent
+        cache is queried by every head at its full width: `4·ub·(heads·5/2·k + 3·embd)`, 2 % over DeepSeek-V3.
         """
         if layer.attention is AttentionKind.NONE or not layer.k_elements:
             return 0
         cells = self.geometry.cells_of(layer)
         row = layer.k_elements + layer.v_elements
-        needed = _F32 * self._tokens() * (4 * self.shape.n_embd + row)
+        width = 4 * self.shape.n_embd + row
+        if layer.attention is AttentionKind.LATENT:
+            width = layer.n_head * layer.k_elements * 5 // 2 + 3 * self.shape.n_embd
+        needed = _F32 * self._tokens() * width
         if self.recipe.flash_attention is FlashAttention.OFF:
             return needed + _F32 * self._tokens() * layer.n_head * cells
         if self.recipe.cache_type_k.quantised or self.recipe.cache_type_v.quantised:

@@ -206,7 +206,7 @@ class _Attempt:
             self._share(budget, costs, *by_device.get(budget.device.id, (0, 0)), many)
             for budget in self.budgets
         )
-        placement = self._placement(costs, shares, costs.n_units - costs.begin, host=costs.host())
+        placement = self._placement(costs, shares, costs.n_units - costs.begin, host=costs.host(many=many))
         return placement.with_warnings(*warnings) if warnings else placement
 
     def _share(self, budget: Budget, costs: Costs, start: int, stop: int, many: bool) -> Share:

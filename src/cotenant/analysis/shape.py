@@ -1,0 +1,261 @@
+"""GGUF header → ModelShape: which bytes belong to which block, and what each block remembers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from cotenant.analysis import architectures as arch
+from cotenant.analysis.ggml_types import FILE_TYPES
+from cotenant.analysis.gguf import GgufHeader, TensorInfo
+from cotenant.analysis.hyperparameters import MOST_BLOCKS, Hyperparameters
+from cotenant.analysis.layer_memory import ModelMemory, model_memory
+from cotenant.domain.errors import CorruptModelFile, UnsupportedModelFile
+from cotenant.domain.models import AttentionKind, LayerShape, ModelKind, ModelShape
+
+_DEVICE_ALIGNMENT: Final = 128
+_ROW_PADDING: Final = 512
+_FILE_TYPE_GUESSED: Final = 1024
+_POOLING_NONE: Final = 0
+_POOLING_RANK: Final = 4
+
+_BLOCK: Final = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,9})\.(.+)")
+_EXPERTS: Final = re.compile(r"ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\.|ffn_(?:up|down|gate)\.\d+\.")
+_DENSE_FFN: Final = re.compile(r"ffn_(?:up|down)\.(?:weight|bias)")
+_INPUT: Final = frozenset(["token_embd", "position_embd", "token_types", "per_layer_token_embd"])
+_FIRST_BLOCK: Final = frozenset(
+    ["token_embd_norm", "per_layer_model_proj", "per_layer_proj_norm", "hrm.z_l_init", "nextn.pre_projection"]
+)
+_OUTPUT: Final = frozenset(
+    """output output_norm cls cls.output cls.norm dense_2 dense_3 dec.output_norm enc.output_norm output_hc_fn
+    output_hc_base output_hc_scale output_hc_norm output_hc_down output_hc_up output_res_score altup_proj
+    altup_unembd_proj nextn.post_projection""".split()  # noqa: SIM905
+)
+_EVERY_DEVICE: Final = frozenset(["rope_freqs", "rope_factors_long", "rope_factors_short"])
+
+
+def allocated_bytes(tensor: TensorInfo) -> int:
+    """Return what a tensor takes on a CUDA device.
+
+    Quantised rows that are no multiple of 512 elements get room for the rest, and every tensor starts at a
+    multiple of 128 (`ggml-cuda.cu`, `get_alloc_size` and `get_alignment`).
+    """
+    size = tensor.n_bytes
+    row = tensor.dims[0] if tensor.dims else 1
+    if tensor.type.quantised and row % _ROW_PADDING:
+        rest = _ROW_PADDING - row % _ROW_PADDING
+        size += rest // tensor.type.block_elements * tensor.type.block_bytes
+    return -(-size // _DEVICE_ALIGNMENT) * _DEVICE_ALIGNMENT
+
+
+def model_shape(header: GgufHeader) -> ModelShape:
+    """Describe the model of a header, all parts joined.
+
+    Raises UnsupportedModelFile if it is no model that can be planned (an adapter, a vocabulary, …) and
+    CorruptModelFile if its numbers contradict each other.
+    """
+    hp = Hyperparameters(header)
+    if hp.architecture == "clip" or hp.text("general.type") == "mmproj":
+        return _projector_shape(hp)
+    _refuse_other_files(hp)
+    n_all = hp.required(".block_count")
+    n_skipped = hp.count(".nextn_predict_layers", 0)
+    if n_all > MOST_BLOCKS or n_skipped >= n_all:
+        raise CorruptModelFile(
+            f"{header.source_name} declares {n_all} blocks, {n_skipped} of them to skip",
+            hint=f"llama.cpp takes at most {MOST_BLOCKS}: fetch the file again.",
+        )
+    return _text_shape(hp, n_all, n_all - n_skipped)
+
+
+@dataclass(slots=True)
+class _Shares:
+    """Tensors by where the engine puts them."""
+
+    blocks: list[list[TensorInfo]]
+    input: list[TensorInfo] = field(default_factory=list)
+    output: list[TensorInfo] = field(default_factory=list)
+    every_device: list[TensorInfo] = field(default_factory=list)
+    unplaced: list[str] = field(default_factory=list)
+
+
+def _share_out(tensors: Iterable[TensorInfo], n_all: int, architecture: str) -> _Shares:
+    """Put tensors where llama.cpp does (LLM_TENSOR_INFOS in `llama-arch.cpp`), others with the output."""
+    shares = _Shares([[] for _ in range(n_all)])
+    for tensor in tensors:
+        stem = tensor.name.rpartition(".")[0] or tensor.name
+        match = _BLOCK.fullmatch(tensor.name)
+        if match and int(match[1]) < n_all:
+            shares.blocks[int(match[1])].append(tensor)
+        elif stem in _INPUT:
+            shares.input.append(tensor)
+        elif stem in _EVERY_DEVICE:
+            shares.every_device.append(tensor)
+        elif stem in _FIRST_BLOCK and not (stem == "token_embd_norm" and architecture.startswith("lfm2")):
+            shares.blocks[0].append(tensor)
+        else:
+            shares.output.append(tensor)
+            if stem not in _OUTPUT and stem != "token_embd_norm":
+                shares.unplaced.append(tensor.name)
+    return shares
+
+
+def _text_shape(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelShape:
+    header = hp.header
+    shares = _share_out(header.tensors, n_all, hp.architecture)
+    memory = model_memory(hp, n_all, n_blocks)
+    embedding = next((t for t in shares.input if t.name == "token_embd.weight"), None)
+    tied = (
+        embedding is not None
+        and hp.architecture not in arch.WITHOUT_OUTPUT
+        and not any(tensor.name == "output.weight" for tensor in shares.output)
+    )
+    output_bytes = _sum(shares.output) + (allocated_bytes(embedding) if tied and embedding else 0)
+    pooling = hp.count(".pooling_type", _POOLING_NONE)
+    embeds = pooling != _POOLING_NONE or hp.architecture in arch.WITHOUT_OUTPUT
+    n_expert = hp.count(".expert_count", 0)
+    n_expert_used = max(hp.per_block(".expert_used_count", n_all) or [0])
+    layers = _layers(hp, shares, memory, n_all)
+    return ModelShape(
+        name=hp.text("general.name") or header.source_name.rpartition("/")[2],
+        architecture=hp.architecture,
+        kind=ModelKind.EMBEDDING if embeds else ModelKind.TEXT,
+        file_bytes=header.file_bytes,
+        tensor_bytes=sum(tensor.n_bytes for tensor in header.tensors),
+        parameters=sum(tensor.elements for tensor in header.tensors),
+        quantisation=_quantisation(hp),
+        layers=layers,
+        input_bytes=_sum(shares.input),
+        output_bytes=output_bytes,
+        shared_bytes=_sum(shares.every_device),
+        tied=tied,
+        n_embd=hp.required(".embedding_length"),
+        n_vocab=_vocabulary_size(hp, embedding),
+        n_ctx_train=hp.count(".context_length"),
+        sliding_window=memory.sliding_window,
+        n_expert=n_expert,
+        n_expert_used=n_expert_used,
+        n_ff_expert=_expert_width(hp, n_all) if n_expert else 0,
+        chat_template=hp.has("tokenizer.chat_template"),
+        causal=hp.flag(".attention.causal", hp.architecture not in arch.WITHOUT_CACHE),
+        kv_exact=hp.architecture in arch.KV_EXACT,
+        compute_known=hp.architecture in arch.COMPUTE_KNOWN and not n_expert,
+        notes=tuple(_notes(hp, shares, n_all - n_blocks, pooling)),
+    )
+
+
+def _layers(hp: Hyperparameters, shares: _Shares, memory: ModelMemory, n_all: int) -> tuple[LayerShape, ...]:
+    n_ff = hp.per_block(".feed_forward_length", n_all) or [0] * n_all
+    layers = []
+    for index, tensors in enumerate(shares.blocks):
+        if index >= len(memory.blocks):
+            layers.append(LayerShape(index, weight_bytes=0, attention=AttentionKind.NONE, skipped=True))
+            continue
+        block = memory.blocks[index]
+        experts = [tensor for tensor in tensors if _EXPERTS.search(tensor.name)]
+        dense = not experts or any(_DENSE_FFN.search(tensor.name) for tensor in tensors)
+        layers.append(
+            LayerShape(
+                index,
+                weight_bytes=_sum(tensors),
+                expert_bytes=_sum(experts),
+                largest_tensor_bytes=max((allocated_bytes(tensor) for tensor in tensors), default=0),
+                attention=block.attention,
+                n_head=block.n_head,
+                k_elements=block.k_elements,
+                v_elements=block.v_elements,
+                state_elements=block.state_elements,
+                n_ff=n_ff[index] if dense else 0,
+            )
+        )
+    return tuple(layers)
+
+
+def _projector_shape(hp: Hyperparameters) -> ModelShape:
+    """An mmproj: no blocks of its own account, all of it on the device of the engine's choice."""
+    header = hp.header
+    return ModelShape(
+        name=hp.text("general.name") or header.source_name.rpartition("/")[2],
+        architecture=hp.architecture,
+        kind=ModelKind.PROJECTOR,
+        file_bytes=header.file_bytes,
+        tensor_bytes=sum(tensor.n_bytes for tensor in header.tensors),
+        parameters=sum(tensor.elements for tensor in header.tensors),
+        quantisation=_quantisation(hp),
+        layers=(),
+        input_bytes=0,
+        output_bytes=_sum(header.tensors),
+        shared_bytes=0,
+        tied=False,
+        n_embd=hp.count("clip.vision.embedding_length", hp.count("clip.audio.embedding_length", 0)),
+        n_vocab=0,
+        n_ctx_train=None,
+        causal=False,
+        compute_known=False,
+        notes=("Images and sound need working memory of their own, which depends on their size.",),
+    )
+
+
+def _refuse_other_files(hp: Hyperparameters) -> None:
+    name, kind = hp.header.source_name, hp.text("general.type")
+    what = arch.NOT_TEXT.get(hp.architecture) or arch.DRAFTS.get(hp.architecture)
+    if kind == "adapter" or hp.has("adapter.type"):
+        what = "a LoRA adapter"
+    elif kind == "imatrix" or hp.has("imatrix.datasets"):
+        what = "an importance matrix, used for quantising"
+    elif not hp.architecture:
+        what = "a GGUF file that names no architecture"
+    elif not hp.header.tensors and hp.has("tokenizer.ggml.model"):
+        what = "a vocabulary without weights"
+    elif not hp.header.tensors:
+        what = "a GGUF file without weights"
+    if what:
+        raise UnsupportedModelFile(
+            f"{name} is {what}, not a model that can be served",
+            hint="Give the GGUF file of the model itself.",
+        )
+
+
+def _quantisation(hp: Hyperparameters) -> str | None:
+    """Return the file type's label, or the type of most elements where the file does not say."""
+    number = hp.count("general.file_type")
+    label = FILE_TYPES.get(number & ~_FILE_TYPE_GUESSED) if number is not None else None
+    if label or not hp.header.tensors:
+        return label
+    elements: Counter[str] = Counter()
+    for tensor in hp.header.tensors:
+        elements[tensor.type.name] += tensor.elements
+    return elements.most_common(1)[0][0]
+
+
+def _vocabulary_size(hp: Hyperparameters, embedding: TensorInfo | None) -> int:
+    rows = embedding.dims[1] if embedding and len(embedding.dims) > 1 else 0
+    return hp.length("tokenizer.ggml.tokens") or hp.count(".vocab_size", rows)
+
+
+def _expert_width(hp: Hyperparameters, n_all: int) -> int:
+    widths = hp.per_block(".expert_feed_forward_length", n_all)
+    return max(widths or hp.per_block(".feed_forward_length", n_all) or [0])
+
+
+def _notes(hp: Hyperparameters, shares: _Shares, n_skipped: int, pooling: int) -> Iterable[str]:
+    if hp.architecture in arch.INDEXED:
+        yield f"{hp.architecture} keeps an index beside its KV cache, which is not counted."
+    elif hp.architecture not in arch.KV_EXACT:
+        yield f"The KV cache of {hp.architecture} is taken for plain attention, which has not been checked."
+    if n_skipped:
+        blocks = "1 block" if n_skipped == 1 else f"{n_skipped} blocks"
+        yield f"{blocks} for next-token prediction stay unloaded."
+    if pooling == _POOLING_RANK:
+        yield "It ranks documents; it makes no text."
+    if shares.unplaced:
+        first, more = shares.unplaced[0], len(shares.unplaced) - 1
+        others = f" and {more} more" if more else ""
+        yield f"Counted with the output, for want of a better place: {first}{others}."
+
+
+def _sum(tensors: Iterable[TensorInfo]) -> int:
+    return sum(allocated_bytes(tensor) for tensor in tensors)

@@ -1,0 +1,83 @@
+"""GGUF models in several files: `name-00001-of-00003.gguf`, as llama.cpp's gguf-split writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from cotenant.analysis.gguf import GgufHeader
+from cotenant.domain.errors import CorruptModelFile, SplitPartMissing
+
+_PART_NAME: Final = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_MOST_PARTS: Final = 1000
+
+
+def part_names(first_name: str, header: GgufHeader) -> tuple[str, ...]:
+    """Return the file names of all parts, the given first one included; just that one if it is not split.
+
+    Raises SplitPartMissing if a later part was given, CorruptModelFile if name and header disagree.
+    """
+    count = _number(header, "split.count", default=1)
+    if count <= 1:
+        return (first_name,)
+    number = _number(header, "split.no")
+    match = _PART_NAME.fullmatch(first_name)
+    if number != 0:
+        first = f"{match['prefix']}-00001-of-{count:05}.gguf" if match else "the first part"
+        raise SplitPartMissing(
+            f"{first_name} is part {number + 1} of {count}", hint=f"Give the first part: {first}."
+        )
+    if match is None or int(match["number"]) != 1 or int(match["count"]) != count or count > _MOST_PARTS:
+        raise CorruptModelFile(
+            f"{first_name} holds part 1 of {count}, but its name does not say so",
+            hint=f"Name the parts NAME-00001-of-{count:05}.gguf and so on, as they were published.",
+        )
+    return tuple(f"{match['prefix']}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1))
+
+
+def join_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
+    """Make one header of all parts in order: the first one's metadata, everyone's tensors.
+
+    Raises CorruptModelFile if they do not belong together.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    names: dict[str, str] = {}
+    for index, part in enumerate(parts):
+        if _number(part, "split.no") != index or _number(part, "split.count") != len(parts):
+            raise CorruptModelFile(
+                f"{part.source_name} does not hold part {index + 1} of {len(parts)}",
+                hint="The parts come from different models: fetch them again.",
+            )
+        for tensor in part.tensors:
+            if tensor.name in names:
+                raise CorruptModelFile(
+                    f"{names[tensor.name]} and {part.source_name} both hold the tensor {tensor.name}",
+                    hint="The parts come from different models: fetch them again.",
+                )
+            names[tensor.name] = part.source_name
+    promised = _number(first, "split.tensors.count", default=len(names))
+    if promised != len(names):
+        raise CorruptModelFile(
+            f"{first.source_name} promises {promised} tensors, its {len(parts)} parts hold {len(names)}",
+            hint="The parts come from different models: fetch them again.",
+        )
+    return GgufHeader(
+        first.source_name,
+        first.version,
+        first.metadata,
+        tuple(tensor for part in parts for tensor in part.tensors),
+        sum(part.file_bytes for part in parts),
+    )
+
+
+def _number(header: GgufHeader, key: str, default: int | None = None) -> int:
+    value = header.metadata.get(key, default)
+    if not isinstance(value, int):
+        raise CorruptModelFile(
+            f"{header.source_name} is part of a split model, but does not say which ({key})",
+            hint="Fetch the file again, or merge the parts with llama.cpp's gguf-split.",
+        )
+    return value

@@ -1,0 +1,152 @@
+"""Model files on disk: opening them, finding the parts that belong together, telling what they hold."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cotenant.analysis.gguf import GgufHeader, read_gguf
+from cotenant.analysis.safetensors import (
+    CONFIG_LIMIT,
+    HEADER_LIMIT,
+    JsonObject,
+    parse_json_object,
+    read_safetensors,
+    safetensors_shape,
+    shard_names,
+)
+from cotenant.analysis.shape import model_shape
+from cotenant.analysis.split_files import join_parts, part_names
+from cotenant.domain.errors import CorruptModelFile, ModelFileMissing, NotAModelFile, SplitPartMissing
+from cotenant.domain.models import ModelShape
+
+_INDEX = "model.safetensors.index.json"
+
+
+class FileSource:
+    """A file as a ByteSource; a context manager. Opening raises ModelFileMissing."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        try:
+            # Not to wait for a writer, should it be a pipe.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _missing(path, error) from None
+        status = os.fstat(self._fd)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._fd)
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ModelFileMissing(f"{path} is {what}", hint="Give the model file itself.")
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        """Return `n` bytes from `offset`, fewer at the end. Raises ModelFileMissing if reading fails."""
+        try:
+            return os.pread(self._fd, n, offset)
+        except OSError as error:
+            raise _missing(Path(self.name), error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
+
+
+def load_model(path: Path) -> ModelShape:
+    """Read what a GGUF file (the first part, if split) or a Hugging Face folder holds; headers only.
+
+    Raises the subclasses of ModelFileError, each naming the file.
+    """
+    return _folder_shape(path) if path.is_dir() else model_shape(open_header(path))
+
+
+def open_header(path: Path) -> GgufHeader:
+    """Read the header of a GGUF file and of the parts beside it, joined. Raises ModelFileError."""
+    with FileSource(path) as source:
+        first = read_gguf(source)
+    others = [path.with_name(name) for name in part_names(path.name, first)[1:]]
+    for part in others:
+        if not part.exists():
+            raise SplitPartMissing(
+                f"{part.name} is missing: {path.name} is the first of {len(others) + 1} parts",
+                hint=f"Put it in {path.parent}.",
+            )
+    headers = [first]
+    for part in others:
+        with FileSource(part) as source:
+            headers.append(read_gguf(source))
+    return join_parts(headers)
+
+
+def find_projectors(path: Path) -> tuple[Path, ...]:
+    """List the multimodal projectors beside a model, by the name that llama.cpp's converter gives them."""
+    try:
+        beside = sorted(path.parent.iterdir())
+    except OSError:
+        return ()
+    return tuple(
+        other
+        for other in beside
+        if other.suffix == ".gguf" and "mmproj" in other.name.lower() and other.name != path.name
+    )
+
+
+def _folder_shape(folder: Path) -> ModelShape:
+    config = _read_json(folder / "config.json", CONFIG_LIMIT) if _has(folder, "config.json") else None
+    shards = _shards(folder)
+    if config is None or not shards:
+        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+        raise NotAModelFile(
+            f"{folder} is a directory without {'safetensors files' if config else 'config.json'}",
+            hint=f"Give one of its GGUF files: {', '.join(ggufs[:5])}."
+            if ggufs
+            else "Give a GGUF file or a Hugging Face folder.",
+        )
+    headers = []
+    for shard in shards:
+        with FileSource(shard) as source:
+            headers.append(read_safetensors(source))
+    return safetensors_shape(config, headers, str(folder))
+
+
+def _shards(folder: Path) -> Sequence[Path]:
+    if not _has(folder, _INDEX):
+        return sorted(folder.glob("*.safetensors"))
+    index = folder / _INDEX
+    shards = [folder / name for name in shard_names(_read_json(index, HEADER_LIMIT), str(index))]
+    for shard in shards:
+        if not shard.exists():
+            raise SplitPartMissing(
+                f"{shard.name} is missing: {_INDEX} names {len(shards)} files", hint=f"Put it in {folder}."
+            )
+    return shards
+
+
+def _read_json(path: Path, limit: int) -> JsonObject:
+    with FileSource(path) as source:
+        if source.size > limit:
+            raise CorruptModelFile(f"{path} is too large: {source.size} bytes", hint="Fetch the file again.")
+        return parse_json_object(source.read_at(0, source.size), str(path))
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).exists()
+
+
+def _missing(path: Path, error: OSError) -> ModelFileMissing:
+    if isinstance(error, FileNotFoundError):
+        return ModelFileMissing(f"{path} does not exist", hint="Check the path.")
+    if isinstance(error, PermissionError):
+        return ModelFileMissing(f"{path} may not be read by this user", hint="Change its permissions.")
+    return ModelFileMissing(f"{path} cannot be read: {error.strerror}", hint="Check the path and the disk.")

@@ -1,0 +1,123 @@
+"""`cotenant serve` as a process, for tests of the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+_ADDRESS = re.compile(r"Serving (\S+) at (http://\S+)/v1")
+_ENGINE_PID = re.compile(r"pid (\d+)")
+_DEADLINE_S = 60.0
+
+
+class Serving:
+    """A running daemon: its address, its engine's process, and what it prints."""
+
+    def __init__(self, argv: Sequence[str], state_dir: Path, env: dict[str, str] | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("COTENANT_")}
+        clean.pop("CUDA_VISIBLE_DEVICES", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cotenant.cli.main", *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**clean, "COTENANT_STATE_DIR": str(state_dir), **(env or {})},
+        )
+        self.printed: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.printed)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read what it prints until a line matches; fail when it ends or the deadline passes."""
+        deadline = time.monotonic() + _DEADLINE_S
+        for line in [*self.printed]:
+            if found := re.search(pattern, line):
+                return found
+        while True:
+            with contextlib.suppress(queue.Empty):
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+                if line is None:
+                    raise AssertionError(f"ended without {pattern!r}:\n{self.output}")
+                self.printed.append(line)
+                if found := re.search(pattern, line):
+                    return found
+                continue
+            raise AssertionError(f"no {pattern!r} in time:\n{self.output}")
+
+    def address(self) -> str:
+        return self.wait_for(_ADDRESS.pattern)[2]
+
+    def engine_pid(self) -> int:
+        return int(self.wait_for(_ENGINE_PID.pattern)[1])
+
+    def terminate(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.finish()
+
+    def finish(self) -> int:
+        """Return the exit status, having read what was printed to the end."""
+        status = self.process.wait(timeout=_DEADLINE_S)
+        while (line := self._lines.get(timeout=_DEADLINE_S)) is not None:
+            self.printed.append(line)
+        return status
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until_gone(pid: int, within_s: float) -> None:
+    """Fail if the process is still there after the time."""
+    deadline = time.monotonic() + within_s
+    while alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} is still there after {within_s} s"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def serving(
+    model: Path, state_dir: Path, *flags: str, env: dict[str, str] | None = None
+) -> Iterator[Serving]:
+    """Serve a model on a free port until the block ends."""
+    with Serving(["serve", "--model", str(model), "--port", "0", *flags], state_dir, env) as daemon:
+        yield daemon
