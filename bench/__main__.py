@@ -1,0 +1,22 @@
+"""`make bench`: every measurement, in one run; the exit status says whether every target is met."""
+
+from __future__ import annotations
+
+import sys
+
+from bench import footprint, gateway, header, split
+from bench.rows import print_table
+
+
+def main() -> int:
+    rows = []
+    for benchmark in (split, footprint, header, gateway):
+        found = benchmark.main()
+        print_table(found)
+        sys.stdout.flush()
+        rows += found
+    return 0 if all(row.met is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

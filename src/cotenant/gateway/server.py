@@ -1,0 +1,226 @@
+"""The listening socket, and uvicorn's HTTP protocol on it.
+
+Of uvicorn the protocol alone is used: its Server would take the process's signals, which are the daemon's,
+wake ten times a second, and leave cancelled requests unawaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from typing import Final, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from cotenant.domain.errors import BadSetting, CotenantError, HeadersTooLarge, PortTaken
+from cotenant.domain.units import format_bytes
+from cotenant.gateway.app import Gateway
+from cotenant.gateway.problems import envelope, problem_of
+
+_BACKLOG: Final = 2048
+_KEEP_ALIVE_S: Final = 60
+_CUT_OFF_S: Final = 1.0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Listen on an address, before anything else is started; port 0 takes any free one.
+
+    Clients that come before `serve` wait in the backlog. `::` takes IPv4 too.
+    Raises PortTaken, or BadSetting for an address that cannot be listened on.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise BadSetting(f"the host {host!r} is unknown: {error}", hint="Check --host.") from None
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        # Two sockets may bind the same port while neither listens, so only this tells that it is free.
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise _unbindable(host, port, error) from None
+    return sock
+
+
+async def serve(
+    gateway: Gateway,
+    sock: socket.socket,
+    *,
+    stop: asyncio.Event,
+    grace_s: float,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Serve on a listening socket until `stop` is set, then close it and end.
+
+    Requests in flight have `grace_s` to end by themselves; then they are cancelled and their clients told.
+    When this coroutine is cancelled there is no grace.
+    """
+    config = uvicorn.Config(
+        gateway,
+        interface="asgi3",
+        http=HttpToolsProtocol,
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        access_log=False,
+        log_config=None,
+        # What uvicorn would log is what clients do wrong or what the gateway has logged already.
+        log_level="critical",
+        timeout_keep_alive=_KEEP_ALIVE_S,
+    )
+    config.load()
+    state = _State()
+    head_bytes = gateway.limits.head_bytes
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _BoundedProtocol(config, state, head_bytes), sock=sock, backlog=_BACKLOG
+    )
+    try:
+        if on_ready is not None:
+            on_ready()
+        await stop.wait()
+        server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        await _wait_closed(state, grace_s)
+    finally:
+        server.close()
+        await _cut_off(state)
+        gateway.close()
+
+
+class _State(ServerState):
+    """uvicorn's books of a server, with word of a connection's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection_ended = asyncio.Event()
+
+
+async def _wait_closed(state: _State, timeout_s: float) -> None:
+    """Wait until every response has been sent and its connection closed, or the time has passed."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while state.tasks:
+                await asyncio.wait(state.tasks)
+            while state.connections:
+                state.connection_ended.clear()
+                await state.connection_ended.wait()
+
+
+async def _cut_off(state: _State) -> None:
+    """Cancel what requests are left, let them say so, and close every connection."""
+    for task in state.tasks:
+        task.cancel()
+    for connection in list(state.connections):
+        connection.shutdown()
+    await _wait_closed(state, _CUT_OFF_S)
+    for connection in list(state.connections):
+        connection.transport.abort()
+
+
+class _GatheringTransport(asyncio.Transport):
+    """A transport that writes once a turn of the loop.
+
+    uvicorn writes the head of a response and its body apart; each write is a system call that wakes the
+    client, and the second is a tenth of what a request costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._call_soon = asyncio.get_running_loop().call_soon
+        self._pieces: list[bytes] = []
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._pieces:
+            self._call_soon(self._flush)
+        self._pieces.append(bytes(data))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._pieces.clear()
+        self._transport.abort()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            self._transport.write(b"".join(self._pieces))
+            self._pieces.clear()
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a bound on the bytes of a head (and of chunk framing), which it has not.
+
+    The bound holds to within one read of the socket (256 KiB); the application checks heads exactly.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: _State, head_bytes: int) -> None:
+        super().__init__(config, state, {})
+        self._state = state
+        self._head_bytes = head_bytes
+        self._bytes_since_progress = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(_GatheringTransport(cast(asyncio.Transport, transport)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._state.connection_ended.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes_since_progress += len(data)
+        super().data_received(data)
+        if self._bytes_since_progress > self._head_bytes and not self.transport.is_closing():
+            self._refuse(
+                HeadersTooLarge(f"the headers are over the limit of {format_bytes(self._head_bytes)}")
+            )
+
+    def on_headers_complete(self) -> None:
+        self._bytes_since_progress = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_since_progress = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._bytes_since_progress = 0
+        super().on_message_complete()
+
+    def _refuse(self, error: CotenantError) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            body = envelope(error)
+            head = [STATUS_LINE[problem_of(error).status], b"content-type: application/json\r\n"]
+            head.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
+            self.transport.write(b"".join((*head, body)))
+        self.transport.close()
+
+
+def _unbindable(host: str, port: int, error: OSError) -> CotenantError:
+    if error.errno == errno.EADDRINUSE:
+        return PortTaken(
+            f"{host} port {port} is in use",
+            hint="Choose another with --port (0 takes a free one), or stop what listens there.",
+        )
+    if error.errno == errno.EACCES:
+        return BadSetting(f"no right to listen on port {port}", hint="Choose one above 1023 with --port.")
+    return BadSetting(
+        f"cannot listen on {host} port {port}: {error.strerror}", hint="Check --host and --port."
+    )

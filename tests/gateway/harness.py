@@ -1,0 +1,184 @@
+"""A router with counters, the gateway on a real socket, and a client that sees every byte."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import UnknownModel
+from cotenant.domain.models import ModelKind
+from cotenant.domain.requests import ServedModel
+from cotenant.gateway.app import Gateway
+from cotenant.gateway.server import bind, serve
+
+CHAT = "/v1/chat/completions"
+MODEL = ServedModel("llama", ModelKind.TEXT, created_at=1_700_000_000, aliases=("gpt-4o",))
+
+
+class CountedLease:
+    def __init__(self, router: SlotRouter) -> None:
+        self._router = router
+        self.endpoint = router.endpoint
+
+    def release(self, *, abandoned: bool = False) -> None:
+        self._router.take_back(self, abandoned)
+
+
+class SlotRouter:
+    """Grants leases on `slots` slots of one engine, in order of arrival; keeps each release's flag."""
+
+    def __init__(self, endpoint: Endpoint, *, slots: int = 4, models: tuple[ServedModel, ...] = (MODEL,)):
+        self.endpoint = endpoint
+        self.served = models
+        self.free = slots
+        self.waiting: list[asyncio.Future[CountedLease]] = []
+        self.held: set[CountedLease] = set()
+        self.released: list[bool] = []
+        self.most_held = 0
+
+    def models(self):
+        return self.served
+
+    def try_lease(self, name):
+        self._check(name)
+        return self._grant() if self.free and not self.waiting else None
+
+    async def lease(self, name):
+        self._check(name)
+        turn = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.take_back(turn.result(), abandoned=False)
+            raise
+        finally:
+            if turn in self.waiting:
+                self.waiting.remove(turn)
+
+    def take_back(self, lease, abandoned):
+        self.held.remove(lease)  # a second release of the same lease raises KeyError
+        self.released.append(abandoned)
+        self.free += 1
+        while self.free and self.waiting:
+            turn = self.waiting.pop(0)
+            if not turn.done():
+                turn.set_result(self._grant())
+
+    def _check(self, name):
+        if not any(name == model.name or name in model.aliases for model in self.served):
+            raise UnknownModel(f"no {name}")
+
+    def _grant(self):
+        self.free -= 1
+        lease = CountedLease(self)
+        self.held.add(lease)
+        self.most_held = max(self.most_held, len(self.held))
+        return lease
+
+
+@contextlib.asynccontextmanager
+async def serving(router, *, grace_s: float = 0.0, stop: asyncio.Event | None = None, **options):
+    """Serve a gateway and yield its port."""
+    sock = bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    stop = stop or asyncio.Event()
+    ready = asyncio.Event()
+    server = asyncio.ensure_future(
+        serve(Gateway(router, **options), sock, stop=stop, grace_s=grace_s, on_ready=ready.set)
+    )
+    await asyncio.wait({server, asyncio.ensure_future(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        yield port
+    finally:
+        stop.set()
+        await server
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Return when the condition holds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def error(self):
+        return self.json()["error"]
+
+
+class Client:
+    """One connection to the gateway."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None):
+        fields = {"Host": "localhost", **(headers or {})}
+        if body is not None:
+            fields.setdefault("Content-Length", str(len(body)))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.writer.write(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + (body or b""))
+
+    def post(self, payload: object, path: str = CHAT, headers: dict[str, str] | None = None) -> None:
+        self.send("POST", path, json.dumps(payload).encode(), headers)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        raw = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)).decode().rstrip()
+        first, *lines = raw.split("\r\n")
+        pairs = (line.partition(": ") for line in lines)
+        return int(first.split(" ")[1]), {name.lower(): value for name, _, value in pairs}
+
+    async def chunk(self) -> bytes:
+        """Read one chunk; b"" is the last. Raises IncompleteReadError when the connection ends before it."""
+        size = int(await asyncio.wait_for(self.reader.readuntil(b"\r\n"), 10), 16)
+        return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def reply(self, *, bodiless: bool = False) -> Reply:
+        status, headers = await self.head()
+        if bodiless:
+            return Reply(status, headers, b"")
+        if "content-length" in headers:
+            return Reply(status, headers, await self.reader.readexactly(int(headers["content-length"])))
+        pieces = []
+        while piece := await self.chunk():
+            pieces.append(piece)
+        return Reply(status, headers, b"".join(pieces))
+
+    def leave(self) -> None:
+        self.writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Client]:
+    client = Client(*await asyncio.open_connection("127.0.0.1", port))
+    try:
+        yield client
+    finally:
+        client.leave()
+
+
+async def fetch(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+    """Make one request on a connection of its own."""
+    async with connected(port) as client:
+        client.send(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        return await client.reply(bodiless=method == "HEAD")
+
+
+async def post(port: int, payload: object, path: str = CHAT, **headers: str) -> Reply:
+    return await fetch(port, "POST", path, json.dumps(payload).encode(), **headers)

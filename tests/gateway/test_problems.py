@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cotenant.domain import errors
+from cotenant.domain.errors import CotenantError
+from cotenant.gateway.problems import PROBLEMS, envelope, problem_of
+
+
+def _leaves(kind: type[CotenantError]) -> set[type[CotenantError]]:
+    below = kind.__subclasses__()
+    return {kind} if not below else set().union(*map(_leaves, below))
+
+
+OURS = {leaf for leaf in _leaves(CotenantError) if leaf.__module__ == errors.__name__}
+
+
+def test_every_leaf_of_the_exception_tree_has_a_status_and_nothing_else_has():
+    assert set(PROBLEMS) == OURS
+
+
+@pytest.mark.parametrize("leaf", sorted(OURS, key=lambda leaf: leaf.__name__))
+def test_a_fault_is_told_in_the_envelope_of_openai(leaf):
+    error = leaf("something happened", hint="Do this.")
+    told = json.loads(envelope(error))["error"]
+    assert set(told) == {"message", "type", "param", "code"}
+    assert told["message"] == "something happened. Do this."
+    assert told["code"] == leaf.code
+    assert (told["type"] == "server_error") <= (problem_of(error).status >= 500)
+
+
+def test_a_fault_that_is_none_of_ours_tells_nothing_of_itself():
+    told = envelope(ValueError("the password is hunter2"))
+    assert b"hunter2" not in told
+    assert problem_of(ValueError()).status == 500
+
+
+def test_a_full_queue_says_when_to_come_again():
+    assert (b"retry-after", b"1") in problem_of(errors.QueueFull("full")).headers()
+
+
+def test_what_will_not_get_better_is_not_to_be_repeated():
+    assert (b"x-should-retry", b"false") in problem_of(errors.DoesNotFit("no")).headers()

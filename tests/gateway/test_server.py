@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+
+from cotenant.domain.errors import BadSetting, PortTaken
+from cotenant.gateway.limits import Limits
+from cotenant.gateway.server import bind
+from tests.gateway import stub
+from tests.gateway.harness import CHAT, Client, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.stub import StubEngine
+
+ASK = {"model": "llama"}
+
+
+def test_a_taken_port_is_told_before_anything_is_served():
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTaken, match=str(port)) as caught:
+            bind("127.0.0.1", port)
+    assert "--port" in caught.value.hint
+
+
+async def test_a_port_is_free_again_as_soon_as_the_server_has_ended():
+    async with (
+        StubEngine() as engine,
+        serving(SlotRouter(engine.endpoint)) as port,
+        connected(port) as client,
+    ):
+        client.post(ASK)
+        await client.reply()
+    bind("127.0.0.1", port).close()
+
+
+def test_an_address_of_another_machine_is_a_bad_setting():
+    with pytest.raises(BadSetting, match=r"192\.0\.2\.1"):
+        bind("192.0.2.1", 0)
+
+
+def test_a_host_that_does_not_resolve_is_a_bad_setting():
+    with pytest.raises(BadSetting, match="host"):
+        bind("a" * 64, 0)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
+def test_an_ipv6_address_can_be_listened_on():
+    try:
+        sock = bind("::1", 0)
+    except BadSetting:
+        pytest.skip("this machine has no IPv6")
+    with sock:
+        assert sock.family is socket.AF_INET6
+
+
+async def test_a_request_in_flight_ends_in_the_grace_and_no_other_is_taken():
+    stop, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(call):
+        await go_on.wait()
+        await stub.answer(call)
+
+    async with StubEngine(script) as engine:
+        router = SlotRouter(engine.endpoint)
+        async with (
+            serving(router, stop=stop, grace_s=5) as port,
+            connected(port) as busy,
+            connected(port) as idle,
+        ):
+            busy.post(ASK)
+            await engine.call()
+            stop.set()
+            assert await asyncio.wait_for(idle.reader.read(), 1) == b""
+            with pytest.raises(ConnectionRefusedError):
+                await fetch(port, "GET", "/health")
+            go_on.set()
+            reply = await busy.reply()
+            assert (reply.status, reply.body) == (200, stub.ANSWER)
+            assert await asyncio.wait_for(busy.reader.read(), 1) == b""
+    assert router.released == [False]
+
+
+async def test_after_the_grace_waiting_clients_are_told_and_the_engine_is_stopped():
+    stop = asyncio.Event()
+    async with StubEngine(stub.never_answer) as engine:
+        router = SlotRouter(engine.endpoint, slots=1)
+        async with serving(router, stop=stop) as port, connected(port) as asked, connected(port) as waiting:
+            asked.post(ASK)
+            call = await engine.call()
+            waiting.post(ASK)
+            await until(lambda: len(router.waiting) == 1)
+            stop.set()
+            for client in (asked, waiting):
+                reply = await client.reply()
+                assert (reply.status, reply.error["code"]) == (503, "shutting_down")
+            await asyncio.wait_for(call.closed.wait(), 1)
+    assert not router.held
+    assert not router.waiting
+    assert router.released[0] is True
+
+
+async def test_after_the_grace_a_stream_ends_with_an_error_event():
+    stop = asyncio.Event()
+    async with StubEngine(stub.stream_for_ever) as engine:
+        router = SlotRouter(engine.endpoint)
+        async with serving(router, stop=stop) as port, connected(port) as client:
+            client.post({**ASK, "stream": True})
+            await client.head()
+            await client.chunk()
+            stop.set()
+            event = await client.chunk()
+            assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+            assert await client.chunk() == b""
+    assert router.released == [True]
+
+
+async def test_requests_sent_ahead_are_answered_in_order():
+    async def script(call):
+        await call.send(stub.response(call.body))
+
+    async with (
+        StubEngine(script) as engine,
+        serving(SlotRouter(engine.endpoint)) as port,
+        connected(port) as client,
+    ):
+        for number in range(5):
+            client.post({**ASK, "n": number})
+        assert [(await client.reply()).json()["n"] for _ in range(5)] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{f"X-{number}": "1" for number in range(60)}, {"X-Long": "x" * 2000}, {"x" * 2000: "1"}],
+    ids=["too many", "a long value", "a long name"],
+)
+async def test_headers_over_the_limit_are_a_431(headers):
+    limits = Limits(head_bytes=2000, headers=50)
+    async with (
+        serving(SlotRouter(stub.Endpoint("127.0.0.1", 1)), limits=limits) as port,
+        connected(port) as client,
+    ):
+        client.send("GET", "/health", None, headers)
+        reply = await client.reply()
+    assert (reply.status, reply.error["code"]) == (431, "headers_too_large")
+
+
+async def _flood(client: Client, piece: bytes) -> int:
+    """Send until the other side has had enough; tell how many bytes that took."""
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < 100_000_000:
+            client.writer.write(piece)
+            await client.writer.drain()
+            sent += len(piece)
+    return sent
+
+
+@pytest.mark.parametrize("opening", [b"GET /health HTTP/1.1\r\nX-Endless: ", b"GET /", b""])
+async def test_a_head_that_never_ends_is_cut_off(opening):
+    async with serving(SlotRouter(stub.Endpoint("127.0.0.1", 1))) as port, connected(port) as client:
+        client.writer.write(opening)
+        assert await _flood(client, b"x" * 65_536) < 20_000_000
+
+
+async def test_trailers_that_never_end_are_cut_off():
+    async with (
+        StubEngine() as engine,
+        serving(SlotRouter(engine.endpoint)) as port,
+        connected(port) as client,
+    ):
+        client.send("POST", CHAT, None, {"Transfer-Encoding": "chunked"})
+        client.writer.write(b"0\r\n")
+        assert await _flood(client, b"X-Trailer: " + b"x" * 65_536 + b"\r\n") < 20_000_000
+
+
+async def test_what_is_not_http_is_refused():
+    async with serving(SlotRouter(stub.Endpoint("127.0.0.1", 1))) as port:
+        async with connected(port) as client:
+            client.writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+            assert (await client.head())[0] == 400
+        assert (await fetch(port, "GET", "/health")).status == 200
+
+
+async def test_connections_are_kept_between_requests():
+    async with (
+        StubEngine() as engine,
+        serving(SlotRouter(engine.endpoint)) as port,
+        connected(port) as client,
+    ):
+        for _ in range(3):
+            client.post(ASK)
+            assert (await client.reply()).status == 200
+        assert (await post(port, ASK)).status == 200
