@@ -113,7 +113,7 @@ class LayerShape:
     routed experts, `largest_tensor_bytes` its largest single matrix. `k_elements` and `v_elements` are what
     one cached token takes (0 for a LATENT layer's V and for layers that reuse an earlier layer's cache);
     `state_elements` is the F32 state per sequence of a recurrent layer, which may also have attention. A
-    `skipped` layer (next-token prediction) keeps its place in the count but is not loaded.
+    `skipped` layer (next-token prediction) keeps its place in the count but is not loaded: it weighs 0.
     """
 
     index: int

@@ -1,0 +1,98 @@
+"""`cotenant analyze`: what a model file holds, what it weighs, and where it would go."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cotenant.cli.plan import DOES_NOT_FIT, print_json, print_plan
+from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
+from cotenant.cli.recipe_options import file_path
+from cotenant.cli.render import analysis_lines, comparison_lines
+from cotenant.domain.errors import UsageError
+from cotenant.domain.models import ModelShape
+from cotenant.domain.placements import Placement
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("analyze", help="read a model file: layers, sizes, and the split to use")
+    parser.add_argument("--json", action="store_true", help="print the analysis and the plan as JSON")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="have the engine rehearse the plan without loading it, and compare part by part",
+    )
+    parser.add_argument("--llama-server", type=file_path, metavar="FILE", help="the engine to verify with")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the file holds, then its plan."""
+    path = model_path(args)
+    if path is None:
+        raise UsageError("no model is given", hint="cotenant analyze --model FILE.gguf")
+    from cotenant.planning.advice import plan
+
+    given = read_plan_input(args, path)
+    result = plan(given.request, given.budgets, given.rules)
+    if args.json:
+        print_json(given, result, analysis=_as_json(given.shape))
+    else:
+        print(*analysis_lines(path, given.shape), sep="\n")
+        print()
+        print_plan(given, result)
+    if args.verify and isinstance(result, Placement):
+        _verify(given, result, args)
+    return 0 if isinstance(result, Placement) else DOES_NOT_FIT
+
+
+def _verify(given: PlanInput, placement: Placement, args: argparse.Namespace) -> None:
+    from cotenant.daemon.verification import verify
+
+    comparisons, engine = verify(given.request, placement, given.rules, given.path, args.llama_server)
+    print()
+    print(*comparison_lines(comparisons, f"Planned / rehearsed by {engine}"), sep="\n")
+
+
+def _as_json(shape: ModelShape) -> dict[str, object]:
+    sizes = [layer.weight_bytes for layer in shape.layers if not layer.skipped]
+    return {
+        "name": shape.name,
+        "architecture": shape.architecture,
+        "kind": shape.kind,
+        "quantisation": shape.quantisation,
+        "parameters": shape.parameters,
+        "file_bytes": shape.file_bytes,
+        "tensor_bytes": shape.tensor_bytes,
+        "input_bytes": shape.input_bytes,
+        "output_bytes": shape.output_bytes,
+        "tied": shape.tied,
+        "n_ctx_train": shape.n_ctx_train,
+        "n_embd": shape.n_embd,
+        "n_vocab": shape.n_vocab,
+        "n_expert": shape.n_expert,
+        "n_expert_used": shape.n_expert_used,
+        "sliding_window": shape.sliding_window,
+        "chat_template": shape.chat_template,
+        "layer_bytes": {
+            "average": sum(sizes) // len(sizes) if sizes else None,
+            "least": min(sizes, default=None),
+            "most": max(sizes, default=None),
+        },
+        "layers": [
+            {
+                "index": layer.index,
+                "bytes": layer.weight_bytes,
+                "expert_bytes": layer.expert_bytes,
+                "attention": layer.attention,
+                "n_head": layer.n_head,
+                "k_elements": layer.k_elements,
+                "v_elements": layer.v_elements,
+                "state_elements": layer.state_elements,
+                "loaded": not layer.skipped,
+            }
+            for layer in shape.layers
+        ],
+    }

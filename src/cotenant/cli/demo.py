@@ -1,0 +1,70 @@
+"""`cotenant demo`: the main job in one command, as `make run` does it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from cotenant.cli.plan_input import model_path
+from cotenant.cli.serve import add_serve_options, serve_model
+
+_PROMPT = "Say in one sentence what a GPU is for."
+_ANSWER_TIMEOUT_S = 300
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser(
+        "demo", help="serve a model, made on the spot if none is given, and ask it"
+    )
+    add_serve_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve, ask one question, say what to try next, and go on serving."""
+    path = model_path(args)
+    if path is not None:
+        serve_model(args, path, _asker(args, made_up=False))
+        return 0
+    from cotenant.demo_model import write_demo_model
+
+    with tempfile.TemporaryDirectory(prefix="cotenant-demo-") as folder:
+        path = Path(folder) / "demo.gguf"
+        print("No model given: making a small one with random weights. What it says means nothing;")
+        print(
+            "everything around it is real. Serve your own with: make run MODEL=path/to/model.gguf", flush=True
+        )
+        write_demo_model(path)
+        serve_model(args, path, _asker(args, made_up=True))
+    return 0
+
+
+def _asker(args: argparse.Namespace, *, made_up: bool) -> Any:
+    async def ask(address: str) -> None:
+        answer = await asyncio.to_thread(_ask, address, args.api_key[0] if args.api_key else None)
+        nonsense = " (random weights: nonsense)" if made_up else ""
+        print(f"\nAsked: {_PROMPT}\nAnswer{nonsense}: {answer}\n")
+        print("Try next, in another terminal:")
+        print(f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\")
+        print('    -d \'{"model": "local", "messages": [{"role": "user", "content": "Hello"}]}\'')
+        print("Stop with Ctrl-C.", flush=True)
+
+    return ask
+
+
+def _ask(address: str, key: str | None) -> str:
+    body = {"model": "local", "max_tokens": 48, "messages": [{"role": "user", "content": _PROMPT}]}
+    request = urllib.request.Request(  # noqa: S310 - the address is ours
+        f"{address}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+    )
+    with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as response:  # noqa: S310
+        message: str = json.load(response)["choices"][0]["message"]["content"]
+    return json.dumps(message, ensure_ascii=False)

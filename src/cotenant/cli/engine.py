@@ -1,0 +1,144 @@
+"""`cotenant engine`: the programs that run models here, and installing one for this machine's GPUs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cotenant.clock import SystemClock
+from cotenant.domain.devices import DeviceKind, Inventory
+from cotenant.domain.engines import EngineBuild
+from cotenant.domain.errors import EngineError
+
+if TYPE_CHECKING:
+    from cotenant.engines.builds import Builds
+
+_FLAVOURS = ("cuda", "rocm", "vulkan", "cpu")
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("engine", help="list the engines of this machine, or install one")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="show what can run models and which GPUs each sees")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.add_argument(
+        "--llama-server",
+        metavar="FILE",
+        type=Path,
+        default=os.environ.get("COTENANT_LLAMA_SERVER") or None,
+        help="a llama-server to use before any other",
+    )
+    listing.set_defaults(run=run, action=_list)
+    installing = actions.add_parser("install", help="install the embedded engine for this machine's GPUs")
+    installing.add_argument(
+        "flavour", nargs="?", choices=_FLAVOURS, help="what to compute on (default: CUDA if NVML finds GPUs)"
+    )
+    installing.add_argument("--dry-run", action="store_true", help="print the command and run nothing")
+    installing.add_argument(
+        "--index", metavar="URL|FOLDER", help="where to take the wheel from in place of upstream's index"
+    )
+    installing.set_defaults(run=run, action=_install)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action asked for. Raises EngineMissing or EngineInstallFailed."""
+    status: int = args.action(args)
+    return status
+
+
+def _list(args: argparse.Namespace) -> int:
+    from cotenant.engines.builds import discover
+
+    configured = None if args.llama_server is None else Path(args.llama_server)
+    builds = discover(configured)
+    inventory = _inventory()
+    chosen, refusal = _chosen(builds, inventory)
+    if args.json:
+        print(json.dumps(_as_json(builds, chosen, refusal), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_as_text(builds, inventory, chosen, refusal)))
+    return 0
+
+
+def _install(args: argparse.Namespace) -> int:
+    from cotenant.engines.install import Flavour, install, plan_install, read_system, shown
+
+    inventory = _inventory()
+    flavour = Flavour(args.flavour or ("cuda" if inventory.has_gpus else "cpu"))
+    plan = plan_install(flavour, read_system(inventory.cuda_version), index_url=args.index)
+    print(shown(plan.command), flush=True)
+    for note in plan.notes:
+        print(f"note: {note}", flush=True)
+    if args.dry_run:
+        return 0
+    build = install(plan, say=lambda line: print(f"  {line}", flush=True))
+    print(f"{build.form} {build.version} is installed and {_sight(build)}.")
+    return 0 if build.sees_gpus or flavour is Flavour.CPU else 1
+
+
+def _inventory() -> Inventory:
+    """Measure this machine's own devices: described ones have no say in what must be installed."""
+    from cotenant.hardware.inventory import probe
+
+    return probe(None, SystemClock()).inventory()
+
+
+def _chosen(builds: Builds, inventory: Inventory) -> tuple[EngineBuild | None, EngineError | None]:
+    from cotenant.engines.builds import choose
+
+    gpus = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
+    try:
+        return choose(builds, gpus, cuda_version=inventory.cuda_version), None
+    except EngineError as error:
+        return None, error
+
+
+def _as_text(
+    builds: Builds, inventory: Inventory, chosen: EngineBuild | None, refusal: EngineError | None
+) -> Iterator[str]:
+    for build in builds.all:
+        mark = "*" if build is chosen else " "
+        yield f"{mark} {build.form} {build.version}: {build.problem or _sight(build)}"
+        yield f"    {build.program}"
+    if refusal is not None:
+        yield f"None would be used: {refusal.message}."
+        yield f"  hint: {refusal.hint}"
+    else:
+        where = "this machine's GPUs" if inventory.has_gpus else "the CPU of this machine, which has no GPU"
+        yield f"* runs models on {where}."
+
+
+def _sight(build: EngineBuild) -> str:
+    if not build.sees_gpus:
+        return "sees no GPU: CPU only"
+    return "sees " + ", ".join(f"{device.name} ({device.description})" for device in build.devices)
+
+
+def _as_json(builds: Builds, chosen: EngineBuild | None, refusal: EngineError | None) -> dict[str, Any]:
+    return {
+        "engines": [
+            {
+                "form": build.form.value,
+                "version": build.version,
+                "program": build.program,
+                "problem": build.problem,
+                "chosen": build is chosen,
+                "devices": [
+                    {
+                        "name": device.name,
+                        "description": device.description,
+                        "total_bytes": device.total_bytes,
+                        "free_bytes": device.free_bytes,
+                    }
+                    for device in build.devices
+                ],
+            }
+            for build in builds.all
+        ],
+        "problem": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
+    }

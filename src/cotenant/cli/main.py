@@ -1,0 +1,72 @@
+"""The `cotenant` command: finds the subcommand, and turns every fault into one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from cotenant import __version__
+from cotenant.domain.errors import CotenantError, DoesNotFit, UsageError
+
+_COMMANDS = ("serve", "analyze", "plan", "gpus", "engine", "demo")
+_FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line and a hint."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USAGE, f"{self.prog}: error: {message}\n  hint: {self.prog} --help lists what it takes.\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 for a fault, 2 for wrong usage, 3 for a model that does not fit."""
+    try:
+        args = _parser().parse_args(argv)
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except CotenantError as error:
+        print(f"cotenant: error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)
+        return _status(error)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has gone; Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("COTENANT_DEBUG"):
+            raise
+        print(f"cotenant: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  hint: this is a bug; COTENANT_DEBUG=1 shows where, please report it.", file=sys.stderr)
+        return _FAULT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cotenant",
+        description="Many models, few GPUs, no out-of-memory.",
+        epilog="Every flag has an environment variable: --n-ctx is COTENANT_N_CTX. Flags win.",
+    )
+    parser.add_argument("--version", action="version", version=f"cotenant {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for name in _COMMANDS:
+        import_module(f"cotenant.cli.{name}").register(subparsers)
+    return parser
+
+
+def _status(error: CotenantError) -> int:
+    if isinstance(error, UsageError):
+        return _USAGE
+    return _DOES_NOT_FIT if isinstance(error, DoesNotFit) else _FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

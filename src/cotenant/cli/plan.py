@@ -1,0 +1,79 @@
+"""`cotenant plan`: where a model would go, without loading it; without a model, the budgets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from cotenant.cli.options import read_inventory
+from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
+from cotenant.cli.recipe_options import read_recipe, read_rules
+from cotenant.cli.render import (
+    device_lines,
+    placement_lines,
+    recipe_line,
+    refusal_lines,
+    warning_lines,
+)
+from cotenant.domain.placements import Placement, Refusal
+
+DOES_NOT_FIT = 3
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("plan", help="plan a model over GPUs without loading it")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan, or the budgets when no model is given."""
+    path = model_path(args)
+    if path is None:
+        return _print_budgets(args)
+    from cotenant.planning.advice import plan
+
+    given = read_plan_input(args, path)
+    result = plan(given.request, given.budgets, given.rules)
+    if args.json:
+        print_json(given, result)
+    else:
+        print_plan(given, result)
+    return 0 if isinstance(result, Placement) else DOES_NOT_FIT
+
+
+def print_plan(given: PlanInput, result: Placement | Refusal) -> None:
+    """Print recipe, devices, the plan or the refusal, and warnings."""
+    print(recipe_line(given.request.recipe))
+    print(*device_lines(given.inventory, given.budgets, given.rules.order), sep="\n")
+    print()
+    lines = placement_lines(result) if isinstance(result, Placement) else refusal_lines(result)
+    print(*lines, sep="\n")
+    for line in warning_lines(result.warnings):
+        print(line)
+
+
+def print_json(given: PlanInput, result: Placement | Refusal, **more: object) -> None:
+    """Print the plan's fixed JSON, with more fields beside it."""
+    from cotenant.planning.describe import plan_as_json
+
+    described = plan_as_json(result, given.budgets, given.shape.n_layers)
+    print(json.dumps({**described, **more}, indent=2, ensure_ascii=False))
+
+
+def _print_budgets(args: argparse.Namespace) -> int:
+    from cotenant.planning.budgets import budgets
+    from cotenant.planning.describe import budgets_as_json
+
+    read_recipe(args)
+    rules, inventory = read_rules(args), read_inventory(args)
+    found = budgets(inventory, rules)
+    if args.json:
+        print(json.dumps({"devices": budgets_as_json(found)}, indent=2, ensure_ascii=False))
+    else:
+        print(*device_lines(inventory, found, rules.order), sep="\n")
+        print("Give a model to plan it: cotenant plan --model FILE")
+    return 0

@@ -1,0 +1,95 @@
+"""From flags to what the planner takes: shared by `analyze`, `plan`, `serve` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cotenant.cli.options import add_device_options, read_inventory
+from cotenant.cli.recipe_options import add_recipe_options, file_path, read_recipe, read_rules
+from cotenant.domain.devices import Inventory
+from cotenant.domain.errors import UnsupportedModelFile, UsageError
+from cotenant.domain.models import ModelKind, ModelShape
+from cotenant.domain.placements import Budget
+from cotenant.planning.budgets import BudgetRules, budgets
+from cotenant.planning.planner import PlanRequest
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInput:
+    """A model file as read, the request made of it, and the devices it is planned on."""
+
+    path: Path
+    projector_path: Path | None
+    request: PlanRequest
+    inventory: Inventory
+    budgets: tuple[Budget, ...]
+    rules: BudgetRules
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's shape."""
+        return self.request.shape
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the model, by position or by flag, its projector, and every recipe and device flag."""
+    parser.add_argument("model_path", nargs="?", type=file_path, metavar="MODEL", help="a GGUF file")
+    parser.add_argument("--model", type=file_path, metavar="FILE", help="the same, as a flag")
+    parser.add_argument("--mmproj", type=file_path, metavar="FILE", help="the vision projector of the model")
+    add_device_options(parser)
+    add_recipe_options(parser)
+
+
+def model_path(args: argparse.Namespace) -> Path | None:
+    """Return the model named by flag or by position. Raises UsageError for both at once."""
+    if args.model and args.model_path:
+        raise UsageError(
+            f"two models are given: {args.model_path} and {args.model}", hint="Give one, either way."
+        )
+    path: Path | None = args.model or args.model_path
+    return path
+
+
+def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = None) -> PlanInput:
+    """Read the model's header and the devices. Raises ModelFileError, UsageError."""
+    from cotenant.model_files import load_model
+
+    recipe, rules = read_recipe(args), read_rules(args)
+    shape = load_model(path)
+    if shape.kind is ModelKind.EMBEDDING:
+        # An engine embeds a text in one micro-batch: a longer text would be refused.
+        recipe = replace(recipe, n_ubatch=recipe.n_batch)
+    if shape.kind is ModelKind.PROJECTOR:
+        raise UnsupportedModelFile(
+            f"{path} is a vision projector, not a model of its own", hint="Give it with --mmproj."
+        )
+    projector_bytes = 0
+    if args.mmproj:
+        projector = load_model(args.mmproj)
+        if projector.kind is not ModelKind.PROJECTOR:
+            raise UnsupportedModelFile(
+                f"{args.mmproj} is not a vision projector", hint="--mmproj takes an mmproj file."
+            )
+        projector_bytes = projector.tensor_bytes
+    inventory = read_inventory(args)
+    return PlanInput(
+        path=path,
+        projector_path=args.mmproj,
+        request=PlanRequest(name or served_name(path), shape, recipe, projector_bytes),
+        inventory=inventory,
+        budgets=budgets(inventory, rules),
+        rules=rules,
+    )
+
+
+def served_name(path: Path) -> str:
+    """Return the name that a file is served under: without its suffix and its part number."""
+    stem = path.name.removesuffix(".gguf") if path.is_file() else path.name
+    head, separator, tail = stem.rpartition("-of-")
+    if separator and tail.isdecimal():
+        first, dash, number = head.rpartition("-")
+        if dash and number.isdecimal():
+            return first
+    return stem

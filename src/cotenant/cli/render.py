@@ -1,0 +1,217 @@
+"""Plans as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cotenant.analysis.calibration import Comparison
+from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, Inventory
+from cotenant.domain.models import ModelShape, Parts, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal, Share
+from cotenant.domain.units import MIB, format_bytes, format_mib
+
+_BAR = 40
+_FILLS = {"weights": "█", "kv": "▓", "compute": "▒", "overhead": "░", "in use": "×", "free": "·"}
+_ORDERS = {
+    DeviceOrder.FREE_DESC: "by free memory, the emptiest first",
+    DeviceOrder.TOTAL_DESC: "by total memory, the largest first",
+    DeviceOrder.INDEX: "by index",
+}
+
+
+def analysis_lines(path: object, shape: ModelShape) -> Iterator[str]:
+    """Describe what a model file holds."""
+    sizes = [layer.weight_bytes for layer in shape.layers if not layer.skipped]
+    yield f"Model: {path}"
+    facts = [shape.name, shape.architecture, shape.quantisation or "quantisation unknown"]
+    yield f"  {' · '.join(facts)} · {_count(shape.parameters)} parameters"
+    weights, file = format_bytes(shape.tensor_bytes), format_bytes(shape.file_bytes)
+    yield f"  Total size: {weights} of weights in {file} of file"
+    yield f"  Layers: {shape.n_layers}" + (
+        f", of which {shape.n_layers - len(sizes)} not loaded" if len(sizes) < shape.n_layers else ""
+    )
+    if sizes:
+        yield f"  Avg layer size: {sum(sizes) / len(sizes) / MIB:,.2f} MiB"
+        yield f"  Layer size range: {min(sizes) / MIB:,.2f} - {max(sizes) / MIB:,.2f} MiB"
+    tied = ", a second copy of the embedding" if shape.tied else ""
+    yield f"  Embedding: {format_bytes(shape.input_bytes)}, in host RAM"
+    yield f"  Output: {format_bytes(shape.output_bytes)}{tied}, on the last GPU used"
+    if shape.n_expert:
+        yield f"  Experts: {shape.n_expert_used} of {shape.n_expert} per token"
+    trained = f"{shape.n_ctx_train:,} tokens" if shape.n_ctx_train else "unknown"
+    window = f", window of {shape.sliding_window:,} in {_sliding(shape)}" if _sliding_layers(shape) else ""
+    yield f"  Trained context: {trained}   Attention: {_attention(shape)}{window}"
+    yield f"  Kind: {shape.kind}   Chat template: {'yes' if shape.chat_template else 'no'}"
+
+
+def recipe_line(recipe: Recipe) -> str:
+    """Describe how a model will run."""
+    slots = "1 slot" if recipe.parallel == 1 else f"{recipe.parallel} slots"
+    shared = "sharing one cache" if recipe.kv_unified else "each with its own cache"
+    return (
+        f"Recipe: {recipe.n_ctx:,} tokens for {slots}{f' {shared}' if recipe.parallel > 1 else ''}, "
+        f"KV {recipe.cache_type_k}/{recipe.cache_type_v}, flash attention {recipe.flash_attention}, "
+        f"ubatch {recipe.n_ubatch}, split policy {recipe.split_policy}"
+    )
+
+
+def device_lines(inventory: Inventory, budgets: Sequence[Budget], order: DeviceOrder) -> Iterator[str]:
+    """List the devices in planned order, with what is free and what may be planned."""
+    yield f"Devices {_ORDERS[order]}:"
+    for rank, budget in enumerate(budgets):
+        free, total = format_mib(budget.free_bytes), format_mib(budget.device.total_bytes)
+        yield (
+            f"  {_ranked(rank, budget.device):<44} {free:>8} / {total:>8} MiB free"
+            + (
+                f", left out: {budget.left_out}"
+                if budget.left_out
+                else f", budget {format_mib(budget.budget_bytes)}"
+            )
+        )
+    for problem in inventory.problems:
+        yield f"  Problem: {problem}"
+
+
+def placement_lines(placement: Placement) -> Iterator[str]:
+    """Draw the layer-to-device plan: a line, a bar and the parts per device."""
+    yield "LAYER-TO-GPU ALLOCATION PLAN" if placement.on_gpu else "ALLOCATION PLAN"
+    for rank, share in enumerate(placement.shares):
+        yield from _share_lines(rank, share)
+    if placement.host.total:
+        on_host = placement.n_layers + 1 - placement.n_gpu_layers
+        layers = f"{on_host} layers" if placement.n_gpu_layers and on_host else "input layer"
+        what = "whole model" if not placement.n_gpu_layers else layers
+        yield f"  Host RAM: {what} | {format_mib(placement.host.total)} MiB ({_parts(placement.host)})"
+    legend = "  ".join(f"{fill} {name}" for name, fill in _FILLS.items())
+    yield f"  {legend}"
+    if placement.estimated:
+        yield f"  estimated, not exact: {', '.join(placement.estimated)}"
+    if placement.n_gpu_layers:
+        counts = ",".join(str(count) for count in placement.tensor_split)
+        yield f"TENSOR SPLIT: --tensor-split {counts} --n-gpu-layers {placement.n_gpu_layers}"
+
+
+def warning_lines(warnings: Sequence[str]) -> Iterator[str]:
+    """List what should be known and stops nothing."""
+    for warning in warnings:
+        yield f"Warning: {warning}"
+
+
+def refusal_lines(refusal: Refusal) -> Iterator[str]:
+    """Say what does not fit, where and by how much, and what would."""
+    yield f"DOES NOT FIT: {refusal.reason}"
+    for shortfall in refusal.shortfalls:
+        missing = (
+            f"{format_bytes(shortfall.missing_bytes)} short" if shortfall.missing_bytes else "holds its part"
+        )
+        yield (
+            f"  {shortfall.device.label}: needs {format_bytes(shortfall.needed_bytes)} of "
+            f"{format_bytes(shortfall.budget_bytes)}, {missing}"
+        )
+    if refusal.remedies:
+        yield "Any one of these would fit:"
+        for remedy in refusal.remedies:
+            yield f"  - {remedy.text}" + (f"   {remedy.flags}" if remedy.flags else "")
+    elif refusal.shortfalls:
+        yield "Nothing that could be computed would fit on these devices."
+
+
+def comparison_lines(rows: Sequence[Comparison], title: str) -> Iterator[str]:
+    """Set planned bytes beside the engine's, part by part, in MiB."""
+    yield f"{title} (MiB):"
+    yield f"  {'':<34}{'weights':>19}{'KV':>19}{'compute':>19}{'difference':>12}"
+    for row in rows:
+        pairs = (
+            (row.planned.weights, row.reported.weights),
+            (row.planned.kv, row.reported.kv),
+            (row.planned.compute, row.reported.compute),
+        )
+        cells = "".join(f"{f'{_mib(planned)} / {_mib(seen)}':>19}" for planned, seen in pairs)
+        yield f"  {row.label:<34}{cells}{row.error_bytes / MIB:>+12,.1f}"
+
+
+def _share_lines(rank: int, share: Share) -> Iterator[str]:
+    budget = share.budget
+    free = budget.free_bytes
+    if not share.used:
+        yield f"  {_ranked(rank, budget.device)}: not used"
+        return
+    if share.first is None or share.last is None:
+        layers = "output layer"
+    else:
+        count = share.last - share.first + 1
+        layers = f"{count} layer{'s' if count > 1 else ''} (#{share.first}-{share.last})"
+        layers += " + output" if share.has_output else ""
+    percent = f" ({100 * share.parts.total / free:.1f}%)" if free else ""
+    yield (
+        f"  {_ranked(rank, budget.device)}: {layers} | "
+        f"{format_mib(share.parts.total)} / {format_mib(free)} MiB{percent}"
+    )
+    yield f"    {_bar(share)}  {_parts(share.parts)}"
+
+
+def _bar(share: Share) -> str:
+    total, free = share.device.total_bytes, share.budget.free_bytes
+    capacity = total or free or share.parts.total or 1
+    parts = share.parts
+    amounts = {
+        "in use": max(0, capacity - (free if free is not None else capacity)),
+        "weights": parts.weights,
+        "kv": parts.kv,
+        "compute": parts.compute,
+        "overhead": parts.overhead,
+    }
+    cells, drawn, upto = "", 0, 0
+    for name, amount in amounts.items():
+        upto += amount
+        width = min(_BAR, round(_BAR * upto / capacity)) - drawn
+        cells += _FILLS[name] * width
+        drawn += width
+    return f"[{cells}{_FILLS['free'] * (_BAR - drawn)}]"
+
+
+def _parts(parts: Parts) -> str:
+    named = (
+        ("weights", parts.weights),
+        ("KV", parts.kv),
+        ("compute", parts.compute),
+        ("overhead", parts.overhead),
+    )
+    return ", ".join(f"{name} {_mib(count)}" for name, count in named if count)
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:,.0f}" if count >= 100 * MIB else f"{count / MIB:,.2f}"
+
+
+def _ranked(rank: int, device: Device) -> str:
+    if device.kind is DeviceKind.HOST:
+        return device.label
+    return f"GPU {rank} (index {'?' if device.index is None else device.index}): {device.name}"
+
+
+def _attention(shape: ModelShape) -> str:
+    kinds: dict[str, int] = {}
+    for layer in shape.layers:
+        name = str(layer.attention)
+        if layer.state_elements:
+            name = "recurrent" if not layer.k_elements else f"{name} + recurrent"
+        kinds[name] = kinds.get(name, 0) + 1
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return ", ".join(f"{count} {name}" for name, count in kinds.items())
+
+
+def _sliding_layers(shape: ModelShape) -> int:
+    return sum(layer.attention == "sliding" for layer in shape.layers)
+
+
+def _sliding(shape: ModelShape) -> str:
+    return f"{_sliding_layers(shape)} layers"
+
+
+def _count(number: int) -> str:
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.1f} {letter}"
+    return str(number)

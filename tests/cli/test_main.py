@@ -1,0 +1,180 @@
+"""The command as a user types it, in a process of its own where its exit matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cotenant.cli.main import main
+from cotenant.demo_model import write_demo_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "Tiny-Demo-F16.gguf"
+    write_demo_model(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("COTENANT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    try:
+        status = main(argv)
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert told.startswith("cotenant"), told
+    assert told.count("\n") == 2, f"not one line and a hint: {told}"
+    assert "  hint: " in told
+    return status, told
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["analyze"], "no model is given"),
+        (["analyze", "/no/such/file.gguf"], "/no/such/file.gguf does not exist"),
+        (["analyze", "."], "is a directory"),
+        (["plan", __file__], "is not a GGUF file"),
+        (["plan", "--gpus", "24parsecs"], "24parsecs"),
+        (["plan", "--gpus", "2x24GiB", "--devices", "7"], "'7' names no device"),
+        (["plan", "--n-ctx", "lots"], "--n-ctx 'lots'"),
+        (["plan", "--n-ctx", "2000000000"], "--n-ctx '2000000000'"),
+        (["plan", "--parallel", "0"], "--parallel '0'"),
+        (["plan", "--cache-type-k", "q9"], "--cache-type-k 'q9'"),
+        (["plan", "--n-gpu-layers", "-7"], "--n-gpu-layers"),
+        (["plan", "--tensor-split", "a,b"], "'a' is not a number"),
+        (["plan", "--smart-split", "--tensor-split", "1,2"], "exclude each other"),
+        (["gpus", "--device-order", "best"], "'best' is no device order"),
+        (["levitate"], "invalid choice: 'levitate'"),
+        (["plan", "--n-cxt", "1"], "unrecognized arguments: --n-cxt"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_wrong_input_is_one_clear_line_with_a_hint(
+    capsys: pytest.CaptureFixture[str], argv: list[str], says: str
+) -> None:
+    status, told = fails(capsys, *argv)
+    assert says in told
+    assert status in (1, 2)
+
+
+def test_a_wrong_environment_variable_is_told_like_a_wrong_flag(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COTENANT_N_CTX", "lots")
+    assert "COTENANT_N_CTX" in fails(capsys, "plan")[1]
+    monkeypatch.delenv("COTENANT_N_CTX")
+    monkeypatch.setenv("COTENANT_KV_UNIFIED", "perhaps")
+    assert "COTENANT_KV_UNIFIED='perhaps'" in fails(capsys, "plan")[1]
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_would(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    argv = ["plan", str(model), "--gpus", "4GiB", "--n-ctx", "4194304"]
+    assert main(argv) == 3
+    shown = capsys.readouterr().out
+    assert "DOES NOT FIT" in shown
+    assert "--n-ctx " in shown
+    assert main([*argv, "--json"]) == 3
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is False
+    assert plan["refusal"]
+    assert plan["shortfalls"][0]["missing_bytes"] > 0
+    status, told = fails(capsys, "serve", str(model), *argv[2:], "--port", "0")
+    assert (status, "does not fit" in told) == (3, True)
+
+
+@pytest.mark.parametrize("command", ["plan", "analyze"])
+def test_the_plan_as_json_has_the_fixed_fields(
+    capsys: pytest.CaptureFixture[str], model: Path, command: str
+) -> None:
+    assert main([command, "--model", str(model), "--gpus", "24GiB,24GiB,12GiB", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is True
+    assert plan["model"] == "Tiny-Demo-F16"
+    assert plan["n_gpu_layers"] == plan["n_layers"] + 1 == sum(plan["tensor_split"])
+    assert len(plan["devices"]) == len(plan["tensor_split"]) == 3
+    used = plan["devices"][0]
+    assert used["layers"] == [0, plan["n_layers"] - 1]
+    assert used["planned_bytes"] == sum(used["parts"].values())
+    assert set(used["parts"]) == {"weights", "kv", "compute", "overhead"}
+    assert plan["devices"][2]["layers"] is None
+    assert plan["refusal"] is None
+
+
+def test_flags_beat_the_environment(
+    capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COTENANT_GPUS", "8GiB")
+    monkeypatch.setenv("COTENANT_N_CTX", "512")
+    monkeypatch.setenv("COTENANT_KV_UNIFIED", "no")
+    assert main(["plan", str(model), "--n-ctx", "2048"]) == 0
+    shown = capsys.readouterr().out
+    assert "2,048 tokens for 4 slots each with its own cache" in shown
+    assert "GPU 8 GiB" in shown
+
+
+def test_without_a_model_plan_shows_the_budgets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--gpus", "24GiB,1GiB", "--json"]) == 0
+    devices = json.loads(capsys.readouterr().out)["devices"]
+    assert devices[0]["budget_bytes"] == 23 << 30
+    assert devices[1]["budget_bytes"] == 0
+    assert "under the minimum" in devices[1]["left_out"]
+
+
+def test_analyze_draws_a_bar_per_gpu_and_the_split_to_use(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    assert main(["analyze", str(model), "--gpus", "RTX A5500:24564:19304,RTX A400:4094:329"]) == 0
+    shown = capsys.readouterr().out
+    for said in ("Total size", "Avg layer size", "Layer size range", "RTX A5500", "#0-3", "TENSOR SPLIT:"):
+        assert said in shown
+    assert "×" in shown
+
+
+def test_a_public_address_needs_a_key(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    status, told = fails(capsys, "serve", str(model), "--host", "0.0.0.0", "--port", "0")
+    assert (status, "no API key" in told) == (2, True)
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        _, told = fails(capsys, "serve", str(model), "--port", port)
+    assert port in told
+
+
+def test_a_reader_that_leaves_early_is_no_fault(model: Path) -> None:
+    command = [sys.executable, "-m", "cotenant.cli.main", "analyze", str(model), "--gpus", "24GiB", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_every_command_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("serve", "analyze", "plan", "gpus", "engine", "demo"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        assert command in capsys.readouterr().out

@@ -1,0 +1,227 @@
+"""The whole: a real llama.cpp engine behind the gateway, spoken to by the real `openai` client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
+from tests.support.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, llama_server
+from tests.support.serving import Serving, alive, serving, wait_until_gone
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def daemon(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(model, tmp_path_factory.mktemp("state"), "--parallel", "2", "--n-ctx", "8192") as running:
+        running.address()
+        yield running
+
+
+@pytest.fixture
+def client(daemon: Serving) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{daemon.address()}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+def get_json(url: str) -> dict[str, object]:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        found: dict[str, object] = json.load(response)
+        return found
+
+
+def test_chat_and_completions_answer(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=8
+    )
+    assert chat.choices[0].message.content
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens == 8
+    text = client.completions.create(model="local", prompt="Once", max_tokens=4)
+    assert text.choices[0].finish_reason == "length"
+
+
+def test_a_stream_arrives_in_pieces_and_ends(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=12, stream=True
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(pieces) > 4
+    assert "".join(pieces)
+
+
+def test_streaming_and_not_give_the_same_text(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model="tiny", prompt="One", max_tokens=16, temperature=0)
+    parts = client.completions.create(model="tiny", prompt="One", max_tokens=16, temperature=0, stream=True)
+    assert "".join(part.choices[0].text for part in parts if part.choices) == whole.choices[0].text
+
+
+def test_models_and_a_wrong_name(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    with pytest.raises(openai.NotFoundError, match="tiny"):
+        client.completions.create(model="gpt-9", prompt="x")
+
+
+def test_more_clients_than_slots_are_all_answered(daemon: Serving) -> None:
+    import asyncio
+
+    async def run() -> list[int]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{daemon.address()}/v1", api_key="none", max_retries=0
+        ) as client:
+            answers = await asyncio.gather(
+                *(client.completions.create(model="tiny", prompt="x", max_tokens=3) for _ in range(20))
+            )
+        return [answer.usage.completion_tokens for answer in answers if answer.usage]
+
+    assert asyncio.run(run()) == [3] * 20
+
+
+def test_planned_bytes_are_served_beside_those_that_the_engine_reports(daemon: Serving) -> None:
+    told = get_json(f"{daemon.address()}/api/models/tiny")
+    placement = told["placement"]
+    assert isinstance(placement, dict)
+    host = placement["host"]
+    assert host["planned"]["weights"] == pytest.approx(host["reported"]["weights"], abs=20_000)
+    assert host["planned"]["kv"] == host["reported"]["kv"]
+    assert abs(host["difference_bytes"]) < 4 << 20
+
+
+def busy_slots(pid: int) -> int:
+    """Ask the engine itself, on the port that its process listens on."""
+    table = Path(f"/proc/{pid}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]
+    inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    rows = [line.split() for line in table]
+    ports = {
+        int(row[1].split(":")[1], 16) for row in rows if f"socket:[{row[9]}]" in inodes and row[3] == "0A"
+    }
+    with urllib.request.urlopen(f"http://127.0.0.1:{ports.pop()}/slots", timeout=10) as response:
+        return sum(slot["is_processing"] for slot in json.load(response))
+
+
+def wait_for_slots(pid: int, count: int, *, look_every_s: float = 0.02) -> None:
+    deadline = time.monotonic() + 10
+    while busy_slots(pid) != count:
+        assert time.monotonic() < deadline, f"never {count} busy slots"
+        time.sleep(look_every_s)
+
+
+def send_and_leave(daemon: Serving, *, stream: bool) -> None:
+    """Ask for a very long answer and close the connection once the engine works on it."""
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 8000, "stream": stream}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    port = int(daemon.address().rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head + body)
+        wait_for_slots(daemon.engine_pid(), 1)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_the_generation(daemon: Serving, stream: bool) -> None:
+    wait_for_slots(daemon.engine_pid(), 0)
+    send_and_leave(daemon, stream=stream)
+    # llama.cpp looks for departed clients after a second without results, and a look at its slots is one.
+    wait_for_slots(daemon.engine_pid(), 0, look_every_s=1.5)
+
+
+def test_sigterm_lets_a_running_answer_end_and_leaves_no_process(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path) as running:
+        address, pid = running.address(), running.engine_pid()
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+            stream = client.completions.create(model="local", prompt="x", max_tokens=400, stream=True)
+            first = next(iter(stream))
+            assert first.choices
+            running.process.send_signal(signal.SIGTERM)
+            last = [chunk for chunk in stream if chunk.choices][-1]
+            assert last.choices[0].finish_reason == "length"
+        assert running.finish() == 0
+        assert not alive(pid)
+
+
+def test_kill_9_of_the_daemon_takes_the_engine_with_it(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path) as running:
+        running.address()
+        pid = running.engine_pid()
+        running.process.kill()
+        running.process.wait()
+        wait_until_gone(pid, within_s=2)
+
+
+def test_an_engine_that_dies_ends_the_daemon_with_the_reason(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path) as running:
+        running.address()
+        os.kill(running.engine_pid(), signal.SIGKILL)
+        assert running.finish() == 1
+        assert "signal 9" in running.output or "SIGKILL" in running.output
+        assert "Traceback" not in running.output
+
+
+def test_a_file_that_the_engine_cannot_load_is_one_clear_error(tmp_path: Path) -> None:
+    broken = build_tiny_llama(tmp_path / "broken.gguf")
+    whole = broken.read_bytes()
+    broken.write_bytes(whole.replace(b"blk.0.attn_q.weight", b"blk.0.attn_z.weight"))
+    with serving(broken, tmp_path) as running:
+        assert running.finish() == 1
+    assert "error: broken could not be loaded" in running.output
+    assert "attn_q" in running.output
+    assert "Traceback" not in running.output
+
+
+def test_described_gpus_are_planned_and_the_engine_runs_on_the_cpu(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, "--gpus", "RTX 3090:24576:2000") as running:
+        address = running.address()
+        assert "RTX 3090" in running.output
+        assert "described, not of this machine" in running.output
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
+            assert client.completions.create(model="tiny", prompt="x", max_tokens=2).choices[0].text
+
+
+def test_a_key_is_asked_for_when_one_is_set(model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nsesame\n", encoding="utf-8")
+    with serving(model, tmp_path, "--api-key-file", str(keys)) as running:
+        address = running.address()
+        wrong = openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0)
+        with wrong, pytest.raises(openai.AuthenticationError):
+            wrong.models.list()
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="sesame", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_an_embedding_model_embeds(tmp_path: Path) -> None:
+    embedder = build_tiny_embedder(tmp_path / "embedder.gguf")
+    with (
+        serving(embedder, tmp_path, "--n-ctx", "512", "--parallel", "1") as running,
+        openai.OpenAI(base_url=f"{running.address()}/v1", api_key="none") as client,
+    ):
+        answer = client.embeddings.create(model="local", input="hello", encoding_format="float")
+    assert len(answer.data[0].embedding) == 64
+
+
+@pytest.mark.parametrize("way", ["embedded", "llama-server"])
+def test_a_trained_model_gives_its_known_text_through_both_ways(way: str, tmp_path: Path) -> None:
+    trained = known_model()
+    flags = ["--n-ctx", "512"]
+    if way == "llama-server":
+        flags += ["--llama-server", str(llama_server())]
+    with serving(trained, tmp_path, *flags) as running:
+        with openai.OpenAI(base_url=f"{running.address()}/v1", api_key="none") as client:
+            answer = client.completions.create(
+                model="local", prompt=KNOWN_PROMPT, temperature=0, max_tokens=40
+            )
+        assert answer.choices[0].text.startswith(KNOWN_TEXT)
