@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from bench import footprint, gateway, header, split
+from bench import assembly, footprint, gateway, header, split
 from bench.rows import print_table
 
 
 def main() -> int:
     rows = []
-    for benchmark in (split, footprint, header, gateway):
+    for benchmark in (split, footprint, header, assembly, gateway):
         found = benchmark.main()
         print_table(found)
         sys.stdout.flush()

@@ -29,7 +29,7 @@ def request(*, events: int | None = None, pace_s: float = 0.0) -> bytes:
     """
     message = b'{"model":"stub","messages":[{"role":"user","content":"Tell me a story."}],'
     if events is None:
-        body = message + b'"stream":false}'
+        body = message + b'"stream":false,"max_tokens":16}'
     else:
         body = message + b'"stream":true,"max_tokens":%d,"pace_s":%b}' % (events, str(pace_s).encode())
     return (

@@ -102,15 +102,19 @@ def test_planned_bytes_are_served_beside_those_that_the_engine_reports(daemon: S
     assert abs(host["difference_bytes"]) < 4 << 20
 
 
-def busy_slots(pid: int) -> int:
-    """Ask the engine itself, on the port that its process listens on."""
+def engine_port(pid: int) -> int:
+    """Find the port that a process listens on."""
     table = Path(f"/proc/{pid}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]
     inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     rows = [line.split() for line in table]
     ports = {
         int(row[1].split(":")[1], 16) for row in rows if f"socket:[{row[9]}]" in inodes and row[3] == "0A"
     }
-    with urllib.request.urlopen(f"http://127.0.0.1:{ports.pop()}/slots", timeout=10) as response:
+    return ports.pop()
+
+
+def busy_slots(pid: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{engine_port(pid)}/slots", timeout=10) as response:
         return sum(slot["is_processing"] for slot in json.load(response))
 
 
@@ -119,6 +123,32 @@ def wait_for_slots(pid: int, count: int, *, look_every_s: float = 0.02) -> None:
     while busy_slots(pid) != count:
         assert time.monotonic() < deadline, f"never {count} busy slots"
         time.sleep(look_every_s)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"prompt": "One", "logprobs": 2},
+        {"messages": [{"role": "user", "content": "Hello"}]},
+        {"messages": [{"role": "user", "content": "Hello"}], "logprobs": True, "top_logprobs": 2},
+    ],
+)
+def test_a_long_plain_answer_is_what_the_engine_itself_would_answer(
+    daemon: Serving, request_: dict[str, object]
+) -> None:
+    path = "/v1/chat/completions" if "messages" in request_ else "/v1/completions"
+    body = {"model": "tiny", "max_tokens": 300, "temperature": 0, "cache_prompt": False, **request_}
+
+    def ask(base: str) -> dict[str, object]:
+        request = urllib.request.Request(base + path, json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.headers["Content-Type"].startswith("application/json")
+            answer: dict[str, object] = json.load(response)
+        for changing in ("id", "created", "timings"):
+            del answer[changing]
+        return answer
+
+    assert ask(daemon.address()) == ask(f"http://127.0.0.1:{engine_port(daemon.engine_pid())}")
 
 
 def send_and_leave(daemon: Serving, *, stream: bool) -> None:
@@ -137,6 +167,24 @@ def test_a_client_that_leaves_stops_the_generation(daemon: Serving, stream: bool
     send_and_leave(daemon, stream=stream)
     # llama.cpp looks for departed clients after a second without results, and a look at its slots is one.
     wait_for_slots(daemon.engine_pid(), 0, look_every_s=1.5)
+
+
+def test_a_plain_request_is_given_up_even_while_another_client_streams(
+    daemon: Serving, client: openai.OpenAI
+) -> None:
+    pid = daemon.engine_pid()
+    wait_for_slots(pid, 0)
+    stream = client.completions.create(model="tiny", prompt="x", max_tokens=8000, stream=True)
+    with stream:
+        next(iter(stream))
+        body = json.dumps({"model": "tiny", "prompt": "y"}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", int(daemon.address().rpartition(":")[2]))) as leaving:
+            leaving.sendall(head + body)
+            wait_for_slots(pid, 2)
+        wait_for_slots(pid, 1)
+        next(iter(stream))
+    wait_for_slots(pid, 0)
 
 
 def test_sigterm_lets_a_running_answer_end_and_leaves_no_process(model: Path, tmp_path: Path) -> None:

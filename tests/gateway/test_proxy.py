@@ -11,7 +11,7 @@ from tests.gateway import stub
 from tests.gateway.harness import CHAT, SlotRouter, connected, fetch, post, serving, until
 from tests.gateway.stub import StubEngine, chunk, response
 
-ASK = {"model": "llama", "messages": [{"role": "user", "content": "hé"}]}
+ASK = {"model": "llama", "messages": [{"role": "user", "content": "hé"}], "max_tokens": 16}
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings"])
@@ -197,14 +197,14 @@ async def test_a_client_may_send_its_body_in_chunks():
     async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
         async with connected(port) as client:
             client.send("POST", CHAT, None, {"Transfer-Encoding": "chunked"})
-            for piece in (b'{"model":', b'"llama"}'):
+            for piece in (b'{"model":"llama",', b'"max_tokens":9}'):
                 client.writer.write(chunk(piece))
                 await client.writer.drain()
             client.writer.write(b"0\r\n\r\n")
             assert (await client.reply()).status == 200
         call = await engine.call()
-    assert call.body == b'{"model":"llama"}'
-    assert call.headers[b"content-length"] == b"17"
+    assert call.body == b'{"model":"llama","max_tokens":9}'
+    assert call.headers[b"content-length"] == b"32"
 
 
 async def test_a_large_body_within_the_limit_arrives_whole():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import (
@@ -16,8 +16,9 @@ from cotenant.domain.errors import (
     UnknownModel,
     UpstreamFailed,
 )
-from cotenant.domain.units import KIB
+from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.asgi import JSON_TYPE, Header, Receive, Send, send_body
+from cotenant.gateway.assembly import assemble, stream_body
 from cotenant.gateway.limits import Limits
 from cotenant.gateway.problems import encode_error, envelope, unknown_model
 from cotenant.gateway.upstream import Connection, Pool
@@ -26,6 +27,7 @@ from cotenant.interfaces import Lease, Router
 _log = logging.getLogger("cotenant.gateway")
 
 _MAX_ERROR_BYTES: Final = 64 * KIB
+_MAX_ASSEMBLED_BYTES: Final = 256 * MIB
 _NOT_FORWARDED: Final = frozenset(
     {
         b"accept-encoding",  # the bytes pass through, so they must come plain
@@ -100,6 +102,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_assembling",
         "_connection",
         "_departed",
         "_headers",
@@ -125,6 +128,7 @@ class Exchange:
         self._listener: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[Lease] | None = None
         self._departed = False
+        self._assembling = False
         self.started = False
         self._last_chunk = b""
 
@@ -138,11 +142,14 @@ class Exchange:
             return
         self._proxy.watch.enter(self)
         try:
-            lease = await self._get_lease(_model_name(body, self._proxy.router))
+            request = _parse(body)
+            lease = await self._get_lease(_model_name(request, self._proxy.router))
             if lease is None:
                 return
             try:
-                await self._carry(lease.endpoint, body)
+                as_stream = stream_body(self._path, request, body)
+                self._assembling = as_stream is not None
+                await self._carry(lease.endpoint, as_stream or body)
             finally:
                 self._part_from_engine(lease)
         finally:
@@ -218,6 +225,8 @@ class Exchange:
             status = await self._ask(endpoint, body)
             if status >= 400:
                 await self._pass_error(status)
+            elif self._assembling and self._reply.event_stream:
+                await self._pass_assembled()
             else:
                 await self._pass_response(status)
         except UpstreamFailed as error:
@@ -268,6 +277,21 @@ class Exchange:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             else:
                 await reply.more()
+
+    async def _pass_assembled(self) -> None:
+        """Put a stream together into the plain answer that the client asked for."""
+        reply = self._reply
+        pieces = [reply.take()]
+        size = len(pieces[0])
+        while not reply.ended:
+            await reply.more()
+            pieces.append(reply.take())
+            size += len(pieces[-1])
+            if size > _MAX_ASSEMBLED_BYTES:
+                raise UpstreamFailed(f"the engine's answer is over {format_bytes(_MAX_ASSEMBLED_BYTES)}")
+        status, body = assemble(b"".join(pieces))
+        self.started = True
+        await send_body(self._send, status, body, JSON_TYPE)
 
     async def _pass_error(self, status: int) -> None:
         """Pass an error that is in OpenAI's envelope as it is; put any other into ours."""
@@ -338,8 +362,8 @@ def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:
     return b"".join(lines)
 
 
-def _model_name(body: bytes, router: Router) -> str:
-    """Return the model that the body names, or the only one served. Raises BadRequest."""
+def _parse(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is. Raises BadRequest."""
     try:
         request = _decode_json(body.decode())
     except ValueError as error:
@@ -348,6 +372,11 @@ def _model_name(body: bytes, router: Router) -> str:
         raise BadRequest("the body is nested too deeply") from None
     if not isinstance(request, dict):
         raise BadRequest("the body is JSON, but not an object", hint="Send one JSON object in UTF-8.")
+    return request
+
+
+def _model_name(request: Mapping[str, Any], router: Router) -> str:
+    """Return the model that a request names, or the only one served. Raises BadRequest."""
     name = request.get("model")
     if isinstance(name, str):
         return name
