@@ -34,7 +34,7 @@ def gpu(index: int, *, name: str = "NVIDIA GeForce RTX 3090", described: bool = 
         name,
         index=index,
         total_bytes=24 * GIB,
-        pci_bus_id=f"00000000:{index + 1:02X}:00.0",
+        pci_bus_id=f"0000:{index + 1:02X}:00.0",
         described=described,
     )
 

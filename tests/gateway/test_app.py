@@ -202,7 +202,7 @@ async def test_an_unexpected_fault_is_logged_with_its_traceback_and_not_told(cap
 def _placed() -> ServedModel:
     def share(number: int, first: int, last: int, weights: int) -> Share:
         device = Device(
-            DeviceId(f"GPU-{number}"), DeviceKind.GPU, "RTX", number, pci_bus_id=f"00000000:0{number}:00.0"
+            DeviceId(f"GPU-{number}"), DeviceKind.GPU, "RTX", number, pci_bus_id=f"0000:0{number}:00.0"
         )
         parts = Parts(weights=weights, kv=10, compute=5, overhead=300)
         return Share(Budget(device, 10**9, 10**9), first, last, last - first + 1, number == 2, parts)

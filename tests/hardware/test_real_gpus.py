@@ -8,11 +8,11 @@ import pytest
 
 from cotenant.clock import SystemClock
 from cotenant.domain.devices import HOST_ID, Device, DeviceKind, Inventory, launch_environment
+from cotenant.domain.pci import normalise_bus_id
 from cotenant.domain.units import MIB
 from cotenant.hardware.described import DescribedProbe
 from cotenant.hardware.host import HOST_NAME
 from cotenant.hardware.nvml import NvmlProbe
-from cotenant.hardware.pci import normalise_bus_id
 
 pytestmark = pytest.mark.gpu
 

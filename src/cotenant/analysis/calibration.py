@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cotenant.domain.devices import DeviceKind
+from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts
 from cotenant.domain.placements import Placement, Share
@@ -14,46 +15,57 @@ from cotenant.domain.placements import Placement, Share
 class Comparison:
     """One device's planned bytes beside those that the engine says it took.
 
-    Overhead is not in an engine's report, so it is left out of both totals.
+    `share` is None for what stays in host RAM; `reported` is None where the engine did not say. Overhead is
+    not in an engine's report, so it is left out of the error.
     """
 
-    label: str
+    share: Share | None
     planned: Parts
-    reported: Parts
+    reported: Parts | None
 
     @property
-    def error_bytes(self) -> int:
-        """Reported less planned, overhead aside; positive when the plan was short."""
+    def device(self) -> Device | None:
+        """The device compared; None for host RAM."""
+        return self.share.device if self.share else None
+
+    @property
+    def error_bytes(self) -> int | None:
+        """Reported less planned; positive when the plan was short."""
+        if self.reported is None:
+            return None
         return self.reported.total - (self.planned.total - self.planned.overhead)
 
 
-def compare(placement: Placement, report: EngineReport) -> tuple[Comparison, ...]:
-    """Pair the devices of a placement with the engine's own, by PCI bus id, else by order.
+def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparison, ...]:
+    """Pair each used GPU of a placement with the engine's own entry for it, host RAM coming last.
 
-    The engine sees exactly the used devices, in planned order, so its n-th device is the n-th share.
-    What the engine keeps in host RAM is compared with the placement's host part, or with the host share
-    where host RAM is the device.
+    They are joined by PCI bus id, or, where the engine names none, by order: it sees exactly the used
+    devices, in planned order, so that its n-th device is the n-th share.
     """
-    gpu_shares = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
-    gpu_rows = [row for row in report.devices if not row.on_host]
+    cards = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
     rows = [
-        Comparison(share.device.label, share.parts, row.parts) for share, row in _paired(gpu_shares, gpu_rows)
+        Comparison(share, share.parts, None if row is None else row.parts)
+        for share, row in _paired(cards, report)
     ]
-    reported_host = Parts()
-    for row in report.devices:
-        if row.on_host:
-            reported_host += row.parts
-    planned_host = placement.host
+    planned = placement.host
     for share in placement.used_shares:
         if share.device.kind is DeviceKind.HOST:
-            planned_host += share.parts
-    return (*rows, Comparison("host RAM", planned_host, reported_host))
+            planned += share.parts
+    reported = Parts() if report else None
+    for row in report.devices if report else ():
+        if row.on_host and reported is not None:
+            reported += row.parts
+    return (*rows, Comparison(None, planned, reported))
 
 
-def _paired(shares: list[Share], rows: list[ReportedDevice]) -> list[tuple[Share, ReportedDevice]]:
+def _paired(
+    shares: list[Share], report: EngineReport | None
+) -> Iterator[tuple[Share, ReportedDevice | None]]:
+    rows = [row for row in report.devices if not row.on_host] if report else []
     by_bus_id = {row.pci_bus_id: row for row in rows if row.pci_bus_id}
-    pairs = [(share, by_bus_id.get(share.device.pci_bus_id or "")) for share in shares]
-    found = [(share, row) for share, row in pairs if row is not None]
-    if len(found) == len(shares):
-        return found
-    return list(zip(shares, rows, strict=False))
+    for position, share in enumerate(shares):
+        bus_id = share.device.pci_bus_id
+        row = by_bus_id.get(bus_id) if bus_id else None
+        if row is None and position < len(rows) and None in (bus_id, rows[position].pci_bus_id):
+            row = rows[position]
+        yield share, row

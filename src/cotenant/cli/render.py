@@ -121,13 +121,17 @@ def comparison_lines(rows: Sequence[Comparison], title: str) -> Iterator[str]:
     yield f"{title} (MiB):"
     yield f"  {'':<34}{'weights':>19}{'KV':>19}{'compute':>19}{'difference':>12}"
     for row in rows:
+        label = row.device.label if row.device else "host RAM"
+        if row.reported is None or row.error_bytes is None:
+            yield f"  {label:<34}{'not reported':>19}"
+            continue
         pairs = (
             (row.planned.weights, row.reported.weights),
             (row.planned.kv, row.reported.kv),
             (row.planned.compute, row.reported.compute),
         )
         cells = "".join(f"{f'{_mib(planned)} / {_mib(seen)}':>19}" for planned, seen in pairs)
-        yield f"  {row.label:<34}{cells}{row.error_bytes / MIB:>+12,.1f}"
+        yield f"  {label:<34}{cells}{row.error_bytes / MIB:>+12,.1f}"
 
 
 def _share_lines(rank: int, share: Share) -> Iterator[str]:

@@ -19,7 +19,7 @@ from cotenant.cli.render import (
     refusal_lines,
     warning_lines,
 )
-from cotenant.domain.errors import UsageError
+from cotenant.domain.errors import UnsupportedModelFile, UsageError
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.units import format_duration, parse_duration
 
@@ -71,6 +71,11 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
     from cotenant.daemon.main import run as run_daemon
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if path.is_dir():
+        raise UnsupportedModelFile(
+            f"{path} is a Hugging Face folder, which can be planned but not served yet",
+            hint="Give a GGUF file: llama.cpp runs no other.",
+        )
     given = read_plan_input(args, path, name=args.name or None)
     job = Job(_settings(args, given), given.request, given.inventory, given.budgets)
     run_daemon(job, _Terminal(given), after_ready)

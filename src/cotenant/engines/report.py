@@ -11,6 +11,7 @@ from typing import Final
 from cotenant.domain.devices import Device
 from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts
+from cotenant.domain.pci import normalise_bus_id
 from cotenant.domain.units import MIB
 
 _USING: Final = re.compile(r"using device (\S+) \((.*)\) \(([^()]*)\) - \d+ MiB free")
@@ -20,7 +21,6 @@ _BUFFER: Final = re.compile(
 _NEW_CONTEXT: Final = "constructing llama_context"
 _CLIP_BACKEND: Final = re.compile(r"CLIP using (\S+) backend")
 _CLIP_WEIGHTS: Final = re.compile(r": model size:\s+([\d.]+) MiB")
-_PCI_ID: Final = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]")
 _NOT_DEVICES: Final = re.compile(r"CPU|BLAS|AMX|.*_Host$")
 _HOST_NAME: Final = "host"
 
@@ -60,16 +60,10 @@ def parse_report(lines: Iterable[str]) -> EngineReport | None:
 def missing_devices(planned: Sequence[Device], report: EngineReport) -> tuple[Device, ...]:
     """Return the planned GPUs that the report does not name, compared by PCI id, else by number."""
     found = [device for device in report.devices if not device.on_host]
-    addresses = {_short(device.pci_bus_id) for device in found if device.pci_bus_id is not None}
+    addresses = {device.pci_bus_id for device in found if device.pci_bus_id is not None}
     if len(addresses) == len(found) and all(device.pci_bus_id is not None for device in planned):
-        return tuple(d for d in planned if d.pci_bus_id is not None and _short(d.pci_bus_id) not in addresses)
+        return tuple(device for device in planned if device.pci_bus_id not in addresses)
     return tuple(planned[len(found) :])
-
-
-def _short(pci_bus_id: str) -> str:
-    """Drop the leading zeros by which NVML's eight-digit domains differ from CUDA's four-digit ones."""
-    domain, _, rest = pci_bus_id.partition(":")
-    return f"{int(domain, 16):x}:{rest.lower()}"
 
 
 def compute_bytes(lines: Iterable[str]) -> dict[str, int]:
@@ -85,7 +79,7 @@ def _collect(lines: Iterable[str]) -> _Seen:
         if match := _BUFFER.search(line):
             _add(seen, match[1], _device(seen, match[2]), match[3], float(match[4]))
         elif match := _USING.search(line):
-            seen.pci[match[1]] = match[3] if _PCI_ID.fullmatch(match[3]) else None
+            seen.pci[match[1]] = normalise_bus_id(match[3])
             seen.descriptions[match[1]] = match[2]
         elif _NEW_CONTEXT in line:
             seen.contexts += 1

@@ -13,8 +13,8 @@ import yaml
 
 from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.errors import BadDeviceSpec
+from cotenant.domain.pci import normalise_bus_id
 from cotenant.hardware.described_entry import DescribedGpu, complete, parse_entry, read_size
-from cotenant.hardware.pci import normalise_bus_id
 
 _EXAMPLE = "A file lists GPUs: `- {name: RTX A5500, total_mib: 24564, used_mib: 19304}`."
 _GPU_KEYS = (

@@ -19,8 +19,8 @@ from cotenant.domain.devices import (
     InventorySource,
     Reading,
 )
+from cotenant.domain.pci import normalise_bus_id
 from cotenant.hardware.host import HostProbe
-from cotenant.hardware.pci import normalise_bus_id
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cotenant.hardware.pci import normalise_bus_id
+from cotenant.domain.pci import normalise_bus_id
 
 
 @pytest.mark.parametrize(
