@@ -119,7 +119,8 @@ class _Daemon:
             loop.add_signal_handler(number, self._on_signal)
         settings, request = self._job.settings, self._job.request
         host = LlamaHost(
-            log_dir=settings.log_dir,
+            # By port, since two daemons of one user must not write one file.
+            log_dir=settings.log_dir / str(sock.getsockname()[1]),
             configured=settings.llama_server,
             cuda_version=self._job.inventory.cuda_version,
         )
