@@ -1,4 +1,4 @@
-"""On a real card: predicted bytes, the engine's report and NVML's own count, side by side (`make gpu-check`)."""
+"""On a real card: predicted bytes, the engine's report and NVML's count (`make gpu-check`)."""
 
 from __future__ import annotations
 
