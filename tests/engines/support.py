@@ -80,7 +80,7 @@ def fake_server(folder: Path) -> Path:
 
 def real_server() -> Path:
     """Find a real llama-server, or skip the test."""
-    found = shutil.which(os.environ.get("COTENANT_LLAMA_SERVER") or "llama-server")
+    found = shutil.which(os.environ.get("COTENANT_TEST_LLAMA_SERVER") or "llama-server")
     if found is None:
         pytest.skip("no llama-server: set COTENANT_LLAMA_SERVER or have it on PATH")
     return Path(found)
