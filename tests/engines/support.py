@@ -82,7 +82,7 @@ def real_server() -> Path:
     """Find a real llama-server, or skip the test."""
     found = shutil.which(os.environ.get("COTENANT_TEST_LLAMA_SERVER") or "llama-server")
     if found is None:
-        pytest.skip("no llama-server: set COTENANT_LLAMA_SERVER or have it on PATH")
+        pytest.skip("no llama-server: set COTENANT_TEST_LLAMA_SERVER or have it on PATH")
     return Path(found)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import tempfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from cotenant.cli.plan_input import model_path
-from cotenant.cli.serve import add_serve_options, serve_model
+from cotenant.cli.serve import add_serve_options, api_keys, serve_model
 
 _PROMPT = "Say in one sentence what a GPU is for."
 _ANSWER_TIMEOUT_S = 300
@@ -47,15 +49,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _asker(args: argparse.Namespace, *, made_up: bool) -> Any:
     async def ask(address: str) -> None:
-        answer = await asyncio.to_thread(_ask, address, args.api_key[0] if args.api_key else None)
-        nonsense = " (random weights: nonsense)" if made_up else ""
-        print(f"\nAsked: {_PROMPT}\nAnswer{nonsense}: {answer}\n")
+        try:
+            answer = await asyncio.to_thread(_ask, address, next(iter(api_keys(args)), None))
+        except OSError as error:
+            print(f"\nAsked: {_PROMPT}\nNo answer: {_reason(error)}\n")
+        else:
+            nonsense = " (random weights: nonsense)" if made_up else ""
+            print(f"\nAsked: {_PROMPT}\nAnswer{nonsense}: {answer}\n")
         print("Try next, in another terminal:")
         print(f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\")
         print('    -d \'{"model": "local", "messages": [{"role": "user", "content": "Hello"}]}\'')
         print("Stop with Ctrl-C.", flush=True)
 
     return ask
+
+
+def _reason(error: OSError) -> str:
+    """Return what the server says of a refused request: a model for embeddings cannot chat, say."""
+    if isinstance(error, urllib.error.HTTPError):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.load(error)["error"]["message"])
+    return str(error)
 
 
 def _ask(address: str, key: str | None) -> str:

@@ -81,10 +81,17 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
     run_daemon(job, _Terminal(given), after_ready)
 
 
-def _settings(args: argparse.Namespace, given: PlanInput) -> Any:
-    from cotenant.daemon.settings import ServeSettings, read_api_keys
+def api_keys(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the keys that clients may use, from flags, environment and file. Raises BadSetting."""
+    from cotenant.daemon.settings import read_api_keys
 
     keys = args.api_key or [key for key in [os.environ.get("COTENANT_API_KEY")] if key]
+    return read_api_keys(keys, args.api_key_file)
+
+
+def _settings(args: argparse.Namespace, given: PlanInput) -> Any:
+    from cotenant.daemon.settings import ServeSettings
+
     return ServeSettings(
         model_path=given.path,
         name=given.request.name,
@@ -92,7 +99,7 @@ def _settings(args: argparse.Namespace, given: PlanInput) -> Any:
         rules=given.rules,
         host=args.host,
         port=args.port,
-        api_keys=read_api_keys(keys, args.api_key_file),
+        api_keys=api_keys(args),
         insecure=args.insecure,
         projector_path=given.projector_path,
         llama_server=args.llama_server,
