@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
 from cotenant.domain.devices import Inventory
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineReport
 from cotenant.domain.models import ModelKind
@@ -109,17 +110,79 @@ class Lease(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """What a request asks of its lease; None stands for the model's own setting.
+
+    `keep_alive_s` is how long the model stays loaded after it, 0 not at all. A higher `priority` goes first.
+    """
+
+    priority: int | None = None
+    keep_alive_s: float | None = None
+    timeout_s: float | None = None
+
+
+DEFAULT_TERMS = LeaseTerms()
+
+
 class Router(Protocol):
     """Knows which models there are and hands out leases on them."""
 
     def models(self) -> Sequence[ServedModel]:
-        """List what is served."""
+        """List what is served, loaded or not."""
         ...
 
-    def try_lease(self, name: str) -> Lease | None:
+    def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once, or return None when the request must wait. Raises UnknownModel."""
         ...
 
-    async def lease(self, name: str) -> Lease:
-        """Wait for a lease. Raises UnknownModel, QueueFull, WaitTimeout or EngineDied."""
+    async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease:
+        """Wait for a lease, which may load the model and evict others.
+
+        Raises UnknownModel, QueueFull, WaitTimeout, DoesNotFit, EngineLoadFailed or EngineDied.
+        """
+        ...
+
+    def outlook(self, name: str) -> Outlook | None:
+        """Tell what a request for this model that waits now may expect; None if it need not wait."""
+        ...
+
+
+class Operator(Protocol):
+    """What an operator sees of the daemon and may tell it. Names may be aliases; all raise UnknownModel."""
+
+    def statuses(self) -> Sequence[ModelStatus]:
+        """How every model is doing."""
+        ...
+
+    def devices(self) -> Sequence[DeviceStatus]:
+        """How every device's memory is shared."""
+        ...
+
+    def why(self, name: str) -> Sequence[Decision]:
+        """The last decisions about a model, oldest first."""
+        ...
+
+    def log_path(self, name: str) -> Path | None:
+        """The log of the model's engine, running or last run."""
+        ...
+
+    async def load(self, name: str) -> None:
+        """Load it, or return if it is loaded. Raises DoesNotFit, EngineLoadFailed, EngineLoadTimeout."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Unload it once its requests are answered; return when its memory is free."""
+        ...
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Keep it loaded whatever happens, or stop doing so."""
+        ...
+
+    async def reload(self) -> Sequence[str]:
+        """Read the configuration again and say what changed. Raises BadSetting and changes nothing."""
+        ...
+
+    def decisions(self) -> AsyncIterator[Decision]:
+        """Follow decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
         ...

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cotenant.domain.decisions import Outlook
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineDied, QueueFull, UnknownModel, WaitTimeout
 from cotenant.domain.requests import ServedModel
-from cotenant.interfaces import Engine
+from cotenant.interfaces import DEFAULT_TERMS, Engine, LeaseTerms
 
 _LOG = logging.getLogger(__name__)
 _SETTLE_POLL_S = 1.5
@@ -81,7 +82,7 @@ class SlotRouter:
         """Change facts of the served model: its state, its report."""
         self._model = replace(self._model, **facts)  # type: ignore[arg-type]
 
-    def try_lease(self, name: str) -> SlotLease | None:
+    def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> SlotLease | None:
         """Grant a free slot at once; None when there is none. Raises UnknownModel or EngineDied."""
         self._check(name)
         if self._taken < self._slots and not self._waiting:
@@ -89,7 +90,7 @@ class SlotRouter:
             return SlotLease(self, self._endpoint)
         return None
 
-    async def lease(self, name: str) -> SlotLease:
+    async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> SlotLease:
         """Wait in line for a slot. Raises UnknownModel, QueueFull, WaitTimeout or EngineDied."""
         granted = self.try_lease(name)
         if granted is not None:
@@ -113,6 +114,13 @@ class SlotRouter:
         except BaseException:
             self._forget(ticket)
             raise
+
+    def outlook(self, name: str) -> Outlook | None:
+        """Tell the end of the line; when it moves is not known."""
+        self._check(name)
+        if self._taken < self._slots:
+            return None
+        return Outlook(position=len(self._waiting), eta_s=None, waits_for="a free slot")
 
     def take_back(self, *, abandoned: bool) -> None:
         """Count a slot as free again, or as abandoned until the engine is seen to have freed it."""

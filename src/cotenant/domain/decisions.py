@@ -1,0 +1,91 @@
+"""What was decided and why, as operators and clients are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class DecisionKind(StrEnum):
+    """What a decision is about."""
+
+    LOAD = "load"
+    READY = "ready"
+    EVICT = "evict"
+    UNLOAD = "unload"
+    DRAIN = "drain"
+    FREED = "freed"
+    NOT_FREED = "not_freed"
+    FAILED = "failed"
+    REFUSED = "refused"
+    WAITING = "waiting"
+    PINNED = "pinned"
+    OVERCOMMITTED = "overcommitted"
+    DEVICE_LOST = "device_lost"
+    CONFIGURED = "configured"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One step of a model's story: a sentence with its numbers, and the event that caused it.
+
+    `at` is seconds of the scheduler's clock; `number` orders decisions and names them in logs. `model` is None
+    where a decision concerns a device or the configuration.
+    """
+
+    number: int
+    at: float
+    kind: DecisionKind
+    model: str | None
+    text: str
+    cause: str = ""
+    facts: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a waiting request may expect: its place in line, and seconds until it is served, if known."""
+
+    position: int
+    eta_s: float | None
+    waits_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """How a model is doing now. Rates are per second over the last minute; what is not known is None."""
+
+    name: str
+    state: str
+    pinned: bool = False
+    in_flight: int = 0
+    queued: int = 0
+    slots: int = 0
+    idle_s: float | None = None
+    keep_alive_left_s: float | None = None
+    requests_per_s: float = 0.0
+    requests: int = 0
+    loads: int = 0
+    load_s: float | None = None
+    devices: tuple[str, ...] = ()
+    predicted_bytes: int | None = None
+    reported_bytes: int | None = None
+    measured_bytes: int | None = None
+    last_failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """How a device's memory is shared, in bytes: our claims, what others hold, what is left to plan."""
+
+    uuid: str
+    index: int | None
+    name: str
+    total_bytes: int | None
+    free_bytes: int | None
+    claimed_bytes: int
+    foreign_bytes: int | None
+    plannable_bytes: int
+    overcommitted: bool = False
+    residents: tuple[str, ...] = ()
