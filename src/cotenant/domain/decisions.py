@@ -30,8 +30,8 @@ class DecisionKind(StrEnum):
 class Decision:
     """One step of a model's story: a sentence with its numbers, and the event that caused it.
 
-    `at` is seconds of the scheduler's clock; `number` orders decisions and names them in logs. `model` is None
-    where a decision concerns a device or the configuration.
+    `at` is seconds of the scheduler's clock; `number` orders decisions and names them in logs. `model` is
+    None where a decision concerns a device or the configuration.
     """
 
     number: int
