@@ -12,7 +12,7 @@ import pytest
 import cotenant
 
 _SOURCE = Path(cotenant.__file__).parent
-_PURE = {"domain", "analysis", "planning"}
+_PURE = {"domain", "analysis", "planning", "scheduling"}
 _SHELL_BASE = {"domain", "clock", "interfaces", "analysis", "planning"}
 _ALLOWED = {
     "domain": {"domain"},
@@ -20,14 +20,28 @@ _ALLOWED = {
     "interfaces": {"domain", "clock"},
     "analysis": {"domain", "analysis"},
     "planning": {"domain", "analysis", "planning"},
+    "scheduling": {"domain", "analysis", "planning", "scheduling"},
+    "simulation": {*_SHELL_BASE, "scheduling", "simulation"},
     "gguf_writer": {"domain", "analysis"},
     "demo_model": {"domain", "analysis", "gguf_writer"},
     "model_files": {"domain", "analysis"},
+    "config": {*_SHELL_BASE, "model_files", "config"},
     "hardware": {*_SHELL_BASE, "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
     "gateway": {*_SHELL_BASE, "gateway"},
-    "daemon": {*_SHELL_BASE, "hardware", "engines", "gateway", "model_files", "daemon"},
-    "cli": {*_SHELL_BASE, "hardware", "engines", "daemon", "model_files", "demo_model", "cli"},
+    "store": {*_SHELL_BASE, "store"},
+    "daemon": {
+        *_SHELL_BASE,
+        "config",
+        "scheduling",
+        "hardware",
+        "engines",
+        "gateway",
+        "store",
+        "model_files",
+        "daemon",
+    },
+    "cli": {*_SHELL_BASE, "config", "hardware", "engines", "daemon", "model_files", "demo_model", "cli"},
 }
 _IMPURE = {
     "asyncio",

@@ -12,6 +12,7 @@ from cotenant.domain.devices import Inventory
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineReport
 from cotenant.domain.models import ModelKind
 from cotenant.domain.placements import Placement
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
 from cotenant.domain.requests import ServedModel
 
 
@@ -185,4 +186,44 @@ class Operator(Protocol):
 
     def decisions(self) -> AsyncIterator[Decision]:
         """Follow decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
+        ...
+
+
+class Journal(Protocol):
+    """Remembers what models took and what was decided, from one run of the daemon to the next.
+
+    Recording returns at once and never fails: what cannot be kept is told once in the log and left out.
+    Answers are empty while nothing can be read.
+    """
+
+    def record_footprint(self, record: FootprintRecord) -> None:
+        """Keep what a load took on one device."""
+        ...
+
+    def record_load(self, record: LoadRecord) -> None:
+        """Keep how long a load took."""
+        ...
+
+    def record_decision(self, record: DecisionRecord) -> None:
+        """Keep a decision."""
+        ...
+
+    async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
+        """Return the overhead learned per device name; `calibration.learned_overheads` states the rule."""
+        ...
+
+    async def estimate_errors(self) -> Mapping[str, float]:
+        """Return how far off predictions were per model, as a fraction of what was measured."""
+        ...
+
+    async def load_times(self) -> Mapping[str, LoadTimes]:
+        """Return how long each model's next load should take, by its last ones."""
+        ...
+
+    async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
+        """Return the last `limit` decisions, about one model or all, oldest first."""
+        ...
+
+    async def close(self) -> None:
+        """Keep what is still to be kept, and close."""
         ...

@@ -1,14 +1,26 @@
-"""Predicted against reported."""
+"""Predicted against reported and measured, and what is learned from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
+from typing import Final
 
 from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts
 from cotenant.domain.placements import Placement, Share
+from cotenant.domain.records import FootprintRecord, LoadRecord, LoadTimes, Warmth
+from cotenant.domain.units import GIB, MIB
+
+LAST_RECORDS: Final = 20
+LEAST_SAMPLES: Final = 3
+LEAST_MARGIN_BYTES: Final = 32 * MIB
+MAX_OVERHEAD_BYTES: Final = 2 * GIB
+_SPREADS: Final = 3
+_SIGMA_PER_MAD: Final = 1.4826
+_LAST_LOADS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,78 @@ def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparis
         if row.on_host and reported is not None:
             reported += row.parts
     return (*rows, Comparison(None, planned, reported))
+
+
+def learned_overheads(
+    records: Iterable[FootprintRecord], default_bytes: int, engine: str | None = None
+) -> Mapping[str, int]:
+    """Return what a process takes beyond its engine's report, per device name that the records know.
+
+    A sample is measured less reported bytes of one load, kept within 0 and MAX_OVERHEAD_BYTES. Of the newest
+    LAST_RECORDS samples the estimate is the median plus three standard deviations, these taken from the
+    median absolute deviation (times 1.4826, as for normal noise; Rousseeuw and Croux, 1993), and at least
+    LEAST_MARGIN_BYTES: other processes also allocate while a model loads, and one such load must not move
+    the estimate. The estimate keeps the samples' bounds. Samples of `engine` count alone where there are
+    LEAST_SAMPLES of them; with fewer than that from all engines, the default stands.
+    """
+    by_device: dict[str, list[tuple[str | None, int]]] = {}
+    for record in _oldest_first(records):
+        if record.measured_bytes is not None and record.reported is not None:
+            reported = record.reported.total - record.reported.overhead
+            sample = _bounded(record.measured_bytes - reported)
+            by_device.setdefault(record.device_name, []).append((record.engine, sample))
+    return {name: _estimate(_samples(pairs, engine), default_bytes) for name, pairs in by_device.items()}
+
+
+def estimate_errors(records: Iterable[FootprintRecord]) -> Mapping[str, float]:
+    """Return |predicted − measured| / measured per model: the median of its newest LAST_RECORDS records.
+
+    Records without a measurement tell nothing, and a model with no other is left out.
+    """
+    by_model: dict[str, list[float]] = {}
+    for record in _oldest_first(records):
+        if record.measured_bytes:
+            error = abs(record.predicted.total - record.measured_bytes) / record.measured_bytes
+            by_model.setdefault(record.model, []).append(error)
+    return {model: median(errors[-LAST_RECORDS:]) for model, errors in by_model.items()}
+
+
+def expected_load_times(records: Iterable[LoadRecord]) -> Mapping[str, LoadTimes]:
+    """Return the median of each model's last five cold and last five warm loads."""
+    by_model: dict[str, dict[Warmth, list[float]]] = {}
+    for record in sorted(records, key=lambda record: record.at):
+        by_model.setdefault(record.model, {}).setdefault(record.warmth, []).append(record.seconds)
+    return {
+        model: LoadTimes(_expected(by_warmth, Warmth.COLD), _expected(by_warmth, Warmth.WARM))
+        for model, by_warmth in by_model.items()
+    }
+
+
+def _expected(by_warmth: Mapping[Warmth, list[float]], warmth: Warmth) -> float | None:
+    seconds = by_warmth.get(warmth)
+    return median(seconds[-_LAST_LOADS:]) if seconds else None
+
+
+def _oldest_first(records: Iterable[FootprintRecord]) -> list[FootprintRecord]:
+    return sorted(records, key=lambda record: record.at)
+
+
+def _samples(pairs: list[tuple[str | None, int]], engine: str | None) -> list[int]:
+    of_engine = [sample for name, sample in pairs if engine is not None and name == engine]
+    samples = of_engine if len(of_engine) >= LEAST_SAMPLES else [sample for _, sample in pairs]
+    return samples[-LAST_RECORDS:]
+
+
+def _estimate(samples: list[int], default_bytes: int) -> int:
+    if len(samples) < LEAST_SAMPLES:
+        return default_bytes
+    middle = median(samples)
+    spread = _SPREADS * _SIGMA_PER_MAD * median(abs(sample - middle) for sample in samples)
+    return _bounded(round(middle + max(spread, LEAST_MARGIN_BYTES)))
+
+
+def _bounded(overhead_bytes: int) -> int:
+    return min(max(overhead_bytes, 0), MAX_OVERHEAD_BYTES)
 
 
 def _paired(

@@ -8,6 +8,7 @@ CotenantError
 │   ├── BadRecipe              a recipe value out of range or at odds with another
 │   ├── BadSplit               --tensor-split does not fit devices or layers
 │   ├── BadSetting             an environment variable or a setting of the daemon
+│   ├── BadTrace               a recorded workload that does not parse
 │   ├── InsecureBind           a public address without a key
 │   └── PortTaken              the address is in use
 ├── ModelFileError             the model file is no use
@@ -17,6 +18,8 @@ CotenantError
 │   ├── SplitPartMissing       a part of a split file is absent
 │   └── UnsupportedModelFile   sound, but nothing that can be planned or served
 ├── DoesNotFit                 a Refusal, where only an exception can carry it
+├── StoreError                 the database of past runs cannot be used
+├── DaemonSilent               no daemon answers at the address
 ├── EngineError                a fault of the process that runs a model
 │   ├── EngineMissing          no engine can be started on this machine
 │   ├── EngineLacksDevice      the engine's build cannot use the planned device
@@ -46,14 +49,18 @@ from typing import ClassVar
 
 
 class CotenantError(Exception):
-    """A fault with a stable `code`, a message that says what happened and a hint that says what to do."""
+    """A fault with a stable `code`, a message that says what happened and a hint that says what to do.
+
+    `retry_after_s` is when another attempt may succeed, where that can be told.
+    """
 
     code: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.retry_after_s = retry_after_s
 
 
 class UsageError(CotenantError):
@@ -93,9 +100,22 @@ class BadSplit(UsageError):
 
 
 class BadSetting(UsageError):
-    """An environment variable or a setting of the daemon that cannot be used."""
+    """An environment variable or a setting of the daemon that cannot be used.
+
+    The message tells the first problem of a configuration; `complaints` are all of them, one line each.
+    """
 
     code = "bad_setting"
+
+    def __init__(self, message: str, *, hint: str = "", complaints: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.complaints = complaints or (message,)
+
+
+class BadTrace(UsageError):
+    """A recorded workload that does not parse; the message names the line."""
+
+    code = "bad_trace"
 
 
 class InsecureBind(UsageError):
@@ -150,6 +170,18 @@ class DoesNotFit(CotenantError):
     """A planner's Refusal, carried where only an exception can pass."""
 
     code = "does_not_fit"
+
+
+class StoreError(CotenantError):
+    """The database of past runs is not one that this program may use."""
+
+    code = "store"
+
+
+class DaemonSilent(CotenantError):
+    """No daemon answers at the address given to a command."""
+
+    code = "daemon_silent"
 
 
 class EngineError(CotenantError):

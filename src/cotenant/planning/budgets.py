@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cotenant.domain.devices import ComputeMode, Device, DeviceKind, DeviceOrder, Inventory, Reading
 from cotenant.domain.placements import Budget
@@ -15,13 +16,15 @@ class BudgetRules:
 
     `reserve_bytes` stays free on every device; a device with less than `min_budget_bytes` is left out;
     `overhead_bytes` is what a process takes on a GPU besides weights, KV and compute: the CUDA context and
-    its pools, 107 to 555 MiB where it was reported.
+    its pools, 107 to 555 MiB where it was reported. `overheads` replaces it for devices of a name on which it
+    was measured (`calibration.learned_overheads`).
     """
 
     order: DeviceOrder = DeviceOrder.FREE_DESC
     reserve_bytes: int = 1024 * MIB
     min_budget_bytes: int = 1024 * MIB
     overhead_bytes: int = 512 * MIB
+    overheads: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
@@ -33,7 +36,9 @@ def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
 
 def overhead_bytes(device: Device, rules: BudgetRules) -> int:
     """Return what a process takes on this device beyond what the engine reports; none in host RAM."""
-    return 0 if device.kind is DeviceKind.HOST else rules.overhead_bytes
+    if device.kind is DeviceKind.HOST:
+        return 0
+    return rules.overheads.get(device.name, rules.overhead_bytes)
 
 
 def _budget(device: Device, reading: Reading, rules: BudgetRules) -> Budget:

@@ -1,0 +1,64 @@
+"""What is remembered from one run of the daemon to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cotenant.domain.decisions import Decision
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.models import Parts
+
+
+class Warmth(StrEnum):
+    """Whether a model's file was in the page cache when its load began."""
+
+    COLD = "cold"
+    WARM = "warm"
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintRecord:
+    """What one load of a model took on one device; `at` is Unix seconds. Unknown is None.
+
+    `measured_bytes` is how much the driver's count of used memory rose. The fingerprints tell the file and
+    the recipe apart from others under the same name; `engine` is the engine's form and version.
+    """
+
+    at: float
+    model: str
+    file_fingerprint: str
+    recipe_fingerprint: str
+    device_id: DeviceId
+    device_name: str
+    predicted: Parts
+    engine: str | None = None
+    reported: Parts | None = None
+    measured_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRecord:
+    """How long a load took, from the start of the engine until it answered; `at` is Unix seconds."""
+
+    at: float
+    model: str
+    seconds: float
+    bytes: int
+    warmth: Warmth
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTimes:
+    """Seconds that a model's load is expected to take, by what the page cache holds. Unknown is None."""
+
+    cold_s: float | None = None
+    warm_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """A decision and the Unix second at which it was made; its own `at` means nothing after the run."""
+
+    at: float
+    decision: Decision

@@ -1,0 +1,31 @@
+"""A model on its devices, from the decision to load it until its bytes are seen back."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NewType
+
+ResidencyId = NewType("ResidencyId", int)
+LeaseId = NewType("LeaseId", int)
+TicketId = NewType("TicketId", int)
+
+
+class ResidencyState(StrEnum):
+    """Where a residency stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    UNLOADING = "unloading"
+    RECLAIMING = "reclaiming"
+
+
+class RefusalCode(StrEnum):
+    """Why a ticket ends without a grant."""
+
+    DOES_NOT_FIT = "does_not_fit"
+    LOAD_FAILED = "load_failed"
+    QUEUE_FULL = "queue_full"
+    TIMED_OUT = "timed_out"
+    STOPPING = "stopping"
+    REMOVED = "removed"

@@ -1,0 +1,97 @@
+"""The cheapest sufficient set of victims, chosen at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.placements import Placement
+from cotenant.domain.residencies import ResidencyId
+
+_EXHAUSTIVE: Final = 12
+
+Freed = Mapping[DeviceId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A residency that may go: what that would cost (expected seconds of waiting) and free, by device."""
+
+    residency: ResidencyId
+    cost: float
+    bytes_by_device: Mapping[DeviceId, int]
+
+
+def cheapest_on_device(
+    candidates: Sequence[Candidate], device: DeviceId, needed_bytes: int
+) -> tuple[Candidate, ...] | None:
+    """Return the set with the least total cost that frees `needed_bytes` on one device; None if none does.
+
+    Exact up to 12 candidates on the device; beyond, cheapest per byte first, then whoever is not needed is
+    spared. Ties go to fewer victims, then to lower ids.
+    """
+    here = [c for c in candidates if c.bytes_by_device.get(device, 0) > 0]
+    if sum(c.bytes_by_device[device] for c in here) < needed_bytes:
+        return None
+    if len(here) > _EXHAUSTIVE:
+        return _greedy(here, device, needed_bytes)
+    best: tuple[tuple[float, int, tuple[int, ...]], tuple[Candidate, ...]] | None = None
+    for count in range(len(here) + 1):
+        for chosen in combinations(here, count):
+            if sum(c.bytes_by_device[device] for c in chosen) >= needed_bytes:
+                key = (sum(c.cost for c in chosen), count, tuple(c.residency for c in chosen))
+                if best is None or key < best[0]:
+                    best = key, chosen
+    return best[1] if best else None
+
+
+def cheapest_anywhere(
+    candidates: Sequence[Candidate], fits: Callable[[Freed], Placement | None]
+) -> tuple[tuple[Candidate, ...], Placement] | None:
+    """Return victims over any devices after which `fits` places the model, and the placement.
+
+    Cheapest first until it fits, then, dearest first, whoever is not needed is spared: sufficient and
+    minimal, not always the cheapest.
+    """
+    chosen: list[Candidate] = []
+    placement = None
+    for candidate in sorted(candidates, key=lambda c: (c.cost, c.residency)):
+        chosen.append(candidate)
+        placement = fits(freed_by(chosen))
+        if placement is not None:
+            break
+    if placement is None:
+        return None
+    for candidate in sorted(chosen, key=lambda c: (-c.cost, c.residency)):
+        without = [c for c in chosen if c is not candidate]
+        spared = fits(freed_by(without))
+        if spared is not None:
+            chosen, placement = without, spared
+    return tuple(chosen), placement
+
+
+def freed_by(victims: Sequence[Candidate]) -> dict[DeviceId, int]:
+    """Sum what victims free, by device."""
+    freed: dict[DeviceId, int] = {}
+    for victim in victims:
+        for device, count in victim.bytes_by_device.items():
+            freed[device] = freed.get(device, 0) + count
+    return freed
+
+
+def _greedy(here: Sequence[Candidate], device: DeviceId, needed_bytes: int) -> tuple[Candidate, ...]:
+    chosen: list[Candidate] = []
+    freed = 0
+    for candidate in sorted(here, key=lambda c: (c.cost / c.bytes_by_device[device], c.residency)):
+        if freed >= needed_bytes:
+            break
+        chosen.append(candidate)
+        freed += candidate.bytes_by_device[device]
+    for candidate in sorted(chosen, key=lambda c: (-c.cost, c.residency)):
+        if freed - candidate.bytes_by_device[device] >= needed_bytes:
+            chosen.remove(candidate)
+            freed -= candidate.bytes_by_device[device]
+    return tuple(chosen)

@@ -1,0 +1,64 @@
+"""What the scheduler wants done.
+
+Every StartEngine is followed by EngineReady or EngineExited; every StopEngine by EngineExited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cotenant.domain.decisions import Decision
+from cotenant.domain.placements import Placement
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Let a waiting request use a residency; give the lease back if it has gone meanwhile."""
+
+    ticket: TicketId
+    lease: LeaseId
+    residency: ResidencyId
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """End a waiting request without a grant; `retry_after_s` is when another attempt may make sense."""
+
+    ticket: TicketId
+    code: RefusalCode
+    text: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartEngine:
+    """Load a model onto these devices."""
+
+    residency: ResidencyId
+    model: str
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class StopEngine:
+    """End an engine and see its process gone."""
+
+    residency: ResidencyId
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send TimerFired at this instant; it replaces the one asked for before."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Make a decision known."""
+
+    decision: Decision
+
+
+Command = Grant | Refuse | StartEngine | StopEngine | WakeAt | Tell

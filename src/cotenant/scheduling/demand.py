@@ -1,0 +1,79 @@
+"""How often a model is asked for, and how soon it may be asked for again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+_BUCKETS: Final = 24
+_RATE_MEMORY_S: Final = 300.0
+_HORIZON_S: Final = 300.0
+_PSEUDO_COUNTS: Final = 4.0
+
+
+@dataclass(slots=True)
+class GapHistogram:
+    """Gaps between requests, by powers of two of seconds from 1/8 s on."""
+
+    counts: list[float] = field(default_factory=lambda: [0.0] * _BUCKETS)
+
+    def add(self, gap_s: float) -> None:
+        """Count one gap."""
+        self.counts[_bucket(gap_s)] += 1.0
+
+    def beyond(self, age_s: float) -> tuple[float, float]:
+        """Return how many gaps outlasted `age_s`, and how many of these ended within the horizon after."""
+        first, last = _bucket(age_s), _bucket(age_s + _HORIZON_S)
+        return sum(self.counts[first:]), sum(self.counts[first : last + 1])
+
+
+@dataclass(slots=True)
+class Demand:
+    """One model's requests: a decaying rate per second and its gaps. Times are the scheduler's."""
+
+    gaps: GapHistogram = field(default_factory=GapHistogram)
+    last_at: float | None = None
+    requests: int = 0
+    _rate: float = 0.0
+
+    def arrive(self, at: float, everyone: GapHistogram) -> None:
+        """Count a request, for this model and for `everyone`."""
+        self.requests += 1
+        if self.last_at is not None:
+            gap = max(0.0, at - self.last_at)
+            self.gaps.add(gap)
+            everyone.add(gap)
+            self._rate *= math.exp(-gap / _RATE_MEMORY_S)
+        self._rate += 1 / _RATE_MEMORY_S
+        self.last_at = at
+
+    def rate(self, now: float) -> float:
+        """Return requests per second, weighted by recency over five minutes."""
+        if self.last_at is None:
+            return 0.0
+        return self._rate * math.exp(-max(0.0, now - self.last_at) / _RATE_MEMORY_S)
+
+    def idle_s(self, now: float) -> float:
+        """Return seconds since the last request; infinite if there was none."""
+        return math.inf if self.last_at is None else max(0.0, now - self.last_at)
+
+    def chance_soon(self, now: float, everyone: GapHistogram) -> float:
+        """Return the chance of a request within five minutes, given how long there has been none.
+
+        The model's own gaps, shrunk towards everyone's by four pseudo-counts ("Serverless in the Wild",
+        Shahrad et al., ATC 2020, uses such histograms for keep-alive).
+        """
+        if self.last_at is None:
+            return 0.0
+        idle = self.idle_s(now)
+        outlasted, soon = self.gaps.beyond(idle)
+        all_outlasted, all_soon = everyone.beyond(idle)
+        prior = all_soon / all_outlasted if all_outlasted else 0.0
+        return (soon + _PSEUDO_COUNTS * prior) / (outlasted + _PSEUDO_COUNTS)
+
+
+def _bucket(seconds: float) -> int:
+    if seconds <= 0.125:
+        return 0
+    return min(_BUCKETS - 1, int(math.log2(seconds * 8)))

@@ -1,0 +1,65 @@
+"""What must always be true (docs/design.md, "Laws"); checked after every step in tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.residencies import ResidencyState
+from cotenant.scheduling.state import State
+
+_SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
+
+
+class BrokenLaw(AssertionError):
+    """A fault of the scheduler: the message says which law, and by what."""
+
+
+def check(state: State) -> None:
+    """Raise BrokenLaw at the first law that does not hold."""
+    _claims_fit(state)
+    _claims_and_residencies_match(state)
+    _leases_are_served(state)
+    _nothing_pinned_is_evicted(state)
+    _tickets_wait_once(state)
+
+
+def _claims_fit(state: State) -> None:
+    for device, over in state.ledger.overcommitted():
+        if device not in state.overcommitted:
+            raise BrokenLaw(f"law 1: {device} is {over} bytes over its capacity, and not marked so")
+
+
+def _claims_and_residencies_match(state: State) -> None:
+    if state.ledger.claims.keys() != state.residencies.keys():
+        raise BrokenLaw("law 2: claims and residencies differ")
+    for residency in state.residencies.values():
+        if state.models[residency.model].residency != residency.id:
+            raise BrokenLaw(f"law 2: {residency.model} has another residency than #{residency.id}")
+
+
+def _leases_are_served(state: State) -> None:
+    held = Counter(state.leases.values())
+    for residency in state.residencies.values():
+        if held[residency.id] != residency.in_flight:
+            raise BrokenLaw(
+                f"law 3: {residency.model} counts {residency.in_flight} of {held[residency.id]} leases"
+            )
+        if residency.in_flight and residency.state not in _SERVING:
+            raise BrokenLaw(f"law 3: {residency.model} is {residency.state} with leases out")
+    if held.keys() - state.residencies.keys():
+        raise BrokenLaw("law 3: a lease has outlived its residency")
+
+
+def _nothing_pinned_is_evicted(state: State) -> None:
+    for residency in state.residencies.values():
+        evicted = residency.leaves is not None and residency.leaves[0] is DecisionKind.EVICT
+        unloading = residency.state is ResidencyState.UNLOADING
+        if unloading and evicted and state.models[residency.model].pinned:
+            raise BrokenLaw(f"law 3: {residency.model} is pinned and evicted")
+
+
+def _tickets_wait_once(state: State) -> None:
+    queued = Counter(ticket.id for model in state.models.values() for ticket in model.queue)
+    if queued.keys() != state.tickets.keys() or any(count > 1 for count in queued.values()):
+        raise BrokenLaw("law 4: a ticket is in no line, or in two")

@@ -1,0 +1,304 @@
+"""Cold models: in which order, onto which devices, in whose place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.residencies import RefusalCode, ResidencyState
+from cotenant.domain.units import format_duration
+from cotenant.planning.choice import choose
+from cotenant.planning.eviction import Candidate, Freed, cheapest_anywhere, cheapest_on_device
+from cotenant.scheduling.policy import Victim
+from cotenant.scheduling.requests import refuse_all
+from cotenant.scheduling.state import ModelState, Outbox, Reservation, Residency, State
+from cotenant.scheduling.transitions import leave, placement_bytes, resume, start
+
+_UNLIMITED: Final = 1 << 62
+_TIE: Final = 1e-9
+_GONE: Final = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
+
+
+def schedule(state: State, out: Outbox) -> None:
+    """Start what fits, make room for what does not, refuse what never can."""
+    for model in _in_order(state, out.at):
+        _place(state, model, out)
+
+
+def fulfil_reservations(state: State, out: Outbox) -> None:
+    """Load where the victims are gone; give up where nobody wants the model, or a drain takes too long."""
+    for reservation in [*state.reservations.values()]:
+        model = state.models[reservation.model]
+        drained_s = out.at - reservation.at
+        if not model.cold_and_wanted or state.stopping:
+            cancel(state, reservation, out)
+        elif reservation.drains and reservation.victims and drained_s >= state.settings.drain_limit_s:
+            out.tell(
+                DecisionKind.DRAIN,
+                reservation.model,
+                f"gave up draining after {format_duration(drained_s)}: its turn comes again",
+            )
+            cancel(state, reservation, out)
+        elif not reservation.victims:
+            _end_reservation(state, reservation, out)
+            _place(state, model, out)
+
+
+def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
+    """Let busy victims serve on; those already going are gone."""
+    _end_reservation(state, reservation, out)
+    for victim in reservation.victims:
+        resume(state.residencies[victim], out)
+
+
+def head_wait_s(model: ModelState, now: float) -> float:
+    """Return how long the longest waiting request has waited; 0 if none does."""
+    return now - min((ticket.at for ticket in model.queue), default=now)
+
+
+def ripe_at(state: State, residency: Residency) -> float:
+    """Return the instant from which a model may be evicted for others: its minimum residency is over."""
+    held_since = residency.ready_at if residency.ready_at is not None else residency.since
+    return held_since + max(state.settings.min_residency_s, state.models[residency.model].load_s)
+
+
+def drain_credit_s(state: State, now: float) -> float:
+    """Return the seconds of draining that may be spent: a share of the time passed, up to one drain."""
+    earned = (now - state.drain_credit_at) * state.settings.drain_share
+    return min(state.settings.drain_limit_s, state.drain_credit_s + earned)
+
+
+def _in_order(state: State, now: float) -> list[ModelState]:
+    """Overdue ones first, the oldest first; then by waiting per second of load."""
+    overdue_after = state.overdue_after_s()
+
+    def key(model: ModelState) -> tuple[int, int, float, str]:
+        wait = head_wait_s(model, now)
+        name = model.spec.name
+        if wait > overdue_after:
+            return 0, 0, -wait, name
+        need = sum(now - ticket.at + 1 for ticket in model.queue) / max(model.load_s, 0.001)
+        highest = min((ticket.order[0] for ticket in model.queue), default=0)
+        return 1, highest, -need, name
+
+    cold = [
+        model
+        for model in state.models.values()
+        if model.cold_and_wanted
+        and not model.removed
+        and model.retry_at <= now
+        and model.spec.name not in state.reservations
+    ]
+    return [] if state.stopping else sorted(cold, key=key)
+
+
+def _place(state: State, model: ModelState, out: Outbox) -> None:
+    busy = state.loading_devices()
+    crowded = state.settings.max_loaded is not None and state.loaded_count() >= state.settings.max_loaded
+    if not crowded:
+        now_free = _chosen(state, model, busy)
+        if isinstance(now_free, Placement):
+            start(state, model, now_free, out, _why_now(model, out.at))
+            return
+        if busy and isinstance(_chosen(state, model, set()), Placement):
+            _tell_waiting(model, out, "waits for the load under way on its device")
+            return
+    if _make_room(state, model, out, busy, crowded=crowded):
+        return
+    refusal = _never_fits(state, model)
+    if refusal is not None:
+        out.tell(DecisionKind.REFUSED, model.spec.name, f"does not fit: {refusal}")
+        model.wanted = False
+        model.last_failure = f"{model.spec.name} does not fit: {refusal}"
+        refuse_all(state, model, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
+    else:
+        _tell_waiting(model, out, "waits for room: what is loaded is in use, pinned or newly loaded")
+
+
+def _chosen(state: State, model: ModelState, busy: set[DeviceId]) -> Placement | Refusal:
+    """Choose devices with the room that there is now, what is reserved left aside."""
+    used = {device for claim in state.ledger.claims.values() for device in claim.bytes_by_device}
+    budgets = state.ledger.budgets(freed=_withheld(state), busy=busy)
+    return choose(model.spec.fit, budgets, used, together=model.spec.together)
+
+
+def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId], *, crowded: bool) -> bool:
+    overdue = head_wait_s(model, out.at) > state.overdue_after_s()
+    found = _victims(state, model, [*_candidates(state, out.at, overdue, busy=False)], busy, crowded)
+    if found is not None:
+        _reserve(state, model, *found, out, drains=False)
+        return True
+    if not overdue or drain_credit_s(state, out.at) < 1 or any(r.drains for r in state.reservations.values()):
+        return False
+    found = _victims(state, model, [*_candidates(state, out.at, overdue, busy=True)], busy, crowded)
+    if found is None:
+        return False
+    state.drain_credit_s, state.drain_credit_at = drain_credit_s(state, out.at), out.at
+    _reserve(state, model, *found, out, drains=True)
+    return True
+
+
+def _candidates(state: State, now: float, overdue: bool, *, busy: bool) -> Iterator[Candidate]:
+    """Yield who may go: idle and ripe, or, for the overdue, idle; with `busy`, those in use as well."""
+    taken = {victim for r in state.reservations.values() for victim in r.victims}
+    for residency in state.residencies.values():
+        model = state.models[residency.model]
+        if residency.state is not ResidencyState.READY or model.pinned or residency.id in taken:
+            continue
+        in_use = residency.in_flight > 0 or bool(model.queue)
+        if (in_use and not busy) or (not overdue and ripe_at(state, residency) > now):
+            continue
+        cost = eviction_cost(state, residency, now) + (residency.in_flight + len(model.queue))
+        yield Candidate(residency.id, cost, residency.bytes_by_device)
+
+
+def eviction_cost(state: State, residency: Residency, now: float) -> float:
+    """Return what evicting a residency costs by the policy; of equals, the longest idle costs least."""
+    model = state.models[residency.model]
+    victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.everyone)
+    return state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
+
+
+def _victims(
+    state: State, model: ModelState, candidates: list[Candidate], busy: set[DeviceId], crowded: bool
+) -> tuple[tuple[Candidate, ...], Placement] | None:
+    """Find the cheapest sufficient victims on one device, or else on several."""
+    best: tuple[float, tuple[Candidate, ...], Placement] | None = None
+    withheld = _withheld(state)
+    for budget in state.ledger.budgets(busy=busy):
+        if budget.left_out is not None:
+            continue
+        device = budget.device.id
+        alone = model.spec.fit([replace(budget, budget_bytes=_UNLIMITED)])
+        if isinstance(alone, Refusal):
+            continue
+        free = state.ledger.available_bytes(device) + withheld.get(device, 0)
+        needed = placement_bytes(alone)[device] - free
+        victims = cheapest_on_device(candidates, device, max(needed, 0))
+        if victims is not None and crowded and not victims:
+            victims = _cheapest_one(candidates)
+        if victims is None:
+            continue
+        placement = model.spec.fit([replace(budget, budget_bytes=free + max(0, needed))])
+        cost = sum(victim.cost for victim in victims)
+        if isinstance(placement, Placement) and (best is None or cost < best[0]):
+            best = cost, victims, placement
+    if best is not None:
+        return best[1], best[2]
+
+    def fits(freed: Freed) -> Placement | None:
+        more = {**withheld}
+        for device, count in freed.items():
+            more[device] = more.get(device, 0) + count
+        result = model.spec.fit(state.ledger.budgets(freed=more, busy=busy))
+        return result if isinstance(result, Placement) else None
+
+    found = cheapest_anywhere(candidates, fits)
+    if found is None or found[0] or not crowded:
+        return found
+    one = _cheapest_one(candidates)
+    return None if one is None else (one, found[1])
+
+
+def _cheapest_one(candidates: list[Candidate]) -> tuple[Candidate] | None:
+    """Return the victim, on whichever device, whose place among the loaded models is to be had for least."""
+    return (min(candidates, key=lambda c: (c.cost, c.residency)),) if candidates else None
+
+
+def _reserve(
+    state: State,
+    model: ModelState,
+    victims: tuple[Candidate, ...],
+    placement: Placement,
+    out: Outbox,
+    *,
+    drains: bool,
+) -> None:
+    name = model.spec.name
+    state.reservations[name] = Reservation(
+        name,
+        placement,
+        placement_bytes(placement),
+        {victim.residency for victim in victims},
+        out.at,
+        drains,
+    )
+    waited = head_wait_s(model, out.at)
+    for victim in victims:
+        residency = state.residencies[victim.residency]
+        demand = state.models[residency.model].demand
+        idle = out.at - state.models[residency.model].last_used
+        how = (
+            f"idle {format_duration(idle)}" if residency.idle else f"{residency.in_flight} requests in flight"
+        )
+        why = (
+            f"evicted: {how}, {demand.rate(out.at):.2f} requests/s, for {name}, "
+            f"whose first request had waited {format_duration(waited)}"
+        )
+        if not residency.idle:
+            out.tell(DecisionKind.DRAIN, residency.model, f"admits no more requests: {why}")
+        leave(state, residency, out, DecisionKind.EVICT, why)
+
+
+def _end_reservation(state: State, reservation: Reservation, out: Outbox) -> None:
+    del state.reservations[reservation.model]
+    if reservation.drains:
+        state.drain_credit_s = max(0.0, drain_credit_s(state, out.at) - (out.at - reservation.at))
+        state.drain_credit_at = out.at
+
+
+def _withheld(state: State) -> dict[DeviceId, int]:
+    """Return, as negative room, what reservations will need beyond what their victims still hold."""
+    withheld: dict[DeviceId, int] = {}
+    for reservation in state.reservations.values():
+        for device, count in reservation.bytes_by_device.items():
+            held = sum(state.residencies[v].bytes_by_device.get(device, 0) for v in reservation.victims)
+            withheld[device] = withheld.get(device, 0) - max(0, count - held)
+    return withheld
+
+
+def _never_fits(state: State, model: ModelState) -> str | None:
+    """Return the planner's reason if the model would not fit though all that is not pinned were gone."""
+    freed: dict[DeviceId, int] = {}
+    pinned = []
+    for residency in state.residencies.values():
+        if state.models[residency.model].pinned and residency.state not in _GONE:
+            pinned.append(residency.model)
+            continue
+        for device, count in residency.bytes_by_device.items():
+            freed[device] = freed.get(device, 0) + count
+    result = model.spec.fit(_emptied(state, freed))
+    if isinstance(result, Placement):
+        return None
+    return result.reason + (f" beside {', '.join(sorted(pinned))}, pinned" if pinned else "")
+
+
+def _emptied(state: State, freed: dict[DeviceId, int]) -> list[Budget]:
+    """Return budgets with these bytes given back to the ledger, Readings aside: they lag behind."""
+    budgets = []
+    for budget in state.ledger.budgets():
+        reading = state.ledger.readings[budget.device.id]
+        if budget.left_out is None:
+            claimed = state.ledger.claimed_bytes(budget.device.id) - freed.get(budget.device.id, 0)
+            room = reading.capacity_bytes - state.ledger.foreign_bytes(budget.device.id) - claimed
+            budget = replace(budget, budget_bytes=max(0, room - state.ledger.reserve_bytes))
+        budgets.append(budget)
+    return budgets
+
+
+def _why_now(model: ModelState, now: float) -> str:
+    if not model.queue:
+        return "asked for by the operator"
+    count = len(model.queue)
+    waits = "1 request waits" if count == 1 else f"{count} requests wait"
+    return f"{waits}, the first for {format_duration(head_wait_s(model, now))}"
+
+
+def _tell_waiting(model: ModelState, out: Outbox, text: str) -> None:
+    if model.waiting_told != text:
+        model.waiting_told = text
+        out.tell(DecisionKind.WAITING, model.spec.name, text, queued=len(model.queue))

@@ -1,0 +1,58 @@
+"""What it costs to evict a model: one number per victim, the smaller the sooner it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cotenant.scheduling.demand import Demand, GapHistogram
+
+_HORIZON_S: Final = 300.0
+_MOST_RATE: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """What a policy may look at. Times are the scheduler's."""
+
+    model: str
+    demand: Demand
+    load_s: float
+    bytes: int
+    now: float
+    everyone: GapHistogram
+
+
+Policy = Callable[[Victim], float]
+
+
+def least_recently_used(victim: Victim) -> float:
+    """Whoever was used last stays: a cost that falls with the idle time."""
+    return 1.0 / (1.0 + victim.demand.idle_s(victim.now))
+
+
+def greedy_dual_size_frequency(victim: Victim) -> float:
+    """Frequency × reload time (Cherkasova 1998; FaasCache used it for keep-alive, ASPLOS 2021).
+
+    The search weighs it against the bytes that it must free, so that it is not divided by size here.
+    """
+    return victim.demand.rate(victim.now) * victim.load_s
+
+
+def expected_delay(victim: Victim) -> float:
+    """Chance of being asked for soon × the waiting that a reload causes, per second of the horizon.
+
+    The waiting is `load_s · (1 + rate · load_s / 2)`: the request that misses, and those that queue behind it
+    (delayed hits; Atre et al., SIGCOMM 2020).
+    """
+    rate = min(victim.demand.rate(victim.now), _MOST_RATE)
+    delay = victim.load_s * (1 + rate * victim.load_s / 2)
+    return victim.demand.chance_soon(victim.now, victim.everyone) * delay / _HORIZON_S
+
+
+POLICIES: Final[Mapping[str, Policy]] = {
+    "lru": least_recently_used,
+    "gdsf": greedy_dual_size_frequency,
+    "cost": expected_delay,
+}

@@ -1,0 +1,135 @@
+"""Tickets and leases: who waits, who is served, and how every wait ends."""
+
+from __future__ import annotations
+
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState
+from cotenant.domain.units import format_duration
+from cotenant.scheduling.commands import Grant, Refuse
+from cotenant.scheduling.events import RequestArrived
+from cotenant.scheduling.state import ModelState, Outbox, Residency, State, Ticket
+from cotenant.scheduling.transitions import unload
+
+
+def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
+    """Put a request in line, or refuse it at once. Raises UnknownModel."""
+    model = state.model(event.model)
+    model.demand.arrive(event.at, state.everyone)
+    refusal = _refused_at_once(state, model, out.at)
+    if refusal is not None:
+        code, text, retry_after_s = refusal
+        out.add(Refuse(event.ticket, code, text, retry_after_s))
+        return
+    ticket = Ticket(
+        order=(-event.priority, event.at, event.ticket),
+        id=event.ticket,
+        model=event.model,
+        at=event.at,
+        deadline=event.deadline,
+        keep_alive_s=event.keep_alive_s,
+    )
+    state.enqueue(model, ticket)
+    dispatch(state, model, out)
+
+
+def dispatch(state: State, model: ModelState, out: Outbox) -> None:
+    """Grant free slots to those first in line."""
+    residency = state.residency_of(model)
+    if residency is None:
+        return
+    while model.queue and residency.state is ResidencyState.READY and residency.in_flight < residency.slots:
+        ticket = model.queue[0]
+        state.dequeue(ticket)
+        state.waits.append(out.at - ticket.at)
+        out.add(Grant(ticket.id, grant(state, model, residency, ticket.keep_alive_s), residency.id))
+
+
+def grant(state: State, model: ModelState, residency: Residency, keep_alive_s: float | None) -> LeaseId:
+    """Hand out one slot."""
+    lease = LeaseId(state.next_id())
+    state.leases[lease] = residency.id
+    residency.in_flight += 1
+    model.keep_alive_s = keep_alive_s
+    return lease
+
+
+def released(state: State, lease: LeaseId, out: Outbox) -> None:
+    """Take a slot back; a lease whose engine died meanwhile has ended already."""
+    holder = state.leases.pop(lease, None)
+    if holder is None:
+        return
+    residency = state.residencies[holder]
+    residency.in_flight -= 1
+    model = state.models[residency.model]
+    model.last_used = out.at
+    if residency.in_flight == 0 and residency.state is ResidencyState.DRAINING and residency.leaves:
+        unload(state, residency, out, *residency.leaves)
+    elif model.queue:
+        dispatch(state, model, out)
+
+
+def expire(state: State, out: Outbox) -> None:
+    """End the waits whose time has passed, saying what they waited for."""
+    late = [ticket for ticket in state.tickets.values() if ticket.deadline <= out.at]
+    for ticket in late:
+        waited = format_duration(out.at - ticket.at)
+        waits_for = what_it_waits_for(state, state.models[ticket.model])
+        end(state, ticket, RefusalCode.TIMED_OUT, f"waited {waited} for {waits_for}", out)
+
+
+def refuse_all(
+    state: State,
+    model: ModelState,
+    code: RefusalCode,
+    text: str,
+    out: Outbox,
+    retry_after_s: float | None = None,
+) -> None:
+    """End every wait for a model."""
+    for ticket in [*model.queue]:
+        end(state, ticket, code, text, out, retry_after_s)
+
+
+def end(
+    state: State,
+    ticket: Ticket,
+    code: RefusalCode,
+    text: str,
+    out: Outbox,
+    retry_after_s: float | None = None,
+) -> None:
+    """End one wait without a grant."""
+    state.dequeue(ticket)
+    out.add(Refuse(ticket.id, code, text, retry_after_s))
+
+
+def what_it_waits_for(state: State, model: ModelState) -> str:
+    """Say in words what stands between a waiting request and its answer."""
+    residency, reservation = state.residency_of(model), state.reservations.get(model.spec.name)
+    if residency is not None:
+        waits = {
+            ResidencyState.LOADING: "the model to be loaded",
+            ResidencyState.READY: "a free slot",
+            ResidencyState.DRAINING: "the model to be free again",
+        }
+        return waits.get(residency.state, "the model's last engine to be gone")
+    if reservation is not None:
+        victims = ", ".join(sorted(state.residencies[victim].model for victim in reservation.victims))
+        return f"room, which {victims} is giving up" if victims else "its turn to be loaded"
+    return "room on a GPU"
+
+
+def _refused_at_once(
+    state: State, model: ModelState, now: float
+) -> tuple[RefusalCode, str, float | None] | None:
+    if state.stopping:
+        return RefusalCode.STOPPING, "the daemon is shutting down", None
+    if model.residency is None and model.retry_at > now:
+        failure = model.last_failure or "it could not be loaded"
+        return RefusalCode.LOAD_FAILED, failure, model.retry_at - now
+    limits = state.settings
+    if len(model.queue) >= limits.max_queue:
+        text = f"{len(model.queue)} requests already wait for {model.spec.name}"
+        return RefusalCode.QUEUE_FULL, text, max(1.0, model.load_s)
+    if len(state.tickets) >= limits.max_queue_total:
+        return RefusalCode.QUEUE_FULL, f"{len(state.tickets)} requests already wait", max(1.0, model.load_s)
+    return None

@@ -1,0 +1,256 @@
+"""Events in, commands out; nothing else happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cotenant.domain.decisions import DecisionKind, Outlook
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState
+from cotenant.domain.units import format_duration
+from cotenant.planning.ledger import Ledger
+from cotenant.scheduling import events
+from cotenant.scheduling.commands import Command, WakeAt
+from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.placing import cancel, fulfil_reservations, schedule
+from cotenant.scheduling.policy import POLICIES, Policy
+from cotenant.scheduling.requests import (
+    arrive,
+    dispatch,
+    expire,
+    grant,
+    refuse_all,
+    released,
+    what_it_waits_for,
+)
+from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.transitions import became_ready, exited, leave, resume
+from cotenant.scheduling.upkeep import let_go, next_instant, prefetch, read_devices, see_back, stop
+
+_LIVED_S = 30.0
+
+
+class Scheduler:
+    """Decides what is loaded where, who is served and who waits.
+
+    Pure in its events: the same events give the same commands. `try_grant` and `release` are the hot path for
+    a model that is ready with a free slot; they do what RequestArrived and LeaseReleased would, in O(1).
+    `policy` stands in for the one that the settings name.
+    """
+
+    def __init__(self, settings: SchedulerSettings, policy: Policy | None = None) -> None:
+        self.state = State(
+            settings,
+            Ledger(settings.reserve_bytes),
+            policy or POLICIES[settings.policy],
+            drain_credit_s=settings.drain_limit_s,
+        )
+        self._wake_at: float | None = None
+        self._handlers: dict[type[events.Event], Callable[[Any, Outbox], None]] = {
+            events.RequestArrived: lambda event, out: arrive(self.state, event, out),
+            events.RequestLeft: self._request_left,
+            events.LeaseReleased: lambda event, out: released(self.state, event.lease, out),
+            events.EngineReady: self._engine_ready,
+            events.EngineExited: self._engine_exited,
+            events.DevicesRead: lambda event, out: read_devices(self.state, event.readings, out),
+            events.ModelsChanged: self._models_changed,
+            events.LoadAsked: self._load_asked,
+            events.UnloadAsked: self._unload_asked,
+            events.PinAsked: self._pin_asked,
+            events.StopAsked: self._stop_asked,
+            events.TimerFired: self._timer_fired,
+        }
+
+    def handle(self, event: events.Event) -> list[Command]:
+        """Take in one event. Raises UnknownModel for a name that is not served."""
+        out = Outbox(self.state, event.at, type(event).__name__)
+        self._handlers[type(event)](event, out)
+        self._settle(out)
+        return out.commands
+
+    def try_grant(
+        self, name: str, at: float, keep_alive_s: float | None = None
+    ) -> tuple[LeaseId, ResidencyId] | None:
+        """Grant a lease if the model is ready, with a free slot and nobody in line. Raises UnknownModel."""
+        state = self.state
+        model = state.model(name)
+        if model.residency is None or model.queue or state.stopping:
+            return None
+        residency = state.residencies[model.residency]
+        if residency.state is not ResidencyState.READY or residency.in_flight >= residency.slots:
+            return None
+        model.demand.arrive(at, state.everyone)
+        state.waits.append(0.0)
+        return grant(state, model, residency, keep_alive_s), residency.id
+
+    def release(self, lease: LeaseId, at: float) -> list[Command]:
+        """Take a lease back; more than that happens only where somebody waits, or the model is to go."""
+        state = self.state
+        holder = state.leases.get(lease)
+        if holder is not None and not state.restless:
+            residency = state.residencies[holder]
+            if residency.state is ResidencyState.READY and not state.models[residency.model].queue:
+                del state.leases[lease]
+                residency.in_flight -= 1
+                state.models[residency.model].last_used = at
+                return self._wake_for(residency, at)
+        return self.handle(events.LeaseReleased(at, lease))
+
+    def outlook(self, name: str, now: float) -> Outlook | None:
+        """Tell what one more request for a model may expect; None if it would be served at once."""
+        model = self.state.model(name)
+        residency = self.state.residency_of(model)
+        if residency and residency.state is ResidencyState.READY and residency.in_flight < residency.slots:
+            return None
+        eta: float | None = None
+        if residency is not None and residency.state is ResidencyState.LOADING:
+            eta = max(0.0, residency.since + model.load_s - now)
+        elif residency is None:
+            eta = model.load_s
+        return Outlook(len(model.queue), eta, what_it_waits_for(self.state, model))
+
+    def _settle(self, out: Outbox) -> None:
+        state = self.state
+        if any(ticket.deadline <= out.at for ticket in state.tickets.values()):
+            expire(state, out)
+        let_go(state, out)
+        fulfil_reservations(state, out)
+        schedule(state, out)
+        prefetch(state, out)
+        state.restless = bool(state.reservations) or any(m.cold_and_wanted for m in state.models.values())
+        instant = next_instant(state, out.at)
+        if instant is not None and instant != self._wake_at:
+            self._wake_at = instant
+            out.add(WakeAt(instant))
+
+    def _wake_for(self, residency: Residency, at: float) -> list[Command]:
+        model = self.state.models[residency.model]
+        keep = model.spec.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
+        if (
+            residency.in_flight
+            or keep is None
+            or (self._wake_at is not None and at < self._wake_at <= at + keep)
+        ):
+            return []
+        self._wake_at = at + keep
+        return [WakeAt(self._wake_at)]
+
+    def _timer_fired(self, event: events.TimerFired, out: Outbox) -> None:
+        self._wake_at = None
+        see_back(self.state, out)
+
+    def _request_left(self, event: events.RequestLeft, out: Outbox) -> None:
+        ticket = self.state.tickets.get(event.ticket)
+        if ticket is not None:
+            self.state.dequeue(ticket)
+
+    def _engine_ready(self, event: events.EngineReady, out: Outbox) -> None:
+        residency = self.state.residencies.get(event.residency)
+        if residency is not None and residency.state is ResidencyState.LOADING:
+            became_ready(self.state, residency, out)
+            dispatch(self.state, self.state.models[residency.model], out)
+
+    def _engine_exited(self, event: events.EngineExited, out: Outbox) -> None:
+        residency = self.state.residencies.get(event.residency)
+        if residency is None or residency.state is ResidencyState.RECLAIMING:
+            return
+        model = self.state.models[residency.model]
+        if residency.state is ResidencyState.LOADING:
+            self._failed(model, event, out)
+            if model.retry_at > event.at:
+                refuse_all(
+                    self.state, model, RefusalCode.LOAD_FAILED, event.why, out, model.retry_at - event.at
+                )
+                model.wanted = False
+        elif residency.state is not ResidencyState.UNLOADING:
+            if residency.ready_at is not None and event.at - residency.ready_at >= _LIVED_S:
+                model.failures = 0
+            self._failed(model, event, out)
+        exited(self.state, residency, out)
+
+    def _failed(self, model: ModelState, event: events.EngineExited, out: Outbox) -> None:
+        """Try again at once after a first failure, which may be an accident; then after longer pauses."""
+        settings = self.state.settings
+        model.failures += 1
+        model.last_failure = event.why
+        doublings = model.failures - 2
+        pause = min(settings.backoff_limit_s, settings.backoff_s * 2.0**doublings) if doublings >= 0 else 0.0
+        model.retry_at = event.at + pause
+        again = f"; next attempt in {format_duration(pause)} at the earliest" if pause else ""
+        out.tell(DecisionKind.FAILED, model.spec.name, f"{event.why}{again}", failures=model.failures)
+
+    def _models_changed(self, event: events.ModelsChanged, out: Outbox) -> None:
+        state = self.state
+        served = {spec.name: spec for spec in event.models}
+        for name, spec in served.items():
+            self._serve(name, spec, out)
+        for name in [name for name in state.models if name not in served]:
+            self._remove(name, out)
+        for name in event.replaced & served.keys():
+            residency = state.residency_of(state.models[name])
+            if residency is not None and residency.state not in (
+                ResidencyState.UNLOADING,
+                ResidencyState.RECLAIMING,
+            ):
+                state.models[name].wanted = True
+                leave(state, residency, out, DecisionKind.UNLOAD, "unloaded: its configuration changed")
+
+    def _serve(self, name: str, spec: ModelSpec, out: Outbox) -> None:
+        known = self.state.models.get(name)
+        if known is None:
+            self.state.models[name] = ModelState(spec, pinned=spec.pinned, load_s=spec.load_s)
+            return
+        if known.spec.pinned != spec.pinned:
+            known.pinned = spec.pinned
+        known.spec, known.removed = spec, False
+        residency = self.state.residency_of(known)
+        if residency is not None:
+            residency.slots = spec.slots
+
+    def _remove(self, name: str, out: Outbox) -> None:
+        model = self.state.models[name]
+        model.removed, model.wanted, model.pinned = True, False, False
+        refuse_all(self.state, model, RefusalCode.REMOVED, f"{name} is not served any more", out)
+        residency = self.state.residency_of(model)
+        if residency is None:
+            del self.state.models[name]
+        else:
+            leave(self.state, residency, out, DecisionKind.UNLOAD, "unloaded: it is not served any more")
+
+    def _load_asked(self, event: events.LoadAsked, out: Outbox) -> None:
+        model = self.state.model(event.model)
+        model.wanted = model.residency is None
+        model.retry_at = 0.0
+        model.last_used = event.at
+
+    def _unload_asked(self, event: events.UnloadAsked, out: Outbox) -> None:
+        model = self.state.model(event.model)
+        model.wanted = model.pinned = False
+        residency = self.state.residency_of(model)
+        if residency is not None:
+            leave(self.state, residency, out, DecisionKind.UNLOAD, "unloaded: the operator asked for it")
+
+    def _pin_asked(self, event: events.PinAsked, out: Outbox) -> None:
+        model = self.state.model(event.model)
+        model.pinned = event.pinned
+        residency = self.state.residency_of(model)
+        if event.pinned and residency is not None and residency.leaves is not None:
+            self._call_back(model, residency, out)
+        text = "pinned: it stays loaded" if event.pinned else "no longer pinned"
+        out.tell(DecisionKind.PINNED, event.model, text)
+
+    def _call_back(self, model: ModelState, residency: Residency, out: Outbox) -> None:
+        """Keep a model that was about to go; one whose engine is ending already is loaded anew."""
+        for reservation in [r for r in self.state.reservations.values() if residency.id in r.victims]:
+            cancel(self.state, reservation, out)
+        resume(residency, out)
+        if residency.state is not ResidencyState.READY:
+            residency.leaves = (DecisionKind.UNLOAD, "unloaded before it was pinned")
+            model.wanted = True
+
+    def _stop_asked(self, event: events.StopAsked, out: Outbox) -> None:
+        self.state.stopping = True
+        for model in [*self.state.models.values()]:
+            model.wanted = False
+            refuse_all(self.state, model, RefusalCode.STOPPING, "the daemon is shutting down", out)
+        stop(self.state, out)

@@ -1,0 +1,202 @@
+"""Everything the scheduler remembers. Only the modules of this room change it."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.errors import UnknownModel
+from cotenant.domain.placements import Placement
+from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId
+from cotenant.planning.ledger import Ledger
+from cotenant.scheduling.commands import Command, Tell
+from cotenant.scheduling.demand import Demand, GapHistogram
+from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.policy import Policy
+
+_RECENT_WAITS: Final = 200
+_OVERDUE_TIMES: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ticket:
+    """A waiting request; sorts by priority, then age."""
+
+    order: tuple[int, float, int]
+    id: TicketId = field(compare=False)
+    model: str = field(compare=False)
+    at: float = field(compare=False)
+    deadline: float = field(compare=False)
+    keep_alive_s: float | None = field(compare=False, default=None)
+
+
+@dataclass(slots=True)
+class Residency:
+    """A model on its devices.
+
+    `free_before` is what was free on each card when its process ended; `leaves` why it goes, as soon as
+    it is idle.
+    """
+
+    id: ResidencyId
+    model: str
+    placement: Placement
+    bytes_by_device: dict[DeviceId, int]
+    state: ResidencyState
+    since: float
+    slots: int
+    ready_at: float | None = None
+    in_flight: int = 0
+    ended_at: float | None = None
+    free_before: dict[DeviceId, int] = field(default_factory=dict)
+    measured_bytes: int | None = None
+    leaves: tuple[DecisionKind, str] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What it claims on all devices."""
+        return sum(self.bytes_by_device.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is ready and nothing uses it."""
+        return self.state is ResidencyState.READY and self.in_flight == 0
+
+
+@dataclass(slots=True)
+class ModelState:
+    """A model, its waiting requests and its history."""
+
+    spec: ModelSpec
+    pinned: bool
+    demand: Demand = field(default_factory=Demand)
+    queue: list[Ticket] = field(default_factory=list)
+    residency: ResidencyId | None = None
+    wanted: bool = False
+    load_s: float = 0.0
+    loads: int = 0
+    failures: int = 0
+    retry_at: float = 0.0
+    last_failure: str | None = None
+    last_used: float = 0.0
+    keep_alive_s: float | None = None
+    removed: bool = False
+    waiting_told: str = ""
+
+    @property
+    def cold_and_wanted(self) -> bool:
+        """Whether it should be loaded and is nowhere yet."""
+        return self.residency is None and (bool(self.queue) or self.wanted)
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Room being made for a model: its victims go first. `drains` says that busy ones are among them."""
+
+    model: str
+    placement: Placement
+    bytes_by_device: dict[DeviceId, int]
+    victims: set[ResidencyId]
+    at: float
+    drains: bool = False
+
+
+@dataclass(slots=True)
+class State:
+    """The scheduler's whole memory; `restless` says that something waits for room."""
+
+    settings: SchedulerSettings
+    ledger: Ledger
+    policy: Policy
+    models: dict[str, ModelState] = field(default_factory=dict)
+    residencies: dict[ResidencyId, Residency] = field(default_factory=dict)
+    leases: dict[LeaseId, ResidencyId] = field(default_factory=dict)
+    tickets: dict[TicketId, Ticket] = field(default_factory=dict)
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    everyone: GapHistogram = field(default_factory=GapHistogram)
+    waits: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_WAITS))
+    overcommitted: set[DeviceId] = field(default_factory=set)
+    drain_credit_s: float = 0.0
+    drain_credit_at: float = 0.0
+    stopping: bool = False
+    restless: bool = False
+    ids: int = 0
+    decisions: int = 0
+
+    def next_id(self) -> int:
+        """Return a number never used before."""
+        self.ids += 1
+        return self.ids
+
+    def model(self, name: str) -> ModelState:
+        """Return a model by name. Raises UnknownModel."""
+        found = self.models.get(name)
+        if found is None or found.removed:
+            raise UnknownModel(f"the model {name!r} is not served")
+        return found
+
+    def residency_of(self, model: ModelState) -> Residency | None:
+        """Return where a model is, if anywhere."""
+        return None if model.residency is None else self.residencies[model.residency]
+
+    def loaded_count(self) -> int:
+        """Count the models that are loaded or on their way, and those that room is being made for."""
+        gone = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
+        return sum(r.state not in gone for r in self.residencies.values()) + len(self.reservations)
+
+    def loading_devices(self) -> set[DeviceId]:
+        """Return the devices on which a load is under way."""
+        return {
+            device
+            for residency in self.residencies.values()
+            if residency.state is ResidencyState.LOADING
+            for device in residency.bytes_by_device
+        }
+
+    def overdue_after_s(self) -> float:
+        """Return how long a request may wait before it counts as overdue.
+
+        Bounded: under overload waits grow, and if this grew with them nobody would ever be overdue.
+        """
+        if len(self.waits) < _RECENT_WAITS:
+            return self.settings.overdue_s
+        usual = _OVERDUE_TIMES * sorted(self.waits)[int(0.95 * len(self.waits))]
+        return min(max(self.settings.overdue_s, usual), _OVERDUE_TIMES * self.settings.overdue_s)
+
+    def enqueue(self, model: ModelState, ticket: Ticket) -> None:
+        """Put a ticket in its place in line."""
+        insort(model.queue, ticket)
+        self.tickets[ticket.id] = ticket
+
+    def dequeue(self, ticket: Ticket) -> None:
+        """Take a ticket out of its line: it has ended."""
+        del self.tickets[ticket.id]
+        self.models[ticket.model].queue.remove(ticket)
+
+
+class Outbox:
+    """Collects the commands of one step, and numbers its decisions."""
+
+    def __init__(self, state: State, at: float, cause: str) -> None:
+        self._state = state
+        self._cause = cause
+        self.at = at
+        self.commands: list[Command] = []
+
+    def add(self, command: Command) -> None:
+        """Want something done."""
+        self.commands.append(command)
+
+    def tell(self, kind: DecisionKind, model: str | None, text: str, **facts: float | int | str) -> None:
+        """Make a decision known, with the numbers behind it."""
+        self._state.decisions += 1
+        decision = Decision(self._state.decisions, self.at, kind, model, text, self._cause, facts)
+        self.commands.append(Tell(decision))
+
+    def __iter__(self) -> Iterator[Command]:
+        return iter(self.commands)

@@ -1,0 +1,213 @@
+"""The life of a residency: which state may follow which, and what each step does."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.placements import Placement
+from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.domain.units import format_bytes, format_duration
+from cotenant.planning.ledger import Claim
+from cotenant.scheduling.commands import StartEngine, StopEngine
+from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+
+LOADING, READY, DRAINING, UNLOADING, RECLAIMING = ResidencyState
+
+ALLOWED: Final = frozenset(
+    {
+        (LOADING, READY),
+        (LOADING, UNLOADING),
+        (LOADING, RECLAIMING),
+        (READY, DRAINING),
+        (READY, UNLOADING),
+        (READY, RECLAIMING),
+        (DRAINING, READY),
+        (DRAINING, UNLOADING),
+        (DRAINING, RECLAIMING),
+        (UNLOADING, RECLAIMING),
+    }
+)
+
+_LOAD_MEMORY: Final = 0.3
+_SEEN_BACK: Final = 0.75
+
+
+class InvalidTransition(AssertionError):
+    """A step that the life of a residency does not have: a fault of the scheduler."""
+
+
+def move(residency: Residency, to: ResidencyState, at: float) -> None:
+    """Change state. Raises InvalidTransition."""
+    if (residency.state, to) not in ALLOWED:
+        raise InvalidTransition(f"{residency.model} #{residency.id}: {residency.state} → {to} at {at}")
+    residency.state = to
+    residency.since = at
+
+
+def start(state: State, model: ModelState, placement: Placement, out: Outbox, why: str) -> Residency:
+    """Claim the placement's bytes and have the engine started."""
+    residency = Residency(
+        id=ResidencyId(state.next_id()),
+        model=model.spec.name,
+        placement=placement,
+        bytes_by_device=placement_bytes(placement),
+        state=LOADING,
+        since=out.at,
+        slots=model.spec.slots,
+    )
+    state.residencies[residency.id] = residency
+    state.ledger.claims[residency.id] = Claim(residency.id, residency.bytes_by_device)
+    model.residency = residency.id
+    model.loads += 1
+    model.waiting_told = ""
+    out.tell(
+        DecisionKind.LOAD,
+        residency.model,
+        f"loading on {places(residency)}: {format_bytes(residency.bytes)}, "
+        f"about {format_duration(model.load_s)}; {why}",
+        bytes=residency.bytes,
+        expected_s=model.load_s,
+    )
+    out.add(StartEngine(residency.id, residency.model, placement))
+    return residency
+
+
+def became_ready(state: State, residency: Residency, out: Outbox) -> None:
+    """The engine answers."""
+    model = state.models[residency.model]
+    took_s = out.at - residency.since
+    model.load_s = took_s if model.loads == 1 else (1 - _LOAD_MEMORY) * model.load_s + _LOAD_MEMORY * took_s
+    model.retry_at, model.last_failure = 0.0, None
+    model.wanted = False
+    model.last_used = out.at
+    move(residency, READY, out.at)
+    residency.ready_at = out.at
+    state.ledger.claims[residency.id].shown_at = out.at
+    out.tell(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
+
+
+def unload(state: State, residency: Residency, out: Outbox, kind: DecisionKind, why: str) -> None:
+    """Have the engine stopped."""
+    held_s = out.at - (residency.ready_at if residency.ready_at is not None else residency.since)
+    move(residency, UNLOADING, out.at)
+    residency.leaves = (kind, why)
+    out.tell(
+        kind,
+        residency.model,
+        f"{why}; frees {format_bytes(residency.bytes)} on {places(residency)}",
+        bytes=residency.bytes,
+        held_s=held_s,
+    )
+    out.add(StopEngine(residency.id))
+
+
+def drain(residency: Residency, out: Outbox, kind: DecisionKind, why: str) -> None:
+    """Admit no more requests; it is unloaded when the last one ends."""
+    if residency.state is READY:
+        move(residency, DRAINING, out.at)
+    residency.leaves = (kind, why)
+
+
+def leave(state: State, residency: Residency, out: Outbox, kind: DecisionKind, why: str) -> None:
+    """Unload at once if nothing uses it, else drain first."""
+    if residency.state in (UNLOADING, RECLAIMING):
+        return
+    if residency.in_flight:
+        drain(residency, out, kind, why)
+    else:
+        unload(state, residency, out, kind, why)
+
+
+def resume(residency: Residency, out: Outbox) -> None:
+    """Admit requests again: the room is not needed any more."""
+    if residency.state is DRAINING:
+        move(residency, READY, out.at)
+        residency.leaves = None
+
+
+def exited(state: State, residency: Residency, out: Outbox) -> None:
+    """The process is gone: no lease survives it, and its claim waits for the bytes to be seen back."""
+    drop_leases(state, residency)
+    move(residency, RECLAIMING, out.at)
+    residency.ended_at = out.at
+    readings = state.ledger.readings
+    residency.free_before = {
+        device: free
+        for device in residency.bytes_by_device
+        if device in readings and readings[device].live and (free := readings[device].free_bytes) is not None
+    }
+    reclaim(state, residency, out)
+
+
+def drop_leases(state: State, residency: Residency) -> None:
+    """End the leases of an engine that can serve them no more."""
+    for lease in [lease for lease, holder in state.leases.items() if holder == residency.id]:
+        del state.leases[lease]
+    residency.in_flight = 0
+
+
+def reclaim(state: State, residency: Residency, out: Outbox) -> None:
+    """Release the claim if its bytes are seen back on every device, or the bound has passed."""
+    if residency.ended_at is None:
+        return
+    waited_s = out.at - residency.ended_at
+    missing = [device for device in residency.free_before if not _seen_back(state, residency, device)]
+    if missing and waited_s < state.settings.reclaim_bound_s:
+        return
+    if missing:
+        holders = "; ".join(filter(None, (state.ledger.readings[device].holders for device in missing)))
+        out.tell(
+            DecisionKind.NOT_FREED,
+            residency.model,
+            f"its engine is gone, but its memory was not seen back within {format_duration(waited_s)}; "
+            f"holding the cards: {holders or 'nobody that the driver names'}",
+            waited_s=waited_s,
+        )
+    else:
+        out.tell(
+            DecisionKind.FREED,
+            residency.model,
+            f"its {format_bytes(residency.bytes)} are back after {format_duration(waited_s)}",
+            bytes=residency.bytes,
+            waited_s=waited_s,
+        )
+    _forget(state, residency)
+
+
+def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
+    """Return what a placement takes on each device that it uses."""
+    return {share.device.id: share.parts.total for share in placement.used_shares}
+
+
+def places(residency: Residency) -> str:
+    """Name the devices of a residency for people."""
+    return ", ".join(share.device.label for share in residency.placement.used_shares)
+
+
+def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:
+    """Whether a Reading after the end shows the bytes free, or shows that the engine holds none."""
+    reading = state.ledger.readings.get(device)
+    if reading is None or not reading.live:
+        return True
+    if residency.ended_at is None or reading.at <= residency.ended_at or reading.free_bytes is None:
+        return False
+    if reading.engine_bytes is not None:
+        return residency.id not in reading.engine_bytes
+    if residency.ready_at is None:
+        # How much of it had been taken when it died is not known: a later Reading is all there is to see.
+        return True
+    expected = _SEEN_BACK * residency.bytes_by_device[device]
+    return reading.free_bytes - residency.free_before[device] >= expected
+
+
+def _forget(state: State, residency: Residency) -> None:
+    del state.residencies[residency.id]
+    del state.ledger.claims[residency.id]
+    model = state.models[residency.model]
+    model.residency = None
+    if model.removed and not model.queue:
+        del state.models[residency.model]
+    for reservation in state.reservations.values():
+        reservation.victims.discard(residency.id)

@@ -1,0 +1,159 @@
+"""What changes without a request: Readings, lost devices, idle models, timers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.placements import Placement
+from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.domain.units import format_bytes, format_duration
+from cotenant.planning.choice import choose
+from cotenant.planning.ledger import DeviceReading
+from cotenant.scheduling.placing import drain_credit_s, eviction_cost, head_wait_s, ripe_at
+from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.transitions import drop_leases, leave, reclaim, start, unload
+
+_PREFETCH_CHANCE = 0.5
+_GONE = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
+
+
+def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox) -> None:
+    """Take in Readings: release what is seen back, and move models off lost devices."""
+    lost = state.ledger.read(readings)
+    measured: dict[ResidencyId, int] = {}
+    for reading in readings:
+        for holder, count in (reading.engine_bytes or {}).items():
+            measured[holder] = measured.get(holder, 0) + count
+    for holder, count in measured.items():
+        if holder in state.residencies:
+            state.residencies[holder].measured_bytes = count
+    for device in lost:
+        out.tell(
+            DecisionKind.DEVICE_LOST, None, f"{device} is gone: its models move to others where they fit"
+        )
+        for residency in _on(state, device):
+            state.models[residency.model].wanted = True
+            drop_leases(state, residency)
+            unload(state, residency, out, DecisionKind.DEVICE_LOST, f"its device {device} is gone")
+    see_back(state, out)
+    relieve(state, out)
+
+
+def see_back(state: State, out: Outbox) -> None:
+    """Release the claims of ended engines whose bytes are back."""
+    for residency in [r for r in state.residencies.values() if r.state is ResidencyState.RECLAIMING]:
+        reclaim(state, residency, out)
+
+
+def relieve(state: State, out: Outbox) -> None:
+    """Where others have grown into our room, evict idle models of that device, cheapest first."""
+    over_now = dict(state.ledger.overcommitted())
+    for device in state.overcommitted - over_now.keys():
+        out.tell(DecisionKind.OVERCOMMITTED, None, f"{device} has room again")
+    for device in over_now.keys() - state.overcommitted:
+        holders = state.ledger.readings[device].holders
+        out.tell(
+            DecisionKind.OVERCOMMITTED,
+            None,
+            f"{device} is short of {format_bytes(over_now[device])}: others grew ({holders or 'unnamed'})",
+            missing_bytes=over_now[device],
+        )
+    state.overcommitted = set(over_now)
+    for device, missing in over_now.items():
+        leaving = sum(r.bytes_by_device[device] for r in _on(state, device, gone=True))
+        idle = [r for r in _on(state, device) if r.idle and not state.models[r.model].pinned]
+        ranked = sorted(idle, key=lambda r: (eviction_cost(state, r, out.at), r.id))
+        for residency in ranked:
+            if leaving >= missing:
+                break
+            leaving += residency.bytes_by_device[device]
+            unload(
+                state, residency, out, DecisionKind.EVICT, "evicted: others have taken memory of its device"
+            )
+
+
+def let_go(state: State, out: Outbox) -> None:
+    """Unload models whose keep-alive has run out."""
+    for residency in [*state.residencies.values()]:
+        due = gone_at(state, residency)
+        if due is not None and due <= out.at:
+            idle = format_duration(out.at - state.models[residency.model].last_used)
+            unload(state, residency, out, DecisionKind.UNLOAD, f"unloaded: idle {idle}, its keep-alive")
+
+
+def gone_at(state: State, residency: Residency) -> float | None:
+    """Return when an idle model's keep-alive runs out; None if it does not."""
+    model = state.models[residency.model]
+    keep = model.spec.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
+    if not residency.idle or model.pinned or model.queue or keep is None or math.isinf(keep):
+        return None
+    return model.last_used + keep
+
+
+def prefetch(state: State, out: Outbox) -> None:
+    """Load what is likely wanted soon into room that nobody needs; one at a time."""
+    if not state.settings.prefetch or state.stopping or state.tickets or state.loading_devices():
+        return
+    if state.settings.max_loaded is not None and state.loaded_count() >= state.settings.max_loaded:
+        return
+    likely = [(m.demand.chance_soon(out.at, state.everyone), m) for m in _cold(state, out.at)]
+    for chance, model in sorted(likely, key=lambda pair: (-pair[0], pair[1].spec.name)):
+        if chance < _PREFETCH_CHANCE:
+            return
+        placement = choose(model.spec.fit, state.ledger.budgets(), (), together=model.spec.together)
+        if isinstance(placement, Placement):
+            start(state, model, placement, out, f"likely wanted soon ({chance:.0%}), and there is room")
+            return
+
+
+def stop(state: State, out: Outbox) -> None:
+    """Let every model go as its requests end."""
+    for residency in [*state.residencies.values()]:
+        leave(state, residency, out, DecisionKind.UNLOAD, "unloaded: the daemon is shutting down")
+
+
+def next_instant(state: State, now: float) -> float | None:
+    """Return when time alone will change something; None if it will not."""
+    return min((instant for instant in _instants(state, now) if instant > now), default=None)
+
+
+def _instants(state: State, now: float) -> Iterator[float]:
+    yield from (ticket.deadline for ticket in state.tickets.values())
+    for residency in state.residencies.values():
+        due = gone_at(state, residency)
+        if due is not None:
+            yield due
+        if residency.state is ResidencyState.RECLAIMING and residency.ended_at is not None:
+            yield residency.ended_at + state.settings.reclaim_bound_s
+    for reservation in state.reservations.values():
+        if reservation.drains:
+            yield reservation.at + state.settings.drain_limit_s
+    cold = [m for m in state.models.values() if m.cold_and_wanted and m.spec.name not in state.reservations]
+    if not cold:
+        return
+    for model in cold:
+        yield model.retry_at
+        yield now - head_wait_s(model, now) + state.overdue_after_s() + 0.001
+    yield from (ripe_at(state, r) for r in state.residencies.values() if r.state is ResidencyState.READY)
+    credit = drain_credit_s(state, now)
+    if credit < 1 and state.settings.drain_share > 0:
+        yield now + (1 - credit) / state.settings.drain_share + 0.001
+
+
+def _on(state: State, device: DeviceId, *, gone: bool = False) -> list[Residency]:
+    return [
+        residency
+        for residency in state.residencies.values()
+        if device in residency.bytes_by_device and (residency.state in _GONE) is gone
+    ]
+
+
+def _cold(state: State, now: float) -> list[ModelState]:
+    return [
+        model
+        for model in state.models.values()
+        if model.residency is None and not model.removed and model.retry_at <= now
+    ]

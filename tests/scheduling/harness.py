@@ -1,0 +1,176 @@
+"""A scheduler with engines that do as they are told, on cards of which only the memory matters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.models import Parts, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal, Share
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
+from cotenant.planning.choice import Fit
+from cotenant.planning.ledger import DeviceReading
+from cotenant.scheduling import events, invariants
+from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
+from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.scheduler import Scheduler
+
+GB = 10**9
+
+
+def card(index: int, gb: float = 24) -> Device:
+    return Device(DeviceId(f"GPU-{index}"), DeviceKind.GPU, "card", index=index, total_bytes=round(gb * GB))
+
+
+def fit_whole(size: int) -> Fit:
+    """A model of one piece."""
+
+    def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
+        for budget in budgets:
+            if budget.left_out is None and budget.budget_bytes >= size:
+                share = Share(budget, 0, 0, 1, has_output=True, parts=Parts(weights=size))
+                return Placement("model", Recipe(), 1, 1, (share,), host=Parts())
+        return Refusal("model", f"it needs {size} bytes on one device")
+
+    return fit
+
+
+def fit_over(sizes: Sequence[int]) -> Fit:
+    """A model of pieces that go on as many devices."""
+
+    def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
+        usable = [budget for budget in budgets if budget.left_out is None]
+        fitting = [b for b, size in zip(usable, sizes, strict=False) if b.budget_bytes >= size]
+        if len(fitting) < len(sizes):
+            return Refusal("model", "it needs several devices")
+        shares = tuple(
+            Share(b, i, i, 1, has_output=False, parts=Parts(weights=size))
+            for i, (b, size) in enumerate(zip(fitting, sizes, strict=True))
+        )
+        return Placement("model", Recipe(), len(sizes), len(sizes), shares, host=Parts())
+
+    return fit
+
+
+def model(name: str, gb: float, **facts: object) -> ModelSpec:
+    return replace(ModelSpec(name, fit_whole(round(gb * GB)), load_s=2.0), **facts)  # type: ignore[arg-type]
+
+
+@dataclass
+class Bench:
+    """Drives a scheduler by hand; every step checks the laws."""
+
+    scheduler: Scheduler
+    now: float = 0.0
+    granted: dict[TicketId, LeaseId] = field(default_factory=dict)
+    refused: dict[TicketId, Refuse] = field(default_factory=dict)
+    loading: dict[str, ResidencyId] = field(default_factory=dict)
+    stopping: dict[str, ResidencyId] = field(default_factory=dict)
+    story: list[Decision] = field(default_factory=list)
+    wake_at: float | None = None
+    tickets: int = 0
+
+    @classmethod
+    def of(cls, models: Sequence[ModelSpec], cards: Sequence[Device], **settings: object) -> Bench:
+        quick = SchedulerSettings(min_residency_s=0.0, **settings)  # type: ignore[arg-type]
+        bench = cls(Scheduler(quick))
+        bench.read(*cards)
+        bench.send(events.ModelsChanged(0.0, tuple(models)))
+        return bench
+
+    @property
+    def state(self):
+        return self.scheduler.state
+
+    def read(
+        self, *cards: Device, foreign: dict[int, float] | None = None, live: bool = False, **facts
+    ) -> None:
+        others = {index: round(gb * GB) for index, gb in (foreign or {}).items()}
+        readings = tuple(
+            DeviceReading(
+                device,
+                self.now,
+                device.total_bytes or 0,
+                (device.total_bytes or 0) - others.get(device.index or 0, 0),
+                live=live,
+                foreign_bytes=others.get(device.index or 0, 0),
+                **facts,
+            )
+            for device in cards
+        )
+        self.send(events.DevicesRead(self.now, readings))
+
+    def send(self, event: events.Event) -> list[Command]:
+        return self.take(self.scheduler.handle(event))
+
+    def take(self, commands: list[Command]) -> list[Command]:
+        for command in commands:
+            match command:
+                case Grant(ticket, lease, _):
+                    assert ticket not in self.granted
+                    assert ticket not in self.refused
+                    self.granted[ticket] = lease
+                case Refuse(ticket):
+                    assert ticket not in self.granted
+                    assert ticket not in self.refused
+                    self.refused[ticket] = command
+                case StartEngine(residency, name):
+                    self.loading[name] = residency
+                case StopEngine(residency):
+                    name = self.state.residencies[residency].model
+                    self.loading.pop(name, None)
+                    self.stopping[name] = residency
+                case WakeAt(at):
+                    self.wake_at = at
+                case Tell(decision):
+                    self.story.append(decision)
+        invariants.check(self.state)
+        return commands
+
+    def ask(self, name: str, *, wait_s: float = 600, priority: int = 0) -> TicketId:
+        self.tickets += 1
+        ticket = TicketId(self.tickets)
+        self.send(events.RequestArrived(self.now, ticket, name, self.now + wait_s, priority))
+        return ticket
+
+    def ready(self, name: str) -> None:
+        self.send(events.EngineReady(self.now, self.loading.pop(name)))
+
+    def gone(self, name: str) -> None:
+        self.send(events.EngineExited(self.now, self.stopping.pop(name), f"{name} was stopped"))
+
+    def die(self, name: str, why: str = "killed by signal 9") -> None:
+        residency = self.loading.pop(name, None) or self.state.models[name].residency
+        self.send(events.EngineExited(self.now, residency, why))
+
+    def done(self, ticket: TicketId) -> None:
+        self.take(self.scheduler.release(self.granted.pop(ticket), self.now))
+        invariants.check(self.state)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, firing the timers on the way."""
+        until = self.now + seconds
+        while self.wake_at is not None and self.wake_at <= until:
+            self.now, self.wake_at = self.wake_at, None
+            self.send(events.TimerFired(self.now))
+        self.now = until
+
+    def load(self, name: str, *, requests: int = 1) -> list[TicketId]:
+        """Have a model loaded and serve some requests of it."""
+        tickets = [self.ask(name) for _ in range(requests)]
+        if name in self.loading:
+            self.ready(name)
+        return tickets
+
+    def touch(self, name: str) -> None:
+        """One request, answered at once."""
+        for ticket in self.load(name):
+            self.done(ticket)
+
+    def told(self, kind: DecisionKind, name: str | None = None) -> list[str]:
+        return [d.text for d in self.story if d.kind is kind and (name is None or d.model == name)]
+
+
+__all__ = ["GB", "Bench", "RefusalCode", "card", "fit_over", "fit_whole", "model"]

@@ -1,0 +1,149 @@
+"""Anything may happen in any order: the laws hold after every step, and no wait is forgotten."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cotenant.domain.residencies import ResidencyId
+from cotenant.scheduling import events, invariants
+from cotenant.scheduling.policy import POLICIES
+from tests.scheduling.harness import GB, Bench, card, fit_over, model
+
+NAMES = ["a", "b", "c", "wide", "huge"]
+
+
+class Machine(RuleBasedStateMachine):
+    tickets = Bundle("tickets")
+
+    @initialize(
+        policy=st.sampled_from([*POLICIES]),
+        live=st.booleans(),
+        prefetch=st.booleans(),
+        max_loaded=st.sampled_from([None, 2]),
+    )
+    def build(self, policy: str, live: bool, prefetch: bool, max_loaded: int | None) -> None:
+        self.cards = [card(0, 16), card(1, 10)]
+        self.live = live
+        self.foreign = {0: 0.0, 1: 0.0}
+        self.models = [
+            model("a", 6, slots=2),
+            model("b", 9, keep_alive_s=40.0),
+            model("c", 5, pinned=True),
+            model("wide", 0, fit=fit_over([9 * GB, 7 * GB])),
+            model("huge", 30),
+        ]
+        self.bench = Bench.of(
+            self.models,
+            self.cards,
+            policy=policy,
+            prefetch=prefetch,
+            max_loaded=max_loaded,
+            overdue_s=60.0,
+            drain_limit_s=30.0,
+        )
+        self.asked = 0
+        self.left = 0
+
+    @rule(
+        target=tickets, name=st.sampled_from(NAMES), priority=st.integers(-1, 1), wait_s=st.integers(1, 300)
+    )
+    def ask(self, name: str, priority: int, wait_s: int) -> int:
+        self.asked += 1
+        return self.bench.ask(name, priority=priority, wait_s=wait_s)
+
+    @rule(ticket=tickets)
+    def finish(self, ticket) -> None:
+        if ticket in self.bench.granted:
+            self.bench.done(ticket)
+            self.left += 1
+
+    @rule(ticket=tickets)
+    def leave(self, ticket) -> None:
+        if ticket in self.bench.state.tickets:
+            self.bench.send(events.RequestLeft(self.bench.now, ticket))
+            self.left += 1
+
+    @precondition(lambda self: self.bench.loading)
+    @rule(data=st.data(), fails=st.booleans())
+    def load_ends(self, data: st.DataObject, fails: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.bench.loading)))
+        if fails:
+            self.bench.die(name, "could not be loaded")
+        else:
+            self.bench.ready(name)
+
+    @precondition(lambda self: self.bench.stopping)
+    @rule(data=st.data())
+    def engine_goes(self, data: st.DataObject) -> None:
+        self.bench.gone(data.draw(st.sampled_from(sorted(self.bench.stopping))))
+
+    @rule(data=st.data())
+    def engine_dies(self, data: st.DataObject) -> None:
+        serving = sorted(r.model for r in self.bench.state.residencies.values() if r.ready_at is not None)
+        serving = [name for name in serving if name not in self.bench.stopping]
+        if serving:
+            name = data.draw(st.sampled_from(serving))
+            residency = self.bench.state.models[name].residency
+            if residency is not None and self.bench.state.residencies[residency].ended_at is None:
+                self.bench.send(events.EngineExited(self.bench.now, ResidencyId(residency), "killed"))
+
+    @rule(index=st.integers(0, 1), gb=st.sampled_from([0, 0, 2, 8]), lost=st.booleans())
+    def read(self, index: int, gb: int, lost: bool) -> None:
+        self.foreign[index] = gb
+        present = [c for c in self.cards if not (lost and c.index == index)]
+        holding = {r.id: r.bytes for r in self.bench.state.residencies.values() if r.ended_at is None}
+        facts = {"engine_bytes": holding} if self.live else {}
+        self.bench.read(*present, foreign=self.foreign, live=self.live, **facts)
+
+    @rule(seconds=st.floats(0.1, 90))
+    def wait(self, seconds: float) -> None:
+        self.bench.wait(seconds)
+
+    @rule(name=st.sampled_from(NAMES), pinned=st.booleans())
+    def pin(self, name: str, pinned: bool) -> None:
+        self.bench.send(events.PinAsked(self.bench.now, name, pinned))
+
+    @rule(name=st.sampled_from(NAMES), load=st.booleans())
+    def operate(self, name: str, load: bool) -> None:
+        kind = events.LoadAsked if load else events.UnloadAsked
+        self.bench.send(kind(self.bench.now, name))
+
+    @rule(replaced=st.sets(st.sampled_from(NAMES), max_size=2))
+    def configure(self, replaced: set[str]) -> None:
+        self.bench.send(events.ModelsChanged(self.bench.now, tuple(self.models), frozenset(replaced)))
+
+    @invariant()
+    def laws_hold(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        state = self.bench.state
+        invariants.check(state)
+        ended = len(self.bench.granted) + len(self.bench.refused) + self.left
+        assert ended + len(state.tickets) == self.asked
+
+    def teardown(self) -> None:
+        """Let everything go well from here on: every wait must end, and nothing may be left behind."""
+        if not hasattr(self, "bench"):
+            return
+        bench = self.bench
+        bench.read(*self.cards, live=self.live)
+        for _ in range(200):
+            for name in sorted(bench.stopping):
+                bench.gone(name)
+            for name in sorted(bench.loading):
+                bench.ready(name)
+            for ticket in sorted(bench.granted):
+                bench.done(ticket)
+                self.left += 1
+            if not bench.state.tickets:
+                break
+            bench.wait(5)
+            bench.read(*self.cards, live=self.live, engine_bytes={} if self.live else None)
+        self.laws_hold()
+        assert not bench.state.tickets, "somebody still waits though everything goes well"
+
+
+Machine.TestCase.settings = settings(max_examples=600, stateful_step_count=60, deadline=None)
+TestMachine = Machine.TestCase
