@@ -1,0 +1,240 @@
+"""`cotenant models`: what is served, what it needs, where it would go, and whether all of it fits at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cotenant.cli.options import read_inventory
+from cotenant.cli.recipe_options import file_path
+from cotenant.domain.devices import DeviceKind
+from cotenant.domain.errors import BadSetting, UsageError
+from cotenant.domain.placements import Placement
+from cotenant.domain.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from cotenant.config.configuration import Configuration
+    from cotenant.config.outlook import ModelOutlook, Peak
+
+_HEAD = ("NAME", "QUANT", "FILE", "NEEDS", "WHERE ALONE", "KEEP-ALIVE", "")
+_RIGHT = frozenset(["FILE", "NEEDS"])
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("models", help="list the configured models, and what all of them need")
+    parser.set_defaults(run=run)
+    _add_options(parser, {"config": None, "gpus": None, "devices": None, "models_dir": None})
+    parser.add_argument("--json", action="store_true", help="print the models as JSON")
+    parser.add_argument(
+        "--check", action="store_true", help="check the configuration and list everything wrong with it"
+    )
+    actions = parser.add_subparsers(metavar="ACTION", parser_class=type(parser))
+    remove = actions.add_parser("rm", help="delete the files of a model of models_dir")
+    remove.add_argument("name", metavar="NAME", help="the model's name")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    # Suppressed, or its defaults would wipe out what was given before `rm`.
+    _add_options(remove, dict.fromkeys(("config", "gpus", "devices", "models_dir"), argparse.SUPPRESS))
+    remove.set_defaults(run=run_remove)
+
+
+def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    parser.add_argument(
+        "--config",
+        type=file_path,
+        metavar="FILE",
+        default=defaults["config"],
+        help="configuration (default: $COTENANT_CONFIG, ./cotenant.yaml, ~/.config/cotenant/cotenant.yaml)",
+    )
+    for name, metavar, text in (
+        ("models_dir", "FOLDER", "every GGUF in it is served"),
+        ("gpus", "SPEC", "describe GPUs in place of this machine's"),
+        ("devices", "LIST", "plan on these devices only"),
+    ):
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, metavar=metavar, default=defaults[name], help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, or what is wrong with the configuration."""
+    if args.check:
+        return _check(args)
+    from cotenant.config.outlook import peak, plan_alone
+
+    configuration = _read(args)
+    devices = configuration.devices
+    inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
+    rows = [plan_alone(model, inventory, devices.rules) for model in configuration.models]
+    together = peak(configuration.models, inventory, devices.rules)
+    if args.json:
+        print(json.dumps(_as_json(configuration, rows, together), indent=2, ensure_ascii=False))
+        return 0
+    print(f"Configuration: {configuration.path or 'none, but the environment and flags'}")
+    if rows:
+        print(*_table(rows), "", *_peak_lines(together), sep="\n")
+    else:
+        print("No model is configured: give `models:` or `models_dir:`.")
+    for problem in configuration.problems:
+        print(f"Problem: {problem}")
+    return 0
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    """Delete a model's files, once the operator has agreed."""
+    from cotenant.config.removal import plan_removal
+
+    removal = plan_removal(_read(args), args.name)
+    print(f"{removal.name}: {len(removal.files)} files, {format_bytes(removal.frees_bytes)}:")
+    for path in removal.files:
+        print(f"  {path}" + (" (a link: what it points to stays)" if path in removal.links else ""))
+    if not args.yes and not _agreed():
+        print("Nothing was deleted.")
+        return 1
+    removal.carry_out()
+    print(f"Deleted; {format_bytes(removal.frees_bytes)} are free again.")
+    return 0
+
+
+def _agreed() -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked: this is no terminal", hint="Give --yes to delete these files.")
+    try:
+        return input("Delete them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _read(args: argparse.Namespace) -> Configuration:
+    from cotenant.config.settings import find_configuration, read_configuration
+
+    path = find_configuration(args.config, os.environ)
+    flags = {name: getattr(args, name) for name in ("gpus", "devices", "models_dir")}
+    configuration = read_configuration(path, flags=flags)
+    if path is None and configuration.models_dir is None:
+        raise BadSetting(
+            "there is no configuration: no cotenant.yaml here or in ~/.config/cotenant",
+            hint="Give --config FILE, or --models-dir FOLDER.",
+        )
+    return configuration
+
+
+def _check(args: argparse.Namespace) -> int:
+    try:
+        configuration = _read(args)
+    except BadSetting as error:
+        print(*error.complaints, sep="\n")
+        return 2
+    print(f"{configuration.path or 'The environment'} is right: {len(configuration.models)} models.")
+    for problem in configuration.problems:
+        print(f"Problem: {problem}")
+    return 0
+
+
+def _table(rows: Sequence[ModelOutlook]) -> Iterator[str]:
+    lines = [list(_HEAD), *(_row(row) for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(_HEAD))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if title in _RIGHT else cell.ljust(width)
+            for cell, width, title in zip(line, widths, _HEAD, strict=True)
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _row(row: ModelOutlook) -> list[str]:
+    model = row.model
+    marks = [word for word, on in (("pinned", model.pinned), ("preload", model.preload)) if on]
+    return [
+        model.name,
+        model.shape.quantisation or "?",
+        format_bytes(model.shape.file_bytes),
+        format_bytes(row.needed_bytes),
+        _where(row),
+        _keep_alive(model.keep_alive_s),
+        " ".join(marks),
+    ]
+
+
+def _where(row: ModelOutlook) -> str:
+    if not isinstance(row.result, Placement):
+        return "nowhere: " + (
+            f"{format_bytes(row.missing_bytes)} short" if row.missing_bytes else row.result.reason
+        )
+    shares = row.result.used_shares
+    if any(share.device.kind is DeviceKind.HOST for share in shares) or not shares:
+        return "host RAM"
+    names = [f"GPU {'?' if share.device.index is None else share.device.index}" for share in shares]
+    if len(shares) == 1:
+        return names[0]
+    return (
+        " + ".join(f"{name} ({share.count})" for name, share in zip(names, shares, strict=True)) + " layers"
+    )
+
+
+def _keep_alive(seconds: float | None) -> str:
+    if seconds is None:
+        return "forever"
+    return format_duration(seconds).removesuffix(" 0 s").removesuffix(" 0 m") if seconds else "none"
+
+
+def _peak_lines(peak: Peak) -> Iterator[str]:
+    needed, offered = format_bytes(peak.needed_bytes), format_bytes(peak.offered_bytes)
+    count = len(peak.together) + len(peak.waiting) + len(peak.nowhere)
+    subject = "The model needs" if count == 1 else f"All {count} models loaded at once need"
+    yield f"{subject} {needed}; {offered} may be planned on {peak.devices}."
+    if peak.waiting:
+        yield (
+            f"{len(peak.together)} fit at once ({', '.join(peak.together) or 'none'}); "
+            f"{', '.join(peak.waiting)} must wait until others are unloaded."
+        )
+    elif peak.together:
+        yield "It fits." if count == 1 else f"{'They all' if not peak.nowhere else 'The others'} fit at once."
+    if peak.nowhere:
+        yield f"Too large even alone: {', '.join(peak.nowhere)}. `cotenant plan` says what would fit."
+
+
+def _as_json(configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak) -> dict[str, Any]:
+    return {
+        "configuration": None if configuration.path is None else str(configuration.path),
+        "models": [_model_json(row) for row in rows],
+        "peak": {
+            "needed_bytes": peak.needed_bytes,
+            "offered_bytes": peak.offered_bytes,
+            "together": peak.together,
+            "waiting": peak.waiting,
+            "nowhere": peak.nowhere,
+        },
+        "problems": [{"path": str(each.path), "text": each.text} for each in configuration.problems],
+    }
+
+
+def _model_json(row: ModelOutlook) -> dict[str, Any]:
+    model, placed = row.model, row.result if isinstance(row.result, Placement) else None
+    return {
+        "name": model.name,
+        "aliases": model.aliases,
+        "path": str(model.path),
+        "projector_path": None if model.projector_path is None else str(model.projector_path),
+        "kind": model.shape.kind,
+        "quantisation": model.shape.quantisation,
+        "file_bytes": model.shape.file_bytes,
+        "needed_bytes": row.needed_bytes,
+        "fits": placed is not None,
+        "devices": [
+            {"index": share.device.index, "uuid": share.device.id, "planned_bytes": share.parts.total}
+            for share in (placed.used_shares if placed else ())
+        ],
+        "refusal": None if isinstance(row.result, Placement) else row.result.reason,
+        "n_ctx": model.recipe.n_ctx,
+        "parallel": model.recipe.parallel,
+        "keep_alive_s": model.keep_alive_s,
+        "preload": model.preload,
+        "pinned": model.pinned,
+        "priority": model.priority,
+        "timeout_s": model.timeout_s,
+        "from_folder": model.from_folder,
+    }

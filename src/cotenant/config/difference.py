@@ -1,0 +1,84 @@
+"""What a new configuration changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from cotenant.config.configuration import Configuration, ModelEntry
+
+_OF_THE_ENGINE = frozenset(
+    [
+        "path",
+        "parts",
+        "signature",
+        "shape",
+        "recipe",
+        "projector_path",
+        "projector_bytes",
+        "gpus",
+        "env",
+        "args",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Models by what is to be done, as they are to be; those removed, as they were.
+
+    A `reloaded` model's engine must start again; an `adjusted` one's runs on, only the rules for it changed.
+    `settings` are the others that changed, as `server.port`.
+    """
+
+    added: tuple[ModelEntry, ...] = ()
+    removed: tuple[ModelEntry, ...] = ()
+    reloaded: tuple[ModelEntry, ...] = ()
+    adjusted: tuple[ModelEntry, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.reloaded or self.adjusted or self.settings)
+
+    def sentences(self) -> Sequence[str]:
+        """Say what changes, one line each."""
+        return (
+            *(f"{model.name} is new" for model in self.added),
+            *(f"{model.name} is gone" for model in self.removed),
+            *(f"{model.name} changed: it is loaded anew" for model in self.reloaded),
+            *(f"{model.name} has other rules: it stays loaded" for model in self.adjusted),
+            *(f"{setting} changed" for setting in self.settings),
+        )
+
+
+def diff(old: Configuration, new: Configuration) -> Changes:
+    """Compare two configurations, models by their names."""
+    before = {model.name: model for model in old.models}
+    after = {model.name: model for model in new.models}
+    kept = [(before[name], model) for name, model in after.items() if name in before]
+    reloaded = [new for old, new in kept if _differ(old, new) & _OF_THE_ENGINE]
+    adjusted = [new for old, new in kept if _differ(old, new) and new not in reloaded]
+    return Changes(
+        added=tuple(model for name, model in after.items() if name not in before),
+        removed=tuple(model for name, model in before.items() if name not in after),
+        reloaded=tuple(reloaded),
+        adjusted=tuple(adjusted),
+        settings=tuple(_changed_settings(old, new)),
+    )
+
+
+def _differ(old: ModelEntry, new: ModelEntry) -> set[str]:
+    return {field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)}
+
+
+def _changed_settings(old: Configuration, new: Configuration) -> list[str]:
+    sections = ("server", "devices", "scheduling")
+    changed = [
+        f"{section}.{field.name}"
+        for section in sections
+        for field in fields(getattr(old, section))
+        if getattr(getattr(old, section), field.name) != getattr(getattr(new, section), field.name)
+    ]
+    return changed + [
+        name for name in ("warm_ram_bytes", "models_dir") if getattr(old, name) != getattr(new, name)
+    ]

@@ -1,0 +1,88 @@
+"""Flags and environment variables as settings: `--n-ctx` and COTENANT_N_CTX both set `defaults.ctx`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.config.complaints import KeyPath
+
+PREFIX: Final = "COTENANT_"
+_RECIPE: Final = (
+    *("parallel", "n_batch", "n_ubatch", "cache_type_k", "cache_type_v", "flash_attn", "kv_unified"),
+    *("n_gpu_layers", "tensor_split", "smart_split", "split_mode", "split_policy", "mmap", "mlock"),
+)
+_BY_SECTION: Final[Mapping[str, Sequence[str]]] = {
+    "server": ("host", "port", "api_key_file", "insecure"),
+    "devices": ("gpus", "reserve_mib", "min_budget_mib", "overhead_mib"),
+    "defaults": (*_RECIPE, "keep_alive", "timeout", "max_loaded"),
+    "scheduling": (
+        *("policy", "overdue", "min_residency", "drain_share", "drain_limit", "reclaim_bound"),
+        *("max_queue", "max_queue_total", "prefetch"),
+    ),
+}
+SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    **{name: (section, name) for section, names in _BY_SECTION.items() for name in names},
+    "api_key": ("server", "api_keys"),
+    "devices": ("devices", "use"),
+    "device_order": ("devices", "order"),
+    "n_ctx": ("defaults", "ctx"),
+    "warm_ram_mib": ("warm", "ram_mib"),
+    "models_dir": ("models_dir",),
+}
+"""Flags, by name with underscores, and the settings that they set."""
+_OTHER_NAMES: Final = {
+    "num_parallel": "parallel",
+    "max_loaded_models": "max_loaded",
+    "gpu_layers": "n_gpu_layers",
+}
+"""Names that users of Ollama know; ours win where both are set."""
+_PATHS: Final = frozenset(["models_dir", "api_key_file"])
+
+
+def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the settings that the environment gives, nested, and the variable that gave each.
+
+    An empty variable counts as not set; other variables of ours are not settings and are left alone.
+    """
+    names = {**{name: name for name in SETTINGS}, **_OTHER_NAMES}
+    given: dict[str, tuple[object, str]] = {}
+    for spelling, name in names.items():
+        variable = PREFIX + spelling.upper()
+        if environment.get(variable) and name not in given:
+            given[name] = (environment[variable], variable)
+    return _nested(given)
+
+
+def from_flags(flags: Mapping[str, object]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the settings that flags give, and the flag that gave each.
+
+    `flags` are by name with underscores (`n_ctx`), as texts or parsed; None means that a flag was not given,
+    and names that are no settings are left alone.
+    """
+    return _nested(
+        {
+            name: (value, f"--{name.replace('_', '-')}")
+            for name, value in flags.items()
+            if name in SETTINGS and value is not None
+        }
+    )
+
+
+def _nested(given: Mapping[str, tuple[object, str]]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    settings: dict[str, Any] = {}
+    sources: dict[KeyPath, str] = {}
+    for name, (value, source) in given.items():
+        *around, last = SETTINGS[name]
+        section = settings
+        for key in around:
+            section = section.setdefault(key, {})
+        if name == "api_key":
+            value = list(value) if isinstance(value, (list, tuple)) else [value]
+        elif name in _PATHS:
+            # Against the current directory, while those of the file are against its own.
+            value = os.path.abspath(os.path.expanduser(str(value)))
+        section[last] = value
+        sources[SETTINGS[name]] = source
+    return settings, sources

@@ -1,0 +1,111 @@
+"""Model files as last read, so that a second look opens only those that changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.errors import ModelFileError, ModelFileMissing, UnsupportedModelFile
+from cotenant.domain.models import ModelKind, ModelShape
+from cotenant.model_files import load_model
+
+_PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
+_MOST_PARTS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FileSignature:
+    """What changes when a file's content does."""
+
+    inode: int
+    size: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model file with its parts: first part, all of them, what they hold."""
+
+    path: Path
+    parts: tuple[Path, ...]
+    signature: tuple[FileSignature, ...]
+    shape: ModelShape
+
+    @property
+    def is_projector(self) -> bool:
+        """Whether it is a vision projector, no model of its own."""
+        return self.shape.kind is ModelKind.PROJECTOR
+
+
+class Library:
+    """Reads model files, each once until it changes. Not for several threads at a time."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, tuple[tuple[FileSignature | None, ...], ModelFile | ModelFileError]] = {}
+
+    def open(self, path: Path) -> ModelFile:
+        """Return what a GGUF file holds, with the parts that its name promises. Raises ModelFileError."""
+        parts = part_paths(path)
+        seen = tuple(signature(part) for part in parts)
+        known = self._read.get(path)
+        if known is None or known[0] != seen:
+            known = (seen, _load(path, parts, seen))
+            self._read[path] = known
+        found = known[1]
+        if isinstance(found, ModelFileError):
+            raise found
+        return found
+
+
+def _load(
+    path: Path, parts: tuple[Path, ...], seen: tuple[FileSignature | None, ...]
+) -> ModelFile | ModelFileError:
+    try:
+        if path.is_dir():
+            raise UnsupportedModelFile(f"{path} is a directory", hint="Give a GGUF file.")
+        shape = load_model(path)
+    except ModelFileError as error:
+        return error.with_traceback(None)
+    except OSError as error:
+        return ModelFileMissing(f"{path} cannot be read: {error.strerror}", hint="Check the path.")
+    found = tuple(each for each in seen if each is not None)
+    if len(found) < len(seen):
+        return ModelFileMissing(f"{path} is only now being written", hint="Try again.")
+    return ModelFile(path, parts, found, shape)
+
+
+def signature(path: Path | str) -> FileSignature | None:
+    """Return a regular file's signature, a link's target's; None if there is none that can be seen."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return FileSignature(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """List all parts of a split model by the name of its first, else just the file."""
+    match = _PART.fullmatch(path.name.removesuffix(".gguf"))
+    if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= _MOST_PARTS:
+        return (path,)
+    count = int(match["count"])
+    return tuple(path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1))
+
+
+def first_part(path: Path) -> Path:
+    """Return the first part of the split model that a file belongs to, else the file."""
+    match = _PART.fullmatch(path.name.removesuffix(".gguf"))
+    return path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf") if match else path
+
+
+def stem(path: Path) -> str:
+    """Return a model file's name without its suffix and its part number."""
+    name = path.name.removesuffix(".gguf")
+    match = _PART.fullmatch(name)
+    return match["stem"] if match else name

@@ -1,0 +1,105 @@
+"""Where each model would go alone, and how many of them are loaded at once at the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cotenant.config.configuration import ModelEntry
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory
+from cotenant.domain.errors import UsageError
+from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.planning.budgets import BudgetRules, budgets
+from cotenant.planning.planner import place
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutlook:
+    """A model planned on devices that it has to itself. `needed_bytes` is None where nothing tells."""
+
+    model: ModelEntry
+    result: Placement | Refusal
+    needed_bytes: int | None
+    missing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """All models at once against what the devices offer, in bytes.
+
+    `together` fit side by side; `waiting` fit, but not beside those; `nowhere` do not fit even alone.
+    """
+
+    needed_bytes: int
+    offered_bytes: int
+    devices: str
+    together: tuple[str, ...]
+    waiting: tuple[str, ...]
+    nowhere: tuple[str, ...]
+
+
+def plan_alone(model: ModelEntry, inventory: Inventory, rules: BudgetRules) -> ModelOutlook:
+    """Plan one model on what is free now, with nothing else of ours loaded."""
+    result = _place(model, inventory, budgets(inventory, rules), rules)
+    if isinstance(result, Placement):
+        return ModelOutlook(model, result, sum(share.parts.total for share in result.used_shares), 0)
+    needed = sum(shortfall.needed_bytes for shortfall in result.shortfalls) or None
+    return ModelOutlook(model, result, needed, sum(each.missing_bytes for each in result.shortfalls))
+
+
+def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules) -> Peak:
+    """Load all models side by side, as far as they go: pinned and preloaded ones, then the largest."""
+    alone = {model.name: plan_alone(model, inventory, rules) for model in models}
+    left = budgets(inventory, rules)
+    usable = [budget for budget in left if budget.left_out is None]
+    together: list[str] = []
+    waiting: list[str] = []
+    nowhere: list[str] = []
+
+    def rank(model: ModelEntry) -> tuple[bool, bool, int]:
+        return not model.pinned, not model.preload, -(alone[model.name].needed_bytes or 0)
+
+    for model in sorted(models, key=rank):
+        if isinstance(alone[model.name].result, Refusal):
+            nowhere.append(model.name)
+            continue
+        result = _place(model, inventory, left, rules)
+        if isinstance(result, Placement):
+            left = _less(left, result, rules)
+        (together if isinstance(result, Placement) else waiting).append(model.name)
+    return Peak(
+        needed_bytes=sum(outlook.needed_bytes or 0 for outlook in alone.values()),
+        offered_bytes=sum(budget.budget_bytes for budget in usable),
+        devices=_named([budget.device for budget in usable]),
+        together=tuple(together),
+        waiting=tuple(waiting),
+        nowhere=tuple(nowhere),
+    )
+
+
+def _place(
+    model: ModelEntry, inventory: Inventory, left: Sequence[Budget], rules: BudgetRules
+) -> Placement | Refusal:
+    try:
+        allowed = {device.id for device in inventory.select(model.gpus).devices}
+        return place(model.request, [budget for budget in left if budget.device.id in allowed], rules)
+    except UsageError as error:
+        return Refusal(model.name, error.message)
+
+
+def _less(left: Sequence[Budget], placement: Placement, rules: BudgetRules) -> tuple[Budget, ...]:
+    taken: dict[DeviceId, int] = {share.device.id: share.parts.total for share in placement.used_shares}
+
+    def less(budget: Budget) -> Budget:
+        remaining = max(0, budget.budget_bytes - taken.get(budget.device.id, 0))
+        full = budget.device.kind is not DeviceKind.HOST and remaining < rules.min_budget_bytes
+        return replace(budget, budget_bytes=remaining, left_out=budget.left_out or ("full" if full else None))
+
+    return tuple(less(budget) for budget in left)
+
+
+def _named(devices: Sequence[Device]) -> str:
+    cards = sum(device.kind is not DeviceKind.HOST for device in devices)
+    if not devices:
+        return "no device"
+    return "host RAM" if not cards else "1 GPU" if cards == 1 else f"{cards} GPUs"

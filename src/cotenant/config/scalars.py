@@ -1,0 +1,228 @@
+"""Single values of the configuration, as texts or as a flag's parser left them, and their JSON types."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.config.complaints import nearest, shown
+from cotenant.config.names import NAME
+from cotenant.domain.errors import BadSetting, UsageError
+from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS, EngineKind
+from cotenant.domain.units import parse_duration
+from cotenant.planning.manual_split import parse_split
+
+JsonType = dict[str, Any]
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_SWITCH: Final = {"1": True, "true": True, "yes": True, "on": True} | dict.fromkeys(
+    ("0", "false", "no", "off"), False
+)
+_NEVER: Final = frozenset(["-1", "forever"])
+_MAX_DURATION_S: Final = 366 * 86400
+_PLANNED_ENGINES: Final = frozenset(["vllm", "ollama", "command"])
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """How one kind of value is read. `read` raises UsageError; `json` is for the schema of editors."""
+
+    read: Callable[[Any], Any]
+    json: JsonType
+
+
+def whole(least: int, most: int) -> Scalar:
+    """A whole number within bounds."""
+
+    def read(value: Any) -> int:
+        text = _text(value)
+        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+            raise BadSetting(
+                f"{shown(text)} is not a whole number from {least:,} to {most:,}", hint="Write it in digits."
+            )
+        return int(text)
+
+    return Scalar(read, {"type": "integer", "minimum": least, "maximum": most})
+
+
+def share() -> Scalar:
+    """A part of the whole, from 0 to 1."""
+
+    def read(value: Any) -> float:
+        text = _text(value)
+        if not _NUMBER.fullmatch(text) or float(text) > 1:
+            raise BadSetting(f"{shown(text)} is not a share from 0 to 1", hint="Write it as 0.1.")
+        return float(text)
+
+    return Scalar(read, {"type": "number", "minimum": 0, "maximum": 1})
+
+
+def duration(*, least: float = 0.0) -> Scalar:
+    """Seconds, from a number or a number with a unit."""
+
+    def read(value: Any) -> float:
+        seconds = parse_duration(_text(value))
+        if not least <= seconds <= _MAX_DURATION_S:
+            raise BadSetting(
+                f"{shown(_text(value))} is too {'short' if seconds < least else 'long'}",
+                hint="Write seconds or a unit, such as 30s, 5m or 1h; a year at most.",
+            )
+        return seconds
+
+    return Scalar(read, {"type": ["string", "number"], "examples": ["30s", "5m", "1h", 300]})
+
+
+def keep_alive() -> Scalar:
+    """A duration, 0 to unload at once, or infinity for never."""
+
+    def read(value: Any) -> float:
+        text = _text(value)
+        return math.inf if text in _NEVER or value == math.inf else float(duration().read(text))
+
+    return Scalar(read, {"type": ["string", "number"], "examples": ["5m", 0, "forever"]})
+
+
+def switch() -> Scalar:
+    """Yes or no."""
+
+    def read(value: Any) -> bool:
+        found = _SWITCH.get(_text(value).lower())
+        if found is None:
+            raise BadSetting(f"{shown(_text(value))} is neither yes nor no", hint="Write true or false.")
+        return found
+
+    return Scalar(read, {"type": "boolean"})
+
+
+def member(kind: type[StrEnum]) -> Scalar:
+    """One word of an enumeration."""
+
+    def read(value: Any) -> StrEnum:
+        text = _text(value)
+        if text not in list(kind):
+            raise BadSetting(f"{shown(text)} is not known", hint=nearest(text, kind))
+        return kind(text)
+
+    return Scalar(read, {"enum": [str(each) for each in kind]})
+
+
+def engine() -> Scalar:
+    """An engine kind that this version can run."""
+
+    def read(value: Any) -> EngineKind:
+        text = _text(value)
+        if text in _PLANNED_ENGINES:
+            raise BadSetting(f"this version cannot run {text}", hint="Only llama.cpp so far: leave it out.")
+        found: EngineKind = member(EngineKind).read(text)
+        return found
+
+    return Scalar(read, member(EngineKind).json)
+
+
+def layers() -> Scalar:
+    """Layers on GPUs, as `--n-gpu-layers` takes them."""
+
+    def read(value: Any) -> int | str:
+        text = _text(value)
+        if text in (ALL_LAYERS, "-1"):
+            return ALL_LAYERS
+        if text == MOST_LAYERS or (_WHOLE.fullmatch(text) and 0 <= int(text) < 1 << 16):
+            return text if text == MOST_LAYERS else int(text)
+        raise BadSetting(
+            f"{shown(text)} is no number of layers",
+            hint="A number, auto for the most that fit, or -1 for all.",
+        )
+
+    return Scalar(read, {"type": ["integer", "string"], "examples": [-1, "auto", 33]})
+
+
+def tensor_split() -> Scalar:
+    """A split by hand: a list, or text with commas."""
+
+    def read(value: Any) -> tuple[float, ...]:
+        return parse_split(",".join(words().read(value)))
+
+    return Scalar(read, {"type": ["string", "array"], "items": {"type": "number"}, "examples": ["0.6,0.4"]})
+
+
+def words(everything: str | None = None) -> Scalar:
+    """A list of words, or text with commas. The word `everything` alone is an empty list."""
+
+    def read(value: Any) -> tuple[str, ...]:
+        items = value if isinstance(value, (list, tuple)) else _text(value).split(",")
+        found = tuple(_text(item).strip() for item in items)
+        if everything is not None and found == (everything,):
+            return ()
+        if not found or not all(found):
+            raise BadSetting("a word of the list is empty", hint="Write it as [first, second].")
+        return found
+
+    given = {"const": everything} if everything else {"type": "string"}
+    return Scalar(read, {"anyOf": [given, {"type": "array", "items": {"type": ["string", "integer"]}}]})
+
+
+def path(absent: str | None = None) -> Scalar:
+    """A path, `~` expanded. The word `absent`, if given, means none at all: an empty text."""
+
+    def read(value: Any) -> str:
+        text = os.path.expanduser(str(value) if isinstance(value, Path) else _text(value))
+        return "" if text == absent else text
+
+    return Scalar(read, {"type": "string"})
+
+
+def name() -> Scalar:
+    """A name that clients use."""
+
+    def read(value: Any) -> str:
+        text = _text(value)
+        if not NAME.fullmatch(text):
+            raise BadSetting(
+                f"{shown(text)} cannot be a name",
+                hint="Letters, digits and . _ : / @ + -, 128 at most, the first a letter or a digit.",
+            )
+        return text
+
+    return Scalar(read, {"type": "string", "pattern": f"^{NAME.pattern}$"})
+
+
+def text() -> Scalar:
+    """Any text that is not empty."""
+    return Scalar(_text, {"type": "string"})
+
+
+def api_key() -> Scalar:
+    """A key that fits a header."""
+
+    def read(value: Any) -> str:
+        key = _text(value)
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            raise BadSetting("a key has characters that a header cannot carry", hint="Use printable ASCII.")
+        return key
+
+    return Scalar(read, {"type": "string"})
+
+
+def variable_value() -> Scalar:
+    """The value of an environment variable, which may be empty."""
+
+    def read(value: Any) -> str:
+        return "" if value is None else str(value) if value == "" else _text(value)
+
+    return Scalar(read, {"type": ["string", "number", "boolean", "null"]})
+
+
+def _text(value: Any) -> str:
+    """Return a single value as text. Raises UsageError for a list, a mapping or nothing."""
+    if isinstance(value, (str, int, float)) and value != "":
+        return str(value)
+    what = (
+        "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else "empty"
+    )
+    raise UsageError(f"it is {what} where one value is wanted", hint="docs/configuration.md has examples.")

@@ -1,0 +1,139 @@
+"""Reading the configuration: flags over environment over file, checked, and every model opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from cotenant.config.complaints import Complaint, KeyPath, nearest, refusal, shown
+from cotenant.config.configuration import Configuration
+from cotenant.config.document import Document, read_document
+from cotenant.config.environment import from_environment, from_flags
+from cotenant.config.library import Library
+from cotenant.config.schema import COMPLAINT, Settings
+from cotenant.domain.errors import BadSetting
+
+_EXAMPLE: Final = "docs/configuration.md shows a whole file."
+_WANTED: Final = {
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+    "list_type": "a list",
+}
+_LATER: Final[Mapping[KeyPath, str]] = {
+    ("services",): "this version cannot place containers",
+    ("devices", "mps"): "this version does not start MPS",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Settings as checked one by one, and where each came from."""
+
+    settings: Settings
+    document: Document | None
+    sources: Mapping[KeyPath, str]
+
+    @property
+    def base(self) -> Path:
+        """The folder against which the file's relative paths are meant."""
+        return Path.cwd() if self.document is None else Path(self.document.name).absolute().parent
+
+    def complain(self, key: KeyPath, what: str, hint: str) -> Complaint:
+        """Return a complaint about a setting, told with its place."""
+        for length in range(len(key), 0, -1):
+            source = self.sources.get(key[:length])
+            if source is not None:
+                return Complaint(source, what, hint)
+        if self.document is None:
+            return Complaint("the configuration", what, hint, key=key)
+        return Complaint(self.document.name, what, hint, key=key, line=self.document.line_of(key))
+
+
+def find_configuration(given: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """Return the file to read: the one given, $COTENANT_CONFIG, ./cotenant.yaml, or the user's own.
+
+    None if there is none. Raises BadSetting if the one that was asked for does not exist.
+    """
+    asked = given or environment.get("COTENANT_CONFIG")
+    if asked:
+        path = Path(os.path.expanduser(asked))
+        if not os.path.isfile(path):
+            raise BadSetting(
+                f"{path} does not exist or is no file", hint="Check --config or COTENANT_CONFIG."
+            )
+        return path
+    home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    candidates = (Path("cotenant.yaml"), Path(home) / "cotenant" / "cotenant.yaml")
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def read_configuration(
+    path: Path | None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    library: Library | None = None,
+    unsettled: Set[Path] = frozenset(),
+) -> Configuration:
+    """Read the configuration: `flags` over `environment` over the file at `path`, if any.
+
+    `environment` is the process's own if None. `library` makes later readings quick: give the same one each
+    time. `unsettled` are files still being written (`watch.Change`), left out for now. Raises BadSetting.
+    """
+    document = None if path is None else read_document(path)
+    given = check(document, os.environ if environment is None else environment, flags or {})
+    from cotenant.config.resolution import resolve
+
+    return resolve(given, library or Library(), unsettled)
+
+
+def check(document: Document | None, environment: Mapping[str, str], flags: Mapping[str, object]) -> Given:
+    """Check every setting by itself. Raises BadSetting with all that is wrong."""
+    by_flag, flag_sources = from_flags(flags)
+    by_variable, variable_sources = from_environment(environment)
+    sources: dict[KeyPath, str] = {**variable_sources, **flag_sources}
+    by_file = dict(document.settings) if document else {}
+    try:
+        # An empty section would hide what other sources say of it.
+        by_file = {key: value for key, value in by_file.items() if value is not None}
+        settings = Settings(flags=by_flag, environment=by_variable, file=by_file)  # type: ignore[call-arg]
+    except ValidationError as error:
+        given = Given(Settings.model_construct(), document, sources)
+        complaints = [_explain(given, fault) for fault in error.errors(include_url=False)]
+        raise refusal(sorted(complaints, key=lambda complaint: complaint.line or 0)) from None
+    return Given(settings, document, sources)
+
+
+def _explain(given: Given, fault: Any) -> Complaint:
+    key: KeyPath = fault["loc"]
+    kind: str = fault["type"]
+    if kind == COMPLAINT:
+        return given.complain(key, fault["msg"], fault["ctx"]["hint"])
+    if key in _LATER:
+        return given.complain(key, _LATER[key], "Leave it out.")
+    if kind == "extra_forbidden":
+        return given.complain(key, "it is no setting", nearest(str(key[-1]), _known(key)))
+    if kind == "missing":
+        return given.complain(key[:-1], f"it has no {key[-1]}", f"Add `{key[-1]}:`.")
+    if kind in _WANTED:
+        what = f"{shown(fault['input'])} is not {_WANTED[kind]}"
+        return given.complain(key, what, _EXAMPLE)
+    return given.complain(key, str(fault["msg"]), _EXAMPLE)
+
+
+def _known(key: KeyPath) -> list[str]:
+    """Return the keys that may stand where an unknown one was found."""
+    section: type[BaseModel] = Settings
+    for part in key[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        inner = [annotation, *get_args(annotation)]
+        section = next(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))
+    return list(section.model_fields)

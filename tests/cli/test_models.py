@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cotenant.cli.main import main
+from tests.support.gguf_models import build_tiny_llama, llama_8b, llama_70b
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("COTENANT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    build_tiny_llama(folder / "tiny.gguf")
+    llama_8b(folder / "llama.gguf")
+    entry = "{path: models/llama.gguf, name: l8, pinned: yes, keep_alive: forever}"
+    text = f"models_dir: models\nmodels: [{entry}]\n"
+    (tmp_path / "cotenant.yaml").write_text(text)
+    return folder
+
+
+def test_the_table_tells_sizes_places_and_that_all_fit(
+    capsys: pytest.CaptureFixture[str], models: Path
+) -> None:
+    assert main(["models", "--gpus", "24GiB"]) == 0
+    shown = capsys.readouterr().out
+    assert "l8    Q4_K_M  4.6 GiB  5.4 GiB  GPU 0        forever     pinned" in shown
+    assert "All 2 models loaded at once need 5.9 GiB; 23.0 GiB may be planned on 1 GPU." in shown
+    assert "They all fit at once." in shown
+
+
+def test_models_that_must_wait_and_that_fit_nowhere_are_named(
+    capsys: pytest.CaptureFixture[str], models: Path
+) -> None:
+    llama_8b(models / "other.gguf")
+    llama_70b(models / "big.gguf")
+    assert main(["models", "--gpus", "8GiB", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    peak = told["peak"]
+    assert (peak["together"], peak["waiting"], peak["nowhere"]) == (["l8", "tiny"], ["other"], ["big"])
+    assert peak["needed_bytes"] > peak["offered_bytes"]
+    by_name = {model["name"]: model for model in told["models"]}
+    assert by_name["big"]["fits"] is False
+    assert by_name["l8"]["keep_alive_s"] is None
+    assert by_name["l8"]["devices"][0]["planned_bytes"] == by_name["l8"]["needed_bytes"]
+    assert main(["models", "--gpus", "8GiB"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 fit at once (l8, tiny); other must wait until others are unloaded." in shown
+    assert "Too large even alone: big." in shown
+
+
+def test_a_folder_alone_is_enough_and_nothing_at_all_is_told(
+    capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cotenant.yaml").unlink()
+    assert main(["models", "--models-dir", "models", "--gpus", "8GiB"]) == 0
+    assert "llama" in capsys.readouterr().out
+    assert main(["models"]) == 2
+    assert "there is no configuration" in capsys.readouterr().err
+
+
+def test_a_check_lists_everything_wrong(
+    capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
+) -> None:
+    assert main(["models", "--check"]) == 0
+    assert "cotenant.yaml is right: 2 models." in capsys.readouterr().out
+    (tmp_path / "cotenant.yaml").write_text("modles: []\nserver: {port: x}\n")
+    assert main(["models"]) == 2
+    assert "(and 1 more)" in capsys.readouterr().err
+    assert main(["models", "--check"]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "cotenant.yaml, line 1: modles: it is no setting",
+        "cotenant.yaml, line 2: server.port: x is not a whole number from 0 to 65,535",
+    ]
+
+
+def test_files_are_deleted_only_when_somebody_agreed(
+    capsys: pytest.CaptureFixture[str], models: Path
+) -> None:
+    assert main(["models", "rm", "tiny"]) == 2
+    assert "nobody can be asked" in capsys.readouterr().err
+    assert (models / "tiny.gguf").exists()
+    assert main(["models", "rm", "tiny", "--yes"]) == 0
+    assert not (models / "tiny.gguf").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "stays"), [(b"n\n", True), (b"\n", True), (b"y\n", False)])
+def test_on_a_terminal_it_asks(models: Path, answer: bytes, stays: bool) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer)
+        command = [
+            sys.executable,
+            "-m",
+            "cotenant.cli.main",
+            "models",
+            "--models-dir",
+            "models",
+            "rm",
+            "tiny",
+        ]
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=30, check=False)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "[y/N]" in done.stdout
+    assert done.returncode == (1 if stays else 0)
+    assert (models / "tiny.gguf").exists() is stays

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cotenant.config.catalogue import Catalogue, read_folder
+from cotenant.config.library import Library
+from cotenant.config.names import clean_name
+from tests.support.gguf_models import llama_3b_tied, llama_70b, projector
+from tests.support.sparse import part_path
+
+
+def names(catalogue: Catalogue) -> list[str]:
+    return [found.model.path.name for found in catalogue.found]
+
+
+def told(catalogue: Catalogue) -> dict[str, str]:
+    return {problem.path.name: problem.text for problem in catalogue.problems}
+
+
+@pytest.fixture
+def models(folder: Path) -> Path:
+    return folder / "models"
+
+
+def test_models_are_found_in_the_folder_and_one_level_down(models: Path, tiny: Path) -> None:
+    for inner in ("b", "a", "a/deeper", ".hidden"):
+        (models / inner).mkdir()
+        (models / inner / "x.gguf").hardlink_to(tiny)
+    (models / "notes.txt").touch()
+    (models / ".partial.gguf").touch()
+    found = [str(each.model.path.relative_to(models)) for each in read_folder(models, Library()).found]
+    assert found == ["tiny.gguf", "a/x.gguf", "b/x.gguf"]
+
+
+def test_a_split_model_is_one_and_a_missing_part_is_told(models: Path) -> None:
+    first = llama_70b(models / "big.gguf", parts=3)
+    catalogue = read_folder(models, Library())
+    assert names(catalogue) == [first.name, "tiny.gguf"]
+    assert len(catalogue.found[0].model.parts) == 3
+    part_path(models / "big.gguf", 2, 3).unlink()
+    catalogue = read_folder(models, Library())
+    assert names(catalogue) == ["tiny.gguf"]
+    assert "big-00002-of-00003.gguf is missing" in told(catalogue)[first.name]
+    first.unlink()
+    assert "is part 3 of 3" in told(read_folder(models, Library()))["big-00003-of-00003.gguf"]
+
+
+def test_what_is_no_model_is_told_and_stops_nothing(models: Path) -> None:
+    (models / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    (models / "page.gguf").write_text("<html>")
+    (models / "gone.gguf").symlink_to(models / "nothing")
+    (models / "folder.gguf").mkdir()
+    os.mkfifo(models / "pipe.gguf")
+    catalogue = read_folder(models, Library())
+    assert names(catalogue) == ["tiny.gguf"]
+    assert set(told(catalogue)) == {"cut.gguf", "page.gguf", "gone.gguf", "folder.gguf", "pipe.gguf"}
+
+
+def test_a_file_still_being_written_waits(models: Path, tiny: Path) -> None:
+    (models / "fetched.gguf").hardlink_to(tiny)
+    (models / "fetched.gguf.aria2").touch()
+    catalogue = read_folder(models, Library(), {models / "tiny.gguf"})
+    assert names(catalogue) == []
+    assert set(told(catalogue).values()) == {"it is still being written"}
+
+
+def test_a_file_is_read_again_only_when_it_changed(models: Path) -> None:
+    library = Library()
+    path = models / "tiny.gguf"
+    once = library.open(path)
+    assert library.open(path) is once
+    os.utime(path, ns=(1, 1))
+    assert library.open(path) is not once
+
+
+@pytest.mark.parametrize(
+    ("projectors", "paired"),
+    [
+        (["mmproj-Qwen-VL-7B-F16.gguf"], {"Qwen-VL-7B-Q4_K_M.gguf": "mmproj-Qwen-VL-7B-F16.gguf"}),
+        (["Qwen-VL-7B.mmproj-Q8_0.gguf"], {"Qwen-VL-7B-Q4_K_M.gguf": "Qwen-VL-7B.mmproj-Q8_0.gguf"}),
+        (["mmproj-BF16.gguf", "mmproj-F32.gguf"], {}),
+        (["mmproj-Gemma-F16.gguf"], {}),
+        (
+            ["mmproj-Qwen-F16.gguf", "mmproj-Qwen-VL-f16.gguf", "mmproj-Qwen-VL-f32.gguf"],
+            {"Qwen-VL-7B-Q4_K_M.gguf": "mmproj-Qwen-VL-f16.gguf"},
+        ),
+    ],
+)
+def test_a_projector_goes_with_the_model_that_it_is_named_for(
+    models: Path, projectors: list[str], paired: dict[str, str]
+) -> None:
+    llama_3b_tied(models / "Qwen-VL-7B-Q4_K_M.gguf")
+    for name in projectors:
+        projector(models / name)
+    catalogue = read_folder(models, Library())
+    found = {each.model.path.name: each.projector.path.name for each in catalogue.found if each.projector}
+    assert found == paired
+    assert bool(told(catalogue)) is (not paired or len(projectors) == 3)
+
+
+def test_a_projector_without_a_name_goes_with_all_makings_of_one_model(models: Path, tiny: Path) -> None:
+    (models / "tiny-Q8_0.gguf").hardlink_to(tiny)
+    projector(models / "mmproj-F16.gguf")
+    projector(models / "mmproj-BF16.gguf")
+    catalogue = read_folder(models, Library())
+    assert [each.projector and each.projector.path.name for each in catalogue.found] == [
+        "mmproj-F16.gguf"
+    ] * 2
+    assert not catalogue.problems
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Llama-3.2-3B-Instruct-Q4_K_M.gguf", "Llama-3.2-3B-Instruct-Q4_K_M"),
+        ("big-00001-of-00003.gguf", "big"),
+        ("my model (v2).gguf", "my-model-v2"),
+        ("../x;rm -rf.gguf", "x-rm--rf"),
+        ("模型.gguf", "model"),
+    ],
+)
+def test_names_are_those_of_the_files_without_odd_characters(file: str, name: str) -> None:
+    assert clean_name(Path(file)) == name

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cotenant.config.difference import diff
+from tests.config.conftest import Reader
+
+BEFORE = "models: [{path: models/tiny.gguf, name: a, %s}]"
+
+
+@pytest.mark.parametrize(
+    "given", ["ctx: 8192", "gpus: [0]", "env: {A: 1}", "args: [--x]", "cache_type_k: q8_0", "parallel: 1"]
+)
+def test_what_the_engine_was_told_makes_it_load_anew(read: Reader, given: str) -> None:
+    changes = diff(read(BEFORE % "pinned: no"), read(BEFORE % given))
+    assert [model.name for model in changes.reloaded] == ["a"]
+    assert not changes.adjusted
+    assert changes.sentences() == ("a changed: it is loaded anew",)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["pinned: yes", "priority: 5", "keep_alive: 0", "aliases: [b]", "timeout: 1s", "preload: yes"],
+)
+def test_rules_change_without_touching_the_engine(read: Reader, given: str) -> None:
+    changes = diff(read(BEFORE % "pinned: no"), read(BEFORE % given))
+    assert [model.name for model in changes.adjusted] == ["a"]
+    assert not changes.reloaded
+
+
+def test_another_content_of_the_same_file_makes_it_load_anew(read: Reader, folder: Path) -> None:
+    before = read("models_dir: models")
+    path = folder / "models" / "tiny.gguf"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    assert [model.name for model in diff(before, read("models_dir: models")).reloaded] == ["tiny"]
+
+
+def test_models_come_and_go_and_other_settings_are_named(read: Reader) -> None:
+    before = read(BEFORE % "pinned: no")
+    after = read("models: [{path: models/tiny.gguf, name: b}]\nserver: {port: 1}\nwarm: {ram_mib: 5}")
+    changes = diff(before, after)
+    assert ([m.name for m in changes.added], [m.name for m in changes.removed]) == (["b"], ["a"])
+    assert changes.settings == ("server.port", "warm_ram_bytes")
+
+
+def test_nothing_changes_between_two_readings_of_one_file(read: Reader) -> None:
+    text = "models_dir: models\n" + BEFORE % "env: {A: 1}"
+    assert not diff(read(text), read(text))
