@@ -1,0 +1,77 @@
+"""What the daemon remembers, in an SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
+from cotenant.store.writer import Writer
+
+if TYPE_CHECKING:
+    from cotenant.store.repositories import Record, Records
+
+T = TypeVar("T")
+_LEARNED_FROM: Final = 2_000
+
+
+class SqlJournal:
+    """A Journal in a file that several daemons may share.
+
+    Opening waits for the disk: do it before the event loop runs, or in a thread. Raises StoreError for a
+    database that is a newer Cotenant's or another program's.
+    """
+
+    def __init__(self, path: Path, *, busy_timeout_s: float = 5.0, max_waiting: int = 10_000) -> None:
+        self._writer = Writer(path, busy_timeout_s=busy_timeout_s, max_waiting=max_waiting)
+        self._closed = False
+
+    def record_footprint(self, record: FootprintRecord) -> None:
+        """Keep what a load took on one device."""
+        self._put(record)
+
+    def record_load(self, record: LoadRecord) -> None:
+        """Keep how long a load took."""
+        self._put(record)
+
+    def record_decision(self, record: DecisionRecord) -> None:
+        """Keep a decision."""
+        self._put(record)
+
+    async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
+        """Return the overhead learned per device name; `calibration.learned_overheads` states the rule."""
+        return learned_overheads(await self._footprints(), default_bytes, engine)
+
+    async def estimate_errors(self) -> Mapping[str, float]:
+        """Return how far off predictions were per model, as a fraction of what was measured."""
+        return estimate_errors(await self._footprints())
+
+    async def load_times(self) -> Mapping[str, LoadTimes]:
+        """Return how long each model's next load should take, by its last ones."""
+        return expected_load_times(await self._ask(lambda records: records.loads(_LEARNED_FROM)))
+
+    async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
+        """Return the last `limit` decisions, about one model or all, oldest first."""
+        return await self._ask(lambda records: records.decisions(limit, model))
+
+    async def close(self) -> None:
+        """Keep what is still to be kept, and close; what is recorded later is left out."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._writer.close)
+
+    async def _footprints(self) -> list[FootprintRecord]:
+        return await self._ask(lambda records: records.footprints(_LEARNED_FROM))
+
+    async def _ask(self, read: Callable[[Records], list[T]]) -> list[T]:
+        if self._closed:
+            return []
+        empty: list[T] = []
+        return await asyncio.wrap_future(self._writer.ask(read, empty))
+
+    def _put(self, record: Record) -> None:
+        if not self._closed:
+            self._writer.put(record)
