@@ -37,10 +37,10 @@ async def cotenant(engine_port: int) -> None:
         def models(self):
             return list(self._models.values())
 
-        def try_lease(self, name):
+        def try_lease(self, name, terms):
             return Free() if name in self._models else None
 
-        async def lease(self, name):
+        async def lease(self, name, terms):
             raise NotImplementedError
 
     sock = bind(HOST, 0)

@@ -210,12 +210,16 @@ def test_kill_9_of_the_daemon_takes_the_engine_with_it(model: Path, tmp_path: Pa
         wait_until_gone(pid, within_s=2)
 
 
-def test_an_engine_that_dies_ends_the_daemon_with_the_reason(model: Path, tmp_path: Path) -> None:
+def test_an_engine_that_dies_is_replaced_for_the_next_request(model: Path, tmp_path: Path) -> None:
     with serving(model, tmp_path) as running:
-        running.address()
-        os.kill(running.engine_pid(), signal.SIGKILL)
-        assert running.finish() == 1
-        assert "signal 9" in running.output or "SIGKILL" in running.output
+        address, pid = running.address(), running.engine_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid, within_s=2)
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+            assert client.completions.create(model="tiny", prompt="x", max_tokens=2).choices[0].text
+        told = get_json(f"{address}/api/models/tiny/why")
+        assert "signal 9" in json.dumps(told) or "SIGKILL" in json.dumps(told)
+        assert running.terminate() == 0
         assert "Traceback" not in running.output
 
 

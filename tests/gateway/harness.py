@@ -8,12 +8,14 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from cotenant.domain.decisions import Outlook
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.server import bind, serve
+from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 
 CHAT = "/v1/chat/completions"
 MODEL = ServedModel("llama", ModelKind.TEXT, created_at=1_700_000_000, aliases=("gpt-4o",))
@@ -39,15 +41,18 @@ class SlotRouter:
         self.held: set[CountedLease] = set()
         self.released: list[bool] = []
         self.most_held = 0
+        self.terms: list[LeaseTerms] = []
+        self.outlooks: dict[str, Outlook] = {}
 
     def models(self):
         return self.served
 
-    def try_lease(self, name):
+    def try_lease(self, name, terms=DEFAULT_TERMS):
         self._check(name)
+        self.terms.append(terms)
         return self._grant() if self.free and not self.waiting else None
 
-    async def lease(self, name):
+    async def lease(self, name, terms=DEFAULT_TERMS):
         self._check(name)
         turn = asyncio.get_running_loop().create_future()
         self.waiting.append(turn)
@@ -60,6 +65,9 @@ class SlotRouter:
         finally:
             if turn in self.waiting:
                 self.waiting.remove(turn)
+
+    def outlook(self, name):
+        return self.outlooks.get(name)
 
     def take_back(self, lease, abandoned):
         self.held.remove(lease)  # a second release of the same lease raises KeyError
@@ -83,14 +91,16 @@ class SlotRouter:
 
 
 @contextlib.asynccontextmanager
-async def serving(router, *, grace_s: float = 0.0, stop: asyncio.Event | None = None, **options):
+async def serving(
+    router, operator=None, *, grace_s: float = 0.0, stop: asyncio.Event | None = None, **options
+):
     """Serve a gateway and yield its port."""
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
     stop = stop or asyncio.Event()
     ready = asyncio.Event()
     server = asyncio.ensure_future(
-        serve(Gateway(router, **options), sock, stop=stop, grace_s=grace_s, on_ready=ready.set)
+        serve(Gateway(router, operator, **options), sock, stop=stop, grace_s=grace_s, on_ready=ready.set)
     )
     await asyncio.wait({server, asyncio.ensure_future(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
     try:
@@ -155,10 +165,14 @@ class Client:
             return Reply(status, headers, b"")
         if "content-length" in headers:
             return Reply(status, headers, await self.reader.readexactly(int(headers["content-length"])))
+        return Reply(status, headers, await self.reply_body())
+
+    async def reply_body(self) -> bytes:
+        """Read the chunks that are left."""
         pieces = []
         while piece := await self.chunk():
             pieces.append(piece)
-        return Reply(status, headers, b"".join(pieces))
+        return b"".join(pieces)
 
     def leave(self) -> None:
         self.writer.transport.abort()

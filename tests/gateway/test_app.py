@@ -16,6 +16,7 @@ from cotenant.domain.errors import EngineLoadFailed, QueueFull, WaitTimeout
 from cotenant.domain.models import EngineKind, ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.requests import ServedModel
+from cotenant.interfaces import DEFAULT_TERMS
 from tests.gateway.harness import CHAT, MODEL, SlotRouter, fetch, post, serving
 
 NOWHERE = Endpoint("127.0.0.1", 1)
@@ -170,16 +171,16 @@ class _Faulty(SlotRouter):
         super().__init__(NOWHERE)
         self.fault = fault
 
-    def try_lease(self, name):
+    def try_lease(self, name, terms=DEFAULT_TERMS):
         return None
 
-    async def lease(self, name):
+    async def lease(self, name, terms=DEFAULT_TERMS):
         raise self.fault
 
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [(QueueFull("too many wait"), 429), (WaitTimeout("too long"), 503), (EngineLoadFailed("died"), 503)],
+    [(QueueFull("too many wait"), 429), (WaitTimeout("too long"), 504), (EngineLoadFailed("died"), 503)],
 )
 async def test_a_router_that_has_no_slot_to_give_says_so_and_when_to_come_again(fault, status):
     async with serving(_Faulty(fault)) as port:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-_ADDRESS = re.compile(r"Serving (\S+) at (http://\S+)/v1")
+_ADDRESS = re.compile(r"Serving (.+) at (http://\S+)/v1")
 _ENGINE_PID = re.compile(r"pid (\d+)")
 _DEADLINE_S = 60.0
 

@@ -12,7 +12,21 @@ from typing import NoReturn
 from cotenant import __version__
 from cotenant.domain.errors import CotenantError, DoesNotFit, UsageError
 
-_COMMANDS = ("serve", "analyze", "plan", "gpus", "engine", "demo")
+_COMMANDS = (
+    "serve",
+    "analyze",
+    "plan",
+    "gpus",
+    "engine",
+    "models",
+    "demo",
+    "ps",
+    "load",
+    "unload",
+    "pin",
+    "why",
+    "logs",
+)
 _FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
 
 

@@ -40,9 +40,12 @@ def read_inventory(args: argparse.Namespace) -> Inventory:
     """Measure or describe the devices that the flags ask for. Raises BadDeviceSpec or UnknownDevice."""
     from cotenant.hardware.inventory import probe
 
-    devices: list[str] = args.devices
-    inventory = probe(args.gpus, SystemClock()).inventory()
-    if args.gpus is None and not devices:
+    return kept_to(probe(args.gpus, SystemClock()).inventory(), args.devices, described=args.gpus)
+
+
+def kept_to(inventory: Inventory, devices: list[str], *, described: str | None) -> Inventory:
+    """Keep to the devices named, or else to those allotted to this process. Raises UnknownDevice."""
+    if described is None and not devices:
         return _allotted(inventory)
     return inventory.select(devices)
 

@@ -175,6 +175,43 @@ def read_rules(args: argparse.Namespace) -> BudgetRules:
     )
 
 
+class _Given(argparse.Action):
+    """Stores a value, and that its flag was given: a flag beats a configuration file, a default does not."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        _note_given(namespace, self.dest)
+
+
+class _GivenSwitch(argparse.BooleanOptionalAction):
+    """Stores a yes or no, and that its flag was given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        super().__call__(parser, namespace, values, option)
+        _note_given(namespace, self.dest)
+
+
+def _note_given(namespace: argparse.Namespace, dest: str) -> None:
+    namespace.given = {*getattr(namespace, "given", ()), dest}
+
+
+def given_flags(args: argparse.Namespace) -> dict[str, object]:
+    """Return the flags that were given, by name with underscores."""
+    return {name: getattr(args, name) for name in sorted(getattr(args, "given", ()))}
+
+
 def flag(
     group: Any, name: str, parse: Callable[[str], object], default: object, metavar: str, text: str
 ) -> None:
@@ -182,7 +219,12 @@ def flag(
     given = os.environ.get(variable(name))
     shown = f" (default: {default})" if isinstance(default, (int, str)) and default != "" else ""
     group.add_argument(
-        name, type=parse, default=default if given is None else given, metavar=metavar, help=text + shown
+        name,
+        action=_Given,
+        type=parse,
+        default=default if given is None else given,
+        metavar=metavar,
+        help=text + shown,
     )
 
 
@@ -207,7 +249,7 @@ def switch(group: Any, name: str, default: bool | None, text: str) -> None:
             raise BadRecipe(f"{variable(name)}={given!r} is neither yes nor no", hint="Use 1 or 0.")
         default = words.get(given.lower(), False)
     shown = "" if default is None else f" (default: {'on' if default else 'off'})"
-    group.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text + shown)
+    group.add_argument(name, action=_GivenSwitch, default=default, help=text + shown)
 
 
 def variable(name: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cotenant.cli.options import kept_to
 from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
-from cotenant.cli.recipe_options import file_path, flag, switch, whole
+from cotenant.cli.recipe_options import file_path, flag, given_flags, switch, whole
 from cotenant.cli.render import (
     analysis_lines,
     comparison_lines,
@@ -19,20 +21,33 @@ from cotenant.cli.render import (
     refusal_lines,
     warning_lines,
 )
+from cotenant.clock import SystemClock
+from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
-from cotenant.domain.placements import Placement, Refusal
-from cotenant.domain.units import format_duration, parse_duration
+from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.units import format_bytes, format_duration, parse_duration
+from cotenant.planning.budgets import BudgetRules, budgets
 
 if TYPE_CHECKING:
     from cotenant.analysis.calibration import Comparison
+    from cotenant.config.configuration import (
+        Configuration,
+        DeviceSettings,
+        ModelEntry,
+        SchedulingSettings,
+        ServerSettings,
+    )
     from cotenant.daemon.main import AfterReady
+    from cotenant.daemon.settings import DaemonOptions
     from cotenant.interfaces import Engine
 
 
 def register(subparsers: Any) -> None:
     """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("serve", help="load a model and serve it behind OpenAI's API")
+    parser = subparsers.add_parser("serve", help="serve one model, or all of a configuration")
     add_serve_options(parser)
+    parser.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
+    flag(parser, "--models-dir", file_path, None, "FOLDER", "serve every GGUF in it")
     parser.set_defaults(run=run)
 
 
@@ -48,92 +63,184 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(group, "--api-key-file", file_path, None, "FILE", "file with one key a line")
     switch(group, "--insecure", False, "listen on a public address without a key")
-    flag(group, "--max-queue", whole("--max-queue", 0), 256, "N", "requests that may wait for a slot")
-    flag(group, "--timeout", parse_duration, "10m", "TIME", "how long a request waits for a slot")
+    flag(group, "--max-queue", whole("--max-queue", 0), 256, "N", "requests that may wait for a model")
+    flag(group, "--timeout", parse_duration, "10m", "TIME", "how long a request waits for its turn")
     engine = parser.add_argument_group("engine")
     flag(engine, "--llama-server", file_path, None, "FILE", "use this llama-server")
-    flag(engine, "--load-timeout", parse_duration, "10m", "TIME", "how long the model may take to load")
+    flag(engine, "--load-timeout", parse_duration, "10m", "TIME", "how long a model may take to load")
     switch(engine, "--use-fit-params", False, "leave layers and split to llama.cpp's own fitting")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     path = model_path(args)
-    if path is None:
-        raise UsageError("no model is given", hint="cotenant serve --model FILE.gguf")
-    serve_model(args, path)
+    if path is not None:
+        serve_model(args, path)
+    else:
+        _serve_configuration(args)
     return 0
 
 
 def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | None = None) -> None:
     """Plan, load and serve one model file, telling on standard output how it goes."""
-    from cotenant.daemon.main import Job
-    from cotenant.daemon.main import run as run_daemon
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if path.is_dir():
         raise UnsupportedModelFile(
             f"{path} is a Hugging Face folder, which can be planned but not served yet",
             hint="Give a GGUF file: llama.cpp runs no other.",
         )
+    from cotenant.config.configuration import Configuration, ModelEntry
+    from cotenant.daemon.main import Job
+    from cotenant.daemon.main import run as run_daemon
+    from cotenant.hardware.inventory import probe
+
+    _log_to_stderr()
     given = read_plan_input(args, path, name=args.name or None)
-    job = Job(_settings(args, given), given.request, given.inventory, given.budgets)
-    run_daemon(job, _Terminal(given), after_ready)
+    entry = ModelEntry(
+        name=given.request.name,
+        path=path,
+        recipe=given.request.recipe,
+        shape=given.shape,
+        signature=(),
+        parts=(path,),
+        projector_path=given.projector_path,
+        projector_bytes=given.request.projector_bytes,
+        keep_alive_s=None,
+        timeout_s=args.timeout,
+        preload=True,
+    )
+    configuration = Configuration(
+        server=_server(args), devices=_devices(args, given), scheduling=_scheduling(args), models=(entry,)
+    )
+    clock = SystemClock()
+    job = Job(configuration, _options(args), probe(args.gpus, clock), given.inventory, alone=entry)
+    run_daemon(job, _Terminal(given.inventory, given.budgets, given.rules), after_ready)
+
+
+def _serve_configuration(args: argparse.Namespace) -> None:
+    """Serve every model of the configuration file, the environment and `--models-dir`."""
+    from cotenant.config.library import Library
+    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.config.watch import Change
+    from cotenant.daemon.main import Job
+    from cotenant.daemon.main import run as run_daemon
+    from cotenant.hardware.inventory import probe
+
+    _log_to_stderr()
+    path = find_configuration(args.config, os.environ)
+    flags = {**given_flags(args), "gpus": args.gpus, "devices": args.devices or None}
+    flags["api_key"] = args.api_key or None
+    library = Library()
+
+    def read(change: Change) -> Configuration:
+        return read_configuration(path, flags=flags, library=library, unsettled=change.unsettled)
+
+    configuration = read(Change())
+    if not configuration.models and configuration.models_dir is None:
+        raise UsageError(
+            "there is nothing to serve: no model is given, and no configuration names one",
+            hint="Give a model, --models-dir FOLDER, or a cotenant.yaml (docs/configuration.md).",
+        )
+    clock = SystemClock()
+    cards = probe(configuration.devices.gpus, clock)
+    inventory = kept_to(
+        cards.inventory(), list(configuration.devices.use), described=configuration.devices.gpus
+    )
+    rules = configuration.devices.rules
+    job = Job(configuration, _options(args), cards, inventory, reread=read)
+    run_daemon(job, _Terminal(inventory, budgets(inventory, rules), rules))
 
 
 def api_keys(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the keys that clients may use, from flags, environment and file. Raises BadSetting."""
     from cotenant.daemon.settings import read_api_keys
 
-    keys = args.api_key or [key for key in [os.environ.get("COTENANT_API_KEY")] if key]
-    return read_api_keys(keys, args.api_key_file)
+    return read_api_keys(_plain_keys(args), args.api_key_file)
 
 
-def _settings(args: argparse.Namespace, given: PlanInput) -> Any:
-    from cotenant.daemon.settings import ServeSettings
+def _plain_keys(args: argparse.Namespace) -> list[str]:
+    return args.api_key or [key for key in [os.environ.get("COTENANT_API_KEY")] if key]
 
-    return ServeSettings(
-        model_path=given.path,
-        name=given.request.name,
-        recipe=given.request.recipe,
-        rules=given.rules,
-        host=args.host,
-        port=args.port,
-        api_keys=api_keys(args),
-        insecure=args.insecure,
-        projector_path=given.projector_path,
+
+def _server(args: argparse.Namespace) -> ServerSettings:
+    from cotenant.config.configuration import ServerSettings
+
+    keys = tuple(_plain_keys(args))
+    return ServerSettings(args.host, args.port, keys, args.api_key_file, args.insecure)
+
+
+def _devices(args: argparse.Namespace, given: PlanInput) -> DeviceSettings:
+    from cotenant.config.configuration import DeviceSettings
+
+    use = tuple(str(device.id) for device in given.inventory.devices)
+    return DeviceSettings(use=use, rules=given.rules, gpus=args.gpus)
+
+
+def _scheduling(args: argparse.Namespace) -> SchedulingSettings:
+    from cotenant.config.configuration import SchedulingSettings
+
+    return SchedulingSettings(max_queue=args.max_queue)
+
+
+def _options(args: argparse.Namespace) -> DaemonOptions:
+    from cotenant.daemon.settings import DaemonOptions
+
+    return DaemonOptions(
         llama_server=args.llama_server,
         use_fit_params=args.use_fit_params,
         load_timeout_s=args.load_timeout,
-        wait_timeout_s=args.timeout,
-        max_queue=args.max_queue,
     )
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 class _Terminal:
     """Announces on standard output."""
 
-    def __init__(self, given: PlanInput) -> None:
-        self._given = given
+    def __init__(self, inventory: Inventory, devices: Sequence[Budget], rules: BudgetRules) -> None:
+        self._inventory = inventory
+        self._budgets = devices
+        self._rules = rules
 
-    def planned(self, result: Placement | Refusal) -> None:
-        given = self._given
-        _print(*analysis_lines(given.path, given.shape), "", recipe_line(given.request.recipe))
-        _print(*device_lines(given.inventory, given.budgets, given.rules.order), "")
+    def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
+        _print(*analysis_lines(entry.path, entry.shape), "", recipe_line(entry.recipe))
+        _print(*device_lines(self._inventory, self._budgets, self._rules.order), "")
         _print(*(placement_lines(result) if isinstance(result, Placement) else refusal_lines(result)))
         _print(*warning_lines(result.warnings))
+        if isinstance(result, Placement):
+            self._described()
 
     def note(self, text: str) -> None:
         _print(text)
 
-    def ready(self, address: str, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
+    def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
         build = engine.build
         _print("", f"Loaded in {format_duration(load_s)} by {build.form} {build.version}, pid {engine.pid}.")
         if rows:
             _print(*comparison_lines(rows, "Planned / reported by the engine"))
         else:
             _print("The engine did not report its memory; its log says why.")
-        _print(f"Engine log: {engine.log_path}", f"Serving {self._given.request.name} at {address}/v1")
+        _print(f"Engine log: {engine.log_path}")
+
+    def serving(self, address: str, configuration: Configuration) -> None:
+        if len(configuration.models) == 1 and configuration.path is None and configuration.models_dir is None:
+            _print(f"Serving {configuration.models[0].name} at {address}/v1")
+            return
+        _print(*device_lines(self._inventory, self._budgets, self._rules.order))
+        self._described()
+        for problem in configuration.problems:
+            _print(f"Warning: {problem}")
+        for entry in configuration.models:
+            size = format_bytes(entry.shape.tensor_bytes)
+            aliases = f", also {', '.join(entry.aliases)}" if entry.aliases else ""
+            rules = ", pinned" if entry.pinned else ", preloaded" if entry.preload else ""
+            _print(f"  {entry.name}: {entry.shape.quantisation or '?'}, {size}{aliases}{rules}")
+        _print(f"Serving {len(configuration.models)} models at {address}/v1")
+
+    def _described(self) -> None:
+        if any(device.described for device in self._inventory.devices):
+            _print("The GPUs are described, not of this machine: engines run in host RAM, on the CPU.")
 
 
 def _print(*lines: str) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cotenant.domain.errors import BadSetting, InsecureBind
-from cotenant.domain.models import Recipe
-from cotenant.planning.budgets import BudgetRules
 
 
 def state_dir() -> Path:
@@ -22,39 +20,29 @@ def state_dir() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class ServeSettings:
-    """One model behind one address.
+class DaemonOptions:
+    """What `serve` is told beside the configuration.
 
-    `max_queue` bounds the requests that wait for a slot, `wait_timeout_s` how long each does;
-    `grace_s` is what requests in flight get at shutdown.
+    `grace_s` is what requests in flight get at shutdown; `journal_path` is the database of past runs.
     """
 
-    model_path: Path
-    name: str
-    recipe: Recipe
-    rules: BudgetRules
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_keys: tuple[str, ...] = ()
-    insecure: bool = False
-    projector_path: Path | None = None
     llama_server: Path | None = None
     use_fit_params: bool = False
     load_timeout_s: float = 600.0
-    wait_timeout_s: float = 600.0
     grace_s: float = 30.0
-    max_queue: int = 256
     log_dir: Path = field(default_factory=lambda: state_dir() / "logs")
+    journal_path: Path = field(default_factory=lambda: state_dir() / "cotenant.db")
 
-    def check(self) -> None:
-        """Raise InsecureBind for a public address without a key, BadSetting for numbers that cannot be."""
-        if not 0 <= self.port <= 65535:
-            raise BadSetting(f"port {self.port} is not a port", hint="Use 1 to 65535, or 0 for any free one.")
-        if not self.api_keys and not self.insecure and not is_loopback(self.host):
-            raise InsecureBind(
-                f"{self.host} can be reached from other machines and no API key is set",
-                hint="Give --api-key or --api-key-file, or --insecure if the network is trusted.",
-            )
+
+def check_address(host: str, port: int, api_keys: tuple[str, ...], *, insecure: bool) -> None:
+    """Raise InsecureBind for a public address without a key, BadSetting for a port that is none."""
+    if not 0 <= port <= 65535:
+        raise BadSetting(f"port {port} is not a port", hint="Use 1 to 65535, or 0 for any free one.")
+    if not api_keys and not insecure and not is_loopback(host):
+        raise InsecureBind(
+            f"{host} can be reached from other machines and no API key is set",
+            hint="Give --api-key or --api-key-file, or --insecure if the network is trusted.",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -33,11 +33,10 @@ def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes |
         return None
     if request.get("n", 1) not in (1, None) or isinstance(request.get("prompt"), list):
         return None
-    given = [request[name] for name in _LIMITS if request.get(name) is not None]
-    if any(not isinstance(limit, int) for limit in given):
-        return None
-    if any(0 <= limit <= SHORT_TOKENS for limit in given):
-        return None
+    for name in _LIMITS:
+        limit = request.get(name)
+        if limit is not None and (not isinstance(limit, int) or 0 <= limit <= SHORT_TOKENS):
+            return None
     if "stream" in request or "stream_options" in request:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         return json.dumps({**request, **options}).encode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,8 +21,9 @@ _SERVER: Final = "server_error"
 class Problem:
     """How one class of fault is told to a client.
 
-    `param` names the field at fault. `retry_after_s` is sent where waiting helps; `hopeless` tells the openai
-    client not to repeat a request that the same daemon will refuse again.
+    `param` names the field at fault. `retry_after_s` is sent where waiting helps and the fault itself does
+    not say how long; `hopeless` tells the openai client not to repeat a request that the same daemon will
+    refuse again.
     """
 
     status: int
@@ -29,12 +32,13 @@ class Problem:
     retry_after_s: int | None = None
     hopeless: bool = False
 
-    def headers(self) -> list[Header]:
-        """Return the headers that go with the status."""
+    def headers(self, retry_after_s: float | None = None) -> list[Header]:
+        """Return the headers that go with the status; the fault's own `retry_after_s` is worth more."""
         headers = [JSON_TYPE]
-        if self.retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % self.retry_after_s))
-        if self.hopeless:
+        wait_s = self.retry_after_s if retry_after_s is None else retry_after_s
+        if wait_s is not None:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait_s))))
+        elif self.hopeless:
             headers.append((b"x-should-retry", b"false"))
         if self.status == 401:
             headers.append((b"www-authenticate", b'Bearer realm="cotenant"'))
@@ -50,6 +54,7 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.UnknownDevice: _INVALID_REQUEST,
     errors.BadRecipe: _INVALID_REQUEST,
     errors.BadSplit: _INVALID_REQUEST,
+    errors.BadTrace: _INVALID_REQUEST,
     errors.BadSetting: _OPERATOR_FAULT,
     errors.InsecureBind: _OPERATOR_FAULT,
     errors.PortTaken: _OPERATOR_FAULT,
@@ -58,7 +63,9 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.CorruptModelFile: _OPERATOR_FAULT,
     errors.SplitPartMissing: _OPERATOR_FAULT,
     errors.UnsupportedModelFile: _OPERATOR_FAULT,
-    errors.DoesNotFit: Problem(507, hopeless=True),
+    errors.DoesNotFit: Problem(503, hopeless=True),
+    errors.StoreError: _OPERATOR_FAULT,
+    errors.DaemonSilent: Problem(502),
     errors.EngineMissing: Problem(503, hopeless=True),
     errors.EngineLacksDevice: Problem(503, hopeless=True),
     errors.EngineLoadFailed: Problem(503, retry_after_s=10),
@@ -73,13 +80,16 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.UnknownRoute: Problem(404, _INVALID),
     errors.MethodNotAllowed: Problem(405, _INVALID),
     errors.QueueFull: Problem(429, "rate_limit_error", retry_after_s=1),
-    errors.WaitTimeout: Problem(503, "overloaded_error", retry_after_s=1),
+    errors.WaitTimeout: Problem(504, "overloaded_error", retry_after_s=1),
     errors.UpstreamFailed: Problem(502),
     errors.ShuttingDown: Problem(503, retry_after_s=5),
 }
 """One entry per leaf of the exception tree; a test holds it to that."""
 
 _UNEXPECTED: Final = Problem(500)
+
+BROKEN_CONFIGURATION: Final = Problem(422, _INVALID, hopeless=True)
+"""A bad setting, found by the client who asked for the configuration to be read again."""
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -105,10 +115,22 @@ def encode_error(message: str, kind: str, param: str | None, code: str) -> bytes
     return encode_json({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-async def send_problem(send: Send, error: BaseException, headers: Iterable[Header] = ()) -> None:
-    """Answer with the fault."""
-    problem = problem_of(error)
-    await send_body(send, problem.status, envelope(error), *problem.headers(), *headers)
+def is_envelope(body: bytes) -> bool:
+    """Whether an engine's answer is an error in OpenAI's form already."""
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(payload, dict) and isinstance(payload.get("error"), dict)
+
+
+async def send_problem(
+    send: Send, error: BaseException, headers: Iterable[Header] = (), problem: Problem | None = None
+) -> None:
+    """Answer with the fault, told as its class is or as `problem` says."""
+    problem = problem or problem_of(error)
+    retry_after_s = error.retry_after_s if isinstance(error, CotenantError) else None
+    await send_body(send, problem.status, envelope(error), *problem.headers(retry_after_s), *headers)
 
 
 def unknown_model(name: str, served: Sequence[ServedModel]) -> UnknownModel:

@@ -5,94 +5,43 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import (
-    BadRequest,
-    CotenantError,
-    ShuttingDown,
-    UnknownModel,
-    UpstreamFailed,
-)
+from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownModel, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
-from cotenant.gateway.asgi import JSON_TYPE, Header, Receive, Send, send_body
+from cotenant.gateway.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
 from cotenant.gateway.assembly import assemble, stream_body
 from cotenant.gateway.limits import Limits
-from cotenant.gateway.problems import encode_error, envelope, unknown_model
+from cotenant.gateway.meters import Meter, Meters
+from cotenant.gateway.problems import encode_error, envelope, is_envelope, problem_of, unknown_model
+from cotenant.gateway.request import engine_head, model_name, parse
+from cotenant.gateway.terms import Wishes, read_wishes
+from cotenant.gateway.timing import Timing
 from cotenant.gateway.upstream import Connection, Pool
+from cotenant.gateway.waiting import STREAM_HEADERS, wait_comment
+from cotenant.gateway.watch import Watch
 from cotenant.interfaces import Lease, Router
 
 _log = logging.getLogger("cotenant.gateway")
 
 _MAX_ERROR_BYTES: Final = 64 * KIB
 _MAX_ASSEMBLED_BYTES: Final = 256 * MIB
-_NOT_FORWARDED: Final = frozenset(
-    {
-        b"accept-encoding",  # the bytes pass through, so they must come plain
-        b"authorization",
-        b"connection",
-        b"content-length",
-        b"cookie",
-        b"expect",
-        b"host",
-        b"keep-alive",
-        b"origin",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"x-api-key",
-        b"x-conversation-id",  # llama.cpp would go on generating after the client has left
-    }
-)
-
-
-_decode_json: Final = json.JSONDecoder().decode  # json.loads without its look at the arguments
-_PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
+_STREAMING: Final = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+_NOTICE_POLL_S: Final = 0.02
 
 
 class Proxy:
-    """What all requests share: the router, the limits, the connections."""
+    """What all requests share: the router, the limits, the connections, the meters."""
 
-    def __init__(self, router: Router, limits: Limits) -> None:
+    def __init__(self, router: Router, limits: Limits, timing: Timing) -> None:
         self.router = router
         self.limits = limits
+        self.timing = timing
         self.pool = Pool()
+        self.meters = Meters(router)
         self.watch = Watch()
-
-
-class Watch:
-    """Has requests listen for their clients' departure once they last, on one timer for all.
-
-    Most answers come sooner, and are spared the task that listening takes; an engine frees a slot no faster.
-    """
-
-    _INTERVAL_S: Final = 0.1
-
-    def __init__(self) -> None:
-        self._unheard: set[Exchange] = set()
-        self._armed = False
-
-    def enter(self, exchange: Exchange) -> None:
-        """Have it listen in a moment."""
-        self._unheard.add(exchange)
-        if not self._armed:
-            self._armed = True
-            asyncio.get_running_loop().call_later(self._INTERVAL_S, self._turn)
-
-    def leave(self, exchange: Exchange) -> None:
-        """Forget one that has ended."""
-        self._unheard.discard(exchange)
-
-    def _turn(self) -> None:
-        self._armed = False
-        for exchange in self._unheard:
-            exchange.listen()
-        self._unheard.clear()
 
 
 class Exchange:
@@ -102,17 +51,25 @@ class Exchange:
     """
 
     __slots__ = (
+        "_answered",
         "_assembling",
+        "_begun_at",
         "_connection",
         "_departed",
+        "_failed_at",
         "_headers",
         "_last_chunk",
         "_listener",
+        "_loop",
+        "_meter",
         "_path",
         "_proxy",
         "_receive",
         "_send",
+        "_status",
+        "_streaming",
         "_waiting",
+        "_wishes",
         "started",
     )
 
@@ -124,11 +81,18 @@ class Exchange:
         self._headers = headers
         self._receive = receive
         self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._meter: Meter = proxy.meters.nameless
+        self._wishes: Wishes
         self._connection: Connection | None = None
         self._listener: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[Lease] | None = None
+        self._failed_at: float | None = None
         self._departed = False
         self._assembling = False
+        self._streaming = False
+        self._answered = False
+        self._status = 500
         self.started = False
         self._last_chunk = b""
 
@@ -140,20 +104,33 @@ class Exchange:
         body = await self._read_body()
         if body is None:
             return
-        self._proxy.watch.enter(self)
+        proxy = self._proxy
+        proxy.watch.enter(self)
+        self._begun_at = self._loop.time()
         try:
-            request = _parse(body)
-            lease = await self._get_lease(_model_name(request, self._proxy.router))
-            if lease is None:
+            request = parse(body)
+            name = model_name(request, proxy.router)
+            self._meter = proxy.meters.of(name)
+            self._wishes = read_wishes(self._headers, request)
+            self._streaming = request.get("stream") is True and self._path in _STREAMING
+            as_stream = stream_body(self._path, request, body)
+            self._assembling = as_stream is not None
+            await self._answer(name, as_stream or body)
+        except CotenantError as error:
+            if self._departed:
                 return
-            try:
-                as_stream = stream_body(self._path, request, body)
-                self._assembling = as_stream is not None
-                await self._carry(lease.endpoint, as_stream or body)
-            finally:
-                self._part_from_engine(lease)
+            self._status = problem_of(error).status
+            if not self.started:
+                raise
+            await self._end_early(error)
+        except asyncio.CancelledError:
+            self._status = 503
+            if self.started:
+                await self._end_early(ShuttingDown("the daemon shut down before the answer was complete"))
+            raise
         finally:
-            self._proxy.watch.leave(self)
+            proxy.watch.leave(self)
+            self._meter.by_class[0 if self._departed else min(self._status // 100, 5)] += 1
             if self._listener is not None:
                 self._listener.cancel()
 
@@ -175,18 +152,80 @@ class Exchange:
             more = message["more_body"]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _get_lease(self, name: str) -> Lease | None:
-        """Return a lease, waiting for it if need be, or None if the client left first."""
+    async def _answer(self, name: str, body: bytes) -> None:
+        """Carry the request on a lease; on another if its engine dies before any of the answer was sent."""
+        meter = self._meter
+        while True:
+            lease = self._lease_at_once(name) or await self._wait_for_lease(name)
+            if lease is None:
+                return
+            meter.in_flight += 1
+            try:
+                status = await self._ask(lease.endpoint, body)
+                if status >= 400:
+                    await self._pass_error(status)
+                elif self._assembling and self._reply.event_stream:
+                    await self._pass_assembled()
+                else:
+                    await self._pass_response(status)
+                return
+            except UpstreamFailed as error:
+                if self._departed:
+                    return
+                repeated = self._may_repeat()
+                what = "is asked again" if repeated else "failed"
+                _log.warning("request %s: path=%s reason=%s", what, self._path.decode(), error.message)
+                if not repeated:
+                    raise
+            finally:
+                meter.in_flight -= 1
+                self._part_from_engine(lease)
+            await self._turn_to_another()
+
+    def _may_repeat(self) -> bool:
+        """Whether a failed request may go to an engine again: once, if it lost its engine unanswered.
+
+        An engine that refuses connections is dead and was never asked. The daemon may need a moment to see
+        that, and until then leases the same engine: that does not count as the second time.
+        """
+        now = self._loop.time()
+        connection = self._connection
+        if self._answered or (connection is not None and not connection.lost):
+            return False
+        if self._failed_at is None:
+            self._failed_at = now
+            return True
+        return connection is None and now < self._failed_at + self._proxy.timing.notice_s
+
+    async def _turn_to_another(self) -> None:
+        """Forget the engine that failed; leave the daemon a moment where that one was dead already."""
+        if self._connection is None:
+            await asyncio.sleep(_NOTICE_POLL_S)
+        self._connection = None
+        if self._departed:
+            raise UpstreamFailed("the client left")
+
+    def _lease_at_once(self, name: str) -> Lease | None:
         router = self._proxy.router
         try:
-            return router.try_lease(name) or await self._wait_for_lease(name)
+            lease = router.try_lease(name, self._wishes.terms)
         except UnknownModel:
             raise unknown_model(name, router.models()) from None
+        if lease is not None:
+            self._meter.at_once += 1
+        return lease
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
-        waiting = self._waiting = asyncio.ensure_future(self._proxy.router.lease(name))
+        """Return a lease when the router grants one, or None if the client left first."""
+        meter, since = self._meter, self._loop.time()
+        meter.waiting += 1
+        waiting = self._waiting = asyncio.ensure_future(self._proxy.router.lease(name, self._wishes.terms))
         try:
+            if self._streaming and self._wishes.wait_comments:
+                await self._comment_during(waiting, name)
             lease = await waiting
+        except UnknownModel:
+            raise unknown_model(name, self._proxy.router.models()) from None
         except asyncio.CancelledError:
             # Granted in the very turn of the loop that cancelled this task: the grant must not be lost.
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
@@ -197,10 +236,31 @@ class Exchange:
             raise
         finally:
             self._waiting = None
+            waiting.cancel()
+            meter.waiting -= 1
+            meter.wait_s.observe(self._loop.time() - since)
         if self._departed:
             lease.release()
             return None
         return lease
+
+    async def _comment_during(self, waiting: asyncio.Future[Lease], name: str) -> None:
+        """Tell the client how its wait goes, every so often until it ends.
+
+        An outlook is that of the end of the line; the request's own place never gets worse.
+        """
+        await asyncio.wait({waiting}, timeout=0)
+        place: int | None = None
+        while not waiting.done():
+            outlook = self._proxy.router.outlook(name)
+            if outlook is not None:
+                place = outlook.position if place is None else min(place, outlook.position)
+            if not self.started:
+                self.started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            comment = wait_comment(outlook, place)
+            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
+            await asyncio.wait({waiting}, timeout=self._proxy.timing.comment_s)
 
     # The client's departure.
 
@@ -220,32 +280,11 @@ class Exchange:
 
     # The response.
 
-    async def _carry(self, endpoint: Endpoint, body: bytes) -> None:
-        try:
-            status = await self._ask(endpoint, body)
-            if status >= 400:
-                await self._pass_error(status)
-            elif self._assembling and self._reply.event_stream:
-                await self._pass_assembled()
-            else:
-                await self._pass_response(status)
-        except UpstreamFailed as error:
-            if self._departed:
-                return
-            _log.warning("request failed: path=%s reason=%s", self._path.decode(), error.message)
-            if not self.started:
-                raise
-            await self._end_early(error)
-        except asyncio.CancelledError:
-            if self.started:
-                await self._end_early(ShuttingDown("the daemon shut down before the answer was complete"))
-            raise
-
     async def _ask(self, endpoint: Endpoint, body: bytes) -> int:
         """Send the request, again if a pooled connection was stale, and return the response's status."""
-        head = _request_head(self._path, endpoint, self._headers, len(body))
         pool = self._proxy.pool
         connection = pool.idle(endpoint) or await pool.connect(endpoint)
+        head = engine_head(self._path, connection.authority, self._headers, len(body))
         while True:
             self._connection = connection
             if self._departed:
@@ -260,38 +299,58 @@ class Exchange:
                     raise
             else:
                 return connection.status
+            self._connection = None
             connection = await pool.connect(endpoint)
 
     async def _pass_response(self, status: int) -> None:
+        """Pass the body on as it comes, from its first byte: until then the request may go elsewhere."""
         reply = self._reply
         send = self._send
-        self.started = True
-        await send({"type": "http.response.start", "status": status, "headers": reply.headers})
-        while True:
+        chunk = reply.take()
+        while not chunk and not reply.ended:
+            await reply.more()
             chunk = reply.take()
-            if reply.ended:
-                await send({"type": "http.response.body", "body": chunk})
-                return
+        self._answered = True
+        if not self.started:
+            self.started = True
+            self._status = status
+            self._streaming = reply.event_stream and not reply.sized
+            await send({"type": "http.response.start", "status": status, "headers": reply.headers})
+        elif not reply.event_stream:
+            raise UpstreamFailed("the engine answered a request for a stream with something else")
+        if reply.event_stream:
+            self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
+        before = b""
+        while not reply.ended:
             if chunk:
-                self._last_chunk = chunk
+                before, self._last_chunk = self._last_chunk, chunk
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             else:
                 await reply.more()
+            chunk = reply.take()
+        await send({"type": "http.response.body", "body": chunk})
+        self._meter.read_tokens(before + self._last_chunk + chunk if before else self._last_chunk + chunk)
 
     async def _pass_assembled(self) -> None:
         """Put a stream together into the plain answer that the client asked for."""
         reply = self._reply
-        pieces = [reply.take()]
-        size = len(pieces[0])
-        while not reply.ended:
-            await reply.more()
-            pieces.append(reply.take())
-            size += len(pieces[-1])
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            piece = reply.take()
+            if piece and not pieces:
+                self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
+            pieces.append(piece)
+            size += len(piece)
             if size > _MAX_ASSEMBLED_BYTES:
                 raise UpstreamFailed(f"the engine's answer is over {format_bytes(_MAX_ASSEMBLED_BYTES)}")
-        status, body = assemble(b"".join(pieces))
-        self.started = True
-        await send_body(self._send, status, body, JSON_TYPE)
+            if reply.ended:
+                break
+            await reply.more()
+        events = b"".join(pieces)
+        status, body = assemble(events)
+        self._meter.read_tokens(events)
+        await self._send_whole(status, body, [JSON_TYPE])
 
     async def _pass_error(self, status: int) -> None:
         """Pass an error that is in OpenAI's envelope as it is; put any other into ours."""
@@ -300,29 +359,35 @@ class Exchange:
         while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
             await reply.more()
             body += reply.take()
-        if reply.ended and _is_envelope(body):
-            self.started = True
-            await self._send({"type": "http.response.start", "status": status, "headers": reply.headers})
-            await self._send({"type": "http.response.body", "body": body})
+        if reply.ended and is_envelope(body):
+            await self._send_whole(status, body, reply.headers)
             return
         what = f"the engine answered {status} without saying why"
         if status >= 500:
             raise UpstreamFailed(what)
-        self.started = True
-        await send_body(
-            self._send, status, encode_error(what, "invalid_request_error", None, "engine_refused"), JSON_TYPE
-        )
+        error = encode_error(what, "invalid_request_error", None, "engine_refused")
+        await self._send_whole(status, error, [JSON_TYPE])
+
+    async def _send_whole(self, status: int, body: bytes, headers: Sequence[Header]) -> None:
+        """Send a body at once; as an event where comments have begun a stream."""
+        self._status = status
+        if self.started:
+            event = b"data: " + encode_json(json.loads(body)) + b"\n\n"
+            await self._send({"type": "http.response.body", "body": event})
+            return
+        self.started = self._answered = True
+        headers = [header for header in headers if header[0] != b"content-length"]
+        await send_body(self._send, status, body, *headers)
 
     async def _end_early(self, error: CotenantError) -> None:
         """Tell the client of a stream why it ends here; leave any other body short, so that it is seen to be.
 
         A server cuts the connection when an application returns with its body unfinished.
         """
-        reply = self._reply
-        if not reply.event_stream or any(name == b"content-length" for name, _ in reply.headers):
+        if not self._streaming:
             return
         event = b"data: " + envelope(error) + b"\n\n"
-        if not self._last_chunk.endswith(b"\n\n"):
+        if self._last_chunk and not self._last_chunk.endswith(b"\n\n"):
             event = b"\n\n" + event
         await self._send({"type": "http.response.body", "body": event})
 
@@ -338,60 +403,3 @@ class Exchange:
         else:
             self._proxy.pool.give_back(connection)
             lease.release(abandoned=connection.cut)
-
-
-def _request_head(path: bytes, endpoint: Endpoint, headers: Sequence[Header], length: int) -> bytes:
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    return b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-length: %d\r\n%b\r\n" % (
-        path,
-        host.encode(),
-        endpoint.port,
-        length,
-        _forwarded(headers, _NOT_FORWARDED),
-    )
-
-
-def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:
-    lines = []
-    for name, value in headers:
-        if name not in dropped:
-            lines.append(b"%b: %b\r\n" % (name, value))
-        elif name == b"connection" and value not in _PLAIN_CONNECTION and dropped is _NOT_FORWARDED:
-            nominated = frozenset(token.strip().lower() for token in value.split(b","))
-            return _forwarded(headers, dropped | nominated)
-    return b"".join(lines)
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that a body is. Raises BadRequest."""
-    try:
-        request = _decode_json(body.decode())
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}", hint="Send one JSON object in UTF-8.") from None
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
-    if not isinstance(request, dict):
-        raise BadRequest("the body is JSON, but not an object", hint="Send one JSON object in UTF-8.")
-    return request
-
-
-def _model_name(request: Mapping[str, Any], router: Router) -> str:
-    """Return the model that a request names, or the only one served. Raises BadRequest."""
-    name = request.get("model")
-    if isinstance(name, str):
-        return name
-    if name is not None:
-        raise BadRequest(f"`model` is not a string but {json.dumps(name)[:80]}")
-    served = router.models()
-    if len(served) != 1:
-        names = ", ".join(model.name for model in served) or "none"
-        raise BadRequest("the request names no `model`", hint=f"Served: {names}.")
-    return served[0].name
-
-
-def _is_envelope(body: bytes) -> bool:
-    try:
-        payload = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(payload, dict) and isinstance(payload.get("error"), dict)

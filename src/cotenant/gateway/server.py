@@ -86,15 +86,18 @@ async def serve(
         lambda: _BoundedProtocol(config, state, head_bytes), sock=sock, backlog=_BACKLOG
     )
     try:
+        gateway.open()
         if on_ready is not None:
             on_ready()
         await stop.wait()
         server.close()
+        gateway.end_streams()
         for connection in list(state.connections):
             connection.shutdown()
         await _wait_closed(state, grace_s)
     finally:
         server.close()
+        gateway.end_streams()
         await _cut_off(state)
         gateway.close()
 

@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_untaken_bytes",
         "_waiter",
+        "authority",
         "cut",
         "ended",
         "endpoint",
@@ -75,6 +76,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: Pool, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
         self.endpoint = endpoint
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        self.authority = f"{host}:{endpoint.port}".encode()
         self.idle_since = 0.0
         self._pool = pool
         self._loop = loop
@@ -140,6 +143,16 @@ class Connection(asyncio.Protocol):
     def stale(self) -> bool:
         """Whether the engine had closed a pooled connection before this request reached it."""
         return self._reused and not self._begun
+
+    @property
+    def sized(self) -> bool:
+        """Whether the response declares its length, so that nothing may be added to it."""
+        return any(name == b"content-length" for name, _ in self.headers)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the engine closed before its response had ended."""
+        return self._broken is not None and not self.ended and not self.cut
 
     @property
     def reusable(self) -> bool:

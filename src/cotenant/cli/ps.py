@@ -1,0 +1,114 @@
+"""`cotenant ps`: how the models of a running daemon do, and who has the memory of its devices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.cli.client import Daemon, add_daemon_options
+from cotenant.domain.units import format_bytes, format_duration
+
+_HEAD: Final = (
+    "model",
+    "state",
+    "GPU",
+    "predicted",
+    "measured",
+    "req/s",
+    "in flight",
+    "queue",
+    "idle",
+    "keep-alive",
+)
+_TO_THE_RIGHT: Final = frozenset(_HEAD[3:])
+_BAR: Final = 40
+_LEGEND: Final = "█ ours  × others'  · free"
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("ps", help="show the models of a running daemon and its devices")
+    parser.add_argument("--json", action="store_true", help="print JSON: bytes as integers, null for unknown")
+    add_daemon_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print models and devices. Raises DaemonSilent."""
+    daemon = Daemon(args)
+    shown = {**daemon.get("/api/models"), **daemon.get("/api/devices")}
+    if args.json:
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
+    else:
+        print(*table(shown["models"], shown["devices"]), sep="\n")
+    return 0
+
+
+def table(models: Sequence[Mapping[str, Any]], devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Render the models as columns, and a bar for each device."""
+    names = {device["uuid"]: _short(device) for device in devices}
+    rows = [_HEAD, *(_row(model, names) for model in models)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if name in _TO_THE_RIGHT else cell.ljust(width)
+            for cell, width, name in zip(row, widths, _HEAD, strict=True)
+        )
+        yield "  ".join(cells).rstrip()
+    if not models:
+        yield "no models"
+    yield ""
+    label_width = max((len(_label(device)) for device in devices), default=0)
+    for device in devices:
+        yield _device(device, label_width)
+    if devices:
+        yield f"{'':<{label_width}}  {_LEGEND}"
+
+
+def _row(model: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
+    placed = ", ".join(names.get(uuid, uuid) for uuid in model.get("devices", ()))
+    measured = model.get("measured_bytes")
+    return (
+        model["name"],
+        f"{model['state']}, pinned" if model.get("pinned") else model["state"],
+        placed or "-",
+        _bytes(model.get("predicted_bytes")),
+        _bytes(model.get("reported_bytes") if measured is None else measured),
+        f"{model.get('requests_per_s', 0):.2f}",
+        str(model.get("in_flight", 0)),
+        str(model.get("queued", 0)),
+        _duration(model.get("idle_s")),
+        _duration(model.get("keep_alive_left_s")),
+    )
+
+
+def _device(device: Mapping[str, Any], label_width: int) -> str:
+    total, free, foreign = device["total_bytes"], device["free_bytes"], device["foreign_bytes"]
+    claimed = device["claimed_bytes"]
+    bar = "?" * _BAR
+    if total:
+        ours = min(_BAR, round(claimed / total * _BAR))
+        others = min(_BAR - ours, round((foreign or 0) / total * _BAR))
+        bar = "█" * ours + "×" * others + "·" * (_BAR - ours - others)
+    said = f"{format_bytes(claimed)} ours, {format_bytes(foreign)} others', {format_bytes(free)} free"
+    over = ", OVERCOMMITTED" if device["overcommitted"] else ""
+    return f"{_label(device):<{label_width}}  {bar}  {said} of {format_bytes(total)}{over}"
+
+
+def _label(device: Mapping[str, Any]) -> str:
+    index = device["index"]
+    return str(device["name"]) if index is None else f"GPU {index} {device['name']}"
+
+
+def _short(device: Mapping[str, Any]) -> str:
+    return "host" if device["index"] is None else str(device["index"])
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else format_bytes(count)
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else format_duration(seconds)

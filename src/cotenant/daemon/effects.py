@@ -1,0 +1,149 @@
+"""Commands carried out: each start of an engine ends in exactly one EngineExited."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cotenant.clock import Clock
+from cotenant.config.configuration import ModelEntry
+from cotenant.daemon.settling import Settler
+from cotenant.domain.engines import EngineReport
+from cotenant.domain.errors import CotenantError
+from cotenant.domain.placements import Placement, Refusal
+from cotenant.domain.residencies import ResidencyId
+from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from cotenant.scheduling.events import EngineExited, EngineReady, Event
+
+_LOG = logging.getLogger(__name__)
+_GRACE_S: Final = 2.0
+
+Post = Callable[[Event], None]
+StandIn = Callable[[ModelEntry, Placement], Placement | Refusal]
+
+
+@dataclass(slots=True)
+class Running:
+    """An engine that has been started for a residency."""
+
+    model: str
+    placement: Placement
+    engine: Engine | None = None
+    settler: Settler | None = None
+    report: EngineReport | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class Effects:
+    """Starts and stops engines, and tells the loop how that went.
+
+    `stand_in` turns a placement on described GPUs into one that this machine can run.
+    """
+
+    def __init__(
+        self,
+        host: EngineHost,
+        clock: Clock,
+        post: Post,
+        *,
+        stand_in: StandIn,
+        in_flight: Callable[[ResidencyId], int],
+        load_timeout_s: float,
+        use_fit_params: bool = False,
+    ) -> None:
+        self._host = host
+        self._clock = clock
+        self._post = post
+        self._stand_in = stand_in
+        self._in_flight = in_flight
+        self._load_timeout_s = load_timeout_s
+        self._use_fit_params = use_fit_params
+        self._ending: set[asyncio.Task[None]] = set()
+        self.running: dict[ResidencyId, Running] = {}
+
+    def start(self, residency: ResidencyId, entry: ModelEntry, placement: Placement) -> None:
+        """Start an engine; EngineReady or EngineExited follows."""
+        running = self.running[residency] = Running(entry.name, placement)
+        running.task = asyncio.get_running_loop().create_task(self._run(residency, entry, running))
+
+    def stop(self, residency: ResidencyId) -> None:
+        """End an engine; EngineExited follows."""
+        running = self.running.get(residency)
+        if running is None or running.task is None:
+            return
+        if running.engine is None:
+            running.task.cancel()
+        else:
+            ending = asyncio.get_running_loop().create_task(running.engine.stop(_GRACE_S))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    def engine(self, residency: ResidencyId) -> Engine:
+        """Return the engine of a residency that is ready."""
+        engine = self.running[residency].engine
+        if engine is None:
+            raise KeyError(residency)
+        return engine
+
+    def settler(self, residency: ResidencyId) -> Settler | None:
+        """Return who watches the engine's abandoned slots, if the engine lives."""
+        running = self.running.get(residency)
+        return running.settler if running else None
+
+    def pids(self) -> dict[int, ResidencyId]:
+        """Return the processes of all engines."""
+        return {
+            running.engine.pid: residency for residency, running in self.running.items() if running.engine
+        }
+
+    async def close(self) -> None:
+        """End every engine now."""
+        tasks = [running.task for running in self.running.values() if running.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> None:
+        why = f"{entry.name} was stopped while it was loading"
+        try:
+            why = await self._live(residency, entry, running)
+        except CotenantError as error:
+            why = error.message + (f" {error.hint}" if error.hint else "")
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            _LOG.exception("engine failed unexpectedly: model=%s", entry.name)
+            why = f"{entry.name} failed unexpectedly: {error}"
+        finally:
+            if running.engine is not None:
+                await asyncio.shield(running.engine.stop(0))
+            if running.settler is not None:
+                running.settler.close()
+            del self.running[residency]
+        self._post(EngineExited(self._clock.now(), residency, why))
+
+    async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> str:
+        """Load, serve, and return why it ended."""
+        carried_out = self._stand_in(entry, running.placement)
+        if isinstance(carried_out, Refusal):
+            return f"{entry.name} does not fit in host RAM: {carried_out.reason}"
+        order = EngineOrder(
+            entry.name,
+            entry.path,
+            entry.shape.kind,
+            carried_out,
+            projector_path=entry.projector_path,
+            use_fit_params=self._use_fit_params,
+            env=entry.env,
+            args=entry.args,
+        )
+        engine = running.engine = await self._host.start(order)
+        await engine.wait_ready(self._load_timeout_s)
+        running.placement = carried_out
+        running.report = engine.report()
+        running.settler = Settler(engine, lambda: self._in_flight(residency))
+        self._post(EngineReady(self._clock.now(), residency))
+        return await engine.wait_exit()

@@ -1,0 +1,85 @@
+"""The models served, as the scheduler and the engines need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cotenant.config.configuration import ModelEntry
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.errors import UnknownModel
+from cotenant.domain.models import MOST_LAYERS, SplitPolicy
+from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.planning.budgets import BudgetRules
+from cotenant.planning.choice import Fit
+from cotenant.planning.planner import leave_to_engine, place
+from cotenant.scheduling.model_spec import ModelSpec
+
+_LOAD_BYTES_PER_S = 1_000_000_000
+_LOAD_AT_LEAST_S = 1.0
+LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The models by name, and every name that means one of them."""
+
+    entries: dict[str, ModelEntry]
+    names: dict[str, str]
+
+    @classmethod
+    def of(cls, models: Sequence[ModelEntry]) -> Fleet:
+        """Collect models; where there is only one, `local` means it too."""
+        names = {alias: entry.name for entry in models for alias in entry.aliases}
+        if len(models) == 1:
+            names.setdefault(LOCAL, models[0].name)
+        names |= {entry.name: entry.name for entry in models}
+        return cls({entry.name: entry for entry in models}, names)
+
+    def resolve(self, name: str) -> str:
+        """Return the model that a client's name means. Raises UnknownModel with the list."""
+        found = self.names.get(name)
+        if found is None:
+            served = ", ".join(self.entries) or "none"
+            raise UnknownModel(f"the model {name!r} is not served", hint=f"Served: {served}.")
+        return found
+
+
+def spec_of(
+    entry: ModelEntry, rules: BudgetRules, load_s: float | None, *, use_fit_params: bool = False
+) -> ModelSpec:
+    """Describe a model to the scheduler; its load time is a guess from its size until one is known."""
+    recipe = entry.recipe
+    spread = recipe.n_gpu_layers == MOST_LAYERS or recipe.split_policy is not SplitPolicy.FILL
+    return ModelSpec(
+        entry.name,
+        _fit(entry, rules, use_fit_params=use_fit_params),
+        together=spread or bool(recipe.tensor_split) or not recipe.smart_split,
+        slots=recipe.parallel,
+        keep_alive_s=entry.keep_alive_s,
+        pinned=entry.pinned,
+        priority=entry.priority,
+        load_s=load_s or max(_LOAD_AT_LEAST_S, entry.shape.tensor_bytes / _LOAD_BYTES_PER_S),
+    )
+
+
+def _fit(entry: ModelEntry, rules: BudgetRules, *, use_fit_params: bool) -> Fit:
+    request = entry.request
+    lay_out = leave_to_engine if use_fit_params else place
+
+    def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
+        return lay_out(request, [_allowed(budget, entry.gpus) for budget in budgets], rules)
+
+    return fit
+
+
+def _allowed(budget: Budget, gpus: tuple[str, ...]) -> Budget:
+    """Leave out a device that the model's `gpus:` does not name."""
+    device = budget.device
+    if not gpus or any(_means(name, device.id, device.index) for name in gpus):
+        return budget
+    return replace(budget, budget_bytes=0, left_out="the model is pinned to other GPUs")
+
+
+def _means(name: str, device: DeviceId, index: int | None) -> bool:
+    return name == str(index) if name.isdecimal() else device.lower().startswith(name.lower())

@@ -1,0 +1,89 @@
+"""The end of an engine's log, and what is added to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from cotenant.domain.units import KIB, MIB
+
+MAX_LINES: Final = 10_000
+_MAX_TAIL_BYTES: Final = MIB
+_READ_BYTES: Final = 64 * KIB
+
+
+class LogReader:
+    """Reads a log from its last lines on, through rotation and through a change of files.
+
+    `path` is asked each time: a model that is loaded anew may write elsewhere.
+    """
+
+    def __init__(self, path: Callable[[], Path | None], tail_lines: int) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._tail_lines: int | None = tail_lines
+
+    def read(self) -> bytes:
+        """Return what came since the last call, at most 64 KiB; at first the last lines, at most 1 MiB."""
+        path = self._path()
+        if path is None:
+            return b""
+        if self._file is None:
+            return self._open(path)
+        if os.fstat(self._file.fileno()).st_size < self._file.tell():
+            # Cut to nothing by a rotation: what is there now is new.
+            self._file.seek(0)
+        fresh = self._file.read(_READ_BYTES)
+        if fresh or self._is_at(path):
+            return fresh
+        self.close()
+        return self._open(path)
+
+    async def follow(self, poll_s: float) -> AsyncGenerator[bytes, None]:
+        """Yield pieces as they are written, for ever."""
+        try:
+            while True:
+                fresh = self.read()
+                if fresh:
+                    yield fresh
+                else:
+                    await asyncio.sleep(poll_s)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self, path: Path) -> bytes:
+        try:
+            self._file = path.open("rb")
+        except FileNotFoundError:
+            return b""
+        if self._tail_lines is None:
+            return self._file.read(_READ_BYTES)
+        lines, self._tail_lines = self._tail_lines, None
+        return _tail(self._file, lines)
+
+    def _is_at(self, path: Path) -> bool:
+        assert self._file is not None  # noqa: S101  only asked of an open file
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), path.stat())
+        except FileNotFoundError:
+            return True
+
+
+def _tail(file: BinaryIO, lines: int) -> bytes:
+    """Return the last lines and leave the file at its end; a line cut by the bound on bytes is left out."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - _MAX_TAIL_BYTES)
+    file.seek(start)
+    kept = file.read(size - start).splitlines(keepends=True)
+    if start and kept:
+        del kept[0]
+    return b"".join(kept[len(kept) - min(lines, len(kept)) :])

@@ -1,0 +1,83 @@
+"""Responses without an end: feeds of events and followed logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+from cotenant.gateway.asgi import Header, Receive, Send
+
+_LAST_WRITE_S: Final = 1.0
+
+
+class LiveStreams:
+    """Sends what comes until the client leaves or the gateway is about to close.
+
+    A client that reads slowly holds up its own stream only.
+    """
+
+    def __init__(self) -> None:
+        self._closing = asyncio.Event()
+
+    def end(self) -> None:
+        """End every stream, so that none of them holds up a shutdown."""
+        self._closing.set()
+
+    async def run(
+        self,
+        receive: Receive,
+        send: Send,
+        headers: Sequence[Header],
+        pieces: AsyncGenerator[bytes, None],
+        heartbeat_s: float | None = None,
+    ) -> None:
+        """Send the pieces as they come, with a comment after every `heartbeat_s` of silence."""
+        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+        # An empty piece makes the head leave at once: a client learns that it is being served.
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        pump = asyncio.create_task(_pump(send, pieces, heartbeat_s))
+        departed = asyncio.create_task(_departure(receive))
+        closing = asyncio.create_task(self._closing.wait())
+        tasks = {pump, departed, closing}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not pump.cancelled():
+            pump.result()
+        if departed.cancelled():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WRITE_S):
+                    await send({"type": "http.response.body", "body": b""})
+
+
+async def _pump(send: Send, pieces: AsyncGenerator[bytes, None], heartbeat_s: float | None) -> None:
+    upcoming: asyncio.Task[bytes | None] | None = None
+    try:
+        while True:
+            upcoming = upcoming or asyncio.create_task(_next(pieces))
+            done, _ = await asyncio.wait({upcoming}, timeout=heartbeat_s)
+            piece: bytes | None = b": alive\n\n"
+            if done:
+                piece, upcoming = upcoming.result(), None
+            if piece is None:
+                return
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    finally:
+        if upcoming is not None:
+            upcoming.cancel()
+            await asyncio.wait({upcoming})
+        await pieces.aclose()
+
+
+async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(pieces, None)
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

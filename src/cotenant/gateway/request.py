@@ -1,0 +1,94 @@
+"""What a client's request says, and the head under which it goes on to an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.domain.errors import BadRequest
+from cotenant.gateway.asgi import Header
+from cotenant.gateway.terms import TERM_HEADERS
+from cotenant.interfaces import Router
+
+_NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
+    {
+        b"accept-encoding",  # the bytes pass through, so they must come plain
+        b"authorization",
+        b"connection",
+        b"content-length",
+        b"cookie",
+        b"expect",
+        b"host",
+        b"keep-alive",
+        b"origin",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-api-key",
+        b"x-conversation-id",  # llama.cpp would go on generating after the client has left
+    }
+)
+_PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
+_decoder: Final = json.JSONDecoder()
+_scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type: ignore[attr-defined]
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is. Raises BadRequest."""
+    try:
+        request = _decode(body.decode())
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}", hint="Send one JSON object in UTF-8.") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    if not isinstance(request, dict):
+        raise BadRequest("the body is JSON, but not an object", hint="Send one JSON object in UTF-8.")
+    return request
+
+
+def _decode(text: str) -> Any:
+    """Do as json.loads does, sparing what has no space around it the search for some."""
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else _decoder.decode(text)
+
+
+def model_name(request: Mapping[str, Any], router: Router) -> str:
+    """Return the model that a request names, or the only one served. Raises BadRequest."""
+    name = request.get("model")
+    if isinstance(name, str):
+        return name
+    if name is not None:
+        raise BadRequest(f"`model` is not a string but {json.dumps(name)[:80]}")
+    served = router.models()
+    if len(served) != 1:
+        names = ", ".join(model.name for model in served) or "none"
+        raise BadRequest("the request names no `model`", hint=f"Served: {names}.")
+    return served[0].name
+
+
+def engine_head(path: bytes, authority: bytes, headers: Sequence[Header], length: int) -> bytes:
+    """Render the head for the engine, without what concerns one hop or this gateway alone."""
+    return b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+        path,
+        authority,
+        length,
+        _forwarded(headers, _NOT_FORWARDED),
+    )
+
+
+def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:
+    lines = []
+    for name, value in headers:
+        if name not in dropped:
+            lines.append(b"%b: %b\r\n" % (name, value))
+        elif name == b"connection" and value not in _PLAIN_CONNECTION and dropped is _NOT_FORWARDED:
+            nominated = frozenset(token.strip().lower() for token in value.split(b","))
+            return _forwarded(headers, dropped | nominated)
+    return b"".join(lines)

@@ -1,0 +1,166 @@
+"""The commands that ask a running daemon: a real gateway, a real socket, an operator over plain values."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cotenant.cli.main import main
+from cotenant.clock import SystemClock
+from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
+from cotenant.domain.errors import DoesNotFit
+from cotenant.domain.models import ModelKind
+from cotenant.domain.requests import ServedModel
+from cotenant.domain.units import GIB
+from tests.gateway.harness import SlotRouter, serving
+from tests.support.operators import PlainOperator
+
+MODELS = (
+    ServedModel("org/llama", ModelKind.TEXT, 1, aliases=("gpt",)),
+    ServedModel("cold", ModelKind.TEXT, 1),
+)
+
+
+@contextlib.contextmanager
+def running(operator: PlainOperator, **options: object) -> Iterator[str]:
+    """Serve in a thread, as the command under test blocks this one; yield the address."""
+    ready, stop = threading.Event(), asyncio.Event()
+    port: list[int] = []
+    loop = asyncio.new_event_loop()
+
+    async def run() -> None:
+        async with serving(SlotRouter(None, models=MODELS), operator, **options) as found:
+            port.append(found)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield f"http://127.0.0.1:{port[0]}"
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("COTENANT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+
+@pytest.fixture
+def operator() -> PlainOperator:
+    return PlainOperator(
+        ModelStatus(
+            "org/llama",
+            "ready",
+            pinned=True,
+            queued=3,
+            idle_s=12.0,
+            keep_alive_left_s=288.0,
+            requests_per_s=0.5,
+            devices=("GPU-a",),
+            predicted_bytes=8 * GIB,
+            measured_bytes=7 * GIB,
+        ),
+        ModelStatus("cold", "unloaded"),
+    )
+
+
+def test_ps_shows_models_and_whose_the_memory_is(operator, capsys, monkeypatch):
+    with running(operator) as address:
+        monkeypatch.setenv("COTENANT_ADDRESS", address)
+        assert main(["ps"]) == 0
+        head, hot, cold, empty, card, host, legend = capsys.readouterr().out.splitlines()
+        assert main(["ps", "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+    assert head.split()[:6] == ["model", "state", "GPU", "predicted", "measured", "req/s"]
+    said = ["org/llama", "ready,", "pinned", "0", "8.0", "GiB", "7.0", "GiB", "0.50", "0", "3", "12.0", "s"]
+    assert hot.split() == [*said, "4", "m", "48", "s"]
+    assert cold.split() == ["cold", "unloaded", "-", "-", "-", "0.00", "0", "0", "-", "-"]
+    assert (empty, card.count("█"), card.count("×"), card.count("·")) == ("", 13, 10, 17)
+    assert card.startswith("GPU 0 RTX 3090")
+    assert "8.0 GiB ours, 6.0 GiB others', 10.0 GiB free of 24.0 GiB" in card
+    assert "unknown others'" in host
+    assert "ours" in legend
+    assert [model["name"] for model in shown["models"]] == ["org/llama", "cold"]
+    assert shown["devices"][0]["uuid"] == "GPU-a"
+
+
+def test_orders_are_carried_out_and_say_how_the_model_stands(operator, capsys):
+    with running(operator) as address:
+        for argv in (["load", "cold"], ["unload", "gpt"], ["pin", "cold"], ["pin", "--off", "org/llama"]):
+            assert main([*argv, "--address", address]) == 0
+    assert operator.calls == ["load cold", "statuses", "unload org/llama", "statuses", "statuses", "statuses"]
+    assert capsys.readouterr().out.splitlines() == [
+        "cold is ready",
+        "org/llama is unloaded",
+        "cold is pinned (ready)",
+        "org/llama is not pinned (unloaded)",
+    ]
+
+
+def test_why_tells_the_story(operator, capsys):
+    operator.tell(
+        Decision(1, SystemClock().now(), DecisionKind.EVICT, "org/llama", "idle 312 s; frees 3 GiB")
+    )
+    with running(operator) as address:
+        assert main(["why", "gpt", "--address", address]) == 0
+        assert main(["why", "cold", "--address", address]) == 0
+        assert main(["why", "org/llama", "--json", "--address", address]) == 0
+    story, nothing, *rest = capsys.readouterr().out.splitlines()
+    assert story.split(maxsplit=1)[1] == "evict         idle 312 s; frees 3 GiB"
+    assert nothing == "Nothing has been decided about cold yet."
+    assert json.loads("\n".join(rest))["decisions"][0]["number"] == 1
+
+
+def test_logs_are_copied(operator, tmp_path: Path, capfdbinary):
+    operator.logs["org/llama"] = tmp_path / "llama.log"
+    operator.logs["org/llama"].write_text("one\ntwo\nthree\n")
+    with running(operator) as address:
+        assert main(["logs", "org/llama", "-n", "2", "--address", address]) == 0
+    assert capfdbinary.readouterr().out == b"two\nthree\n"
+
+
+def test_what_the_daemon_refuses_ends_the_command_with_the_fitting_status(operator, capsys):
+    with running(operator, api_keys=("right",)) as address:
+        assert main(["ps", "--address", address]) == 1
+        assert "--api-key" in capsys.readouterr().err
+        key = ["--address", address, "--api-key", "right"]
+        assert main(["why", "nope", *key]) == 1
+        assert "'nope' is not served here" in capsys.readouterr().err
+        operator.fault = DoesNotFit("cold needs 9.0 GiB more")
+        assert main(["load", "cold", *key]) == 3
+        assert "9.0 GiB more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["ps"], ["load", "x"], ["unload", "x"], ["pin", "x"], ["why", "x"], ["logs", "x"]]
+)
+def test_a_daemon_that_does_not_run_is_one_clear_line_and_a_hint(command, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        assert main([*command, "--address", address]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == f"cotenant: error: no daemon answers at http://{address}: Connection refused"
+    assert "cotenant serve" in told[1]
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("address", ["ftp://x", "http://", "http://[::1", "http://x:99999"])
+def test_an_address_that_is_none_is_wrong_usage(address, capsys):
+    assert main(["ps", "--address", address]) == 2
+    assert "is not an address" in capsys.readouterr().err

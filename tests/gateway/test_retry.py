@@ -1,0 +1,136 @@
+"""Engines that die while they answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cotenant.gateway.timing import Timing
+from tests.gateway import stub
+from tests.gateway.harness import SlotRouter, connected, post, serving, until
+from tests.gateway.stub import StubEngine, chunk
+
+ASK = {"model": "llama", "messages": [], "max_tokens": 8}
+LONG = {"model": "llama", "messages": []}
+
+
+class Replacing(SlotRouter):
+    """Leases the dead engine for `late` more leases before it notices, then a fresh one."""
+
+    def __init__(self, dead, fresh, *, late=0):
+        super().__init__(dead)
+        self.fresh = fresh
+        self.leases_left = 1 + late
+
+    def _grant(self):
+        if self.leases_left == 0:
+            self.endpoint = self.fresh
+        else:
+            self.leases_left -= 1
+        return super()._grant()
+
+
+async def _close(call):
+    call.writer.close()
+
+
+async def _head_only(call):
+    await call.send(stub.STREAM_HEAD)
+    call.writer.close()
+
+
+async def _half_a_stream(call):
+    await call.send(stub.STREAM_HEAD)
+    await call.send_event(b'{"choices":[{"index":0,"delta":{"content":"lost"},"finish_reason":null}]}')
+    call.writer.close()
+
+
+async def _whole_stream(call):
+    await call.send(stub.STREAM_HEAD)
+    last = b'{"choices":[{"index":0,"delta":{"content":"kept"},"finish_reason":"stop"}]}'
+    await call.send_event(last)
+    await call.send(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("script", [_close, _head_only])
+async def test_an_engine_that_dies_before_its_answer_is_replaced_once(script):
+    async with (
+        StubEngine(script) as dying,
+        StubEngine() as fresh,
+        serving(router := Replacing(dying.endpoint, fresh.endpoint)) as port,
+    ):
+        reply = await post(port, ASK)
+    assert (reply.status, reply.body) == (200, stub.ANSWER)
+    assert (len(dying.calls), len(fresh.calls)) == (1, 1)
+    assert router.released == [False, False]
+
+
+async def test_an_answer_that_is_put_together_is_begun_anew_when_its_engine_dies_within_it():
+    async with (
+        StubEngine(_half_a_stream) as dying,
+        StubEngine(_whole_stream) as fresh,
+        serving(Replacing(dying.endpoint, fresh.endpoint)) as port,
+    ):
+        reply = await post(port, LONG)
+    assert reply.json()["choices"][0]["message"]["content"] == "kept"
+
+
+async def test_a_stream_that_has_begun_is_not_begun_anew():
+    async with (
+        StubEngine(_half_a_stream) as dying,
+        StubEngine(_whole_stream) as fresh,
+        serving(Replacing(dying.endpoint, fresh.endpoint)) as port,
+    ):
+        reply = await post(port, {**LONG, "stream": True})
+    assert b"lost" in reply.body
+    assert (
+        json.loads(reply.body.split(b"\n\n")[-2].removeprefix(b"data: "))["error"]["code"]
+        == "upstream_failed"
+    )
+    assert fresh.calls == []
+
+
+async def test_a_second_engine_that_dies_ends_it():
+    async with (
+        StubEngine(_close) as dying,
+        StubEngine(_close) as second,
+        serving(router := Replacing(dying.endpoint, second.endpoint)) as port,
+    ):
+        reply = await post(port, ASK)
+    assert (reply.status, reply.error["code"]) == (502, "upstream_failed")
+    assert (len(dying.calls), len(second.calls)) == (1, 1)
+    assert not router.held
+
+
+async def test_the_daemon_may_take_a_moment_to_see_that_an_engine_is_dead():
+    async with StubEngine() as gone:
+        dead = gone.endpoint
+    async with StubEngine() as fresh, serving(router := Replacing(dead, fresh.endpoint, late=3)) as port:
+        reply = await post(port, ASK)
+    assert reply.status == 200
+    assert router.released == [False] * 5
+
+
+@pytest.mark.parametrize("status", [b"400 Bad Request", b"500 Oops", b"503 Loading"])
+async def test_an_engine_that_refuses_is_not_asked_twice(status):
+    async def script(call):
+        await call.send(stub.response(b'{"error": {"message": "no"}}', status))
+        call.writer.close()
+
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint)) as port:
+        assert (await post(port, ASK)).status == int(status[:3])
+    assert len(engine.calls) == 1
+
+
+async def test_a_client_that_left_is_not_begun_anew():
+    async with (
+        StubEngine(stub.never_answer) as engine,
+        serving(router := SlotRouter(engine.endpoint), timing=Timing()) as port,
+        connected(port) as client,
+    ):
+        client.post(ASK)
+        await engine.call()
+        client.leave()
+        await until(lambda: router.released == [True])
+        assert len(engine.calls) == 1
