@@ -48,7 +48,7 @@ class DeviceSettings:
 class SchedulingSettings:
     """Who waits, who goes, and how many may wait at all (`max_queue` of each model)."""
 
-    policy: EvictionPolicy = EvictionPolicy.COST
+    policy: EvictionPolicy = EvictionPolicy.GDSF
     overdue_s: float = 120.0
     min_residency_s: float = 1.0
     drain_share: float = 0.1

@@ -38,7 +38,7 @@ class SchedulerSettings:
     reported.
     """
 
-    policy: str = "cost"
+    policy: str = "gdsf"
     reserve_bytes: int = 0
     overdue_s: float = 120.0
     min_residency_s: float = 1.0

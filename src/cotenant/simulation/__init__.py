@@ -1,0 +1,1 @@
+"""The same scheduler in virtual time: seeded worlds in which things go wrong, and replays of traces."""

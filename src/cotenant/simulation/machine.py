@@ -1,0 +1,87 @@
+"""The truth about the cards, and what a driver tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.residencies import ResidencyId
+from cotenant.planning.ledger import DeviceReading
+
+
+class Driver(StrEnum):
+    """How much of the truth a Reading shows."""
+
+    PROCESSES = "processes"
+    """Free memory, and what each process holds."""
+    TOTALS = "totals"
+    """Free memory alone."""
+    NOTHING = "nothing"
+    """Cards that are only described."""
+
+
+class Machine:
+    """Cards, and who holds their memory: engines until it is given back, foreigners, and nobody."""
+
+    def __init__(self, cards: Sequence[Device], driver: Driver = Driver.NOTHING) -> None:
+        self.cards = tuple(cards)
+        self.driver = driver
+        self.missing: set[DeviceId] = set()
+        self.silent: set[DeviceId] = set()
+        self.foreign: dict[DeviceId, int] = {card.id: 0 for card in cards}
+        self._held: dict[ResidencyId, dict[DeviceId, int]] = {}
+        self._ended: set[ResidencyId] = set()
+
+    def free_bytes(self, device: DeviceId) -> int:
+        """What is truly free on a card."""
+        total = next(card.total_bytes or 0 for card in self.cards if card.id == device)
+        return total - self.foreign[device] - sum(held.get(device, 0) for held in self._held.values())
+
+    def take(self, engine: ResidencyId, wanted: Mapping[DeviceId, int]) -> bool:
+        """Allocate for an engine; False if a card has not as much free, or is not there."""
+        if any(device in self.missing or self.free_bytes(device) < wanted[device] for device in wanted):
+            return False
+        self._held[engine] = dict(wanted)
+        return True
+
+    def end(self, engine: ResidencyId) -> None:
+        """An engine's process is gone; what it held may come back later."""
+        self._ended.add(engine)
+
+    def give_back(self, engine: ResidencyId) -> None:
+        """Free what an engine held."""
+        self._held.pop(engine, None)
+        self._ended.discard(engine)
+
+    def foreigners_take(self, device: DeviceId, count: int) -> None:
+        """Let others hold that much of a card, or as much of it as there is room for."""
+        self.foreign[device] = min(count, self.free_bytes(device) + self.foreign[device])
+
+    def readings(self, at: float) -> tuple[DeviceReading, ...]:
+        """Measure the cards that are there."""
+        return tuple(self._reading(card, at) for card in self.cards if card.id not in self.missing)
+
+    def _reading(self, card: Device, at: float) -> DeviceReading:
+        total = card.total_bytes or 0
+        if card.id in self.silent:
+            return DeviceReading(card, at, total, None, live=self.driver is not Driver.NOTHING)
+        if self.driver is Driver.NOTHING:
+            return DeviceReading(card, at, total, total - self.foreign[card.id], live=False)
+        free = self.free_bytes(card.id)
+        if self.driver is Driver.TOTALS:
+            return DeviceReading(card, at, total, free)
+        ours = {
+            engine: held[card.id]
+            for engine, held in self._held.items()
+            if card.id in held and engine not in self._ended
+        }
+        others = total - free - sum(ours.values())
+        return DeviceReading(
+            card, at, total, free, foreign_bytes=others, engine_bytes=ours, holders="others" if others else ""
+        )
+
+
+def card(index: int, total_bytes: int) -> Device:
+    """Describe a card."""
+    return Device(DeviceId(f"GPU-{index}"), DeviceKind.GPU, "card", index=index, total_bytes=total_bytes)
