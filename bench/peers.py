@@ -48,6 +48,73 @@ async def cotenant(engine_port: int) -> None:
     await serve(Gateway(AlwaysFree()), sock, stop=asyncio.Event(), grace_s=0)
 
 
+async def scheduled(engine_port: int) -> None:
+    """Run our gateway with the daemon's own loop and scheduler, its one engine being the stub."""
+    from pathlib import Path
+
+    from tests.support.shapes import dense
+
+    from cotenant.clock import SystemClock
+    from cotenant.config.configuration import ModelEntry
+    from cotenant.daemon.effects import Effects
+    from cotenant.daemon.fleet import spec_of
+    from cotenant.daemon.loop import Loop
+    from cotenant.domain.devices import HOST_ID, Device, DeviceKind
+    from cotenant.domain.engines import Endpoint, EngineBuild, EngineForm
+    from cotenant.domain.models import EngineKind, Recipe
+    from cotenant.gateway.app import Gateway
+    from cotenant.gateway.server import bind, serve
+    from cotenant.planning.budgets import BudgetRules
+    from cotenant.planning.ledger import DeviceReading
+    from cotenant.scheduling.events import DevicesRead, ModelsChanged
+    from cotenant.scheduling.model_spec import SchedulerSettings
+    from cotenant.scheduling.scheduler import Scheduler
+
+    class Stub:
+        endpoint = Endpoint(HOST, engine_port)
+        pid = 0
+        build = EngineBuild(EngineKind.LLAMA_CPP, EngineForm.SERVER, "stub", "0")
+        log_path = Path("stub.log")
+
+        async def wait_ready(self, timeout_s: float) -> None:
+            pass
+
+        async def wait_exit(self) -> str:
+            await asyncio.Event().wait()
+            return "never"
+
+        async def busy_slots(self) -> int:
+            return 0
+
+        def report(self) -> None:
+            return None
+
+    class Host:
+        async def start(self, order) -> Stub:
+            return Stub()
+
+    clock = SystemClock()
+    loop = Loop(Scheduler(SchedulerSettings()), clock)
+    loop.attach(
+        Effects(
+            Host(),
+            clock,
+            loop.post,
+            stand_in=lambda entry, placement: placement,
+            in_flight=loop.in_flight,
+            load_timeout_s=10,
+        )
+    )
+    host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=1 << 40)
+    loop.post(DevicesRead(clock.now(), (DeviceReading(host, clock.now(), 1 << 40, 1 << 40, live=False),)))
+    entry = ModelEntry("stub", Path("stub"), Recipe(parallel=64), dense(2, 1 << 20), (), ())
+    loop.serve([entry], ModelsChanged(clock.now(), (spec_of(entry, BudgetRules(), None),)))
+    await loop.load("stub")
+    sock = bind(HOST, 0)
+    print(sock.getsockname()[1], flush=True)
+    await serve(Gateway(loop, loop), sock, stop=asyncio.Event(), grace_s=0)
+
+
 async def aiohttp(engine_port: int) -> None:
     """Run aiohttp's server and client."""
     from aiohttp import ClientSession, TCPConnector, web
@@ -123,7 +190,7 @@ def _bound() -> socket.socket:
     return sock
 
 
-PEERS = {"cotenant": cotenant, "aiohttp": aiohttp, "starlette": starlette}
+PEERS = {"cotenant": cotenant, "scheduled": scheduled, "aiohttp": aiohttp, "starlette": starlette}
 
 if __name__ == "__main__":
     uvloop.run(PEERS[sys.argv[1]](int(sys.argv[2])))
