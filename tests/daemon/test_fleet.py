@@ -247,3 +247,46 @@ def test_kill_9_at_any_moment_leaves_no_engine(models_dir: Path, tmp_path: Path,
         for pid in asyncio.run(run()):
             wait_until_gone(pid, within_s=2)
         assert not engines_left(daemon)
+
+
+def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go(
+    one_model: Path, tmp_path: Path
+) -> None:
+    active, idle = ("gpt2", "bert-base", "llama-7b"), ("gpt2-small", "qwen-1.5b")
+    config = tmp_path / "cotenant.yaml"
+    entries = [
+        f"  - {{name: {name}, path: {one_model}, gpus: [{card}]}}\n"
+        for card, names in enumerate((("gpt2", "gpt2-small", "bert-base"), ("llama-7b", "qwen-1.5b")))
+        for name in names
+    ]
+    config.write_text("defaults: {keep_alive: 2s}\nmodels:\n" + "".join(entries), encoding="utf-8")
+    argv = [
+        "serve",
+        "--config",
+        str(config),
+        "--port",
+        "0",
+        "--gpus",
+        "2000MiB,1500MiB",
+        "--reserve-mib",
+        "256",
+    ]
+    with Serving([*argv, "--min-budget-mib", "512"], tmp_path / "state") as daemon:
+        port = port_of(daemon)
+
+        async def run() -> None:
+            for name in (*active, *idle):
+                assert (await ask(port, name)).status == 200
+            deadline = time.monotonic() + 15
+            while any(states(daemon)[name] != "cold" for name in idle):
+                assert time.monotonic() < deadline, states(daemon)
+                for name in active:
+                    assert (await ask(port, name)).status == 200
+
+        asyncio.run(run())
+        now = states(daemon)
+        assert {now[name] for name in active} == {"ready"}
+        for name in idle:
+            story = get(daemon, f"/api/models/{name}/why")["decisions"]
+            assert any("unloaded: idle 2.0 s" in decision["text"] for decision in story)
+        assert daemon.terminate() == 0

@@ -1,4 +1,4 @@
-"""Runs the coroutine tests of this room on uvloop, as the daemon runs the gateway."""
+"""Runs coroutine tests on uvloop, as the daemon runs."""
 
 from __future__ import annotations
 
