@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from cotenant.domain.decisions import DeviceStatus, ModelStatus
+from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.state import ModelState, State
 from cotenant.scheduling.upkeep import gone_at
 
@@ -44,7 +45,7 @@ def device_statuses(state: State) -> list[DeviceStatus]:
             index=reading.device.index,
             name=reading.device.name,
             total_bytes=reading.device.total_bytes,
-            free_bytes=reading.free_bytes,
+            free_bytes=_free_bytes(state, reading),
             claimed_bytes=ledger.claimed_bytes(device),
             foreign_bytes=ledger.foreign_bytes(device),
             plannable_bytes=max(0, ledger.available_bytes(device)),
@@ -53,3 +54,10 @@ def device_statuses(state: State) -> list[DeviceStatus]:
         )
         for device, reading in ledger.readings.items()
     ]
+
+
+def _free_bytes(state: State, reading: DeviceReading) -> int | None:
+    """Return what is free now: as measured, or less our claims where a Reading does not show them."""
+    if reading.live or reading.free_bytes is None:
+        return reading.free_bytes
+    return max(0, reading.free_bytes - state.ledger.claimed_bytes(reading.device.id))
