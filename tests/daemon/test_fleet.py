@@ -106,6 +106,7 @@ def test_concurrent_cold_requests_cause_one_load(fleet: Serving) -> None:
     assert sum(decision["kind"] == "load" for decision in story) == 1
 
 
+@pytest.mark.timeout(CHAOS_S + 110)
 def test_random_clients_and_dying_engines_lose_no_request(fleet: Serving) -> None:
     rng = random.Random(20261120)
     statuses: dict[int, int] = {}
@@ -134,6 +135,7 @@ def test_random_clients_and_dying_engines_lose_no_request(fleet: Serving) -> Non
             await asyncio.gather(killer(until_at), *(client(port_of(fleet), until_at) for _ in range(64)))
 
     asyncio.run(run())
+    print(f"answers by status: {dict(sorted(statuses.items()))}")
     assert statuses.get(200, 0) > 50, statuses
     assert set(statuses) <= {200, 429, 502, 503, 504}, statuses
     assert sum(statuses.values()) * 0.5 < statuses[200], statuses

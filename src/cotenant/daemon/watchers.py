@@ -118,18 +118,22 @@ class Served:
                 "there is no configuration file to read again",
                 hint="Start with --config, or a cotenant.yaml.",
             )
-        fresh = await asyncio.to_thread(self.reread, change or Change())
+        fresh = self._with_what_was_learned(await asyncio.to_thread(self.reread, change or Change()))
         changes = diff(self.configuration, fresh)
         if changes:
             self._take_over(fresh, changes)
         return changes.sentences()
 
+    def _with_what_was_learned(self, fresh: Configuration) -> Configuration:
+        """Carry the overheads learned from past runs over: no file says them."""
+        overheads = self.configuration.devices.rules.overheads
+        rules = replace(fresh.devices.rules, overheads=overheads)
+        return replace(fresh, devices=replace(fresh.devices, rules=rules))
+
     def _take_over(self, fresh: Configuration, changes: Changes) -> None:
         for name in changes.settings:
             _LOG.warning("%s changed: it takes effect at the next start", name)
-        overheads = self.configuration.devices.rules.overheads
-        rules = replace(fresh.devices.rules, overheads=overheads)
-        self.configuration = replace(fresh, devices=replace(fresh.devices, rules=rules))
+        self.configuration = fresh
         self.announce(replaced=frozenset(entry.name for entry in changes.reloaded))
         for entry in (*changes.added, *changes.reloaded):
             if entry.preload:

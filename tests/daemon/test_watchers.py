@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cotenant.clock import ManualClock
+from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry
+from cotenant.config.watch import Change
+from cotenant.daemon.watchers import CardWatcher, Served
+from cotenant.domain.devices import (
+    HOST_ID,
+    Device,
+    DeviceId,
+    DeviceKind,
+    Inventory,
+    InventorySource,
+    Reading,
+)
+from cotenant.domain.errors import BadSetting
+from cotenant.domain.models import Recipe
+from cotenant.domain.units import GIB
+from cotenant.planning.budgets import BudgetRules
+from cotenant.scheduling.events import DevicesRead, ModelsChanged
+from tests.support.shapes import dense
+
+
+@dataclass
+class Posted:
+    """Keeps the events that it is told."""
+
+    events: list[object] = field(default_factory=list)
+    effects: object = field(default_factory=lambda: SimpleNamespace(pids=dict, running={}))
+
+    def post(self, event: object) -> None:
+        self.events.append(event)
+
+    def serve(self, models: object, changed: ModelsChanged) -> None:
+        self.events.append(changed)
+
+
+def cards(*indices: int, source: InventorySource = InventorySource.NVML) -> Inventory:
+    devices = [Device(DeviceId(f"GPU-{i}"), DeviceKind.GPU, "card", i, 24 * GIB) for i in indices]
+    readings = {device.id: Reading(device.id, 0.0, free_bytes=20 * GIB, processes=()) for device in devices}
+    return Inventory(source, tuple(devices), readings)
+
+
+def seen(inventories: list[Inventory], *use: str) -> list[list[str]]:
+    """Watch one inventory after the other; return the devices told each time."""
+    posted, rest = Posted(), iter(inventories)
+    probe = SimpleNamespace(inventory=lambda: next(rest))
+    watcher = CardWatcher(probe, use, BudgetRules(), posted, ManualClock(), lambda: None)  # type: ignore[arg-type]
+    watcher.read(next(rest))
+    for inventory in rest:
+        watcher._tell(watcher._selected(inventory))
+    told = [event for event in posted.events if isinstance(event, DevicesRead)]
+    return [[str(reading.device.id) for reading in event.readings] for event in told]
+
+
+def test_a_card_that_goes_and_comes_back_is_told_both_times() -> None:
+    assert seen([cards(0, 1), cards(1), cards(0, 1)], "GPU-0", "GPU-1") == [
+        ["GPU-0", "GPU-1"],
+        ["GPU-1"],
+        ["GPU-0", "GPU-1"],
+    ]
+
+
+def test_cards_that_were_not_allowed_at_the_start_stay_out() -> None:
+    assert seen([cards(1), cards(0, 1)], "GPU-1") == [["GPU-1"], ["GPU-1"]]
+
+
+def test_without_a_driver_there_are_no_cards_and_never_host_ram_in_their_place() -> None:
+    host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=GIB)
+    gone = Inventory(InventorySource.HOST, (host,), {HOST_ID: Reading(HOST_ID, 0.0, free_bytes=GIB)})
+    assert seen([cards(0), gone]) == [["GPU-0"], []]
+
+
+def entry(name: str, **facts: object) -> ModelEntry:
+    return ModelEntry(name, Path(name), Recipe(), dense(1, GIB), (), (), **facts)  # type: ignore[arg-type]
+
+
+async def test_a_reload_touches_what_changed_and_keeps_what_was_learned() -> None:
+    learned = DeviceSettings(rules=BudgetRules(overheads={"card": 1}))
+    old = Configuration(devices=learned, models=(entry("same"), entry("other")))
+    new = Configuration(models=(entry("same"), replace(entry("other"), recipe=Recipe(n_ctx=512))))
+    posted = Posted()
+    served = Served(old, lambda change: new, posted, ManualClock())  # type: ignore[arg-type]
+    assert await served.reload(Change()) == ("other changed: it is loaded anew",)
+    (changed,) = posted.events
+    assert isinstance(changed, ModelsChanged)
+    assert changed.replaced == {"other"}
+    assert served.configuration.devices.rules.overheads == {"card": 1}
+
+
+async def test_without_a_file_there_is_nothing_to_read_again() -> None:
+    served = Served(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
+    with pytest.raises(BadSetting, match="no configuration file"):
+        await served.reload()
