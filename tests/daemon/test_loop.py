@@ -25,11 +25,12 @@ from cotenant.domain.errors import (
     WaitTimeout,
 )
 from cotenant.domain.models import EngineKind, Recipe
+from cotenant.domain.residencies import TicketId
 from cotenant.domain.units import GIB, MIB
 from cotenant.interfaces import LeaseTerms
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.events import DevicesRead, ModelsChanged
+from cotenant.scheduling.events import DevicesRead, ModelsChanged, TimerFired
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.scheduler import Scheduler
 from tests.support.shapes import dense
@@ -226,3 +227,14 @@ async def test_the_operator_waits_for_what_was_asked() -> None:
     assert loop.devices()[0].claimed_bytes == 0
     assert host.engines[0].ended.is_set()
     await loop.stop(0)
+
+
+async def test_a_broken_law_is_noticed_at_rest_and_ends_the_daemon(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[bool] = []
+    loop = Loop(Scheduler(SchedulerSettings()), SystemClock(), on_broken_law=lambda: told.append(True))
+    loop.post(TimerFired(0.0))
+    assert not told
+    loop._scheduler.state.tickets[TicketId(1)] = None  # type: ignore[assignment]
+    loop._audit()
+    assert told
+    assert "law 4" in caplog.text

@@ -32,7 +32,7 @@ from cotenant.domain.errors import (
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, TicketId
 from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
-from cotenant.scheduling import events
+from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.scheduling.state import Residency
@@ -86,10 +86,18 @@ class Loop:
     switch, so that the order of events is the order of their effects.
     """
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, *, reload: Reload | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        clock: Clock,
+        *,
+        reload: Reload | None = None,
+        on_broken_law: Callable[[], None] | None = None,
+    ) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._reload = reload
+        self._on_broken_law = on_broken_law
         self._effects: Effects | None = None
         self._fleet = Fleet.of(())
         self._served: dict[str, _Served] = {}
@@ -108,6 +116,8 @@ class Loop:
     def post(self, event: events.Event) -> None:
         """Take in an event and carry out what follows from it."""
         self._carry_out(self._scheduler.handle(event))
+        if isinstance(event, events.TimerFired) and not self._scheduler.state.leases:
+            self._audit()
 
     def serve(self, models: Sequence[ModelEntry], specs: events.ModelsChanged) -> None:
         """Serve these models from now on, under all their names."""
@@ -136,6 +146,15 @@ class Loop:
         if commands:
             for changed in self._changed:
                 changed.set()
+
+    def _audit(self) -> None:
+        """Check the laws while nothing runs; once one is broken nothing more can be promised, so it ends."""
+        try:
+            invariants.check(self._scheduler.state)
+        except invariants.BrokenLaw as broken:
+            _LOG.critical("%s; nothing more is admitted. Please report this with the lines above.", broken)
+            if self._on_broken_law is not None:
+                self._on_broken_law()
 
     @property
     def effects(self) -> Effects:

@@ -160,7 +160,12 @@ class _Daemon:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._again = asyncio.Event()
-        self._loop = Loop(Scheduler(_scheduler_settings(job.configuration)), self._clock, reload=self._reload)
+        self._loop = Loop(
+            Scheduler(_scheduler_settings(job.configuration)),
+            self._clock,
+            reload=self._reload,
+            on_broken_law=self._stop.set,
+        )
         self._loop.attach(self._effects())
         self._served = Served(
             job.configuration, job.reread, self._loop, self._clock, job.options.use_fit_params, load_times
