@@ -41,7 +41,17 @@ _ALLOWED = {
         "model_files",
         "daemon",
     },
-    "cli": {*_SHELL_BASE, "config", "hardware", "engines", "daemon", "model_files", "demo_model", "cli"},
+    "cli": {
+        *_SHELL_BASE,
+        "config",
+        "store",
+        "hardware",
+        "engines",
+        "daemon",
+        "model_files",
+        "demo_model",
+        "cli",
+    },
 }
 _IMPURE = {
     "asyncio",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli.main import main
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.models import Parts
+from cotenant.domain.records import FootprintRecord
+from cotenant.store.journal import SqlJournal
 from tests.support.gguf_models import build_tiny_llama, llama_8b, llama_70b
 
 
@@ -18,6 +23,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for name in [name for name in os.environ if name.startswith("COTENANT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("COTENANT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
 
 
@@ -38,9 +44,24 @@ def test_the_table_tells_sizes_places_and_that_all_fit(
 ) -> None:
     assert main(["models", "--gpus", "24GiB"]) == 0
     shown = capsys.readouterr().out
-    assert "l8    Q4_K_M  4.6 GiB  5.4 GiB  GPU 0        forever     pinned" in shown
+    assert "l8    Q4_K_M  4.6 GiB  5.4 GiB       -  GPU 0        forever     pinned" in shown
     assert "All 2 models loaded at once need 5.9 GiB; 23.0 GiB may be planned on 1 GPU." in shown
     assert "They all fit at once." in shown
+
+
+def test_the_error_of_past_estimates_is_told(
+    capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    journal = SqlJournal(tmp_path / "state" / "cotenant.db")
+    device = DeviceId("GPU-0")
+    for _ in range(3):
+        journal.record_footprint(
+            FootprintRecord(1.0, "l8", "f", "r", device, "card", Parts(weights=110), measured_bytes=100)
+        )
+    asyncio.run(journal.close())
+    assert main(["models", "--gpus", "24GiB"]) == 0
+    assert "5.4 GiB   10.0%" in capsys.readouterr().out
 
 
 def test_models_that_must_wait_and_that_fit_nowhere_are_named(

