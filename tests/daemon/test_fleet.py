@@ -291,3 +291,19 @@ def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go(
             story = get(daemon, f"/api/models/{name}/why")["decisions"]
             assert any("unloaded: idle 2.0 s" in decision["text"] for decision in story)
         assert daemon.terminate() == 0
+
+
+def test_two_models_on_two_cards_load_at_once(models_dir: Path, tmp_path: Path) -> None:
+    argv = ["serve", "--models-dir", str(models_dir), "--port", "0", "--gpus", "1000MiB,1000MiB"]
+    with Serving([*argv, "--reserve-mib", "256", "--min-budget-mib", "512"], tmp_path / "state") as daemon:
+        port = port_of(daemon)
+
+        async def run() -> list[Reply]:
+            return await asyncio.gather(ask(port, "model-0"), ask(port, "model-1"))
+
+        assert {reply.status for reply in asyncio.run(run())} == {200}
+        stories = [get(daemon, f"/api/models/model-{number}/why")["decisions"] for number in (0, 1)]
+        started = [next(d["at"] for d in story if d["kind"] == "load") for story in stories]
+        ready = [next(d["at"] for d in story if d["kind"] == "ready") for story in stories]
+        assert max(started) < min(ready)
+        assert daemon.terminate() == 0
