@@ -238,3 +238,16 @@ async def test_a_broken_law_is_noticed_at_rest_and_ends_the_daemon(caplog: pytes
     loop._audit()
     assert told
     assert "law 4" in caplog.text
+
+
+async def test_a_load_given_up_in_the_turn_it_was_asked_for_ends_too() -> None:
+    loop, _host = fleet(100)
+    loading = asyncio.create_task(loop.load("m0"))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await loop.unload("m0")
+        with pytest.raises(EngineLoadFailed):
+            await loading
+    assert loop.statuses()[0].state == "cold"
+    assert (await loop.lease("m0")).endpoint.port == 9
+    await loop.stop(0)

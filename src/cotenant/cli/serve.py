@@ -211,9 +211,6 @@ class _Terminal:
         if isinstance(result, Placement):
             self._described()
 
-    def note(self, text: str) -> None:
-        _print(text)
-
     def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
         build = engine.build
         _print("", f"Loaded in {format_duration(load_s)} by {build.form} {build.version}, pid {engine.pid}.")

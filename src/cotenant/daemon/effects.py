@@ -75,7 +75,8 @@ class Effects:
         if running is None or running.task is None:
             return
         if running.engine is None:
-            running.task.cancel()
+            # Not at once: a task that is cancelled before its first step never runs, nor tells of its end.
+            asyncio.get_running_loop().call_soon(running.task.cancel)
         else:
             ending = asyncio.get_running_loop().create_task(running.engine.stop(_GRACE_S))
             self._ending.add(ending)
@@ -112,8 +113,6 @@ class Effects:
             why = await self._live(residency, entry, running)
         except CotenantError as error:
             why = error.message + (f" {error.hint}" if error.hint else "")
-        except asyncio.CancelledError:
-            pass
         except Exception as error:
             _LOG.exception("engine failed unexpectedly: model=%s", entry.name)
             why = f"{entry.name} failed unexpectedly: {error}"
@@ -123,7 +122,7 @@ class Effects:
             if running.settler is not None:
                 running.settler.close()
             del self.running[residency]
-        self._post(EngineExited(self._clock.now(), residency, why))
+            self._post(EngineExited(self._clock.now(), residency, why))
 
     async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> str:
         """Load, serve, and return why it ended."""

@@ -16,10 +16,10 @@ from cotenant.clock import Clock
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.effects import Effects, Running
 from cotenant.daemon.fleet import Fleet
+from cotenant.daemon.lease import FleetLease
 from cotenant.daemon.status import device_statuses, model_status
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import (
     CotenantError,
     DoesNotFit,
@@ -50,24 +50,6 @@ _ERRORS: Final[dict[RefusalCode, type[CotenantError]]] = {
 }
 
 Reload = Callable[[], Awaitable[Sequence[str]]]
-
-
-class FleetLease:
-    """A slot of an engine, until released."""
-
-    __slots__ = ("_id", "_loop", "_residency", "endpoint")
-
-    def __init__(self, loop: Loop, lease: LeaseId, residency: ResidencyId, endpoint: Endpoint) -> None:
-        self._loop = loop
-        self._id: LeaseId | None = lease
-        self._residency = residency
-        self.endpoint = endpoint
-
-    def release(self, *, abandoned: bool = False) -> None:
-        """Give the slot back; a second call does nothing."""
-        if self._id is not None:
-            lease, self._id = self._id, None
-            self._loop.take_back(lease, self._residency, abandoned=abandoned)
 
 
 @dataclass(slots=True)
@@ -179,7 +161,7 @@ class Loop:
             future.set_exception(error)
 
     def _lease(self, lease: LeaseId, residency: ResidencyId) -> FleetLease:
-        return FleetLease(self, lease, residency, self.effects.engine(residency).endpoint)
+        return FleetLease(self.take_back, lease, residency, self.effects.engine(residency).endpoint)
 
     def _wake_at(self, at: float) -> None:
         if self._timer is not None:

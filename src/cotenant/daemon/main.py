@@ -51,10 +51,6 @@ class Announcer(Protocol):
         """Tell the plan of a model that is served by itself, fitting or not."""
         ...
 
-    def note(self, text: str) -> None:
-        """Tell something that the operator should know."""
-        ...
-
     def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
         """Tell planned bytes against those that the engine reports, of a model served by itself."""
         ...

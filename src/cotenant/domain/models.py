@@ -192,13 +192,3 @@ class Parts:
             self.compute + other.compute,
             self.overhead + other.overhead,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """Predicted bytes: one Parts per device in planned order, and what stays in host RAM."""
-
-    devices: tuple[Parts, ...]
-    host: Parts
-    compute_estimated: bool
-    kv_estimated: bool

@@ -1,0 +1,36 @@
+"""What a granted request holds."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.residencies import LeaseId, ResidencyId
+
+
+class TakeBack(Protocol):
+    """Takes a slot back, at once or, `abandoned`, when the engine has freed it."""
+
+    def __call__(self, lease: LeaseId, residency: ResidencyId, *, abandoned: bool) -> None:
+        """Take it back."""
+        ...
+
+
+class FleetLease:
+    """A slot of an engine, until released."""
+
+    __slots__ = ("_id", "_residency", "_take_back", "endpoint")
+
+    def __init__(
+        self, take_back: TakeBack, lease: LeaseId, residency: ResidencyId, endpoint: Endpoint
+    ) -> None:
+        self._take_back = take_back
+        self._id: LeaseId | None = lease
+        self._residency = residency
+        self.endpoint = endpoint
+
+    def release(self, *, abandoned: bool = False) -> None:
+        """Give the slot back; a second call does nothing."""
+        if self._id is not None:
+            lease, self._id = self._id, None
+            self._take_back(lease, self._residency, abandoned=abandoned)
