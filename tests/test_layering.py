@@ -13,11 +13,12 @@ import cotenant
 
 _SOURCE = Path(cotenant.__file__).parent
 _PURE = {"domain", "analysis", "planning", "scheduling"}
-_SHELL_BASE = {"domain", "clock", "interfaces", "analysis", "planning"}
+_SHELL_BASE = {"domain", "clock", "interfaces", "service_interfaces", "analysis", "planning"}
 _ALLOWED = {
     "domain": {"domain"},
     "clock": set(),
     "interfaces": {"domain", "clock"},
+    "service_interfaces": {"domain", "clock"},
     "analysis": {"domain", "analysis"},
     "planning": {"domain", "analysis", "planning"},
     "scheduling": {"domain", "analysis", "planning", "scheduling"},
@@ -30,6 +31,7 @@ _ALLOWED = {
     "engines": {*_SHELL_BASE, "engines"},
     "gateway": {*_SHELL_BASE, "gateway"},
     "store": {*_SHELL_BASE, "store"},
+    "containers": {*_SHELL_BASE, "containers"},
     "daemon": {
         *_SHELL_BASE,
         "config",
@@ -37,6 +39,7 @@ _ALLOWED = {
         "hardware",
         "engines",
         "gateway",
+        "containers",
         "store",
         "model_files",
         "daemon",
@@ -47,6 +50,7 @@ _ALLOWED = {
         "store",
         "hardware",
         "engines",
+        "containers",
         "daemon",
         "model_files",
         "demo_model",

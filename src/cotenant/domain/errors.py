@@ -20,6 +20,11 @@ CotenantError
 ├── DoesNotFit                 a Refusal, where only an exception can carry it
 ├── StoreError                 the database of past runs cannot be used
 ├── DaemonSilent               no daemon answers at the address
+├── ServiceError               a fault of containers that are pinned to GPUs
+│   ├── ComposeFileError       a compose file that is missing or cannot be read
+│   ├── ContainerEngineMissing no compose command works on this machine
+│   ├── GeneratedFileEdited    somebody changed a generated file
+│   └── GeneratedFileFailed    a generated file cannot be written
 ├── EngineError                a fault of the process that runs a model
 │   ├── EngineMissing          no engine can be started on this machine
 │   ├── EngineLacksDevice      the engine's build cannot use the planned device
@@ -32,6 +37,9 @@ CotenantError
     ├── RequestTooLarge        over the body limit
     ├── HeadersTooLarge        over the limit on headers
     ├── Unauthorized           no key or a wrong one
+    ├── BadAssignment          a service, GPU or budget that cannot be
+    ├── ApplyRunning           one apply at a time
+    ├── NothingToRollBack      no earlier configuration was applied
     ├── UnknownModel           the name is not served
     ├── UnknownRoute           no such path
     ├── MethodNotAllowed       the path exists, the method does not
@@ -184,6 +192,36 @@ class DaemonSilent(CotenantError):
     code = "daemon_silent"
 
 
+class ServiceError(CotenantError):
+    """A fault of the containers that are pinned to GPUs, or of the files that pin them."""
+
+    code = "service"
+
+
+class ComposeFileError(ServiceError):
+    """A compose file that is missing or cannot be read."""
+
+    code = "compose_file"
+
+
+class ContainerEngineMissing(ServiceError):
+    """No compose command works on this machine."""
+
+    code = "container_engine_missing"
+
+
+class GeneratedFileEdited(ServiceError):
+    """Somebody changed a generated file since it was written."""
+
+    code = "generated_file_edited"
+
+
+class GeneratedFileFailed(ServiceError):
+    """A generated file cannot be written."""
+
+    code = "generated_file_failed"
+
+
 class EngineError(CotenantError):
     """A fault of the process that runs a model."""
 
@@ -254,6 +292,28 @@ class Unauthorized(RequestError):
     """No key, or a wrong one."""
 
     code = "unauthorized"
+
+
+class BadAssignment(RequestError):
+    """An assignment that cannot be; `field` names what is wrong with it, as `assignments[1].gpu_index`."""
+
+    code = "bad_assignment"
+
+    def __init__(self, message: str, *, hint: str = "", field: str = "assignments") -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+
+class ApplyRunning(RequestError):
+    """An apply is going on, and there is one at a time."""
+
+    code = "apply_running"
+
+
+class NothingToRollBack(RequestError):
+    """No earlier configuration was applied."""
+
+    code = "nothing_to_roll_back"
 
 
 class UnknownModel(RequestError):

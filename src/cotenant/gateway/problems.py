@@ -66,6 +66,10 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.DoesNotFit: Problem(503, hopeless=True),
     errors.StoreError: _OPERATOR_FAULT,
     errors.DaemonSilent: Problem(502),
+    errors.ComposeFileError: _OPERATOR_FAULT,
+    errors.ContainerEngineMissing: Problem(503, hopeless=True),
+    errors.GeneratedFileEdited: Problem(409, _INVALID, hopeless=True),
+    errors.GeneratedFileFailed: _OPERATOR_FAULT,
     errors.EngineMissing: Problem(503, hopeless=True),
     errors.EngineLacksDevice: Problem(503, hopeless=True),
     errors.EngineLoadFailed: Problem(503, retry_after_s=10),
@@ -76,6 +80,9 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.RequestTooLarge: Problem(413, _INVALID),
     errors.HeadersTooLarge: Problem(431, _INVALID),
     errors.Unauthorized: Problem(401, "authentication_error"),
+    errors.BadAssignment: Problem(422, _INVALID),
+    errors.ApplyRunning: Problem(409, _INVALID, retry_after_s=5),
+    errors.NothingToRollBack: Problem(409, _INVALID, hopeless=True),
     errors.UnknownModel: Problem(404, _INVALID, param="model"),
     errors.UnknownRoute: Problem(404, _INVALID),
     errors.MethodNotAllowed: Problem(405, _INVALID),
@@ -104,7 +111,8 @@ def envelope(error: BaseException) -> bytes:
     """Render the fault as OpenAI's error object. What is not a CotenantError tells nothing of itself."""
     problem = problem_of(error)
     if isinstance(error, CotenantError):
-        return encode_error(_sentences(error), problem.type, problem.param, error.code)
+        param = error.field if isinstance(error, errors.BadAssignment) else problem.param
+        return encode_error(_sentences(error), problem.type, param, error.code)
     return encode_error(
         "The gateway failed on this request; its log says why.", problem.type, None, "internal"
     )
