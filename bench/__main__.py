@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from bench import assembly, footprint, gateway, header, policies, scheduling, split, warm
+from bench import assembly, footprint, gateway, header, policies, scheduling, split, strategies, warm
 from bench.rows import print_table
 
 
 def main() -> int:
     rows = []
-    for benchmark in (split, scheduling, footprint, header, assembly, policies, gateway, warm):
+    for benchmark in (split, strategies, scheduling, footprint, header, assembly, policies, gateway, warm):
         found = benchmark.main()
         print_table(found)
         sys.stdout.flush()
