@@ -1,1 +1,1 @@
-"""What is remembered from one run to the next, in SQLite."""
+"""What is remembered from one run to the next, in SQLite or PostgreSQL."""

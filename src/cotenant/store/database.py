@@ -1,113 +1,157 @@
-"""The database file: opened, checked, begun, or moved aside when it is damaged."""
+"""The database: opened where it is, or in memory until it can be."""
 
 from __future__ import annotations
 
 import logging
-import os
-import sqlite3
-import time
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
-from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from cotenant.clock import Clock
 from cotenant.domain.errors import StoreError
-from cotenant.store.tables import SCHEMA_VERSION, metadata
+from cotenant.store.location import Location
+from cotenant.store.postgres import open_server
+from cotenant.store.repositories import Records
+from cotenant.store.service_rows import ServiceRows
+from cotenant.store.sqlite import Damaged, move_aside, open_file
 
-APPLICATION_ID: Final = 0x436F5465
-"""`CoTe` in the file's header, so that somebody else's database is never written."""
-_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_AWAY_HINT: Final = "Check that it runs and that the URL, the user and the password are right."
+_UNUSABLE_HINT: Final = "Check the disk, the rights on the file and its folder, and who else holds it locked."
 _log = logging.getLogger(__name__)
 
 
-class _Damaged(Exception):
-    """The file is no database, or a broken one."""
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One transaction, and what is kept as it sees it."""
+
+    connection: Connection
+    records: Records
+    services: ServiceRows
 
 
-def open_database(path: Path, *, busy_timeout_s: float) -> Engine:
-    """Open or create the database, to be used by the calling thread alone.
+class Unusable(Exception):
+    """The database cannot be opened for now, with the reason."""
 
-    A damaged file is moved aside with a warning and a new one begun. A file that cannot be opened at all
-    (the disk, its rights) makes way for one in memory, likewise. Raises StoreError for a database of a newer
-    Cotenant, or of another program: neither is touched.
+
+def open_engine(location: Location, *, busy_timeout_s: float) -> Engine:
+    """Open or create the database with its tables up to date, to be used by the calling thread alone.
+
+    Raises Damaged, Unusable, and StoreError or BadSetting for one that must not be used as it is.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return _open(path, busy_timeout_s)
-        except _Damaged:
-            aside = _move_aside(path)
-            _log.warning("%s is damaged: it is now %s, and a new one is begun", path, aside.name)
-            return _open(path, busy_timeout_s)
+        if location.path is None:
+            return open_server(location, lock_timeout_s=busy_timeout_s)
+        location.path.parent.mkdir(parents=True, exist_ok=True)
+        return open_file(location.path, busy_timeout_s=busy_timeout_s)
     except (SQLAlchemyError, OSError) as error:
-        why = getattr(error, "orig", None) or error
-        _log.warning("%s cannot be used, so nothing is remembered after this run: %s", path, why)
-        return _open(None, busy_timeout_s)
+        raise Unusable(explain(error)) from error
 
 
-def _open(path: Path | None, busy_timeout_s: float) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=None if path is None else str(path)),
-        poolclass=StaticPool,
-        connect_args={"timeout": busy_timeout_s},
-    )
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    try:
-        with engine.begin() as connection:
-            _adopt(connection, path)
-    except BaseException as error:
-        engine.dispose()
-        if getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
-            raise _Damaged from error
-        raise
-    return engine
+def unusable(location: Location, why: str) -> StoreError:
+    """Return the error for a database that cannot be opened or used."""
+    hint = _AWAY_HINT if location.path is None else _UNUSABLE_HINT
+    return StoreError(f"{location} cannot be used: {why}", hint=hint)
 
 
-def _configure(connection: Any, _record: object) -> None:
-    # The driver's own transactions begin too late, after the reads that a write depends on.
-    connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
+@contextmanager
+def session(engine: Engine) -> Iterator[Session]:
+    """One transaction, committed at the end of the block unless it raises."""
+    with engine.begin() as connection:
+        yield Session(connection, Records(connection), ServiceRows(connection))
 
 
-def _begin(connection: Connection) -> None:
-    # IMMEDIATE, since a deferred transaction that turns into a write fails at once, whatever the timeout.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+class Database:
+    """The database as one thread holds it.
+
+    While it cannot be opened, records are kept in memory, with a warning, and it is tried again at most every
+    `retry_s`; once it can be, they are written to it. A damaged file is moved aside with a warning and a new
+    one begun. Raises StoreError or BadSetting for a database that must not be used.
+    """
+
+    def __init__(self, location: Location, *, busy_timeout_s: float, retry_s: float, clock: Clock) -> None:
+        self.location = location
+        self._busy_timeout_s = busy_timeout_s
+        self._retry_s = retry_s
+        self._clock = clock
+        self._memory: Engine | None = None
+        self._lasting: Engine | None = None
+        self._why = ""
+        try:
+            self._lasting = self._open()
+        except Unusable as error:
+            self._why = str(error)
+            self._memory = open_file(None, busy_timeout_s=busy_timeout_s)
+            _log.warning(
+                "%s cannot be used, so nothing is remembered after this run unless it comes back: %s",
+                location,
+                self._why,
+            )
+        self._tried_at = clock.now()
+
+    @contextmanager
+    def records(self) -> Iterator[Session]:
+        """A transaction for what may be lost: in memory while there is nothing better."""
+        self._try_again()
+        engine = self._lasting or self._memory
+        if engine is None:
+            raise AssertionError("one of them is always open")
+        with session(engine) as opened:
+            yield opened
+
+    @contextmanager
+    def lasting(self) -> Iterator[Session]:
+        """A transaction for what must not be lost. Raises StoreError while the database cannot be opened."""
+        self._try_again()
+        if self._lasting is None:
+            raise unusable(self.location, self._why)
+        with session(self._lasting) as opened:
+            yield opened
+
+    def close(self) -> None:
+        """Close what is open."""
+        for engine in (self._lasting, self._memory):
+            if engine is not None:
+                engine.dispose()
+
+    def _open(self) -> Engine:
+        try:
+            return open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
+        except Damaged:
+            path = self.location.path
+            if path is None:
+                raise
+            try:
+                aside = move_aside(path)
+            except OSError as error:
+                raise Unusable(f"it is damaged, and cannot be moved aside: {explain(error)}") from error
+            _log.warning("%s is damaged: it is now %s, and a new one is begun", path, aside.name)
+            return open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
+
+    def _try_again(self) -> None:
+        now = self._clock.now()
+        if self._memory is None or now < self._tried_at + self._retry_s:
+            return
+        lasting: Engine | None = None
+        try:
+            lasting = self._open()
+            with session(self._memory) as kept, session(lasting) as opened:
+                count = opened.records.take_over(kept.records)
+        except (Unusable, SQLAlchemyError, StoreError) as error:
+            self._why = explain(error)
+            if lasting is not None:
+                lasting.dispose()
+            return
+        finally:
+            self._tried_at = self._clock.now()
+        _log.warning("%s can be used again; %d records made meanwhile are in it", self.location, count)
+        self._memory.dispose()
+        self._memory, self._lasting = None, lasting
 
 
-def _adopt(connection: Connection, path: Path | None) -> None:
-    """Make the tables of an empty file; of any other, check that it is sound and ours."""
-    if _pragma(connection, "schema_version") == 0:
-        metadata.create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        return
-    if _pragma(connection, "application_id") != APPLICATION_ID:
-        raise StoreError(
-            f"{path} is a database of another program", hint="Move it away, or choose another directory."
-        )
-    version = _pragma(connection, "user_version")
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} has version {version} of the tables, and this Cotenant knows version {SCHEMA_VERSION}",
-            hint="Run the Cotenant that wrote it or a newer one, or move the file away to begin anew.",
-        )
-    verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-    if verdict != "ok":
-        raise _Damaged(verdict)
-
-
-def _pragma(connection: Connection, name: str) -> int:
-    return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
-
-
-def _move_aside(path: Path) -> Path:
-    """Rename the file with its journal, which SQLite finds by name."""
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    for suffix in ("", "-wal", "-shm"):
-        old = path.with_name(path.name + suffix)
-        if old.exists():
-            os.replace(old, aside.with_name(aside.name + suffix))
-    return aside
+def explain(error: Exception) -> str:
+    """Return what went wrong in one line, without the statement that met it."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -1,4 +1,4 @@
-"""What the daemon remembers, in an SQLite file."""
+"""What the daemon remembers of models and decisions, in a database."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
+from cotenant.store.location import Location
 from cotenant.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -19,15 +20,14 @@ _LEARNED_FROM: Final = 2_000
 
 
 class SqlJournal:
-    """A Journal in a file that several daemons may share.
+    """A Journal in a database that several daemons may share, given by its place or by its opened writer.
 
     Opening waits for the disk: do it before the event loop runs, or in a thread. Raises StoreError for a
-    database that is a newer Cotenant's or another program's.
+    database that is a newer Cotenant's or another program's, BadSetting for a URL that cannot be used.
     """
 
-    def __init__(self, path: Path, *, busy_timeout_s: float = 5.0, max_waiting: int = 10_000) -> None:
-        self._writer = Writer(path, busy_timeout_s=busy_timeout_s, max_waiting=max_waiting)
-        self._closed = False
+    def __init__(self, where: Path | str | Location | Writer) -> None:
+        self._writer = where if isinstance(where, Writer) else Writer(where)
 
     def record_footprint(self, record: FootprintRecord) -> None:
         """Keep what a load took on one device."""
@@ -59,19 +59,14 @@ class SqlJournal:
 
     async def close(self) -> None:
         """Keep what is still to be kept, and close; what is recorded later is left out."""
-        if not self._closed:
-            self._closed = True
-            await asyncio.to_thread(self._writer.close)
+        await asyncio.to_thread(self._writer.close)
 
     async def _footprints(self) -> list[FootprintRecord]:
         return await self._ask(lambda records: records.footprints(_LEARNED_FROM))
 
     async def _ask(self, read: Callable[[Records], list[T]]) -> list[T]:
-        if self._closed:
-            return []
         empty: list[T] = []
         return await asyncio.wrap_future(self._writer.ask(read, empty))
 
     def _put(self, record: Record) -> None:
-        if not self._closed:
-            self._writer.put(record)
+        self._writer.put(record)

@@ -31,6 +31,15 @@ class Repository(Generic[R]):
         newest = select(func.max(key)).scalar_subquery()
         connection.execute(delete(self.table).where(key <= newest - self.kept))
 
+    def merge(self, connection: Connection, records: Sequence[R], at: Callable[[R], float]) -> int:
+        """Keep those of the records that are not there yet, all in the order of their time; count them."""
+        known = self.newest(connection, self.kept)
+        merged = sorted(dict.fromkeys([*records, *known]), key=at)
+        if len(merged) > len(known):
+            connection.execute(delete(self.table))
+            self.add(connection, merged[-self.kept :])
+        return len(merged) - len(known)
+
     def newest(self, connection: Connection, limit: int, model: str | None = None) -> list[R]:
         """Return the last `limit` records, of one model or all, oldest first."""
         query = select(self.table).order_by(self.table.c.id.desc()).limit(limit)
@@ -63,6 +72,26 @@ class Records:
         ):
             if chosen := [record for record in records if isinstance(record, kind)]:
                 repository.add(self._connection, chosen)  # type: ignore[arg-type]
+
+    def take_over(self, others: Records) -> int:
+        """Keep all that others keep as well; return how many records those are."""
+        found: list[Record] = [
+            *others.footprints(FOOTPRINTS.kept),
+            *others.loads(LOADS.kept),
+            *others.decisions(DECISIONS.kept, None),
+        ]
+        self.add(found)
+        return len(found)
+
+    def learned(self) -> tuple[list[FootprintRecord], list[LoadRecord]]:
+        """Return all that plans learn from, oldest first."""
+        return self.footprints(FOOTPRINTS.kept), self.loads(LOADS.kept)
+
+    def learn(self, footprints: Sequence[FootprintRecord], loads: Sequence[LoadRecord]) -> int:
+        """Keep what was learned elsewhere beside what is there; return how many records are new."""
+        return FOOTPRINTS.merge(self._connection, footprints, lambda record: record.at) + LOADS.merge(
+            self._connection, loads, lambda record: record.at
+        )
 
     def footprints(self, limit: int) -> list[FootprintRecord]:
         """Return the last footprints, oldest first."""

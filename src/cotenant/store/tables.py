@@ -1,24 +1,25 @@
-"""The tables, and how the values of `domain.records` become rows. Times are Unix seconds."""
+"""The scheduler's tables, and how the values of `domain.records` become rows. Times are Unix seconds."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import JSON, Column, Float, Integer, MetaData, Row, String, Table
+from sqlalchemy import JSON, BigInteger, Column, Float, Integer, MetaData, Row, String, Table
 
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 
-SCHEMA_VERSION: Final = 1
-
 metadata: Final = MetaData()
+
+_Count = BigInteger().with_variant(Integer(), "sqlite")
+"""Bytes and numbers. SQLite's integers hold 64 bits under any name, and its keys must be named INTEGER."""
 
 footprints: Final = Table(
     "footprints",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _Count, primary_key=True),
     Column("at", Float, nullable=False),
     Column("model", String, nullable=False),
     Column("file_fingerprint", String, nullable=False),
@@ -26,34 +27,34 @@ footprints: Final = Table(
     Column("device_id", String, nullable=False),
     Column("device_name", String, nullable=False),
     Column("engine", String),
-    Column("predicted_weights_bytes", Integer, nullable=False),
-    Column("predicted_kv_bytes", Integer, nullable=False),
-    Column("predicted_compute_bytes", Integer, nullable=False),
-    Column("predicted_overhead_bytes", Integer, nullable=False),
-    Column("reported_weights_bytes", Integer),
-    Column("reported_kv_bytes", Integer),
-    Column("reported_compute_bytes", Integer),
-    Column("reported_overhead_bytes", Integer),
-    Column("measured_bytes", Integer),
+    Column("predicted_weights_bytes", _Count, nullable=False),
+    Column("predicted_kv_bytes", _Count, nullable=False),
+    Column("predicted_compute_bytes", _Count, nullable=False),
+    Column("predicted_overhead_bytes", _Count, nullable=False),
+    Column("reported_weights_bytes", _Count),
+    Column("reported_kv_bytes", _Count),
+    Column("reported_compute_bytes", _Count),
+    Column("reported_overhead_bytes", _Count),
+    Column("measured_bytes", _Count),
 )
 
 loads: Final = Table(
     "loads",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _Count, primary_key=True),
     Column("at", Float, nullable=False),
     Column("model", String, nullable=False),
     Column("seconds", Float, nullable=False),
-    Column("bytes", Integer, nullable=False),
+    Column("bytes", _Count, nullable=False),
     Column("warmth", String, nullable=False),
 )
 
 decisions: Final = Table(
     "decisions",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _Count, primary_key=True),
     Column("at", Float, nullable=False),
-    Column("number", Integer, nullable=False),
+    Column("number", _Count, nullable=False),
     Column("scheduler_at", Float, nullable=False),
     Column("kind", String, nullable=False),
     Column("model", String, index=True),

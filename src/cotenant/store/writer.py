@@ -1,4 +1,4 @@
-"""The one thread that touches the database, so that nobody else ever waits for a disk."""
+"""The one thread that touches the database, so that nobody else ever waits for a disk or a server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+from cotenant.clock import Clock, SystemClock
+from cotenant.domain.errors import StoreError
+from cotenant.store.location import Location, locate
 
+if TYPE_CHECKING:
+    from cotenant.store.database import Database, Session
     from cotenant.store.repositories import Record, Records
 
 T = TypeVar("T")
@@ -30,71 +33,117 @@ class _Question:
     otherwise: Any
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Something to do in a transaction of its own, whose failure its caller is told."""
+
+    work: Callable[[Session], Any]
+    answer: Future[Any]
+
+
 class Writer:
     """Writes records in the order given, many in one transaction, and answers questions in their turn.
 
     SQLAlchemy is imported by the thread alone: a program that never opens a database does not pay for it.
-    A fault is told once, until writing succeeds again; the records that met it are lost. At most
-    `max_waiting` wait; those beyond are lost likewise. Raises StoreError as `open_database` does.
+    A fault of records is told once, until writing succeeds again; the records that met it are lost. At most
+    `max_waiting` wait; those beyond are lost likewise. Tasks are never lost: they are done, or raise. Raises
+    StoreError and BadSetting as `Database` does.
     """
 
-    def __init__(self, path: Path, *, busy_timeout_s: float, max_waiting: int) -> None:
-        self._path = path
-        self._waiting: queue.Queue[Record | _Question | None] = queue.Queue(max_waiting)
+    def __init__(
+        self,
+        where: Path | str | Location,
+        *,
+        busy_timeout_s: float = 5.0,
+        max_waiting: int = 10_000,
+        retry_s: float = 5.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._location = locate(where)
+        self._waiting: queue.Queue[Record | _Question | _Task | None] = queue.Queue(max_waiting)
         self._lost = 0
         self._counting = threading.Lock()
         self._unreadable = False
+        # Nothing may follow what ends the thread, since nobody would answer it.
+        self._taking = threading.Lock()
+        self._closed = False
         opened: Future[None] = Future()
+
+        def run() -> None:
+            self._run(opened, busy_timeout_s, retry_s, clock or SystemClock())
+
         # A daemon thread: a disk that hangs must not keep the process from ending.
-        self._thread = threading.Thread(
-            target=self._run, args=(opened, busy_timeout_s), name="journal", daemon=True
-        )
+        self._thread = threading.Thread(target=run, name="store", daemon=True)
         self._thread.start()
         opened.result()
 
     def put(self, record: Record) -> None:
-        """Have a record written. Never blocks."""
-        try:
-            self._waiting.put_nowait(record)
-        except queue.Full:
+        """Have a record written, unless closed. Never blocks."""
+        if self._put(record) is False:
             self._lose(1, "the disk does not keep up")
 
     def ask(self, read: Callable[[Records], T], otherwise: T) -> Future[T]:
         """Have something read, after all that was put before. Never blocks."""
         answer: Future[T] = Future()
-        try:
-            self._waiting.put_nowait(_Question(read, answer, otherwise))
-        except queue.Full:
+        if not self._put(_Question(read, answer, otherwise)):
             answer.set_result(otherwise)
         return answer
 
+    def do(self, work: Callable[[Session], T]) -> Future[T]:
+        """Have something done in one transaction of the lasting database, after all that was put before.
+
+        Never blocks. The future raises StoreError for a database that cannot be used, and whatever `work`
+        raises; nothing is written then.
+        """
+        answer: Future[T] = Future()
+        taken = self._put(_Task(work, answer))
+        if not taken:
+            why = "is closed" if taken is None else "does not keep up"
+            answer.set_exception(
+                StoreError(f"{self._location} {why}", hint="Try again; check the disk or the server.")
+            )
+        return answer
+
     def close(self) -> None:
-        """Wait until all that was put is written and the file is closed. Nothing may be put after it."""
-        self._waiting.put(None)
+        """Wait until all that was put is written and the database is closed; what comes later is left out."""
+        with self._taking:
+            first, self._closed = not self._closed, True
+        if first:
+            self._waiting.put(None)
         self._thread.join()
 
-    def _run(self, opened: Future[None], busy_timeout_s: float) -> None:
-        try:
-            from cotenant.store.database import open_database
-            from cotenant.store.repositories import Records
+    def _put(self, item: Record | _Question | _Task) -> bool | None:
+        """Have something wait for the thread: False if too much waits already, None once closed."""
+        with self._taking:
+            if self._closed:
+                return None
+            try:
+                self._waiting.put_nowait(item)
+            except queue.Full:
+                return False
+            return True
 
-            engine = open_database(self._path, busy_timeout_s=busy_timeout_s)
+    def _run(self, opened: Future[None], busy_timeout_s: float, retry_s: float, clock: Clock) -> None:
+        try:
+            from cotenant.store.database import Database
+
+            database = Database(self._location, busy_timeout_s=busy_timeout_s, retry_s=retry_s, clock=clock)
         except BaseException as error:
             opened.set_exception(error)
             return
         opened.set_result(None)
         try:
-            while self._serve(engine, Records):
+            while self._serve(database):
                 pass
         finally:
-            engine.dispose()
+            database.close()
 
-    def _serve(self, engine: Engine, open_records: type[Records]) -> bool:
-        """Write what waits now, and answer the question that ends it, if any; False once closed."""
+    def _serve(self, database: Database) -> bool:
+        """Write what waits now, and do what ends it, if anything; False once closed."""
         batch: list[Record] = []
         item = self._waiting.get()
         try:
-            while item is not None and not isinstance(item, _Question):
+            while item is not None and not isinstance(item, (_Question, _Task)):
                 batch.append(item)
                 if len(batch) == _MAX_BATCH:
                     break
@@ -102,45 +151,65 @@ class Writer:
         except queue.Empty:
             pass
         if batch:
-            self._write(engine, open_records, batch)
+            self._write(database, batch)
         if isinstance(item, _Question):
-            self._answer(engine, open_records, item)
+            self._answer(database, item)
+        elif isinstance(item, _Task):
+            self._do(database, item)
         return item is not None
 
-    def _write(self, engine: Engine, open_records: type[Records], batch: list[Record]) -> None:
+    def _write(self, database: Database, batch: list[Record]) -> None:
         try:
-            with engine.begin() as connection:
-                open_records(connection).add(batch)
+            with database.records() as session:
+                session.records.add(batch)
         except Exception as error:
             self._lose(len(batch), _explain(error))
             return
         with self._counting:
             lost, self._lost = self._lost, 0
         if lost:
-            _log.warning("%s is written again; %d records were lost", self._path, lost)
+            _log.warning("%s is written again; %d records were lost", self._location, lost)
 
-    def _answer(self, engine: Engine, open_records: type[Records], question: _Question) -> None:
+    def _answer(self, database: Database, question: _Question) -> None:
         if not question.answer.set_running_or_notify_cancel():
             return
         found = question.otherwise
         try:
-            with engine.begin() as connection:
-                found = question.read(open_records(connection))
+            with database.records() as session:
+                found = question.read(session.records)
         except Exception as error:
             if not self._unreadable:
-                _log.warning("%s cannot be read: %s", self._path, _explain(error))
+                _log.warning("%s cannot be read: %s", self._location, _explain(error))
             self._unreadable = True
         else:
             self._unreadable = False
         question.answer.set_result(found)
 
+    def _do(self, database: Database, task: _Task) -> None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if not task.answer.set_running_or_notify_cancel():
+            return
+        try:
+            with database.lasting() as session:
+                done = task.work(session)
+        except SQLAlchemyError as error:
+            from cotenant.store.database import unusable
+
+            task.answer.set_exception(unusable(self._location, _explain(error)))
+        except BaseException as error:
+            task.answer.set_exception(error)
+        else:
+            task.answer.set_result(done)
+
     def _lose(self, count: int, why: str) -> None:
         with self._counting:
             first, self._lost = not self._lost, self._lost + count
         if first:
-            _log.warning("%s cannot be written, so nothing is remembered for now: %s", self._path, why)
+            _log.warning("%s cannot be written, so nothing is remembered for now: %s", self._location, why)
 
 
 def _explain(error: Exception) -> str:
-    """Return what went wrong in one line, without the statement that met it."""
-    return str(getattr(error, "orig", None) or error)
+    from cotenant.store.database import explain
+
+    return explain(error)

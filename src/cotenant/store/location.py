@@ -1,0 +1,53 @@
+"""Where a database is: a file, or a PostgreSQL server's URL."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.errors import BadSetting
+
+_POSTGRES: Final = ("postgresql+psycopg", "postgresql", "postgres")
+_HINT: Final = "Give a file, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A database: SQLite's file at `path`, or else PostgreSQL at `url`. Printed, it shows no password."""
+
+    path: Path | None = None
+    url: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.url is None else _without_password(self.url)
+
+    __repr__ = __str__
+
+
+def locate(where: Path | str | Location) -> Location:
+    """Return where the database is: a path, `sqlite:///PATH`, or a PostgreSQL URL.
+
+    Raises BadSetting for a URL of anything else.
+    """
+    if isinstance(where, Location):
+        return where
+    text = str(where)
+    if isinstance(where, Path) or "://" not in text:
+        if not text.strip():
+            raise BadSetting("the database's name is empty", hint=_HINT)
+        return Location(path=Path(text).expanduser())
+    scheme, _, rest = text.partition("://")
+    if scheme.lower() in _POSTGRES:
+        return Location(url=f"{_POSTGRES[0]}://{rest}")
+    if scheme.lower() == "sqlite" and len(rest) > 1 and rest.startswith("/"):
+        # As SQLAlchemy writes them: three slashes before a relative path, four before an absolute one.
+        return Location(path=Path(rest[1:]).expanduser())
+    raise BadSetting(f"{_without_password(text)} is no database that Cotenant can use", hint=_HINT)
+
+
+def _without_password(url: str) -> str:
+    """Hide passwords, rather too much than too little: one that holds an `@` or `/` ends at the last `@`."""
+    hidden = re.sub(r"(?<=://)([^:@/]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)

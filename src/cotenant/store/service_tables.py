@@ -1,0 +1,203 @@
+"""The tables of GPU configuration, and how the values of `domain.services` become rows."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    Integer,
+    Row,
+    String,
+    Table,
+    TypeDecorator,
+    Uuid,
+    func,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.services import (
+    ApplyState,
+    ApplyStatus,
+    Assignment,
+    ProgressState,
+    SavedConfiguration,
+    SeenDevice,
+    ServiceProgress,
+    Strategy,
+)
+from cotenant.domain.units import MIB
+from cotenant.store.tables import metadata
+
+NAME_LENGTH: Final = 64
+_DEVICE_NAME_LENGTH: Final = 128
+_Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class _Instant(TypeDecorator[float]):
+    """Unix seconds in a `timestamptz`, to the microsecond. SQLite keeps UTC and does not say so."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> datetime | None:
+        """Return the instant in UTC."""
+        return None if value is None else datetime.fromtimestamp(value, UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:
+        """Return Unix seconds."""
+        if value is None:
+            return None
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+
+
+configurations: Final = Table(
+    "gpu_configurations",
+    metadata,
+    Column("id", Uuid, primary_key=True, default=uuid.uuid4),
+    Column("service_name", String(NAME_LENGTH), nullable=False, unique=True),
+    Column("gpu_index", Integer),
+    Column("strategy", String(32), server_default="manual"),
+    Column("vram_budget_override", Float),
+    Column("enabled", Boolean, server_default=true()),
+    Column("created_at", _Instant, server_default=func.now()),
+    Column("updated_at", _Instant, server_default=func.now()),
+    Column("device_id", String(128)),
+    Column("position", Integer, nullable=False, server_default="0"),
+)
+
+devices: Final = Table(
+    "gpu_devices",
+    metadata,
+    Column("id", Uuid, primary_key=True, default=uuid.uuid4),
+    Column("gpu_index", Integer, nullable=False, unique=True),
+    Column("name", String(_DEVICE_NAME_LENGTH)),
+    Column("vram_total_mb", Integer),
+    Column("vram_available_mb", Integer),
+    Column("compute_capability", String(16)),
+    Column("last_seen_at", _Instant, server_default=func.now()),
+    Column("device_id", String(128), nullable=False),
+)
+
+settings: Final = Table(
+    "system_settings",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", _Json, nullable=False),
+    Column("updated_at", _Instant, server_default=func.now()),
+)
+
+history: Final = Table(
+    "gpu_config_history",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("strategy", String(32), nullable=False),
+    Column("assignments", _Json, nullable=False),
+    Column("apply", _Json),
+)
+
+
+def assignment_row(assignment: Assignment) -> dict[str, Any]:
+    """Render an assignment for `gpu_configurations`."""
+    return {
+        "service_name": assignment.service,
+        "gpu_index": assignment.gpu_index,
+        "vram_budget_override": assignment.vram_budget_gb,
+        "device_id": assignment.device_id,
+    }
+
+
+def assignment_of(row: Row[Any]) -> Assignment:
+    """Read a row of `gpu_configurations`."""
+    return Assignment(row.service_name, row.gpu_index, _device_id(row.device_id), row.vram_budget_override)
+
+
+def device_row(device: SeenDevice) -> dict[str, Any]:
+    """Render a GPU for `gpu_devices`, whose memory is counted in whole MiB, rounded down."""
+    return {
+        "gpu_index": device.gpu_index,
+        "name": None if device.name is None else device.name[:_DEVICE_NAME_LENGTH],
+        "vram_total_mb": _mib(device.total_bytes),
+        "vram_available_mb": _mib(device.available_bytes),
+        "compute_capability": device.compute_capability,
+        "last_seen_at": device.last_seen_at,
+        "device_id": device.device_id,
+    }
+
+
+def device_of(row: Row[Any]) -> SeenDevice:
+    """Read a row of `gpu_devices`."""
+    return SeenDevice(
+        gpu_index=row.gpu_index,
+        device_id=DeviceId(row.device_id),
+        name=row.name,
+        total_bytes=_bytes(row.vram_total_mb),
+        available_bytes=_bytes(row.vram_available_mb),
+        compute_capability=row.compute_capability,
+        last_seen_at=row.last_seen_at,
+    )
+
+
+def history_row(saved: SavedConfiguration) -> dict[str, Any]:
+    """Render a configuration for `gpu_config_history`."""
+    return {
+        "number": saved.number,
+        "at": saved.at,
+        "strategy": saved.strategy.value,
+        "assignments": [asdict(assignment) for assignment in saved.assignments],
+        "apply": apply_json(saved.apply),
+    }
+
+
+def history_of(row: Row[Any]) -> SavedConfiguration:
+    """Read a row of `gpu_config_history`."""
+    return SavedConfiguration(
+        number=row.number,
+        at=row.at,
+        strategy=Strategy(row.strategy),
+        assignments=tuple(_assignment(each) for each in row.assignments),
+        apply=None if row.apply is None else _apply(row.apply),
+    )
+
+
+def apply_json(status: ApplyStatus | None) -> dict[str, Any] | None:
+    """Render how an apply stands."""
+    return None if status is None else asdict(status)
+
+
+def _assignment(given: Mapping[str, Any]) -> Assignment:
+    return Assignment(
+        given["service"], given["gpu_index"], _device_id(given["device_id"]), given["vram_budget_gb"]
+    )
+
+
+def _apply(given: Mapping[str, Any]) -> ApplyStatus:
+    services = (
+        ServiceProgress(**{**each, "state": ProgressState(each["state"])}) for each in given["services"]
+    )
+    return ApplyStatus(**{**given, "state": ApplyState(given["state"]), "services": tuple(services)})
+
+
+def _device_id(text: str | None) -> DeviceId | None:
+    return None if text is None else DeviceId(text)
+
+
+def _mib(count_bytes: int | None) -> int | None:
+    return None if count_bytes is None else count_bytes // MIB
+
+
+def _bytes(count_mib: int | None) -> int | None:
+    return None if count_mib is None else count_mib * MIB

@@ -1,0 +1,119 @@
+"""The database as an SQLite file: opened, checked, brought up to date, or found damaged."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
+
+from cotenant.domain.errors import StoreError
+from cotenant.store.versions import HEAD
+
+APPLICATION_ID: Final = 0x436F5465
+"""`CoTe` in the file's header, so that somebody else's database is never written."""
+_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class Damaged(Exception):
+    """The file is no database, or a broken one."""
+
+
+def connect_file(path: Path | None, *, busy_timeout_s: float) -> Engine:
+    """Return an engine for the calling thread alone, which opens the file when used; None is in memory."""
+    engine = create_engine(
+        URL.create("sqlite", database=None if path is None else str(path)),
+        poolclass=StaticPool,
+        connect_args={"timeout": busy_timeout_s},
+    )
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def open_file(path: Path | None, *, busy_timeout_s: float) -> Engine:
+    """Open or create the file, with its tables up to date.
+
+    Raises Damaged, StoreError for a database of a newer Cotenant or another program, neither of which is
+    touched, and SQLAlchemyError for what cannot be opened at all.
+    """
+    engine = connect_file(path, busy_timeout_s=busy_timeout_s)
+    try:
+        with engine.begin() as connection:
+            _adopt(connection, path)
+    except BaseException as error:
+        engine.dispose()
+        if is_damage(error):
+            raise Damaged from error
+        raise
+    return engine
+
+
+def stored_version(connection: Connection, path: Path | None) -> int:
+    """Return the number of the tables' revision, 0 if there are none yet. Raises StoreError for others'."""
+    if _pragma(connection, "schema_version") == 0:
+        return 0
+    if _pragma(connection, "application_id") != APPLICATION_ID:
+        raise StoreError(
+            f"{path} is a database of another program", hint="Move it away, or choose another directory."
+        )
+    return _pragma(connection, "user_version")
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says that the file is broken."""
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def move_aside(path: Path) -> Path:
+    """Rename the file with its journal, which SQLite finds by name."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    for suffix in ("", "-wal", "-shm"):
+        old = path.with_name(path.name + suffix)
+        if old.exists():
+            os.replace(old, aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _configure(connection: Any, _record: object) -> None:
+    # The driver's own transactions begin too late, after the reads that a write depends on.
+    connection.isolation_level = None
+    (schema,), (owner,) = (
+        connection.execute(f"PRAGMA {name}").fetchone() for name in ("schema_version", "application_id")
+    )
+    if schema == 0 or owner == APPLICATION_ID:
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _begin(connection: Connection) -> None:
+    # IMMEDIATE, since a deferred transaction that turns into a write fails at once, whatever the timeout.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _adopt(connection: Connection, path: Path | None) -> None:
+    """Bring the tables up to date, once the file is seen to be sound and ours."""
+    version, head = stored_version(connection, path), int(HEAD)
+    if not 0 <= version <= head:
+        raise StoreError(
+            f"{path} has version {version} of the tables, and this Cotenant knows version {head}",
+            hint="Run the Cotenant that wrote it or a newer one, or move the file away to begin anew.",
+        )
+    if version:
+        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if verdict != "ok":
+            raise Damaged(verdict)
+    if version < head:
+        from cotenant.store.migrate import upgrade
+
+        # Files of version 1 are from before revisions were kept in a table.
+        upgrade(connection, unstamped=version == 1)
+        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {head}")
+
+
+def _pragma(connection: Connection, name: str) -> int:
+    return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())

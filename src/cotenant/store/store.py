@@ -1,0 +1,44 @@
+"""One open database for all that is kept in it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from cotenant.clock import Clock
+from cotenant.store.journal import SqlJournal
+from cotenant.store.location import Location
+from cotenant.store.services import SqlServiceBook
+from cotenant.store.writer import Writer
+
+
+class Store:
+    """A database by its path or URL, with the scheduler's journal and GPU configuration in it.
+
+    Opening waits for the disk or the server: do it before the event loop runs, or in a thread. A server or a
+    disk that is away makes the journal remember in memory until it is back; GPU configuration raises
+    StoreError meanwhile. Raises StoreError for a database that is a newer Cotenant's or another program's, or
+    whose driver is missing, and BadSetting for a URL that cannot be used.
+
+    A lock that another program holds is waited for during `busy_timeout_s`. At most `max_waiting` records
+    wait to be written. What is away is tried again after `retry_s`, when something is asked of it.
+    """
+
+    def __init__(
+        self,
+        where: Path | str | Location,
+        *,
+        busy_timeout_s: float = 5.0,
+        max_waiting: int = 10_000,
+        retry_s: float = 5.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._writer = Writer(
+            where, busy_timeout_s=busy_timeout_s, max_waiting=max_waiting, retry_s=retry_s, clock=clock
+        )
+        self.journal = SqlJournal(self._writer)
+        self.services = SqlServiceBook(self._writer)
+
+    async def close(self) -> None:
+        """Keep what is still to be kept, and close; what is recorded later is left out."""
+        await asyncio.to_thread(self._writer.close)
