@@ -102,7 +102,8 @@ class Orchestrator(Protocol):
     ) -> None:
         """Write the override and the assignments file, both or neither, and keep them under the number.
 
-        Raises GeneratedFileEdited unless `force`, and GeneratedFileFailed.
+        Raises GeneratedFileEdited unless `force`, GeneratedFileFailed, and ComposeFileError: what a service
+        asks for in its own file decides what has to be written.
         """
         ...
 
@@ -111,14 +112,15 @@ class Orchestrator(Protocol):
         ...
 
     async def containers(self) -> Sequence[ContainerState]:
-        """Look at the services' containers. Raises ContainerEngineMissing."""
+        """Look at the services' containers. Raises ContainerEngineMissing and ComposeFileError."""
         ...
 
     async def apply(self, order: ApplyOrder, told: Callable[[ApplyStatus], None]) -> ApplyStatus:
         """Recreate the changed services and return how that ended; `told` hears of every step.
 
-        A service that does not come back is an outcome, not an exception. Raises ContainerEngineMissing and
-        ComposeFileError before anything is touched. Cancelled, it leaves what it has done, noted on disk.
+        A service that does not come back is an outcome, not an exception. Raises ContainerEngineMissing,
+        ComposeFileError, GeneratedFileEdited and GeneratedFileFailed before anything is touched. Cancelled,
+        it leaves what it has done, noted on disk.
         """
         ...
 
@@ -131,8 +133,10 @@ class Orchestrator(Protocol):
 class ServicesView:
     """GPU configuration as an operator sees it: what is saved, what runs, and what should be known.
 
-    `applied` is the configuration that the containers were last created with, None before the first apply.
-    `problems` are sentences (a generated file was edited, a compose file is missing, no GPU was found).
+    `applied` is the configuration that the containers were last created with, None before the first apply;
+    `changes` is what applying the saved one would change. `strategy` is the saved one's, before the first the
+    configured one. `problems` are sentences (a generated file was edited, a compose file is missing, no GPU
+    was found).
     """
 
     services: Sequence[Service]
@@ -142,6 +146,8 @@ class ServicesView:
     warnings: Sequence[ServiceWarning] = ()
     problems: Sequence[str] = ()
     edited: Sequence[Path] = ()
+    changes: Sequence[Change] = ()
+    strategy: Strategy = Strategy.VRAM_BASED
 
 
 class ServiceOperator(Protocol):
@@ -151,8 +157,14 @@ class ServiceOperator(Protocol):
         """Everything, as it is now."""
         ...
 
-    async def preview(self, strategy: Strategy) -> tuple[AssignmentPlan, Sequence[Change]]:
-        """Return what a strategy would assign and how that differs from what is applied."""
+    async def preview(
+        self, strategy: Strategy, assignments: Sequence[Assignment] | None = None
+    ) -> tuple[AssignmentPlan, Sequence[Change]]:
+        """Return what would be saved and how that differs from what is applied; nothing changes.
+
+        Services that `assignments` leave out are placed by the strategy. None: under `manual` those saved.
+        Raises BadAssignment.
+        """
         ...
 
     async def save(

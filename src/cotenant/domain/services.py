@@ -162,7 +162,7 @@ class ServiceProgress:
 class ApplyStatus:
     """An apply: which services are recreated and how it stands. Times are Unix seconds.
 
-    `number` counts applies. `message` says in one sentence how it ended, and which service was to blame.
+    `number` is the configuration's. `message` says in one sentence how it ended and what was to blame.
     """
 
     number: int

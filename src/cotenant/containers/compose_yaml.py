@@ -1,0 +1,127 @@
+"""One compose file as YAML, with its two tags and the lines of its services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from cotenant.domain.errors import ComposeFileError
+
+_MAX_BYTES: Final = 1 << 20
+_MAX_VALUES: Final = 200_000
+_HINT: Final = "Check services.compose.files, or run the compose command's `config` on it."
+
+
+class Reset:
+    """The value of a key tagged `!reset`: what earlier files said there is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """The value of a key tagged `!override`: it replaces what earlier files said instead of joining it."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeText:
+    """A compose file: its top level, and the line on which each service begins."""
+
+    path: Path
+    root: Mapping[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as compose commands read it. Tags that are not known here leave their value as it is."""
+
+
+def _tagged(loader: _Loader, tag: str, node: yaml.Node) -> Any:
+    if tag == "reset":
+        return Reset()
+    value = _plain(loader, node)
+    return Override(value) if tag == "override" else value
+
+
+def _plain(loader: _Loader, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_scalar(node)  # type: ignore[arg-type]
+
+
+_Loader.add_multi_constructor("!", _tagged)
+
+
+def read_compose_text(path: Path) -> ComposeText:
+    """Read a file. Raises ComposeFileError, which names the file and, where there is one, the line."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ComposeFileError(
+            f"{path}: the compose file cannot be read: {error.strerror}", hint=_HINT
+        ) from None
+    if len(content) > _MAX_BYTES:
+        raise ComposeFileError(f"{path}: it is over 1 MiB, too large for a compose file", hint=_HINT)
+    try:
+        text = content.decode("utf-8")
+        node = yaml.compose(text, Loader=_Loader)
+        root = yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader, with two tags more
+    except UnicodeDecodeError:
+        raise ComposeFileError(f"{path}: it is not a UTF-8 text", hint=_HINT) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ComposeFileError(
+            f"{where}: it is not YAML: {error.problem or error.context}", hint=_HINT
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ComposeFileError(f"{path}: it is not YAML: {why}", hint=_HINT) from None
+    if root is None:
+        root = {}
+    if not isinstance(root, dict):
+        raise ComposeFileError(f"{path}:1: it is no compose file: the top level is not a mapping", hint=_HINT)
+    if not _bounded(root):
+        raise ComposeFileError(f"{path}: its aliases make it too long for a compose file", hint=_HINT)
+    return ComposeText(path, root, _service_lines(node))
+
+
+def shape_error(text: ComposeText, service: str | None, what: str) -> ComposeFileError:
+    """Return the complaint that something in a file, or in one of its services, is not what compose wants."""
+    line = text.lines.get(service or "", 1)
+    about = f"service {service}: " if service else ""
+    return ComposeFileError(f"{text.path}:{line}: {about}{what}", hint=_HINT)
+
+
+def _bounded(root: Any) -> bool:
+    """Whether a value stays small when its aliases, which may even hold themselves, are written out."""
+    waiting = [root]
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            return True
+        value = waiting.pop()
+        value = value.value if isinstance(value, Override) else value
+        waiting.extend(
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
+    return False
+
+
+def _service_lines(root: yaml.Node | None) -> dict[str, int]:
+    services = _child(root, "services")
+    if not isinstance(services, yaml.MappingNode):
+        return {}
+    return {str(key.value): key.start_mark.line + 1 for key, _ in services.value}
+
+
+def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return next((value for key, value in node.value if key.value == name), None)

@@ -1,0 +1,54 @@
+"""Stands between the daemon and a compose command, and stays with it when the daemon dies.
+
+As a script (`python -I -S custodian.py LOCK_FD LIMIT_S PROGRAM ARG…`) it runs the program in a group of its
+own and ends with its status. It keeps the lock for as long, which the program must not inherit: podman hands
+what it inherits to the containers' monitors, and those live on. At the limit it kills the group.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+AT_LIMIT: Final = 240
+CANNOT_START: Final = 241
+_GRACE_S: Final = 3.0
+_POLL_S: Final = 0.02
+
+
+def _run(limit_s: float, argv: Sequence[str]) -> int:
+    try:
+        program = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+    except OSError as error:
+        os.write(2, f"Error: {argv[0]} cannot be started: {error.strerror}\n".encode())
+        return CANNOT_START
+    try:
+        status = program.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        _kill(program)
+        return AT_LIMIT
+    return status if status >= 0 else 128 - status
+
+
+def _kill(program: subprocess.Popen[bytes]) -> None:
+    os.killpg(program.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_S
+    while _runs(program.pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    # Also where the leader has gone: what it forked may have stayed. Until it is reaped its id is its own.
+    os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
+
+
+def _runs(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+if __name__ == "__main__":
+    os.set_inheritable(int(sys.argv[1]), False)
+    sys.exit(_run(float(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,117 @@
+"""How a service asks for GPUs in a compose file, in each of the forms that compose commands know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+RESERVED_DEVICES: Final = ("deploy", "resources", "reservations", "devices")
+_CDI_GPU: Final = "nvidia.com/gpu="
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRequest:
+    """One place where a service asks for GPUs.
+
+    `path` are the keys that lead there from the service. `ids` are the GPUs it names, `count` how many it
+    wants; neither means all. `kept` is what else stands in the same list and is no GPU.
+    """
+
+    path: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+    count: int | None = None
+    kept: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        if self.ids:
+            return f"GPU {', '.join(self.ids)}"
+        return f"{self.count} GPU{'s' if self.count != 1 else ''}" if self.count is not None else "every GPU"
+
+
+def gpu_requests(service: Mapping[str, Any]) -> tuple[GpuRequest, ...]:
+    """Return every place where a service's definition asks for GPUs."""
+    return tuple(_requests(service))
+
+
+def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
+    reserved = as_list(_at(service, RESERVED_DEVICES))
+    wanted = [entry for entry in reserved if _asks_for_gpu(entry)]
+    if wanted:
+        yield _joined(RESERVED_DEVICES, wanted, [entry for entry in reserved if not _asks_for_gpu(entry)])
+    short = service.get("gpus")
+    if short == "all":
+        yield GpuRequest(("gpus",))
+    elif short:
+        yield _joined(("gpus",), [entry for entry in as_list(short) if isinstance(entry, Mapping)], ())
+    if service.get("runtime") == "nvidia":
+        yield GpuRequest(("runtime",), ids=_visible(service))
+    listed = as_list(service.get("devices"))
+    names = [name for entry in listed if (name := _cdi_name(entry)) is not None]
+    if names:
+        others = tuple(entry for entry in listed if _cdi_name(entry) is None)
+        yield GpuRequest(("devices",), () if "all" in names else tuple(names), kept=others)
+
+
+def _joined(path: tuple[str, ...], entries: Sequence[Mapping[str, Any]], kept: Sequence[Any]) -> GpuRequest:
+    ids = [str(name) for entry in entries for name in as_list(entry.get("device_ids"))]
+    counts = [entry.get("count") for entry in entries if not entry.get("device_ids")]
+    numbers = [count for count in counts if isinstance(count, int) and not isinstance(count, bool)]
+    everything = "all" in ids or len(numbers) < len(counts)
+    if everything:
+        return GpuRequest(path, kept=tuple(kept))
+    return GpuRequest(path, tuple(ids), sum(numbers) if numbers and not ids else None, tuple(kept))
+
+
+def _asks_for_gpu(entry: object) -> bool:
+    if not isinstance(entry, Mapping):
+        return False
+    return "gpu" in as_list(entry.get("capabilities")) or entry.get("driver") == "nvidia"
+
+
+def _cdi_name(entry: object) -> str | None:
+    source = entry.get("source") if isinstance(entry, Mapping) else entry
+    return source.removeprefix(_CDI_GPU) if isinstance(source, str) and source.startswith(_CDI_GPU) else None
+
+
+def _visible(service: Mapping[str, Any]) -> tuple[str, ...]:
+    value = environment_of(service).get("NVIDIA_VISIBLE_DEVICES") or "all"
+    return () if value in ("all", "void", "none") else tuple(value.split(","))
+
+
+def environment_of(service: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return a service's own variables, from either form; None for one taken from the host's environment."""
+    return _pairs(service.get("environment"))
+
+
+def labels_of(service: Mapping[str, Any]) -> dict[str, str]:
+    """Return a service's labels, from either form."""
+    return {name: value or "" for name, value in _pairs(service.get("labels")).items()}
+
+
+def _pairs(value: object) -> dict[str, str | None]:
+    if isinstance(value, Mapping):
+        return {str(name): None if given is None else _text(given) for name, given in value.items()}
+    found: dict[str, str | None] = {}
+    for item in as_list(value):
+        name, separator, given = str(item).partition("=")
+        found[name] = given if separator else None
+    return found
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _at(mapping: Mapping[str, Any], path: Sequence[str]) -> object:
+    value: object = mapping
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def as_list(value: object) -> Sequence[Any]:
+    """Return what compose takes as a list or as its only item; None is an empty one."""
+    if isinstance(value, (list, tuple)):
+        return value
+    return () if value is None else (value,)

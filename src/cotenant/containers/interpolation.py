@@ -1,0 +1,53 @@
+"""Variables in compose files, as the Compose Specification has them ("Interpolation")."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_VARIABLE: Final = re.compile(
+    r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)(?:(?P<rule>:?[-?+])(?P<word>[^}]*))?\})"
+)
+
+
+def interpolated(text: str, variables: Mapping[str, str]) -> str:
+    """Put values in for `$NAME`, `${NAME}`, `${NAME:-default}` and their kin; a name not set is empty.
+
+    A value that must be there (`${NAME:?why}`) and is not becomes empty too: the compose command says so.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match["escaped"]:
+            return "$"
+        name, rule, word = match["plain"] or match["name"], match["rule"] or "", match["word"] or ""
+        found = variables.get(name)
+        present = bool(found) if rule.startswith(":") else found is not None
+        if rule.endswith("+"):
+            return word if present else ""
+        if rule.endswith("-") and not present:
+            return word
+        return found or ""
+
+    return _VARIABLE.sub(value, text)
+
+
+def escaped(text: str) -> str:
+    """Return a text that interpolation turns back into `text`."""
+    return text.replace("$", "$$")
+
+
+def project_variables(directory: Path) -> dict[str, str]:
+    """Return what a compose command would put in: the project's `.env` under the environment."""
+    found: dict[str, str] = {}
+    try:
+        lines = (directory / ".env").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    for line in lines:
+        name, separator, value = line.strip().removeprefix("export ").partition("=")
+        if separator and not name.startswith("#"):
+            found[name.strip()] = value.strip().strip("'\"")
+    return found | dict(os.environ)
