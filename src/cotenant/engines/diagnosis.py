@@ -1,86 +1,173 @@
-"""Why an engine ended, in one sentence, with the log's own words."""
+"""Reads why an engine ended out of its exit status and its log."""
 
 from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-_PREFIX: Final = re.compile(r"^(?:\d+\.)+\d+ (?=[A-Z] )")
-_ERROR_LINE: Final = re.compile(r"^E\s+(.*\S)")
-_SOURCE: Final = re.compile(r"^(?:(?:srv|cmn|slot)\s+)?(?:[A-Za-z_(][\w(-]*:\s+)+(?:error loading model: )?")
-_GENERIC: Final = re.compile(
-    r"failed to (?:load|create_context|create context|initialize the context)(?: with)? model"
-    r"|exiting due to|failed to load model|Failed to init server|encountered an error while trying to fit"
-)
-_MAX_EVIDENCE: Final = 240
+from cotenant.domain.causes import Cause, Diagnosis
+from cotenant.engines.causes import BENIGN, EMPTY_WORDS, FAINT, STRONG, Sign
+from cotenant.engines.remedies import REMEDIES
 
-_CAUSES: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
-    (re.compile(pattern), sentence)
-    for pattern, sentence in (
-        (r"cannot be started: (?P<why>.+)", "its program cannot be started"),
-        (r"invalid argument: (\S+)", "it does not know the argument {0}"),
-        (r"worker: (\S+): the embedded engine has no such", "it does not know the argument {0}"),
-        (r"(lib\S+): cannot open shared object file", "a library is missing on this machine: {0}"),
-        (r"No module named '?xllamacpp", "the package xllamacpp is not installed"),
-        (r"failed to open GGUF file.*No such file", "there is no such model file"),
-        (r"failed to open GGUF file.*Permission denied", "the model file may not be read"),
-        (r"invalid magic characters|failed to read magic", "the model file is not a GGUF file"),
-        (r"unknown model architecture: '([^']*)'", "its build does not know the architecture {0!r}"),
-        (
-            r"not within the file bounds|model is corrupted or incomplete",
-            "the model file is truncated or damaged",
-        ),
-        (r"gguf_init_from_reader|string length \d+ exceeds", "the header of the model file is damaged"),
-        (r"missing tensor '([^']*)'", "the model file lacks the tensor {0}"),
-        (
-            r"allocating ([\d.]+) MiB on device (\d+): cudaMalloc failed",
-            "its GPU {1} has no room for another {0} MiB",
-        ),
-        (r"(?i)CUDA error: out of memory|cudaMalloc failed|hipMalloc failed", "its GPU is out of memory"),
-        (r"(?i)bad_alloc|failed to allocate|unable to allocate|out of memory", "it is out of memory"),
-        (r"couldn't bind HTTP server socket.*port: (\d+)", "its port {0} is in use"),
-        (r"quantized V cache requires flash_attn", "a quantised V cache needs flash attention"),
-        (r"GGML_ASSERT\(|GGML_ABORT|ggml_abort", "it gave up on an internal check"),
+_READ_CHARS: Final = 1 << 20
+_LINE_CHARS: Final = 1000
+_EVIDENCE_CHARS: Final = 240
+_LAST_LINES: Final = 3
+_SHELL_OFFSET: Final = 128
+
+_ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0e-\x1f\x7f]")
+_PREFIXES: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"[\w.-]{1,60}\s{1,4}\| ",
+        r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S{1,60} \S{1,60}: ",
+        r"\[\d{1,9}\] ",
+        r"\([\w .=-]{1,80}\) ",
+        r"[A-Z]{4,8} \d\d-\d\d \d\d:\d\d:\d\d ",
+        r"\[?[\w/]{1,60}\.py:\d{1,6}\] ",
+        r"(?:\d{1,9}\.){1,3}\d{1,9} (?=[A-Z] )",
+        r"[EWID]\s{1,6}(?=\S)",
+        r"(?:srv|cmn|slot|que)\s{1,20}",
+        r"(?:[a-z_][\w(]{2,60}:\s{1,8}){1,3}(?:error loading model: )?",
     )
 )
+_ERROR: Final = re.compile(r"(?:\[\d{1,9}\] )?(?:(?:\d{1,9}\.){1,3}\d{1,9} )?E\s")
+_WHERE: Final = re.compile(r"current device: \d+, in function \w+")
+_SECRET: Final = re.compile(
+    r"(--?[\w-]{1,80}=|(?i:--?[\w-]{0,40}(?:key|token|secret|password)[\w-]{0,40}) )\S+"
+)
 
+_TELLING: Final = frozenset({signal.SIGKILL, signal.SIGILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _SIGNALS: Final = {
-    signal.SIGILL: "met an instruction that this processor does not have: its build is for another one",
-    signal.SIGKILL: "was killed by signal 9 (SIGKILL), as the kernel does when memory runs out",
-    signal.SIGABRT: "gave up (SIGABRT)",
-    signal.SIGSEGV: "crashed (SIGSEGV)",
-    signal.SIGBUS: "crashed (SIGBUS), as it does when a mapped file is cut short or the disk fails",
+    signal.SIGILL: (
+        Cause.ILLEGAL_INSTRUCTION,
+        "met an instruction that this processor does not have: its build is for another one",
+    ),
+    signal.SIGKILL: (
+        Cause.OOM_KILLED,
+        "was killed by signal 9 (SIGKILL), as the kernel does when memory runs out",
+    ),
+    signal.SIGABRT: (Cause.CRASHED, "gave up (SIGABRT)"),
+    signal.SIGSEGV: (Cause.CRASHED, "crashed (SIGSEGV)"),
+    signal.SIGFPE: (Cause.CRASHED, "crashed (SIGFPE)"),
+    signal.SIGBUS: (
+        Cause.CRASHED,
+        "crashed (SIGBUS), as it does when a mapped file is cut short or the disk fails",
+    ),
 }
 
 
-def explain_failure(returncode: int, log: str) -> str:
-    """Say why an engine failed to load, without its name and without a full stop."""
-    lines = [_PREFIX.sub("", line) for line in log.splitlines()]
-    for pattern, sentence in _CAUSES:
-        for line in lines:
-            if match := pattern.search(line):
-                return f"{sentence.format(*match.groups())} ({_evidence(line)})"
-    if returncode < 0 and returncode != -signal.SIGABRT:
-        return f"it {describe_exit(returncode)}"
-    complaint = next((line for line in lines if _ERROR_LINE.match(line) and not _GENERIC.search(line)), None)
-    how = f"it {describe_exit(returncode)}"
-    return how if complaint is None else f"{how} ({_evidence(complaint)})"
+def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: bool = False) -> Diagnosis:
+    """Name the cause of an engine's end, with the lines that show it and what to do.
+
+    `log` is the end of its output; the last MiB of it counts. `was_ready` tells memory that ran out while
+    loading from memory that ran out later. `exclusive` says that it was to run on a card in
+    Exclusive_Process mode, where a second process may die without a word.
+    """
+    lines = list(_clean(log))
+    text = "\n".join(line for line in lines if not BENIGN.search(line))
+    number = _signal(returncode)
+    found = (
+        _by_sign(STRONG, text, was_ready=was_ready)
+        or (_by_signal(number, lines) if number is not None and number in _TELLING else None)
+        or _by_sign(FAINT, text, was_ready=was_ready)
+    )
+    if found is not None:
+        return found
+    if exclusive and number is None:
+        return _diagnosis(
+            Cause.DEVICE_BUSY,
+            f"it {describe_exit(returncode)} without a word, on a GPU that admits one process at a time",
+            _last(lines),
+        )
+    if number is not None:
+        return _by_signal(number, lines)
+    last = _last(lines)
+    told = "its last lines" if last else "it printed nothing"
+    return _diagnosis(Cause.UNKNOWN, f"it {describe_exit(returncode)} and why is not known; {told}", last)
 
 
 def describe_exit(returncode: int) -> str:
     """Say how a process ended: `exited with status 1`, `was killed by signal 15 (SIGTERM)`."""
     if returncode >= 0:
-        return f"exited with status {returncode}"
-    number = -returncode
+        number = _signal(returncode)
+        told = "" if number is None else f", as a shell does after signal {number:d} ({number.name})"
+        return f"exited with status {returncode}{told}"
+    known = _signal(returncode)
+    if known is None:
+        return f"was killed by signal {-returncode}"
+    return _SIGNALS[known][1] if known in _SIGNALS else f"was killed by signal {known:d} ({known.name})"
+
+
+def _signal(returncode: int) -> signal.Signals | None:
+    """Return the signal that a status stands for; shells and containers report 128 more than its number."""
+    number = -returncode if returncode < 0 else returncode - _SHELL_OFFSET
     try:
-        known = signal.Signals(number)
+        return signal.Signals(number)
     except ValueError:
-        return f"was killed by signal {number}"
-    return _SIGNALS.get(known, f"was killed by signal {number} ({known.name})")
+        return None
 
 
-def _evidence(line: str) -> str:
-    text = _ERROR_LINE.sub(r"\1", line).strip()
-    text = _SOURCE.sub("", text) or text
-    return text if len(text) <= _MAX_EVIDENCE else f"{text[:_MAX_EVIDENCE]}…"
+def _clean(log: str) -> Iterator[str]:
+    """Yield the lines that are not blank, without terminal codes, cut where nobody would read on."""
+    for line in _ESCAPE.sub("", log[-_READ_CHARS:]).splitlines():
+        if line and not line.isspace():
+            yield line[:_LINE_CHARS]
+
+
+def _by_sign(signs: Iterable[Sign], text: str, *, was_ready: bool) -> Diagnosis | None:
+    for sign in signs:
+        match = sign.pattern.search(text)
+        if match is None:
+            continue
+        cause = sign.cause
+        if cause is Cause.GPU_MEMORY_LOADING and was_ready:
+            cause = Cause.GPU_MEMORY_RUNNING
+        groups = [_shown(group) for group in match.groups() if group is not None]
+        return _diagnosis(cause, sign.summary.format(*groups), _around(text, match))
+    return None
+
+
+def _by_signal(number: signal.Signals, lines: list[str]) -> Diagnosis:
+    cause = _SIGNALS[number][0] if number in _SIGNALS else Cause.KILLED
+    return _diagnosis(cause, f"it {describe_exit(-number)}", _last(lines) if cause is Cause.CRASHED else ())
+
+
+def _diagnosis(cause: Cause, summary: str, evidence: tuple[str, ...]) -> Diagnosis:
+    return Diagnosis(cause, summary, evidence, REMEDIES[cause])
+
+
+def _around(text: str, match: re.Match[str]) -> tuple[str, ...]:
+    """Return the line of a match, and where on the GPU it happened if the next line says so."""
+    start = text.rfind("\n", 0, match.start()) + 1
+    end = text.find("\n", match.start())
+    line = text[start:] if end < 0 else text[start:end]
+    after = "" if end < 0 else text[end + 1 : end + 1 + _LINE_CHARS].partition("\n")[0]
+    where = _WHERE.search(after)
+    return (_shown(line), where[0]) if where else (_shown(line),)
+
+
+def _last(lines: list[str]) -> tuple[str, ...]:
+    """Return the last lines that say something, of errors if there are any."""
+    telling = [line for line in lines if not EMPTY_WORDS.search(line)] or lines
+    errors = [line for line in telling if _ERROR.match(line)]
+    told: list[str] = []
+    for line in reversed(errors or telling):
+        shown = _shown(line)
+        if shown and shown not in told:
+            told.append(shown)
+        if len(told) == _LAST_LINES:
+            break
+    return tuple(reversed(told))
+
+
+def _shown(line: str) -> str:
+    """Render a line for people: without what its logger put before it, without values of arguments, short."""
+    text = line
+    for prefix in _PREFIXES:
+        if (match := prefix.match(text)) and match.end() < len(text):
+            text = text[match.end() :]
+    text = _SECRET.sub(r"\1…", text).strip()
+    return text if len(text) <= _EVIDENCE_CHARS else f"{text[:_EVIDENCE_CHARS]}…"

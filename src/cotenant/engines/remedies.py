@@ -1,0 +1,89 @@
+"""What to do about each cause. Commands that need root are told, never run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cotenant.domain.causes import Cause
+
+REMEDIES: Final[dict[Cause, str]] = {
+    Cause.DEVICE_BUSY: (
+        "If `nvidia-smi -q -d COMPUTE` shows Exclusive_Process, either share the card through MPS "
+        "(`devices.mps: auto`), or have root admit any number of processes: "
+        "`sudo nvidia-smi -i GPU -c DEFAULT`. "
+        "Else end what holds the card: `cotenant gpus` lists it."
+    ),
+    Cause.GPU_MEMORY_LOADING: (
+        "See `cotenant gpus` for who holds memory; a smaller context, fewer slots or a quantised KV cache "
+        "need less, a larger `devices.reserve_mib` plans with more caution."
+    ),
+    Cause.GPU_MEMORY_RUNNING: (
+        "Something took memory after the model was loaded: see `cotenant gpus`, and raise "
+        "`devices.reserve_mib`."
+    ),
+    Cause.CONTEXT_TOO_LARGE: (
+        "Give the model a smaller `ctx`, fewer `parallel` slots, or a quantised KV cache (`cache_type_k`, "
+        "`cache_type_v`)."
+    ),
+    Cause.HOST_MEMORY: "Free RAM, put more layers on a GPU, or choose a smaller model or context.",
+    Cause.OOM_KILLED: (
+        "Free RAM or raise the memory limit of the service; `sudo dmesg | grep -i 'killed process'` shows "
+        "what the kernel killed."
+    ),
+    Cause.NO_SUCH_FILE: "Correct the model's path.",
+    Cause.PERMISSION_DENIED: "Let the daemon's user read the file and enter its folders: `namei -l FILE`.",
+    Cause.DISK_FULL: "Free space: `df -h` shows where.",
+    Cause.NOT_A_MODEL: "Download it again, or correct the path: the first four bytes must be `GGUF`.",
+    Cause.CORRUPT_MODEL: "Download it again and compare its size or checksum.",
+    Cause.MODEL_MISMATCH: "A newer engine may know it (`cotenant engine install`); else convert it again.",
+    Cause.UNSUPPORTED_ARCHITECTURE: "Install a newer engine: `cotenant engine install`.",
+    Cause.UNSUPPORTED_QUANTISATION: (
+        "Install a newer engine (`cotenant engine install`), or take the model in another quantisation."
+    ),
+    Cause.REPOSITORY_REFUSED: (
+        "Check the repository's name, accept its terms on the hub, and give the engine a token in its `env` "
+        "(HF_TOKEN)."
+    ),
+    Cause.DRIVER_TOO_OLD: (
+        "Update the NVIDIA driver (root, then reboot), or install an engine for the CUDA version that "
+        "`cotenant gpus` shows: `cotenant engine install cuda`."
+    ),
+    Cause.DRIVER_UNAVAILABLE: "`cotenant doctor` looks for the reason; after a driver's update, reboot.",
+    Cause.NO_KERNEL_IMAGE: (
+        "Install an engine that is built for this card's compute capability (`cotenant gpus` shows it): "
+        "`cotenant engine install cuda`."
+    ),
+    Cause.CARD_TOO_OLD: "Run it in another number format (vLLM: `--dtype half`), or on a newer card.",
+    Cause.MPS_UNREACHABLE: (
+        "`cotenant mps status` shows whether its control daemon runs; one of another user cannot serve it."
+    ),
+    Cause.GPU_COMMUNICATION: (
+        "Keep the model on one card (`gpus`), or turn peer access off in its `env` (NCCL_P2P_DISABLE=1); the "
+        "machine's IOMMU often stands in the way."
+    ),
+    Cause.HARDWARE_FAULT: (
+        "The card needs a reset or a reboot: `sudo nvidia-smi -i GPU -r`. If it happens again, check power, "
+        "temperature and seat of the card, and have it replaced; `sudo dmesg | grep Xid` has the record."
+    ),
+    Cause.GPU_FAULT: (
+        "It is started again when it is wanted. If it happens again, try another engine build, and look at "
+        "`sudo dmesg | grep Xid`."
+    ),
+    Cause.BAD_ARGUMENT: "Correct the model's `args` or recipe; the engine's `--help` lists what it takes.",
+    Cause.PORT_IN_USE: "Find who listens there: `ss -ltnp`. The next attempt takes another port.",
+    Cause.MISSING_LIBRARY: (
+        "Install the package that has it (libgomp.so.1: libgomp1; libcudart, libcublas: NVIDIA's CUDA "
+        "runtime; libcuda.so.1: the driver)."
+    ),
+    Cause.MISSING_PACKAGE: "Install it into the environment of the engine.",
+    Cause.NOT_EXECUTABLE: "Check --llama-server and the file's execute permission.",
+    Cause.ILLEGAL_INSTRUCTION: "Install a build for this processor: `cotenant engine install`.",
+    Cause.INTERNAL_CHECK: "Check the model file and its `args`; else report it to the engine's project.",
+    Cause.CRASHED: "Check the model file and the disk; else try another engine build.",
+    Cause.KILLED: "Somebody ended it: look for a supervisor, a limit or a colleague.",
+    Cause.ENGINE_MISSING: "Run `cotenant engine install`.",
+    Cause.DEVICE_MISSING: "See `cotenant gpus` and `cotenant engine list`.",
+    Cause.LOAD_TIMEOUT: "Give it more time with --load-timeout, or look at the disk's speed.",
+    Cause.UNKNOWN: "",
+}
+"""One entry per cause; a test holds it to that."""

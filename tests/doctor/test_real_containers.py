@@ -1,0 +1,87 @@
+"""The doctor's looks into containers, with a real podman and stand-in cards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cotenant.config.configuration import Configuration, ServicesSettings
+from cotenant.doctor import container_runs, containers
+from cotenant.doctor.findings import Level
+from cotenant.doctor.patient import Answer, Patient
+from cotenant.domain.services import Service
+from tests.doctor.support import machine, only
+from tests.hardware.stand_in_nvml import PaperCard
+from tests.support.container_bed import IDLE, IMAGE, ContainerBed, container_bed
+
+pytestmark = pytest.mark.slow
+
+LABEL = "com.docker.compose.service"
+
+
+@pytest.fixture
+def bed() -> ContainerBed:
+    found = container_bed()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture
+def patient(bed: ContainerBed, tmp_path: Path) -> Patient:
+    def run(argv: Sequence[str], within_s: float) -> Answer:
+        done = subprocess.run(
+            argv, env={**os.environ, **bed.environment}, capture_output=True, text=True, timeout=within_s
+        )
+        return Answer(done.returncode, done.stdout + done.stderr)
+
+    return replace(
+        machine(tmp_path, PaperCard("GPU-a"), PaperCard("GPU-b"), containers=True),
+        root=Path("/"),
+        run=run,
+        find=lambda name: "/usr/bin/podman" if name == "podman" else None,
+    )
+
+
+@pytest.fixture
+def project(bed: ContainerBed) -> Iterator[tuple[str, ...]]:
+    names = ("doctor-sees", "doctor-blind")
+    for name, handed in zip(names, (["--device", "nvidia.com/gpu=1"], []), strict=True):
+        bed.podman("run", "-d", "--name", name, "--label", f"{LABEL}={name}", *handed, IMAGE, *IDLE)
+    yield names
+    bed.podman("rm", "-f", "-t", "0", *names)
+
+
+def test_podman_and_its_specification_are_well(patient: Patient) -> None:
+    assert only(containers.podman(patient), Level.OK).seen.startswith("podman ")
+    assert "names every card" in only(containers.cdi(patient), Level.OK).seen
+
+
+def test_a_container_is_run_and_sees_both_cards(patient: Patient) -> None:
+    found = only(container_runs.trial(patient), Level.OK)
+
+    assert found.seen == "a container of podman sees /dev/nvidia0, /dev/nvidia1"
+
+
+def test_a_card_that_no_specification_names_keeps_containers_from_starting(
+    patient: Patient, tmp_path: Path
+) -> None:
+    three = machine(tmp_path, PaperCard("GPU-a"), PaperCard("GPU-b"), PaperCard("GPU-c"))
+
+    found = only(container_runs.trial(replace(patient, inventory=three.inventory)), Level.PROBLEM)
+    assert "nvidia.com/gpu=2" in found.seen
+
+
+def test_each_service_is_asked_in_its_container(patient: Patient, project: tuple[str, ...]) -> None:
+    items = tuple(Service(name) for name in (*project, "doctor-stopped"))
+    told = ServicesSettings(compose_files=(Path("compose.yml"),), output_dir=Path("config"), items=items)
+    found = list(container_runs.services(replace(patient, configuration=Configuration(services=told))))
+
+    assert [each.level for each in found] == [Level.OK, Level.PROBLEM, Level.WARNING]
+    assert found[0].seen == "the service doctor-sees sees /dev/nvidia1"
+    assert found[1].seen == "the service doctor-blind runs and sees no GPU"
