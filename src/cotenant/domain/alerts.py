@@ -1,0 +1,30 @@
+"""What an operator should hear of without having asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class AlertKind(StrEnum):
+    """What is wrong."""
+
+    MEMORY_HIGH = "memory_high"
+    CARD_LOST = "card_lost"
+    GPU_FAULT = "gpu_fault"
+    RESTART_LOOP = "restart_loop"
+    OUT_OF_MEMORY = "out_of_memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that has begun to be wrong, or (`active` false) is so no longer.
+
+    `subject` is the card, model or container, as people call it; `at` is seconds of the daemon's clock.
+    """
+
+    kind: AlertKind
+    subject: str
+    at: float
+    active: bool
+    text: str

@@ -1,0 +1,55 @@
+"""Profiles: sets of settings under one name, for machines of a kind. What is set explicitly wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+from cotenant.domain.models import MOST_LAYERS, CacheType, FlashAttention
+
+
+class Profile(StrEnum):
+    """The profiles there are."""
+
+    LOW_MEMORY = "low-memory"
+
+
+_RECIPES: Final[Mapping[Profile, Mapping[str, Any]]] = {
+    Profile.LOW_MEMORY: {
+        "n_ctx": 2048,
+        "parallel": 1,
+        "n_ubatch": 128,
+        "cache_type_k": CacheType.Q8_0,
+        "cache_type_v": CacheType.Q8_0,
+        "flash_attention": FlashAttention.ON,
+        "n_gpu_layers": MOST_LAYERS,
+    }
+}
+_KEEP_ALIVE_S: Final[Mapping[Profile, float]] = {Profile.LOW_MEMORY: 60.0}
+_MAX_LOADED: Final[Mapping[Profile, int]] = {Profile.LOW_MEMORY: 1}
+
+
+def recipe_values(profile: Profile | None, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a profile adds to a recipe of which `told` is set, both by the names of Recipe's fields.
+
+    Where flash attention was turned off, V keeps its type: a quantised one needs it.
+    """
+    if profile is None:
+        return {}
+    values = {name: value for name, value in _RECIPES[profile].items() if name not in told}
+    if told.get("flash_attention") is FlashAttention.OFF:
+        values.pop("cache_type_v", None)
+    if told.get("tensor_split"):
+        values.pop("n_gpu_layers", None)
+    return values
+
+
+def keep_alive_s(profile: Profile | None, default: float | None) -> float | None:
+    """Return how long a model stays loaded that says nothing of it; None: for ever."""
+    return default if profile is None else _KEEP_ALIVE_S[profile]
+
+
+def max_loaded(profile: Profile | None) -> int | None:
+    """Return how many models may be loaded at once; None: as many as fit."""
+    return None if profile is None else _MAX_LOADED[profile]

@@ -1,0 +1,145 @@
+"""What `deploy/` holds for Prometheus, Grafana and compose."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cotenant.domain.alerts import Alert, AlertKind
+from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.models import ModelKind
+from cotenant.domain.requests import ServedModel
+from cotenant.gateway.meters import Meters
+from cotenant.gateway.metrics import Metrics
+from tests.gateway.harness import SlotRouter
+from tests.gateway.test_history import Book
+from tests.support.operators import PlainOperator
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+RULES = DEPLOY / "prometheus" / "cotenant.rules.yml"
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "cotenant.json"
+_OURS = re.compile(r"\bcotenant_[a-z_]+")
+_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
+
+
+@pytest.fixture(scope="module")
+def emitted() -> dict[str, set[str]]:
+    """The metrics that /metrics tells, and the labels of each."""
+    router = SlotRouter(None, models=(ServedModel("llama", ModelKind.TEXT, 1),))
+    book = Book(Alert(AlertKind.CARD_LOST, "GPU 0", 0.0, True, "lost"))
+    found = {}
+    for family in Metrics(Meters(router), PlainOperator(ModelStatus("llama", "ready")), book).collect():
+        labels = set(getattr(family, "_labelnames", ()))
+        found[family.name] = labels | ({"le"} if family.type == "histogram" else set())
+    return found
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    for rule in rules():
+        yield rule["alert"], rule["expr"]
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+
+
+def family_of(name: str, emitted: dict[str, set[str]]) -> str | None:
+    if name in emitted:
+        return name
+    return next((name.removesuffix(s) for s in _SUFFIXES if name.removesuffix(s) in emitted), None)
+
+
+@pytest.mark.parametrize(("where", "expr"), list(queries()))
+def test_every_query_asks_for_metrics_and_labels_that_there_are(
+    where: str, expr: str, emitted: dict[str, set[str]]
+) -> None:
+    names = _OURS.findall(expr)
+    assert names or expr.startswith("up{")
+    known = {"instance", "job"}
+    for name in names:
+        family = family_of(name, emitted)
+        assert family is not None, f"{where}: {name} is no metric of /metrics"
+        known |= emitted[family]
+    matched = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expr)
+    grouped = [word for words in re.findall(r"(?:by|on) \(([^)]*)\)", expr) for word in words.split(", ")]
+    assert set(matched) | set(grouped) <= known, where
+
+
+def test_alerts_of_the_daemon_are_asked_for_by_names_that_there_are() -> None:
+    asked = {name for _, expr in queries() for name in re.findall(r'alert="(\w+)"', expr)}
+
+    assert asked
+    assert asked <= set(AlertKind)
+
+
+def test_every_rule_says_what_is_wrong_how_bad_it_is_and_what_to_do() -> None:
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
+        assert {"summary", "description"} == set(rule["annotations"])
+
+
+def test_panels_do_not_lie_over_each_other() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+
+
+def test_what_compose_mounts_is_there_and_nothing_listens_for_others() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+
+    for service in services.values():
+        for volume in service["volumes"]:
+            source = volume.partition(":")[0]
+            assert not source.startswith(".") or (DEPLOY / source).exists(), source
+        assert "ports" not in service
+    assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
+    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+
+
+def promtool() -> str:
+    found = shutil.which(os.environ.get("COTENANT_TEST_PROMTOOL") or "promtool")
+    if found is None:
+        pytest.skip("no promtool: install prometheus, or set COTENANT_TEST_PROMTOOL to one")
+    return found
+
+
+def run(*argv: str) -> str:
+    done = subprocess.run([promtool(), *argv], capture_output=True, text=True, timeout=60, cwd=RULES.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_promtool_finds_the_rules_sound_and_their_tests_hold() -> None:
+    assert f"{len(rules())} rules found" in run("check", "rules", RULES.name)
+    assert "SUCCESS" in run("test", "rules", "cotenant.rules.test.yml")
+
+
+def test_promtool_reads_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    asked = [
+        {"record": f"query:{number}".replace(":", "_"), "expr": expr.replace("$instance", ".*")}
+        for number, (_, expr) in enumerate(queries())
+    ]
+    written = tmp_path / "queries.yml"
+    written.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": asked}]}))
+
+    run("check", "rules", str(written))
