@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cotenant.domain.advisors import AdvisorStatus
+from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
 from cotenant.domain.devices import Inventory
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineReport
-from cotenant.domain.models import ModelKind
-from cotenant.domain.placements import Placement
+from cotenant.domain.engine_terms import EngineTerms
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
+from cotenant.domain.hub import PullStep
+from cotenant.domain.launching import ON_HOST, LaunchTerms
+from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
 from cotenant.domain.requests import ServedModel
 
@@ -28,22 +33,25 @@ class GpuProbe(Protocol):
 class EngineOrder:
     """What to run: a model under a name, laid out by a placement.
 
-    `use_fit_params` leaves the split to the engine's own fitting. `env` and `args` are the operator's
-    additions, applied last.
+    `model_path` is None where the engine knows the model by another name. `terms` are of the recipe's engine
+    kind, None for llama.cpp. `use_fit_params` leaves the split to the engine's own fitting. `env` and `args`
+    are the operator's additions, applied last. `launch` says whether it runs in a container.
     """
 
     name: str
-    model_path: Path
+    model_path: Path | None
     kind: ModelKind
     placement: Placement
     projector_path: Path | None = None
     use_fit_params: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     args: Sequence[str] = ()
+    terms: EngineTerms | None = None
+    launch: LaunchTerms = ON_HOST
 
 
 class Engine(Protocol):
-    """One supervised process that runs one model."""
+    """One supervised process that runs one model, or a part of a server that somebody else runs."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -51,8 +59,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def pid(self) -> int:
-        """The process id."""
+    def pid(self) -> int | None:
+        """The process id, also its group's; None where the process is not ours."""
         ...
 
     @property
@@ -61,16 +69,16 @@ class Engine(Protocol):
         ...
 
     @property
-    def log_path(self) -> Path:
-        """The file that takes its output."""
+    def log_path(self) -> Path | None:
+        """The file that takes its output; None where that is not ours."""
         ...
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when it answers. Raises EngineLoadFailed or EngineLoadTimeout, the process gone by then."""
         ...
 
-    async def wait_exit(self) -> str:
-        """Return when the process has gone, with one sentence on how and why."""
+    async def wait_exit(self) -> EngineEnd:
+        """Return when the process has gone, with how and why."""
         ...
 
     async def busy_slots(self) -> int | None:
@@ -164,6 +172,10 @@ class Operator(Protocol):
         """The last decisions about a model, oldest first."""
         ...
 
+    def recent(self) -> Sequence[Decision]:
+        """The last decisions about anything, oldest first."""
+        ...
+
     def log_path(self, name: str) -> Path | None:
         """The log of the model's engine, running or last run."""
         ...
@@ -186,6 +198,105 @@ class Operator(Protocol):
 
     def decisions(self) -> AsyncIterator[Decision]:
         """Follow decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAsked:
+    """What to plan, and on what, without loading it.
+
+    The model is one that is served (`model`), a file (`path`), or what `shape` says of a file named `name`,
+    with a projector of `projector_bytes`. `recipe` are the fields of a Recipe that shall be other than the
+    model's own or, where it has none, the configured ones. `gpus` describes GPUs in place of the detected
+    ones. `beside_loaded` counts what Cotenant's models hold as taken; they may go otherwise. Bytes that are
+    None are the configured ones.
+    """
+
+    model: str | None = None
+    path: str | None = None
+    shape: ModelShape | None = None
+    name: str = ""
+    projector_bytes: int = 0
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    gpus: str | None = None
+    beside_loaded: bool = False
+    reserve_bytes: int | None = None
+    min_budget_bytes: int | None = None
+    overhead_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFound:
+    """How a model would lie: the result over `budgets`, in planned order, with all that led to it.
+
+    `recipe` is the one planned, before layers became a number. `path` is None where the file is elsewhere.
+    `gpus` is what was asked for; `described_as` also tells GPUs that the daemon was started with.
+    """
+
+    name: str
+    path: Path | None
+    shape: ModelShape
+    recipe: Recipe
+    budgets: tuple[Budget, ...]
+    result: Placement | Refusal
+    reserve_bytes: int
+    min_budget_bytes: int
+    overhead_bytes: int
+    projector_path: Path | None = None
+    gpus: str | None = None
+    described_as: str | None = None
+    problems: tuple[str, ...] = ()
+
+
+class Planner(Protocol):
+    """Plans what is asked for, without loading it."""
+
+    async def plan(self, asked: PlanAsked) -> PlanFound:
+        """Lay a model over devices, or say why it cannot be and what would fit.
+
+        Raises UnknownModel, ModelFileError, BadRequest for a path that it may not look at, BadDeviceSpec,
+        BadRecipe and BadSplit.
+        """
+        ...
+
+
+class AdvisorBook(Protocol):
+    """How the advisor does."""
+
+    def status(self) -> AdvisorStatus:
+        """Its questions so far, and whether it is left alone."""
+        ...
+
+
+class AlertBook(Protocol):
+    """What is wrong, and what has been."""
+
+    def active(self) -> Sequence[Alert]:
+        """What is wrong now, oldest first."""
+        ...
+
+    def recent(self) -> Sequence[Alert]:
+        """The last beginnings and ends, oldest first."""
+        ...
+
+    def totals(self) -> Mapping[AlertKind, int]:
+        """How many of each kind have begun."""
+        ...
+
+    def follow(self) -> AsyncIterator[Alert]:
+        """Follow alerts as they begin and end. A slow reader misses the oldest."""
+        ...
+
+
+class Puller(Protocol):
+    """Fetches models from a hub into the folder that is served."""
+
+    def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
+        """Fetch a model by its name on the hub, telling how it goes; it is complete and checked at the end.
+
+        Closing the generator ends the pull; what has come is kept for the next. Raises BadHubName, HubError
+        or NotOffered.
+        """
         ...
 
 
@@ -214,6 +325,10 @@ class Journal(Protocol):
 
     async def estimate_errors(self) -> Mapping[str, float]:
         """Return how far off predictions were per model, as a fraction of what was measured."""
+        ...
+
+    async def seen_bytes(self) -> Mapping[str, int]:
+        """Return what each model was last measured to hold, where a driver told."""
         ...
 
     async def load_times(self) -> Mapping[str, LoadTimes]:

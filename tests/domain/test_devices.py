@@ -96,4 +96,6 @@ def test_an_engine_sees_the_planned_gpus_by_uuid_in_planned_order() -> None:
 
 @pytest.mark.parametrize("devices", [[], [HOST], [gpu("GPU-a", 0, described=True)]])
 def test_an_engine_planned_on_no_real_gpu_sees_none(devices: list[Device]) -> None:
-    assert launch_environment(devices)["CUDA_VISIBLE_DEVICES"] == "-1"
+    environment = launch_environment(devices)
+
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["HIP_VISIBLE_DEVICES"]) == ("-1", "-1")

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cotenant.domain.devices import GpuProcess
+from cotenant.domain.models import EngineKind
+
 
 class DecisionKind(StrEnum):
     """What a decision is about."""
@@ -24,6 +27,7 @@ class DecisionKind(StrEnum):
     OVERCOMMITTED = "overcommitted"
     DEVICE_LOST = "device_lost"
     CONFIGURED = "configured"
+    ADVISED = "advised"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class Decision:
     """One step of a model's story: a sentence with its numbers, and the event that caused it.
 
     `at` is seconds of the scheduler's clock; `number` orders decisions and names them in logs. `model` is
-    None where a decision concerns a device or the configuration.
+    None where a decision concerns a device or the configuration. Where a model goes, the fact `reason` holds
+    the UnloadReason.
     """
 
     number: int
@@ -53,8 +58,25 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load has come that began `running_s` ago and, by the last loads, takes `expected_s`.
+
+    `read_bytes` of the `total_bytes` of its files are what the engine has taken in, from the disk or from the
+    page cache; None where the kernel does not tell, or nobody has looked yet.
+    """
+
+    running_s: float
+    expected_s: float
+    read_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """How a model is doing now. Rates are per second over the last minute; what is not known is None."""
+    """How a model is doing now. Rates are per second over the last minute; what is not known is None.
+
+    `bytes_by_device` is what it claims on each of its devices. `load` is there while it is loading.
+    """
 
     name: str
     state: str
@@ -69,15 +91,23 @@ class ModelStatus:
     loads: int = 0
     load_s: float | None = None
     devices: tuple[str, ...] = ()
+    bytes_by_device: Mapping[str, int] = field(default_factory=dict)
     predicted_bytes: int | None = None
     reported_bytes: int | None = None
     measured_bytes: int | None = None
     last_failure: str | None = None
+    load: LoadProgress | None = None
+    engine: EngineKind = EngineKind.LLAMA_CPP
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """How a device's memory is shared, in bytes: our claims, what others hold, what is left to plan."""
+    """How a device's memory is shared, in bytes: our claims, what others hold, what is left to plan.
+
+    How busy, warm and hungry it is stands beside that, as far as its driver tells. It admits `max_engines` at
+    once, None for any number, shared through MPS if `mps`; `left_out` says why it is not used, if so.
+    `processes` are those of others, None where they are not told.
+    """
 
     uuid: str
     index: int | None
@@ -89,3 +119,13 @@ class DeviceStatus:
     plannable_bytes: int
     overcommitted: bool = False
     residents: tuple[str, ...] = ()
+    utilisation_percent: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    clock_mhz: float | None = None
+    compute_capability: str | None = None
+    compute_mode: str | None = None
+    max_engines: int | None = None
+    mps: bool = False
+    left_out: str | None = None
+    processes: tuple[GpuProcess, ...] | None = None

@@ -10,7 +10,7 @@ from typing import NewType
 from cotenant.domain.errors import UnknownDevice
 
 DeviceId = NewType("DeviceId", str)
-"""NVML's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine."""
+"""The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine."""
 
 HOST_ID = DeviceId("host")
 
@@ -43,8 +43,20 @@ class InventorySource(StrEnum):
     """Where the devices of an inventory come from."""
 
     NVML = "nvml"
+    AMDSMI = "amdsmi"
     DESCRIBED = "described"
+    FOLLOWED = "followed"
     HOST = "host"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether Readings show what engines take: a driver measures, or a file is followed in its place."""
+        return self not in (InventorySource.DESCRIBED, InventorySource.HOST)
+
+    @property
+    def is_described(self) -> bool:
+        """Whether the devices are made up."""
+        return self in (InventorySource.DESCRIBED, InventorySource.FOLLOWED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,8 @@ class Device:
     """One memory pool: a card, a MIG slice, or host RAM. Unknown is None.
 
     `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` made up:
-    it can be planned upon, but no process of this machine can run on it.
+    it can be planned upon, but no process of this machine can run on it. `hip_name` is what ROCm calls an AMD
+    card, a UUID or an index; cards of others have none.
     """
 
     id: DeviceId
@@ -66,6 +79,7 @@ class Device:
     parent_id: DeviceId | None = None
     node: str | None = None
     described: bool = False
+    hip_name: str | None = None
 
     @property
     def label(self) -> str:
@@ -90,7 +104,8 @@ class Reading:
     """A dated measurement of one device; `at` is seconds of the clock that took it. Unknown is None.
 
     `problem` says in one sentence why something is unknown; a device with unknown `free_bytes` is never
-    planned upon. `processes` is None where the driver does not list them.
+    planned upon. `processes` is None where the driver does not list them. `utilisation_percent` is the
+    share of the last moments in which anything computed on it.
     """
 
     device_id: DeviceId
@@ -100,6 +115,10 @@ class Reading:
     compute_mode: ComputeMode | None = None
     processes: tuple[GpuProcess, ...] | None = None
     problem: str | None = None
+    utilisation_percent: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    clock_mhz: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +191,33 @@ class Inventory:
 
 
 def launch_environment(devices: Sequence[Device]) -> dict[str, str]:
-    """Return the variables that make CUDA number exactly `devices`, in their order, from 0.
+    """Return the variables that make CUDA or ROCm number exactly `devices`, in their order, from 0.
 
     Host RAM takes no number. Described devices are left out, since CUDA stops at the first entry that it does
     not know; so a process planned on host RAM or on described devices sees no GPU at all, and cannot take
     memory that nobody planned.
     """
-    visible = [d.id for d in devices if d.kind is not DeviceKind.HOST and not d.described]
+    real = [d for d in devices if d.kind is not DeviceKind.HOST and not d.described]
+    by_hip = [d.hip_name for d in real if d.hip_name is not None]
+    if by_hip:
+        return _hip_environment(by_hip)
+    hidden: dict[str, str] = {} if real else {"HIP_VISIBLE_DEVICES": "-1"}
     return {
         # Without it CUDA numbers the fastest card first, and what an engine prints cannot be compared.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # UUIDs, since indices move between boots. `-1` is CUDA's documented way to end the list; an empty
         # value does the same, but shells and container runtimes drop it.
-        "CUDA_VISIBLE_DEVICES": ",".join(visible) or "-1",
+        "CUDA_VISIBLE_DEVICES": ",".join(d.id for d in real) or "-1",
+        **hidden,
+    }
+
+
+def _hip_environment(names: Sequence[str]) -> dict[str, str]:
+    numbers = ",".join(str(number) for number in range(len(names)))
+    return {
+        "ROCR_VISIBLE_DEVICES": ",".join(names),
+        # HIP numbers anew what ROCr leaves, and reads CUDA's variable where its own is missing: both are set,
+        # and alike, as some engines refuse to start where they differ.
+        "HIP_VISIBLE_DEVICES": numbers,
+        "CUDA_VISIBLE_DEVICES": numbers,
     }

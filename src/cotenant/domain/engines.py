@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.models import EngineKind, Parts
 
 
@@ -13,6 +14,10 @@ class EngineForm(StrEnum):
 
     SERVER = "llama-server"
     EMBEDDED = "xllamacpp"
+    VLLM = "vllm"
+    OLLAMA = "ollama"
+    COMMAND = "command"
+    REMOTE = "remote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +57,36 @@ class EngineBuild:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an engine listens."""
+    """Where an engine listens, and how it is spoken to.
+
+    `prefix` stands before every path. `model` is the name by which it knows the model, None for that of the
+    request; `key` is sent as a bearer token.
+    """
 
     host: str
     port: int
+    tls: bool = False
+    prefix: str = ""
+    model: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
-        """The address as a URL without a path."""
-        return f"http://{self.host}:{self.port}"
+        """The address as a URL without a path of its own."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as a URL and the Host header have them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEnd:
+    """How an engine's process ended, in whole sentences; `cause` is None where that was wanted."""
+
+    why: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ CotenantError
 │   ├── BadRecipe              a recipe value out of range or at odds with another
 │   ├── BadSplit               --tensor-split does not fit devices or layers
 │   ├── BadSetting             an environment variable or a setting of the daemon
+│   ├── BadHubName             a name that means no model of a hub
 │   ├── BadTrace               a recorded workload that does not parse
 │   ├── InsecureBind           a public address without a key
 │   └── PortTaken              the address is in use
@@ -20,6 +21,15 @@ CotenantError
 ├── DoesNotFit                 a Refusal, where only an exception can carry it
 ├── StoreError                 the database of past runs cannot be used
 ├── DaemonSilent               no daemon answers at the address
+├── UnitFault                  a systemd unit that cannot be written, removed or told of
+├── MpsError                   a fault of CUDA's Multi-Process Service
+│   ├── MpsMissing             this machine has no control program
+│   └── MpsFailed              a control daemon cannot be started, asked or ended
+├── HubError                   a fault of fetching a model from a hub
+│   ├── HubSilent              it cannot be reached, or answers nonsense
+│   ├── NotOnHub               no such repository or file, or no right to it
+│   ├── NoRoomOnDisk           the files are larger than what is free
+│   └── PullFailed             what came is not what was promised, or cannot be written
 ├── ServiceError               a fault of containers that are pinned to GPUs
 │   ├── ComposeFileError       a compose file that is missing or cannot be read
 │   ├── ContainerEngineMissing no compose command works on this machine
@@ -36,11 +46,19 @@ CotenantError
     ├── BadRequest             malformed
     ├── RequestTooLarge        over the body limit
     ├── HeadersTooLarge        over the limit on headers
+    ├── UnsupportedMediaType   a body that is not JSON by its own word
     ├── Unauthorized           no key or a wrong one
+    ├── TooManyAttempts        too many wrong keys in a short time
+    ├── ForeignPage            an order from a web page of another site
+    ├── UntrustedHost          a host name that anybody may point here
+    ├── HeaderIncomplete       the beginning of a model file without all of its header
+    ├── HeaderGone             a header that was sent once and is not kept any more
     ├── BadAssignment          a service, GPU or budget that cannot be
     ├── ApplyRunning           one apply at a time
     ├── NothingToRollBack      no earlier configuration was applied
     ├── UnknownModel           the name is not served
+    ├── WrongKind              the model is of a kind that does not answer this
+    ├── NotOffered             neither the gateway nor the model's engine offers it
     ├── UnknownRoute           no such path
     ├── MethodNotAllowed       the path exists, the method does not
     ├── QueueFull              too many wait already
@@ -54,6 +72,8 @@ Expected refusals of the planner are values (`placements.Refusal`), not exceptio
 from __future__ import annotations
 
 from typing import ClassVar
+
+from cotenant.domain.causes import Cause
 
 
 class CotenantError(Exception):
@@ -118,6 +138,12 @@ class BadSetting(UsageError):
     def __init__(self, message: str, *, hint: str = "", complaints: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint=hint)
         self.complaints = complaints or (message,)
+
+
+class BadHubName(UsageError):
+    """A name that means no model of a hub."""
+
+    code = "bad_hub_name"
 
 
 class BadTrace(UsageError):
@@ -192,6 +218,60 @@ class DaemonSilent(CotenantError):
     code = "daemon_silent"
 
 
+class UnitFault(CotenantError):
+    """A systemd unit that cannot be written, removed or told of."""
+
+    code = "unit_fault"
+
+
+class MpsError(CotenantError):
+    """A fault of CUDA's Multi-Process Service, through which several processes share a card."""
+
+    code = "mps"
+
+
+class MpsMissing(MpsError):
+    """This machine has no control program for it."""
+
+    code = "mps_missing"
+
+
+class MpsFailed(MpsError):
+    """A control daemon cannot be started, asked or ended."""
+
+    code = "mps_failed"
+
+
+class HubError(CotenantError):
+    """A fault of fetching a model from a hub."""
+
+    code = "hub"
+
+
+class HubSilent(HubError):
+    """The hub cannot be reached, or answers nonsense."""
+
+    code = "hub_silent"
+
+
+class NotOnHub(HubError):
+    """No such repository or file there, or no right to it."""
+
+    code = "not_on_hub"
+
+
+class NoRoomOnDisk(HubError):
+    """The files are larger than what is free on the disk."""
+
+    code = "no_room_on_disk"
+
+
+class PullFailed(HubError):
+    """What came is not what was promised, or cannot be written."""
+
+    code = "pull_failed"
+
+
 class ServiceError(CotenantError):
     """A fault of the containers that are pinned to GPUs, or of the files that pin them."""
 
@@ -223,21 +303,35 @@ class GeneratedFileFailed(ServiceError):
 
 
 class EngineError(CotenantError):
-    """A fault of the process that runs a model."""
+    """A fault of the process that runs a model; `cause` is what was found to be behind it."""
 
     code = "engine"
+    usual_cause: ClassVar[Cause] = Cause.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after_s: float | None = None,
+        cause: Cause | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after_s=retry_after_s)
+        self.cause = self.usual_cause if cause is None else cause
 
 
 class EngineMissing(EngineError):
     """No engine can be started on this machine."""
 
     code = "engine_missing"
+    usual_cause = Cause.ENGINE_MISSING
 
 
 class EngineLacksDevice(EngineError):
     """The engine's build cannot use the planned device."""
 
     code = "engine_lacks_device"
+    usual_cause = Cause.DEVICE_MISSING
 
 
 class EngineLoadFailed(EngineError):
@@ -250,6 +344,7 @@ class EngineLoadTimeout(EngineError):
     """The engine never became ready."""
 
     code = "engine_load_timeout"
+    usual_cause = Cause.LOAD_TIMEOUT
 
 
 class EngineDied(EngineError):
@@ -288,10 +383,57 @@ class HeadersTooLarge(RequestError):
     code = "headers_too_large"
 
 
+class UnsupportedMediaType(RequestError):
+    """A body that is something else than JSON by its own word."""
+
+    code = "unsupported_media_type"
+
+
 class Unauthorized(RequestError):
     """No key, or a wrong one."""
 
     code = "unauthorized"
+
+
+class TooManyAttempts(RequestError):
+    """Too many wrong keys in a short time."""
+
+    code = "too_many_attempts"
+
+
+class ForeignPage(RequestError):
+    """An order from a web page of another site, or without the token of its session."""
+
+    code = "foreign_page"
+
+
+class UntrustedHost(RequestError):
+    """A request for a host name that is not known to be this machine's."""
+
+    code = "untrusted_host"
+
+
+class HeaderIncomplete(RequestError):
+    """The beginning of a model file that ends before its header does; `needed_bytes` are to be sent next."""
+
+    code = "header_incomplete"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after_s: float | None = None,
+        needed_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after_s=retry_after_s)
+        self.needed_bytes = needed_bytes
+
+
+class HeaderGone(RequestError):
+    """A header that was sent once, and is not kept any more."""
+
+    code = "header_gone"
 
 
 class BadAssignment(RequestError):
@@ -320,6 +462,18 @@ class UnknownModel(RequestError):
     """The name is not served."""
 
     code = "model_not_found"
+
+
+class WrongKind(RequestError):
+    """The model is of a kind that does not answer this: one for embeddings cannot chat."""
+
+    code = "wrong_kind"
+
+
+class NotOffered(RequestError):
+    """A part of a dialect that the gateway, or the engine of the model, does not offer."""
+
+    code = "not_offered"
 
 
 class UnknownRoute(RequestError):

@@ -53,6 +53,10 @@ class EngineKind(StrEnum):
     """The program that runs a model."""
 
     LLAMA_CPP = "llama.cpp"
+    VLLM = "vllm"
+    OLLAMA = "ollama"
+    COMMAND = "command"
+    REMOTE = "remote"
 
 
 ALL_LAYERS = "all"
@@ -102,7 +106,13 @@ class ModelKind(StrEnum):
 
     TEXT = "text"
     EMBEDDING = "embedding"
+    RERANK = "rerank"
     PROJECTOR = "projector"
+
+    @property
+    def pools(self) -> bool:
+        """Whether it makes one vector or one score of a text, and no text."""
+        return self in (ModelKind.EMBEDDING, ModelKind.RERANK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,15 @@ MAX_DEVICES: Final = 15
 class Budget:
     """A device and the bytes that may be planned on it: worst-case free less the reserve.
 
-    `left_out` says why the device is not used at all, if so.
+    `left_out` says why the device is not used at all, if so. A process sees devices of one `group` together,
+    None being a group as well: those of an MPS daemon, and all that are used without one.
     """
 
     device: Device
     free_bytes: int | None
     budget_bytes: int
     left_out: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cotenant.domain.engines import EngineBuild, EngineReport
-from cotenant.domain.models import ModelKind
+from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.placements import Placement
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What a model's file says of it; `bytes` are those of all its parts. Unknown is None."""
+
+    path: str
+    bytes: int
+    architecture: str
+    parameters: int
+    quantisation: str | None
+    n_layers: int
+    n_ctx_train: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that clients may name; `created_at` is Unix seconds. What is not known yet is None."""
+    """A model that clients may name; `created_at` is Unix seconds. What is not known yet is None.
+
+    `recipe` is how it runs when it is loaded; `vision` says that it takes images.
+    """
 
     name: str
     kind: ModelKind
@@ -22,3 +38,6 @@ class ServedModel:
     build: EngineBuild | None = None
     report: EngineReport | None = None
     log_path: str | None = None
+    recipe: Recipe | None = None
+    file: ModelFile | None = None
+    vision: bool = False

@@ -20,6 +20,20 @@ class ResidencyState(StrEnum):
     RECLAIMING = "reclaiming"
 
 
+class UnloadReason(StrEnum):
+    """Why a model that was loaded, or on its way, is no more."""
+
+    KEEP_ALIVE = "keep_alive"
+    EVICTED = "evicted"
+    OVERCOMMITTED = "overcommitted"
+    DEVICE_LOST = "device_lost"
+    OPERATOR = "operator"
+    REMOVED = "removed"
+    CHANGED = "changed"
+    ENGINE_DIED = "engine_died"
+    SHUTDOWN = "shutdown"
+
+
 class RefusalCode(StrEnum):
     """Why a ticket ends without a grant."""
 

@@ -80,6 +80,13 @@ class Assignment:
     vram_budget_gb: float | None = None
 
 
+class DeviceNames(StrEnum):
+    """How compose files name a GPU: by NVML's index, or by UUID, which outlives a renumbering."""
+
+    INDEX = "index"
+    UUID = "uuid"
+
+
 class WarningKind(StrEnum):
     """What an assignment is warned of."""
 
