@@ -307,7 +307,7 @@ def test_a_tensor_without_a_known_place_is_counted_and_named() -> None:
 
 def test_a_reranker_says_so() -> None:
     shape = small(pooling_type=4)
-    assert shape.kind is ModelKind.EMBEDDING
+    assert shape.kind is ModelKind.RERANK
     assert shape.notes == ("It ranks documents; it makes no text.",)
 
 

@@ -140,7 +140,7 @@ def test_devices_that_cannot_be_trusted_are_left_out_and_named() -> None:
     assert isinstance(result, Placement)
     assert [share.device.id for share in result.used_shares] == ["GPU-4"]
     told = " ".join(result.warnings)
-    for reason in ("the card is lost", "Prohibited", "process 42 holds it", "under the minimum"):
+    for reason in ("the card is lost", "Prohibited", "process 42 (x) holds it", "under the minimum"):
         assert reason in told
 
 

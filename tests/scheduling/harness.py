@@ -11,6 +11,7 @@ from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
 from cotenant.planning.choice import Fit
+from cotenant.planning.compute_modes import Admission
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
@@ -85,7 +86,12 @@ class Bench:
         return self.scheduler.state
 
     def read(
-        self, *cards: Device, foreign: dict[int, float] | None = None, live: bool = False, **facts
+        self,
+        *cards: Device,
+        foreign: dict[int, float] | None = None,
+        live: bool = False,
+        admits: dict[int, int | None] | None = None,
+        **facts,
     ) -> None:
         others = {index: round(gb * GB) for index, gb in (foreign or {}).items()}
         readings = tuple(
@@ -96,6 +102,7 @@ class Bench:
                 (device.total_bytes or 0) - others.get(device.index or 0, 0),
                 live=live,
                 foreign_bytes=others.get(device.index or 0, 0),
+                admission=Admission((admits or {}).get(device.index or 0), "it admits no more engines"),
                 **facts,
             )
             for device in cards

@@ -6,8 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.residencies import ResidencyId
 from cotenant.scheduling import events, invariants
+from cotenant.scheduling.advice import Advice, Hint
 from cotenant.scheduling.policy import POLICIES
 from tests.scheduling.harness import GB, Bench, card, fit_over, model
 
@@ -27,6 +29,7 @@ class Machine(RuleBasedStateMachine):
         self.cards = [card(0, 16), card(1, 10)]
         self.live = live
         self.foreign = {0: 0.0, 1: 0.0}
+        self.admits: dict[int, int | None] = {}
         self.models = [
             model("a", 6, slots=2),
             model("b", 9, keep_alive_s=40.0),
@@ -89,13 +92,19 @@ class Machine(RuleBasedStateMachine):
             if residency is not None and self.bench.state.residencies[residency].ended_at is None:
                 self.bench.send(events.EngineExited(self.bench.now, ResidencyId(residency), "killed"))
 
-    @rule(index=st.integers(0, 1), gb=st.sampled_from([0, 0, 2, 8]), lost=st.booleans())
-    def read(self, index: int, gb: int, lost: bool) -> None:
+    @rule(
+        index=st.integers(0, 1),
+        gb=st.sampled_from([0, 0, 2, 8]),
+        lost=st.booleans(),
+        admits=st.sampled_from([None, None, 1, 2]),
+    )
+    def read(self, index: int, gb: int, lost: bool, admits: int | None) -> None:
         self.foreign[index] = gb
+        self.admits[index] = admits
         present = [c for c in self.cards if not (lost and c.index == index)]
         holding = {r.id: r.bytes for r in self.bench.state.residencies.values() if r.ended_at is None}
         facts = {"engine_bytes": holding} if self.live else {}
-        self.bench.read(*present, foreign=self.foreign, live=self.live, **facts)
+        self.bench.read(*present, foreign=self.foreign, live=self.live, admits=self.admits, **facts)
 
     @rule(seconds=st.floats(0.1, 90))
     def wait(self, seconds: float) -> None:
@@ -114,6 +123,29 @@ class Machine(RuleBasedStateMachine):
     def configure(self, replaced: set[str]) -> None:
         self.bench.send(events.ModelsChanged(self.bench.now, tuple(self.models), frozenset(replaced)))
 
+    @rule(
+        hints=st.dictionaries(
+            st.sampled_from([*NAMES, "nobody"]),
+            st.builds(
+                Hint,
+                loads=st.integers(0, 3),
+                keep_alive_factor=st.floats(),
+                soft_pin_s=st.floats(),
+                prefetch=st.booleans(),
+            ),
+        ),
+        age_s=st.sampled_from([0.0, 5.0, 500.0, -5.0]),
+        shadow=st.sampled_from([False, False, True]),
+    )
+    def advise(self, hints: dict[str, Hint], age_s: float, shadow: bool) -> None:
+        now = self.bench.now
+        before = {**self.bench.state.advised}
+        evicted = len(self.bench.told(DecisionKind.EVICT))
+        self.bench.send(events.AdviceGiven(now, Advice(now - age_s, hints, shadow=shadow)))
+        assert len(self.bench.told(DecisionKind.EVICT)) == evicted, "advice itself evicts nobody"
+        if shadow:
+            assert self.bench.state.advised.keys() <= before.keys()
+
     @invariant()
     def laws_hold(self) -> None:
         if not hasattr(self, "bench"):
@@ -128,7 +160,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "bench"):
             return
         bench = self.bench
-        bench.read(*self.cards, live=self.live)
+        bench.read(*self.cards, live=self.live, admits=self.admits)
         for _ in range(200):
             for name in sorted(bench.stopping):
                 bench.gone(name)
@@ -140,7 +172,8 @@ class Machine(RuleBasedStateMachine):
             if not bench.state.tickets:
                 break
             bench.wait(5)
-            bench.read(*self.cards, live=self.live, engine_bytes={} if self.live else None)
+            held = {} if self.live else None
+            bench.read(*self.cards, live=self.live, engine_bytes=held, admits=self.admits)
         self.laws_hold()
         assert not bench.state.tickets, "somebody still waits though everything goes well"
 

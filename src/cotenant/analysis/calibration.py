@@ -21,6 +21,8 @@ MAX_OVERHEAD_BYTES: Final = 2 * GIB
 _SPREADS: Final = 3
 _SIGMA_PER_MAD: Final = 1.4826
 _LAST_LOADS: Final = 5
+_ONE_LOAD_S: Final = 1.0
+"""Records of one load are written together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,22 @@ def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparis
         if row.on_host and reported is not None:
             reported += row.parts
     return (*rows, Comparison(None, planned, reported))
+
+
+def seen_bytes(records: Iterable[FootprintRecord]) -> Mapping[str, int]:
+    """Return what each model held, all devices together, when it was last loaded and measured."""
+    last: dict[str, dict[str, FootprintRecord]] = {}
+    for record in sorted(records, key=lambda record: record.at):
+        if record.measured_bytes is None:
+            continue
+        known = last.setdefault(record.model, {})
+        if any(record.at - other.at > _ONE_LOAD_S for other in known.values()):
+            known.clear()
+        known[record.device_id] = record
+    return {
+        model: sum(record.measured_bytes or 0 for record in by_device.values())
+        for model, by_device in last.items()
+    }
 
 
 def learned_overheads(

@@ -21,7 +21,6 @@ from cotenant.domain.models import (
     CacheType,
     FlashAttention,
     LayerShape,
-    ModelKind,
     ModelShape,
     Parts,
     Recipe,
@@ -254,7 +253,7 @@ class Costs:
 
     def _output_compute(self) -> int:
         """Logits and the normed state: one row per slot for a server, every token's state for embeddings."""
-        if self.shape.kind is ModelKind.EMBEDDING:
+        if self.shape.kind.pools:
             return 2 * self._hidden_bytes()
         return _F32 * self.recipe.parallel * (self.shape.n_vocab + self.shape.n_embd)
 

@@ -122,7 +122,7 @@ def _text_shape(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelShape:
     return ModelShape(
         name=hp.text("general.name") or header.source_name.rpartition("/")[2],
         architecture=hp.architecture,
-        kind=ModelKind.EMBEDDING if embeds else ModelKind.TEXT,
+        kind=_kind(pooling, embeds=embeds),
         file_bytes=header.file_bytes,
         tensor_bytes=sum(tensor.n_bytes for tensor in header.tensors),
         parameters=sum(tensor.elements for tensor in header.tensors),
@@ -145,6 +145,12 @@ def _text_shape(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelShape:
         compute_known=hp.architecture in arch.COMPUTE_KNOWN and not n_expert,
         notes=tuple(_notes(hp, shares, n_all - n_blocks, pooling)),
     )
+
+
+def _kind(pooling: int, *, embeds: bool) -> ModelKind:
+    if pooling == _POOLING_RANK:
+        return ModelKind.RERANK
+    return ModelKind.EMBEDDING if embeds else ModelKind.TEXT
 
 
 def _layers(hp: Hyperparameters, shares: _Shares, memory: ModelMemory, n_all: int) -> tuple[LayerShape, ...]:

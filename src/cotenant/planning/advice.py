@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
-from cotenant.domain.models import MOST_LAYERS, CacheType, FlashAttention, LayerShape, ModelShape, Recipe
+from cotenant.domain.models import (
+    MOST_LAYERS,
+    CacheType,
+    EngineKind,
+    FlashAttention,
+    LayerShape,
+    ModelShape,
+    Recipe,
+)
 from cotenant.domain.placements import Budget, Placement, Refusal, Remedy
 from cotenant.domain.units import GIB, MIB, format_bytes
 from cotenant.planning.budgets import BudgetRules
@@ -39,7 +47,8 @@ _BITS_PER_WEIGHT: Final = {
 def plan(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
     """Place a model; a Refusal comes with what would fit. Raises BadSplit for a manual split."""
     result = place(request, budgets, rules)
-    if isinstance(result, Placement) or not result.shortfalls:
+    computed = request.recipe.engine is EngineKind.LLAMA_CPP
+    if isinstance(result, Placement) or not result.shortfalls or not computed:
         return result
     return replace(result, remedies=tuple(_remedies(request, tuple(budgets), rules)))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cotenant.domain.devices import ComputeMode, Device, DeviceKind, DeviceOrder, Inventory, Reading
+from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, Inventory, Reading
 from cotenant.domain.placements import Budget
 from cotenant.domain.units import MIB, format_bytes
+from cotenant.planning.compute_modes import left_out_by_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,8 @@ def _budget(device: Device, reading: Reading, rules: BudgetRules) -> Budget:
     if reading.free_bytes is None:
         return Budget(device, None, 0, left_out=reading.problem or "its free memory is unknown")
     budget = max(0, reading.free_bytes - rules.reserve_bytes)
-    left_out = None
-    if reading.compute_mode is ComputeMode.PROHIBITED:
-        left_out = "its compute mode is Prohibited"
-    elif reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS and reading.processes:
-        left_out = f"its compute mode is Exclusive_Process and process {reading.processes[0].pid} holds it"
-    elif budget < rules.min_budget_bytes and device.kind is not DeviceKind.HOST:
+    left_out = left_out_by_mode(device, reading, reading.processes or ())
+    if left_out is None and device.kind is not DeviceKind.HOST and budget < rules.min_budget_bytes:
         left_out = (
             f"{format_bytes(reading.free_bytes)} free less {format_bytes(rules.reserve_bytes)} of reserve "
             f"is under the minimum of {format_bytes(rules.min_budget_bytes)}"

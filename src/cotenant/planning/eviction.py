@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
+from typing import Final, Protocol
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
@@ -13,7 +14,14 @@ from cotenant.domain.residencies import ResidencyId
 
 _EXHAUSTIVE: Final = 12
 
-Freed = Mapping[DeviceId, int]
+
+class Holder(Protocol):
+    """Whoever holds bytes on devices."""
+
+    @property
+    def bytes_by_device(self) -> Mapping[DeviceId, int]:
+        """What it holds."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +34,21 @@ class Candidate:
 
 
 def cheapest_on_device(
-    candidates: Sequence[Candidate], device: DeviceId, needed_bytes: int
+    candidates: Sequence[Candidate], device: DeviceId, needed_bytes: int, needed_places: int = 0
 ) -> tuple[Candidate, ...] | None:
     """Return the set with the least total cost that frees `needed_bytes` on one device; None if none does.
 
-    Exact up to 12 candidates on the device; beyond, cheapest per byte first, then whoever is not needed is
-    spared. Ties go to fewer victims, then to lower ids.
+    At least `needed_places` of them go, where the device admits no more engines than it has. Exact up to
+    12 candidates on the device; beyond, cheapest per byte first, then whoever is not needed is spared. Ties
+    go to fewer victims, then to lower ids.
     """
     here = [c for c in candidates if c.bytes_by_device.get(device, 0) > 0]
-    if sum(c.bytes_by_device[device] for c in here) < needed_bytes:
+    if sum(c.bytes_by_device[device] for c in here) < needed_bytes or len(here) < needed_places:
         return None
     if len(here) > _EXHAUSTIVE:
-        return _greedy(here, device, needed_bytes)
+        return _greedy(here, device, needed_bytes, needed_places)
     best: tuple[tuple[float, int, tuple[int, ...]], tuple[Candidate, ...]] | None = None
-    for count in range(len(here) + 1):
+    for count in range(needed_places, len(here) + 1):
         for chosen in combinations(here, count):
             if sum(c.bytes_by_device[device] for c in chosen) >= needed_bytes:
                 key = (sum(c.cost for c in chosen), count, tuple(c.residency for c in chosen))
@@ -49,9 +58,9 @@ def cheapest_on_device(
 
 
 def cheapest_anywhere(
-    candidates: Sequence[Candidate], fits: Callable[[Freed], Placement | None]
+    candidates: Sequence[Candidate], fits: Callable[[Sequence[Candidate]], Placement | None]
 ) -> tuple[tuple[Candidate, ...], Placement] | None:
-    """Return victims over any devices after which `fits` places the model, and the placement.
+    """Return victims over any devices without which `fits` places the model, and the placement.
 
     Cheapest first until it fits, then, dearest first, whoever is not needed is spared: sufficient and
     minimal, not always the cheapest.
@@ -60,20 +69,20 @@ def cheapest_anywhere(
     placement = None
     for candidate in sorted(candidates, key=lambda c: (c.cost, c.residency)):
         chosen.append(candidate)
-        placement = fits(freed_by(chosen))
+        placement = fits(chosen)
         if placement is not None:
             break
     if placement is None:
         return None
     for candidate in sorted(chosen, key=lambda c: (-c.cost, c.residency)):
         without = [c for c in chosen if c is not candidate]
-        spared = fits(freed_by(without))
+        spared = fits(without)
         if spared is not None:
             chosen, placement = without, spared
     return tuple(chosen), placement
 
 
-def freed_by(victims: Sequence[Candidate]) -> dict[DeviceId, int]:
+def freed_by(victims: Sequence[Holder]) -> dict[DeviceId, int]:
     """Sum what victims free, by device."""
     freed: dict[DeviceId, int] = {}
     for victim in victims:
@@ -82,16 +91,23 @@ def freed_by(victims: Sequence[Candidate]) -> dict[DeviceId, int]:
     return freed
 
 
-def _greedy(here: Sequence[Candidate], device: DeviceId, needed_bytes: int) -> tuple[Candidate, ...]:
+def places_left_by(victims: Sequence[Holder]) -> dict[DeviceId, int]:
+    """Count the engines that go with victims, by device."""
+    return dict(Counter(device for victim in victims for device in victim.bytes_by_device))
+
+
+def _greedy(
+    here: Sequence[Candidate], device: DeviceId, needed_bytes: int, needed_places: int
+) -> tuple[Candidate, ...]:
     chosen: list[Candidate] = []
     freed = 0
     for candidate in sorted(here, key=lambda c: (c.cost / c.bytes_by_device[device], c.residency)):
-        if freed >= needed_bytes:
+        if freed >= needed_bytes and len(chosen) >= needed_places:
             break
         chosen.append(candidate)
         freed += candidate.bytes_by_device[device]
     for candidate in sorted(chosen, key=lambda c: (-c.cost, c.residency)):
-        if freed - candidate.bytes_by_device[device] >= needed_bytes:
+        if len(chosen) > needed_places and freed - candidate.bytes_by_device[device] >= needed_bytes:
             chosen.remove(candidate)
             freed -= candidate.bytes_by_device[device]
     return tuple(chosen)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cotenant.domain.devices import Device, DeviceId
 from cotenant.domain.placements import Budget
 from cotenant.domain.residencies import ResidencyId
+from cotenant.planning.compute_modes import ANY_NUMBER, Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class DeviceReading:
 
     `live` says that what our engines take shows in `free_bytes`; a described device's does not.
     `foreign_bytes` is what others hold, None where the driver does not tell processes apart; `engine_bytes`
-    what each of our engines holds, None likewise. `holders` names the others.
+    what each of our engines holds, None likewise. `holders` names the others. `admission` is how many engines
+    it takes.
     """
 
     device: Device
@@ -28,6 +30,7 @@ class DeviceReading:
     engine_bytes: Mapping[ResidencyId, int] | None = None
     holders: str = ""
     left_out: str | None = None
+    admission: Admission = ANY_NUMBER
 
 
 @dataclass(slots=True)
@@ -84,13 +87,44 @@ class Ledger:
         unshown = self.claimed_bytes(device) - self._shown_bytes(reading)
         return min(by_ledger, reading.free_bytes - unshown) - self.reserve_bytes
 
+    def engines(self, device: DeviceId) -> int:
+        """Count the claims on a device: an engine each, from the decision until its bytes are seen back."""
+        return sum(device in claim.bytes_by_device for claim in self.claims.values())
+
+    def missing_places(self, device: DeviceId, *, places: int = 0) -> int:
+        """Return how many engines must go, beyond `places` that others leave, before one more may come."""
+        most = self.readings[device].admission.max_engines
+        return 0 if most is None else max(0, self.engines(device) - places + 1 - most)
+
+    def full(self, places: Mapping[DeviceId, int] | None = None) -> list[str]:
+        """Say of each device that admits no further engine why, as if `places` of engines had come back."""
+        gone = places or {}
+        return [
+            f"{reading.device.label}: {reading.admission.why}"
+            for device, reading in self.readings.items()
+            if reading.left_out is None and self.missing_places(device, places=gone.get(device, 0))
+        ]
+
     def budgets(
-        self, *, freed: Mapping[DeviceId, int] | None = None, busy: Collection[DeviceId] = ()
+        self,
+        *,
+        freed: Mapping[DeviceId, int] | None = None,
+        places: Mapping[DeviceId, int] | None = None,
+        busy: Collection[DeviceId] = (),
+        any_number: bool = False,
     ) -> tuple[Budget, ...]:
-        """Return what may be planned per device, as if `freed` had come back; `busy` ones are left out."""
-        more = freed or {}
+        """Return what may be planned per device, as if `freed` bytes and `places` of engines had come back.
+
+        `busy` devices are left out, and so are those that admit no further engine unless `any_number`.
+        """
+        more, gone = freed or {}, places or {}
+        left_out = dict.fromkeys(busy, "a load is under way there")
+        for device, reading in self.readings.items():
+            if not any_number and self.missing_places(device, places=gone.get(device, 0)):
+                left_out.setdefault(device, reading.admission.why)
         return tuple(
-            self._budget(reading, more.get(device, 0), busy) for device, reading in self.readings.items()
+            self._budget(reading, more.get(device, 0), left_out.get(device))
+            for device, reading in self.readings.items()
         )
 
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
@@ -103,12 +137,20 @@ class Ledger:
             if over > 0:
                 yield device, over
 
-    def _budget(self, reading: DeviceReading, freed: int, busy: Collection[DeviceId]) -> Budget:
-        device = reading.device
-        left_out = reading.left_out or ("a load is under way there" if device.id in busy else None)
+    def crowded(self) -> Iterator[tuple[DeviceId, int]]:
+        """Yield the devices that bear more engines than they admit, and how many they admit."""
+        for device, reading in self.readings.items():
+            most = reading.admission.max_engines
+            if most is not None and self.engines(device) > most:
+                yield device, most
+
+    def _budget(self, reading: DeviceReading, freed: int, left_out: str | None) -> Budget:
+        device, group = reading.device, reading.admission.group
+        left_out = reading.left_out or left_out
         if left_out or reading.free_bytes is None:
-            return Budget(device, reading.free_bytes, 0, left_out or "its free memory is unknown")
-        return Budget(device, reading.free_bytes, max(0, self.available_bytes(device.id) + freed))
+            return Budget(device, reading.free_bytes, 0, left_out or "its free memory is unknown", group)
+        room = max(0, self.available_bytes(device.id) + freed)
+        return Budget(device, reading.free_bytes, room, group=group)
 
     def _shown_bytes(self, reading: DeviceReading) -> int:
         return sum(

@@ -10,6 +10,7 @@ from cotenant.domain.devices import HOST_ID, DeviceKind
 from cotenant.domain.models import (
     ALL_LAYERS,
     MOST_LAYERS,
+    EngineKind,
     FlashAttention,
     ModelShape,
     Parts,
@@ -22,16 +23,23 @@ from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, overhead_bytes
 from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
 from cotenant.planning.manual_split import llama_counts, manual_counts
+from cotenant.planning.tensor_parallel import place_sharded
+from cotenant.planning.whole import place_nowhere, place_whole
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """A model to be placed; `projector_bytes` is the mmproj that goes with it, 0 for none."""
+    """A model to be placed; `projector_bytes` is the mmproj that goes with it, 0 for none.
+
+    `stated_bytes` is what it takes of one device, as the operator says or as was seen, where that cannot be
+    computed from its file; None if it is not known.
+    """
 
     name: str
     shape: ModelShape
     recipe: Recipe
     projector_bytes: int = 0
+    stated_bytes: int | None = None
 
 
 def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
@@ -40,10 +48,23 @@ def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -
     Host RAM is used as a device only where it is the sole one, or where the recipe asks for no layer on a
     GPU. Raises BadSplit for a manual split that does not match.
     """
+    recipe = request.recipe
+    match recipe.engine:
+        case EngineKind.REMOTE:
+            return place_nowhere(request.name, recipe)
+        case EngineKind.OLLAMA | EngineKind.COMMAND:
+            return place_whole(request.name, request.shape, recipe, request.stated_bytes, budgets)
+        case EngineKind.VLLM:
+            return place_sharded(request.name, request.shape, recipe, budgets, rules)
+        case EngineKind.LLAMA_CPP:
+            return _place_layers(request, budgets, rules)
+
+
+def _place_layers(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
     usable = [budget for budget in budgets if budget.left_out is None]
     left_out = tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
     if not usable:
-        reason = "no device can be used" if budgets else "there is no device"
+        reason = f"no device can be used: {_why_left_out(budgets)}" if budgets else "there is no device"
         return Refusal(request.name, reason, warnings=left_out)
     attempt = _Attempt(request, tuple(budgets), rules, left_out)
     gpus = [budget for budget in usable if budget.device.kind is not DeviceKind.HOST]
@@ -54,24 +75,48 @@ def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -
 
 
 def _groups(gpus: list[Budget]) -> list[list[Budget]]:
-    """Return the sets of devices that one process can use: all cards together, or one MIG slice alone.
+    """Return the sets of devices that one process can use: the cards of a group, or one MIG slice alone.
 
-    CUDA shows a process a single MIG slice (NVIDIA's MIG user guide, CUDA device enumeration).
+    CUDA shows a process a single MIG slice (NVIDIA's MIG user guide, CUDA device enumeration), and a client
+    of an MPS daemon the daemon's cards only.
     """
-    cards = [budget for budget in gpus if budget.device.kind is not DeviceKind.MIG][:MAX_DEVICES]
+    cards: dict[str | None, list[Budget]] = {}
+    for budget in gpus:
+        if budget.device.kind is not DeviceKind.MIG:
+            cards.setdefault(budget.group, []).append(budget)
     slices = [[budget] for budget in gpus if budget.device.kind is DeviceKind.MIG]
-    groups = [*([cards] if cards else []), *slices]
+    groups = [*(group[:MAX_DEVICES] for group in cards.values()), *slices]
     return sorted(groups, key=lambda group: gpus.index(group[0]))
+
+
+def _why_left_out(budgets: Sequence[Budget]) -> str:
+    """Say why nothing can be used, devices of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for budget in budgets:
+        by_reason.setdefault(budget.left_out or "", []).append(budget.device.label)
+    return "; ".join(f"{', '.join(labels)}: {reason}" for reason, labels in by_reason.items())
 
 
 def leave_to_engine(
     request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules
 ) -> Placement | Refusal:
-    """Lay a model out evenly, budgets or not, for an engine that will fit itself to these devices."""
-    usable = [b for b in budgets if b.left_out is None and b.device.kind is not DeviceKind.HOST][:MAX_DEVICES]
+    """Lay a model out evenly, budgets or not, for an engine that will fit itself to these devices.
+
+    Only llama.cpp does so; for other kinds it is `place`.
+    """
+    if request.recipe.engine is not EngineKind.LLAMA_CPP:
+        return place(request, budgets, rules)
+    usable = [b for b in budgets if b.left_out is None and b.device.kind is not DeviceKind.HOST]
     if not usable:
         return place(request, budgets, rules)
-    return _Attempt(request, tuple(budgets), rules, ()).evenly(usable)
+    usable = _groups(usable)[0]
+    seen = tuple(
+        budget
+        if budget.left_out is not None or budget in usable
+        else replace(budget, budget_bytes=0, left_out="a process cannot use it together with the others")
+        for budget in budgets
+    )
+    return _Attempt(request, seen, rules, ()).evenly(usable)
 
 
 @dataclass(frozen=True, slots=True)

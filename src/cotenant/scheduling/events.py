@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
 from cotenant.planning.ledger import DeviceReading
+from cotenant.scheduling.advice import Advice
 from cotenant.scheduling.model_spec import ModelSpec
 
 
@@ -53,10 +55,11 @@ class EngineReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class EngineExited(Event):
-    """An engine's process is gone, asked to or not; `why` is one sentence."""
+    """An engine's process is gone, asked to or not; `why` tells it, `cause` is what was found behind it."""
 
     residency: ResidencyId
     why: str
+    cause: Cause = Cause.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,13 @@ class PinAsked(Event):
 
     model: str
     pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceGiven(Event):
+    """An advisor has thought about the state."""
+
+    advice: Advice
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.residencies import ResidencyState
+from cotenant.domain.residencies import ResidencyState, UnloadReason
+from cotenant.scheduling.advice import LEAST_FACTOR, MOST_FACTOR, MOST_SOFT_PINS
 from cotenant.scheduling.state import State
 
 _SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
+_EVICTED = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED)
 
 
 class BrokenLaw(AssertionError):
@@ -18,16 +19,24 @@ class BrokenLaw(AssertionError):
 def check(state: State) -> None:
     """Raise BrokenLaw at the first law that does not hold."""
     _claims_fit(state)
+    _engines_are_admitted(state)
     _claims_and_residencies_match(state)
     _leases_are_served(state)
     _nothing_pinned_is_evicted(state)
     _tickets_wait_once(state)
+    _advice_is_bounded(state)
 
 
 def _claims_fit(state: State) -> None:
     for device, over in state.ledger.overcommitted():
         if device not in state.overcommitted:
             raise BrokenLaw(f"law 1: {device} is {over} bytes over its capacity, and not marked so")
+
+
+def _engines_are_admitted(state: State) -> None:
+    for device, most in state.ledger.crowded():
+        if device not in state.crowded:
+            raise BrokenLaw(f"law 1: {device} bears more than the {most} engines that it admits, unmarked")
 
 
 def _claims_and_residencies_match(state: State) -> None:
@@ -53,7 +62,7 @@ def _leases_are_served(state: State) -> None:
 
 def _nothing_pinned_is_evicted(state: State) -> None:
     for residency in state.residencies.values():
-        evicted = residency.leaves is not None and residency.leaves[0] is DecisionKind.EVICT
+        evicted = residency.leaves is not None and residency.leaves[0] in _EVICTED
         unloading = residency.state is ResidencyState.UNLOADING
         if unloading and evicted and state.models[residency.model].pinned:
             raise BrokenLaw(f"law 3: {residency.model} is pinned and evicted")
@@ -63,3 +72,11 @@ def _tickets_wait_once(state: State) -> None:
     queued = Counter(ticket.id for model in state.models.values() for ticket in model.queue)
     if queued.keys() != state.tickets.keys() or any(count > 1 for count in queued.values()):
         raise BrokenLaw("law 4: a ticket is in no line, or in two")
+
+
+def _advice_is_bounded(state: State) -> None:
+    if sum(bool(standing.pinned_until) for standing in state.advised.values()) > MOST_SOFT_PINS:
+        raise BrokenLaw(f"advice: more than {MOST_SOFT_PINS} models are softly pinned")
+    for name, standing in state.advised.items():
+        if not LEAST_FACTOR <= standing.factor <= MOST_FACTOR:
+            raise BrokenLaw(f"advice: the keep-alive of {name} is multiplied by {standing.factor}")

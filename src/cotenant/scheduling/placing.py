@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.residencies import RefusalCode, ResidencyState
+from cotenant.domain.residencies import RefusalCode, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
 from cotenant.planning.choice import choose
-from cotenant.planning.eviction import Candidate, Freed, cheapest_anywhere, cheapest_on_device
+from cotenant.planning.eviction import (
+    Candidate,
+    cheapest_anywhere,
+    cheapest_on_device,
+    freed_by,
+    places_left_by,
+)
+from cotenant.scheduling.advice import spared
 from cotenant.scheduling.policy import Victim
 from cotenant.scheduling.requests import refuse_all
 from cotenant.scheduling.state import ModelState, Outbox, Reservation, Residency, State
@@ -99,14 +106,13 @@ def _in_order(state: State, now: float) -> list[ModelState]:
 def _place(state: State, model: ModelState, out: Outbox) -> None:
     busy = state.loading_devices()
     crowded = state.settings.max_loaded is not None and state.loaded_count() >= state.settings.max_loaded
-    if not crowded:
-        now_free = _chosen(state, model, busy)
-        if isinstance(now_free, Placement):
-            start(state, model, now_free, out, _why_now(model, out.at))
-            return
-        if busy and isinstance(_chosen(state, model, set()), Placement):
-            _tell_waiting(model, out, "waits for the load under way on its device")
-            return
+    now_free = _chosen(state, model, busy)
+    if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
+        start(state, model, now_free, out, _why_now(model, out.at))
+        return
+    if not crowded and busy and isinstance(_chosen(state, model, set()), Placement):
+        _tell_waiting(model, out, "waits for the load under way on its device")
+        return
     if _make_room(state, model, out, busy, crowded=crowded):
         return
     refusal = _never_fits(state, model)
@@ -116,20 +122,25 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         model.last_failure = f"{model.spec.name} does not fit: {refusal}"
         refuse_all(state, model, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
     else:
-        _tell_waiting(model, out, "waits for room: what is loaded is in use, pinned or newly loaded")
+        text = "waits for room: what is loaded is in use, pinned or newly loaded"
+        _tell_waiting(model, out, "; ".join((text, *state.ledger.full())))
 
 
 def _chosen(state: State, model: ModelState, busy: set[DeviceId]) -> Placement | Refusal:
     """Choose devices with the room that there is now, what is reserved left aside."""
     used = {device for claim in state.ledger.claims.values() for device in claim.bytes_by_device}
-    budgets = state.ledger.budgets(freed=_withheld(state), busy=busy)
+    budgets = state.ledger.budgets(freed=_withheld(state), places=_places_withheld(state), busy=busy)
     return choose(model.spec.fit, budgets, used, together=model.spec.together)
 
 
 def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId], *, crowded: bool) -> bool:
     overdue = head_wait_s(model, out.at) > state.overdue_after_s()
-    found = _victims(state, model, [*_candidates(state, out.at, overdue, busy=False)], busy, crowded)
+    candidates = [*_candidates(state, out.at, overdue, busy=False)]
+    found = _victims(state, model, candidates, busy, crowded)
     if found is not None:
+        if state.advised:
+            plain = [*_candidates(state, out.at, overdue, busy=False, advised=False)]
+            _tell_spared(state, found[0], _victims(state, model, plain, busy, crowded), out)
         _reserve(state, model, *found, out, drains=False)
         return True
     if not overdue or drain_credit_s(state, out.at) < 1 or any(r.drains for r in state.reservations.values()):
@@ -142,25 +153,50 @@ def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId]
     return True
 
 
-def _candidates(state: State, now: float, overdue: bool, *, busy: bool) -> Iterator[Candidate]:
+def _tell_spared(
+    state: State,
+    victims: tuple[Candidate, ...],
+    otherwise: tuple[tuple[Candidate, ...], Placement] | None,
+    out: Outbox,
+) -> None:
+    """Say whom an advisor's word has kept loaded, and who goes for it."""
+    gone = {victim.residency for victim in victims}
+    names = ", ".join(sorted(state.residencies[residency].model for residency in gone))
+    for candidate in otherwise[0] if otherwise else ():
+        if candidate.residency not in gone:
+            kept = state.residencies[candidate.residency].model
+            text = f"kept by the advisor: in its place goes {names}"
+            out.tell(DecisionKind.ADVISED, kept, text, mattered=1)
+
+
+def _candidates(
+    state: State, now: float, overdue: bool, *, busy: bool, advised: bool = True
+) -> Iterator[Candidate]:
     """Yield who may go: idle and ripe, or, for the overdue, idle; with `busy`, those in use as well."""
     taken = {victim for r in state.reservations.values() for victim in r.victims}
     for residency in state.residencies.values():
         model = state.models[residency.model]
         if residency.state is not ResidencyState.READY or model.pinned or residency.id in taken:
             continue
+        if not residency.bytes_by_device:
+            continue
         in_use = residency.in_flight > 0 or bool(model.queue)
         if (in_use and not busy) or (not overdue and ripe_at(state, residency) > now):
             continue
-        cost = eviction_cost(state, residency, now) + (residency.in_flight + len(model.queue))
+        cost = eviction_cost(state, residency, now, advised=advised)
+        cost += residency.in_flight + len(model.queue)
         yield Candidate(residency.id, cost, residency.bytes_by_device)
 
 
-def eviction_cost(state: State, residency: Residency, now: float) -> float:
-    """Return what evicting a residency costs by the policy; of equals, the longest idle costs least."""
+def eviction_cost(state: State, residency: Residency, now: float, *, advised: bool = True) -> float:
+    """Return what evicting a residency costs by the policy; of equals, the longest idle costs least.
+
+    With `advised`, what an advisor would rather keep costs more.
+    """
     model = state.models[residency.model]
     victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.everyone)
-    return state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
+    cost = state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
+    return spared(state, residency.model, now, cost) if advised else cost
 
 
 def _victims(
@@ -168,8 +204,8 @@ def _victims(
 ) -> tuple[tuple[Candidate, ...], Placement] | None:
     """Find the cheapest sufficient victims on one device, or else on several."""
     best: tuple[float, tuple[Candidate, ...], Placement] | None = None
-    withheld = _withheld(state)
-    for budget in state.ledger.budgets(busy=busy):
+    withheld, places = _withheld(state), _places_withheld(state)
+    for budget in state.ledger.budgets(busy=busy, any_number=True):
         if budget.left_out is not None:
             continue
         device = budget.device.id
@@ -178,7 +214,8 @@ def _victims(
             continue
         free = state.ledger.available_bytes(device) + withheld.get(device, 0)
         needed = placement_bytes(alone)[device] - free
-        victims = cheapest_on_device(candidates, device, max(needed, 0))
+        missing = state.ledger.missing_places(device, places=places.get(device, 0))
+        victims = cheapest_on_device(candidates, device, max(needed, 0), missing)
         if victims is not None and crowded and not victims:
             victims = _cheapest_one(candidates)
         if victims is None:
@@ -190,11 +227,9 @@ def _victims(
     if best is not None:
         return best[1], best[2]
 
-    def fits(freed: Freed) -> Placement | None:
-        more = {**withheld}
-        for device, count in freed.items():
-            more[device] = more.get(device, 0) + count
-        result = model.spec.fit(state.ledger.budgets(freed=more, busy=busy))
+    def fits(victims: Sequence[Candidate]) -> Placement | None:
+        freed, gone = _sum(withheld, freed_by(victims)), _sum(places, places_left_by(victims))
+        result = model.spec.fit(state.ledger.budgets(freed=freed, places=gone, busy=busy))
         return result if isinstance(result, Placement) else None
 
     found = cheapest_anywhere(candidates, fits)
@@ -241,7 +276,7 @@ def _reserve(
         )
         if not residency.idle:
             out.tell(DecisionKind.DRAIN, residency.model, f"admits no more requests: {why}")
-        leave(state, residency, out, DecisionKind.EVICT, why)
+        leave(state, residency, out, UnloadReason.EVICTED, why)
 
 
 def _end_reservation(state: State, reservation: Reservation, out: Outbox) -> None:
@@ -261,26 +296,43 @@ def _withheld(state: State) -> dict[DeviceId, int]:
     return withheld
 
 
+def _places_withheld(state: State) -> dict[DeviceId, int]:
+    """Return, as negative places, those that reservations will take beyond what their victims still hold."""
+    withheld: dict[DeviceId, int] = {}
+    for reservation in state.reservations.values():
+        for device in reservation.bytes_by_device:
+            held = sum(device in state.residencies[v].bytes_by_device for v in reservation.victims)
+            withheld[device] = withheld.get(device, 0) - max(0, 1 - held)
+    return withheld
+
+
+def _sum(one: dict[DeviceId, int], other: dict[DeviceId, int]) -> dict[DeviceId, int]:
+    return {device: one.get(device, 0) + other.get(device, 0) for device in {*one, *other}}
+
+
 def _never_fits(state: State, model: ModelState) -> str | None:
     """Return the planner's reason if the model would not fit though all that is not pinned were gone."""
-    freed: dict[DeviceId, int] = {}
-    pinned = []
+    pinned: list[Residency] = []
+    others: list[Residency] = []
     for residency in state.residencies.values():
-        if state.models[residency.model].pinned and residency.state not in _GONE:
-            pinned.append(residency.model)
-            continue
-        for device, count in residency.bytes_by_device.items():
-            freed[device] = freed.get(device, 0) + count
-    result = model.spec.fit(_emptied(state, freed))
+        stays = state.models[residency.model].pinned and residency.state not in _GONE
+        (pinned if stays else others).append(residency)
+    result = model.spec.fit(_emptied(state, others))
     if isinstance(result, Placement):
         return None
-    return result.reason + (f" beside {', '.join(sorted(pinned))}, pinned" if pinned else "")
+    if not pinned:
+        return result.reason
+    names = ", ".join(sorted(residency.model for residency in pinned))
+    reason = f"beside {names}, pinned: {result.reason}"
+    full = state.ledger.full(places_left_by(others))
+    return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
 
 
-def _emptied(state: State, freed: dict[DeviceId, int]) -> list[Budget]:
-    """Return budgets with these bytes given back to the ledger, Readings aside: they lag behind."""
+def _emptied(state: State, gone: Sequence[Residency]) -> list[Budget]:
+    """Return budgets as if these were not in the ledger, Readings aside: they lag behind."""
+    freed = freed_by(gone)
     budgets = []
-    for budget in state.ledger.budgets():
+    for budget in state.ledger.budgets(places=places_left_by(gone)):
         reading = state.ledger.readings[budget.device.id]
         if budget.left_out is None:
             claimed = state.ledger.claimed_bytes(budget.device.id) - freed.get(budget.device.id, 0)

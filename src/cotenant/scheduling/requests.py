@@ -119,7 +119,7 @@ def what_it_waits_for(state: State, model: ModelState) -> str:
     if reservation is not None:
         victims = ", ".join(sorted(state.residencies[victim].model for victim in reservation.victims))
         return f"room, which {victims} is giving up" if victims else "its turn to be loaded"
-    return "room on a GPU"
+    return "; ".join(("room on a GPU", *state.ledger.full()))
 
 
 def _refused_at_once(

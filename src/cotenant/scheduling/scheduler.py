@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from cotenant.domain.decisions import DecisionKind, Outlook
-from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events
+from cotenant.scheduling.advice import kept_s, lapse, take_advice
 from cotenant.scheduling.commands import Command, WakeAt
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.placing import cancel, fulfil_reservations, schedule
@@ -57,6 +58,7 @@ class Scheduler:
             events.LoadAsked: self._load_asked,
             events.UnloadAsked: self._unload_asked,
             events.PinAsked: self._pin_asked,
+            events.AdviceGiven: lambda event, out: take_advice(self.state, event.advice, out),
             events.StopAsked: self._stop_asked,
             events.TimerFired: self._timer_fired,
         }
@@ -114,6 +116,7 @@ class Scheduler:
         state = self.state
         if any(ticket.deadline <= out.at for ticket in state.tickets.values()):
             expire(state, out)
+        lapse(state, out.at)
         let_go(state, out)
         fulfil_reservations(state, out)
         schedule(state, out)
@@ -126,7 +129,7 @@ class Scheduler:
 
     def _wake_for(self, residency: Residency, at: float) -> list[Command]:
         model = self.state.models[residency.model]
-        keep = model.spec.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
+        keep = kept_s(self.state, model)
         if (
             residency.in_flight
             or keep is None
@@ -166,10 +169,10 @@ class Scheduler:
         elif residency.state is not ResidencyState.UNLOADING:
             if residency.ready_at is not None and event.at - residency.ready_at >= _LIVED_S:
                 model.failures = 0
-            self._failed(model, event, out)
+            self._failed(model, event, out, reason=UnloadReason.ENGINE_DIED.value)
         exited(self.state, residency, out)
 
-    def _failed(self, model: ModelState, event: events.EngineExited, out: Outbox) -> None:
+    def _failed(self, model: ModelState, event: events.EngineExited, out: Outbox, **facts: str) -> None:
         """Try again at once after a first failure, which may be an accident; then after longer pauses."""
         settings = self.state.settings
         model.failures += 1
@@ -178,10 +181,12 @@ class Scheduler:
         pause = min(settings.backoff_limit_s, settings.backoff_s * 2.0**doublings) if doublings >= 0 else 0.0
         model.retry_at = event.at + pause
         again = f"; next attempt in {format_duration(pause)} at the earliest" if pause else ""
-        out.tell(DecisionKind.FAILED, model.spec.name, f"{event.why}{again}", failures=model.failures)
+        text, cause = f"{event.why.rstrip('.')}{again}", event.cause.value
+        out.tell(DecisionKind.FAILED, model.spec.name, text, failures=model.failures, cause=cause, **facts)
 
     def _models_changed(self, event: events.ModelsChanged, out: Outbox) -> None:
         state = self.state
+        state.changed_at = event.at
         served = {spec.name: spec for spec in event.models}
         for name, spec in served.items():
             self._serve(name, spec, out)
@@ -194,7 +199,7 @@ class Scheduler:
                 ResidencyState.RECLAIMING,
             ):
                 state.models[name].wanted = True
-                leave(state, residency, out, DecisionKind.UNLOAD, "unloaded: its configuration changed")
+                leave(state, residency, out, UnloadReason.CHANGED, "unloaded: its configuration changed")
 
     def _serve(self, name: str, spec: ModelSpec, out: Outbox) -> None:
         known = self.state.models.get(name)
@@ -216,7 +221,7 @@ class Scheduler:
         if residency is None:
             del self.state.models[name]
         else:
-            leave(self.state, residency, out, DecisionKind.UNLOAD, "unloaded: it is not served any more")
+            leave(self.state, residency, out, UnloadReason.REMOVED, "unloaded: it is not served any more")
 
     def _load_asked(self, event: events.LoadAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
@@ -229,7 +234,7 @@ class Scheduler:
         model.wanted = model.pinned = False
         residency = self.state.residency_of(model)
         if residency is not None:
-            leave(self.state, residency, out, DecisionKind.UNLOAD, "unloaded: the operator asked for it")
+            leave(self.state, residency, out, UnloadReason.OPERATOR, "unloaded: the operator asked for it")
 
     def _pin_asked(self, event: events.PinAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
@@ -246,7 +251,7 @@ class Scheduler:
             cancel(self.state, reservation, out)
         resume(residency, out)
         if residency.state is not ResidencyState.READY:
-            residency.leaves = (DecisionKind.UNLOAD, "unloaded before it was pinned")
+            residency.leaves = (UnloadReason.OPERATOR, "unloaded before it was pinned")
             model.wanted = True
 
     def _stop_asked(self, event: events.StopAsked, out: Outbox) -> None:

@@ -12,7 +12,7 @@ from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId
+from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId, UnloadReason
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.commands import Command, Tell
 from cotenant.scheduling.demand import Demand, GapHistogram
@@ -35,12 +35,24 @@ class Ticket:
     keep_alive_s: float | None = field(compare=False, default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class LastSeen:
+    """A card by the last Reading that shows an engine there: what was free, others' and the engine's own.
+
+    None where the driver does not tell processes apart.
+    """
+
+    free_bytes: int
+    foreign_bytes: int | None
+    engine_bytes: int | None
+
+
 @dataclass(slots=True)
 class Residency:
     """A model on its devices.
 
-    `free_before` is what was free on each card when its process ended; `leaves` why it goes, as soon as
-    it is idle.
+    `last_seen` is how each card that a driver measures was when the engine was last seen to hold memory
+    there, or else when it ended; `leaves` why it goes, as soon as it is idle.
     """
 
     id: ResidencyId
@@ -53,9 +65,9 @@ class Residency:
     ready_at: float | None = None
     in_flight: int = 0
     ended_at: float | None = None
-    free_before: dict[DeviceId, int] = field(default_factory=dict)
+    last_seen: dict[DeviceId, LastSeen] = field(default_factory=dict)
     measured_bytes: int | None = None
-    leaves: tuple[DecisionKind, str] | None = None
+    leaves: tuple[UnloadReason, str] | None = None
 
     @property
     def bytes(self) -> int:
@@ -106,9 +118,25 @@ class Reservation:
     drains: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What an advisor's word does for a model, each until an instant, 0 where it does not stand.
+
+    A factor on its keep-alive, a place late among victims, a load ahead of any request.
+    """
+
+    factor: float = 1.0
+    factor_until: float = 0.0
+    pinned_until: float = 0.0
+    prefetch_until: float = 0.0
+
+
 @dataclass(slots=True)
 class State:
-    """The scheduler's whole memory; `restless` says that something waits for room."""
+    """The scheduler's whole memory; `restless` says that something waits for room.
+
+    `changed_at` is when models or devices came or went last.
+    """
 
     settings: SchedulerSettings
     ledger: Ledger
@@ -121,6 +149,9 @@ class State:
     everyone: GapHistogram = field(default_factory=GapHistogram)
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_WAITS))
     overcommitted: set[DeviceId] = field(default_factory=set)
+    crowded: set[DeviceId] = field(default_factory=set)
+    advised: dict[str, Standing] = field(default_factory=dict)
+    changed_at: float = 0.0
     drain_credit_s: float = 0.0
     drain_credit_at: float = 0.0
     stopping: bool = False
@@ -145,9 +176,13 @@ class State:
         return None if model.residency is None else self.residencies[model.residency]
 
     def loaded_count(self) -> int:
-        """Count the models that are loaded or on their way, and those that room is being made for."""
+        """Count the models that are loaded or on their way, and those that room is being made for.
+
+        One that takes no memory, as it is served elsewhere, does not count.
+        """
         gone = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
-        return sum(r.state not in gone for r in self.residencies.values()) + len(self.reservations)
+        loaded = sum(bool(r.bytes_by_device) and r.state not in gone for r in self.residencies.values())
+        return loaded + len(self.reservations)
 
     def loading_devices(self) -> set[DeviceId]:
         """Return the devices on which a load is under way."""

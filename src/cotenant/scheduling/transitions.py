@@ -7,11 +7,11 @@ from typing import Final
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
-from cotenant.planning.ledger import Claim
+from cotenant.planning.ledger import Claim, DeviceReading
 from cotenant.scheduling.commands import StartEngine, StopEngine
-from cotenant.scheduling.state import ModelState, Outbox, Residency, State
+from cotenant.scheduling.state import LastSeen, ModelState, Outbox, Residency, State
 
 LOADING, READY, DRAINING, UNLOADING, RECLAIMING = ResidencyState
 
@@ -30,6 +30,11 @@ ALLOWED: Final = frozenset(
     }
 )
 
+_KINDS: Final = {
+    UnloadReason.EVICTED: DecisionKind.EVICT,
+    UnloadReason.OVERCOMMITTED: DecisionKind.EVICT,
+    UnloadReason.DEVICE_LOST: DecisionKind.DEVICE_LOST,
+}
 _LOAD_MEMORY: Final = 0.3
 _SEEN_BACK: Final = 0.75
 
@@ -65,8 +70,7 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     out.tell(
         DecisionKind.LOAD,
         residency.model,
-        f"loading on {places(residency)}: {format_bytes(residency.bytes)}, "
-        f"about {format_duration(model.load_s)}; {why}",
+        f"{_where(residency)}, about {format_duration(model.load_s)}; {why}",
         bytes=residency.bytes,
         expected_s=model.load_s,
     )
@@ -88,36 +92,38 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
     out.tell(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
 
 
-def unload(state: State, residency: Residency, out: Outbox, kind: DecisionKind, why: str) -> None:
+def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
     """Have the engine stopped."""
     held_s = out.at - (residency.ready_at if residency.ready_at is not None else residency.since)
     move(residency, UNLOADING, out.at)
-    residency.leaves = (kind, why)
+    residency.leaves = (reason, why)
+    frees = f"; frees {format_bytes(residency.bytes)} on {places(residency)}" if residency.bytes else ""
     out.tell(
-        kind,
+        _KINDS.get(reason, DecisionKind.UNLOAD),
         residency.model,
-        f"{why}; frees {format_bytes(residency.bytes)} on {places(residency)}",
+        f"{why}{frees}",
         bytes=residency.bytes,
         held_s=held_s,
+        reason=reason.value,
     )
     out.add(StopEngine(residency.id))
 
 
-def drain(residency: Residency, out: Outbox, kind: DecisionKind, why: str) -> None:
+def drain(residency: Residency, reason: UnloadReason, why: str, at: float) -> None:
     """Admit no more requests; it is unloaded when the last one ends."""
     if residency.state is READY:
-        move(residency, DRAINING, out.at)
-    residency.leaves = (kind, why)
+        move(residency, DRAINING, at)
+    residency.leaves = (reason, why)
 
 
-def leave(state: State, residency: Residency, out: Outbox, kind: DecisionKind, why: str) -> None:
+def leave(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
     """Unload at once if nothing uses it, else drain first."""
     if residency.state in (UNLOADING, RECLAIMING):
         return
     if residency.in_flight:
-        drain(residency, out, kind, why)
+        drain(residency, reason, why, out.at)
     else:
-        unload(state, residency, out, kind, why)
+        unload(state, residency, out, reason, why)
 
 
 def resume(residency: Residency, out: Outbox) -> None:
@@ -132,13 +138,28 @@ def exited(state: State, residency: Residency, out: Outbox) -> None:
     drop_leases(state, residency)
     move(residency, RECLAIMING, out.at)
     residency.ended_at = out.at
-    readings = state.ledger.readings
-    residency.free_before = {
-        device: free
-        for device in residency.bytes_by_device
-        if device in readings and readings[device].live and (free := readings[device].free_bytes) is not None
-    }
+    for device in residency.bytes_by_device:
+        seen = _last_seen(state.ledger.readings.get(device), residency.id)
+        if seen is not None:
+            residency.last_seen.setdefault(device, seen)
     reclaim(state, residency, out)
+
+
+def remember(state: State, holder: ResidencyId, reading: DeviceReading) -> None:
+    """Keep how a card was when an engine was last seen to hold memory there.
+
+    Its process may have passed that on before anybody is told of its end.
+    """
+    residency = state.residencies.get(holder)
+    if (
+        residency is None
+        or residency.state is RECLAIMING
+        or reading.device.id not in residency.bytes_by_device
+    ):
+        return
+    seen = _last_seen(reading, holder)
+    if seen is not None and seen.engine_bytes:
+        residency.last_seen[reading.device.id] = seen
 
 
 def drop_leases(state: State, residency: Residency) -> None:
@@ -153,7 +174,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
     if residency.ended_at is None:
         return
     waited_s = out.at - residency.ended_at
-    missing = [device for device in residency.free_before if not _seen_back(state, residency, device)]
+    missing = [device for device in residency.last_seen if not _seen_back(state, residency, device)]
     if missing and waited_s < state.settings.reclaim_bound_s:
         return
     if missing:
@@ -186,20 +207,45 @@ def places(residency: Residency) -> str:
     return ", ".join(share.device.label for share in residency.placement.used_shares)
 
 
+def _where(residency: Residency) -> str:
+    if not residency.bytes_by_device:
+        return "connecting to where it is served"
+    return f"loading on {places(residency)}: {format_bytes(residency.bytes)}"
+
+
 def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:
-    """Whether a Reading after the end shows the bytes free, or shows that the engine holds none."""
+    """Whether a Reading after the end shows the bytes free, or held by neither the engine nor an heir."""
     reading = state.ledger.readings.get(device)
     if reading is None or not reading.live:
         return True
     if residency.ended_at is None or reading.at <= residency.ended_at or reading.free_bytes is None:
         return False
     if reading.engine_bytes is not None:
-        return residency.id not in reading.engine_bytes
+        return residency.id not in reading.engine_bytes and not _inherited(residency, reading)
     if residency.ready_at is None:
         # How much of it had been taken when it died is not known: a later Reading is all there is to see.
         return True
     expected = _SEEN_BACK * residency.bytes_by_device[device]
-    return reading.free_bytes - residency.free_before[device] >= expected
+    return reading.free_bytes - residency.last_seen[device].free_bytes >= expected
+
+
+def _inherited(residency: Residency, reading: DeviceReading) -> bool:
+    """Whether others hold about as much more as the engine held: some process has outlived it.
+
+    Others who grow by chance at that moment delay the next load, by no more than the wait's bound.
+    """
+    before = residency.last_seen[reading.device.id]
+    if before.foreign_bytes is None or not before.engine_bytes or reading.foreign_bytes is None:
+        return False
+    return reading.foreign_bytes - before.foreign_bytes >= _SEEN_BACK * before.engine_bytes
+
+
+def _last_seen(reading: DeviceReading | None, engine: ResidencyId) -> LastSeen | None:
+    """Return how a card was; None where no driver measures it, or not now."""
+    if reading is None or not reading.live or reading.free_bytes is None:
+        return None
+    held = None if reading.engine_bytes is None else reading.engine_bytes.get(engine, 0)
+    return LastSeen(reading.free_bytes, reading.foreign_bytes, held)
 
 
 def _forget(state: State, residency: Residency) -> None:

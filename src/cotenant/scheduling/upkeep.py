@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
 from cotenant.planning.choice import choose
 from cotenant.planning.ledger import DeviceReading
+from cotenant.scheduling.advice import advised_keep, expected, fulfilled, kept_s
 from cotenant.scheduling.placing import drain_credit_s, eviction_cost, head_wait_s, ripe_at
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
-from cotenant.scheduling.transitions import drop_leases, leave, reclaim, start, unload
+from cotenant.scheduling.transitions import drop_leases, leave, reclaim, remember, start, unload
 
 _PREFETCH_CHANCE = 0.5
 _GONE = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
@@ -27,9 +28,12 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
     for reading in readings:
         for holder, count in (reading.engine_bytes or {}).items():
             measured[holder] = measured.get(holder, 0) + count
+            remember(state, holder, reading)
     for holder, count in measured.items():
         if holder in state.residencies:
             state.residencies[holder].measured_bytes = count
+    if lost:
+        state.changed_at = out.at
     for device in lost:
         out.tell(
             DecisionKind.DEVICE_LOST, None, f"{device} is gone: its models move to others where they fit"
@@ -37,9 +41,20 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
         for residency in _on(state, device):
             state.models[residency.model].wanted = True
             drop_leases(state, residency)
-            unload(state, residency, out, DecisionKind.DEVICE_LOST, f"its device {device} is gone")
+            unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
     see_back(state, out)
     relieve(state, out)
+    _mark_crowded(state, out)
+
+
+def _mark_crowded(state: State, out: Outbox) -> None:
+    """Note where a device has come to admit fewer engines than it bears: they stay, and no more come."""
+    crowded = dict(state.ledger.crowded())
+    for device in crowded.keys() - state.crowded:
+        admission = state.ledger.readings[device].admission
+        text = f"{device} bears {state.ledger.engines(device)} engines and admits {admission.max_engines}"
+        out.tell(DecisionKind.OVERCOMMITTED, None, f"{text}: {admission.why}")
+    state.crowded = set(crowded)
 
 
 def see_back(state: State, out: Outbox) -> None:
@@ -70,9 +85,8 @@ def relieve(state: State, out: Outbox) -> None:
             if leaving >= missing:
                 break
             leaving += residency.bytes_by_device[device]
-            unload(
-                state, residency, out, DecisionKind.EVICT, "evicted: others have taken memory of its device"
-            )
+            why = "evicted: others have taken memory of its device"
+            unload(state, residency, out, UnloadReason.OVERCOMMITTED, why)
 
 
 def let_go(state: State, out: Outbox) -> None:
@@ -80,14 +94,18 @@ def let_go(state: State, out: Outbox) -> None:
     for residency in [*state.residencies.values()]:
         due = gone_at(state, residency)
         if due is not None and due <= out.at:
-            idle = format_duration(out.at - state.models[residency.model].last_used)
-            unload(state, residency, out, DecisionKind.UNLOAD, f"unloaded: idle {idle}, its keep-alive")
+            model = state.models[residency.model]
+            idle, advised = format_duration(out.at - model.last_used), advised_keep(state, model)
+            why = f"unloaded: idle {idle}, its keep-alive{advised}"
+            if advised:
+                out.tell(DecisionKind.ADVISED, residency.model, f"its keep-alive ends{advised}", mattered=1)
+            unload(state, residency, out, UnloadReason.KEEP_ALIVE, why)
 
 
 def gone_at(state: State, residency: Residency) -> float | None:
     """Return when an idle model's keep-alive runs out; None if it does not."""
     model = state.models[residency.model]
-    keep = model.spec.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
+    keep = kept_s(state, model)
     if not residency.idle or model.pinned or model.queue or keep is None or math.isinf(keep):
         return None
     return model.last_used + keep
@@ -95,24 +113,37 @@ def gone_at(state: State, residency: Residency) -> float | None:
 
 def prefetch(state: State, out: Outbox) -> None:
     """Load what is likely wanted soon into room that nobody needs; one at a time."""
-    if not state.settings.prefetch or state.stopping or state.tickets or state.loading_devices():
+    if state.stopping or state.tickets or state.loading_devices():
+        return
+    if not state.settings.prefetch and not state.advised:
         return
     if state.settings.max_loaded is not None and state.loaded_count() >= state.settings.max_loaded:
         return
-    likely = [(m.demand.chance_soon(out.at, state.everyone), m) for m in _cold(state, out.at)]
-    for chance, model in sorted(likely, key=lambda pair: (-pair[0], pair[1].spec.name)):
-        if chance < _PREFETCH_CHANCE:
-            return
+    for chance, model in _likely(state, out.at):
         placement = choose(model.spec.fit, state.ledger.budgets(), (), together=model.spec.together)
         if isinstance(placement, Placement):
-            start(state, model, placement, out, f"likely wanted soon ({chance:.0%}), and there is room")
+            why = "the advisor expects it" if chance is None else f"likely wanted soon ({chance:.0%})"
+            if chance is None:
+                fulfilled(state, model)
+                out.tell(DecisionKind.ADVISED, model.spec.name, "loaded ahead by the advisor", mattered=1)
+            start(state, model, placement, out, f"{why}, and there is room")
             return
+
+
+def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState]]:
+    """Yield cold models with the chance that each is wanted soon, None where an advisor has said so."""
+    cold = _cold(state, now)
+    yield from ((None, model) for model in cold if expected(state, model, now))
+    if state.settings.prefetch:
+        chances = [(model.demand.chance_soon(now, state.everyone), model) for model in cold]
+        ranked = sorted(chances, key=lambda pair: (-pair[0], pair[1].spec.name))
+        yield from (pair for pair in ranked if pair[0] >= _PREFETCH_CHANCE)
 
 
 def stop(state: State, out: Outbox) -> None:
     """Let every model go as its requests end."""
     for residency in [*state.residencies.values()]:
-        leave(state, residency, out, DecisionKind.UNLOAD, "unloaded: the daemon is shutting down")
+        leave(state, residency, out, UnloadReason.SHUTDOWN, "unloaded: the daemon is shutting down")
 
 
 def next_instant(state: State, now: float) -> float | None:
@@ -122,6 +153,8 @@ def next_instant(state: State, now: float) -> float | None:
 
 def _instants(state: State, now: float) -> Iterator[float]:
     yield from (ticket.deadline for ticket in state.tickets.values())
+    for standing in state.advised.values():
+        yield from (standing.factor_until, standing.pinned_until, standing.prefetch_until)
     for residency in state.residencies.values():
         due = gone_at(state, residency)
         if due is not None:

@@ -1,0 +1,172 @@
+"""vLLM's models: whole on one GPU, or every matrix cut alike over 2, 4 or 8 equal ones.
+
+Sources, vLLM 0.11: `v1/worker/gpu_worker.py` (`--gpu-memory-utilization` is a share of the card's total that
+must be free at the start and holds weights, activations and KV cache; context and CUDA graphs come on top),
+`v1/kv_cache_interface.py` (blocks of 16 tokens), `model_executor/layers/vocab_parallel_embedding.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from cotenant.domain.devices import DeviceId, DeviceKind
+from cotenant.domain.models import CacheType, ModelShape, Parts, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
+from cotenant.domain.units import MIB, format_bytes
+from cotenant.planning.budgets import BudgetRules, overhead_bytes
+
+WAYS: Final = (1, 2, 4, 8)
+GRAPH_BYTES: Final = 512 * MIB
+"""CUDA graphs and NCCL's buffers, which vLLM takes beside its utilization."""
+_ACTIVATION_MARGIN_BYTES: Final = 256 * MIB
+_BLOCK_TOKENS: Final = 16
+_NULL_BLOCKS: Final = 1
+_F16: Final = 2
+_F32: Final = 4
+
+
+def place_sharded(
+    name: str, shape: ModelShape, recipe: Recipe, budgets: Sequence[Budget], rules: BudgetRules
+) -> Placement | Refusal:
+    """Lay a model over the fewest equal GPUs that have room for it, or say why none have.
+
+    Host RAM is used only where it is the sole device, for builds of vLLM without CUDA.
+    """
+    left_out = tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
+    usable = [budget for budget in budgets if budget.left_out is None]
+    shortfalls: tuple[Shortfall, ...] = ()
+    for group in _groups(usable, shape):
+        parts = sharded_parts(shape, recipe, len(group))
+        needed = [replace(parts, overhead=_overhead(budget, rules)) for budget in group]
+        missing = tuple(
+            Shortfall(budget.device, part.total, budget.budget_bytes)
+            for budget, part in zip(group, needed, strict=True)
+        )
+        if not any(shortfall.missing_bytes for shortfall in missing):
+            by_device = {b.device.id: part for b, part in zip(group, needed, strict=True)}
+            return _placement(name, shape, recipe, budgets, by_device, (*left_out, *shape.notes))
+        if not shortfalls or _missing(missing) < _missing(shortfalls):
+            shortfalls = missing
+    if not shortfalls:
+        reason = "no device can be used" if budgets else "there is no device"
+        return Refusal(name, reason, warnings=left_out)
+    worst = max(shortfalls, key=lambda shortfall: shortfall.missing_bytes)
+    where = f"each of {len(shortfalls)} GPUs" if len(shortfalls) > 1 else worst.device.label
+    reason = (
+        f"it needs {format_bytes(worst.needed_bytes)} of {where} and "
+        f"{format_bytes(worst.budget_bytes)} may be used"
+    )
+    return Refusal(name, reason, shortfalls, warnings=left_out)
+
+
+def sharded_parts(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
+    """Return what each of `ways` GPUs bears, the context and graphs aside.
+
+    All matrices are cut, so weights divide evenly; KV heads that are fewer than the ways are kept by several.
+    vLLM keeps the KV cache of sliding layers in pages of the others' size: they count in full.
+    """
+    tokens = (-(-recipe.n_ctx // _BLOCK_TOKENS) + _NULL_BLOCKS) * _BLOCK_TOKENS
+    element = 1 if recipe.cache_type_k is CacheType.Q8_0 else _F16
+    row = sum(_elements(shape, number, ways) for number in range(shape.n_layers))
+    state = sum(layer.state_elements for layer in shape.layers) * _F32 * recipe.parallel
+    widest = max((layer.n_ff for layer in shape.layers), default=0)
+    hidden = recipe.n_batch * (4 * shape.n_embd + 3 * -(-widest // ways)) * _F16
+    logits = 2 * _F32 * recipe.parallel * shape.n_vocab
+    return Parts(
+        weights=-(-shape.tensor_bytes // ways),
+        kv=tokens * row * element + -(-state // ways),
+        compute=hidden + logits + _ACTIVATION_MARGIN_BYTES,
+    )
+
+
+def utilization(share: Share) -> float | None:
+    """Return `--gpu-memory-utilization` for a share of a card, rounded up to 0.0001; None if unknown.
+
+    It covers what is planned beside context and graphs. What else is on the card does not enter: the share is
+    of the card's total, and vLLM checks only that as much is free, which admission has seen to.
+    """
+    total = share.device.total_bytes
+    if not total:
+        return None
+    wanted = share.parts.total - share.parts.overhead
+    return min(0.99, -(-wanted * 10_000 // total) / 10_000)
+
+
+def _groups(usable: Sequence[Budget], shape: ModelShape) -> Iterator[list[Budget]]:
+    """Yield the sets of devices to try: the fewest first, of equal ones that a process can use together."""
+    gpus = [budget for budget in usable if budget.device.kind is not DeviceKind.HOST]
+    if not gpus:
+        yield from ([budget] for budget in usable)
+        return
+    alike: dict[tuple[str, int | None, str | None], list[Budget]] = {}
+    for budget in gpus:
+        if budget.device.kind is not DeviceKind.MIG:
+            key = budget.device.name, budget.device.total_bytes, budget.group
+            alike.setdefault(key, []).append(budget)
+    heads = [layer.n_head for layer in shape.layers if layer.n_head]
+    for ways in WAYS:
+        if ways == 1:
+            yield from ([budget] for budget in gpus)
+        elif all(count % ways == 0 for count in heads):
+            for group in alike.values():
+                if len(group) >= ways:
+                    yield sorted(group, key=lambda budget: -budget.budget_bytes)[:ways]
+
+
+def _elements(shape: ModelShape, number: int, ways: int) -> int:
+    """Return the K and V elements of one token in one layer on each GPU; a latent cache is kept by all."""
+    layer = shape.layers[number]
+    if not layer.v_elements:
+        return layer.k_elements
+    # Of n KV heads, each GPU has at least one: no less than the width of a head.
+    head = shape.n_embd // layer.n_head if layer.n_head else 1
+    return max(-(-layer.k_elements // ways), min(head, layer.k_elements)) + max(
+        -(-layer.v_elements // ways), min(head, layer.v_elements)
+    )
+
+
+def _overhead(budget: Budget, rules: BudgetRules) -> int:
+    if budget.device.kind is DeviceKind.HOST:
+        return 0
+    return overhead_bytes(budget.device, rules) + GRAPH_BYTES
+
+
+def _missing(shortfalls: Sequence[Shortfall]) -> int:
+    return sum(shortfall.missing_bytes for shortfall in shortfalls)
+
+
+def _placement(
+    name: str,
+    shape: ModelShape,
+    recipe: Recipe,
+    budgets: Sequence[Budget],
+    parts: Mapping[DeviceId, Parts],
+    warnings: tuple[str, ...],
+) -> Placement:
+    on_gpu = any(b.device.id in parts and b.device.kind is not DeviceKind.HOST for b in budgets)
+    units = shape.n_layers + 1
+    shares = tuple(
+        Share(
+            budget,
+            0,
+            max(0, shape.n_layers - 1),
+            units if len(parts) == 1 else 0,
+            has_output=True,
+            parts=parts[budget.device.id],
+        )
+        if budget.device.id in parts
+        else Share(budget, None, None, 0, has_output=False, parts=Parts())
+        for budget in budgets
+    )
+    return Placement(
+        name,
+        recipe,
+        n_layers=shape.n_layers,
+        n_gpu_layers=units if on_gpu else 0,
+        shares=shares,
+        host=Parts(),
+        estimated=("compute",) if shape.kv_exact else ("kv", "compute"),
+        warnings=warnings,
+    )

@@ -1,0 +1,84 @@
+"""Models whose bytes are stated or were seen, and not computed: they lie whole on one device, or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from cotenant.domain.devices import DeviceKind
+from cotenant.domain.models import ModelShape, Parts, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
+from cotenant.domain.units import format_bytes
+
+UNKNOWN_SHARE: Final = 0.8
+"""What part of a GPU a model is given for its first load, when nobody knows what it takes."""
+
+
+def place_whole(
+    name: str, shape: ModelShape, recipe: Recipe, needed_bytes: int | None, budgets: Sequence[Budget]
+) -> Placement | Refusal:
+    """Put a model on the first device that has room for `needed_bytes`, or say why none has.
+
+    None is not known: it gets UNKNOWN_SHARE of a GPU. Host RAM is used only where it is the sole device.
+    """
+    usable = [budget for budget in budgets if budget.left_out is None]
+    gpus = [budget for budget in usable if budget.device.kind is not DeviceKind.HOST]
+    left_out = tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
+    shortfalls = []
+    for budget in gpus or usable:
+        needed = _needed(needed_bytes, budget)
+        if needed is None:
+            reason = f"what it takes of {budget.device.label} is not known: state it, as `memory: 6GiB`"
+            return Refusal(name, reason, warnings=left_out)
+        if needed <= budget.budget_bytes:
+            return _placement(name, shape, recipe, budgets, budget, needed, left_out)
+        shortfalls.append(Shortfall(budget.device, needed, budget.budget_bytes))
+    if not shortfalls:
+        return Refusal(name, "there is no device that can be used", warnings=left_out)
+    least = min(shortfalls, key=lambda shortfall: shortfall.missing_bytes)
+    reason = (
+        f"it needs {format_bytes(least.needed_bytes)} on one device and "
+        f"{format_bytes(least.budget_bytes)} may be used of {least.device.label}"
+    )
+    return Refusal(name, reason, tuple(shortfalls), warnings=left_out)
+
+
+def place_nowhere(name: str, recipe: Recipe) -> Placement:
+    """Return the placement of a model that takes no memory of this machine."""
+    return Placement(name, recipe, n_layers=0, n_gpu_layers=0, shares=(), host=Parts())
+
+
+def _needed(stated: int | None, budget: Budget) -> int | None:
+    if stated is not None:
+        return stated
+    total = budget.device.total_bytes
+    return None if total is None or budget.device.kind is DeviceKind.HOST else int(UNKNOWN_SHARE * total)
+
+
+def _placement(
+    name: str,
+    shape: ModelShape,
+    recipe: Recipe,
+    budgets: Sequence[Budget],
+    chosen: Budget,
+    needed: int,
+    left_out: tuple[str, ...],
+) -> Placement:
+    # Counted as one layer where its file was not read: a share without any counts as unused.
+    last = max(0, shape.n_layers - 1)
+    shares = tuple(
+        Share(budget, 0, last, last + 2, has_output=True, parts=Parts(weights=needed))
+        if budget is chosen
+        else Share(budget, None, None, 0, has_output=False, parts=Parts())
+        for budget in budgets
+    )
+    return Placement(
+        name,
+        recipe,
+        n_layers=last + 1,
+        n_gpu_layers=0 if chosen.device.kind is DeviceKind.HOST else last + 2,
+        shares=shares,
+        host=Parts(),
+        estimated=("weights",),
+        warnings=left_out,
+    )

@@ -1,0 +1,165 @@
+"""What an advisor outside may change: how long models stay, who goes first, what is loaded ahead.
+
+Advice never decides whether there is room, nor makes room: it stretches or shortens keep-alives within
+bounds, moves a model down the order of victims without taking it out, and loads into unneeded memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.units import format_duration
+from cotenant.scheduling.state import ModelState, Outbox, Standing, State
+
+LEAST_FACTOR: Final = 0.25
+MOST_FACTOR: Final = 4.0
+MOST_SOFT_PINS: Final = 4
+MOST_PIN_S: Final = 600.0
+MOST_PREFETCHES: Final = 2
+STANDS_S: Final = 600.0
+"""How long a keep-alive factor stands, and a wish to have a model loaded."""
+STALE_S: Final = 120.0
+_PINNED_TIMES: Final = 8.0
+_PINNED_LEAST: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is advised for one model; `loads` is how often it had been loaded when that was thought out."""
+
+    loads: int
+    keep_alive_factor: float = 1.0
+    soft_pin_s: float = 0.0
+    prefetch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Hints by model, from the state as it was at the instant `asked_at`: that is its version.
+
+    With `shadow` it is told what would have been done, and nothing is.
+    """
+
+    asked_at: float
+    hints: Mapping[str, Hint] = field(default_factory=dict)
+    shadow: bool = False
+
+
+def take_advice(state: State, advice: Advice, out: Outbox) -> None:
+    """Let advice stand as far as it is sound and still meant for what there is."""
+    stale = _stale(state, advice, out.at)
+    if stale is not None:
+        out.tell(DecisionKind.ADVISED, None, f"advice dropped: {stale}", dropped=len(advice.hints))
+        return
+    soft_pins = sum(standing.pinned_until > out.at for standing in state.advised.values())
+    prefetches = 0
+    for name, hint in advice.hints.items():
+        model = state.models.get(name)
+        if model is None or model.removed or model.loads != hint.loads:
+            continue
+        standing = state.advised.get(name, Standing())
+        pinned_now = standing.pinned_until > out.at
+        pin = hint.soft_pin_s > 0 and not model.pinned and (pinned_now or soft_pins < MOST_SOFT_PINS)
+        prefetch = hint.prefetch and model.residency is None and prefetches < MOST_PREFETCHES
+        soft_pins += (pin and not pinned_now) - (pinned_now and not pin)
+        prefetches += prefetch
+        factor = _within(hint.keep_alive_factor, LEAST_FACTOR, MOST_FACTOR, 1.0)
+        fresh = Standing(
+            factor,
+            out.at + STANDS_S if factor != 1.0 else 0.0,
+            out.at + _within(hint.soft_pin_s, 0.0, MOST_PIN_S, 0.0) if pin else 0.0,
+            out.at + STANDS_S if prefetch else 0.0,
+        )
+        _tell(model, standing, fresh, out, shadow=advice.shadow)
+        if not advice.shadow:
+            state.advised[name] = fresh
+
+
+def lapse(state: State, at: float) -> None:
+    """Forget what has stood its time, and what was meant for models that are not served any more."""
+    for name, standing in [*state.advised.items()]:
+        kept = Standing(
+            standing.factor if standing.factor_until > at else 1.0,
+            standing.factor_until if standing.factor_until > at else 0.0,
+            standing.pinned_until if standing.pinned_until > at else 0.0,
+            standing.prefetch_until if standing.prefetch_until > at else 0.0,
+        )
+        model = state.models.get(name)
+        if model is not None and model.residency is not None:
+            kept = replace(kept, prefetch_until=0.0)
+        if model is None or kept == Standing():
+            del state.advised[name]
+        elif kept != standing:
+            state.advised[name] = kept
+
+
+def kept_s(state: State, model: ModelState) -> float | None:
+    """Return how long a model stays after its last request; None for ever.
+
+    What a client or the operator said of one request is left alone, and so is a pinned model.
+    """
+    if model.keep_alive_s is not None:
+        return model.keep_alive_s
+    keep = model.spec.keep_alive_s
+    standing = state.advised.get(model.spec.name)
+    return keep if keep is None or standing is None else keep * standing.factor
+
+
+def advised_keep(state: State, model: ModelState) -> str:
+    """Say what advice did to a keep-alive; nothing where it did nothing."""
+    standing = state.advised.get(model.spec.name)
+    if standing is None or standing.factor == 1.0 or model.keep_alive_s is not None:
+        return ""
+    return f", ×{standing.factor:g} by the advisor"
+
+
+def spared(state: State, name: str, at: float, cost: float) -> float:
+    """Return what evicting a model costs, given its soft pin: more, and never beyond reach."""
+    standing = state.advised.get(name)
+    if standing is None or standing.pinned_until <= at:
+        return cost
+    return cost * _PINNED_TIMES + _PINNED_LEAST
+
+
+def expected(state: State, model: ModelState, at: float) -> bool:
+    """Whether the advisor has the model loaded ahead."""
+    standing = state.advised.get(model.spec.name)
+    return standing is not None and standing.prefetch_until > at
+
+
+def fulfilled(state: State, model: ModelState) -> None:
+    """Note that a model was loaded ahead: once for each time that it is advised."""
+    standing = state.advised[model.spec.name]
+    state.advised[model.spec.name] = replace(standing, prefetch_until=0.0)
+
+
+def _stale(state: State, advice: Advice, now: float) -> str | None:
+    if not advice.asked_at <= now:
+        return "it is from the future"
+    if advice.asked_at < state.changed_at:
+        return "the models or the devices have changed since it was asked for"
+    if now - advice.asked_at > STALE_S:
+        return f"it took {format_duration(now - advice.asked_at)}"
+    return None
+
+
+def _within(value: float, least: float, most: float, otherwise: float) -> float:
+    return min(max(value, least), most) if math.isfinite(value) else otherwise
+
+
+def _tell(model: ModelState, old: Standing, new: Standing, out: Outbox, *, shadow: bool) -> None:
+    parts = []
+    if new.factor != old.factor:
+        parts.append(f"keep-alive ×{new.factor:g} for {format_duration(STANDS_S)}")
+    if new.pinned_until and old.pinned_until <= out.at:
+        parts.append(f"evicted after others for {format_duration(new.pinned_until - out.at)}")
+    if new.prefetch_until and old.prefetch_until <= out.at:
+        parts.append("loaded ahead if there is room")
+    if parts:
+        begin = "the advisor would have it" if shadow else "by the advisor"
+        text = f"{begin}: {'; '.join(parts)}"
+        out.tell(DecisionKind.ADVISED, model.spec.name, text, shadow=int(shadow), factor=new.factor)

@@ -1,0 +1,45 @@
+"""Whatever an advisor says, and however often: every request is served, within the same bound."""
+
+from __future__ import annotations
+
+import os
+from random import Random
+
+import pytest
+
+from cotenant.scheduling import events
+from cotenant.scheduling.advice import Advice, Hint
+from cotenant.simulation.faults import NO_FAULTS
+from cotenant.simulation.seeded import SeededWorld, seeded_world
+
+_SEEDS = int(os.environ.get("COTENANT_SIM_SEEDS", "60"))
+
+
+def advise(seeded: SeededWorld, every_s: float) -> list[int]:
+    """Have advice drawn at random come again and again; note for how many models each then stands."""
+    stands: list[int] = []
+    world, dice = seeded.world, Random(seeded.seed + 1)
+
+    def hint(loads: int) -> Hint:
+        factor = dice.choice([0.0, 0.25, 1.0, 4.0, 1e9])
+        return Hint(loads, factor, dice.choice([0.0, 600.0, 1e9]), dice.random() < 0.5)
+
+    def comes() -> None:
+        now, models = world.agenda.now, world.scheduler.state.models
+        if now < seeded.ends_by_s - 10:
+            hints = {name: hint(model.loads) for name, model in models.items()}
+            world.send(events.AdviceGiven(now, Advice(now, hints)))
+            stands.append(len(world.scheduler.state.advised))
+            world.agenda.after(dice.expovariate(1 / every_s), comes)
+
+    world.agenda.after(0.0, comes)
+    return stands
+
+
+@pytest.mark.slow
+def test_without_faults_everybody_is_served_in_time_under_any_advice() -> None:
+    for seed in range(_SEEDS):
+        seeded = seeded_world(seed, NO_FAULTS)
+        stands = advise(seeded, every_s=2.0)
+        seeded.run()
+        assert max(stands) > 0
