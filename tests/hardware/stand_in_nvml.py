@@ -32,6 +32,9 @@ class PaperCard:
     bus_id: str = "00000000:01:00.0"
     capability: tuple[int, int] = (8, 6)
     mode: int = pynvml.NVML_COMPUTEMODE_DEFAULT
+    utilisation: int = 37
+    temperature: int = 61
+    milliwatts: int = 214_500
     memory_clock_mhz: int = 9751
     bus_width_bits: int = 384
     compute: tuple[Process, ...] = ()
@@ -129,6 +132,11 @@ def _mig_slice(card: PaperCard, index: int) -> PaperCard:
     return found
 
 
+def _temperature(card: PaperCard, sensor: int) -> int:
+    assert sensor == pynvml.NVML_TEMPERATURE_GPU
+    return card.temperature
+
+
 ANSWERS: dict[str, Callable[..., Any]] = {
     "nvmlDeviceGetUUID": lambda card: card.uuid,
     "nvmlDeviceGetName": lambda card: card.name,
@@ -136,11 +144,15 @@ ANSWERS: dict[str, Callable[..., Any]] = {
     "nvmlDeviceGetMemoryInfo": _memory,
     "nvmlDeviceGetCudaComputeCapability": lambda card: card.capability,
     "nvmlDeviceGetComputeMode": lambda card: card.mode,
+    "nvmlDeviceGetClockInfo": lambda card, kind: 1695,
     "nvmlDeviceGetMaxClockInfo": lambda card, kind: card.memory_clock_mhz,
     "nvmlDeviceGetMemoryBusWidth": lambda card: card.bus_width_bits,
     "nvmlDeviceGetComputeRunningProcesses": lambda card: list(card.compute),
     "nvmlDeviceGetGraphicsRunningProcesses": lambda card: list(card.graphics),
     "nvmlDeviceGetMPSComputeRunningProcesses": lambda card: list(card.mps),
+    "nvmlDeviceGetUtilizationRates": lambda card: SimpleNamespace(gpu=card.utilisation, memory=12),
+    "nvmlDeviceGetTemperature": _temperature,
+    "nvmlDeviceGetPowerUsage": lambda card: card.milliwatts,
     "nvmlDeviceGetMigMode": _mig_mode,
     "nvmlDeviceGetMaxMigDeviceCount": lambda card: len(card.mig or ()),
     "nvmlDeviceGetMigDeviceHandleByIndex": _mig_slice,

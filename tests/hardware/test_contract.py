@@ -8,11 +8,13 @@ import pytest
 
 from cotenant.clock import ManualClock
 from cotenant.domain.devices import DeviceKind, DeviceOrder, Inventory, launch_environment
+from cotenant.hardware.amd import AmdProbe
 from cotenant.hardware.described import DescribedProbe
 from cotenant.hardware.host import HostProbe
 from cotenant.hardware.inventory import probe
 from cotenant.hardware.nvml import NvmlProbe
 from cotenant.interfaces import GpuProbe
+from tests.hardware.stand_in_amdsmi import AmdCard, AmdSmiLibraryException, StandInAmdsmi, process
 from tests.hardware.stand_in_nvml import MIB, PaperCard, Process, StandInNvml
 
 NOW = 42.0
@@ -36,6 +38,19 @@ def on_paper(clock: ManualClock) -> GpuProbe:
     )
 
 
+def amd(clock: ManualClock) -> GpuProbe:
+    memory = ("amdsmi_get_gpu_memory_total", "amdsmi_get_gpu_vram_usage")
+    refuses: dict[str, Exception] = dict.fromkeys(memory, AmdSmiLibraryException(2))
+    return AmdProbe(
+        clock,
+        StandInAmdsmi(
+            AmdCard("GPU-00000000000000b1", hip_id=1, used=9000 * MIB, processes=[process(2, MIB)]),
+            AmdCard("GPU-XX", hip_id=0, bdf="0000:83:00.0", total=8176 * MIB),
+            AmdCard("GPU-00000000000000c2", hip_id=2, bdf="0000:c3:00.0", refuses=refuses),
+        ),
+    )
+
+
 def no_library(clock: ManualClock) -> GpuProbe:
     return NvmlProbe(clock, StandInNvml(refuses={"nvmlInit": pynvml.NVMLError_LibraryNotFound()}))
 
@@ -46,6 +61,7 @@ def no_match(clock: ManualClock) -> GpuProbe:
 
 PROBES: list[Callable[[ManualClock], GpuProbe]] = [
     on_paper,
+    amd,
     no_library,
     no_match,
     HostProbe,
@@ -53,7 +69,7 @@ PROBES: list[Callable[[ManualClock], GpuProbe]] = [
     lambda clock: DescribedProbe(clock, "64x24GiB"),
     lambda clock: probe(None, clock),
 ]
-NAMES = ["paper", "no-library", "mismatch", "host", "described", "many", "this-machine"]
+NAMES = ["paper", "amd", "no-library", "mismatch", "host", "described", "many", "this-machine"]
 
 
 def real_cards(clock: ManualClock) -> GpuProbe:
@@ -120,9 +136,10 @@ def test_each_device_can_be_selected_by_its_id(found: Inventory) -> None:
 
 def test_an_engine_sees_exactly_the_real_gpus_in_planned_order(found: Inventory) -> None:
     planned = found.ordered(DeviceOrder.FREE_DESC)
-    visible = launch_environment(planned)["CUDA_VISIBLE_DEVICES"]
-    real = [device.id for device in planned if device.kind is not DeviceKind.HOST and not device.described]
-    assert visible == (",".join(real) or "-1")
+    environment = launch_environment(planned)
+    visible = environment.get("ROCR_VISIBLE_DEVICES") or environment["CUDA_VISIBLE_DEVICES"]
+    real = [device for device in planned if device.kind is not DeviceKind.HOST and not device.described]
+    assert visible == (",".join(device.hip_name or device.id for device in real) or "-1")
 
 
 def test_processes_are_listed_once_each_in_order_of_pid(found: Inventory) -> None:

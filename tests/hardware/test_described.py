@@ -154,6 +154,9 @@ gpus:
     compute_capability: 8.6
     compute_mode: exclusive_process
     bandwidth_gb_s: 768.1
+    utilisation_percent: 37
+    temperature_c: 61
+    power_w: 214.5
     processes: [{pid: 12, name: python3, used_mib: 100}, {pid: 13, used: 1GiB}, {pid: 14}]
   - {name: slice, total: 10GiB, used: 1GiB, uuid: MIG-7}
   - RTX 3090
@@ -168,6 +171,7 @@ gpus:
     reading = found.reading(first)
     assert (reading.used_bytes, reading.free_bytes) == (19304 * MIB, 5260 * MIB)
     assert reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS
+    assert (reading.utilisation_percent, reading.temperature_c, reading.power_w) == (37, 61, 214.5)
     assert reading.processes == (
         GpuProcess(12, "python3", 100 * MIB),
         GpuProcess(13, None, GIB),
@@ -180,6 +184,42 @@ gpus:
     )
     assert (third.name, third.total_bytes) == ("RTX 3090", 24 * GIB)
     assert [device.total_bytes for device in rest] == [8 * GIB] * 2
+
+
+def test_a_live_file_is_read_anew_and_stands_while_it_is_broken(file: Path) -> None:
+    file.write_text("{live: true, gpus: [{name: a, total_mib: 1000, used_mib: 0, uuid: GPU-1}]}")
+    probe = DescribedProbe(ManualClock(), str(file))
+
+    def used() -> list[int | None]:
+        found = probe.inventory()
+        return [found.reading(device).used_bytes for device in found.devices]
+
+    assert probe.inventory().source is InventorySource.FOLLOWED
+    assert probe.inventory().source.is_live
+    assert used() == [0]
+    file.write_text("{live: true, gpus: [{name: a, total_mib: 1000, used_mib: 700, uuid: GPU-1}]}")
+    assert used() == [700 * MIB]
+    for broken in ("{live: true, gpus: [", "", "{live: true, gpus: [{total: 1GiB, uuid: 7}]}"):
+        file.write_text(broken)
+        assert used() == [700 * MIB]
+        (problem,) = probe.inventory().problems
+        assert str(file) in problem
+        assert "what it said before stands" in problem
+    file.unlink()
+    assert used() == [700 * MIB]
+    file.write_text("{live: false, gpus: [{total: 2GiB}, {total: 1GiB}]}")
+    assert used() == [0, 0]
+    assert probe.inventory().source is InventorySource.FOLLOWED, "how a daemon looks at it does not change"
+
+
+def test_a_file_that_is_not_live_is_read_once(file: Path) -> None:
+    file.write_text("{live: false, gpus: [{total: 1GiB}]}")
+    probe = DescribedProbe(ManualClock(), str(file))
+    file.unlink()
+
+    found = probe.inventory()
+    assert found.source is InventorySource.DESCRIBED
+    assert found.problems == ()
 
 
 def test_a_known_name_is_enough_in_a_file_and_what_is_stated_wins(file: Path) -> None:
@@ -219,6 +259,12 @@ def test_a_file_of_any_name_is_read_if_it_exists(tmp_path: Path) -> None:
         ("- {total: 1GiB, compute_capability: new}", "compute_capability cannot be 'new'"),
         ("- {total: 1GiB, compute_mode: shared}", "compute_mode cannot be 'shared'"),
         ("- {total: 1GiB, bandwidth_gb_s: 0}", "bandwidth_gb_s cannot be '0'"),
+        ("- {total: 1GiB, utilisation_percent: 101}", "utilisation_percent cannot be '101'"),
+        ("- {total: 1GiB, temperature_c: warm}", "temperature_c cannot be 'warm'"),
+        ("- {total: 1GiB, power_w: -3}", "power_w cannot be '-3'"),
+        ("{live: perhaps, gpus: [1GiB]}", "live cannot be 'perhaps'"),
+        ("{live: [true], gpus: [1GiB]}", "live cannot be ['true']"),
+        ("{live: true}", "holds no list"),
         ("- {total: 1GiB, processes: 3}", "processes is not a list"),
         ("- {total: 1GiB, processes: [{name: a}]}", "a process has no pid"),
         ("- {total: 1GiB, processes: [{pid: -1}]}", "pid cannot be '-1'"),

@@ -19,8 +19,16 @@ QUERIES = (
     "nvmlDeviceGetComputeRunningProcesses",
     "nvmlDeviceGetGraphicsRunningProcesses",
     "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetTemperature",
+    "nvmlDeviceGetPowerUsage",
     "nvmlDeviceGetMigMode",
 )
+FACTS_OF = {
+    "nvmlDeviceGetUtilizationRates": "utilisation_percent",
+    "nvmlDeviceGetTemperature": "temperature_c",
+    "nvmlDeviceGetPowerUsage": "power_w",
+}
 ERRORS = (
     pynvml.NVMLError_NotSupported(),
     pynvml.NVMLError_NoPermission(),
@@ -57,6 +65,7 @@ def test_a_card_is_read_in_full() -> None:
     assert reading.free_bytes == (24576 - 300 - 1000) * MIB
     assert reading.compute_mode is ComputeMode.DEFAULT
     assert reading.processes == ()
+    assert (reading.utilisation_percent, reading.temperature_c, reading.power_w) == (37, 61, 214.5)
     assert reading.problem is None
     assert (found.source, found.problems) == (InventorySource.NVML, ())
     assert (found.driver_version, found.cuda_version) == ("550.54.15", "12.4")
@@ -115,6 +124,24 @@ def test_one_refused_query_leaves_one_fact_unknown_and_no_other_card_hidden(
         assert None not in memory
         assert 0 not in memory
         assert first.problem is None
+    unknown = {fact for fact in FACTS_OF.values() if getattr(first, fact) is None}
+    assert unknown == {FACTS_OF[query]} & set(FACTS_OF.values()) if query in FACTS_OF else not unknown
+
+
+def test_an_idle_card_says_zero_percent_and_not_nothing() -> None:
+    found = inventory(PaperCard("GPU-a", utilisation=0, milliwatts=0))
+
+    reading = found.reading(found.devices[0])
+    assert (reading.utilisation_percent, reading.power_w) == (0, 0.0)
+
+
+def test_a_slice_whose_driver_tells_no_utilisation_leaves_it_unknown() -> None:
+    refuses = dict.fromkeys(FACTS_OF, pynvml.NVMLError_NotSupported())
+    found = inventory(mig_card(PaperCard("MIG-1", refuses=refuses)))
+
+    reading = found.reading(found.devices[0])
+    assert (reading.utilisation_percent, reading.temperature_c, reading.power_w) == (None, None, None)
+    assert reading.free_bytes is not None
 
 
 def test_a_card_that_says_zero_bytes_in_all_is_unknown_and_not_empty() -> None:

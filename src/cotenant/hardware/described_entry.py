@@ -37,6 +37,9 @@ class DescribedGpu:
     compute_mode: ComputeMode = ComputeMode.DEFAULT
     bandwidth_bytes_per_s: int | None = None
     processes: tuple[GpuProcess, ...] | None = None
+    utilisation_percent: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > _MAX_NAME or not self.name.isprintable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cotenant.domain.pci import normalise_bus_id
 from cotenant.hardware.described_entry import DescribedGpu, complete, parse_entry, read_size
 
 _EXAMPLE = "A file lists GPUs: `- {name: RTX A5500, total_mib: 24564, used_mib: 19304}`."
+_FILE_KEYS = ("gpus", "live")
 _GPU_KEYS = (
     "name",
     "total",
@@ -29,24 +30,46 @@ _GPU_KEYS = (
     "compute_mode",
     "bandwidth_gb_s",
     "processes",
+    "utilisation_percent",
+    "temperature_c",
+    "power_w",
 )
 _PROCESS_KEYS = ("pid", "name", "used", "used_mib")
 _MAX_FILE_BYTES = 256 * 1024
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}")
 
 
-def read_file(path: Path) -> Iterator[tuple[str, DescribedGpu]]:
-    """Yield where each GPU stands in the file (`entry 2`), and the GPU. Raises BadDeviceSpec."""
-    document = _load(path)
+@dataclass(frozen=True, slots=True)
+class DescribedFile:
+    """The GPUs of a file, each with where it stands there (`entry 2`).
+
+    `live` says that the file changes as a driver's answers do, and is to be read anew at each look.
+    """
+
+    gpus: tuple[tuple[str, DescribedGpu], ...]
+    live: bool = False
+
+
+def read_file(path: Path) -> DescribedFile:
+    """Read a file of GPUs: a list, or `gpus:` and perhaps `live: true`. Raises BadDeviceSpec."""
+    document, live = _load(path), None
     if isinstance(document, dict):
-        unknown = sorted(str(key) for key in document if key != "gpus")
+        unknown = sorted(str(key) for key in document if key not in _FILE_KEYS)
         if unknown:
             raise BadDeviceSpec(
                 f"{path} has a key {_shown(unknown[0])} beside or in place of gpus", hint=_EXAMPLE
             )
+        try:
+            live = _optional(document, "live", {"true": True, "false": False}.get)
+        except BadDeviceSpec as error:
+            raise BadDeviceSpec(f"{path}: {error.message}", hint=error.hint) from None
         document = document.get("gpus")
     if not isinstance(document, list) or not document:
         raise BadDeviceSpec(f"{path} holds no list of GPUs", hint=_EXAMPLE)
+    return DescribedFile(tuple(_entries(path, document)), bool(live))
+
+
+def _entries(path: Path, document: list[Any]) -> Iterator[tuple[str, DescribedGpu]]:
     for number, entry in enumerate(document, start=1):
         where = f"{path}, entry {number}"
         try:
@@ -89,6 +112,9 @@ def _gpu(entry: Any) -> DescribedGpu:
         "compute_mode": _optional(entry, "compute_mode", _mode),
         "bandwidth_bytes_per_s": _optional(entry, "bandwidth_gb_s", _bandwidth),
         "processes": _processes(entry),
+        "utilisation_percent": _optional(entry, "utilisation_percent", _percent),
+        "temperature_c": _optional(entry, "temperature_c", _degrees),
+        "power_w": _optional(entry, "power_w", _watts),
     }
     return replace(gpu, **{key: value for key, value in given.items() if value is not None})
 
@@ -155,6 +181,18 @@ def _bandwidth(text: str) -> int | None:
     return round(float(text) * 10**9) or None if match else None
 
 
+def _percent(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= 100 else None
+
+
+def _degrees(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"-?[0-9]{1,3}", text) else None
+
+
+def _watts(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) else None
+
+
 def _pid(text: str) -> int | None:
     return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
 
@@ -165,11 +203,15 @@ def _shown(value: Any) -> str:
 
 
 _HINTS = {
+    "live": "true where the file is to be read again at each look, else false.",
     "uuid": "A UUID begins with GPU- or MIG-.",
     "pci_bus_id": "Write it as nvidia-smi does: 0000:01:00.0.",
     "compute_capability": "Write it with a point, such as 8.6.",
     "compute_mode": f"One of {', '.join(ComputeMode)}.",
     "bandwidth_gb_s": "A number of GB/s above zero, such as 936.",
+    "utilisation_percent": "A whole number from 0 to 100.",
+    "temperature_c": "A whole number of degrees Celsius, such as 61.",
+    "power_w": "A number of watts, such as 214.5.",
     "processes": "Write `processes: [{pid: 1234, name: python3, used_mib: 500}]`.",
     "pid": "A process id is a whole number.",
 }

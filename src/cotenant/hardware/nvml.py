@@ -207,8 +207,22 @@ class NvmlProbe:
             free_bytes=memory.free,
             compute_mode=mode,
             processes=self._processes(handle),
+            utilisation_percent=self._utilisation_percent(handle),
+            temperature_c=self._ask(
+                self._nvml.nvmlDeviceGetTemperature, handle, self._nvml.NVML_TEMPERATURE_GPU
+            ),
+            power_w=self._power_w(handle),
+            clock_mhz=self._ask(self._nvml.nvmlDeviceGetClockInfo, handle, self._nvml.NVML_CLOCK_SM),
             problem=memory.problem,
         )
+
+    def _utilisation_percent(self, handle: Any) -> int | None:
+        rates = self._ask(self._nvml.nvmlDeviceGetUtilizationRates, handle)
+        return None if rates is None else rates.gpu
+
+    def _power_w(self, handle: Any) -> float | None:
+        milliwatts = self._ask(self._nvml.nvmlDeviceGetPowerUsage, handle)
+        return None if milliwatts is None else milliwatts / 1000
 
     def _memory(self, handle: Any) -> _Memory:
         nvml = self._nvml

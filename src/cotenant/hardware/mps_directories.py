@@ -1,0 +1,138 @@
+"""Where an MPS control daemon listens and logs, and whose cards it serves."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.errors import MpsFailed
+
+PIPE_VARIABLE: Final = "CUDA_MPS_PIPE_DIRECTORY"
+LOG_VARIABLE: Final = "CUDA_MPS_LOG_DIRECTORY"
+_DEFAULT_PIPE: Final = Path("/tmp/nvidia-mps")  # noqa: S108  NVIDIA's choice, which clients fall back to
+_DEFAULT_LOG: Final = Path("/var/log/nvidia-mps")
+_PID_FILE: Final = "nvidia-cuda-mps-control.pid"
+_CARDS_FILE: Final = "cards"
+_OWNER_ONLY: Final = 0o700
+_LONGEST_NAME: Final = "control_privileged"
+_MAX_SOCKET_PATH: Final = 107
+"""`sun_path` of unix(7), less its ending zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class MpsDirectories:
+    """The pipe and log directories of one control daemon; `ours` are those under the state directory."""
+
+    pipe: Path
+    log: Path
+    ours: bool = True
+
+    @classmethod
+    def of_cards(cls, state_dir: Path, cards: Sequence[str]) -> MpsDirectories:
+        """Return the directories of the daemon that serves exactly these cards (UUIDs)."""
+        folder = state_dir / "mps" / _name(cards)
+        return cls(folder / "pipe", folder / "log")
+
+    @classmethod
+    def by_default(cls, environ: Mapping[str, str]) -> MpsDirectories:
+        """Return the directories that a client finds without being told: the environment's or NVIDIA's."""
+        return cls(
+            Path(environ.get(PIPE_VARIABLE) or _DEFAULT_PIPE),
+            Path(environ.get(LOG_VARIABLE) or _DEFAULT_LOG),
+            ours=False,
+        )
+
+    @classmethod
+    def all_ours(cls, state_dir: Path) -> Iterator[MpsDirectories]:
+        """Yield the directories of every daemon that Cotenant has started and not cleaned up after."""
+        root = state_dir / "mps"
+        try:
+            folders = sorted(folder for folder in root.iterdir() if (folder / "pipe").is_dir())
+        except OSError:
+            return
+        yield from (cls(folder / "pipe", folder / "log") for folder in folders)
+
+    def variables(self) -> dict[str, str]:
+        """Return what the control program must be told of them."""
+        return {PIPE_VARIABLE: str(self.pipe), LOG_VARIABLE: str(self.log)}
+
+    def create(self, cards: Sequence[str]) -> None:
+        """Make them for their owner alone, and note the cards. Raises MpsFailed."""
+        if len(os.fsencode(self.pipe / _LONGEST_NAME)) > _MAX_SOCKET_PATH:
+            raise MpsFailed(
+                f"{self.pipe} is too long a path for MPS's sockets",
+                hint="Set COTENANT_STATE_DIR to a shorter one.",
+            )
+        try:
+            for folder in (self.pipe.parent.parent, self.pipe.parent, self.pipe, self.log):
+                folder.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
+                _keep_to_owner(folder)
+            (self.pipe.parent / _CARDS_FILE).write_text("\n".join(cards) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise MpsFailed(
+                f"{error.filename} cannot be made for MPS: {error.strerror}",
+                hint="Check the rights of the state directory, or set COTENANT_STATE_DIR.",
+            ) from None
+
+    def cards(self) -> tuple[str, ...]:
+        """Return the cards noted by `create`; none if there is no note."""
+        try:
+            return tuple((self.pipe.parent / _CARDS_FILE).read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError):
+            return ()
+
+    def noted_pid(self) -> int | None:
+        """Return the process that says it listens here, dead or alive; None if none says so."""
+        try:
+            text = (self.pipe / _PID_FILE).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return int(text) if text.isdecimal() and 0 < int(text) < 1 << 31 else None
+
+    def try_lock(self) -> int | None:
+        """Take the right to start a daemon here until the descriptor is closed; None if another has it.
+
+        The kernel gives it back when its holder is killed. Raises MpsFailed.
+        """
+        try:
+            fd = os.open(self.pipe.parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise MpsFailed(f"{error.filename} cannot be opened: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        return fd
+
+    def remove_sockets(self) -> None:
+        """Remove what a daemon that is gone has left in its pipe directory. Only for those of ours."""
+        if not self.ours:
+            raise ValueError(f"{self.pipe} is another's")
+        try:
+            left = [path for path in self.pipe.iterdir() if not path.is_dir()]
+        except OSError:
+            return
+        for path in left:
+            path.unlink(missing_ok=True)
+
+
+def _name(cards: Sequence[str]) -> str:
+    if len(cards) == 1:
+        return cards[0].replace("/", "-")[:16]
+    return f"cards-{hashlib.sha256(','.join(sorted(cards)).encode()).hexdigest()[:8]}"
+
+
+def _keep_to_owner(folder: Path) -> None:
+    """Refuse a folder that another owns, or a link to elsewhere: whoever can write there is every client."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise MpsFailed(f"{folder} is not a folder of this user", hint="Move it away.")
+    if stat.S_IMODE(found.st_mode) != _OWNER_ONLY:
+        folder.chmod(_OWNER_ONLY)
