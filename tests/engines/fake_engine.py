@@ -1,6 +1,19 @@
-"""A llama-server that misbehaves as its FAKE_ variables say. A real child process, standard library only."""
+"""A llama-server that misbehaves as its FAKE_ variables say. A real child process, standard library only.
+
+FAKE_SAYS             what it prints first
+FAKE_READY_AFTER_S    seconds until it is healthy
+FAKE_READS            `calls` or `mapping`: reads the model's file so, evenly over those seconds
+FAKE_TAKES_MIB        memory it takes on the card in the file FAKE_CARD; without room it says so and exits
+FAKE_HOLDS_S          seconds for which that memory outlives it
+FAKE_TOKENS           how many tokens it generates (8), one every FAKE_TOKEN_S
+FAKE_CRASH_AT_TOKEN   it kills itself in place of that token, 0 being the first; with FAKE_CRASH_ONCE, a path,
+                      only the engine that creates that file
+FAKE_GARBAGE          `words`, `json`, `shape` or `cut`: what it answers requests with
+FAKE_IGNORE_TERM, FAKE_FORK, FAKE_ABORT, FAKE_EXIT, FAKE_CHATTER
+"""
 
 import json
+import mmap
 import os
 import signal
 import socket
@@ -8,6 +21,9 @@ import sys
 import threading
 import time
 
+from fake_card import take
+
+slots = [True, False]
 LOADED = "0.01 I sched_reserve:        CPU compute buffer size =     1.00 MiB"
 
 HELP = """\
@@ -30,19 +46,93 @@ HELP = """\
 -kvu,  --kv-unified, -no-kvu, --no-kv-unified
                                         one KV stream
 """
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+)
 
 
 def answer(connection, ready):
     with connection:
-        path = connection.recv(65536).split(b" ")[1].decode()
+        request = read_request(connection)
+        path = request.split(b" ")[1].decode()
+        if path.startswith("/v1/"):
+            body = json.loads(request.partition(b"\r\n\r\n")[2])
+            garbage = os.environ.get("FAKE_GARBAGE")
+            slots[:] = [False, False]
+            return answer_garbage(connection, garbage, body) if garbage else generate(connection, body)
         status, body = 200, {"argv": sys.argv[1:], "env": dict(os.environ)}
         if path == "/crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)
         elif path == "/health":
             status, body = (200 if ready() else 503), {}
         elif path == "/slots":
-            body = [{"id": 0, "is_processing": True}, {"id": 1, "is_processing": False}]
-        connection.sendall(f"HTTP/1.1 {status} X\r\n\r\n{json.dumps(body)}".encode())
+            body = [{"id": number, "is_processing": busy} for number, busy in enumerate(slots)]
+        return connection.sendall(f"HTTP/1.1 {status} X\r\n\r\n{json.dumps(body)}".encode())
+
+
+def read_request(connection):
+    request = connection.recv(65536)
+    head, _, body = request.partition(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    missing = int(lengths[0].split(b":")[1]) - len(body) if lengths else 0
+    while missing > 0 and (more := connection.recv(missing)):
+        request += more
+        missing -= len(more)
+    return request
+
+
+def generate(connection, body):
+    crash_at = os.environ.get("FAKE_CRASH_AT_TOKEN")
+    count = int(os.environ.get("FAKE_TOKENS", "8"))
+    streams = body.get("stream", False)
+    texts = []
+    for number in range(count):
+        if crash_at == str(number) and may_crash():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(float(os.environ.get("FAKE_TOKEN_S", "0")))
+        texts.append(f"t{number} ")
+        if streams:
+            connection.sendall((STREAM_HEAD if number == 0 else b"") + chunk(event(texts[-1], None)))
+    if streams:
+        last = event("", "length") + b"data: [DONE]\n\n"
+        return connection.sendall(chunk(last) + b"0\r\n\r\n")
+    choice = {"index": 0, "text": "".join(texts), "finish_reason": "length"}
+    return connection.sendall(JSON_HEAD + json.dumps({"choices": [choice]}).encode())
+
+
+def may_crash():
+    once = os.environ.get("FAKE_CRASH_ONCE")
+    if once is None:
+        return True
+    try:
+        os.close(os.open(once, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def answer_garbage(connection, kind, body):
+    streams = body.get("stream", False)
+    if kind == "words":
+        return connection.sendall(b"I am a teapot, short and stout\r\n\r\n")
+    if kind == "cut":
+        begun = chunk(event("t0 ", None)) if streams else b'b\r\n{"choices":\r\n'
+        return connection.sendall(STREAM_HEAD + begun + b"ffff\r\n{")
+    wrong = b'{"choices": [{"index"' if kind == "json" else b'{"choices": 5}'
+    if streams:
+        return connection.sendall(STREAM_HEAD + chunk(b"data: " + wrong + b"\n\n") + b"0\r\n\r\n")
+    return connection.sendall(JSON_HEAD + wrong)
+
+
+def event(text, finish_reason):
+    choice = {"index": 0, "text": text, "finish_reason": finish_reason}
+    return b"data: " + json.dumps({"object": "text_completion", "choices": [choice]}).encode() + b"\n\n"
+
+
+def chunk(data):
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def main():
@@ -65,14 +155,51 @@ def serve():
         os.abort()
     if "FAKE_EXIT" in os.environ:
         sys.exit(int(os.environ["FAKE_EXIT"]))
+    if "FAKE_TAKES_MIB" in os.environ:
+        take_memory()
     if "FAKE_CHATTER" in os.environ:
         threading.Thread(target=chatter, daemon=True).start()
-    ready_at = time.monotonic() + float(os.environ.get("FAKE_READY_AFTER_S", "0"))
+    load_s = float(os.environ.get("FAKE_READY_AFTER_S", "0"))
+    if "FAKE_READS" in os.environ:
+        loading = threading.Thread(target=read_model, args=(load_s,), daemon=True)
+        loading.start()
+
+        def ready():
+            return not loading.is_alive()
+    else:
+        ready_at = time.monotonic() + load_s
+
+        def ready():
+            return time.monotonic() >= ready_at
+
     port = int(sys.argv[sys.argv.index("--port") + 1])
     listener = socket.create_server(("127.0.0.1", port), reuse_port=True)
     while True:
         connection, _ = listener.accept()
-        answer(connection, lambda: time.monotonic() >= ready_at)
+        threading.Thread(target=answer, args=(connection, ready), daemon=True).start()
+
+
+def take_memory():
+    holds_s = float(os.environ.get("FAKE_HOLDS_S", "0"))
+    refused = take(os.environ["FAKE_CARD"], int(os.environ["FAKE_TAKES_MIB"]), holds_s=holds_s)
+    if refused:
+        print(refused, file=sys.stderr)
+        print("0.01 E llama_model_load: error loading model: no CUDA0 buffer", file=sys.stderr)
+        sys.exit(1)
+
+
+def read_model(seconds, steps=20):
+    path = next(sys.argv[i + 1] for i, word in enumerate(sys.argv) if word in ("-m", "--model"))
+    length = -(-os.path.getsize(path) // steps)
+    began = time.monotonic()
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for step in range(steps):
+            if os.environ["FAKE_READS"] == "calls":
+                file.read(length)
+            else:
+                sum(mapped[step * length : (step + 1) * length : mmap.PAGESIZE])
+            time.sleep(max(0.0, began + (step + 1) * seconds / steps - time.monotonic()))
 
 
 def fork_into(path):

@@ -97,6 +97,11 @@ def test_an_embedding_model_is_served_as_one() -> None:
     assert arguments_for(order, FACTS, 1).embedding
 
 
+def test_a_reranker_is_served_as_one() -> None:
+    arguments = arguments_for(replace(host_order(MODEL), kind=ModelKind.RERANK), FACTS, 1)
+    assert (arguments.rerank, arguments.embedding) == (True, False)
+
+
 def test_the_json_for_the_worker_holds_every_setting() -> None:
     order = replace(host_order(MODEL), projector_path=Path("p.gguf"), args=("--no-warmup",))
     told = json.loads(arguments_for(order, FACTS, 4321).to_json())

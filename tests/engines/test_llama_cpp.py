@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.domain.causes import Cause
+from cotenant.domain.engines import EngineEnd
 from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed, EngineLoadTimeout
 from cotenant.engines import http_probe
 from cotenant.engines.llama_cpp import LlamaEngine, LlamaHost
@@ -90,6 +92,8 @@ def test_a_death_while_loading_is_explained_at_once(tmp_path: Path) -> None:
         assert failed.value.message.startswith(
             "tiny could not be loaded: its GPU 0 has no room for another 9216.00 MiB (allocating"
         )
+        assert failed.value.cause is Cause.GPU_MEMORY_LOADING
+        assert failed.value.hint.startswith("See `cotenant gpus`")
         assert str(engine.log_path) in failed.value.hint
 
     run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_SAYS=OOM, FAKE_EXIT=1), scenario)
@@ -108,7 +112,10 @@ def test_a_later_death_is_told_to_who_waits_for_it(tmp_path: Path) -> None:
         await engine.wait_ready(10)
         exited = asyncio.create_task(engine.wait_exit())
         assert await http_probe.get(engine.endpoint, "/crash", timeout_s=5) is None
-        assert await exited == "tiny died: it crashed (SIGSEGV)"
+        end = await exited
+        assert end.why.startswith("tiny died: it crashed (SIGSEGV)")
+        assert str(engine.log_path) in end.why
+        assert end.cause is Cause.CRASHED
 
     run(tmp_path, host_order(Path("m.gguf")), scenario)
 
@@ -118,7 +125,7 @@ def test_an_engine_that_was_stopped_did_not_die(tmp_path: Path) -> None:
         await engine.wait_ready(10)
         exited = asyncio.create_task(engine.wait_exit())
         await engine.stop(5)
-        assert await exited == "tiny was stopped"
+        assert await exited == EngineEnd("tiny was stopped")
 
     run(tmp_path, host_order(Path("m.gguf")), scenario)
 
@@ -159,7 +166,7 @@ def test_an_engine_that_says_nothing_has_no_report(tmp_path: Path) -> None:
 def test_the_log_stays_small_while_the_engine_writes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cotenant.engines.llama_cpp._ROTATE_EVERY_S", 0.02)
+    monkeypatch.setattr("cotenant.engines.server._ROTATE_EVERY_S", 0.02)
     logs = tmp_path / "logs"
 
     async def scenario(engine: LlamaEngine) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +36,20 @@ def test_reserved_ports_differ() -> None:
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(ReservedPort()).number for _ in range(100)]
     assert len(set(ports)) == 100
+
+
+def test_an_engine_of_another_user_can_listen_once_it_is_admitted() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    listening = (
+        "import os, socket, sys\n"
+        "os.setuid(65534)\n"
+        "engine = socket.socket()\n"
+        "engine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "engine.bind(('127.0.0.1', int(sys.argv[1])))\n"
+    )
+    with ReservedPort() as port:
+        command = [sys.executable, "-I", "-S", "-c", listening, str(port.number)]
+        assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+        port.admit(65534)
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0

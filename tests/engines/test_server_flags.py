@@ -53,6 +53,7 @@ NEW = (
 -lv,   --verbosity, --log-verbosity N   Set the verbosity threshold
                                          - 4: trace (more info)
 -cram, --cache-ram N                    cache size in MiB
+--rerank, --reranking                   enable reranking endpoint
 --reuse-port                            allow sharing of the port
 --slots, --no-slots                     slots monitoring endpoint
 --ui,  --webui, --no-ui, --no-webui     web UI
@@ -104,6 +105,13 @@ def test_a_current_server_is_told_everything_explicitly() -> None:
     assert value(argv, "--cors-origins") == "localhost"
     assert value(argv, "--verbosity") == "4"
     assert {"--no-kv-unified", "--reuse-port", "--metrics", "--slots", "--no-ui"} <= set(argv)
+
+
+def test_a_reranker_needs_a_server_that_can_rank() -> None:
+    arguments = replace(host_arguments(), rerank=True)
+    assert "--rerank" in of(NEW, arguments)
+    with pytest.raises(EngineMissing, match="--rerank"):
+        of(OLD, arguments)
 
 
 def test_a_server_in_host_ram_is_kept_off_every_device() -> None:

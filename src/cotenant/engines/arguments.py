@@ -60,6 +60,7 @@ class LlamaArguments:
     fit: bool
     fit_margins_mib: tuple[int, ...]
     embedding: bool
+    rerank: bool = False
     projector_path: str | None = None
     host: str = LOOPBACK
     prompt_cache_mib: int = PROMPT_CACHE_MIB
@@ -106,6 +107,7 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         fit=fit,
         fit_margins_mib=tuple(_margin_mib(share) for share in _fit_shares(placement)) if fit else (),
         embedding=order.kind is ModelKind.EMBEDDING,
+        rerank=order.kind is ModelKind.RERANK,
         projector_path=None if order.projector_path is None else str(order.projector_path),
         extra=tuple(order.args),
     )

@@ -94,7 +94,7 @@ def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None
 
 
 def sees_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
-    """Whether the build lists a GPU for each device; matched by name, NVIDIA's on a CUDA build by number.
+    """Whether the build lists a GPU for each device; by name, or by number on a build for its vendor alone.
 
     Engines do not list UUIDs, and a MIG slice has the name of its card.
     """
@@ -146,7 +146,9 @@ def _cached(what: str, file: Path, ask: Callable[[], _Told]) -> _Told:
 
 
 def _is(seen: EngineDevice, device: Device) -> bool:
-    if seen.backend == "cuda" and device.id.startswith(("GPU-", "MIG-")):
+    if seen.backend == "rocm" and device.hip_name is not None:
+        return True
+    if seen.backend == "cuda" and device.hip_name is None and device.id.startswith(("GPU-", "MIG-")):
         return True
     return _bare_name(seen.description) == _bare_name(device.name)
 

@@ -1,32 +1,37 @@
-"""The command and environment that start a build for an order."""
+"""How llama.cpp is started for an order, whichever build runs it."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from cotenant.domain.engines import EngineBuild, EngineForm
 from cotenant.engines.arguments import LlamaArguments, visible_devices
 from cotenant.engines.builds import server_flags
-from cotenant.engines.environment import engine_environment
-from cotenant.engines.process import guarded
-from cotenant.engines.server_flags import server_argv
+from cotenant.engines.image_builds import image_build
+from cotenant.engines.launch import LaunchPlan
+from cotenant.engines.server_flags import ServerFlags, server_argv
 from cotenant.interfaces import EngineOrder
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchCommand:
-    """What to execute; it ties itself to this process before anything else."""
-
-    argv: tuple[str, ...]
-    env: dict[str, str]
-
-
-def launch_command(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments) -> LaunchCommand:
+def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments) -> LaunchPlan:
     """Render `arguments` for one build. Raises EngineMissing if a llama-server cannot be told them."""
-    if build.form is EngineForm.EMBEDDED:
-        worker = (build.program, "-P", "-m", "cotenant.engines.llama_worker")
-        argv = [*worker, str(os.getpid()), arguments.to_json()]
+    embedded = build.form is EngineForm.EMBEDDED
+    if embedded:
+        worker = ("-P", "-m", "cotenant.engines.llama_worker", str(os.getpid()))
+        told = [*worker, arguments.to_json()]
     else:
-        argv = guarded([build.program, *server_argv(arguments, server_flags(build))])
-    return LaunchCommand(tuple(argv), engine_environment(os.environ, visible_devices(order), order.env))
+        told = [*server_argv(arguments, _flags(build, order))]
+    return LaunchPlan(
+        order.name,
+        (build.program, *told),
+        arguments.port,
+        visible_devices(order),
+        order.env,
+        tuple(path for path in (order.model_path, order.projector_path) if path is not None),
+        ties_itself=embedded,
+        launch=order.launch,
+    )
+
+
+def _flags(build: EngineBuild, order: EngineOrder) -> ServerFlags:
+    return server_flags(build) if order.launch.image is None else image_build(order.launch).flags

@@ -1,45 +1,39 @@
-"""llama.cpp engines of this machine: started, watched until ready, asked, stopped."""
+"""llama.cpp engines of this machine, each on the build that can use its devices."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import os
-import re
+import signal
+from collections.abc import Callable, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineReport
-from cotenant.domain.errors import (
-    EngineError,
-    EngineLacksDevice,
-    EngineLoadFailed,
-    EngineLoadTimeout,
-)
-from cotenant.domain.units import MIB, format_duration
+from cotenant.domain.causes import Diagnosis
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.engines import EngineBuild, EngineReport
+from cotenant.domain.errors import EngineLacksDevice
+from cotenant.domain.units import MIB
 from cotenant.engines import http_probe
 from cotenant.engines.arguments import arguments_for, runs_on_described, validate, visible_devices
 from cotenant.engines.builds import choose, discover
-from cotenant.engines.commands import launch_command
-from cotenant.engines.diagnosis import explain_failure
+from cotenant.engines.commands import llama_plan
 from cotenant.engines.host_facts import read_host_facts
-from cotenant.engines.ports import LOOPBACK, ReservedPort
-from cotenant.engines.process import ChildProcess
+from cotenant.engines.image_builds import image_build
+from cotenant.engines.launch import HostLauncher, Launcher
+from cotenant.engines.log_folder import LogFolder
+from cotenant.engines.ports import ReservedPort
 from cotenant.engines.report import missing_devices, parse_report
-from cotenant.engines.rotating_log import DEFAULT_MAX_BYTES, RotatingLog
+from cotenant.engines.rotating_log import DEFAULT_MAX_BYTES
+from cotenant.engines.server import ServerEngine, Started, start_server
 from cotenant.interfaces import EngineOrder
 
-_FIRST_POLL_S: Final = 0.002
-_LAST_POLL_S: Final = 0.02
-_POLL_GROWTH: Final = 1.5
-_HEALTH_TIMEOUT_S: Final = 5.0
 _SLOTS_TIMEOUT_S: Final = 2.0
 _LOAD_LOG_BYTES: Final = 4 * MIB
-_EVIDENCE_BYTES: Final = MIB
 _REPORT_WITHIN_S: Final = 0.5
-_ROTATE_EVERY_S: Final = 1.0
-_FAILED_LOAD_GRACE_S: Final = 0.0
+_REPORT_POLL_S: Final = 0.02
 _OK: Final = 200
 
 _log = logging.getLogger(__name__)
@@ -49,25 +43,36 @@ class LlamaHost:
     """Starts llama.cpp engines, each on the build that can use its devices.
 
     `configured` is the operator's own llama-server. `cuda_version` is the driver's, for advice only. A log
-    that outgrows `log_max_bytes` is set aside; of each, two older ones are kept.
+    that outgrows `log_max_bytes` is set aside; of each, two older ones are kept. `exclusive` are the cards
+    that admit one process at a time.
+
+    A build that once met an illegal instruction with repacked weights never repacks them again: on some
+    virtual machines that is AMX, advertised and absent, so the scheduler's next attempt loads.
     """
 
     def __init__(
         self,
         *,
-        log_dir: Path,
+        log_dir: Path | LogFolder,
         configured: Path | None = None,
         cuda_version: str | None = None,
         log_max_bytes: int = DEFAULT_MAX_BYTES,
+        exclusive: Set[DeviceId] = frozenset(),
+        launcher: Launcher | None = None,
     ) -> None:
-        self._log_dir = log_dir
+        if not isinstance(log_dir, LogFolder):
+            log_dir = LogFolder(log_dir, max_bytes=log_max_bytes)
+        self._logs = log_dir
+        self._launcher: Launcher = launcher or HostLauncher()
+        self._exclusive = exclusive
+        self._never_repack: set[str] = set()
         self._configured = configured
         self._cuda_version = cuda_version
-        self._log_max_bytes = log_max_bytes
-        self._logs_in_use: dict[Path, LlamaEngine] = {}
 
     async def build_for(self, order: EngineOrder) -> EngineBuild:
         """Return the build that `start` would use. Raises EngineMissing or EngineLacksDevice."""
+        if order.launch.image is not None:
+            return (await asyncio.to_thread(image_build, order.launch)).build
         builds = await asyncio.to_thread(discover, self._configured)
         return choose(builds, visible_devices(order), cuda_version=self._cuda_version)
 
@@ -87,108 +92,39 @@ class LlamaHost:
         port = ReservedPort()
         try:
             arguments = arguments_for(order, read_host_facts(), port.number)
-            command = await asyncio.to_thread(launch_command, build, order, arguments)
-            log = RotatingLog(self._free_log_path(order.name), max_bytes=self._log_max_bytes)
-            process = _spawn(order.name, command.argv, command.env, log)
+            if build.program in self._never_repack:
+                arguments = replace(arguments, repack=False)
+            plan = await asyncio.to_thread(llama_plan, build, order, arguments)
         except BaseException:
             port.close()
             raise
-        engine = LlamaEngine(order, build, process, port, log)
-        self._logs_in_use[log.path] = engine
-        return engine
-
-    def _free_log_path(self, name: str) -> Path:
-        """Return a log file that no engine of ours writes: the same name at every start, if possible."""
-        for path in [path for path, engine in self._logs_in_use.items() if engine.ended]:
-            del self._logs_in_use[path]
-        stem = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "model"
-        path, number = self._log_dir / f"{stem}.log", 1
-        while path in self._logs_in_use:
-            number += 1
-            path = self._log_dir / f"{stem}.{number}.log"
-        return path
+        return LlamaEngine(
+            order,
+            await start_server(plan, port, self._launcher, self._logs),
+            build,
+            exclusive=any(device.id in self._exclusive for device in visible_devices(order)),
+            on_illegal_instruction=(lambda: self._never_repack.add(build.program))
+            if arguments.repack
+            else None,
+        )
 
 
-class LlamaEngine:
-    """One llama.cpp process that serves one model."""
+class LlamaEngine(ServerEngine):
+    """One llama.cpp process that serves one model; `on_illegal_instruction` is called if it dies of one."""
 
     def __init__(
         self,
         order: EngineOrder,
+        started: Started,
         build: EngineBuild,
-        process: ChildProcess,
-        port: ReservedPort,
-        log: RotatingLog,
+        *,
+        exclusive: bool = False,
+        on_illegal_instruction: Callable[[], None] | None = None,
     ) -> None:
+        super().__init__(started, build, exclusive=exclusive)
         self._order = order
-        self._build = build
-        self._process = process
-        self._port = port
-        self._log = log
-        self._loop = asyncio.get_running_loop()
-        self._stopping = False
+        self._on_illegal_instruction = on_illegal_instruction
         self._report: EngineReport | None = None
-        self._endpoint = Endpoint(LOOPBACK, port.number)
-        self._keeper = asyncio.create_task(self._keep())
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where it listens; known before it is ready."""
-        return self._endpoint
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def build(self) -> EngineBuild:
-        """The program that runs."""
-        return self._build
-
-    @property
-    def log_path(self) -> Path:
-        """The file that takes its output."""
-        return self._log.path
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process.returncode is not None
-
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return when it answers, milliseconds after it can.
-
-        Raises EngineLoadFailed, EngineLoadTimeout or, if it came up without the GPUs that it was planned on,
-        EngineLacksDevice; the process is gone by then.
-        """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._healthy_or_ended()
-                if not self.ended:
-                    await self._check_devices()
-        except TimeoutError:
-            await self.stop(_FAILED_LOAD_GRACE_S)
-            raise EngineLoadTimeout(
-                f"{self._order.name} was not ready within {format_duration(timeout_s)}", hint=self._log_hint()
-            ) from None
-        except EngineError:
-            await self.stop(_FAILED_LOAD_GRACE_S)
-            raise
-        returncode = self._process.returncode
-        if returncode is not None:
-            await self.stop(_FAILED_LOAD_GRACE_S)
-            why = explain_failure(returncode, self._log.tail(_EVIDENCE_BYTES))
-            raise EngineLoadFailed(f"{self._order.name} could not be loaded: {why}", hint=self._log_hint())
-
-    async def wait_exit(self) -> str:
-        """Return when the process has gone, with one sentence on how and why."""
-        returncode = await self._process.wait()
-        if self._stopping:
-            return f"{self._order.name} was stopped"
-        if returncode == 0:
-            return f"{self._order.name} ended by itself"
-        return f"{self._order.name} died: {explain_failure(returncode, self._log.tail(_EVIDENCE_BYTES))}"
 
     async def busy_slots(self) -> int | None:
         """Count the slots that are generating; None if it cannot be told."""
@@ -210,37 +146,13 @@ class LlamaEngine:
             self._report = report
         return report
 
-    async def stop(self, grace_s: float) -> None:
-        """Ask it to end, insist after `grace_s`, and return when the process group is gone."""
-        self._stopping = self._stopping or not self.ended
-        if not await self._process.stop(grace_s):
-            _log.error(
-                "%s (process group %d) does not go away though killed: a driver still holds it",
-                self._order.name,
-                self.pid,
-            )
-        await asyncio.wait({self._keeper})
+    def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
+        """As for any server; what the build must not do again is noted."""
+        if returncode == -signal.SIGILL and self._on_illegal_instruction is not None:
+            self._on_illegal_instruction()
+        return super()._diagnose(returncode, was_ready=was_ready)
 
-    async def _healthy_or_ended(self) -> None:
-        ended = asyncio.create_task(self._process.wait())
-        healthy = asyncio.create_task(self._healthy())
-        try:
-            await asyncio.wait({ended, healthy}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            healthy.cancel()
-            await asyncio.gather(ended, healthy, return_exceptions=True)
-
-    async def _healthy(self) -> None:
-        pause_s = _FIRST_POLL_S
-        while True:
-            answer = await http_probe.get(self._endpoint, "/health", timeout_s=_HEALTH_TIMEOUT_S)
-            if answer is not None and answer[0] == _OK:
-                return
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
-
-    async def _check_devices(self) -> None:
+    async def _check(self) -> None:
         """Hold the engine to the GPUs that it was planned on: it would take what is left without a word."""
         planned = visible_devices(self._order)
         report = await self._report_soon()
@@ -261,40 +173,4 @@ class LlamaEngine:
             report = self.report()
             if self._report is not None or self._loop.time() >= deadline:
                 return report
-            await asyncio.sleep(_LAST_POLL_S)
-
-    async def _keep(self) -> None:
-        """Keep the log small while the process lives, and the port until then."""
-        try:
-            while not self.ended:
-                exited = asyncio.create_task(self._process.wait())
-                await asyncio.wait({exited}, timeout=_ROTATE_EVERY_S)
-                exited.cancel()
-                if self._log.overgrown:
-                    await asyncio.to_thread(self._rotate)
-        finally:
-            self._port.close()
-
-    def _rotate(self) -> None:
-        try:
-            self._log.rotate()
-        except OSError as error:
-            _log.error("the log %s cannot be rotated: %s", self._log.path, error.strerror)
-
-    def _log_hint(self) -> str:
-        return f"The engine's log is {self._log.path}."
-
-
-def _spawn(name: str, argv: tuple[str, ...], env: dict[str, str], log: RotatingLog) -> ChildProcess:
-    try:
-        output = log.open()
-    except OSError as error:
-        raise EngineLoadFailed(
-            f"the log {log.path} cannot be written: {error.strerror}", hint="Choose another folder for logs."
-        ) from error
-    try:
-        return ChildProcess.start(argv, env=env, output_fd=output)
-    except OSError as error:
-        raise EngineLoadFailed(f"{name} could not be loaded: {argv[0]}: {error.strerror}") from error
-    finally:
-        os.close(output)
+            await asyncio.sleep(_REPORT_POLL_S)

@@ -77,6 +77,9 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     params.load_mode = _member(xlc.llama_load_mode, "LLAMA_LOAD_MODE", load_mode)
     params.no_extra_bufts = not arguments["repack"]
     params.cache_ram_mib = arguments["prompt_cache_mib"]
+    if arguments["rerank"]:
+        params.embedding = True
+        params.pooling_type = _member(xlc.llama_pooling_type, "LLAMA_POOLING_TYPE", "RANK")
     params.endpoint_metrics = True
     params.endpoint_slots = True
     params.ui = False

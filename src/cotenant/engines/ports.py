@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from types import TracebackType
 from typing import Final, Self
@@ -22,6 +23,10 @@ class ReservedPort:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((LOOPBACK, 0))
         self.number: int = self._socket.getsockname()[1]
+
+    def admit(self, uid: int) -> None:
+        """Let engines of another user listen on it: the kernel shares a port among sockets of one owner."""
+        os.fchown(self._socket.fileno(), uid, -1)
 
     def close(self) -> None:
         """Let go of the port."""

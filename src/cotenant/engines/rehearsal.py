@@ -14,9 +14,10 @@ from cotenant.domain.errors import EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB, format_duration
 from cotenant.engines.arguments import arguments_for, visible_devices
-from cotenant.engines.commands import launch_command
-from cotenant.engines.diagnosis import explain_failure
+from cotenant.engines.commands import llama_plan
+from cotenant.engines.diagnosis import diagnose
 from cotenant.engines.host_facts import read_host_facts
+from cotenant.engines.launch import host_command
 from cotenant.engines.report import compute_bytes
 from cotenant.interfaces import EngineOrder
 
@@ -41,13 +42,14 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
     """
     plain = replace(order, projector_path=None, use_fit_params=False)
     arguments = arguments_for(plain, read_host_facts(), _ANY_PORT)
-    command = launch_command(build, plain, replace(arguments, fit=True, verbosity=_EVERYTHING))
+    plan = llama_plan(build, plain, replace(arguments, fit=True, verbosity=_EVERYTHING))
+    argv, env = host_command(plan)
     process = subprocess.Popen(
-        command.argv,
+        argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=command.env,
+        env=env,
         start_new_session=True,
     )
     expired = threading.Event()
@@ -70,9 +72,11 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
         return report
     if expired.is_set():
         raise EngineLoadTimeout(f"the engine did not rehearse {order.name} in {format_duration(timeout_s)}")
+    found = diagnose(process.returncode, "".join(lines))
     raise EngineLoadFailed(
-        f"{order.name} could not be rehearsed: {explain_failure(process.returncode, ''.join(lines))}",
-        hint="A llama-server without --fit cannot rehearse.",
+        f"{order.name} could not be rehearsed: {found.sentence}",
+        hint=found.remedy or "A llama-server without --fit cannot rehearse.",
+        cause=found.cause,
     )
 
 

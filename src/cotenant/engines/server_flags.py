@@ -152,6 +152,8 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
 def _switches(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     if arguments.embedding:
         yield from _bare(flags, "--embedding", "--embeddings")
+    if arguments.rerank:
+        yield from _bare(flags, "--rerank", "--reranking")
     yield from _harmless(flags, ("--reuse-port",))
     yield from _harmless(flags, ("--metrics",))
     yield from _harmless(flags, ("--slots",))

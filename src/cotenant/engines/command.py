@@ -1,0 +1,134 @@
+"""Any server of OpenAI's API that an argument vector starts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Mapping, Set
+from typing import Final
+
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.engine_terms import CommandTerms
+from cotenant.domain.engines import EngineBuild, EngineForm
+from cotenant.domain.errors import BadRecipe, EngineMissing
+from cotenant.domain.models import EngineKind
+from cotenant.domain.units import MIB
+from cotenant.engines.arguments import visible_devices
+from cotenant.engines.launch import HostLauncher, Launcher, LaunchPlan, host_command
+from cotenant.engines.log_folder import LogFolder
+from cotenant.engines.ports import LOOPBACK, ReservedPort
+from cotenant.engines.process import ChildProcess
+from cotenant.engines.server import ServerEngine, Started, start_server
+from cotenant.interfaces import EngineOrder
+
+WORDS: Final = ("host", "port", "model", "path", "gpus", "memory_mib", "pid")
+"""What may stand in braces in a command; `pid` only in the one that stops it."""
+_WORD: Final = re.compile(r"\{([a-z_]+)\}")
+
+_log = logging.getLogger(__name__)
+
+
+class CommandHost:
+    """Starts engines by the operator's own commands; `exclusive` cards admit one process at a time."""
+
+    def __init__(
+        self, logs: LogFolder, *, exclusive: Set[DeviceId] = frozenset(), launcher: Launcher | None = None
+    ) -> None:
+        self._logs = logs
+        self._exclusive = exclusive
+        self._launcher: Launcher = launcher or HostLauncher()
+
+    async def start(self, order: EngineOrder) -> CommandEngine:
+        """Start loading. Raises BadRecipe, EngineMissing or EngineLoadFailed."""
+        terms = order.terms
+        if not isinstance(terms, CommandTerms):
+            raise BadRecipe(f"{order.name} has no command that starts it", hint="Give it a `command:`.")
+        port = ReservedPort()
+        try:
+            words = _words(order, port.number)
+            plan = LaunchPlan(
+                order.name,
+                tuple(fill(word, words) for word in terms.argv) + tuple(order.args),
+                port.number,
+                visible_devices(order),
+                order.env,
+                (order.model_path,) if order.model_path is not None else (),
+                terms.health_path,
+                launch=order.launch,
+            )
+        except BaseException:
+            port.close()
+            raise
+        started = await start_server(plan, port, self._launcher, self._logs)
+        exclusive = any(device.id in self._exclusive for device in visible_devices(order))
+        build = EngineBuild(EngineKind.COMMAND, EngineForm.COMMAND, plan.argv[0], "unknown")
+        words["pid"] = str(started.process.pid)
+        stop = tuple(fill(word, words) for word in terms.stop)
+        return CommandEngine(started, build, stop, exclusive=exclusive, model=terms.model)
+
+
+class CommandEngine(ServerEngine):
+    """One server that the operator's command runs; `stop_argv` is what ends it, nothing for SIGTERM."""
+
+    def __init__(
+        self,
+        started: Started,
+        build: EngineBuild,
+        stop_argv: tuple[str, ...],
+        *,
+        exclusive: bool,
+        model: str | None,
+    ) -> None:
+        super().__init__(started, build, exclusive=exclusive, model=model)
+        self._plan = started.plan
+        self._stop_argv = stop_argv
+
+    async def stop(self, grace_s: float) -> None:
+        """End it as the operator wants, by force after `grace_s`, and return when its group is gone."""
+        if self._stop_argv and grace_s > 0 and not self.ended:
+            self._stopping = True
+            await self._ask_to_stop(grace_s)
+        await super().stop(grace_s)
+
+    async def _ask_to_stop(self, grace_s: float) -> None:
+        deadline = self._loop.time() + grace_s
+        plan = LaunchPlan(self._name, self._stop_argv, self._plan.port, env=self._plan.env)
+        asking: ChildProcess | None = None
+        try:
+            argv, env = host_command(plan)
+            output = os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+            try:
+                asking = ChildProcess.start(argv, env=env, output_fd=output)
+            finally:
+                os.close(output)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    if await asking.wait() == 0:
+                        await self._process.wait()
+        except (OSError, EngineMissing) as error:
+            _log.error("%s: its `stop:` cannot be run: %s", self._name, error)
+        finally:
+            if asking is not None:
+                await asking.stop(0)
+
+
+def fill(word: str, words: Mapping[str, str]) -> str:
+    """Put values in place of words in braces; braces around anything else stay as they are."""
+    return _WORD.sub(lambda match: words.get(match[1], match[0]), word)
+
+
+def _words(order: EngineOrder, port: int) -> dict[str, str]:
+    """Return what the words in braces stand for; `gpus` are indices of all machines' tools, with commas."""
+    devices = visible_devices(order)
+    claimed = sum(share.parts.total for share in order.placement.used_shares)
+    return {
+        "host": LOOPBACK,
+        "port": str(port),
+        "model": order.name,
+        "path": "" if order.model_path is None else str(order.model_path),
+        "gpus": ",".join(device.id for device in devices),
+        "memory_mib": str(claimed // MIB),
+    }

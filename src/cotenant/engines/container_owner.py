@@ -1,0 +1,78 @@
+"""Whose a container is: the daemon that started it, named so that nobody else can be meant."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_START_FIELD: Final = 19
+"""`starttime` of proc(5), counted from the state, which follows the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process: its id, when it started in clock ticks since boot, and where both mean something."""
+
+    boot: str
+    namespace: str
+    pid: int
+    started: int
+
+    @classmethod
+    def here(cls) -> Self:
+        """Name this process."""
+        return cls(_boot(), _namespace(), os.getpid(), _started(os.getpid()) or 0)
+
+    @classmethod
+    def parse(cls, label: str) -> Self | None:
+        """Read what `label` wrote; None if it is something else."""
+        with contextlib.suppress(ValueError):
+            boot, namespace, pid, started = label.split("/")
+            return cls(boot, namespace, int(pid), int(started))
+        return None
+
+    @property
+    def label(self) -> str:
+        """The owner in one word."""
+        return f"{self.boot}/{self.namespace}/{self.pid}/{self.started}"
+
+    @property
+    def another_boot(self) -> bool:
+        """Whether it ran before this boot, or on another machine."""
+        return self.boot != _boot()
+
+    @property
+    def gone(self) -> bool:
+        """Whether that process has certainly ended, though another may have its id by now."""
+        if self.another_boot or self.namespace != _namespace():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        started = _started(self.pid)
+        return started is not None and started != self.started
+
+
+def _boot() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
+def _namespace() -> str:
+    return str(os.stat("/proc/self/ns/pid").st_ino)
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process started; None where the system does not tell, or it has gone."""
+    try:
+        # After the name, which may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[_START_FIELD])
+    except (OSError, ValueError, IndexError):
+        return None

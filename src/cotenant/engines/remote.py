@@ -1,0 +1,85 @@
+"""Models of other servers of OpenAI's API, which take no memory here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from cotenant.domain.causes import Cause
+from cotenant.domain.engine_terms import RemoteTerms
+from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
+from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.models import EngineKind
+from cotenant.domain.units import format_duration
+from cotenant.engines import http_probe
+from cotenant.engines.elsewhere import ElsewhereEngine
+from cotenant.interfaces import EngineOrder
+
+_PROBE_TIMEOUT_S: Final = 5.0
+_FIRST_POLL_S: Final = 0.1
+_WATCH_EVERY_S: Final = 10.0
+_SILENT_TIMES: Final = 3
+_FORBIDDEN: Final = frozenset({401, 403})
+
+
+class RemoteHost:
+    """Reaches other servers; each is looked at every `watch_every_s`, and given up after three bad looks."""
+
+    def __init__(self, *, watch_every_s: float = _WATCH_EVERY_S) -> None:
+        self._watch_every_s = watch_every_s
+
+    async def start(self, order: EngineOrder) -> RemoteEngine:
+        """Begin to reach it. Raises BadRecipe."""
+        if not isinstance(order.terms, RemoteTerms):
+            raise BadRecipe(f"{order.name} has no address", hint="Give it an `address:`.")
+        return RemoteEngine(order.name, order.terms, self._watch_every_s)
+
+
+class RemoteEngine(ElsewhereEngine):
+    """One model of another server."""
+
+    def __init__(self, name: str, terms: RemoteTerms, watch_every_s: float) -> None:
+        build = EngineBuild(EngineKind.REMOTE, EngineForm.REMOTE, terms.address.url, "unknown")
+        super().__init__(name, terms.address, build)
+        self._health_path = terms.health_path
+        self._watch_every_s = watch_every_s
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return when it answers. Raises EngineLoadFailed if it does not take the key, EngineLoadTimeout."""
+        last = "nobody answers there"
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (problem := await self._problem()) is not None:
+                    last = problem
+                    await asyncio.sleep(_FIRST_POLL_S)
+        except TimeoutError:
+            waited = format_duration(timeout_s)
+            raise EngineLoadTimeout(
+                f"{self._name} at {self.endpoint.url} was not ready within {waited}: {last}",
+                hint="Look whether that server runs and whether `address:` is right.",
+            ) from None
+        self._watched()
+
+    async def _watch(self) -> None:
+        silent = 0
+        while silent < _SILENT_TIMES:
+            await asyncio.sleep(self._watch_every_s)
+            try:
+                problem = await self._problem()
+            except EngineLoadFailed as error:
+                problem, silent = error.message, _SILENT_TIMES
+            silent = 0 if problem is None else silent + 1
+        why = f"{self._name} at {self.endpoint.url} serves no more: {problem}"
+        self._ended(EngineEnd(why, Cause.UNKNOWN))
+
+    async def _problem(self) -> str | None:
+        """Say what is wrong with it; None if nothing is. Raises EngineLoadFailed where waiting is no use."""
+        answer = await http_probe.get(self.endpoint, self._health_path, timeout_s=_PROBE_TIMEOUT_S)
+        if answer is None:
+            return "nobody answers there"
+        if answer[0] in _FORBIDDEN:
+            raise EngineLoadFailed(
+                f"{self._name} at {self.endpoint.url} does not take the key: it answers {answer[0]}",
+                hint="Correct `api_key:` or the variable that `api_key_env:` names.",
+            )
+        return None if answer[0] < 400 else f"it answers {answer[0]} at {self._health_path}"

@@ -1,0 +1,293 @@
+"""What every kind of engine must do, and how each kind is made for the tests of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cotenant.domain.engine_terms import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.models import EngineKind
+from cotenant.engines.command import CommandHost
+from cotenant.engines.launchers import Launchers
+from cotenant.engines.llama_cpp import LlamaHost
+from cotenant.engines.log_folder import LogFolder
+from cotenant.engines.ollama import OllamaHost
+from cotenant.engines.process import group_lives
+from cotenant.engines.remote import RemoteHost
+from cotenant.engines.vllm import VllmHost
+from cotenant.gateway.request import engine_body, engine_head
+from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from tests.engines.support import fake_server, host_order, with_env
+from tests.support.container_bed import container_bed
+from tests.support.containers import fake_image
+from tests.support.gguf_models import build_tiny_llama
+from tests.support.stand_ins import (
+    ask,
+    hugging_face_folder,
+    ollama_daemon,
+    openai_server,
+    vllm_program,
+)
+
+
+class NoMeter:
+    """A machine without a driver that tells processes apart."""
+
+    async def held_bytes(self, group: int) -> int | None:
+        return None
+
+    async def free_host_bytes(self) -> int | None:
+        return None
+
+
+@dataclass
+class Subject:
+    """One kind of engine under test.
+
+    `broken` is an order that cannot load, and `complaint` what is said of it; `slow` one that takes a minute.
+    `kill` ends the running engine from outside, `death` is what is said of that. `in_memory` tells whether
+    whatever holds its memory is there.
+    """
+
+    host: EngineHost
+    order: EngineOrder
+    broken: EngineOrder
+    complaint: str
+    kill: Callable[[Engine], object]
+    death: str
+    in_memory: Callable[[Engine], bool]
+    slow: EngineOrder | None = None
+    counts_slots: bool = False
+    has_log: bool = True
+    reports: bool = False
+    cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
+def process_lives(engine: Engine) -> bool:
+    return engine.pid is not None and group_lives(engine.pid)
+
+
+def kill_process(engine: Engine) -> None:
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGSEGV)
+
+
+def embedded(folder: Path) -> Subject:
+    pytest.importorskip("xllamacpp")
+    order = host_order(build_tiny_llama(folder / "tiny.gguf"))
+    torn = folder / "torn.gguf"
+    torn.write_bytes(order.model_path.read_bytes()[:3000] if order.model_path else b"")
+    return Subject(
+        LlamaHost(log_dir=folder / "logs"),
+        order,
+        replace(order, model_path=torn),
+        "could not be loaded",
+        kill_process,
+        "died: it crashed",
+        process_lives,
+        counts_slots=True,
+        reports=True,
+    )
+
+
+def llama_server(folder: Path) -> Subject:
+    program = shutil.which(os.environ.get("COTENANT_TEST_LLAMA_SERVER") or "llama-server")
+    if program is None:
+        pytest.skip("no llama-server: set COTENANT_TEST_LLAMA_SERVER or have it on PATH")
+    subject = embedded(folder)
+    subject.host = LlamaHost(log_dir=folder / "logs", configured=Path(program))
+    return subject
+
+
+def fake(folder: Path) -> Subject:
+    order = host_order(folder / "m.gguf")
+    return Subject(
+        LlamaHost(log_dir=folder / "logs", configured=fake_server(folder)),
+        order,
+        with_env(order, FAKE_SAYS="E llama_model_load: cudaMalloc failed: out of memory", FAKE_EXIT=1),
+        "out of memory",
+        kill_process,
+        "died: it crashed",
+        process_lives,
+        slow=with_env(order, FAKE_READY_AFTER_S=60),
+        counts_slots=True,
+        reports=True,
+    )
+
+
+def podman(folder: Path) -> Subject:
+    bed = container_bed()
+    if isinstance(bed, str):
+        pytest.skip(bed)
+    stack = contextlib.ExitStack()
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    for name, value in bed.environment.items():
+        patch.setenv(name, value)
+    (folder / "m.gguf").touch(mode=0o644)
+    launch = LaunchTerms(LauncherKind.PODMAN, fake_image(bed))
+    order = replace(host_order(folder / "m.gguf"), launch=launch)
+
+    def kill(engine: Engine) -> None:
+        assert engine.pid is not None
+        # Any other signal passes by a container's first process.
+        os.kill(engine.pid, signal.SIGKILL)
+
+    return Subject(
+        LlamaHost(log_dir=folder / "logs", launcher=Launchers()),
+        order,
+        with_env(order, FAKE_SAYS="E llama_model_load: cudaMalloc failed: out of memory", FAKE_EXIT=1),
+        "out of memory",
+        kill,
+        "signal 9",
+        process_lives,
+        slow=with_env(order, FAKE_READY_AFTER_S=60),
+        counts_slots=True,
+        reports=True,
+        cleanup=stack,
+    )
+
+
+def vllm(folder: Path) -> Subject:
+    order = of_kind(
+        host_order(hugging_face_folder(folder / "hf")),
+        EngineKind.VLLM,
+        VllmTerms((str(vllm_program(folder)),)),
+    )
+    says = "ERROR torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    return Subject(
+        VllmHost(LogFolder(folder / "logs"), NoMeter()),
+        order,
+        with_env(order, STAND_IN_SAYS=says, STAND_IN_EXIT=1),
+        "out of memory",
+        kill_process,
+        "died: it crashed",
+        process_lives,
+        slow=with_env(order, STAND_IN_READY_AFTER_S=60),
+        counts_slots=True,
+    )
+
+
+def command(folder: Path) -> Subject:
+    program = str(fake_server(folder))
+    argv = (program, "--host", "{host}", "--port", "{port}", "--alias", "{model}")
+    order = of_kind(replace(host_order(Path("-")), model_path=None), EngineKind.COMMAND, CommandTerms(argv))
+    return Subject(
+        CommandHost(LogFolder(folder / "logs")),
+        order,
+        with_env(order, FAKE_SAYS="RuntimeError: CUDA out of memory", FAKE_EXIT=3),
+        "out of memory",
+        kill_process,
+        "died: it crashed",
+        process_lives,
+        slow=with_env(order, FAKE_READY_AFTER_S=60),
+    )
+
+
+def ollama(folder: Path) -> Subject:
+    stack = contextlib.ExitStack()
+    port = stack.enter_context(ollama_daemon())
+    address = Endpoint("127.0.0.1", port)
+
+    def order(tag: str) -> EngineOrder:
+        plain = replace(host_order(Path("-")), model_path=None)
+        return of_kind(plain, EngineKind.OLLAMA, OllamaTerms(address, tag))
+
+    def loaded(_: Engine) -> bool:
+        return any(model["model"] == "tiny:latest" for model in ask(f"{address.url}/api/ps")["models"])
+
+    return Subject(
+        OllamaHost(look_every_s=0.02),
+        order("tiny"),
+        order("huge:70b"),
+        "requires more system memory",
+        lambda engine: ask(f"{address.url}/api/generate", {"model": "tiny", "keep_alive": 0}),
+        "was unloaded by Ollama or another client",
+        loaded,
+        has_log=False,
+        counts_slots=True,
+        reports=True,
+        cleanup=stack,
+    )
+
+
+def remote(folder: Path) -> Subject:
+    stack = contextlib.ExitStack()
+    port, process = stack.enter_context(openai_server("far-model"))
+    address = Endpoint("127.0.0.1", port, model="far-model", key="s3cret")
+    plain = replace(host_order(Path("-")), model_path=None)
+    order = of_kind(plain, EngineKind.REMOTE, RemoteTerms(address, "/health"))
+
+    def end(_: Engine) -> None:
+        process.kill()
+        process.wait()
+
+    return Subject(
+        RemoteHost(watch_every_s=0.02),
+        order,
+        of_kind(plain, EngineKind.REMOTE, RemoteTerms(address, "/forbidden")),
+        "does not take the key",
+        end,
+        "serves no more: nobody answers there",
+        lambda engine: False,
+        slow=of_kind(plain, EngineKind.REMOTE, RemoteTerms(replace(address, port=1), "/health")),
+        has_log=False,
+        counts_slots=True,
+        cleanup=stack,
+    )
+
+
+KINDS: dict[str, Callable[[Path], Subject]] = {
+    "xllamacpp": embedded,
+    "llama-server": llama_server,
+    "fake": fake,
+    "podman": podman,
+    "vllm": vllm,
+    "ollama": ollama,
+    "command": command,
+    "remote": remote,
+}
+
+
+def of_kind(order: EngineOrder, kind: EngineKind, terms: Any) -> EngineOrder:
+    recipe = replace(order.placement.recipe, engine=kind)
+    return replace(order, placement=replace(order.placement, recipe=recipe), terms=terms)
+
+
+@contextlib.asynccontextmanager
+async def running(host: EngineHost, order: EngineOrder) -> AsyncIterator[Engine]:
+    """Have an engine ready, and gone afterwards."""
+    engine = await host.start(order)
+    try:
+        await engine.wait_ready(60)
+        yield engine
+    finally:
+        await engine.stop(2)
+
+
+async def complete(engine: Engine, **more: object) -> bytes:
+    """Ask an engine as the gateway does; return the body of its answer, which must be a success."""
+    asked = {"model": "tiny", "prompt": "Once", "max_tokens": 4, "temperature": 0, **more}
+    body = engine_body(json.dumps(asked).encode(), engine.endpoint)
+    head = engine_head(b"/v1/completions", engine.endpoint, [(b"connection", b"close")], len(body))
+    reader, writer = await asyncio.open_connection(engine.endpoint.host, engine.endpoint.port)
+    try:
+        # llama.cpp keeps the connection open unless asked, and the gateway asks nothing of the kind.
+        writer.write(head.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nconnection: close\r\n", 1) + body)
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+    finally:
+        writer.close()
+    assert answer.split(b" ")[1] == b"200", answer[:500]
+    return answer.partition(b"\r\n\r\n")[2]

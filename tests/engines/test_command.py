@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cotenant.domain.engine_terms import CommandTerms
+from cotenant.domain.errors import EngineMissing
+from cotenant.domain.models import EngineKind, Parts
+from cotenant.domain.units import MIB
+from cotenant.engines import http_probe
+from cotenant.engines.command import CommandHost, fill
+from cotenant.engines.log_folder import LogFolder
+from cotenant.interfaces import EngineOrder
+from tests.engines.contract import of_kind, running
+from tests.engines.support import fake_server, host_order
+
+
+def ordered(argv: tuple[str, ...], stop: tuple[str, ...] = ()) -> EngineOrder:
+    order = of_kind(host_order(Path("/models/m.gguf")), EngineKind.COMMAND, CommandTerms(argv, stop=stop))
+    (share,) = order.placement.shares
+    shares = (replace(share, parts=Parts(weights=600 * MIB)),)
+    return replace(order, placement=replace(order.placement, shares=shares))
+
+
+def test_words_in_braces_are_filled_and_other_braces_are_left() -> None:
+    words = {"port": "81", "model": "m"}
+    assert fill("--at={host}:{port}/{model}", words) == "--at={host}:81/m"
+    assert fill('{"n": 1}', words) == '{"n": 1}'
+
+
+@pytest.mark.slow
+async def test_a_command_is_told_its_port_model_file_and_memory(tmp_path: Path) -> None:
+    words = ("{model}", "{path}", "{memory_mib}", "[{gpus}]", "{host}")
+    argv = (str(fake_server(tmp_path)), "--port", "{port}", *words)
+    async with running(CommandHost(LogFolder(tmp_path / "logs")), ordered(argv)) as engine:
+        answer = await http_probe.get(engine.endpoint, "/told", timeout_s=5)
+        told = json.loads(answer[1] if answer else b"")
+    assert told["argv"][2:] == ["tiny", "/models/m.gguf", "600", "[]", "127.0.0.1"]
+    assert told["env"]["CUDA_VISIBLE_DEVICES"] == "-1", "it may not see a GPU that it was not planned on"
+
+
+@pytest.mark.slow
+async def test_its_own_stop_command_ends_it(tmp_path: Path) -> None:
+    argv = (str(fake_server(tmp_path)), "--port", "{port}")
+    asked = tmp_path / "asked"
+    order = ordered(argv, ("/bin/sh", "-c", f"echo {{port}} > {asked}; kill -KILL {{pid}}"))
+    async with running(CommandHost(LogFolder(tmp_path / "logs")), order) as engine:
+        port = engine.endpoint.port
+        await engine.stop(5)
+        assert (await engine.wait_exit()).why == "tiny was stopped"
+    assert asked.read_text().strip() == str(port)
+
+
+@pytest.mark.slow
+async def test_a_stop_command_that_does_nothing_does_not_keep_it_alive(tmp_path: Path) -> None:
+    argv = (str(fake_server(tmp_path)), "--port", "{port}")
+    host = CommandHost(LogFolder(tmp_path / "logs"))
+    for stop in (("/bin/true",), ("/bin/sleep", "60"), ("/no/such/program",)):
+        async with running(host, ordered(argv, stop)) as engine:
+            await engine.stop(0.1)
+            assert (await engine.wait_exit()).why == "tiny was stopped"
+
+
+async def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    host = CommandHost(LogFolder(tmp_path / "logs"))
+    with pytest.raises(EngineMissing, match="there is no program /no/such/server"):
+        await host.start(ordered(("/no/such/server", "{port}")))

@@ -1,0 +1,175 @@
+"""vLLM's server as `engines.vllm` speaks to it: health, completions, metrics, sleep. Standard library only.
+
+STAND_IN_SAYS            what it prints first; STAND_IN_EXIT then ends it with that status
+STAND_IN_TAKES_MIB       memory it takes on the card in the file FAKE_CARD, in a child process as vLLM does;
+                         without room it says so as vLLM does and exits
+STAND_IN_ASLEEP_MIB      what it keeps of that while it sleeps (64)
+STAND_IN_NO_SLEEP        it answers 500 to /sleep
+STAND_IN_BAD_WAKE        `refuses`, `silent` or `gibberish`: how it is after a wake
+STAND_IN_READY_AFTER_S, STAND_IN_TOKENS, STAND_IN_TOKEN_S
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "engines"))
+from fake_card import opened, take
+
+state = {"asleep": False, "woken": False, "busy": 0, "calls": []}
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: "
+
+
+def option(name, default=None):
+    words = sys.argv
+    return words[words.index(name) + 1] if name in words else default
+
+
+def hold(mib):
+    """Set what this process holds of the card."""
+    with opened(os.environ["FAKE_CARD"]) as machine:
+        card = machine["gpus"][0]
+        for process in card["processes"]:
+            if process["pid"] == worker_pid():
+                card["used_mib"] = int(card["used_mib"]) + mib - process["used_mib"]
+                process["used_mib"] = mib
+
+
+def worker_pid():
+    return state["worker"]
+
+
+def answer(connection):
+    with connection:
+        request = connection.recv(65536)
+        target = request.split(b" ", 2)[1]
+        head, _, body = request.partition(b"\r\n\r\n")
+        lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        missing = int(lengths[0].split(b":")[1]) - len(body) if lengths else 0
+        while missing > 0 and (more := connection.recv(missing)):
+            body += more
+            missing -= len(more)
+        path, _, query = target.decode().partition("?")
+        state["calls"].append(target.decode())
+        if path == "/health":
+            ready = time.monotonic() >= READY_AT
+            return connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" if ready else b"HTTP/1.1 503 No\r\n\r\n")
+        if path == "/forbidden":
+            return connection.sendall(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
+        if path == "/metrics":
+            text = f'# HELP x\nvllm:num_requests_running{{engine="0"}} {state["busy"]}.0\n'
+            return connection.sendall(HEAD + b"text/plain\r\n\r\n" + text.encode())
+        if path == "/crash":
+            signal.raise_signal(signal.SIGSEGV)
+        if path in ("/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/reset_prefix_cache", "/told"):
+            return control(connection, path, query)
+        return serve(connection, path, json.loads(body))
+
+
+def control(connection, path, query):
+    # vLLM has these only in its development mode, and only if told at its start.
+    if path != "/told" and (
+        "--enable-sleep-mode" not in sys.argv or not os.environ.get("VLLM_SERVER_DEV_MODE")
+    ):
+        return connection.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
+    told = {}
+    if path == "/sleep":
+        if os.environ.get("STAND_IN_NO_SLEEP"):
+            return connection.sendall(b"HTTP/1.1 500 Oops\r\n\r\n")
+        state["asleep"] = True
+        state["level"] = query
+        if "FAKE_CARD" in os.environ:
+            hold(int(os.environ.get("STAND_IN_ASLEEP_MIB", "64")))
+    elif path == "/wake_up":
+        if os.environ.get("STAND_IN_BAD_WAKE") == "refuses":
+            return connection.sendall(b"HTTP/1.1 500 Oops\r\n\r\n")
+        if "FAKE_CARD" in os.environ:
+            hold(int(os.environ["STAND_IN_TAKES_MIB"]))
+        state.update(asleep=False, woken=True)
+    elif path == "/is_sleeping":
+        told = {"is_sleeping": state["asleep"]}
+    elif path == "/told":
+        told = {"argv": sys.argv[1:], "env": dict(os.environ), "calls": state["calls"]}
+    return connection.sendall(HEAD + b"application/json\r\n\r\n" + json.dumps(told).encode())
+
+
+def serve(connection, path, asked):
+    name = option("--served-model-name")
+    if asked.get("model") != name:
+        error = {"error": {"message": f"The model `{asked.get('model')}` does not exist.", "code": 404}}
+        return connection.sendall(
+            b"HTTP/1.1 404 No\r\nConnection: close\r\n\r\n" + json.dumps(error).encode()
+        )
+    state["busy"] += 1
+    try:
+        return generate(connection, path, asked)
+    finally:
+        state["busy"] -= 1
+
+
+def generate(connection, path, asked):
+    bad = os.environ.get("STAND_IN_BAD_WAKE") if state["woken"] else None
+    if bad == "silent":
+        return None
+    if path == "/v1/embeddings":
+        data = [{"index": 0, "embedding": [0.25, 0.5]}]
+        return connection.sendall(HEAD + b"application/json\r\n\r\n" + json.dumps({"data": data}).encode())
+    count = min(int(os.environ.get("STAND_IN_TOKENS", "8")), asked.get("max_tokens") or 1 << 20)
+    texts = ["!!" if bad == "gibberish" else f"t{number} " for number in range(count)]
+    streams, chat = asked.get("stream"), path == "/v1/chat/completions"
+    if streams:
+        connection.sendall(HEAD + b"text/event-stream\r\n\r\n")
+    for text in texts:
+        time.sleep(float(os.environ.get("STAND_IN_TOKEN_S", "0")))
+        if streams:
+            connection.sendall(event({"delta": {"content": text}} if chat else {"text": text}))
+    if streams:
+        return connection.sendall(b"data: [DONE]\n\n")
+    whole = "".join(texts)
+    choice = {"message": {"role": "assistant", "content": whole}} if chat else {"text": whole}
+    told = {"model": asked["model"], "choices": [{"index": 0, "finish_reason": "length", **choice}]}
+    return connection.sendall(HEAD + b"application/json\r\n\r\n" + json.dumps(told).encode())
+
+
+def event(choice):
+    return b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+
+
+def take_memory():
+    """Have a worker process take memory, which is of this process's group and not this process."""
+    gives, takes = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        refused = take(
+            os.environ["FAKE_CARD"], int(os.environ["STAND_IN_TAKES_MIB"]), name="VLLM::EngineCore"
+        )
+        os.write(takes, (refused or "ok").encode())
+        while not refused:
+            signal.pause()
+        os._exit(1)
+    state["worker"] = pid
+    if os.read(gives, 4096) != b"ok":
+        print(
+            "ERROR torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", file=sys.stderr
+        )
+        sys.exit(1)
+
+
+def main():
+    print(os.environ.get("STAND_IN_SAYS", "INFO vLLM API server version 0.11.0"), file=sys.stderr, flush=True)
+    if "STAND_IN_EXIT" in os.environ:
+        sys.exit(int(os.environ["STAND_IN_EXIT"]))
+    if "STAND_IN_TAKES_MIB" in os.environ:
+        take_memory()
+    listener = socket.create_server((option("--host"), int(option("--port"))), reuse_port=True)
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+
+READY_AT = time.monotonic() + float(os.environ.get("STAND_IN_READY_AFTER_S", "0"))
+main()
