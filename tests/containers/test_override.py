@@ -10,14 +10,13 @@ from cotenant.containers.compose import read_project
 from cotenant.containers.override import pins, render_override, render_reset
 from cotenant.containers.pinning import (
     ASSIGNMENT_LABEL,
-    DeviceNames,
     assignment_label,
     labelled_assignment,
     same_pin,
 )
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import ComposeFileError
-from cotenant.domain.services import Assignment, SavedConfiguration, Service, Strategy
+from cotenant.domain.services import Assignment, DeviceNames, SavedConfiguration, Service, Strategy
 from cotenant.domain.units import GIB
 from tests.containers.harness import AT, DEVICES, pin, saved
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.containers.pinning import DeviceNames
-from cotenant.domain.services import ApplyState, OnFailure, ProgressState
+from cotenant.domain.services import ApplyState, DeviceNames, OnFailure, ProgressState
 from tests.containers.harness import DEVICES, Project, idle, pin, saved
 from tests.support.container_bed import IMAGE
 

@@ -29,7 +29,7 @@ def test_faults_of_the_hardware_are_problems_and_those_of_programs_warnings(
     assert "Xid 79 on PCI 0000:44:00" in only(found, Level.PROBLEM).seen
     assert [each.seen for each in found if each.level is Level.WARNING] == [
         "Xid 31 on PCI 0000:01:00, 2 times",
-        "the kernel has killed processes for lack of memory: llama-server (1 times)",
+        "the kernel has killed processes for lack of memory: llama-server (1×)",
     ]
 
 

@@ -16,7 +16,6 @@ from cotenant.containers.engine import ContainerEngine, states
 from cotenant.containers.generated import GeneratedFiles
 from cotenant.containers.health import HealthWatch
 from cotenant.containers.override import OVERRIDE_NAME, RESET_NAME, pins, render_override, render_reset
-from cotenant.containers.pinning import DeviceNames
 from cotenant.containers.progress import Progress
 from cotenant.containers.record import load_record
 from cotenant.containers.recovery import interrupted
@@ -27,6 +26,7 @@ from cotenant.domain.services import (
     ApplyState,
     ApplyStatus,
     ContainerState,
+    DeviceNames,
     SavedConfiguration,
     Service,
     ServiceDevice,

@@ -23,13 +23,12 @@ from cotenant.containers.gpu_requests import RESERVED_DEVICES
 from cotenant.containers.interpolation import escaped
 from cotenant.containers.pinning import (
     ASSIGNMENT_LABEL,
-    DeviceNames,
     assignment_label,
     budget_text,
     device_name,
     device_of,
 )
-from cotenant.domain.services import Assignment, SavedConfiguration, Service, ServiceDevice
+from cotenant.domain.services import Assignment, DeviceNames, SavedConfiguration, Service, ServiceDevice
 from cotenant.domain.units import GIB
 
 OVERRIDE_NAME: Final = "docker-compose.gpu-override.yml"

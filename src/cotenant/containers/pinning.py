@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Any, Final
 
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.services import Assignment, ServiceDevice
+from cotenant.domain.services import Assignment, DeviceNames, ServiceDevice
 
 ASSIGNMENT_LABEL: Final = "cotenant.assignment"
-
-
-class DeviceNames(StrEnum):
-    """How `device_ids` name a GPU: by NVML's index, or by UUID, which outlives a renumbering."""
-
-    INDEX = "index"
-    UUID = "uuid"
 
 
 def device_of(assignment: Assignment, devices: Sequence[ServiceDevice]) -> ServiceDevice | None:

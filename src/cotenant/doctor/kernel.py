@@ -60,7 +60,7 @@ def faults(patient: Patient) -> Iterator[Finding]:
         yield ok(Area.CARDS, "no fault of a card (Xid) in the kernel's log")
     killed = Counter(match[2] for line in lines if (match := _KILLED.search(line)))
     if killed:
-        names = ", ".join(f"{name} ({count} times)" for name, count in killed.most_common(3))
+        names = ", ".join(f"{name} ({count}×)" for name, count in killed.most_common(3))
         yield warning(
             Area.MACHINE,
             f"the kernel has killed processes for lack of memory: {names}",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads
+from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads, seen_bytes
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
 from cotenant.store.location import Location
 from cotenant.store.writer import Writer
@@ -48,6 +48,10 @@ class SqlJournal:
     async def estimate_errors(self) -> Mapping[str, float]:
         """Return how far off predictions were per model, as a fraction of what was measured."""
         return estimate_errors(await self._footprints())
+
+    async def seen_bytes(self) -> Mapping[str, int]:
+        """Return what each model was last measured to hold, where a driver told."""
+        return seen_bytes(await self._footprints())
 
     async def load_times(self) -> Mapping[str, LoadTimes]:
         """Return how long each model's next load should take, by its last ones."""
