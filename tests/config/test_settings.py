@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 TINY = "models: [{path: models/tiny.gguf}]\n"
 
 WHOLE = """
-server: {host: 0.0.0.0, port: 9000, api_keys: [one, two], insecure: yes}
+server: {host: 0.0.0.0, port: 9000, api_keys: [one, two], insecure: yes, allowed_hosts: [m.example]}
 devices:
   use: [0, GPU-abc]
   order: index
@@ -68,6 +68,7 @@ models:
 def test_the_whole_file_is_understood(read: Reader, folder: Path) -> None:
     configuration = read(WHOLE)
     server, devices, scheduling = configuration.server, configuration.devices, configuration.scheduling
+    assert server.allowed_hosts == ("m.example",)
     assert (server.host, server.port, server.api_keys, server.insecure) == (
         "0.0.0.0",
         9000,
@@ -135,8 +136,9 @@ WRONG = [
     ("server: {api_key_file: none.txt}", 1, "none.txt does not exist", "one key on each line"),
     ("devices:\n  reserve_mib: 1GiB", 2, "devices.reserve_mib: 1GiB is not a whole number", "digits"),
     ("devices: {order: best}", 1, "devices.order: best is not known", "Known here: free_desc"),
-    ("devices: {mps: auto}", 1, "devices.mps: this version does not start MPS", "Leave it out."),
-    ("\nservices: {}", 2, "services: this version cannot place containers", "Leave it out."),
+    ("devices: {mps: maybe}", 1, "devices.mps: maybe is not known", "Known here: auto, off, required"),
+    ("devices: {mps_group: two}", 1, "devices.mps_group: two is not known", "Known here: all, card"),
+    ("\nservices: {}", 2, "services: it has no compose", "Add `compose:`."),
     ("defaults: {keep_alive: soon}", 1, "defaults.keep_alive: 'soon' is not a duration", "30s, 5m or 1h"),
     ("defaults: {keep_alive: -5}", 1, "defaults.keep_alive: '-5' is not a duration", "30s, 5m or 1h"),
     ("defaults: {timeout: 0}", 1, "defaults.timeout: 0 is too short", "30s"),
@@ -159,14 +161,14 @@ WRONG = [
     ("models:\n- path: cotenant.yaml", 2, "is not a GGUF file", ""),
     (
         "models:\n- path: models/tiny.gguf\n  engine: vllm",
-        3,
-        "this version cannot run vllm",
-        "Only llama.cpp",
+        2,
+        "tiny.gguf is a file",
+        "Hugging Face folder",
     ),
     (
-        "models:\n- path: models/tiny.gguf\n  engine: lama",
+        "models:\n- path: models/tiny.gguf\n  engine: llama.cp",
         3,
-        "models[0].engine: lama is not known",
+        "models[0].engine: llama.cp is not known",
         "llama.cpp",
     ),
     ("models:\n- path: models/tiny.gguf\n  name: a b", 3, "models[0].name: a b cannot be a name", "Letters"),
@@ -344,7 +346,7 @@ def test_the_file_is_looked_for_where_it_was_told_then_here_then_at_home(
 KEYS = sorted(
     {key for section in Settings.model_json_schema()["$defs"].values() for key in section["properties"]}
     | set(Settings.model_fields)
-    | {"services", "<<"}
+    | {"<<"}
 )
 SCALARS = st.one_of(
     st.text(max_size=20),

@@ -8,7 +8,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from cotenant.config.library import FileSignature
-from cotenant.domain.models import ModelShape, Recipe
+from cotenant.domain.advisors import AdvisorMode
+from cotenant.domain.engine_terms import EngineTerms
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.launching import ON_HOST, LaunchTerms
+from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.services import DeviceNames, OnFailure, Service, Strategy
+from cotenant.domain.sharing import MpsGroup, MpsMode
+from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.planner import PlanRequest
 
@@ -23,25 +30,32 @@ class EvictionPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where to listen and who may ask; keys of `api_key_file` are still to be read."""
+    """Where to listen and who may ask; keys of `api_key_file` are still to be read.
+
+    `allowed_hosts` are names in public DNS under which browsers may reach it.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     api_keys: tuple[str, ...] = ()
     api_key_file: Path | None = None
     insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
     """Which devices may be planned on and how far; an empty `use` means all of them.
 
-    `gpus` describes hypothetical GPUs, as `--gpus` does.
+    `gpus` describes hypothetical GPUs, as `--gpus` does. `mps` is when engines share cards through CUDA's
+    Multi-Process Service, `mps_group` which cards one daemon of it serves.
     """
 
     use: tuple[str, ...] = ()
     rules: BudgetRules = field(default_factory=BudgetRules)
     gpus: str | None = None
+    mps: MpsMode = MpsMode.AUTO
+    mps_group: MpsGroup = MpsGroup.ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +76,21 @@ class SchedulingSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
-    """What holds for a model that says nothing of its own; `keep_alive_s` None never unloads."""
+    """What holds for a model that says nothing of its own; `keep_alive_s` None never unloads.
+
+    `timeouts_s` go before `timeout_s`: by kind, and `vision_timeout_s` for models that take images.
+    """
 
     recipe: Recipe = field(default_factory=Recipe)
     keep_alive_s: float | None = 300.0
     timeout_s: float = 600.0
+    timeouts_s: Mapping[ModelKind, float] = field(default_factory=dict)
+    vision_timeout_s: float | None = None
+
+    def timeout_for(self, kind: ModelKind, *, vision: bool) -> float:
+        """Return how long a request waits for a model that sets nothing of its own."""
+        of_kind = self.timeouts_s.get(kind, self.timeout_s)
+        return of_kind if not vision or self.vision_timeout_s is None else self.vision_timeout_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +101,15 @@ class ModelEntry:
     `keep_alive_s` after its last request, None never; a request waits for it `timeout_s` at most.
     `parts` are all its files, the projector's aside; `signature` changes whenever one of them does.
     `from_folder` says that it is served for being in `models_dir`, without an entry of its own.
+    `path` is None where its file is not read; `terms` are what its kind of engine needs besides,
+    `launch` in what it runs, and `stated_bytes` what the operator says that it takes or, if
+    `stated_is_guess`, what its file suggests until it is seen.
+    Under MPS it gets `mps_threads_percent` of each card's SMs, None for all, and at most `mps_margin_bytes`
+    of memory beyond what is planned, None for no such limit.
     """
 
     name: str
-    path: Path
+    path: Path | None
     recipe: Recipe
     shape: ModelShape
     signature: tuple[FileSignature, ...]
@@ -97,11 +126,70 @@ class ModelEntry:
     env: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     from_folder: bool = False
+    mps_threads_percent: int | None = None
+    mps_margin_bytes: int | None = 512 * MIB
+    terms: EngineTerms | None = None
+    launch: LaunchTerms = ON_HOST
+    stated_bytes: int | None = None
+    stated_is_guess: bool = False
 
     @property
     def request(self) -> PlanRequest:
         """What the planner is asked for it."""
-        return PlanRequest(self.name, self.shape, self.recipe, self.projector_bytes)
+        return PlanRequest(self.name, self.shape, self.recipe, self.projector_bytes, self.stated_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaSettings:
+    """An Ollama daemon, all of whose models are served; it uses the GPUs of `gpus`, empty for any."""
+
+    address: Endpoint
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AlertSettings:
+    """When something is worth telling; `webhook` is posted to, None for nowhere.
+
+    A card that is fuller than `memory_percent` for `memory_for_s` is told of.
+    """
+
+    webhook: str | None = None
+    memory_percent: int = 90
+    memory_for_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesSettings:
+    """The containers that are pinned to GPUs, and how they are recreated.
+
+    `command` is the argument vector of the compose command, None to find one; `project` its project's name,
+    None for its own rule. Generated files go to `output_dir`. `parallel` bounds how many services are
+    recreated at once, `command_timeout_s` one run of the compose command.
+    """
+
+    compose_files: tuple[Path, ...]
+    output_dir: Path
+    command: tuple[str, ...] | None = None
+    project: str | None = None
+    strategy: Strategy = Strategy.VRAM_BASED
+    items: tuple[Service, ...] = ()
+    device_ids: DeviceNames = DeviceNames.INDEX
+    on_failure: OnFailure = OnFailure.ROLLBACK
+    parallel: int = 2
+    command_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdvisorSettings:
+    """Whom to ask for advice, and how often; without `address` the model is one that we serve."""
+
+    mode: AdvisorMode = AdvisorMode.OFF
+    address: str | None = None
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    every_s: float = 60.0
+    timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +205,23 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """All of it. `path` is None where no file was read; `warm_ram_bytes` is None where the tier is off."""
+    """All of it. `path` is None where no file was read; `warm_ram_bytes` is None where the tier is off.
+
+    `services` is None without a section of that name. `database` is a path or a URL, None for the file in
+    the state directory.
+    """
 
     path: Path | None = None
     server: ServerSettings = field(default_factory=ServerSettings)
     devices: DeviceSettings = field(default_factory=DeviceSettings)
     defaults: ModelDefaults = field(default_factory=ModelDefaults)
     scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+    advisor: AdvisorSettings = field(default_factory=AdvisorSettings)
     warm_ram_bytes: int | None = None
     models_dir: Path | None = None
     models: tuple[ModelEntry, ...] = ()
+    services: ServicesSettings | None = None
+    database: str | None = None
+    ollama: OllamaSettings | None = None
     problems: tuple[Problem, ...] = ()

@@ -19,6 +19,11 @@ _OF_THE_ENGINE = frozenset(
         "gpus",
         "env",
         "args",
+        "mps_threads_percent",
+        "mps_margin_bytes",
+        "terms",
+        "launch",
+        "stated_bytes",
     ]
 )
 
@@ -72,7 +77,7 @@ def _differ(old: ModelEntry, new: ModelEntry) -> set[str]:
 
 
 def _changed_settings(old: Configuration, new: Configuration) -> list[str]:
-    sections = ("server", "devices", "scheduling")
+    sections = ("server", "devices", "scheduling", "alerts", "advisor")
     changed = [
         f"{section}.{field.name}"
         for section in sections
@@ -80,5 +85,7 @@ def _changed_settings(old: Configuration, new: Configuration) -> list[str]:
         if getattr(getattr(old, section), field.name) != getattr(getattr(new, section), field.name)
     ]
     return changed + [
-        name for name in ("warm_ram_bytes", "models_dir") if getattr(old, name) != getattr(new, name)
+        name
+        for name in ("warm_ram_bytes", "models_dir", "services", "database", "ollama")
+        if getattr(old, name) != getattr(new, name)
     ]

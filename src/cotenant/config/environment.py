@@ -15,8 +15,8 @@ _RECIPE: Final = (
 )
 _BY_SECTION: Final[Mapping[str, Sequence[str]]] = {
     "server": ("host", "port", "api_key_file", "insecure"),
-    "devices": ("gpus", "reserve_mib", "min_budget_mib", "overhead_mib"),
-    "defaults": (*_RECIPE, "keep_alive", "timeout", "max_loaded"),
+    "devices": ("gpus", "reserve_mib", "min_budget_mib", "overhead_mib", "mps", "mps_group"),
+    "defaults": (*_RECIPE, "profile", "keep_alive", "timeout", "max_loaded"),
     "scheduling": (
         *("policy", "overdue", "min_residency", "drain_share", "drain_limit", "reclaim_bound"),
         *("max_queue", "max_queue_total", "prefetch"),
@@ -30,6 +30,7 @@ SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "n_ctx": ("defaults", "ctx"),
     "warm_ram_mib": ("warm", "ram_mib"),
     "models_dir": ("models_dir",),
+    "database": ("database",),
 }
 """Flags, by name with underscores, and the settings that they set."""
 _OTHER_NAMES: Final = {
@@ -38,7 +39,7 @@ _OTHER_NAMES: Final = {
     "gpu_layers": "n_gpu_layers",
 }
 """Names that users of Ollama know; ours win where both are set."""
-_PATHS: Final = frozenset(["models_dir", "api_key_file"])
+_PATHS: Final = frozenset(["models_dir", "api_key_file", "database"])
 
 
 def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -80,7 +81,7 @@ def _nested(given: Mapping[str, tuple[object, str]]) -> tuple[dict[str, Any], di
             section = section.setdefault(key, {})
         if name == "api_key":
             value = list(value) if isinstance(value, (list, tuple)) else [value]
-        elif name in _PATHS:
+        elif name in _PATHS and "://" not in str(value):
             # Against the current directory, while those of the file are against its own.
             value = os.path.abspath(os.path.expanduser(str(value)))
         section[last] = value

@@ -49,11 +49,18 @@ class Library:
 
     def open(self, path: Path) -> ModelFile:
         """Return what a GGUF file holds, with the parts that its name promises. Raises ModelFileError."""
-        parts = part_paths(path)
+        return self._opened(path, part_paths(path), is_folder=False)
+
+    def open_folder(self, path: Path) -> ModelFile:
+        """Return what a Hugging Face folder holds, its parts being its weights. Raises ModelFileError."""
+        parts = (path / "config.json", *sorted(path.glob("*.safetensors")))
+        return self._opened(path, parts, is_folder=True)
+
+    def _opened(self, path: Path, parts: tuple[Path, ...], *, is_folder: bool) -> ModelFile:
         seen = tuple(signature(part) for part in parts)
         known = self._read.get(path)
         if known is None or known[0] != seen:
-            known = (seen, _load(path, parts, seen))
+            known = (seen, _load(path, parts, seen, is_folder=is_folder))
             self._read[path] = known
         found = known[1]
         if isinstance(found, ModelFileError):
@@ -62,11 +69,17 @@ class Library:
 
 
 def _load(
-    path: Path, parts: tuple[Path, ...], seen: tuple[FileSignature | None, ...]
+    path: Path, parts: tuple[Path, ...], seen: tuple[FileSignature | None, ...], *, is_folder: bool
 ) -> ModelFile | ModelFileError:
     try:
-        if path.is_dir():
-            raise UnsupportedModelFile(f"{path} is a directory", hint="Give a GGUF file.")
+        if path.is_dir() and not is_folder:
+            hint = "Give a GGUF file. A Hugging Face folder needs `engine: vllm`."
+            raise UnsupportedModelFile(f"{path} is a directory", hint=hint)
+        if is_folder and path.is_file():
+            raise UnsupportedModelFile(
+                f"{path} is a file",
+                hint="vLLM is given a Hugging Face folder; a GGUF file goes without `engine:`.",
+            )
         shape = load_model(path)
     except ModelFileError as error:
         return error.with_traceback(None)

@@ -5,28 +5,47 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from cotenant.config.advisor import advisor_problems, advisor_settings
 from cotenant.config.catalogue import Catalogue, read_folder
-from cotenant.config.complaints import Complaint, KeyPath, refusal
+from cotenant.config.complaints import Complaint, KeyPath, refusal, shown
 from cotenant.config.configuration import (
+    AlertSettings,
     Configuration,
     DeviceSettings,
     ModelDefaults,
     ModelEntry,
+    OllamaSettings,
     Problem,
     SchedulingSettings,
     ServerSettings,
+    ServicesSettings,
 )
-from cotenant.config.library import Library, ModelFile
-from cotenant.config.names import clean_name, free_name
-from cotenant.config.schema import Model, RecipeSection
+from cotenant.config.engine_terms import (
+    OLLAMA_ADDRESS,
+    UNREAD_TIMES,
+    endpoint,
+    kind_of,
+    launch_of,
+    missing_variable,
+    terms_of,
+    unread_shape,
+    weights_bytes,
+    wrong_with,
+)
+from cotenant.config.library import Library, ModelFile, signature
+from cotenant.config.names import NAME, clean_name, free_name
+from cotenant.config.schema import Model, RecipeSection, Timeouts
+from cotenant.config.services import services_settings
 from cotenant.config.settings import Given
 from cotenant.domain.errors import BadRecipe, ModelFileError
-from cotenant.domain.models import ModelKind, Recipe
+from cotenant.domain.hub import hub_name
+from cotenant.domain.models import EngineKind, ModelKind, Recipe
+from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
 from cotenant.domain.recipes import check_recipe
 from cotenant.domain.units import MIB
 from cotenant.model_files import find_projectors
@@ -67,8 +86,12 @@ class _Resolution:
         settings = self._settings
         self._defaults = ModelDefaults(
             self._recipe(("defaults",), {}, settings.defaults),
-            _keep_alive(settings.defaults, ModelDefaults().keep_alive_s),
+            _keep_alive(
+                settings.defaults, keep_alive_s(settings.defaults.profile, ModelDefaults().keep_alive_s)
+            ),
             settings.defaults.timeout or ModelDefaults().timeout_s,
+            _timeouts(settings.defaults.timeouts),
+            settings.defaults.timeouts.vision,
         )
         listed = [
             entry for number, model in enumerate(settings.models) if (entry := self._entry(number, model))
@@ -77,6 +100,9 @@ class _Resolution:
         models_dir = self._path(settings.models_dir)
         catalogue = self._catalogue(models_dir)
         others, problems = self._from_folder(catalogue, [entry for _, entry in listed])
+        models = (*(entry for _, entry in listed), *others)
+        advisor, complaints = advisor_settings(settings.advisor, self._given)
+        self.complaints += complaints
         document = self._given.document
         return Configuration(
             path=Path(document.name) if document else None,
@@ -84,10 +110,15 @@ class _Resolution:
             devices=self._devices(),
             defaults=self._defaults,
             scheduling=self._scheduling(),
+            alerts=self._alerts(),
+            advisor=advisor,
             warm_ram_bytes=settings.warm.ram_mib * MIB if settings.warm.ram_mib else None,
             models_dir=models_dir,
-            models=(*(entry for _, entry in listed), *others),
-            problems=(*catalogue.problems, *problems),
+            models=models,
+            services=self._services(),
+            database=self._database(),
+            ollama=self._ollama(),
+            problems=(*catalogue.problems, *problems, *advisor_problems(advisor, models)),
         )
 
     def _server(self) -> ServerSettings:
@@ -98,7 +129,11 @@ class _Resolution:
                 ("server", "api_key_file"), f"{key_file} does not exist", "Put one key on each line."
             )
         return replace(
-            ServerSettings(api_keys=tuple(server.api_keys or ()), api_key_file=key_file),
+            ServerSettings(
+                api_keys=tuple(server.api_keys or ()),
+                api_key_file=key_file,
+                allowed_hosts=tuple(server.allowed_hosts or ()),
+            ),
             **_told(server, "host", "port", "insecure"),
         )
 
@@ -110,21 +145,108 @@ class _Resolution:
             gpus = str(self._path(gpus))
         mib = _told(devices, "reserve_mib", "min_budget_mib", "overhead_mib")
         sizes = {key.replace("_mib", "_bytes"): count * MIB for key, count in mib.items()}
-        return DeviceSettings(
-            devices.use or (), replace(BudgetRules(), **_told(devices, "order"), **sizes), gpus
-        )
+        rules = replace(BudgetRules(), **_told(devices, "order"), **sizes)
+        return replace(DeviceSettings(devices.use or (), rules, gpus), **_told(devices, "mps", "mps_group"))
 
     def _scheduling(self) -> SchedulingSettings:
-        scheduling = self._settings.scheduling
+        scheduling, defaults = self._settings.scheduling, self._settings.defaults
         seconds = _told(scheduling, "overdue", "min_residency", "drain_limit", "reclaim_bound")
         return replace(
-            SchedulingSettings(max_loaded=self._settings.defaults.max_loaded),
+            SchedulingSettings(max_loaded=defaults.max_loaded or max_loaded(defaults.profile)),
             **_told(scheduling, "policy", "drain_share", "max_queue", "max_queue_total", "prefetch"),
             **{f"{key}_s": value for key, value in seconds.items()},
         )
 
+    def _alerts(self) -> AlertSettings:
+        alerts = self._settings.alerts
+        told = _told(alerts, "webhook", "memory_percent", "for_")
+        if "for_" in told:
+            told["memory_for_s"] = told.pop("for_")
+        return replace(AlertSettings(), **told)
+
+    def _services(self) -> ServicesSettings | None:
+        section = self._settings.services
+        if section is None:
+            return None
+        settings, complaints = services_settings(section, self._given)
+        self.complaints += complaints
+        return settings
+
+    def _database(self) -> str | None:
+        told = self._settings.database
+        return told if told is None or "://" in told else str(self._path(told))
+
+    def _ollama(self) -> OllamaSettings | None:
+        section = self._settings.ollama
+        if section is None:
+            return None
+        return OllamaSettings(endpoint(section.address or OLLAMA_ADDRESS), section.gpus or ())
+
     def _entry(self, number: int, model: Model) -> tuple[int, ModelEntry] | None:
         key: KeyPath = ("models", number)
+        recipe = self._recipe(key, _recipe_values(self._settings.defaults), model)
+        recipe = replace(recipe, engine=kind_of(model))
+        wrongs = wrong_with(model, recipe)
+        for wrong in wrongs:
+            self._complain(wrong.at(key), wrong.what, wrong.hint)
+        unset = missing_variable(model)
+        if unset is not None:
+            self._complain(
+                (*key, "api_key_env"), f"the variable {unset} is not set", "Set it, or correct it."
+            )
+        base = None if wrongs else self._base_entry(key, model, recipe)
+        if base is None:
+            return None
+        for variable in model.env or {}:
+            if not _VARIABLE.fullmatch(variable):
+                self._complain((*key, "env", variable), "it is no name of a variable", "Write NAME: value.")
+        return number, replace(
+            base,
+            aliases=tuple(model.aliases or ()),
+            gpus=model.gpus or (),
+            keep_alive_s=_keep_alive(model, self._defaults.keep_alive_s),
+            env=dict(model.env or {}),
+            args=tuple(model.args or ()),
+            from_folder=False,
+            timeout_s=model.timeout or base.timeout_s,
+            launch=launch_of(model, self._base),
+            **_told(model, "preload", "pinned", "priority"),
+            **_mps_shares(model),
+        )
+
+    def _base_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
+        """Return what a model is, read from its file where its kind of engine has one."""
+        if recipe.engine is EngineKind.LLAMA_CPP:
+            return self._llama_entry(key, model, recipe)
+        hub = self._settings.ollama
+        terms = terms_of(model, hub.address if hub else None, os.environ)
+        path = self._path(model.path)
+        if path is not None and recipe.engine is EngineKind.VLLM:
+            file = self._open((*key, "path"), path, self._library.open_folder)
+            if file is None:
+                return None
+            return replace(self._served(model.name or path.name, file, None, recipe), terms=terms)
+        name = model.name or model.model or ""
+        if not NAME.fullmatch(name):
+            self._complain((*key, "model"), f"{shown(name)} cannot be a name", "Add `name:`.")
+            return None
+        stated = model.memory
+        if stated is None and path is not None:
+            stated = UNREAD_TIMES * weights_bytes(path) // 100
+        return ModelEntry(
+            name=name,
+            path=path,
+            recipe=recipe,
+            shape=unread_shape(name, model.kind or ModelKind.TEXT),
+            signature=() if path is None else tuple(filter(None, [signature(path)])),
+            parts=(),
+            terms=terms,
+            stated_bytes=stated or None,
+            stated_is_guess=model.memory is None,
+            timeout_s=self._defaults.timeout_for(model.kind or ModelKind.TEXT, vision=False),
+        )
+
+    def _llama_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
         path = self._path(model.path)
         file = None if path is None else self._open((*key, "path"), path)
         if file is None:
@@ -134,26 +256,11 @@ class _Resolution:
                 (*key, "path"), f"{path} is a vision projector", "Give it as `mmproj:` of its model."
             )
             return None
-        for variable in model.env or {}:
-            if not _VARIABLE.fullmatch(variable):
-                self._complain((*key, "env", variable), "it is no name of a variable", "Write NAME: value.")
-        recipe = self._recipe(key, _recipe_values(self._settings.defaults), model)
-        return number, replace(
-            self._served(
-                model.name or clean_name(file.path), file, self._projector(key, model, file), recipe
-            ),
-            aliases=tuple(model.aliases or ()),
-            gpus=model.gpus or (),
-            keep_alive_s=_keep_alive(model, self._defaults.keep_alive_s),
-            env=dict(model.env or {}),
-            args=tuple(model.args or ()),
-            from_folder=False,
-            timeout_s=model.timeout or self._defaults.timeout_s,
-            **_told(model, "preload", "pinned", "priority"),
-        )
+        projector = self._projector(key, model, file)
+        return self._served(model.name or clean_name(file.path), file, projector, recipe)
 
     def _served(self, name: str, file: ModelFile, projector: ModelFile | None, recipe: Recipe) -> ModelEntry:
-        if file.shape.kind is ModelKind.EMBEDDING:
+        if file.shape.kind.pools:
             # An engine embeds a text in one micro-batch: a longer text would be refused.
             recipe = replace(recipe, n_ubatch=recipe.n_batch)
         return ModelEntry(
@@ -166,7 +273,7 @@ class _Resolution:
             projector_path=projector.path if projector else None,
             projector_bytes=projector.shape.tensor_bytes if projector else 0,
             keep_alive_s=self._defaults.keep_alive_s,
-            timeout_s=self._defaults.timeout_s,
+            timeout_s=self._defaults.timeout_for(file.shape.kind, vision=projector is not None),
             from_folder=True,
         )
 
@@ -189,12 +296,14 @@ class _Resolution:
             return None
         return next((each.projector for each in found if each.model.path == file.path), None)
 
-    def _open(self, key: KeyPath, path: Path) -> ModelFile | None:
+    def _open(
+        self, key: KeyPath, path: Path, read: Callable[[Path], ModelFile] | None = None
+    ) -> ModelFile | None:
         if path in self._unsettled:
             self._complain(key, f"{path} is still being written", "Wait for it to be complete.")
             return None
         try:
-            return self._library.open(path)
+            return (read or self._library.open)(path)
         except ModelFileError as error:
             self._complain(key, error.message, error.hint)
             return None
@@ -204,7 +313,8 @@ class _Resolution:
         own = _recipe_values(section)
         if own.get("smart_split") and own.get("tensor_split"):
             self._complain(key, "smart_split and tensor_split exclude each other", "Keep one.")
-        recipe = replace(Recipe(), **{**defaults, **own})
+        told = {**defaults, **own}
+        recipe = replace(Recipe(), **told, **recipe_values(self._settings.defaults.profile, told))
         recipe = replace(recipe, n_ubatch=min(recipe.n_ubatch, recipe.n_batch))
         try:
             check_recipe(recipe)
@@ -240,7 +350,7 @@ class _Resolution:
     ) -> tuple[list[ModelEntry], list[Problem]]:
         """Serve what the folder holds and no entry names, each under a name of its own."""
         taken = {name for entry in listed for name in (entry.name, *entry.aliases)}
-        named = {os.path.realpath(entry.path) for entry in listed}
+        named = {os.path.realpath(entry.path) for entry in listed if entry.path is not None}
         entries: list[ModelEntry] = []
         problems: list[Problem] = []
         for found in catalogue.found:
@@ -252,7 +362,12 @@ class _Resolution:
             if name != wanted:
                 problems.append(Problem(path, f"it is served as {name}, since the name {wanted} is taken"))
             taken.add(name)
-            entries.append(self._served(name, found.model, found.projector, self._defaults.recipe))
+            entry = self._served(name, found.model, found.projector, self._defaults.recipe)
+            pulled = hub_name(path.parent.name, path.name)
+            if pulled is not None and str(pulled) not in taken:
+                taken.add(str(pulled))
+                entry = replace(entry, aliases=(str(pulled),))
+            entries.append(entry)
         return entries, problems
 
     def _path(self, text: str | None) -> Path | None:
@@ -278,6 +393,25 @@ def _keep_alive(section: RecipeSection, default: float | None) -> float | None:
     if section.keep_alive is None:
         return default
     return None if math.isinf(section.keep_alive) else section.keep_alive
+
+
+def _timeouts(section: Timeouts) -> dict[ModelKind, float]:
+    kinds = {
+        ModelKind.TEXT: section.chat,
+        ModelKind.EMBEDDING: section.embeddings,
+        ModelKind.RERANK: section.rerank,
+    }
+    return {kind: seconds for kind, seconds in kinds.items() if seconds is not None}
+
+
+def _mps_shares(model: Model) -> dict[str, Any]:
+    shares: dict[str, Any] = {}
+    if model.mps_threads is not None:
+        shares["mps_threads_percent"] = model.mps_threads
+    if model.mps_memory_margin_mib is not None:
+        mib = model.mps_memory_margin_mib
+        shares["mps_margin_bytes"] = None if math.isinf(mib) else int(mib) * MIB
+    return shares
 
 
 def _by_key(text: str) -> str:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from cotenant.config.complaints import nearest, shown
 from cotenant.config.names import NAME
 from cotenant.domain.errors import BadSetting, UsageError
-from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS, EngineKind
+from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS
 from cotenant.domain.units import parse_duration
 from cotenant.planning.manual_split import parse_split
 
@@ -26,7 +27,6 @@ _SWITCH: Final = {"1": True, "true": True, "yes": True, "on": True} | dict.fromk
 )
 _NEVER: Final = frozenset(["-1", "forever"])
 _MAX_DURATION_S: Final = 366 * 86400
-_PLANNED_ENGINES: Final = frozenset(["vllm", "ollama", "command"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,28 @@ def share() -> Scalar:
         return float(text)
 
     return Scalar(read, {"type": "number", "minimum": 0, "maximum": 1})
+
+
+def percent() -> Scalar:
+    """A part of a hundred, from 1 to 100, with or without its sign."""
+
+    def read(value: Any) -> int:
+        text = _text(value)
+        digits = text.removesuffix("%").strip()
+        if not _WHOLE.fullmatch(digits) or not 1 <= int(digits) <= 100:
+            raise BadSetting(f"{shown(text)} is no percentage from 1% to 100%", hint="Write it as 30%.")
+        return int(digits)
+
+    return Scalar(read, {"type": ["integer", "string"], "examples": ["30%"]})
+
+
+def mib_or_none(most: int) -> Scalar:
+    """A whole number of MiB; the word `none` is infinity."""
+
+    def read(value: Any) -> float:
+        return math.inf if value in ("none", math.inf) else float(whole(0, most).read(value))
+
+    return Scalar(read, {"anyOf": [{"const": "none"}, {"type": "integer", "minimum": 0, "maximum": most}]})
 
 
 def duration(*, least: float = 0.0) -> Scalar:
@@ -110,19 +132,6 @@ def member(kind: type[StrEnum]) -> Scalar:
         return kind(text)
 
     return Scalar(read, {"enum": [str(each) for each in kind]})
-
-
-def engine() -> Scalar:
-    """An engine kind that this version can run."""
-
-    def read(value: Any) -> EngineKind:
-        text = _text(value)
-        if text in _PLANNED_ENGINES:
-            raise BadSetting(f"this version cannot run {text}", hint="Only llama.cpp so far: leave it out.")
-        found: EngineKind = member(EngineKind).read(text)
-        return found
-
-    return Scalar(read, member(EngineKind).json)
 
 
 def layers() -> Scalar:
@@ -175,6 +184,36 @@ def path(absent: str | None = None) -> Scalar:
         return "" if text == absent else text
 
     return Scalar(read, {"type": "string"})
+
+
+def web_address() -> Scalar:
+    """A URL that is posted to."""
+
+    def read(value: Any) -> str:
+        text = _text(value)
+        try:
+            parts = urlsplit(text)
+            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound or not text.isascii() or not text.isprintable() or " " in text:
+            # It may hold a secret, as webhooks of chats do.
+            raise BadSetting("it is no URL", hint="Write http://host:port/path or https://host/path.")
+        return text
+
+    return Scalar(read, {"type": "string", "examples": ["https://example.org/hooks/gpu"]})
+
+
+def url_path() -> Scalar:
+    """The path of a URL."""
+
+    def read(value: Any) -> str:
+        text = _text(value)
+        if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text:
+            raise BadSetting(f"{shown(text)} is no path of a URL", hint="Write it as /health.")
+        return text
+
+    return Scalar(read, {"type": "string", "examples": ["/health"]})
 
 
 def name() -> Scalar:

@@ -9,13 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cotenant.config import scalars
+from cotenant.config import scalars, service_scalars
 from cotenant.config.configuration import EvictionPolicy
 from cotenant.config.scalars import Scalar
+from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.devices import DeviceOrder
 from cotenant.domain.errors import UsageError
-from cotenant.domain.models import CacheType, EngineKind, FlashAttention, SplitMode, SplitPolicy
+from cotenant.domain.launching import LauncherKind
+from cotenant.domain.models import CacheType, EngineKind, FlashAttention, ModelKind, SplitMode, SplitPolicy
+from cotenant.domain.profiles import Profile
 from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
+from cotenant.domain.services import DeviceNames, OnFailure, ServiceRole, Strategy
+from cotenant.domain.sharing import MpsGroup, MpsMode
 
 COMPLAINT = "complaint"
 """The type of pydantic's errors that carry our own words."""
@@ -63,6 +68,7 @@ Ctx = Annotated[int, As(scalars.whole(1, MAX_CTX))]
 Batch = Annotated[int, As(scalars.whole(1, MAX_BATCH))]
 Cache = Annotated[CacheType, As(scalars.member(CacheType))]
 Devices = Annotated[tuple[str, ...], As(scalars.words(everything="all"))]
+Command = Annotated[tuple[str, ...], As(service_scalars.command(everything=""))]
 ModelDevices = Annotated[tuple[str, ...], As(scalars.words(everything="auto"))]
 
 
@@ -91,6 +97,9 @@ class Server(Section):
     )
     api_key_file: PathText | None = Field(default=None, description="file with one key a line")
     insecure: Switch | None = Field(default=None, description="listen on a public address without a key")
+    allowed_hosts: list[Text] | None = Field(
+        default=None, description="names in public DNS under which browsers may reach it"
+    )
 
 
 class DevicesSection(Section):
@@ -105,6 +114,12 @@ class DevicesSection(Section):
     )
     gpus: Text | None = Field(
         default=None, description="describe GPUs in place of this machine's, as --gpus does"
+    )
+    mps: Annotated[MpsMode, As(scalars.member(MpsMode))] | None = Field(
+        default=None, description="when engines share cards through CUDA MPS"
+    )
+    mps_group: Annotated[MpsGroup, As(scalars.member(MpsGroup))] | None = Field(
+        default=None, description="which cards one MPS daemon serves"
     )
 
 
@@ -148,12 +163,25 @@ class RecipeSection(Section):
         return self
 
 
+class Timeouts(Section):
+    """How long a request waits for a model, by what the model is for; before `timeout`."""
+
+    chat: Timeout | None = None
+    vision: Timeout | None = Field(default=None, description="of models that take images")
+    embeddings: Timeout | None = None
+    rerank: Timeout | None = None
+
+
 class Defaults(RecipeSection):
     """What holds for every model that says nothing of its own."""
 
+    profile: Annotated[Profile, As(scalars.member(Profile))] | None = Field(
+        default=None, description="a set of defaults under one name; whatever is set here wins"
+    )
     max_loaded: Annotated[int, As(scalars.whole(1, _MAX_COUNT))] | None = Field(
         default=None, description="models loaded at once; without it, as many as fit"
     )
+    timeouts: Timeouts = Field(default_factory=Timeouts)
 
 
 class Scheduling(Section):
@@ -182,6 +210,37 @@ class Scheduling(Section):
     )
 
 
+class Alerts(Section):
+    """When something is worth telling, and who is told."""
+
+    webhook: Annotated[str, As(scalars.web_address())] | None = Field(
+        default=None, description="each alert is posted there as JSON, when it begins and when it ends"
+    )
+    memory_percent: Annotated[int, As(scalars.whole(1, 100))] | None = Field(
+        default=None, description="a GPU fuller than this is told of; 5 below it, that is over"
+    )
+    for_: Duration | None = Field(
+        default=None, alias="for", description="how long a GPU must be that full before it is told of"
+    )
+
+
+class Advisor(Section):
+    """A language model that is asked what may be wanted next."""
+
+    mode: Annotated[AdvisorMode, As(scalars.member(AdvisorMode))] | None = Field(
+        default=None, description="off; shadow: tell what it would have done; on: follow it within bounds"
+    )
+    address: Annotated[str, As(scalars.web_address())] | None = Field(
+        default=None, description="an OpenAI-compatible address; without it, the model is one served here"
+    )
+    model: Text | None = Field(default=None, description="the model to ask")
+    api_key: Annotated[str, As(scalars.api_key())] | None = Field(
+        default=None, description="key of the address"
+    )
+    every: Timeout | None = Field(default=None, description="how often it is asked")
+    timeout: Timeout | None = Field(default=None, description="longest wait for its answer")
+
+
 class Warm(Section):
     """The page cache as a tier below the GPUs."""
 
@@ -194,16 +253,49 @@ class Warm(Section):
 
 
 class Model(RecipeSection):
-    """One model, by its file."""
+    """One model, by its file or by where it is served."""
 
-    path: PathText = Field(description="a GGUF file, the first part of a split one")
+    path: PathText | None = Field(
+        default=None,
+        description="a GGUF file, the first part of a split one; for vllm, a Hugging Face folder",
+    )
     name: Name | None = Field(default=None, description="name that clients use; without it, the file's")
     aliases: list[Name] | None = Field(default=None, description="other names for it")
-    engine: Annotated[EngineKind, As(scalars.engine())] | None = Field(
+    engine: Annotated[EngineKind, As(scalars.member(EngineKind))] | None = Field(
         default=None, description="what runs it"
+    )
+    command: Command | None = Field(
+        default=None, description="what starts its server, with {port} and others; for vllm, what vllm is"
+    )
+    stop: Command | None = Field(default=None, description="what ends that server; without it, SIGTERM")
+    health: Annotated[str, As(scalars.url_path())] | None = Field(
+        default=None, description="the path that answers 200 once it serves"
+    )
+    memory: Annotated[int, As(service_scalars.size())] | None = Field(
+        default=None, description="what it takes of one device, such as 6GiB; without it, as seen before"
+    )
+    sleep: Annotated[int, As(scalars.whole(0, 2))] | None = Field(
+        default=None, description="the level at which vllm sleeps in place of ending; 0: never"
+    )
+    address: Annotated[str, As(scalars.web_address())] | None = Field(
+        default=None, description="where an ollama or remote model is served"
+    )
+    model: Text | None = Field(default=None, description="its name there: Ollama's tag, a remote model's id")
+    api_key: Annotated[str, As(scalars.api_key())] | None = Field(default=None, description="the key there")
+    api_key_env: Annotated[str, As(service_scalars.variable_name())] | None = Field(
+        default=None, description="the variable that holds the key"
+    )
+    kind: Annotated[ModelKind, As(scalars.member(ModelKind))] | None = Field(
+        default=None, description="what it is for, where no file says so"
     )
     mmproj: ProjectorText | None = Field(
         default=None, description="its vision projector; without it, the one beside it; none: none"
+    )
+    image: Text | None = Field(
+        default=None, description="the image that its engine runs in; for apptainer, a .sif file"
+    )
+    launcher: Annotated[LauncherKind, As(scalars.member(LauncherKind))] | None = Field(
+        default=None, description="what starts its engine; without it, what suits the image"
     )
     gpus: ModelDevices | None = Field(default=None, description="auto, or a list of indices or UUIDs")
     preload: Switch | None = Field(default=None, description="load it at start")
@@ -215,6 +307,89 @@ class Model(RecipeSection):
         default=None, description="environment variables of its engine"
     )
     args: list[Text] | None = Field(default=None, description="further arguments of its engine, applied last")
+    mps_threads: Annotated[int, As(scalars.percent())] | None = Field(
+        default=None, description="its share of a card's multiprocessors under MPS, such as 30%"
+    )
+    mps_memory_margin_mib: Annotated[float, As(scalars.mib_or_none(_MAX_MIB))] | None = Field(
+        default=None, description="MiB above the plan that it may take of a card under MPS; none: no limit"
+    )
+
+
+class Ollama(Section):
+    """An Ollama daemon, all of whose models are served."""
+
+    address: Annotated[str, As(scalars.web_address())] | None = Field(
+        default=None, description="where it listens; without it, http://127.0.0.1:11434"
+    )
+    gpus: ModelDevices | None = Field(default=None, description="the GPUs that it uses: auto, or a list")
+
+
+class Compose(Section):
+    """Which compose files there are, and how they are brought up."""
+
+    files: Annotated[tuple[str, ...], As(service_scalars.paths())] = Field(
+        description="the compose files, in the order of their -f flags"
+    )
+    command: Annotated[tuple[str, ...], As(service_scalars.command(everything="auto"))] | None = Field(
+        default=None, description="auto, or the compose command: a list of arguments, or one text"
+    )
+    project: Annotated[str, As(service_scalars.compose_project())] | None = Field(
+        default=None, description="the compose project; without it, compose's own rule"
+    )
+
+
+class ServiceItem(Section):
+    """One container that uses a GPU."""
+
+    name: Annotated[str, As(service_scalars.compose_service())] = Field(
+        description="its name in the compose file"
+    )
+    model: Text | None = Field(default=None, description="what runs in it, for people")
+    vram_mib: Mib | None = Field(default=None, description="MiB of GPU memory that it needs")
+    vram: Annotated[int, As(service_scalars.size())] | None = Field(
+        default=None, description="the same with a unit, such as 6.8GiB"
+    )
+    role: Annotated[ServiceRole, As(scalars.member(ServiceRole))] | None = None
+    latency_critical: Switch | None = Field(default=None, description="it belongs on the fastest GPU")
+    enabled: Switch | None = Field(default=None, description="false: leave it where it is")
+    vram_budget_env: Annotated[str, As(service_scalars.variable_name())] | None = Field(
+        default=None, description="the variable by which it takes a VRAM budget in GB"
+    )
+    health: Annotated[str, As(service_scalars.health())] | None = Field(
+        default=None, description="a URL that answers when it is well, or its port"
+    )
+    health_timeout: Timeout | None = Field(default=None, description="how long it may take to become well")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.vram is not None and self.vram_mib is not None:
+            raise wrong("it has both vram and vram_mib, which are the same", "Keep one.")
+        return self
+
+
+class Services(Section):
+    """Containers that are pinned to GPUs through an override of their compose files."""
+
+    compose: Compose
+    strategy: Annotated[Strategy, As(scalars.member(Strategy))] | None = Field(
+        default=None, description="the rule that assigns services to GPUs"
+    )
+    items: list[ServiceItem] = Field(default_factory=list)
+    output_dir: PathText | None = Field(
+        default=None, description="where generated files go; without it, config beside the first compose file"
+    )
+    device_ids: Annotated[DeviceNames, As(scalars.member(DeviceNames))] | None = Field(
+        default=None, description="how the override names GPUs"
+    )
+    on_failure: Annotated[OnFailure, As(scalars.member(OnFailure))] | None = Field(
+        default=None, description="what is done when a service does not come back"
+    )
+    parallel: Annotated[int, As(scalars.whole(1, 64))] | None = Field(
+        default=None, description="services recreated at once, at most"
+    )
+    command_timeout: Timeout | None = Field(
+        default=None, description="longest run of the compose command for one service"
+    )
 
 
 class Settings(BaseSettings, Section):
@@ -227,10 +402,18 @@ class Settings(BaseSettings, Section):
     defaults: Defaults = Field(default_factory=Defaults)
     scheduling: Scheduling = Field(default_factory=Scheduling)
     warm: Warm = Field(default_factory=Warm)
+    alerts: Alerts = Field(default_factory=Alerts)
+    advisor: Advisor = Field(default_factory=Advisor)
     models_dir: PathText | None = Field(
         default=None, description="every GGUF in it is served; watched for changes"
     )
     models: list[Model] = Field(default_factory=list)
+    ollama: Ollama | None = Field(default=None, description="serve what an Ollama daemon has")
+    services: Services | None = None
+    database: Annotated[str, As(service_scalars.database())] | None = Field(
+        default=None,
+        description="a path, or postgresql+psycopg://…; without it, the state directory's own",
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -25,10 +25,6 @@ _WANTED: Final = {
     "dict_type": "a mapping",
     "list_type": "a list",
 }
-_LATER: Final[Mapping[KeyPath, str]] = {
-    ("services",): "this version cannot place containers",
-    ("devices", "mps"): "this version does not start MPS",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +111,6 @@ def _explain(given: Given, fault: Any) -> Complaint:
     kind: str = fault["type"]
     if kind == COMPLAINT:
         return given.complain(key, fault["msg"], fault["ctx"]["hint"])
-    if key in _LATER:
-        return given.complain(key, _LATER[key], "Leave it out.")
     if kind == "extra_forbidden":
         return given.complain(key, "it is no setting", nearest(str(key[-1]), _known(key)))
     if kind == "missing":
@@ -136,4 +130,4 @@ def _known(key: KeyPath) -> list[str]:
         annotation = section.model_fields[part].annotation
         inner = [annotation, *get_args(annotation)]
         section = next(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]

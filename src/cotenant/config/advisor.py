@@ -1,0 +1,52 @@
+"""From the `advisor` section to AdvisorSettings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cotenant.config.complaints import Complaint
+from cotenant.config.configuration import AdvisorSettings, ModelEntry, Problem
+from cotenant.config.schema import Advisor
+from cotenant.config.settings import Given
+from cotenant.domain.advisors import AdvisorMode
+from cotenant.http_client import Site
+
+
+def advisor_settings(section: Advisor, given: Given) -> tuple[AdvisorSettings, list[Complaint]]:
+    """Return the section with all defaults filled in, and what is wrong between its parts."""
+    told: dict[str, Any] = {
+        "mode": section.mode,
+        "address": section.address,
+        "model": section.model,
+        "api_key": section.api_key,
+        "every_s": section.every,
+        "timeout_s": section.timeout,
+    }
+    settings = replace(AdvisorSettings(), **{key: value for key, value in told.items() if value is not None})
+    if settings.mode is AdvisorMode.OFF:
+        return settings, []
+    if settings.model is None:
+        return settings, [given.complain(("advisor", "mode"), "there is no model to ask", "Give `model:`.")]
+    if settings.address is not None:
+        return settings, _about_address(settings.address, given)
+    return settings, []
+
+
+def advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) -> list[Problem]:
+    """Tell of a model that is to give advice and is not served: it may come later, with its file."""
+    names = {name for entry in models for name in (entry.name, *entry.aliases)}
+    if settings.mode is AdvisorMode.OFF or settings.address is not None or settings.model in names:
+        return []
+    return [Problem(Path("advisor"), f"{settings.model} is not served here, so that nobody gives advice")]
+
+
+def _about_address(address: str, given: Given) -> list[Complaint]:
+    try:
+        Site.of(address)
+    except ValueError:
+        hint = "Write http://host:port or https://host/path, with nothing after the path."
+        return [given.complain(("advisor", "address"), "it is no address of an API", hint)]
+    return []

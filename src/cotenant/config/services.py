@@ -1,0 +1,84 @@
+"""From the `services` section to ServicesSettings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.config.complaints import Complaint
+from cotenant.config.configuration import ServicesSettings
+from cotenant.config.schema import ServiceItem, Services
+from cotenant.config.settings import Given
+from cotenant.domain.services import Service
+from cotenant.domain.units import MIB
+
+_OUTPUT: Final = "config"
+
+
+def services_settings(section: Services, given: Given) -> tuple[ServicesSettings, list[Complaint]]:
+    """Return the section with all defaults filled in, and what is wrong between its parts.
+
+    Paths are meant against the folder of the file. Whether compose files exist is not looked at: models are
+    served without them.
+    """
+    files = tuple(_path(given, file) for file in section.compose.files)
+    output = section.output_dir
+    settings = replace(
+        ServicesSettings(
+            compose_files=files,
+            output_dir=_path(given, output) if output else files[0].parent / _OUTPUT,
+            command=section.compose.command or None,
+            project=section.compose.project,
+            items=tuple(_service(item) for item in section.items),
+        ),
+        **_told(
+            strategy=section.strategy,
+            device_ids=section.device_ids,
+            on_failure=section.on_failure,
+            parallel=section.parallel,
+            command_timeout_s=section.command_timeout,
+        ),
+    )
+    return settings, _shared_names(section, given)
+
+
+def _service(item: ServiceItem) -> Service:
+    vram_bytes = item.vram if item.vram_mib is None else item.vram_mib * MIB
+    return replace(
+        Service(item.name, model=item.model, vram_bytes=vram_bytes),
+        **_told(
+            role=item.role,
+            latency_critical=item.latency_critical,
+            enabled=item.enabled,
+            budget_env=item.vram_budget_env,
+            health_url=item.health,
+            health_timeout_s=item.health_timeout,
+        ),
+    )
+
+
+def _shared_names(section: Services, given: Given) -> list[Complaint]:
+    first: dict[str, int] = {}
+    complaints = []
+    for number, item in enumerate(section.items):
+        if item.name in first:
+            complaints.append(
+                given.complain(
+                    ("services", "items", number, "name"),
+                    f"the service {item.name} is there already, as items[{first[item.name]}]",
+                    "Keep one.",
+                )
+            )
+        first.setdefault(item.name, number)
+    return complaints
+
+
+def _path(given: Given, text: str) -> Path:
+    return Path(os.path.abspath(given.base / text))
+
+
+def _told(**settings: Any) -> dict[str, Any]:
+    """Return those that were given."""
+    return {key: value for key, value in settings.items() if value is not None}

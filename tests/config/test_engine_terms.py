@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.settings import read_configuration
+from cotenant.domain.engine_terms import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import BadSetting
+from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.units import GIB
+from tests.support.stand_ins import hugging_face_folder
+
+
+def read(folder: Path, text: str) -> Configuration:
+    path = folder / "cotenant.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_configuration(path, environment={})
+
+
+def only(folder: Path, text: str) -> ModelEntry:
+    (entry,) = read(folder, f"models:\n- {{{text}}}\n").models
+    return entry
+
+
+def test_a_vllm_model_is_read_from_its_folder(tmp_path: Path) -> None:
+    hugging_face_folder(tmp_path / "hf")
+    entry = only(tmp_path, "engine: vllm, path: hf, sleep: 2, command: [python, -m, vllm]")
+    assert entry.name == "hf"
+    assert entry.shape.n_layers == 2
+    assert entry.shape.tensor_bytes == sum(part.stat().st_size for part in entry.parts[1:]) - header_bytes(
+        entry
+    )
+    assert entry.recipe.engine is EngineKind.VLLM
+    assert entry.terms == VllmTerms(("python", "-m", "vllm"), sleep=2)
+
+
+def header_bytes(entry: ModelEntry) -> int:
+    return 8 + int.from_bytes(entry.parts[1].read_bytes()[:8], "little")
+
+
+def test_a_command_has_its_terms_and_a_first_guess_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(bytes(1000))
+    text = "engine: command, name: c, command: 'server --port {port}', stop: [end, '{pid}'], health: /ready"
+    entry = only(tmp_path, f"{text}, path: m.bin")
+    assert entry.terms == CommandTerms(("server", "--port", "{port}"), "/ready", ("end", "{pid}"))
+    assert entry.stated_bytes == 1300
+    assert only(tmp_path, f"{text}, memory: 6GiB").stated_bytes == 6 * GIB
+    assert only(tmp_path, text).stated_bytes is None
+
+
+def test_an_ollama_model_is_at_its_own_address_or_the_hubs(tmp_path: Path) -> None:
+    text = (
+        "ollama: {address: 'http://gpu-box:1234'}\n"
+        "models:\n"
+        "- {engine: ollama, model: 'llama3.2:3b'}\n"
+        "- {engine: ollama, name: other, model: x, address: 'http://[::1]:99', kind: embedding}\n"
+    )
+    configuration = read(tmp_path, text)
+    first, second = configuration.models
+    assert first.name == "llama3.2:3b"
+    assert first.terms == OllamaTerms(Endpoint("gpu-box", 1234), "llama3.2:3b")
+    assert second.terms == OllamaTerms(Endpoint("::1", 99), "x")
+    assert second.shape.kind is ModelKind.EMBEDDING
+    assert configuration.ollama is not None
+    assert configuration.ollama.address == Endpoint("gpu-box", 1234)
+
+
+def test_a_remote_model_has_an_address_a_key_and_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAR_KEY", "s3cret")
+    entry = only(
+        tmp_path,
+        "engine: remote, name: gpt, model: gpt-4o, address: 'https://far.example/openai/v1/', "
+        "api_key_env: FAR_KEY",
+    )
+    assert isinstance(entry.terms, RemoteTerms)
+    address = entry.terms.address
+    assert address.url == "https://far.example:443/openai"
+    assert (address.model, address.key) == ("gpt-4o", "s3cret")
+    assert "s3cret" not in repr(entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "hint"),
+    [
+        ("name: x", "it has no path, which llama.cpp needs", "Add `path:`."),
+        ("engine: vllm, name: x", "it has no path, which vllm needs", "Add `path:`."),
+        ("engine: command, name: x", "it has no command, which command needs", "Add `command:`."),
+        ("engine: remote, name: x", "it has no address, which remote needs", "Add `address:`."),
+        ("engine: ollama", "it has no name", "Add `name:`."),
+        ("engine: ollama, name: x, ctx: 4096", "ollama takes no ctx", "Leave it out."),
+        ("engine: remote, name: x, address: 'http://a', memory: 6GiB", "remote takes no memory", "Leave"),
+        ("engine: remote, name: x, address: 'ftp://a'", "it is no URL", "http://host:port"),
+        ("path: x.gguf, sleep: 1", "llama.cpp takes no sleep", "Leave it out."),
+        ("engine: command, name: x, command: [a], health: ready", "is no path of a URL", "/health"),
+        ("engine: command, name: x, command: [a], memory: 6", "has no unit", "6.8GiB"),
+        ("engine: vllm, path: hf, cache_type_k: q4_0", "vLLM keeps no KV cache in q4_0", "q8_0"),
+        ("engine: vllm, path: hf, tensor_split: '1,2'", "vllm takes no tensor_split", "Leave it out."),
+        ("engine: vllm, path: cotenant.yaml", "is a file", "Hugging Face folder"),
+        ("engine: remote, name: x, address: 'http://a', api_key_env: NOWHERE_SET", "NOWHERE_SET", "Set it"),
+    ],
+)
+def test_what_does_not_go_with_an_engine_is_told(tmp_path: Path, text: str, says: str, hint: str) -> None:
+    hugging_face_folder(tmp_path / "hf")
+    with pytest.raises(BadSetting) as caught:
+        only(tmp_path, text)
+    assert "cotenant.yaml, line 2" in caught.value.message
+    assert says in caught.value.message
+    assert hint in caught.value.hint
