@@ -1,0 +1,1 @@
+"""Measures what clients get of one model, and of several at once, at any OpenAI-compatible address."""

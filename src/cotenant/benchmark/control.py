@@ -1,0 +1,124 @@
+"""What an address of Cotenant can do beyond OpenAI's API: tell who holds memory, load and unload."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import quote
+
+from cotenant.benchmark.results import MemorySample
+from cotenant.clock import Clock
+from cotenant.http_client import Site, asked
+
+_READ_TIMEOUT_S: Final = 10.0
+_LIMIT_BYTES: Final = 1 << 24
+_NO_CHAT: Final = frozenset({"embedding", "rerank"})
+
+
+class Unanswered(Exception):
+    """The address did not do or tell what was asked; the message says why."""
+
+
+async def read_json(
+    site: Site, path: str, method: str = "GET", timeout_s: float = _READ_TIMEOUT_S
+) -> dict[str, Any]:
+    """Return the JSON object at a path. Raises Unanswered, or OSError where nothing answers at all."""
+    async with asyncio.timeout(timeout_s), asked(site, method, path) as answer:
+        body = await answer.body(_LIMIT_BYTES)
+    try:
+        told = json.loads(body)
+    except ValueError:
+        told = None
+    if answer.status >= 400 or not isinstance(told, dict):
+        error = told.get("error") if isinstance(told, dict) else None
+        text = error.get("message") if isinstance(error, dict) else f"status {answer.status} at {path}"
+        raise Unanswered(str(text))
+    return told
+
+
+async def chat_models(site: Site) -> list[str]:
+    """Name the models at an address that chat, as far as it tells. Raises Unanswered or OSError."""
+    told = await read_json(site, "/v1/models")
+    data = told.get("data")
+    rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
+    return [
+        row["id"]
+        for row in rows
+        if isinstance(row.get("id"), str) and (row.get("meta") or {}).get("kind") not in _NO_CHAT
+    ]
+
+
+class Control:
+    """The operator's API of a Cotenant."""
+
+    def __init__(self, site: Site, timeout_s: float) -> None:
+        self._site = site
+        self._timeout_s = timeout_s
+
+    @classmethod
+    async def find(cls, site: Site, timeout_s: float) -> Control | None:
+        """Return it where the address is a Cotenant's. Raises OSError where nothing answers."""
+        control = cls(site, timeout_s)
+        try:
+            await control.models()
+        except Unanswered:
+            return None
+        return control
+
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """Return what is told of each model, by all of its names. Raises Unanswered or OSError."""
+        told = (await read_json(self._site, "/api/models")).get("models")
+        if not isinstance(told, list):
+            raise Unanswered("/api/models lists no models")
+        return {
+            name: model
+            for model in told
+            if isinstance(model, dict) and "state" in model
+            for name in (str(model.get("name")), *model.get("aliases", ()))
+        }
+
+    async def capacity_bytes(self) -> int | None:
+        """Return the memory of all devices; None where one is not known. Raises Unanswered or OSError."""
+        devices = (await read_json(self._site, "/api/devices")).get("devices") or []
+        totals = [device.get("total_bytes") for device in devices]
+        return sum(totals) if totals and all(isinstance(total, int) for total in totals) else None
+
+    async def order(self, model: str, what: str) -> None:
+        """Have a model loaded or unloaded, and return when it is. Raises Unanswered or OSError."""
+        path = f"/api/models/{quote(model, safe='')}/{what}"
+        await read_json(self._site, path, "POST", self._timeout_s)
+
+    @asynccontextmanager
+    async def sampled(
+        self, into: list[MemorySample], clock: Clock, every_s: float = 0.25
+    ) -> AsyncIterator[None]:
+        """Note who holds how much, again and again, while the block runs."""
+        sampling = asyncio.create_task(self._sample(into, clock, every_s))
+        try:
+            yield
+        finally:
+            sampling.cancel()
+            await asyncio.gather(sampling, return_exceptions=True)
+
+    async def _sample(self, into: list[MemorySample], clock: Clock, every_s: float) -> None:
+        while True:
+            try:
+                models = (await self.models()).values()
+            except (Unanswered, OSError):
+                models = {}.values()
+            if models:
+                into.append(MemorySample(clock.now(), {str(m["name"]): _held_bytes(m) for m in models}))
+            await asyncio.sleep(every_s)
+
+
+def _held_bytes(model: Mapping[str, Any]) -> int:
+    """Return what a model holds: as measured, else as its engine reports, else as planned."""
+    if not model.get("devices"):
+        return 0
+    for key in ("measured_bytes", "reported_bytes", "predicted_bytes"):
+        if isinstance(model.get(key), int):
+            return int(model[key])
+    return 0

@@ -1,0 +1,115 @@
+"""Pulls of models, each in a child process (`fetch`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.domain import errors
+from cotenant.domain.errors import CotenantError, NotOffered, PullFailed
+from cotenant.domain.hub import HubName, PullStep
+from cotenant.domain.units import MIB
+
+_FAULTS: Final[dict[str, type[CotenantError]]] = {
+    kind.code: kind
+    for kind in (errors.HubSilent, errors.NotOnHub, errors.NoRoomOnDisk, PullFailed, NotOffered)
+}
+_LAST_WORDS: Final = 400
+_GRACE_S: Final = 2.0
+_BEFORE_LISTED: Final = 2
+"""Of a child's lines, the first says that it asks the hub, the second comes when that has answered."""
+
+
+async def _nothing() -> None:
+    return None
+
+
+class HubPuller:
+    """Fetches into `models_dir`, asked for at each pull; None refuses. `arrived` is awaited after each.
+
+    `list_within_s` bounds the wait for the hub's first answer.
+    """
+
+    def __init__(
+        self,
+        models_dir: Callable[[], Path | None],
+        *,
+        arrived: Callable[[], Awaitable[object]] = _nothing,
+        list_within_s: float = 15.0,
+    ) -> None:
+        self._models_dir = models_dir
+        self._arrived = arrived
+        self._list_within_s = list_within_s
+
+    async def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
+        """Fetch a model, telling how it goes. Raises BadHubName, HubError or NotOffered."""
+        wanted = HubName.parse(name)
+        models_dir = self._models_dir()
+        if models_dir is None:
+            raise NotOffered(
+                "there is no folder to pull models to", hint="Set models_dir in the configuration."
+            )
+        asked = {
+            "name": str(wanted),
+            "models_dir": str(models_dir),
+            "list_within_s": self._list_within_s,
+        }
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(asked)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MIB,
+            start_new_session=True,
+        )
+        try:
+            async with contextlib.aclosing(_steps(child, self._list_within_s)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.communicate()
+        await self._arrived()
+
+
+async def _steps(child: asyncio.subprocess.Process, list_within_s: float) -> AsyncGenerator[PullStep, None]:
+    assert child.stdout is not None  # noqa: S101  it is a pipe
+    assert child.stderr is not None  # noqa: S101
+    # Read all along, so that a full pipe never stops it; its last line explains an end without words.
+    warnings = asyncio.create_task(child.stderr.read())
+    try:
+        n_lines = 0
+        while True:
+            # Its own bounds leave out the search for the hub's address, which may hang.
+            within_s = list_within_s + _GRACE_S if n_lines < _BEFORE_LISTED else None
+            try:
+                line = await asyncio.wait_for(child.stdout.readline(), within_s)
+            except TimeoutError:
+                raise errors.HubSilent(
+                    f"the hub did not answer within {list_within_s:g} s", hint="Check the network."
+                ) from None
+            if not line:
+                break
+            n_lines += 1
+            told: dict[str, Any] = json.loads(line)
+            if "error" in told:
+                fault = told["error"]
+                raise _FAULTS.get(fault["code"], PullFailed)(fault["message"], hint=fault["hint"])
+            if "files" in told:
+                yield PullStep("pulled", files=tuple(told["files"]))
+                return
+            yield PullStep(**told)
+        said = (await warnings).decode("utf-8", "replace").strip()[-_LAST_WORDS:].splitlines()
+        raise PullFailed(
+            f"the pull ended early{f': {said[-1]}' if said else ''}",
+            hint="Pull it again: it goes on where it stopped.",
+        )
+    finally:
+        warnings.cancel()
+        await asyncio.gather(warnings, return_exceptions=True)

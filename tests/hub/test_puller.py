@@ -1,0 +1,194 @@
+"""Pulls from a stand-in for the hub, each in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cotenant.domain.errors import HubSilent, NoRoomOnDisk, NotOffered, NotOnHub, PullFailed
+from cotenant.domain.hub import PullStep
+from cotenant.hub import fetch
+from cotenant.hub.choice import HubFile
+from cotenant.hub.puller import HubPuller
+from tests.support.hub import StandInHub, sha256, standing_in
+
+pytestmark = pytest.mark.slow
+
+SMALL = bytes(range(256)) * 40
+LARGE = os.urandom(1024) * 1500
+REPOSITORY = {
+    "README.md": b"hello",
+    "Model-Q4_K_M.gguf": LARGE,
+    "Q8_0/Model-Q8_0-00001-of-00002.gguf": SMALL,
+    "Q8_0/Model-Q8_0-00002-of-00002.gguf": SMALL[::-1],
+    "mmproj-Model-F16.gguf": SMALL[1:],
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with standing_in(StandInHub({"org/repo": REPOSITORY})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield hub
+
+
+async def pull(models: Path, name: str, **options) -> list[PullStep]:
+    return [step async for step in HubPuller(lambda: models, **options).pull(name)]
+
+
+async def test_a_model_comes_whole_with_its_projector_and_is_told_of_on_the_way(hub, tmp_path):
+    models = tmp_path / "models"
+    arrived = []
+
+    async def note() -> None:
+        arrived.append(sorted(path.name for path in models.rglob("*.gguf")))
+
+    steps = await pull(models, "hf.co/org/repo", arrived=note)
+    folder = models / "org--repo"
+    assert (folder / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+    assert (folder / "mmproj-Model-F16.gguf").read_bytes() == SMALL[1:]
+    assert arrived == [["Model-Q4_K_M.gguf", "mmproj-Model-F16.gguf"]]
+    assert steps[-1].files == (str(folder / "mmproj-Model-F16.gguf"), str(folder / "Model-Q4_K_M.gguf"))
+    last = [step for step in steps if step.what == "pulling Model-Q4_K_M.gguf"][-1]
+    assert (last.completed_bytes, last.total_bytes) == (len(LARGE), len(LARGE))
+    assert last.sha256 == sha256(LARGE)
+    assert not list((models / fetch.STAGING).rglob("*.part"))
+
+
+async def test_parts_of_a_folder_come_into_one_folder_and_are_not_fetched_twice(hub, tmp_path):
+    await pull(tmp_path, "hf.co/org/repo:Q8_0")
+    names = sorted(path.name for path in (tmp_path / "org--repo").iterdir())
+    assert names == [
+        "Model-Q8_0-00001-of-00002.gguf",
+        "Model-Q8_0-00002-of-00002.gguf",
+        "mmproj-Model-F16.gguf",
+    ]
+    asked = len(hub.asked)
+    steps = await pull(tmp_path, "hf.co/org/repo:Q8_0")
+    assert len(hub.asked) == asked
+    assert any(step.what.startswith("checking") for step in steps)
+
+
+async def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, tmp_path):
+    hub.cuts["Model-Q4_K_M.gguf"] = 500_000
+    await pull(tmp_path, "hf.co/org/repo")
+    ranges = [asked for path, asked in hub.asked if path == "Model-Q4_K_M.gguf"]
+    assert ranges == [None, "bytes=500000-"]
+    assert (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+
+
+async def test_a_pull_that_is_given_up_ends_its_process_and_the_next_goes_on(hub, tmp_path):
+    hub.stalls["Model-Q4_K_M.gguf"] = 700_000
+    pulling = HubPuller(lambda: tmp_path).pull("hf.co/org/repo")
+    async with contextlib.aclosing(pulling) as steps, asyncio.timeout(30):
+        async for step in steps:
+            if step.file == "Model-Q4_K_M.gguf":
+                break
+        await asyncio.to_thread(hub.stalled.wait, 30)
+        incomplete = _incomplete(tmp_path)
+        while incomplete.stat().st_size == 0:
+            await asyncio.sleep(0.01)
+    held = incomplete.stat().st_size
+    assert not list(tmp_path.glob("org--repo/*Q4_K_M*"))
+    hub.stalls.clear()
+    hub.go_on.set()
+    await pull(tmp_path, "hf.co/org/repo")
+    assert hub.asked[-1] == ("Model-Q4_K_M.gguf", f"bytes={held}-")
+    assert (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+
+
+def _incomplete(models: Path) -> Path:
+    (found,) = [path for path in (models / fetch.STAGING).rglob("*.part") if sha256(LARGE)[:16] in path.name]
+    return found
+
+
+async def test_bytes_of_another_checksum_are_never_served(hub, tmp_path):
+    hub.lies.add("Model-Q4_K_M.gguf")
+    with pytest.raises(PullFailed, match="another checksum"):
+        await pull(tmp_path, "hf.co/org/repo")
+    assert not list((tmp_path / "org--repo").glob("*.gguf"))
+    hub.lies.clear()
+    await pull(tmp_path, "hf.co/org/repo")
+    assert (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+
+
+async def test_a_file_of_the_same_size_but_other_bytes_is_fetched_again(hub, tmp_path):
+    await pull(tmp_path, "hf.co/org/repo")
+    (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").write_bytes(bytes(len(LARGE)))
+    await pull(tmp_path, "hf.co/org/repo")
+    assert (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+
+
+async def test_what_is_not_there_or_not_given_is_told(hub, tmp_path):
+    hub.gated.add("org/closed")
+    with pytest.raises(NotOnHub, match="no org/none on the hub"):
+        await pull(tmp_path, "hf.co/org/none")
+    with pytest.raises(NotOnHub, match="does not give org/closed to everyone"):
+        await pull(tmp_path, "hf.co/org/closed")
+    with pytest.raises(NotOnHub, match="has no Q2_K"):
+        await pull(tmp_path, "hf.co/org/repo:Q2_K")
+    with pytest.raises(NotOffered, match="no folder"):
+        _ = [step async for step in HubPuller(lambda: None).pull("hf.co/org/repo")]
+
+
+async def test_a_hub_that_is_silent_is_told_within_the_time_given(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(HubSilent, match="could not be asked for org/repo: timed out"):
+            await pull(tmp_path, "hf.co/org/repo", list_within_s=0.3)
+    with pytest.raises(HubSilent, match="refused"):
+        await pull(tmp_path, "hf.co/org/repo")
+
+
+async def test_two_pulls_of_one_repository_do_not_mix(hub, tmp_path):
+    hub.stalls["Model-Q4_K_M.gguf"] = 100
+    first = asyncio.ensure_future(pull(tmp_path, "hf.co/org/repo"))
+    await asyncio.to_thread(hub.stalled.wait, 30)
+    with pytest.raises(PullFailed, match="being pulled already"):
+        await pull(tmp_path, "hf.co/org/repo:Q8_0")
+    hub.go_on.set()
+    assert (await first)[-1].files
+
+
+async def test_the_token_goes_to_the_hub_and_not_to_where_it_sends_for_the_bytes(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with standing_in(StandInHub({"org/repo": REPOSITORY})) as store:
+        # Another host by name, as a store of files is.
+        hub.moved_to = store.address.replace("127.0.0.1", "localhost")
+        await pull(tmp_path, "hf.co/org/repo")
+    assert set(hub.tokens) == {"Bearer secret"}
+    assert store.tokens
+    assert set(store.tokens) == {None}
+
+
+async def test_a_folder_that_cannot_be_written_is_told(hub, tmp_path):
+    (tmp_path / "models").write_text("no folder")
+    with pytest.raises(PullFailed, match="cannot be written"):
+        await pull(tmp_path / "models", "hf.co/org/repo")
+
+
+def test_what_would_fill_the_disk_is_refused(tmp_path):
+    with pytest.raises(NoRoomOnDisk, match="are to come, and the disk"):
+        fetch._check_room(tmp_path, tmp_path / "staging", [HubFile("a.gguf", 1000 << 40)])
+
+
+def test_the_process_ends_with_whoever_started_it(hub, tmp_path):
+    hub.stalls["Model-Q4_K_M.gguf"] = 100
+    asked = {"name": "hf.co/org/repo", "models_dir": str(tmp_path), "list_within_s": 15}
+    argv = [sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(asked)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+        assert hub.stalled.wait(30)
+        assert child.poll() is None
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(10) == 1
