@@ -279,5 +279,18 @@ async def test_a_page_of_another_site_may_not_give_orders():
     async with served as port:
         evil = await fetch(port, "POST", "/api/models/llama/unload", b"", Origin="http://evil.example")
         own = await fetch(port, "POST", "/api/models/llama/unload", b"", Origin="http://localhost")
-    assert (evil.status, own.status) == (401, 200)
+    assert (evil.status, own.status) == (403, 200)
     assert operator.calls.count("unload llama") == 1
+
+
+async def test_the_last_decisions_are_told_oldest_first():
+    operator, served = setting()
+    for number in range(1, 5):
+        operator.tell(decision(number, f"step {number}", model=None if number == 4 else "llama"))
+    async with served as port:
+        told = (await fetch(port, "GET", "/api/decisions?limit=2")).json()["decisions"]
+        everything = (await fetch(port, "GET", "/api/decisions")).json()["decisions"]
+        assert (await fetch(port, "GET", "/api/decisions?limit=0")).json() == {"decisions": []}
+        assert (await fetch(port, "GET", "/api/decisions?limit=x")).status == 400
+    assert [each["text"] for each in told] == ["step 3", "step 4"]
+    assert (len(everything), told[1]["model"]) == (4, None)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.assembly import SHORT_TOKENS, assemble, stream_body
+from cotenant.gateway.timing import Timing
 from tests.gateway.harness import CHAT, SlotRouter, post, serving
 from tests.gateway.stub import STREAM_HEAD, StubEngine
 
@@ -131,6 +134,41 @@ def test_a_stream_that_does_not_end_properly_is_no_answer(events: bytes) -> None
         assemble(events)
 
 
+_SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+_NAMES = st.sampled_from(
+    ["choices", "delta", "text", "logprobs", "tool_calls", "finish_reason", "error", "index", "function"]
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.mark.slow
+@given(st.lists(st.dictionaries(_NAMES, _VALUES, max_size=4), max_size=4))
+def test_events_of_any_shape_are_an_answer_or_the_engines_fault(events: list[dict[str, object]]) -> None:
+    last = {"choices": [{"finish_reason": "stop"}]}
+    stream = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in (*events, last))
+    try:
+        status, body = assemble(stream)
+    except UpstreamFailed:
+        return
+    assert 200 <= status < 600
+    json.loads(body)
+
+
+def test_events_nested_without_end_are_the_engines_fault() -> None:
+    with pytest.raises(UpstreamFailed):
+        assemble(b'data: {"choices":' + b"[" * 100_000 + b"\n\n")
+
+
+def test_a_tool_call_of_an_absurd_number_is_the_engines_fault() -> None:
+    call = {"choices": [{"delta": {"tool_calls": [{"index": 10**12}]}, "finish_reason": "stop"}]}
+    with pytest.raises(UpstreamFailed):
+        assemble(b"data: " + json.dumps(call).encode() + b"\n\n")
+
+
 async def test_the_client_sees_a_plain_answer_and_the_engine_a_stream() -> None:
     async def script(call) -> None:
         assert json.loads(call.body)["stream"] is True
@@ -153,7 +191,8 @@ async def test_an_engine_that_dies_in_a_long_plain_answer_is_a_502() -> None:
         await call.send_event(json.dumps(delta({"content": "he"})).encode())
         call.writer.close()
 
-    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint)) as port:
+    timing = Timing(notice_s=0)
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint), timing=timing) as port:
         reply = await post(port, {"model": "llama", "messages": []}, path=CHAT)
     assert reply.status == 502
     assert "error" in json.loads(reply.body)

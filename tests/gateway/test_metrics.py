@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
+from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus
+from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
 from cotenant.gateway.meters import Meter
 from tests.gateway import stub
 from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving, until
 from tests.gateway.stub import StubEngine
-from tests.support.operators import PlainOperator
+from tests.support.operators import CARD, PlainOperator
 
 ASK = {"model": "gpt-4o", "messages": [], "max_tokens": 8}
 ANSWER = (
@@ -62,6 +64,42 @@ async def test_what_the_operator_knows_is_told_with_model_runtime_and_gpu():
     assert told[of_llama("cotenant_model_measured_bytes", gpu="0")] == 5 * GIB
     assert told[of_llama("cotenant_model_estimate_error_ratio", gpu="0")] == 0.25
     assert not [key for key in told if key[0] == "cotenant_model_idle_seconds" and "model=cold" in key]
+
+
+async def test_a_load_under_way_tells_how_far_it_is_and_no_other_does():
+    load = LoadProgress(running_s=12.0, expected_s=40.0, read_bytes=3 * GIB, total_bytes=18 * GIB)
+    unseen = LoadProgress(running_s=0.5, expected_s=40.0)
+    operator = PlainOperator(
+        ModelStatus("llama", "loading", devices=("GPU-a",), load=load),
+        ModelStatus("new", "loading", devices=("GPU-a",), load=unseen),
+        ModelStatus("cold", "cold"),
+    )
+    async with serving(SlotRouter(None), operator) as port:
+        told = await scrape(port)
+    assert told[of_llama("cotenant_model_loading_seconds", gpu="0")] == 12.0
+    assert told[of_llama("cotenant_model_loading_read_bytes", gpu="0")] == 3 * GIB
+    assert told[of_llama("cotenant_model_loading_total_bytes", gpu="0")] == 18 * GIB
+    of_others = [
+        key for key in told if key[0].startswith("cotenant_model_loading") and "model=llama" not in key
+    ]
+    assert [key[0] for key in of_others] == ["cotenant_model_loading_seconds"]
+
+
+async def test_how_busy_and_warm_a_card_is_comes_with_what_is_unknown_left_out():
+    known = replace(CARD, utilisation_percent=37, temperature_c=61, power_w=214.5)
+    idle = replace(CARD, uuid="GPU-b", index=1, utilisation_percent=0)
+    async with serving(SlotRouter(None), PlainOperator(devices=(known, idle))) as port:
+        told = await scrape(port)
+    ours, theirs = ("index=0", "name=RTX 3090", "uuid=GPU-a"), ("UUID=GPU-a", "gpu=0", "modelName=RTX 3090")
+    assert told["cotenant_gpu_utilization_ratio", *ours] == 0.37
+    assert told["cotenant_gpu_temperature_celsius", *ours] == 61
+    assert told["cotenant_gpu_power_watts", *ours] == 214.5
+    assert told["DCGM_FI_DEV_GPU_UTIL", *theirs] == 37
+    assert told["DCGM_FI_DEV_GPU_TEMP", *theirs] == 61
+    assert told["DCGM_FI_DEV_POWER_USAGE", *theirs] == 214.5
+    of_idle = {key[0]: value for key, value in told.items() if "uuid=GPU-b" in key or "UUID=GPU-b" in key}
+    assert of_idle["cotenant_gpu_utilization_ratio"] == 0
+    assert not {"cotenant_gpu_temperature_celsius", "DCGM_FI_DEV_POWER_USAGE"} & of_idle.keys()
 
 
 async def test_cards_are_told_under_our_names_and_dcgms():
@@ -150,15 +188,21 @@ async def test_unloads_are_counted_by_reason_as_they_are_decided():
     operator = PlainOperator(ModelStatus("llama", "ready"))
     async with serving(SlotRouter(None), operator) as port:
         await until(lambda: operator.readers == 1)
-        for number, kind in enumerate(
-            (DecisionKind.EVICT, DecisionKind.EVICT, DecisionKind.UNLOAD, DecisionKind.READY)
+        for number, (kind, reason) in enumerate(
+            (
+                (DecisionKind.EVICT, UnloadReason.EVICTED),
+                (DecisionKind.EVICT, UnloadReason.EVICTED),
+                (DecisionKind.EVICT, UnloadReason.OVERCOMMITTED),
+                (DecisionKind.FAILED, UnloadReason.ENGINE_DIED),
+            )
         ):
-            operator.tell(Decision(number, 0.0, kind, "llama", "why"))
-        operator.tell(Decision(9, 0.0, DecisionKind.UNLOAD, "llama", "why", facts={"reason": "idle"}))
+            operator.tell(Decision(number, 0.0, kind, "llama", "why", facts={"reason": reason.value}))
+        operator.tell(Decision(9, 0.0, DecisionKind.FAILED, "llama", "a load that failed"))
+        operator.tell(Decision(10, 0.0, DecisionKind.OVERCOMMITTED, None, "a device"))
         await asyncio.sleep(0)
         told = await scrape(port)
     unloads = {key[-2]: value for key, value in told.items() if key[0] == "cotenant_model_unloads_total"}
-    assert unloads == {"reason=evict": 2, "reason=unload": 1, "reason=idle": 1}
+    assert unloads == {"reason=evicted": 2, "reason=overcommitted": 1, "reason=engine_died": 1}
 
 
 async def test_a_scrape_of_fifty_models_asks_once_for_each_fact_and_leases_nothing():
@@ -202,3 +246,17 @@ async def test_metrics_are_only_read():
     async with serving(SlotRouter(None)) as port:
         assert (await post(port, {}, "/metrics")).status == 405
         assert (await fetch(port, "HEAD", "/metrics")).status == 200
+
+
+async def test_failures_of_engines_are_counted_by_cause():
+    operator = PlainOperator(ModelStatus("llama", "ready"))
+    async with serving(SlotRouter(None), operator) as port:
+        await until(lambda: operator.readers == 1)
+        for number, cause in enumerate(("gpu_memory_loading", "gpu_memory_loading", "oom_killed")):
+            facts = {"cause": cause, "failures": number + 1}
+            operator.tell(Decision(number, 0.0, DecisionKind.FAILED, "llama", "why", facts=facts))
+        operator.tell(Decision(9, 0.0, DecisionKind.OVERCOMMITTED, None, "a device"))
+        await asyncio.sleep(0)
+        told = await scrape(port)
+    assert told[of_llama("cotenant_engine_failures_total", cause="gpu_memory_loading")] == 2
+    assert told[of_llama("cotenant_engine_failures_total", cause="oom_killed")] == 1

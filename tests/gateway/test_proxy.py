@@ -153,7 +153,11 @@ async def _two_lengths(call):
 
 @pytest.mark.parametrize("script", [_nothing, _half_a_head, _garbage, _two_lengths])
 async def test_an_engine_that_breaks_before_its_answer_is_a_502(script):
-    async with StubEngine(script) as engine, serving(router := SlotRouter(engine.endpoint)) as port:
+    timing = Timing(notice_s=0)
+    async with (
+        StubEngine(script) as engine,
+        serving(router := SlotRouter(engine.endpoint), timing=timing) as port,
+    ):
         reply = await post(port, ASK)
     assert (reply.status, reply.error["code"]) == (502, "upstream_failed")
     # Whoever closed, the engine may be at work only if it was the gateway.

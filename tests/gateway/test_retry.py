@@ -112,6 +112,25 @@ async def test_the_daemon_may_take_a_moment_to_see_that_an_engine_is_dead():
     assert router.released == [False] * 5
 
 
+async def test_an_engine_that_takes_connections_while_it_dies_does_not_cost_the_second_try():
+    async with (
+        StubEngine(_close) as dying,
+        StubEngine() as fresh,
+        serving(router := Replacing(dying.endpoint, fresh.endpoint, late=3)) as port,
+    ):
+        reply = await post(port, ASK)
+    assert reply.status == 200
+    assert (len(dying.calls), len(fresh.calls)) == (1, 1)
+    assert not router.held
+
+
+async def test_an_engine_that_lives_on_though_it_closed_is_asked_once_more():
+    timing = Timing(notice_s=0.05)
+    async with StubEngine(_close) as engine, serving(SlotRouter(engine.endpoint), timing=timing) as port:
+        assert (await post(port, ASK)).status == 502
+    assert len(engine.calls) == 2
+
+
 @pytest.mark.parametrize("status", [b"400 Bad Request", b"500 Oops", b"503 Loading"])
 async def test_an_engine_that_refuses_is_not_asked_twice(status):
     async def script(call):

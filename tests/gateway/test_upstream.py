@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.timing import Timing
 from cotenant.gateway.upstream import Pool
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, post, serving, until
@@ -80,7 +81,8 @@ async def test_a_stale_connection_and_a_lost_engine_each_cost_one_more_try():
         else:
             call.writer.close()
 
-    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint)) as port:
+    timing = Timing(notice_s=0)
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint), timing=timing) as port:
         assert (await post(port, ASK)).status == 200
         assert (await post(port, ASK)).status == 502
     assert len(engine.calls) == 4
@@ -94,7 +96,8 @@ async def test_a_connection_that_breaks_within_a_head_was_not_stale_but_its_engi
             await call.send(b"HTTP/1.1 200")
             call.writer.close()
 
-    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint)) as port:
+    timing = Timing(notice_s=0)
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint), timing=timing) as port:
         assert (await post(port, ASK)).status == 200
         assert (await post(port, ASK)).status == 502
     assert len(engine.calls) == 3

@@ -6,43 +6,70 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownRoute
-from cotenant.gateway.admin import PREFIX, Admin, refuse_method
+from cotenant.gateway.admin import PREFIX, Admin
 from cotenant.gateway.asgi import TEXT_TYPE, Receive, Scope, Send, send_body, send_json
+from cotenant.gateway.ask import refuse_method
 from cotenant.gateway.auth import KeyRing
 from cotenant.gateway.catalogue import find_model, openai_model
+from cotenant.gateway.dialects import TARGETS, ErrorForm, ErrorsIn, anthropic_error, ollama_error
+from cotenant.gateway.doctor import Doctor
+from cotenant.gateway.history import History
+from cotenant.gateway.hosts import Hosts
 from cotenant.gateway.limits import Limits
 from cotenant.gateway.live import LiveStreams
 from cotenant.gateway.metrics import Metrics
+from cotenant.gateway.ollama_api import OllamaApi
+from cotenant.gateway.plans import PlanRoutes
 from cotenant.gateway.problems import send_problem
 from cotenant.gateway.proxy import Exchange, Proxy
+from cotenant.gateway.sessions import Attempts, Sessions
 from cotenant.gateway.timing import Timing
-from cotenant.interfaces import Operator, Router
+from cotenant.gateway.visitors import SESSION, Visitors
+from cotenant.interfaces import AdvisorBook, AlertBook, Operator, Planner, Puller, Router
+from cotenant.service_interfaces import ServiceOperator
 
 _log = logging.getLogger("cotenant.gateway")
 
 _WELCOME: Final = (
     b"Cotenant serves language models behind an OpenAI-compatible API at /v1; /v1/models lists them.\n"
 )
-_PROXIED: Final = {
-    path: path.encode() for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-}
 _ONE_OPENAI_MODEL: Final = "/v1/models/"
 _HEALTH: Final = "/health"
 _METRICS: Final = "/metrics"
-_READ: Final = (b"allow", b"GET, HEAD")
-_WRITE: Final = (b"allow", b"POST")
+_OPENAPI: Final = "/openapi.json"
+_OPENAI: Final = "/v1"
+_READ: Final = ("GET",)
+_WRITE: Final = ("POST",)
+
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Pages(Protocol):
+    """What people look at. It needs no key: all it shows it asks of the gateway as its caller may."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        ...
+
+    def end_streams(self) -> None:
+        """End the responses that would never end by themselves."""
+        ...
 
 
 class Gateway:
-    """Serves a router's models and, given an operator, what it shows and may be told.
+    """Serves a router's models and, given operators, what they show and may be told.
 
     One instance belongs to one event loop. `clock` is the one by which the operator dates its decisions.
+    `hosts` are names under which it may be asked beside those of local networks; `console` makes the pages,
+    given the gateway to ask; `examine` looks the machine over, in a thread; `planner` plans without
+    loading.
     """
 
     def __init__(
@@ -50,7 +77,15 @@ class Gateway:
         router: Router,
         operator: Operator | None = None,
         *,
+        services: ServiceOperator | None = None,
+        alerts: AlertBook | None = None,
+        advisor: AdvisorBook | None = None,
+        puller: Puller | None = None,
         api_keys: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        console: Callable[[App], Pages] | None = None,
+        examine: Callable[[], Mapping[str, Any]] | None = None,
+        planner: Planner | None = None,
         limits: Limits | None = None,
         timing: Timing | None = None,
         clock: Clock | None = None,
@@ -59,27 +94,60 @@ class Gateway:
         timing = timing or Timing()
         self._router = router
         self._operator = operator
-        self._keys = KeyRing(api_keys)
+        now = (clock or SystemClock()).now
+        self._visitors = Visitors(KeyRing(api_keys), Hosts(hosts), Sessions(now), Attempts(now))
+        self._console = console(self) if console else None
         self._proxy = Proxy(router, self.limits, timing)
         self._streams = LiveStreams()
-        self._admin = Admin(router, operator, self._streams, clock or SystemClock(), timing)
-        self._metrics = Metrics(self._proxy.meters, operator)
-        self._counting: asyncio.Task[None] | None = None
+        self._ollama = OllamaApi(self._proxy, operator, self._streams, puller)
+        self._error_forms: dict[str, ErrorForm] = {
+            **{path: anthropic_error for path, target in TARGETS.items() if target.in_anthropic},
+            **dict.fromkeys(self._ollama.routes, ollama_error),
+        }
+        self._history = History(self._proxy.meters, operator)
+        self._admin = Admin(
+            router,
+            operator,
+            services,
+            self._streams,
+            clock or SystemClock(),
+            timing,
+            alerts,
+            more={
+                **self._history.routes,
+                **self._visitors.routes,
+                **Doctor(examine).routes,
+                **PlanRoutes(planner, clock or SystemClock(), self.limits).routes,
+            },
+        )
+        self._metrics = Metrics(self._proxy.meters, operator, alerts, advisor)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._document: dict[str, Any] | None = None
         self._lists: dict[str, Callable[[], dict[str, Any]]] = {
             _HEALTH: self._health,
             "/v1/models": self._openai_models,
+            _OPENAPI: self._openapi,
         }
+
+    @property
+    def routes(self) -> Mapping[str, Collection[str]]:
+        """The templates of all paths, with their methods; requests to models aside."""
+        own = (*self._lists, f"{_ONE_OPENAI_MODEL}{{name}}", _METRICS)
+        return {**dict.fromkeys(own, _READ), **self._admin.routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange: Exchange | None = None
+        path = scope["path"]
+        form = self._error_forms.get(path)
+        if form is not None:
+            send = ErrorsIn(send, form)
         try:
             headers = scope["headers"]
-            path = scope["path"]
             self.limits.check_head(headers)
             if path != _HEALTH:
-                self._keys.check(headers)
-            target = _PROXIED.get(path)
+                self._visitors.check(scope, is_open=path == SESSION or self._is_page(path))
+            target = TARGETS.get(path)
             if target is None:
                 await self._answer(scope, receive, send)
             elif scope["method"] == "POST":
@@ -90,29 +158,33 @@ class Gateway:
         except CotenantError as error:
             await send_problem(send, error)
         except asyncio.CancelledError:
-            if exchange is None or not exchange.started:
+            if not _has_begun(exchange, send):
                 await send_problem(send, ShuttingDown("the daemon is shutting down"))
             raise
         except Exception as error:
             _log.exception("request failed unexpectedly: path=%s", scope["path"])
-            if exchange is None or not exchange.started:
+            if not _has_begun(exchange, send):
                 await send_problem(send, error)
 
     def open(self) -> None:
-        """Begin to count what the operator decides."""
+        """Begin to count what the operator decides, and to keep the history."""
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._history.run()))
         if self._operator is not None:
-            self._counting = asyncio.get_running_loop().create_task(self._count(self._operator))
+            self._tasks.append(loop.create_task(self._count(self._operator)))
 
     def end_streams(self) -> None:
-        """End the responses that would never end by themselves: feeds and followed logs."""
+        """End the responses that would never end by themselves: feeds, followed logs, open pages."""
         self._streams.end()
+        if self._console is not None:
+            self._console.end_streams()
 
     def close(self) -> None:
         """Close what connections to engines are idle, and stop counting."""
         self._proxy.pool.close()
         self._admin.close()
-        if self._counting is not None:
-            self._counting.cancel()
+        for task in self._tasks:
+            task.cancel()
 
     async def _count(self, operator: Operator) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -126,12 +198,25 @@ class Gateway:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is no request to a model. Raises UnknownRoute, UnknownModel and what orders raise."""
         path = scope["path"]
-        if path.startswith(PREFIX):
+        if path in self._ollama.routes:
+            await self._ollama.answer(scope, receive, send)
+        elif path.startswith(PREFIX):
             await self._admin.answer(scope, receive, send)
+        elif self._console is not None and self._is_page(path):
+            await self._console(scope, receive, send)
         elif path == _METRICS:
             await self._send_metrics(scope, send)
         else:
             await self._read(scope["method"], path, send)
+
+    def _is_page(self, path: str) -> bool:
+        """Whether the console answers: everything but what has an address of its own here."""
+        return (
+            self._console is not None
+            and not path.startswith((PREFIX, _OPENAI))
+            and path not in (_HEALTH, _METRICS, _OPENAPI)
+            and path not in TARGETS
+        )
 
     async def _send_metrics(self, scope: Scope, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
@@ -160,8 +245,23 @@ class Gateway:
         """Tell states and not names: this answer needs no key."""
         return {"status": "ok", "models": Counter(model.state for model in self._router.models())}
 
+    def _openapi(self) -> dict[str, Any]:
+        if self._document is None:
+            # What it takes to build is not loaded before somebody asks.
+            from cotenant.gateway.openapi import document
+
+            self._document = document(self.routes)
+        return self._document
+
     def _openai_models(self) -> dict[str, Any]:
         return {"object": "list", "data": [openai_model(model) for model in self._router.models()]}
 
     def _openai_model(self, name: str) -> dict[str, Any]:
         return openai_model(find_model(name, self._router.models()))
+
+
+def _has_begun(exchange: Exchange | None, send: Send) -> bool:
+    """Whether some of the answer has been sent, after which no other can be."""
+    if isinstance(send, ErrorsIn):
+        return send.started
+    return exchange is not None and exchange.started

@@ -18,7 +18,8 @@ TEXT_TYPE: Final[Header] = (b"content-type", b"text/plain; charset=utf-8")
 
 def encode_json(payload: object) -> bytes:
     """Render a payload as compact UTF-8 JSON."""
-    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+    # Half of a surrogate pair, which a client's JSON may hold, has no UTF-8; this is JSON's escape for it.
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 async def send_body(send: Send, status: int, body: bytes, *headers: Header) -> None:

@@ -17,6 +17,7 @@ from cotenant.domain.errors import UpstreamFailed
 SHORT_TOKENS: Final = 256
 """A request limited to this many tokens is passed through as it is."""
 
+_MOST_CALLS: Final = 4096
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 _ASSEMBLED: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
 _AS_STREAM: Final = b'{"stream":true,"stream_options":{"include_usage":true},'
@@ -46,8 +47,16 @@ def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes |
 def assemble(events: bytes) -> tuple[int, bytes]:
     """Return status and JSON body of the plain answer that a finished stream of events amounts to.
 
-    An error event becomes that error. Raises UpstreamFailed if the stream ended without saying why it stops.
+    An error event becomes that error. Raises UpstreamFailed if the stream ended without saying why it stops,
+    or is of no shape that could be put together.
     """
+    try:
+        return _assembled(events)
+    except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
+        raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
+
+
+def _assembled(events: bytes) -> tuple[int, bytes]:
     answer: dict[str, Any] = {}
     choice: dict[str, Any] = {}
     for event in _events(events):
@@ -106,6 +115,8 @@ def _join_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 def _join_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
     """Add a piece of a tool call: its first brings id, type and name, the others more of the arguments."""
     index = piece.get("index", len(calls))
+    if not 0 <= index < _MOST_CALLS:
+        raise ValueError(f"a tool call numbered {index}")
     while len(calls) <= index:
         calls.append({"function": {"arguments": []}})
     call = calls[index]

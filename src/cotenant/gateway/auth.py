@@ -15,6 +15,16 @@ class KeyRing:
     def __init__(self, keys: Sequence[str] = ()) -> None:
         self._keys = tuple(key.encode() for key in keys)
 
+    @property
+    def needed(self) -> bool:
+        """Whether there is any key."""
+        return bool(self._keys)
+
+    def has(self, offered: bytes) -> bool:
+        """Whether it is one of the keys."""
+        # Every key is compared, so that the time taken does not tell which one came close.
+        return sum(hmac.compare_digest(key, offered) for key in self._keys) > 0
+
     def check(self, headers: Sequence[Header]) -> None:
         """Pass a request that bears a key, as `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
         if not self._keys:
@@ -25,9 +35,7 @@ class KeyRing:
                 "the request bears no API key",
                 hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
             )
-        # Every key is compared, so that the time taken does not tell which one came close.
-        matches = [hmac.compare_digest(key, offered) for key in self._keys]
-        if not any(matches):
+        if not self.has(offered):
             raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
 
 

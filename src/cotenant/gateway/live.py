@@ -81,3 +81,27 @@ async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes | None:
 async def _departure(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def merged(*feeds: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Yield the pieces of all feeds as they come, until each has ended.
+
+    No feed is asked for more than one piece before that one was taken, so that a slow reader slows each of
+    them as it would alone; closed or cancelled, it closes all of them.
+    """
+    upcoming = {asyncio.create_task(_next(feed)): feed for feed in feeds}
+    try:
+        while upcoming:
+            done, _ = await asyncio.wait(upcoming, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                piece, feed = task.result(), upcoming.pop(task)
+                if piece is not None:
+                    yield piece
+                    upcoming[asyncio.create_task(_next(feed))] = feed
+    finally:
+        for task in upcoming:
+            task.cancel()
+        if upcoming:
+            await asyncio.wait(upcoming)
+        for feed in feeds:
+            await feed.aclose()

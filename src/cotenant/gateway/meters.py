@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.decisions import Decision
 from cotenant.domain.errors import UnknownModel
 from cotenant.gateway.catalogue import find_model
 from cotenant.interfaces import Router
@@ -16,14 +16,18 @@ from cotenant.interfaces import Router
 TAIL_BYTES: Final = 2048
 """How much of an answer's end is looked at for its tokens: llama.cpp writes them last."""
 
+_USAGE_BYTES: Final = 512
+
 _WAIT_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _FIRST_TOKEN_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _SPEED_BOUNDS: Final = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
-_UNLOADS: Final = frozenset({DecisionKind.EVICT, DecisionKind.UNLOAD})
 # Inside a generated text the quotes would bear backslashes, so only the engine's own fields match.
 _USAGE: Final = re.compile(
     rb'"usage":{"(prompt|completion)_tokens":(\d+),"(?:prompt|completion)_tokens":(\d+)'
 )
+_COUNTS: Final = re.compile(rb'"(\w+)":(\d+)')
+_PROMPT_COUNTS: Final = (b"input_tokens", b"cache_read_input_tokens", b"cache_creation_input_tokens")
+"""Of Anthropic's usage, whose input leaves out what was cached; OpenAI's responses have the first alone."""
 _TIMINGS: Final = re.compile(rb'"(cache_n|prompt_n|predicted_n|predicted_ms)":(\d+(?:\.\d+)?)')
 
 
@@ -53,6 +57,7 @@ class Meter:
         "at_once",
         "by_class",
         "completion_tokens",
+        "failures",
         "first_token_s",
         "generation_s",
         "in_flight",
@@ -75,6 +80,7 @@ class Meter:
         self.completion_tokens = 0
         self.generation_s = 0.0
         self.unloads: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
 
     def read_tokens(self, answer_end: bytes) -> None:
         """Count the tokens that the end of an answer tells in `usage` and `timings`."""
@@ -86,9 +92,22 @@ class Meter:
             prompt, completion = (tokens, others) if first == b"prompt" else (others, tokens)
             self.prompt_tokens += int(prompt)
             self.completion_tokens += int(completion)
+        elif usage >= 0:
+            self._read_input_and_output(tail[usage : usage + _USAGE_BYTES])
         timings = tail.rfind(b'"timings":{')
         if timings >= 0:
-            self._read_timings(dict(_TIMINGS.findall(tail, timings)), counted=counts is not None)
+            self._read_timings(dict(_TIMINGS.findall(tail, timings)), counted=usage >= 0)
+
+    def read_prompt(self, answer_start: bytes) -> None:
+        """Count the prompt of a stream in Anthropic's dialect, which tells it first of all."""
+        usage = answer_start.find(b'"usage":{')
+        if usage >= 0:
+            self._read_input_and_output(answer_start[usage : usage + _USAGE_BYTES])
+
+    def _read_input_and_output(self, usage: bytes) -> None:
+        counts = dict(_COUNTS.findall(usage.partition(b"}")[0]))
+        self.prompt_tokens += sum(int(counts.get(name, 0)) for name in _PROMPT_COUNTS)
+        self.completion_tokens += int(counts.get(b"output_tokens", 0))
 
     def _read_timings(self, timings: Mapping[bytes, bytes], *, counted: bool) -> None:
         tokens, seconds = int(timings.get(b"predicted_n", 0)), float(timings.get(b"predicted_ms", 0)) / 1000
@@ -114,9 +133,12 @@ class Meters:
         return self._by_name.get(name) or self._find(name)
 
     def count(self, decision: Decision) -> None:
-        """Count a decision that unloads a model, under its reason."""
-        if decision.kind in _UNLOADS and decision.model is not None:
-            reason = decision.facts.get("reason", decision.kind.value)
+        """Count a decision by which a model goes, under its reason, and a failure under its cause."""
+        cause = decision.facts.get("cause")
+        if cause is not None and decision.model is not None:
+            self._of_model(decision.model).failures[str(cause)] += 1
+        reason = decision.facts.get("reason")
+        if reason is not None and decision.model is not None:
             self._of_model(decision.model).unloads[str(reason)] += 1
 
     def all(self) -> Iterator[tuple[str, Meter]]:

@@ -54,6 +54,7 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.UnknownDevice: _INVALID_REQUEST,
     errors.BadRecipe: _INVALID_REQUEST,
     errors.BadSplit: _INVALID_REQUEST,
+    errors.BadHubName: Problem(400, _INVALID, param="model"),
     errors.BadTrace: _INVALID_REQUEST,
     errors.BadSetting: _OPERATOR_FAULT,
     errors.InsecureBind: _OPERATOR_FAULT,
@@ -66,6 +67,13 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.DoesNotFit: Problem(503, hopeless=True),
     errors.StoreError: _OPERATOR_FAULT,
     errors.DaemonSilent: Problem(502),
+    errors.UnitFault: _OPERATOR_FAULT,
+    errors.MpsMissing: Problem(503, hopeless=True),
+    errors.MpsFailed: Problem(503, retry_after_s=10),
+    errors.HubSilent: Problem(502, retry_after_s=10),
+    errors.NotOnHub: Problem(404, _INVALID, param="model"),
+    errors.NoRoomOnDisk: Problem(507, hopeless=True),
+    errors.PullFailed: Problem(502),
     errors.ComposeFileError: _OPERATOR_FAULT,
     errors.ContainerEngineMissing: Problem(503, hopeless=True),
     errors.GeneratedFileEdited: Problem(409, _INVALID, hopeless=True),
@@ -79,11 +87,19 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.BadRequest: _INVALID_REQUEST,
     errors.RequestTooLarge: Problem(413, _INVALID),
     errors.HeadersTooLarge: Problem(431, _INVALID),
+    errors.UnsupportedMediaType: Problem(415, _INVALID),
     errors.Unauthorized: Problem(401, "authentication_error"),
+    errors.TooManyAttempts: Problem(429, "rate_limit_error", retry_after_s=60),
+    errors.ForeignPage: Problem(403, "permission_error", hopeless=True),
+    errors.UntrustedHost: Problem(403, "permission_error", hopeless=True),
+    errors.HeaderIncomplete: Problem(416, _INVALID, hopeless=True),
+    errors.HeaderGone: Problem(404, _INVALID, hopeless=True),
     errors.BadAssignment: Problem(422, _INVALID),
     errors.ApplyRunning: Problem(409, _INVALID, retry_after_s=5),
     errors.NothingToRollBack: Problem(409, _INVALID, hopeless=True),
     errors.UnknownModel: Problem(404, _INVALID, param="model"),
+    errors.WrongKind: Problem(400, _INVALID, param="model"),
+    errors.NotOffered: Problem(501, _INVALID, hopeless=True),
     errors.UnknownRoute: Problem(404, _INVALID),
     errors.MethodNotAllowed: Problem(405, _INVALID),
     errors.QueueFull: Problem(429, "rate_limit_error", retry_after_s=1),
@@ -97,6 +113,9 @@ _UNEXPECTED: Final = Problem(500)
 
 BROKEN_CONFIGURATION: Final = Problem(422, _INVALID, hopeless=True)
 """A bad setting, found by the client who asked for the configuration to be read again."""
+
+UNREADABLE_MODEL: Final = Problem(422, _INVALID, hopeless=True)
+"""A model file that cannot be read, named or sent by the client who asked for its plan."""
 
 
 def problem_of(error: BaseException) -> Problem:

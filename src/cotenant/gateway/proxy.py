@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownModel, UpstreamFailed
+from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UnknownModel, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
 from cotenant.gateway.assembly import assemble, stream_body
+from cotenant.gateway.dialects import Target, is_foreign
+from cotenant.gateway.kinds import Kinds
 from cotenant.gateway.limits import Limits
 from cotenant.gateway.meters import Meter, Meters
 from cotenant.gateway.problems import encode_error, envelope, is_envelope, problem_of, unknown_model
-from cotenant.gateway.request import engine_head, model_name, parse
+from cotenant.gateway.request import engine_body, engine_head, model_name, parse, whole_body
 from cotenant.gateway.terms import Wishes, read_wishes
 from cotenant.gateway.timing import Timing
 from cotenant.gateway.upstream import Connection, Pool
@@ -28,7 +30,6 @@ _log = logging.getLogger("cotenant.gateway")
 
 _MAX_ERROR_BYTES: Final = 64 * KIB
 _MAX_ASSEMBLED_BYTES: Final = 256 * MIB
-_STREAMING: Final = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 _NOTICE_POLL_S: Final = 0.02
 
 
@@ -42,12 +43,14 @@ class Proxy:
         self.pool = Pool()
         self.meters = Meters(router)
         self.watch = Watch()
+        self.kinds = Kinds(router)
 
 
 class Exchange:
     """One request on its way: its client, its lease and its connection to the engine.
 
-    `started` is set when the response has begun, after which no other can be sent.
+    `started` is set when the response has begun, after which no other can be sent; `waited_s` is how long it
+    waited for its lease, while the model was loaded or in line.
     """
 
     __slots__ = (
@@ -56,28 +59,30 @@ class Exchange:
         "_begun_at",
         "_connection",
         "_departed",
+        "_failed",
         "_failed_at",
         "_headers",
         "_last_chunk",
         "_listener",
         "_loop",
         "_meter",
-        "_path",
         "_proxy",
         "_receive",
         "_send",
         "_status",
         "_streaming",
+        "_target",
         "_waiting",
         "_wishes",
         "started",
+        "waited_s",
     )
 
     def __init__(
-        self, proxy: Proxy, path: bytes, headers: Sequence[Header], receive: Receive, send: Send
+        self, proxy: Proxy, target: Target, headers: Sequence[Header], receive: Receive, send: Send
     ) -> None:
         self._proxy = proxy
-        self._path = path
+        self._target = target
         self._headers = headers
         self._receive = receive
         self._send = send
@@ -87,13 +92,15 @@ class Exchange:
         self._connection: Connection | None = None
         self._listener: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[Lease] | None = None
-        self._failed_at: float | None = None
+        self._failed: Endpoint | None = None
+        self._failed_at = 0.0
         self._departed = False
         self._assembling = False
         self._streaming = False
         self._answered = False
         self._status = 500
         self.started = False
+        self.waited_s = 0.0
         self._last_chunk = b""
 
     async def run(self) -> None:
@@ -101,7 +108,7 @@ class Exchange:
 
         Raises a CotenantError only while nothing has been sent to the client.
         """
-        body = await self._read_body()
+        body = await whole_body(self._receive, self._proxy.limits)
         if body is None:
             return
         proxy = self._proxy
@@ -112,8 +119,9 @@ class Exchange:
             name = model_name(request, proxy.router)
             self._meter = proxy.meters.of(name)
             self._wishes = read_wishes(self._headers, request)
-            self._streaming = request.get("stream") is True and self._path in _STREAMING
-            as_stream = stream_body(self._path, request, body)
+            proxy.kinds.check(name, self._target)
+            self._streaming = request.get("stream") is True and self._target.streams
+            as_stream = stream_body(self._target.path, request, body)
             self._assembling = as_stream is not None
             await self._answer(name, as_stream or body)
         except CotenantError as error:
@@ -136,22 +144,6 @@ class Exchange:
 
     # The request.
 
-    async def _read_body(self) -> bytes | None:
-        """Return the body, or None if the client left. Raises RequestTooLarge."""
-        pieces: list[bytes] = []
-        size = 0
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                return None
-            piece: bytes = message["body"]
-            size += len(piece)
-            self._proxy.limits.check_body(size)
-            pieces.append(piece)
-            more = message["more_body"]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
     async def _answer(self, name: str, body: bytes) -> None:
         """Carry the request on a lease; on another if its engine dies before any of the answer was sent."""
         meter = self._meter
@@ -159,6 +151,10 @@ class Exchange:
             lease = self._lease_at_once(name) or await self._wait_for_lease(name)
             if lease is None:
                 return
+            if self._is_unnoticed(lease.endpoint):
+                lease.release()
+                await self._turn_to_another()
+                continue
             meter.in_flight += 1
             try:
                 status = await self._ask(lease.endpoint, body)
@@ -172,9 +168,9 @@ class Exchange:
             except UpstreamFailed as error:
                 if self._departed:
                     return
-                repeated = self._may_repeat()
+                repeated = self._may_repeat(lease.endpoint)
                 what = "is asked again" if repeated else "failed"
-                _log.warning("request %s: path=%s reason=%s", what, self._path.decode(), error.message)
+                _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), error.message)
                 if not repeated:
                     raise
             finally:
@@ -182,26 +178,27 @@ class Exchange:
                 self._part_from_engine(lease)
             await self._turn_to_another()
 
-    def _may_repeat(self) -> bool:
-        """Whether a failed request may go to an engine again: once, if it lost its engine unanswered.
-
-        An engine that refuses connections is dead and was never asked. The daemon may need a moment to see
-        that, and until then leases the same engine: that does not count as the second time.
-        """
-        now = self._loop.time()
+    def _may_repeat(self, endpoint: Endpoint) -> bool:
+        """Whether a failed request may go to an engine again: once, if it lost its engine unanswered."""
         connection = self._connection
-        if self._answered or (connection is not None and not connection.lost):
+        lost = connection is None or connection.lost
+        if self._answered or not lost or self._failed is not None:
             return False
-        if self._failed_at is None:
-            self._failed_at = now
-            return True
-        return connection is None and now < self._failed_at + self._proxy.timing.notice_s
+        self._failed, self._failed_at = endpoint, self._loop.time()
+        return True
+
+    def _is_unnoticed(self, endpoint: Endpoint) -> bool:
+        """Whether this is the engine that failed, and the daemon may yet notice that it is dead.
+
+        A process that dies takes its time, seconds if a driver cleans up after it, and its socket may take
+        connections until then: the second try must not be wasted on it.
+        """
+        return endpoint == self._failed and self._loop.time() < self._failed_at + self._proxy.timing.notice_s
 
     async def _turn_to_another(self) -> None:
-        """Forget the engine that failed; leave the daemon a moment where that one was dead already."""
-        if self._connection is None:
-            await asyncio.sleep(_NOTICE_POLL_S)
+        """Forget the engine that failed, and leave the daemon a moment to see that it is dead."""
         self._connection = None
+        await asyncio.sleep(_NOTICE_POLL_S)
         if self._departed:
             raise UpstreamFailed("the client left")
 
@@ -238,7 +235,9 @@ class Exchange:
             self._waiting = None
             waiting.cancel()
             meter.waiting -= 1
-            meter.wait_s.observe(self._loop.time() - since)
+            waited_s = self._loop.time() - since
+            self.waited_s += waited_s
+            meter.wait_s.observe(waited_s)
         if self._departed:
             lease.release()
             return None
@@ -284,7 +283,8 @@ class Exchange:
         """Send the request, again if a pooled connection was stale, and return the response's status."""
         pool = self._proxy.pool
         connection = pool.idle(endpoint) or await pool.connect(endpoint)
-        head = engine_head(self._path, connection.authority, self._headers, len(body))
+        body = engine_body(body, endpoint)
+        head = engine_head(self._target.path, endpoint, self._headers, len(body))
         while True:
             self._connection = connection
             if self._departed:
@@ -320,6 +320,8 @@ class Exchange:
             raise UpstreamFailed("the engine answered a request for a stream with something else")
         if reply.event_stream:
             self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
+            if self._target.in_anthropic:
+                self._meter.read_prompt(chunk)
         before = b""
         while not reply.ended:
             if chunk:
@@ -359,6 +361,11 @@ class Exchange:
         while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
             await reply.more()
             body += reply.take()
+        if not self._target.everywhere and is_foreign(status, body):
+            raise NotOffered(
+                f"the engine of this model does not answer {self._target.path.decode()}",
+                hint="Ask it at /v1/chat/completions, or serve it with an engine that does, as llama.cpp.",
+            )
         if reply.ended and is_envelope(body):
             await self._send_whole(status, body, reply.headers)
             return
@@ -372,7 +379,7 @@ class Exchange:
         """Send a body at once; as an event where comments have begun a stream."""
         self._status = status
         if self.started:
-            event = b"data: " + encode_json(json.loads(body)) + b"\n\n"
+            event = self._target.event(encode_json(json.loads(body)))
             await self._send({"type": "http.response.body", "body": event})
             return
         self.started = self._answered = True
@@ -386,7 +393,7 @@ class Exchange:
         """
         if not self._streaming:
             return
-        event = b"data: " + envelope(error) + b"\n\n"
+        event = self._target.event(envelope(error))
         if self._last_chunk and not self._last_chunk.endswith(b"\n\n"):
             event = b"\n\n" + event
         await self._send({"type": "http.response.body", "body": event})

@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest
-from cotenant.gateway.asgi import Header
+from cotenant.gateway.asgi import Header, Receive
+from cotenant.gateway.limits import Limits
 from cotenant.gateway.terms import TERM_HEADERS
 from cotenant.interfaces import Router
 
@@ -35,6 +37,23 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
 _decoder: Final = json.JSONDecoder()
 _scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type: ignore[attr-defined]
+
+
+async def whole_body(receive: Receive, limits: Limits) -> bytes | None:
+    """Return the body, or None if the client left. Raises RequestTooLarge."""
+    pieces: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        piece: bytes = message["body"]
+        size += len(piece)
+        limits.check_body(size)
+        pieces.append(piece)
+        more = message["more_body"]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -73,14 +92,24 @@ def model_name(request: Mapping[str, Any], router: Router) -> str:
     return served[0].name
 
 
-def engine_head(path: bytes, authority: bytes, headers: Sequence[Header], length: int) -> bytes:
+def engine_head(path: bytes, endpoint: Endpoint, headers: Sequence[Header], length: int) -> bytes:
     """Render the head for the engine, without what concerns one hop or this gateway alone."""
-    return b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+    key = b"" if endpoint.key is None else b"authorization: Bearer %b\r\n" % endpoint.key.encode()
+    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
+        endpoint.prefix.encode(),
         path,
-        authority,
+        endpoint.authority.encode(),
         length,
+        key,
         _forwarded(headers, _NOT_FORWARDED),
     )
+
+
+def engine_body(body: bytes, endpoint: Endpoint) -> bytes:
+    """Return a request under the name by which the engine knows the model."""
+    if endpoint.model is None:
+        return body
+    return json.dumps({**parse(body), "model": endpoint.model}, ensure_ascii=False).encode()
 
 
 def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:

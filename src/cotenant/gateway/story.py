@@ -52,5 +52,12 @@ class Story:
             if close is not None:
                 await close()
 
+    def local_time(self, at: float) -> str:
+        """Write an instant of the daemon's clock as local time, with its offset."""
+        return self._as_local(at).isoformat(timespec="milliseconds")
+
     def _local(self, decision: Decision) -> datetime:
-        return datetime.fromtimestamp(time.time() - (self._clock.now() - decision.at)).astimezone()
+        return self._as_local(decision.at)
+
+    def _as_local(self, at: float) -> datetime:
+        return datetime.fromtimestamp(time.time() - (self._clock.now() - at)).astimezone()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Timing:
     """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, looks at a log.
 
-    `notice_s` is what the daemon gets to notice that an engine which refuses connections is dead.
+    `notice_s` is what the daemon gets to notice that an engine which was lost is dead.
     """
 
     comment_s: float = 5.0

@@ -7,6 +7,7 @@ is bounded by pausing the socket.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Final, cast
 
 import httptools
@@ -64,7 +65,6 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_untaken_bytes",
         "_waiter",
-        "authority",
         "cut",
         "ended",
         "endpoint",
@@ -76,8 +76,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: Pool, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
         self.endpoint = endpoint
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        self.authority = f"{host}:{endpoint.port}".encode()
         self.idle_since = 0.0
         self._pool = pool
         self._loop = loop
@@ -270,6 +268,7 @@ class Pool:
         self._max_idle_age_s = max_idle_age_s
         self._connect_timeout_s = connect_timeout_s
         self._idle: dict[Endpoint, list[Connection]] = {}
+        self._ssl: ssl.SSLContext | None = None
 
     def idle(self, endpoint: Endpoint) -> Connection | None:
         """Take an idle connection, or None when one must be made."""
@@ -292,12 +291,21 @@ class Pool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self, endpoint, loop), endpoint.host, endpoint.port
+                    lambda: Connection(self, endpoint, loop),
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=self._tls() if endpoint.tls else None,
                 )
         except OSError as error:  # TimeoutError is one
             how = "accepts no connection" if isinstance(error, TimeoutError) else "cannot be reached"
             raise UpstreamFailed(f"the engine at {endpoint.url} {how}") from error
         return connection
+
+    def _tls(self) -> ssl.SSLContext:
+        """Return what checks a remote server's certificate, made when it is first needed."""
+        if self._ssl is None:
+            self._ssl = ssl.create_default_context()
+        return self._ssl
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose response has ended, or close it."""

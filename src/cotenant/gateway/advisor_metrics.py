@@ -1,0 +1,23 @@
+"""How the advisor does, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from cotenant.domain.advisors import AdvisorStatus, Asked
+
+
+def of_advisor(status: AdvisorStatus) -> Iterator[Metric]:
+    """Yield its questions by outcome, whether it is left alone, and the decisions that it changed."""
+    asked = CounterMetricFamily(
+        "cotenant_advisor_questions", "Questions to the advisor, by how they ended", labels=("outcome",)
+    )
+    for outcome in Asked:
+        asked.add_metric((outcome.value,), status.asked.get(outcome, 0))
+    broken = GaugeMetricFamily("cotenant_advisor_broken", "1 while it is left alone after failures")
+    broken.add_metric((), status.broken)
+    decisions = CounterMetricFamily("cotenant_advisor_decisions", "Decisions that its advice changed")
+    decisions.add_metric((), status.decisions)
+    yield from (asked, broken, decisions)

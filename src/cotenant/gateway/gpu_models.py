@@ -1,0 +1,277 @@
+"""What requests and answers about GPU configuration look like.
+
+Memory is counted in MB of 2^20 bytes and budgets in GB of 2^30, as drivers and applications do. What is not
+known is null.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from cotenant.domain.services import ApplyState, ProgressState, ServiceRole, Strategy, WarningKind
+
+MAX_GPU_INDEX: Final = 1023
+MAX_BUDGET_GB: Final = 1_000_000.0
+MAX_NUMBER: Final = 2**31 - 1
+_MAX_ASSIGNMENTS: Final = 1000
+
+
+def _whole(value: Any) -> Any:
+    """Take 3.0 for 3: JSON does not tell them apart, and JSON schema calls both an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+GpuIndex = Annotated[int, Field(ge=0, le=MAX_GPU_INDEX), BeforeValidator(_whole)]
+Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(_whole)]
+ServiceName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Asked(BaseModel):
+    """The body of a request: nothing unknown, and no text where a number is meant."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+class Told(BaseModel):
+    """A part of an answer."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+
+class AskedAssignment(Asked):
+    """A service and where it shall go; without a GPU the strategy chooses, and manual leaves it unpinned."""
+
+    service: ServiceName
+    gpu_index: GpuIndex | None = None
+    gpu_uuid: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        default=None,
+        description="counts where gpu_index is null: a GPU that is not here now keeps its service",
+    )
+    vram_budget_override: Annotated[float, Field(gt=0, le=MAX_BUDGET_GB)] | None = Field(
+        default=None, description="GB that the service is told through its budget variable"
+    )
+
+
+class AskedPreview(Asked):
+    """Assignments to try. Services that are left out are placed by the strategy; manual unpins them."""
+
+    strategy: Strategy
+    assignments: Annotated[list[AskedAssignment], Field(max_length=_MAX_ASSIGNMENTS)] = Field(
+        default_factory=list
+    )
+
+
+class AskedConfiguration(AskedPreview):
+    """Assignments to save. Services that are left out are placed by the strategy; manual unpins them."""
+
+    force: bool = Field(default=False, description="overwrite generated files that somebody edited")
+
+
+class AskedApply(Asked):
+    """How to apply."""
+
+    force: bool = Field(default=False, description="overwrite generated files that somebody edited")
+
+
+class AskedRollback(Asked):
+    """Where to go back to."""
+
+    number: Number | None = Field(
+        default=None, description="a configuration of the history; without it, the one applied before"
+    )
+
+
+class Gpu(Told):
+    """A GPU and how full it is."""
+
+    index: int
+    name: str
+    vram_total_mb: int | None
+    vram_used_mb: int | None
+    compute_capability: str | None
+    uuid: str
+    utilisation_percent: float | None
+
+
+class Gpus(Told):
+    """The GPUs detected; `problems` says so if there is none."""
+
+    gpus: list[Gpu]
+    problems: list[str] = Field(default_factory=list)
+
+
+class AssignmentTold(Told):
+    """A service and its GPU. With a UUID and no index, its GPU is not here now."""
+
+    service: str
+    gpu_index: int | None
+    gpu_uuid: str | None
+    vram_budget_override: float | None
+
+
+class WarningTold(Told):
+    """What should be known and stops nothing; about a service, a GPU, or both."""
+
+    kind: WarningKind
+    text: str
+    service: str | None
+    gpu_index: int | None
+
+
+class ChangeTold(Told):
+    """How a service's assignment would differ from what is applied; null where it has none."""
+
+    service: str
+    before: AssignmentTold | None
+    after: AssignmentTold | None
+
+
+class StrategyTold(Told):
+    """A strategy that may be chosen."""
+
+    name: Strategy
+    title: str
+    description: str
+
+
+class ServiceTold(Told):
+    """A service as its operator described it."""
+
+    name: str
+    model: str | None
+    vram_mb: int | None
+    role: ServiceRole
+    latency_critical: bool
+    enabled: bool
+    vram_budget_env: str | None
+    health_url: str | None
+
+
+class ServiceGpu(Told):
+    """A GPU as strategies see it: `vram_occupied_mb` is in use there by others than services."""
+
+    index: int
+    name: str
+    uuid: str
+    vram_total_mb: int
+    vram_occupied_mb: int
+    healthy: bool
+
+
+class ProgressTold(Told):
+    """How far one service is."""
+
+    service: str
+    state: ProgressState
+    gpu_index: int | None
+    container_id: str | None
+    message: str | None
+
+
+class ApplyTold(Told):
+    """How an apply stands, and each service that it recreates."""
+
+    number: int
+    state: ApplyState
+    running: bool
+    started_at: datetime
+    finished_at: datetime | None
+    message: str | None
+    services: list[ProgressTold]
+
+
+class SavedTold(Told):
+    """A configuration that was saved, and how applying it stands; null if it was never applied."""
+
+    number: int
+    saved_at: datetime
+    strategy: Strategy
+    assignments: list[AssignmentTold]
+    apply: ApplyTold | None
+
+
+class ConfigurationTold(Told):
+    """Everything about the pinning of services, as it is now.
+
+    `assignments` are those saved last, `applied` is what the containers were last created with, and `changes`
+    how the two differ: what applying would do.
+    """
+
+    strategy: Strategy
+    assignments: list[AssignmentTold]
+    strategies: list[StrategyTold]
+    services: list[ServiceTold]
+    gpus: list[ServiceGpu]
+    saved: SavedTold | None
+    applied: SavedTold | None
+    changes: list[ChangeTold]
+    warnings: list[str]
+    warning_details: list[WarningTold]
+    problems: list[str]
+    edited_files: list[str]
+
+
+class SaveTold(Told):
+    """Assignments as they were saved, with what should be known of them."""
+
+    success: bool
+    warnings: list[str]
+    warning_details: list[WarningTold]
+    strategy: Strategy
+    assignments: list[AssignmentTold]
+
+
+class PreviewTold(Told):
+    """What a strategy would assign, and how that differs from what is applied. Nothing is changed."""
+
+    strategy: Strategy
+    assignments: list[AssignmentTold]
+    warnings: list[str]
+    warning_details: list[WarningTold]
+    diff: list[ChangeTold]
+
+
+class ContainerTold(Told):
+    """A service's container, with the assignment it was created with."""
+
+    service: str
+    container_id: str | None
+    running: bool
+    healthy: bool | None
+    assignment: AssignmentTold | None
+
+
+class StatusTold(Told):
+    """The last apply, going on or ended, and the containers as they are."""
+
+    apply: ApplyTold | None
+    containers: list[ContainerTold]
+
+
+class SeenGpu(Told):
+    """A GPU as it was last seen; one that is not `present` has gone since."""
+
+    index: int
+    name: str | None
+    uuid: str
+    vram_total_mb: int | None
+    vram_available_mb: int | None
+    compute_capability: str | None
+    last_seen_at: datetime
+    present: bool
+
+
+class DetectTold(Told):
+    """Every GPU that was ever seen."""
+
+    gpus: list[SeenGpu]
+    problems: list[str] = Field(default_factory=list)
+
+
+class HistoryTold(Told):
+    """The configurations saved, newest first."""
+
+    history: list[SavedTold]

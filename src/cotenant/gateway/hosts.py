@@ -1,0 +1,66 @@
+"""Under which names the daemon may be asked, so that no web page reaches it through a name of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Final
+
+from cotenant.domain.errors import ForeignPage, UntrustedHost
+
+_LOCAL: Final = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+_KEPT: Final = 64
+_WEB: Final = ("http", "https")
+
+
+class Hosts:
+    """Passes the names that nobody outside can point at this machine: addresses, `localhost`, names without a
+    dot or under a domain of local networks, and those in `allowed`.
+
+    DNS rebinding needs a name in public DNS whose owner changes where it leads.
+    """
+
+    def __init__(self, allowed: Iterable[str] = ()) -> None:
+        self._allowed = frozenset(name.lower().rstrip(".") for name in allowed)
+        self._passed: set[bytes] = set()
+
+    def check_host(self, host: bytes) -> None:
+        """Pass the header `Host`. Raises UntrustedHost."""
+        if host in self._passed:
+            return
+        name = _name(host.decode("latin-1"))
+        if not self._is_known(name):
+            raise UntrustedHost(
+                f"requests for the host {name[:80]!r} are not answered",
+                hint=f"If that is this daemon's name, add it to server.allowed_hosts: [{name[:80]}].",
+            )
+        if len(self._passed) < _KEPT:
+            self._passed.add(host)
+
+    def check_origin(self, origin: bytes, host: bytes | None) -> None:
+        """Pass an order from a page of this daemon, or from what is no web page. Raises ForeignPage."""
+        text = origin.decode("latin-1")
+        scheme, _, where = text.partition("://")
+        if where and (origin.partition(b"://")[2] == host or scheme.lower() not in _WEB):
+            return
+        if _name(where) not in self._allowed:
+            raise ForeignPage(
+                f"a page of {text[:80]} may not give orders here",
+                hint="Use the console at this address, the command line, or an API key.",
+            )
+
+    def _is_known(self, name: str) -> bool:
+        if name in self._allowed or name == "localhost" or name.endswith(_LOCAL):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+        return True
+
+
+def _name(host: str) -> str:
+    """Return a host without its port and brackets, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].partition("%")[0].lower()
+    return host.partition(":")[0].lower().rstrip(".")

@@ -1,0 +1,153 @@
+"""Answers of engines, which are OpenAI's streams, as Ollama's API tells them: in lines, or as one object."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cotenant.domain.errors import UpstreamFailed
+
+_NS: Final = 1_000_000_000
+_NS_PER_MS: Final = 1_000_000
+_DATA: Final = b"data:"
+_MOST_CALLS: Final = 4096
+
+
+@dataclass(slots=True)
+class Spans:
+    """When things happened, in seconds of the event loop; `waited_s` is the wait for the model."""
+
+    began_at: float
+    waited_s: float = 0.0
+    first_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StreamReader:
+    """Takes an engine's stream of events in pieces, and tells what each piece adds.
+
+    `error` is what the engine, or the gateway, said of a stream that failed.
+    """
+
+    error: str | None = None
+    finish_reason: str | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    _rest: bytes = b""
+    _calls: list[_Call] = field(default_factory=list)
+
+    def read(self, piece: bytes) -> list[tuple[str, str]]:
+        """Take a piece; return what each event adds to the answer and to the thoughts before it.
+
+        Raises UpstreamFailed for what is no stream of such events.
+        """
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        try:
+            added = [self._take(event) for event in _events(lines)]
+        except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
+            raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
+        return [(answer, thoughts) for answer, thoughts in added if answer or thoughts]
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Return the calls of tools, once the stream has ended. Raises UpstreamFailed if one is no JSON."""
+        try:
+            return [
+                {"function": {"name": call.name, "arguments": json.loads("".join(call.arguments) or "{}")}}
+                for call in self._calls
+            ]
+        except (ValueError, RecursionError):
+            raise UpstreamFailed("the model called a tool with arguments that are not JSON") from None
+
+    def _take(self, event: dict[str, Any]) -> tuple[str, str]:
+        if "error" in event:
+            error = event["error"]
+            self.error = str(error.get("message") if isinstance(error, dict) else error)
+            return "", ""
+        self.usage = event.get("usage") or self.usage
+        self.timings = event.get("timings") or self.timings
+        answer = thoughts = ""
+        for choice in event.get("choices") or ():
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            delta = choice.get("delta") or choice.get("message") or {}
+            answer += (choice.get("text") or "") + (delta.get("content") or "")
+            thoughts += delta.get("reasoning_content") or ""
+            for call in delta.get("tool_calls") or ():
+                self._take_call(call)
+        return answer, thoughts
+
+    def _take_call(self, piece: dict[str, Any]) -> None:
+        index = piece.get("index", len(self._calls))
+        if not 0 <= index < _MOST_CALLS:
+            raise ValueError(f"a tool call numbered {index}")
+        while len(self._calls) <= index:
+            self._calls.append(_Call())
+        function = piece.get("function") or {}
+        self._calls[index].name += function.get("name") or ""
+        self._calls[index].arguments.append(function.get("arguments") or "")
+
+
+def _events(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if line.startswith(_DATA) and line[len(_DATA) :].strip() not in (b"[DONE]", b""):
+            event = json.loads(line[len(_DATA) :])
+            if isinstance(event, dict):
+                yield event
+
+
+def done_reason(reader: StreamReader) -> str:
+    """Return why generation ended, in Ollama's words."""
+    return "length" if reader.finish_reason == "length" else "stop"
+
+
+def counts(reader: StreamReader, spans: Spans, now: float) -> dict[str, int]:
+    """Return tokens and nanoseconds: as the engine tells them, else as they were seen from here."""
+    timings, usage = reader.timings, reader.usage
+    first_at = now if spans.first_at is None else spans.first_at
+    asked_at = spans.began_at + spans.waited_s
+    prompt = usage.get("prompt_tokens", timings.get("prompt_n", 0) + timings.get("cache_n", 0))
+    return {
+        "total_duration": _ns(now - spans.began_at),
+        "load_duration": _ns(spans.waited_s),
+        "prompt_eval_count": prompt,
+        "prompt_eval_duration": _told_ns(timings.get("prompt_ms"), first_at - asked_at),
+        "eval_count": usage.get("completion_tokens", timings.get("predicted_n", 0)),
+        "eval_duration": _told_ns(timings.get("predicted_ms"), now - first_at),
+    }
+
+
+def vectors(answer: Mapping[str, Any], dimensions: int | None) -> list[list[float]]:
+    """Return the embeddings of an answer to /v1/embeddings, in order, cut to `dimensions` and normed anew.
+
+    Raises UpstreamFailed if it has another shape.
+    """
+    try:
+        rows = sorted(answer["data"], key=lambda row: row["index"])
+        found = [[float(number) for number in row["embedding"]] for row in rows]
+    except (TypeError, AttributeError, LookupError, ValueError):
+        raise UpstreamFailed("the engine's embeddings have no shape that is known") from None
+    return found if dimensions is None else [_shortened(vector, dimensions) for vector in found]
+
+
+def _shortened(vector: list[float], dimensions: int) -> list[float]:
+    if dimensions >= len(vector):
+        return vector
+    kept = vector[:dimensions]
+    norm = math.hypot(*kept)
+    return [number / norm for number in kept] if norm else kept
+
+
+def _told_ns(ms: float | None, seen_s: float) -> int:
+    return _ns(seen_s) if ms is None else round(ms * _NS_PER_MS)
+
+
+def _ns(seconds: float) -> int:
+    return max(0, round(seconds * _NS))

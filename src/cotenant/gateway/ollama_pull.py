@@ -1,0 +1,77 @@
+"""Pulling models from a hub, with its progress as lines of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
+
+from cotenant.domain.errors import BadRequest, CotenantError, NotOffered
+from cotenant.domain.hub import PullStep
+from cotenant.gateway.asgi import Header, encode_json, send_json
+from cotenant.gateway.ask import Ask
+from cotenant.gateway.limits import Limits
+from cotenant.gateway.live import LiveStreams
+from cotenant.gateway.ollama_fields import switch, text
+from cotenant.gateway.request import parse, whole_body
+from cotenant.interfaces import Puller
+
+_NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
+
+
+class PullRoute:
+    """Answers /api/pull. A client that leaves ends the pull; what has come is kept for the next try."""
+
+    def __init__(self, puller: Puller | None, streams: LiveStreams, limits: Limits) -> None:
+        self._puller = puller
+        self._streams = streams
+        self._limits = limits
+
+    async def answer(self, ask: Ask) -> None:
+        """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step."""
+        body = await whole_body(ask.receive, self._limits)
+        if body is None:
+            return
+        fields = parse(body)
+        name = text(fields, "model") or text(fields, "name")
+        if not name:
+            raise BadRequest("the request names no `model`", hint="Write hf.co/ORG/REPO:QUANT.")
+        if self._puller is None:
+            raise NotOffered(
+                "there is no folder to pull models to", hint="Set models_dir in the configuration."
+            )
+        steps = self._puller.pull(name)
+        # A name that means nothing, a hub that is silent: told with a status of their own.
+        first = await anext(steps, None)
+        if switch(fields, "stream", True):
+            await self._streams.run(ask.receive, ask.send, [_NDJSON], _lines(first, steps))
+            return
+        async with aclosing(steps):
+            async for _ in steps:
+                pass
+        await send_json(ask.send, 200, {"status": "success"})
+
+
+async def _lines(
+    first: PullStep | None, steps: AsyncGenerator[PullStep, None]
+) -> AsyncGenerator[bytes, None]:
+    """Yield a line for each step; the pull ends with its reader."""
+    async with aclosing(steps):
+        if first is not None:
+            yield encode_json(_as_told(first)) + b"\n"
+        try:
+            async for step in steps:
+                yield encode_json(_as_told(step)) + b"\n"
+        except CotenantError as error:
+            yield encode_json({"error": f"{error.message}. {error.hint}".rstrip(". ")}) + b"\n"
+        else:
+            yield encode_json({"status": "success"}) + b"\n"
+
+
+def _as_told(step: PullStep) -> dict[str, Any]:
+    told: dict[str, Any] = {"status": step.what}
+    if step.sha256 is not None:
+        told["digest"] = f"sha256:{step.sha256}"
+    if step.total_bytes is not None:
+        told |= {"total": step.total_bytes, "completed": step.completed_bytes}
+    return told

@@ -1,0 +1,91 @@
+"""Browsers that signed in with a key: a cookie in its place, and a token that other sites cannot know."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+LIFETIME_S: Final = 12 * 3600.0
+MOST: Final = 64
+_BYTES: Final = 32
+_ATTEMPTS: Final = 5
+_WITHIN_S: Final = 60.0
+_MOST_CLIENTS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One browser; `csrf` is what its orders must bear beside the cookie."""
+
+    csrf: str
+    ends_at: float
+
+
+class Sessions:
+    """Sessions in memory, of bounded life and number: the oldest gives way. A restart ends them all.
+
+    Only digests of the cookies' tokens are kept.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._by_digest: dict[bytes, Session] = {}
+
+    def begin(self) -> tuple[str, Session]:
+        """Begin a session; return the token for its cookie."""
+        token = secrets.token_urlsafe(_BYTES)
+        session = Session(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S)
+        self._by_digest[_digest(token)] = session
+        while len(self._by_digest) > MOST:
+            del self._by_digest[next(iter(self._by_digest))]
+        return token, session
+
+    def find(self, token: str) -> Session | None:
+        """Return the session of a cookie, if it still is one."""
+        session = self._by_digest.get(_digest(token))
+        if session is not None and session.ends_at <= self._now():
+            self.end(token)
+            return None
+        return session
+
+    def end(self, token: str) -> None:
+        """End a session, if it is one."""
+        self._by_digest.pop(_digest(token), None)
+
+
+class Attempts:
+    """Wrong keys by client, so that nobody guesses on and on: five within a minute, then a pause."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._failed: dict[str, list[float]] = {}
+
+    def wait_s(self, client: str) -> float | None:
+        """Return how long a client has to wait before its next attempt; None for not at all."""
+        recent = self._recent(client)
+        return None if len(recent) < _ATTEMPTS else recent[0] + _WITHIN_S - self._now()
+
+    def failed(self, client: str) -> None:
+        """Count a wrong key."""
+        recent = self._recent(client)
+        self._failed.pop(client, None)
+        self._failed[client] = [*recent, self._now()][-_ATTEMPTS:]
+        while len(self._failed) > _MOST_CLIENTS:
+            del self._failed[next(iter(self._failed))]
+
+    def _recent(self, client: str) -> list[float]:
+        since = self._now() - _WITHIN_S
+        return [at for at in self._failed.get(client, ()) if at > since]
+
+
+def same(one: str, other: str) -> bool:
+    """Compare two tokens in a time that does not tell how alike they are."""
+    return hmac.compare_digest(one.encode(), other.encode("utf-8", "replace"))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()

@@ -1,0 +1,481 @@
+"""Ollama's API, on engines that answer as each test scripts them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.errors import CotenantError, NotOnHub
+from cotenant.domain.hub import PullStep
+from cotenant.domain.models import ModelKind, Recipe
+from cotenant.domain.requests import ModelFile, ServedModel
+from tests.gateway import stub
+from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.stub import StubEngine
+from tests.support.operators import PlainOperator
+
+FILE = ModelFile("/models/seen.gguf", 4_000_000, "llama", 3_210_000_000, "Q4_K_M", 28, 131072)
+SEEN = ServedModel("seen", ModelKind.TEXT, created_at=1_700_000_000, file=FILE, recipe=Recipe(n_ctx=8192))
+PICTURED = ServedModel("pictured", ModelKind.TEXT, created_at=1, file=FILE, vision=True)
+EMBEDDER = ServedModel("embedder", ModelKind.EMBEDDING, created_at=1, file=FILE, state="cold")
+MODELS = (MODEL, SEEN, PICTURED, EMBEDDER)
+TIMINGS = {"cache_n": 4, "prompt_n": 20, "prompt_ms": 12.5, "predicted_n": 3, "predicted_ms": 30.25}
+USAGE = {"prompt_tokens": 24, "completion_tokens": 3, "total_tokens": 27}
+HELLO = [{"role": "user", "content": "Hello"}]
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(8)).decode()
+
+
+def events(*deltas: dict[str, Any], reason: str = "stop") -> list[bytes]:
+    """A stream of chat completions as llama.cpp sends it."""
+    told = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    told.append({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+    told.append({"choices": [], "usage": USAGE, "timings": TIMINGS})
+    return [json.dumps(event).encode() for event in told]
+
+
+def streams(*deltas: dict[str, Any], reason: str = "stop") -> stub.Script:
+    async def script(call: stub.Call) -> None:
+        await call.send(stub.STREAM_HEAD)
+        for event in events(*deltas, reason=reason):
+            await call.send_event(event)
+        await call.send_event(b"[DONE]")
+        await call.send(b"0\r\n\r\n")
+        call.writer.close()
+
+    return script
+
+
+WORDS = streams({"role": "assistant", "content": None}, {"content": "one "}, {"content": "two"})
+
+
+def lines(body: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in body.splitlines()]
+
+
+async def ask(payload: object, path: str = "/api/chat", script: stub.Script = WORDS, **headers: str):
+    """Ask once; return the reply and what the engine was asked."""
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint, models=MODELS)) as port:
+        reply = await post(port, payload, path, **headers)
+        calls = [(call.path.decode(), json.loads(call.body)) for call in engine.calls]
+    return reply, calls
+
+
+async def test_a_chat_is_streamed_as_lines_with_the_engines_own_counts():
+    reply, [(path, asked)] = await ask({"model": "llama", "messages": HELLO})
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/x-ndjson")
+    *pieces, last = lines(reply.body)
+    assert [piece["message"] for piece in pieces] == [
+        {"role": "assistant", "content": "one "},
+        {"role": "assistant", "content": "two"},
+    ]
+    assert all(piece["model"] == "llama" and piece["done"] is False for piece in pieces)
+    assert last["done"] is True
+    assert last["done_reason"] == "stop"
+    assert (last["prompt_eval_count"], last["eval_count"]) == (24, 3)
+    assert (last["prompt_eval_duration"], last["eval_duration"]) == (12_500_000, 30_250_000)
+    assert last["total_duration"] >= last["load_duration"] >= 0
+    assert path == "/v1/chat/completions"
+    assert asked == {
+        "model": "llama",
+        "messages": HELLO,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def test_without_streaming_the_answer_is_one_object():
+    reply, _ = await ask({"model": "llama:latest", "messages": HELLO, "stream": False})
+    told = reply.json()
+    assert reply.headers["content-type"] == "application/json"
+    assert told["message"] == {"role": "assistant", "content": "one two"}
+    assert (told["model"], told["done"]) == ("llama:latest", True)
+
+
+async def test_an_engine_that_does_not_stream_is_understood():
+    whole = {"choices": [{"message": {"content": "all"}, "finish_reason": "length"}], "usage": USAGE}
+
+    async def answer(call: stub.Call) -> None:
+        await call.send(stub.response(json.dumps(whole, indent=1).encode()))
+
+    reply, _ = await ask({"model": "llama", "messages": HELLO}, script=answer)
+    piece, last = lines(reply.body)
+    assert piece["message"]["content"] == "all"
+    assert (last["done_reason"], last["eval_count"]) == ("length", 3)
+
+
+async def test_options_formats_and_thinking_are_translated_and_loading_options_left_out(caplog):
+    caplog.set_level("INFO")
+    options = {"num_predict": 5, "temperature": 0, "top_k": 3, "stop": "x", "num_ctx": 2048, "num_gpu": 1}
+    schema = {"type": "object"}
+    _, [(_, asked)] = await ask(
+        {
+            "model": "llama",
+            "messages": HELLO,
+            "options": options,
+            "format": schema,
+            "think": False,
+            "keep_alive": "7m",
+        }
+    )
+    assert (asked["max_tokens"], asked["temperature"], asked["top_k"], asked["stop"]) == (5, 0, 3, ["x"])
+    assert asked["response_format"]["json_schema"]["schema"] == schema
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False}
+    assert asked["keep_alive"] == "7m"
+    assert not asked.keys() & options.keys() - {"temperature", "top_k", "stop"}
+    assert "num_ctx, num_gpu" in caplog.text
+    _, [(_, asked)] = await ask(
+        {
+            "model": "llama",
+            "messages": HELLO,
+            "format": "json",
+            "think": "low",
+            "options": {"num_predict": -1},
+        }
+    )
+    assert asked["response_format"] == {"type": "json_object"}
+    assert asked["reasoning_effort"] == "low"
+    assert "max_tokens" not in asked
+
+
+async def test_thoughts_come_apart_from_the_answer():
+    reply, _ = await ask(
+        {"model": "llama", "messages": HELLO, "stream": False},
+        script=streams({"reasoning_content": "hm "}, {"reasoning_content": "so"}, {"content": "yes"}),
+    )
+    assert reply.json()["message"] == {"role": "assistant", "content": "yes", "thinking": "hm so"}
+
+
+async def test_tools_are_called_and_their_results_joined_to_the_calls():
+    deltas = [
+        {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "sky", "arguments": '{"at": '}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"noon"}'}}]},
+    ]
+    tools = [{"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}}]
+    calls = [
+        {"function": {"name": "sky", "arguments": {"at": "dawn"}}},
+        {"function": {"name": "sea", "arguments": {}}},
+    ]
+    conversation = [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_name": "sea", "content": "calm"},
+        {"role": "tool", "content": "red"},
+    ]
+    reply, [(_, asked)] = await ask(
+        {"model": "llama", "messages": conversation, "tools": tools},
+        script=streams(*deltas, reason="tool_calls"),
+    )
+    (last,) = lines(reply.body)
+    assert last["message"]["tool_calls"] == [{"function": {"name": "sky", "arguments": {"at": "noon"}}}]
+    assert last["done_reason"] == "stop"
+    assert asked["tools"] == tools
+    _, assistant, sea, sky = asked["messages"]
+    assert assistant["tool_calls"][0]["function"] == {"name": "sky", "arguments": '{"at": "dawn"}'}
+    assert sea["tool_call_id"] == assistant["tool_calls"][1]["id"]
+    assert sky["tool_call_id"] == assistant["tool_calls"][0]["id"]
+
+
+async def test_images_go_to_models_that_see_and_no_others():
+    message = {"role": "user", "content": "What is it?", "images": [PNG]}
+    _, [(_, asked)] = await ask({"model": "pictured", "messages": [message]})
+    words, image = asked["messages"][0]["content"]
+    assert words == {"type": "text", "text": "What is it?"}
+    assert image["image_url"]["url"] == f"data:image/png;base64,{PNG}"
+    reply, calls = await ask({"model": "seen", "messages": [message]})
+    assert (reply.status, calls) == (400, [])
+    assert "takes no images" in reply.error
+
+
+async def test_a_prompt_becomes_a_chat_with_its_system_and_images():
+    reply, [(path, asked)] = await ask(
+        {"model": "pictured", "prompt": "Say", "system": "Be brief", "images": [PNG]}, "/api/generate"
+    )
+    assert path == "/v1/chat/completions"
+    assert [message["role"] for message in asked["messages"]] == ["system", "user"]
+    *pieces, last = lines(reply.body)
+    assert "".join(piece["response"] for piece in pieces) == "one two"
+    assert last["response"] == ""
+
+
+async def test_a_raw_prompt_is_completed_as_it_stands():
+    async def complete(call: stub.Call) -> None:
+        await call.send(stub.STREAM_HEAD)
+        await call.send_event(b'{"choices":[{"text":"more","finish_reason":null}]}')
+        await call.send_event(b'{"choices":[{"text":"","finish_reason":"length"}],"usage":{}}')
+        await call.send(b"0\r\n\r\n")
+        call.writer.close()
+
+    reply, [(path, asked)] = await ask(
+        {"model": "llama", "prompt": "[INST]", "raw": True, "stream": False}, "/api/generate", complete
+    )
+    assert (path, asked["prompt"]) == ("/v1/completions", "[INST]")
+    assert (reply.json()["response"], reply.json()["done_reason"]) == ("more", "length")
+
+
+async def test_embeddings_come_in_order_and_are_shortened_on_request():
+    rows = [{"index": 1, "embedding": [0.0, 1.0, 0.0]}, {"index": 0, "embedding": [3.0, 4.0, 12.0]}]
+    told = {"data": rows, "usage": {"prompt_tokens": 9, "total_tokens": 9}}
+
+    async def embed(call: stub.Call) -> None:
+        await call.send(stub.response(json.dumps(told).encode()))
+
+    reply, [(path, asked)] = await ask({"model": "embedder", "input": ["a", "b"]}, "/api/embed", embed)
+    assert (path, asked["input"]) == ("/v1/embeddings", ["a", "b"])
+    assert reply.json()["embeddings"] == [[3.0, 4.0, 12.0], [0.0, 1.0, 0.0]]
+    assert reply.json()["prompt_eval_count"] == 9
+    reply, _ = await ask({"model": "embedder", "input": ["a", "b"], "dimensions": 2}, "/api/embed", embed)
+    assert reply.json()["embeddings"][0] == pytest.approx([0.6, 0.8])
+    reply, _ = await ask({"model": "embedder", "prompt": "a"}, "/api/embeddings", embed)
+    assert reply.json() == {"embedding": [3.0, 4.0, 12.0]}
+
+
+async def test_an_empty_request_loads_and_a_keep_alive_of_zero_unloads():
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
+    async with serving(router) as port:
+        loaded = (await post(port, {"model": "llama", "keep_alive": -1}, "/api/generate")).json()
+        unloaded = (await post(port, {"model": "llama", "messages": [], "keep_alive": 0}, "/api/chat")).json()
+        await post(port, {"model": "embedder", "keep_alive": 0}, "/api/generate")
+    assert (loaded["done_reason"], loaded["response"]) == ("load", "")
+    assert unloaded["done_reason"] == "unload"
+    # The one that is not loaded is not loaded to be unloaded.
+    assert [terms.keep_alive_s for terms in router.terms] == [float("inf"), 0]
+    assert router.released == [False, False]
+
+
+async def test_a_client_that_leaves_while_its_model_loads_gives_up_its_place():
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), slots=0, models=MODELS)
+    async with serving(router) as port, connected(port) as client:
+        client.post({"model": "llama"}, "/api/generate")
+        await until(lambda: len(router.waiting) == 1)
+        client.leave()
+        await until(lambda: not router.waiting)
+    assert router.held == set()
+
+
+async def test_a_client_that_leaves_ends_its_generation():
+    router = None
+    async with StubEngine(stub.stream_for_ever) as engine:
+        router = SlotRouter(engine.endpoint, models=MODELS)
+        async with serving(router) as port, connected(port) as client:
+            client.post({"model": "llama", "messages": HELLO}, "/api/chat")
+            call = await engine.call()
+            client.leave()
+            await asyncio.wait_for(call.closed.wait(), 5)
+            await until(lambda: router.released == [True])
+
+
+async def test_an_engine_that_dies_unasked_is_asked_again_elsewhere():
+    asked = 0
+
+    async def die_once(call: stub.Call) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            call.writer.transport.abort()
+        else:
+            await WORDS(call)
+
+    reply, calls = await ask({"model": "llama", "messages": HELLO, "stream": False}, script=die_once)
+    assert (reply.status, len(calls)) == (200, 2)
+    assert reply.json()["message"]["content"] == "one two"
+
+
+async def break_off(call: stub.Call) -> None:
+    await call.send(stub.STREAM_HEAD)
+    await call.send_event(b'{"choices":[{"delta":{"content":"a"},"finish_reason":null}]}')
+    call.writer.close()
+
+
+async def complain(call: stub.Call) -> None:
+    await call.send(stub.STREAM_HEAD)
+    await call.send_event(b'{"error":{"code":500,"message":"the context is full"}}')
+    await call.send(b"0\r\n\r\n")
+    call.writer.close()
+
+
+async def stop_short(call: stub.Call) -> None:
+    await call.send(stub.STREAM_HEAD)
+    await call.send_event(b'{"choices":[{"delta":{"content":"a"},"finish_reason":null}]}')
+    await call.send(b"0\r\n\r\n")
+    call.writer.close()
+
+
+async def garble(call: stub.Call) -> None:
+    await call.send(stub.STREAM_HEAD)
+    await call.send_event(b'{"choices":3}')
+    await call.send_event(b'{"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}')
+    await call.send(b"0\r\n\r\n")
+    call.writer.close()
+
+
+async def chatter(call: stub.Call) -> None:
+    await call.send(stub.response(b'{"data":3}'))
+
+
+async def test_an_answer_of_no_known_shape_is_told_as_such():
+    for path, payload in (
+        ("/api/chat", {"messages": HELLO, "stream": False}),
+        ("/api/embed", {"input": "a"}),
+    ):
+        reply, _ = await ask({"model": "llama", **payload}, path, chatter)
+        assert reply.status == 502
+        assert "engine" in reply.error
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (garble, "no shape that is known"),
+        (break_off, "closed the connection"),
+        (complain, "context is full"),
+        (stop_short, "before the answer"),
+    ],
+)
+async def test_a_stream_that_breaks_is_told_as_an_error_line_or_a_status(script, why):
+    reply, _ = await ask({"model": "llama", "messages": HELLO}, script=script)
+    assert why in lines(reply.body)[-1]["error"]
+    reply, _ = await ask({"model": "llama", "messages": HELLO, "stream": False}, script=script)
+    assert reply.status == 502
+    assert why in reply.error
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "status", "why"),
+    [
+        ("/api/chat", {"model": "none", "messages": HELLO}, 404, "not served"),
+        ("/api/chat", {"messages": HELLO}, 400, "names no `model`"),
+        ("/api/chat", {"model": "embedder", "messages": HELLO}, 400, "model for embeddings"),
+        ("/api/embed", {"model": "seen", "input": "a"}, 400, "model for text"),
+        ("/api/embed", {"model": "embedder", "input": []}, 400, "`input`"),
+        ("/api/embed", {"model": "embedder", "input": "a", "dimensions": 0}, 400, "`dimensions`"),
+        ("/api/chat", {"model": "llama", "messages": "hello"}, 400, "`messages` is not a list"),
+        ("/api/chat", {"model": "llama", "messages": HELLO, "format": "xml"}, 400, "`format`"),
+        ("/api/chat", {"model": "llama", "messages": HELLO, "think": 3}, 400, "`think`"),
+        ("/api/chat", {"model": "llama", "messages": HELLO, "stream": 1}, 400, "`stream`"),
+        ("/api/chat", {"model": "llama", "messages": HELLO, "keep_alive": "soon"}, 400, "`keep_alive`"),
+        ("/api/chat", {"model": "llama", "messages": HELLO, "options": {"seed": "x"}}, 400, "options.seed"),
+        ("/api/chat", {"model": "llama", "messages": [{"role": "tool", "content": "x"}]}, 400, "no call"),
+        ("/api/generate", {"model": "pictured", "prompt": "a", "images": ["%"]}, 400, "base64"),
+        ("/api/generate", {"model": "llama", "prompt": "a", "suffix": "b"}, 501, "suffix"),
+        ("/api/generate", {"model": "llama", "prompt": "a", "context": [1]}, 501, "/api/chat"),
+        ("/api/generate", {"model": "llama", "prompt": "a", "raw": True, "system": "b"}, 400, "raw"),
+        ("/api/show", {"model": "none"}, 404, "not served"),
+        ("/api/pull", {"model": "llama3.2"}, 501, "models_dir"),
+        ("/api/create", {"model": "x"}, 501, "not offered"),
+    ],
+)
+async def test_faults_are_one_line_in_ollamas_form(path, payload, status, why):
+    reply, calls = await ask(payload, path)
+    assert (reply.status, calls) == (status, [])
+    assert reply.json().keys() == {"error"}
+    assert why in reply.error
+
+
+async def test_an_engines_refusal_is_passed_on_in_ollamas_form():
+    async def refuse(call: stub.Call) -> None:
+        error = b'{"error":{"code":400,"message":"the prompt is too long","type":"invalid_request_error"}}'
+        await call.send(stub.response(error, b"400 Bad Request"))
+
+    reply, _ = await ask({"model": "llama", "messages": HELLO}, script=refuse)
+    assert (reply.status, reply.json()) == (400, {"error": "the prompt is too long"})
+
+
+async def test_models_are_listed_shown_and_told_to_be_loaded():
+    operator = PlainOperator(ModelStatus("seen", "ready", keep_alive_left_s=60.0, predicted_bytes=5_000))
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
+    async with serving(router, operator) as port:
+        tags = (await fetch(port, "GET", "/api/tags")).json()["models"]
+        shown = (await post(port, {"model": "seen"}, "/api/show")).json()
+        embedder = (await post(port, {"name": "embedder:latest"}, "/api/show")).json()
+        running = (await fetch(port, "GET", "/api/ps")).json()["models"]
+        version = (await fetch(port, "GET", "/api/version")).json()
+    assert [each["name"] for each in tags] == ["llama", "seen", "pictured", "embedder"]
+    assert tags[1]["size"] == 4_000_000
+    assert tags[1]["details"]["parameter_size"] == "3.21B"
+    assert tags[1]["details"]["quantization_level"] == "Q4_K_M"
+    assert len({each["digest"] for each in tags}) == 4
+    assert shown["model_info"]["llama.context_length"] == 131072
+    assert shown["capabilities"] == ["completion", "tools"]
+    assert embedder["capabilities"] == ["embedding"]
+    assert [each["name"] for each in running] == ["llama", "seen", "pictured"]
+    assert (running[1]["size"], running[1]["size_vram"], running[1]["context_length"]) == (5_000, 5_000, 8192)
+    assert version["version"].count(".") == 2
+
+
+async def test_a_missing_key_and_a_wrong_method_are_told_in_ollamas_form():
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
+    async with serving(router, api_keys=("key",)) as port:
+        reply = await post(port, {"model": "llama", "messages": HELLO}, "/api/chat")
+        assert reply.status == 401
+        assert "key" in reply.error
+        reply = await fetch(port, "GET", "/api/chat", Authorization="Bearer key")
+        assert (reply.status, reply.headers["allow"]) == (405, "POST")
+        assert "does not take GET" in reply.error
+
+
+class PlainPuller:
+    """Pulls nothing, in steps that a test scripts; `ended` is set when its reader has gone."""
+
+    def __init__(self, *steps: PullStep | CotenantError) -> None:
+        self.steps = steps
+        self.names: list[str] = []
+        self.ended = asyncio.Event()
+
+    async def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
+        self.names.append(name)
+        try:
+            for step in self.steps:
+                if isinstance(step, CotenantError):
+                    raise step
+                yield step
+                await asyncio.sleep(0)
+        finally:
+            self.ended.set()
+
+
+STEPS = (PullStep("asking"), PullStep("pulling a.gguf", "a.gguf", "ab", 100, 40))
+
+
+async def pull(puller: PlainPuller, payload: object):
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
+    async with serving(router, puller=puller) as port:
+        return await post(port, payload, "/api/pull")
+
+
+async def test_a_pull_is_told_step_by_step():
+    puller = PlainPuller(*STEPS)
+    reply = await pull(puller, {"model": "hf.co/org/repo:Q4_K_M"})
+    assert lines(reply.body) == [
+        {"status": "asking"},
+        {"status": "pulling a.gguf", "digest": "sha256:ab", "total": 100, "completed": 40},
+        {"status": "success"},
+    ]
+    assert puller.names == ["hf.co/org/repo:Q4_K_M"]
+    reply = await pull(PlainPuller(*STEPS), {"name": "hf.co/org/repo", "stream": False})
+    assert reply.json() == {"status": "success"}
+
+
+async def test_a_pull_that_fails_is_told_by_a_status_or_by_the_last_line():
+    fault = NotOnHub("there is no such thing", hint="Look again.")
+    reply = await pull(PlainPuller(fault), {"model": "hf.co/org/repo"})
+    assert (reply.status, reply.error) == (404, "there is no such thing. Look again.")
+    reply = await pull(PlainPuller(*STEPS, fault), {"model": "hf.co/org/repo"})
+    assert lines(reply.body)[-1] == {"error": "there is no such thing. Look again"}
+    reply = await pull(PlainPuller(*STEPS, fault), {"model": "hf.co/org/repo", "stream": False})
+    assert reply.status == 404
+
+
+async def test_a_client_that_leaves_ends_its_pull():
+    puller = PlainPuller(*STEPS * 100_000)
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
+    async with serving(router, puller=puller) as port, connected(port) as client:
+        client.post({"model": "hf.co/org/repo"}, "/api/pull")
+        await client.head()
+        client.leave()
+        await asyncio.wait_for(puller.ended.wait(), 5)

@@ -1,0 +1,130 @@
+"""Who gets in: keys, sessions, and from where."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.engines import Endpoint
+from tests.gateway.harness import SlotRouter, fetch, serving
+from tests.support.operators import PlainOperator
+
+NOWHERE = Endpoint("127.0.0.1", 1)
+KEY = "the-key"
+UNLOAD = "/api/models/llama/unload"
+
+
+def daemon(**options):
+    return serving(SlotRouter(NOWHERE), PlainOperator(ModelStatus("llama", "ready")), **options)
+
+
+async def sign_in(port, key=KEY, **headers):
+    body = json.dumps({"key": key}).encode()
+    return await fetch(port, "POST", "/api/session", body, Content_Type="application/json", **headers)
+
+
+async def signed_in(port) -> tuple[str, str]:
+    """Return the cookie and the token that goes with it."""
+    reply = await sign_in(port)
+    assert reply.status == 200
+    return reply.headers["set-cookie"].partition(";")[0], reply.json()["csrf"]
+
+
+async def test_a_host_that_anybody_may_point_here_is_refused_but_for_health():
+    async with daemon() as port:
+        for path in ("/api/models", "/v1/models", "/metrics", "/openapi.json", "/api/session"):
+            reply = await fetch(port, "GET", path, Host="evil.example")
+            assert (reply.status, reply.error["code"]) == (403, "untrusted_host"), path
+        assert (await fetch(port, "GET", "/health", Host="evil.example")).status == 200
+
+
+async def test_a_host_that_is_allowed_is_answered():
+    async with daemon(hosts=("models.example",)) as port:
+        assert (await fetch(port, "GET", "/api/models", Host="models.example:443")).status == 200
+
+
+async def test_a_bearer_of_the_key_may_come_by_any_name_and_from_any_page():
+    async with daemon(api_keys=(KEY,)) as port:
+        reply = await fetch(
+            port,
+            "POST",
+            UNLOAD,
+            b"",
+            Host="m.example",
+            Origin="http://o.example",
+            Authorization=f"Bearer {KEY}",
+        )
+    assert reply.status == 200
+
+
+async def test_a_key_that_is_wrong_opens_nothing():
+    async with daemon(api_keys=(KEY,)) as port:
+        cookie, _ = await signed_in(port)
+        reply = await fetch(port, "GET", "/api/models", Authorization="Bearer other", Cookie=cookie)
+    assert reply.status == 401
+
+
+@pytest.mark.parametrize("path", [UNLOAD, "/v1/chat/completions", "/api/reload"])
+async def test_without_keys_a_page_of_another_site_orders_nothing(path):
+    async with daemon() as port:
+        reply = await fetch(port, "POST", path, b"{}", Origin="http://evil.example")
+    assert (reply.status, reply.error["code"]) == (403, "foreign_page")
+
+
+async def test_a_browser_signs_in_orders_with_its_token_and_signs_out():
+    async with daemon(api_keys=(KEY,)) as port:
+        cookie, csrf = await signed_in(port)
+        own = {"Cookie": cookie, "Origin": "http://localhost"}
+        assert (await fetch(port, "GET", "/api/models", Cookie=cookie)).status == 200
+        told = (await fetch(port, "GET", "/api/session", Cookie=cookie)).json()
+        assert told == {"needed": True, "signed_in": True, "csrf": csrf}
+        without = await fetch(port, "POST", UNLOAD, b"", **own)
+        other = await fetch(port, "POST", UNLOAD, b"", **own, X_Cotenant_CSRF="x" + csrf)
+        assert (without.status, without.error["code"], other.status) == (403, "foreign_page", 403)
+        assert (await fetch(port, "POST", UNLOAD, b"", **own, X_Cotenant_CSRF=csrf)).status == 200
+        ended = await fetch(port, "POST", "/api/session/end", b"", **own, X_Cotenant_CSRF=csrf)
+        assert "Max-Age=0" in ended.headers["set-cookie"]
+        assert (await fetch(port, "GET", "/api/models", Cookie=cookie)).status == 401
+
+
+async def test_another_site_cannot_sign_a_browser_out():
+    async with daemon(api_keys=(KEY,)) as port:
+        cookie, _ = await signed_in(port)
+        assert (await fetch(port, "POST", "/api/session/end", b"", Cookie=cookie)).status == 403
+        assert (await fetch(port, "GET", "/api/models", Cookie=cookie)).status == 200
+
+
+async def test_the_cookie_is_kept_from_scripts_from_other_sites_and_where_there_is_tls_from_plain_http():
+    async with daemon(api_keys=(KEY,)) as port:
+        plain = (await sign_in(port, Host="box:8080")).headers["set-cookie"]
+        secure = (await sign_in(port, X_Forwarded_Proto="https")).headers["set-cookie"]
+    assert plain.startswith("cotenant_session_8080=")
+    assert "HttpOnly; SameSite=Strict" in plain
+    assert "Secure" not in plain
+    assert secure.endswith("; Secure")
+
+
+async def test_a_wrong_key_is_refused_and_after_five_nobody_guesses_on():
+    async with daemon(api_keys=(KEY,)) as port:
+        for _ in range(5):
+            assert (await sign_in(port, "guess")).status == 401
+        reply = await sign_in(port)
+    assert (reply.status, reply.error["code"]) == (429, "too_many_attempts")
+    assert 0 < int(reply.headers["retry-after"]) <= 60
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"key": ""}', b'{"key": 7}', b"[]", b"{"])
+async def test_what_is_no_key_is_told_so(body):
+    async with daemon(api_keys=(KEY,)) as port:
+        reply = await fetch(port, "POST", "/api/session", body)
+    assert reply.status in (400, 422)
+
+
+async def test_without_keys_there_is_nothing_to_sign_in_to():
+    async with daemon() as port:
+        told = (await fetch(port, "GET", "/api/session")).json()
+        assert told == {"needed": False, "signed_in": False, "csrf": None}
+        reply = await sign_in(port)
+    assert (reply.status, reply.json(), "set-cookie" in reply.headers) == (200, told, False)
