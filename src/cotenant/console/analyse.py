@@ -1,0 +1,230 @@
+"""What fits: a model, devices, and the settings between them, planned as they are moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.console.api import ApiFault
+from cotenant.console.facts import Json
+from cotenant.console.live import View
+from cotenant.console.memory import WIDTH
+from cotenant.console.visit import Visit
+from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
+
+PIECE: Final = "/ui/fragments/analyse"
+PARTS: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
+EXAMPLES: Final = ("24GiB", "2xRTX 3090", "RTX A5500:24564:2048,RTX A400:4094:329")
+_CACHE_TYPES: Final = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")
+_POLICIES: Final = (
+    ("fill", "Fill", "the fewest GPUs"),
+    ("balance", "Balance", "evenly over all"),
+    ("speed", "Speed", "the fastest memory first"),
+)
+_WHOLE: Final = {"n_ctx": MAX_CTX, "parallel": MAX_PARALLEL, "n_batch": MAX_BATCH, "n_ubatch": MAX_BATCH}
+"""The most of each; the least is 1."""
+_CHOSEN: Final = ("cache_type_k", "cache_type_v", "flash_attention", "split_mode", "split_policy")
+_SWITCHED: Final = ("kv_unified", "mmap", "mlock")
+_MOST: Final = 1 << 16
+_MIB: Final = ("reserve_mib", "min_budget_mib", "overhead_mib")
+_WORDS: Final = {
+    "n_ctx": "Context",
+    "parallel": "Slots",
+    "n_batch": "Batch",
+    "n_ubatch": "Micro-batch",
+    "n_gpu_layers": "Layers on GPUs",
+    "reserve_mib": "Reserve",
+    "min_budget_mib": "Least budget",
+    "overhead_mib": "Overhead",
+}
+
+
+async def show(visit: Visit) -> View:
+    """Show the form; its first plan follows. Raises ApiFault."""
+    names = [model["name"] for model in (await visit.api.get("/api/models"))["models"]]
+    cards = (await visit.api.find("/api/system/gpus", {"gpus": []}))["gpus"]
+    chosen = visit.query.get("model", "")
+    return View(
+        "analyse.html",
+        {
+            "names": names,
+            "chosen": chosen if chosen in names else (names[0] if names else ""),
+            "cards": cards,
+            "piece": PIECE,
+            "cache_types": _CACHE_TYPES,
+            "policies": _POLICIES,
+            "examples": EXAMPLES,
+        },
+    )
+
+
+async def plan(visit: Visit) -> View:
+    """Plan what the form says, and show it, or what is wrong beside the field. Raises ApiFault."""
+    faults: dict[str, str] = {}
+    payload = _payload(visit.form, faults)
+    told: Json | None = None
+    if payload is not None and not faults:
+        try:
+            told = (await visit.api.ask("POST", "/api/plan", payload)).json()
+        except ApiFault as fault:
+            if fault.needs_login:
+                raise
+            faults[_field_of(fault, visit.form)] = fault.message
+    described = visit.form.get("devices") == "described"
+    facts: dict[str, Any] = {
+        "plan": None,
+        "faults": faults,
+        "waiting": _waiting(visit.form) if payload is None else "",
+        "header_gone": any("there is no header" in text for text in faults.values()),
+    }
+    if told is not None:
+        facts |= {"plan": told, **_drawn(told), "names": PARTS, "described": described}
+    return View("analyse_result.html", facts)
+
+
+def _payload(form: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any] | None:
+    """Return the form as the API takes it, None where no model is chosen; what is wrong is in `faults`."""
+    payload = _model(form)
+    if payload is None:
+        return None
+    if form.get("devices") == "described":
+        payload["gpus"] = form.get("gpus", "").strip()
+        if not payload["gpus"]:
+            faults["gpus"] = f"Describe the GPUs, as in {EXAMPLES[0]} or {EXAMPLES[1]}."
+    payload["beside_loaded"] = form.get("beside_loaded") == "1"
+    if form.get("fresh") == "1":
+        return payload
+    recipe: dict[str, Any] = {name: form[name] for name in _CHOSEN if form.get(name)}
+    recipe |= {name: form.get(name) == "1" for name in _SWITCHED if f"has-{name}" in form}
+    for name in (*_WHOLE, *_MIB):
+        value = _whole(form, name, faults)
+        if value is not None:
+            (payload if name in _MIB else recipe)[name] = value
+    layers = form.get("layers", "")
+    if layers == "number":
+        recipe["n_gpu_layers"] = _whole(form, "n_gpu_layers", faults)
+    elif layers:
+        recipe["n_gpu_layers"] = layers
+    payload["recipe"] = recipe
+    return payload
+
+
+def _model(form: Mapping[str, str]) -> dict[str, Any] | None:
+    source = form.get("source", "")
+    if source == "file":
+        ids = form.get("headers", "").split()
+        return {"headers": ids} if ids else None
+    name = form.get("path" if source == "path" else "model", "").strip()
+    return {"path" if source == "path" else "model": name} if name else None
+
+
+def _waiting(form: Mapping[str, str]) -> str:
+    return {
+        "file": "Choose a GGUF file: only its header is read, and nothing else of it leaves your computer.",
+        "path": "Type where the model lies on the daemon's machine.",
+    }.get(form.get("source", ""), "No model is served: choose a file or type a path.")
+
+
+def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | None:
+    text = form.get(name, "").replace(",", "").strip()
+    if not text:
+        return None
+    least, most = int(name in _WHOLE), _WHOLE.get(name, _MOST)
+    value = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else -1
+    if not least <= value <= most:
+        faults[name] = f"{_WORDS[name]}: {text[:20]!r} is not a whole number from {least} to {most:,}."
+        return None
+    return value
+
+
+def _field_of(fault: ApiFault, form: Mapping[str, str]) -> str:
+    """Return beside which field a fault belongs."""
+    if fault.code == "bad_device_spec":
+        return "gpus"
+    if fault.code in ("bad_recipe", "bad_assignment", "bad_split"):
+        return "recipe"
+    return {"file": "file", "path": "path"}.get(form.get("source", ""), "model")
+
+
+def _drawn(told: Json) -> dict[str, Any]:
+    """Return the plan as bars: a device's memory by part, and the layers by device."""
+    short = {each["uuid"]: each for each in told["shortfalls"]}
+    rows = [_device(device, short.get(device["uuid"]), told) for device in told["devices"]]
+    return {"rows": rows, "strip": _strip(told), "remedies": told["remedies"]}
+
+
+def _device(device: Json, shortfall: Json | None, told: Json) -> dict[str, Any]:
+    total, free = device["total_bytes"], device["free_bytes"]
+    used = None if total is None or free is None else max(0, total - free)
+    held = [("foreign", "in use", used or 0)]
+    if shortfall is not None:
+        held.append(("needed", "needed", shortfall["needed_bytes"]))
+    else:
+        held += [(f"part-{part}", name, device["parts"][part]) for part, name in PARTS.items()]
+    wanted = sum(count for _, _, count in held)
+    size = total or free or wanted
+    held.append(("free", "free", max(0, size - wanted)))
+    scale = max(size, wanted) or 1
+    budget_end = (used or 0) + device["budget_bytes"]
+    return {
+        "label": "host RAM" if device["index"] is None else f"GPU {device['index']}",
+        "name": device["name"],
+        "left_out": device["left_out"],
+        "total": total,
+        "free": free,
+        "budget": device["budget_bytes"],
+        "planned": shortfall["needed_bytes"] if shortfall else device["planned_bytes"],
+        "missing": shortfall["missing_bytes"] if shortfall else 0,
+        "layers": device["layers"],
+        "bears": bool(device["planned_bytes"]),
+        "output": _has_output(device, told),
+        "segments": _segments(held, scale),
+        "budget_x": min(WIDTH, round(budget_end / scale * WIDTH)),
+        "end_x": min(WIDTH, round(size / scale * WIDTH)),
+        "parts": [(name, device["parts"][part]) for part, name in PARTS.items() if device["parts"][part]],
+    }
+
+
+def _has_output(device: Json, told: Json) -> bool:
+    bearing = [each["uuid"] for each in told["devices"] if each["planned_bytes"]]
+    return bool(told["n_gpu_layers"] and bearing and bearing[-1] == device["uuid"])
+
+
+def _segments(held: Sequence[tuple[str, str, int]], scale: int) -> list[dict[str, Any]]:
+    segments, at = [], 0
+    for kind, label, count in held:
+        x = round(at / scale * WIDTH)
+        at += count
+        if count:
+            width = max(2, round(at / scale * WIDTH) - x)
+            segments.append({"kind": kind, "label": label, "bytes": count, "x": x, "width": width})
+    return segments
+
+
+def _strip(told: Json) -> list[dict[str, Any]]:
+    """Return runs of layers by device, from the first to the output layer, which counts as the last."""
+    if not told["fits"]:
+        return []
+    count = told["n_layers"] + 1
+    on_devices = told["n_gpu_layers"] or any(device["layers"] for device in told["devices"])
+    begin = count - told["n_gpu_layers"] if told["n_gpu_layers"] else (0 if on_devices else count)
+    runs: list[tuple[str, int | None, int, int]] = [("host RAM", None, 0, begin)] if begin else []
+    for slot, (device, layers) in enumerate(zip(told["devices"], told["tensor_split"], strict=True)):
+        layers = layers or (count if device["layers"] and not told["n_gpu_layers"] else 0)
+        if layers:
+            label = "host RAM" if device["index"] is None else f"GPU {device['index']}"
+            runs.append((label, slot, begin, begin + layers))
+            begin += layers
+    return [
+        {
+            "label": label,
+            "slot": slot,
+            "first": first,
+            "last": stop - 1,
+            "output": stop == count,
+            "n_layers": told["n_layers"],
+            "x": round(first / count * WIDTH),
+            "width": round(stop / count * WIDTH) - round(first / count * WIDTH),
+        }
+        for label, slot, first, stop in runs
+    ]

@@ -1,0 +1,29 @@
+"""What the doctor finds on the daemon's machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cotenant.console.live import View
+from cotenant.console.visit import Visit
+
+_LEVELS: Final = ("problem", "warning", "unknown", "ok")
+
+
+async def show(visit: Visit) -> View:
+    """Show the page at once; the examination takes seconds and follows. Raises ApiFault."""
+    return View("doctor.html")
+
+
+async def findings(visit: Visit) -> View:
+    """Examine the machine and show what was found, the worst first. Raises ApiFault."""
+    told = await visit.api.get("/api/doctor")
+    areas: dict[str, list[Mapping[str, Any]]] = {}
+    for finding in sorted(told["findings"], key=lambda each: _LEVELS.index(each["level"])):
+        areas.setdefault(finding["area"], []).append(finding)
+    order = list(dict.fromkeys(finding["area"] for finding in told["findings"]))
+    return View(
+        "doctor_findings.html",
+        {"counts": told["counts"], "areas": [(area, areas[area]) for area in order]},
+    )

@@ -1,0 +1,30 @@
+"""Everything that was decided lately, and what is wrong."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cotenant.console.facts import decision_part
+from cotenant.console.live import Part, Rows, View
+from cotenant.console.visit import Visit
+
+_DECISIONS: Final = 300
+
+
+async def show(visit: Visit) -> View:
+    """Show decisions, newest first, and alerts. Raises ApiFault."""
+    decisions = (await visit.api.get(f"/api/decisions?limit={_DECISIONS}"))["decisions"]
+    alerts = await visit.api.find("/api/alerts", {"active": [], "recent": []})
+    kinds = sorted({str(each["kind"]) for each in decisions})
+    recent = [
+        Part(f"was-{number}", "alert_row.html", {"alert": alert})
+        for number, alert in reversed(list(enumerate(alerts["recent"])))
+    ]
+    return View(
+        "events.html",
+        {"kinds": kinds},
+        {
+            "events": Rows("events", [decision_part(each, "e") for each in reversed(decisions)]),
+            "alerts": Rows("alert-history", recent),
+        },
+    )

@@ -1,0 +1,114 @@
+"""What several pages show of models, devices and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.console.live import Part
+from cotenant.console.visit import Visit
+
+Json = Mapping[str, Any]
+
+_SERVICES_FOR_S: Final = 10.0
+_BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
+
+
+async def services_by_gpu(visit: Visit) -> Mapping[int, Sequence[Json]]:
+    """Return the services whose containers were pinned to each GPU, by its index."""
+    told = await visit.api.find_lately("/api/system/gpu-config", _SERVICES_FOR_S)
+    if not told:
+        return {}
+    known = {service["name"]: service for service in told["services"]}
+    found: dict[int, list[Json]] = {}
+    applied = (told.get("applied") or {}).get("assignments") or []
+    for assignment in applied:
+        service = known.get(assignment["service"])
+        if service is not None and assignment["gpu_index"] is not None:
+            found.setdefault(assignment["gpu_index"], []).append(service)
+    return found
+
+
+def last_rates(history: Json) -> Mapping[str, float | None]:
+    """Return every model's tokens per second of the last five seconds."""
+    return {
+        model["name"]: model["tokens_per_s"][-1] if model["tokens_per_s"] else None
+        for model in history.get("models", ())
+    }
+
+
+def short_names(devices: Sequence[Json]) -> Mapping[str, str]:
+    """Return what devices are called in a table, by UUID: their index, or `RAM`."""
+    return {device["uuid"]: "RAM" if device["index"] is None else str(device["index"]) for device in devices}
+
+
+def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a model's row shows, rounded as it is written, so that it rests while nothing changes."""
+    state = str(model["state"])
+    measured = model.get("measured_bytes")
+    return {
+        "name": model["name"],
+        "aliases": model["aliases"],
+        "kind": model["kind"],
+        "state": state,
+        "tone": tone(state, model.get("last_failure")),
+        "pinned": bool(model.get("pinned")),
+        "gpus": [names.get(uuid, uuid) for uuid in model.get("devices", ())],
+        "predicted": model.get("predicted_bytes"),
+        "measured": model.get("reported_bytes") if measured is None else measured,
+        "by_engine": measured is None and model.get("reported_bytes") is not None,
+        "requests_per_s": round(model.get("requests_per_s") or 0.0, 2),
+        "tokens_per_s": rates.get(model["name"]),
+        "in_flight": model.get("in_flight", 0),
+        "slots": model.get("slots", 0),
+        "queued": model.get("queued", 0),
+        "idle_s": _rested(model.get("idle_s")) if not model.get("in_flight") else None,
+        "keep_alive_s": _rested(model.get("keep_alive_left_s")),
+        "loaded": bool(model.get("devices")),
+        "busy": state in _BUSY,
+        "load": _load(model.get("load")),
+        "failure": _failure(model) if state in ("cold", "failed") else None,
+        "seen_by_operator": "pinned" in model,
+    }
+
+
+def _failure(model: Json) -> str | None:
+    """Return what went wrong last; beside its name, a model need not be named again."""
+    text: str | None = model.get("last_failure")
+    return text.removeprefix(f"{model['name']} ").removeprefix(f"{model['name']}: ") if text else None
+
+
+def tone(state: str, failure: str | None = None) -> str:
+    """Return how a state is set off: good, busy, bad or quiet."""
+    if state == "ready":
+        return "good"
+    if state in _BUSY:
+        return "busy"
+    return "bad" if state == "failed" or (state == "cold" and failure) else "quiet"
+
+
+def decision_part(decision: Json, prefix: str = "decision") -> Part:
+    """Return a decision as a row of a list."""
+    return Part(f"{prefix}-{decision['number']}", "decision.html", {"decision": decision})
+
+
+def _load(load: Json | None) -> dict[str, Any] | None:
+    if load is None:
+        return None
+    read, total = load["read_bytes"], load["total_bytes"]
+    percent = min(99, int(read * 100 / total)) if read is not None and total else None
+    return {
+        "percent": percent,
+        "read": read,
+        "total": total,
+        "running_s": int(load["running_s"]),
+        "expected_s": round(load["expected_s"], 1) if load["expected_s"] is not None else None,
+    }
+
+
+def _rested(seconds: float | None) -> float | None:
+    """Round seconds as they are written, so that equal writing is equal."""
+    if seconds is None:
+        return None
+    whole = int(seconds)
+    return float(whole if whole < 120 else whole - whole % 60)

@@ -1,0 +1,249 @@
+"""GPU configuration as its page shows it: rows, what each GPU would hold, differences, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.console.facts import Json
+from cotenant.console.gpu_draft import MANUAL, Draft, gone_uuid, meaning
+from cotenant.console.memory import WIDTH, Segment
+from cotenant.domain.units import GIB, MIB
+
+NOT_PINNED: Final = "not pinned"
+_COLOURS: Final = 10
+_TONES: Final = {
+    "running": "busy",
+    "succeeded": "good",
+    "rolling_back": "busy",
+    "rolled_back": "bad",
+    "failed": "bad",
+    "interrupted": "bad",
+}
+_STEPS: Final = {
+    "pending": ("waiting its turn", "quiet"),
+    "recreating": ("recreating", "busy"),
+    "waiting_healthy": ("waiting until healthy", "busy"),
+    "healthy": ("healthy", "good"),
+    "failed": ("failed", "bad"),
+}
+
+
+def rows(told: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
+    """Return a row for each service: what it needs, where it goes, and what should be known of that."""
+    shown = {each["service"]: each for each in planned["assignments"]}
+    warnings: dict[str, list[str]] = {}
+    for warning in planned["warning_details"]:
+        if warning["service"] is not None:
+            warnings.setdefault(warning["service"], []).append(warning["text"])
+    return [
+        {
+            "name": service["name"],
+            "model": service["model"],
+            "needs": _bytes(service["vram_mb"]),
+            "role": service["role"],
+            "critical": service["latency_critical"],
+            "enabled": service["enabled"],
+            "budget_env": service["vram_budget_env"],
+            "choice": draft.choice(service["name"]),
+            "gone": gone_uuid(draft.choice(service["name"]).gpu),
+            "shown": shown.get(service["name"]),
+            "adjusted": _adjusted(service, shown.get(service["name"])),
+            "warnings": warnings.get(service["name"], []),
+            "fault": draft.faults.get(service["name"]),
+            "colour": number % _COLOURS,
+        }
+        for number, service in enumerate(told["services"])
+    ]
+
+
+def loads(told: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what each GPU would hold, drawn to the larger of its size and that."""
+    found = []
+    for gpu in told["gpus"]:
+        here = [row for row in shown if row["shown"] and row["shown"]["gpu_index"] == gpu["index"]]
+        held = [(row["name"], _wanted(row), row["colour"]) for row in here]
+        occupied, total = gpu["vram_occupied_mb"] * MIB, gpu["vram_total_mb"] * MIB
+        planned = sum(count or 0 for _, count, _ in held)
+        found.append(
+            {
+                "index": gpu["index"],
+                "name": gpu["name"],
+                "healthy": gpu["healthy"],
+                "total": total,
+                "planned": planned,
+                "occupied": occupied,
+                "services": len(here),
+                "unknown": [name for name, count, _ in held if count is None],
+                "over": planned + occupied > total,
+                "segments": _segments(held, occupied, total),
+                "limit": round(total / max(total, planned + occupied) * WIDTH),
+            }
+        )
+    return found
+
+
+def differences(told: Json, diff: Sequence[Json]) -> list[dict[str, Any]]:
+    """Return the changes that applying would make, in words."""
+    names = gpu_names(told)
+    return [
+        {
+            "service": change["service"],
+            "before": _place(change["before"], names),
+            "after": _place(change["after"], names),
+        }
+        for change in diff
+    ]
+
+
+def gpu_names(told: Json) -> dict[int, str]:
+    """Return the GPUs' names by index."""
+    return {gpu["index"]: gpu["name"] for gpu in told["gpus"]}
+
+
+def apply_facts(apply: Json | None, names: Mapping[int, str]) -> dict[str, Any] | None:
+    """Return how an apply stands."""
+    if apply is None:
+        return None
+    steps = []
+    for step in apply["services"]:
+        word, tone = _STEPS.get(step["state"], (step["state"], "quiet"))
+        steps.append({**step, "word": word, "tone": tone, "gpu": _gpu(step["gpu_index"], names)})
+    done = sum(step["state"] in ("healthy", "failed") for step in apply["services"])
+    return {
+        **{key: apply[key] for key in ("number", "state", "running", "message", "started_at", "finished_at")},
+        "word": apply["state"].replace("_", " "),
+        "tone": _TONES.get(apply["state"], "quiet"),
+        "steps": steps,
+        "done": done,
+        "undone": apply["state"] in ("failed", "interrupted"),
+    }
+
+
+def containers(told: Json, states: Sequence[Json], names: Mapping[int, str]) -> dict[str, Any]:
+    """Return how the services' containers are, and one sentence about all."""
+    enabled = [service["name"] for service in told["services"] if service["enabled"]]
+    known = {state["service"]: state for state in states}
+    shown = [_container(name, known[name], names) for name in enabled if name in known]
+    bad = [each for each in shown if each["tone"] == "bad"]
+    running = [each for each in shown if each["tone"] == "good"]
+    if not states:
+        text, tone = "no container engine", "quiet"
+    elif bad:
+        text, tone = f"{len(bad)} of {len(shown)} services in trouble", "bad"
+    elif len(running) == len(shown):
+        text, tone = "All services running", "good"
+    else:
+        text, tone = f"{len(running)} of {len(shown)} services running", "busy" if running else "quiet"
+    return {"text": text, "tone": tone, "services": shown}
+
+
+def history(entries: Sequence[Json], names: Mapping[int, str], current: int) -> list[dict[str, Any]]:
+    """Return the configurations saved, newest first."""
+    return [
+        {
+            "number": entry["number"],
+            "saved_at": entry["saved_at"],
+            "strategy": entry["strategy"],
+            "apply": apply_facts(entry["apply"], names),
+            "current": entry["number"] == current,
+            "assignments": [
+                {"service": each["service"], "place": _place(each, names)} for each in entry["assignments"]
+            ],
+        }
+        for entry in entries
+    ]
+
+
+def is_dirty(told: Json, planned: Json) -> bool:
+    """Whether what would be saved differs from what is."""
+    saved = told["saved"]
+    return (
+        saved is None
+        or saved["strategy"] != planned["strategy"]
+        or [*map(meaning, saved["assignments"])] != [*map(meaning, planned["assignments"])]
+    )
+
+
+def option_label(gpu: Json) -> str:
+    """Return a GPU as an entry of a menu."""
+    label = f"GPU {gpu['index']} · {gpu['name']} · {gpu['vram_total_mb'] / 1024:,.1f} GiB"
+    return label if gpu["healthy"] else f"{label} · unhealthy"
+
+
+def by_strategy_label(row: Mapping[str, Any], draft: Draft) -> str | None:
+    """Return the menu's entry for what the strategy chooses; None under manual."""
+    if draft.strategy == MANUAL:
+        return None
+    shown = row["shown"]
+    if row["choice"].by_hand or shown is None:
+        return "By the strategy"
+    return f"{_gpu(shown['gpu_index'], {}) or 'Not pinned'} · by the strategy"
+
+
+def _container(name: str, state: Json, names: Mapping[int, str]) -> dict[str, Any]:
+    if not state["running"]:
+        word, tone = ("not running", "bad") if state["container_id"] else ("no container", "quiet")
+    elif state["healthy"] is False:
+        word, tone = "unhealthy", "bad"
+    else:
+        word, tone = "healthy" if state["healthy"] else "running", "good"
+    assignment = state["assignment"]
+    return {
+        "service": name,
+        "word": word,
+        "tone": tone,
+        "container": (state["container_id"] or "")[:12],
+        "place": _place(assignment, names),
+    }
+
+
+def _segments(held: Sequence[tuple[str, int | None, int]], occupied: int, total: int) -> list[Segment]:
+    entries = [("model", name, count or 0, colour) for name, count, colour in held]
+    entries.append(("foreign", "others", occupied, 0))
+    used = sum(count for _, _, count, _ in entries)
+    entries.append(("free", "free", max(0, total - used), 0))
+    scale = max(total, used) or 1
+    segments, at = [], 0
+    for kind, label, count, colour in entries:
+        start, at = at, at + count
+        x = round(start / scale * WIDTH)
+        width = round(at / scale * WIDTH) - x
+        if count:
+            segments.append(Segment(kind, label, count, x, width, colour if kind == "model" else None))
+    return segments
+
+
+def _wanted(row: Mapping[str, Any]) -> int | None:
+    budget = row["shown"]["vram_budget_override"]
+    needs: int | None = row["needs"]
+    return needs if budget is None else round(budget * GIB)
+
+
+def _adjusted(service: Json, shown: Json | None) -> bool:
+    """Whether a service is told to use less than it needs."""
+    if shown is None or shown["vram_budget_override"] is None or service["vram_mb"] is None:
+        return False
+    return bool(shown["vram_budget_override"] * 1024 < service["vram_mb"] - 1)
+
+
+def _place(assignment: Json | None, names: Mapping[int, str]) -> str:
+    if assignment is None:
+        return NOT_PINNED
+    gpu = _gpu(assignment["gpu_index"], names)
+    if gpu is None:
+        uuid = assignment["gpu_uuid"]
+        return NOT_PINNED if uuid is None else f"a GPU that is gone ({uuid})"
+    budget = assignment["vram_budget_override"]
+    return gpu if budget is None else f"{gpu}, {budget:g} GB"
+
+
+def _gpu(index: int | None, names: Mapping[int, str]) -> str | None:
+    if index is None:
+        return None
+    name = names.get(index)
+    return f"GPU {index} {name}" if name else f"GPU {index}"
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB

@@ -1,0 +1,166 @@
+"""Pieces of a page that are sent anew when they change, and the stream that sends them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cotenant.console.api import ApiFault
+from cotenant.console.responses import SECURITY, Message, Receive, Send
+
+_EVERY_S: Final = 1.0
+_SILENCE: Final = 15
+"""After so many looks without news a comment shows that the stream lives."""
+_YIELD_AFTER: Final = 20
+_HEAD: Final = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+    *SECURITY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a page: its template is rendered with its facts, and again only when these have changed.
+
+    The template's one outermost element bears `id="{{ id }}"`.
+    """
+
+    id: str
+    template: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Pieces in an order, the children of the element with this id; they may come, go and move."""
+
+    id: str
+    rows: Sequence[Part]
+
+
+Live = Part | Rows
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A page as it is now: a template with its facts, and its live pieces by the names it knows them by."""
+
+    template: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Live] = field(default_factory=dict)
+    status: int = 200
+
+
+Render = Callable[[Part], str]
+
+
+class Watched:
+    """What one browser has been sent of one page."""
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+        self._facts: dict[str, Mapping[str, Any]] = {}
+        self._html: dict[str, str] = {}
+        self._orders: dict[str, list[str]] = {}
+
+    async def news(self, parts: Mapping[str, Live]) -> dict[str, Any] | None:
+        """Return what differs from what was sent last: `parts` as [id, HTML], `rows` as ids in order."""
+        changed: list[tuple[str, str]] = []
+        orders: dict[str, list[str]] = {}
+        seen: set[str] = set()
+        rendered = 0
+        for live in parts.values():
+            pieces = live.rows if isinstance(live, Rows) else (live,)
+            for piece in pieces:
+                seen.add(piece.id)
+                if self._facts.get(piece.id) == piece.facts:
+                    continue
+                self._facts[piece.id] = piece.facts
+                html = self._render(piece)
+                if self._html.get(piece.id) != html:
+                    self._html[piece.id] = html
+                    changed.append((piece.id, html))
+                rendered += 1
+                if rendered % _YIELD_AFTER == 0:
+                    # Requests to models are not to wait for a long table.
+                    await asyncio.sleep(0)
+            if isinstance(live, Rows):
+                order = [piece.id for piece in live.rows]
+                if self._orders.get(live.id) != order:
+                    self._orders[live.id] = orders[live.id] = order
+        for gone in self._facts.keys() - seen:
+            del self._facts[gone]
+            self._html.pop(gone, None)
+        return {"parts": changed, "rows": orders} if changed or orders else None
+
+
+async def pieces(
+    look: Callable[[], Awaitable[View]], render: Render, every_s: float = _EVERY_S
+) -> AsyncGenerator[bytes, None]:
+    """Yield what changes on a page as server-sent events, at most once in `every_s`, until the caller may not
+    look any more."""
+    watched, silent, troubled = Watched(render), 0, False
+    yield b"retry: 1000\n\n"
+    while True:
+        try:
+            view = await look()
+        except ApiFault as fault:
+            if fault.needs_login:
+                yield _event("login", {})
+                return
+            if not troubled:
+                yield _event("trouble", {"text": fault.message})
+            troubled = True
+        else:
+            if troubled:
+                yield _event("trouble", {"text": ""})
+            troubled = False
+            news = await watched.news(view.parts)
+            silent = 0 if news else silent + 1
+            if news:
+                yield _event("parts", news)
+            elif silent % _SILENCE == 0:
+                yield b": alive\n\n"
+        await asyncio.sleep(every_s)
+
+
+async def send_stream(
+    receive: Receive, send: Send, events: AsyncGenerator[bytes, None], closing: asyncio.Event
+) -> None:
+    """Send events as they come, until the browser leaves or the daemon is about to end."""
+    await send({"type": "http.response.start", "status": 200, "headers": list(_HEAD)})
+    pump = asyncio.create_task(_pump(send, events))
+    tasks = {pump, asyncio.create_task(_departure(receive)), asyncio.create_task(closing.wait())}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    if not pump.cancelled():
+        pump.result()
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _pump(send: Send, events: AsyncGenerator[bytes, None]) -> None:
+    try:
+        async for piece in events:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    finally:
+        await events.aclose()
+
+
+async def _departure(receive: Receive) -> None:
+    message: Message = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+def _event(name: str, data: object) -> bytes:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {name}\ndata: {text}\n\n".encode()

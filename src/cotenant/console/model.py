@@ -1,0 +1,120 @@
+"""One model: what it is, where it sits, what it costs, why it is there, what it says, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cotenant.console.facts import Json, decision_part, last_rates, model_facts, short_names
+from cotenant.console.live import Part, Rows, View
+from cotenant.console.memory import WIDTH
+from cotenant.console.visit import Visit, model_path
+
+PARTS: Final = ("weights", "kv", "compute", "overhead")
+PART_NAMES: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
+_HOST: Final = "host RAM"
+
+
+async def show(visit: Visit) -> View:
+    """Show a model. Raises ApiFault, for one that is not served too."""
+    model = await visit.api.get(model_path(visit.name))
+    devices = (await visit.api.find("/api/devices", {"devices": []}))["devices"]
+    history = await visit.api.find("/api/history", {})
+    told = (await visit.api.find(model_path(visit.name, "why"), {"decisions": []}))["decisions"]
+    facts = model_facts(model, last_rates(history), short_names(devices))
+    return View(
+        "model.html",
+        {"model": facts, "recipe": model.get("recipe"), "file": model.get("file"), "vision": model["vision"]},
+        {
+            "head": Part(
+                "model-head",
+                "model_head.html",
+                {"model": facts},
+            ),
+            "engine": Part("model-engine", "model_engine.html", _engine(model)),
+            "placement": Part("model-placement", "model_placement.html", _placement(model)),
+            "why": Rows("why", [decision_part(each, "why") for each in reversed(told)]),
+        },
+    )
+
+
+def _engine(model: Json) -> dict[str, Any]:
+    return {
+        "engine": model.get("engine"),
+        "loads": model.get("loads"),
+        "load_s": model.get("load_s"),
+        "requests": model.get("requests"),
+        "log": model.get("log_path") is not None,
+    }
+
+
+def _placement(model: Json) -> dict[str, Any]:
+    """Return the layer map and the footprint, planned beside reported."""
+    placement = model.get("placement")
+    if placement is None:
+        return {"placement": None, "model": {"name": model["name"], "state": model["state"]}}
+    rows = [*placement["devices"], {"index": None, "name": _HOST, "layers": None, **placement["host"]}]
+    shown = [_row(row) for row in rows if row["planned"]["total"] or (row["reported"] or {}).get("total")]
+    most = max((row["total"] for row in shown), default=0) or 1
+    return {
+        "placement": {
+            key: placement[key]
+            for key in ("n_layers", "n_gpu_layers", "n_ctx", "parallel", "estimated", "warnings")
+        },
+        "model": {"name": model["name"], "state": model["state"]},
+        "rows": [{**row, "bars": _bars(row, most)} for row in shown],
+        "strip": _strip(placement),
+        "part_names": PART_NAMES,
+    }
+
+
+def _row(row: Json) -> dict[str, Any]:
+    planned, reported = row["planned"], row["reported"]
+    label = row["name"] if row["index"] is None else f"GPU {row['index']}"
+    return {
+        "label": label,
+        "name": row["name"],
+        "layers": row["layers"],
+        "total": planned["total"],
+        "reported_total": reported["total"] if reported else None,
+        "difference": row["difference_bytes"],
+        "parts": [
+            {"part": part, "planned": planned[part], "reported": reported[part] if reported else None}
+            for part in PARTS
+        ],
+    }
+
+
+def _bars(row: Json, most: int) -> list[dict[str, Any]]:
+    bars, used = [], 0
+    for part in row["parts"]:
+        start = round(used / most * WIDTH)
+        used += part["planned"] or 0
+        bars.append({**part, "x": start, "width": max(0, round(used / most * WIDTH) - start)})
+    return bars
+
+
+def _strip(placement: Json) -> list[dict[str, Any]]:
+    """Return runs of layers by device, as parts of a strip; the output layer counts as the last one."""
+    count = placement["n_layers"] + 1
+    runs: list[dict[str, Any]] = []
+    on_cards = [row for row in placement["devices"] if row["layers"] is not None]
+    first = min((row["layers"][0] for row in on_cards), default=placement["n_layers"])
+    if first > 0 or not on_cards:
+        runs.append(_run(_HOST, None, 0, (first if on_cards else count) - 1, count))
+    runs += [
+        _run(f"GPU {row['index']}", slot, row["layers"][0], row["layers"][1], count)
+        for slot, row in enumerate(on_cards)
+    ]
+    return runs
+
+
+def _run(label: str, slot: int | None, first: int, last: int, count: int) -> dict[str, Any]:
+    x = round(first / count * WIDTH)
+    return {
+        "label": label,
+        "slot": slot,
+        "first": first,
+        "last": last,
+        "x": x,
+        "width": round((last + 1) / count * WIDTH) - x,
+    }

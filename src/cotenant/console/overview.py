@@ -1,0 +1,105 @@
+"""The overview: cards, models, and what is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.console.facts import Json, decision_part, last_rates, model_facts, services_by_gpu, short_names
+from cotenant.console.live import Part, Rows, View
+from cotenant.console.memory import segments
+from cotenant.console.rendering import as_segment
+from cotenant.console.visit import Visit
+
+_DECISIONS: Final = 60
+STATES: Final = (
+    ("", "All"),
+    ("loaded", "Loaded"),
+    ("busy", "Changing"),
+    ("waiting", "With a queue"),
+    ("pinned", "Pinned"),
+    ("trouble", "In trouble"),
+)
+
+
+async def show(visit: Visit) -> View:
+    """Show everything at a glance. Raises ApiFault."""
+    models = (await visit.api.get("/api/models"))["models"]
+    devices = (await visit.api.find("/api/devices", {"devices": []}))["devices"]
+    # The API's order is that of planning, in which cards change places as they fill.
+    devices = sorted(devices, key=lambda device: (device["index"] is None, device["index"] or 0))
+    history = await visit.api.find("/api/history", {})
+    decisions = (await visit.api.find(f"/api/decisions?limit={_DECISIONS}", {"decisions": []}))["decisions"]
+    alerts = (await visit.api.find("/api/alerts", {"active": []}))["active"]
+    services = await services_by_gpu(visit)
+    colours = visit.palette.of([model["name"] for model in models if model.get("devices")])
+    names, rates = short_names(devices), last_rates(history)
+    rows = [
+        Part(
+            f"m-{as_segment(model['name'])}",
+            "overview_model.html",
+            {"model": model_facts(model, rates, names), "colour": colours.get(model["name"])},
+        )
+        for model in models
+    ]
+    return View(
+        "overview.html",
+        {"states": STATES, "n_models": len(models), "n_devices": len(devices)},
+        {
+            "summary": Part("summary", "overview_summary.html", _summary(models, devices)),
+            "alerts": Rows("alerts", [_alert(alert) for alert in alerts]),
+            "cards": Rows("cards", [_card(device, models, services, colours) for device in devices]),
+            "models": Rows("models", rows),
+            "decisions": Rows("decisions", [decision_part(each) for each in reversed(decisions)]),
+        },
+    )
+
+
+def _summary(models: Sequence[Json], devices: Sequence[Json]) -> dict[str, Any]:
+    cards = [device for device in devices if device["index"] is not None] or list(devices)
+    totals = [device["total_bytes"] or 0 for device in cards]
+    free = [device["free_bytes"] for device in cards if device["free_bytes"] is not None]
+    return {
+        "loaded": sum(1 for model in models if model.get("devices")),
+        "models": len(models),
+        "cards": len(cards),
+        "on_cards": any(device["index"] is not None for device in devices),
+        "total": sum(totals),
+        "free": sum(free),
+        "requests_per_s": round(sum(model.get("requests_per_s") or 0.0 for model in models), 2),
+        "in_flight": sum(model.get("in_flight", 0) for model in models),
+        "queued": sum(model.get("queued", 0) for model in models),
+    }
+
+
+def _alert(alert: Json) -> Part:
+    name = f"{alert['alert']}-{alert['subject']}"
+    return Part(f"alert-{as_segment(name)}", "alert.html", {"alert": alert})
+
+
+def _card(
+    device: Json, models: Sequence[Json], services: Mapping[int, Sequence[Json]], colours: Mapping[str, int]
+) -> Part:
+    own = services.get(device["index"], ()) if device["index"] is not None else ()
+    free, total = device["free_bytes"], device["total_bytes"]
+    shown = {
+        key: device.get(key)
+        for key in (
+            *("uuid", "index", "name", "total_bytes", "overcommitted", "compute_mode", "compute_capability"),
+            *("mps", "max_engines", "left_out"),
+        )
+    }
+    facts = {
+        **shown,
+        "used_bytes": None if free is None or total is None else total - free,
+        "free_bytes": free,
+        "utilisation": _whole(device.get("utilisation_percent")),
+        "temperature": _whole(device.get("temperature_c")),
+        "power": _whole(device.get("power_w")),
+        "segments": segments(device, models, own, colours),
+    }
+    return Part(f"card-{as_segment(device['uuid'])}", "overview_card.html", {"card": facts})
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

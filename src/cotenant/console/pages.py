@@ -1,0 +1,61 @@
+"""Which path shows which page, and which answers with a piece of one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from cotenant.console import analyse, doctor, events, gpu_configuration, model, overview
+from cotenant.console.live import View
+from cotenant.console.visit import Visit
+
+Show = Callable[[Visit], Awaitable[View]]
+_NAME: Final = "{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page: `path` may end in `{name}`, which takes the rest, slashes too.
+
+    `label` is its entry in the navigation, None for pages that are reached from others. `show` is called for
+    the page itself and, by every open tab, once a second for its live parts.
+    """
+
+    path: str
+    label: str | None
+    show: Show
+
+
+PAGES: Final[tuple[Page, ...]] = (
+    Page("/", "Overview", overview.show),
+    Page("/models/{name}", None, model.show),
+    Page("/analyse", "Analyse", analyse.show),
+    Page("/gpu-configuration", "GPU configuration", gpu_configuration.show),
+    Page("/events", "Events", events.show),
+    Page("/doctor", "Doctor", doctor.show),
+)
+
+FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
+    ("GET", "/ui/fragments/doctor"): doctor.findings,
+    ("POST", analyse.PIECE): analyse.plan,
+    ("POST", gpu_configuration.PIECE): gpu_configuration.change,
+    ("POST", f"{gpu_configuration.PIECE}/save"): gpu_configuration.save,
+    ("POST", f"{gpu_configuration.PIECE}/apply"): gpu_configuration.apply,
+    ("POST", f"{gpu_configuration.PIECE}/rollback"): gpu_configuration.rollback,
+    ("POST", f"{gpu_configuration.PIECE}/detect"): gpu_configuration.detect,
+}
+"""Pieces that a page asks for by itself, by method and path; their View's parts are not followed."""
+
+
+def find_page(raw_path: str) -> tuple[Page, str] | None:
+    """Return the page at a path that is not decoded yet, and what the path names; None if there is none."""
+    for page in PAGES:
+        if page.path.endswith(_NAME):
+            prefix = page.path.removesuffix(_NAME)
+            if raw_path.startswith(prefix) and len(raw_path) > len(prefix):
+                return page, unquote(raw_path.removeprefix(prefix))
+        elif raw_path == page.path:
+            return page, ""
+    return None

@@ -1,0 +1,31 @@
+"""Which colour stands for which model, the same on every card and page."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+from zlib import crc32
+
+COLOURS: Final = 10
+
+
+class Palette:
+    """Gives each model that has memory a colour, different ones as long as there are any, for as long as it
+    stays."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, int] = {}
+
+    def of(self, names: Collection[str]) -> Mapping[str, int]:
+        """Return a colour from 0 to 9 for each of the models that have memory now."""
+        for gone in self._given.keys() - set(names):
+            del self._given[gone]
+        for name in sorted(names):
+            if name not in self._given:
+                self._given[name] = self._free(crc32(name.encode("utf-8", "replace")) % COLOURS)
+        return dict(self._given)
+
+    def _free(self, wanted: int) -> int:
+        taken = list(self._given.values())
+        turns = [(wanted + step) % COLOURS for step in range(COLOURS)]
+        return min(turns, key=taken.count)

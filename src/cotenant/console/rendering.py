@@ -1,0 +1,131 @@
+"""Templates, and how numbers are written on pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from cotenant import __version__
+from cotenant.console.assets import asset_url
+from cotenant.console.live import Live, Part, Rows
+from cotenant.domain.units import GIB, format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+NONE: Final = "–"
+"""What stands for a value that is not known."""
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates; what reads them is not loaded before somebody looks at a page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("cotenant.console"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "bytes": in_bytes,
+        "gib": in_gib,
+        "ago": in_coarse,
+        "duration": in_duration,
+        "rate": as_rate,
+        "number": as_number,
+        "clock": as_clock,
+        "segment": as_segment,
+        "data": as_data,
+    }
+    made.globals |= {"asset": asset_url, "live": live, "version": __version__, "dash": NONE}
+    return made
+
+
+def render(template: str, facts: Mapping[str, Any]) -> str:
+    """Render a template."""
+    return environment().get_template(template).render(facts)
+
+
+def render_part(part: Part) -> str:
+    """Render a live piece."""
+    return render(part.template, {"id": part.id, **part.facts}).strip()
+
+
+def live(piece: Live) -> Markup:
+    """Render a live piece in a page; of Rows the children, whose element the page has."""
+    from markupsafe import Markup
+
+    rows = piece.rows if isinstance(piece, Rows) else (piece,)
+    return Markup("\n".join(render_part(row) for row in rows))  # noqa: S704  rendered by templates, escaped
+
+
+def in_bytes(count: int | None) -> str:
+    """Write bytes as the command line does: `3.2 GiB`."""
+    return NONE if count is None else format_bytes(count)
+
+
+def in_gib(count: int | None) -> str:
+    """Write bytes as GiB without the unit: `3.2`."""
+    return NONE if count is None else f"{count / GIB:,.1f}"
+
+
+def in_duration(seconds: float | None) -> str:
+    """Write seconds as the command line does: `4.1 s`."""
+    return NONE if seconds is None else format_duration(seconds)
+
+
+def in_coarse(seconds: float | None) -> str:
+    """Write how long something has been: exact to the second only below two minutes, so that it rests."""
+    if seconds is None:
+        return NONE
+    whole = int(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h" if whole < 172800 else f"{whole // 86400} d"
+
+
+def as_rate(value: float | None) -> str:
+    """Write a rate per second: `0.25`, `31`; a rest is `0`."""
+    if value is None:
+        return NONE
+    if value < 0.005:
+        return "0"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2f}" if value < 1 else f"{value:.1f}"
+
+
+def as_number(value: float | None) -> str:
+    """Write a whole number with separators."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def as_clock(text: str | None) -> str:
+    """Write an ISO time as the time of day; the date where it is another day's."""
+    if not text:
+        return NONE
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    today = datetime.now().astimezone().date()
+    return when.strftime("%H:%M:%S" if when.date() == today else "%Y-%m-%d %H:%M:%S")
+
+
+def as_segment(text: str) -> str:
+    """Write text as one segment of a path."""
+    return quote(text, safe="")
+
+
+def as_data(value: object) -> str:
+    """Write a value as JSON, for an attribute that a script reads."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

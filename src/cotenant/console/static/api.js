@@ -1,0 +1,60 @@
+// The public HTTP API, as scripts of a page call it.
+
+const token = document.querySelector('meta[name="cotenant-csrf"]')?.content;
+
+/** Headers that every order of a signed-in browser bears. */
+export const csrfHeaders = token ? { "X-Cotenant-CSRF": token } : {};
+
+/** A refusal of the API: `message` says what happened and what to do, `param` names the field at fault. */
+export class ApiError extends Error {
+  constructor(status, message, code, param) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.param = param;
+  }
+}
+
+/** Ask the API and return its JSON; `body` is sent as JSON. Throws ApiError; goes to the login if need be. */
+export async function api(method, path, body, options = {}) {
+  const response = await request(method, path, body, options);
+  return response.json();
+}
+
+/** Do as `api`, but return the response, for what is read as it comes. */
+export async function request(method, path, body, { signal, headers } = {}) {
+  const sent = { Accept: "application/json", ...csrfHeaders, ...headers };
+  if (body !== undefined) sent["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers: sent,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "The daemon cannot be reached. Look whether it runs.", "unreachable");
+  }
+  if (response.ok) return response;
+  const fault = readFault(response.status, await response.text());
+  if (fault.status === 401) goToLogin();
+  throw fault;
+}
+
+/** Read what an answer that is none says. */
+export function readFault(status, text) {
+  try {
+    const told = JSON.parse(text).error;
+    return new ApiError(status, told.message, told.code, told.param);
+  } catch {
+    const said = new DOMParser().parseFromString(text || "", "text/html").body.textContent.trim();
+    return new ApiError(status, said || `The daemon answered with status ${status}.`);
+  }
+}
+
+/** Ask for a key, and come back here. */
+export function goToLogin() {
+  location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+}

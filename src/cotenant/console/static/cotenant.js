@@ -1,0 +1,29 @@
+// What every page does: keeps itself fresh, asks before what cannot be taken back, and shows faults in place.
+
+import { startFilters } from "./filters.js";
+import { startLive } from "./live.js";
+import { startOrders } from "./orders.js";
+import { startTips } from "./tips.js";
+import { startTheme } from "./theme_choice.js";
+
+startTheme();
+startTips();
+startFilters();
+startOrders();
+startLive();
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const text = button.dataset.copy;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    // Not over plain HTTP from another machine: the text is selected instead.
+    const code = button.parentElement.querySelector("code");
+    if (code) getSelection().selectAllChildren(code);
+    button.textContent = "Selected";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+});

@@ -1,0 +1,70 @@
+// Makes one tree like another and touches only what differs, so that focus, selection, hover and scroll stay.
+//
+//   data-own      the script's own: neither changed nor removed
+//   data-client   names of attributes that scripts set and the server does not know
+//   id, data-key  which child is which
+
+const HX = /^hx-/;
+
+/** Make `from` like `to`; elements whose htmx attributes changed, and new ones, are added to `fresh`. */
+export function morph(from, to, fresh) {
+  if (from.nodeType !== Node.ELEMENT_NODE) {
+    if (from.nodeValue !== to.nodeValue) from.nodeValue = to.nodeValue;
+    return;
+  }
+  if (from.hasAttribute("data-own") || from.isEqualNode(to)) return;
+  if (morphAttributes(from, to)) fresh.push(from);
+  morphChildren(from, to, fresh);
+}
+
+function morphAttributes(from, to) {
+  const kept = from.dataset.client?.split(" ") ?? [];
+  let rebound = false;
+  for (const { name, value } of to.attributes) {
+    if (from.getAttribute(name) === value || kept.includes(name)) continue;
+    from.setAttribute(name, value);
+    rebound ||= HX.test(name);
+  }
+  for (const { name } of [...from.attributes]) {
+    if (to.hasAttribute(name) || kept.includes(name)) continue;
+    from.removeAttribute(name);
+    rebound ||= HX.test(name);
+  }
+  if (from.localName === "progress" && to.hasAttribute("value")) from.value = to.value;
+  return rebound;
+}
+
+function morphChildren(from, to, fresh) {
+  const keyed = new Map();
+  for (const child of from.children) if (keyOf(child)) keyed.set(keyOf(child), child);
+  let next = skipOwn(from.firstChild);
+  for (const wanted of [...to.childNodes]) {
+    const key = keyOf(wanted);
+    let found = key ? keyed.get(key) : null;
+    if (!key && next && !keyOf(next) && next.nodeName === wanted.nodeName) found = next;
+    if (found && found.nodeName === wanted.nodeName) {
+      if (found === next) next = skipOwn(next.nextSibling);
+      else from.insertBefore(found, next);
+      morph(found, wanted, fresh);
+    } else {
+      from.insertBefore(wanted, next);
+      if (wanted.nodeType === Node.ELEMENT_NODE) fresh.push(wanted);
+    }
+  }
+  while (next) {
+    const after = skipOwn(next.nextSibling);
+    next.remove();
+    next = after;
+  }
+}
+
+function keyOf(node) {
+  return node.nodeType === Node.ELEMENT_NODE ? node.id || node.dataset.key : undefined;
+}
+
+function skipOwn(node) {
+  // What a script has put there stays at its place, behind what the server knows.
+  while (node?.nodeType === Node.ELEMENT_NODE && node.hasAttribute("data-own") && node.hasAttribute("data-fault"))
+    node = node.nextSibling;
+  return node;
+}

@@ -1,0 +1,42 @@
+// The button that chooses colours: the system's, light, dark.
+
+const ORDER = ["system", "light", "dark"];
+const SAID = { system: "as the system has them", light: "light", dark: "dark" };
+
+/** Serve the button; every tab of this browser follows. */
+export function startTheme() {
+  const button = document.getElementById("theme");
+  label(button);
+  button.addEventListener("click", () => {
+    const next = ORDER[(ORDER.indexOf(current()) + 1) % ORDER.length];
+    try {
+      localStorage.setItem("cotenant.theme", next);
+    } catch {
+      // Then it holds for this page alone.
+    }
+    take(next, button);
+  });
+  addEventListener("storage", (event) => event.key === "cotenant.theme" && take(event.newValue, button));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", tell);
+}
+
+function current() {
+  return document.documentElement.dataset.theme ?? "system";
+}
+
+function take(theme, button) {
+  if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
+  label(button);
+  tell();
+}
+
+function label(button) {
+  const text = `Colours: ${SAID[current()]}`;
+  button.setAttribute("aria-label", text);
+  button.title = text;
+}
+
+function tell() {
+  document.dispatchEvent(new CustomEvent("cotenant:theme"));
+}
