@@ -13,9 +13,10 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.effects import Effects
 from cotenant.daemon.fleet import spec_of
 from cotenant.daemon.loop import Loop
+from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.devices import Device, DeviceId, DeviceKind
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineForm
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm
 from cotenant.domain.errors import (
     DoesNotFit,
     EngineLoadFailed,
@@ -54,11 +55,11 @@ class Engine:
     async def wait_ready(self, timeout_s: float) -> None:
         await self.ready.wait()
         if self.fails:
-            raise EngineLoadFailed("it could not be loaded: out of memory")
+            raise EngineLoadFailed("it could not be loaded: out of memory", cause=Cause.HOST_MEMORY)
 
-    async def wait_exit(self) -> str:
+    async def wait_exit(self) -> EngineEnd:
         await self.ended.wait()
-        return "it was stopped"
+        return EngineEnd("it was stopped")
 
     async def busy_slots(self) -> int:
         return 0
@@ -189,6 +190,8 @@ async def test_a_load_that_fails_twice_is_told_to_who_waits() -> None:
     with pytest.raises(EngineLoadFailed, match="out of memory"):
         await loop.lease("m0")
     assert len(host.engines) == 2
+    failed = [decision for decision in loop.why("m0") if decision.kind is DecisionKind.FAILED]
+    assert [decision.facts["cause"] for decision in failed] == [Cause.HOST_MEMORY.value] * 2
     with pytest.raises(EngineLoadFailed):
         await loop.load("m0")
     await loop.stop(0)
@@ -250,4 +253,31 @@ async def test_a_load_given_up_in_the_turn_it_was_asked_for_ends_too() -> None:
             await loading
     assert loop.statuses()[0].state == "cold"
     assert (await loop.lease("m0")).endpoint.port == 9
+    await loop.stop(0)
+
+
+async def test_what_is_decided_about_any_model_is_remembered_in_one_order() -> None:
+    loop, _ = fleet(100, 100)
+    await loop.load("m0")
+    await loop.load("m1")
+    told = loop.recent()
+    assert [decision.number for decision in told] == sorted(decision.number for decision in told)
+    assert {decision.model for decision in told} == {"m0", "m1"}
+    status = loop.statuses()[0]
+    assert list(status.bytes_by_device) == list(status.devices)
+    assert sum(status.bytes_by_device.values()) == status.predicted_bytes
+    assert loop.models()[0].file is not None
+    assert loop.models()[0].recipe == loop.entry("m0").recipe
+    await loop.stop(0)
+
+
+async def test_processes_of_others_are_told_without_our_engines() -> None:
+    loop, host = fleet(100)
+    await loop.load("m0")
+    (device,) = loop.devices()
+    ours, other = host.engines[0].pid, GpuProcess(7, "blender", GIB)
+    reading = Reading(DeviceId(device.uuid), 0.0, processes=(GpuProcess(ours, "engine", GIB), other))
+    assert device.processes is None
+    loop.readings = {reading.device_id: reading}
+    assert loop.devices()[0].processes == (other,)
     await loop.stop(0)

@@ -55,3 +55,12 @@ def test_cards_that_cannot_be_used_are_left_out_with_the_reason() -> None:
 def test_a_described_card_shares_out_what_was_free_at_the_start() -> None:
     found = reading_of(InventorySource.DESCRIBED, free_bytes=20 * GIB)
     assert (found.capacity_bytes, found.live, found.foreign_bytes) == (20 * GIB, False, 0)
+
+
+def test_a_stranger_on_an_exclusive_card_keeps_us_off_it_and_our_own_engines_do_not() -> None:
+    exclusive = {"free_bytes": 20 * GIB, "compute_mode": ComputeMode.EXCLUSIVE_PROCESS}
+    held = reading_of(processes=(GpuProcess(9, "python3", GIB),), **exclusive)
+    assert "process 9 (python3) holds it" in (held.left_out or "")
+    assert reading_of(processes=(GpuProcess(100, "engine", GIB),), **exclusive).left_out is None
+    server = GpuProcess(9, "/usr/bin/nvidia-cuda-mps-server", 30 * MIB)
+    assert reading_of(processes=(server,), **exclusive).left_out is None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cotenant.clock import ManualClock
+from cotenant.clock import ManualClock, SystemClock
 from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry
 from cotenant.config.watch import Change
 from cotenant.daemon.watchers import CardWatcher, Served
@@ -75,6 +76,51 @@ def test_without_a_driver_there_are_no_cards_and_never_host_ram_in_their_place()
     host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=GIB)
     gone = Inventory(InventorySource.HOST, (host,), {HOST_ID: Reading(HOST_ID, 0.0, free_bytes=GIB)})
     assert seen([cards(0), gone]) == [["GPU-0"], []]
+
+
+class Stirring(Posted):
+    """A loop whose memory is awaited or not, and whose engines change when told."""
+
+    def __init__(self, *, reclaims: bool) -> None:
+        super().__init__()
+        self.reclaims = reclaims
+        self.changed = asyncio.Event()
+
+    async def engine_changed(self) -> None:
+        await self.changed.wait()
+        self.changed.clear()
+
+
+async def looks(posted: Stirring, count: int) -> None:
+    """Run a watcher until the cards have been told so many times."""
+    probe = SimpleNamespace(inventory=lambda: cards(0))
+    watcher = CardWatcher(probe, (), BudgetRules(), posted, SystemClock(), lambda: None)  # type: ignore[arg-type]
+    watcher.read(cards(0))
+    running = asyncio.create_task(watcher.run())
+    try:
+        async with asyncio.timeout(5):
+            while len(posted.events) < count:
+                await asyncio.sleep(0.005)
+    finally:
+        running.cancel()
+
+
+@pytest.mark.slow
+async def test_memory_that_is_awaited_is_looked_for_often() -> None:
+    began = asyncio.get_running_loop().time()
+    await looks(Stirring(reclaims=True), count=6)
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+@pytest.mark.slow
+async def test_cards_are_read_at_once_when_an_engine_changes_and_not_before() -> None:
+    posted = Stirring(reclaims=False)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await looks(posted, count=2)
+    posted.events.clear()
+    posted.changed.set()
+    await looks(posted, count=2)
 
 
 def entry(name: str, **facts: object) -> ModelEntry:

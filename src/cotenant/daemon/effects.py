@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from cotenant.clock import Clock
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.settling import Settler
-from cotenant.domain.engines import EngineReport
-from cotenant.domain.errors import CotenantError
+from cotenant.domain.causes import Cause
+from cotenant.domain.engines import EngineEnd, EngineReport
+from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
+from cotenant.hardware.taken_in import TakenIn
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 from cotenant.scheduling.events import EngineExited, EngineReady, Event
 
@@ -27,7 +29,7 @@ StandIn = Callable[[ModelEntry, Placement], Placement | Refusal]
 
 @dataclass(slots=True)
 class Running:
-    """An engine that has been started for a residency."""
+    """An engine that has been started for a residency; `taken_in` is how far its load was when last seen."""
 
     model: str
     placement: Placement
@@ -35,6 +37,22 @@ class Running:
     settler: Settler | None = None
     report: EngineReport | None = None
     task: asyncio.Task[None] | None = None
+    broken: str | None = None
+    taken_in: TakenIn | None = None
+
+
+class EngineSharing(Protocol):
+    """Has engines share cards; each `environment` is followed by one `ended`."""
+
+    async def environment(
+        self, residency: ResidencyId, entry: ModelEntry, placement: Placement
+    ) -> Mapping[str, str]:
+        """Return what an engine must be told. Raises CotenantError."""
+        ...
+
+    def ended(self, residency: ResidencyId) -> None:
+        """Its engine has gone."""
+        ...
 
 
 class Effects:
@@ -53,8 +71,10 @@ class Effects:
         in_flight: Callable[[ResidencyId], int],
         load_timeout_s: float,
         use_fit_params: bool = False,
+        sharing: EngineSharing | None = None,
     ) -> None:
         self._host = host
+        self._sharing = sharing
         self._clock = clock
         self._post = post
         self._stand_in = stand_in
@@ -82,6 +102,13 @@ class Effects:
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 
+    def fail(self, residency: ResidencyId, why: str) -> None:
+        """End an engine that has lost what it needs; EngineExited follows, with `why`."""
+        running = self.running.get(residency)
+        if running is not None:
+            running.broken = why
+            self.stop(residency)
+
     def engine(self, residency: ResidencyId) -> Engine:
         """Return the engine of a residency that is ready."""
         engine = self.running[residency].engine
@@ -95,9 +122,11 @@ class Effects:
         return running.settler if running else None
 
     def pids(self) -> dict[int, ResidencyId]:
-        """Return the processes of all engines."""
+        """Return the processes of all engines that are processes of ours."""
         return {
-            running.engine.pid: residency for residency, running in self.running.items() if running.engine
+            running.engine.pid: residency
+            for residency, running in self.running.items()
+            if running.engine is not None and running.engine.pid is not None
         }
 
     async def close(self) -> None:
@@ -108,27 +137,35 @@ class Effects:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> None:
-        why = f"{entry.name} was stopped while it was loading"
+        end = EngineEnd(f"{entry.name} was stopped while it was loading")
         try:
-            why = await self._live(residency, entry, running)
+            end = await self._live(residency, entry, running)
         except CotenantError as error:
-            why = error.message + (f" {error.hint}" if error.hint else "")
+            end = _failure(error)
         except Exception as error:
             _LOG.exception("engine failed unexpectedly: model=%s", entry.name)
-            why = f"{entry.name} failed unexpectedly: {error}"
+            end = EngineEnd(f"{entry.name} failed unexpectedly: {error}")
         finally:
             if running.engine is not None:
                 await asyncio.shield(running.engine.stop(0))
+            if self._sharing is not None:
+                self._sharing.ended(residency)
             if running.settler is not None:
                 running.settler.close()
             del self.running[residency]
-            self._post(EngineExited(self._clock.now(), residency, why))
+            if running.broken:
+                end = EngineEnd(f"{entry.name} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
+            cause = Cause.UNKNOWN if end.cause is None else end.cause
+            self._post(EngineExited(self._clock.now(), residency, end.why, cause))
 
-    async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> str:
+    async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> EngineEnd:
         """Load, serve, and return why it ended."""
         carried_out = self._stand_in(entry, running.placement)
         if isinstance(carried_out, Refusal):
-            return f"{entry.name} does not fit in host RAM: {carried_out.reason}"
+            return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
+        shared: Mapping[str, str] = {}
+        if self._sharing is not None:
+            shared = await self._sharing.environment(residency, entry, running.placement)
         order = EngineOrder(
             entry.name,
             entry.path,
@@ -136,8 +173,10 @@ class Effects:
             carried_out,
             projector_path=entry.projector_path,
             use_fit_params=self._use_fit_params,
-            env=entry.env,
+            env={**shared, **entry.env},
             args=entry.args,
+            launch=entry.launch,
+            terms=entry.terms,
         )
         engine = running.engine = await self._host.start(order)
         await engine.wait_ready(self._load_timeout_s)
@@ -146,3 +185,8 @@ class Effects:
         running.settler = Settler(engine, lambda: self._in_flight(residency))
         self._post(EngineReady(self._clock.now(), residency))
         return await engine.wait_exit()
+
+
+def _failure(error: CotenantError) -> EngineEnd:
+    why = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
+    return EngineEnd(why, error.cause if isinstance(error, EngineError) else None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import ModelEntry
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import Device, DeviceId
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
@@ -75,10 +75,14 @@ def _fit(entry: ModelEntry, rules: BudgetRules, *, use_fit_params: bool) -> Fit:
 
 def _allowed(budget: Budget, gpus: tuple[str, ...]) -> Budget:
     """Leave out a device that the model's `gpus:` does not name."""
-    device = budget.device
-    if not gpus or any(_means(name, device.id, device.index) for name in gpus):
+    if may_use(gpus, budget.device):
         return budget
     return replace(budget, budget_bytes=0, left_out="the model is pinned to other GPUs")
+
+
+def may_use(gpus: Sequence[str], device: Device) -> bool:
+    """Whether a model's `gpus:` names a device, or any."""
+    return not gpus or any(_means(name, device.id, device.index) for name in gpus)
 
 
 def _means(name: str, device: DeviceId, index: int | None) -> bool:

@@ -7,8 +7,8 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +17,9 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.effects import Effects, Running
 from cotenant.daemon.fleet import Fleet
 from cotenant.daemon.lease import FleetLease
-from cotenant.daemon.status import device_statuses, model_status
+from cotenant.daemon.status import device_statuses, model_status, served_model
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import Device, DeviceId, Reading
 from cotenant.domain.errors import (
     CotenantError,
     DoesNotFit,
@@ -35,10 +35,11 @@ from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.scheduling.state import Residency
+from cotenant.scheduling.state import ModelState, Residency
 
 _LOG = logging.getLogger("cotenant.decisions")
 _STORY: Final = 50
+_RECENT: Final = 500
 _BEHIND: Final = 256
 _ERRORS: Final[dict[RefusalCode, type[CotenantError]]] = {
     RefusalCode.DOES_NOT_FIT: DoesNotFit,
@@ -65,7 +66,7 @@ class Loop:
     """Router and operator in one: it alone calls the scheduler, and all in the event loop's thread.
 
     Nothing here waits while it holds anything: an event is handled and its commands are issued without a task
-    switch, so that the order of events is the order of their effects.
+    switch, so that the order of events is the order of their effects. `readings` are the devices' last ones.
     """
 
     def __init__(
@@ -86,8 +87,11 @@ class Loop:
         self._waiting: dict[TicketId, asyncio.Future[FleetLease]] = {}
         self._changed: set[asyncio.Event] = set()
         self._followers: set[asyncio.Queue[Decision]] = set()
+        self._recent: deque[Decision] = deque(maxlen=_RECENT)
+        self._stirred = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.listeners: list[Callable[[Decision], None]] = []
+        self.readings: Mapping[DeviceId, Reading] = {}
 
     def attach(self, effects: Effects) -> None:
         """Give it the means to carry commands out."""
@@ -98,6 +102,8 @@ class Loop:
     def post(self, event: events.Event) -> None:
         """Take in an event and carry out what follows from it."""
         self._carry_out(self._scheduler.handle(event))
+        if isinstance(event, events.EngineReady | events.EngineExited):
+            self.stir()
         if isinstance(event, events.TimerFired) and not self._scheduler.state.leases:
             self._audit()
 
@@ -179,6 +185,7 @@ class Loop:
             decision.cause,
             decision.text,
         )
+        self._recent.append(decision)
         served = self._served.get(decision.model or "")
         if served is not None:
             served.story.append(decision)
@@ -199,6 +206,17 @@ class Loop:
         """Name the models that room is being made for."""
         return tuple(self._scheduler.state.reservations)
 
+    def without_room(self) -> Sequence[str]:
+        """Name the models that are asked for, and for which nothing is under way: no load, no eviction."""
+        state, now = self._scheduler.state, self._clock.now()
+        if state.loading_devices():
+            return ()
+        return [
+            name
+            for name, model in state.models.items()
+            if model.cold_and_wanted and name not in state.reservations and model.retry_at <= now
+        ]
+
     def loaded(self) -> Sequence[tuple[Residency, Running]]:
         """Return what is loaded, with the engines that run it."""
         state = self._scheduler.state
@@ -207,6 +225,25 @@ class Loop:
             for r, running in self.effects.running.items()
             if r in state.residencies
         ]
+
+    @property
+    def reclaims(self) -> bool:
+        """Whether memory of an engine that has ended is still to be seen back."""
+        states = (residency.state for residency in self._scheduler.state.residencies.values())
+        return ResidencyState.RECLAIMING in states
+
+    async def engine_changed(self) -> None:
+        """Return when the next engine has become ready, or has ended."""
+        await self._stirred.wait()
+
+    def stir(self) -> None:
+        """Have the cards looked at now: memory has come free that no engine's end tells of."""
+        self._stirred.set()
+        self._stirred.clear()
+
+    def devices_read(self) -> Sequence[Device]:
+        """Return the devices of the last Readings, in planned order."""
+        return [reading.device for reading in self._scheduler.state.ledger.readings.values()]
 
     def measured_bytes(self, residency: ResidencyId, device: DeviceId) -> int | None:
         """Return what a device's last Reading says that a residency holds there."""
@@ -272,18 +309,24 @@ class Loop:
         """How every model is doing."""
         state, now = self._scheduler.state, self._clock.now()
         return [
-            model_status(state, state.models[name], now, self._report_bytes(name))
-            for name in self._fleet.entries
-            if name in state.models
+            model_status(state, entry, model, now, self._running(model))
+            for name, entry in self._fleet.entries.items()
+            if (model := state.models.get(name)) is not None
         ]
 
     def devices(self) -> Sequence[DeviceStatus]:
         """How every device's memory is shared."""
-        return device_statuses(self._scheduler.state)
+        engines = [running.engine for running in self.effects.running.values()]
+        ours = {engine.pid for engine in engines if engine is not None and engine.pid is not None}
+        return device_statuses(self._scheduler.state, self.readings, ours)
 
     def why(self, name: str) -> Sequence[Decision]:
         """The last decisions about a model, oldest first. Raises UnknownModel."""
         return tuple(self._served[self._fleet.resolve(name)].story)
+
+    def recent(self) -> Sequence[Decision]:
+        """The last decisions about anything, oldest first."""
+        return tuple(self._recent)
 
     def log_path(self, name: str) -> Path | None:
         """The log of the model's engine, running or last run. Raises UnknownModel."""
@@ -363,27 +406,13 @@ class Loop:
         served = self._served[entry.name]
         model = self._scheduler.state.models.get(entry.name)
         residency = self._scheduler.state.residency_of(model) if model else None
-        shown = ServedModel(
-            entry.name,
-            entry.shape.kind,
-            served.created_at,
-            entry.aliases,
-            state=str(residency.state) if residency else "cold",
-            log_path=str(served.log_path) if served.log_path else None,
-        )
         running = self.effects.running.get(residency.id) if residency else None
-        if residency is None or running is None:
-            return shown
-        build = running.engine.build if running.engine else None
-        return replace(shown, placement=running.placement, report=running.report, build=build)
+        return served_model(entry, residency, running, served.created_at, served.log_path)
 
     def _remember_log(self, name: str) -> None:
         for running in self.effects.running.values():
             if running.model == name and running.engine is not None:
                 self._served[name].log_path = running.engine.log_path
 
-    def _report_bytes(self, name: str) -> int | None:
-        for running in self.effects.running.values():
-            if running.model == name and running.report is not None:
-                return sum(device.parts.total for device in running.report.devices)
-        return None
+    def _running(self, model: ModelState) -> Running | None:
+        return None if model.residency is None else self.effects.running.get(model.residency)

@@ -6,94 +6,76 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from dataclasses import replace
+from typing import Final
 
 import uvloop
 
-from cotenant.analysis.calibration import Comparison, compare
+from cotenant.analysis.calibration import compare
 from cotenant.clock import SystemClock
-from cotenant.config.configuration import Configuration, ModelEntry
-from cotenant.config.watch import Change
+from cotenant.config.configuration import ModelEntry
+from cotenant.console.app import Console
+from cotenant.daemon.advisor_wiring import advisor_of
+from cotenant.daemon.alerts import Alerts
+from cotenant.daemon.container_watch import ContainerWatch
 from cotenant.daemon.effects import Effects
+from cotenant.daemon.engine_wiring import EngineWiring
+from cotenant.daemon.job import AfterReady, Announcer, Job
 from cotenant.daemon.loop import Loop
+from cotenant.daemon.mps import Sharing
+from cotenant.daemon.mps_rules import MpsRules
+from cotenant.daemon.notify import ServiceManager
+from cotenant.daemon.plans import Plans
+from cotenant.daemon.progress import LoadWatcher
 from cotenant.daemon.recorder import Recorder, Warmer, learned
-from cotenant.daemon.settings import DaemonOptions, check_address, read_api_keys
+from cotenant.daemon.service_wiring import services_of
+from cotenant.daemon.services import Services
+from cotenant.daemon.settings import (
+    check_address,
+    default_database,
+    read_api_keys,
+    scheduler_settings,
+)
 from cotenant.daemon.stand_in import on_this_machine
 from cotenant.daemon.watchers import CardWatcher, Served
-from cotenant.domain.devices import Inventory
+from cotenant.domain.devices import InventorySource
 from cotenant.domain.errors import BadSetting, DoesNotFit
-from cotenant.domain.placements import Placement, Refusal
+from cotenant.domain.placements import Refusal
 from cotenant.domain.records import LoadTimes
-from cotenant.engines.llama_cpp import LlamaHost
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.server import bind, serve
 from cotenant.hardware.host import HostProbe
+from cotenant.hardware.monitor import XidWatch
 from cotenant.hardware.warm import WarmTier
-from cotenant.interfaces import Engine, GpuProbe, Journal
+from cotenant.hub.puller import HubPuller
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets
 from cotenant.planning.planner import leave_to_engine
 from cotenant.scheduling.events import LoadAsked, StopAsked
-from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.store.journal import SqlJournal
+from cotenant.store.store import Store
 
 _LOG = logging.getLogger(__name__)
 _LAST_ENGINES_S: Final = 5.0
-
-
-class Announcer(Protocol):
-    """Told how serving goes, in the order of these methods."""
-
-    def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
-        """Tell the plan of a model that is served by itself, fitting or not."""
-        ...
-
-    def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
-        """Tell planned bytes against those that the engine reports, of a model served by itself."""
-        ...
-
-    def serving(self, address: str, configuration: Configuration) -> None:
-        """Tell the address: requests are answered from now on."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What to serve and on what.
-
-    `alone` is the one model of `serve MODEL`: it is planned aloud, must load, and is never unloaded. `reread`
-    reads the configuration again; None where there is no file to read.
-    """
-
-    configuration: Configuration
-    options: DaemonOptions
-    probe: GpuProbe
-    inventory: Inventory
-    alone: ModelEntry | None = None
-    reread: Callable[[Change], Configuration] | None = None
-
-
-AfterReady = Callable[[str], Awaitable[None]]
 
 
 def run(job: Job, announcer: Announcer, after_ready: AfterReady | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second one hurries. SIGHUP reads the configuration again.
 
     `after_ready` is called with the address once requests are answered. Raises InsecureBind, PortTaken,
-    DoesNotFit, EngineError.
+    DoesNotFit, MpsMissing, EngineError.
     """
     server = job.configuration.server
     keys = read_api_keys(list(server.api_keys), server.api_key_file)
     check_address(server.host, server.port, keys, insecure=server.insecure)
+    mps = MpsRules.of(job.configuration, job.options.state_dir)
     with bind(server.host, server.port) as sock:
         if job.alone is not None:
             _plan_aloud(job, job.alone, announcer)
-        journal = _journal(job.options)
+        store = Store(job.configuration.database or default_database())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(job, announcer, keys, sock, journal, after_ready))
+            runner.run(_run(job, announcer, keys, sock, store, mps, after_ready))
 
 
 async def _run(
@@ -101,20 +83,25 @@ async def _run(
     announcer: Announcer,
     keys: tuple[str, ...],
     sock: socket.socket,
-    journal: SqlJournal,
+    store: Store,
+    mps: MpsRules,
     after_ready: AfterReady | None,
 ) -> None:
     try:
-        known = replace(job, configuration=await learned(journal, job.configuration))
-        daemon = _Daemon(known, announcer, keys, sock, journal, await journal.load_times())
+        known = replace(job, configuration=await learned(store.journal, job.configuration))
+        daemon = _Daemon(
+            known,
+            announcer,
+            keys,
+            sock,
+            store,
+            await store.journal.load_times(),
+            await store.journal.seen_bytes(),
+            mps,
+        )
         await daemon.serve(after_ready)
     finally:
-        await journal.close()
-
-
-def _journal(options: DaemonOptions) -> SqlJournal:
-    options.journal_path.parent.mkdir(parents=True, exist_ok=True)
-    return SqlJournal(options.journal_path)
+        await store.close()
 
 
 def _plan_aloud(job: Job, entry: ModelEntry, announcer: Announcer) -> None:
@@ -145,29 +132,76 @@ class _Daemon:
         announcer: Announcer,
         keys: tuple[str, ...],
         sock: socket.socket,
-        journal: Journal,
+        store: Store,
         load_times: Mapping[str, LoadTimes],
+        known_bytes: Mapping[str, int],
+        mps: MpsRules,
     ) -> None:
         self._job = job
         self._announcer = announcer
         self._keys = keys
         self._sock = sock
         self._clock = SystemClock()
+        self._manager = ServiceManager()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._again = asyncio.Event()
         self._loop = Loop(
-            Scheduler(_scheduler_settings(job.configuration)),
+            Scheduler(scheduler_settings(job.configuration)),
             self._clock,
             reload=self._reload,
             on_broken_law=self._stop.set,
         )
+        self._sharing = Sharing(
+            mps,
+            lambda: self._served.configuration.models,
+            changed=lambda: self._cards.tell_again(),
+            fail=lambda residency, why: self._loop.effects.fail(residency, why),
+            ceilings=not job.options.use_fit_params,
+        )
+        self._engines = EngineWiring(
+            # By port, since two daemons of one user must not write one file.
+            job.options.log_dir / str(sock.getsockname()[1]),
+            job.options.llama_server,
+            job.probe,
+            job.inventory,
+            self._clock,
+        )
         self._loop.attach(self._effects())
         self._served = Served(
-            job.configuration, job.reread, self._loop, self._clock, job.options.use_fit_params, load_times
+            job.configuration,
+            job.reread,
+            self._loop,
+            self._clock,
+            job.options.use_fit_params,
+            load_times,
+            changed=lambda: self._cards.tell_again(),
         )
-        self._recorder = Recorder(journal, self._loop)
-        self._loop.listeners.append(self._recorder.decided)
+        self._engines.attach(self._loop, self._served, known_bytes)
+        self._recorder = Recorder(store.journal, self._loop)
+        self._alerts = Alerts(job.configuration.alerts, self._clock)
+        self._advisor = advisor_of(job.configuration.advisor, self._loop, self._clock)
+        self._services: Services | None = None
+        if job.configuration.services is not None:
+            self._services = services_of(
+                job.configuration.services, store.services, job.probe, self._loop, job.options.state_dir
+            )
+        self._loop.listeners += [
+            self._recorder.decided,
+            LoadWatcher(self._loop, self._clock).decided,
+            self._alerts.decided,
+        ]
+        self._cards = CardWatcher(
+            job.probe,
+            job.configuration.devices.use,
+            job.configuration.devices.rules,
+            self._loop,
+            self._clock,
+            self._measured,
+            self._sharing.admissions,
+            self._alerts.measured,
+            self._engines.beside,
+        )
         if job.configuration.warm_ram_bytes is not None:
             memory = HostProbe(self._clock).memory
             tier = WarmTier(job.configuration.warm_ram_bytes, self._clock, memory)
@@ -179,42 +213,40 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._again.set)
-        configuration = self._job.configuration
-        cards = CardWatcher(
-            self._job.probe,
-            configuration.devices.use,
-            configuration.devices.rules,
-            self._loop,
-            self._clock,
-            self._recorder.measured,
-        )
         try:
-            cards.read(self._job.inventory)
+            self._cards.read(self._job.inventory)
             self._served.announce()
+            if self._services is not None:
+                await self._services.start()
             if await self._loaded_first():
-                await self._serve_until_stopped(cards, after_ready)
+                await self._serve_until_stopped(self._cards, after_ready)
         finally:
+            self._engines.hosts.vllm.sleeps = False
             await self._loop.stop(0 if self._hurry.is_set() else _LAST_ENGINES_S)
+            await self._engines.close()
+            await self._sharing.close()
+            if self._services is not None:
+                await self._services.close()
 
     def _effects(self) -> Effects:
         options, rules = self._job.options, self._job.configuration.devices.rules
-        host = LlamaHost(
-            # By port, since two daemons of one user must not write one file.
-            log_dir=options.log_dir / str(self._sock.getsockname()[1]),
-            configured=options.llama_server,
-            cuda_version=self._job.inventory.cuda_version,
-        )
         return Effects(
-            host,
+            self._engines.hosts,
             self._clock,
             self._loop.post,
             stand_in=lambda entry, placement: on_this_machine(entry.request, placement, rules),
             in_flight=self._loop.in_flight,
             load_timeout_s=options.load_timeout_s,
             use_fit_params=options.use_fit_params,
+            sharing=self._sharing,
         )
 
+    def _measured(self) -> None:
+        self._recorder.measured()
+        self._engines.measured()
+
     def _on_signal(self) -> None:
+        self._manager.stopping()
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def _loaded_first(self) -> bool:
@@ -238,17 +270,44 @@ class _Daemon:
         return True
 
     async def _serve_until_stopped(self, cards: CardWatcher, after_ready: AfterReady | None) -> None:
-        gateway = Gateway(self._loop, operator=self._loop, api_keys=self._keys)
+        gateway = Gateway(
+            self._loop,
+            operator=self._loop,
+            services=self._services,
+            alerts=self._alerts,
+            advisor=self._advisor,
+            api_keys=self._keys,
+            hosts=(*self._job.configuration.server.allowed_hosts, self._job.configuration.server.host),
+            console=Console,
+            examine=self._job.examine,
+            puller=HubPuller(lambda: self._served.configuration.models_dir, arrived=self._reload),
+            planner=Plans(
+                lambda: self._served.configuration,
+                lambda: self._cards.last,
+                self._loop,
+                self._loop.effects.pids,
+                self._clock,
+            ),
+        )
         address = _address(self._sock)
         told = asyncio.Event()
 
         def on_ready() -> None:
             self._announcer.serving(address, self._served.configuration)
+            self._tell_ready(address)
             told.set()
 
         async with asyncio.TaskGroup() as tasks:
             others = [
-                tasks.create_task(work) for work in (cards.run(), self._served.watch(), self._obey_hup())
+                tasks.create_task(work)
+                for work in (
+                    cards.run(),
+                    self._served.watch(),
+                    self._obey_hup(address),
+                    self._refuse_when_stopped(),
+                    self._manager.keep_alive(),
+                    *self._looking_out(),
+                )
             ]
             if after_ready is not None:
                 others.append(tasks.create_task(_after(told, after_ready, address)))
@@ -261,15 +320,32 @@ class _Daemon:
             for task in (serving, hurried, *others):
                 task.cancel()
 
-    async def _obey_hup(self) -> None:
+    def _looking_out(self) -> Iterator[Coroutine[None, None, None]]:
+        """Yield what watches for trouble."""
+        yield self._alerts.run()
+        if self._advisor is not None:
+            yield self._advisor.run()
+        yield self._engines.run()
+        if self._job.inventory.source is InventorySource.NVML:
+            yield XidWatch(self._alerts.fault).run()
+        if self._job.configuration.services is not None:
+            yield ContainerWatch(self._alerts).run()
+
+    def _tell_ready(self, address: str) -> None:
+        count = len(self._served.configuration.models)
+        self._manager.ready(f"Serving {count} model{'' if count == 1 else 's'} at {address}/v1")
+
+    async def _obey_hup(self, address: str) -> None:
         while True:
             await self._again.wait()
             self._again.clear()
+            self._manager.reloading()
             try:
                 changed = await self._served.reload()
                 _LOG.info("configuration read again: %s", "; ".join(changed) or "nothing changed")
             except BadSetting as error:
                 _LOG.error("the configuration was left as it was: %s (%s)", error.message, error.hint)
+            self._tell_ready(address)
 
     async def _refuse_when_stopped(self) -> None:
         """Admit nothing more once told to stop; what is being answered has its grace."""
@@ -292,23 +368,6 @@ class _Daemon:
             for task in (working, waiting):
                 task.cancel()
             await asyncio.gather(working, waiting, return_exceptions=True)
-
-
-def _scheduler_settings(configuration: Configuration) -> SchedulerSettings:
-    told = configuration.scheduling
-    return SchedulerSettings(
-        policy=str(told.policy),
-        reserve_bytes=configuration.devices.rules.reserve_bytes,
-        overdue_s=told.overdue_s,
-        min_residency_s=told.min_residency_s,
-        drain_share=told.drain_share,
-        drain_limit_s=told.drain_limit_s,
-        reclaim_bound_s=told.reclaim_bound_s,
-        max_queue=told.max_queue,
-        max_queue_total=told.max_queue_total,
-        max_loaded=told.max_loaded,
-        prefetch=told.prefetch,
-    )
 
 
 async def _after(told: asyncio.Event, action: AfterReady, address: str) -> None:

@@ -7,7 +7,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cotenant.config.configuration import Configuration
 from cotenant.domain.errors import BadSetting, InsecureBind
+from cotenant.scheduling.model_spec import SchedulerSettings
 
 
 def state_dir() -> Path:
@@ -19,19 +21,24 @@ def state_dir() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "cotenant"
 
 
+def default_database() -> str:
+    """Return where things are remembered if nobody says: a path."""
+    return str(state_dir() / "cotenant.db")
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonOptions:
     """What `serve` is told beside the configuration.
 
-    `grace_s` is what requests in flight get at shutdown; `journal_path` is the database of past runs.
+    `grace_s` is what requests in flight get at shutdown.
     """
 
     llama_server: Path | None = None
     use_fit_params: bool = False
     load_timeout_s: float = 600.0
     grace_s: float = 30.0
+    state_dir: Path = field(default_factory=lambda: state_dir())
     log_dir: Path = field(default_factory=lambda: state_dir() / "logs")
-    journal_path: Path = field(default_factory=lambda: state_dir() / "cotenant.db")
 
 
 def check_address(host: str, port: int, api_keys: tuple[str, ...], *, insecure: bool) -> None:
@@ -75,3 +82,21 @@ def read_api_keys(keys: list[str], key_file: Path | None) -> tuple[str, ...]:
             hint="Use printable ASCII.",
         )
     return tuple(found)
+
+
+def scheduler_settings(configuration: Configuration) -> SchedulerSettings:
+    """Return what the scheduler is told by a configuration."""
+    told = configuration.scheduling
+    return SchedulerSettings(
+        policy=str(told.policy),
+        reserve_bytes=configuration.devices.rules.reserve_bytes,
+        overdue_s=told.overdue_s,
+        min_residency_s=told.min_residency_s,
+        drain_share=told.drain_share,
+        drain_limit_s=told.drain_limit_s,
+        reclaim_bound_s=told.reclaim_bound_s,
+        max_queue=told.max_queue,
+        max_queue_total=told.max_queue_total,
+        max_loaded=told.max_loaded,
+        prefetch=told.prefetch,
+    )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.clock import SystemClock
+from cotenant.domain.models import EngineKind
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.hardware.host import HostProbe
 from cotenant.planning.advice import plan
@@ -20,8 +21,11 @@ def on_this_machine(
 ) -> Placement | Refusal:
     """Return the placement itself, or one in host RAM where the GPUs of the placement are described ones.
 
-    A `rehearsal` loads nothing, so that no budget limits it.
+    A `rehearsal` loads nothing, so that no budget limits it. Engines other than llama.cpp are started as
+    planned: what they do without the GPUs is theirs to say.
     """
+    if request.recipe.engine is not EngineKind.LLAMA_CPP:
+        return placement
     if not any(share.device.described for share in placement.used_shares):
         return placement
     recipe = replace(request.recipe, n_gpu_layers=0, tensor_split=(), smart_split=True)

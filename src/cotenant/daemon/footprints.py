@@ -1,0 +1,41 @@
+"""What models are seen to take whose bytes nobody can compute, for their next loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from cotenant.daemon.loop import Loop
+from cotenant.daemon.watchers import Served
+from cotenant.domain.models import EngineKind
+from cotenant.domain.residencies import ResidencyState
+
+_MARGIN: Final = 1.05
+_CHANGED: Final = 1.02
+
+
+class Footprints:
+    """Watches Readings for what commands take, and has the next load planned by it.
+
+    What a model took in past runs is where it begins. A stated `memory:` is never overruled.
+    """
+
+    def __init__(self, loop: Loop, served: Served, known: Mapping[str, int]) -> None:
+        self._loop = loop
+        self._served = served
+        self._seen = dict(known)
+        for name, count in known.items():
+            served.learned[name] = int(_MARGIN * count)
+
+    def measured(self) -> None:
+        """Take in what the last Readings say of each command that is loaded."""
+        for residency, _ in self._loop.loaded():
+            entry = self._loop.entry(residency.model)
+            if entry is None or entry.recipe.engine is not EngineKind.COMMAND:
+                continue
+            held = residency.measured_bytes
+            if residency.state is not ResidencyState.READY or not held:
+                continue
+            if held > _CHANGED * self._seen.get(entry.name, 0):
+                self._seen[entry.name] = held
+                self._served.learn({entry.name: int(_MARGIN * held)})

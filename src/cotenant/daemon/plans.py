@@ -1,0 +1,232 @@
+"""Plans that somebody asks for without loading anything: of served models, of files, on any devices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cotenant.clock import Clock
+from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.daemon.fleet import Fleet, may_use
+from cotenant.domain.decisions import DeviceStatus
+from cotenant.domain.devices import Inventory, InventorySource, Reading
+from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile
+from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.placements import Budget
+from cotenant.domain.recipes import check_recipe
+from cotenant.hardware.described import DescribedProbe
+from cotenant.interfaces import Operator, PlanAsked, PlanFound
+from cotenant.model_files import load_model
+from cotenant.planning.advice import plan
+from cotenant.planning.budgets import BudgetRules, budgets
+from cotenant.planning.planner import PlanRequest
+
+_NO_DEVICES = Inventory(InventorySource.NVML, (), {}, problems=("the driver tells of no GPU now",))
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A model to plan, and what it is planned with unless asked otherwise."""
+
+    name: str
+    shape: ModelShape
+    recipe: Recipe
+    path: Path | None = None
+    projector_path: Path | None = None
+    projector_bytes: int = 0
+    gpus: tuple[str, ...] = ()
+    stated_bytes: int | None = None
+
+
+class Plans:
+    """A Planner over the configuration in force and the cards as they were read last.
+
+    Of files, those beside models of the configuration are read, and no others: an answer would tell who may
+    not look there what lies on the machine.
+    """
+
+    def __init__(
+        self,
+        configuration: Callable[[], Configuration],
+        cards: Callable[[], Inventory | None],
+        operator: Operator,
+        our_pids: Callable[[], Collection[int]],
+        clock: Clock,
+    ) -> None:
+        self._configuration = configuration
+        self._cards = cards
+        self._operator = operator
+        self._our_pids = our_pids
+        self._clock = clock
+
+    async def plan(self, asked: PlanAsked) -> PlanFound:
+        """Lay a model over devices, or say why it cannot be and what would fit.
+
+        Raises UnknownModel, ModelFileError, BadRequest, BadDeviceSpec, BadRecipe and BadSplit.
+        """
+        configuration = self._configuration()
+        rules = _rules(asked, configuration.devices.rules)
+        inventory = self._described(asked.gpus) if asked.gpus else self._present(asked, rules)
+        # A header takes milliseconds to read, and a hard plan too: requests to models are not to wait.
+        return await asyncio.to_thread(_plan, asked, configuration, inventory, rules)
+
+    def _described(self, spec: str) -> Inventory:
+        try:
+            return DescribedProbe(self._clock, spec, files=False).inventory()
+        except BadDeviceSpec as error:
+            hint = error.hint.replace(", or a YAML file's path", "")
+            raise BadDeviceSpec(error.message, hint=hint) from None
+
+    def _present(self, asked: PlanAsked, rules: BudgetRules) -> Inventory:
+        found = self._cards() or _NO_DEVICES
+        statuses = {status.uuid: status for status in self._operator.devices()}
+        ours = frozenset(self._our_pids())
+        readings = {
+            device.id: _without_ours(found, found.reading(device), status, ours)
+            if not asked.beside_loaded
+            else _as_it_is(found.reading(device), status, self._configuration().devices.rules)
+            for device in found.devices
+            if (status := statuses.get(device.id)) is not None
+        }
+        return replace(found, readings={**found.readings, **readings})
+
+
+def _plan(
+    asked: PlanAsked, configuration: Configuration, inventory: Inventory, rules: BudgetRules
+) -> PlanFound:
+    subject = _subject(asked, configuration)
+    if subject.shape.kind is ModelKind.PROJECTOR:
+        raise UnsupportedModelFile(
+            f"{subject.name} is a vision projector, not a model of its own",
+            hint="Choose the model that it goes with.",
+        )
+    recipe = _recipe(asked, subject)
+    pinned_to = subject.gpus if asked.gpus is None else ()
+    found = tuple(_allowed(budgets(inventory, rules), pinned_to))
+    request = PlanRequest(subject.name, subject.shape, recipe, subject.projector_bytes, subject.stated_bytes)
+    return PlanFound(
+        subject.name,
+        subject.path,
+        subject.shape,
+        recipe,
+        found,
+        plan(request, found, rules),
+        rules.reserve_bytes,
+        rules.min_budget_bytes,
+        rules.overhead_bytes,
+        subject.projector_path,
+        asked.gpus,
+        asked.gpus or configuration.devices.gpus,
+        inventory.problems,
+    )
+
+
+def _subject(asked: PlanAsked, configuration: Configuration) -> _Subject:
+    if asked.model is not None:
+        return _served(Fleet.of(configuration.models), asked.model)
+    recipe = configuration.defaults.recipe
+    if asked.shape is not None:
+        return _Subject(asked.name, asked.shape, recipe, projector_bytes=asked.projector_bytes)
+    if asked.path is None:
+        raise BadRequest("no model is named", hint="Give model, path or headers.")
+    path = _reachable(asked.path, configuration)
+    return _Subject(path.name.removesuffix(".gguf"), load_model(path), recipe, path)
+
+
+def _served(fleet: Fleet, name: str) -> _Subject:
+    entry = fleet.entries[fleet.resolve(name)]
+    return _Subject(
+        entry.name,
+        entry.shape,
+        entry.recipe,
+        entry.path,
+        entry.projector_path,
+        entry.projector_bytes,
+        entry.gpus,
+        entry.stated_bytes,
+    )
+
+
+def _reachable(text: str, configuration: Configuration) -> Path:
+    """Return a path within the folders that models are served from. Raises BadRequest, whatever is there."""
+    # Normalised before it is opened: what `..` means must not depend on links.
+    path = Path(os.path.normpath(os.path.expanduser(text)))
+    folders = sorted(_folders(configuration))
+    if not path.is_absolute() and configuration.models_dir is not None:
+        path = Path(os.path.normpath(configuration.models_dir.expanduser() / path))
+    if "\0" not in text and any(path.is_relative_to(folder) for folder in folders):
+        return path
+    named = ", ".join(map(str, folders)) or "none"
+    raise BadRequest(
+        f"{text[:200]!r} is in no folder that models are served from",
+        hint=f"Folders: {named}. Send the file's header instead, or use `cotenant plan --model FILE`.",
+    )
+
+
+def _folders(configuration: Configuration) -> set[Path]:
+    found = {_normal(part.parent) for entry in configuration.models for part in _files(entry)}
+    return found | ({_normal(configuration.models_dir)} if configuration.models_dir else set())
+
+
+def _files(entry: ModelEntry) -> Sequence[Path]:
+    return entry.parts if entry.path is None else (entry.path, *entry.parts)
+
+
+def _normal(folder: Path) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(folder)))
+
+
+def _recipe(asked: PlanAsked, subject: _Subject) -> Recipe:
+    """Return the recipe asked for. Raises BadRecipe."""
+    changed: dict[str, Any] = dict(asked.recipe)
+    recipe = replace(subject.recipe, **changed)
+    recipe = replace(recipe, n_ubatch=min(recipe.n_ubatch, recipe.n_batch))
+    if subject.shape.kind is ModelKind.EMBEDDING:
+        # As it is served: a text is embedded in one micro-batch.
+        recipe = replace(recipe, n_ubatch=recipe.n_batch)
+    check_recipe(recipe)
+    return recipe
+
+
+def _rules(asked: PlanAsked, rules: BudgetRules) -> BudgetRules:
+    told = {
+        "reserve_bytes": asked.reserve_bytes,
+        "min_budget_bytes": asked.min_budget_bytes,
+        "overhead_bytes": asked.overhead_bytes,
+    }
+    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    if asked.overhead_bytes is not None:
+        given["overheads"] = {}
+    return replace(rules, **given)
+
+
+def _without_ours(
+    inventory: Inventory, reading: Reading, status: DeviceStatus, ours: frozenset[int]
+) -> Reading:
+    """Return what a device would show if no model of ours were loaded."""
+    if not inventory.source.is_live or reading.free_bytes is None or status.total_bytes is None:
+        # What our engines take does not show in it.
+        return reading
+    free = max(reading.free_bytes, status.total_bytes - (status.foreign_bytes or 0))
+    others = None if reading.processes is None else tuple(p for p in reading.processes if p.pid not in ours)
+    return replace(reading, free_bytes=free, processes=others)
+
+
+def _as_it_is(reading: Reading, status: DeviceStatus, rules: BudgetRules) -> Reading:
+    """Return what is free beside our models, those included that are still taking their memory."""
+    if reading.free_bytes is None:
+        return reading
+    return replace(reading, free_bytes=min(reading.free_bytes, status.plannable_bytes + rules.reserve_bytes))
+
+
+def _allowed(found: Sequence[Budget], gpus: tuple[str, ...]) -> Iterator[Budget]:
+    """Leave out what the model's `gpus:` does not name."""
+    for budget in found:
+        if may_use(gpus, budget.device):
+            yield budget
+        else:
+            yield replace(budget, budget_bytes=0, left_out="the model is pinned to other GPUs")

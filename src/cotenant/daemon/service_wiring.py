@@ -1,0 +1,34 @@
+"""Putting the parts of GPU configuration together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cotenant.config.configuration import ServicesSettings
+from cotenant.containers.orchestrator import ComposeOrchestrator
+from cotenant.daemon.services import Services
+from cotenant.domain.devices import DeviceId
+from cotenant.interfaces import GpuProbe, Operator
+from cotenant.service_interfaces import ServiceBook
+
+
+def services_of(
+    settings: ServicesSettings, book: ServiceBook, probe: GpuProbe, operator: Operator, state_dir: Path
+) -> Services:
+    """Return the operator of the services in `settings`, which keeps its notes under `state_dir`."""
+
+    def claims() -> Mapping[DeviceId, int]:
+        return {DeviceId(device.uuid): device.claimed_bytes for device in operator.devices()}
+
+    orchestrator = ComposeOrchestrator(
+        settings.compose_files,
+        output_dir=settings.output_dir,
+        state_dir=state_dir / "services",
+        command=settings.command,
+        project=settings.project,
+        device_names=settings.device_ids,
+        parallel=settings.parallel,
+        command_timeout_s=settings.command_timeout_s,
+    )
+    return Services(settings, book, orchestrator, probe.inventory, claims)

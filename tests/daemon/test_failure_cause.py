@@ -1,0 +1,69 @@
+"""What ended an engine reaches the client, the story, the model's page and the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import stat
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.engines.support import fake_server
+from tests.support.gguf_models import build_tiny_llama
+from tests.support.http_client import post
+from tests.support.serving import Serving
+
+pytestmark = pytest.mark.slow
+
+LOG = Path(__file__).parents[1] / "engines" / "logs" / "llama-cpp-20431.txt"
+
+
+@pytest.fixture
+def out_of_memory(tmp_path: Path) -> Path:
+    """Write a llama-server that dies while loading, with the log of a real one."""
+    program = tmp_path / "out-of-memory"
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        f'  --help|--version|--list-devices) exec {fake_server(tmp_path)} "$@" ;;\n'
+        "esac\n"
+        f"cat {LOG} >&2; exit 1\n"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+def get(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(address + path, timeout=30) as response:
+        body: bytes = response.read()
+    return body
+
+
+def test_the_cause_of_a_failed_load_reaches_everybody(tmp_path: Path, out_of_memory: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    build_tiny_llama(models / "tiny.gguf")
+    argv = ["serve", "--models-dir", str(models), "--port", "0", "--llama-server", str(out_of_memory)]
+    with Serving(argv, tmp_path / "state") as daemon:
+        address = daemon.address()
+        reply = asyncio.run(
+            post(int(address.rpartition(":")[2]), "/v1/completions", {"model": "tiny", "prompt": "a"})
+        )
+        told = json.loads(get(address, "/api/models/tiny/why"))
+        metrics = get(address, "/metrics").decode()
+        page = json.loads(get(address, "/api/models/tiny"))
+        assert daemon.terminate() == 0
+
+    assert reply.status == 503
+    error = json.loads(reply.body)["error"]
+    assert error["code"] == "engine_load_failed"
+    assert "its GPU 0 has no room for another 144817.04 MiB (allocating 144817.04 MiB" in error["message"]
+    assert "See `cotenant gpus` for who holds memory" in error["message"]
+    failed = [each for each in told["decisions"] if each["kind"] == "failed"]
+    assert [each["facts"]["cause"] for each in failed] == ["gpu_memory_loading"] * 2
+    assert "has no room" in page["last_failure"]
+    assert 'cause="gpu_memory_loading"' in metrics
+    assert re.search(r"cotenant.decisions.*failed.*has no room", daemon.output)

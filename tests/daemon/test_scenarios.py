@@ -1,0 +1,116 @@
+"""Two models on one card, as they are to be decided on: live, with real engines on hypothetical GPUs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gguf_models import build_tiny_llama
+from tests.support.http_client import post
+from tests.support.operating import get, port_of, story
+from tests.support.paper_machine import PaperMachine
+from tests.support.serving import Serving
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llama(tmp_path_factory.mktemp("model") / "model.gguf")
+
+
+@contextlib.contextmanager
+def two_models(model: Path, folder: Path, gpus: str, keep_alive: str) -> Iterator[Serving]:
+    """Serve gpt2 and gpt2-small, both pinned to the last card described."""
+    card = gpus.count(",")
+    config = folder / "cotenant.yaml"
+    config.write_text(
+        f"defaults: {{keep_alive: {keep_alive}}}\n"
+        "models:\n"
+        f"  - {{name: gpt2, path: {model}, gpus: [{card}]}}\n"
+        f"  - {{name: gpt2-small, path: {model}, gpus: [{card}]}}\n",
+        encoding="utf-8",
+    )
+    argv = ["serve", "--config", str(config), "--port", "0", "--gpus", gpus]
+    with Serving([*argv, "--reserve-mib", "100", "--min-budget-mib", "100"], folder / "state") as daemon:
+        daemon.address()
+        yield daemon
+        assert daemon.process.poll() is not None or daemon.terminate() == 0
+
+
+def ask(daemon: Serving, name: str) -> None:
+    body = {"model": name, "prompt": "x", "max_tokens": 2}
+    assert asyncio.run(post(port_of(daemon), "/v1/completions", body)).status == 200
+
+
+def states(daemon: Serving) -> dict[str, str]:
+    return {model["name"]: model["state"] for model in get(daemon, "/api/models")["models"]}
+
+
+def until(condition: Callable[[], bool], within_s: float = 15) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def reasons(daemon: Serving, name: str) -> list[str]:
+    return [d["facts"]["reason"] for d in story(daemon, name) if "reason" in d["facts"]]
+
+
+def qps(daemon: Serving) -> dict[tuple[str, str], float]:
+    """Return requests per second by model and card, as Prometheus reads them."""
+    text = get(daemon, "/metrics", as_text=True)
+    found = re.findall(r'^cotenant_model_qps\{gpu="(\d*)",model="([\w-]+)",.*\} (\S+)$', text, re.MULTILINE)
+    return {(model, card): float(value) for card, model, value in found}
+
+
+def test_of_two_models_the_idle_one_goes_and_the_active_one_stays(model: Path, tmp_path: Path) -> None:
+    with two_models(model, tmp_path, "1000MiB,2000MiB", keep_alive="2s") as daemon:
+        ask(daemon, "gpt2-small")
+        ask(daemon, "gpt2")
+        assert states(daemon) == {"gpt2": "ready", "gpt2-small": "ready"}
+        deadline = time.monotonic() + 15
+        while states(daemon)["gpt2-small"] != "cold":
+            assert time.monotonic() < deadline
+            ask(daemon, "gpt2")
+        assert states(daemon)["gpt2"] == "ready"
+        seen = qps(daemon)
+        assert seen["gpt2", "1"] > seen["gpt2-small", ""], "each model has its own, though they shared a card"
+        assert reasons(daemon, "gpt2-small") == ["keep_alive"]
+        assert reasons(daemon, "gpt2") == []
+
+
+def test_under_memory_pressure_the_more_idle_one_goes(model: Path, tmp_path: Path) -> None:
+    machine = PaperMachine(tmp_path, total_mib=1300)
+    with two_models(model, tmp_path, str(machine.path), keep_alive="5m") as daemon:
+        ask(daemon, "gpt2-small")
+        for _ in range(5):
+            ask(daemon, "gpt2")
+        assert states(daemon) == {"gpt2": "ready", "gpt2-small": "ready"}
+        machine.others_hold(400)
+        until(lambda: states(daemon)["gpt2-small"] == "cold")
+        assert states(daemon)["gpt2"] == "ready"
+        assert reasons(daemon, "gpt2-small") == ["overcommitted"]
+        (told,) = [d["text"] for d in story(daemon, "gpt2-small") if d["kind"] == "evict"]
+        assert "others have taken memory" in told
+        ask(daemon, "gpt2")
+        assert daemon.terminate() == 0
+        assert "others grew (stranger (pid 4000000, 400 MiB))" in daemon.output
+
+
+def test_two_active_models_both_stay(model: Path, tmp_path: Path) -> None:
+    with two_models(model, tmp_path, "1000MiB,2000MiB", keep_alive="1s") as daemon:
+        until_at = time.monotonic() + 3
+        while time.monotonic() < until_at:
+            ask(daemon, "gpt2")
+            ask(daemon, "gpt2-small")
+        assert states(daemon) == {"gpt2": "ready", "gpt2-small": "ready"}
+        for name in ("gpt2", "gpt2-small"):
+            assert [d["kind"] for d in story(daemon, name)] == ["load", "ready"]
