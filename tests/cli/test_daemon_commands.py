@@ -9,19 +9,20 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cotenant.cli.main import main
 from cotenant.clock import SystemClock
-from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
+from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus
 from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from tests.gateway.harness import SlotRouter, serving
-from tests.support.operators import PlainOperator
+from tests.support.operators import CARD, PlainOperator
 
 MODELS = (
     ServedModel("org/llama", ModelKind.TEXT, 1, aliases=("gpt",)),
@@ -97,6 +98,20 @@ def test_ps_shows_models_and_whose_the_memory_is(operator, capsys, monkeypatch):
     assert "ours" in legend
     assert [model["name"] for model in shown["models"]] == ["org/llama", "cold"]
     assert shown["devices"][0]["uuid"] == "GPU-a"
+
+
+def test_ps_tells_how_far_a_load_is_and_how_busy_a_card(operator, capsys):
+    far = LoadProgress(running_s=12.0, expected_s=40.0, read_bytes=3 * GIB, total_bytes=18 * GIB)
+    new = LoadProgress(running_s=0.4, expected_s=40.0)
+    operator.models["org/llama"] = ModelStatus("org/llama", "loading", load=far)
+    operator.models["cold"] = ModelStatus("cold", "loading", load=new)
+    operator.cards = (replace(CARD, utilisation_percent=37),)
+    with running(operator) as address:
+        assert main(["ps", "--address", address]) == 0
+    _, _, _, first, second, _, card, _ = capsys.readouterr().out.splitlines()
+    assert first == "org/llama is loading: 3.0 GiB of 18.0 GiB read, 12.0 s of about 40.0 s"
+    assert second == "cold is loading: 400 ms of about 40.0 s"
+    assert card.endswith("free of 24.0 GiB, 37% busy")
 
 
 def test_orders_are_carried_out_and_say_how_the_model_stands(operator, capsys):

@@ -58,7 +58,7 @@ def test_the_table_comes_in_the_planned_order_which_the_first_line_states(
         ["GPU0", "1", "RTX", "A5500", "UUID", "?", "24,564", "19,304", "5,260", "8.6", "default", "768"]
     )
     assert re.sub(r"GPU-\w+", "UUID", second).split() == (
-        ["GPU1", "0", "RTX", "A400", "UUID", "?", "4,094", "329", "3,765", "?", "default", "?"]
+        ["GPU1", "0", "RTX", "A400", "UUID", "?", "4,094", "329", "3,765", "8.6", "default", "96"]
     )
 
 
@@ -152,6 +152,9 @@ def test_json_holds_every_fact_with_bytes_as_integers() -> None:
                 "compute_capability": "8.6",
                 "compute_mode": "default",
                 "bandwidth_bytes_per_s": 936_096_000_000,
+                "utilisation_percent": 37,
+                "temperature_c": 61,
+                "power_w": 214.5,
                 "processes": [
                     {"pid": 7, "name": "python3", "used_bytes": 8000 * MIB},
                     {"pid": 9, "name": None, "used_bytes": None},

@@ -51,9 +51,13 @@ class Daemon:
         """Return the JSON at a path."""
         return self._json("GET", path, _READ_TIMEOUT_S)
 
-    def post(self, path: str) -> Any:
-        """Give an order and return the answer's JSON, however long it takes."""
-        return self._json("POST", path, None)
+    def post(self, path: str, payload: object = None) -> Any:
+        """Give an order, with what goes with it, and return the answer's JSON, however long it takes."""
+        return self._json("POST", path, None, payload)
+
+    def put(self, path: str, payload: object) -> Any:
+        """Replace what is at a path and return the answer's JSON."""
+        return self._json("PUT", path, None, payload)
 
     def text(self, path: str) -> str:
         """Return the plain text at a path."""
@@ -66,17 +70,20 @@ class Daemon:
             while piece := response.read1(_CHUNK_BYTES):
                 yield piece
 
-    def _json(self, method: str, path: str, timeout_s: float | None) -> Any:
-        with self._open(method, path, timeout_s, "application/json") as response:
+    def _json(self, method: str, path: str, timeout_s: float | None, payload: object = None) -> Any:
+        body = b"" if payload is None else json.dumps(payload).encode()
+        with self._open(method, path, timeout_s, "application/json", body) as response:
             try:
                 return json.load(response)
             except ValueError:
                 raise self._stranger() from None
 
-    def _open(self, method: str, path: str, timeout_s: float | None, accept: str) -> Any:
+    def _open(self, method: str, path: str, timeout_s: float | None, accept: str, body: bytes = b"") -> Any:
         headers = {"Accept": accept, **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+        if body:
+            headers["Content-Type"] = "application/json"
         request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-            self.address + path, headers=headers, method=method, data=b"" if method == "POST" else None
+            self.address + path, headers=headers, method=method, data=None if method == "GET" else body
         )
         try:
             return self._opener.open(request, timeout=timeout_s)

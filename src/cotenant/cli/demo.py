@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import tempfile
 import urllib.error
 import urllib.request
@@ -14,9 +15,12 @@ from typing import Any
 
 from cotenant.cli.plan_input import model_path
 from cotenant.cli.serve import add_serve_options, api_keys, serve_model
+from cotenant.domain.errors import HubError
 
 _PROMPT = "Say in one sentence what a GPU is for."
 _ANSWER_TIMEOUT_S = 300
+_MODEL = "hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M"
+_HUB_WITHIN_S = 4.0
 
 
 def register(subparsers: Any) -> None:
@@ -30,7 +34,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve, ask one question, say what to try next, and go on serving."""
-    path = model_path(args)
+    path = model_path(args) or _from_hub()
     if path is not None:
         serve_model(args, path, _asker(args, made_up=False))
         return 0
@@ -38,13 +42,27 @@ def run(args: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="cotenant-demo-") as folder:
         path = Path(folder) / "demo.gguf"
-        print("No model given: making a small one with random weights. What it says means nothing;")
+        print("Making a small model with random weights instead. What it says means nothing;")
         print(
             "everything around it is real. Serve your own with: make run MODEL=path/to/model.gguf", flush=True
         )
         write_demo_model(path)
         serve_model(args, path, _asker(args, made_up=True))
     return 0
+
+
+def _from_hub() -> Path | None:
+    """Pull a small instruct model, once; None where the hub cannot be reached soon or gives nothing."""
+    from cotenant.cli.pull import pull, shown
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cotenant" / "models"
+    print(f"No model given: trying {_MODEL}.", flush=True)
+    try:
+        files = asyncio.run(pull(_MODEL, cache, shown(), list_within_s=_HUB_WITHIN_S))
+    except HubError as error:
+        print(f"It is not to be had: {error.message}.")
+        return None
+    return files[-1]
 
 
 def _asker(args: argparse.Namespace, *, made_up: bool) -> Any:

@@ -14,9 +14,9 @@ from cotenant.domain.devices import (
     DeviceOrder,
     GpuProcess,
     Inventory,
-    InventorySource,
 )
 from cotenant.domain.units import format_mib
+from cotenant.planning.compute_modes import default_mode_command
 
 _WIDTH = 100
 _TITLES = {
@@ -76,12 +76,24 @@ def as_text(inventory: Inventory, order: DeviceOrder) -> Iterator[str]:
         for device in devices:
             total, free = device.total_bytes, inventory.reading(device).free_bytes
             yield f"  {device.label}: {format_mib(total)} MiB in all, {format_mib(free)} MiB available"
+    yield from _modes(inventory, devices)
     yield from _problems(inventory, devices)
+
+
+def _modes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
+    """Say what a mode other than the default means for those who want to run something."""
+    for rank, device in enumerate(devices):
+        mode = inventory.reading(device).compute_mode
+        if mode is ComputeMode.EXCLUSIVE_PROCESS:
+            yield f"GPU{rank} is in Exclusive_Process mode: one process at a time, or several through MPS,"
+            yield f"  which Cotenant starts where it is needed; `{default_mode_command(device)}` lifts it."
+        elif mode is ComputeMode.PROHIBITED:
+            yield f"GPU{rank} is in Prohibited mode and not used; `{default_mode_command(device)}` lifts it."
 
 
 def _gpus(inventory: Inventory, devices: Sequence[Device], title: str) -> Iterator[str]:
     facts = [title]
-    if inventory.source is InventorySource.DESCRIBED:
+    if inventory.source.is_described:
         facts.append("described, not of this machine")
     if inventory.driver_version:
         facts.append(f"driver {inventory.driver_version}")
@@ -127,7 +139,7 @@ def _table(rows: list[list[str]]) -> Iterator[str]:
 
 def _processes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
     listed = [inventory.reading(device).processes for device in devices]
-    if inventory.source is InventorySource.DESCRIBED:
+    if inventory.source.is_described:
         listed = [processes or () for processes in listed]
         if not any(listed):
             return
@@ -167,6 +179,9 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
         "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
         "compute_mode": mode.value if mode else None,
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
+        "utilisation_percent": reading.utilisation_percent,
+        "temperature_c": reading.temperature_c,
+        "power_w": reading.power_w,
         "processes": None if processes is None else [_process_json(process) for process in processes],
         "problem": reading.problem,
     }

@@ -19,6 +19,7 @@ _COMMANDS = (
     "gpus",
     "engine",
     "models",
+    "pull",
     "demo",
     "ps",
     "load",
@@ -26,6 +27,13 @@ _COMMANDS = (
     "pin",
     "why",
     "logs",
+    "doctor",
+    "mps",
+    "top",
+    "bench",
+    "service",
+    "services",
+    "db",
 )
 _FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
 

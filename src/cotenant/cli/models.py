@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
     rows = [plan_alone(model, inventory, devices.rules) for model in configuration.models]
     together = peak(configuration.models, inventory, devices.rules)
-    errors = _estimate_errors()
+    errors = _estimate_errors(configuration.database)
     if args.json:
         print(json.dumps(_as_json(configuration, rows, together, errors), indent=2, ensure_ascii=False))
         return 0
@@ -136,17 +136,18 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _estimate_errors() -> Mapping[str, float]:
+def _estimate_errors(database: str | None) -> Mapping[str, float]:
     """Return how far off predictions were in past runs, by model: |predicted − measured| / measured."""
-    from cotenant.daemon.settings import DaemonOptions
+    from cotenant.daemon.settings import default_database
     from cotenant.store.journal import SqlJournal
+    from cotenant.store.location import locate
 
-    path = DaemonOptions().journal_path
-    if not path.is_file():
+    location = locate(database or default_database())
+    if location.path is not None and not location.path.is_file():
         return {}
 
     async def ask() -> Mapping[str, float]:
-        journal = SqlJournal(path)
+        journal = SqlJournal(location)
         try:
             return await journal.estimate_errors()
         finally:
@@ -241,8 +242,9 @@ def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:
     return {
         "name": model.name,
         "aliases": model.aliases,
-        "path": str(model.path),
+        "path": None if model.path is None else str(model.path),
         "projector_path": None if model.projector_path is None else str(model.projector_path),
+        "engine": model.recipe.engine,
         "kind": model.shape.kind,
         "quantisation": model.shape.quantisation,
         "file_bytes": model.shape.file_bytes,

@@ -51,16 +51,30 @@ def kept_to(inventory: Inventory, devices: list[str], *, described: str | None) 
 
 
 def _allotted(inventory: Inventory) -> Inventory:
-    """Keep to the GPUs that a batch system or the user allotted to this process by CUDA_VISIBLE_DEVICES.
+    """Keep to the GPUs that a batch system or the user allotted to this process by environment variables.
 
-    Engines get one of our own, so the one set for us would be lost. As in CUDA, the list ends at the first
-    entry that means nothing, and an empty one hides every GPU.
+    Engines get variables of our own, so the ones set for us would be lost. As in CUDA and ROCm, a list ends
+    at the first entry that means nothing, and an empty one hides every GPU.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not inventory.has_gpus:
+        return inventory
+    if any(device.hip_name is not None for device in inventory.devices):
+        # What HIP reads counts within what ROCr leaves.
+        inventory = _kept(inventory, "ROCR_VISIBLE_DEVICES")
+        own = "HIP_VISIBLE_DEVICES" if os.environ.get("HIP_VISIBLE_DEVICES") else "CUDA_VISIBLE_DEVICES"
+        return _kept(inventory, own, by_place=True)
+    return _kept(inventory, "CUDA_VISIBLE_DEVICES")
+
+
+def _kept(inventory: Inventory, variable: str, *, by_place: bool = False) -> Inventory:
+    given = os.environ.get(variable)
     if given is None or not inventory.has_gpus:
         return inventory
     allotted: list[str] = []
     for name in _names(given):
+        if by_place and name.isdecimal():
+            place = int(name[:9])
+            name = inventory.devices[place].id if place < len(inventory.devices) else ""
         try:
             inventory.select([name])
         except UnknownDevice:
@@ -70,7 +84,7 @@ def _allotted(inventory: Inventory) -> Inventory:
         return inventory.select(allotted)
     from cotenant.hardware.host import HostProbe
 
-    return HostProbe(SystemClock()).inventory((f"CUDA_VISIBLE_DEVICES={given!r} hides every GPU",))
+    return HostProbe(SystemClock()).inventory((f"{variable}={given!r} hides every GPU",))
 
 
 def _names(text: str) -> list[str]:

@@ -58,7 +58,7 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
 
     recipe, rules = read_recipe(args), read_rules(args)
     shape = load_model(path)
-    if shape.kind is ModelKind.EMBEDDING:
+    if shape.kind.pools:
         # An engine embeds a text in one micro-batch: a longer text would be refused.
         recipe = replace(recipe, n_ubatch=recipe.n_batch)
     if shape.kind is ModelKind.PROJECTOR:

@@ -59,6 +59,9 @@ def table(models: Sequence[Mapping[str, Any]], devices: Sequence[Mapping[str, An
         yield "  ".join(cells).rstrip()
     if not models:
         yield "no models"
+    for model in models:
+        if model.get("load"):
+            yield f"{model['name']} is loading: {_progress(model['load'])}"
     yield ""
     label_width = max((len(_label(device)) for device in devices), default=0)
     for device in devices:
@@ -84,6 +87,12 @@ def _row(model: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
+def _progress(load: Mapping[str, Any]) -> str:
+    read, total = load["read_bytes"], load["total_bytes"]
+    took = f"{format_duration(load['running_s'])} of about {format_duration(load['expected_s'])}"
+    return took if read is None else f"{format_bytes(read)} of {format_bytes(total)} read, {took}"
+
+
 def _device(device: Mapping[str, Any], label_width: int) -> str:
     total, free, foreign = device["total_bytes"], device["free_bytes"], device["foreign_bytes"]
     claimed = device["claimed_bytes"]
@@ -93,8 +102,10 @@ def _device(device: Mapping[str, Any], label_width: int) -> str:
         others = min(_BAR - ours, round((foreign or 0) / total * _BAR))
         bar = "█" * ours + "×" * others + "·" * (_BAR - ours - others)
     said = f"{format_bytes(claimed)} ours, {format_bytes(foreign)} others', {format_bytes(free)} free"
+    busy = device.get("utilisation_percent")
+    said += f" of {format_bytes(total)}" + ("" if busy is None else f", {busy:.0f}% busy")
     over = ", OVERCOMMITTED" if device["overcommitted"] else ""
-    return f"{_label(device):<{label_width}}  {bar}  {said} of {format_bytes(total)}{over}"
+    return f"{_label(device):<{label_width}}  {bar}  {said}{over}"
 
 
 def _label(device: Mapping[str, Any]) -> str:

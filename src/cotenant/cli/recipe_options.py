@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cotenant.domain.models import (
     SplitMode,
     SplitPolicy,
 )
+from cotenant.domain.profiles import Profile, recipe_values
 from cotenant.domain.recipes import MAX_CTX, MAX_PARALLEL, check_recipe
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
@@ -30,6 +32,14 @@ _RULES = BudgetRules()
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """Add every flag of a Recipe and of BudgetRules, device order aside."""
+    member(
+        parser,
+        "--profile",
+        Profile,
+        None,
+        "low-memory: small context, one slot, quantised cache, as many layers on GPUs as fit; "
+        "whatever else is given wins",
+    )
     _add_context(parser.add_argument_group("context"))
     _add_layout(parser.add_argument_group("layout"))
     _add_budget(parser.add_argument_group("budget"))
@@ -144,25 +154,39 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
             "--smart-split and --tensor-split exclude each other",
             hint="Leave --smart-split out to split by hand.",
         )
-    recipe = Recipe(
-        n_ctx=args.n_ctx,
-        parallel=args.parallel,
-        n_batch=args.n_batch,
-        n_ubatch=min(args.n_ubatch, args.n_batch),
-        cache_type_k=args.cache_type_k,
-        cache_type_v=args.cache_type_v,
-        flash_attention=args.flash_attn,
-        kv_unified=args.kv_unified,
-        n_gpu_layers=args.n_gpu_layers,
-        split_mode=args.split_mode,
-        split_policy=args.split_policy,
-        tensor_split=args.tensor_split,
-        smart_split=args.smart_split is not False,
-        mmap=args.mmap,
-        mlock=args.mlock,
-    )
+    told = _recipe_flags(args)
+    by_profile = recipe_values(args.profile, {name: told[name] for name in told if _is_told(args, name)})
+    recipe = replace(Recipe(), **{**told, **by_profile})
+    recipe = replace(recipe, n_ubatch=min(recipe.n_ubatch, recipe.n_batch))
     check_recipe(recipe)
     return recipe
+
+
+def _recipe_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags' values by the names of Recipe's fields."""
+    return {
+        "n_ctx": args.n_ctx,
+        "parallel": args.parallel,
+        "n_batch": args.n_batch,
+        "n_ubatch": args.n_ubatch,
+        "cache_type_k": args.cache_type_k,
+        "cache_type_v": args.cache_type_v,
+        "flash_attention": args.flash_attn,
+        "kv_unified": args.kv_unified,
+        "n_gpu_layers": args.n_gpu_layers,
+        "split_mode": args.split_mode,
+        "split_policy": args.split_policy,
+        "tensor_split": args.tensor_split,
+        "smart_split": args.smart_split is not False,
+        "mmap": args.mmap,
+        "mlock": args.mlock,
+    }
+
+
+def _is_told(args: argparse.Namespace, field: str) -> bool:
+    """Whether a field of the recipe was set by its flag or its variable."""
+    dest = "flash_attn" if field == "flash_attention" else field
+    return dest in getattr(args, "given", ()) or bool(os.environ.get(variable(f"--{dest}")))
 
 
 def read_rules(args: argparse.Namespace) -> BudgetRules:
@@ -228,7 +252,7 @@ def flag(
     )
 
 
-def member(group: Any, name: str, kind: type[StrEnum], default: StrEnum, text: str) -> None:
+def member(group: Any, name: str, kind: type[StrEnum], default: StrEnum | None, text: str) -> None:
     """Add a flag whose value is one of an enumeration's."""
 
     def parse(word: str) -> StrEnum:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cotenant.cli.doctor import examiner
 from cotenant.cli.options import kept_to
 from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
-from cotenant.cli.recipe_options import file_path, flag, given_flags, switch, whole
+from cotenant.cli.recipe_options import file_path, flag, given_flags, member, switch, whole
 from cotenant.cli.render import (
     analysis_lines,
     comparison_lines,
@@ -25,6 +26,7 @@ from cotenant.clock import SystemClock
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
 from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import format_bytes, format_duration, parse_duration
 from cotenant.planning.budgets import BudgetRules, budgets
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
         SchedulingSettings,
         ServerSettings,
     )
-    from cotenant.daemon.main import AfterReady
+    from cotenant.daemon.job import AfterReady
     from cotenant.daemon.settings import DaemonOptions
     from cotenant.interfaces import Engine
 
@@ -68,6 +70,8 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engine")
     flag(engine, "--llama-server", file_path, None, "FILE", "use this llama-server")
     flag(engine, "--load-timeout", parse_duration, "10m", "TIME", "how long a model may take to load")
+    member(engine, "--mps", MpsMode, MpsMode.AUTO, "when engines share cards through CUDA MPS")
+    member(engine, "--mps-group", MpsGroup, MpsGroup.ALL, "which cards one MPS daemon serves")
     switch(engine, "--use-fit-params", False, "leave layers and split to llama.cpp's own fitting")
 
 
@@ -89,7 +93,7 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
             hint="Give a GGUF file: llama.cpp runs no other.",
         )
     from cotenant.config.configuration import Configuration, ModelEntry
-    from cotenant.daemon.main import Job
+    from cotenant.daemon.job import Job
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.inventory import probe
 
@@ -112,7 +116,14 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
         server=_server(args), devices=_devices(args, given), scheduling=_scheduling(args), models=(entry,)
     )
     clock = SystemClock()
-    job = Job(configuration, _options(args), probe(args.gpus, clock), given.inventory, alone=entry)
+    job = Job(
+        configuration,
+        _options(args),
+        probe(args.gpus, clock),
+        given.inventory,
+        alone=entry,
+        examine=examiner(configuration, args.llama_server),
+    )
     run_daemon(job, _Terminal(given.inventory, given.budgets, given.rules), after_ready)
 
 
@@ -121,7 +132,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     from cotenant.config.library import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.config.watch import Change
-    from cotenant.daemon.main import Job
+    from cotenant.daemon.job import Job
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.inventory import probe
 
@@ -135,7 +146,8 @@ def _serve_configuration(args: argparse.Namespace) -> None:
         return read_configuration(path, flags=flags, library=library, unsettled=change.unsettled)
 
     configuration = read(Change())
-    if not configuration.models and configuration.models_dir is None:
+    nothing = not configuration.models and configuration.models_dir is None and configuration.ollama is None
+    if nothing and configuration.services is None:
         raise UsageError(
             "there is nothing to serve: no model is given, and no configuration names one",
             hint="Give a model, --models-dir FOLDER, or a cotenant.yaml (docs/configuration.md).",
@@ -146,7 +158,14 @@ def _serve_configuration(args: argparse.Namespace) -> None:
         cards.inventory(), list(configuration.devices.use), described=configuration.devices.gpus
     )
     rules = configuration.devices.rules
-    job = Job(configuration, _options(args), cards, inventory, reread=read)
+    job = Job(
+        configuration,
+        _options(args),
+        cards,
+        inventory,
+        reread=read,
+        examine=examiner(configuration, args.llama_server),
+    )
     run_daemon(job, _Terminal(inventory, budgets(inventory, rules), rules))
 
 
@@ -172,7 +191,7 @@ def _devices(args: argparse.Namespace, given: PlanInput) -> DeviceSettings:
     from cotenant.config.configuration import DeviceSettings
 
     use = tuple(str(device.id) for device in given.inventory.devices)
-    return DeviceSettings(use=use, rules=given.rules, gpus=args.gpus)
+    return DeviceSettings(use, given.rules, args.gpus, mps=args.mps, mps_group=args.mps_group)
 
 
 def _scheduling(args: argparse.Namespace) -> SchedulingSettings:

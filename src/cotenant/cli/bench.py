@@ -1,0 +1,148 @@
+"""`cotenant bench`: what clients get of each model alone, and of several at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cotenant.cli.client import Daemon, add_daemon_options
+from cotenant.domain.errors import BadSetting, DaemonSilent, UnknownModel
+
+if TYPE_CHECKING:
+    from cotenant.benchmark.results import Load, Report
+    from cotenant.http_client import Site
+
+_BAR: Final = 24
+_MOST: Final = 1_000_000
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure models alone and together at a running daemon, or at any OpenAI-compatible address",
+    )
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="names to measure (default: all listed)")
+    parser.add_argument(
+        "--concurrency", type=_count, default=1, metavar="N", help="requests at once per model"
+    )
+    parser.add_argument(
+        "--requests", type=_count, default=8, metavar="N", help="requests per model and phase"
+    )
+    parser.add_argument("--prompt-tokens", type=_count, default=128, metavar="N", help="length of prompts")
+    parser.add_argument("--max-tokens", type=_count, default=128, metavar="N", help="length of answers")
+    parser.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="have every answer come to --max-tokens (llama.cpp and vLLM can; others may refuse)",
+    )
+    parser.add_argument(
+        "--timeout", type=_count, default=300, metavar="SECONDS", help="longest wait for an answer"
+    )
+    parser.add_argument(
+        "--keep-loaded", action="store_true", help="unload nothing: no cold start and no swap is measured"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON: seconds, bytes, null for unknown")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg", help="draw throughput and memory over time into a file"
+    )
+    add_daemon_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print. Raises BadSetting, DaemonSilent or UnknownModel."""
+    import asyncio
+
+    from cotenant.benchmark.course import NothingToMeasure
+    from cotenant.benchmark.plot import svg
+    from cotenant.benchmark.results import Load
+    from cotenant.benchmark.table import as_json, lines
+
+    _check_plot(args.plot)
+    load = Load(
+        args.concurrency, args.requests, args.prompt_tokens, args.max_tokens, args.ignore_eos, args.timeout
+    )
+    site = _site(args)
+    try:
+        report = asyncio.run(_measure(site, args, load))
+    except NothingToMeasure as error:
+        raise UnknownModel(str(error), hint="`cotenant models` lists what is served.") from None
+    except OSError as error:
+        raise DaemonSilent(
+            f"nothing answers at {site.url}: {error.strerror or str(error) or type(error).__name__}",
+            hint="Start a daemon with `cotenant serve`, or say where with --address or COTENANT_ADDRESS.",
+        ) from None
+    if args.plot is not None:
+        try:
+            args.plot.write_text(svg(report), encoding="utf-8")
+        except OSError as error:
+            raise BadSetting(
+                f"--plot {args.plot} cannot be written: {error.strerror}", hint="Give another file."
+            ) from None
+    if args.json:
+        print(json.dumps(as_json(report), indent=2, ensure_ascii=False))
+    else:
+        print(*lines(report), sep="\n")
+    return 0
+
+
+async def _measure(site: Site, args: argparse.Namespace, load: Load) -> Report:
+    from cotenant.benchmark.course import run_course
+    from cotenant.clock import SystemClock
+
+    show = _Bar() if sys.stderr.isatty() else _silent
+    try:
+        return await run_course(site, args.models, load, SystemClock(), show, keep_loaded=args.keep_loaded)
+    finally:
+        if isinstance(show, _Bar):
+            show.clear()
+
+
+class _Bar:
+    """One line on the terminal that is written again and again, and wiped at the end."""
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        filled = round(_BAR * done / of)
+        bar = "█" * filled + "·" * (_BAR - filled)
+        print(f"\r\033[K{bar} {done}/{of} {what}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    """Nobody watches."""
+
+
+def _site(args: argparse.Namespace) -> Site:
+    from cotenant.http_client import Site
+
+    try:
+        return Site.of(Daemon(args).address, args.api_key)
+    except ValueError as error:
+        raise BadSetting(str(error), hint="See --address and --api-key.") from None
+
+
+def _check_plot(path: Path | None) -> None:
+    """Refuse at once what could only fail after minutes. Raises BadSetting."""
+    if path is None:
+        return
+    if path.suffix.lower() != ".svg":
+        raise BadSetting(f"--plot {path} is no SVG file", hint="Give a name that ends in .svg.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise BadSetting(f"--plot {path} cannot be written", hint="Give a file in a folder that exists.")
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST}")
+    return number

@@ -1,0 +1,185 @@
+"""`cotenant db`: the database of GPU configuration and of past runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cotenant.clock import SystemClock
+from cotenant.domain.devices import DeviceKind, Inventory
+from cotenant.domain.services import SeenDevice
+from cotenant.store.location import Location, locate
+
+if TYPE_CHECKING:
+    from cotenant.store.backup import Restoration, Restored
+
+_HEAD = ("service", "GPU then", "GPU now")
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("db", help="upgrade, back up and restore the database")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    upgrade = _action(actions, "upgrade", _upgrade, "bring the tables up to date, as `serve` does at start")
+    current = _action(actions, "current", _current, "show which revision of the tables the database has")
+    current.add_argument("--json", action="store_true", help="print JSON")
+    backup = _action(actions, "backup", _backup, "write GPU configuration and what was learned to a file")
+    backup.add_argument("file", metavar="FILE", type=Path, help="a JSON file; compressed if it ends in .gz")
+    backup.add_argument("--force", action="store_true", help="replace the file if there is one")
+    restore = _action(actions, "restore", _restore, "put a backup back, also on a machine with other GPUs")
+    restore.add_argument("file", metavar="FILE", type=Path, help="a file that `cotenant db backup` wrote")
+    restore.add_argument(
+        "--force", action="store_true", help="replace a GPU configuration, which is first backed up itself"
+    )
+    restore.add_argument(
+        "--gpus",
+        metavar="SPEC",
+        default=os.environ.get("COTENANT_GPUS") or None,
+        help="describe GPUs in place of this machine's, as for `cotenant gpus`",
+    )
+    for action in (upgrade, current, backup, restore):
+        action.add_argument(
+            "--database",
+            metavar="URL|PATH",
+            default=os.environ.get("COTENANT_DATABASE") or None,
+            help="a file, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE "
+            "(default: cotenant.db in the state directory)",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action asked for. Raises StoreError, BadSetting, BadDeviceSpec."""
+    status: int = args.action(args, _location(args.database))
+    return status
+
+
+def _action(actions: Any, name: str, action: object, help_: str) -> Any:
+    parser = actions.add_parser(name, help=help_)
+    parser.set_defaults(run=run, action=action)
+    return parser
+
+
+def _location(given: str | None) -> Location:
+    from cotenant.daemon.settings import state_dir
+
+    return locate(state_dir() / "cotenant.db" if given is None else given)
+
+
+def _upgrade(args: argparse.Namespace, location: Location) -> int:
+    from cotenant.store.maintenance import upgrade
+
+    before = upgrade(location)
+    if before.revision == before.head:
+        print(f"{location} is up to date: revision {before.head}")
+    elif before.revision is None:
+        print(f"{location} is new: its tables have revision {before.head}")
+    else:
+        print(f"{location} was upgraded from revision {before.revision} to {before.head}")
+    return 0
+
+
+def _current(args: argparse.Namespace, location: Location) -> int:
+    from cotenant.store.maintenance import standing
+
+    found = standing(location)
+    if args.json:
+        answer = {
+            "database": str(location),
+            "kind": "sqlite" if location.url is None else "postgresql",
+            "revision": found.revision,
+            "head": found.head,
+            "up_to_date": found.revision == found.head,
+        }
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+    elif found.revision is None:
+        print(f"{location} has no tables yet; `cotenant db upgrade` or `cotenant serve` makes them")
+    elif found.newer:
+        print(f"{location} has revision {found.revision}, newer than this Cotenant's {found.head}")
+    elif found.revision == found.head:
+        print(f"{location} has revision {found.revision}, which is up to date")
+    else:
+        print(f"{location} has revision {found.revision}; `cotenant db upgrade` brings it to {found.head}")
+    return 0
+
+
+def _backup(args: argparse.Namespace, location: Location) -> int:
+    from cotenant.store.maintenance import back_up
+
+    made = back_up(location, args.file, overwrite=args.force)
+    services = len(made.configuration.assignments) if made.configuration else 0
+    print(
+        f"{args.file} holds {services} assignments, {len(made.history)} configurations of the history, "
+        f"{len(made.settings)} settings, and {len(made.footprints) + len(made.loads)} records of loads"
+    )
+    return 0
+
+
+def _restore(args: argparse.Namespace, location: Location) -> int:
+    from cotenant.store.maintenance import restore
+
+    safe = _safe_place(location) if args.force else None
+    done = restore(location, args.file, _gpus_here(args.gpus), safe=safe)
+    print("\n".join(_as_text(done)))
+    if safe is not None and safe.exists():
+        print(f"What was there before is kept in {safe}")
+    return 0
+
+
+def _safe_place(location: Location) -> Path:
+    """Return the file that keeps what a restore replaces: beside the database, or among our own state."""
+    from cotenant.daemon.settings import state_dir
+
+    folder = state_dir() if location.path is None else location.path.parent
+    return folder / f"cotenant.replaced-{time.time_ns()}.json"
+
+
+def _gpus_here(described: str | None) -> Sequence[SeenDevice]:
+    from cotenant.hardware.inventory import probe
+
+    return list(_seen(probe(described, SystemClock()).inventory()))
+
+
+def _seen(inventory: Inventory) -> Iterator[SeenDevice]:
+    for device in inventory.devices:
+        if device.kind is not DeviceKind.HOST and device.index is not None:
+            capability = device.compute_capability
+            yield SeenDevice(
+                gpu_index=device.index,
+                device_id=device.id,
+                name=device.name,
+                total_bytes=device.total_bytes,
+                available_bytes=inventory.reading(device).free_bytes,
+                compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
+                last_seen_at=time.time(),
+            )
+
+
+def _as_text(done: Restoration) -> Iterator[str]:
+    if done.number is None:
+        yield "The backup holds no GPU configuration."
+    else:
+        lines = [_HEAD, *(_row(each) for each in done.assignments)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
+        for line in lines:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        yield f"Saved as GPU configuration {done.number}; `cotenant services apply` puts it into effect."
+    yield f"Restored {done.settings} settings, and {done.learned} records of loads that were not there."
+
+
+def _row(each: Restored) -> tuple[str, str, str]:
+    from cotenant.store.backup import Fate
+
+    before, after = each.before, each.after
+    then = "unpinned" if before.gpu_index is None else f"GPU {before.gpu_index}"
+    if each.name is not None:
+        then = f"{then} {each.name}"
+    if each.fate is Fate.MISSING:
+        return before.service, then, f"not on this machine: left unpinned, was {after.device_id}"
+    if each.fate is Fate.UNKNOWN:
+        return before.service, then, "left unpinned: the backup does not tell which GPU that was"
+    return before.service, then, "unpinned" if after.gpu_index is None else f"GPU {after.gpu_index}"

@@ -1,0 +1,177 @@
+"""`cotenant doctor`: looks this machine over and says what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cotenant.domain.errors import CotenantError
+
+if TYPE_CHECKING:
+    from cotenant.config.configuration import Configuration
+    from cotenant.doctor.findings import Finding
+    from cotenant.doctor.patient import Patient
+
+_WIDTH: Final = 80
+_INDENT: Final = 11
+_MARKS: Final = {"problem": "PROBLEM", "warning": "warning", "unknown": "not seen", "ok": "ok"}
+_COLOURS: Final = {"problem": "31;1", "warning": "33", "unknown": "36", "ok": "32"}
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("doctor", help="look this machine over and say what mends it")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the configuration to examine for (default: the one `serve` would read)",
+    )
+    parser.add_argument(
+        "--llama-server",
+        metavar="FILE",
+        type=Path,
+        default=os.environ.get("COTENANT_LLAMA_SERVER") or None,
+        help="a llama-server to use before any other",
+    )
+    parser.add_argument(
+        "--containers",
+        action="store_true",
+        help="also run a container with a GPU, and ask each service's for its own",
+    )
+    parser.add_argument("--image", help="the image for it, which must be here already (default: any that is)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found. Returns 1 if anything is a problem; warnings alone are no failure."""
+    from cotenant.doctor.examination import WITHIN_S, WITHIN_WITH_CONTAINERS_S, examine
+    from cotenant.doctor.findings import Level
+
+    within_s = WITHIN_WITH_CONTAINERS_S if args.containers else WITHIN_S
+    findings = examine(_patient(args), within_s=within_s)
+    if args.json:
+        print(json.dumps(as_json(findings), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(as_text(findings, colours=_wants_colours())))
+    return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
+
+
+def examiner(configuration: Configuration, llama_server: Path | None) -> Callable[[], Mapping[str, Any]]:
+    """Return what a daemon with this configuration examines its machine with, containers not run."""
+
+    def look() -> Mapping[str, Any]:
+        from cotenant.daemon.settings import state_dir
+        from cotenant.doctor.examination import examine
+        from cotenant.doctor.patient import Patient
+
+        patient = Patient(state_dir=state_dir(), configuration=configuration, llama_server=llama_server)
+        return as_json(examine(patient))
+
+    return look
+
+
+def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return every finding and how many there are of each level."""
+    return {
+        "counts": _counts(findings),
+        "findings": [
+            {
+                "area": finding.area.name.lower(),
+                "level": finding.level.value,
+                "seen": finding.seen,
+                "matters": finding.matters,
+                "mend": finding.mend,
+            }
+            for finding in findings
+        ],
+    }
+
+
+def as_text(findings: Sequence[Finding], *, colours: bool = False) -> Iterator[str]:
+    """Yield lines of at most 80 columns, by area, the worst of each first; commands are left whole."""
+    from cotenant.doctor.findings import Area, Level
+
+    ranks = {level: rank for rank, level in enumerate(Level)}
+    for area in Area:
+        of_area = [finding for finding in findings if finding.area is area]
+        if of_area:
+            yield area.value
+        for finding in sorted(of_area, key=lambda each: ranks[each.level]):
+            yield from _lines(finding, colours=colours)
+    yield ""
+    yield _summary(_counts(findings))
+
+
+def _lines(finding: Finding, *, colours: bool) -> Iterator[str]:
+    mark = _MARKS[finding.level.value].ljust(_INDENT - 3)
+    if colours:
+        mark = f"\x1b[{_COLOURS[finding.level.value]}m{mark}\x1b[0m"
+    first, *rest = _wrapped(finding.seen)
+    yield f"  {mark} {first}"
+    told = [*rest]
+    if finding.matters:
+        told += _wrapped(f"Why: {finding.matters}")
+    if finding.mend:
+        # A command is to be copied, and would be broken; a sentence begins with a capital letter.
+        told += _wrapped(f"→ {finding.mend}") if finding.mend[0].isupper() else [f"→ {finding.mend}"]
+    for line in told:
+        yield f"{' ' * _INDENT}{line}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _summary(counts: dict[str, int]) -> str:
+    parts = [
+        f"{counts[level]} {one if counts[level] == 1 else many}"
+        for level, one, many in (
+            ("problem", "problem", "problems"),
+            ("warning", "warning", "warnings"),
+            ("unknown", "not seen", "not seen"),
+            ("ok", "ok", "ok"),
+        )
+        if counts[level] or level in ("problem", "warning")
+    ]
+    return ", ".join(parts)
+
+
+def _counts(findings: Sequence[Finding]) -> dict[str, int]:
+    from cotenant.doctor.findings import Level
+
+    counted = Counter(finding.level for finding in findings)
+    return {level.value: counted[level] for level in Level}
+
+
+def _patient(args: argparse.Namespace) -> Patient:
+    from cotenant.config.library import Library
+    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.daemon.settings import state_dir
+    from cotenant.doctor.patient import Patient
+
+    configuration, refusal = None, None
+    try:
+        path = find_configuration(args.config, os.environ)
+        configuration = read_configuration(path, flags={}, library=Library(), unsettled=frozenset())
+    except CotenantError as error:
+        refusal = error
+    return Patient(
+        state_dir=state_dir(),
+        configuration=configuration,
+        refusal=refusal,
+        llama_server=args.llama_server,
+        containers=args.containers,
+        image=args.image,
+    )
+
+
+def _wants_colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

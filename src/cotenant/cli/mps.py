@@ -1,0 +1,221 @@
+"""`cotenant mps`: the daemons through which processes share a card, with a Cotenant running or not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cotenant.cli.options import add_device_options, read_inventory
+from cotenant.cli.recipe_options import whole
+from cotenant.domain.devices import ComputeMode, Device, DeviceKind, Inventory
+from cotenant.domain.errors import MpsFailed
+from cotenant.domain.sharing import MpsGroup
+from cotenant.domain.units import parse_duration
+
+if TYPE_CHECKING:
+    from cotenant.hardware.mps_status import DaemonStatus
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("mps", help="start, end and show the MPS daemons that share cards")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    starting = _action(actions, "start", _start, "start a daemon that runs on its own")
+    starting.add_argument(
+        "--group",
+        choices=[str(group) for group in MpsGroup],
+        default=MpsGroup.ALL,
+        help="one daemon for all the cards, or one for each (default: %(default)s)",
+    )
+    stopping = _action(actions, "stop", _stop, "end the daemons, and remove what dead ones left")
+    stopping.add_argument("--force", action="store_true", help="end them though clients use them")
+    stopping.add_argument(
+        "--within", type=parse_duration, default="10s", metavar="TIME", help="longest wait (default: 10s)"
+    )
+    _action(actions, "status", _status, "show daemons, their servers, and the clients with their limits")
+    logging = _action(actions, "logs", _logs, "show what daemons and servers wrote")
+    logging.add_argument(
+        "-n", "--lines", type=whole("--lines", 0), default=40, metavar="N", help="last lines (default: 40)"
+    )
+
+
+def _action(actions: Any, name: str, action: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
+    add_device_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run, action=action)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action asked for. Raises MpsMissing or MpsFailed."""
+    status: int = args.action(args)
+    return status
+
+
+def _start(args: argparse.Namespace) -> int:
+    from cotenant.daemon.settings import state_dir
+    from cotenant.hardware.mps_by_hand import start_by_hand
+    from cotenant.hardware.mps_directories import MpsDirectories
+
+    cards = _cards_to_share(read_inventory(args), named=bool(args.devices))
+    apart = args.group == MpsGroup.CARD
+    for group in _groups(cards, apart=apart):
+        uuids = [str(card.id) for card in group]
+        found = start_by_hand(_program(), MpsDirectories.of_cards(state_dir(), uuids), uuids)
+        if args.json:
+            told = {"pid": found.pid, "pipe": str(found.directories.pipe), "cards": uuids}
+            print(json.dumps(told, ensure_ascii=False))
+        else:
+            print(f"An MPS daemon, process {found.pid}, serves {', '.join(card.label for card in group)}.")
+            print(f"  clients find it by CUDA_MPS_PIPE_DIRECTORY={found.directories.pipe}")
+    return 0
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from cotenant.hardware.mps_by_hand import end_by_hand, remove_left
+    from cotenant.hardware.mps_control import MpsControl
+    from cotenant.hardware.mps_directories import MpsDirectories
+
+    ended: list[dict[str, object]] = []
+    for status in _selected(args):
+        if not status.ours:
+            continue
+        directories = MpsDirectories(status.pipe, status.log)
+        if not status.running:
+            remove_left(directories)
+        else:
+            _refuse_in_use(status, force=args.force)
+            end_by_hand(MpsControl(_program(), directories), args.within)
+        ended.append({"pipe": str(status.pipe), "pid": status.pid})
+        if not args.json:
+            done = f"Ended process {status.pid}" if status.running else "Removed what was left"
+            print(f"{done} at {status.pipe}.")
+    if args.json:
+        print(json.dumps({"ended": ended}, ensure_ascii=False))
+    elif not ended:
+        print("No MPS daemon that Cotenant started runs.")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    statuses = _selected(args)
+    if args.json:
+        print(json.dumps({"daemons": [asdict(each) for each in statuses]}, indent=2, default=str))
+    else:
+        print("\n".join(_as_text(statuses)))
+    return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    told: list[dict[str, object]] = []
+    for status in _selected(args):
+        for name in ("control.log", "server.log", "daemon.out"):
+            lines = _last_lines(status.log / name, args.lines)
+            if lines:
+                told.append({"file": str(status.log / name), "lines": lines})
+    if args.json:
+        print(json.dumps({"logs": told}, indent=2, ensure_ascii=False))
+        return 0
+    for each in told:
+        print(f"==> {each['file']} <==", *_strings(each["lines"]), sep="\n")
+    if not told:
+        print("No MPS daemon has written a log that this user may read.")
+    return 0
+
+
+def _program() -> Path:
+    from cotenant.hardware.mps_control import find_program, no_program
+
+    program = find_program(os.environ)
+    if program is None:
+        raise no_program(os.environ)
+    return program
+
+
+def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
+    """Return the cards named, or else those that admit one process at a time."""
+    cards = [
+        device
+        for device in inventory.devices
+        if device.kind is not DeviceKind.HOST
+        and (named or inventory.reading(device).compute_mode is ComputeMode.EXCLUSIVE_PROCESS)
+    ]
+    if not cards:
+        raise MpsFailed(
+            "no card is in Exclusive_Process mode" if inventory.has_gpus else "there is no GPU to share",
+            hint="Cards in Default mode are shared without MPS; name some with --devices to use it there.",
+        )
+    return cards
+
+
+def _groups(cards: Sequence[Device], *, apart: bool) -> list[list[Device]]:
+    whole_cards = [card for card in cards if card.kind is not DeviceKind.MIG]
+    slices = [[card] for card in cards if card.kind is DeviceKind.MIG]
+    together = [[card] for card in whole_cards] if apart else [whole_cards] if whole_cards else []
+    return [*together, *slices]
+
+
+def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
+    """Return the daemons that serve any of the devices named, or all of them."""
+    from cotenant.daemon.settings import state_dir
+    from cotenant.hardware.mps_status import daemon_statuses
+
+    statuses = [*daemon_statuses(_program(), state_dir(), os.environ)]
+    if not args.devices:
+        return statuses
+    named = [str(device.id) for device in read_inventory(args).devices]
+    return [
+        each
+        for each in statuses
+        if each.cards is None or any(uuid.startswith(card) for uuid in named for card in each.cards)
+    ]
+
+
+def _refuse_in_use(status: DaemonStatus, *, force: bool) -> None:
+    clients = [client for server in status.servers for client in server.clients]
+    if clients and not force:
+        names = ", ".join(f"{client.model or 'a process'} ({client.pid})" for client in clients[:5])
+        raise MpsFailed(
+            f"{len(clients)} clients use the MPS daemon at {status.pipe}: {names}",
+            hint="Unload them first, or --force to end them with it.",
+        )
+
+
+def _as_text(statuses: Sequence[DaemonStatus]) -> Iterator[str]:
+    if not statuses:
+        yield "No MPS daemon runs that this user can reach."
+    for status in statuses:
+        who = f"process {status.pid}" if status.pid else "process unknown" if status.running else "none runs"
+        yield f"MPS daemon at {status.pipe}: {who}, {'Cotenant’s' if status.ours else 'not Cotenant’s'}"
+        yield f"  cards: {'every card' if status.cards is None else ', '.join(status.cards)}"
+        if status.problem:
+            yield f"  problem: {status.problem}"
+        for server in status.servers:
+            yield f"  server {server.pid}: {server.state}, {len(server.clients)} clients"
+            for client in server.clients:
+                yield (
+                    f"    {client.pid:<8} {client.model or 'not Cotenant’s':<24} "
+                    f"memory {client.memory or 'unlimited'}, "
+                    f"SMs {f'{client.threads} %' if client.threads else 'all'}"
+                )
+        if status.running and not status.servers:
+            yield "  no server: it starts with the first client"
+
+
+def _last_lines(path: Path, count: int) -> list[str]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            return [line.rstrip("\n") for line in deque(lines, maxlen=count)]
+    except OSError:
+        return []
+
+
+def _strings(lines: object) -> list[str]:
+    return [str(line) for line in lines] if isinstance(lines, list) else []

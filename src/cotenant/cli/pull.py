@@ -1,0 +1,119 @@
+"""`cotenant pull`: fetch a model from the hub into the folder that is served."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.cli.recipe_options import file_path
+from cotenant.domain.errors import UsageError
+from cotenant.domain.hub import PullStep
+from cotenant.domain.units import format_bytes
+
+_CLEAR: Final = "\r\x1b[K"
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("pull", help="fetch a model from the hub into models_dir")
+    parser.add_argument("name", metavar="NAME", help="hf.co/ORG/REPO, and :QUANT for one of several")
+    parser.add_argument(
+        "--models-dir",
+        type=file_path,
+        metavar="FOLDER",
+        help="where it goes (default: $COTENANT_MODELS_DIR, else models_dir of the configuration)",
+    )
+    parser.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
+    parser.add_argument("--json", action="store_true", help="print each step as a line of JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pull; a daemon that serves the folder notices by itself."""
+    folder = _models_dir(args)
+    show = _as_json if args.json else _Shown(interactive=sys.stdout.isatty())
+    asyncio.run(pull(args.name, folder, show))
+    return 0
+
+
+async def pull(name: str, folder: Path, show: Any, list_within_s: float = 15.0) -> tuple[Path, ...]:
+    """Pull into `folder`, telling `show` each step; return the files. Raises what a pull raises."""
+    from cotenant.hub.puller import HubPuller
+
+    files: tuple[Path, ...] = ()
+    async with aclosing(HubPuller(lambda: folder, list_within_s=list_within_s).pull(name)) as steps:
+        async for step in steps:
+            show(step)
+            files = tuple(map(Path, step.files))
+    return files
+
+
+def shown() -> Any:
+    """Return what shows steps on this terminal."""
+    return _Shown(interactive=sys.stdout.isatty())
+
+
+def _models_dir(args: argparse.Namespace) -> Path:
+    from cotenant.config.settings import find_configuration, read_configuration
+
+    if args.models_dir is not None:
+        folder: Path = args.models_dir
+        return folder
+    configuration = read_configuration(find_configuration(args.config, os.environ))
+    if configuration.models_dir is None:
+        raise UsageError(
+            "there is no folder to pull models to",
+            hint="Give --models-dir FOLDER, or set models_dir in cotenant.yaml.",
+        )
+    return configuration.models_dir
+
+
+def _as_json(step: PullStep) -> None:
+    told = {
+        "status": step.what,
+        "file": step.file,
+        "sha256": step.sha256,
+        "total_bytes": step.total_bytes,
+        "completed_bytes": step.completed_bytes,
+        "files": step.files,
+    }
+    print(json.dumps(told), flush=True)
+
+
+class _Shown:
+    """Shows steps as lines; on a terminal, how far a file has come is one line that changes."""
+
+    def __init__(self, *, interactive: bool) -> None:
+        self._interactive = interactive
+        self._last: str | None = None
+
+    def __call__(self, step: PullStep) -> None:
+        if step.files:
+            self._end_line()
+            print(*step.files, sep="\n", flush=True)
+        elif self._interactive:
+            if step.what != self._last:
+                self._end_line()
+            print(f"{_CLEAR}{step.what}{_far(step)}", end="", flush=True)
+            self._last = step.what
+        elif step.what != self._last:
+            self._last = step.what
+            size = f" ({format_bytes(step.total_bytes)})" if step.total_bytes else ""
+            print(f"{step.what}{size}", flush=True)
+
+    def _end_line(self) -> None:
+        if self._interactive and self._last is not None:
+            print()
+
+
+def _far(step: PullStep) -> str:
+    if not step.total_bytes:
+        return ""
+    percent = 100 * step.completed_bytes // step.total_bytes
+    return f"  {percent} %  {format_bytes(step.completed_bytes)} of {format_bytes(step.total_bytes)}"

@@ -1,0 +1,282 @@
+"""`cotenant service`: run the daemon under systemd."""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.cli.recipe_options import file_path
+from cotenant.cli.service_unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
+from cotenant.domain.errors import BadSetting, UnitFault
+
+_RUNNING: Final = Path("/run/systemd/system")
+"""There while systemd is the machine's service manager (sd_booted)."""
+_GROUPS: Final = ("video", "render")
+_USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
+_SYSTEMCTL_TIMEOUT_S: Final = 90.0
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("service", help="run the daemon under systemd")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    install = actions.add_parser("install", help="write the systemd unit; starts nothing unless told to")
+    _add_scope(install)
+    install.add_argument("--config", type=file_path, metavar="FILE", help="the configuration that it serves")
+    install.add_argument("--run-as", metavar="USER", default="cotenant", help="user of a system unit")
+    install.add_argument("--now", action="store_true", help="enable and start it as well")
+    _add_writing(install)
+    install.set_defaults(run=_install)
+    uninstall = actions.add_parser("uninstall", help="stop and disable the daemon and remove its unit")
+    _add_scope(uninstall)
+    _add_writing(uninstall)
+    uninstall.set_defaults(run=_uninstall)
+    status = actions.add_parser("status", help="tell whether the unit is there and what systemd makes of it")
+    _add_scope(status)
+    status.add_argument("--json", action="store_true", help="print JSON; null for unknown")
+    status.set_defaults(run=_status)
+
+
+def _add_scope(parser: argparse.ArgumentParser) -> None:
+    scope = parser.add_mutually_exclusive_group()
+    scope.add_argument("--user", action="store_true", help="a unit of this user (the default, but for root)")
+    scope.add_argument("--system", action="store_true", help="a unit of the machine (the default for root)")
+    parser.add_argument(
+        "--root", type=file_path, metavar="FOLDER", help="a root file system other than this machine's"
+    )
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done")
+    parser.add_argument("--force", action="store_true", help="even if the unit was edited by hand")
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Which unit is meant, and how its service manager is spoken to."""
+
+    path: Path
+    for_user: bool
+    here: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> _Target:
+        for_user = args.user or (not args.system and os.geteuid() != 0)
+        base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+        folder = Path(base).expanduser().absolute() if for_user else None
+        return cls(unit_path(args.root or Path("/"), user_folder=folder), for_user, args.root is None)
+
+    @property
+    def systemctl(self) -> list[str]:
+        return ["systemctl", *(["--user"] if self.for_user else [])]
+
+    @property
+    def managed(self) -> bool:
+        """Whether systemd runs here and can be told of the unit."""
+        return self.here and _RUNNING.is_dir() and shutil.which("systemctl") is not None
+
+    def command(self, *words: str) -> str:
+        return " ".join([*([] if self.for_user else ["sudo"]), *self.systemctl, *words])
+
+    def text(self) -> str | None:
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnitFault(
+                f"{self.path} cannot be read: {error}", hint="Look at it, or remove it."
+            ) from None
+
+
+def _install(args: argparse.Namespace) -> int:
+    """Write the unit. Raises BadSetting or UnitFault."""
+    target = _Target.of(args)
+    plan = _plan(args, target)
+    _refuse_edited(target, args, "overwritten")
+    text, before = plan.text(), target.text()
+    if args.dry_run:
+        print(f"Would write {target.path}:", "", text, sep="\n")
+        return 0
+    if text == before:
+        print(f"{target.path} is as it should be.")
+    else:
+        _write(target.path, text)
+        print(f"{'Wrote' if before is None else 'Replaced'} {target.path}.")
+        if target.managed:
+            _systemctl(target, "daemon-reload")
+    _tell_what_is_missing(args, target)
+    if args.now and target.managed:
+        _systemctl(target, "enable", "--now", UNIT_NAME)
+        print("It is enabled and started.")
+        return 0
+    if args.now:
+        print("systemd is not running here, so nothing was started.")
+    print("It is not enabled and not started by this. To do both:")
+    for words in (("daemon-reload",), ("enable", "--now", UNIT_NAME)):
+        print(f"  {target.command(*words)}")
+    if target.for_user:
+        print("To have it run while nobody is logged in: sudo loginctl enable-linger $USER")
+    return 0
+
+
+def _plan(args: argparse.Namespace, target: _Target) -> UnitPlan:
+    default = Path("~/.config/cotenant").expanduser() if target.for_user else Path("/etc/cotenant")
+    config: Path = (args.config or default / "cotenant.yaml").absolute()
+    if args.config is not None and target.here and not config.is_file():
+        raise BadSetting(f"{config} does not exist or is no file", hint="Check --config.")
+    if any(not character.isprintable() for character in str(config)):
+        raise BadSetting(
+            f"--config {str(config)!r} has characters that a unit cannot hold", hint="Rename it."
+        )
+    command = [*_program(), "serve", "--config", str(config)]
+    if target.for_user:
+        return UnitPlan(command)
+    if not _USER.fullmatch(args.run_as):
+        raise BadSetting(
+            f"--run-as {args.run_as!r} is no name of a user", hint="Use letters, digits, - and _."
+        )
+    # A group that does not exist keeps a unit from starting at all.
+    groups = [name for name in _GROUPS if not target.here or _group_exists(name)]
+    return UnitPlan(command, args.run_as, groups)
+
+
+def _program() -> list[str]:
+    beside = Path(sys.executable).parent / "cotenant"
+    return [str(beside)] if beside.is_file() else [sys.executable, "-m", "cotenant.cli.main"]
+
+
+def _tell_what_is_missing(args: argparse.Namespace, target: _Target) -> None:
+    if not target.here:
+        return
+    if not target.for_user and not _user_exists(args.run_as):
+        print(f"The user {args.run_as} does not exist yet:")
+        print(f"  sudo useradd --system --home-dir /var/lib/cotenant --shell /usr/sbin/nologin {args.run_as}")
+    if args.config is None:
+        folder = "~/.config/cotenant" if target.for_user else "/etc/cotenant"
+        print(f"It serves {folder}/cotenant.yaml, as --config named no other.")
+
+
+def _uninstall(args: argparse.Namespace) -> int:
+    """Stop, disable, remove. Raises UnitFault."""
+    target = _Target.of(args)
+    if target.text() is None:
+        print(f"{target.path} is not there: nothing to do.")
+        return 0
+    _refuse_edited(target, args, "removed")
+    if args.dry_run:
+        print(f"Would run: {target.command('disable', '--now', UNIT_NAME)}" if target.managed else "", end="")
+        print(f"\nWould remove {target.path}")
+        return 0
+    if target.managed:
+        _systemctl(target, "disable", "--now", UNIT_NAME)
+    try:
+        target.path.unlink()
+    except OSError as error:
+        raise _cannot(target.path, "removed", error) from None
+    if target.managed:
+        _systemctl(target, "daemon-reload")
+    print(f"Removed {target.path}. Models, configuration and state are left as they are.")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Print how it stands; 1 if the unit is not there."""
+    target = _Target.of(args)
+    text = target.text()
+    unit = "absent" if text is None else "installed" if is_untouched(text) else "edited"
+    enabled = active = None
+    if target.managed and text is not None:
+        enabled, active = _ask(target, "is-enabled"), _ask(target, "is-active")
+    if args.json:
+        facts = {"path": str(target.path), "unit": unit, "enabled": enabled, "active": active}
+        print(json.dumps(facts, indent=2))
+    else:
+        print(f"{target.path}: {unit}")
+        if enabled is not None:
+            print(f"systemd says: {enabled}, {active}")
+        elif not target.managed and target.here:
+            print("systemd does not run here, or `systemctl` is missing.")
+    return 0 if text is not None else 1
+
+
+def _refuse_edited(target: _Target, args: argparse.Namespace, what: str) -> None:
+    text = target.text()
+    if text is not None and not is_untouched(text) and not args.force:
+        raise UnitFault(
+            f"{target.path} was edited or written by somebody else, and is not {what}",
+            hint="Put your changes into a drop-in (`systemctl edit cotenant`), then use --force.",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the whole file or leave what was there."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.chmod(0o644)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise _cannot(path, "written", error) from None
+
+
+def _cannot(path: Path, what: str, error: OSError) -> UnitFault:
+    hint = "Run it with sudo, or give --user." if isinstance(error, PermissionError) else "Check the folder."
+    return UnitFault(f"{path} cannot be {what}: {error.strerror}", hint=hint)
+
+
+def _systemctl(target: _Target, *words: str) -> None:
+    try:
+        done = subprocess.run(
+            [*target.systemctl, *words],
+            capture_output=True,
+            text=True,
+            timeout=_SYSTEMCTL_TIMEOUT_S,
+            check=False,
+        )
+        said, failed = done.stderr.strip(), done.returncode != 0
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said, failed = str(error), True
+    if failed:
+        raise UnitFault(
+            f"`{target.command(*words)}` failed: {' '.join(said.split())[:200] or 'it did not say why'}",
+            hint=f"The unit is at {target.path}; see `journalctl -u cotenant`.",
+        )
+
+
+def _ask(target: _Target, what: str) -> str | None:
+    try:
+        done = subprocess.run(
+            [*target.systemctl, what, UNIT_NAME], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _group_exists(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _user_exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""The systemd unit that runs `cotenant serve`."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+UNIT_NAME: Final = "cotenant.service"
+_MARK: Final = "# cotenant service install, checksum "
+
+_HEAD = """\
+[Unit]
+Description=Cotenant, which decides what language model sits on which GPU
+"""
+_AFTER_SYSTEM = """\
+Wants=network-online.target
+After=network-online.target nvidia-persistenced.service
+"""
+_SERVICE = """\
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
+# A model that must load before anything is served may take long; afterwards the event loop must stay alive.
+TimeoutStartSec=15min
+WatchdogSec=60
+# Requests in flight get 30 s and engines 5 s; engines that are left are killed with the whole group.
+TimeoutStopSec=60
+KillMode=mixed
+Restart=on-failure
+RestartSec=3
+# Wrong settings (2) and a model that does not fit (3) are not mended by trying again.
+RestartPreventExitStatus=2 3
+# One engine that runs out of host RAM is the daemon's to handle, not a reason to end all of it.
+OOMPolicy=continue
+LimitNOFILE=65536
+LimitMEMLOCK=infinity
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+"""
+_SYSTEM = """\
+User={user}
+{groups}StateDirectory=cotenant
+StateDirectoryMode=0700
+Environment=COTENANT_STATE_DIR=%S/cotenant
+EnvironmentFile=-/etc/cotenant/environment
+# Without it /dev/nvidia-uvm may be missing after a boot, and below nothing that is setuid runs any more.
+ExecStartPre=-+/usr/bin/nvidia-modprobe -c 0 -u
+UMask=0077
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ReadWritePaths=/tmp /var/tmp
+ProtectHome=read-only
+ProtectHostname=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+RestrictNamespaces=yes
+RemoveIPC=yes
+# Left out, since GPUs would be lost: PrivateDevices, DeviceAllow (the drivers' numbers are read before their
+# modules may be there) and ProtectClock (it allows the clock alone), MemoryDenyWriteExecute (CUDA compiles at
+# run time), PrivateTmp (others' MPS has its sockets there), ProtectProc (holders of memory are looked up).
+"""
+_SYSTEM_INSTALL = "\n[Install]\nWantedBy=multi-user.target\n"
+_USER_INSTALL = "\n[Install]\nWantedBy=default.target\n"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """What the unit runs and as whom; `user` None makes a unit of the user's own service manager.
+
+    `groups` are further groups of a system unit, by which it may open the GPUs.
+    """
+
+    command: Sequence[str]
+    user: str | None = None
+    groups: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Render the unit with a checksum, by which an edit is noticed."""
+        service = _SERVICE.format(command=" ".join(_word(part) for part in self.command))
+        if self.user is None:
+            return signed(_HEAD + service + _USER_INSTALL)
+        groups = f"SupplementaryGroups={' '.join(self.groups)}\n" if self.groups else ""
+        system = _SYSTEM.format(user=self.user, groups=groups)
+        return signed(_HEAD + _AFTER_SYSTEM + service + system + _SYSTEM_INSTALL)
+
+
+def signed(body: str) -> str:
+    """Put the checksum of a unit above it."""
+    return f"{_MARK}{_checksum(body)}\n{body}"
+
+
+def is_untouched(text: str) -> bool:
+    """Whether a unit is as `cotenant service install` wrote it."""
+    first, _, body = text.partition("\n")
+    return first == f"{_MARK}{_checksum(body)}"
+
+
+def unit_path(root: Path, *, user_folder: Path | None) -> Path:
+    """Return where the unit goes: below `root`, or in the user's configuration folder."""
+    if user_folder is not None:
+        return root / str(user_folder / "systemd" / "user" / UNIT_NAME).lstrip("/")
+    return root / "etc" / "systemd" / "system" / UNIT_NAME
+
+
+def _checksum(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _word(text: str) -> str:
+    """Quote one argument of ExecStart, where `%` and `$` mean something to systemd."""
+    plain = text.replace("%", "%%").replace("$", "$$")
+    if shlex.quote(text) == text:
+        return plain
+    escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,228 @@
+"""`cotenant services`: containers that are pinned to GPUs, in a running daemon."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.cli import services_import
+from cotenant.cli.client import Daemon, add_daemon_options
+from cotenant.cli.services_progress import STATUS, follow
+from cotenant.cli.services_tables import (
+    apply_lines,
+    configuration_lines,
+    container_lines,
+    history_lines,
+    preview_lines,
+    where,
+)
+from cotenant.domain.errors import BadSetting
+from cotenant.domain.services import Strategy
+
+_PATH: Final = "/api/system/gpu-config"
+_UNPINNED: Final = ("none", "-")
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser("services", help="pin containers to GPUs, and apply and take back")
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=type(parser))
+    _register_import(actions)
+    _read(actions, "list", _list, "show services and their GPUs")
+    preview = _read(actions, "preview", _preview, "show what a strategy would assign, changing nothing")
+    preview.add_argument("--strategy", metavar="NAME", type=_strategy, help=_strategies())
+    _register_set(actions)
+    apply = _ordering(actions, "apply", _apply, "recreate the services whose assignment changed")
+    apply.add_argument("--force", action="store_true", help="overwrite generated files that somebody edited")
+    _read(actions, "status", _status, "show how the last apply stands and how containers do")
+    rollback = _ordering(actions, "rollback", _rollback, "go back to what was applied before")
+    rollback.add_argument("number", metavar="NUMBER", type=_number, nargs="?", help="one of the history")
+    history = _read(actions, "history", _history, "list the configurations saved")
+    history.add_argument("--limit", metavar="N", type=_number, default=20, help="how many (default: 20)")
+
+
+def _register_import(actions: Any) -> None:
+    parser = actions.add_parser(
+        "import", help="read compose files and write the `services:` section of the configuration"
+    )
+    parser.add_argument("files", metavar="COMPOSE", type=Path, nargs="+", help="the compose files, in order")
+    parser.add_argument("--write", action="store_true", help="append the section to the configuration")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=None,
+        help="configuration (default: $COTENANT_CONFIG, ./cotenant.yaml, ~/.config/cotenant/cotenant.yaml)",
+    )
+    parser.set_defaults(run=services_import.run)
+
+
+def _register_set(actions: Any) -> None:
+    parser = actions.add_parser("set", help="save assignments; `apply` recreates the containers")
+    parser.add_argument(
+        "assignments",
+        metavar="SERVICE=GPU[:BUDGET]",
+        nargs="*",
+        type=_assignment,
+        help="a GPU's index, or none; a budget in GB. Services that are not named keep their GPU, or are "
+        "placed by the strategy if one is given",
+    )
+    parser.add_argument("--strategy", metavar="NAME", type=_strategy, help=_strategies())
+    parser.add_argument("--force", action="store_true", help="overwrite generated files that somebody edited")
+    add_daemon_options(parser)
+    parser.set_defaults(run=_set)
+
+
+def _read(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+    parser = actions.add_parser(name, help=text)
+    parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON")
+    add_daemon_options(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _ordering(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+    parser = actions.add_parser(name, help=text)
+    parser.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait for its end, showing how far each service is; the exit status tells how it ended",
+    )
+    add_daemon_options(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _list(args: argparse.Namespace) -> int:
+    return _show(args, Daemon(args).get(_PATH), configuration_lines)
+
+
+def _preview(args: argparse.Namespace) -> int:
+    daemon = Daemon(args)
+    shown = daemon.get(_PATH)
+    preview = daemon.get(f"{_PATH}/preview?strategy={args.strategy or shown['strategy']}")
+    return _show(args, preview, lambda told: preview_lines(told, shown))
+
+
+def _set(args: argparse.Namespace) -> int:
+    if not args.assignments and args.strategy is None:
+        raise BadSetting(
+            "nothing to set", hint="Give SERVICE=GPU, such as ai-llm=0, or --strategy NAME, or both."
+        )
+    daemon = Daemon(args)
+    given = {each["service"]: each for each in args.assignments}
+    shown = daemon.get(_PATH)
+    kept = {} if args.strategy else {each["service"]: each for each in _kept(shown)}
+    saved = daemon.put(
+        _PATH,
+        {
+            "strategy": args.strategy or Strategy.MANUAL,
+            "assignments": list({**kept, **given}.values()),
+            "force": args.force,
+        },
+    )
+    for each in saved["assignments"]:
+        budget_gb = each["vram_budget_override"]
+        told = "" if budget_gb is None else f", budget {budget_gb:g} GB"
+        place = where(each, shown["gpus"])
+        print(f"{each['service']}: {'' if each['gpu_index'] is None else 'GPU '}{place}{told}")
+    print(*(f"Warning: {warning}" for warning in saved["warnings"]), sep="\n", end="")
+    print(f"{chr(10) if saved['warnings'] else ''}Saved. `cotenant services apply` recreates the containers.")
+    return 0
+
+
+def _apply(args: argparse.Namespace) -> int:
+    daemon = Daemon(args)
+    return _begun(args, daemon, daemon.post(f"{_PATH}/apply", {"force": args.force}))
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    daemon = Daemon(args)
+    return _begun(args, daemon, daemon.post(f"{_PATH}/rollback", {"number": args.number}))
+
+
+def _begun(args: argparse.Namespace, daemon: Daemon, apply: Mapping[str, Any]) -> int:
+    if args.wait:
+        return follow(daemon, apply)
+    print(f"Apply {apply['number']} has begun; `cotenant services status` shows how far it is.")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    def lines(told: Mapping[str, Any]) -> Iterable[str]:
+        yield from apply_lines(told["apply"])
+        yield ""
+        yield from container_lines(told["containers"])
+
+    return _show(args, Daemon(args).get(STATUS), lines)
+
+
+def _history(args: argparse.Namespace) -> int:
+    told = Daemon(args).get(f"{_PATH}/history?limit={args.limit}")
+    return _show(args, told, lambda told: history_lines(told["history"]))
+
+
+def _show(args: argparse.Namespace, told: Any, lines: Callable[[Any], Iterable[str]]) -> int:
+    if args.json:
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        print(*lines(told), sep="\n")
+    return 0
+
+
+def _kept(shown: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """Return what is saved, to be saved again; a GPU that is not here now is named by its UUID."""
+    here = {gpu["index"] for gpu in shown["gpus"]}
+    for each in shown["assignments"]:
+        yield {**each, "gpu_index": each["gpu_index"] if each["gpu_index"] in here else None}
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    """Read `ai-llm=0`, `ai-enrichment=1:3.5` or `ai-clip=none`. Raises BadSetting."""
+    service, equals, target = text.partition("=")
+    gpu, colon, budget = target.partition(":")
+    index = None if gpu.lower() in _UNPINNED else _whole(gpu)
+    budget_gb = _gigabytes(budget) if colon else None
+    unpinned = gpu.lower() in _UNPINNED
+    if not service or not equals or (index is None and not unpinned) or (colon and budget_gb is None):
+        raise BadSetting(
+            f"{text!r} is no assignment",
+            hint="Write SERVICE=GPU or SERVICE=GPU:BUDGET, such as ai-enrichment=1:3.5; the GPU may be none.",
+        )
+    return {"service": service, "gpu_index": index, "vram_budget_override": budget_gb}
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _gigabytes(text: str) -> float | None:
+    try:
+        value = float(text.lower().removesuffix("gb").strip())
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _number(text: str) -> int:
+    value = _whole(text)
+    if not value:
+        raise BadSetting(
+            f"{text!r} is no number of the history", hint="`cotenant services history` lists them."
+        )
+    return value
+
+
+def _strategy(text: str) -> str:
+    if text not in list(Strategy):
+        raise BadSetting(f"{text!r} is no strategy", hint=f"One of {', '.join(Strategy)}.")
+    return text
+
+
+def _strategies() -> str:
+    return f"one of {', '.join(Strategy)}"

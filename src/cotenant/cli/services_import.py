@@ -1,0 +1,154 @@
+"""`cotenant services import`: from compose files to the `services:` section of the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from cotenant.domain.errors import BadSetting, ComposeFileError
+from cotenant.domain.services import Service, ServiceRole, Strategy
+from cotenant.domain.units import MIB
+
+_NEW: Final = Path("cotenant.yaml")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the section, or append it. Raises ComposeFileError, BadSetting."""
+    from cotenant.config.settings import find_configuration
+    from cotenant.containers.importing import import_services
+
+    imported = import_services(args.files)
+    if not imported.services:
+        raise ComposeFileError(
+            "no service of these files asks for a GPU or carries a cotenant.* label",
+            hint="Add a GPU reservation, or a label such as cotenant.vram_mib: 650.",
+        )
+    found = args.config if args.write and args.config else find_configuration(args.config, os.environ)
+    target = found or _NEW
+    section = "".join(f"{line}\n" for line in section_lines(args.files, imported.services, target))
+    if args.write:
+        append_section(target, section)
+        count = len(imported.services)
+        print(f"{target} has {count} service{'s' if count > 1 else ''} now.")
+    else:
+        print(section, end="")
+    for note in imported.notes:
+        print(f"Note: {note}", file=sys.stderr)
+    return 0
+
+
+def section_lines(files: Sequence[Path], services: Sequence[Service], target: Path) -> Iterator[str]:
+    """Render the section; the paths of compose files are meant against the folder of `target`."""
+    folder = os.path.dirname(os.path.abspath(target))
+    paths = ", ".join(_flow(os.path.relpath(file, folder)) for file in files)
+    yield "services:"
+    yield f"  compose: {{files: [{paths}]}}"
+    yield f"  strategy: {Strategy.VRAM_BASED}"
+    yield "  items:"
+    for service in services:
+        settings = _settings(service)
+        yield f"    - name: {_scalar(service.name)}"
+        yield from (f"      {key}: {_scalar(value)}" for key, value in settings.items())
+
+
+def append_section(target: Path, section: str) -> None:
+    """Append the section to a file, the rest left as it is, or make the file. Raises BadSetting."""
+    from cotenant.config.document import parse_document
+    from cotenant.config.settings import check
+
+    before = _text(target)
+    if "services" in parse_document(before, str(target)).settings:
+        raise BadSetting(
+            f"{target} has a `services:` section already",
+            hint="Without --write the new one is printed: take from it what you need.",
+        )
+    line_end = "\r\n" if "\r\n" in before else "\n"
+    start = before if not before or before.endswith("\n") else before + line_end
+    after = start + (line_end if start else "") + section.replace("\n", line_end)
+    try:
+        document = parse_document(after, str(target))
+    except BadSetting:
+        document = None
+    if document is None or set(document.settings) != {
+        *parse_document(before, str(target)).settings,
+        "services",
+    }:
+        raise BadSetting(
+            f"{target} cannot simply be added to",
+            hint="Without --write the section is printed: paste it where it belongs.",
+        )
+    check(document, {}, {})
+    _replace(Path(os.path.realpath(target)), after)
+
+
+def _settings(service: Service) -> dict[str, Any]:
+    """Return what is known of a service, by the keys of the configuration."""
+    size = service.vram_bytes
+    told = {
+        "model": service.model,
+        "vram_mib": None if size is None else round(size / MIB),
+        "role": None if service.role is ServiceRole.OTHER else str(service.role),
+        "latency_critical": service.latency_critical or None,
+        "vram_budget_env": service.budget_env,
+        "health": service.health_url,
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _scalar(value: str | int | bool) -> str:
+    """Write a value as it stands where YAML reads it back, else in quotation marks."""
+    if not isinstance(value, str):
+        return str(value).lower()
+    try:
+        plain = yaml.safe_load(f"a: {value}") == {"a": value}
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else _quoted(value)
+
+
+def _flow(path: str) -> str:
+    """Write a path inside brackets."""
+    return path if path.replace("/", "").replace(".", "").replace("-", "").isalnum() else _quoted(path)
+
+
+def _quoted(text: str) -> str:
+    return yaml.safe_dump(text, default_style='"', width=10_000, allow_unicode=True).rstrip("\n")
+
+
+def _text(target: Path) -> str:
+    try:
+        with target.open(encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
+        raise BadSetting(f"{target} cannot be read: {why}", hint="Check --config.") from None
+
+
+def _replace(target: Path, text: str) -> None:
+    """Put a text in a file's place, whole or not at all. Raises BadSetting."""
+    new = None
+    try:
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
+        descriptor, new = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(new, mode)
+        os.replace(new, target)
+    except OSError as error:
+        if new is not None:
+            Path(new).unlink(missing_ok=True)
+        raise BadSetting(
+            f"{target} cannot be written: {error.strerror}",
+            hint="Without --write the section is printed.",
+        ) from None

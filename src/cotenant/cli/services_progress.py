@@ -1,0 +1,78 @@
+"""Waiting for an apply, and showing how far each service is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cotenant.cli.client import Daemon
+from cotenant.cli.services_tables import apply_lines, apply_sentence, progress_line
+
+STATUS: Final = "/api/system/gpu-config/status"
+_POLL_S: Final = 0.4
+_UP: Final = "\x1b[{}F\x1b[J"
+
+
+def follow(daemon: Daemon, begun: Mapping[str, Any]) -> int:
+    """Show an apply until it ends; return 0 if it succeeded, else 1.
+
+    On a terminal its lines are drawn anew in place; elsewhere each step is a line of its own.
+    """
+    display = _Redrawn() if sys.stdout.isatty() else _Appended()
+    apply: Mapping[str, Any] = begun
+    try:
+        while True:
+            display.show(apply)
+            if not apply["running"]:
+                return _ended(apply)
+            time.sleep(_POLL_S)
+            found = daemon.get(STATUS)["apply"]
+            if found is None or found["number"] != begun["number"]:
+                print(f"Apply {begun['number']} was followed by another one.", file=sys.stderr)
+                return 1
+            apply = found
+    except KeyboardInterrupt:
+        print("The apply goes on; `cotenant services status` shows how far it is.", file=sys.stderr)
+        raise
+
+
+def _ended(apply: Mapping[str, Any]) -> int:
+    if apply["state"] == "succeeded":
+        if not apply["services"]:
+            print("Nothing had to be recreated: every container runs as saved.")
+        return 0
+    print("`cotenant services rollback` goes back to what was applied before.", file=sys.stderr)
+    return 1
+
+
+class _Redrawn:
+    """Draws over what it drew before."""
+
+    def __init__(self) -> None:
+        self._drawn = 0
+
+    def show(self, apply: Mapping[str, Any]) -> None:
+        lines = list(apply_lines(apply))
+        over = _UP.format(self._drawn) if self._drawn else ""
+        print(over + "\n".join(lines), flush=True)
+        self._drawn = len(lines)
+
+
+class _Appended:
+    """Adds a line for everything that is new."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def show(self, apply: Mapping[str, Any]) -> None:
+        lines = [progress_line(each) for each in apply["services"]]
+        if not apply["running"]:
+            lines.append(apply_sentence(apply))
+        elif not self._told:
+            lines.insert(0, apply_sentence(apply))
+        for line in lines:
+            if line not in self._told:
+                self._told.add(line)
+                print(line, flush=True)

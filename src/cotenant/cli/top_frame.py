@@ -1,0 +1,287 @@
+"""One picture of `cotenant top`, as lines that fit a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from cotenant.cli.top_view import Choices, Snapshot
+from cotenant.domain.units import GIB
+
+KEYS: Final = "↑↓ select  l load  u unload  p pin  w why  / filter  ? help  q quit"
+HELP: Final = (
+    "cotenant top",
+    "",
+    "  ↑ ↓  k j    select a model; PgUp and PgDn go ten at a time",
+    "  l           load the selected model",
+    "  u           unload it; asks first if it is answering requests",
+    "  p           pin it, so that it is never evicted, or unpin it",
+    "  w           why: its last decisions",
+    "  /           show only models whose name contains what you type; Esc ends that",
+    "  q           quit",
+    "",
+    "Each letter in a card's bar is memory of the model with that letter, × of others,",
+    "· is free. Figures are of the last seconds; - stands for what is not known.",
+)
+_HEAD: Final[tuple[str, ...]] = (
+    *("", "model", "state", "GPU", "req/s", "tok/s", "run", "queue", "idle", "keep"),
+    *("planned", "measured"),
+)
+_MIN_BAR: Final = 10
+_MAX_BAR: Final = 60
+_WIDE: Final = 110
+_DECISIONS: Final = 3
+_KEPT: Final = 20
+
+
+class Style(StrEnum):
+    """How a line is set off."""
+
+    PLAIN = "plain"
+    BOLD = "bold"
+    DIM = "dim"
+    REVERSE = "reverse"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text, cut to the terminal's width."""
+
+    text: str
+    style: Style = Style.PLAIN
+
+
+def frame(snapshot: Snapshot, choices: Choices, address: str, width: int, height: int | None) -> list[Line]:
+    """Lay out the whole picture; without a height it is as long as it needs to be."""
+    width = max(width, 20)
+    if choices.page is not None:
+        body = _page(choices, width, (height or 1000) - 1)
+    else:
+        body = _tables(snapshot, choices, address, width, None if height is None else height - 1)
+    if height is None:
+        return [_cut(line, width) for line in body]
+    body = body[: height - 1] + [Line("")] * (height - 1 - len(body))
+    return [_cut(line, width) for line in (*body, _bottom(choices))]
+
+
+def _page(choices: Choices, width: int, height: int) -> list[Line]:
+    heading, *rest = choices.page or ("",)
+    lines = [line for text in rest for line in _wrapped(text, width)]
+    # Only here it is known how far the page can be turned.
+    choices.page_top = max(0, min(choices.page_top, len(lines) - (height - 1)))
+    return [Line(heading, Style.BOLD), *map(Line, lines[choices.page_top :][: height - 1])]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=" " * 9) or [""]
+
+
+def _bottom(choices: Choices) -> Line:
+    if choices.question is not None:
+        return Line(f"{choices.question} (y/n)", Style.REVERSE)
+    if choices.typing:
+        return Line(f"/{choices.filter}_   Enter keeps it, Esc ends it", Style.REVERSE)
+    if choices.page is not None:
+        return Line("↑↓ scroll  Esc or q back", Style.DIM)
+    return Line(choices.message, Style.BOLD) if choices.message else Line(KEYS, Style.DIM)
+
+
+def _tables(snapshot: Snapshot, choices: Choices, address: str, width: int, height: int | None) -> list[Line]:
+    top = [_title(snapshot, choices, address), *_troubles(snapshot)]
+    cards = _cards(snapshot, width)
+    rows, selected = _models(snapshot, choices, width, marked=height is not None)
+    heading, *models = rows
+    decisions = [
+        Line(line) for told in snapshot.decisions[-_KEPT:] for line in _wrapped(_decision(told), width)
+    ]
+    if height is not None:
+        room = height - len(top) - 4
+        cards = _first(cards, max(1, room // 2))
+        room -= len(cards)
+        kept = min(len(decisions), max(_DECISIONS, room - len(models)), max(0, room - 2))
+        models = _around(models, selected, max(1, room - kept))
+        decisions = decisions[len(decisions) - kept :]
+    recent = [Line(""), Line("last decisions", Style.BOLD), *decisions] if decisions else []
+    return [*top, *cards, Line(""), heading, *models, *recent]
+
+
+def _title(snapshot: Snapshot, choices: Choices, address: str) -> Line:
+    loaded = sum(1 for model in snapshot.models if model.get("devices"))
+    facts = [f"cotenant {address}", f"{loaded} of {len(snapshot.models)} models loaded"]
+    if choices.filter:
+        facts.append(f"only {choices.filter!r}")
+    return Line("  ".join([*facts, snapshot.taken_at]), Style.BOLD)
+
+
+def _troubles(snapshot: Snapshot) -> list[Line]:
+    lines = [Line(f"! {alert['text']}", Style.BAD) for alert in snapshot.alerts[:3]]
+    if len(snapshot.alerts) > 3:
+        lines.append(Line(f"! and {len(snapshot.alerts) - 3} more alerts", Style.BAD))
+    if snapshot.problem is not None:
+        lines.append(Line(snapshot.problem, Style.BAD))
+    return lines
+
+
+def _cards(snapshot: Snapshot, width: int) -> list[Line]:
+    labels = [_label(device) for device in snapshot.devices]
+    label_width = min(max(map(len, labels), default=0), max(8, width // 4))
+    said = [_figures(device) for device in snapshot.devices]
+    said_width = max(map(len, said), default=0)
+    bar_width = max(_MIN_BAR, min(_MAX_BAR, width - label_width - said_width - 4))
+    lines = []
+    for device, label, figures in zip(snapshot.devices, labels, said, strict=True):
+        bar = _bar(snapshot, device, bar_width)
+        over = Style.BAD if device.get("overcommitted") else Style.PLAIN
+        lines.append(Line(f"{label[:label_width]:<{label_width}} [{bar}] {figures}", over))
+    return lines or [Line("no devices", Style.DIM)]
+
+
+def _bar(snapshot: Snapshot, device: Mapping[str, Any], width: int) -> str:
+    total = device.get("total_bytes")
+    if not total:
+        return "?" * width
+    letters = snapshot.letters
+    bar = ""
+    for name, count in snapshot.holdings(device["uuid"]):
+        # A model that is there is seen, however small.
+        bar += letters.get(name, "#") * _cells(count, total, width)
+    others = _others_bytes(snapshot, device, total)
+    bar += "×" * (_cells(others, total, width) if others > total / 50 else 0)
+    return bar[:width].ljust(width, "·")
+
+
+def _cells(count: int, total: int, width: int) -> int:
+    return max(1, min(width, round(count / total * width)))
+
+
+def _others_bytes(snapshot: Snapshot, device: Mapping[str, Any], total: int) -> int:
+    """Return what others hold: as told, or what is in use and not ours where nobody tells."""
+    if device.get("foreign_bytes") or device.get("free_bytes") is None:
+        return int(device.get("foreign_bytes") or 0)
+    ours = sum(count for _, count in snapshot.holdings(device["uuid"]))
+    return max(0, total - int(device["free_bytes"]) - ours)
+
+
+def _figures(device: Mapping[str, Any]) -> str:
+    total, free = device.get("total_bytes"), device.get("free_bytes")
+    used = None if total is None or free is None else total - free
+    text = f"{_gib(used)}/{_gib(total)} GiB"
+    for key, unit in (("utilisation_percent", "%"), ("temperature_c", "°C"), ("power_w", "W")):
+        value = device.get(key)
+        if value is not None:
+            text += f" {value:.0f}{unit}"
+    return text
+
+
+def _models(snapshot: Snapshot, choices: Choices, width: int, *, marked: bool) -> tuple[list[Line], int]:
+    """Return the table with its heading, and the number of the row that is selected."""
+    head = _HEAD if width >= _WIDE else _HEAD[:-2]
+    shown, current = choices.shown(snapshot), choices.model(snapshot)
+    indices = {device["uuid"]: _index(device) for device in snapshot.devices}
+    rows = [_row(snapshot, model, indices)[: len(head)] for model in shown]
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    widths[1] = max(8, min(widths[1], width - sum(widths) + widths[1] - len(widths) - 1))
+    lines = [Line(" " + _joined(head, widths), Style.BOLD)]
+    selected = 0
+    for number, (model, row) in enumerate(zip(shown, rows, strict=True)):
+        chosen = marked and current is not None and model["name"] == current["name"]
+        selected = number if chosen else selected
+        text = (">" if chosen else " ") + _joined(row, widths)
+        lines.append(Line(text, Style.REVERSE if chosen else _style_of(model)))
+    if not shown:
+        lines.append(Line("  no model has such a name" if choices.filter else "  no models", Style.DIM))
+    return lines, selected
+
+
+def _style_of(model: Mapping[str, Any]) -> Style:
+    if model.get("devices"):
+        return Style.PLAIN
+    return Style.BAD if model["state"] == "failed" else Style.DIM
+
+
+def _row(snapshot: Snapshot, model: Mapping[str, Any], indices: Mapping[str, str]) -> tuple[str, ...]:
+    measured = model.get("measured_bytes")
+    keep = "pinned" if model.get("pinned") else _span(model.get("keep_alive_left_s"))
+    tokens = snapshot.tokens_per_s.get(model["name"])
+    return (
+        snapshot.letters.get(model["name"], "#" if model.get("devices") else " "),
+        model["name"],
+        _state(model),
+        ",".join(indices.get(uuid, "?") for uuid in model.get("devices", ())) or "-",
+        f"{model.get('requests_per_s') or 0:.1f}",
+        "-" if tokens is None else f"{tokens:.0f}",
+        f"{model.get('in_flight', 0)}/{model.get('slots', 0)}",
+        str(model.get("queued", 0)),
+        _span(model.get("idle_s")),
+        keep,
+        f"{_gib(model.get('predicted_bytes'))}G",
+        f"{_gib(model.get('reported_bytes') if measured is None else measured)}G",
+    )
+
+
+def _state(model: Mapping[str, Any]) -> str:
+    load = model.get("load") or {}
+    read, total = load.get("read_bytes"), load.get("total_bytes")
+    if model["state"] == "loading" and read is not None and total:
+        return f"load {min(99, read * 100 // total)}%"
+    return str(model["state"])
+
+
+def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
+    left = [f"{cell[:width]:<{width}}" for cell, width in zip(cells[:4], widths[:4], strict=True)]
+    right = [f"{cell:>{width}}" for cell, width in zip(cells[4:], widths[4:], strict=True)]
+    return " ".join([*left, *right]).rstrip()
+
+
+def _decision(told: Mapping[str, Any]) -> str:
+    time_of_day = str(told.get("time", ""))[11:19]
+    model = f"{told['model']}: " if told.get("model") else ""
+    return f"{time_of_day} {model}{told.get('text', '')}"
+
+
+def _first(lines: list[Line], room: int) -> list[Line]:
+    if len(lines) <= room:
+        return lines
+    kept = max(0, room - 1)
+    return [*lines[:kept], Line(f"… and {len(lines) - kept} more", Style.DIM)]
+
+
+def _around(lines: list[Line], selected: int, room: int) -> list[Line]:
+    """Keep as many lines as there is room for, the selected one among them."""
+    top = max(0, min(selected - room // 2, len(lines) - room))
+    return lines[top : top + room]
+
+
+def _cut(line: Line, width: int) -> Line:
+    """Cut to the width, without what a terminal would obey."""
+    clean = "".join(character if character.isprintable() else " " for character in line.text)
+    return Line(clean if len(clean) <= width else clean[: width - 1] + "…", line.style)
+
+
+def _label(device: Mapping[str, Any]) -> str:
+    if device.get("index") is None:
+        return str(device["name"])
+    name = str(device["name"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
+    return f"GPU {device['index']} {name}"
+
+
+def _index(device: Mapping[str, Any]) -> str:
+    return "host" if device.get("index") is None else str(device["index"])
+
+
+def _gib(count: int | None) -> str:
+    return "-" if count is None else f"{count / GIB:.1f}"
+
+
+def _span(seconds: float | None) -> str:
+    """Render seconds in four characters: `52s`, `4m`, `17h`, `12d`."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"

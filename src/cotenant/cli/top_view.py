@@ -1,0 +1,80 @@
+"""What `cotenant top` shows: what the daemon last said, and what the user has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import ascii_lowercase
+from typing import Any, Final
+
+_LETTERS: Final = ascii_lowercase + ascii_lowercase.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The daemon's answers at one time of day; `problem` says why there are no newer ones."""
+
+    models: Sequence[Mapping[str, Any]] = ()
+    devices: Sequence[Mapping[str, Any]] = ()
+    tokens_per_s: Mapping[str, float] = field(default_factory=dict)
+    alerts: Sequence[Mapping[str, Any]] = ()
+    decisions: Sequence[Mapping[str, Any]] = ()
+    taken_at: str = ""
+    problem: str | None = None
+
+    @property
+    def letters(self) -> Mapping[str, str]:
+        """Name each model that has memory by a letter, as long as there are letters."""
+        resident = [model["name"] for model in self.models if model.get("devices")]
+        return dict(zip(resident, _LETTERS, strict=False))
+
+    def holdings(self, uuid: str) -> Sequence[tuple[str, int]]:
+        """Return what each model takes on a device, in bytes, as planned."""
+        found = []
+        for model in self.models:
+            if uuid in model.get("devices", ()):
+                found.append((model["name"], _planned_bytes(model, uuid)))
+        return found
+
+
+def _planned_bytes(model: Mapping[str, Any], uuid: str) -> int:
+    placement = model.get("placement") or {}
+    for share in placement.get("devices", ()):
+        if share.get("uuid") == uuid:
+            return sum(count or 0 for part, count in share["planned"].items() if part != "total")
+    # While it loads the daemon tells the sum alone.
+    return int(model.get("predicted_bytes") or 0) // max(1, len(model["devices"]))
+
+
+@dataclass(slots=True)
+class Choices:
+    """What the user has chosen. `page` are the lines of a text that covers the tables, if one does."""
+
+    selected: str | None = None
+    filter: str = ""
+    typing: bool = False
+    question: str | None = None
+    message: str = ""
+    page: Sequence[str] | None = None
+    page_top: int = 0
+
+    def shown(self, snapshot: Snapshot) -> Sequence[Mapping[str, Any]]:
+        """Return the models that the filter leaves."""
+        wanted = self.filter.casefold()
+        return [model for model in snapshot.models if wanted in model["name"].casefold()]
+
+    def model(self, snapshot: Snapshot) -> Mapping[str, Any] | None:
+        """Return the model that is selected: the first one until another was."""
+        shown = self.shown(snapshot)
+        return next((model for model in shown if model["name"] == self.selected), shown[0] if shown else None)
+
+    def move(self, snapshot: Snapshot, step: int) -> None:
+        """Select another model, or turn the page that covers the tables."""
+        if self.page is not None:
+            self.page_top = max(0, self.page_top + step)
+            return
+        names = [model["name"] for model in self.shown(snapshot)]
+        current = self.model(snapshot)
+        if current is not None:
+            at = names.index(current["name"]) + step
+            self.selected = names[max(0, min(at, len(names) - 1))]
