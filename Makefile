@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-fast check bench gpu-check clean
+.PHONY: run test test-fast check bench screenshots gpu-check clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ check: $(VENV)/.checked
 
 bench: $(VENV)/.benched
 	$(BIN)/python -m bench
+
+screenshots: $(VENV)/.benched
+	$(BIN)/python -m bench.screenshots
 
 gpu-check: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu -s

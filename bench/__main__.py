@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from bench import assembly, footprint, gateway, header, policies, scheduling, split, strategies, warm
+from bench import assembly, console, footprint, gateway, header, policies, scheduling, split, strategies, warm
 from bench.rows import print_table
+
+_ALL = (split, strategies, scheduling, footprint, header, assembly, policies, gateway, warm, console)
 
 
 def main() -> int:
     rows = []
-    for benchmark in (split, strategies, scheduling, footprint, header, assembly, policies, gateway, warm):
+    for benchmark in _ALL:
         found = benchmark.main()
         print_table(found)
         sys.stdout.flush()

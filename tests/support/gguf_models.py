@@ -31,8 +31,8 @@ def build_tiny_llama(path: Path) -> Path:
     return path
 
 
-def build_tiny_embedder(path: Path) -> Path:
-    """Write a complete BERT with mean pooling, 64 dimensions, random weights."""
+def build_tiny_embedder(path: Path, *, ranks: bool = False) -> Path:
+    """Write a complete BERT of 64 dimensions, random weights: with mean pooling, or one that ranks."""
     n_embd, n_ff, n_ctx, n_layers = 64, 128, 512, 2
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens += [prefix + chr(code) for prefix in ("▁", "") for code in range(33, 127)]
@@ -47,7 +47,7 @@ def build_tiny_embedder(path: Path) -> Path:
         "bert.attention.head_count": 4,
         "bert.attention.layer_norm_epsilon": 1e-12,
         "bert.attention.causal": False,
-        "bert.pooling_type": 1,
+        "bert.pooling_type": 4 if ranks else 1,
         "tokenizer.ggml.model": "bert",
         "tokenizer.ggml.pre": "jina-v2-en",
         "tokenizer.ggml.token_type_count": 2,
@@ -76,6 +76,9 @@ def build_tiny_embedder(path: Path) -> Path:
             shapes |= {f"{block}.{name}.weight": dims, f"{block}.{name}.bias": dims[1:]}
         for name in ("attn_output_norm", "layer_output_norm"):
             shapes |= {f"{block}.{name}.weight": (n_embd,), f"{block}.{name}.bias": (n_embd,)}
+    if ranks:
+        shapes |= {"cls.weight": (n_embd, n_embd), "cls.bias": (n_embd,)}
+        shapes |= {"cls.output.weight": (n_embd, 1), "cls.output.bias": (1,)}
     specs = [TensorSpec(name, dims, "F32") for name, dims in shapes.items()]
     rng = random.Random(7)
     with path.open("wb") as file:

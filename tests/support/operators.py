@@ -61,6 +61,9 @@ class PlainOperator:
         self._check(name)
         return [decision for decision in self.told if decision.model == name]
 
+    def recent(self) -> Sequence[Decision]:
+        return tuple(self.told)
+
     def log_path(self, name: str) -> Path | None:
         self._check(name)
         return self.logs.get(name)

@@ -1,0 +1,76 @@
+"""A machine with one GPU on paper, which fake engines take memory on, and fleets of such engines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.engines.fake_card import opened
+from tests.engines.support import fake_server
+from tests.support.serving import Serving
+
+
+class PaperMachine:
+    """One card, in a file that a daemon follows as it would ask a driver."""
+
+    def __init__(self, folder: Path, total_mib: int) -> None:
+        self.path = folder / "machine.yaml"
+        card = {"name": "paper", "uuid": "GPU-paper", "total_mib": total_mib, "used_mib": 0, "processes": []}
+        self.path.write_text(json.dumps({"live": True, "gpus": [card]}), encoding="utf-8")
+
+    def card(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))["gpus"][0]
+        return found
+
+    def others_hold(self, mib: int) -> None:
+        """Let a process of somebody else hold that much."""
+        with opened(self.path) as machine:
+            card = machine["gpus"][0]
+            ours = [process for process in card["processes"] if process["name"] != "stranger"]
+            card["processes"] = [*ours, {"pid": 4_000_000, "name": "stranger", "used_mib": mib}]
+            card["used_mib"] = sum(process["used_mib"] for process in card["processes"])
+
+    def end_heirs(self) -> None:
+        """End the processes that outlived their engines, and what they hold."""
+        with opened(self.path) as machine:
+            card = machine["gpus"][0]
+            for process in card["processes"]:
+                if process["name"] == "heir":
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process["pid"], signal.SIGKILL)
+            card["processes"] = [process for process in card["processes"] if process["name"] != "heir"]
+            card["used_mib"] = sum(process["used_mib"] for process in card["processes"])
+
+
+@contextlib.contextmanager
+def fake_fleet(
+    folder: Path,
+    model: Path,
+    gpus: str,
+    engines: Mapping[str, Mapping[str, object]],
+    *,
+    scheduling: str = "{}",
+    keep_alive: str = "5m",
+) -> Iterator[Serving]:
+    """Serve models by name, each through a fake engine that misbehaves as its variables say."""
+    entries = [
+        {"name": name, "path": str(model), "env": {key: str(value) for key, value in env.items()}}
+        for name, env in engines.items()
+    ]
+    config = folder / "cotenant.yaml"
+    config.write_text(
+        f"defaults: {{keep_alive: {keep_alive}}}\nscheduling: {scheduling}\nmodels: {json.dumps(entries)}\n",
+        encoding="utf-8",
+    )
+    argv = ["serve", "--config", str(config), "--port", "0", "--gpus", gpus, "--parallel", "2"]
+    argv += ["--llama-server", str(fake_server(folder)), "--reserve-mib", "100", "--min-budget-mib", "100"]
+    with Serving(argv, folder / "state") as daemon:
+        daemon.address()
+        yield daemon
+        assert daemon.process.poll() is not None or daemon.terminate() == 0
+        assert "Traceback" not in daemon.output
