@@ -44,7 +44,7 @@ def model_status(
         measured_bytes=residency.measured_bytes if residency else None,
         last_failure=model.last_failure,
         load=_progress(model, residency, running, now) if residency else None,
-        engine=entry.recipe.engine,
+        runtime=entry.recipe.engine,
     )
 
 

@@ -75,7 +75,8 @@ class LoadProgress:
 class ModelStatus:
     """How a model is doing now. Rates are per second over the last minute; what is not known is None.
 
-    `bytes_by_device` is what it claims on each of its devices. `load` is there while it is loading.
+    `bytes_by_device` is what it claims on each of its devices. `load` is there while it is loading. `runtime`
+    is the kind of its engine.
     """
 
     name: str
@@ -97,7 +98,7 @@ class ModelStatus:
     measured_bytes: int | None = None
     last_failure: str | None = None
     load: LoadProgress | None = None
-    engine: EngineKind = EngineKind.LLAMA_CPP
+    runtime: EngineKind = EngineKind.LLAMA_CPP
 
 
 @dataclass(frozen=True, slots=True)

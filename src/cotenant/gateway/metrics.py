@@ -66,7 +66,7 @@ class Metrics:
         runtimes: dict[str, str] = {}
         if self._operator is not None:
             devices, statuses = self._operator.devices(), self._operator.statuses()
-            runtimes = {status.name: status.engine.value for status in statuses}
+            runtimes = {status.name: status.runtime.value for status in statuses}
             yield from _of_models(statuses, devices)
             yield from _of_devices(devices)
         yield from _of_requests(list(self._meters.all()), runtimes)
@@ -109,7 +109,7 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
     loads = CounterMetricFamily("cotenant_model_loads", "Loads begun", labels=_MODEL)
     for status in statuses:
         cards = ",".join(indices.get(uuid, uuid) for uuid in status.devices)
-        placed = (status.name, status.engine.value, cards)
+        placed = (status.name, status.runtime.value, cards)
         qps.add_metric(placed, status.requests_per_s)
         state.add_metric((*placed, status.state), 1)
         pinned.add_metric(placed, status.pinned)
