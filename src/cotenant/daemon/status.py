@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cotenant.config.configuration import ModelEntry
+from cotenant.daemon.beside import group_of
 from cotenant.daemon.effects import Running
 from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus
 from cotenant.domain.devices import DeviceId, GpuProcess, Reading
@@ -51,7 +52,10 @@ def model_status(
 def device_statuses(
     state: State, readings: Mapping[DeviceId, Reading], ours: Collection[int] = ()
 ) -> list[DeviceStatus]:
-    """Describe every device, in planned order; `readings` are the last ones of each, `ours` our processes."""
+    """Describe every device, in planned order.
+
+    `readings` are the last ones of each, `ours` the leaders of our engines' groups of processes.
+    """
     ledger = state.ledger
     return [
         DeviceStatus(
@@ -115,7 +119,9 @@ def served_model(
 def _others(seen: Reading, ours: Collection[int]) -> tuple[GpuProcess, ...] | None:
     if seen.processes is None:
         return None
-    return tuple(process for process in seen.processes if process.pid not in ours)
+    return tuple(
+        process for process in seen.processes if process.pid not in ours and group_of(process.pid) not in ours
+    )
 
 
 def _reported_bytes(running: Running | None) -> int | None:
