@@ -35,7 +35,7 @@ GREEDY = {"num_predict": 12, "temperature": 0, "seed": 1}
         pytest.param(
             "server",
             marks=pytest.mark.skipif(
-                "COTENANT_TEST_LLAMA_SERVER" not in os.environ, reason="no llama-server is named"
+                not os.environ.get("COTENANT_TEST_LLAMA_SERVER"), reason="no llama-server is named"
             ),
         ),
     ],
