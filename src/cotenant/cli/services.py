@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.cli import services_import
 from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.services_progress import STATUS, follow
 from cotenant.cli.services_tables import (
@@ -58,7 +57,7 @@ def _register_import(actions: Any) -> None:
         default=None,
         help="configuration (default: $COTENANT_CONFIG, ./cotenant.yaml, ~/.config/cotenant/cotenant.yaml)",
     )
-    parser.set_defaults(run=services_import.run)
+    parser.set_defaults(run=_import)
 
 
 def _register_set(actions: Any) -> None:
@@ -96,6 +95,13 @@ def _ordering(actions: Any, name: str, run: Callable[[argparse.Namespace], int],
     add_daemon_options(parser)
     parser.set_defaults(run=run)
     return parser
+
+
+def _import(args: argparse.Namespace) -> int:
+    # It needs YAML, which no other command should wait for.
+    from cotenant.cli.services_import import run
+
+    return run(args)
 
 
 def _list(args: argparse.Namespace) -> int:

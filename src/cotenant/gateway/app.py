@@ -145,9 +145,11 @@ class Gateway:
         try:
             headers = scope["headers"]
             self.limits.check_head(headers)
-            if path != _HEALTH:
-                self._visitors.check(scope, is_open=path == SESSION or self._is_page(path))
             target = TARGETS.get(path)
+            if target is not None:
+                self._visitors.check(scope, is_open=False)
+            elif path != _HEALTH:
+                self._visitors.check(scope, is_open=path == SESSION or self._is_page(path))
             if target is None:
                 await self._answer(scope, receive, send)
             elif scope["method"] == "POST":
@@ -210,12 +212,11 @@ class Gateway:
             await self._read(scope["method"], path, send)
 
     def _is_page(self, path: str) -> bool:
-        """Whether the console answers: everything but what has an address of its own here."""
+        """Whether the console answers what goes to no engine: all that has no address of its own here."""
         return (
             self._console is not None
             and not path.startswith((PREFIX, _OPENAI))
             and path not in (_HEALTH, _METRICS, _OPENAPI)
-            and path not in TARGETS
         )
 
     async def _send_metrics(self, scope: Scope, send: Send) -> None:

@@ -30,7 +30,7 @@ class Kinds:
     def check(self, name: str, target: Target) -> None:
         """Refuse a model before it is loaded for what it cannot do. Raises WrongKind."""
         known = self._known.get(name)
-        if known is not None and known & target.kinds:
+        if known is not None and not known.isdisjoint(target.kinds):
             return
         try:
             model = find_model(name, self._router.models())

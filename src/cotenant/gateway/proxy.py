@@ -193,7 +193,9 @@ class Exchange:
         A process that dies takes its time, seconds if a driver cleans up after it, and its socket may take
         connections until then: the second try must not be wasted on it.
         """
-        return endpoint == self._failed and self._loop.time() < self._failed_at + self._proxy.timing.notice_s
+        if self._failed is None or endpoint != self._failed:
+            return False
+        return self._loop.time() < self._failed_at + self._proxy.timing.notice_s
 
     async def _turn_to_another(self) -> None:
         """Forget the engine that failed, and leave the daemon a moment to see that it is dead."""
