@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from cotenant.gateway.meters import Meters
 from cotenant.gateway.metrics import Metrics
 from tests.gateway.harness import SlotRouter
 from tests.gateway.test_history import Book
+from tests.support.debian import unpacked
 from tests.support.operators import PlainOperator
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -117,7 +117,7 @@ def test_what_compose_mounts_is_there_and_nothing_listens_for_others() -> None:
 
 
 def promtool() -> str:
-    found = shutil.which(os.environ.get("COTENANT_TEST_PROMTOOL") or "promtool")
+    found = os.environ.get("COTENANT_TEST_PROMTOOL") or unpacked("prometheus", "promtool")
     if found is None:
         pytest.skip("no promtool: install prometheus, or set COTENANT_TEST_PROMTOOL to one")
     return found

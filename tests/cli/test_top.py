@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from cotenant.cli.top_frame import KEYS, Style, frame
 from cotenant.cli.top_terminal import Terminal, has_colour, keys, plain
 from cotenant.cli.top_view import Choices, Snapshot
 from cotenant.domain.units import GIB
+from tests.support.debian import installed
 from tests.support.gguf_models import build_tiny_llama
 from tests.support.serving import Serving
 
@@ -315,7 +315,7 @@ def row_of(shown: str, name: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.engine
 def test_in_a_terminal_models_are_loaded_explained_filtered_and_unloaded_by_keys(tmp_path: Path) -> None:
-    if shutil.which("tmux") is None:
+    if installed("tmux") is None:
         pytest.skip("no tmux on this machine: `apt-get install tmux`")
     for name in ("alpha", "beta"):
         build_tiny_llama(tmp_path / f"{name}.gguf")
