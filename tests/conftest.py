@@ -1,9 +1,10 @@
-"""Runs coroutine tests on uvloop, as the daemon runs."""
+"""Runs coroutine tests on uvloop, as the daemon runs; says at the end what this machine could not test."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import Counter
 
 import pytest
 import uvloop
@@ -17,3 +18,16 @@ def pytest_pyfunc_call(pyfuncitem):
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(pyfuncitem.obj(**arguments))
     return True
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Tell, in red, the reasons of skips that say "cannot be tested here", whichever process met them."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.getreports("skipped")
+        if "cannot be tested here" in report.longrepr[2]
+    )
+    if reasons:
+        terminalreporter.section("NOT TESTED", red=True, bold=True)
+        for reason, tests in reasons.most_common():
+            terminalreporter.write_line(f"{reason} (tests: {tests})", red=True)

@@ -119,7 +119,10 @@ def test_what_compose_mounts_is_there_and_nothing_listens_for_others() -> None:
 def promtool() -> str:
     found = os.environ.get("COTENANT_TEST_PROMTOOL") or unpacked("prometheus", "promtool")
     if found is None:
-        pytest.skip("no promtool: install prometheus, or set COTENANT_TEST_PROMTOOL to one")
+        pytest.skip(
+            "The rules for alerts cannot be tested here: no promtool: install prometheus, or set "
+            "COTENANT_TEST_PROMTOOL to one"
+        )
     return found
 
 
@@ -129,11 +132,13 @@ def run(*argv: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_promtool_finds_the_rules_sound_and_their_tests_hold() -> None:
     assert f"{len(rules())} rules found" in run("check", "rules", RULES.name)
     assert "SUCCESS" in run("test", "rules", "cotenant.rules.test.yml")
 
 
+@pytest.mark.slow
 def test_promtool_reads_every_query_of_the_dashboard(tmp_path: Path) -> None:
     asked = [
         {"record": f"query:{number}".replace(":", "_"), "expr": expr.replace("$instance", ".*")}

@@ -26,6 +26,7 @@ TEXT = "/v1/completions"
 NAMES = [f"model-{number}" for number in range(8)]
 ROOM_FOR_THREE = ["--gpus", "2000MiB", "--reserve-mib", "256", "--min-budget-mib", "512"]
 CHAOS_S = float(os.environ.get("COTENANT_CHAOS_S", "12"))
+ENOUGH = 50
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +112,13 @@ def test_random_clients_and_dying_engines_lose_no_request(fleet: Serving) -> Non
     rng = random.Random(20261120)
     statuses: dict[int, int] = {}
 
+    def going_on(until_at: float) -> bool:
+        """On a slow machine it takes longer until enough has been answered to tell anything."""
+        more_s = 0.0 if statuses.get(200, 0) > ENOUGH else 40.0
+        return time.monotonic() < until_at + more_s
+
     async def client(port: int, until_at: float) -> None:
-        while time.monotonic() < until_at:
+        while going_on(until_at):
             name = rng.choice(NAMES)
             stream = rng.random() < 0.3
             reply = await ask(port, name, rng.choice([1, 4, 40]), stream=stream)
@@ -124,7 +130,7 @@ def test_random_clients_and_dying_engines_lose_no_request(fleet: Serving) -> Non
                 await asyncio.sleep(0.5)
 
     async def killer(until_at: float) -> None:
-        while time.monotonic() < until_at:
+        while going_on(until_at):
             await asyncio.sleep(rng.uniform(0.3, 1.2))
             for pid in sorted(engines_of(fleet))[:1]:
                 os.kill(pid, signal.SIGKILL)
@@ -136,7 +142,7 @@ def test_random_clients_and_dying_engines_lose_no_request(fleet: Serving) -> Non
 
     asyncio.run(run())
     print(f"answers by status: {dict(sorted(statuses.items()))}")
-    assert statuses.get(200, 0) > 50, statuses
+    assert statuses.get(200, 0) > ENOUGH, statuses
     assert set(statuses) <= {200, 429, 502, 503, 504}, statuses
     assert fleet.terminate() == 0
     assert not engines_left(fleet)
@@ -203,11 +209,11 @@ def test_reloading_the_configuration_keeps_what_did_not_change_loaded(
 ) -> None:
     config = tmp_path / "cotenant.yaml"
 
-    def write(ctx: int, alias: str) -> None:
+    def write(ctx: int, alias: str, more: str = "") -> None:
         config.write_text(
             f"models:\n"
             f"  - {{name: kept, path: {one_model}, aliases: [{alias}]}}\n"
-            f"  - {{name: changed, path: {one_model}, ctx: {ctx}}}\n",
+            f"  - {{name: changed, path: {one_model}, ctx: {ctx}}}\n{more}",
             encoding="utf-8",
         )
 
@@ -219,11 +225,13 @@ def test_reloading_the_configuration_keeps_what_did_not_change_loaded(
             assert asyncio.run(ask(port, name)).status == 200
         before = engines_of(daemon)
         assert len(before) == 2
-        write(2048, "second")
+        write(2048, "second", f"  - {{name: third, path: {one_model}}}\n")
         daemon.process.send_signal(signal.SIGHUP)
         until(lambda: asyncio.run(ask(port, "second")).status == 200)
         until(lambda: len(before & engines_of(daemon)) == 1)
         assert asyncio.run(ask(port, "first")).status == 404
+        examined = [each["seen"] for each in get(daemon, "/api/doctor")["findings"]]
+        assert f"{config} can be read; it names 3 models" in examined, "it is what is served now that counts"
         config.write_text("models: [{nmae: x}]\n", encoding="utf-8")
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for("the configuration was left as it was")
@@ -275,17 +283,28 @@ def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go(
     with Serving([*argv, "--min-budget-mib", "512"], tmp_path / "state") as daemon:
         port = port_of(daemon)
 
-        async def run() -> None:
+        enough = asyncio.Event()
+
+        async def keep_asking(name: str) -> None:
+            while not enough.is_set():
+                assert (await ask(port, name)).status == 200
+
+        async def run() -> dict[str, str]:
             for name in (*active, *idle):
                 assert (await ask(port, name)).status == 200
-            deadline = time.monotonic() + 15
-            while any(states(daemon)[name] != "cold" for name in idle):
-                assert time.monotonic() < deadline, states(daemon)
+            async with asyncio.TaskGroup() as tasks:
                 for name in active:
-                    assert (await ask(port, name)).status == 200
+                    tasks.create_task(keep_asking(name))
+                deadline = time.monotonic() + 15
+                now = await asyncio.to_thread(states, daemon)
+                while any(now[name] != "cold" for name in idle):
+                    assert time.monotonic() < deadline, now
+                    await asyncio.sleep(0.05)
+                    now = await asyncio.to_thread(states, daemon)
+                enough.set()
+            return now
 
-        asyncio.run(run())
-        now = states(daemon)
+        now = asyncio.run(run())
         assert {now[name] for name in active} == {"ready"}
         for name in idle:
             story = get(daemon, f"/api/models/{name}/why")["decisions"]

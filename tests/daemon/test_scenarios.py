@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,7 @@ def qps(daemon: Serving) -> dict[tuple[str, str], float]:
 
 
 def test_of_two_models_the_idle_one_goes_and_the_active_one_stays(model: Path, tmp_path: Path) -> None:
-    with two_models(model, tmp_path, "1000MiB,2000MiB", keep_alive="2s") as daemon:
+    with two_models(model, tmp_path, "1000MiB,2000MiB", keep_alive="3s") as daemon:
         ask(daemon, "gpt2-small")
         ask(daemon, "gpt2")
         assert states(daemon) == {"gpt2": "ready", "gpt2-small": "ready"}
@@ -107,10 +109,24 @@ def test_under_memory_pressure_the_more_idle_one_goes(model: Path, tmp_path: Pat
 
 def test_two_active_models_both_stay(model: Path, tmp_path: Path) -> None:
     with two_models(model, tmp_path, "1000MiB,2000MiB", keep_alive="1s") as daemon:
-        until_at = time.monotonic() + 3
-        while time.monotonic() < until_at:
-            ask(daemon, "gpt2")
-            ask(daemon, "gpt2-small")
-        assert states(daemon) == {"gpt2": "ready", "gpt2-small": "ready"}
-        for name in ("gpt2", "gpt2-small"):
-            assert [d["kind"] for d in story(daemon, name)] == ["load", "ready"]
+        enough = threading.Event()
+
+        def keep_asking(name: str) -> None:
+            while not enough.is_set():
+                ask(daemon, name)
+
+        both = {"gpt2": "ready", "gpt2-small": "ready"}
+        with ThreadPoolExecutor() as pool:
+            asking = [pool.submit(keep_asking, "gpt2")]
+            try:
+                until(lambda: states(daemon)["gpt2"] == "ready")
+                asking.append(pool.submit(keep_asking, "gpt2-small"))
+                until(lambda: states(daemon) == both)
+                time.sleep(2)
+                assert states(daemon) == both
+                for name in both:
+                    assert [d["kind"] for d in story(daemon, name)] == ["load", "ready"]
+            finally:
+                enough.set()
+        for each in asking:
+            each.result()

@@ -220,10 +220,11 @@ def test_a_link_to_elsewhere_is_no_directory_of_ours(place: Place, tmp_path: Pat
         place.directories.create(place.cards)
 
 
-def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "mps").write_text("in the way")
-    with pytest.raises(MpsFailed, match="cannot be made for MPS"):
-        MpsDirectories.of_cards(tmp_path, [CARD]).create([CARD])
+def test_what_cannot_be_written_is_told() -> None:
+    with tempfile.TemporaryDirectory(prefix="mps-") as folder:
+        (Path(folder) / "mps").write_text("in the way")
+        with pytest.raises(MpsFailed, match="cannot be made for MPS"):
+            MpsDirectories.of_cards(Path(folder), [CARD]).create([CARD])
 
 
 def test_each_set_of_cards_has_its_own_directories(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,7 @@ def check_partition(problem: SplitProblem, ranges: tuple[Range, ...]) -> None:
         assert stop == start
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(problems())
 def test_fill_uses_the_fewest_devices_that_any_contiguous_partition_can(problem: SplitProblem) -> None:
@@ -91,6 +93,7 @@ def test_fill_uses_the_fewest_devices_that_any_contiguous_partition_can(problem:
     assert tuple(stop - start for start, stop in found) == max(sizes)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(problems())
 def test_balance_reaches_the_least_maximum_fraction(problem: SplitProblem) -> None:
@@ -105,6 +108,7 @@ def test_balance_reaches_the_least_maximum_fraction(problem: SplitProblem) -> No
         assert fits(problem, found)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(problems())
 def test_speed_reads_a_token_in_the_least_time(problem: SplitProblem) -> None:

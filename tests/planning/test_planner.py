@@ -39,6 +39,7 @@ def inventory(*cards: tuple[int | None, dict[str, object]]) -> Inventory:
     return Inventory(InventorySource.NVML, tuple(devices), readings)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     shapes(),

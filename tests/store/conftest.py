@@ -31,9 +31,3 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         return tmp_path / "state" / "cotenant.db"
     made: str = request.getfixturevalue("url")
     return made
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if postgres.cluster.cache_info().currsize and isinstance(why := postgres.cluster(), str):
-        terminalreporter.section("PostgreSQL was NOT tested", red=True, bold=True)
-        terminalreporter.write_line(why)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.support import debian
 
 DEADLINE_S = 20.0
 _TELEPHONE_PX = 600
@@ -32,16 +33,9 @@ _AXE = """() => axe.run(document, {resultTypes: ["violations"], runOnly: {type: 
 @functools.cache
 def chromium() -> str | None:
     """Return the browser's path, installed if need be; None if there is no getting it."""
-    found = _found()
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        quietly = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (
-            ["apt-get", "update", "-q"],
-            ["apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium", "fonts-dejavu-core"],
-        ):
-            subprocess.run(command, env=quietly, capture_output=True, timeout=300, check=False)
-        found = _found()
-    return found
+    if _found() is None and debian.may_install():
+        debian.install(["chromium", "fonts-dejavu-core"], lambda: _found() is None, within_s=300)
+    return _found()
 
 
 def _found() -> str | None:

@@ -19,6 +19,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import debian
+
 IMAGE = "localhost/fake-engine:1"
 IDLE = ["sh", "-c", "trap 'exit 0' TERM; sleep 600 & wait"]
 GPU_UUIDS = ("GPU-5a7d0000-0000-0000-0000-000000000000", "GPU-5a7d0000-0000-0000-0000-000000000001")
@@ -68,7 +70,7 @@ def container_bed() -> ContainerBed | str:
 def _made() -> ContainerBed:
     if os.geteuid() != 0:
         raise NoContainers("only root can run them as these tests do")
-    if missing := [name for name in _PROGRAMS if shutil.which(name) is None]:
+    if missing := _missing():
         _install(missing)
     compose = Path(sys.executable).with_name("podman-compose")
     if not compose.exists() and shutil.which("podman-compose") is None:
@@ -89,18 +91,16 @@ def _made() -> ContainerBed:
     return bed
 
 
+def _missing() -> list[str]:
+    return [name for name in _PROGRAMS if shutil.which(name) is None]
+
+
 def _install(missing: list[str]) -> None:
-    if shutil.which("apt-get") is None:
+    if not debian.may_install():
         raise NoContainers(f"{', '.join(missing)} not installed, and only Debian's packages are known here")
-    quietly = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (
-        ["apt-get", "update", "-q"],
-        ["apt-get", "install", "-y", "-q", "--no-install-recommends", *_PACKAGES],
-    ):
-        ran = subprocess.run(command, env=quietly, capture_output=True, text=True, timeout=100, check=False)
-    still = [name for name in _PROGRAMS if shutil.which(name) is None]
-    if still:
-        raise NoContainers(f"apt-get could not install {', '.join(still)}: {ran.stderr.strip()[-300:]}")
+    said = debian.install(_PACKAGES, _missing)
+    if still := _missing():
+        raise NoContainers(f"apt-get could not install {', '.join(still)}: {said}")
 
 
 def _stand_in_gpus() -> None:
@@ -126,7 +126,10 @@ def _stand_in_gpus() -> None:
         }
         for name, index in names
     ]
-    _CDI.write_text(json.dumps({"cdiVersion": "0.3.0", "kind": "nvidia.com/gpu", "devices": devices}))
+    told = json.dumps({"cdiVersion": "0.3.0", "kind": "nvidia.com/gpu", "devices": devices})
+    # Another run of these tests may be reading it.
+    if not _CDI.exists() or _CDI.read_text() != told:
+        _CDI.write_text(told)
 
 
 def _forget_gpus(lock: int) -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support import debian
+
 _USER = "postgres"
 _FAST = (
     "fsync=off",
@@ -142,19 +144,12 @@ def _programs() -> Path | None:
 
 
 def _installed() -> Path:
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+    if not debian.may_install():
         raise NoPostgres("it is not installed, and only root can install Debian's package")
-    ran = subprocess.run(
-        ["apt-get", "install", "-y", "-q", "--no-install-recommends", "postgresql"],
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    said = debian.install(["postgresql"], lambda: _programs() is None)
     programs = _programs()
     if programs is None:
-        raise NoPostgres(f"apt-get could not install it: {ran.stderr.strip().splitlines()[-1:]}")
+        raise NoPostgres(f"apt-get could not install it: {said}")
     return programs
 
 
