@@ -18,6 +18,7 @@ _UPDATE_TARGET_MS = 16
 _PAGE_TARGET_KB = 50
 _USABLE_TARGET_MS = 200
 _MEASURED = "() => performance.getEntriesByName('cotenant:update', 'measure').map((each) => each.duration)"
+_SLICES = "() => performance.getEntriesByName('cotenant:slice', 'measure').map((each) => each.duration)"
 _LOADED = "() => performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
 _FETCHED = """() => performance.getEntriesByType('resource').filter((each) => each.encodedBodySize > 0)
   .map((each) => [new URL(each.name).pathname, each.encodedBodySize])"""
@@ -74,12 +75,22 @@ def _updates(browser: Browser, address: str) -> list[Row]:
     with tab(browser, address) as look:
         page = look.open("/")
         until(lambda: len(page.evaluate(_MEASURED)) > _UPDATES, page, "updates")
-        took = sorted(page.evaluate(_MEASURED)[1:])
-    median, most = statistics.median(took), took[-1]
+        # The first brings the whole page, in slices.
+        first, *took = page.evaluate(_MEASURED)
+        slices = page.evaluate(_SLICES)
+    median, most = statistics.median(took), max(took)
     name = "console: script per update, 200 models, 16 GPUs"
     return [
         Row(name, median, "ms", target=f"< {_UPDATE_TARGET_MS} ms", met=median < _UPDATE_TARGET_MS),
-        Row("console: the longest of them", most, "ms"),
+        Row(
+            "console: the longest of them",
+            most,
+            "ms",
+            target=f"< {_UPDATE_TARGET_MS} ms",
+            met=most < _UPDATE_TARGET_MS,
+        ),
+        Row("console: the first, which is the whole page", first, "ms"),
+        Row("console: the longest stretch without a pause", max(slices), "ms"),
     ]
 
 

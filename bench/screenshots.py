@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -30,9 +30,12 @@ from tests.support import gguf_models
 from tests.support.browser import browsing, chromium, tab
 from tests.support.serving import Serving
 
+Colour = tuple[int, int, int]
 _FOLDER = Path(__file__).resolve().parents[1] / "docs" / "screenshots"
 _SIZES = {"wide": (1440, 900), "narrow": (390, 844)}
 _COLOURS = 256
+_TELLING = 30
+"""Squared distance of colours from which on they are kept apart."""
 _TRAFFIC_S = 60.0
 _CARDS = [
     {
@@ -95,6 +98,7 @@ _ASKED = {"qwen3-30b-a3b": 6, "llama-3.1-8b-instruct": 3, "llama-3.2-3b-instruct
 _QUIET = """() => {
   document.activeElement?.blur();
   document.documentElement.style.scrollbarGutter = "auto";
+  for (const row of document.querySelectorAll("#models > tr")) row.style.contentVisibility = "visible";
   scrollTo(0, 0);
 }"""
 
@@ -266,7 +270,31 @@ def _each_way(browser: Browser, address: str, name: str, path: str, act: Any) ->
 def _write(picture: bytes, name: str) -> None:
     """Keep a picture in few colours: it is a third of the size and looks the same."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    image.quantize(_COLOURS, dither=Image.Dither.NONE).save(_FOLDER / name, optimize=True)
+    counted = sorted(image.getcolors(image.width * image.height) or (), reverse=True)
+    kept = _apart([colour for _, colour in counted])
+    number = {
+        colour: min(range(len(kept)), key=lambda at: _distance(kept[at], colour)) for _, colour in counted
+    }
+    few = Image.new("P", image.size)
+    few.putpalette([value for colour in kept for value in colour])
+    values = image.tobytes()
+    few.putdata([number[colour] for colour in zip(values[0::3], values[1::3], values[2::3], strict=True)])
+    few.save(_FOLDER / name, optimize=True)
+
+
+def _apart(colours: Sequence[Colour]) -> list[Colour]:
+    """Return the commonest colours that can be told apart, so that small areas keep theirs too."""
+    kept: list[Colour] = []
+    for colour in colours:
+        if all(_distance(colour, other) > _TELLING for other in kept):
+            kept.append(colour)
+        if len(kept) == _COLOURS:
+            break
+    return kept
+
+
+def _distance(one: Colour, other: Colour) -> int:
+    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
 
 
 if __name__ == "__main__":

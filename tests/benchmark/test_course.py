@@ -33,8 +33,8 @@ async def test_each_is_measured_alone_then_two_together_then_three() -> None:
 
 @pytest.mark.slow
 async def test_a_server_that_serves_one_at_a_time_keeps_about_half_of_each_of_two() -> None:
-    site = ChatSite(("a", "b"), one_at_a_time=True, token_s=0.004)
-    report = await measured(site, load=Load(requests=4, prompt_tokens=8, max_tokens=40, timeout_s=10))
+    site = ChatSite(("a", "b"), one_at_a_time=True, token_s=0.016)
+    report = await measured(site, load=Load(requests=2, prompt_tokens=8, max_tokens=20, timeout_s=10))
     shares = [result.share_kept for result in report.phases[-1].results]
     assert shares == [pytest.approx(0.5, abs=0.25)] * 2
 
@@ -85,6 +85,20 @@ async def test_where_nothing_answers_at_all_that_is_the_fault() -> None:
         await measured(ChatSite(()))
 
 
+async def test_a_daemon_that_is_told_to_stop_in_the_middle_is_the_fault() -> None:
+    told = iter([b'{"models": [{"name": "a", "state": "cold"}]}', b'{"data": [{"id": "a"}]}'])
+
+    def answer(_path: str) -> bytes:
+        body = next(told, None)
+        if body is None:
+            stopping = b'{"error": {"message": "the daemon is shutting down"}}'
+            return b"HTTP/1.1 503 No\r\nContent-Length: %d\r\n\r\n%b" % (len(stopping), stopping)
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    with pytest.raises(NothingToMeasure, match="any more: the daemon is shutting down"):
+        await measured(ChatSite(raw=answer))
+
+
 async def test_an_address_where_nobody_listens_is_an_os_error() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -98,7 +112,7 @@ async def test_a_peer_without_our_api_is_measured_without_cold_starts_and_told_s
     assert not report.waits
     assert not report.memory
     assert any("cold start and swap" in text for text in report.left_out)
-    assert "memory held" not in svg(report)
+    assert "Memory held" not in svg(report)
 
 
 async def test_the_key_goes_with_every_request() -> None:

@@ -1,8 +1,8 @@
-"""One browser for all tests of this folder; where there is none, the run says so at its end."""
+"""One browser for all tests of this folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser
@@ -10,8 +10,10 @@ from playwright.sync_api import Browser
 from tests.browser.site import Site
 from tests.support.browser import browsing, chromium
 
-_NONE = "there is no Chromium, and only root on Debian can install it: apt-get install chromium"
-_untested: list[str] = []
+_NONE = (
+    "The console in a browser cannot be tested here: there is no Chromium, and only root on Debian can "
+    "install it: apt-get install chromium"
+)
 
 
 @pytest.fixture(scope="package")
@@ -25,17 +27,10 @@ def _browser() -> Iterator[Browser | None]:
 
 
 @pytest.fixture
-def browser(_browser, request) -> Browser:
+def browser(_browser) -> Browser:
     if _browser is None:
-        _untested.append(f"{request.node.nodeid}: {_NONE}")
         pytest.skip(_NONE)
     return _browser
-
-
-@pytest.fixture
-def untested(request) -> Callable[[str], None]:
-    """Note why this test cannot run here, to be said at the end."""
-    return lambda why: _untested.append(f"{request.node.nodeid}: {why}")
 
 
 @pytest.fixture(scope="package")
@@ -47,10 +42,3 @@ def house(tmp_path_factory) -> Iterator[str]:
     )
     with site.daemon() as daemon:
         yield daemon.address()
-
-
-def pytest_terminal_summary(terminalreporter):
-    if _untested:
-        terminalreporter.section("NOT TESTED: the console in a browser", red=True, bold=True)
-        for line in _untested:
-            terminalreporter.write_line(line, red=True)

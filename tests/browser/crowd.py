@@ -46,6 +46,8 @@ class Crowd:
             *(self._model(name) for name in self.names),
             devices=[self._device(n) for n in range(n_gpus)],
         )
+        served = tuple(ServedModel(name, ModelKind.TEXT, created_at=1_700_000_000) for name in self.names)
+        self.router = SlotRouter(Endpoint("127.0.0.1", 1), models=served)
         services = [Service(f"service-{n}", f"Model {n}", (1 + n % 7) * GIB) for n in range(n_services)]
         cards = [
             ServiceDevice(DeviceId(uuid), n, "NVIDIA RTX 6000 Ada Generation", 48 * GIB)
@@ -124,8 +126,7 @@ def crowded(crowd: Crowd) -> Iterator[str]:
     ready, stop = threading.Event(), threading.Event()
 
     async def serve() -> None:
-        served = tuple(ServedModel(name, ModelKind.TEXT, created_at=1_700_000_000) for name in crowd.names)
-        router = SlotRouter(Endpoint("127.0.0.1", 1), models=served)
+        router = crowd.router
         options = {"services": crowd.services, "console": lambda api: Console(api, EVERY_S)}
         async with serving(router, crowd.operator, **options) as port:
             addresses.append(f"http://127.0.0.1:{port}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.demo_model import write_demo_model
+from tests.support.chat_site import ChatSite, running_beside
 from tests.support.serving import Serving
 
 
@@ -58,14 +60,14 @@ def test_three_real_models_are_measured_drawn_and_left_as_they_were(
     (left_out,) = told["left_out"]
     assert left_out.startswith("gone does not answer: status 404: the model 'gone' is not served here")
     text = "".join(ElementTree.parse(plot).getroot().itertext())
-    assert "tokens per second" in text
-    assert "memory held" in text
+    assert "Tokens per second over time" in text
+    assert "Memory held over time" in text
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--plot", "picture.gif"], "picture.gif is no SVG file"),
+        (["--plot", "picture.gif"], "picture.gif is neither SVG nor PNG"),
         (["--plot", "nowhere/at/all.svg"], "cannot be written"),
         (["--requests", "0"], "'0' is not a number from 1"),
         (["--concurrency", "many"], "'many' is not a number"),
@@ -82,6 +84,26 @@ def test_what_cannot_be_is_refused_at_once(
         status = int(end.code or 0)
     assert status == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["resvg_py", "font_source_sans_pro"])
+def test_without_the_extra_a_png_is_refused_with_the_command_that_installs_it(
+    package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["bench", "--plot", "picture.png"]) == 2
+    told = capsys.readouterr().err
+    assert "pip install 'cotenant[plot]'" in told
+    assert "ends in .svg" in told
+
+
+def test_a_png_is_drawn_where_the_name_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "bench.PNG"
+    asked = ["--requests", "1", "--max-tokens", "4", "--prompt-tokens", "4", "--plot", str(plot)]
+    with running_beside(ChatSite(("a",))) as site:
+        assert main(["bench", "a", "--address", site.url, *asked]) == 0
+    assert "tokens/s" in capsys.readouterr().out
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_address_where_nobody_listens_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,6 +214,22 @@ async def test_history_goes_back_to_an_entry():
     assert "Going back to configuration 1" in page.text
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "one", "-1"])
+async def test_numbers_that_no_page_has_written_are_refused(number: str):
+    services = PlainServices()
+    app = served(services)
+    await post(app, "apply")
+    services.finish()
+    before = [*services.calls]
+    page = await post(app, "rollback", form(base=1, number=number))
+    assert "is no number of a configuration" in page.text
+    assert services.calls == before
+    page = await post(
+        app, "", urlencode({"strategy": "manual", "base": number, "gpu:ai-clip": number}).encode()
+    )
+    assert page.status == 200
+
+
 async def test_looking_again_tells_what_was_found():
     page = await post(served(PlainServices()), "detect")
     assert "2 GPUs found." in page.text

@@ -17,6 +17,14 @@ def piece(name: str, **facts: object) -> Part:
     return Part(name, "x", facts)
 
 
+def news(parts=(), changes=(), **rows: list[str]) -> dict[str, object]:
+    return {"parts": [*parts], "changes": [*changes], "rows": rows}
+
+
+def changed(told: dict[str, object]) -> set[str]:
+    return {each[0] for each in (*told["parts"], *told["changes"])}
+
+
 async def test_a_piece_is_rendered_again_only_when_its_facts_change():
     rendered: list[str] = []
 
@@ -25,20 +33,26 @@ async def test_a_piece_is_rendered_again_only_when_its_facts_change():
         return f"<p>{part.facts['n'] // 10}</p>"
 
     watched = Watched(render)
-    assert await watched.news({"a": piece("a", n=1)}) == {"parts": [("a", "<p>0</p>")], "rows": {}}
+    assert await watched.news({"a": piece("a", n=1)}) == news([("a", "<p>0</p>")])
     assert await watched.news({"a": piece("a", n=1)}) is None
     assert await watched.news({"a": piece("a", n=2)}) is None, "equal HTML is no news"
     assert rendered == ["a", "a"]
-    assert await watched.news({"a": piece("a", n=10)}) == {"parts": [("a", "<p>1</p>")], "rows": {}}
+    assert await watched.news({"a": piece("a", n=10)}) == news(changes=[("a", 2, [(1, "1")])])
+
+
+async def test_a_piece_that_is_built_otherwise_is_sent_whole():
+    watched = Watched(lambda part: part.facts["html"])
+    await watched.news({"a": piece("a", html="<p>1</p>")})
+    assert await watched.news({"a": piece("a", html="<p>1<b>2</b></p>")}) == news([("a", "<p>1<b>2</b></p>")])
 
 
 async def test_rows_tell_their_order_when_it_changes():
     watched = Watched(lambda part: part.id)
     a, b = piece("a"), piece("b")
-    assert await watched.news({"r": Rows("r", [a])}) == {"parts": [("a", "a")], "rows": {"r": ["a"]}}
-    assert await watched.news({"r": Rows("r", [b, a])}) == {"parts": [("b", "b")], "rows": {"r": ["b", "a"]}}
-    assert await watched.news({"r": Rows("r", [b])}) == {"parts": [], "rows": {"r": ["b"]}}
-    assert await watched.news({"r": Rows("r", [b, a])}) == {"parts": [("a", "a")], "rows": {"r": ["b", "a"]}}
+    assert await watched.news({"r": Rows("r", [a])}) == news([("a", "a")], r=["a"])
+    assert await watched.news({"r": Rows("r", [b, a])}) == news([("b", "b")], r=["b", "a"])
+    assert await watched.news({"r": Rows("r", [b])}) == news(r=["b"])
+    assert await watched.news({"r": Rows("r", [b, a])}) == news([("a", "a")], r=["b", "a"])
 
 
 async def test_a_tab_hears_of_the_model_that_changed_and_of_no_other():
@@ -52,10 +66,10 @@ async def test_a_tab_hears_of_the_model_that_changed_and_of_no_other():
         }
         assert everything["rows"]["models"] == ["m-llama", "m-qwen", "m-org%2Fbert"]
         told.models["org/bert"] = ModelStatus("org/bert", "cold", queued=3)
-        name, news = await event()
+        name, told = await event()
     assert name == "parts"
-    assert {identifier for identifier, _ in news["parts"]} == {"m-org%2Fbert", "summary"}
-    assert news["rows"] == {}
+    assert changed(told) == {"m-org%2Fbert", "summary"}
+    assert told["rows"] == {}
 
 
 async def test_two_tabs_agree():
@@ -74,9 +88,9 @@ async def test_a_decision_arrives_by_itself():
     async with following(gateway(told), "/events") as event:
         assert [(await event())[0] for _ in range(2)] == ["start", "parts"]
         told.tell(Decision(8, SystemClock().now(), DecisionKind.READY, "llama", "ready after 2 s"))
-        _, news = await event()
-    assert [identifier for identifier, _ in news["parts"]] == ["e-8"]
-    assert news["rows"] == {"events": ["e-8"]}
+        _, heard = await event()
+    assert [identifier for identifier, _ in heard["parts"]] == ["e-8"]
+    assert heard["rows"] == {"events": ["e-8"]}
 
 
 async def test_a_model_that_is_gone_is_trouble_that_ends_when_it_is_back():
@@ -101,7 +115,7 @@ async def test_streams_end_with_the_daemon():
         assert (await event())[0] == "end"
 
 
-@pytest.mark.parametrize("at", ["", "/nothing", "http://evil.example/"])
+@pytest.mark.parametrize("at", ["", "/nothing", "http://evil.example/", "//["])
 async def test_there_is_no_stream_of_what_is_no_page(at):
     from urllib.parse import quote
 

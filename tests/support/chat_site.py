@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +103,27 @@ async def running(site: ChatSite) -> AsyncIterator[ChatSite]:
     finally:
         server.close()
         await asyncio.sleep(0)
+
+
+@contextmanager
+def running_beside(site: ChatSite) -> Iterator[ChatSite]:
+    """Do as `running`, from a thread of its own, for what runs an event loop itself."""
+    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def run() -> None:
+        async with running(site):
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    try:
+        assert ready.wait(10), "it did not begin to serve"
+        yield site
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
 
 
 def _usage(prompt: int, completion: int) -> dict[str, int]:

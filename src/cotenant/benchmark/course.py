@@ -58,7 +58,10 @@ async def run_course(
     if not chosen:
         raise NothingToMeasure(f"{site.url} lists no model that chats")
     course = _Course(site, chosen, load, SinceStart(clock), progress, control)
-    return await course.run(keep_loaded)
+    try:
+        return await course.run(keep_loaded)
+    except Unanswered as error:
+        raise NothingToMeasure(f"{site.url} does not tell of its models any more: {error}") from None
 
 
 class _Course:

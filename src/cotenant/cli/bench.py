@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _BAR: Final = 24
 _MOST: Final = 1_000_000
+_SVG: Final = ".svg"
+_PNG: Final = ".png"
 
 
 def register(subparsers: Any) -> None:
@@ -48,7 +51,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON: seconds, bytes, null for unknown")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.svg", help="draw throughput and memory over time into a file"
+        "--plot", type=Path, metavar="FILE", help="draw rates and memory into a file, .svg or .png"
     )
     add_daemon_options(parser)
     parser.set_defaults(run=run)
@@ -59,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
 
     from cotenant.benchmark.course import NothingToMeasure
-    from cotenant.benchmark.plot import svg
     from cotenant.benchmark.results import Load
     from cotenant.benchmark.table import as_json, lines
 
@@ -78,17 +80,28 @@ def run(args: argparse.Namespace) -> int:
             hint="Start a daemon with `cotenant serve`, or say where with --address or COTENANT_ADDRESS.",
         ) from None
     if args.plot is not None:
-        try:
-            args.plot.write_text(svg(report), encoding="utf-8")
-        except OSError as error:
-            raise BadSetting(
-                f"--plot {args.plot} cannot be written: {error.strerror}", hint="Give another file."
-            ) from None
+        _draw(report, args.plot)
     if args.json:
         print(json.dumps(as_json(report), indent=2, ensure_ascii=False))
     else:
         print(*lines(report), sep="\n")
     return 0
+
+
+def _draw(report: Report, path: Path) -> None:
+    from cotenant.benchmark.plot import svg
+
+    picture = svg(report).encode()
+    if path.suffix.lower() == _PNG:
+        from cotenant.benchmark.png import png
+
+        picture = png(picture.decode())
+    try:
+        path.write_bytes(picture)
+    except OSError as error:
+        raise BadSetting(
+            f"--plot {path} cannot be written: {error.strerror}", hint="Give another file."
+        ) from None
 
 
 async def _measure(site: Site, args: argparse.Namespace, load: Load) -> Report:
@@ -132,8 +145,19 @@ def _check_plot(path: Path | None) -> None:
     """Refuse at once what could only fail after minutes. Raises BadSetting."""
     if path is None:
         return
-    if path.suffix.lower() != ".svg":
-        raise BadSetting(f"--plot {path} is no SVG file", hint="Give a name that ends in .svg.")
+    kind = path.suffix.lower()
+    if kind not in (_SVG, _PNG):
+        raise BadSetting(
+            f"--plot {path} is neither SVG nor PNG", hint=f"Give a name that ends in {_SVG} or {_PNG}."
+        )
+    from cotenant.benchmark.png import NEEDED
+
+    missing = next((package for package in NEEDED if find_spec(package) is None), None)
+    if kind == _PNG and missing is not None:
+        raise BadSetting(
+            f"--plot {path} needs {missing}, which is not installed",
+            hint=f"Run `pip install 'cotenant[plot]'`, or give a name that ends in {_SVG}.",
+        )
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise BadSetting(f"--plot {path} cannot be written", hint="Give a file in a folder that exists.")
 

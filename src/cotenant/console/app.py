@@ -116,8 +116,11 @@ class Console:
         await send_html(send, view.status, html, packed=accepts_gzip(scope["headers"]))
 
     async def _stream(self, visit: Visit, send: Send) -> None:
-        at = urlsplit(visit.query.get("at", ""))
-        found = None if at.netloc else find_page(at.path)
+        try:
+            at = urlsplit(visit.query.get("at", ""))
+            found = None if at.netloc else find_page(at.path)
+        except ValueError:
+            found = None
         if found is None:
             raise ApiFault(404, "unknown_route", "There is no page of that name to follow.")
         page, name = found

@@ -10,6 +10,7 @@ from cotenant.console.visit import Visit
 
 Json = Mapping[str, Any]
 
+RAM: Final = "RAM"
 _SERVICES_FOR_S: Final = 10.0
 _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 
@@ -39,7 +40,7 @@ def last_rates(history: Json) -> Mapping[str, float | None]:
 
 def short_names(devices: Sequence[Json]) -> Mapping[str, str]:
     """Return what devices are called in a table, by UUID: their index, or `RAM`."""
-    return {device["uuid"]: "RAM" if device["index"] is None else str(device["index"]) for device in devices}
+    return {device["uuid"]: RAM if device["index"] is None else str(device["index"]) for device in devices}
 
 
 def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[str, str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cotenant.console.api import ApiFault
 from cotenant.console.facts import Json, services_by_gpu
-from cotenant.console.gpu_draft import MANUAL, Draft, read_draft, saved_draft
+from cotenant.console.gpu_draft import MANUAL, Draft, number_of, read_draft, saved_draft
 from cotenant.console.gpu_facts import (
     apply_facts,
     by_strategy_label,
@@ -131,10 +131,13 @@ async def _apply(visit: Visit, told: Json, draft: Draft) -> str:
 
 
 async def _rollback(visit: Visit, told: Json, draft: Draft) -> str:
-    number = visit.form.get("number", "")
-    payload = {"number": int(number)} if number.isdecimal() else {}
+    asked = visit.form.get("number", "")
+    number = number_of(asked)
+    if asked and number is None:
+        raise ApiFault(422, "bad_assignment", f"{asked[:20]!r} is no number of a configuration.")
+    payload = {} if number is None else {"number": number}
     begun = (await visit.api.ask("POST", f"{PATH}/rollback", payload)).json()
-    back = f" to configuration {number}" if number else ""
+    back = f" to configuration {number}" if asked else ""
     return f"Going back{back}, as configuration {begun['number']}."
 
 

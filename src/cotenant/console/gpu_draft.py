@@ -13,6 +13,7 @@ MANUAL: Final = "manual"
 BY_STRATEGY: Final = "auto"
 UNPINNED: Final = "none"
 _GONE: Final = "gone:"
+_MOST_DIGITS: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,12 @@ def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
             faults[name] = fault
             choice = replace(choice, budget="")
         choices[name] = choice
-    base = form.get("base", "0")
-    return Draft(strategy, choices, int(base) if base.isdecimal() else 0, faults)
+    return Draft(strategy, choices, number_of(form.get("base", "")) or 0, faults)
+
+
+def number_of(text: str) -> int | None:
+    """Read a number that a form carries; None for what no page has written."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def by_hand(assignment: Json, gpus: Sequence[Json]) -> Choice:
@@ -124,8 +129,8 @@ def _assignment(service: str, choice: Choice) -> dict[str, Any]:
     uuid = gone_uuid(choice.gpu)
     if uuid is not None:
         assignment["gpu_uuid"] = uuid
-    elif choice.gpu.isdecimal():
-        assignment["gpu_index"] = int(choice.gpu)
+    elif (index := number_of(choice.gpu)) is not None:
+        assignment["gpu_index"] = index
     if choice.budget and choice.gpu != UNPINNED:
         assignment["vram_budget_override"] = float(choice.budget)
     return assignment

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
+from cotenant.console.changes import Change, changes, count_nodes, tokens_of
 from cotenant.console.responses import SECURITY, Message, Receive, Send
 
 _EVERY_S: Final = 1.0
@@ -65,12 +66,17 @@ class Watched:
     def __init__(self, render: Render) -> None:
         self._render = render
         self._facts: dict[str, Mapping[str, Any]] = {}
-        self._html: dict[str, str] = {}
+        self._written: dict[str, list[str]] = {}
         self._orders: dict[str, list[str]] = {}
 
     async def news(self, parts: Mapping[str, Live]) -> dict[str, Any] | None:
-        """Return what differs from what was sent last: `parts` as [id, HTML], `rows` as ids in order."""
-        changed: list[tuple[str, str]] = []
+        """Return what differs from what was sent last.
+
+        `parts` are [id, HTML] of pieces that are new or built otherwise than before; `changes` are [id, how
+        many nodes it has, Changes] of those in which only words and values differ, `rows` are ids in order.
+        """
+        anew: list[tuple[str, str]] = []
+        changed: list[tuple[str, int, list[Change]]] = []
         orders: dict[str, list[str]] = {}
         seen: set[str] = set()
         rendered = 0
@@ -82,9 +88,13 @@ class Watched:
                     continue
                 self._facts[piece.id] = piece.facts
                 html = self._render(piece)
-                if self._html.get(piece.id) != html:
-                    self._html[piece.id] = html
-                    changed.append((piece.id, html))
+                before, now = self._written.get(piece.id), tokens_of(html)
+                self._written[piece.id] = now
+                told = None if before is None else changes(before, now)
+                if told is None:
+                    anew.append((piece.id, html))
+                elif told:
+                    changed.append((piece.id, count_nodes(now), told))
                 rendered += 1
                 if rendered % _YIELD_AFTER == 0:
                     # Requests to models are not to wait for a long table.
@@ -95,8 +105,9 @@ class Watched:
                     self._orders[live.id] = orders[live.id] = order
         for gone in self._facts.keys() - seen:
             del self._facts[gone]
-            self._html.pop(gone, None)
-        return {"parts": changed, "rows": orders} if changed or orders else None
+            self._written.pop(gone, None)
+        news = {"parts": anew, "changes": changed, "rows": orders}
+        return news if any(news.values()) else None
 
 
 async def pieces(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
-from cotenant.console.facts import Json, decision_part, last_rates, model_facts, short_names
+from cotenant.console.facts import RAM, Json, decision_part, last_rates, model_facts, short_names
 from cotenant.console.live import Part, Rows, View
 from cotenant.console.memory import WIDTH
 from cotenant.console.visit import Visit, model_path
@@ -31,7 +32,7 @@ async def show(visit: Visit) -> View:
                 {"model": facts},
             ),
             "engine": Part("model-engine", "model_engine.html", _engine(model)),
-            "placement": Part("model-placement", "model_placement.html", _placement(model)),
+            "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),
             "why": Rows("why", [decision_part(each, "why") for each in reversed(told)]),
         },
     )
@@ -47,8 +48,11 @@ def _engine(model: Json) -> dict[str, Any]:
     }
 
 
-def _placement(model: Json) -> dict[str, Any]:
-    """Return the layer map and the footprint, planned beside reported."""
+def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:
+    """Return the layer map and the footprint, planned beside reported.
+
+    An engine whose plan is for described GPUs runs without them.
+    """
     placement = model.get("placement")
     if placement is None:
         return {"placement": None, "model": {"name": model["name"], "state": model["state"]}}
@@ -64,6 +68,7 @@ def _placement(model: Json) -> dict[str, Any]:
         "rows": [{**row, "bars": _bars(row, most)} for row in shown],
         "strip": _strip(placement),
         "part_names": PART_NAMES,
+        "stood_in": not placement["devices"] and any(name != RAM for name in gpus),
     }
 
 

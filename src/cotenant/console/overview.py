@@ -44,7 +44,7 @@ async def show(visit: Visit) -> View:
     ]
     return View(
         "overview.html",
-        {"states": STATES, "n_models": len(models), "n_devices": len(devices)},
+        {"states": STATES, "n_devices": len(devices)},
         {
             "summary": Part("summary", "overview_summary.html", _summary(models, devices)),
             "alerts": Rows("alerts", [_alert(alert) for alert in alerts]),

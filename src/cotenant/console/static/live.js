@@ -1,17 +1,19 @@
 // One stream a tab: pieces of the page that changed on the server take the place of the old ones.
 
 import { goToLogin } from "./api.js";
+import { change, forget } from "./change.js";
 import { morph } from "./morph.js";
-import { patch } from "./patch.js";
 
 const FIRST_WAIT_MS = 1000;
 const LONGEST_WAIT_MS = 8000;
+const SLICE_MS = 10;
 const address = document.body.dataset.stream;
 const banner = document.getElementById("connection");
 let source = null;
 let waitMs = FIRST_WAIT_MS;
 let timer = 0;
 let lost = false;
+let turn = Promise.resolve();
 
 /** Follow the page, while anybody sees it: browsers allow few connections to one host. */
 export function startLive() {
@@ -26,7 +28,9 @@ function connect() {
   if (source || document.hidden) return;
   clearTimeout(timer);
   source = new EventSource(address);
-  source.addEventListener("parts", (event) => update(JSON.parse(event.data)));
+  source.addEventListener("parts", (event) => {
+    turn = turn.then(() => update(event.data)).catch(startOver);
+  });
   source.addEventListener("login", goToLogin);
   source.addEventListener("trouble", (event) => say(JSON.parse(event.data).text));
   source.addEventListener("open", () => {
@@ -35,12 +39,16 @@ function connect() {
     say("");
   });
   source.addEventListener("error", () => {
-    disconnect();
     lost = true;
     say("The connection to the daemon is lost: what is shown may be old. Trying again…");
-    timer = setTimeout(connect, waitMs);
-    waitMs = Math.min(waitMs * 2, LONGEST_WAIT_MS);
+    later();
   });
+}
+
+function later() {
+  disconnect();
+  timer = setTimeout(connect, waitMs);
+  waitMs = Math.min(waitMs * 2, LONGEST_WAIT_MS);
 }
 
 function disconnect() {
@@ -55,23 +63,46 @@ function say(text) {
   document.body.classList.toggle("stale", lost);
 }
 
-function update({ parts, rows }) {
-  performance.mark("cotenant:update");
+// The first message of a stream is the whole page: it is taken in slices, between which keys and clicks have
+// their turn. What came before is always done by then.
+async function update(text) {
+  const start = performance.now();
+  let [began, tookMs] = [start, 0];
+  const { parts, changes, rows } = JSON.parse(text);
   const fresh = [];
   const made = new Map();
   const template = document.createElement("template");
   for (const [id, html] of parts) {
-    const there = document.getElementById(id);
-    if (patch(there, id, html)) continue;
+    if (performance.now() - began > SLICE_MS) {
+      tookMs += end(began);
+      await new Promise((resolve) => setTimeout(resolve));
+      began = performance.now();
+    }
     template.innerHTML = html;
     const wanted = template.content.firstElementChild;
-    if (there) morph(there, wanted, fresh);
-    else made.set(id, wanted);
+    const there = document.getElementById(id);
+    if (there) {
+      forget(there);
+      morph(there, wanted, fresh);
+    } else made.set(id, wanted);
   }
+  const strange = changes.filter(([id, count, told]) => !change(document.getElementById(id), count, told));
   for (const [id, order] of Object.entries(rows)) arrange(document.getElementById(id), order, made, fresh);
   for (const element of fresh) if (element.isConnected) window.htmx?.process(element);
   document.dispatchEvent(new CustomEvent("cotenant:updated"));
-  performance.measure("cotenant:update", "cotenant:update");
+  tookMs += end(began);
+  performance.measure("cotenant:update", { start, duration: tookMs });
+  if (strange.length) startOver();
+}
+
+// A new stream begins with the whole page.
+function startOver(error) {
+  if (error) reportError(error);
+  if (source) later();
+}
+
+function end(began) {
+  return performance.measure("cotenant:slice", { start: began }).duration;
 }
 
 function arrange(container, order, made, fresh) {

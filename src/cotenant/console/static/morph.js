@@ -18,14 +18,14 @@ export function morph(from, to, fresh) {
 }
 
 function morphAttributes(from, to) {
-  const kept = from.dataset.client?.split(" ") ?? [];
+  const kept = from.getAttribute("data-client")?.split(" ") ?? [];
   let rebound = false;
   for (const { name, value } of to.attributes) {
     if (from.getAttribute(name) === value || kept.includes(name)) continue;
     from.setAttribute(name, value);
     rebound ||= HX.test(name);
   }
-  for (const { name } of [...from.attributes]) {
+  for (const name of from.getAttributeNames()) {
     if (to.hasAttribute(name) || kept.includes(name)) continue;
     from.removeAttribute(name);
     rebound ||= HX.test(name);
@@ -36,7 +36,10 @@ function morphAttributes(from, to) {
 
 function morphChildren(from, to, fresh) {
   const keyed = new Map();
-  for (const child of from.children) if (keyOf(child)) keyed.set(keyOf(child), child);
+  for (let child = from.firstElementChild; child; child = child.nextElementSibling) {
+    const key = keyOf(child);
+    if (key) keyed.set(key, child);
+  }
   let next = skipOwn(from.firstChild);
   for (const wanted of [...to.childNodes]) {
     const key = keyOf(wanted);
@@ -59,7 +62,7 @@ function morphChildren(from, to, fresh) {
 }
 
 function keyOf(node) {
-  return node.nodeType === Node.ELEMENT_NODE ? node.id || node.dataset.key : undefined;
+  return node.nodeType === Node.ELEMENT_NODE ? node.id || node.getAttribute("data-key") : undefined;
 }
 
 function skipOwn(node) {

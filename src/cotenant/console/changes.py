@@ -1,0 +1,76 @@
+"""What differs between two writings of a piece, so that a browser need not parse what it already has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import unescape
+from typing import Final
+
+Change = tuple[int, str | dict[str, str | None]]
+"""A node by its number, and its new text, or its attributes that changed, None for one that is gone."""
+
+_TOKEN: Final = re.compile(r"<[^>]*>|[^<]+")
+_NAME: Final = re.compile(r"</?[^\s/>]+")
+_ATTRIBUTE: Final = re.compile(r"""\s([^\s"'=<>/]+)(?:="([^"]*)"|='([^']*)')?""")
+_MORE_THAN_A_VALUE: Final = ("hx-", "id", "data-key", "data-own")
+"""What scripts know an element by, or take from it once."""
+
+
+def tokens_of(html: str) -> list[str]:
+    """Split HTML into its tags and the texts between them."""
+    return _TOKEN.findall(html)
+
+
+def count_nodes(tokens: Sequence[str]) -> int:
+    """Return how many elements and texts there are; a piece's `data-own` elements are empty."""
+    return len(tokens) - sum(token[:2] == "</" for token in tokens)
+
+
+def changes(before: Sequence[str], after: Sequence[str]) -> list[Change] | None:
+    """Return what makes one writing the other; None where its elements differ, not only words and values.
+
+    Nodes are elements and texts, numbered as they are written, the outermost element 0.
+    """
+    if len(before) != len(after):
+        return None
+    differ = [at for at, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+    found: list[Change] = []
+    number, seen = -1, 0
+    for at in differ:
+        old, new = before[at], after[at]
+        number += count_nodes(after[seen : at + 1])
+        seen = at + 1
+        if old[0] != "<" != new[0]:
+            found.append((number, unescape(new)))
+            continue
+        attributes = _changed(old, new)
+        if attributes is None:
+            return None
+        if attributes:
+            found.append((number, attributes))
+    return found
+
+
+def _changed(old: str, new: str) -> dict[str, str | None] | None:
+    if _name(old) != _name(new):
+        return None
+    had, has = _attributes(old), _attributes(new)
+    found: dict[str, str | None] = {
+        name: unescape(value) for name, value in has.items() if had.get(name) != value
+    }
+    found |= dict.fromkeys(name for name in had if name not in has)
+    if any(name.startswith(_MORE_THAN_A_VALUE) for name in found):
+        return None
+    for name in has.get("data-client", "").split():
+        found.pop(name, None)
+    return found
+
+
+def _name(token: str) -> str:
+    found = _NAME.match(token)
+    return found[0] if found else ""
+
+
+def _attributes(tag: str) -> dict[str, str]:
+    return {name: double or single for name, double, single in _ATTRIBUTE.findall(tag)}

@@ -1,0 +1,40 @@
+// Changes words and values in an element that is otherwise as it was sent before: nothing is parsed or compared.
+
+const known = new WeakMap();
+
+/** Change nodes by their numbers; false, having changed nothing, if the element does not have that many. */
+export function change(element, count, changes) {
+  if (!element) return true;
+  const nodes = known.get(element) ?? nodesOf(element);
+  if (nodes.length !== count) return false;
+  known.set(element, nodes);
+  for (const [number, what] of changes) {
+    const node = nodes[number];
+    if (typeof what === "string") node.nodeValue = what;
+    else for (const name in what) set(node, name, what[name]);
+  }
+  return true;
+}
+
+/** Number an element's nodes anew at its next change, since it was made another. */
+export function forget(element) {
+  known.delete(element);
+}
+
+function set(element, name, value) {
+  if (value === null) element.removeAttribute(name);
+  else element.setAttribute(name, value);
+}
+
+// What scripts have put there the server does not count.
+function nodesOf(element) {
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+  const nodes = [element];
+  let scripts = null;
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (scripts?.contains(node)) continue;
+    if (node.nodeType === Node.ELEMENT_NODE && node.hasAttribute("data-own")) scripts = node;
+    if (scripts !== node || !node.hasAttribute("data-fault")) nodes.push(node);
+  }
+  return nodes;
+}
