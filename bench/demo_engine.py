@@ -20,27 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "engines"))
 from fake_card import opened
+from fake_help import HELP
 
-HELP = """\
--m,    --model FNAME                    model path to load
--a,    --alias STRING                   set alias
---host HOST                             address
---port PORT                             port
--c,    --ctx-size N                     context
--np,   --parallel N                     slots
--b,    --batch-size N                   batch
--ub,   --ubatch-size N                  micro-batch
--t,    --threads N                      threads
---threads-http N                        threads for HTTP
--ctk,  --cache-type-k TYPE              K
--ctv,  --cache-type-v TYPE              V
--fa,   --flash-attn [on|off|auto]       flash attention
--ngl,  --gpu-layers, --n-gpu-layers N   layers on GPUs
--sm,   --split-mode {none,layer,row}    split mode
--ts,   --tensor-split N0,N1,N2,...      split
--kvu,  --kv-unified, -no-kvu, --no-kv-unified
-                                        one KV stream
-"""
 STORY = (
     "Three models share two cards here. The largest has a card to itself while it is busy; the others move "
     "over, and come back when somebody asks for them. What does not fit waits, and is told how long."

@@ -27,6 +27,9 @@ async def cotenant(engine_port: int) -> None:
     class Free:
         endpoint = Endpoint(HOST, engine_port)
 
+        async def death(self, within_s: float) -> None:
+            pass
+
         def release(self, *, abandoned: bool = False) -> None:
             pass
 

@@ -16,6 +16,7 @@ import ollama
 import openai
 import pytest
 
+from cotenant.gateway.assembly import SHORT_TOKENS
 from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.hub import StandInHub, standing_in
 from tests.support.serving import Serving
@@ -176,15 +177,17 @@ def test_models_of_another_kind_are_refused(daemon: Serving, path: str, payload:
 
 def test_ollama_lists_and_shows(ollama_client: ollama.Client) -> None:
     listed = {model.model: model for model in ollama_client.list().models}
-    assert {"chatty", "seer", "embedder", "ranker"} <= set(listed)
-    assert listed["chatty"].details is not None
-    assert listed["chatty"].details.family == "llama"
-    assert (listed["chatty"].size or 0) > 1_000_000
+    assert {"chatty:latest", "seer:latest", "embedder:latest", "ranker:latest"} <= set(listed)
+    chatty = listed["chatty:latest"]
+    assert chatty.details is not None
+    assert chatty.details.family == "llama"
+    assert (chatty.size or 0) > 1_000_000
     seen = ollama_client.show("seer:latest")
     assert seen.capabilities is not None
     assert "vision" in seen.capabilities
     assert seen.modelinfo is not None
     assert seen.modelinfo["llama.block_count"] == 4
+    assert seen.modelinfo["llama.embedding_length"] == 256
 
 
 def test_ollama_chats_and_generates(ollama_client: ollama.Client) -> None:
@@ -221,16 +224,26 @@ def test_ollama_embeds(ollama_client: ollama.Client) -> None:
     assert len(ollama_client.embeddings("embedder", "one").embedding) == 64
 
 
+def test_ollama_embeds_the_beginning_of_what_is_too_long(ollama_client: ollama.Client) -> None:
+    words = "one two three " * 700
+    told = ollama_client.embed("embedder", [words, "one"])
+    whole = ollama_client.embed("embedder", "one two three " * 35).embeddings[0]
+    assert math.dist(told.embeddings[0], whole) < 0.2 < math.dist(told.embeddings[1], whole)
+    assert 512 <= (told.prompt_eval_count or 0) <= 520, "the model was trained for 512 tokens"
+    with pytest.raises(ollama.ResponseError, match="exceeds the context length"):
+        ollama_client.embed("embedder", words, truncate=False)
+
+
 def test_ollama_loads_and_unloads(ollama_client: ollama.Client) -> None:
     loaded = ollama_client.generate("chatty", keep_alive="7m")
     assert loaded.done_reason == "load"
     running = {model.model: model for model in ollama_client.ps().models}
-    assert running["chatty"].context_length == 2048
-    assert running["chatty"].expires_at is not None
+    assert running["chatty:latest"].context_length == 2048
+    assert running["chatty:latest"].expires_at is not None
     assert ollama_client.generate("chatty", keep_alive=0).done_reason == "unload"
     # As with Ollama, the answer does not wait for the end: a model stays for its minimum residency at least.
     deadline = time.monotonic() + 20
-    while "chatty" in {model.model for model in ollama_client.ps().models}:
+    while "chatty:latest" in {model.model for model in ollama_client.ps().models}:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -241,7 +254,7 @@ def test_ollama_pulls_a_model_and_chats_with_it_by_that_name(ollama_client: olla
     assert [step.completed for step in steps if step.total][-1] == steps[-3].total
     assert steps[-1].status == "success"
     assert ollama_client.chat(name, messages=HELLO, options=GREEDY).message.content
-    assert "tiny-Q4_K_M" in {model.model for model in ollama_client.list().models}
+    assert "tiny-Q4_K_M:latest" in {model.model for model in ollama_client.list().models}
     assert ollama_client.pull(name).status == "success"
     with pytest.raises(ollama.ResponseError, match="no org/none on the hub"):
         ollama_client.pull("hf.co/org/none")
@@ -250,10 +263,10 @@ def test_ollama_pulls_a_model_and_chats_with_it_by_that_name(ollama_client: olla
 
 
 def test_ollama_is_told_of_faults(ollama_client: ollama.Client) -> None:
-    with pytest.raises(ollama.ResponseError, match="'none' is not served") as missing:
+    with pytest.raises(ollama.ResponseError, match="model 'none' not found") as missing:
         ollama_client.chat("none", messages=HELLO)
     assert missing.value.status_code == 404
-    with pytest.raises(ollama.ResponseError, match="model for embeddings"):
+    with pytest.raises(ollama.ResponseError, match="does not support chat"):
         list(ollama_client.chat("embedder", messages=HELLO, stream=True))
     with pytest.raises(ollama.ResponseError, match="takes no images"):
         ollama_client.generate("chatty", "What is it?", images=[RED])
@@ -273,6 +286,31 @@ def test_anthropic_chats_streams_and_counts(anthropic_client: anthropic.Anthropi
         assert "".join(stream.text_stream)
         assert stream.get_final_message().usage.output_tokens == 8
     assert anthropic_client.messages.count_tokens(model="chatty", messages=HELLO).input_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "asked"),
+    [
+        ("/v1/messages", "max_tokens", {"messages": HELLO}),
+        ("/v1/responses", "max_output_tokens", {"input": "Hello"}),
+    ],
+)
+def test_a_long_plain_answer_is_as_the_engine_gives_it_itself(
+    daemon: Serving, path: str, limit: str, asked: dict[str, object]
+) -> None:
+    def told(most: int) -> Any:
+        return post(daemon, path, {"model": "chatty", "temperature": 0, "seed": 1, limit: most, **asked})
+
+    def text(answer: Any) -> str:
+        (block,) = answer["content"] if "content" in answer else answer["output"][0]["content"]
+        written: str = block["text"]
+        return written
+
+    passed, put_together = told(SHORT_TOKENS), told(SHORT_TOKENS + 1)
+    assert text(put_together).startswith(text(passed))
+    assert set(passed) - {"completed_at"} == set(put_together) - {"completed_at"}
+    assert set(passed["usage"]) == set(put_together["usage"])
+    assert put_together["usage"]["output_tokens"] >= passed["usage"]["output_tokens"] > 0
 
 
 def test_anthropic_is_told_of_faults(anthropic_client: anthropic.Anthropic) -> None:

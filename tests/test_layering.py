@@ -13,10 +13,12 @@ import cotenant
 
 _SOURCE = Path(cotenant.__file__).parent
 _PURE = {"domain", "analysis", "planning", "scheduling"}
-_SHELL_BASE = {"domain", "clock", "interfaces", "service_interfaces", "analysis", "planning"}
+_SHELL_BASE = {"domain", "clock", "interfaces", "service_interfaces", "tls", "analysis", "planning"}
 _ALLOWED = {
     "domain": {"domain"},
     "clock": set(),
+    "durable": set(),
+    "tls": set(),
     "interfaces": {"domain", "clock"},
     "service_interfaces": {"domain", "clock"},
     "analysis": {"domain", "analysis"},
@@ -26,15 +28,15 @@ _ALLOWED = {
     "gguf_writer": {"domain", "analysis"},
     "demo_model": {"domain", "analysis", "gguf_writer"},
     "model_files": {"domain", "analysis"},
-    "http_client": {"domain"},
+    "http_client": {"domain", "tls"},
     "benchmark": {*_SHELL_BASE, "http_client", "benchmark"},
     "config": {*_SHELL_BASE, "model_files", "http_client", "config"},
     "hardware": {*_SHELL_BASE, "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
     "gateway": {*_SHELL_BASE, "gateway"},
-    "store": {*_SHELL_BASE, "store"},
+    "store": {*_SHELL_BASE, "durable", "store"},
     "hub": {*_SHELL_BASE, "hub"},
-    "containers": {*_SHELL_BASE, "containers"},
+    "containers": {*_SHELL_BASE, "durable", "containers"},
     "console": {*_SHELL_BASE, "console"},
     "daemon": {
         *_SHELL_BASE,
@@ -54,6 +56,8 @@ _ALLOWED = {
     "doctor": {*_SHELL_BASE, "config", "hardware", "engines", "containers", "doctor"},
     "cli": {
         *_SHELL_BASE,
+        "scheduling",
+        "simulation",
         "config",
         "store",
         "hardware",
@@ -64,6 +68,7 @@ _ALLOWED = {
         "hub",
         "model_files",
         "demo_model",
+        "durable",
         "http_client",
         "benchmark",
         "cli",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import httptools
+
+from cotenant.tls import client_context
 
 _CHUNK_BYTES: Final = 65536
 _PORTS: Final = {"http": 80, "https": 443}
@@ -118,7 +119,7 @@ class Answer:
 async def connected(site: Site) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Open a connection for one request. Raises OSError."""
     reader, writer = await asyncio.open_connection(
-        site.host, site.port, ssl=ssl.create_default_context() if site.tls else None
+        site.host, site.port, ssl=client_context() if site.tls else None
     )
     try:
         yield reader, writer

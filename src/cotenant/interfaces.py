@@ -13,6 +13,7 @@ from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlo
 from cotenant.domain.devices import Inventory
 from cotenant.domain.engine_terms import EngineTerms
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
+from cotenant.domain.errors import EngineDied
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchTerms
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
@@ -110,6 +111,10 @@ class Lease(Protocol):
         """Where to send it."""
         ...
 
+    async def death(self, within_s: float) -> EngineDied | None:
+        """Tell what the engine died of, if it is seen within `within_s` seconds to have died."""
+        ...
+
     def release(self, *, abandoned: bool = False) -> None:
         """Give the slot back, once.
 
@@ -148,7 +153,7 @@ class Router(Protocol):
     async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease:
         """Wait for a lease, which may load the model and evict others.
 
-        Raises UnknownModel, QueueFull, WaitTimeout, DoesNotFit, EngineLoadFailed or EngineDied.
+        Raises UnknownModel, QueueFull, WaitTimeout, DoesNotFit, EngineLoadFailed or ShuttingDown.
         """
         ...
 

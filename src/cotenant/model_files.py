@@ -25,6 +25,7 @@ from cotenant.domain.errors import CorruptModelFile, ModelFileMissing, NotAModel
 from cotenant.domain.models import ModelShape
 
 _INDEX = "model.safetensors.index.json"
+_SENTENCE = "sentence_bert_config.json"
 
 
 class FileSource:
@@ -117,7 +118,8 @@ def _folder_shape(folder: Path) -> ModelShape:
     for shard in shards:
         with FileSource(shard) as source:
             headers.append(read_safetensors(source))
-    return safetensors_shape(config, headers, str(folder))
+    sentence = _read_json(folder / _SENTENCE, CONFIG_LIMIT) if _has(folder, _SENTENCE) else None
+    return safetensors_shape(config, headers, str(folder), sentence=sentence)
 
 
 def _shards(folder: Path) -> Sequence[Path]:

@@ -51,6 +51,14 @@ class ServiceBook(Protocol):
         """Return the last configurations, newest first."""
         ...
 
+    async def applied(self) -> SavedConfiguration | None:
+        """Return the newest configuration whose apply succeeded; None before the first."""
+        ...
+
+    async def last_apply(self) -> ApplyStatus | None:
+        """Return how the newest apply stands; None before the first."""
+        ...
+
     async def see_devices(self, devices: Sequence[SeenDevice]) -> None:
         """Keep what GPUs there are now; those that are gone stay with the time when they were last seen."""
         ...

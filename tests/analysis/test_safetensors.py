@@ -133,6 +133,25 @@ def test_plain_attention_comes_from_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, 8192),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 4096),
+        ({"rope_scaling": None, "max_position_embeddings": None}, None),
+    ],
+)
+def test_the_longest_text_is_what_vllm_takes_it_for(changes: dict[str, Any], longest: int | None) -> None:
+    assert shape({}, **changes).n_ctx_train == longest
+
+
+def test_a_sentence_models_own_limit_goes_before_its_positions() -> None:
+    headers = [SafetensorsHeader("s", (), 10_000)]
+    assert safetensors_shape(CONFIG, headers, "m", sentence={"max_seq_length": 256}).n_ctx_train == 256
+    assert safetensors_shape(CONFIG, headers, "m", sentence={"max_seq_length": None}).n_ctx_train == 4096
+
+
+@pytest.mark.parametrize(
     ("changes", "kinds"),
     [
         ({"sliding_window": 32}, ["sliding"] * 4),

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -179,3 +180,56 @@ def test_a_daemon_that_does_not_run_is_one_clear_line_and_a_hint(command, capsys
 def test_an_address_that_is_none_is_wrong_usage(address, capsys):
     assert main(["ps", "--address", address]) == 2
     assert "is not an address" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def answering(answer: bytes, *, reset: bool = False) -> Iterator[str]:
+    """Answer whoever comes with these bytes, and hang up."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    client.recv(65536)
+                    client.sendall(answer)
+                    if reset:
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reset", "told"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", False, "is not Cotenant"),
+        (HEAD + b'{"models"', False, "broke off its answer: the connection was closed"),
+        (HEAD + b'{"models"', True, "broke off its answer: Connection reset by peer"),
+        (b"HTTP/1.1 503 Unavailable\r\ncontent-length: 99\r\n\r\n{", False, "broke off its answer"),
+    ],
+)
+def test_an_answer_that_is_none_or_breaks_off_is_one_clear_line(answer, reset, told, capsys):
+    with answering(answer, reset=reset) as address:
+        assert main(["ps", "--address", address]) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert "internal error" not in said
+
+
+def test_a_followed_log_says_when_the_daemon_is_gone(capfd):
+    chunk = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    with answering(chunk) as address:
+        assert main(["logs", "-f", "llama", "--address", address]) == 1
+    told = capfd.readouterr()
+    assert told.out == "hello"
+    assert "broke off its answer" in told.err

@@ -146,6 +146,22 @@ def test_a_machine_without_gpus_keeps_every_assignment_by_its_card(
     assert sum("not on this machine" in line for line in lines) == 2
 
 
+def test_a_slice_is_no_card_that_a_service_could_be_pinned_to(
+    filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backup = tmp_path / "backup.json"
+    assert main(["db", "backup", str(backup)]) == 0
+    here = tmp_path / "here.yaml"
+    here.write_text("- {name: A100 MIG, total_mib: 4864, uuid: MIG-1}\n- {name: L4, total_mib: 23034}\n")
+    other = tmp_path / "other.db"
+    assert main(["db", "restore", str(backup), "--database", str(other), "--gpus", str(here)]) == 0
+
+    async def devices(store: Store) -> list[str | None]:
+        return [each.name for each in await store.services.devices()]
+
+    assert using(other, devices) == ["L4"]
+
+
 def test_a_configuration_is_replaced_only_by_force_and_then_kept_beside_the_database(
     filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli import engine
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, InventorySource
 from cotenant.domain.errors import EngineInstallFailed, EngineMissing
 from tests.engines.support import fake_server
 
@@ -55,6 +56,27 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(capsys: pytest.CaptureFix
     assert command.startswith("python -m pip install --force-reinstall")
     assert command.endswith("/vulkan xllamacpp")
     assert all(note.startswith("note: ") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("source", "flavour"),
+    [
+        (InventorySource.NVML, "/cu"),
+        (InventorySource.AMDSMI, "/rocm"),
+        (InventorySource.HOST, "--no-input xllamacpp"),
+    ],
+)
+def test_without_a_word_it_installs_what_the_cards_of_the_machine_need(
+    source: InventorySource,
+    flavour: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    card = Device(DeviceId("GPU-a"), DeviceKind.GPU, "a card")
+    inventory = Inventory(source, (card,), {}, cuda_version="12.8")
+    monkeypatch.setattr(engine, "_inventory", lambda: inventory)
+    assert run("install", "--dry-run") == 0
+    assert flavour in capsys.readouterr().out.splitlines()[0]
 
 
 def test_an_index_of_ones_own_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

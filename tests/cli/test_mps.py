@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli.main import main
+from cotenant.hardware.described import DescribedProbe
 from cotenant.hardware.mps_control import VARIABLE
 from tests.support.mps import client, mps_processes, stand_in, until
 
@@ -32,6 +33,10 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("COTENANT_STATE_DIR", str(made / "s"))
         monkeypatch.setenv(VARIABLE, str(stand_in(made / "bin")))
         monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(made / "nobody"))
+        monkeypatch.setattr(
+            "cotenant.hardware.inventory.NvmlProbe",
+            lambda clock: DescribedProbe(clock, str(made / "gpus.yaml")),
+        )
         yield made
         for pid in mps_processes(made / "s"):
             os.kill(pid, signal.SIGKILL)
@@ -40,7 +45,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def run(*words: str) -> tuple[int, str, str]:
-        status = main(["mps", *words, "--gpus", str(folder / "gpus.yaml")])
+        status = main(["mps", *words])
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
@@ -111,6 +116,14 @@ def test_without_an_exclusive_card_it_says_how_to_name_some(run: Run, folder: Pa
     assert status == 1
     assert "no card is in Exclusive_Process mode" in err
     assert "--devices" in err
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "status", "logs"])
+def test_described_cards_are_refused(run: Run, folder: Path, action: str) -> None:
+    status, _, err = run(action, "--gpus", "24GiB")
+    assert status == 1
+    assert err.startswith("cotenant: error: MPS shares this machine's cards, not described ones")
+    assert not mps_processes(folder / "s")
 
 
 def test_without_a_control_program_every_action_says_so(

@@ -122,6 +122,7 @@ def test_many_cards_and_models_leave_room_for_each_other_and_the_selection() -> 
 def test_a_wide_terminal_tells_bytes_too() -> None:
     assert "planned" not in picture(width=80)
     assert "8.0G" in picture(width=140)
+    assert "-G" not in picture(width=140)
 
 
 def test_a_daemon_that_is_gone_is_told_above_the_last_figures() -> None:
@@ -209,6 +210,7 @@ _SNAPSHOTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(_SNAPSHOTS, st.integers(20, 200), st.integers(6, 60))
 def test_every_picture_fits_its_terminal(snapshot: Snapshot, width: int, height: int) -> None:
     picture(snapshot, width=width, height=height)
@@ -316,7 +318,7 @@ def row_of(shown: str, name: str) -> list[str]:
 @pytest.mark.engine
 def test_in_a_terminal_models_are_loaded_explained_filtered_and_unloaded_by_keys(tmp_path: Path) -> None:
     if installed("tmux") is None:
-        pytest.skip("no tmux on this machine: `apt-get install tmux`")
+        pytest.skip("Keys in a terminal cannot be tested here: no tmux: `apt-get install tmux`")
     for name in ("alpha", "beta"):
         build_tiny_llama(tmp_path / f"{name}.gguf")
     (tmp_path / "cotenant.yaml").write_text(

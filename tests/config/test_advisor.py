@@ -46,6 +46,7 @@ def test_one_that_is_not_served_is_told_and_stops_nothing(read: Reader) -> None:
         ("{mode: always, model: m}", "always is not known"),
         ("{mode: on, model: m, address: 'ftp://x'}", "it is no URL"),
         ("{mode: on, model: m, address: 'http://x/v1?key=secret'}", "it is no address of an API"),
+        ("{mode: on, model: brain, api_key: secret}", "advisor.api_key: it is the key of no address"),
         ("{mode: on, model: m, every: 0}", "advisor.every"),
         ("{mode: on, model: m, pin: all}", "advisor.pin"),
     ],

@@ -37,6 +37,19 @@ def test_a_vllm_model_is_read_from_its_folder(tmp_path: Path) -> None:
     assert entry.terms == VllmTerms(("python", "-m", "vllm"), sleep=2)
 
 
+@pytest.mark.parametrize(
+    ("told", "n_ctx"),
+    [("", 512), (", ctx: 256", 256), (", ctx: 4096", 4096)],
+    ids=["the default is cut to what the model takes", "less is less", "what is said is obeyed"],
+)
+def test_a_vllm_model_is_asked_for_no_more_context_than_it_takes(
+    tmp_path: Path, told: str, n_ctx: int
+) -> None:
+    config = hugging_face_folder(tmp_path / "hf") / "config.json"
+    config.write_text(config.read_text().replace("8192", "512"))
+    assert only(tmp_path, f"engine: vllm, path: hf{told}").recipe.n_ctx == n_ctx
+
+
 def header_bytes(entry: ModelEntry) -> int:
     return 8 + int.from_bytes(entry.parts[1].read_bytes()[:8], "little")
 

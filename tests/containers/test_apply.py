@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from cotenant.containers.generated import GeneratedFiles
 from cotenant.containers.orchestrator import ComposeOrchestrator
 from cotenant.containers.pinning import ASSIGNMENT_LABEL, assignment_label
 from cotenant.domain.errors import ComposeFileError, ContainerEngineMissing, GeneratedFileEdited
@@ -157,6 +160,29 @@ async def test_two_that_change_places_are_stopped_and_started_in_turn(host):
     assert ended.state is ApplyState.SUCCEEDED, ended
     done = ["up " + call[-1] if "up" in call else " ".join(call[-2:]) for call in calls(host.docker)]
     assert done == ["stop a", "up b", "up a"]
+
+
+async def test_what_the_machine_refuses_half_way_is_rolled_back(host, monkeypatch):
+    """Too many open files, say, between two services: an outcome of the one, not the end of the apply."""
+    install(host.bin, host.answers(container("a", 1, given=["1"])))
+    orchestrator = host.orchestrator()
+    orchestrator.write(saved(1, pin("a", 0)), [], DEVICES)
+    orchestrator.write(saved(2, pin("a", 1)), [], DEVICES)
+    in_use, asked = GeneratedFiles.in_use, []
+
+    def refused_at_first(files: GeneratedFiles) -> tuple[Path, ...]:
+        asked.append(files)
+        if len(asked) == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return in_use(files)
+
+    monkeypatch.setattr(GeneratedFiles, "in_use", refused_at_first)
+    ended = await orchestrator.apply(
+        order(2, pin("a", 1), before=(pin("a", 0),), restore_number=1), lambda _: None
+    )
+    assert "a did not come up: this machine refuses: [Errno 24] Too many open files." in ended.message
+    assert ended.finished_at is not None
+    assert len(asked) == 2, "it was not put back"
 
 
 async def test_one_that_was_stopped_to_make_room_is_not_forgotten(host):

@@ -151,6 +151,9 @@ def test_a_missing_file_is_named(tmp_path):
         ("${A:+there} ${B:+there}", "there "),
         ("$$A costs 5$", "$A costs 5$"),
         ("${B:?why}", ""),
+        ("${B:-$A} ${A:+${A}1} ${A:-$B}", "1 11 1"),
+        ("${B:-${C:-${A}-stack}}s", "1-stacks"),
+        ("${B:-{}} ${B:-a$$b}", "{} a$b"),
     ],
 )
 def test_variables_are_put_in_as_the_specification_has_them(text, expected):

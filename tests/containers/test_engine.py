@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -80,4 +82,21 @@ async def test_a_service_of_several_containers_is_as_well_as_the_worst(tmp_path)
 async def test_an_engine_that_fails_is_told_with_its_reason(tmp_path):
     program = install(tmp_path, {"ps": {"err": "Cannot connect to the Docker daemon.\n", "rc": 1}})
     with pytest.raises(ContainerEngineMissing, match="Cannot connect to the Docker daemon"):
+        await ContainerEngine([str(program)]).containers("p")
+
+
+@pytest.mark.parametrize("said", ["", "nonsense", "7", "[7]", '[{"State": []}]', "[" * 5000])
+async def test_an_engine_that_says_nonsense_is_told_of(tmp_path, said):
+    program = install(tmp_path, {"ps": {"out": "a\n"}, "inspect": {"out": said}})
+    with pytest.raises(ContainerEngineMissing, match="no shape that is known"):
+        await ContainerEngine([str(program)]).containers("p")
+
+
+async def test_a_command_that_cannot_be_followed_is_told_of(tmp_path, monkeypatch):
+    def none_left(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    program = install(tmp_path, {})
+    with pytest.raises(ContainerEngineMissing, match="Too many open files"):
         await ContainerEngine([str(program)]).containers("p")

@@ -47,6 +47,15 @@ async def test_a_command_that_fails_tells_the_engines_line(tmp_path):
     assert "cannot be started" in str(await runner(tmp_path).run(["/nowhere/compose"], tmp_path))
 
 
+async def test_a_folder_that_cannot_be_used_is_a_complaint_and_not_a_fault(tmp_path):
+    gone = tmp_path / "gone"
+    assert await runner(gone).run(["true"], tmp_path) == (
+        f"{gone / 'compose.lock'} cannot be used: No such file or directory"
+    )
+    assert await runner(tmp_path).run(["true"], gone) == f"{gone} cannot be used: No such file or directory"
+    assert not await runner(gone).left_over(0.0)
+
+
 async def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path):
     program = install(tmp_path / "bin", {"up": {"hang": True}})
 

@@ -7,7 +7,9 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from cotenant.daemon.alerts import Alerts
 from cotenant.daemon.webhook import Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.devices import DeviceKind
 from cotenant.hardware.described import DescribedProbe
 from cotenant.hardware.host import HostProbe
 
@@ -153,7 +156,24 @@ async def test_a_card_that_fills_up_is_logged_followed_listed_counted_and_posted
     running.cancel()
     await asyncio.wait([running])
     await feed.aclose()  # type: ignore[attr-defined]
-    assert not alerts._followers
+
+
+def test_slices_of_one_card_are_told_apart(tmp_path: Path) -> None:
+    """NVML gives slices of the same size the same name, and all of them their card's number."""
+    described = tmp_path / "slices.yaml"
+    slices = [f"- {{name: A100 MIG 1g.5gb, total_mib: 4864, used_mib: {used}}}" for used in (4800, 10)]
+    described.write_text("\n".join(slices))
+    clock = ManualClock()
+    inventory = DescribedProbe(clock, str(described)).inventory()
+    full, empty = (replace(device, index=0, kind=DeviceKind.MIG) for device in inventory.devices)
+    alerts = Alerts(AlertSettings(None, 90, 30.0), clock)
+    for _ in range(2):
+        alerts.measured(replace(inventory, devices=(full, empty)))
+        clock.advance(30)
+
+    (alert,) = alerts.active()
+    assert alert.kind is AlertKind.MEMORY_HIGH
+    assert full.id in alert.subject
 
 
 def test_host_ram_is_no_card_that_fills_up_or_is_lost() -> None:

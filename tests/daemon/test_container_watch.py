@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from cotenant.clock import ManualClock
 from cotenant.config.configuration import AlertSettings
@@ -14,22 +17,33 @@ from tests.containers.test_events import podman
 from tests.support.serving import alive
 
 
+@pytest.fixture(autouse=True)
+def _only_our_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
 def stand_in(folder: Path, *lines: str, oom: bool = False) -> str:
     program = folder / "podman"
+    # No compose command: the engine is found on the PATH.
+    return _written(program, folder, lines, oom=oom, compose="exit 1")
+
+
+def _written(program: Path, folder: Path, lines: Sequence[str], *, oom: bool, compose: str) -> str:
     said = "\n".join(lines)
     program.write_text(
         "#!/bin/sh\n"
+        f'case "$1" in compose|version) {compose};; esac\n'
         f'[ "$1" = container ] && {{ echo {"true" if oom else "false"}; exit; }}\n'
         f'echo "$$" > {folder}/pid\n'
-        f"cat <<'EOF'\n{said}\nEOF\nexec sleep 60\n"
+        f"/bin/cat <<'EOF'\n{said}\nEOF\nexec /bin/sleep 60\n"
     )
     program.chmod(0o755)
     return str(program)
 
 
-async def watched(program: str, alerts: Alerts, kind: AlertKind) -> list[str]:
+async def watched(alerts: Alerts, kind: AlertKind) -> list[str]:
     feed = alerts.follow()
-    watching = asyncio.create_task(ContainerWatch(alerts, program).run())
+    watching = asyncio.create_task(ContainerWatch(alerts).run())
     try:
         async with asyncio.timeout(20):
             async for alert in feed:
@@ -45,9 +59,9 @@ async def test_a_container_that_dies_again_and_again_is_a_loop_and_the_child_end
     tmp_path: Path,
 ) -> None:
     alerts = Alerts(AlertSettings(), ManualClock())
-    program = stand_in(tmp_path, *[podman("died", 1), "rubbish", "x" * 100_000] * 3)
+    stand_in(tmp_path, *[podman("died", 1), "rubbish", "x" * 100_000] * 3)
 
-    subject, _ = await watched(program, alerts, AlertKind.RESTART_LOOP)
+    subject, _ = await watched(alerts, AlertKind.RESTART_LOOP)
 
     assert subject == "ai-llm"
     assert not alive(int((tmp_path / "pid").read_text()))
@@ -55,24 +69,35 @@ async def test_a_container_that_dies_again_and_again_is_a_loop_and_the_child_end
 
 async def test_a_kill_is_looked_into_before_it_counts_as_out_of_memory(tmp_path: Path) -> None:
     alerts = Alerts(AlertSettings(), ManualClock())
-    program = stand_in(tmp_path, podman("died", 137), oom=True)
+    stand_in(tmp_path, podman("died", 137), oom=True)
 
-    _, text = await watched(program, alerts, AlertKind.OUT_OF_MEMORY)
+    _, text = await watched(alerts, AlertKind.OUT_OF_MEMORY)
 
     assert text == "ai-llm was killed by the kernel: it was out of memory"
 
 
 async def test_a_plain_kill_is_not_out_of_memory(tmp_path: Path) -> None:
     alerts = Alerts(AlertSettings(), ManualClock())
-    program = stand_in(tmp_path, *[podman("died", 137)] * 3)
+    stand_in(tmp_path, *[podman("died", 137)] * 3)
 
-    await watched(program, alerts, AlertKind.RESTART_LOOP)
+    await watched(alerts, AlertKind.RESTART_LOOP)
 
     assert alerts.totals()[AlertKind.OUT_OF_MEMORY] == 0
 
 
-async def test_without_a_container_engine_there_is_nothing_to_follow(monkeypatch: object) -> None:
-    watch = ContainerWatch(Alerts(AlertSettings(), ManualClock()), "")
-    watch._engine = None
+async def test_the_engine_that_runs_the_services_is_followed_and_no_other(tmp_path: Path) -> None:
+    """podman may be installed beside it, and know nothing of them."""
+    alerts = Alerts(AlertSettings(), ManualClock())
+    stand_in(tmp_path)
+    docker = [podman("died", 1)] * 3
+    _written(tmp_path / "docker", tmp_path, docker, oom=False, compose="echo 2; exit 0")
+
+    subject, _ = await watched(alerts, AlertKind.RESTART_LOOP)
+
+    assert subject == "ai-llm"
+
+
+async def test_without_a_container_engine_there_is_nothing_to_follow() -> None:
+    watch = ContainerWatch(Alerts(AlertSettings(), ManualClock()))
 
     await asyncio.wait_for(watch.run(), 5)

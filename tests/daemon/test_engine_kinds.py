@@ -147,6 +147,8 @@ def test_what_others_have_ollama_load_is_counted_and_its_models_are_listed(tmp_p
             until(lambda: {"tiny", "embedder", "huge:70b"} == set(states(daemon)))
             ask(f"http://127.0.0.1:{hub}/api/embed", {"model": "embedder", "input": "x", "keep_alive": 60})
             until(lambda: card(daemon)["foreign_bytes"] == 100 * MIB)
+            kinds = {model["name"]: model["kind"] for model in get(daemon, "/api/models")["models"]}
+            assert kinds == {"tiny": "text", "embedder": "embedding", "huge:70b": "text"}
             answer = complete(daemon, "tiny:latest")
             assert answer.status == 200
             assert json.loads(answer.body)["model"] == "tiny:latest"
@@ -154,6 +156,17 @@ def test_what_others_have_ollama_load_is_counted_and_its_models_are_listed(tmp_p
             assert card(daemon)["foreign_bytes"] == 100 * MIB, (
                 "what it holds for us is claimed and not foreign"
             )
+            copied = {"source": "tiny", "destination": "twin"}
+            assert asyncio.run(post(hub, "/api/copy", copied)).status == 200
+            asyncio.run(post(port_of(daemon), "/api/models/tiny/unload", {}))
+            until(lambda: states(daemon)["tiny"] == "cold")
+            ask(f"http://127.0.0.1:{hub}/api/generate", {"model": "twin", "keep_alive": -1})
+            until(lambda: card(daemon)["foreign_bytes"] == 400 * MIB)
+            assert complete(daemon, "tiny").status == 200
+            until(lambda: card(daemon)["foreign_bytes"] == 100 * MIB)
+            assert [m["name"] for m in ask(f"http://127.0.0.1:{hub}/api/ps")["models"]][1:] == [
+                "twin:latest"
+            ], "models of the same weights are loaded once"
             refused = complete(daemon, "huge:70b")
             assert refused.status == 400 or refused.status == 503
             assert "does not fit" in refused.body.decode()

@@ -49,9 +49,12 @@ def test_the_cause_of_a_failed_load_reaches_everybody(tmp_path: Path, out_of_mem
     argv = ["serve", "--models-dir", str(models), "--port", "0", "--llama-server", str(out_of_memory)]
     with Serving(argv, tmp_path / "state") as daemon:
         address = daemon.address()
-        reply = asyncio.run(
-            post(int(address.rpartition(":")[2]), "/v1/completions", {"model": "tiny", "prompt": "a"})
+        asked = {"model": "tiny", "prompt": "a", "max_tokens": 1, "messages": []}
+        reply, anthropic, ollama = (
+            asyncio.run(post(int(address.rpartition(":")[2]), path, asked))
+            for path in ("/v1/completions", "/v1/messages", "/api/generate")
         )
+        ordered = asyncio.run(post(int(address.rpartition(":")[2]), "/api/models/tiny/load", {}))
         told = json.loads(get(address, "/api/models/tiny/why"))
         metrics = get(address, "/metrics").decode()
         page = json.loads(get(address, "/api/models/tiny"))
@@ -59,11 +62,15 @@ def test_the_cause_of_a_failed_load_reaches_everybody(tmp_path: Path, out_of_mem
 
     assert reply.status == 503
     error = json.loads(reply.body)["error"]
-    assert error["code"] == "engine_load_failed"
+    assert (error["code"], error["cause"]) == ("engine_load_failed", "gpu_memory_loading")
+    assert json.loads(anthropic.body)["error"]["cause"] == "gpu_memory_loading"
+    assert json.loads(ollama.body)["cause"] == "gpu_memory_loading"
+    assert json.loads(ordered.body)["error"]["cause"] == "gpu_memory_loading"
     assert "its GPU 0 has no room for another 144817.04 MiB (allocating 144817.04 MiB" in error["message"]
     assert "See `cotenant gpus` for who holds memory" in error["message"]
     failed = [each for each in told["decisions"] if each["kind"] == "failed"]
-    assert [each["facts"]["cause"] for each in failed] == ["gpu_memory_loading"] * 2
+    assert {each["facts"]["cause"] for each in failed} == {"gpu_memory_loading"}
     assert "has no room" in page["last_failure"]
+    assert page["last_cause"] == "gpu_memory_loading"
     assert 'cause="gpu_memory_loading"' in metrics
     assert re.search(r"cotenant.decisions.*failed.*has no room", daemon.output)

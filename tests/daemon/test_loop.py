@@ -87,11 +87,11 @@ class Host:
 
 
 def fleet(
-    *sizes_mib: int, at_once: bool = True, fails: bool = False, **settings: object
+    *sizes_mib: int, at_once: bool = True, fails: bool = False, host: Host | None = None, **settings: object
 ) -> tuple[Loop, Host]:
     clock = SystemClock()
     rules = SchedulerSettings(min_residency_s=0.0, **settings)  # type: ignore[arg-type]
-    loop, host = Loop(Scheduler(rules), clock), Host(at_once=at_once, fails=fails)
+    loop, host = Loop(Scheduler(rules), clock), host or Host(at_once=at_once, fails=fails)
     loop.attach(
         Effects(
             host,  # type: ignore[arg-type]
@@ -253,6 +253,38 @@ async def test_a_load_given_up_in_the_turn_it_was_asked_for_ends_too() -> None:
             await loading
     assert loop.statuses()[0].state == "cold"
     assert (await loop.lease("m0")).endpoint.port == 9
+    await loop.stop(0)
+
+
+async def test_a_load_of_a_model_that_is_removed_meanwhile_ends() -> None:
+    loop, _host = fleet(600, 600)
+    lease = await loop.lease("m0")
+    loading = asyncio.create_task(loop.load("m1"))
+    await asyncio.sleep(0)
+    kept = loop.entry("m0")
+    assert kept is not None
+    loop.serve([kept], ModelsChanged(0.0, (spec_of(kept, RULES, 0.0),)))
+    with pytest.raises(UnknownModel, match="m1"):
+        await asyncio.wait_for(loading, 5)
+    lease.release()
+    await loop.stop(0)
+
+
+async def test_the_end_of_an_engine_is_told_even_if_its_stop_is_cut_short() -> None:
+    loop, host = fleet(100, at_once=False)
+    loading = asyncio.create_task(loop.load("m0"))
+    await until(lambda: bool(host.engines))
+    engine, hanging = host.engines[0], asyncio.Event()
+    engine.stop = lambda grace_s: hanging.wait()  # type: ignore[method-assign,assignment,return-value]
+    (running,) = loop.effects.running.values()
+    assert running.task is not None
+    running.task.cancel()
+    await asyncio.sleep(0)
+    running.task.cancel()
+    await until(lambda: len(host.engines) == 2)
+    host.engines[1].ready.set()
+    await asyncio.wait_for(loading, 5)
+    hanging.set()
     await loop.stop(0)
 
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = "/v1/completions"
 ROOM = "4GiB"
+OUT_OF_MEMORY = "CUDA error: out of memory"
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +78,23 @@ def test_an_engine_that_dies_before_its_answer_is_replaced_and_the_client_sees_n
 
 
 def test_engines_that_always_die_end_in_an_error_after_one_more_try(model: Path, tmp_path: Path) -> None:
-    with fake_fleet(tmp_path, model, ROOM, {"m": {"FAKE_CRASH_AT_TOKEN": 0}}) as daemon:
+    dies = {"FAKE_CRASH_AT_TOKEN": 0, "FAKE_SAYS": OUT_OF_MEMORY}
+    with fake_fleet(tmp_path, model, ROOM, {"m": dies}) as daemon:
         reply = ask(daemon, "m")
-        assert reply.status in (502, 503), reply.body
-        assert error_of(reply)["message"]
+        assert reply.status == 503, reply.body
+        error = error_of(reply)
+        assert (error["code"], error["cause"]) == ("engine_died", "gpu_memory_running")
+        assert OUT_OF_MEMORY in error["message"]
         assert [d["kind"] for d in story(daemon, "m")].count("load") == 2
 
 
 def test_a_stream_whose_engine_dies_in_it_ends_with_an_error_event(model: Path, tmp_path: Path) -> None:
-    once = {"FAKE_CRASH_AT_TOKEN": 3, "FAKE_CRASH_ONCE": tmp_path / "crashed"}
+    once = {"FAKE_CRASH_AT_TOKEN": 3, "FAKE_CRASH_ONCE": tmp_path / "crashed", "FAKE_SAYS": OUT_OF_MEMORY}
     with fake_fleet(tmp_path, model, ROOM, {"m": once}) as daemon:
         reply = ask(daemon, "m", stream=True)
         told = events(reply)
         assert [event["choices"][0]["text"] for event in told[:-1]] == ["t0 ", "t1 ", "t2 "]
-        assert told[-1]["error"]["message"]
+        assert told[-1]["error"]["cause"] == "gpu_memory_running"
         assert "[DONE]" not in told
         whole = events(ask(daemon, "m", stream=True))
         assert whole[-1] == "[DONE]"

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.hardware.mps_by_hand import start_by_hand
+from cotenant.hardware.mps_directories import MpsDirectories
 from cotenant.hardware.mps_processes import variables_of
 from tests.engines.support import fake_server
 from tests.support.gguf_models import build_tiny_llama
@@ -287,10 +289,10 @@ def test_a_daemon_that_runs_already_is_used_shown_and_left_running(machine: Mach
     }
 
     def mps(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cotenant.cli.main", "mps", *words, "--gpus", str(machine.gpus)]
+        command = [sys.executable, "-m", "cotenant.cli.main", "mps", *words]
         return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
 
-    assert mps("start").returncode == 0
+    start_by_hand(machine.program, MpsDirectories.of_cards(machine.state, [CARD]), [CARD])
     control = control_daemon(machine.state)
     with machine.serving() as daemon:
         ask(daemon, "a")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from cotenant.domain.services import (
     ApplyStatus,
     Assignment,
     OnFailure,
+    SavedConfiguration,
     Strategy,
     WarningKind,
 )
@@ -230,6 +232,23 @@ async def test_podman_api_unavailable(tmp_path):
         assert (await at.services.status()) == (None, ())
 
 
+async def test_an_order_that_no_engine_can_carry_out_saves_nothing(tmp_path):
+    async with setting(tmp_path) as at:
+        at.orchestrator.engine = False
+        with pytest.raises(ContainerEngineMissing):
+            await at.services.apply()
+        assert await at.services.history() == []
+
+        at.orchestrator.engine = True
+        await at.applied()
+        await at.services.save(Strategy.MANUAL, [Assignment("ai-enrichment", 0)])
+        before = await at.services.history()
+        at.orchestrator.engine = False
+        with pytest.raises(ContainerEngineMissing):
+            await at.services.rollback()
+        assert await at.services.history() == before
+
+
 async def test_one_apply_at_a_time(tmp_path):
     async with setting(tmp_path) as at:
         at.orchestrator.gate.clear()
@@ -272,6 +291,23 @@ async def test_a_failure_that_is_kept_can_be_rolled_back_by_hand(tmp_path):
         assert (await at.pinned())["ai-clip"] == 0
 
 
+async def test_looking_does_not_read_the_whole_history(tmp_path, monkeypatch):
+    async with setting(tmp_path) as at:
+        await at.applied()
+
+        async def history(limit: int = 20) -> list[SavedConfiguration]:
+            raise AssertionError(f"{limit} entries are read")
+
+        monkeypatch.setattr(at.store.services, "history", history)
+        again = at.anew()
+        view = await again.view()
+        assert view.applied is not None
+        assert view.applied.assignments == view.saved.assignments
+        status, _ = await again.status()
+        assert status == view.applied.apply
+        await again.preview(Strategy.VRAM_BASED)
+
+
 async def test_an_apply_that_was_cut_short_is_reported_by_the_next_run(tmp_path):
     async with setting(tmp_path) as at:
         at.orchestrator.gate.clear()
@@ -305,6 +341,48 @@ async def test_models_that_are_loaded_count_as_occupied(tmp_path):
         at.claims = {"RTX A400": 2 * GIB}
         (_, small) = (await at.services.view()).devices
         assert small.occupied_bytes == 2 * GIB + 329 * MIB
+
+
+async def test_compose_files_are_read_beside_the_event_loop(tmp_path):
+    """They take tens of milliseconds, in which no token of any model would be passed on."""
+    async with setting(tmp_path) as at:
+        readers: set[int] = set()
+        names = at.orchestrator.compose_services()
+
+        def reading() -> Sequence[str]:
+            readers.add(threading.get_ident())
+            return names
+
+        at.orchestrator.compose_services = reading
+        await at.services.view()
+        await at.services.preview(Strategy.VRAM_BASED)
+        await at.services.save(Strategy.VRAM_BASED, ())
+        assert readers
+        assert threading.get_ident() not in readers
+
+
+async def test_a_driver_that_hangs_is_asked_once_however_many_look(tmp_path):
+    async with setting(tmp_path) as at:
+        goes_on = threading.Event()
+        looked: list[int] = []
+        look = at.look
+
+        def hang() -> Inventory:
+            looked.append(1)
+            assert goes_on.wait(30)
+            return look()
+
+        services = Services(at.settings, at.store.services, at.orchestrator, hang, dict)
+        views = [asyncio.create_task(services.view()) for _ in range(5)]
+        async with asyncio.timeout(DEADLINE_S):
+            # The database answers in the order of the questions: then all views have asked theirs.
+            for _ in range(4):
+                await at.store.services.current()
+            views.pop().cancel()
+            goes_on.set()
+            told = await asyncio.gather(*views)
+        assert len(looked) == 1
+        assert {len(each.devices) for each in told} == {2}
 
 
 async def test_detecting_again_remembers_cards_that_are_gone(tmp_path):

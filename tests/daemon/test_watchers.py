@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,31 @@ async def test_cards_are_read_at_once_when_an_engine_changes_and_not_before() ->
     await looks(posted, count=2)
 
 
+def test_a_driver_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> Inventory:
+        hangs.set()
+        assert goes_on.wait(60)
+        return cards(0)
+
+    async def watch_for_a_moment() -> None:
+        probe, posted = SimpleNamespace(inventory=hang), Stirring(reclaims=True)
+        watcher = CardWatcher(probe, (), BudgetRules(), posted, SystemClock(), lambda: None)  # type: ignore[arg-type]
+        watcher.read(cards(0))
+        running = asyncio.create_task(watcher.run())
+        assert await asyncio.to_thread(hangs.wait, 10)
+        running.cancel()
+
+    daemon = threading.Thread(target=asyncio.run, args=(watch_for_a_moment(),))
+    daemon.start()
+    daemon.join(5)
+    hung = daemon.is_alive()
+    goes_on.set()
+    daemon.join(10)
+    assert not hung
+
+
 def entry(name: str, **facts: object) -> ModelEntry:
     return ModelEntry(name, Path(name), Recipe(), dense(1, GIB), (), (), **facts)  # type: ignore[arg-type]
 
@@ -138,6 +164,30 @@ async def test_a_reload_touches_what_changed_and_keeps_what_was_learned() -> Non
     assert isinstance(changed, ModelsChanged)
     assert changed.replaced == {"other"}
     assert served.configuration.devices.rules.overheads == {"card": 1}
+
+
+async def test_what_was_read_first_never_takes_the_place_of_what_was_read_last() -> None:
+    """A signal, a file's change, an order and a pull may all have it read again at the same time."""
+    old, new = (Configuration(models=(entry(name),)) for name in ("old", "new"))
+    begun, go_on = threading.Event(), threading.Event()
+    reads = iter([old, new])
+
+    def read(change: Change) -> Configuration:
+        found = next(reads)
+        if found is old:
+            begun.set()
+            assert go_on.wait(10)
+        return found
+
+    served = Served(Configuration(), read, Posted(), ManualClock())  # type: ignore[arg-type]
+    first = asyncio.create_task(served.reload(Change()))
+    await asyncio.to_thread(begun.wait, 10)
+    second = asyncio.create_task(served.reload(Change()))
+    # As long as the second would need if nothing held it up.
+    await asyncio.wait([second], timeout=0.05)
+    go_on.set()
+    await asyncio.gather(first, second)
+    assert [each.name for each in served.configuration.models] == ["new"]
 
 
 async def test_without_a_file_there_is_nothing_to_read_again() -> None:

@@ -27,7 +27,9 @@ containerEdits:
 
 def with_services(patient: Patient) -> Patient:
     items = (Service("ai-llm"), Service("ai-off", enabled=False))
-    services = ServicesSettings(compose_files=(Path("compose.yml"),), output_dir=Path("config"), items=items)
+    file = patient.state_dir / "compose.yml"
+    file.write_text("name: ours\nservices: {ai-llm: {}, ai-off: {}}\n")
+    services = ServicesSettings(compose_files=(file,), output_dir=Path("config"), items=items)
     return replace(patient, configuration=Configuration(services=services))
 
 
@@ -99,6 +101,18 @@ def test_the_first_compose_command_that_works_is_named(tmp_path: Path) -> None:
     assert only(containers.compose(machine(tmp_path)), Level.OK).seen == "docker compose works"
 
 
+def test_the_compose_command_of_the_configuration_is_the_one_that_must_work(tmp_path: Path) -> None:
+    services = ServicesSettings((tmp_path / "compose.yml",), tmp_path, command=("ours", "compose"))
+    patient = machine(tmp_path, configuration=Configuration(services=services))
+    program(tmp_path, "podman-compose", "exit 0")
+    missing = only(containers.compose(patient), Level.PROBLEM)
+    assert "ours compose: there is no ours" in missing.seen
+    assert "services.compose.command" in missing.mend
+
+    program(tmp_path, "ours", '[ "$*" = "compose version" ]')
+    assert only(containers.compose(patient), Level.OK).seen == "ours compose works"
+
+
 def test_a_toolkit_that_is_missing_is_told_where_it_matters(tmp_path: Path) -> None:
     program(tmp_path, "podman", "exit 0")
     assert list(containers.toolkit(machine(tmp_path))) == []
@@ -121,6 +135,9 @@ def test_a_cdi_specification_is_held_against_cards_and_files(tmp_path: Path) -> 
     write(tmp_path, "/dev/nvidia0", "")
     write(tmp_path, "/usr/lib/libcuda.so.550.54.15", "")
     assert levels(containers.cdi(patient)) == [Level.OK]
+
+    write(tmp_path, "/etc/cdi/nvidia.yaml.old", SPEC.replace("550.54.15", "535.1"))
+    assert levels(containers.cdi(patient)) == [Level.OK], "no container engine reads such a file"
 
     two = machine(tmp_path, CARD, PaperCard("GPU-b"))
     assert "does not name GPU 1" in only(containers.cdi(two), Level.WARNING).seen
@@ -196,3 +213,17 @@ def test_each_service_is_asked_for_its_gpu(tmp_path: Path, ps: str, look: str, l
     (found,) = container_runs.services(patient)
     assert found.level is level
     assert "ai-llm" in found.seen
+
+
+def test_a_service_of_that_name_in_another_project_is_not_asked(tmp_path: Path) -> None:
+    ours = "label=com.docker.compose.project=ours --filter label=com.docker.compose.service=ai-llm"
+    program(
+        tmp_path,
+        "docker",
+        f'case "$*" in *"{ours}"*) echo ours ;; ps*) echo theirs ;; "exec ours "*) echo /dev/nvidia0 ;; esac',
+    )
+    patient = with_services(machine(tmp_path, CARD, containers=True))
+    assert only(container_runs.services(patient), Level.OK).seen == "the service ai-llm sees /dev/nvidia0"
+
+    (patient.state_dir / "compose.yml").unlink()
+    assert "cannot be read" in only(container_runs.services(patient), Level.PROBLEM).seen

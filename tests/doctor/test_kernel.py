@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,30 @@ def test_a_loss_that_the_newer_driver_tells_in_two_lines_is_seen(tmp_path: Path)
     )
 
     assert "fallen off the bus" in only(kernel.faults(machine(tmp_path)), Level.PROBLEM).seen
+
+
+@pytest.mark.parametrize(
+    "begins", ["Memory cgroup out of memory", "Out of memory (oom_kill_allocating_task)"]
+)
+def test_a_kill_within_a_limit_of_memory_counts_as_one_of_the_machine(tmp_path: Path, begins: str) -> None:
+    write(tmp_path, "/dev/kmsg", KILLED.replace("Out of memory", begins) + "\n")
+
+    assert "llama-server (1×)" in only(kernel.faults(machine(tmp_path)), Level.WARNING).seen
+
+
+def test_records_that_are_overwritten_while_being_read_do_not_end_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "/dev/kmsg", f"{FALLEN}\n")
+    real, faults = os.read, iter([BrokenPipeError(errno.EPIPE, "overwritten")])
+
+    def read(descriptor: int, count: int) -> bytes:
+        for fault in faults:
+            raise fault
+        return real(descriptor, count)
+
+    monkeypatch.setattr(os, "read", read)
+    assert "Xid 79" in only(kernel.faults(machine(tmp_path)), Level.PROBLEM).seen
 
 
 def test_a_quiet_log_is_well(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import shutil
 import socket
+import sys
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,8 +103,38 @@ def test_a_clock_of_1970_is_a_problem(tmp_path: Path, monkeypatch: pytest.Monkey
     assert only(machine.clock(paper(tmp_path)), Level.PROBLEM).seen == "the clock shows 1970-01-02"
 
 
-def test_the_kernel_is_asked_for_its_clock_without_any_right() -> None:
-    assert machine._kernel_clock() in (None, 0, 1, 2, 3, 4, 5)
+def test_the_kernel_is_asked_for_its_clock_without_any_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def buffer(size: int) -> Any:
+        given.append(ctypes.create_string_buffer(size))
+        return given[-1]
+
+    monkeypatch.setattr(machine, "ctypes", SimpleNamespace(CDLL=ctypes.CDLL, create_string_buffer=buffer))
+    state = machine._kernel_clock()
+    if state is None:
+        pytest.skip("this machine does not let a process without rights ask")
+    # struct timex: `modes`, which orders a change, comes first; the time of day after eight longs.
+    long = ctypes.sizeof(ctypes.c_long)
+    assert given[0].raw[:4] == bytes(4)
+    assert int.from_bytes(given[0].raw[9 * long : 10 * long], sys.byteorder) == pytest.approx(
+        time.time(), abs=60
+    )
+    assert 0 <= state <= 5
+
+
+@pytest.mark.parametrize(("answer", "state"), [(5, 5), (0, 0), (-1, None)])
+def test_what_the_kernel_refuses_to_tell_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, answer: int, state: int | None
+) -> None:
+    library = SimpleNamespace(adjtimex=lambda buffer: answer)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda *_args, **_more: library)
+    assert machine._kernel_clock() == state
+
+
+def test_a_library_that_has_no_such_call_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda *_args, **_more: SimpleNamespace())
+    assert machine._kernel_clock() is None
 
 
 def at(port: int) -> Configuration:
@@ -164,6 +197,17 @@ def test_state_that_others_may_change_is_a_problem(tmp_path: Path) -> None:
     found = only(files.state(patient), Level.PROBLEM)
     assert "cotenant.db may be changed by everybody" in found.seen
     assert found.mend == f"chmod -R o-w {tmp_path / 'state'}"
+
+
+def test_links_are_no_danger_however_much_state_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = paper(tmp_path)
+    monkeypatch.setattr(files, "_MOST_FILES", 5)
+    for number in range(9):
+        (tmp_path / "state" / f"libggml.so.{number}").symlink_to("libggml.so")
+        (tmp_path / "state" / f"log.{number}").touch()
+    assert levels(files.state(patient)) == [Level.OK]
 
 
 def test_state_that_root_left_behind_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from tests.support.container_bed import IDLE, IMAGE, ContainerBed, container_bed
 
 pytestmark = pytest.mark.slow
 
-LABEL = "com.docker.compose.service"
+LABELS = "com.docker.compose"
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def patient(bed: ContainerBed, tmp_path: Path) -> Patient:
 def project(bed: ContainerBed) -> Iterator[tuple[str, ...]]:
     names = ("doctor-sees", "doctor-blind")
     for name, handed in zip(names, (["--device", "nvidia.com/gpu=1"], []), strict=True):
-        bed.podman("run", "-d", "--name", name, "--label", f"{LABEL}={name}", *handed, IMAGE, *IDLE)
+        labels = ("--label", f"{LABELS}.project=doctor", "--label", f"{LABELS}.service={name}")
+        bed.podman("run", "-d", "--name", name, *labels, *handed, IMAGE, *IDLE)
     yield names
     bed.podman("rm", "-f", "-t", "0", *names)
 
@@ -77,9 +78,13 @@ def test_a_card_that_no_specification_names_keeps_containers_from_starting(
     assert "nvidia.com/gpu=2" in found.seen
 
 
-def test_each_service_is_asked_in_its_container(patient: Patient, project: tuple[str, ...]) -> None:
+def test_each_service_is_asked_in_its_container(
+    patient: Patient, project: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "compose.yml"
+    file.write_text("name: doctor\nservices: {}\n")
     items = tuple(Service(name) for name in (*project, "doctor-stopped"))
-    told = ServicesSettings(compose_files=(Path("compose.yml"),), output_dir=Path("config"), items=items)
+    told = ServicesSettings(compose_files=(file,), output_dir=Path("config"), items=items)
     found = list(container_runs.services(replace(patient, configuration=Configuration(services=told))))
 
     assert [each.level for each in found] == [Level.OK, Level.PROBLEM, Level.WARNING]

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,14 +45,24 @@ def test_unknown_bytes_are_not_zero() -> None:
 
 
 def test_durations() -> None:
-    assert [parse_duration(text) for text in ("90", "250ms", "5m", "1h", "2d")] == [
+    assert [parse_duration(text) for text in ("90", "250ms", "5m", "1h", "2d", "1h30m", "1.5h")] == [
         90,
         0.25,
         300,
         3600,
         172800,
+        5400,
+        5400,
     ]
     assert format_duration(0.34) == "340 ms"
     assert format_duration(312) == "5 m 12 s"
-    with pytest.raises(BadQuantity):
-        parse_duration("soon")
+    for text in ("soon", "", "30 5", "5m30", "5m 3x"):
+        with pytest.raises(BadQuantity):
+            parse_duration(text)
+
+
+@pytest.mark.parametrize("parse", [parse_bytes, parse_duration])
+def test_a_long_text_is_refused_in_linear_time(parse: Callable[[str], float]) -> None:
+    for text in ("1" + " " * 100_000 + "!", "1a" * 100_000 + "!", "1" * 100_000 + "!"):
+        with pytest.raises(BadQuantity):
+            parse(text)

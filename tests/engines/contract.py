@@ -33,6 +33,8 @@ from tests.engines.support import fake_server, host_order, with_env
 from tests.support.container_bed import container_bed
 from tests.support.containers import fake_image
 from tests.support.gguf_models import build_tiny_llama
+from tests.support.real_ollama import real_ollama
+from tests.support.real_vllm import LOADS_WITHIN_S, vllm_order
 from tests.support.stand_ins import (
     ask,
     hugging_face_folder,
@@ -69,6 +71,7 @@ class Subject:
     death: str
     in_memory: Callable[[Engine], bool]
     slow: EngineOrder | None = None
+    load_within_s: float = 60.0
     counts_slots: bool = False
     has_log: bool = True
     reports: bool = False
@@ -179,6 +182,22 @@ def vllm(folder: Path) -> Subject:
     )
 
 
+def real_vllm(folder: Path) -> Subject:
+    order = vllm_order()
+    return Subject(
+        VllmHost(LogFolder(folder / "logs"), NoMeter()),
+        order,
+        replace(order, model_path=folder / "nothing"),
+        "there is no folder",
+        kill_process,
+        "died: it crashed",
+        process_lives,
+        slow=order,
+        load_within_s=LOADS_WITHIN_S,
+        counts_slots=True,
+    )
+
+
 def command(folder: Path) -> Subject:
     program = str(fake_server(folder))
     argv = (program, "--host", "{host}", "--port", "{port}", "--alias", "{model}")
@@ -222,6 +241,29 @@ def ollama(folder: Path) -> Subject:
     )
 
 
+def real_ollama_model(folder: Path) -> Subject:
+    stack = contextlib.ExitStack()
+    daemon = stack.enter_context(real_ollama(folder / "ollama"))
+
+    def order(tag: str) -> EngineOrder:
+        plain = replace(host_order(Path("-")), model_path=None)
+        return of_kind(plain, EngineKind.OLLAMA, OllamaTerms(daemon.address, tag))
+
+    return Subject(
+        OllamaHost(look_every_s=0.02),
+        order("tiny"),
+        order("broken"),
+        "failed to load",
+        lambda engine: daemon.ask("/api/generate", {"model": "tiny", "keep_alive": 0}),
+        "was unloaded by Ollama or another client",
+        lambda engine: "tiny:latest" in daemon.loaded(),
+        has_log=False,
+        counts_slots=True,
+        reports=True,
+        cleanup=stack,
+    )
+
+
 def remote(folder: Path) -> Subject:
     stack = contextlib.ExitStack()
     port, process = stack.enter_context(openai_server("far-model"))
@@ -255,9 +297,18 @@ KINDS: dict[str, Callable[[Path], Subject]] = {
     "podman": podman,
     "vllm": vllm,
     "ollama": ollama,
+    "real-ollama": real_ollama_model,
+    "real-vllm": real_vllm,
     "command": command,
     "remote": remote,
 }
+
+
+OPTIONAL: dict[str, list[pytest.MarkDecorator]] = {
+    "real-ollama": [pytest.mark.ollama],
+    "real-vllm": [pytest.mark.vllm, pytest.mark.timeout(900)],
+}
+"""Kinds that only a job of their own has a program for."""
 
 
 def of_kind(order: EngineOrder, kind: EngineKind, terms: Any) -> EngineOrder:
@@ -266,11 +317,11 @@ def of_kind(order: EngineOrder, kind: EngineKind, terms: Any) -> EngineOrder:
 
 
 @contextlib.asynccontextmanager
-async def running(host: EngineHost, order: EngineOrder) -> AsyncIterator[Engine]:
+async def running(host: EngineHost, order: EngineOrder, within_s: float = 60.0) -> AsyncIterator[Engine]:
     """Have an engine ready, and gone afterwards."""
     engine = await host.start(order)
     try:
-        await engine.wait_ready(60)
+        await engine.wait_ready(within_s)
         yield engine
     finally:
         await engine.stop(2)

@@ -22,30 +22,10 @@ import threading
 import time
 
 from fake_card import take
+from fake_help import HELP
 
 slots = [True, False]
 LOADED = "0.01 I sched_reserve:        CPU compute buffer size =     1.00 MiB"
-
-HELP = """\
--m,    --model FNAME                    model path to load
--a,    --alias STRING                   set alias
---host HOST                             address
---port PORT                             port
--c,    --ctx-size N                     context
--np,   --parallel N                     slots
--b,    --batch-size N                   batch
--ub,   --ubatch-size N                  micro-batch
--t,    --threads N                      threads
---threads-http N                        threads for HTTP
--ctk,  --cache-type-k TYPE              K
--ctv,  --cache-type-v TYPE              V
--fa,   --flash-attn [on|off|auto]       flash attention
--ngl,  --gpu-layers, --n-gpu-layers N   layers on GPUs
--sm,   --split-mode {none,layer,row}    split mode
--ts,   --tensor-split N0,N1,N2,...      split
--kvu,  --kv-unified, -no-kvu, --no-kv-unified
-                                        one KV stream
-"""
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import EngineError, EngineLoadTimeout
-from tests.engines.contract import KINDS, Subject, complete, running
+from tests.engines.contract import KINDS, OPTIONAL, Subject, complete, running
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=OPTIONAL.get(kind, ())) for kind in KINDS])
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     made = KINDS[request.param](tmp_path)
     with made.cleanup:
@@ -22,20 +22,20 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
 
 
 async def test_it_starts_becomes_ready_and_serves_under_its_name(subject: Subject) -> None:
-    async with running(subject.host, subject.order) as engine:
+    async with running(subject.host, subject.order, subject.load_within_s) as engine:
         assert b'"choices"' in await complete(engine)
         assert engine.build.kind is subject.order.placement.recipe.engine
 
 
 async def test_it_streams(subject: Subject) -> None:
-    async with running(subject.host, subject.order) as engine:
+    async with running(subject.host, subject.order, subject.load_within_s) as engine:
         body = await complete(engine, stream=True)
         assert body.count(b"data: ") >= 3
         assert b"data: [DONE]" in body
 
 
 async def test_an_idle_one_counts_no_busy_slot(subject: Subject) -> None:
-    async with running(subject.host, subject.order) as engine:
+    async with running(subject.host, subject.order, subject.load_within_s) as engine:
         busy = await engine.busy_slots()
         # The fake one has one slot that is busy until it is first asked.
         assert busy in ((0, 1) if subject.counts_slots else (None, 0, 1))
@@ -43,7 +43,7 @@ async def test_an_idle_one_counts_no_busy_slot(subject: Subject) -> None:
 
 async def test_when_stopped_it_says_so_and_what_held_its_memory_is_gone(subject: Subject) -> None:
     engine = await subject.host.start(subject.order)
-    await engine.wait_ready(60)
+    await engine.wait_ready(subject.load_within_s)
     exited = asyncio.create_task(engine.wait_exit())
     await engine.stop(2)
     async with asyncio.timeout(10):
@@ -54,12 +54,12 @@ async def test_when_stopped_it_says_so_and_what_held_its_memory_is_gone(subject:
 
 async def test_it_can_be_loaded_again_after_it_was_stopped(subject: Subject) -> None:
     for _ in range(2):
-        async with running(subject.host, subject.order) as engine:
+        async with running(subject.host, subject.order, subject.load_within_s) as engine:
             assert await complete(engine)
 
 
 async def test_its_end_from_outside_is_told_with_its_reason(subject: Subject) -> None:
-    async with running(subject.host, subject.order) as engine:
+    async with running(subject.host, subject.order, subject.load_within_s) as engine:
         exited = asyncio.create_task(engine.wait_exit())
         await asyncio.to_thread(subject.kill, engine)
         async with asyncio.timeout(20):
@@ -69,7 +69,7 @@ async def test_its_end_from_outside_is_told_with_its_reason(subject: Subject) ->
 async def test_a_load_that_fails_is_explained_and_leaves_nothing(subject: Subject) -> None:
     engine = await subject.host.start(subject.broken)
     with pytest.raises(EngineError) as failed:
-        await engine.wait_ready(30)
+        await engine.wait_ready(subject.load_within_s)
     assert subject.complaint in failed.value.message
     assert failed.value.hint
     assert not subject.in_memory(engine)
@@ -87,7 +87,7 @@ async def test_a_load_that_takes_too_long_is_given_up(subject: Subject) -> None:
 
 
 async def test_its_log_is_kept_if_it_is_ours(subject: Subject) -> None:
-    async with running(subject.host, subject.order) as engine:
+    async with running(subject.host, subject.order, subject.load_within_s) as engine:
         if not subject.has_log:
             assert engine.log_path is None
             return
@@ -97,7 +97,7 @@ async def test_its_log_is_kept_if_it_is_ours(subject: Subject) -> None:
 
 
 async def test_it_reports_what_it_took_if_it_tells(subject: Subject) -> None:
-    async with running(subject.host, subject.order) as engine:
+    async with running(subject.host, subject.order, subject.load_within_s) as engine:
         report = engine.report()
         if not subject.reports:
             assert report is None

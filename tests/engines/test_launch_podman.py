@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
@@ -22,6 +23,7 @@ from cotenant.domain.launching import LauncherKind
 from cotenant.engines import http_probe
 from cotenant.engines.container_leftovers import remove_leftovers
 from cotenant.engines.container_owner import Owner
+from cotenant.engines.diagnosis import diagnose
 from cotenant.engines.launch import LaunchPlan
 from cotenant.engines.launch_container import OWNER_LABEL, ContainerLauncher
 from cotenant.engines.ports import ReservedPort
@@ -179,7 +181,9 @@ async def test_a_card_that_podman_does_not_know_ends_the_start_with_its_name_in_
     with contextlib.suppress(EngineLoadFailed):
         engine = await launched(podman(bed), plan, tmp_path / "log")
         assert await engine.wait() != 0
-    assert "GPU-unknown" in (tmp_path / "log").read_text()
+    found = diagnose(125, (tmp_path / "log").read_text())
+    assert found.cause is Cause.DEVICE_MISSING
+    assert "knows no GPU nvidia.com/gpu=GPU-unknown" in found.summary
     assert containers(bed) == []
 
 

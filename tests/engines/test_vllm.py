@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cotenant.domain.engine_terms import VllmTerms
-from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.errors import EngineLoadFailed, EngineMissing
 from cotenant.domain.models import CacheType, EngineKind, ModelKind, Parts
 from cotenant.domain.units import GIB
 from cotenant.engines.log_folder import LogFolder
 from cotenant.engines.vllm import VllmEngine, VllmHost
 from cotenant.engines.vllm_arguments import vllm_argv, vllm_environment
+from cotenant.engines.vllm_release import installed_release
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import NoMeter, complete, of_kind
 from tests.engines.support import gpu_order, host_order, with_env
@@ -62,28 +66,88 @@ def test_over_two_cards_it_is_tensor_parallel() -> None:
     assert option(vllm_argv(on_cards(2), 1), "--tensor-parallel-size") == "2"
 
 
-def test_in_host_ram_no_share_of_a_card_is_named() -> None:
-    order = of_kind(host_order(Path("m")), EngineKind.VLLM, VllmTerms())
-    assert "--gpu-memory-utilization" not in vllm_argv(order, 1)
+def test_its_cache_is_told_to_the_byte_so_that_others_who_load_meanwhile_do_not_shrink_it() -> None:
+    order = on_cards(2)
+    assert option(vllm_argv(order, 1), "--kv-cache-memory-bytes") == str(GIB // 2), "what each card holds"
+    unsure = replace(order, placement=replace(order.placement, estimated=("kv", "compute")))
+    assert "--kv-cache-memory-bytes" not in vllm_argv(unsure, 1), "vLLM measures what we cannot know"
+    assert vllm_environment(order)["VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"] == "0", (
+        "graphs are planned beside the share of the card, and would come out of the cache"
+    )
 
 
-def test_a_quantised_cache_is_fp8_and_an_embedder_is_told_its_task() -> None:
-    order = on_cards(1, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0)
+def in_host_ram(**terms: int) -> EngineOrder:
+    order = of_kind(host_order(Path("m")), EngineKind.VLLM, VllmTerms(**terms))
+    (share,) = order.placement.shares
+    told = replace(share, parts=Parts(weights=4 * GIB, kv=GIB, compute=GIB, overhead=2 * GIB))
+    return replace(order, placement=replace(order.placement, shares=(told,)))
+
+
+def test_in_host_ram_it_is_told_its_share_too_and_not_left_to_take_most_of_it() -> None:
+    argv = vllm_argv(in_host_ram(), 1)
+    assert option(argv, "--gpu-memory-utilization") == "0.1250", "8 of 64 GiB, its processes included"
+    assert option(argv, "--kv-cache-memory-bytes") == str(GIB)
+
+
+def test_in_host_ram_it_never_sleeps_since_there_it_would_keep_all_that_it_has() -> None:
+    order = in_host_ram(sleep=1)
+    assert "--enable-sleep-mode" not in vllm_argv(order, 1)
+    assert "VLLM_SERVER_DEV_MODE" not in vllm_environment(order)
+
+
+def test_a_quantised_cache_is_fp8_and_what_pools_is_told_so_and_takes_a_text_in_one_piece() -> None:
+    order = on_cards(1, n_ctx=8192, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0)
     argv = vllm_argv(replace(order, kind=ModelKind.EMBEDDING, args=("--seed", "7")), 1)
     assert option(argv, "--kv-cache-dtype") == "fp8"
-    assert option(argv, "--task") == "embed"
+    assert (option(argv, "--runner"), option(argv, "--convert")) == ("pooling", "embed")
+    assert option(argv, "--max-num-batched-tokens") == "8192"
     assert argv[-2:] == ("--seed", "7"), "the operator's own come last"
+    assert option(vllm_argv(replace(order, kind=ModelKind.RERANK), 1), "--convert") == "classify"
+    assert option(vllm_argv(order, 1), "--max-num-batched-tokens") == "2048"
+    assert "--runner" not in vllm_argv(order, 1)
 
 
 def test_sleeping_is_offered_only_where_it_is_wanted() -> None:
     assert "--enable-sleep-mode" in vllm_argv(on_cards(1, sleep=2), 1)
-    assert vllm_environment(VllmTerms(sleep=2)) == {"VLLM_SERVER_DEV_MODE": "1"}
-    assert vllm_environment(VllmTerms()) == {}
+    assert vllm_environment(on_cards(1, sleep=2))["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in vllm_environment(on_cards(1))
+
+
+def environment_with(folder: Path, version: str) -> Path:
+    """Lay out a Python environment that has a release of vLLM; return its program."""
+    (folder / "lib/python3.12/site-packages" / f"vllm-{version}.dist-info").mkdir(parents=True)
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "vllm"
+    program.write_text(f"#!{folder}/bin/python3\nraise SystemExit\n")
+    program.chmod(0o755)
+    (folder / "bin" / "python3").symlink_to("/bin/false")
+    return program
+
+
+def test_a_release_is_told_by_what_is_installed_beside_the_program(tmp_path: Path) -> None:
+    program = environment_with(tmp_path, "0.32.0")
+    assert installed_release([str(program)]) == "0.32.0"
+    (tmp_path / "link").symlink_to(program)
+    assert installed_release([str(tmp_path / "link"), "more"]) == "0.32.0"
+    (tmp_path / "wrapper").write_text("#!/bin/sh\n")
+    (tmp_path / "wrapper").chmod(0o755)
+    assert installed_release([str(tmp_path / "wrapper")]) is None
+    assert installed_release([str(tmp_path / "nothing")]) is None
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.10.1.1"])
+async def test_a_release_that_is_too_old_is_refused_before_it_starts(tmp_path: Path, version: str) -> None:
+    program = environment_with(tmp_path, version)
+    order = of_kind(host_order(tmp_path), EngineKind.VLLM, VllmTerms((str(program),)))
+    with pytest.raises(EngineMissing, match=f"vLLM {version} is too old: 0.10.2 or newer") as refused:
+        await VllmHost(LogFolder(tmp_path / "logs"), NoMeter()).start(order)
+    assert "pip install" in refused.value.hint
 
 
 def sleeper(folder: Path, level: int = 1) -> EngineOrder:
     terms = VllmTerms((str(vllm_program(folder)),), sleep=level)
-    return of_kind(host_order(hugging_face_folder(folder / "hf")), EngineKind.VLLM, terms)
+    order = of_kind(gpu_order((5,), n_ctx=512, parallel=2), EngineKind.VLLM, terms)
+    return replace(order, name="tiny", model_path=hugging_face_folder(folder / "hf"))
 
 
 async def loaded(host: VllmHost, order: EngineOrder) -> VllmEngine:
@@ -114,6 +178,30 @@ async def test_a_sleeping_engine_is_the_same_process_when_it_wakes(tmp_path: Pat
         reloads = "/collective_rpc" in calls(engine)
         assert reloads is (level == 2), "level 2 has forgotten its weights"
         assert f"/sleep?level={level}" in calls(engine)
+    finally:
+        await engine.end(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (
+            "ERROR Worker proc VllmWorker-0 died unexpectedly (exit code: None)",
+            "died: its process VllmWorker-0",
+        ),
+        ("INFO version 0.32.0", "tiny ended by itself"),
+    ],
+)
+async def test_its_server_ends_in_good_order_when_its_worker_has_died(
+    tmp_path: Path, says: str, why: str
+) -> None:
+    order = with_env(sleeper(tmp_path), STAND_IN_SAYS=says)
+    engine = await loaded(VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), order)
+    try:
+        os.kill(engine.pid, signal.SIGTERM)
+        async with asyncio.timeout(10):
+            assert why in (await engine.wait_exit()).why
     finally:
         await engine.end(0)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cotenant.domain.decisions import Outlook
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import UnknownModel
+from cotenant.domain.errors import EngineDied, UnknownModel
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.app import Gateway
@@ -25,6 +25,11 @@ class CountedLease:
     def __init__(self, router: SlotRouter) -> None:
         self._router = router
         self.endpoint = router.endpoint
+
+    async def death(self, within_s):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._router.seen_dead(), within_s)
+        return self._router.death
 
     def release(self, *, abandoned: bool = False) -> None:
         self._router.take_back(self, abandoned)
@@ -43,6 +48,10 @@ class SlotRouter:
         self.most_held = 0
         self.terms: list[LeaseTerms] = []
         self.outlooks: dict[str, Outlook] = {}
+        self.death: EngineDied | None = None
+
+    async def seen_dead(self):
+        """Return once the daemon has seen that the engine is dead, if it is."""
 
     def models(self):
         return self.served

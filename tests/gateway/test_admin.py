@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 import time
 
 import pytest
@@ -192,6 +193,22 @@ async def test_feeds_and_followed_logs_do_not_hold_up_a_shutdown(tmp_path):
         assert await events.reply_body() == b""
         assert await logs.reply_body() == b"one\n"
     assert time.monotonic() - started < 5
+
+
+async def test_the_operator_is_asked_for_a_log_in_the_event_loops_thread_alone(tmp_path):
+    """Its engines come and go there; a file that is read elsewhere must not have it looked up elsewhere."""
+    (tmp_path / "llama.log").write_text("one\n")
+    askers: set[int] = set()
+
+    class Threaded(PlainOperator):
+        def log_path(self, name):
+            askers.add(threading.get_ident())
+            return tmp_path / "llama.log"
+
+    _, served = setting(operator=Threaded(BUSY))
+    async with served as port:
+        assert (await fetch(port, "GET", "/api/models/llama/logs")).body == b"one\n"
+    assert askers == {threading.get_ident()}
 
 
 async def test_logs_show_the_last_lines(tmp_path):

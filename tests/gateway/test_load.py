@@ -76,7 +76,7 @@ async def test_a_slow_reader_slows_the_engine_down_and_fills_no_memory():
         tracemalloc.stop()
         # Kernel buffers of two loopback connections hold a few MiB each; the gateway's own share is small.
         assert sent < total / 2
-        assert held < 2 * MIB
+        assert held < total / 16
         client.writer.transport.resume_reading()
         received = 0
         await client.head()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.errors import CotenantError, NotOnHub
 from cotenant.domain.hub import PullStep
-from cotenant.domain.models import ModelKind, Recipe
+from cotenant.domain.models import EngineKind, ModelKind, Recipe
 from cotenant.domain.requests import ModelFile, ServedModel
 from tests.gateway import stub
 from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving, until
@@ -25,6 +26,7 @@ SEEN = ServedModel("seen", ModelKind.TEXT, created_at=1_700_000_000, file=FILE, 
 PICTURED = ServedModel("pictured", ModelKind.TEXT, created_at=1, file=FILE, vision=True)
 EMBEDDER = ServedModel("embedder", ModelKind.EMBEDDING, created_at=1, file=FILE, state="cold")
 MODELS = (MODEL, SEEN, PICTURED, EMBEDDER)
+BASE = ServedModel("base", ModelKind.TEXT, created_at=1, file=replace(FILE, chat_template=False))
 TIMINGS = {"cache_n": 4, "prompt_n": 20, "prompt_ms": 12.5, "predicted_n": 3, "predicted_ms": 30.25}
 USAGE = {"prompt_tokens": 24, "completion_tokens": 3, "total_tokens": 27}
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -60,7 +62,8 @@ def lines(body: bytes) -> list[dict[str, Any]]:
 
 async def ask(payload: object, path: str = "/api/chat", script: stub.Script = WORDS, **headers: str):
     """Ask once; return the reply and what the engine was asked."""
-    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint, models=MODELS)) as port:
+    models = (*MODELS, BASE)
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint, models=models)) as port:
         reply = await post(port, payload, path, **headers)
         calls = [(call.path.decode(), json.loads(call.body)) for call in engine.calls]
     return reply, calls
@@ -143,6 +146,41 @@ async def test_options_formats_and_thinking_are_translated_and_loading_options_l
     assert "max_tokens" not in asked
 
 
+async def test_numbers_are_cut_as_ollama_cuts_them_and_none_is_no_limit():
+    options = {"num_predict": 0, "seed": 7.0, "top_k": 3.7, "temperature": 1}
+    _, [(_, asked)] = await ask({"model": "llama", "messages": HELLO, "options": options})
+    assert "max_tokens" not in asked
+    assert [repr(asked[name]) for name in ("seed", "top_k", "temperature")] == ["7", "3", "1"]
+
+
+async def test_a_result_that_answers_no_call_is_passed_on():
+    _, [(_, asked)] = await ask({"model": "llama", "messages": [{"role": "tool", "content": "x"}]})
+    assert asked["messages"] == [{"role": "tool", "content": "x", "tool_call_id": "call_0"}]
+
+
+async def test_probabilities_of_tokens_come_with_their_words():
+    told = {"token": "a", "logprob": -0.5, "bytes": [97]}
+
+    async def script(call: stub.Call) -> None:
+        await call.send(stub.STREAM_HEAD)
+        content = [{**told, "id": 3, "top_logprobs": [{**told, "id": 3}]}]
+        choice = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": content}}
+        await call.send_event(json.dumps({"choices": [choice]}).encode())
+        await call.send_event(b'{"choices":[{"delta":{},"logprobs":null,"finish_reason":"stop"}]}')
+        await call.send(b"0\r\n\r\n")
+        call.writer.close()
+
+    payload = {"model": "llama", "messages": HELLO, "logprobs": True, "top_logprobs": 1}
+    expected = [{**told, "top_logprobs": [told]}]
+    reply, [(_, asked)] = await ask(payload, script=script)
+    assert (asked["logprobs"], asked["top_logprobs"]) == (True, 1)
+    piece, last = lines(reply.body)
+    assert piece["logprobs"] == expected
+    assert "logprobs" not in last
+    reply, _ = await ask({**payload, "stream": False}, script=script)
+    assert reply.json()["logprobs"] == expected
+
+
 async def test_thoughts_come_apart_from_the_answer():
     reply, _ = await ask(
         {"model": "llama", "messages": HELLO, "stream": False},
@@ -171,9 +209,10 @@ async def test_tools_are_called_and_their_results_joined_to_the_calls():
         {"model": "llama", "messages": conversation, "tools": tools},
         script=streams(*deltas, reason="tool_calls"),
     )
-    (last,) = lines(reply.body)
-    assert last["message"]["tool_calls"] == [{"function": {"name": "sky", "arguments": {"at": "noon"}}}]
-    assert last["done_reason"] == "stop"
+    called, last = lines(reply.body)
+    function = {"index": 0, "name": "sky", "arguments": {"at": "noon"}}
+    assert called["message"]["tool_calls"] == [{"id": "a", "function": function}]
+    assert (called["done"], last["message"]["content"], last["done_reason"]) == (False, "", "stop")
     assert asked["tools"] == tools
     _, assistant, sea, sky = asked["messages"]
     assert assistant["tool_calls"][0]["function"] == {"name": "sky", "arguments": '{"at": "dawn"}'}
@@ -218,8 +257,18 @@ async def test_a_raw_prompt_is_completed_as_it_stands():
     assert (reply.json()["response"], reply.json()["done_reason"]) == ("more", "length")
 
 
+async def test_a_model_without_a_chat_template_goes_on_with_the_prompt_as_it_stands():
+    _, [(path, asked)] = await ask({"model": "base", "prompt": "Once"}, "/api/generate")
+    assert (path, asked["prompt"]) == ("/v1/completions", "Once")
+    told = {"model": "base", "prompt": "Once", "logprobs": True, "top_logprobs": 2}
+    _, [(path, asked)] = await ask(told, "/api/generate")
+    assert (path, asked["logprobs"], asked["n_probs"]) == ("/v1/completions", 2, 2)
+    _, [(path, _)] = await ask({"model": "base", "prompt": "Once", "system": "x"}, "/api/generate")
+    assert path == "/v1/chat/completions"
+
+
 async def test_embeddings_come_in_order_and_are_shortened_on_request():
-    rows = [{"index": 1, "embedding": [0.0, 1.0, 0.0]}, {"index": 0, "embedding": [3.0, 4.0, 12.0]}]
+    rows = [{"index": 1, "embedding": [0.0, 1.0, 0.0]}, {"index": 0, "embedding": [2.0, 3.0, 6.0]}]
     told = {"data": rows, "usage": {"prompt_tokens": 9, "total_tokens": 9}}
 
     async def embed(call: stub.Call) -> None:
@@ -227,12 +276,62 @@ async def test_embeddings_come_in_order_and_are_shortened_on_request():
 
     reply, [(path, asked)] = await ask({"model": "embedder", "input": ["a", "b"]}, "/api/embed", embed)
     assert (path, asked["input"]) == ("/v1/embeddings", ["a", "b"])
-    assert reply.json()["embeddings"] == [[3.0, 4.0, 12.0], [0.0, 1.0, 0.0]]
+    assert reply.json()["embeddings"] == [[2 / 7, 3 / 7, 6 / 7], [0.0, 1.0, 0.0]]
     assert reply.json()["prompt_eval_count"] == 9
     reply, _ = await ask({"model": "embedder", "input": ["a", "b"], "dimensions": 2}, "/api/embed", embed)
-    assert reply.json()["embeddings"][0] == pytest.approx([0.6, 0.8])
+    assert reply.json()["embeddings"][0] == pytest.approx([2 / 13**0.5, 3 / 13**0.5])
     reply, _ = await ask({"model": "embedder", "prompt": "a"}, "/api/embeddings", embed)
-    assert reply.json() == {"embedding": [3.0, 4.0, 12.0]}
+    assert reply.json() == {"embedding": [2 / 7, 3 / 7, 6 / 7]}
+
+
+def takes(most: int, *, batch: bool = False) -> stub.Script:
+    """An engine that embeds texts of so many tokens: one for each word, one before and one after them."""
+
+    async def script(call: stub.Call) -> None:
+        asked = json.loads(call.body)
+        if call.path == b"/tokenize":
+            words = [int(word) for word in asked["content"].split()]
+            await call.send(stub.response(json.dumps({"tokens": [1, *words, 2]}).encode()))
+            return
+        lengths = [len(each) if isinstance(each, list) else 2 + len(each.split()) for each in asked["input"]]
+        if max(lengths) <= most:
+            rows = [{"index": i, "embedding": [1.0]} for i in range(len(lengths))]
+            told = {"data": rows, "usage": {"prompt_tokens": sum(lengths)}}
+            await call.send(stub.response(json.dumps(told).encode()))
+        elif batch:
+            message = f"input (9 tokens) is too large to process. increase it (current batch size: {most})"
+            error = {"code": 500, "message": message, "type": "server_error"}
+            await call.send(
+                stub.response(json.dumps({"error": error}).encode(), b"500 Internal Server Error")
+            )
+        else:
+            error = {"code": 400, "message": "too long", "type": "exceed_context_size_error", "n_ctx": most}
+            await call.send(stub.response(json.dumps({"error": error}).encode(), b"400 Bad Request"))
+
+    return script
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_texts_that_are_too_long_are_cut_where_they_end_as_the_model_expects(batch):
+    texts = ["11 12 13 14", "21"]
+    reply, calls = await ask({"model": "embedder", "input": texts}, "/api/embed", takes(5, batch=batch))
+    assert (reply.status, reply.json()["prompt_eval_count"]) == (200, 5 + 3)
+    assert calls[-1][1]["input"] == [[1, 11, 12, 13, 2], "21"]
+    for path, payload in (
+        ("/api/embed", {"input": texts, "truncate": False}),
+        ("/api/embeddings", {"prompt": texts[0]}),
+    ):
+        reply, calls = await ask({"model": "embedder", **payload}, path, takes(5, batch=batch))
+        assert (reply.status, len(calls)) == (400, 1)
+        assert "exceeds the context length" in reply.error
+
+
+async def test_other_refusals_of_an_engine_that_embeds_are_passed_on():
+    async def refuse(call: stub.Call) -> None:
+        await call.send(stub.response(b'{"error":{"message":"no","type":"x"}}', b"418 I'm a teapot"))
+
+    reply, calls = await ask({"model": "embedder", "input": "a"}, "/api/embed", refuse)
+    assert (reply.status, reply.json(), len(calls)) == (418, {"error": "no"}, 1)
 
 
 async def test_an_empty_request_loads_and_a_keep_alive_of_zero_unloads():
@@ -241,11 +340,17 @@ async def test_an_empty_request_loads_and_a_keep_alive_of_zero_unloads():
         loaded = (await post(port, {"model": "llama", "keep_alive": -1}, "/api/generate")).json()
         unloaded = (await post(port, {"model": "llama", "messages": [], "keep_alive": 0}, "/api/chat")).json()
         await post(port, {"model": "embedder", "keep_alive": 0}, "/api/generate")
+        for path, payload, told in (
+            ("/api/embed", {"input": []}, {"model": "embedder", "embeddings": []}),
+            ("/api/embeddings", {}, {"embedding": []}),
+        ):
+            held = await post(port, {"model": "embedder", "keep_alive": 9, **payload}, path)
+            assert held.json() == told
     assert (loaded["done_reason"], loaded["response"]) == ("load", "")
     assert unloaded["done_reason"] == "unload"
     # The one that is not loaded is not loaded to be unloaded.
-    assert [terms.keep_alive_s for terms in router.terms] == [float("inf"), 0]
-    assert router.released == [False, False]
+    assert [terms.keep_alive_s for terms in router.terms] == [float("inf"), 0, 9, 9]
+    assert router.released == [False] * 4
 
 
 async def test_a_client_that_leaves_while_its_model_loads_gives_up_its_place():
@@ -318,12 +423,18 @@ async def chatter(call: stub.Call) -> None:
     await call.send(stub.response(b'{"data":3}'))
 
 
+async def hold_back(call: stub.Call) -> None:
+    await call.send(stub.response(b'{"data":[]}'))
+
+
 async def test_an_answer_of_no_known_shape_is_told_as_such():
-    for path, payload in (
-        ("/api/chat", {"messages": HELLO, "stream": False}),
-        ("/api/embed", {"input": "a"}),
+    for path, payload, script in (
+        ("/api/chat", {"messages": HELLO, "stream": False}, chatter),
+        ("/api/embed", {"input": "a"}, chatter),
+        ("/api/embed", {"input": "a"}, hold_back),
+        ("/api/embeddings", {"prompt": "a"}, hold_back),
     ):
-        reply, _ = await ask({"model": "llama", **payload}, path, chatter)
+        reply, _ = await ask({"model": "llama", **payload}, path, script)
         assert reply.status == 502
         assert "engine" in reply.error
 
@@ -348,26 +459,33 @@ async def test_a_stream_that_breaks_is_told_as_an_error_line_or_a_status(script,
 @pytest.mark.parametrize(
     ("path", "payload", "status", "why"),
     [
-        ("/api/chat", {"model": "none", "messages": HELLO}, 404, "not served"),
-        ("/api/chat", {"messages": HELLO}, 400, "names no `model`"),
-        ("/api/chat", {"model": "embedder", "messages": HELLO}, 400, "model for embeddings"),
+        ("/api/chat", {"model": "none", "messages": HELLO}, 404, "model 'none' not found"),
+        ("/api/chat", {"messages": HELLO}, 400, "`model` is required"),
+        ("/api/generate", {"name": "llama", "prompt": "a"}, 400, "`model` is required"),
+        ("/api/chat", {"model": "embedder", "messages": HELLO}, 400, '"embedder" does not support chat'),
+        ("/api/generate", {"model": "embedder", "prompt": "a"}, 400, '"embedder" does not support generate'),
+        ("/api/generate", {"model": "embedder"}, 400, '"embedder" does not support generate'),
         ("/api/embed", {"model": "seen", "input": "a"}, 400, "model for text"),
-        ("/api/embed", {"model": "embedder", "input": []}, 400, "`input`"),
-        ("/api/embed", {"model": "embedder", "input": "a", "dimensions": 0}, 400, "`dimensions`"),
+        ("/api/embed", {"model": "embedder", "input": 3}, 400, "`input`"),
+        ("/api/embed", {"model": "embedder", "input": ["a", 3]}, 400, "`input`"),
+        ("/api/embed", {"model": "embedder", "input": "a", "dimensions": "x"}, 400, "`dimensions`"),
+        ("/api/chat", {"model": "llama", "messages": HELLO, "top_logprobs": 21}, 400, "top_logprobs"),
         ("/api/chat", {"model": "llama", "messages": "hello"}, 400, "`messages` is not a list"),
         ("/api/chat", {"model": "llama", "messages": HELLO, "format": "xml"}, 400, "`format`"),
         ("/api/chat", {"model": "llama", "messages": HELLO, "think": 3}, 400, "`think`"),
         ("/api/chat", {"model": "llama", "messages": HELLO, "stream": 1}, 400, "`stream`"),
         ("/api/chat", {"model": "llama", "messages": HELLO, "keep_alive": "soon"}, 400, "`keep_alive`"),
         ("/api/chat", {"model": "llama", "messages": HELLO, "options": {"seed": "x"}}, 400, "options.seed"),
-        ("/api/chat", {"model": "llama", "messages": [{"role": "tool", "content": "x"}]}, 400, "no call"),
         ("/api/generate", {"model": "pictured", "prompt": "a", "images": ["%"]}, 400, "base64"),
         ("/api/generate", {"model": "llama", "prompt": "a", "suffix": "b"}, 501, "suffix"),
         ("/api/generate", {"model": "llama", "prompt": "a", "context": [1]}, 501, "/api/chat"),
         ("/api/generate", {"model": "llama", "prompt": "a", "raw": True, "system": "b"}, 400, "raw"),
-        ("/api/show", {"model": "none"}, 404, "not served"),
+        ("/api/generate", {"model": "llama", "prompt": "a", "raw": True, "format": "json"}, 501, "raw"),
+        ("/api/show", {"model": "none"}, 404, "not found"),
         ("/api/pull", {"model": "llama3.2"}, 501, "models_dir"),
         ("/api/create", {"model": "x"}, 501, "not offered"),
+        ("/api/blobs/sha256:ab", {}, 501, "/api/blobs is not offered"),
+        ("/api/me", {}, 501, "no accounts"),
     ],
 )
 async def test_faults_are_one_line_in_ollamas_form(path, payload, status, why):
@@ -388,24 +506,50 @@ async def test_an_engines_refusal_is_passed_on_in_ollamas_form():
 
 async def test_models_are_listed_shown_and_told_to_be_loaded():
     operator = PlainOperator(ModelStatus("seen", "ready", keep_alive_left_s=60.0, predicted_bytes=5_000))
-    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
+    recipe = Recipe(engine=EngineKind.OLLAMA)
+    elsewhere = ServedModel("elsewhere", ModelKind.TEXT, created_at=1, state="cold", recipe=recipe)
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=(*MODELS, elsewhere))
     async with serving(router, operator) as port:
         tags = (await fetch(port, "GET", "/api/tags")).json()["models"]
         shown = (await post(port, {"model": "seen"}, "/api/show")).json()
         embedder = (await post(port, {"name": "embedder:latest"}, "/api/show")).json()
+        elsewhere = (await post(port, {"model": "elsewhere"}, "/api/show")).json()
         running = (await fetch(port, "GET", "/api/ps")).json()["models"]
         version = (await fetch(port, "GET", "/api/version")).json()
-    assert [each["name"] for each in tags] == ["llama", "seen", "pictured", "embedder"]
+    assert [each["name"] for each in tags] == [
+        "llama:latest",
+        "seen:latest",
+        "pictured:latest",
+        "embedder:latest",
+        "elsewhere:latest",
+    ]
+    assert tags[1]["modified_at"] == "2023-11-14T22:13:20Z"
+    assert tags[2]["details"]["families"] == ["llama", "clip"]
     assert tags[1]["size"] == 4_000_000
     assert tags[1]["details"]["parameter_size"] == "3.21B"
     assert tags[1]["details"]["quantization_level"] == "Q4_K_M"
-    assert len({each["digest"] for each in tags}) == 4
+    assert len({each["digest"] for each in tags}) == 5
     assert shown["model_info"]["llama.context_length"] == 131072
     assert shown["capabilities"] == ["completion", "tools"]
     assert embedder["capabilities"] == ["embedding"]
-    assert [each["name"] for each in running] == ["llama", "seen", "pictured"]
-    assert (running[1]["size"], running[1]["size_vram"], running[1]["context_length"]) == (5_000, 5_000, 8192)
+    assert elsewhere["parameters"] == "", "Ollama decides on a context itself"
+    assert [each["name"] for each in running] == ["llama:latest", "pictured:latest", "seen:latest"]
+    assert (running[2]["size"], running[2]["size_vram"], running[2]["context_length"]) == (5_000, 5_000, 8192)
+    assert running[2]["expires_at"].endswith("Z")
     assert version["version"].count(".") == 2
+
+
+async def test_a_name_may_have_the_tag_the_registry_and_the_capitals_that_ollama_minds_not():
+    for name in ("Seen", "library/seen", "registry.ollama.ai/library/seen:latest", "SEEN:LATEST"):
+        reply, [(_, asked)] = await ask({"model": name, "messages": HELLO, "stream": False})
+        assert (reply.json()["model"], asked["model"]) == (name, "seen")
+    reply, calls = await ask({"model": "seen:7b", "messages": HELLO})
+    assert (reply.status, calls) == (404, [])
+
+
+async def test_a_blob_that_a_client_asks_for_is_not_here():
+    async with serving(SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)) as port:
+        assert (await fetch(port, "HEAD", "/api/blobs/sha256:ab")).status == 404
 
 
 async def test_a_missing_key_and_a_wrong_method_are_told_in_ollamas_form():
@@ -425,14 +569,18 @@ class PlainPuller:
     def __init__(self, *steps: PullStep | CotenantError) -> None:
         self.steps = steps
         self.names: list[str] = []
+        self.told = 0
+        self.begun = asyncio.Event()
         self.ended = asyncio.Event()
 
     async def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
         self.names.append(name)
+        self.begun.set()
         try:
             for step in self.steps:
                 if isinstance(step, CotenantError):
                     raise step
+                self.told += 1
                 yield step
                 await asyncio.sleep(0)
         finally:
@@ -469,6 +617,23 @@ async def test_a_pull_that_fails_is_told_by_a_status_or_by_the_last_line():
     assert lines(reply.body)[-1] == {"error": "there is no such thing. Look again"}
     reply = await pull(PlainPuller(*STEPS, fault), {"model": "hf.co/org/repo", "stream": False})
     assert reply.status == 404
+
+
+async def test_a_wrong_stream_is_refused_before_a_pull_begins():
+    puller = PlainPuller(*STEPS)
+    reply = await pull(puller, {"model": "hf.co/org/repo", "stream": "no"})
+    assert (reply.status, puller.names) == (400, [])
+
+
+async def test_a_client_that_leaves_ends_a_pull_that_is_told_at_its_end_only():
+    puller = PlainPuller(*STEPS * 100_000)
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
+    async with serving(router, puller=puller) as port, connected(port) as client:
+        client.post({"model": "hf.co/org/repo", "stream": False}, "/api/pull")
+        await asyncio.wait_for(puller.begun.wait(), 5)
+        client.leave()
+        await asyncio.wait_for(puller.ended.wait(), 5)
+        assert puller.told < len(puller.steps)
 
 
 async def test_a_client_that_leaves_ends_its_pull():

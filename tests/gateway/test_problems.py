@@ -5,7 +5,9 @@ import json
 import pytest
 
 from cotenant.domain import errors
+from cotenant.domain.causes import Cause
 from cotenant.domain.errors import CotenantError
+from cotenant.gateway.dialects import anthropic_error, ollama_error
 from cotenant.gateway.problems import PROBLEMS, envelope, problem_of
 
 
@@ -25,10 +27,19 @@ def test_every_leaf_of_the_exception_tree_has_a_status_and_nothing_else_has():
 def test_a_fault_is_told_in_the_envelope_of_openai(leaf):
     error = leaf("something happened", hint="Do this.")
     told = json.loads(envelope(error))["error"]
-    assert set(told) == {"message", "type", "param", "code"}
+    of_an_engine = {"cause"} if issubclass(leaf, errors.EngineError) else set()
+    assert set(told) == {"message", "type", "param", "code"} | of_an_engine
     assert told["message"] == "something happened. Do this."
     assert told["code"] == leaf.code
     assert (told["type"] == "server_error") <= (problem_of(error).status >= 500)
+
+
+def test_what_ended_an_engine_is_a_word_beside_the_code():
+    error = errors.EngineLoadFailed("its GPU is out of memory", cause=Cause.GPU_MEMORY_LOADING)
+    told = envelope(error)
+    assert json.loads(told)["error"]["cause"] == "gpu_memory_loading"
+    assert json.loads(anthropic_error(503, told))["error"]["cause"] == "gpu_memory_loading"
+    assert json.loads(ollama_error(503, told))["cause"] == "gpu_memory_loading"
 
 
 def test_a_fault_that_is_none_of_ours_tells_nothing_of_itself():

@@ -55,6 +55,14 @@ async def test_headers_that_concern_one_hop_or_the_gateway_stay_behind():
     assert set(reply.headers) == {"content-type", "content-length"}
 
 
+@pytest.mark.parametrize("sent", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+async def test_a_body_goes_on_as_the_json_that_it_is_whatever_the_client_calls_it(sent):
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        assert (await post(port, ASK, **sent)).status == 200
+        call = await engine.call()
+    assert call.headers[b"content-type"] == b"application/json", "vLLM refuses anything else"
+
+
 async def test_a_stream_passes_event_by_event_as_it_comes():
     go_on = asyncio.Event()
 

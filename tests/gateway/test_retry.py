@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
+from cotenant.domain.causes import Cause
+from cotenant.domain.errors import EngineDied
 from cotenant.gateway.timing import Timing
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, connected, post, serving, until
+from tests.gateway.harness import SlotRouter, connected, fetch, post, serving, until
 from tests.gateway.stub import StubEngine, chunk
 
 ASK = {"model": "llama", "messages": [], "max_tokens": 8}
@@ -16,19 +19,18 @@ LONG = {"model": "llama", "messages": []}
 
 
 class Replacing(SlotRouter):
-    """Leases the dead engine for `late` more leases before it notices, then a fresh one."""
+    """Leases the dead engine until it has noticed its death, then a fresh one."""
 
-    def __init__(self, dead, fresh, *, late=0):
+    def __init__(self, dead, fresh, *, noticed=True):
         super().__init__(dead)
         self.fresh = fresh
-        self.leases_left = 1 + late
+        self.noticed = asyncio.Event()
+        if noticed:
+            self.noticed.set()
 
-    def _grant(self):
-        if self.leases_left == 0:
-            self.endpoint = self.fresh
-        else:
-            self.leases_left -= 1
-        return super()._grant()
+    async def seen_dead(self):
+        await self.noticed.wait()
+        self.endpoint = self.fresh
 
 
 async def _close(call):
@@ -91,6 +93,25 @@ async def test_a_stream_that_has_begun_is_not_begun_anew():
     assert fresh.calls == []
 
 
+DEATH = EngineDied("llama died: its GPU is out of memory", cause=Cause.GPU_MEMORY_RUNNING)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_an_engine_died_of_is_told_in_every_dialect(path, stream):
+    async with StubEngine(_half_a_stream) as engine:
+        router = SlotRouter(engine.endpoint)
+        router.death = DEATH
+        asked = {"model": "llama", "messages": [{"role": "user", "content": "Hello"}], "stream": stream}
+        async with serving(router, timing=Timing(notice_s=0.05)) as port:
+            reply = await post(port, asked, path)
+    last = json.loads(reply.body.strip().split(b"\n")[-1].removeprefix(b"data: "))
+    error = last["error"] if isinstance(last["error"], dict) else {"message": last["error"], **last}
+    assert error["cause"] == "gpu_memory_running"
+    assert "out of memory" in error["message"]
+    assert not router.held
+
+
 async def test_a_second_engine_that_dies_ends_it():
     async with (
         StubEngine(_close) as dying,
@@ -103,25 +124,45 @@ async def test_a_second_engine_that_dies_ends_it():
     assert not router.held
 
 
-async def test_the_daemon_may_take_a_moment_to_see_that_an_engine_is_dead():
-    async with StubEngine() as gone:
-        dead = gone.endpoint
-    async with StubEngine() as fresh, serving(router := Replacing(dead, fresh.endpoint, late=3)) as port:
-        reply = await post(port, ASK)
-    assert reply.status == 200
-    assert router.released == [False] * 5
-
-
-async def test_an_engine_that_takes_connections_while_it_dies_does_not_cost_the_second_try():
+async def test_a_dead_engine_is_not_asked_again_while_the_daemon_has_yet_to_notice():
     async with (
         StubEngine(_close) as dying,
         StubEngine() as fresh,
-        serving(router := Replacing(dying.endpoint, fresh.endpoint, late=3)) as port,
+        serving(router := Replacing(dying.endpoint, fresh.endpoint, noticed=False)) as port,
     ):
+        reply = asyncio.create_task(post(port, ASK))
+        await until(lambda: router.released == [False])
+        assert not router.held, "a lease on a dead engine would keep its memory claimed"
+        router.noticed.set()
+        assert (await reply).status == 200
+    assert (len(dying.calls), len(fresh.calls)) == (1, 1)
+    assert router.released == [False, False]
+
+
+async def test_an_engine_that_takes_no_connection_is_replaced_too():
+    async with StubEngine() as gone:
+        dead = gone.endpoint
+    async with StubEngine() as fresh, serving(Replacing(dead, fresh.endpoint)) as port:
         reply = await post(port, ASK)
     assert reply.status == 200
-    assert (len(dying.calls), len(fresh.calls)) == (1, 1)
-    assert not router.held
+
+
+async def test_a_client_that_leaves_before_the_daemon_has_noticed_is_not_begun_anew():
+    timing = Timing(notice_s=0.3)
+    async with (
+        StubEngine(_close) as dying,
+        StubEngine() as fresh,
+        serving(router := Replacing(dying.endpoint, fresh.endpoint, noticed=False), timing=timing) as port,
+    ):
+        async with connected(port) as client:
+            client.post(ASK)
+            await until(lambda: router.released == [False])
+            client.leave()
+        async with asyncio.timeout(5):
+            while b'status="left"' not in (await fetch(port, "GET", "/metrics")).body:
+                await asyncio.sleep(0.01)
+        assert fresh.calls == []
+        assert len(router.terms) == 1
 
 
 async def test_an_engine_that_lives_on_though_it_closed_is_asked_once_more():

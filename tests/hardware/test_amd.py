@@ -43,6 +43,7 @@ def test_a_card_is_told_with_all_that_the_driver_says() -> None:
     assert inventory.driver_version == "6.12.12"
     assert (device.id, device.hip_name, device.index) == ("GPU-1122334455667788", "GPU-1122334455667788", 0)
     assert (device.name, device.pci_bus_id) == ("AMD Instinct MI210", "0000:63:00.0")
+    assert device.render_node == 128
     assert device.bandwidth_bytes_per_s == 1638 * 10**9
     assert (device.total_bytes, reading.used_bytes, reading.free_bytes) == (
         65520 * MIB,

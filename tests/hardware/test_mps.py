@@ -381,6 +381,12 @@ def test_limits_are_written_as_mps_reads_them(
     assert told["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps" / CARD[:16] / "pipe")
 
 
+def test_slices_of_old_drivers_have_a_folder_each(tmp_path: Path) -> None:
+    card = "MIG-GPU-6e3d44b5-1dd6-4b05-a8d2-7a0d1e5dca25"
+    slices = [f"{card}/{gpu}/0" for gpu in (1, 2, 11)]
+    assert len({MpsDirectories.of_cards(tmp_path, [each]).pipe for each in slices}) == 3
+
+
 def test_only_processes_of_mps_count_as_left_over(stood_in: Place) -> None:
     stood_in.directories.create(stood_in.cards)
     stood_in.client()

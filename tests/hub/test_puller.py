@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import HubSilent, NoRoomOnDisk, NotOffered, NotOnHub, PullFailed
-from cotenant.domain.hub import PullStep
+from cotenant.domain.hub import HubName, PullStep
 from cotenant.hub import fetch
 from cotenant.hub.choice import HubFile
 from cotenant.hub.puller import HubPuller
@@ -85,6 +85,46 @@ async def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, tmp_path
     ranges = [asked for path, asked in hub.asked if path == "Model-Q4_K_M.gguf"]
     assert ranges == [None, "bytes=500000-"]
     assert (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+
+
+async def test_one_of_a_file_whose_size_the_hub_does_not_tell_is_taken_up_too(hub, tmp_path):
+    hub.untold.add("Model-Q4_K_M.gguf")
+    hub.cuts["Model-Q4_K_M.gguf"] = 500_000
+    await pull(tmp_path, "hf.co/org/repo")
+    assert (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+
+
+async def test_a_file_that_nobody_can_know_to_be_whole_is_refused(hub, tmp_path):
+    hub.untold.add("Model-Q4_K_M.gguf")
+    hub.endless.add("Model-Q4_K_M.gguf")
+    with pytest.raises(PullFailed, match=r"nobody tells how long Model-Q4_K_M\.gguf is"):
+        await pull(tmp_path, "hf.co/org/repo")
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("status", "then"),
+    [(429, "bytes=500000-"), (408, "bytes=500000-"), (503, "bytes=500000-"), (416, None)],
+)
+def test_what_has_come_is_kept_when_the_hub_asks_for_patience(hub, tmp_path, monkeypatch, status, then):
+    """Only bytes that cannot be of the file are thrown away."""
+    monkeypatch.setattr(fetch, "_BETWEEN_TRIES_S", 0.0)
+    hub.cuts["Model-Q4_K_M.gguf"] = 500_000
+    hub.refusals["Model-Q4_K_M.gguf"] = [None, status]
+    fetch._pull(HubName.parse("hf.co/org/repo"), tmp_path, 15.0)
+    ranges = [asked for path, asked in hub.asked if path == "Model-Q4_K_M.gguf"]
+    assert ranges == [None, "bytes=500000-", then]
+    assert (tmp_path / "org--repo" / "Model-Q4_K_M.gguf").read_bytes() == LARGE
+
+
+def test_a_refusal_leaves_what_has_come_for_the_next_pull(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "_BETWEEN_TRIES_S", 0.0)
+    hub.cuts["Model-Q4_K_M.gguf"] = 500_000
+    hub.refusals["Model-Q4_K_M.gguf"] = [None, 401]
+    with pytest.raises(NotOnHub, match="does not give"):
+        fetch._pull(HubName.parse("hf.co/org/repo"), tmp_path, 15.0)
+    fetch._pull(HubName.parse("hf.co/org/repo"), tmp_path, 15.0)
+    assert hub.asked[-1] == ("Model-Q4_K_M.gguf", "bytes=500000-")
 
 
 async def test_a_pull_that_is_given_up_ends_its_process_and_the_next_goes_on(hub, tmp_path):

@@ -6,12 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
-from cotenant.domain.models import CacheType, EngineKind, LayerShape, ModelKind, ModelShape, Recipe
+from cotenant.domain.models import (
+    AttentionKind,
+    CacheType,
+    EngineKind,
+    LayerShape,
+    ModelKind,
+    ModelShape,
+    Recipe,
+)
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.units import GIB, MIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.planner import PlanRequest, place
-from cotenant.planning.tensor_parallel import GRAPH_BYTES, place_sharded, sharded_parts, utilization
+from cotenant.planning.tensor_parallel import (
+    GRAPH_BYTES,
+    PROCESS_BYTES,
+    place_sharded,
+    sharded_parts,
+    utilization,
+)
 
 RULES = BudgetRules(reserve_bytes=0, min_budget_bytes=0, overhead_bytes=512 * MIB)
 RECIPE = Recipe(engine=EngineKind.VLLM, n_ctx=4096, parallel=4)
@@ -53,9 +67,30 @@ def placed(weights_gib: float, budgets: list[Budget], **more: int) -> Placement 
 
 def test_the_cache_is_as_vllm_allots_it() -> None:
     parts = sharded_parts(shape(15), RECIPE, 1)
-    assert parts.kv == (4096 + 16) * 32 * 2 * 8 * 128 * 2, "blocks of 16 tokens and one that stays empty"
+    assert parts.kv == (4096 + 128) * 32 * 2 * 8 * 128 * 2, "blocks of 128 tokens and one that stays empty"
     fp8 = replace(RECIPE, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0)
     assert sharded_parts(shape(15), fp8, 1).kv == parts.kv // 2
+
+
+def test_a_cache_that_vllm_pads_by_rules_of_its_own_is_an_estimate() -> None:
+    def estimated(**layer: object) -> tuple[str, ...]:
+        whole = shape(4)
+        odd = replace(whole, layers=(*whole.layers[:-1], replace(whole.layers[-1], **layer)))
+        found = place_sharded("m", odd, RECIPE, [card(0)], RULES)
+        assert isinstance(found, Placement)
+        return found.estimated
+
+    assert "kv" not in estimated()
+    assert "kv" in estimated(attention=AttentionKind.SLIDING)
+    assert "kv" in estimated(state_elements=1024)
+    assert "kv" in estimated(k_elements=512, v_elements=0, attention=AttentionKind.LATENT)
+    assert "kv" in estimated(k_elements=512, v_elements=512)
+
+
+def test_what_pools_is_planned_with_the_whole_of_its_longest_text_at_a_time() -> None:
+    pools = replace(shape(4), kind=ModelKind.EMBEDDING)
+    long = replace(RECIPE, n_ctx=8192)
+    assert sharded_parts(pools, long, 1).compute > sharded_parts(shape(4), long, 1).compute
 
 
 def test_two_cards_share_weights_and_cache_and_fewer_kv_heads_than_cards_are_doubled() -> None:
@@ -118,7 +153,11 @@ def test_where_there_is_only_host_ram_it_goes_there() -> None:
     host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=64 * GIB)
     found = placed(4, [Budget(host, 64 * GIB, 64 * GIB)])
     assert isinstance(found, Placement)
-    assert found.used_shares[0].parts.overhead == 0
+    (share,) = found.used_shares
+    assert share.parts.overhead == PROCESS_BYTES
+    fraction = utilization(share)
+    assert fraction is not None
+    assert fraction * 64 * GIB >= share.parts.total, "there its processes are within the share"
     assert found.n_gpu_layers == 0
 
 

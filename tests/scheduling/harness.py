@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.models import Parts, Recipe
@@ -13,6 +14,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Ticke
 from cotenant.planning.choice import Fit
 from cotenant.planning.compute_modes import Admission
 from cotenant.planning.ledger import DeviceReading
+from cotenant.planning.whole import place_nowhere
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
@@ -53,6 +55,11 @@ def fit_over(sizes: Sequence[int]) -> Fit:
         return Placement("model", Recipe(), len(sizes), len(sizes), shares, host=Parts())
 
     return fit
+
+
+def fit_nowhere(budgets: Sequence[Budget]) -> Placement:
+    """A model that is served elsewhere."""
+    return place_nowhere("model", Recipe())
 
 
 def model(name: str, gb: float, **facts: object) -> ModelSpec:
@@ -148,9 +155,9 @@ class Bench:
     def gone(self, name: str) -> None:
         self.send(events.EngineExited(self.now, self.stopping.pop(name), f"{name} was stopped"))
 
-    def die(self, name: str, why: str = "killed by signal 9") -> None:
+    def die(self, name: str, why: str = "killed by signal 9", cause: Cause = Cause.KILLED) -> None:
         residency = self.loading.pop(name, None) or self.state.models[name].residency
-        self.send(events.EngineExited(self.now, residency, why))
+        self.send(events.EngineExited(self.now, residency, why, cause))
 
     def done(self, ticket: TicketId) -> None:
         self.take(self.scheduler.release(self.granted.pop(ticket), self.now))
@@ -180,4 +187,4 @@ class Bench:
         return [d.text for d in self.story if d.kind is kind and (name is None or d.model == name)]
 
 
-__all__ = ["GB", "Bench", "RefusalCode", "card", "fit_over", "fit_whole", "model"]
+__all__ = ["GB", "Bench", "RefusalCode", "card", "fit_nowhere", "fit_over", "fit_whole", "model"]

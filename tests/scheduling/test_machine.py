@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.residencies import ResidencyId
+from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.advice import Advice, Hint
 from cotenant.scheduling.policy import POLICIES
-from tests.scheduling.harness import GB, Bench, card, fit_over, model
+from tests.scheduling.harness import GB, Bench, card, fit_nowhere, fit_over, model
 
-NAMES = ["a", "b", "c", "wide", "huge"]
+FAR = ["far", "far-pinned"]
+"""Models of other servers, which take no memory here."""
+
+NAMES = ["a", "b", "c", "wide", "huge", *FAR]
+FOR_ROOM = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED, UnloadReason.DEVICE_LOST)
 
 
 class Machine(RuleBasedStateMachine):
@@ -36,7 +41,10 @@ class Machine(RuleBasedStateMachine):
             model("c", 5, pinned=True),
             model("wide", 0, fit=fit_over([9 * GB, 7 * GB])),
             model("huge", 30),
+            model("far", 0, fit=fit_nowhere, keep_alive_s=20.0),
+            model("far-pinned", 0, fit=fit_nowhere, slots=2, pinned=True),
         ]
+        self.max_loaded = max_loaded
         self.bench = Bench.of(
             self.models,
             self.cards,
@@ -106,6 +114,10 @@ class Machine(RuleBasedStateMachine):
         facts = {"engine_bytes": holding} if self.live else {}
         self.bench.read(*present, foreign=self.foreign, live=self.live, admits=self.admits, **facts)
 
+    @rule()
+    def lose_every_card(self) -> None:
+        self.bench.read(live=self.live)
+
     @rule(seconds=st.floats(0.1, 90))
     def wait(self, seconds: float) -> None:
         self.bench.wait(seconds)
@@ -155,6 +167,23 @@ class Machine(RuleBasedStateMachine):
         ended = len(self.bench.granted) + len(self.bench.refused) + self.left
         assert ended + len(state.tickets) == self.asked
 
+    @invariant()
+    def what_takes_no_memory_is_in_nobodys_way_and_nobody_in_its(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        state = self.bench.state
+        for name in FAR:
+            far, residency = state.models[name], state.residency_of(state.models[name])
+            assert name not in state.reservations, "no room is made for it"
+            if residency is None:
+                assert not far.queue or far.retry_at > self.bench.now, "it waits for nothing but its server"
+                continue
+            assert not state.ledger.claims[residency.id].bytes_by_device
+            assert residency.state is not ResidencyState.RECLAIMING, "it has no bytes to be seen back"
+            assert residency.leaves is None or residency.leaves[0] not in FOR_ROOM
+        if self.max_loaded is not None:
+            assert state.loaded_count() <= self.max_loaded
+
     def teardown(self) -> None:
         """Let everything go well from here on: every wait must end, and nothing may be left behind."""
         if not hasattr(self, "bench"):
@@ -179,4 +208,4 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(max_examples=600, stateful_step_count=60, deadline=None)
-TestMachine = Machine.TestCase
+TestMachine = pytest.mark.slow(Machine.TestCase)

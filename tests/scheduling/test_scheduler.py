@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.residencies import ResidencyState
 from cotenant.scheduling import events
 from cotenant.scheduling.demand import Demand
-from tests.scheduling.harness import GB, Bench, RefusalCode, card, fit_over, model
+from tests.scheduling.harness import GB, Bench, RefusalCode, card, fit_nowhere, fit_over, model
 
 
 def one_card(*models, gb: float = 24, **settings) -> Bench:
@@ -165,9 +166,10 @@ def test_a_failed_load_is_told_to_all_and_backed_off() -> None:
     bench.die("a", "a could not be loaded: out of memory")
     assert not bench.refused
     assert "a" in bench.loading, "a crash may be an accident: it is tried once more"
-    bench.die("a", "a could not be loaded: out of memory")
+    bench.die("a", "a could not be loaded: out of memory", Cause.HOST_MEMORY)
     assert {bench.refused[ticket].code for ticket in tickets} == {RefusalCode.LOAD_FAILED}
     again = bench.ask("a")
+    assert {bench.refused[ticket].cause for ticket in (*tickets, again)} == {Cause.HOST_MEMORY}
     assert "out of memory" in bench.refused[again].text
     assert bench.refused[again].retry_after_s == pytest.approx(5)
     bench.wait(6)
@@ -300,6 +302,29 @@ def test_no_more_than_max_loaded_are_loaded() -> None:
     assert set(bench.stopping) == {"a"}
     bench.gone("a")
     assert "b" in bench.loading
+
+
+def test_what_takes_no_memory_neither_needs_a_place_nor_gives_one_up() -> None:
+    far = [model(name, 0, fit=fit_nowhere) for name in ("far", "farther")]
+    bench = one_card(model("a", 2), model("b", 2), *far, max_loaded=1)
+    bench.touch("far")
+    bench.wait(5)
+    bench.touch("a")
+    bench.touch("farther")
+    bench.ask("b")
+    assert set(bench.stopping) == {"a"}, "though `far` was used longest ago"
+    bench.gone("a")
+    bench.ready("b")
+    assert {r.model for r in bench.state.residencies.values()} == {"far", "farther", "b"}
+    bench.read()
+    bench.read(card(0))
+    assert "far" not in bench.stopping, "a device that is lost is not its own"
+    bench.send(events.UnloadAsked(bench.now, "far"))
+    bench.gone("far")
+    assert bench.state.models["far"].residency is None
+    assert not bench.told(DecisionKind.FREED, "far"), "there are no bytes to be seen back"
+    bench.ask("far")
+    assert "far" in bench.loading
 
 
 def test_foreign_growth_evicts_the_idle_of_that_card_and_is_told() -> None:

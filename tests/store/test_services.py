@@ -103,6 +103,23 @@ def test_history_is_newest_first_and_keeps_how_each_apply_ended(place: Place) ->
     opened(place, scenario)
 
 
+def test_what_was_applied_and_how_the_last_apply_stands_is_found_among_all(place: Place) -> None:
+    async def scenario(store: Store) -> None:
+        book, done = store.services, ApplyState.SUCCEEDED
+        assert (await book.applied(), await book.last_apply()) == (None, None)
+        for number in range(1, 5):
+            await book.save(Strategy.MANUAL, [LLM], float(number), nothing)
+        await book.record_apply(1, ended(1, done))
+        await book.record_apply(2, ended(2, done))
+        await book.record_apply(3, ended(3))
+        applied = await book.applied()
+        assert applied is not None
+        assert (applied.number, applied.apply, applied.assignments) == (2, ended(2, done), (LLM,))
+        assert await book.last_apply() == ended(3)
+
+    opened(place, scenario)
+
+
 def test_the_current_configuration_tells_how_its_apply_stands(place: Place) -> None:
     async def scenario(store: Store) -> None:
         await store.services.save(Strategy.MANUAL, [LLM], 1.0, nothing)

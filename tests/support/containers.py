@@ -15,6 +15,7 @@ IMAGE = "localhost/shell-engine:1"
 """As the bed's image, with a folder that everybody may write to and a `llama-server`."""
 
 FAKE_IMAGE = "localhost/python-engine:1"
+_FAKE_FILES = ("fake_engine.py", "fake_card.py", "fake_help.py")
 
 SERVER = """
 echo "engine $MODEL begins as $(id -u)"
@@ -77,9 +78,9 @@ def fake_image(bed: ContainerBed) -> str:
         engine = Path(__file__).parents[1] / "engines"
         wanted = "".join(
             f"{line}; "
-            for name in ("fake_engine.py", "fake_card.py")
+            for name in _FAKE_FILES
             for line in (engine / name).read_text().splitlines()
-            if line.startswith(("import ", "from ")) and "fake_card" not in line and "__future__" not in line
+            if line.startswith(("import ", "from ")) and "fake_" not in line and "__future__" not in line
         )
         tell = "[print(m.__file__) for m in [*sys.modules.values()] if getattr(m, '__file__', None)]"
         ran = subprocess.run(
@@ -102,7 +103,7 @@ def fake_image(bed: ContainerBed) -> str:
         for folder in ("app", "tmp", "bin"):
             (root / folder).mkdir(exist_ok=True)
         (root / "tmp").chmod(0o1777)
-        for name in ("fake_engine.py", "fake_card.py"):
+        for name in _FAKE_FILES:
             shutil.copy2(engine / name, root / "app" / name)
         shutil.copy2(str(shutil.which("busybox")), root / "bin" / "sh")
         server = root / "app" / "llama-server"

@@ -22,15 +22,21 @@ class StandInHub:
 
     Files are to be had at `moved_to`, if that is set.
 
-    `lies` are paths whose bytes are not those that their checksum is of. A GET of a path in `stalls` gets so
-    many bytes and no more until `go_on` is set; in `cuts`, once, its connection is closed after so many.
+    `lies` are paths whose bytes are not those that their checksum is of; those `untold` are listed without a
+    size or a checksum, and of those `endless` no answer tells how long it is. A GET of a path in `stalls`
+    gets so many bytes and no more until `go_on` is set; in `cuts`, once, its connection is closed after so
+    many. `refusals` are statuses with which the next requests for a path are answered, in turn; None serves
+    it.
     """
 
     repositories: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     lies: set[str] = field(default_factory=set)
+    untold: set[str] = field(default_factory=set)
+    endless: set[str] = field(default_factory=set)
     stalls: dict[str, int] = field(default_factory=dict)
     cuts: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, list[int | None]] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     moved_to: str | None = None
@@ -92,6 +98,8 @@ def _handler(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
                         "blobId": hashlib.sha1(data).hexdigest(),
                         "lfs": {"sha256": sha256(data), "size": len(data), "pointerSize": 130},
                     }
+                    if path not in hub.untold
+                    else {"rfilename": path}
                     for path, data in files.items()
                 ]
                 told = {"_id": "1", "id": name, "sha": _COMMIT, "siblings": siblings, "tags": []}
@@ -121,6 +129,10 @@ def _handler(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
             start, status = 0, 200
             if body:
                 hub.asked.append((path, self.headers.get("Range")))
+                refused = hub.refusals[path].pop(0) if hub.refusals.get(path) else None
+                if refused is not None:
+                    self._answer(refused, b"", {})
+                    return
                 if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
                     start, status = int(wanted[1]), 206
                     headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -138,7 +150,10 @@ def _handler(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
+            if path in hub.endless:
+                self.close_connection = True
+            else:
+                self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if not body:
                 return

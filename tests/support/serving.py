@@ -23,11 +23,17 @@ _DEADLINE_S = 60.0
 class Serving:
     """A running daemon: its address, its engine's process, and what it prints."""
 
-    def __init__(self, argv: Sequence[str], state_dir: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        state_dir: Path,
+        env: dict[str, str] | None = None,
+        module: str = "cotenant.cli.main",
+    ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("COTENANT_")}
         clean.pop("CUDA_VISIBLE_DEVICES", None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cotenant.cli.main", *argv],
+            [sys.executable, "-m", module, *argv],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,5 +1,7 @@
 """vLLM's server as `engines.vllm` speaks to it: health, completions, metrics, sleep. Standard library only.
 
+It answers as vLLM 0.32 does, which `tests/engines/test_real_vllm.py` starts, and takes no other options.
+
 STAND_IN_SAYS            what it prints first; STAND_IN_EXIT then ends it with that status
 STAND_IN_TAKES_MIB       memory it takes on the card in the file FAKE_CARD, in a child process as vLLM does;
                          without room it says so as vLLM does and exits
@@ -22,6 +24,24 @@ from fake_card import opened, take
 
 state = {"asleep": False, "woken": False, "busy": 0, "calls": []}
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: "
+OPTIONS = {
+    *(
+        "--served-model-name",
+        "--host",
+        "--port",
+        "--max-model-len",
+        "--max-num-seqs",
+        "--runner",
+        "--convert",
+    ),
+    *(
+        "--max-num-batched-tokens",
+        "--tensor-parallel-size",
+        "--gpu-memory-utilization",
+        "--enable-sleep-mode",
+    ),
+    *("--kv-cache-memory-bytes", "--kv-cache-dtype", "--enforce-eager", "--seed"),
+}
 
 
 def option(name, default=None):
@@ -61,28 +81,35 @@ def answer(connection):
         if path == "/forbidden":
             return connection.sendall(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
         if path == "/metrics":
-            text = f'# HELP x\nvllm:num_requests_running{{engine="0"}} {state["busy"]}.0\n'
+            told = f'{{engine="0",model_name="{option("--served-model-name")}"'
+            text = (
+                "# TYPE vllm:num_requests_running gauge\n"
+                f"vllm:num_requests_running{told}}} {state['busy']}.0\n"
+                f"vllm:num_requests_waiting{told}}} 0.0\n"
+                f'vllm:num_requests_waiting_by_reason{told},reason="capacity"}} 0.0\n'
+            )
             return connection.sendall(HEAD + b"text/plain\r\n\r\n" + text.encode())
         if path == "/crash":
             signal.raise_signal(signal.SIGSEGV)
         if path in ("/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/reset_prefix_cache", "/told"):
             return control(connection, path, query)
+        if b"\r\ncontent-type: application/json" not in head.lower():
+            message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+            return error(connection, 400, "Bad Request", message, None)
         return serve(connection, path, json.loads(body))
 
 
 def control(connection, path, query):
-    # vLLM has these only in its development mode, and only if told at its start.
-    if path != "/told" and (
-        "--enable-sleep-mode" not in sys.argv or not os.environ.get("VLLM_SERVER_DEV_MODE")
-    ):
-        return connection.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
+    # vLLM has these only in its development mode; there it also has them where it cannot sleep.
+    if path != "/told" and not os.environ.get("VLLM_SERVER_DEV_MODE"):
+        return no_route(connection)
     told = {}
     if path == "/sleep":
         if os.environ.get("STAND_IN_NO_SLEEP"):
             return connection.sendall(b"HTTP/1.1 500 Oops\r\n\r\n")
         state["asleep"] = True
-        state["level"] = query
-        if "FAKE_CARD" in os.environ:
+        told = {"status": "sleeping", "level": int(query.partition("=")[2])}
+        if "FAKE_CARD" in os.environ and "--enable-sleep-mode" in sys.argv:
             hold(int(os.environ.get("STAND_IN_ASLEEP_MIB", "64")))
     elif path == "/wake_up":
         if os.environ.get("STAND_IN_BAD_WAKE") == "refuses":
@@ -90,6 +117,9 @@ def control(connection, path, query):
         if "FAKE_CARD" in os.environ:
             hold(int(os.environ["STAND_IN_TAKES_MIB"]))
         state.update(asleep=False, woken=True)
+        told = {"status": "awake", "tags": None}
+    elif path == "/collective_rpc":
+        told = {"results": [None]}
     elif path == "/is_sleeping":
         told = {"is_sleeping": state["asleep"]}
     elif path == "/told":
@@ -100,15 +130,29 @@ def control(connection, path, query):
 def serve(connection, path, asked):
     name = option("--served-model-name")
     if asked.get("model") != name:
-        error = {"error": {"message": f"The model `{asked.get('model')}` does not exist.", "code": 404}}
-        return connection.sendall(
-            b"HTTP/1.1 404 No\r\nConnection: close\r\n\r\n" + json.dumps(error).encode()
-        )
+        message = f"The model `{asked.get('model')}` does not exist. Valid aliases: {name}."
+        return error(connection, 404, "NotFoundError", message, "model")
+    if (path == "/v1/embeddings") is not (option("--runner") == "pooling"):
+        return no_route(connection)
+    longest = int(option("--max-model-len", "8192"))
+    if (asked.get("max_tokens") or 0) > longest:
+        message = f"max_tokens={asked['max_tokens']} cannot be greater than max_model_len={longest}."
+        return error(connection, 400, "BadRequestError", message, "max_tokens")
     state["busy"] += 1
     try:
         return generate(connection, path, asked)
     finally:
         state["busy"] -= 1
+
+
+def error(connection, status, kind, message, param):
+    told = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    head = f"HTTP/1.1 {status} {kind}\r\nConnection: close\r\nContent-Type: application/json\r\n\r\n"
+    connection.sendall(head.encode() + json.dumps(told).encode())
+
+
+def no_route(connection):
+    connection.sendall(b'HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n{"detail":"Not Found"}')
 
 
 def generate(connection, path, asked):
@@ -131,7 +175,9 @@ def generate(connection, path, asked):
         return connection.sendall(b"data: [DONE]\n\n")
     whole = "".join(texts)
     choice = {"message": {"role": "assistant", "content": whole}} if chat else {"text": whole}
-    told = {"model": asked["model"], "choices": [{"index": 0, "finish_reason": "length", **choice}]}
+    choices = [{"index": 0, "finish_reason": "length", **choice}]
+    usage = {"prompt_tokens": 4, "completion_tokens": count, "total_tokens": 4 + count}
+    told = {"id": "cmpl-1", "model": asked["model"], "choices": choices, "usage": usage}
     return connection.sendall(HEAD + b"application/json\r\n\r\n" + json.dumps(told).encode())
 
 
@@ -160,7 +206,13 @@ def take_memory():
 
 
 def main():
-    print(os.environ.get("STAND_IN_SAYS", "INFO vLLM API server version 0.11.0"), file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    said = "(APIServer pid=1) INFO 11-21 12:00:00 [api_utils.py:347] version 0.32.0"
+    print(os.environ.get("STAND_IN_SAYS", said), file=sys.stderr, flush=True)
+    unknown = [word for word in sys.argv if word.startswith("--") and word not in OPTIONS]
+    if unknown:
+        print(f"vllm: error: unrecognized arguments: {' '.join(unknown)}", file=sys.stderr)
+        sys.exit(2)
     if "STAND_IN_EXIT" in os.environ:
         sys.exit(int(os.environ["STAND_IN_EXIT"]))
     if "STAND_IN_TAKES_MIB" in os.environ:

@@ -88,9 +88,6 @@ WITHOUT_STATE_GROUPS: Final = frozenset(["mamba", "jamba"])
 LATENT: Final = _names("deepseek2 mistral4 kimi-linear deepseek32 glm-dsa")
 """Multi-head latent attention: one compressed K per token and no V, if the file has `key_length_mla`."""
 
-SHARED_KV: Final = frozenset(["gemma3n", "gemma4"])
-"""Later blocks reuse an earlier block's cache."""
-
 GEMMA3N_BLOCKS_WITH_KV: Final = 20
 
 PLAIN: Final = _names(

@@ -104,9 +104,12 @@ def shard_names(index: JsonObject, name: str) -> tuple[str, ...]:
     return tuple(shards)
 
 
-def safetensors_shape(config: JsonObject, headers: Sequence[SafetensorsHeader], name: str) -> ModelShape:
+def safetensors_shape(
+    config: JsonObject, headers: Sequence[SafetensorsHeader], name: str, *, sentence: JsonObject | None = None
+) -> ModelShape:
     """Describe the model of a folder called `name`.
 
+    `sentence` is the folder's sentence_bert_config.json, which limits the texts that may be embedded further.
     Weights are as stored, without padding; a tied output is stored once and not counted again. Raises
     UnsupportedModelFile if config.json describes no language model.
     """
@@ -128,6 +131,7 @@ def safetensors_shape(config: JsonObject, headers: Sequence[SafetensorsHeader], 
     architecture = text.words("architectures", config) or text.words("model_type", config) or "unknown"
     embeds = re.search(r"(For(CausalLM|ConditionalGeneration)|LMHeadModel)$", architecture) is None
     n_expert = text.count("num_experts", "num_local_experts", "n_routed_experts")
+    longest = _Config(sentence or {}, name).count("max_seq_length") or text.longest()
     return ModelShape(
         name=name.rpartition("/")[2],
         architecture=architecture,
@@ -143,7 +147,7 @@ def safetensors_shape(config: JsonObject, headers: Sequence[SafetensorsHeader], 
         tied=bool(text.get("tie_word_embeddings")) and not shares.has_head,
         n_embd=n_embd,
         n_vocab=text.count("vocab_size"),
-        n_ctx_train=text.count("max_position_embeddings", "n_positions") or None,
+        n_ctx_train=longest or None,
         sliding_window=sliding_window,
         n_expert=n_expert,
         n_expert_used=text.count("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
@@ -192,6 +196,15 @@ class _Config:
             "full_attention" if period and (index + 1) % period == 0 else "sliding_attention"
             for index in range(n_layers)
         ]
+
+    def longest(self) -> int:
+        """Return the tokens of the longest text, 0 if unknown; most kinds of scaling are in the count."""
+        tokens = self.count("max_position_embeddings", "n_positions")
+        rope = self._values.get("rope_parameters") or self._values.get("rope_scaling")
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in ("linear", "dynamic"):
+            factor = rope.get("factor")
+            tokens = int(tokens * factor) if isinstance(factor, int | float) and factor > 1 else tokens
+        return tokens
 
     @staticmethod
     def words(key: str, config: JsonObject) -> str:

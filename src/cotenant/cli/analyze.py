@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from cotenant.analysis.calibration import Comparison
 from cotenant.cli.plan import DOES_NOT_FIT, print_json, print_plan
 from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
 from cotenant.cli.recipe_options import file_path
@@ -17,7 +18,9 @@ from cotenant.domain.placements import Placement
 def register(subparsers: Any) -> None:
     """Add the command to the parser's commands."""
     parser = subparsers.add_parser("analyze", help="read a model file: layers, sizes, and the split to use")
-    parser.add_argument("--json", action="store_true", help="print the analysis and the plan as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print the analysis, the plan and what --verify finds as JSON"
+    )
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -37,23 +40,43 @@ def run(args: argparse.Namespace) -> int:
 
     given = read_plan_input(args, path)
     result = plan(given.request, given.budgets, given.rules)
+    placed = result if isinstance(result, Placement) else None
     if args.json:
-        print_json(given, result, analysis=_as_json(given.shape))
+        more = {} if not args.verify else {"verification": placed and _verified_as_json(given, placed, args)}
+        print_json(given, result, analysis=_as_json(given.shape), **more)
     else:
         print(*analysis_lines(path, given.shape), sep="\n")
         print()
         print_plan(given, result)
-    if args.verify and isinstance(result, Placement):
-        _verify(given, result, args)
+        if args.verify and placed is not None:
+            comparisons, engine = _verified(given, placed, args)
+            print()
+            print(*comparison_lines(comparisons, f"Planned / rehearsed by {engine}"), sep="\n")
     return 0 if isinstance(result, Placement) else DOES_NOT_FIT
 
 
-def _verify(given: PlanInput, placement: Placement, args: argparse.Namespace) -> None:
+def _verified(
+    given: PlanInput, placement: Placement, args: argparse.Namespace
+) -> tuple[tuple[Comparison, ...], str]:
     from cotenant.daemon.verification import verify
 
-    comparisons, engine = verify(given.request, placement, given.rules, given.path, args.llama_server)
-    print()
-    print(*comparison_lines(comparisons, f"Planned / rehearsed by {engine}"), sep="\n")
+    return verify(given.request, placement, given.rules, given.path, args.llama_server)
+
+
+def _verified_as_json(given: PlanInput, placement: Placement, args: argparse.Namespace) -> dict[str, object]:
+    from cotenant.planning.describe import parts_as_json
+
+    comparisons, engine = _verified(given, placement, args)
+    devices = [
+        {
+            "uuid": row.device and row.device.id,
+            "planned": parts_as_json(row.planned),
+            "reported": row.reported and parts_as_json(row.reported),
+            "difference_bytes": row.error_bytes,
+        }
+        for row in comparisons
+    ]
+    return {"engine": engine, "devices": devices}
 
 
 def _as_json(shape: ModelShape) -> dict[str, object]:

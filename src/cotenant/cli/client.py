@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http.client
 import json
 import os
 import urllib.error
@@ -61,18 +63,22 @@ class Daemon:
 
     def text(self, path: str) -> str:
         """Return the plain text at a path."""
-        with self._open("GET", path, _READ_TIMEOUT_S, "text/plain") as response:
+        with self._open("GET", path, _READ_TIMEOUT_S, "text/plain") as response, self._reading():
             return str(response.read().decode("utf-8", "replace"))
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield bytes as they come, until the daemon ends them."""
         with self._open("GET", path, None, "text/plain") as response:
-            while piece := response.read1(_CHUNK_BYTES):
+            while True:
+                with self._reading():
+                    piece = response.read1(_CHUNK_BYTES)
+                if not piece:
+                    return
                 yield piece
 
     def _json(self, method: str, path: str, timeout_s: float | None, payload: object = None) -> Any:
         body = b"" if payload is None else json.dumps(payload).encode()
-        with self._open(method, path, timeout_s, "application/json", body) as response:
+        with self._open(method, path, timeout_s, "application/json", body) as response, self._reading():
             try:
                 return json.load(response)
             except ValueError:
@@ -96,11 +102,27 @@ class Daemon:
                 f"no daemon answers at {self.address}: {getattr(reason, 'strerror', None) or reason}",
                 hint="Start one with `cotenant serve`, or say where with --address or COTENANT_ADDRESS.",
             ) from None
+        except http.client.HTTPException:
+            raise self._stranger() from None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tell of an answer that breaks off in the middle. Raises DaemonSilent."""
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            closed = "no more came" if isinstance(error, TimeoutError) else "the connection was closed"
+            why = getattr(error, "strerror", None) or closed
+            raise DaemonSilent(
+                f"the daemon at {self.address} broke off its answer: {why}",
+                hint="It has ended, or was started anew; its log says why.",
+            ) from None
 
     def _refusal(self, answer: urllib.error.HTTPError) -> CotenantError:
         """Return what the daemon says, as the class of fault that it is, so that the exit status fits."""
         try:
-            told = json.load(answer)["error"]
+            with self._reading():
+                told = json.load(answer)["error"]
             message, code = str(told["message"]), told["code"]
         except (ValueError, KeyError, TypeError):
             return self._stranger()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.clock import SystemClock
-from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.services import SeenDevice
 from cotenant.store.location import Location, locate
 
@@ -139,24 +138,10 @@ def _safe_place(location: Location) -> Path:
 
 
 def _gpus_here(described: str | None) -> Sequence[SeenDevice]:
+    from cotenant.daemon.service_devices import seen_devices
     from cotenant.hardware.inventory import probe
 
-    return list(_seen(probe(described, SystemClock()).inventory()))
-
-
-def _seen(inventory: Inventory) -> Iterator[SeenDevice]:
-    for device in inventory.devices:
-        if device.kind is not DeviceKind.HOST and device.index is not None:
-            capability = device.compute_capability
-            yield SeenDevice(
-                gpu_index=device.index,
-                device_id=device.id,
-                name=device.name,
-                total_bytes=device.total_bytes,
-                available_bytes=inventory.reading(device).free_bytes,
-                compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
-                last_seen_at=time.time(),
-            )
+    return seen_devices(probe(described, SystemClock()).inventory(), time.time())
 
 
 def _as_text(done: Restoration) -> Iterator[str]:

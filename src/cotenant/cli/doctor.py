@@ -46,7 +46,9 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="also run a container with a GPU, and ask each service's for its own",
     )
-    parser.add_argument("--image", help="the image for it, which must be here already (default: any that is)")
+    parser.add_argument(
+        "--image", help="do so with this image, which must be here already (default: any that is)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from cotenant.doctor.examination import WITHIN_S, WITHIN_WITH_CONTAINERS_S, examine
     from cotenant.doctor.findings import Level
 
-    within_s = WITHIN_WITH_CONTAINERS_S if args.containers else WITHIN_S
+    within_s = WITHIN_WITH_CONTAINERS_S if _with_containers(args) else WITHIN_S
     findings = examine(_patient(args), within_s=within_s)
     if args.json:
         print(json.dumps(as_json(findings), indent=2, ensure_ascii=False))
@@ -64,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
 
 
-def examiner(configuration: Configuration, llama_server: Path | None) -> Callable[[], Mapping[str, Any]]:
-    """Return what a daemon with this configuration examines its machine with, containers not run."""
+def examiner(llama_server: Path | None) -> Callable[[Configuration], Mapping[str, Any]]:
+    """Return what a daemon examines its machine with, containers not run."""
 
-    def look() -> Mapping[str, Any]:
+    def look(configuration: Configuration) -> Mapping[str, Any]:
         from cotenant.daemon.settings import state_dir
         from cotenant.doctor.examination import examine
         from cotenant.doctor.patient import Patient
@@ -168,9 +170,13 @@ def _patient(args: argparse.Namespace) -> Patient:
         configuration=configuration,
         refusal=refusal,
         llama_server=args.llama_server,
-        containers=args.containers,
+        containers=_with_containers(args),
         image=args.image,
     )
+
+
+def _with_containers(args: argparse.Namespace) -> bool:
+    return args.containers or args.image is not None
 
 
 def _wants_colours() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.clock import SystemClock
-from cotenant.domain.devices import DeviceKind, Inventory
+from cotenant.domain.devices import DeviceKind, Inventory, InventorySource
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import EngineError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cotenant.engines.builds import Builds
 
 _FLAVOURS = ("cuda", "rocm", "vulkan", "cpu")
+_FLAVOUR_OF = {InventorySource.NVML: "cuda", InventorySource.AMDSMI: "rocm"}
 
 
 def register(subparsers: Any) -> None:
@@ -36,7 +37,7 @@ def register(subparsers: Any) -> None:
     listing.set_defaults(run=run, action=_list)
     installing = actions.add_parser("install", help="install the embedded engine for this machine's GPUs")
     installing.add_argument(
-        "flavour", nargs="?", choices=_FLAVOURS, help="what to compute on (default: CUDA if NVML finds GPUs)"
+        "flavour", nargs="?", choices=_FLAVOURS, help="what to compute on (default: what the GPUs here need)"
     )
     installing.add_argument("--dry-run", action="store_true", help="print the command and run nothing")
     installing.add_argument(
@@ -69,7 +70,7 @@ def _install(args: argparse.Namespace) -> int:
     from cotenant.engines.install import Flavour, install, plan_install, read_system, shown
 
     inventory = _inventory()
-    flavour = Flavour(args.flavour or ("cuda" if inventory.has_gpus else "cpu"))
+    flavour = Flavour(args.flavour or _FLAVOUR_OF.get(inventory.source, "cpu"))
     plan = plan_install(flavour, read_system(inventory.cuda_version), index_url=args.index)
     print(shown(plan.command), flush=True)
     for note in plan.notes:

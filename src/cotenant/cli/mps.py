@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.options import add_device_options, read_inventory
+from cotenant.cli.options import add_devices_option, read_inventory
 from cotenant.cli.recipe_options import whole
 from cotenant.domain.devices import ComputeMode, Device, DeviceKind, Inventory
 from cotenant.domain.errors import MpsFailed
@@ -47,7 +47,9 @@ def register(subparsers: Any) -> None:
 
 def _action(actions: Any, name: str, action: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
-    add_device_options(parser)
+    add_devices_option(parser)
+    # Taken to be refused: a daemon would be started for cards that are not there.
+    parser.add_argument("--gpus", default=os.environ.get("COTENANT_GPUS") or None, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, action=action)
     return parser
@@ -55,6 +57,11 @@ def _action(actions: Any, name: str, action: Any, text: str) -> argparse.Argumen
 
 def run(args: argparse.Namespace) -> int:
     """Do the action asked for. Raises MpsMissing or MpsFailed."""
+    if args.gpus is not None:
+        raise MpsFailed(
+            "MPS shares this machine's cards, not described ones",
+            hint="Leave --gpus out, and COTENANT_GPUS unset; --devices names cards.",
+        )
     status: int = args.action(args)
     return status
 
@@ -147,9 +154,11 @@ def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
         if device.kind is not DeviceKind.HOST
         and (named or inventory.reading(device).compute_mode is ComputeMode.EXCLUSIVE_PROCESS)
     ]
+    if not inventory.has_gpus:
+        raise MpsFailed("there is no GPU to share", hint="`cotenant doctor` may tell why.")
     if not cards:
         raise MpsFailed(
-            "no card is in Exclusive_Process mode" if inventory.has_gpus else "there is no GPU to share",
+            "no card is in Exclusive_Process mode",
             hint="Cards in Default mode are shared without MPS; name some with --devices to use it there.",
         )
     return cards

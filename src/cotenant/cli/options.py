@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from cotenant.clock import SystemClock
 from cotenant.domain.devices import DeviceOrder, Inventory
@@ -20,19 +21,24 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="describe GPUs in place of this machine's: 24GiB,24GiB,12GiB, or 2xRTX 3090, "
         "or name:total MiB:used MiB, or a YAML file",
     )
-    group.add_argument(
-        "--devices",
-        metavar="LIST",
-        type=_names,
-        default=os.environ.get("COTENANT_DEVICES", ""),
-        help="use only these: indices, UUIDs or beginnings of UUIDs, separated by commas (default: all)",
-    )
+    add_devices_option(group)
     group.add_argument(
         "--device-order",
         metavar="ORDER",
         type=_order,
         default=os.environ.get("COTENANT_DEVICE_ORDER") or DeviceOrder.FREE_DESC.value,
         help=f"which GPU comes first: {', '.join(DeviceOrder)} (default: %(default)s)",
+    )
+
+
+def add_devices_option(parser: Any) -> None:
+    """Add `--devices`, to a parser or a group of one."""
+    parser.add_argument(
+        "--devices",
+        metavar="LIST",
+        type=_names,
+        default=os.environ.get("COTENANT_DEVICES", ""),
+        help="use only these: indices, UUIDs or beginnings of UUIDs, separated by commas (default: all)",
     )
 
 

@@ -292,7 +292,7 @@ def whole(name: str, least: int, most: int = 1 << 31) -> Callable[[str], int]:
         if not least <= value <= most:
             raise BadRecipe(
                 f"{name} {text!r} is not a whole number from {least:,} to {most:,}",
-                hint=f"See --help; {variable(name)} sets it too.",
+                hint=f"{variable(name)} sets it too." if variable(name) in os.environ else "See --help.",
             )
         return value
 

@@ -64,6 +64,14 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "--api-key", action="append", default=[], metavar="KEY", help="key that clients must send"
     )
     flag(group, "--api-key-file", file_path, None, "FILE", "file with one key a line")
+    flag(
+        group,
+        "--request-log",
+        file_path,
+        None,
+        "FILE",
+        "write a line for each request: model and sizes, never content",
+    )
     switch(group, "--insecure", False, "listen on a public address without a key")
     flag(group, "--max-queue", whole("--max-queue", 0), 256, "N", "requests that may wait for a model")
     flag(group, "--timeout", parse_duration, "10m", "TIME", "how long a request waits for its turn")
@@ -122,7 +130,7 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
         probe(args.gpus, clock),
         given.inventory,
         alone=entry,
-        examine=examiner(configuration, args.llama_server),
+        examine=examiner(args.llama_server),
     )
     run_daemon(job, _Terminal(given.inventory, given.budgets, given.rules), after_ready)
 
@@ -164,7 +172,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
         cards,
         inventory,
         reread=read,
-        examine=examiner(configuration, args.llama_server),
+        examine=examiner(args.llama_server),
     )
     run_daemon(job, _Terminal(inventory, budgets(inventory, rules), rules))
 
@@ -184,7 +192,12 @@ def _server(args: argparse.Namespace) -> ServerSettings:
     from cotenant.config.configuration import ServerSettings
 
     keys = tuple(_plain_keys(args))
-    return ServerSettings(args.host, args.port, keys, args.api_key_file, args.insecure)
+    log = args.request_log
+    if log is not None and (log.is_dir() or not log.parent.is_dir()):
+        raise UsageError(f"--request-log {log} cannot be a file", hint="Give a file in a folder that exists.")
+    return ServerSettings(
+        args.host, args.port, keys, args.api_key_file, args.insecure, request_log=args.request_log
+    )
 
 
 def _devices(args: argparse.Namespace, given: PlanInput) -> DeviceSettings:

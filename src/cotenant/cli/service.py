@@ -18,6 +18,7 @@ from typing import Any, Final
 from cotenant.cli.recipe_options import file_path
 from cotenant.cli.service_unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
 from cotenant.domain.errors import BadSetting, UnitFault
+from cotenant.durable import write_durably
 
 _RUNNING: Final = Path("/run/systemd/system")
 """There while systemd is the machine's service manager (sd_booted)."""
@@ -221,14 +222,10 @@ def _refuse_edited(target: _Target, args: argparse.Namespace, what: str) -> None
 
 def _write(path: Path, text: str) -> None:
     """Write the whole file or leave what was there."""
-    beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.chmod(0o644)
-        beside.replace(path)
+        write_durably(path, text.encode(), 0o644)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise _cannot(path, "written", error) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ import yaml
 from cotenant.domain.errors import BadSetting, ComposeFileError
 from cotenant.domain.services import Service, ServiceRole, Strategy
 from cotenant.domain.units import MIB
+from cotenant.durable import write_durably
 
 _NEW: Final = Path("cotenant.yaml")
 
@@ -135,19 +135,10 @@ def _text(target: Path) -> str:
 
 def _replace(target: Path, text: str) -> None:
     """Put a text in a file's place, whole or not at all. Raises BadSetting."""
-    new = None
     try:
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
-        descriptor, new = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(new, mode)
-        os.replace(new, target)
+        mode = target.stat().st_mode & 0o777 if target.exists() else None
+        write_durably(target, text.encode(), mode)
     except OSError as error:
-        if new is not None:
-            Path(new).unlink(missing_ok=True)
         raise BadSetting(
             f"{target} cannot be written: {error.strerror}",
             hint="Without --write the section is printed.",

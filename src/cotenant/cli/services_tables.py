@@ -136,15 +136,6 @@ def history_lines(history: Sequence[Json]) -> Iterator[str]:
         yield "Nothing was saved yet."
 
 
-def seen_lines(gpus: Sequence[Json]) -> Iterator[str]:
-    """List GPUs, those that have gone with the time when they were last seen."""
-    for gpu in gpus:
-        total_mb = gpu["vram_total_mb"]
-        size = format_bytes(None if total_mb is None else total_mb * MIB)
-        gone = "" if gpu["present"] else f", gone; last seen {moment(gpu['last_seen_at'])}"
-        yield f"GPU {gpu['index']} {gpu['name'] or 'unknown'}: {size}{gone}"
-
-
 def table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],

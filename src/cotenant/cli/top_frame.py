@@ -218,8 +218,8 @@ def _row(snapshot: Snapshot, model: Mapping[str, Any], indices: Mapping[str, str
         str(model.get("queued", 0)),
         _span(model.get("idle_s")),
         keep,
-        f"{_gib(model.get('predicted_bytes'))}G",
-        f"{_gib(model.get('reported_bytes') if measured is None else measured)}G",
+        _size(model.get("predicted_bytes")),
+        _size(model.get("reported_bytes") if measured is None else measured),
     )
 
 
@@ -275,6 +275,10 @@ def _index(device: Mapping[str, Any]) -> str:
 
 def _gib(count: int | None) -> str:
     return "-" if count is None else f"{count / GIB:.1f}"
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else f"{_gib(count)}G"
 
 
 def _span(seconds: float | None) -> str:

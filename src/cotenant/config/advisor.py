@@ -28,6 +28,9 @@ def advisor_settings(section: Advisor, given: Given) -> tuple[AdvisorSettings, l
     settings = replace(AdvisorSettings(), **{key: value for key, value in told.items() if value is not None})
     if settings.mode is AdvisorMode.OFF:
         return settings, []
+    if settings.api_key is not None and settings.address is None:
+        hint = "Give `address:`, or leave the key out: a model served here needs none."
+        return settings, [given.complain(("advisor", "api_key"), "it is the key of no address", hint)]
     if settings.model is None:
         return settings, [given.complain(("advisor", "mode"), "there is no model to ask", "Give `model:`.")]
     if settings.address is not None:

@@ -32,7 +32,8 @@ class EvictionPolicy(StrEnum):
 class ServerSettings:
     """Where to listen and who may ask; keys of `api_key_file` are still to be read.
 
-    `allowed_hosts` are names in public DNS under which browsers may reach it.
+    `allowed_hosts` are names in public DNS under which browsers may reach it. A line for each request goes to
+    the file `request_log`, if there is one.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +42,7 @@ class ServerSettings:
     api_key_file: Path | None = None
     insecure: bool = False
     allowed_hosts: tuple[str, ...] = ()
+    request_log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

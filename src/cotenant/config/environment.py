@@ -14,7 +14,7 @@ _RECIPE: Final = (
     *("n_gpu_layers", "tensor_split", "smart_split", "split_mode", "split_policy", "mmap", "mlock"),
 )
 _BY_SECTION: Final[Mapping[str, Sequence[str]]] = {
-    "server": ("host", "port", "api_key_file", "insecure"),
+    "server": ("host", "port", "api_key_file", "insecure", "request_log"),
     "devices": ("gpus", "reserve_mib", "min_budget_mib", "overhead_mib", "mps", "mps_group"),
     "defaults": (*_RECIPE, "profile", "keep_alive", "timeout", "max_loaded"),
     "scheduling": (
@@ -39,7 +39,7 @@ _OTHER_NAMES: Final = {
     "gpu_layers": "n_gpu_layers",
 }
 """Names that users of Ollama know; ours win where both are set."""
-_PATHS: Final = frozenset(["models_dir", "api_key_file", "database"])
+_PATHS: Final = frozenset(["models_dir", "api_key_file", "database", "request_log"])
 
 
 def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Set
@@ -39,9 +38,10 @@ from cotenant.config.engine_terms import (
 )
 from cotenant.config.library import Library, ModelFile, signature
 from cotenant.config.names import NAME, clean_name, free_name
-from cotenant.config.schema import Model, RecipeSection, Timeouts
+from cotenant.config.schema import Model, RecipeSection
 from cotenant.config.services import services_settings
 from cotenant.config.settings import Given
+from cotenant.config.told import keep_alive_of, mps_shares_of, recipe_of, timeouts_of, told_of
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
 from cotenant.domain.models import EngineKind, ModelKind, Recipe
@@ -52,11 +52,6 @@ from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
 
 _FLAG: Final = re.compile(r"--(?=[a-z])[a-z-]+")
-_RECIPE_NAMES: Final = {"ctx": "n_ctx", "flash_attn": "flash_attention"}
-"""Settings that a Recipe calls something else."""
-_RECIPE_SETTINGS: Final = tuple(
-    key for key in RecipeSection.model_fields if key not in ("keep_alive", "timeout")
-)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -86,11 +81,11 @@ class _Resolution:
         settings = self._settings
         self._defaults = ModelDefaults(
             self._recipe(("defaults",), {}, settings.defaults),
-            _keep_alive(
+            keep_alive_of(
                 settings.defaults, keep_alive_s(settings.defaults.profile, ModelDefaults().keep_alive_s)
             ),
             settings.defaults.timeout or ModelDefaults().timeout_s,
-            _timeouts(settings.defaults.timeouts),
+            timeouts_of(settings.defaults.timeouts),
             settings.defaults.timeouts.vision,
         )
         listed = [
@@ -128,13 +123,21 @@ class _Resolution:
             self._complain(
                 ("server", "api_key_file"), f"{key_file} does not exist", "Put one key on each line."
             )
+        request_log = self._path(server.request_log)
+        if request_log is not None and (os.path.isdir(request_log) or not os.path.isdir(request_log.parent)):
+            self._complain(
+                ("server", "request_log"),
+                f"{request_log} cannot be a file",
+                "Give a file in a folder that exists.",
+            )
         return replace(
             ServerSettings(
                 api_keys=tuple(server.api_keys or ()),
                 api_key_file=key_file,
                 allowed_hosts=tuple(server.allowed_hosts or ()),
+                request_log=request_log,
             ),
-            **_told(server, "host", "port", "insecure"),
+            **told_of(server, "host", "port", "insecure"),
         )
 
     def _devices(self) -> DeviceSettings:
@@ -143,23 +146,23 @@ class _Resolution:
         from_file = ("devices", "gpus") not in self._given.sources
         if gpus is not None and from_file and gpus.lower().endswith((".yaml", ".yml")):
             gpus = str(self._path(gpus))
-        mib = _told(devices, "reserve_mib", "min_budget_mib", "overhead_mib")
+        mib = told_of(devices, "reserve_mib", "min_budget_mib", "overhead_mib")
         sizes = {key.replace("_mib", "_bytes"): count * MIB for key, count in mib.items()}
-        rules = replace(BudgetRules(), **_told(devices, "order"), **sizes)
-        return replace(DeviceSettings(devices.use or (), rules, gpus), **_told(devices, "mps", "mps_group"))
+        rules = replace(BudgetRules(), **told_of(devices, "order"), **sizes)
+        return replace(DeviceSettings(devices.use or (), rules, gpus), **told_of(devices, "mps", "mps_group"))
 
     def _scheduling(self) -> SchedulingSettings:
         scheduling, defaults = self._settings.scheduling, self._settings.defaults
-        seconds = _told(scheduling, "overdue", "min_residency", "drain_limit", "reclaim_bound")
+        seconds = told_of(scheduling, "overdue", "min_residency", "drain_limit", "reclaim_bound")
         return replace(
             SchedulingSettings(max_loaded=defaults.max_loaded or max_loaded(defaults.profile)),
-            **_told(scheduling, "policy", "drain_share", "max_queue", "max_queue_total", "prefetch"),
+            **told_of(scheduling, "policy", "drain_share", "max_queue", "max_queue_total", "prefetch"),
             **{f"{key}_s": value for key, value in seconds.items()},
         )
 
     def _alerts(self) -> AlertSettings:
         alerts = self._settings.alerts
-        told = _told(alerts, "webhook", "memory_percent", "for_")
+        told = told_of(alerts, "webhook", "memory_percent", "for_")
         if "for_" in told:
             told["memory_for_s"] = told.pop("for_")
         return replace(AlertSettings(), **told)
@@ -184,7 +187,7 @@ class _Resolution:
 
     def _entry(self, number: int, model: Model) -> tuple[int, ModelEntry] | None:
         key: KeyPath = ("models", number)
-        recipe = self._recipe(key, _recipe_values(self._settings.defaults), model)
+        recipe = self._recipe(key, recipe_of(self._settings.defaults), model)
         recipe = replace(recipe, engine=kind_of(model))
         wrongs = wrong_with(model, recipe)
         for wrong in wrongs:
@@ -204,14 +207,14 @@ class _Resolution:
             base,
             aliases=tuple(model.aliases or ()),
             gpus=model.gpus or (),
-            keep_alive_s=_keep_alive(model, self._defaults.keep_alive_s),
+            keep_alive_s=keep_alive_of(model, self._defaults.keep_alive_s),
             env=dict(model.env or {}),
             args=tuple(model.args or ()),
             from_folder=False,
             timeout_s=model.timeout or base.timeout_s,
             launch=launch_of(model, self._base),
-            **_told(model, "preload", "pinned", "priority"),
-            **_mps_shares(model),
+            **told_of(model, "preload", "pinned", "priority"),
+            **mps_shares_of(model),
         )
 
     def _base_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
@@ -225,6 +228,10 @@ class _Resolution:
             file = self._open((*key, "path"), path, self._library.open_folder)
             if file is None:
                 return None
+            longest = file.shape.n_ctx_train
+            if longest and model.ctx is None and model.n_ctx is None:
+                # vLLM refuses a context beyond what the model takes, where llama.cpp goes on.
+                recipe = replace(recipe, n_ctx=min(recipe.n_ctx, longest))
             return replace(self._served(model.name or path.name, file, None, recipe), terms=terms)
         name = model.name or model.model or ""
         if not NAME.fullmatch(name):
@@ -310,7 +317,7 @@ class _Resolution:
 
     def _recipe(self, key: KeyPath, defaults: Mapping[str, Any], section: RecipeSection) -> Recipe:
         """Build a recipe; a micro-batch larger than the batch is cut to it, as llama.cpp does."""
-        own = _recipe_values(section)
+        own = recipe_of(section)
         if own.get("smart_split") and own.get("tensor_split"):
             self._complain(key, "smart_split and tensor_split exclude each other", "Keep one.")
         told = {**defaults, **own}
@@ -376,42 +383,6 @@ class _Resolution:
 
     def _complain(self, key: KeyPath, what: str, hint: str) -> None:
         self.complaints.append(self._given.complain(key, what, hint))
-
-
-def _recipe_values(section: RecipeSection) -> dict[str, Any]:
-    """Return what a section says of the recipe, by the recipe's names."""
-    told = _told(section, *_RECIPE_SETTINGS)
-    return {_RECIPE_NAMES.get(key, key): value for key, value in told.items()}
-
-
-def _told(section: Any, *keys: str) -> dict[str, Any]:
-    """Return those settings of a section that were given."""
-    return {key: value for key in keys if (value := getattr(section, key)) is not None}
-
-
-def _keep_alive(section: RecipeSection, default: float | None) -> float | None:
-    if section.keep_alive is None:
-        return default
-    return None if math.isinf(section.keep_alive) else section.keep_alive
-
-
-def _timeouts(section: Timeouts) -> dict[ModelKind, float]:
-    kinds = {
-        ModelKind.TEXT: section.chat,
-        ModelKind.EMBEDDING: section.embeddings,
-        ModelKind.RERANK: section.rerank,
-    }
-    return {kind: seconds for kind, seconds in kinds.items() if seconds is not None}
-
-
-def _mps_shares(model: Model) -> dict[str, Any]:
-    shares: dict[str, Any] = {}
-    if model.mps_threads is not None:
-        shares["mps_threads_percent"] = model.mps_threads
-    if model.mps_memory_margin_mib is not None:
-        mib = model.mps_memory_margin_mib
-        shares["mps_margin_bytes"] = None if math.isinf(mib) else int(mib) * MIB
-    return shares
 
 
 def _by_key(text: str) -> str:

@@ -2,87 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cotenant.config import scalars, service_scalars
 from cotenant.config.configuration import EvictionPolicy
-from cotenant.config.scalars import Scalar
+from cotenant.config.sections import (
+    MAX_COUNT,
+    MAX_MIB,
+    As,
+    Batch,
+    Cache,
+    Command,
+    Count,
+    Ctx,
+    Devices,
+    Duration,
+    KeepAlive,
+    Mib,
+    ModelDevices,
+    Name,
+    PathText,
+    ProjectorText,
+    Section,
+    Switch,
+    Text,
+    Timeout,
+    wrong,
+)
+from cotenant.config.service_schema import Services
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.devices import DeviceOrder
-from cotenant.domain.errors import UsageError
 from cotenant.domain.launching import LauncherKind
-from cotenant.domain.models import CacheType, EngineKind, FlashAttention, ModelKind, SplitMode, SplitPolicy
+from cotenant.domain.models import EngineKind, FlashAttention, ModelKind, SplitMode, SplitPolicy
 from cotenant.domain.profiles import Profile
-from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
-from cotenant.domain.services import DeviceNames, OnFailure, ServiceRole, Strategy
+from cotenant.domain.recipes import MAX_PARALLEL
 from cotenant.domain.sharing import MpsGroup, MpsMode
-
-COMPLAINT = "complaint"
-"""The type of pydantic's errors that carry our own words."""
-_MAX_MIB = 1 << 30
-_MAX_COUNT = 1_000_000
-
-
-def wrong(what: str, hint: str) -> PydanticCustomError:
-    """Return an error that carries what is wrong and what to do."""
-    return PydanticCustomError(COMPLAINT, "{what}", {"what": what, "hint": hint})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class As:
-    """Has pydantic read a value as a Scalar does; equal to itself alone, since pydantic hashes it."""
-
-    scalar: Scalar
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._read)
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return dict(self.scalar.json)
-
-    def _read(self, value: Any) -> Any:
-        try:
-            return self.scalar.read(value)
-        except UsageError as error:
-            raise wrong(error.message, error.hint) from None
-
-
-Text = Annotated[str, As(scalars.text())]
-Name = Annotated[str, As(scalars.name())]
-PathText = Annotated[str, As(scalars.path())]
-ProjectorText = Annotated[str, As(scalars.path(absent="none"))]
-Switch = Annotated[bool, As(scalars.switch())]
-Duration = Annotated[float, As(scalars.duration())]
-Timeout = Annotated[float, As(scalars.duration(least=0.001))]
-KeepAlive = Annotated[float, As(scalars.keep_alive())]
-Mib = Annotated[int, As(scalars.whole(0, _MAX_MIB))]
-Count = Annotated[int, As(scalars.whole(0, _MAX_COUNT))]
-Ctx = Annotated[int, As(scalars.whole(1, MAX_CTX))]
-Batch = Annotated[int, As(scalars.whole(1, MAX_BATCH))]
-Cache = Annotated[CacheType, As(scalars.member(CacheType))]
-Devices = Annotated[tuple[str, ...], As(scalars.words(everything="all"))]
-Command = Annotated[tuple[str, ...], As(service_scalars.command(everything=""))]
-ModelDevices = Annotated[tuple[str, ...], As(scalars.words(everything="auto"))]
-
-
-class Section(BaseModel):
-    """A mapping with known keys; one that is left empty counts as not given."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
 
 
 class Server(Section):
@@ -99,6 +56,9 @@ class Server(Section):
     insecure: Switch | None = Field(default=None, description="listen on a public address without a key")
     allowed_hosts: list[Text] | None = Field(
         default=None, description="names in public DNS under which browsers may reach it"
+    )
+    request_log: PathText | None = Field(
+        default=None, description="file that gets a line for each request: model and sizes, never content"
     )
 
 
@@ -178,7 +138,7 @@ class Defaults(RecipeSection):
     profile: Annotated[Profile, As(scalars.member(Profile))] | None = Field(
         default=None, description="a set of defaults under one name; whatever is set here wins"
     )
-    max_loaded: Annotated[int, As(scalars.whole(1, _MAX_COUNT))] | None = Field(
+    max_loaded: Annotated[int, As(scalars.whole(1, MAX_COUNT))] | None = Field(
         default=None, description="models loaded at once; without it, as many as fit"
     )
     timeouts: Timeouts = Field(default_factory=Timeouts)
@@ -310,7 +270,7 @@ class Model(RecipeSection):
     mps_threads: Annotated[int, As(scalars.percent())] | None = Field(
         default=None, description="its share of a card's multiprocessors under MPS, such as 30%"
     )
-    mps_memory_margin_mib: Annotated[float, As(scalars.mib_or_none(_MAX_MIB))] | None = Field(
+    mps_memory_margin_mib: Annotated[float, As(scalars.mib_or_none(MAX_MIB))] | None = Field(
         default=None, description="MiB above the plan that it may take of a card under MPS; none: no limit"
     )
 
@@ -322,74 +282,6 @@ class Ollama(Section):
         default=None, description="where it listens; without it, http://127.0.0.1:11434"
     )
     gpus: ModelDevices | None = Field(default=None, description="the GPUs that it uses: auto, or a list")
-
-
-class Compose(Section):
-    """Which compose files there are, and how they are brought up."""
-
-    files: Annotated[tuple[str, ...], As(service_scalars.paths())] = Field(
-        description="the compose files, in the order of their -f flags"
-    )
-    command: Annotated[tuple[str, ...], As(service_scalars.command(everything="auto"))] | None = Field(
-        default=None, description="auto, or the compose command: a list of arguments, or one text"
-    )
-    project: Annotated[str, As(service_scalars.compose_project())] | None = Field(
-        default=None, description="the compose project; without it, compose's own rule"
-    )
-
-
-class ServiceItem(Section):
-    """One container that uses a GPU."""
-
-    name: Annotated[str, As(service_scalars.compose_service())] = Field(
-        description="its name in the compose file"
-    )
-    model: Text | None = Field(default=None, description="what runs in it, for people")
-    vram_mib: Mib | None = Field(default=None, description="MiB of GPU memory that it needs")
-    vram: Annotated[int, As(service_scalars.size())] | None = Field(
-        default=None, description="the same with a unit, such as 6.8GiB"
-    )
-    role: Annotated[ServiceRole, As(scalars.member(ServiceRole))] | None = None
-    latency_critical: Switch | None = Field(default=None, description="it belongs on the fastest GPU")
-    enabled: Switch | None = Field(default=None, description="false: leave it where it is")
-    vram_budget_env: Annotated[str, As(service_scalars.variable_name())] | None = Field(
-        default=None, description="the variable by which it takes a VRAM budget in GB"
-    )
-    health: Annotated[str, As(service_scalars.health())] | None = Field(
-        default=None, description="a URL that answers when it is well, or its port"
-    )
-    health_timeout: Timeout | None = Field(default=None, description="how long it may take to become well")
-
-    @model_validator(mode="after")
-    def _one_size(self) -> Self:
-        if self.vram is not None and self.vram_mib is not None:
-            raise wrong("it has both vram and vram_mib, which are the same", "Keep one.")
-        return self
-
-
-class Services(Section):
-    """Containers that are pinned to GPUs through an override of their compose files."""
-
-    compose: Compose
-    strategy: Annotated[Strategy, As(scalars.member(Strategy))] | None = Field(
-        default=None, description="the rule that assigns services to GPUs"
-    )
-    items: list[ServiceItem] = Field(default_factory=list)
-    output_dir: PathText | None = Field(
-        default=None, description="where generated files go; without it, config beside the first compose file"
-    )
-    device_ids: Annotated[DeviceNames, As(scalars.member(DeviceNames))] | None = Field(
-        default=None, description="how the override names GPUs"
-    )
-    on_failure: Annotated[OnFailure, As(scalars.member(OnFailure))] | None = Field(
-        default=None, description="what is done when a service does not come back"
-    )
-    parallel: Annotated[int, As(scalars.whole(1, 64))] | None = Field(
-        default=None, description="services recreated at once, at most"
-    )
-    command_timeout: Timeout | None = Field(
-        default=None, description="longest run of the compose command for one service"
-    )
 
 
 class Settings(BaseSettings, Section):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cotenant.config.complaints import Complaint
 from cotenant.config.configuration import ServicesSettings
-from cotenant.config.schema import ServiceItem, Services
+from cotenant.config.service_schema import ServiceItem, Services
 from cotenant.config.settings import Given
 from cotenant.domain.services import Service
 from cotenant.domain.units import MIB

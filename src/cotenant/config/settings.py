@@ -15,7 +15,8 @@ from cotenant.config.configuration import Configuration
 from cotenant.config.document import Document, read_document
 from cotenant.config.environment import from_environment, from_flags
 from cotenant.config.library import Library
-from cotenant.config.schema import COMPLAINT, Settings
+from cotenant.config.schema import Settings
+from cotenant.config.sections import COMPLAINT
 from cotenant.domain.errors import BadSetting
 
 _EXAMPLE: Final = "docs/configuration.md shows a whole file."

@@ -36,13 +36,17 @@ class Finished:
 
 async def ask(argv: Sequence[str], timeout_s: float) -> Finished:
     """Run a command that only looks, and return what it said. It ends with this task, or at its limit."""
+    try:
+        return await _asked(argv, timeout_s)
+    except OSError as error:
+        return Finished(None, "", f"{argv[0]} cannot be started: {error.strerror}")
+
+
+async def _asked(argv: Sequence[str], timeout_s: float) -> Finished:
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(  # noqa: ASYNC220  exec takes 1 to 2 ms
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True
-            )
-        except OSError as error:
-            return Finished(None, "", f"{argv[0]} cannot be started: {error.strerror}")
+        process = subprocess.Popen(  # noqa: ASYNC220  exec takes 1 to 2 ms
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True
+        )
         try:
             async with asyncio.timeout(timeout_s):
                 await _ended(process)

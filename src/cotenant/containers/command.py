@@ -15,7 +15,8 @@ _ANSWERS_WITHIN_S: Final = 10.0
 _ERROR: Final = re.compile(
     r"^\w*(error|exception)\b|^(critical|fatal)\b|unknown command|cannot connect", re.I
 )
-_KNOWN: Final = (("podman-compose",), ("podman", "compose"), ("docker", "compose"))
+KNOWN_COMMANDS: Final = (("podman-compose",), ("podman", "compose"), ("docker", "compose"))
+"""The compose commands that are looked for, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ async def find_compose(configured: Sequence[str] | None = None) -> ComposeComman
     answer is no use. Raises ContainerEngineMissing, which says what was tried.
     """
     tried: list[str] = []
-    for argv in [tuple(configured)] if configured else _KNOWN:
+    for argv in [tuple(configured)] if configured else KNOWN_COMMANDS:
         found = await _asked(argv, tried)
         if found is not None:
             return found

@@ -20,6 +20,7 @@ _ONE_OFF: Final = "com.docker.compose.oneoff"
 _LOOKS_WITHIN_S: Final = 30.0
 _LOG_LINES: Final = 20
 _CDI_GPU: Final = "nvidia.com/gpu="
+_UNREADABLE: Final = "what it says of them has no shape that is known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,10 @@ class ContainerEngine:
                 return ()
             looked = await ask([*self._argv, "container", "inspect", *ids], _LOOKS_WITHIN_S)
             if looked.ok:
-                found = [_container(each) for each in json.loads(looked.output)]
-                return tuple(each for each in found if _counts(each, service))
-            complaint = looked.errors
+                found = _read(looked.output)
+                if found is not None:
+                    return tuple(each for each in found if _counts(each, service))
+            complaint = looked.errors or _UNREADABLE
         raise ContainerEngineMissing(
             f"{self._argv[0]} does not tell about its containers: {reason(complaint)}",
             hint="See that the container engine runs and that the daemon may use it.",
@@ -125,6 +127,13 @@ def _state(service: str, containers: Sequence[Container]) -> ContainerState:
         healthy=all(checked) if len(checked) == len(containers) else None,
         assignment=labelled_assignment(service, first.labels),
     )
+
+
+def _read(output: str) -> list[Container] | None:
+    try:
+        return [_container(each) for each in json.loads(output)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _container(told: Mapping[str, Any]) -> Container:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.containers.assignments import ASSIGNMENTS_NAME
-from cotenant.containers.durable import staged, sync_folder, write_durably
 from cotenant.containers.override import OVERRIDE_NAME, RESET_NAME
 from cotenant.domain.errors import GeneratedFileEdited, GeneratedFileFailed
+from cotenant.durable import staged, sync_folder, write_durably
 
 NAMES: Final = (ASSIGNMENTS_NAME, RESET_NAME, OVERRIDE_NAME)
 _HISTORY: Final = "gpu-history"
@@ -91,7 +91,12 @@ class GeneratedFiles:
                     f"{kept}: the files of configuration {number} are not kept any more",
                     hint=f"The last {_KEPT} are kept. Save the assignments again.",
                 )
-            contents = {name: _content(kept / name) for name in NAMES}
+            try:
+                contents = {name: _content(kept / name) for name in NAMES}
+            except OSError as error:
+                raise GeneratedFileFailed(
+                    f"{error.filename} cannot be read: {error.strerror}", hint="Save the assignments again."
+                ) from error
         self._replace(number, contents)
 
     def ensure(self, number: int) -> None:

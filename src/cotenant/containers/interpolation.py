@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+_NO_BRACED: Final = r"[^}$]|\$(?!\{)"
+_WORD: Final = rf"(?:{_NO_BRACED}|\$\{{(?:{_NO_BRACED}|\$\{{[^}}]*\}})*\}})*"
+"""What stands for a variable may hold variables of its own, which may once more."""
 _VARIABLE: Final = re.compile(
-    r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)(?:(?P<rule>:?[-?+])(?P<word>[^}]*))?\})"
+    r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)"
+    rf"(?:(?P<rule>:?[-?+])(?P<word>{_WORD}))?\}})"
 )
 
 
@@ -26,9 +30,9 @@ def interpolated(text: str, variables: Mapping[str, str]) -> str:
         found = variables.get(name)
         present = bool(found) if rule.startswith(":") else found is not None
         if rule.endswith("+"):
-            return word if present else ""
+            return interpolated(word, variables) if present else ""
         if rule.endswith("-") and not present:
-            return word
+            return interpolated(word, variables)
         return found or ""
 
     return _VARIABLE.sub(value, text)

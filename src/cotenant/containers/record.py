@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.containers.durable import write_durably
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.services import ApplyState, ApplyStatus, Assignment, ProgressState, ServiceProgress
+from cotenant.durable import write_durably
 
 _NAME: Final = "apply.json"
 

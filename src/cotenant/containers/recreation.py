@@ -86,8 +86,11 @@ class Recreation:
 
     async def _stop(self, name: str) -> None:
         await self._begin(name, "stopped until another service has left its GPU")
-        wrong = await self._compose("stop", name)
         self._stopped.append(name)
+        try:
+            wrong = await self._compose("stop", name)
+        except (CotenantError, OSError) as error:
+            wrong = _sentence(error)
         if wrong is not None:
             await self._fail(name, wrong)
         self._freed[name].set()
@@ -99,8 +102,8 @@ class Recreation:
             try:
                 if not self._halted():
                     await self._recreate(step.service)
-            except CotenantError as error:
-                await self._fail(step.service, error.message)
+            except (CotenantError, OSError) as error:
+                await self._fail(step.service, _sentence(error))
             finally:
                 self._freed[step.service].set()
 
@@ -151,6 +154,10 @@ class Recreation:
         files = await asyncio.to_thread(tools.generated.in_use)
         argv = tools.command.call(tools.project.name, tools.files, files, arguments)
         return await tools.runner.run(argv, tools.project.directory)
+
+
+def _sentence(error: CotenantError | OSError) -> str:
+    return error.message if isinstance(error, CotenantError) else f"this machine refuses: {error}"
 
 
 def _pinned_to(override: Path, service: str) -> frozenset[str]:

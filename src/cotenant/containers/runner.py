@@ -35,21 +35,33 @@ class ComposeRunner:
     async def run(self, argv: Sequence[str], cwd: Path) -> str | None:
         """Run a command; return what went wrong, the engine's own line, None if it went well."""
         async with self._turn:
-            lock = await self._locked(self._timeout_s)
-            if lock is None:
-                return "another compose command of this project did not end"
             try:
-                return _complaint(await work(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
-            finally:
-                os.close(lock)
+                return await self._run(argv, cwd)
+            except OSError as error:
+                return f"{error.filename or argv[0]} cannot be used: {error.strerror}"
 
     async def left_over(self, patience_s: float) -> bool:
-        """Whether a command that an earlier run began still goes on after `patience_s`."""
-        lock = await self._locked(patience_s)
+        """Whether a command that an earlier run began still goes on after `patience_s`.
+
+        A lock that cannot be opened is another user's, and tells nothing: that counts as no.
+        """
+        try:
+            lock = await self._locked(patience_s)
+        except OSError:
+            return False
         if lock is None:
             return True
         os.close(lock)
         return False
+
+    async def _run(self, argv: Sequence[str], cwd: Path) -> str | None:
+        lock = await self._locked(self._timeout_s)
+        if lock is None:
+            return "another compose command of this project did not end"
+        try:
+            return _complaint(await work(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
+        finally:
+            os.close(lock)
 
     async def _locked(self, patience_s: float) -> int | None:
         deadline = self._clock.now() + patience_s

@@ -11,6 +11,7 @@ from typing import Final
 from cotenant.clock import Clock
 from cotenant.config.configuration import AlertSettings
 from cotenant.daemon.alert_rules import AlertRules, CardSeen
+from cotenant.daemon.followers import Followers
 from cotenant.daemon.webhook import Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind
@@ -31,7 +32,7 @@ class Alerts:
         self._webhook = Webhook(settings.webhook) if settings.webhook else None
         self._recent: deque[Alert] = deque(maxlen=_RECENT)
         self._totals: Counter[AlertKind] = Counter()
-        self._followers: set[asyncio.Queue[Alert]] = set()
+        self._followers: Followers[Alert] = Followers(_BEHIND)
 
     # What is seen.
 
@@ -72,10 +73,7 @@ class Alerts:
             _LOG.log(level, "%s %s: %s", alert.kind, "begins" if alert.active else "is over", alert.text)
             self._recent.append(alert)
             self._totals[alert.kind] += alert.active
-            for follower in self._followers:
-                if follower.full():
-                    follower.get_nowait()
-                follower.put_nowait(alert)
+            self._followers.tell(alert)
             if self._webhook is not None:
                 self._webhook.post(alert)
 
@@ -93,20 +91,17 @@ class Alerts:
         """Return how many of each kind have begun."""
         return {kind: self._totals[kind] for kind in AlertKind}
 
-    async def follow(self) -> AsyncIterator[Alert]:
+    def follow(self) -> AsyncIterator[Alert]:
         """Follow alerts as they begin and end; a slow reader misses the oldest."""
-        follower: asyncio.Queue[Alert] = asyncio.Queue(_BEHIND)
-        self._followers.add(follower)
-        try:
-            while True:
-                yield await follower.get()
-        finally:
-            self._followers.discard(follower)
+        return self._followers.follow()
 
 
 def _cards(inventory: Inventory) -> dict[str, CardSeen]:
-    return {
-        str(device.id): CardSeen(device.label, inventory.reading(device).used_bytes, device.total_bytes)
-        for device in inventory.devices
-        if device.kind is not DeviceKind.HOST
-    }
+    cards = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
+    named = Counter(device.label for device in cards)
+    seen = {}
+    for device in cards:
+        # Slices of one card bear the same name where they are of the same size.
+        label = device.label if named[device.label] == 1 else f"{device.label} ({device.id})"
+        seen[str(device.id)] = CardSeen(label, inventory.reading(device).used_bytes, device.total_bytes)
+    return seen

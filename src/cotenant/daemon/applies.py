@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Final
 
+from cotenant.daemon.followers import Followers
 from cotenant.domain.errors import ApplyRunning, CotenantError, StoreError
 from cotenant.domain.services import ApplyState, ApplyStatus
 from cotenant.service_interfaces import ApplyOrder, Orchestrator, ServiceBook
@@ -26,7 +27,7 @@ class Applies:
         self._wall = wall
         self._task: asyncio.Task[None] | None = None
         self._status: ApplyStatus | None = None
-        self._followers: set[asyncio.Queue[ApplyStatus]] = set()
+        self._followers: Followers[ApplyStatus] = Followers(_BEHIND)
 
     @property
     def status(self) -> ApplyStatus | None:
@@ -59,15 +60,9 @@ class Applies:
         except CotenantError as error:
             _LOG.warning("the last apply cannot be looked at: %s", error.message)
 
-    async def follow(self) -> AsyncIterator[ApplyStatus]:
+    def follow(self) -> AsyncIterator[ApplyStatus]:
         """Yield every step from now on; a slow reader misses the oldest."""
-        follower: asyncio.Queue[ApplyStatus] = asyncio.Queue(_BEHIND)
-        self._followers.add(follower)
-        try:
-            while True:
-                yield await follower.get()
-        finally:
-            self._followers.discard(follower)
+        return self._followers.follow()
 
     async def close(self) -> None:
         """Stop the apply that goes on; the next run finds out how far it came."""
@@ -112,7 +107,4 @@ class Applies:
         if not status.running:
             level = logging.INFO if status.state is ApplyState.SUCCEEDED else logging.WARNING
             _LOG.log(level, "apply %d %s: %s", status.number, status.state, status.message or "done")
-        for follower in self._followers:
-            if follower.full():
-                follower.get_nowait()
-            follower.put_nowait(status)
+        self._followers.tell(status)

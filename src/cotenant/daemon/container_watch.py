@@ -6,11 +6,14 @@ import asyncio
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from typing import Final
 
 from cotenant.containers.child import ask
+from cotenant.containers.command import find_compose
 from cotenant.containers.events import ContainerChange, ContainerEvent, events_command, read_event
 from cotenant.daemon.alerts import Alerts
+from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.engines.process import ChildProcess, guarded
 
 _LOG = logging.getLogger(__name__)
@@ -23,27 +26,36 @@ _LINE_BYTES: Final = 1 << 16
 
 
 class ContainerWatch:
-    """Follows podman's or docker's events, whichever is there, and tells alerts of what they mean.
+    """Follows the events of the engine that runs the services, and tells alerts of what they mean.
 
-    The engine's command is a child that dies with this process; one that ends is started again, later each
-    time, until it has run for a minute.
+    That is the engine which the compose command drives (`compose`, None to look for one); where none works,
+    the first engine on the PATH. Its command is a child that dies with this process; one that ends is started
+    again, later each time, until it has run for a minute.
     """
 
-    def __init__(self, alerts: Alerts, engine: str | None = None) -> None:
+    def __init__(self, alerts: Alerts, compose: Sequence[str] | None = None) -> None:
         self._alerts = alerts
-        self._engine = engine or next((path for name in _ENGINES if (path := shutil.which(name))), None)
+        self._compose = compose
 
     async def run(self) -> None:
         """Follow until cancelled; return at once where there is no container engine."""
+        engine = await self._engine()
         attempt = 0
         loop = asyncio.get_running_loop()
-        while self._engine is not None:
+        while engine is not None:
             began = loop.time()
-            await self._follow(self._engine)
+            await self._follow(engine)
             attempt = 0 if loop.time() - began > _STEADY_S else attempt + 1
             if attempt == 1:
-                _LOG.info("%s events ended; it is started again from time to time", self._engine)
+                _LOG.info("%s events ended; it is started again from time to time", engine)
             await asyncio.sleep(_AGAIN_S[min(attempt, len(_AGAIN_S) - 1)])
+
+    async def _engine(self) -> str | None:
+        try:
+            names: Sequence[str] = (await find_compose(self._compose)).engine[:1]
+        except ContainerEngineMissing:
+            names = _ENGINES
+        return next((path for name in names if (path := shutil.which(name))), None)
 
     async def _follow(self, engine: str) -> None:
         reading, writing = os.pipe()

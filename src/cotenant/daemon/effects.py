@@ -29,10 +29,14 @@ StandIn = Callable[[ModelEntry, Placement], Placement | Refusal]
 
 @dataclass(slots=True)
 class Running:
-    """An engine that has been started for a residency; `taken_in` is how far its load was when last seen."""
+    """An engine that has been started for a residency, and its `end` once that has come.
+
+    `taken_in` is how far its load was when last seen.
+    """
 
     model: str
     placement: Placement
+    end: asyncio.Future[EngineEnd]
     engine: Engine | None = None
     settler: Settler | None = None
     report: EngineReport | None = None
@@ -86,8 +90,9 @@ class Effects:
 
     def start(self, residency: ResidencyId, entry: ModelEntry, placement: Placement) -> None:
         """Start an engine; EngineReady or EngineExited follows."""
-        running = self.running[residency] = Running(entry.name, placement)
-        running.task = asyncio.get_running_loop().create_task(self._run(residency, entry, running))
+        loop = asyncio.get_running_loop()
+        running = self.running[residency] = Running(entry.name, placement, loop.create_future())
+        running.task = loop.create_task(self._run(residency, entry, running))
 
     def stop(self, residency: ResidencyId) -> None:
         """End an engine; EngineExited follows."""
@@ -146,17 +151,23 @@ class Effects:
             _LOG.exception("engine failed unexpectedly: model=%s", entry.name)
             end = EngineEnd(f"{entry.name} failed unexpectedly: {error}")
         finally:
-            if running.engine is not None:
-                await asyncio.shield(running.engine.stop(0))
-            if self._sharing is not None:
-                self._sharing.ended(residency)
-            if running.settler is not None:
-                running.settler.close()
-            del self.running[residency]
-            if running.broken:
-                end = EngineEnd(f"{entry.name} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
-            cause = Cause.UNKNOWN if end.cause is None else end.cause
-            self._post(EngineExited(self._clock.now(), residency, end.why, cause))
+            try:
+                if running.engine is not None:
+                    await asyncio.shield(running.engine.stop(0))
+            finally:
+                self._tell_end(residency, running, end)
+
+    def _tell_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
+        if self._sharing is not None:
+            self._sharing.ended(residency)
+        if running.settler is not None:
+            running.settler.close()
+        del self.running[residency]
+        if running.broken:
+            end = EngineEnd(f"{running.model} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
+        running.end.set_result(end)
+        cause = Cause.UNKNOWN if end.cause is None else end.cause
+        self._post(EngineExited(self._clock.now(), residency, end.why, cause))
 
     async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> EngineEnd:
         """Load, serve, and return why it ended."""

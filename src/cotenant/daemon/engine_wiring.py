@@ -11,16 +11,13 @@ from cotenant.clock import Clock
 from cotenant.daemon.beside import Beside
 from cotenant.daemon.footprints import Footprints
 from cotenant.daemon.hubs import HubWatch
+from cotenant.daemon.leftovers import Leftovers
 from cotenant.daemon.loop import Loop
 from cotenant.daemon.meter import ProbeMeter
 from cotenant.daemon.sleepers import Sleepers
 from cotenant.daemon.watchers import Served
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
-from cotenant.domain.errors import EngineMissing
-from cotenant.domain.launching import LauncherKind, LaunchTerms
-from cotenant.engines.container_leftovers import remove_leftovers
 from cotenant.engines.hosts import Hosts
-from cotenant.engines.launchers import kind_of
 from cotenant.interfaces import GpuProbe
 
 
@@ -40,7 +37,7 @@ class EngineWiring:
 
     def attach(self, loop: Loop, served: Served, known_bytes: Mapping[str, int]) -> None:
         """Watch what is served; `known_bytes` is what models took in past runs."""
-        self._served = served
+        self._leftovers = Leftovers(served)
         self._footprints = Footprints(loop, served, known_bytes)
         self._hubs = HubWatch(loop, served)
         self._sleepers = Sleepers(self.hosts.vllm, loop, lambda: [entry.name for entry in served.models])
@@ -50,16 +47,19 @@ class EngineWiring:
         """Return what is held for us by no process of a residency's engine."""
         return replace(self._hubs.beside(), asleep=frozenset(self.hosts.vllm.asleep.values()))
 
+    def served_changed(self) -> None:
+        """Take in that other models may be served now."""
+        self._leftovers.served_changed()
+
     def measured(self) -> None:
         """Take in the last Readings."""
         self._footprints.measured()
 
     async def run(self) -> None:
-        """Remove containers that a killed daemon left behind, then watch hubs until cancelled."""
-        kinds = {kind for entry in self._served.models if (kind := _launcher(entry.launch)) is not None}
-        if kinds:
-            await asyncio.to_thread(remove_leftovers, kinds)
-        await self._hubs.run()
+        """Remove containers that a killed daemon left behind, and watch hubs, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._leftovers.run())
+            tasks.create_task(self._hubs.run())
 
     async def close(self) -> None:
         """End what sleeps; engines are gone by now."""
@@ -72,10 +72,3 @@ def _exclusive_cards(inventory: Inventory) -> frozenset[DeviceId]:
         for reading in inventory.readings.values()
         if reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS
     )
-
-
-def _launcher(terms: LaunchTerms) -> LauncherKind | None:
-    try:
-        return kind_of(terms) if terms.image is not None else None
-    except EngineMissing:
-        return None

@@ -59,8 +59,19 @@ def spec_of(
         keep_alive_s=entry.keep_alive_s,
         pinned=entry.pinned,
         priority=entry.priority,
-        load_s=load_s or max(_LOAD_AT_LEAST_S, entry.shape.tensor_bytes / _LOAD_BYTES_PER_S),
+        load_s=load_s or guessed_load_s(entry.shape.tensor_bytes),
     )
+
+
+def guessed_load_s(size: int) -> float:
+    """Guess how long so many bytes take to load, where nothing has been seen yet."""
+    return max(_LOAD_AT_LEAST_S, size / _LOAD_BYTES_PER_S)
+
+
+def as_learned(entry: ModelEntry, seen_bytes: int | None) -> ModelEntry:
+    """Have a model planned by what it was seen to take, if it was, unless the operator has stated that."""
+    stated = entry.stated_bytes is not None and not entry.stated_is_guess
+    return entry if seen_bytes is None or stated else replace(entry, stated_bytes=seen_bytes)
 
 
 def _fit(entry: ModelEntry, rules: BudgetRules, *, use_fit_params: bool) -> Fit:

@@ -25,7 +25,7 @@ class Footprints:
         self._served = served
         self._seen = dict(known)
         for name, count in known.items():
-            served.learned[name] = int(_MARGIN * count)
+            served.learned[name] = with_margin(count)
 
     def measured(self) -> None:
         """Take in what the last Readings say of each command that is loaded."""
@@ -38,4 +38,9 @@ class Footprints:
                 continue
             if held > _CHANGED * self._seen.get(entry.name, 0):
                 self._seen[entry.name] = held
-                self._served.learn({entry.name: int(_MARGIN * held)})
+                self._served.learn({entry.name: with_margin(held)})
+
+
+def with_margin(seen_bytes: int) -> int:
+    """Return what to plan for a model that was seen to hold so much."""
+    return int(_MARGIN * seen_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,12 +17,20 @@ from cotenant.daemon.effects import Running
 from cotenant.daemon.fleet import may_use
 from cotenant.daemon.loop import Loop
 from cotenant.daemon.watchers import Served
-from cotenant.domain.devices import DeviceId, DeviceKind
+from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_terms import OllamaTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.models import EngineKind, ModelKind
 from cotenant.domain.residencies import ResidencyId, ResidencyState
-from cotenant.engines.ollama import LATEST, HubLoaded, HubModel, OllamaHub, same_tag
+from cotenant.engines.ollama_hub import (
+    LATEST,
+    HubFacts,
+    HubLoaded,
+    HubModel,
+    OllamaHub,
+    default_context,
+    same_tag,
+)
 from cotenant.scheduling.state import Residency
 
 _LOG = logging.getLogger(__name__)
@@ -37,9 +45,22 @@ class _Hub:
 
     asked: OllamaHub
     answers: bool | None = None
+    version: str = ""
     models: tuple[HubModel, ...] = ()
     loaded: tuple[HubLoaded, ...] = ()
-    estimated: dict[str, int] = field(default_factory=dict)
+    facts: dict[HubModel, HubFacts] = field(default_factory=dict)
+    by_name: dict[str, tuple[HubModel, HubFacts]] = field(default_factory=dict)
+
+    def of(self, tag: str) -> tuple[HubModel, HubFacts] | None:
+        """Return the model of a tag, and what was shown of it."""
+        return self.by_name.get(tag.removesuffix(LATEST))
+
+    def are_one(self, first: str, second: str) -> bool:
+        """Whether two tags, loaded, are one: models of the same weights are loaded once, as one of them."""
+        if same_tag(first, second):
+            return True
+        known, other = self.of(first), self.of(second)
+        return known is not None and other is not None and known[1].weights == other[1].weights != ""
 
 
 class HubWatch:
@@ -56,6 +77,8 @@ class HubWatch:
         self._hubs: dict[Endpoint, _Hub] = {}
         # Since the daemons were last asked: what has gone meanwhile is still in their answer.
         self._lately_ours: set[tuple[Endpoint, str]] = set()
+        # What was never seen loaded is estimated anew: GPUs may be read, or a model be made anew, meanwhile.
+        self._estimates: set[str] = set()
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -103,11 +126,14 @@ class HubWatch:
             hub.answers, hub.loaded = False, ()
             return
         if not hub.answers:
+            hub.version = await hub.asked.version() or ""
             _LOG.info("Ollama answers at %s: it has %d models", hub.asked.address.url, len(models))
         hub.answers, hub.loaded, hub.models = True, loaded, models
         for model in models:
-            if model.tag not in hub.estimated:
-                hub.estimated[model.tag] = await hub.asked.estimate_bytes(model)
+            if model not in hub.facts and (facts := await hub.asked.facts(model.tag)) is not None:
+                hub.facts[model] = facts
+        hub.facts = {model: hub.facts[model] for model in models if model in hub.facts}
+        hub.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in hub.facts.items()}
 
     def _learn(self) -> None:
         """Plan each model by what it was last seen to hold, else by an estimate."""
@@ -117,37 +143,42 @@ class HubWatch:
             hub = self._hubs.get(terms.address) if isinstance(terms, OllamaTerms) else None
             if hub is None or not isinstance(terms, OllamaTerms):
                 continue
-            seen = next((each for each in hub.loaded if same_tag(each.tag, terms.tag)), None)
+            seen = next((each for each in hub.loaded if hub.are_one(each.tag, terms.tag)), None)
             if seen is not None:
+                self._estimates.discard(entry.name)
                 known[entry.name] = int(_MARGIN * (seen.gpu_bytes or seen.total_bytes))
-            elif entry.name not in self._served.learned:
-                estimates = (size for tag, size in hub.estimated.items() if same_tag(tag, terms.tag))
-                estimate = next(estimates, None)
-                if estimate is not None:
-                    known[entry.name] = estimate
+            elif entry.name not in self._served.learned or entry.name in self._estimates:
+                shown = hub.of(terms.tag)
+                if shown is not None:
+                    model, facts = shown
+                    n_ctx = default_context(hub.version, self._gpu_bytes(terms.address))
+                    self._estimates.add(entry.name)
+                    known[entry.name] = facts.estimate_bytes(model.file_bytes, n_ctx)
         self._served.learn(known)
 
     def _foreign(self) -> Mapping[DeviceId, int]:
         foreign: dict[DeviceId, int] = {}
         for address, hub in self._hubs.items():
-            ours = self._lately_ours
-            theirs = [e for e in hub.loaded if (address, e.tag.removesuffix(LATEST)) not in ours]
-            device = self._device_of(address)
+            ours = [tag for where, tag in self._lately_ours if where == address]
+            theirs = [e for e in hub.loaded if not any(hub.are_one(e.tag, tag) for tag in ours)]
+            device = next(self._gpus_of(address), None)
             if theirs and device is not None:
-                foreign[device] = foreign.get(device, 0) + sum(each.gpu_bytes for each in theirs)
+                foreign[device.id] = foreign.get(device.id, 0) + sum(each.gpu_bytes for each in theirs)
         return foreign
 
-    def _device_of(self, address: Endpoint) -> DeviceId | None:
-        """Return the first GPU that models of a daemon may use."""
+    def _gpu_bytes(self, address: Endpoint) -> int:
+        return sum(device.total_bytes or 0 for device in self._gpus_of(address))
+
+    def _gpus_of(self, address: Endpoint) -> Iterator[Device]:
+        """Yield the GPUs that models of a daemon may use."""
         entries = [
             e for e in self._served.models if isinstance(e.terms, OllamaTerms) and e.terms.address == address
         ]
-        for status in self._loop.devices_read():
-            if status.kind is DeviceKind.HOST:
+        for device in self._loop.devices_read():
+            if device.kind is DeviceKind.HOST:
                 continue
-            if not entries or any(may_use(entry.gpus, status) for entry in entries):
-                return status.id
-        return None
+            if not entries or any(may_use(entry.gpus, device) for entry in entries):
+                yield device
 
 
 def _held(residency: Residency, running: Running) -> Mapping[DeviceId, int]:
@@ -179,7 +210,10 @@ def _entries(configuration: Configuration, hub: _Hub) -> tuple[ModelEntry, ...]:
             continue
         taken.add(name)
         defaults = configuration.defaults
-        embeds = any(word in model.family.lower() for word in _EMBEDDERS)
+        facts = hub.facts.get(model)
+        embeds = facts.embeds if facts else None
+        if embeds is None:
+            embeds = any(word in model.family.lower() for word in _EMBEDDERS)
         entries.append(
             ModelEntry(
                 name=name,

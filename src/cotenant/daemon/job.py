@@ -36,8 +36,8 @@ class Job:
     """What to serve and on what.
 
     `alone` is the one model of `serve MODEL`: it is planned aloud, must load, and is never unloaded. `reread`
-    reads the configuration again; None where there is no file to read. `examine` looks the machine over, in a
-    thread; None where nobody can.
+    reads the configuration again; None where there is no file to read. `examine` looks the machine over for a
+    configuration, in a thread; None where nobody can.
     """
 
     configuration: Configuration
@@ -46,7 +46,7 @@ class Job:
     inventory: Inventory
     alone: ModelEntry | None = None
     reread: Callable[[Change], Configuration] | None = None
-    examine: Callable[[], Mapping[str, object]] | None = None
+    examine: Callable[[Configuration], Mapping[str, object]] | None = None
 
 
 AfterReady = Callable[[str], Awaitable[None]]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.engines import Endpoint, EngineEnd
+from cotenant.domain.errors import EngineDied
 from cotenant.domain.residencies import LeaseId, ResidencyId
 
 
@@ -19,15 +21,27 @@ class TakeBack(Protocol):
 class FleetLease:
     """A slot of an engine, until released."""
 
-    __slots__ = ("_id", "_residency", "_take_back", "endpoint")
+    __slots__ = ("_end", "_id", "_residency", "_take_back", "endpoint")
 
     def __init__(
-        self, take_back: TakeBack, lease: LeaseId, residency: ResidencyId, endpoint: Endpoint
+        self,
+        take_back: TakeBack,
+        lease: LeaseId,
+        residency: ResidencyId,
+        endpoint: Endpoint,
+        end: asyncio.Future[EngineEnd],
     ) -> None:
         self._take_back = take_back
         self._id: LeaseId | None = lease
         self._residency = residency
+        self._end = end
         self.endpoint = endpoint
+
+    async def death(self, within_s: float) -> EngineDied | None:
+        """Tell what the engine died of, if it is seen within `within_s` seconds to have died."""
+        await asyncio.wait({self._end}, timeout=within_s)
+        end = self._end.result() if self._end.done() else None
+        return None if end is None or end.cause is None else EngineDied(end.why, cause=end.cause)
 
     def release(self, *, abandoned: bool = False) -> None:
         """Give the slot back; a second call does nothing."""

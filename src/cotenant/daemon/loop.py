@@ -16,21 +16,15 @@ from cotenant.clock import Clock
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.effects import Effects, Running
 from cotenant.daemon.fleet import Fleet
+from cotenant.daemon.followers import Followers
 from cotenant.daemon.lease import FleetLease
+from cotenant.daemon.refusals import fault_of
 from cotenant.daemon.status import device_statuses, model_status, served_model
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
 from cotenant.domain.devices import Device, DeviceId, Reading
-from cotenant.domain.errors import (
-    CotenantError,
-    DoesNotFit,
-    EngineLoadFailed,
-    QueueFull,
-    ShuttingDown,
-    UnknownModel,
-    WaitTimeout,
-)
+from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
 from cotenant.domain.requests import ServedModel
-from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, TicketId
+from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId
 from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
@@ -41,14 +35,6 @@ _LOG = logging.getLogger("cotenant.decisions")
 _STORY: Final = 50
 _RECENT: Final = 500
 _BEHIND: Final = 256
-_ERRORS: Final[dict[RefusalCode, type[CotenantError]]] = {
-    RefusalCode.DOES_NOT_FIT: DoesNotFit,
-    RefusalCode.LOAD_FAILED: EngineLoadFailed,
-    RefusalCode.QUEUE_FULL: QueueFull,
-    RefusalCode.TIMED_OUT: WaitTimeout,
-    RefusalCode.STOPPING: ShuttingDown,
-    RefusalCode.REMOVED: UnknownModel,
-}
 
 Reload = Callable[[], Awaitable[Sequence[str]]]
 
@@ -86,7 +72,7 @@ class Loop:
         self._served: dict[str, _Served] = {}
         self._waiting: dict[TicketId, asyncio.Future[FleetLease]] = {}
         self._changed: set[asyncio.Event] = set()
-        self._followers: set[asyncio.Queue[Decision]] = set()
+        self._followers: Followers[Decision] = Followers(_BEHIND)
         self._recent: deque[Decision] = deque(maxlen=_RECENT)
         self._stirred = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -131,9 +117,8 @@ class Loop:
                     self._wake_at(at)
                 case Tell(decision):
                     self._tell(decision)
-        if commands:
-            for changed in self._changed:
-                changed.set()
+        for changed in self._changed:
+            changed.set()
 
     def _audit(self) -> None:
         """Check the laws while nothing runs; once one is broken nothing more can be promised, so it ends."""
@@ -163,11 +148,11 @@ class Loop:
     def _refuse(self, refusal: Refuse) -> None:
         future = self._waiting.pop(refusal.ticket, None)
         if future is not None and not future.done():
-            error = _ERRORS[refusal.code](refusal.text, retry_after_s=refusal.retry_after_s)
-            future.set_exception(error)
+            future.set_exception(fault_of(refusal))
 
     def _lease(self, lease: LeaseId, residency: ResidencyId) -> FleetLease:
-        return FleetLease(self.take_back, lease, residency, self.effects.engine(residency).endpoint)
+        endpoint, end = self.effects.engine(residency).endpoint, self.effects.running[residency].end
+        return FleetLease(self.take_back, lease, residency, endpoint, end)
 
     def _wake_at(self, at: float) -> None:
         if self._timer is not None:
@@ -189,10 +174,7 @@ class Loop:
         served = self._served.get(decision.model or "")
         if served is not None:
             served.story.append(decision)
-        for follower in self._followers:
-            if follower.full():
-                follower.get_nowait()
-            follower.put_nowait(decision)
+        self._followers.tell(decision)
         for listener in self.listeners:
             listener(decision)
 
@@ -335,13 +317,16 @@ class Loop:
         return self._served[resolved].log_path
 
     async def load(self, name: str) -> None:
-        """Load it, or return if it is loaded. Raises DoesNotFit or EngineLoadFailed."""
+        """Load it, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""
         resolved = self._fleet.resolve(name)
         self.post(events.LoadAsked(self._clock.now(), resolved))
         await self._until(lambda: self._is_ready(resolved) or not self._is_wanted(resolved))
         if not self._is_ready(resolved):
-            failure = self._scheduler.state.models[resolved].last_failure or f"{resolved} was not loaded"
-            raise (DoesNotFit if "does not fit" in failure else EngineLoadFailed)(failure)
+            model = self._scheduler.state.model(resolved)
+            failure = model.last_failure or f"{resolved} was not loaded"
+            if "does not fit" in failure:
+                raise DoesNotFit(failure)
+            raise EngineLoadFailed(failure, cause=model.last_cause)
 
     async def unload(self, name: str) -> None:
         """Unload it once its requests are answered; return when its memory is free. Raises UnknownModel."""
@@ -359,15 +344,9 @@ class Loop:
         """Read the configuration again and say what changed. Raises BadSetting and changes nothing."""
         return [] if self._reload is None else await self._reload()
 
-    async def decisions(self) -> AsyncIterator[Decision]:
+    def decisions(self) -> AsyncIterator[Decision]:
         """Follow decisions as they are made; a slow reader misses the oldest."""
-        follower: asyncio.Queue[Decision] = asyncio.Queue(_BEHIND)
-        self._followers.add(follower)
-        try:
-            while True:
-                yield await follower.get()
-        finally:
-            self._followers.discard(follower)
+        return self._followers.follow()
 
     async def stop(self, grace_s: float) -> None:
         """Admit nothing more, and return when every engine has gone or the grace is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -44,6 +45,7 @@ from cotenant.domain.errors import BadSetting, DoesNotFit
 from cotenant.domain.placements import Refusal
 from cotenant.domain.records import LoadTimes
 from cotenant.gateway.app import Gateway
+from cotenant.gateway.request_log import RequestLog
 from cotenant.gateway.server import bind, serve
 from cotenant.hardware.host import HostProbe
 from cotenant.hardware.monitor import XidWatch
@@ -175,7 +177,7 @@ class _Daemon:
             self._clock,
             job.options.use_fit_params,
             load_times,
-            changed=lambda: self._cards.tell_again(),
+            changed=self._served_changed,
         )
         self._engines.attach(self._loop, self._served, known_bytes)
         self._recorder = Recorder(store.journal, self._loop)
@@ -241,6 +243,10 @@ class _Daemon:
             sharing=self._sharing,
         )
 
+    def _served_changed(self) -> None:
+        self._cards.tell_again()
+        self._engines.served_changed()
+
     def _measured(self) -> None:
         self._recorder.measured()
         self._engines.measured()
@@ -263,15 +269,18 @@ class _Daemon:
         started = self._clock.now()
         if not await self._unless_stopped(self._loop.load(alone.name)):
             return False
-        (running,) = self._loop.effects.running.values()
-        if running.engine is not None:
-            rows = compare(running.placement, running.report) if running.report else ()
-            self._announcer.loaded(running.engine, self._clock.now() - started, rows)
+        # There is none if it has died since: it is loaded again when it is asked for.
+        for running in self._loop.effects.running.values():
+            if running.engine is not None:
+                rows = compare(running.placement, running.report) if running.report else ()
+                self._announcer.loaded(running.engine, self._clock.now() - started, rows)
         return True
 
     async def _serve_until_stopped(self, cards: CardWatcher, after_ready: AfterReady | None) -> None:
+        log_path, examine = self._job.configuration.server.request_log, self._job.examine
         gateway = Gateway(
             self._loop,
+            request_log=None if log_path is None else RequestLog(log_path),
             operator=self._loop,
             services=self._services,
             alerts=self._alerts,
@@ -279,7 +288,7 @@ class _Daemon:
             api_keys=self._keys,
             hosts=(*self._job.configuration.server.allowed_hosts, self._job.configuration.server.host),
             console=Console,
-            examine=self._job.examine,
+            examine=None if examine is None else lambda: examine(self._served.configuration),
             puller=HubPuller(lambda: self._served.configuration.models_dir, arrived=self._reload),
             planner=Plans(
                 lambda: self._served.configuration,
@@ -289,6 +298,7 @@ class _Daemon:
                 self._clock,
             ),
         )
+        _freeze_garbage()
         address = _address(self._sock)
         told = asyncio.Event()
 
@@ -328,8 +338,9 @@ class _Daemon:
         yield self._engines.run()
         if self._job.inventory.source is InventorySource.NVML:
             yield XidWatch(self._alerts.fault).run()
-        if self._job.configuration.services is not None:
-            yield ContainerWatch(self._alerts).run()
+        services = self._job.configuration.services
+        if services is not None:
+            yield ContainerWatch(self._alerts, services.command).run()
 
     def _tell_ready(self, address: str) -> None:
         count = len(self._served.configuration.models)
@@ -373,6 +384,15 @@ class _Daemon:
 async def _after(told: asyncio.Event, action: AfterReady, address: str) -> None:
     await told.wait()
     await action(address)
+
+
+def _freeze_garbage() -> None:
+    """Spare the collector what was imported, which lives as long as the daemon.
+
+    To look through it takes tens of milliseconds, in which no request goes on.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _address(sock: socket.socket) -> str:

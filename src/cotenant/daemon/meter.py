@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cotenant.clock import Clock
+from cotenant.daemon.aside import aside
 from cotenant.daemon.beside import group_of
 from cotenant.hardware.host import HostProbe
 from cotenant.interfaces import GpuProbe
@@ -19,7 +20,7 @@ class ProbeMeter:
 
     async def held_bytes(self, group: int) -> int | None:
         """Return what a process group holds on all GPUs; None where no driver tells."""
-        return await asyncio.to_thread(self._held, group)
+        return await aside(lambda: self._held(group))
 
     async def free_host_bytes(self) -> int | None:
         """Return the host RAM that is free; None if it cannot be told."""

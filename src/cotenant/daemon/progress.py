@@ -45,16 +45,19 @@ class LoadWatcher:
                 return
             began = self._clock.now()
             for running, pid, paths in loading:
+                if pid is None:
+                    continue
                 seen = await asyncio.to_thread(_look, pid, paths)
                 if seen is not None:
                     running.taken_in = _furthest(running.taken_in, seen)
             pause_s = max(self._every_s, (self._clock.now() - began) / _AT_MOST)
 
-    def _loading(self) -> Iterator[tuple[Running, int, Sequence[Path]]]:
+    def _loading(self) -> Iterator[tuple[Running, int | None, Sequence[Path]]]:
+        """Yield what loads, with its process once there is one, and its files."""
         for residency, running in self._loop.loaded():
             entry = self._loop.entry(residency.model)
             pid = running.engine.pid if running.engine is not None else None
-            if residency.state is ResidencyState.LOADING and pid is not None and entry is not None:
+            if residency.state is ResidencyState.LOADING and entry is not None:
                 yield running, pid, entry.parts
 
 

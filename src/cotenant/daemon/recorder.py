@@ -51,13 +51,19 @@ class Recorder:
 
     def measured(self) -> None:
         """Keep what each loaded model is seen to hold, once per load and device."""
-        for residency, running in self._loop.loaded():
+        loaded = self._loop.loaded()
+        self._measured &= {residency.id for residency, _ in loaded}
+        for residency, running in loaded:
             if residency.id not in self._measured and residency.measured_bytes is not None:
                 self._measured.add(residency.id)
                 self._record_footprints(residency, running)
 
     async def _look(self, entry: ModelEntry) -> None:
-        found = await asyncio.to_thread(presence, entry.parts)
+        try:
+            found = await asyncio.to_thread(presence, entry.parts)
+        except OSError:
+            # The file has gone; the load will tell.
+            return
         warm = (found.resident_bytes or 0) >= _MOSTLY * found.total_bytes
         self._warmth[entry.name] = Warmth.WARM if warm else Warmth.COLD
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from cotenant.config.configuration import ServicesSettings
 from cotenant.daemon.applies import Applies
+from cotenant.daemon.aside import aside
 from cotenant.daemon.service_devices import seen_devices, service_devices
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.errors import (
@@ -71,6 +72,7 @@ class Services:
         self._wall = wall
         self._applies = Applies(orchestrator, book, wall)
         self._changing = asyncio.Lock()
+        self._looking: asyncio.Task[Inventory] | None = None
 
     async def start(self) -> None:
         """Remember the cards that there are, and find out about an apply that was cut short.
@@ -91,19 +93,19 @@ class Services:
 
     async def view(self) -> ServicesView:
         """Everything, as it is now. Raises StoreError."""
-        saved, applied = await self._book.current(), await self._applied()
-        inventory = await asyncio.to_thread(self._look)
+        saved, applied = await self._book.current(), await self._book.applied()
+        inventory = await self._inventory()
         devices = self._devices(inventory, applied)
         problems = list(inventory.problems)
         if not devices:
             problems.append("No GPUs detected: services cannot be pinned. Describe some with --gpus to plan.")
-        compose = self._compose_services(problems)
+        compose = await self._compose_services(problems)
         warnings: tuple[ServiceWarning, ...] = ()
         if saved is not None:
             fallen = fall_back(saved.assignments, self._enabled, devices)
             found = warnings_of(self._settings.items, devices, fallen.assignments, known_services=compose)
             warnings = (*fallen.warnings, *found)
-        edited = self._orchestrator.edited()
+        edited = await asyncio.to_thread(self._orchestrator.edited)
         problems += [
             f"{path} was changed by hand since Cotenant wrote it: it is not overwritten without force."
             for path in edited
@@ -127,22 +129,21 @@ class Services:
 
         Without assignments, those saved under `manual`. Raises BadAssignment, StoreError.
         """
-        saved, applied = await self._book.current(), await self._applied()
-        devices = self._devices(await asyncio.to_thread(self._look), applied)
+        saved, applied = await self._book.current(), await self._book.applied()
+        devices = self._devices(await self._inventory(), applied)
         if assignments is not None:
             manual = self._resolved(assignments, devices)
         else:
             manual = saved.assignments if strategy is Strategy.MANUAL and saved is not None else ()
-        plan = assign(
-            strategy, self._enabled, devices, manual=manual, known_services=self._compose_services([])
-        )
+        known = await self._compose_services([])
+        plan = assign(strategy, self._enabled, devices, manual=manual, known_services=known)
         return plan, _differences(applied, plan)
 
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
         """Return the last apply and the containers as they are; none where no engine runs them."""
         status = self._applies.status
         if status is None:
-            status = next((entry.apply for entry in await self._book.history(_MANY) if entry.apply), None)
+            status = await self._book.last_apply()
         try:
             return status, await self._orchestrator.containers()
         except (ContainerEngineMissing, ComposeFileError):
@@ -154,7 +155,7 @@ class Services:
 
     async def detect(self) -> Sequence[SeenDevice]:
         """Look for GPUs again and return all that were ever seen. Raises StoreError."""
-        await self._book.see_devices(seen_devices(await asyncio.to_thread(self._look), self._wall()))
+        await self._book.see_devices(seen_devices(await self._inventory(), self._wall()))
         return await self._book.devices()
 
     def changes(self) -> AsyncIterator[ApplyStatus]:
@@ -182,10 +183,12 @@ class Services:
         """
         async with self._changing:
             self._applies.check_free()
+            # First of all: where no engine answers nothing is to be saved either.
+            containers = await self._orchestrator.containers()
             saved = await self._book.current()
             if saved is None:
                 saved, _ = await self._save(self._settings.strategy, (), force=force)
-            return await self._begin(saved, force=force)
+            return await self._begin(saved, containers, force=force)
 
     async def rollback(self, number: int | None = None) -> ApplyStatus:
         """Begin to go back to the configuration applied before, or to `number`.
@@ -197,20 +200,20 @@ class Services:
         async with self._changing:
             self._applies.check_free()
             target = self._target(await self._book.history(_MANY), number)
+            containers = await self._orchestrator.containers()
             saved = await self._book.save(
                 target.strategy, target.assignments, self._wall(), lambda _number: None
             )
-            return await self._begin(saved, force=True)
+            return await self._begin(saved, containers, force=True)
 
     async def _save(
         self, strategy: Strategy, assignments: Sequence[Assignment], *, force: bool
     ) -> tuple[SavedConfiguration, AssignmentPlan]:
-        applied = await self._applied()
-        devices = self._devices(await asyncio.to_thread(self._look), applied)
+        applied = await self._book.applied()
+        devices = self._devices(await self._inventory(), applied)
         manual = self._resolved(assignments, devices)
-        plan = assign(
-            strategy, self._enabled, devices, manual=manual, known_services=self._compose_services([])
-        )
+        known = await self._compose_services([])
+        plan = assign(strategy, self._enabled, devices, manual=manual, known_services=known)
         at = self._wall()
 
         def publish(number: int) -> None:
@@ -219,10 +222,12 @@ class Services:
 
         return await self._book.save(strategy, plan.assignments, at, publish), plan
 
-    async def _begin(self, saved: SavedConfiguration, *, force: bool) -> ApplyStatus:
-        containers = {state.service: state for state in await self._orchestrator.containers()}
-        applied = await self._applied()
-        devices = self._devices(await asyncio.to_thread(self._look), applied)
+    async def _begin(
+        self, saved: SavedConfiguration, running: Sequence[ContainerState], *, force: bool
+    ) -> ApplyStatus:
+        containers = {state.service: state for state in running}
+        applied = await self._book.applied()
+        devices = self._devices(await self._inventory(), applied)
         effective = replace(
             saved, assignments=fall_back(saved.assignments, self._enabled, devices).assignments
         )
@@ -253,20 +258,24 @@ class Services:
     def _enabled(self) -> tuple[Service, ...]:
         return tuple(service for service in self._settings.items if service.enabled)
 
+    async def _inventory(self) -> Inventory:
+        """Measure every card; who asks meanwhile gets the same answer, so that a driver is asked once."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(aside(self._look))
+        return await asyncio.shield(self._looking)
+
     def _devices(self, inventory: Inventory, applied: SavedConfiguration | None) -> tuple[ServiceDevice, ...]:
         pinned = applied.assignments if applied is not None else ()
         return service_devices(inventory, self._claims(), self._enabled, pinned)
 
-    def _compose_services(self, problems: list[str]) -> frozenset[str] | None:
+    async def _compose_services(self, problems: list[str]) -> frozenset[str] | None:
         """Return the names that the compose files know; None, and why, if they cannot be read."""
         try:
-            return frozenset(self._orchestrator.compose_services())
+            # A file of a few hundred lines takes tens of milliseconds to read.
+            return frozenset(await asyncio.to_thread(self._orchestrator.compose_services))
         except ComposeFileError as error:
             problems.append(f"{error.message}. {error.hint}")
             return None
-
-    async def _applied(self) -> SavedConfiguration | None:
-        return next(iter(_succeeded(await self._book.history(_MANY))), None)
 
     def _resolved(
         self, assignments: Sequence[Assignment], devices: Sequence[ServiceDevice]

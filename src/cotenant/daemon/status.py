@@ -44,6 +44,7 @@ def model_status(
         reported_bytes=_reported_bytes(running),
         measured_bytes=residency.measured_bytes if residency else None,
         last_failure=model.last_failure,
+        last_cause=model.last_cause,
         load=_progress(model, residency, running, now) if residency else None,
         runtime=entry.recipe.engine,
     )
@@ -111,6 +112,8 @@ def served_model(
             shape.quantisation,
             shape.n_layers,
             shape.n_ctx_train,
+            shape.n_embd or None,
+            shape.chat_template if entry.path.suffix == ".gguf" else None,
         ),
         vision=entry.projector_path is not None,
     )

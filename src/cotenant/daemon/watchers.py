@@ -13,8 +13,9 @@ from cotenant.clock import Clock
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.difference import Changes, diff
 from cotenant.config.watch import Change, Watched, watch
+from cotenant.daemon.aside import aside
 from cotenant.daemon.beside import NOTHING, Beside, with_children
-from cotenant.daemon.fleet import spec_of
+from cotenant.daemon.fleet import as_learned, spec_of
 from cotenant.daemon.loop import Loop
 from cotenant.daemon.readings import device_readings
 from cotenant.daemon.recorder import expected_s
@@ -87,7 +88,7 @@ class CardWatcher:
             await self._pause()
             engines = self._loop.effects.pids()
             began = self._clock.now()
-            inventory = await asyncio.to_thread(self._probe.inventory)
+            inventory = await aside(self._probe.inventory)
             self._took_s = self._clock.now() - began
             # Dated by its beginning: what ends meanwhile is not seen to be gone.
             self._tell(self._selected(inventory), engines, began)
@@ -161,6 +162,8 @@ class Served:
     changed: Callable[[], None] = lambda: None
     offered: tuple[ModelEntry, ...] = ()
     learned: dict[str, int] = field(default_factory=dict)
+    # A reading that began earlier and ends later must not put what it read in place of what is newer.
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def models(self) -> tuple[ModelEntry, ...]:
@@ -185,7 +188,7 @@ class Served:
         rules = self.configuration.devices.rules
         specs = tuple(
             spec_of(
-                self._as_learned(entry),
+                as_learned(entry, self.learned.get(entry.name)),
                 rules,
                 expected_s(self.load_times.get(entry.name)),
                 use_fit_params=self.use_fit_params,
@@ -202,17 +205,12 @@ class Served:
                 "there is no configuration file to read again",
                 hint="Start with --config, or a cotenant.yaml.",
             )
-        fresh = self._with_what_was_learned(await asyncio.to_thread(self.reread, change or Change()))
-        changes = diff(self.configuration, fresh)
-        if changes:
-            self._take_over(fresh, changes)
+        async with self._turn:
+            fresh = self._with_what_was_learned(await asyncio.to_thread(self.reread, change or Change()))
+            changes = diff(self.configuration, fresh)
+            if changes:
+                self._take_over(fresh, changes)
         return changes.sentences()
-
-    def _as_learned(self, entry: ModelEntry) -> ModelEntry:
-        """Plan a model by what it was seen to take, unless the operator has stated that."""
-        learned = self.learned.get(entry.name)
-        stated = entry.stated_bytes is not None and not entry.stated_is_guess
-        return entry if learned is None or stated else replace(entry, stated_bytes=learned)
 
     def _with_what_was_learned(self, fresh: Configuration) -> Configuration:
         """Carry the overheads learned from past runs over: no file says them."""

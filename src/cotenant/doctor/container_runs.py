@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from cotenant.containers.compose import read_project
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
 from cotenant.doctor.patient import Patient
+from cotenant.domain.errors import ComposeFileError
 
 _RUN_WITHIN_S: Final = 60.0
 _ASK_WITHIN_S: Final = 10.0
@@ -64,14 +66,21 @@ def services(patient: Patient) -> Iterator[Finding]:
     told = patient.configuration.services if patient.configuration is not None else None
     if not patient.containers or told is None:
         return
+    try:
+        project = read_project(told.compose_files, told.project).name
+    except ComposeFileError as error:
+        yield problem(Area.CONTAINERS, error.message, "No service can be pinned or recreated.", error.hint)
+        return
     for service in (item for item in told.items if item.enabled):
-        yield _service(patient, service.name)
+        yield _service(patient, project, service.name)
 
 
-def _service(patient: Patient, service: str) -> Finding:
+def _service(patient: Patient, project: str, service: str) -> Finding:
+    # Another project may have a service of the same name.
+    labels = (f"com.docker.compose.project={project}", f"com.docker.compose.service={service}")
+    filters = [word for label in labels for word in ("--filter", f"label={label}")]
     for engine in (name for name in _ENGINES if patient.find(name) is not None):
-        label = f"label=com.docker.compose.service={service}"
-        listed = patient.run((engine, "ps", "--filter", label, "--format", "{{.Names}}"), _ASK_WITHIN_S)
+        listed = patient.run((engine, "ps", *filters, "--format", "{{.Names}}"), _ASK_WITHIN_S)
         names = listed.output.split() if listed.worked else []
         if not names:
             continue

@@ -9,12 +9,15 @@ from typing import Any, Final
 
 import yaml
 
+from cotenant.containers.command import KNOWN_COMMANDS
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
 from cotenant.doctor.patient import Answer, Patient
 
 ASK_WITHIN_S: Final = 3.5
 _KIND: Final = "nvidia.com/gpu"
 _SPECS: Final = ("/etc/cdi", "/var/run/cdi")
+_SPEC_SUFFIXES: Final = (".json", ".yaml")
+"""Container engines read no other files there."""
 _GENERATE: Final = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 _INSTALL_TOOLKIT: Final = "sudo apt-get install nvidia-container-toolkit   # after adding NVIDIA's repository"
 
@@ -71,22 +74,20 @@ def podman(patient: Patient) -> Iterator[Finding]:
 
 def compose(patient: Patient) -> Iterator[Finding]:
     """Look for a compose command that works, where services need one."""
-    commands = (
-        ("podman-compose", "version"),
-        ("podman", "compose", "version"),
-        ("docker", "compose", "version"),
-    )
+    services = patient.configuration.services if patient.configuration is not None else None
+    configured = services.command if services is not None else None
     tried = []
-    for argv in commands:
-        if patient.find(argv[0]) is None:
+    for command in (configured,) if configured else KNOWN_COMMANDS:
+        name = " ".join(command)
+        if patient.find(command[0]) is None:
+            if configured:
+                tried.append(f"{name}: there is no {command[0]}")
             continue
-        answer = patient.run(argv, ASK_WITHIN_S)
-        name = " ".join(argv[:-1])
+        answer = patient.run((*command, "version"), ASK_WITHIN_S)
         if answer.worked:
             yield ok(Area.CONTAINERS, f"{name} works")
             return
         tried.append(f"{name}: {answer.reason}")
-    services = patient.configuration.services if patient.configuration is not None else None
     if services is None:
         yield ok(Area.CONTAINERS, "no compose command works, nor is one needed: there are no services")
     else:
@@ -94,7 +95,9 @@ def compose(patient: Patient) -> Iterator[Finding]:
             Area.CONTAINERS,
             f"no compose command works ({'; '.join(tried) or 'none is installed'})",
             f"The {len(services.items)} services of the configuration cannot be recreated on another GPU.",
-            "pip install podman-compose   # or install docker's compose plugin",
+            "See `services.compose.command` in the configuration."
+            if configured
+            else "pip install podman-compose   # or install docker's compose plugin",
         )
 
 
@@ -126,6 +129,7 @@ def toolkit(patient: Patient) -> Iterator[Finding]:
 def cdi(patient: Patient) -> Iterator[Finding]:
     """Look whether the CDI specification names the cards and files of today's driver."""
     files = [path for folder in _SPECS for path in sorted(patient.path(folder).glob("*.*"))]
+    files = [path for path in files if path.suffix in _SPEC_SUFFIXES]
     specs: dict[Path, dict[str, Any]] = {}
     for path in files:
         try:

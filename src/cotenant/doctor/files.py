@@ -93,12 +93,15 @@ def _below(folder: Path) -> list[tuple[Path, os.stat_result]]:
         for name in (*folders, *names):
             path = Path(base) / name
             try:
-                found.append((path, path.lstat()))
+                status = path.lstat()
             except FileNotFoundError:
                 continue
+            # A link is open to all by nature; what it leads to counts.
+            if not stat.S_ISLNK(status.st_mode):
+                found.append((path, status))
             if len(found) == _MOST_FILES:
                 return found
-    return [(path, status) for path, status in found if not stat.S_ISLNK(status.st_mode)]
+    return found
 
 
 def _and_more(paths: list[Path]) -> str:

@@ -14,7 +14,7 @@ from cotenant.doctor.patient import Patient
 
 _XID: Final = re.compile(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)")
 _LOST: Final = re.compile(r"NVRM: .*fallen off the bus")
-_KILLED: Final = re.compile(r"Out of memory: Killed process (\d+) \(([^)]*)\)")
+_KILLED: Final = re.compile(r"[Oo]ut of memory(?: \([^)]*\))?: Killed process (\d+) \(([^)]*)\)")
 _RECORD_BYTES: Final = 8192
 _MOST_RECORDS: Final = 200_000
 _JOURNAL_WITHIN_S: Final = 3.0
@@ -108,14 +108,15 @@ def _read_kmsg(patient: Patient) -> list[str]:
     lines = []
     try:
         for _ in range(_MOST_RECORDS):
-            record = os.read(descriptor, _RECORD_BYTES)
+            try:
+                record = os.read(descriptor, _RECORD_BYTES)
+            except BrokenPipeError:
+                # Some were overwritten before they were read; the next read gives the oldest that is left.
+                continue
             if not record:
                 break
             lines.extend(record.decode("utf-8", "replace").splitlines())
     except BlockingIOError:
-        pass
-    except BrokenPipeError:
-        # Records were overwritten while being read: what was read is what there is.
         pass
     finally:
         os.close(descriptor)

@@ -43,6 +43,8 @@ class Cause(StrEnum):
     KILLED = "killed"
     ENGINE_MISSING = "engine_missing"
     DEVICE_MISSING = "device_missing"
+    UNTRUSTED_SERVER = "untrusted_server"
+    KEY_REFUSED = "key_refused"
     LOAD_TIMEOUT = "load_timeout"
     UNKNOWN = "unknown"
 

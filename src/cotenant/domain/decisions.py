@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.devices import GpuProcess
 from cotenant.domain.models import EngineKind
 
@@ -26,7 +27,6 @@ class DecisionKind(StrEnum):
     PINNED = "pinned"
     OVERCOMMITTED = "overcommitted"
     DEVICE_LOST = "device_lost"
-    CONFIGURED = "configured"
     ADVISED = "advised"
 
 
@@ -76,7 +76,7 @@ class ModelStatus:
     """How a model is doing now. Rates are per second over the last minute; what is not known is None.
 
     `bytes_by_device` is what it claims on each of its devices. `load` is there while it is loading. `runtime`
-    is the kind of its engine.
+    is the kind of its engine. `last_cause` is what was found behind `last_failure`, if that was its engine's.
     """
 
     name: str
@@ -97,6 +97,7 @@ class ModelStatus:
     reported_bytes: int | None = None
     measured_bytes: int | None = None
     last_failure: str | None = None
+    last_cause: Cause | None = None
     load: LoadProgress | None = None
     runtime: EngineKind = EngineKind.LLAMA_CPP
 

@@ -65,7 +65,7 @@ class Device:
 
     `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` made up:
     it can be planned upon, but no process of this machine can run on it. `hip_name` is what ROCm calls an AMD
-    card, a UUID or an index; cards of others have none.
+    card, a UUID or an index, `render_node` the number of its device file; cards of others have neither.
     """
 
     id: DeviceId
@@ -80,6 +80,7 @@ class Device:
     node: str | None = None
     described: bool = False
     hip_name: str | None = None
+    render_node: int | None = None
 
     @property
     def label(self) -> str:

@@ -101,7 +101,6 @@ class ReportedDevice:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What an engine said of its memory; `rehearsed` when it said so without loading anything."""
+    """What an engine said of its memory."""
 
     devices: tuple[ReportedDevice, ...]
-    rehearsed: bool = False

@@ -11,7 +11,10 @@ from cotenant.domain.placements import Placement
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a model's file says of it; `bytes` are those of all its parts. Unknown is None."""
+    """What a model's file says of it; `bytes` are those of all its parts. Unknown is None.
+
+    Without a `chat_template` in its file a model continues texts, and was not made for chats.
+    """
 
     path: str
     bytes: int
@@ -20,6 +23,8 @@ class ModelFile:
     quantisation: str | None
     n_layers: int
     n_ctx_train: int | None
+    n_embd: int | None = None
+    chat_template: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ _BYTE_UNITS: Final = {
     "tb": 10**12,
 }
 _SECOND_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER_WITH_UNIT: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_NUMBER_WITH_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_DURATION: Final = re.compile(r"\d+(?:\.\d+)?|(?:\d+(?:\.\d+)?\s*[A-Za-z]+\s*)+")
 _MAX_BYTES: Final = 1 << 60
 
 
@@ -38,7 +39,7 @@ def parse_bytes(text: str) -> int:
     `K`, `M`, `G`, `T` alone are binary, as memory is sold; `KB`, `MB`, `GB` are decimal, as files are.
     Raises BadQuantity.
     """
-    match = _NUMBER_WITH_UNIT.fullmatch(text)
+    match = _NUMBER_WITH_UNIT.fullmatch(text.strip())
     unit = _BYTE_UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise BadQuantity(
@@ -69,14 +70,13 @@ def format_mib(count: int | None) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Read seconds from `300`, `250ms`, `30s`, `5m`, `2h` or `1d`. Raises BadQuantity."""
-    match = _NUMBER_WITH_UNIT.fullmatch(text)
-    unit = _SECOND_UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
+    """Read seconds from `300`, `250ms`, `30s`, `5m`, `2h`, `1d` or `1h30m`. Raises BadQuantity."""
+    pieces = _NUMBER_WITH_UNIT.findall(text) if _DURATION.fullmatch(text.strip()) else []
+    if not pieces or any(unit.lower() not in _SECOND_UNITS for _, unit in pieces):
         raise BadQuantity(
-            f"{text!r} is not a duration", hint="Write seconds or a unit, such as 30s, 5m or 1h."
+            f"{text!r} is not a duration", hint="Write seconds or a unit, such as 30s, 5m or 1h30m."
         )
-    return float(match[1]) * unit
+    return sum(float(number) * _SECOND_UNITS[unit.lower()] for number, unit in pieces)
 
 
 def format_duration(seconds: float) -> str:

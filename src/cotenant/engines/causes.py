@@ -1,9 +1,9 @@
 """The signs by which a log tells what ended an engine, the surest first.
 
-Wordings are those of llama.cpp, Ollama, vLLM, PyTorch, CUDA and the NVIDIA driver; real excerpts, each with
-its source, are in `tests/engines/logs`. A sign stands above another where both may be in one log and the
-first is nearer to the cause; a line such as `failed to load model` is no sign at all. What an engine prints
-and lives on with is faint: a CUDA build that runs on the CPU says that it found no card.
+Wordings are those of llama.cpp, Ollama, vLLM, PyTorch, CUDA, the NVIDIA driver, podman and docker; real
+excerpts, each with its source, are in `tests/engines/logs`. A sign stands above another where both may be in
+one log and the first is nearer to the cause; a line such as `failed to load model` is no sign at all. What an
+engine prints and lives on with is faint: a CUDA build that runs on the CPU says that it found no card.
 
 No pattern crosses a line, and lines are cut before they are searched, so a search takes linear time.
 """
@@ -59,6 +59,39 @@ _SHARING: Final = _signs(
     ),
 )
 
+_CONTAINER: Final = _signs(
+    (
+        Cause.DEVICE_MISSING,
+        r"unresolvable CDI devices ([^\s,]+(?:, [^\s,]+)*)",
+        "its container engine knows no GPU {0}",
+    ),
+    (
+        Cause.DEVICE_MISSING,
+        r"could not select device driver",
+        "docker has not been told how to give GPUs to containers",
+    ),
+    (
+        Cause.DEVICE_MISSING,
+        r"failed to stat CDI host device \"([^\"\n]+)\"",
+        "its GPU is described to containers with {0}, which is not there",
+    ),
+    (
+        Cause.DEVICE_MISSING,
+        r"\bl?stat (/dev/(?:nvidia|kfd|dri/)[^\s:]*): no such file",
+        "{0}, which its container was to have, is not there",
+    ),
+    (
+        Cause.DEVICE_MISSING,
+        r"nvidia-container-cli: device error: ([^\s:]+): unknown device",
+        "its container engine knows no GPU {0}",
+    ),
+    (
+        Cause.NOT_EXECUTABLE,
+        r"exec: \"([^\"\n]+)\": (?:executable file not found|stat \S+ no such file)",
+        "its image has no program {0}",
+    ),
+)
+
 _DRIVER: Final = _signs(
     (
         Cause.NO_KERNEL_IMAGE,
@@ -92,6 +125,11 @@ _MEMORY: Final = _signs(
     ),
     (
         Cause.CONTEXT_TOO_LARGE,
+        r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
+        "its context of {0} tokens is longer than the {1} that the model takes",
+    ),
+    (
+        Cause.CONTEXT_TOO_LARGE,
         r"failed to allocate buffer for (?:the )?kv cache|kv_cache_init\(\) failed|No available memory for "
         r"the cache blocks",
         "the memory left beside the weights does not hold its context",
@@ -117,6 +155,11 @@ _MEMORY: Final = _signs(
         r"|(?:unable|failed) to allocate (?:CUDA|ROCm|Vulkan|SYCL|Metal)\d* buffer|ErrorOutOfDeviceMemory"
         r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation",
         "its GPU is out of memory",
+    ),
+    (
+        Cause.HOST_MEMORY,
+        r"Available memory on node \d+ \(([\d.]+)/([\d.]+) GiB\) on .{1,20} is less than",
+        "only {0} of {1} GiB of RAM are free, less than it is told to take",
     ),
     (
         Cause.HOST_MEMORY,
@@ -193,6 +236,26 @@ _FILES: Final = _signs(
         "its build finds a place for {1} of the file's {0} tensors",
     ),
     (
+        Cause.NO_SUCH_FILE,
+        r"Repo id must be in the form .{1,60}: '(/[^'\n]*)'",
+        "there is no folder {0}",
+    ),
+    (
+        Cause.NO_SUCH_FILE,
+        r"local directory specified: '(/[^'\n]*)'",
+        "the folder {0} has no config.json",
+    ),
+    (
+        Cause.NO_SUCH_FILE,
+        r"Cannot find any model weights with `([^`\n]*)`",
+        "the folder {0} has no weights",
+    ),
+    (
+        Cause.CORRUPT_MODEL,
+        r"Couldn't instantiate the backend tokenizer",
+        "its folder lacks the tokenizer",
+    ),
+    (
         Cause.REPOSITORY_REFUSED,
         r"gated repo|GatedRepo|RepositoryNotFound|Repository Not Found|Invalid repository ID"
         r"|not a valid model identifier|40[13] Client Error",
@@ -207,6 +270,16 @@ _START: Final = _signs(
         Cause.BAD_ARGUMENT,
         r"error: (?:invalid argument|unknown argument|unrecognized arguments): ([^\s=]+)",
         "it does not know the argument {0}",
+    ),
+    (
+        Cause.BAD_ARGUMENT,
+        r"error: argument (--[\w/-]+): (?:invalid|expected) .{1,400}",
+        "its argument {0} has a value that it does not take",
+    ),
+    (
+        Cause.BAD_ARGUMENT,
+        r"Sleep mode is not supported on current platform",
+        "vLLM cannot sleep on this device",
     ),
     (
         Cause.BAD_ARGUMENT,
@@ -260,14 +333,33 @@ _FAINT: Final = _signs(
         r"(lib\S{1,80}): cannot open shared object file",
         "a library is missing on this machine: {0}",
     ),
-    (Cause.MISSING_PACKAGE, r"No module named '?([\w.]+)", "the package {0} is not installed"),
+    (
+        Cause.MISSING_PACKAGE,
+        r"(?:No module named '?|No package metadata was found for )([\w.-]+)",
+        "the package {0} is not installed",
+    ),
     (Cause.PERMISSION_DENIED, r"(?i:permission denied)", "something may not be read or written"),
     (Cause.NO_SUCH_FILE, r"FileNotFoundError|No such file or directory", "a file is missing"),
+    (
+        Cause.ILLEGAL_INSTRUCTION,
+        r"(?:Worker|Engine core) proc (\S+) died unexpectedly \(exit code: -4\)",
+        "its process {0} met an instruction that this processor does not have: its build is for another one",
+    ),
+    (
+        Cause.CRASHED,
+        r"(?:Worker|Engine core) proc (\S+) died unexpectedly \(exit code: -(?:6|7|8|11)\)",
+        "its process {0} crashed",
+    ),
+    (
+        Cause.OOM_KILLED,
+        r"(?:Worker|Engine core) proc (\S+) died unexpectedly|Failed core proc\(s\): \{'([^'\n]*)': -9\b",
+        "its process {0} died without a word, as when the kernel kills it for memory",
+    ),
     (Cause.LOAD_TIMEOUT, r"timed out waiting for llama runner", "it took too long to load"),
     (Cause.INTERNAL_CHECK, r"GGML_ASSERT\(|GGML_ABORT|ggml_abort", "it gave up on an internal check"),
 )
 
-STRONG: Final = (*_HARDWARE, *_SHARING, *_START, *_FILES, *_DRIVER, *_MEMORY)
+STRONG: Final = (*_HARDWARE, *_CONTAINER, *_SHARING, *_START, *_FILES, *_DRIVER, *_MEMORY)
 FAINT: Final = _FAINT
 """What counts only where neither a stronger sign nor a telling signal does."""
 
@@ -279,6 +371,7 @@ BENIGN: Final = re.compile(
 
 EMPTY_WORDS: Final = re.compile(
     r"failed to (?:load|create|init\w*) \S{0,60}\s?(?:model|context|server)|exiting due to"
-    r"|failed to load model|Failed to init server"
+    r"|failed to load model|Failed to init server|due to an exception in a background process"
+    r"|See root cause above"
 )
-"""What llama.cpp says on its way out of any failure."""
+"""What llama.cpp and vLLM say on their way out of any failure."""

@@ -57,6 +57,7 @@ class CommandHost:
                 order.env,
                 (order.model_path,) if order.model_path is not None else (),
                 terms.health_path,
+                has_family=True,
                 launch=order.launch,
             )
         except BaseException:

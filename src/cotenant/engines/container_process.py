@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.engines import container_keeper
+from cotenant.engines.diagnosis import diagnose
 from cotenant.engines.process import group_lives
 
 _REMOVES_WITHIN_S: Final = 60.0
@@ -95,9 +97,7 @@ class ContainerProcess:
             raise
         if (why := process._told.get("failed")) is not None:
             await process.wait()
-            raise EngineLoadFailed(
-                f"{job.model} could not be loaded: no container could be started: {why}", hint=job.hint
-            )
+            raise _not_created(job, why)
         return process
 
     @property
@@ -165,6 +165,14 @@ class ContainerProcess:
         rest = self._rest + self._reports.read()
         for line in rest.splitlines():
             self._told.update(json.loads(line))
+
+
+def _not_created(job: ContainerJob | GroupJob, why: str) -> EngineLoadFailed:
+    """Say why there is no container; of a card that is missing the remedy is not to look at the image."""
+    found = diagnose(1, why)
+    hint = found.remedy if found.cause is Cause.DEVICE_MISSING else job.hint
+    what = f"{job.model} could not be loaded: no container could be started: {why}"
+    return EngineLoadFailed(what, hint=hint, cause=found.cause)
 
 
 async def _gone(group: int) -> None:

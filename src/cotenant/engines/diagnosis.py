@@ -33,7 +33,10 @@ _PREFIXES: Final = tuple(
         r"(?:[a-z_][\w(]{2,60}:\s{1,8}){1,3}(?:error loading model: )?",
     )
 )
-_ERROR: Final = re.compile(r"(?:\[\d{1,9}\] )?(?:(?:\d{1,9}\.){1,3}\d{1,9} )?E\s")
+_ERROR: Final = re.compile(
+    r"(?:\[\d{1,9}\] )?(?:(?:\d{1,9}\.){1,3}\d{1,9} )?E\s"
+    r"|\([\w-]{1,40} pid=\d{1,9}\) ERROR .{1,80}\] \w{1,80}(?:Error|Exception): "
+)
 _WHERE: Final = re.compile(r"current device: \d+, in function \w+")
 _SECRET: Final = re.compile(
     r"(--?[\w-]{1,80}=|(?i:--?[\w-]{0,40}(?:key|token|secret|password)[\w-]{0,40}) )\S+"

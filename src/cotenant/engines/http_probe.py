@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import MIB
+from cotenant.tls import client_context, tls_fault
 
 _MAX_ANSWER_BYTES: Final = 4 * MIB
 
@@ -25,6 +25,19 @@ async def post(
 ) -> tuple[int, bytes] | None:
     """Send a JSON object; the answer as of `get`."""
     return await _ask(endpoint, "POST", path, json.dumps(body).encode(), timeout_s)
+
+
+async def fault(endpoint: Endpoint, *, timeout_s: float) -> str | None:
+    """Say why nobody can be asked there, as far as it will not pass by itself: what is wrong with its TLS."""
+    if not endpoint.tls:
+        return None
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=client_context())
+    except OSError as error:  # TimeoutError is one
+        return tls_fault(error)
+    writer.transport.abort()
+    return None
 
 
 def json_object(answer: tuple[int, bytes] | None) -> Mapping[str, Any] | None:
@@ -54,7 +67,7 @@ async def _ask(
 
 
 async def _exchange(endpoint: Endpoint, method: str, path: str, body: bytes) -> bytes:
-    context = ssl.create_default_context() if endpoint.tls else None
+    context = client_context() if endpoint.tls else None
     reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
     try:
         # HTTP/1.0: the answer ends with the connection and is never chunked.

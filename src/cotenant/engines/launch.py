@@ -21,7 +21,8 @@ class LaunchPlan:
     """One engine's start, whoever carries it out.
 
     `argv` begins with the program and is tied to nothing, unless `ties_itself` says that the program ends
-    with the process that starts it. `devices` are the GPUs that it may see, none for host RAM. `env` goes on
+    with the process that starts it; `has_family` says that it starts processes, which must not outlive it.
+    `devices` are the GPUs that it may see, none for host RAM. `env` goes on
     top of what the launcher gives every engine. `reads` are the files and folders that it opens, at these
     paths. It listens on `port` of the loopback address and answers 200 at `health_path` once it serves.
     `launch` says in what it runs: in an image, the program is the image's.
@@ -35,6 +36,7 @@ class LaunchPlan:
     reads: tuple[Path, ...] = ()
     health_path: str = "/health"
     ties_itself: bool = False
+    has_family: bool = False
     launch: LaunchTerms = ON_HOST
 
 
@@ -91,4 +93,4 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
         )
     argv = [found, *rest]
     env = engine_environment(os.environ, plan.devices, plan.env)
-    return (argv if plan.ties_itself else guarded(argv)), env
+    return (argv if plan.ties_itself else guarded(argv, family=plan.has_family)), env

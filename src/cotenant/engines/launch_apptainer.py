@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind, launch_environment
-from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed
+from cotenant.domain.errors import EngineLoadFailed
 from cotenant.engines.container_process import ContainerProcess, GroupJob
 from cotenant.engines.launch import Launched, LaunchPlan
+from cotenant.engines.launch_amd import is_amd
 from cotenant.engines.launch_container import MPS_VARIABLE, RunAs, readable_files
 
 _VARIABLES: Final = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}
@@ -26,7 +27,7 @@ class ApptainerLauncher:
         self._user = user or RunAs.of_daemon()
 
     async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
-        """Start it. Raises EngineLacksDevice, and EngineLoadFailed as root or without the image."""
+        """Start it. Raises EngineLoadFailed as root or without the image."""
         if self._user.daemon_is_root:
             raise EngineLoadFailed(
                 f"{plan.name} cannot be loaded: Apptainer would run it as root",
@@ -72,14 +73,10 @@ class ApptainerProcess:
 def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
     """Say what to run. There is no choice of devices: the variables alone hide the others."""
     cards = [d for d in plan.devices if d.kind is not DeviceKind.HOST and not d.described]
-    if foreign := [device.label for device in cards if device.hip_name is not None]:
-        raise EngineLacksDevice(
-            f"{plan.name} cannot be loaded: containers get NVIDIA's GPUs only, and {foreign[0]} is none",
-            hint="Give the model `launcher: host`, or GPUs of NVIDIA's by `gpus:`.",
-        )
     env = {"GGML_NO_BACKTRACE": "1", **launch_environment(cards), **plan.env}
     argv = [program, "exec", "--cleanenv", "--no-home", "--pwd", "/tmp"]  # noqa: S108  the image's own
-    argv += ["--nv"] if cards else []
+    if cards:
+        argv.append("--rocm" if is_amd(cards) else "--nv")
     argv += _binds(plan, env.get(MPS_VARIABLE))
     # Its own `--env` splits at commas, which lists of cards have.
     prefix = _VARIABLES[Path(program).name]

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.domain.devices import Device, DeviceKind, launch_environment
-from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed
+from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.container_owner import Owner
 from cotenant.engines.container_process import ContainerJob, ContainerProcess
 from cotenant.engines.launch import Launched, LaunchPlan
+from cotenant.engines.launch_amd import alone, amd_options, is_amd
 
 ENGINE_LABEL: Final = "cotenant.engine"
 OWNER_LABEL: Final = "cotenant.daemon"
@@ -77,7 +78,7 @@ def container_job(
     env = _environment(plan)
     name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
     create = [program, "create", "--name", name, *_identity(plan), *_walls(kind, user)]
-    create += _devices(plan, kind)
+    create += _devices(plan, kind, user)
     create += _mounts(plan, env, user)
     create += ["--env-file", "{env_file}"]
     # A file of variables has one a line.
@@ -111,16 +112,14 @@ def _walls(kind: LauncherKind, user: RunAs) -> Iterator[str]:
             yield "--userns=keep-id"
 
 
-def _devices(plan: LaunchPlan, kind: LauncherKind) -> Iterator[str]:
+def _devices(plan: LaunchPlan, kind: LauncherKind, user: RunAs) -> Iterator[str]:
     cards = _real(plan.devices)
-    if foreign := [device.label for device in cards if device.hip_name is not None]:
-        raise EngineLacksDevice(
-            f"{plan.name} cannot be loaded: containers get NVIDIA's GPUs only, and {foreign[0]} is none",
-            hint="Give the model `launcher: host`, or GPUs of NVIDIA's by `gpus:`.",
-        )
     if not cards:
         return
-    if kind is LauncherKind.PODMAN:
+    if is_amd(cards):
+        rootless = kind is LauncherKind.PODMAN and not user.daemon_is_root
+        yield from amd_options(plan.name, cards, rootless_podman=rootless)
+    elif kind is LauncherKind.PODMAN:
         for device in cards:
             yield f"--device=nvidia.com/gpu={device.id}"
     else:
@@ -183,7 +182,7 @@ def _mount(path: Path) -> str:
 
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
-    cards = _real(plan.devices)
+    cards = alone(_real(plan.devices))
     # Its user has neither a home nor a name in most images, and some engines end for want of one.
     given = {"HOME": "/tmp", "USER": "cotenant", "GGML_NO_BACKTRACE": "1", **launch_environment(cards)}  # noqa: S108
     if not cards:

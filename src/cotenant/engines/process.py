@@ -19,9 +19,13 @@ _GROUP_GONE_WITHIN_S: Final = 10.0
 _PROC: Final = Path("/proc")
 
 
-def guarded(argv: Sequence[str]) -> list[str]:
-    """Return a command that ties a foreign program to this process before it becomes that program."""
-    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *argv]
+def guarded(argv: Sequence[str], *, family: bool = False) -> list[str]:
+    """Return a command that ties a foreign program to this process before it becomes that program.
+
+    With `family`, what the program starts is tied too, by a small process of its group.
+    """
+    kin = [guard.FAMILY] if family else []
+    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *kin, *argv]
 
 
 class ChildProcess:

@@ -109,7 +109,7 @@ def _read(lines: list[str], order: EngineOrder) -> EngineReport | None:
             address = addresses[position] if position < len(addresses) else None
             devices.append(ReportedDevice(name, address, parts))
     host = replace(host, compute=exact_compute.get("CPU", host.compute))
-    return EngineReport((*devices, ReportedDevice("CPU", None, host, on_host=True)), rehearsed=True)
+    return EngineReport((*devices, ReportedDevice("CPU", None, host, on_host=True)))
 
 
 def _parts(row: re.Match[str], compute: int | None) -> Parts:

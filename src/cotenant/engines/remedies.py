@@ -36,7 +36,9 @@ REMEDIES: Final[dict[Cause, str]] = {
     Cause.NOT_A_MODEL: "Download it again, or correct the path: the first four bytes must be `GGUF`.",
     Cause.CORRUPT_MODEL: "Download it again and compare its size or checksum.",
     Cause.MODEL_MISMATCH: "A newer engine may know it (`cotenant engine install`); else convert it again.",
-    Cause.UNSUPPORTED_ARCHITECTURE: "Install a newer engine: `cotenant engine install`.",
+    Cause.UNSUPPORTED_ARCHITECTURE: (
+        "Install a newer engine: `cotenant engine install`, or for vLLM `pip install --upgrade vllm`."
+    ),
     Cause.UNSUPPORTED_QUANTISATION: (
         "Install a newer engine (`cotenant engine install`), or take the model in another quantisation."
     ),
@@ -76,13 +78,26 @@ REMEDIES: Final[dict[Cause, str]] = {
         "runtime; libcuda.so.1: the driver)."
     ),
     Cause.MISSING_PACKAGE: "Install it into the environment of the engine.",
-    Cause.NOT_EXECUTABLE: "Check --llama-server and the file's execute permission.",
+    Cause.NOT_EXECUTABLE: (
+        "Check --llama-server or the model's `command`, and the file's execute permission; of an image, its "
+        "PATH."
+    ),
     Cause.ILLEGAL_INSTRUCTION: "Install a build for this processor: `cotenant engine install`.",
     Cause.INTERNAL_CHECK: "Check the model file and its `args`; else report it to the engine's project.",
     Cause.CRASHED: "Check the model file and the disk; else try another engine build.",
     Cause.KILLED: "Somebody ended it: look for a supervisor, a limit or a colleague.",
     Cause.ENGINE_MISSING: "Run `cotenant engine install`.",
-    Cause.DEVICE_MISSING: "See `cotenant gpus` and `cotenant engine list`.",
+    Cause.DEVICE_MISSING: (
+        "See `cotenant gpus` and `cotenant engine list`. In containers, podman finds cards by CDI: "
+        "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`, anew after each update of the driver; "
+        "docker by NVIDIA's Container Toolkit: `sudo nvidia-ctk runtime configure --runtime=docker`, then "
+        "restart docker."
+    ),
+    Cause.UNTRUSTED_SERVER: (
+        "Name an authority of your own by SSL_CERT_FILE in Cotenant's environment; `address:` must have a "
+        "name, or IP address, that the certificate has."
+    ),
+    Cause.KEY_REFUSED: "Correct `api_key:` or the variable that `api_key_env:` names.",
     Cause.LOAD_TIMEOUT: "Give it more time with --load-timeout, or look at the disk's speed.",
     Cause.UNKNOWN: "",
 }

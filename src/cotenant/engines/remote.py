@@ -13,6 +13,7 @@ from cotenant.domain.models import EngineKind
 from cotenant.domain.units import format_duration
 from cotenant.engines import http_probe
 from cotenant.engines.elsewhere import ElsewhereEngine
+from cotenant.engines.remedies import REMEDIES
 from cotenant.interfaces import EngineOrder
 
 _PROBE_TIMEOUT_S: Final = 5.0
@@ -45,7 +46,11 @@ class RemoteEngine(ElsewhereEngine):
         self._watch_every_s = watch_every_s
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when it answers. Raises EngineLoadFailed if it does not take the key, EngineLoadTimeout."""
+        """Return when it answers.
+
+        Raises EngineLoadFailed if it does not take the key or its certificate is not trusted,
+        EngineLoadTimeout.
+        """
         last = "nobody answers there"
         try:
             async with asyncio.timeout(timeout_s):
@@ -61,25 +66,33 @@ class RemoteEngine(ElsewhereEngine):
         self._watched()
 
     async def _watch(self) -> None:
-        silent = 0
+        silent, cause = 0, Cause.UNKNOWN
         while silent < _SILENT_TIMES:
             await asyncio.sleep(self._watch_every_s)
             try:
                 problem = await self._problem()
             except EngineLoadFailed as error:
-                problem, silent = error.message, _SILENT_TIMES
+                problem, silent, cause = error.message, _SILENT_TIMES, error.cause
             silent = 0 if problem is None else silent + 1
         why = f"{self._name} at {self.endpoint.url} serves no more: {problem}"
-        self._ended(EngineEnd(why, Cause.UNKNOWN))
+        self._ended(EngineEnd(why, cause))
 
     async def _problem(self) -> str | None:
         """Say what is wrong with it; None if nothing is. Raises EngineLoadFailed where waiting is no use."""
         answer = await http_probe.get(self.endpoint, self._health_path, timeout_s=_PROBE_TIMEOUT_S)
         if answer is None:
-            return "nobody answers there"
+            fault = await http_probe.fault(self.endpoint, timeout_s=_PROBE_TIMEOUT_S)
+            if fault is None:
+                return "nobody answers there"
+            raise EngineLoadFailed(
+                f"{self._name} at {self.endpoint.url} cannot be reached: {fault}",
+                hint=REMEDIES[Cause.UNTRUSTED_SERVER],
+                cause=Cause.UNTRUSTED_SERVER,
+            )
         if answer[0] in _FORBIDDEN:
             raise EngineLoadFailed(
                 f"{self._name} at {self.endpoint.url} does not take the key: it answers {answer[0]}",
-                hint="Correct `api_key:` or the variable that `api_key_env:` names.",
+                hint=REMEDIES[Cause.KEY_REFUSED],
+                cause=Cause.KEY_REFUSED,
             )
         return None if answer[0] < 400 else f"it answers {answer[0]} at {self._health_path}"

@@ -80,6 +80,9 @@ class ServerEngine:
     requests to it must have, None for that of the model. What kinds of engine do otherwise, they override.
     """
 
+    _dies_with_status_0 = False
+    """Whether a failure may look like a success: then its log is asked."""
+
     def __init__(
         self, started: Started, build: EngineBuild, *, exclusive: bool = False, model: str | None = None
     ) -> None:
@@ -155,9 +158,12 @@ class ServerEngine:
         returncode = await self._process.wait()
         if self._stopping:
             return EngineEnd(f"{self._name} was stopped")
-        if returncode == 0:
-            return EngineEnd(f"{self._name} ended by itself", Cause.UNKNOWN)
+        by_itself = EngineEnd(f"{self._name} ended by itself", Cause.UNKNOWN)
+        if returncode == 0 and not self._dies_with_status_0:
+            return by_itself
         found = await asyncio.to_thread(self._diagnose, returncode, was_ready=True)
+        if returncode == 0 and found.cause is Cause.UNKNOWN:
+            return by_itself
         why = f"{self._name} died: {found.sentence}. {self._advice(found)}"
         return EngineEnd(why, found.cause)
 

@@ -22,7 +22,8 @@ from cotenant.engines.log_folder import LogFolder
 from cotenant.engines.ports import ReservedPort
 from cotenant.engines.server import ServerEngine, Started, start_server
 from cotenant.engines.sleeping import Meter, VllmSleep
-from cotenant.engines.vllm_arguments import vllm_argv, vllm_environment
+from cotenant.engines.vllm_arguments import sleep_level, vllm_argv, vllm_environment
+from cotenant.engines.vllm_release import check_release, installed_release
 from cotenant.interfaces import Engine, EngineOrder
 
 _METRICS_TIMEOUT_S: Final = 2.0
@@ -77,6 +78,8 @@ class VllmHost:
                 parked.engine.rouse()
                 return parked.engine
             await parked.engine.end(0)
+        release = None if order.launch.image else installed_release(terms.program)
+        check_release(release)
         port = ReservedPort()
         try:
             plan = LaunchPlan(
@@ -84,8 +87,9 @@ class VllmHost:
                 (*terms.program, *vllm_argv(order, port.number)),
                 port.number,
                 visible_devices(order),
-                {**vllm_environment(terms), **order.env},
+                {**vllm_environment(order), **order.env},
                 (order.model_path,),
+                has_family=True,
                 launch=order.launch,
             )
             program = shutil.which(terms.program[0]) or terms.program[0]
@@ -94,10 +98,9 @@ class VllmHost:
             raise
         started = await start_server(plan, port, self._launcher, self._logs)
         exclusive = any(device.id in self._exclusive for device in visible_devices(order))
-        sleeper = None
-        if terms.sleep and not exclusive:
-            sleeper = VllmSleep(terms.sleep, order, self._meter)
-        build = EngineBuild(EngineKind.VLLM, EngineForm.VLLM, program, "unknown")
+        level = 0 if exclusive else sleep_level(order)
+        sleeper = VllmSleep(level, order, self._meter) if level else None
+        build = EngineBuild(EngineKind.VLLM, EngineForm.VLLM, program, release or "unknown")
         return VllmEngine(order, started, build, self, sleeper, exclusive=exclusive)
 
     def park(self, engine: VllmEngine, order: EngineOrder) -> None:
@@ -123,6 +126,9 @@ class VllmHost:
 
 class VllmEngine(ServerEngine):
     """One vLLM server. With a `sleeper`, stopping it puts it to sleep if that works, and else ends it."""
+
+    # Its server shuts down in good order when the process that has the model has died.
+    _dies_with_status_0 = True
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
-"""What vLLM's server is told.
+"""What vLLM's server is told, in words that every release from 0.10.2 to 0.32 understands.
 
-Options as of `vllm serve --help`, 0.11; all are understood since 0.6 but `--enable-sleep-mode` (0.8.3).
+Sources: `engine/arg_utils.py` of 0.10.2, 0.13, 0.16, 0.20 and 0.32. `--task` went with 0.13, and
+`--kv-cache-memory-bytes` came with 0.10.2.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from cotenant.domain.engine_terms import VllmTerms
 from cotenant.domain.models import CacheType, ModelKind
 from cotenant.engines.ports import LOOPBACK
 from cotenant.interfaces import EngineOrder
-from cotenant.planning.tensor_parallel import utilization
+from cotenant.planning.tensor_parallel import batch_tokens, utilization
 
-_TASKS: Final = {ModelKind.EMBEDDING: "embed", ModelKind.RERANK: "score"}
+_CONVERSIONS: Final = {ModelKind.EMBEDDING: "embed", ModelKind.RERANK: "classify"}
+"""What a model that generates text is made into; one that already embeds or ranks stays as it is."""
 
 
 def vllm_argv(order: EngineOrder, port: int) -> tuple[str, ...]:
     """Return the arguments of `vllm`, the operator's own last."""
     recipe, shares = order.placement.recipe, order.placement.used_shares
     cards = [share for share in shares if share.device.kind is not DeviceKind.HOST]
-    terms = order.terms
     argv = [
         "serve",
         str(order.model_path),
@@ -36,23 +37,43 @@ def vllm_argv(order: EngineOrder, port: int) -> tuple[str, ...]:
         "--max-num-seqs",
         str(recipe.parallel),
         "--max-num-batched-tokens",
-        str(max(recipe.n_batch, recipe.parallel)),
+        str(batch_tokens(recipe, order.kind)),
         "--tensor-parallel-size",
         str(max(1, len(cards))),
     ]
-    fractions = [fraction for share in cards if (fraction := utilization(share)) is not None]
+    fractions = [fraction for share in shares if (fraction := utilization(share)) is not None]
     if fractions:
         argv += ["--gpu-memory-utilization", f"{max(fractions):.4f}"]
+    cache_bytes = max((share.parts.kv for share in shares), default=0)
+    if cache_bytes and "kv" not in order.placement.estimated:
+        argv += ["--kv-cache-memory-bytes", str(cache_bytes)]
     if recipe.cache_type_k is CacheType.Q8_0:
         argv += ["--kv-cache-dtype", "fp8"]
-    if order.kind in _TASKS:
-        argv += ["--task", _TASKS[order.kind]]
-    if isinstance(terms, VllmTerms) and terms.sleep:
+    if order.kind in _CONVERSIONS:
+        argv += ["--runner", "pooling", "--convert", _CONVERSIONS[order.kind]]
+    if sleep_level(order):
         argv.append("--enable-sleep-mode")
     return (*argv, *order.args)
 
 
-def vllm_environment(terms: VllmTerms) -> dict[str, str]:
-    """Return what vLLM needs besides arguments: sleeping is offered in its development mode only."""
-    # It listens on the loopback address alone, so that nobody else can put it to sleep.
-    return {"VLLM_SERVER_DEV_MODE": "1"} if terms.sleep else {}
+def sleep_level(order: EngineOrder) -> int:
+    """Return the level at which an order's engine sleeps, 0 for never.
+
+    On the CPU vLLM refuses to start with sleep mode (`ModelConfig.__post_init__`), and without it answers
+    `/sleep` with success and keeps all of its memory (`CPUWorker.sleep`).
+    """
+    terms, shares = order.terms, order.placement.used_shares
+    if not isinstance(terms, VllmTerms) or any(share.device.kind is DeviceKind.HOST for share in shares):
+        return 0
+    return terms.sleep
+
+
+def vllm_environment(order: EngineOrder) -> dict[str, str]:
+    """Return what vLLM needs besides arguments."""
+    # Since 0.20 its share of the card holds an estimate of the CUDA graphs, which the plan counts beside it.
+    told = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    if sleep_level(order):
+        # Sleeping is offered in its development mode only. It listens on the loopback address alone, so that
+        # nobody else can put it to sleep.
+        told["VLLM_SERVER_DEV_MODE"] = "1"
+    return told

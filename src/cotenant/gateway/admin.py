@@ -144,17 +144,20 @@ class Admin:
         name = find_model(ask.name, self._router.models()).name
         tail = ask.whole("tail", _LINES, MAX_LINES)
         follow = ask.switch("follow", False)
-        if operator.log_path(name) is None:
+        path = operator.log_path(name)
+        if path is None:
             raise UnknownRoute(
                 f"{name} has no log yet", hint="Its engine writes one when the model is loaded."
             )
 
-        reader = LogReader(partial(_log_path, operator, name), tail)
         if follow and ask.method == "GET":
+            following = LogReader(partial(_log_path, operator, name), tail)
             await self._streams.run(
-                ask.receive, ask.send, [TEXT_TYPE], reader.follow(self._timing.log_poll_s)
+                ask.receive, ask.send, [TEXT_TYPE], following.follow(self._timing.log_poll_s)
             )
             return
+        # The operator is asked in the event loop's thread alone.
+        reader = LogReader(lambda: path, tail)
         try:
             text = await asyncio.to_thread(reader.read)
         finally:

@@ -12,16 +12,11 @@ from typing import Any, Final, Literal, get_type_hints
 from pydantic import BaseModel, create_model
 
 from cotenant.domain.alerts import AlertKind
+from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
-from cotenant.domain.models import (
-    CacheType,
-    EngineKind,
-    FlashAttention,
-    ModelKind,
-    SplitMode,
-    SplitPolicy,
-)
+from cotenant.domain.models import EngineKind, ModelKind
 from cotenant.domain.requests import ModelFile
+from cotenant.gateway.plan_models import RecipeTold
 
 Bytes = dict[str, int | None]
 
@@ -66,25 +61,10 @@ class PlacementTold(BaseModel):
     warnings: list[str]
 
 
-class RecipeTold(BaseModel):
+class ServedRecipeTold(RecipeTold):
     """How a model runs; the context is shared by its slots."""
 
     engine: EngineKind
-    n_ctx: int
-    parallel: int
-    n_batch: int
-    n_ubatch: int
-    cache_type_k: CacheType
-    cache_type_v: CacheType
-    flash_attention: FlashAttention
-    kv_unified: bool
-    n_gpu_layers: int | str
-    split_mode: SplitMode
-    split_policy: SplitPolicy
-    tensor_split: list[float]
-    smart_split: bool
-    mmap: bool
-    mlock: bool
 
 
 class ServedTold(BaseModel):
@@ -98,7 +78,7 @@ class ServedTold(BaseModel):
     engine: EngineTold | None
     log_path: str | None
     placement: PlacementTold | None
-    recipe: RecipeTold | None
+    recipe: ServedRecipeTold | None
     file: ModelFile | None
     vision: bool
 
@@ -231,12 +211,13 @@ class OpenAiModelsTold(BaseModel):
 
 
 class FaultTold(BaseModel):
-    """A fault in OpenAI's form; `param` names the field at fault."""
+    """A fault in OpenAI's form; `param` names the field at fault, `cause` what ended an engine."""
 
     message: str
     type: str
     param: str | None
     code: str
+    cause: Cause | None = None
 
 
 class ErrorTold(BaseModel):

@@ -24,10 +24,11 @@ from cotenant.gateway.hosts import Hosts
 from cotenant.gateway.limits import Limits
 from cotenant.gateway.live import LiveStreams
 from cotenant.gateway.metrics import Metrics
-from cotenant.gateway.ollama_api import OllamaApi
+from cotenant.gateway.ollama_api import BLOBS, OllamaApi
 from cotenant.gateway.plans import PlanRoutes
 from cotenant.gateway.problems import send_problem
 from cotenant.gateway.proxy import Exchange, Proxy
+from cotenant.gateway.request_log import RequestLog
 from cotenant.gateway.sessions import Attempts, Sessions
 from cotenant.gateway.timing import Timing
 from cotenant.gateway.visitors import SESSION, Visitors
@@ -69,7 +70,7 @@ class Gateway:
     One instance belongs to one event loop. `clock` is the one by which the operator dates its decisions.
     `hosts` are names under which it may be asked beside those of local networks; `console` makes the pages,
     given the gateway to ask; `examine` looks the machine over, in a thread; `planner` plans without
-    loading.
+    loading; `request_log` is told of every request to a model.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Gateway:
         console: Callable[[App], Pages] | None = None,
         examine: Callable[[], Mapping[str, Any]] | None = None,
         planner: Planner | None = None,
+        request_log: RequestLog | None = None,
         limits: Limits | None = None,
         timing: Timing | None = None,
         clock: Clock | None = None,
@@ -97,7 +99,7 @@ class Gateway:
         now = (clock or SystemClock()).now
         self._visitors = Visitors(KeyRing(api_keys), Hosts(hosts), Sessions(now), Attempts(now))
         self._console = console(self) if console else None
-        self._proxy = Proxy(router, self.limits, timing)
+        self._proxy = Proxy(router, self.limits, timing, request_log)
         self._streams = LiveStreams()
         self._ollama = OllamaApi(self._proxy, operator, self._streams, puller)
         self._error_forms: dict[str, ErrorForm] = {
@@ -139,7 +141,7 @@ class Gateway:
         """Answer one request."""
         exchange: Exchange | None = None
         path = scope["path"]
-        form = self._error_forms.get(path)
+        form = self._error_forms.get(BLOBS if path.startswith(BLOBS) else path)
         if form is not None:
             send = ErrorsIn(send, form)
         try:
@@ -172,6 +174,8 @@ class Gateway:
         """Begin to count what the operator decides, and to keep the history."""
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._history.run()))
+        if self._proxy.request_log is not None:
+            self._tasks.append(loop.create_task(self._proxy.request_log.run(self._router)))
         if self._operator is not None:
             self._tasks.append(loop.create_task(self._count(self._operator)))
 
@@ -187,6 +191,8 @@ class Gateway:
         self._admin.close()
         for task in self._tasks:
             task.cancel()
+        if self._proxy.request_log is not None:
+            self._proxy.request_log.close(self._router)
 
     async def _count(self, operator: Operator) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -200,7 +206,7 @@ class Gateway:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is no request to a model. Raises UnknownRoute, UnknownModel and what orders raise."""
         path = scope["path"]
-        if path in self._ollama.routes:
+        if path in self._ollama.routes or path.startswith(BLOBS):
             await self._ollama.answer(scope, receive, send)
         elif path.startswith(PREFIX):
             await self._admin.answer(scope, receive, send)

@@ -13,14 +13,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.asgi import encode_json
 
 SHORT_TOKENS: Final = 256
 """A request limited to this many tokens is passed through as it is."""
 
 _MOST_CALLS: Final = 4096
-_LIMITS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
-_ASSEMBLED: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
-_AS_STREAM: Final = b'{"stream":true,"stream_options":{"include_usage":true},'
+RESPONSES_PATH: Final = b"/v1/responses"
+MESSAGES_PATH: Final = b"/v1/messages"
+_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+_TELLING_USAGE: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
+_ASSEMBLED: Final = _TELLING_USAGE | {RESPONSES_PATH, MESSAGES_PATH}
+_AS_STREAM: Final = b'{"stream":true,'
+_WITH_USAGE: Final = b'{"stream":true,"stream_options":{"include_usage":true},'
 _PREFIX: Final = b"data:"
 _DONE: Final = b"[DONE]"
 
@@ -28,20 +33,23 @@ _DONE: Final = b"[DONE]"
 def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes | None:
     """Return the body that asks for the same answer as a stream, or None to pass the request as it is.
 
-    Requests for several answers at once, and those with fields of unexpected types, are passed as they are.
+    Requests for several answers at once, those that are not waited for, and those with fields of unexpected
+    types are passed as they are.
     """
     if path not in _ASSEMBLED or request.get("stream") or not request:
         return None
     if request.get("n", 1) not in (1, None) or isinstance(request.get("prompt"), list):
+        return None
+    if request.get("background"):
         return None
     for name in _LIMITS:
         limit = request.get(name)
         if limit is not None and (not isinstance(limit, int) or 0 <= limit <= SHORT_TOKENS):
             return None
     if "stream" in request or "stream_options" in request:
-        options = {"stream": True, "stream_options": {"include_usage": True}}
-        return json.dumps({**request, **options}).encode()
-    return _AS_STREAM + body[body.index(b"{") + 1 :]
+        usage = {"stream_options": {"include_usage": True}} if path in _TELLING_USAGE else {}
+        return json.dumps({**request, "stream": True, **usage}).encode()
+    return (_WITH_USAGE if path in _TELLING_USAGE else _AS_STREAM) + body[body.index(b"{") + 1 :]
 
 
 def assemble(events: bytes) -> tuple[int, bytes]:
@@ -59,9 +67,9 @@ def assemble(events: bytes) -> tuple[int, bytes]:
 def _assembled(events: bytes) -> tuple[int, bytes]:
     answer: dict[str, Any] = {}
     choice: dict[str, Any] = {}
-    for event in _events(events):
+    for event in events_in(events):
         if "error" in event:
-            return _error_status(event["error"]), json.dumps({"error": event["error"]}).encode()
+            return error_status(event["error"]), json.dumps({"error": event["error"]}).encode()
         pieces = event.pop("choices", [])
         answer.update(event)
         for piece in pieces:
@@ -71,10 +79,11 @@ def _assembled(events: bytes) -> tuple[int, bytes]:
     _finish(choice)
     if answer.get("object") == "chat.completion.chunk":
         answer["object"] = "chat.completion"
-    return 200, json.dumps({"choices": [choice], **answer}, ensure_ascii=False).encode()
+    return 200, encode_json({"choices": [choice], **answer})
 
 
-def _events(stream: bytes) -> Iterator[dict[str, Any]]:
+def events_in(stream: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a stream's events. Raises UpstreamFailed for what is no JSON."""
     try:
         for line in stream.split(b"\n"):
             if not line.startswith(_PREFIX) or line[len(_PREFIX) :].strip() == _DONE:
@@ -157,6 +166,7 @@ def _finish(choice: dict[str, Any]) -> None:
         call["function"]["arguments"] = "".join(call["function"]["arguments"])
 
 
-def _error_status(error: Any) -> int:
+def error_status(error: Any) -> int:
+    """Return the status that an engine's error has by its own word, else that of a broken engine."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code <= 599 else 502

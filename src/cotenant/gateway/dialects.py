@@ -73,15 +73,15 @@ _ANTHROPIC_TYPES: Final = {
 
 
 def anthropic_error(status: int, body: bytes) -> bytes:
-    """Render an error as Anthropic's API does."""
+    """Render an error as Anthropic's API does, with what ended an engine where that is known."""
     usual = "invalid_request_error" if status < 500 else "api_error"
-    told = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message_of(body)}
+    told = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message_of(body), **_cause_in(body)}
     return encode_json({"type": "error", "error": told})
 
 
 def ollama_error(status: int, body: bytes) -> bytes:
-    """Render an error as Ollama's API does."""
-    return encode_json({"error": message_of(body)})
+    """Render an error as Ollama's API does, with what ended an engine where that is known."""
+    return encode_json({"error": message_of(body), **_cause_in(body)})
 
 
 def message_of(body: bytes) -> str:
@@ -135,6 +135,12 @@ def _error_in(body: bytes) -> Any:
     except (ValueError, RecursionError):
         return None
     return payload.get("error") if isinstance(payload, dict) else None
+
+
+def _cause_in(body: bytes) -> dict[str, str]:
+    error = _error_in(body)
+    cause = error.get("cause") if isinstance(error, dict) else None
+    return {"cause": cause} if isinstance(cause, str) else {}
 
 
 def _status(error: Any) -> int:

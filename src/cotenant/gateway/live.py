@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
-from typing import Final
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Final, TypeVar
 
 from cotenant.gateway.asgi import Header, Receive, Send
 
 _LAST_WRITE_S: Final = 1.0
+T = TypeVar("T")
 
 
 class LiveStreams:
@@ -81,6 +82,19 @@ async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes | None:
 async def _departure(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def unless_left(receive: Receive, work: Awaitable[T]) -> T | None:
+    """Return what work comes to, None if the client leaves first: the work has then been cancelled."""
+    working = asyncio.ensure_future(work)
+    departed = asyncio.create_task(_departure(receive))
+    try:
+        await asyncio.wait({working, departed}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        departed.cancel()
+        working.cancel()
+        await asyncio.gather(departed, working, return_exceptions=True)
 
 
 async def merged(*feeds: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

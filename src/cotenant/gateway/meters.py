@@ -82,8 +82,12 @@ class Meter:
         self.unloads: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
 
-    def read_tokens(self, answer_end: bytes) -> None:
-        """Count the tokens that the end of an answer tells in `usage` and `timings`."""
+    def read_tokens(self, answer_end: bytes) -> tuple[int, int]:
+        """Count the tokens that the end of an answer tells in `usage` and `timings`.
+
+        Returns those of the prompt and of the answer.
+        """
+        before = self.prompt_tokens, self.completion_tokens
         tail = answer_end[-TAIL_BYTES:]
         usage = tail.rfind(b'"usage":{')
         counts = _USAGE.match(tail, usage) if usage >= 0 else None
@@ -97,12 +101,21 @@ class Meter:
         timings = tail.rfind(b'"timings":{')
         if timings >= 0:
             self._read_timings(dict(_TIMINGS.findall(tail, timings)), counted=usage >= 0)
+        return self._since(*before)
 
-    def read_prompt(self, answer_start: bytes) -> None:
-        """Count the prompt of a stream in Anthropic's dialect, which tells it first of all."""
+    def read_prompt(self, answer_start: bytes) -> tuple[int, int]:
+        """Count the prompt of a stream in Anthropic's dialect, which tells it first of all.
+
+        Returns as `read_tokens` does.
+        """
+        before = self.prompt_tokens, self.completion_tokens
         usage = answer_start.find(b'"usage":{')
         if usage >= 0:
             self._read_input_and_output(answer_start[usage : usage + _USAGE_BYTES])
+        return self._since(*before)
+
+    def _since(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
+        return self.prompt_tokens - prompt_tokens, self.completion_tokens - completion_tokens
 
     def _read_input_and_output(self, usage: bytes) -> None:
         counts = dict(_COUNTS.findall(usage.partition(b"}")[0]))

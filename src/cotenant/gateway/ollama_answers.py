@@ -14,6 +14,7 @@ _NS: Final = 1_000_000_000
 _NS_PER_MS: Final = 1_000_000
 _DATA: Final = b"data:"
 _MOST_CALLS: Final = 4096
+_NORM_ERROR: Final = 1e-5
 
 
 @dataclass(slots=True)
@@ -25,64 +26,81 @@ class Spans:
     first_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What an event adds to the answer, to the thoughts before it, and to the probabilities of its tokens."""
+
+    answer: str = ""
+    thoughts: str = ""
+    probabilities: list[dict[str, Any]] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class _Call:
+    id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+
+    def told(self, index: int) -> dict[str, Any]:
+        """Return it as Ollama tells calls. Raises ValueError for arguments that are no JSON."""
+        arguments = json.loads("".join(self.arguments) or "{}")
+        function = {"index": index, "name": self.name, "arguments": arguments}
+        return {**({"id": self.id} if self.id else {}), "function": function}
 
 
 @dataclass(slots=True)
 class StreamReader:
     """Takes an engine's stream of events in pieces, and tells what each piece adds.
 
-    `error` is what the engine, or the gateway, said of a stream that failed.
+    `error` is what the engine, or the gateway, said of a stream that failed; `cause` what ended the engine.
     """
 
     error: str | None = None
+    cause: str | None = None
     finish_reason: str | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, Any] = field(default_factory=dict)
     _rest: bytes = b""
     _calls: list[_Call] = field(default_factory=list)
 
-    def read(self, piece: bytes) -> list[tuple[str, str]]:
-        """Take a piece; return what each event adds to the answer and to the thoughts before it.
+    def read(self, piece: bytes) -> list[Added]:
+        """Take a piece; return what each event adds.
 
         Raises UpstreamFailed for what is no stream of such events.
         """
         *lines, self._rest = (self._rest + piece).split(b"\n")
         try:
-            added = [self._take(event) for event in _events(lines)]
+            added = [found for event in _events(lines) if (found := self._take(event))]
         except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
             raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
-        return [(answer, thoughts) for answer, thoughts in added if answer or thoughts]
+        return added
 
     def calls(self) -> list[dict[str, Any]]:
         """Return the calls of tools, once the stream has ended. Raises UpstreamFailed if one is no JSON."""
         try:
-            return [
-                {"function": {"name": call.name, "arguments": json.loads("".join(call.arguments) or "{}")}}
-                for call in self._calls
-            ]
+            return [call.told(index) for index, call in enumerate(self._calls)]
         except (ValueError, RecursionError):
             raise UpstreamFailed("the model called a tool with arguments that are not JSON") from None
 
-    def _take(self, event: dict[str, Any]) -> tuple[str, str]:
+    def _take(self, event: dict[str, Any]) -> Added | None:
         if "error" in event:
             error = event["error"]
             self.error = str(error.get("message") if isinstance(error, dict) else error)
-            return "", ""
+            self.cause = error.get("cause") if isinstance(error, dict) else None
+            return None
         self.usage = event.get("usage") or self.usage
         self.timings = event.get("timings") or self.timings
         answer = thoughts = ""
+        probabilities: list[dict[str, Any]] = []
         for choice in event.get("choices") or ():
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             delta = choice.get("delta") or choice.get("message") or {}
             answer += (choice.get("text") or "") + (delta.get("content") or "")
             thoughts += delta.get("reasoning_content") or ""
+            probabilities += map(_log_probability, (choice.get("logprobs") or {}).get("content") or ())
             for call in delta.get("tool_calls") or ():
                 self._take_call(call)
-        return answer, thoughts
+        return Added(answer, thoughts, probabilities) if answer or thoughts or probabilities else None
 
     def _take_call(self, piece: dict[str, Any]) -> None:
         index = piece.get("index", len(self._calls))
@@ -91,8 +109,16 @@ class StreamReader:
         while len(self._calls) <= index:
             self._calls.append(_Call())
         function = piece.get("function") or {}
+        self._calls[index].id = piece.get("id") or self._calls[index].id
         self._calls[index].name += function.get("name") or ""
         self._calls[index].arguments.append(function.get("arguments") or "")
+
+
+def _log_probability(token: dict[str, Any]) -> dict[str, Any]:
+    """Return one of OpenAI's as Ollama's: the same, but for what llama.cpp adds."""
+    told = {name: token[name] for name in ("token", "logprob", "bytes") if token.get(name) is not None}
+    others = token.get("top_logprobs")
+    return {**told, "top_logprobs": list(map(_log_probability, others))} if others else told
 
 
 def _events(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
@@ -125,7 +151,7 @@ def counts(reader: StreamReader, spans: Spans, now: float) -> dict[str, int]:
 
 
 def vectors(answer: Mapping[str, Any], dimensions: int | None) -> list[list[float]]:
-    """Return the embeddings of an answer to /v1/embeddings, in order, cut to `dimensions` and normed anew.
+    """Return the embeddings of an answer to /v1/embeddings, in order, cut to `dimensions`, each of length 1.
 
     Raises UpstreamFailed if it has another shape.
     """
@@ -133,16 +159,15 @@ def vectors(answer: Mapping[str, Any], dimensions: int | None) -> list[list[floa
         rows = sorted(answer["data"], key=lambda row: row["index"])
         found = [[float(number) for number in row["embedding"]] for row in rows]
     except (TypeError, AttributeError, LookupError, ValueError):
-        raise UpstreamFailed("the engine's embeddings have no shape that is known") from None
-    return found if dimensions is None else [_shortened(vector, dimensions) for vector in found]
+        found = []
+    if not found:
+        raise UpstreamFailed("the engine's embeddings have no shape that is known")
+    return [_normed(vector[:dimensions]) for vector in found]
 
 
-def _shortened(vector: list[float], dimensions: int) -> list[float]:
-    if dimensions >= len(vector):
-        return vector
-    kept = vector[:dimensions]
-    norm = math.hypot(*kept)
-    return [number / norm for number in kept] if norm else kept
+def _normed(vector: list[float]) -> list[float]:
+    norm = math.hypot(*vector)
+    return [number / norm for number in vector] if norm and abs(norm - 1) > _NORM_ERROR else vector
 
 
 def _told_ns(ms: float | None, seen_s: float) -> int:

@@ -9,47 +9,53 @@ disk, but for a pull, is the operator's to do and is refused.
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 from cotenant import __version__
-from cotenant.domain.errors import BadRequest, NotOffered, WrongKind
+from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKind
+from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway import ollama_models
-from cotenant.gateway.asgi import Header, Receive, Scope, Send, send_json
+from cotenant.gateway.asgi import Receive, Scope, Send, send_json
 from cotenant.gateway.ask import Ask, Handler, Routes, dispatch
-from cotenant.gateway.dialects import CHAT, COMPLETIONS, EMBEDDINGS, Target
+from cotenant.gateway.dialects import CHAT, COMPLETIONS, Target
 from cotenant.gateway.kinds import is_read
-from cotenant.gateway.live import LiveStreams
-from cotenant.gateway.ollama_answers import vectors
-from cotenant.gateway.ollama_exchange import Lines, Translated, Whole, Wrap, as_chat, as_generated, timestamp
+from cotenant.gateway.live import LiveStreams, unless_left
+from cotenant.gateway.ollama_embed import Embedder
+from cotenant.gateway.ollama_exchange import Lines, Wrap, as_chat, as_generated, exchange, timestamp
 from cotenant.gateway.ollama_fields import Fields, items, objects, switch, text
 from cotenant.gateway.ollama_pull import PullRoute
 from cotenant.gateway.ollama_requests import (
     asks_for_nothing,
     chat_request,
-    embed_request,
     generate_request,
     raw_request,
+    stands_alone,
 )
-from cotenant.gateway.proxy import Exchange, Proxy
+from cotenant.gateway.proxy import Proxy
 from cotenant.gateway.request import parse, whole_body
 from cotenant.gateway.terms import read_wishes
 from cotenant.interfaces import Lease, LeaseTerms, Operator, Puller
 
-SPOKEN_VERSION: Final = "0.12.0"
+SPOKEN_VERSION: Final = "0.17.4"
 """The version of Ollama whose API this is; clients ask for it to learn what they may send."""
 
 _MAY_UNLOAD: Final = ollama_models.LOADED | {"loading"}
+BLOBS: Final = "/api/blobs/"
+_CREATE: Final = (
+    "Put the file into models_dir, or write an entry in the configuration (docs/configuration.md)."
+)
+_ACCOUNT: Final = "There are no accounts here."
 _REFUSED: Final = {
     "/api/delete": ("DELETE", "`cotenant models rm NAME` deletes a model's files."),
     "/api/copy": ("POST", "Give the model an alias in the configuration."),
-    "/api/create": ("POST", "Write an entry in the configuration (docs/configuration.md)."),
+    "/api/create": ("POST", _CREATE),
     "/api/push": ("POST", "Upload the file with the tools of its hub."),
+    "/api/me": ("POST", _ACCOUNT),
+    "/api/signout": ("POST", _ACCOUNT),
 }
 
 
@@ -61,6 +67,7 @@ class OllamaApi:
     ) -> None:
         self._proxy = proxy
         self._operator = operator
+        self._embedder = Embedder(proxy, self._hold)
         self.routes: Routes = {
             "/api/version": {"GET": self._version},
             "/api/tags": {"GET": self._tags},
@@ -72,11 +79,13 @@ class OllamaApi:
             "/api/embeddings": {"POST": self._embedding},
             "/api/pull": {"POST": PullRoute(puller, streams, proxy.limits).answer},
             **{path: {method: partial(_refuse, hint)} for path, (method, hint) in _REFUSED.items()},
+            BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
         }
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request to a path of `routes`. Raises what requests to models raise, and NotOffered."""
-        handlers: Mapping[str, Handler] = self.routes[scope["path"]]
+        path = scope["path"]
+        handlers: Mapping[str, Handler] = self.routes[BLOBS if path.startswith(BLOBS) else path]
         await dispatch(Ask(scope, receive, send), handlers)
 
     # What there is.
@@ -96,12 +105,14 @@ class OllamaApi:
             for model in self._proxy.router.models()
             if model.state in ollama_models.LOADED
         ]
+        models.sort(key=lambda told: told["expires_at"], reverse=True)
         await send_json(ask.send, 200, {"models": models})
 
     async def _show(self, ask: Ask) -> None:
         fields = await self._fields(ask)
         if fields is not None:
-            await send_json(ask.send, 200, ollama_models.shown(self._model(fields)))
+            model = self._model(fields, text(fields, "name"))
+            await send_json(ask.send, 200, ollama_models.shown(model))
 
     # What goes to engines.
 
@@ -113,6 +124,7 @@ class OllamaApi:
         if asks_for_nothing(fields):
             await self._load(ask, fields, model, as_chat)
             return
+        _check_writes(model, "chat")
         _check_images(model, any(message.get("images") for message in objects(fields, "messages")))
         await self._stream(ask, fields, CHAT, chat_request(fields, model.name), as_chat)
 
@@ -124,8 +136,9 @@ class OllamaApi:
         if asks_for_nothing(fields):
             await self._load(ask, fields, model, as_generated)
             return
+        _check_writes(model, "generate")
         _check_images(model, bool(items(fields, "images")))
-        if switch(fields, "raw", False):
+        if switch(fields, "raw", False) or (_continues(model) and stands_alone(fields)):
             target, request = COMPLETIONS, raw_request(fields, model.name)
         else:
             target, request = CHAT, generate_request(fields, model.name)
@@ -133,82 +146,49 @@ class OllamaApi:
 
     async def _embed(self, ask: Ask) -> None:
         fields = await self._fields(ask)
-        if fields is None:
-            return
-        name, dimensions = text(fields, "model"), fields.get("dimensions")
-        now = asyncio.get_running_loop().time
-        began_at = now()
-
-        def render(answer: Any) -> dict[str, Any]:
-            embeddings = vectors(answer, dimensions)
-            usage = answer.get("usage") or {}
-            return {
-                "model": name,
-                "embeddings": embeddings,
-                "total_duration": round((now() - began_at) * 1e9),
-                "load_duration": round(exchange.waited_s * 1e9),
-                "prompt_eval_count": usage.get("prompt_tokens", 0),
-            }
-
-        request = embed_request(fields, self._model(fields).name)
-        exchange = self._exchange(ask, EMBEDDINGS, request, Whole(ask.send, render))
-        await exchange.run()
+        if fields is not None:
+            await self._embedder.embed(ask, fields, _checked_embedder(self._model(fields)))
 
     async def _embedding(self, ask: Ask) -> None:
-        """Answer the older form, of one text."""
         fields = await self._fields(ask)
-        if fields is None:
-            return
-        request = embed_request({**fields, "input": text(fields, "prompt")}, self._model(fields).name)
-        whole = Whole(ask.send, lambda answer: {"embedding": vectors(answer, None)[0]})
-        await self._exchange(ask, EMBEDDINGS, request, whole).run()
+        if fields is not None:
+            await self._embedder.embed_one(ask, fields, _checked_embedder(self._model(fields)))
 
     async def _stream(
         self, ask: Ask, fields: Fields, target: Target, request: dict[str, Any], wrap: Wrap
     ) -> None:
         streaming = switch(fields, "stream", True)
-        lines = Lines(ask.send, text(fields, "model"), wrap, lambda: exchange.waited_s, streaming=streaming)
-        exchange = self._exchange(ask, target, request, lines)
-        await exchange.run()
-
-    def _exchange(self, ask: Ask, target: Target, request: dict[str, Any], send: Send) -> Exchange:
-        # Many clients, curl among them, name another type, or none.
-        headers: list[Header] = [header for header in ask.headers if header[0] != b"content-type"]
-        headers.append((b"content-type", b"application/json"))
-        receive = Translated(json.dumps(request).encode(), ask.receive)
-        return Exchange(self._proxy, target, headers, receive, send)
+        lines = Lines(ask.send, text(fields, "model"), wrap, lambda: asked.waited_s, streaming=streaming)
+        asked = exchange(self._proxy, ask, target, request, lines)
+        await asked.run()
 
     # Loading and unloading.
 
     async def _load(self, ask: Ask, fields: Fields, model: ServedModel, wrap: Wrap) -> None:
         """Load a model, or have it go once it is idle: what a request without a question asks for."""
-        terms = read_wishes(ask.headers, fields).terms
-        unloads = terms.keep_alive_s == 0
-        if not unloads or model.state in _MAY_UNLOAD:
-            lease = await self._lease_unless_left(ask, model.name, terms)
-            if lease is None:
-                return
-            lease.release()
-        told = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
-        head = {"model": text(fields, "model"), "created_at": timestamp()}
-        await send_json(ask.send, 200, {**head, **told})
+        unloads = _unloads(ask, fields)
+        if not unloads:
+            _check_writes(model, "chat" if wrap is as_chat else "generate")
+        if await self._hold(ask, fields, model):
+            told = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
+            head = {"model": text(fields, "model"), "created_at": timestamp()}
+            await send_json(ask.send, 200, {**head, **told})
+
+    async def _hold(self, ask: Ask, fields: Fields, model: ServedModel) -> bool:
+        if _unloads(ask, fields) and model.state not in _MAY_UNLOAD:
+            return True
+        lease = await self._lease_unless_left(ask, model.name, read_wishes(ask.headers, fields).terms)
+        if lease is None:
+            return False
+        lease.release()
+        return True
 
     async def _lease_unless_left(self, ask: Ask, name: str, terms: LeaseTerms) -> Lease | None:
         router = self._proxy.router
         lease = router.try_lease(name, terms)
         if lease is not None:
             return lease
-        waiting = asyncio.ensure_future(router.lease(name, terms))
-        departed = asyncio.ensure_future(_departure(ask.receive))
-        try:
-            await asyncio.wait({waiting, departed}, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return waiting.result()
-            return None
-        finally:
-            departed.cancel()
-            waiting.cancel()
-            await asyncio.gather(departed, waiting, return_exceptions=True)
+        return await unless_left(ask.receive, router.lease(name, terms))
 
     # What all of them need.
 
@@ -217,12 +197,35 @@ class OllamaApi:
         body = await whole_body(ask.receive, self._proxy.limits)
         return None if body is None else parse(body)
 
-    def _model(self, fields: Fields) -> ServedModel:
-        """Find the model that a request names, by either of the fields' names. Raises UnknownModel."""
-        name = text(fields, "model") or text(fields, "name")
+    def _model(self, fields: Fields, name: str = "") -> ServedModel:
+        """Find the model that a request names. Raises UnknownModel."""
+        name = text(fields, "model") or name
         if not name:
-            raise BadRequest("the request names no `model`", hint="GET /api/tags lists those served.")
+            raise BadRequest("`model` is required", hint="GET /api/tags lists those served.")
         return ollama_models.find(name, self._proxy.router.models())
+
+
+def _unloads(ask: Ask, fields: Fields) -> bool:
+    return read_wishes(ask.headers, fields).terms.keep_alive_s == 0
+
+
+def _continues(model: ServedModel) -> bool:
+    """Whether a model was made to go on with texts, so that Ollama too gives it the prompt as it is."""
+    return is_read(model) and model.file is not None and model.file.chat_template is False
+
+
+def _check_writes(model: ServedModel, what: str) -> None:
+    if is_read(model) and model.kind is not ModelKind.TEXT:
+        purpose = "embeddings: ask it at /api/embed" if model.kind is ModelKind.EMBEDDING else model.kind
+        raise WrongKind(f'"{model.name}" does not support {what}', hint=f"It is a model for {purpose}.")
+
+
+def _checked_embedder(model: ServedModel) -> ServedModel:
+    if is_read(model) and model.kind is not ModelKind.EMBEDDING:
+        raise WrongKind(
+            f'"{model.name}" does not support embeddings', hint=f"It is a model for {model.kind}."
+        )
+    return model
 
 
 def _check_images(model: ServedModel, asked: bool) -> None:
@@ -232,10 +235,11 @@ def _check_images(model: ServedModel, asked: bool) -> None:
         )
 
 
-async def _departure(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _no_blob(ask: Ask) -> None:
+    """Say what is true, since clients ask before they send one."""
+    raise UnknownRoute(f"there is no {ask.path.removeprefix(BLOBS)[:80]} here")
 
 
 async def _refuse(hint: str, ask: Ask) -> None:
-    raise NotOffered(f"{ask.path} is not offered here", hint=hint)
+    path = BLOBS.rstrip("/") if ask.path.startswith(BLOBS) else ask.path
+    raise NotOffered(f"{path} is not offered here", hint=hint)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.domain.units import MIB, format_bytes
 from cotenant.gateway.asgi import JSON_TYPE, Header, Message, Receive, Send, encode_json, send_json
-from cotenant.gateway.ollama_answers import Spans, StreamReader, counts, done_reason
-from cotenant.gateway.problems import encode_error, send_problem
+from cotenant.gateway.ask import Ask
+from cotenant.gateway.dialects import Target, ollama_error
+from cotenant.gateway.ollama_answers import Added, Spans, StreamReader, counts, done_reason
+from cotenant.gateway.problems import encode_error
+from cotenant.gateway.proxy import Exchange, Proxy
 
 _NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _MOST_BYTES: Final = 256 * MIB
@@ -58,8 +61,7 @@ class Lines:
         self._now = asyncio.get_running_loop().time
         self._spans = Spans(self._now())
         self._reader = StreamReader()
-        self._answer: list[str] = []
-        self._thoughts: list[str] = []
+        self._added: list[Added] = []
         self._whole: list[bytes] | None = None
         self._size = 0
         self._passing = False
@@ -87,14 +89,13 @@ class Lines:
             # An engine that does not stream answers one object, which reads as a stream's only event.
             self._whole.append(piece)
             piece = b"" if more else b"data: " + b"".join(self._whole).replace(b"\n", b" ") + b"\n"
-        for answer, thoughts in self._reader.read(piece):
+        for added in self._reader.read(piece):
             if self._spans.first_at is None:
                 self._spans.first_at = self._now()
             if self._streaming:
-                await self._line({**self._wrap(answer, thoughts, []), "done": False}, more=True)
+                await self._line(self._part(added, []), more=True)
             else:
-                self._answer.append(answer)
-                self._thoughts.append(thoughts)
+                self._added.append(added)
         if self._reader.error is not None:
             raise UpstreamFailed(self._reader.error)
         if not more:
@@ -104,10 +105,18 @@ class Lines:
         if self._reader.finish_reason is None:
             raise UpstreamFailed("the engine's stream ended before the answer was complete")
         calls = self._reader.calls()
-        self._ended = True
         self._spans.waited_s = self._waited_s()
+        if calls and self._streaming:
+            await self._line(self._part(Added(), calls), more=True)
+            calls = []
+        self._ended = True
+        whole = Added(
+            "".join(added.answer for added in self._added),
+            "".join(added.thoughts for added in self._added),
+            [each for added in self._added for each in added.probabilities],
+        )
         last = {
-            **self._wrap("".join(self._answer), "".join(self._thoughts), calls),
+            **self._part(whole, calls),
             "done": True,
             "done_reason": done_reason(self._reader),
             **counts(self._reader, self._spans, self._now()),
@@ -120,10 +129,10 @@ class Lines:
     async def _fail(self, why: str) -> None:
         """Tell the fault: with a status of its own where nothing was sent yet, else as the last line."""
         self._ended = True
+        error = encode_error(why, "server_error", None, "upstream_failed", self._reader.cause)
         if self._begun:
-            await self._send({"type": "http.response.body", "body": encode_json({"error": why}) + b"\n"})
+            await self._send({"type": "http.response.body", "body": ollama_error(_OK, error) + b"\n"})
         else:
-            error = encode_error(why, "server_error", None, "upstream_failed")
             await self._send({"type": "http.response.start", "status": 502, "headers": [JSON_TYPE]})
             await self._send({"type": "http.response.body", "body": error})
 
@@ -137,42 +146,60 @@ class Lines:
     def _head(self) -> dict[str, Any]:
         return {"model": self._model, "created_at": timestamp()}
 
+    def _part(self, added: Added, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        told = {**self._wrap(added.answer, added.thoughts, calls), "done": False}
+        return {**told, "logprobs": added.probabilities} if added.probabilities else told
 
-class Whole:
-    """Sends what `render` makes of an engine's whole JSON answer."""
 
-    def __init__(self, send: Send, render: Callable[[Any], dict[str, Any]]) -> None:
-        self._send = send
-        self._render = render
+class Kept:
+    """Keeps an engine's answer until it is whole. `status` is None as long as there is none."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self._head: Message = {}
         self._pieces: list[bytes] = []
         self._size = 0
-        self._passing = False
-        self._ended = False
+
+    @property
+    def body(self) -> bytes:
+        """What has come."""
+        return b"".join(self._pieces)
 
     async def __call__(self, message: Message) -> None:
         """Take the next message of the Exchange."""
         if message["type"] == "http.response.start":
-            self._passing = message["status"] != _OK
-        if self._passing:
-            await self._send(message)
-        elif message["type"] == "http.response.body" and not self._ended:
-            try:
-                await self._take(message.get("body", b""), more=message.get("more_body", False))
-            except UpstreamFailed as error:
-                self._ended = True
-                await send_problem(self._send, error)
-
-    async def _take(self, piece: bytes, *, more: bool) -> None:
-        self._size += len(piece)
-        _check_size(self._size)
-        self._pieces.append(piece)
-        if more:
+            self._head, self.status = message, message["status"]
             return
+        piece = message.get("body", b"")
+        self._size += len(piece)
+        if self._size <= _MOST_BYTES:
+            self._pieces.append(piece)
+
+    async def pass_on(self, send: Send) -> None:
+        """Send it as it came, if it came."""
+        if self.status is not None:
+            await send(self._head)
+            await send({"type": "http.response.body", "body": self.body})
+
+    def payload(self) -> dict[str, Any]:
+        """Return the object that it is. Raises UpstreamFailed if it is none, or without measure."""
+        _check_size(self._size)
         try:
-            answer = json.loads(b"".join(self._pieces))
+            found = json.loads(self.body)
         except (ValueError, RecursionError):
             raise UpstreamFailed("the engine's answer is not JSON") from None
-        await send_json(self._send, _OK, self._render(answer))
+        if not isinstance(found, dict):
+            raise UpstreamFailed("the engine's answer is no JSON object")
+        return found
+
+
+def exchange(proxy: Proxy, ask: Ask, target: Target, request: Mapping[str, Any], send: Send) -> Exchange:
+    """Make the Exchange of a translated request, with what the client's headers say of its lease."""
+    # Many clients, curl among them, name another type, or none.
+    headers: list[Header] = [header for header in ask.headers if header[0] != b"content-type"]
+    headers.append((b"content-type", b"application/json"))
+    receive = Translated(json.dumps(request).encode(), ask.receive)
+    return Exchange(proxy, target, headers, receive, send)
 
 
 def as_chat(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str, Any]:

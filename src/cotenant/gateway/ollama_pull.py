@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -11,12 +11,13 @@ from cotenant.domain.hub import PullStep
 from cotenant.gateway.asgi import Header, encode_json, send_json
 from cotenant.gateway.ask import Ask
 from cotenant.gateway.limits import Limits
-from cotenant.gateway.live import LiveStreams
+from cotenant.gateway.live import LiveStreams, unless_left
 from cotenant.gateway.ollama_fields import switch, text
 from cotenant.gateway.request import parse, whole_body
 from cotenant.interfaces import Puller
 
 _NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
+_SUCCESS: Final = {"status": "success"}
 
 
 class PullRoute:
@@ -36,36 +37,37 @@ class PullRoute:
         name = text(fields, "model") or text(fields, "name")
         if not name:
             raise BadRequest("the request names no `model`", hint="Write hf.co/ORG/REPO:QUANT.")
+        streaming = switch(fields, "stream", True)
         if self._puller is None:
             raise NotOffered(
                 "there is no folder to pull models to", hint="Set models_dir in the configuration."
             )
-        steps = self._puller.pull(name)
-        # A name that means nothing, a hub that is silent: told with a status of their own.
-        first = await anext(steps, None)
-        if switch(fields, "stream", True):
-            await self._streams.run(ask.receive, ask.send, [_NDJSON], _lines(first, steps))
-            return
-        async with aclosing(steps):
-            async for _ in steps:
-                pass
-        await send_json(ask.send, 200, {"status": "success"})
+        async with aclosing(self._puller.pull(name)) as steps:
+            if not streaming:
+                if await unless_left(ask.receive, _to_the_end(steps)):
+                    await send_json(ask.send, 200, _SUCCESS)
+                return
+            # A name that means nothing, a hub that is silent: told with a status of their own.
+            first = await unless_left(ask.receive, anext(steps))
+            if first is not None:
+                await self._streams.run(ask.receive, ask.send, [_NDJSON], _lines(first, steps))
 
 
-async def _lines(
-    first: PullStep | None, steps: AsyncGenerator[PullStep, None]
-) -> AsyncGenerator[bytes, None]:
-    """Yield a line for each step; the pull ends with its reader."""
-    async with aclosing(steps):
-        if first is not None:
-            yield encode_json(_as_told(first)) + b"\n"
-        try:
-            async for step in steps:
-                yield encode_json(_as_told(step)) + b"\n"
-        except CotenantError as error:
-            yield encode_json({"error": f"{error.message}. {error.hint}".rstrip(". ")}) + b"\n"
-        else:
-            yield encode_json({"status": "success"}) + b"\n"
+async def _to_the_end(steps: AsyncIterator[PullStep]) -> bool:
+    async for _ in steps:
+        pass
+    return True
+
+
+async def _lines(first: PullStep, steps: AsyncIterator[PullStep]) -> AsyncGenerator[bytes, None]:
+    yield encode_json(_as_told(first)) + b"\n"
+    try:
+        async for step in steps:
+            yield encode_json(_as_told(step)) + b"\n"
+    except CotenantError as error:
+        yield encode_json({"error": f"{error.message}. {error.hint}".rstrip(". ")}) + b"\n"
+    else:
+        yield encode_json(_SUCCESS) + b"\n"
 
 
 def _as_told(step: PullStep) -> dict[str, Any]:

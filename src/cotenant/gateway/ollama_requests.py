@@ -9,32 +9,29 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.domain.errors import BadRequest, NotOffered
-from cotenant.gateway.ollama_fields import Fields, items, mapping, objects, text
+from cotenant.gateway.ollama_fields import Fields, items, mapping, objects, switch, text
 
 _LOG = logging.getLogger("cotenant.gateway")
 
-_SAMPLING: Final[Mapping[str, tuple[str, type | tuple[type, ...]]]] = {
-    "num_predict": ("max_tokens", int),
-    "num_keep": ("n_keep", int),
-    "seed": ("seed", int),
-    "top_k": ("top_k", int),
-    "repeat_last_n": ("repeat_last_n", int),
-    "mirostat": ("mirostat", int),
-    "temperature": ("temperature", (int, float)),
-    "top_p": ("top_p", (int, float)),
-    "min_p": ("min_p", (int, float)),
-    "typical_p": ("typical_p", (int, float)),
-    "repeat_penalty": ("repeat_penalty", (int, float)),
-    "presence_penalty": ("presence_penalty", (int, float)),
-    "frequency_penalty": ("frequency_penalty", (int, float)),
-    "mirostat_tau": ("mirostat_tau", (int, float)),
-    "mirostat_eta": ("mirostat_eta", (int, float)),
-}
-"""Ollama's options, by the names that llama.cpp has for them beside OpenAI's."""
+_WHOLE: Final = ("num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
+_FRACTIONS: Final = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "mirostat_tau",
+    "mirostat_eta",
+)
+_RENAMED: Final[Mapping[str, str]] = {"num_predict": "max_tokens", "num_keep": "n_keep"}
+"""Options that OpenAI, or llama.cpp beside it, has by another name."""
 
 _IMAGE_TYPES: Final = (
     (b"\x89PNG", "image/png"),
@@ -44,6 +41,9 @@ _IMAGE_TYPES: Final = (
     (b"BM", "image/bmp"),
 )
 _MAGIC_CHARACTERS: Final = 8
+_MOST_LOG_PROBABILITIES: Final = 20
+_NO_CALL: Final = "call_0"
+_OF_CHATS: Final = ("format", "images", "suffix")
 _STREAM: Final = {"stream": True, "stream_options": {"include_usage": True}}
 
 _told_of: set[tuple[str, ...]] = set()
@@ -78,22 +78,48 @@ def generate_request(fields: Fields, model: str) -> dict[str, Any]:
 
 
 def raw_request(fields: Fields, model: str) -> dict[str, Any]:
-    """Translate a `raw` request to /api/generate into one to /v1/completions. Raises BadRequest."""
-    for name in ("format", "images", "system", "template", "suffix"):
+    """Translate a request to /api/generate, whose prompt is to stand alone, into one to /v1/completions.
+
+    Raises BadRequest, or NotOffered for what is told of chats only.
+    """
+    for name in ("system", "template", "context"):
         if fields.get(name):
             raise BadRequest(f"`raw` and `{name}` exclude each other", hint="Leave out one of them.")
-    return {"model": model, "prompt": text(fields, "prompt"), **_STREAM, **_common(fields)}
+    for name in _OF_CHATS:
+        if fields.get(name):
+            raise NotOffered(f"`{name}` of a `raw` prompt is not offered here", hint="Leave out `raw`.")
+    common = _common(fields)
+    if common.pop("logprobs", False):
+        most = common.pop("top_logprobs", 1)
+        # A number in this older form of OpenAI's; llama.cpp has a name of its own for it.
+        common |= {"logprobs": most, "n_probs": most}
+    return {"model": model, "prompt": text(fields, "prompt"), **_STREAM, **common}
 
 
-def embed_request(fields: Fields, model: str) -> dict[str, Any]:
-    """Translate a request to /api/embed into one to /v1/embeddings. Raises BadRequest."""
+def stands_alone(fields: Fields) -> bool:
+    """Whether a request to /api/generate asks for nothing but more of its prompt."""
+    return not any(fields.get(name) for name in ("system", "template", "context", *_OF_CHATS))
+
+
+def embed_texts(fields: Fields) -> list[str]:
+    """Read the texts of a request to /api/embed, none if it only loads. Raises BadRequest."""
     given = fields.get("input")
-    texts = given if isinstance(given, list) else [given]
-    if not texts or any(not isinstance(each, str) for each in texts):
+    texts = given if isinstance(given, list) else [given] if given not in (None, "") else []
+    if any(not isinstance(each, str) for each in texts):
         raise BadRequest("`input` is not a text or a list of texts", hint="Send one text at least.")
+    return texts
+
+
+def embed_dimensions(fields: Fields) -> int | None:
+    """Read to how many numbers vectors are cut; None leaves them whole. Raises BadRequest."""
     dimensions = fields.get("dimensions")
-    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
-        raise BadRequest(f"`dimensions` is not a number above 0 but {dimensions!r}"[:120])
+    if dimensions is not None and type(dimensions) is not int:
+        raise BadRequest(f"`dimensions` is not a number but {dimensions!r}"[:120])
+    return dimensions if dimensions is not None and dimensions > 0 else None
+
+
+def embed_request(fields: Fields, model: str, texts: Sequence[str | list[int]]) -> dict[str, Any]:
+    """Make the request to /v1/embeddings; each text may be given as its tokens. Raises BadRequest."""
     _options(fields)
     return {"model": model, "input": texts, "encoding_format": "float", **_kept(fields)}
 
@@ -104,7 +130,13 @@ def asks_for_nothing(fields: Fields) -> bool:
 
 
 def _common(fields: Fields) -> dict[str, Any]:
-    return {**_options(fields), **_format(fields), **_thinking(fields), **_kept(fields)}
+    return {
+        **_options(fields),
+        **_format(fields),
+        **_thinking(fields),
+        **_log_probabilities(fields),
+        **_kept(fields),
+    }
 
 
 def _kept(fields: Fields) -> dict[str, Any]:
@@ -116,15 +148,15 @@ def _options(fields: Fields) -> dict[str, Any]:
     """Translate the options of sampling; those of loading are the operator's to set, and are left out."""
     options = mapping(fields, "options")
     told: dict[str, Any] = {}
-    for name, (ours, kinds) in _SAMPLING.items():
+    for name in (*_WHOLE, *_FRACTIONS):
         value = options.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BadRequest(f"`options.{name}` is not a number but {value!r}"[:120])
-        told[ours] = value
-    if told.get("max_tokens", 0) < 0:
-        # Ollama's -1 is no limit, and -2 the context's own: llama.cpp stops there in any case.
+        told[_RENAMED.get(name, name)] = _whole(value) if name in _WHOLE else value
+    if told.get("max_tokens", 1) <= 0:
+        # Ollama's 0 and -1 are no limit, and -2 the context's own: llama.cpp stops there in any case.
         del told["max_tokens"]
     stop = options.get("stop")
     if stop is not None:
@@ -132,8 +164,13 @@ def _options(fields: Fields) -> dict[str, Any]:
         if any(not isinstance(each, str) for each in stops):
             raise BadRequest("`options.stop` is not a text or a list of texts")
         told["stop"] = stops
-    _tell_of_ignored(tuple(sorted(options.keys() - _SAMPLING.keys() - {"stop"})))
+    _tell_of_ignored(tuple(sorted(options.keys() - {*_WHOLE, *_FRACTIONS, "stop"})))
     return told
+
+
+def _whole(number: float) -> int:
+    """Cut a number as Ollama does, which clients that know only one type of numbers may send with a point."""
+    return int(number) if math.isfinite(number) else 0
 
 
 def _tell_of_ignored(names: tuple[str, ...]) -> None:
@@ -167,6 +204,15 @@ def _thinking(fields: Fields) -> dict[str, Any]:
     raise BadRequest("`think` is neither true, false, low, medium nor high")
 
 
+def _log_probabilities(fields: Fields) -> dict[str, Any]:
+    most = fields.get("top_logprobs") or 0
+    if type(most) is not int or not 0 <= most <= _MOST_LOG_PROBABILITIES:
+        raise BadRequest(f"`top_logprobs` is not a number from 0 to {_MOST_LOG_PROBABILITIES}")
+    if not switch(fields, "logprobs", False):
+        return {}
+    return {"logprobs": True, **({"top_logprobs": most} if most else {})}
+
+
 def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
     """Translate messages; calls of tools get the ids by which OpenAI joins results to them."""
     open_calls: list[tuple[str, str]] = []
@@ -195,15 +241,15 @@ def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
 
 
 def _answered(open_calls: list[tuple[str, str]], name: str) -> str:
-    """Take the oldest call that a result is of: of the tool that it names, if it does."""
+    """Take the oldest call that a result is of: of the tool that it names, if it does.
+
+    Ollama minds no result without a call, as clients that cut old messages off send it.
+    """
     for call in open_calls:
         if not name or call[0] == name:
             open_calls.remove(call)
             return call[1]
-    raise BadRequest(
-        f"a message of role `tool` answers no call{f' of {name[:60]}' if name else ''}",
-        hint="Send the assistant's message with its `tool_calls` before it.",
-    )
+    return _NO_CALL
 
 
 def _content(words: str, images: Any) -> Any:

@@ -131,15 +131,17 @@ def envelope(error: BaseException) -> bytes:
     problem = problem_of(error)
     if isinstance(error, CotenantError):
         param = error.field if isinstance(error, errors.BadAssignment) else problem.param
-        return encode_error(_sentences(error), problem.type, param, error.code)
+        cause = error.cause if isinstance(error, errors.EngineError) else None
+        return encode_error(_sentences(error), problem.type, param, error.code, cause)
     return encode_error(
         "The gateway failed on this request; its log says why.", problem.type, None, "internal"
     )
 
 
-def encode_error(message: str, kind: str, param: str | None, code: str) -> bytes:
-    """Render OpenAI's error object."""
-    return encode_json({"error": {"message": message, "type": kind, "param": param, "code": code}})
+def encode_error(message: str, kind: str, param: str | None, code: str, cause: str | None = None) -> bytes:
+    """Render OpenAI's error object; `cause` is a field of ours, there only for faults of engines."""
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return encode_json({"error": error if cause is None else {**error, "cause": cause}})
 
 
 def is_envelope(body: bytes) -> bool:

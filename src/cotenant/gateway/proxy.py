@@ -12,17 +12,19 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UnknownModel, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
-from cotenant.gateway.assembly import assemble, stream_body
+from cotenant.gateway.assembly import stream_body
+from cotenant.gateway.dialect_assembly import assembler
 from cotenant.gateway.dialects import Target, is_foreign
 from cotenant.gateway.kinds import Kinds
 from cotenant.gateway.limits import Limits
 from cotenant.gateway.meters import Meter, Meters
 from cotenant.gateway.problems import encode_error, envelope, is_envelope, problem_of, unknown_model
 from cotenant.gateway.request import engine_body, engine_head, model_name, parse, whole_body
+from cotenant.gateway.request_log import Ended, RequestLog
 from cotenant.gateway.terms import Wishes, read_wishes
 from cotenant.gateway.timing import Timing
 from cotenant.gateway.upstream import Connection, Pool
-from cotenant.gateway.waiting import STREAM_HEADERS, wait_comment
+from cotenant.gateway.waiting import STREAM_HEADERS, Wait
 from cotenant.gateway.watch import Watch
 from cotenant.interfaces import Lease, Router
 
@@ -30,14 +32,18 @@ _log = logging.getLogger("cotenant.gateway")
 
 _MAX_ERROR_BYTES: Final = 64 * KIB
 _MAX_ASSEMBLED_BYTES: Final = 256 * MIB
-_NOTICE_POLL_S: Final = 0.02
+_CLIENT_LEFT: Final = 499
+"""The status under which a request is logged whose client did not wait for an answer."""
 
 
 class Proxy:
     """What all requests share: the router, the limits, the connections, the meters."""
 
-    def __init__(self, router: Router, limits: Limits, timing: Timing) -> None:
+    def __init__(
+        self, router: Router, limits: Limits, timing: Timing, request_log: RequestLog | None = None
+    ) -> None:
         self.router = router
+        self.request_log = request_log
         self.limits = limits
         self.timing = timing
         self.pool = Pool()
@@ -55,12 +61,13 @@ class Exchange:
 
     __slots__ = (
         "_answered",
+        "_asked",
         "_assembling",
         "_begun_at",
         "_connection",
         "_departed",
         "_failed",
-        "_failed_at",
+        "_granted_at",
         "_headers",
         "_last_chunk",
         "_listener",
@@ -72,7 +79,8 @@ class Exchange:
         "_status",
         "_streaming",
         "_target",
-        "_waiting",
+        "_tokens",
+        "_wait",
         "_wishes",
         "started",
         "waited_s",
@@ -91,14 +99,16 @@ class Exchange:
         self._wishes: Wishes
         self._connection: Connection | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._waiting: asyncio.Future[Lease] | None = None
-        self._failed: Endpoint | None = None
-        self._failed_at = 0.0
+        self._wait: Wait | None = None
+        self._failed = False
         self._departed = False
         self._assembling = False
         self._streaming = False
         self._answered = False
         self._status = 500
+        self._asked: str | None = None
+        self._granted_at: float | None = None
+        self._tokens = (0, 0)
         self.started = False
         self.waited_s = 0.0
         self._last_chunk = b""
@@ -120,6 +130,7 @@ class Exchange:
             self._meter = proxy.meters.of(name)
             self._wishes = read_wishes(self._headers, request)
             proxy.kinds.check(name, self._target)
+            self._asked = name
             self._streaming = request.get("stream") is True and self._target.streams
             as_stream = stream_body(self._target.path, request, body)
             self._assembling = as_stream is not None
@@ -139,8 +150,18 @@ class Exchange:
         finally:
             proxy.watch.leave(self)
             self._meter.by_class[0 if self._departed else min(self._status // 100, 5)] += 1
+            if proxy.request_log is not None and self._asked is not None:
+                self._log(proxy.request_log, self._asked)
             if self._listener is not None:
                 self._listener.cancel()
+
+    def _log(self, log: RequestLog, name: str) -> None:
+        if self._meter is self._proxy.meters.nameless:
+            return
+        status = _CLIENT_LEFT if self._departed else self._status
+        prompt, output = self._tokens
+        now, terms = self._loop.time(), self._wishes.terms
+        log.add(Ended(self._begun_at, self._granted_at, now, name, status, prompt, output, terms))
 
     # The request.
 
@@ -151,11 +172,8 @@ class Exchange:
             lease = self._lease_at_once(name) or await self._wait_for_lease(name)
             if lease is None:
                 return
-            if self._is_unnoticed(lease.endpoint):
-                lease.release()
-                await self._turn_to_another()
-                continue
             meter.in_flight += 1
+            self._granted_at = self._loop.time()
             try:
                 status = await self._ask(lease.endpoint, body)
                 if status >= 400:
@@ -168,41 +186,42 @@ class Exchange:
             except UpstreamFailed as error:
                 if self._departed:
                     return
-                repeated = self._may_repeat(lease.endpoint)
+                repeated = self._may_repeat()
                 what = "is asked again" if repeated else "failed"
                 _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), error.message)
                 if not repeated:
-                    raise
+                    raise await self._fault(lease, error) from None
             finally:
                 meter.in_flight -= 1
                 self._part_from_engine(lease)
-            await self._turn_to_another()
+            if not await self._turn_from(lease):
+                return
 
-    def _may_repeat(self, endpoint: Endpoint) -> bool:
+    def _may_repeat(self) -> bool:
         """Whether a failed request may go to an engine again: once, if it lost its engine unanswered."""
         connection = self._connection
         lost = connection is None or connection.lost
-        if self._answered or not lost or self._failed is not None:
+        if self._answered or not lost or self._failed:
             return False
-        self._failed, self._failed_at = endpoint, self._loop.time()
+        self._failed = True
         return True
 
-    def _is_unnoticed(self, endpoint: Endpoint) -> bool:
-        """Whether this is the engine that failed, and the daemon may yet notice that it is dead.
+    async def _turn_from(self, lease: Lease) -> bool:
+        """Forget an engine that failed, once the daemon has seen it dead; False if the client leaves.
 
         A process that dies takes its time, seconds if a driver cleans up after it, and its socket may take
         connections until then: the second try must not be wasted on it.
         """
-        if self._failed is None or endpoint != self._failed:
-            return False
-        return self._loop.time() < self._failed_at + self._proxy.timing.notice_s
-
-    async def _turn_to_another(self) -> None:
-        """Forget the engine that failed, and leave the daemon a moment to see that it is dead."""
         self._connection = None
-        await asyncio.sleep(_NOTICE_POLL_S)
-        if self._departed:
-            raise UpstreamFailed("the client left")
+        await lease.death(self._proxy.timing.notice_s)
+        return not self._departed
+
+    async def _fault(self, lease: Lease, error: UpstreamFailed) -> CotenantError:
+        """Say what a lost engine died of, if the daemon finds that it did; else what was seen from here."""
+        connection = self._connection
+        if connection is not None and not connection.lost:
+            return error
+        return await lease.death(self._proxy.timing.notice_s) or error
 
     def _lease_at_once(self, name: str) -> Lease | None:
         router = self._proxy.router
@@ -216,52 +235,19 @@ class Exchange:
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
         """Return a lease when the router grants one, or None if the client left first."""
-        meter, since = self._meter, self._loop.time()
-        meter.waiting += 1
-        waiting = self._waiting = asyncio.ensure_future(self._proxy.router.lease(name, self._wishes.terms))
+        self._wait = wait = Wait(self._proxy.router, self._meter, name, self._wishes.terms)
+        comments = self._streaming and self._wishes.wait_comments
         try:
-            if self._streaming and self._wishes.wait_comments:
-                await self._comment_during(waiting, name)
-            lease = await waiting
-        except UnknownModel:
-            raise unknown_model(name, self._proxy.router.models()) from None
-        except asyncio.CancelledError:
-            # Granted in the very turn of the loop that cancelled this task: the grant must not be lost.
-            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
-                waiting.result().release()
-            task = asyncio.current_task()
-            if self._departed and task is not None and not task.cancelling():
-                return None
-            raise
+            return await wait.lease(self._comment if comments else None, self._proxy.timing.comment_s)
         finally:
-            self._waiting = None
-            waiting.cancel()
-            meter.waiting -= 1
-            waited_s = self._loop.time() - since
-            self.waited_s += waited_s
-            meter.wait_s.observe(waited_s)
-        if self._departed:
-            lease.release()
-            return None
-        return lease
+            self._wait = None
+            self.waited_s += wait.waited_s
 
-    async def _comment_during(self, waiting: asyncio.Future[Lease], name: str) -> None:
-        """Tell the client how its wait goes, every so often until it ends.
-
-        An outlook is that of the end of the line; the request's own place never gets worse.
-        """
-        await asyncio.wait({waiting}, timeout=0)
-        place: int | None = None
-        while not waiting.done():
-            outlook = self._proxy.router.outlook(name)
-            if outlook is not None:
-                place = outlook.position if place is None else min(place, outlook.position)
-            if not self.started:
-                self.started = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-            comment = wait_comment(outlook, place)
-            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
-            await asyncio.wait({waiting}, timeout=self._proxy.timing.comment_s)
+    async def _comment(self, comment: bytes) -> None:
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        await self._send({"type": "http.response.body", "body": comment, "more_body": True})
 
     # The client's departure.
 
@@ -274,8 +260,8 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._departed = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._wait is not None:
+            self._wait.leave()
         if self._connection is not None:
             self._connection.abort()
 
@@ -323,7 +309,7 @@ class Exchange:
         if reply.event_stream:
             self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
             if self._target.in_anthropic:
-                self._meter.read_prompt(chunk)
+                self._tokens = self._meter.read_prompt(chunk)
         before = b""
         while not reply.ended:
             if chunk:
@@ -333,7 +319,7 @@ class Exchange:
                 await reply.more()
             chunk = reply.take()
         await send({"type": "http.response.body", "body": chunk})
-        self._meter.read_tokens(before + self._last_chunk + chunk if before else self._last_chunk + chunk)
+        self._count_tokens(before + self._last_chunk + chunk if before else self._last_chunk + chunk)
 
     async def _pass_assembled(self) -> None:
         """Put a stream together into the plain answer that the client asked for."""
@@ -352,9 +338,13 @@ class Exchange:
                 break
             await reply.more()
         events = b"".join(pieces)
-        status, body = assemble(events)
-        self._meter.read_tokens(events)
+        status, body = assembler(self._target.path)(events)
+        self._count_tokens(body)
         await self._send_whole(status, body, [JSON_TYPE])
+
+    def _count_tokens(self, answer_end: bytes) -> None:
+        prompt, output = self._meter.read_tokens(answer_end)
+        self._tokens = (self._tokens[0] + prompt, self._tokens[1] + output)
 
     async def _pass_error(self, status: int) -> None:
         """Pass an error that is in OpenAI's envelope as it is; put any other into ours."""

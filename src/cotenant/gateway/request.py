@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from cotenant.domain.engines import Endpoint
@@ -19,6 +20,7 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
         b"authorization",
         b"connection",
         b"content-length",
+        b"content-type",
         b"cookie",
         b"expect",
         b"host",
@@ -94,15 +96,16 @@ def model_name(request: Mapping[str, Any], router: Router) -> str:
 
 def engine_head(path: bytes, endpoint: Endpoint, headers: Sequence[Header], length: int) -> bytes:
     """Render the head for the engine, without what concerns one hop or this gateway alone."""
-    key = b"" if endpoint.key is None else b"authorization: Bearer %b\r\n" % endpoint.key.encode()
-    return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
-        endpoint.prefix.encode(),
-        path,
-        endpoint.authority.encode(),
-        length,
-        key,
-        _forwarded(headers, _NOT_FORWARDED),
-    )
+    return b"%b%d\r\n%b\r\n" % (_head_start(path, endpoint), length, _forwarded(headers, _NOT_FORWARDED))
+
+
+@lru_cache(maxsize=256)
+def _head_start(path: bytes, endpoint: Endpoint) -> bytes:
+    """Render what is the same in all requests to an engine, up to the length of the body."""
+    key = "" if endpoint.key is None else f"authorization: Bearer {endpoint.key}\r\n"
+    start = f"POST {endpoint.prefix}{path.decode()} HTTP/1.1\r\nhost: {endpoint.authority}\r\n"
+    # vLLM takes nothing that is called otherwise, as `curl -d` calls it, or not at all.
+    return f"{start}{key}content-type: application/json\r\ncontent-length: ".encode()
 
 
 def engine_body(body: bytes, endpoint: Endpoint) -> bytes:

@@ -7,7 +7,6 @@ is bounded by pausing the socket.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import Final, cast
 
 import httptools
@@ -16,6 +15,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.domain.units import KIB
 from cotenant.gateway.asgi import Header
+from cotenant.tls import client_context, tls_fault
 
 _HIGH_WATER_BYTES: Final = 256 * KIB
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -268,7 +268,6 @@ class Pool:
         self._max_idle_age_s = max_idle_age_s
         self._connect_timeout_s = connect_timeout_s
         self._idle: dict[Endpoint, list[Connection]] = {}
-        self._ssl: ssl.SSLContext | None = None
 
     def idle(self, endpoint: Endpoint) -> Connection | None:
         """Take an idle connection, or None when one must be made."""
@@ -294,23 +293,22 @@ class Pool:
                     lambda: Connection(self, endpoint, loop),
                     endpoint.host,
                     endpoint.port,
-                    ssl=self._tls() if endpoint.tls else None,
+                    ssl=client_context() if endpoint.tls else None,
                 )
         except OSError as error:  # TimeoutError is one
             how = "accepts no connection" if isinstance(error, TimeoutError) else "cannot be reached"
+            if (fault := tls_fault(error)) is not None:
+                how = f"{how}: {fault}"
             raise UpstreamFailed(f"the engine at {endpoint.url} {how}") from error
         return connection
 
-    def _tls(self) -> ssl.SSLContext:
-        """Return what checks a remote server's certificate, made when it is first needed."""
-        if self._ssl is None:
-            self._ssl = ssl.create_default_context()
-        return self._ssl
-
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose response has ended, or close it."""
+        if not connection.reusable:
+            connection.abort()
+            return
         connections = self._idle.setdefault(connection.endpoint, [])
-        if connection.reusable and len(connections) < self._max_idle:
+        if len(connections) < self._max_idle:
             connection.idle_since = asyncio.get_running_loop().time()
             connections.append(connection)
         else:

@@ -38,12 +38,13 @@ _MESSAGE_CHARACTERS: Final = 160
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """What identifies a card: its handle, its number for HIP, and its name for ROCr."""
+    """What identifies a card: its handle, its number for HIP, its name for ROCr, its device file's number."""
 
     handle: Any
     index: int
     hip_name: str
     uuid: DeviceId
+    render_node: int | None
 
 
 class AmdProbe:
@@ -150,13 +151,16 @@ class AmdProbe:
         index = self._number(numbers, "hip_id")
         index = position if index is None else index
         unique = str(self._field(numbers, "hip_uuid") or "")
+        render_node = self._number(numbers, "drm_render")
         if _UNIQUE.fullmatch(unique):
-            return _Card(handle, index, unique, DeviceId(unique))
+            return _Card(handle, index, unique, DeviceId(unique), render_node)
         # A card that ROCr cannot name by UUID is named by its number, which may move between boots.
         uuid = self._ask("amdsmi_get_gpu_device_uuid", handle) or self._ask(
             "amdsmi_get_gpu_device_bdf", handle
         )
-        return _Card(handle, index, str(index), DeviceId(f"AMD-{uuid}")) if uuid else None
+        if not uuid:
+            return None
+        return _Card(handle, index, str(index), DeviceId(f"AMD-{uuid}"), render_node)
 
     def _measured(self, card: _Card) -> tuple[Device, Reading]:
         handle = card.handle
@@ -173,6 +177,7 @@ class AmdProbe:
             pci_bus_id=normalise_bus_id(bus_id) if isinstance(bus_id, str) else None,
             bandwidth_bytes_per_s=bandwidth * 10**9 if bandwidth else None,
             hip_name=card.hip_name,
+            render_node=card.render_node,
         )
         known = total is not None and used is not None
         reading = Reading(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
+
+from cotenant.hardware.nvml_query import answer, nvml_library
 
 _SLOWDOWNS: Final = (
     ("nvmlClocksEventReasonHwThermalSlowdown", "too hot"),
@@ -44,17 +46,13 @@ class CardHealth:
 
 def read_health(library: Any = None) -> tuple[CardHealth, ...]:
     """Ask every card; one that does not answer is left out. `library` stands in for the module `pynvml`."""
-    if library is None:
-        # Late: the module takes 40 ms to load.
-        import pynvml
-
-        library = pynvml
-    reader = _Reader(library)
-    library.nvmlInit()
+    nvml = nvml_library(library)
+    reader = _Reader(nvml)
+    nvml.nvmlInit()
     try:
-        cards = [reader.card(index) for index in range(library.nvmlDeviceGetCount())]
+        cards = [reader.card(index) for index in range(nvml.nvmlDeviceGetCount())]
     finally:
-        reader.ask(library.nvmlShutdown)
+        answer(nvml, nvml.nvmlShutdown)
     return tuple(card for card in cards if card is not None)
 
 
@@ -63,16 +61,10 @@ class _Reader:
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
-
-    def ask(self, query: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return query(*arguments)
-        # NVMLLibraryMismatchError, of a driver that lacks the function, is no NVMLError.
-        except (self._nvml.NVMLError, self._nvml.NVMLLibraryMismatchError, UnicodeDecodeError):
-            return None
+        self._ask = partial(answer, nvml)
 
     def card(self, index: int) -> CardHealth | None:
-        nvml, ask = self._nvml, self.ask
+        nvml, ask = self._nvml, self._ask
         handle = ask(nvml.nvmlDeviceGetHandleByIndex, index)
         if handle is None:
             return None
@@ -101,15 +93,15 @@ class _Reader:
 
     def _repairs(self, handle: Any) -> tuple[bool | None, bool | None]:
         """Return whether repairs are pending and whether one failed; older cards retire pages instead."""
-        rows = self.ask(self._nvml.nvmlDeviceGetRemappedRows, handle)
+        rows = self._ask(self._nvml.nvmlDeviceGetRemappedRows, handle)
         if rows is not None:
             _, _, pending, failed = rows
             return bool(pending), bool(failed)
-        pages = self.ask(self._nvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
+        pages = self._ask(self._nvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
         return (None if pages is None else bool(pages)), None
 
     def _slowdowns(self, handle: Any) -> tuple[str, ...]:
-        reasons = self.ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+        reasons = self._ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
         if reasons is None:
             return ()
         return tuple(told for name, told in _SLOWDOWNS if reasons & getattr(self._nvml, name, 0))

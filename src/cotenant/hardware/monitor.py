@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from cotenant.hardware.nvml_query import answer, nvml_library
+
 _LOG = logging.getLogger(__name__)
 _WAIT_MS: Final = 1000
 _MEANINGS: Final = {
@@ -77,11 +79,7 @@ class XidWatch:
             self._stop.set()
 
     def _watch(self, tell: Callable[[str, int], None]) -> None:
-        nvml = self._library
-        if nvml is None:
-            import pynvml
-
-            nvml = pynvml
+        nvml = nvml_library(self._library)
         try:
             nvml.nvmlInit()
         except nvml.NVMLError:
@@ -91,7 +89,7 @@ class XidWatch:
         except (nvml.NVMLError, nvml.NVMLLibraryMismatchError) as error:
             _LOG.info("the driver's error events are not followed: %s", error)
         finally:
-            self._quietly(nvml, nvml.nvmlShutdown)
+            answer(nvml, nvml.nvmlShutdown)
 
     def _wait(self, nvml: Any, tell: Callable[[str, int], None]) -> None:
         events = nvml.nvmlEventSetCreate()
@@ -102,10 +100,10 @@ class XidWatch:
                     event = nvml.nvmlEventSetWait_v2(events, _WAIT_MS)
                 except nvml.NVMLError_Timeout:
                     continue
-                pci = self._quietly(nvml, nvml.nvmlDeviceGetPciInfo, event.device)
+                pci = answer(nvml, nvml.nvmlDeviceGetPciInfo, event.device)
                 tell(labels.get(_bus(pci), "a GPU"), int(event.eventData))
         finally:
-            self._quietly(nvml, nvml.nvmlEventSetFree, events)
+            answer(nvml, nvml.nvmlEventSetFree, events)
 
     def _register(self, nvml: Any, events: Any) -> dict[str, str]:
         """Ask for the errors of every card; return their names by bus id."""
@@ -117,17 +115,10 @@ class XidWatch:
             except nvml.NVMLError as error:
                 _LOG.debug("GPU %d: %s", index, error)
                 continue
-            name = self._quietly(nvml, nvml.nvmlDeviceGetName, handle) or "of unknown name"
-            bus = _bus(self._quietly(nvml, nvml.nvmlDeviceGetPciInfo, handle))
+            name = answer(nvml, nvml.nvmlDeviceGetName, handle) or "of unknown name"
+            bus = _bus(answer(nvml, nvml.nvmlDeviceGetPciInfo, handle))
             labels[bus] = f"GPU {index} {name}"
         return labels
-
-    @staticmethod
-    def _quietly(nvml: Any, query: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return query(*arguments)
-        except (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError):
-            return None
 
 
 def _bus(pci: Any) -> str:

@@ -66,10 +66,6 @@ class MpsControl:
         """List the client processes of a server."""
         return _numbers(self.ask(f"get_client_list {server}"))
 
-    def all_clients(self) -> tuple[int, ...]:
-        """List the client processes of every server."""
-        return tuple(client for server in self.servers() for client in self.clients(server))
-
     def quit(self, within_s: float) -> None:
         """End the daemon and its servers, clients or not, once `within_s` have passed at the latest."""
         whole_s = max(1, round(within_s))

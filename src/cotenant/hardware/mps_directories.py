@@ -124,8 +124,9 @@ class MpsDirectories:
 
 
 def _name(cards: Sequence[str]) -> str:
-    if len(cards) == 1:
-        return cards[0].replace("/", "-")[:16]
+    # Short, for the sockets' sake. A MIG slice of an old driver is `MIG-GPU-<card>/<instance>/<instance>`.
+    if len(cards) == 1 and "/" not in cards[0]:
+        return cards[0][:16]
     return f"cards-{hashlib.sha256(','.join(sorted(cards)).encode()).hexdigest()[:8]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ from cotenant.domain.devices import (
 )
 from cotenant.domain.pci import normalise_bus_id
 from cotenant.hardware.host import HostProbe
-
-_log = logging.getLogger(__name__)
+from cotenant.hardware.nvml_query import answer, attempt, nvml_library
 
 _WHOLE_MACHINE = {
     "NVMLError_DriverNotLoaded": (
@@ -106,11 +104,7 @@ class NvmlProbe:
 
     @property
     def _nvml(self) -> Any:
-        if self._library is None:
-            # Late: the module takes 40 ms to load, which `--help` need not pay.
-            import pynvml
-
-            self._library = pynvml
+        self._library = nvml_library(self._library)
         return self._library
 
     def _close(self) -> None:
@@ -125,24 +119,13 @@ class NvmlProbe:
         return (_WHOLE_MACHINE.get(kind, f"NVIDIA's driver refuses: {error}."),)
 
     def _ask(self, query: Callable[..., Any], *arguments: Any) -> Any:
-        """Return the answer, or None where the driver refuses it."""
-        return self._try(query, *arguments)[0]
-
-    def _try(self, query: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-        nvml = self._nvml
-        try:
-            return query(*arguments), None
-        # An old driver lacks the function (NVMLLibraryMismatchError is no NVMLError); a name cut in the
-        # middle of a character does not decode.
-        except (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError) as error:
-            _log.debug("%s: %s", getattr(query, "__name__", query), error)
-            return None, error
+        return answer(self._nvml, query, *arguments)
 
     def _card(self, index: int, problems: list[str]) -> Iterator[tuple[Device, Reading]]:
         nvml = self._nvml
-        handle, error = self._try(nvml.nvmlDeviceGetHandleByIndex, index)
+        handle, error = attempt(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
         if error is None:
-            uuid, error = self._try(nvml.nvmlDeviceGetUUID, handle)
+            uuid, error = attempt(nvml, nvml.nvmlDeviceGetUUID, handle)
         if error is not None:
             problems.append(f"GPU {index} does not answer ({error}): it is left out; see `dmesg` for why.")
             return
@@ -226,10 +209,10 @@ class NvmlProbe:
 
     def _memory(self, handle: Any) -> _Memory:
         nvml = self._nvml
-        info, error = self._try(nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
+        info, error = attempt(nvml, nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
         reserved = 0 if info is None else info.reserved
         if info is None:
-            info, error = self._try(nvml.nvmlDeviceGetMemoryInfo, handle)
+            info, error = attempt(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
         if isinstance(error, nvml.NVMLError_NotSupported):
             return _Memory(
                 problem="the driver does not tell its memory, as where a GPU shares the host's RAM"
@@ -268,11 +251,11 @@ class NvmlProbe:
                 nvml.nvmlDeviceGetMPSComputeRunningProcesses,
             )
         ]
-        if all(answer is None for answer in lists):
+        if all(listed is None for listed in lists):
             return None
         # Each list gives all that the process holds, so a process that is on two of them counts once.
         used: dict[int, int | None] = {}
-        for process in (process for answer in lists for process in answer or ()):
+        for process in (process for listed in lists for process in listed or ()):
             known = [count for count in (used.get(process.pid), process.usedGpuMemory) if count is not None]
             used[process.pid] = max(known, default=None)
         return tuple(

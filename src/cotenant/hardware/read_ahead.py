@@ -96,6 +96,8 @@ class ReadAhead:
                 if path != opened:
                     if fd >= 0:
                         os.close(fd)
+                        # Its number is another's as soon as anybody opens a file.
+                        fd = -1
                     # A descriptor a thread: the kernel keeps its own read-ahead state for each.
                     fd, opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
                 read = 0

@@ -72,18 +72,6 @@ class WarmTier:
         self._pressure = pressure
         self._warmed: OrderedDict[tuple[Path, ...], int] = OrderedDict()
         self._turn = asyncio.Lock()
-        self._reading: ReadAhead | None = None
-
-    @property
-    def warmed(self) -> dict[tuple[Path, ...], int]:
-        """Bytes covered per set of files, least recently warmed first."""
-        return dict(self._warmed)
-
-    @property
-    def progress(self) -> tuple[int, int] | None:
-        """Bytes covered and in all of the pass that runs now; None when none does."""
-        reading = self._reading
-        return None if reading is None else (reading.covered_bytes, reading.total_bytes)
 
     async def warm(self, paths: Sequence[Path], reason: str) -> Warmed:
         """Read the files into the page cache, as far as the budget goes, and log it with the reason.
@@ -120,7 +108,6 @@ class WarmTier:
             reading = ReadAhead(files, limit_bytes=room, may_go_on=self._trouble, on_end=on_end)
         except OSError as error:
             return Warmed(stopped=_unreadable(error))
-        self._reading = reading
         reading.start()
         try:
             await ended.wait()
@@ -128,7 +115,6 @@ class WarmTier:
             reading.cancel()
             raise
         finally:
-            self._reading = None
             if reading.covered_bytes:
                 self._warmed[files] = reading.covered_bytes
         return self._told(reading, self._clock.now() - started, files, reason)

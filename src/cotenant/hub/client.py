@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from cotenant import __version__
 from cotenant.domain.errors import HubError, HubSilent, NotOnHub
@@ -45,7 +45,7 @@ class HubClient:
             raise HubSilent("HF_HUB_OFFLINE is set, so the hub is not asked", hint="Unset it to pull.")
         path = f"/api/models/{urllib.parse.quote(repository)}?blobs=true"
         try:
-            with self._open(path, within_s=within_s) as answer:
+            with self._open(path, {}, within_s) as answer:
                 told = json.loads(answer.read(_MOST_LISTED_BYTES))
             return str(told["sha"]), [_file(each) for each in told["siblings"]]
         except urllib.error.HTTPError as error:
@@ -57,7 +57,9 @@ class HubClient:
                 f"what answers at {self.endpoint} is no hub that is known", hint="Check HF_ENDPOINT."
             ) from error
 
-    def open(self, repository: str, revision: str, path: str, start: int) -> tuple[IO[bytes], int]:
+    def open(
+        self, repository: str, revision: str, path: str, start: int
+    ) -> tuple[http.client.HTTPResponse, int]:
         """Return the bytes of a file and where they begin: at `start`, or at 0 if the hub will not.
 
         Raises urllib.error.HTTPError and what `BROKEN` lists.
@@ -85,8 +87,8 @@ class HubClient:
             hint="Check the network, and HF_ENDPOINT.",
         )
 
-    def _open(self, path: str, headers: Mapping[str, str] | None = None, within_s: float = 0) -> Any:
-        told = {"User-Agent": f"cotenant/{__version__}", "Accept-Encoding": "identity", **(headers or {})}
+    def _open(self, path: str, headers: Mapping[str, str], within_s: float) -> Any:
+        told = {"User-Agent": f"cotenant/{__version__}", "Accept-Encoding": "identity", **headers}
         if self._token:
             told["Authorization"] = f"Bearer {self._token}"
         request = urllib.request.Request(self.endpoint + path, headers=told)  # noqa: S310  the operator's own

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import http
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ _HASHED_BYTES: Final = 4 * MIB
 _TRIES: Final = 5
 """How often a download that brings no more byte is taken up."""
 _BETWEEN_TRIES_S: Final = 1.0
+_ASK_AGAIN: Final = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -124,8 +126,10 @@ class _Download:
         try:
             answer, begin = self._client.open(self._repository, self._revision, file.path, start)
         except urllib.error.HTTPError as error:
-            if error.code < 500:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                # What has come is longer than the file: it is of another one.
                 path.unlink(missing_ok=True)
+            elif error.code < 500 and error.code not in _ASK_AGAIN:
                 raise self._client.fault(error, f"{self._repository}/{file.path}") from error
             raise _Broken(error) from error
         except BROKEN as error:
@@ -137,8 +141,15 @@ class _Download:
                 out.write(piece)
                 out.flush()
                 progress.add(len(piece))
-        if file.size_bytes is not None and _size(path) < file.size_bytes:
+            missing = answer.length
+        if missing or (file.size_bytes is not None and _size(path) < file.size_bytes):
             raise _Broken(ConnectionError("the connection was closed early"))
+        if missing is None and not answer.chunked and file.size_bytes is None and file.sha256 is None:
+            path.unlink()
+            raise PullFailed(
+                f"nobody tells how long {file.name} is, so that it may have been cut short",
+                hint="Check HF_ENDPOINT: what answers there tells neither sizes nor checksums.",
+            )
 
 
 class _Broken(Exception):

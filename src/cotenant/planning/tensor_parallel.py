@@ -1,8 +1,12 @@
 """vLLM's models: whole on one GPU, or every matrix cut alike over 2, 4 or 8 equal ones.
 
-Sources, vLLM 0.11: `v1/worker/gpu_worker.py` (`--gpu-memory-utilization` is a share of the card's total that
-must be free at the start and holds weights, activations and KV cache; context and CUDA graphs come on top),
-`v1/kv_cache_interface.py` (blocks of 16 tokens), `model_executor/layers/vocab_parallel_embedding.py`.
+Sources, vLLM 0.10.2 to 0.32. `request_memory` (`v1/worker/utils.py`): `--gpu-memory-utilization` times the
+card's total must be free once the CUDA context and NCCL are up, whatever else is told.
+`Worker.determine_available_memory` (`v1/worker/gpu_worker.py`): with `--kv-cache-memory-bytes` the KV cache
+is just that. Without it, it is that share less weights, peak activations and all that anybody else took of
+the card meanwhile, since free memory is what is compared; it stops if somebody gave memory back. CUDA graphs
+come on top, or since 0.20 out of the share unless told otherwise. `_check_enough_kv_cache_memory`
+(`v1/core/kv_cache_utils.py`): the cache holds one request of the longest length and a block that stays empty.
 """
 
 from __future__ import annotations
@@ -12,16 +16,19 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.devices import DeviceId, DeviceKind
-from cotenant.domain.models import CacheType, ModelShape, Parts, Recipe
+from cotenant.domain.models import AttentionKind, CacheType, ModelKind, ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import MIB, format_bytes
 from cotenant.planning.budgets import BudgetRules, overhead_bytes
 
 WAYS: Final = (1, 2, 4, 8)
 GRAPH_BYTES: Final = 512 * MIB
-"""CUDA graphs and NCCL's buffers, which vLLM takes beside its utilization."""
+"""CUDA graphs and NCCL's buffers, which vLLM takes beside its utilization; an estimate."""
+PROCESS_BYTES: Final = 2304 * MIB
+"""Host RAM of server, engine core and worker on the CPU: 0.7 GiB each beside weights (0.32, as measured)."""
 _ACTIVATION_MARGIN_BYTES: Final = 256 * MIB
-_BLOCK_TOKENS: Final = 16
+_BLOCK_TOKENS: Final = 128
+"""The largest block of attention's backends: 16 to 64 tokens on a card, 128 on the CPU."""
 _NULL_BLOCKS: Final = 1
 _F16: Final = 2
 _F32: Final = 4
@@ -72,7 +79,7 @@ def sharded_parts(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
     row = sum(_elements(shape, number, ways) for number in range(shape.n_layers))
     state = sum(layer.state_elements for layer in shape.layers) * _F32 * recipe.parallel
     widest = max((layer.n_ff for layer in shape.layers), default=0)
-    hidden = recipe.n_batch * (4 * shape.n_embd + 3 * -(-widest // ways)) * _F16
+    hidden = batch_tokens(recipe, shape.kind) * (4 * shape.n_embd + 3 * -(-widest // ways)) * _F16
     logits = 2 * _F32 * recipe.parallel * shape.n_vocab
     return Parts(
         weights=-(-shape.tensor_bytes // ways),
@@ -81,16 +88,27 @@ def sharded_parts(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
     )
 
 
-def utilization(share: Share) -> float | None:
-    """Return `--gpu-memory-utilization` for a share of a card, rounded up to 0.0001; None if unknown.
+def batch_tokens(recipe: Recipe, kind: ModelKind) -> int:
+    """Return `--max-num-batched-tokens`.
 
-    It covers what is planned beside context and graphs. What else is on the card does not enter: the share is
-    of the card's total, and vLLM checks only that as much is free, which admission has seen to.
+    A model that pools takes each text in one piece: vLLM refuses to start where its longest does not fit.
+    """
+    return max(recipe.n_batch, recipe.parallel, recipe.n_ctx if kind.pools else 0)
+
+
+def utilization(share: Share) -> float | None:
+    """Return `--gpu-memory-utilization` for a share of a device, rounded up to 0.0001; None if unknown.
+
+    It covers what is planned beside context and graphs. What else is on the card does not enter: vLLM checks
+    that as much is free as it starts, and admission has seen to that. On the CPU it covers its processes too
+    (`CPUWorker.determine_available_memory`).
     """
     total = share.device.total_bytes
     if not total:
         return None
-    wanted = share.parts.total - share.parts.overhead
+    wanted = share.parts.total
+    if share.device.kind is not DeviceKind.HOST:
+        wanted -= share.parts.overhead
     return min(0.99, -(-wanted * 10_000 // total) / 10_000)
 
 
@@ -127,9 +145,20 @@ def _elements(shape: ModelShape, number: int, ways: int) -> int:
     )
 
 
+def _cache_known(shape: ModelShape) -> bool:
+    """Whether vLLM's KV cache is ours to the byte, so that it can be told its size.
+
+    It pads caches of layers that are not alike to pages of one size, by rules that change with its releases.
+    """
+    rows = {(layer.k_elements, layer.v_elements) for layer in shape.layers}
+    alike = len(rows) == 1 and all(v > 0 for _, v in rows)
+    plain = all(layer.attention is AttentionKind.FULL and not layer.state_elements for layer in shape.layers)
+    return shape.kv_exact and alike and plain
+
+
 def _overhead(budget: Budget, rules: BudgetRules) -> int:
     if budget.device.kind is DeviceKind.HOST:
-        return 0
+        return PROCESS_BYTES
     return overhead_bytes(budget.device, rules) + GRAPH_BYTES
 
 
@@ -167,6 +196,6 @@ def _placement(
         n_gpu_layers=units if on_gpu else 0,
         shares=shares,
         host=Parts(),
-        estimated=("compute",) if shape.kv_exact else ("kv", "compute"),
+        estimated=("compute",) if _cache_known(shape) else ("kv", "compute"),
         warnings=warnings,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import Decision
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
@@ -23,12 +24,16 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """End a waiting request without a grant; `retry_after_s` is when another attempt may make sense."""
+    """End a waiting request without a grant; `retry_after_s` is when another attempt may make sense.
+
+    `cause` is what was found behind a load that failed.
+    """
 
     ticket: TicketId
     code: RefusalCode
     text: str
     retry_after_s: float | None = None
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)

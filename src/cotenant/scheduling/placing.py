@@ -119,7 +119,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
     if refusal is not None:
         out.tell(DecisionKind.REFUSED, model.spec.name, f"does not fit: {refusal}")
         model.wanted = False
-        model.last_failure = f"{model.spec.name} does not fit: {refusal}"
+        model.last_failure, model.last_cause = f"{model.spec.name} does not fit: {refusal}", None
         refuse_all(state, model, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
     else:
         text = "waits for room: what is loaded is in use, pinned or newly loaded"

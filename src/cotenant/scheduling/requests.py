@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState
 from cotenant.domain.units import format_duration
 from cotenant.scheduling.commands import Grant, Refuse
@@ -17,7 +18,8 @@ def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
     refusal = _refused_at_once(state, model, out.at)
     if refusal is not None:
         code, text, retry_after_s = refusal
-        out.add(Refuse(event.ticket, code, text, retry_after_s))
+        cause = model.last_cause if code is RefusalCode.LOAD_FAILED else None
+        out.add(Refuse(event.ticket, code, text, retry_after_s, cause))
         return
     ticket = Ticket(
         order=(-event.priority, event.at, event.ticket),
@@ -87,10 +89,11 @@ def refuse_all(
     text: str,
     out: Outbox,
     retry_after_s: float | None = None,
+    cause: Cause | None = None,
 ) -> None:
     """End every wait for a model."""
     for ticket in [*model.queue]:
-        end(state, ticket, code, text, out, retry_after_s)
+        end(state, ticket, code, text, out, retry_after_s, cause)
 
 
 def end(
@@ -100,10 +103,11 @@ def end(
     text: str,
     out: Outbox,
     retry_after_s: float | None = None,
+    cause: Cause | None = None,
 ) -> None:
     """End one wait without a grant."""
     state.dequeue(ticket)
-    out.add(Refuse(ticket.id, code, text, retry_after_s))
+    out.add(Refuse(ticket.id, code, text, retry_after_s, cause))
 
 
 def what_it_waits_for(state: State, model: ModelState) -> str:

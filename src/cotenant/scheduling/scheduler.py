@@ -162,9 +162,8 @@ class Scheduler:
         if residency.state is ResidencyState.LOADING:
             self._failed(model, event, out)
             if model.retry_at > event.at:
-                refuse_all(
-                    self.state, model, RefusalCode.LOAD_FAILED, event.why, out, model.retry_at - event.at
-                )
+                wait_s = model.retry_at - event.at
+                refuse_all(self.state, model, RefusalCode.LOAD_FAILED, event.why, out, wait_s, event.cause)
                 model.wanted = False
         elif residency.state is not ResidencyState.UNLOADING:
             if residency.ready_at is not None and event.at - residency.ready_at >= _LIVED_S:
@@ -176,7 +175,7 @@ class Scheduler:
         """Try again at once after a first failure, which may be an accident; then after longer pauses."""
         settings = self.state.settings
         model.failures += 1
-        model.last_failure = event.why
+        model.last_failure, model.last_cause = event.why, event.cause
         doublings = model.failures - 2
         pause = min(settings.backoff_limit_s, settings.backoff_s * 2.0**doublings) if doublings >= 0 else 0.0
         model.retry_at = event.at + pause

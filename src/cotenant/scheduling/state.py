@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import UnknownModel
@@ -95,6 +96,7 @@ class ModelState:
     failures: int = 0
     retry_at: float = 0.0
     last_failure: str | None = None
+    last_cause: Cause | None = None
     last_used: float = 0.0
     keep_alive_s: float | None = None
     removed: bool = False

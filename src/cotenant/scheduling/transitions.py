@@ -83,7 +83,7 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
     model = state.models[residency.model]
     took_s = out.at - residency.since
     model.load_s = took_s if model.loads == 1 else (1 - _LOAD_MEMORY) * model.load_s + _LOAD_MEMORY * took_s
-    model.retry_at, model.last_failure = 0.0, None
+    model.retry_at, model.last_failure, model.last_cause = 0.0, None, None
     model.wanted = False
     model.last_used = out.at
     move(residency, READY, out.at)
@@ -186,7 +186,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
             f"holding the cards: {holders or 'nobody that the driver names'}",
             waited_s=waited_s,
         )
-    else:
+    elif residency.bytes_by_device:
         out.tell(
             DecisionKind.FREED,
             residency.model,

@@ -5,19 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
-import tempfile
 import zlib
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cotenant.domain.errors import StoreError
+from cotenant.durable import write_durably
 from cotenant.store.backup import FORMAT, FORMAT_VERSION, Backup
 
 _MAX_BYTES: Final = 256 << 20
 _MAX_INTEGER: Final = 2**63 - 1
+_OWNER_ONLY: Final = 0o600
 _HINT: Final = "Give a file that `cotenant db backup` wrote."
 
 
@@ -29,19 +28,10 @@ def write_backup(path: Path, backup: Backup, *, overwrite: bool = False) -> None
     data = text.encode()
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_durably(path, data, _OWNER_ONLY)
     except OSError as error:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
         raise StoreError(
             f"{path} cannot be written: {error.strerror or error}", hint="Check the disk and the rights."
         ) from error

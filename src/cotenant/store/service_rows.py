@@ -8,7 +8,14 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, insert, select, update
 
 from cotenant.domain.errors import StoreError
-from cotenant.domain.services import ApplyStatus, Assignment, SavedConfiguration, SeenDevice, Strategy
+from cotenant.domain.services import (
+    ApplyState,
+    ApplyStatus,
+    Assignment,
+    SavedConfiguration,
+    SeenDevice,
+    Strategy,
+)
 from cotenant.store.service_tables import (
     NAME_LENGTH,
     apply_json,
@@ -85,6 +92,15 @@ class ServiceRows:
         """Return the last configurations, newest first."""
         query = select(history).order_by(history.c.number.desc()).limit(limit)
         return [history_of(row) for row in self._connection.execute(query)]
+
+    def applied(self) -> SavedConfiguration | None:
+        """Return the newest configuration whose apply succeeded."""
+        return self._newest(history.c.apply["state"].as_string() == ApplyState.SUCCEEDED.value)
+
+    def last_apply(self) -> ApplyStatus | None:
+        """Return how the newest apply stands."""
+        found = self._newest(history.c.apply.is_not(None))
+        return None if found is None else found.apply
 
     def replace_history(self, entries: Sequence[SavedConfiguration]) -> None:
         """Have exactly these in the history."""
@@ -163,6 +179,11 @@ class ServiceRows:
             }
             same = configurations.c.service_name == assignment.service
             self._put(configurations, same, row, at_first={"created_at": saved.at})
+
+    def _newest(self, such: ColumnElement[bool]) -> SavedConfiguration | None:
+        query = select(history).where(such).order_by(history.c.number.desc()).limit(1)
+        row = self._connection.execute(query).first()
+        return None if row is None else history_of(row)
 
     def _put(
         self,

@@ -53,6 +53,14 @@ class SqlServiceBook:
         """Return the last configurations, newest first."""
         return await self._do(lambda rows: rows.history(limit))
 
+    async def applied(self) -> SavedConfiguration | None:
+        """Return the newest configuration whose apply succeeded; None before the first."""
+        return await self._do(lambda rows: rows.applied())
+
+    async def last_apply(self) -> ApplyStatus | None:
+        """Return how the newest apply stands; None before the first."""
+        return await self._do(lambda rows: rows.last_apply())
+
     async def see_devices(self, devices: Sequence[SeenDevice]) -> None:
         """Keep what GPUs there are now; those that are gone stay with the time when they were last seen.
 

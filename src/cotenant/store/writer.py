@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MAX_BATCH: Final = 500
+_CLOSES_WITHIN_S: Final = 15.0
 _log = logging.getLogger(__name__)
 
 
@@ -104,13 +107,21 @@ class Writer:
             )
         return answer
 
-    def close(self) -> None:
-        """Wait until all that was put is written and the database is closed; what comes later is left out."""
+    def close(self, within_s: float = _CLOSES_WITHIN_S) -> None:
+        """Wait until all that was put is written and the database is closed; what comes later is left out.
+
+        A disk or a server that does not answer is waited for `within_s`, then left with a warning.
+        """
+        deadline = time.monotonic() + within_s
         with self._taking:
-            first, self._closed = not self._closed, True
-        if first:
-            self._waiting.put(None)
-        self._thread.join()
+            self._closed = True
+        if self._thread.is_alive():
+            # At each call: at the first there may have been no room.
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(None, timeout=within_s)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            _log.warning("%s does not answer: what was still to be written is lost", self._location)
 
     def _put(self, item: Record | _Question | _Task) -> bool | None:
         """Have something wait for the thread: False if too much waits already, None once closed."""

@@ -1,0 +1,32 @@
+"""Waits that ended in a no, as the faults that their clients are told."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cotenant.domain.errors import (
+    CotenantError,
+    DoesNotFit,
+    EngineLoadFailed,
+    QueueFull,
+    ShuttingDown,
+    UnknownModel,
+    WaitTimeout,
+)
+from cotenant.domain.residencies import RefusalCode
+from cotenant.scheduling.commands import Refuse
+
+_FAULTS: Final[dict[RefusalCode, type[CotenantError]]] = {
+    RefusalCode.DOES_NOT_FIT: DoesNotFit,
+    RefusalCode.QUEUE_FULL: QueueFull,
+    RefusalCode.TIMED_OUT: WaitTimeout,
+    RefusalCode.STOPPING: ShuttingDown,
+    RefusalCode.REMOVED: UnknownModel,
+}
+
+
+def fault_of(refusal: Refuse) -> CotenantError:
+    """Return the fault; that of a load bears what was found behind it."""
+    if refusal.code is RefusalCode.LOAD_FAILED:
+        return EngineLoadFailed(refusal.text, retry_after_s=refusal.retry_after_s, cause=refusal.cause)
+    return _FAULTS[refusal.code](refusal.text, retry_after_s=refusal.retry_after_s)

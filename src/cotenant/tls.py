@@ -1,0 +1,25 @@
+"""How the certificates of other servers are checked: against the authorities that this machine trusts.
+
+OpenSSL reads them from where the system keeps them, and from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+"""
+
+from __future__ import annotations
+
+import functools
+import ssl
+
+
+@functools.cache
+def client_context() -> ssl.SSLContext:
+    """Return what checks certificates, read once: reading takes tens of milliseconds."""
+    return ssl.create_default_context()
+
+
+def tls_fault(error: OSError) -> str | None:
+    """Say what is wrong with a server's TLS; None for any other fault, or one that may pass."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return None
+    reason = (error.reason or "unknown").replace("_", " ").lower()
+    return f"it does not speak TLS as it should: {reason}"
