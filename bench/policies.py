@@ -43,7 +43,7 @@ class Scene:
     def requests(self, draw: int) -> tuple[Request, ...]:
         if self.trace is not None:
             with self.trace.open(encoding="utf-8") as lines:
-                found = read_trace(lines, stretch=self.stretch)
+                found = read_trace({self.trace.name: lines}, stretch=self.stretch).requests
         else:
             found = self.profile.stretched(self.stretch).draw(Random(f"requests {draw}"))
         return tuple(r for r in found if r.at <= found[-1].at * self.share)

@@ -13,6 +13,12 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.demo_model import write_demo_model
+from tests.engines.support import fake_server
+
+REHEARSED = """\
+0.0 I print: | memory breakdown [MiB] | total   free    self   model   context   compute    unaccounted |
+0.0 I print: |   - Host               |                   20 =     4 +       6 +      10                |
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,16 @@ def test_a_wrong_environment_variable_is_told_like_a_wrong_flag(
     assert "COTENANT_KV_UNIFIED='perhaps'" in fails(capsys, "plan")[1]
 
 
+def test_a_variable_is_named_only_where_it_is_the_one_that_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["logs", "llama", "--lines", "-1"]) == 2
+    assert "COTENANT_" not in capsys.readouterr().err, "no variable sets it"
+    monkeypatch.setenv("COTENANT_N_CTX", "many")
+    assert main(["plan"]) == 2
+    assert "COTENANT_N_CTX sets it too" in capsys.readouterr().err
+
+
 def test_a_model_that_does_not_fit_is_refused_with_what_would(
     capsys: pytest.CaptureFixture[str], model: Path
 ) -> None:
@@ -145,6 +161,26 @@ def test_analyze_draws_a_bar_per_gpu_and_the_split_to_use(
     for said in ("Total size", "Avg layer size", "Layer size range", "RTX A5500", "#0-3", "TENSOR SPLIT:"):
         assert said in shown
     assert "×" in shown
+
+
+def test_what_the_engine_rehearsed_is_told_in_the_same_json(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MORE_HELP", "-fit,  --fit [on|off]   fit the unset arguments")
+    monkeypatch.setenv("FAKE_SAYS", REHEARSED)
+    server = str(fake_server(tmp_path))
+    command = ["analyze", str(model), "--gpus", "24GiB", "--verify", "--llama-server", server]
+    assert main([*command, "--json"]) == 0
+    verified = json.loads(capsys.readouterr().out)["verification"]
+    assert verified["engine"].startswith("llama-server ")
+    (host,) = verified["devices"]
+    assert (host["uuid"], host["reported"]["weights"]) == (None, 4 << 20)
+    assert host["difference_bytes"] is not None
+    assert main(command) == 0
+    assert "Planned / rehearsed by llama-server " in capsys.readouterr().out
+    small = ["--reserve-mib", "0", "--min-budget-mib", "0", "--gpus", "1MiB"]
+    assert main([*command, *small, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["verification"] is None
 
 
 def test_a_public_address_needs_a_key(capsys: pytest.CaptureFixture[str], model: Path) -> None:

@@ -31,6 +31,7 @@ _COMMANDS = (
     "mps",
     "top",
     "bench",
+    "simulate",
     "service",
     "services",
     "db",
@@ -75,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cotenant",
         description="Many models, few GPUs, no out-of-memory.",
-        epilog="Every flag has an environment variable: --n-ctx is COTENANT_N_CTX. Flags win.",
+        epilog="Flags of models, devices and the server have a variable each: --n-ctx is COTENANT_N_CTX. "
+        "Flags win.",
     )
     parser.add_argument("--version", action="version", version=f"cotenant {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)

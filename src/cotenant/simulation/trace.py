@@ -1,58 +1,208 @@
-"""Recorded requests, as CSV."""
+"""Recorded requests: the daemon's request log, or CSV."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from cotenant.domain.errors import BadTrace
 from cotenant.simulation.workload import Request
 
-_COLUMNS: Final = ("arrival_s", "model", "prompt_tokens", "output_tokens")
+_SINCE_START: Final = "arrival_s"
+_AT: Final = "at"
+_LENGTHS: Final = ("output_tokens", "service_s")
+_COLUMNS_HINT: Final = (
+    "The first line must name the columns arrival_s,model,prompt_tokens,output_tokens: `at` may stand in "
+    "place of arrival_s, service_s in place of the tokens."
+)
+_NUMBER_HINT: Final = "It must be a number of at least 0, written as 12.5."
 
 
-def read_trace(lines: Iterable[str], *, stretch: float = 1.0) -> tuple[Request, ...]:
-    """Read `arrival_s,model,prompt_tokens,output_tokens` in the order of arrival.
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in the order of arrival, the first of a dated log at 0.
 
-    Arrivals are seconds from the start, and are multiplied by `stretch`. Further columns are left alone.
-    Raises BadTrace, which names the line.
+    `guessed` are those of which the log does not tell how long they were served, as they were refused or
+    left: they are replayed like the middle one of their model.
     """
-    if not stretch > 0:
+
+    requests: tuple[Request, ...]
+    guessed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A line as read; `dated` says that its instant is Unix seconds, `known` that its length is told."""
+
+    request: Request
+    dated: bool
+    known: bool
+
+
+def read_trace(files: Mapping[str, Iterable[str]], *, stretch: float = 1.0) -> Trace:
+    """Read the lines of files, by name, each a request log of the daemon or CSV; their headers tell which.
+
+    Arrivals are `arrival_s`, seconds from the start, or `at`, Unix seconds or a date as of ISO 8601; they are
+    multiplied by `stretch`. A request tells how long it is served by `service_s`, or else by `prompt_tokens`
+    and `output_tokens`. Other columns are left alone. Raises BadTrace, which names the file and the line.
+    """
+    if not (stretch > 0 and math.isfinite(stretch)):
         raise BadTrace(f"a trace cannot be stretched by {stretch}", hint="Give a factor above 0.")
-    reader = csv.DictReader(lines)
-    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+    records: list[_Record] = []
+    for name, lines in files.items():
+        records += _records(name, lines)
+    if len({record.dated for record in records}) > 1:
+        raise BadTrace(
+            f"{', '.join(files)}: some requests are dated by `at`, others by seconds from a start",
+            hint="Replay them apart.",
+        )
+    begin = min((r.request.at for r in records), default=0.0) if any(r.dated for r in records) else 0.0
+    requests = [replace(r.request, at=(r.request.at - begin) * stretch) for r in records]
+    complete = _completed(requests, [record.known for record in records])
+    ordered = sorted(complete, key=lambda request: request.at)
+    return Trace(tuple(ordered), sum(not record.known for record in records))
+
+
+def _records(name: str, lines: Iterable[str]) -> Iterator[_Record]:
+    numbered = enumerate(lines, start=1)
+    first = next(((number, line) for number, line in numbered if line.strip()), None)
+    if first is None:
+        raise BadTrace(f"{name} is empty", hint=_COLUMNS_HINT)
+    if first[1].lstrip().startswith("{"):
+        yield from _from_json(name, first, numbered)
+    else:
+        yield from _from_csv(name, first, (line for _, line in numbered))
+
+
+def _from_json(name: str, first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[_Record]:
+    for number, line in (first, *rest):
+        if not line.strip():
+            continue
+        where = f"{name} line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise BadTrace(f"{where}: it is no JSON object", hint="Each line of a request log is one.")
+        yield _record(row, where, strict=False)
+
+
+def _from_csv(name: str, first: tuple[int, str], rest: Iterator[str]) -> Iterator[_Record]:
+    skipped = first[0] - 1
+    reader = csv.DictReader(line for lines in ([first[1]], rest) for line in lines)
+    columns = reader.fieldnames or ()
+    missing = [column for column in ("model",) if column not in columns]
+    if _SINCE_START not in columns and _AT not in columns:
+        missing.insert(0, _SINCE_START)
+    if not any(column in columns for column in _LENGTHS):
+        missing.append(_LENGTHS[0])
     if missing:
         raise BadTrace(
-            f"line 1: the trace has no column {', '.join(missing)}",
-            hint=f"The first line must name the columns {','.join(_COLUMNS)}.",
+            f"{name} line {first[0]}: the trace has no column {', '.join(missing)}", hint=_COLUMNS_HINT
         )
-    requests = []
     try:
         for row in reader:
-            requests.append(_request(row, reader.line_num, stretch))
+            yield _record(row, f"{name} line {reader.line_num + skipped}", strict=True)
     except csv.Error as fault:
-        raise BadTrace(f"line {reader.line_num}: {fault}", hint="Is it a CSV file?") from fault
-    return tuple(sorted(requests, key=lambda request: request.at))
+        where = f"{name} line {reader.line_num + skipped}"
+        raise BadTrace(f"{where}: {fault}", hint="Is it a CSV file?") from fault
 
 
-def _request(row: dict[str, str | None], line: int, stretch: float) -> Request:
-    at = _number(row, "arrival_s", line)
-    if not row["model"]:
-        raise BadTrace(f"line {line}: no model", hint="Every request names its model.")
-    tokens = [_number(row, column, line) for column in ("prompt_tokens", "output_tokens")]
-    return Request(at * stretch, row["model"], round(tokens[0]), round(tokens[1]))
+def _record(row: Mapping[str, Any], where: str, *, strict: bool) -> _Record:
+    """Read a line. In a `strict` one, of CSV, None is a cell that the line lacks."""
+    if strict:
+        for column, cell in row.items():
+            if cell is None and column in (_SINCE_START, _AT, "model", "prompt_tokens", *_LENGTHS):
+                raise BadTrace(f"{where}: {column} is None", hint="The line has too few cells.")
+    dated = row.get(_SINCE_START) is None
+    at = _instant(row, where) if dated else _number(row, _SINCE_START, where)
+    model = row.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadTrace(f"{where}: no model", hint="Every request names its model.")
+    service_s = _number_or_none(row, "service_s", where)
+    output = _number_or_none(row, "output_tokens", where)
+    prompt = _number_or_none(row, "prompt_tokens", where)
+    priority = _number_or_none(row, "priority", where, signed=True)
+    known = service_s is not None or output is not None
+    return _Record(
+        Request(
+            at,
+            model,
+            round(prompt or 0),
+            round(output or 0),
+            priority=None if priority is None else round(priority),
+            service_s=service_s,
+            patience_s=_number_or_none(row, "timeout_s", where),
+            keep_alive_s=_keep_alive_s(row, where),
+            waited_s=_number_or_none(row, "wait_s", where) if known else None,
+        ),
+        dated,
+        known,
+    )
 
 
-def _number(row: dict[str, str | None], column: str, line: int) -> float:
-    text = row[column]
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
+def _completed(requests: Sequence[Request], known: Sequence[bool]) -> Iterator[Request]:
+    """Yield the requests, those of unknown length as long as the middle one of their model, or of all."""
+    if requests and not any(known):
         raise BadTrace(
-            f"line {line}: {column} is {text!r}", hint="It must be a number of at least 0, written as 12.5."
+            "no request of the log tells its service_s or output_tokens",
+            hint="Without either nobody can say for how long a request keeps its model busy.",
         )
+    by_model: dict[str, list[Request]] = {}
+    for request, told in zip(requests, known, strict=True):
+        if told:
+            by_model.setdefault(request.model, []).append(request)
+            by_model.setdefault("", []).append(request)
+    middle = {
+        model: sorted(own, key=lambda r: (r.service_s or 0.0, r.output_tokens))[len(own) // 2]
+        for model, own in by_model.items()
+    }
+    for request, told in zip(requests, known, strict=True):
+        if told:
+            yield request
+            continue
+        like = middle.get(request.model, middle[""])
+        yield replace(
+            request,
+            prompt_tokens=like.prompt_tokens,
+            output_tokens=like.output_tokens,
+            service_s=like.service_s,
+        )
+
+
+def _instant(row: Mapping[str, Any], where: str) -> float:
+    """Return Unix seconds, from a number or a date; one without a zone is of UTC."""
+    at = row.get(_AT)
+    if isinstance(at, str):
+        try:
+            moment = datetime.fromisoformat(at)
+        except ValueError:
+            return _number(row, _AT, where)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return _number(row, _AT, where)
+
+
+def _keep_alive_s(row: Mapping[str, Any], where: str) -> float | None:
+    return math.inf if row.get("keep_alive_s") == "forever" else _number_or_none(row, "keep_alive_s", where)
+
+
+def _number_or_none(row: Mapping[str, Any], column: str, where: str, *, signed: bool = False) -> float | None:
+    given = row.get(column)
+    return None if given is None or given == "" else _number(row, column, where, signed=signed)
+
+
+def _number(row: Mapping[str, Any], column: str, where: str, *, signed: bool = False) -> float:
+    given = row.get(column)
+    try:
+        value = float(given) if given is not None and not isinstance(given, bool) else math.nan
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and (signed or value >= 0)):
+        raise BadTrace(f"{where}: {column} is {given!r}", hint=_NUMBER_HINT)
     return value

@@ -13,13 +13,23 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: the instant it comes, in seconds from the start, and its tokens."""
+    """One request: the instant it comes, in seconds from the start, and its tokens.
+
+    `service_s` is how long it is served, None to reckon it from the tokens; it waits `patience_s` at most,
+    None for as long as the world has it; `keep_alive_s` is its own word on how long the model stays, and
+    `priority` on whom it goes before, None where it says nothing.
+    `waited_s` is how long it did wait when it was recorded, None if that is not known.
+    """
 
     at: float
     model: str
     prompt_tokens: int
     output_tokens: int
-    priority: int = 0
+    priority: int | None = None
+    service_s: float | None = None
+    patience_s: float | None = None
+    keep_alive_s: float | None = None
+    waited_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

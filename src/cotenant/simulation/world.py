@@ -16,6 +16,7 @@ from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.simulation.account import Account
 from cotenant.simulation.agenda import Agenda
 from cotenant.simulation.faults import NO_FAULTS, Faults
 from cotenant.simulation.machine import Driver, Machine
@@ -71,17 +72,6 @@ class SimulatedEngine:
     leases: dict[LeaseId, Client] = field(default_factory=dict)
     busy_since: float = 0.0
     busy_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Account:
-    """What a run came to; byte seconds are of engines that were ready, idle ones those that nobody used."""
-
-    loads: int = 0
-    loaded_bytes: int = 0
-    out_of_memory: int = 0
-    ready_byte_s: float = 0.0
-    idle_byte_s: float = 0.0
 
 
 class World:
@@ -163,10 +153,15 @@ class World:
             self.send(events.RequestLeft(self.agenda.now, ticket))
             self._end(client, Outcome.LEFT)
 
-    def run(self, *, until: float = math.inf) -> None:
-        """Run until nobody waits or is served and nobody is to come, or until an instant."""
-        while len(self.agenda) and self.agenda.now < until and (self._open or self._coming):
+    def run(self, *, until: float = math.inf, steps: float = math.inf) -> bool:
+        """Run until nobody waits or is served and nobody is to come, until an instant, or for some steps.
+
+        Whether anybody is left.
+        """
+        while len(self.agenda) and self.agenda.now < until and (self._open or self._coming) and steps > 0:
             self.agenda.step()
+            steps -= 1
+        return len(self.agenda) > 0 and (self._open > 0 or self._coming)
 
     def _read_again(self) -> None:
         self.read()
@@ -185,14 +180,17 @@ class World:
         self._next_request(requests, patience_s)
         now = self.agenda.now
         ticket = TicketId(len(self.clients) + 1)
-        client = self.clients[ticket] = Client(request, now + patience_s)
+        own_s = request.patience_s
+        client = self.clients[ticket] = Client(request, now + (patience_s if own_s is None else own_s))
         self._open += 1
-        lease = self.scheduler.try_grant(request.model, now)
+        keep_alive_s = request.keep_alive_s
+        lease = self.scheduler.try_grant(request.model, now, keep_alive_s)
         if lease is not None:
             self._check()
             self._serve(client, *lease)
             return
-        self.send(events.RequestArrived(now, ticket, request.model, client.deadline, request.priority))
+        arrived = (now, ticket, request.model, client.deadline, request.priority or 0, keep_alive_s)
+        self.send(events.RequestArrived(*arrived))
         if client.outcome is None and self._happens(self.faults.leaves_waiting):
             self.agenda.after(self._dice.expovariate(0.1), lambda: self.leaves(ticket))
 
@@ -212,7 +210,7 @@ class World:
             # The scheduler has not heard of its end yet: the connection breaks at once.
             self.agenda.after(0.0, lambda: self._release(engine, lease, Outcome.BROKEN))
             return
-        service_s = engine.model.service_s(client.request.prompt_tokens, client.request.output_tokens)
+        service_s = engine.model.service_s(client.request)
         if self._happens(self.faults.leaves_served):
             service_s *= self._dice.random()
         self.agenda.after(service_s, lambda: self._release(engine, lease, Outcome.SERVED))
@@ -257,8 +255,8 @@ class World:
                     self._stop(self._engines.get(residency))
                 case WakeAt(at):
                     self._wake_at(at)
-                case Tell():
-                    pass
+                case Tell(decision):
+                    self.account.hear(decision)
         self._check()
 
     def _wake_at(self, instant: float) -> None:
@@ -294,8 +292,7 @@ class World:
             if other.loading and not other.asked_to_end and wanted.keys() & other.wanted.keys():
                 raise BrokenPromise(f"{model.name} is started where {other.model.name} is loading")
         engine = self._engines[command.residency] = SimulatedEngine(command.residency, model, wanted)
-        self.account.loads += 1
-        self.account.loaded_bytes += sum(wanted.values())
+        self.account.load(model.name, sum(wanted.values()))
         load_s = model.load_s * self._dice.lognormvariate(0, _LOAD_SPREAD)
         if self._happens(self.faults.slow_load):
             load_s *= self._dice.uniform(*_SLOW)
@@ -356,8 +353,7 @@ class World:
             engine.busy_s += self.agenda.now - engine.busy_since
             engine.busy_since = self.agenda.now
         ready_s = self.agenda.now - ready_at
-        self.account.ready_byte_s += engine.model.bytes * ready_s
-        self.account.idle_byte_s += engine.model.bytes * (ready_s - engine.busy_s)
+        self.account.was_ready(engine.model.name, engine.model.bytes, ready_s, engine.busy_s)
 
     def close_account(self) -> Account:
         """Count the engines that still run, and return what the run came to."""

@@ -1,0 +1,329 @@
+"""`cotenant simulate`: a log of requests replayed on other GPUs or by other rules, by the same scheduler."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from cotenant.cli.recipe_options import file_path
+from cotenant.cli.simulate_models import (
+    EVERY_OTHER,
+    StatedModel,
+    configuration_of,
+    configured_tenants,
+    keep_alive,
+    read_known,
+    stated_model,
+    stated_models,
+    stated_tenants,
+)
+from cotenant.domain.errors import BadSetting, UsageError
+from cotenant.domain.units import parse_duration
+
+if TYPE_CHECKING:
+    from cotenant.config.configuration import Configuration
+    from cotenant.domain.devices import Device
+    from cotenant.simulation.trace import Trace
+    from cotenant.simulation.variant import Tenant, Variant
+    from cotenant.simulation.workload import Request
+
+_POLICIES: Final = ("lru", "gdsf", "cost", "clairvoyant")
+_HERE: Final = "here"
+_MOST_VARIANTS: Final = 26
+_DRAWS: Final = 3
+_MOST_DRAWS: Final = 100
+_NAMED: Final = 5
+_EPILOG: Final = (
+    "LOG is what `cotenant serve --request-log FILE` writes, or CSV with the columns "
+    "arrival_s,model,prompt_tokens,output_tokens; .gz is read too, - is standard input. "
+    "Not modelled: engines that slow each other down on one card, batching, loads that fail, and what "
+    "others do with the cards. docs/simulate.md says more."
+)
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser's commands."""
+    parser = subparsers.add_parser(
+        "simulate", help="replay a log of requests on other GPUs or by other rules", epilog=_EPILOG
+    )
+    parser.add_argument("logs", metavar="LOG", nargs="+", help="requests; several files are put together")
+    what = parser.add_argument_group(
+        "what to compare; each may be given several times, the first is compared with"
+    )
+    what.add_argument(
+        "--gpus",
+        metavar="SPEC",
+        action="append",
+        help="2xRTX 3090, 24GiB,24GiB or a YAML file, as for `plan`; here: this machine's, or those of the "
+        "configuration (default)",
+    )
+    what.add_argument(
+        "--policy", metavar="NAME", action="append", help=f"who is evicted: {', '.join(_POLICIES)}"
+    )
+    what.add_argument(
+        "--keep-alive",
+        metavar="TIME",
+        action="append",
+        help="how long models stay after a request, or forever",
+    )
+    models = parser.add_argument_group("models")
+    models.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
+    models.add_argument("--models-dir", metavar="FOLDER", help="every GGUF in it is served")
+    models.add_argument(
+        "--model",
+        metavar="NAME=SIZE",
+        action="append",
+        default=[],
+        help="a model without its file: llama=20GiB, or llama=20GiB,load=8s,slots=4,rate=60 (tokens per "
+        "second of a request); '*=8GiB' is every other name of the log",
+    )
+    models.add_argument(
+        "--sizes", type=file_path, metavar="FILE", help="the same as YAML: `llama: 20GiB,load=8s`"
+    )
+    replay = parser.add_argument_group("replay")
+    replay.add_argument("--until", metavar="TIME", help="only the first part of the log, as 2h")
+    replay.add_argument("--speed", metavar="FACTOR", default="1", help="requests come so many times as fast")
+    replay.add_argument(
+        "--seed", metavar="N", default="0", help="draws the spread of load times (default: 0)"
+    )
+    replay.add_argument(
+        "--draws",
+        metavar="N",
+        help="replays of each variant, by seeds from --seed on, which tell a difference from chance "
+        "(default: 3 where variants are compared, else 1)",
+    )
+    parser.add_argument("--all-models", action="store_true", help="list every model, however many there are")
+    parser.add_argument("--json", action="store_true", help="print JSON: seconds, bytes, shares from 0 to 1")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
+    from cotenant.cli.simulate_table import Study, as_json, lines
+
+    seed, speed = _whole("--seed", args.seed), _number("--speed", args.speed)
+    draws = None if args.draws is None else _whole("--draws", args.draws, least=1, most=_MOST_DRAWS)
+    until_s = math.inf if args.until is None else parse_duration(args.until)
+    stated = [*(stated_models(args.sizes) if args.sizes else ()), *map(stated_model, args.model)]
+    policies = _policies(args.policy)
+    configuration = configuration_of(args.config, args.models_dir, stated=bool(stated))
+    trace = _read_logs(args.logs, 1 / speed)
+    requests = [request for request in trace.requests if request.at <= until_s / speed]
+    known = read_known(configuration)
+    tenants, requests, left_out = _meet(configured_tenants(known), stated, requests, known.configuration)
+    variants = list(_variants(args, policies, known.configuration, tenants))
+    notes = [] if known.problem is None else [known.problem]
+    study = Study(requests, trace.guessed, left_out, seed, speed, notes)
+    draws = draws or (_DRAWS if len(variants) > 1 else 1)
+    for number, variant in enumerate(variants, start=1):
+        show = _Shown(f"{number} of {len(variants)}: {variant.name}") if sys.stderr.isatty() else None
+        try:
+            cards = [variant.run(requests, seed=seed + n, progress=show) for n in range(draws)]
+        finally:
+            if show is not None:
+                show.clear()
+        study.add(variant, cards)
+    if args.json:
+        print(json.dumps(as_json(study), indent=2, ensure_ascii=False))
+    else:
+        print(*lines(study, every_model=args.all_models), sep="\n")
+    return 0
+
+
+def _read_logs(names: Sequence[str], stretch: float) -> Trace:
+    from cotenant.simulation.trace import read_trace
+
+    with ExitStack() as stack:
+        return read_trace({name: _opened(stack, name) for name in names}, stretch=stretch)
+
+
+def _opened(stack: ExitStack, name: str) -> Iterator[str]:
+    """Yield the lines of a file. Raises BadSetting if it cannot be read."""
+    try:
+        yield from sys.stdin if name == "-" else stack.enter_context(_open(Path(name).expanduser()))
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise BadSetting(
+            f"{name} cannot be read: {why}",
+            hint="Give a log that `cotenant serve --request-log` writes, or CSV.",
+        ) from None
+    except UnicodeDecodeError:
+        raise BadSetting(f"{name} is no text", hint="A request log and CSV are UTF-8.") from None
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        import gzip
+
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _meet(
+    configured: list[Tenant],
+    stated: Sequence[StatedModel],
+    requests: list[Request],
+    configuration: Configuration,
+) -> tuple[list[Tenant], list[Request], Counter[str]]:
+    """Return who is served, the requests for them by their own names, and how many are for others, by name.
+
+    Raises UsageError if none of the requests is for anybody known.
+    """
+    from cotenant.daemon.fleet import Fleet
+
+    names = Fleet.of(configuration.models).names
+    named = {model.name for model in stated}
+    others = sorted({request.model for request in requests} - names.keys() - named)
+    by_size = stated_tenants(stated, configuration.defaults, others)
+    own = {tenant.spec.name for tenant in by_size}
+    tenants = [*(tenant for tenant in configured if tenant.spec.name not in own), *by_size]
+    means = {**names, **{name: name for name in own}}
+    left_out = Counter(request.model for request in requests if request.model not in means)
+    kept = [replace(r, model=means[r.model]) for r in requests if r.model in means]
+    if not kept:
+        raise UsageError(_nobody(left_out, tenants), hint=_how_to_name(left_out))
+    return tenants, kept, left_out
+
+
+def _nobody(left_out: Counter[str], tenants: Sequence[Tenant]) -> str:
+    if not left_out:
+        return "the log has no requests"
+    asked = ", ".join(name for name, _ in left_out.most_common(_NAMED))
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    known = ", ".join(tenant.spec.name for tenant in tenants[:_NAMED]) or "none"
+    return f"the log asks for {asked}{more}, of which nothing is known; known: {known}"
+
+
+def _how_to_name(left_out: Counter[str]) -> str:
+    if not left_out:
+        return "Is it empty, or cut off by --until?"
+    name = left_out.most_common(1)[0][0]
+    sizes = f"--model '{name}=20GiB', --model '{EVERY_OTHER}=8GiB' for all"
+    return f"Give --config or --models-dir, or sizes: {sizes}."
+
+
+def _variants(
+    args: argparse.Namespace,
+    policies: Sequence[str | None],
+    configuration: Configuration,
+    tenants: list[Tenant],
+) -> Iterator[Variant]:
+    """Yield every combination of what is to be compared. Raises BadSetting, BadDeviceSpec."""
+    from cotenant.daemon.settings import scheduler_settings
+    from cotenant.simulation.variant import Variant
+
+    machines = {spec: _cards(spec, configuration) for spec in args.gpus or [_HERE]}
+    keep_alives: dict[str, float | None] = {text: keep_alive(text) for text in args.keep_alive or ()}
+    keep_alives = keep_alives or {"": None}
+    combinations = [*product(machines, dict.fromkeys(policies), keep_alives)]
+    if len(combinations) > _MOST_VARIANTS:
+        raise UsageError(
+            f"{len(combinations)} combinations are too many",
+            hint=f"Compare at most {_MOST_VARIANTS} at a time.",
+        )
+    for spec, policy, kept in combinations:
+        settings = scheduler_settings(configuration)
+        clairvoyant = policy == "clairvoyant"
+        if policy is not None:
+            settings = replace(settings, policy="cost" if clairvoyant else policy)
+        words = [_machine_name(spec, machines[spec])] if len(machines) > 1 or len(combinations) == 1 else []
+        words += [policy] if policy is not None else []
+        words += [f"keep-alive {kept}"] if kept else []
+        yield Variant(
+            ", ".join(words), machines[spec], settings, _kept_alive(tenants, keep_alives[kept]), clairvoyant
+        )
+
+
+def _kept_alive(tenants: Sequence[Tenant], keep_alive_s: float | None) -> tuple[Tenant, ...]:
+    if keep_alive_s is None:
+        return tuple(tenants)
+    kept = None if keep_alive_s == math.inf else keep_alive_s
+    return tuple(replace(tenant, spec=replace(tenant.spec, keep_alive_s=kept)) for tenant in tenants)
+
+
+def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
+    """Return the cards of a description with what may be used of each; of this machine's GPUs that is all.
+
+    Raises BadDeviceSpec, UnknownDevice, BadSetting.
+    """
+    from cotenant.cli.options import kept_to
+    from cotenant.clock import SystemClock
+    from cotenant.hardware.inventory import probe
+    from cotenant.planning.budgets import budgets
+
+    devices = configuration.devices
+    described = devices.gpus if spec == _HERE else spec
+    inventory = probe(described, SystemClock()).inventory()
+    if spec == _HERE:
+        inventory = kept_to(inventory, list(devices.use), described=described)
+    if inventory.source.is_live:
+        # What engines of ours and others hold just now says nothing of another day.
+        empty = {d.id: replace(inventory.reading(d), free_bytes=d.total_bytes) for d in inventory.devices}
+        inventory = replace(inventory, readings=empty)
+    found = budgets(inventory, devices.rules)
+    cards = tuple(replace(b.device, total_bytes=b.free_bytes) for b in found if b.left_out is None)
+    if not cards:
+        raise BadSetting(
+            f"{spec}: no device can be used: {'; '.join(str(b.left_out) for b in found)}",
+            hint="`cotenant plan` shows the budgets; devices.reserve_mib and min_budget_mib set them.",
+        )
+    return cards
+
+
+def _machine_name(spec: str, cards: Sequence[Device]) -> str:
+    if spec != _HERE:
+        return spec
+    names = Counter(card.name for card in cards)
+    return ", ".join(name if count == 1 else f"{count}x{name}" for name, count in names.items())
+
+
+def _policies(given: Sequence[str] | None) -> Sequence[str | None]:
+    for name in given or ():
+        if name not in _POLICIES:
+            raise UsageError(f"--policy {name!r} is not known", hint=f"One of {', '.join(_POLICIES)}.")
+    return given or [None]
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1e6:
+        raise UsageError(
+            f"{flag} {text!r} is not a number above 0", hint="2 is twice as fast, 0.5 half as fast."
+        )
+    return value
+
+
+def _whole(flag: str, text: str, least: int = 0, most: int = 10**18) -> int:
+    if not (text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+        raise UsageError(f"{flag} {text!r} is not a whole number", hint=f"Give one from {least} to {most:,}.")
+    return int(text)
+
+
+class _Shown:
+    """How far a replay is, on one line of the terminal that is wiped at the end."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._percent = -1
+
+    def __call__(self, share: float) -> None:
+        percent = math.floor(100 * share)
+        if percent != self._percent:
+            self._percent = percent
+            print(f"\r\x1b[K{percent:3} % of {self._what}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,232 @@
+"""The models that `simulate` serves: those of the configuration, and those of which the size is stated."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cotenant.domain.errors import BadSetting, CotenantError, StoreError
+from cotenant.domain.units import parse_bytes, parse_duration
+
+if TYPE_CHECKING:
+    from cotenant.config.configuration import Configuration, ModelDefaults
+    from cotenant.domain.records import LoadTimes
+    from cotenant.simulation.variant import Tenant
+
+EVERY_OTHER: Final = "*"
+_HINT: Final = (
+    "Write NAME=20GiB, and after commas what else is known: load=8s, slots=4, rate=60, keep_alive=5m."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StatedModel:
+    """A model as stated by NAME=SIZE; None stands for what the configuration's defaults say.
+
+    `tokens_per_s` is how fast one request generates; `load_s` how long a load takes. A `keep_alive_s` of
+    infinity never unloads.
+    """
+
+    name: str
+    bytes: int
+    load_s: float | None = None
+    slots: int | None = None
+    tokens_per_s: float | None = None
+    keep_alive_s: float | None = None
+    timeout_s: float | None = None
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What past runs tell of the models of a configuration: how long they load, what they were seen to hold.
+
+    `problem` says why nothing could be read of them.
+    """
+
+    configuration: Configuration
+    load_times: Mapping[str, LoadTimes] = field(default_factory=dict)
+    seen_bytes: Mapping[str, int] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def stated_model(text: str) -> StatedModel:
+    """Read NAME=SIZE[,load=TIME][,slots=N][,rate=TOKENS/S][,keep_alive=TIME][,timeout=TIME][,pinned].
+
+    Raises BadSetting.
+    """
+    name, equals, rest = text.partition("=")
+    size, *more = rest.split(",")
+    if not (equals and name.strip()):
+        raise BadSetting(f"--model {text!r} states no size", hint=_HINT)
+    try:
+        model = StatedModel(name.strip(), parse_bytes(size))
+        for word in filter(None, map(str.strip, more)):
+            key, _, value = word.partition("=")
+            if key not in _FACTS:
+                raise BadSetting(f"{key!r} is none of {', '.join(_FACTS)}", hint=_HINT)
+            attribute, read = _FACTS[key]
+            model = replace(model, **{attribute: read(value)})
+    except CotenantError as error:
+        raise BadSetting(f"--model {text!r}: {error.message}", hint=_HINT) from None
+    if not model.bytes:
+        raise BadSetting(f"--model {text!r}: a model takes some memory", hint=_HINT)
+    return model
+
+
+def stated_models(path: Path) -> list[StatedModel]:
+    """Read a YAML file of `NAME: SIZE,load=8s` lines. Raises BadSetting."""
+    from cotenant.config.document import read_document
+
+    try:
+        document = read_document(path)
+    except BadSetting as error:
+        raise BadSetting(
+            error.message, hint="--sizes reads YAML: a line `NAME: 20GiB` for each model."
+        ) from None
+    found = []
+    for name, value in document.settings.items():
+        if not isinstance(value, str):
+            raise BadSetting(
+                f"{path} line {document.line_of((name,))}: {name} has no size",
+                hint="Write `NAME: 20GiB,load=8s`.",
+            )
+        try:
+            found.append(stated_model(f"{name}={value}"))
+        except BadSetting as error:
+            where = f"{path} line {document.line_of((name,))}"
+            raise BadSetting(f"{where}: {error.message.removeprefix('--model ')}", hint=error.hint) from None
+    return found
+
+
+def read_known(configuration: Configuration) -> Known:
+    """Return what past runs of the daemon have learned of the configuration's models, if there is any."""
+    from cotenant.daemon.settings import default_database
+    from cotenant.store.location import locate
+
+    location = locate(configuration.database or default_database())
+    if not configuration.models or (location.path is not None and not location.path.is_file()):
+        return Known(configuration)
+
+    from cotenant.daemon.recorder import learned
+    from cotenant.store.journal import SqlJournal
+
+    async def ask() -> Known:
+        journal = SqlJournal(location)
+        try:
+            with_overheads = await learned(journal, configuration)
+            return Known(with_overheads, await journal.load_times(), await journal.seen_bytes())
+        finally:
+            await journal.close()
+
+    try:
+        return asyncio.run(ask())
+    except StoreError as error:
+        return Known(configuration, problem=f"nothing was taken from past runs: {error.message}")
+
+
+def configured_tenants(known: Known) -> list[Tenant]:
+    """Return the models of the configuration, as the daemon would describe them to its scheduler."""
+    from cotenant.daemon.fleet import as_learned, spec_of
+    from cotenant.daemon.footprints import with_margin
+    from cotenant.daemon.recorder import expected_s
+    from cotenant.simulation.variant import Tenant
+
+    rules = known.configuration.devices.rules
+    tenants = []
+    for entry in known.configuration.models:
+        seen = known.seen_bytes.get(entry.name)
+        planned = as_learned(entry, None if seen is None else with_margin(seen))
+        spec = spec_of(planned, rules, expected_s(known.load_times.get(entry.name)))
+        tenants.append(Tenant(spec, entry.timeout_s, preload=entry.preload))
+    return tenants
+
+
+def stated_tenants(
+    stated: Iterable[StatedModel], defaults: ModelDefaults, others: Iterable[str]
+) -> list[Tenant]:
+    """Return models of stated sizes; that of `*` stands for each of the `others`."""
+    models: dict[str, StatedModel] = {}
+    for model in stated:
+        models[model.name] = model
+    every_other = models.pop(EVERY_OTHER, None)
+    if every_other is not None:
+        for name in others:
+            models.setdefault(name, replace(every_other, name=name))
+    return [_tenant(model, defaults) for model in models.values()]
+
+
+def _tenant(model: StatedModel, defaults: ModelDefaults) -> Tenant:
+    from cotenant.daemon.fleet import guessed_load_s
+    from cotenant.scheduling.model_spec import ModelSpec
+    from cotenant.simulation.models import fit_size
+    from cotenant.simulation.variant import Tenant
+
+    keep_alive_s = defaults.keep_alive_s if model.keep_alive_s is None else model.keep_alive_s
+    spec = ModelSpec(
+        model.name,
+        fit_size(model.name, model.bytes),
+        slots=model.slots or defaults.recipe.parallel,
+        keep_alive_s=None if keep_alive_s == math.inf else keep_alive_s,
+        pinned=model.pinned,
+        load_s=model.load_s or guessed_load_s(model.bytes),
+    )
+    timeout_s = defaults.timeout_s if model.timeout_s is None else model.timeout_s
+    return Tenant(spec, timeout_s, tokens_per_s=model.tokens_per_s)
+
+
+def configuration_of(config: Path | None, models_dir: str | None, *, stated: bool) -> Configuration:
+    """Read the configuration as `serve` would; if models are stated, only one that is asked for.
+
+    Raises BadSetting.
+    """
+    from cotenant.config.settings import find_configuration, read_configuration
+
+    asked = config is not None or models_dir is not None or not stated
+    path = find_configuration(config, os.environ) if asked else None
+    return read_configuration(path, flags={"models_dir": models_dir})
+
+
+def keep_alive(text: str) -> float:
+    """Read a keep-alive; infinity for never. Raises BadSetting or BadQuantity."""
+    from cotenant.config.scalars import keep_alive as scalar
+
+    seconds: float = scalar().read(text)
+    return seconds
+
+
+def _whole(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text[:9]) <= 1024):
+        raise BadSetting(f"{text!r} is not a number of slots from 1 to 1024", hint=_HINT)
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1e6:
+        raise BadSetting(f"{text!r} is not a number of tokens per second", hint=_HINT)
+    return rate
+
+
+def _yes(text: str) -> bool:
+    if text:
+        raise BadSetting("pinned takes no value", hint=_HINT)
+    return True
+
+
+_FACTS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
+    "load": ("load_s", parse_duration),
+    "slots": ("slots", _whole),
+    "rate": ("tokens_per_s", _rate),
+    "keep_alive": ("keep_alive_s", keep_alive),
+    "timeout": ("timeout_s", parse_duration),
+    "pinned": ("pinned", _yes),
+}

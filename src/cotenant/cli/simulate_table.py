@@ -1,0 +1,295 @@
+"""What replays came to, as text and as JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from cotenant.domain.units import format_bytes, format_duration
+from cotenant.simulation.scorecard import Score, Scorecard, Waits
+from cotenant.simulation.variant import Variant
+from cotenant.simulation.workload import Request
+
+_HEAD: Final = ("", "variant", "answered", "refused", "waited", "p50", "p95", "p99", "loads", "evicted",
+                "unloaded", "read", "held", "idle", "waits longest")  # fmt: skip
+_LEFT: Final = frozenset(["", "variant", "model", "waits longest"])
+_MODEL_HEAD: Final = ("model", "requests", "refused", "waited", "mean", "p95", "longest", "loads", "evicted",
+                      "unloaded", "loaded for")  # fmt: skip
+_LEGEND: Final = (
+    "waited: requests that did at all; p50 to p99: waits for a load or a slot; evicted: unloads to make room",
+    "for another model; read: bytes loaded; held: of the cards' memory over time; idle: of what was held.",
+)
+_MOST_MODELS: Final = 20
+_NAMED: Final = 5
+_NOTEWORTHY: Final = 0.02
+
+_MEASURES: Final[Sequence[tuple[str, Callable[[Score], float], Callable[[float], str]]]] = (
+    ("loads", lambda score: score.loads, lambda count: f"{count:,}"),
+    ("mean wait", lambda score: score.waits.mean_s, lambda seconds: _time(seconds)),
+    ("p99", lambda score: score.waits.p99_s, lambda seconds: _time(seconds)),
+    ("refused", lambda score: score.refusals, lambda count: f"{count:,}"),
+)
+"""What variants are compared by, and how it is written."""
+
+
+@dataclass(slots=True)
+class Study:
+    """What was replayed, and how each variant did; `left_out` counts requests for names unknown.
+
+    Each variant has a result for each draw, by seeds from `seed` on; the first is shown, all are compared.
+    """
+
+    requests: Sequence[Request]
+    guessed: int
+    left_out: Mapping[str, int]
+    seed: int
+    speed: float
+    notes: list[str]
+    results: list[tuple[Variant, Sequence[Scorecard]]] = field(default_factory=list)
+
+    def add(self, variant: Variant, cards: Sequence[Scorecard]) -> None:
+        """Add a variant's results; the first variant is what others are compared with."""
+        self.results.append((variant, cards))
+
+    @property
+    def shown(self) -> list[tuple[Variant, Scorecard]]:
+        """The variants with their first draws."""
+        return [(variant, cards[0]) for variant, cards in self.results]
+
+    @property
+    def logged(self) -> Waits | None:
+        """The waits that the log itself tells of; None if it does not."""
+        told = [request.waited_s for request in self.requests if request.waited_s is not None]
+        return Waits.of(told) if told else None
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from the log's start to its last request, as replayed."""
+        return self.requests[-1].at
+
+
+def lines(study: Study, *, every_model: bool = False) -> Iterator[str]:
+    """Render for people."""
+    asked = {request.model for request in study.requests}
+    faster = "" if study.speed == 1 else f", at {study.speed:g} times its speed"
+    yield (
+        f"{len(study.requests):,} requests for {_count(len(asked), 'model')} over "
+        f"{format_duration(study.span_s)}{faster}; seed {study.seed}"
+    )
+    yield ""
+    letters = [chr(ord("A") + number) for number in range(len(study.results))]
+    rows = [_row(letter, *result) for letter, result in zip(letters, study.shown, strict=True)]
+    yield from _table(_HEAD, rows)
+    waits = study.logged
+    if waits is not None:
+        yield (
+            f"As the log tells it, {waits.share:.1%} waited: p50 {_time(waits.p50_s)}, "
+            f"p95 {_time(waits.p95_s)}, p99 {_time(waits.p99_s)}."
+        )
+    yield from _LEGEND
+    if len(study.results) > 1:
+        yield ""
+        first = study.results[0][1]
+        for letter, (_, others) in zip(letters[1:], study.results[1:], strict=True):
+            yield _comparison(letters[0], letter, first, others)
+        if len(first) > 1:
+            yield f"×: the median of {len(first)} draws of load times, and the least and the most of them."
+    yield ""
+    yield from _by_model(study, letters, every_model=every_model)
+    notes = [*_notes(study, letters)]
+    if notes:
+        yield ""
+        yield from notes
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """Return all of it as plain values: seconds, bytes, shares from 0 to 1, null for never."""
+    return {
+        "requests": len(study.requests),
+        "guessed": study.guessed,
+        "left_out": dict(study.left_out),
+        "span_s": study.span_s,
+        "logged_waits": None if study.logged is None else asdict(study.logged),
+        "seed": study.seed,
+        "speed": study.speed,
+        "notes": study.notes,
+        "variants": [_variant_json(study.seed, *result) for result in study.results],
+    }
+
+
+def _variant_json(seed: int, variant: Variant, draws: Sequence[Scorecard]) -> dict[str, Any]:
+    card = draws[0]
+    return {
+        "name": variant.name,
+        "devices": [
+            {"uuid": each.id, "name": each.name, "index": each.index, "usable_bytes": each.total_bytes}
+            for each in variant.cards
+        ],
+        "policy": "clairvoyant" if variant.clairvoyant else variant.settings.policy,
+        "settings": asdict(variant.settings),
+        "total": _score_json(card.total),
+        "span_s": card.span_s,
+        "held_share": card.held_share,
+        "idle_share": card.idle_share,
+        "slowest_model": card.worst_model,
+        "models": [
+            {
+                "name": tenant.spec.name,
+                "slots": tenant.spec.slots,
+                "keep_alive_s": tenant.spec.keep_alive_s,
+                "load_s": tenant.spec.load_s,
+                **_score_json(card.models[tenant.spec.name]),
+            }
+            for tenant in variant.tenants
+        ],
+        "draws": [
+            {
+                "seed": seed + number,
+                "loads": draw.total.loads,
+                "refused": draw.total.refusals,
+                "waits": asdict(draw.total.waits),
+            }
+            for number, draw in enumerate(draws)
+        ],
+        "does_not_fit": [{"model": r.model, "reason": r.reason} for r in variant.refusals()],
+    }
+
+
+def _score_json(score: Score) -> dict[str, Any]:
+    return {
+        "requests": score.requests,
+        "answered": score.answered,
+        "refused": dict(score.refused),
+        "waits": asdict(score.waits),
+        "loads": score.loads,
+        "loaded_bytes": score.loaded_bytes,
+        "evictions": score.evictions,
+        "unloads": dict(score.unloads),
+        "loaded_s": score.loaded_s,
+    }
+
+
+def _row(letter: str, variant: Variant, card: Scorecard) -> Sequence[str]:
+    total, waits = card.total, card.total.waits
+    worst = card.worst_model
+    slowest = "-" if worst is None else f"{worst} ({_time(card.models[worst].waits.mean_s)})"
+    return (
+        letter,
+        variant.name,
+        f"{total.answered:,}",
+        f"{total.refusals:,}",
+        f"{waits.share:.1%}",
+        *map(_time, (waits.p50_s, waits.p95_s, waits.p99_s)),
+        *(f"{count:,}" for count in (total.loads, total.evictions, total.all_unloads)),
+        format_bytes(total.loaded_bytes),
+        f"{card.held_share:.0%}",
+        f"{card.idle_share:.0%}",
+        slowest,
+    )
+
+
+def _comparison(base: str, letter: str, first: Sequence[Scorecard], other: Sequence[Scorecard]) -> str:
+    """Say in a sentence what changes from one to the other, and what may be chance."""
+    clear, unclear = [], []
+    for what, measure, render in _MEASURES:
+        before, after = [measure(card.total) for card in first], [measure(card.total) for card in other]
+        ratios = sorted(b / a for a, b in zip(before, after, strict=True) if a)
+        if before == after:
+            continue
+        if ratios and ratios[0] <= 1 + _NOTEWORTHY and ratios[-1] >= 1 - _NOTEWORTHY:
+            unclear.append(what)
+            continue
+        factor = f" (×{statistics.median(ratios):.2f}" if ratios else ""
+        if len(ratios) > 1:
+            factor += f", {ratios[0]:.2f} to {ratios[-1]:.2f}"
+        clear.append(f"{what} {render(before[0])} → {render(after[0])}{factor and factor + ')'}")
+    if unclear:
+        clear.append(f"no clear difference in {', '.join(unclear)}")
+    return f"{letter} against {base}: {'; '.join(clear) or 'no difference'}."
+
+
+def _by_model(study: Study, letters: Sequence[str], *, every_model: bool) -> Iterator[str]:
+    """List the models, those asked for most first: all about one variant, or waits and loads of several."""
+    cards = [card for _, card in study.shown]
+    order = sorted(cards[0].models, key=lambda name: (-cards[0].models[name].requests, name))
+    shown = order if every_model else order[:_MOST_MODELS]
+    if len(cards) == 1:
+        yield from _table(_MODEL_HEAD, [_model_row(name, cards[0].models[name]) for name in shown])
+    else:
+        head = (
+            "model",
+            "requests",
+            *(f"mean {letter}" for letter in letters),
+            *(f"loads {x}" for x in letters),
+        )
+        rows = [
+            (
+                name,
+                f"{cards[0].models[name].requests:,}",
+                *(_time(card.models[name].waits.mean_s) for card in cards),
+                *(f"{card.models[name].loads:,}" for card in cards),
+            )
+            for name in shown
+        ]
+        yield from _table(head, rows)
+    if len(shown) < len(order):
+        yield f"… and {len(order) - len(shown)} more; --all-models lists them, --json tells all."
+
+
+def _model_row(name: str, score: Score) -> Sequence[str]:
+    waits = score.waits
+    return (
+        name,
+        f"{score.requests:,}",
+        f"{score.refusals:,}",
+        f"{waits.share:.1%}",
+        *map(_time, (waits.mean_s, waits.p95_s, waits.max_s)),
+        *(f"{count:,}" for count in (score.loads, score.evictions, score.all_unloads)),
+        format_duration(score.loaded_s) if score.loaded_s else "-",
+    )
+
+
+def _notes(study: Study, letters: Sequence[str]) -> Iterator[str]:
+    if study.left_out:
+        names = [f"{name} ({count:,})" for name, count in list(study.left_out.items())[:_NAMED]]
+        more = len(study.left_out) - len(names)
+        yield (
+            f"Left out: {_count(sum(study.left_out.values()), 'request')} for models of which nothing is "
+            f"known: {', '.join(names)}{f' and {more} more' if more else ''}. --model NAME=SIZE adds one."
+        )
+    if study.guessed:
+        yield (
+            f"{_count(study.guessed, 'request')} of the log never ran or did not tell for how long: replayed "
+            "like the middle one of their model."
+        )
+    for letter, (variant, card) in zip(letters, study.shown, strict=True):
+        refusals = [*variant.refusals()]
+        for refusal in refusals[:_NAMED]:
+            yield f"{letter}: {refusal.model} does not fit: {refusal.reason}"
+        if len(refusals) > _NAMED:
+            yield f"{letter}: {len(refusals) - _NAMED} more do not fit; --json tells of each."
+        refused = {code: count for code, count in card.total.refused.items() if code != "does_not_fit"}
+        if refused:
+            yield f"{letter}: refused: " + ", ".join(f"{code} {count:,}" for code, count in refused.items())
+    for note in study.notes:
+        yield f"Note: {note}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = (
+            cell.ljust(width) if title in _LEFT else cell.rjust(width)
+            for cell, width, title in zip(row, widths, head, strict=True)
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _time(seconds: float) -> str:
+    return format_duration(seconds) if seconds > 1e-6 else "0 s"

@@ -1,0 +1,125 @@
+"""A way to serve a log of requests: cards, a policy, models and the rules for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from cotenant.domain.devices import Device
+from cotenant.domain.placements import Placement, Refusal
+from cotenant.planning.choice import choose
+from cotenant.planning.ledger import Ledger
+from cotenant.scheduling.events import LoadAsked
+from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.scheduler import Scheduler
+from cotenant.simulation.baselines import foresight
+from cotenant.simulation.machine import Machine
+from cotenant.simulation.models import SimulatedModel, speed_of
+from cotenant.simulation.scorecard import Scorecard, score
+from cotenant.simulation.workload import Request
+from cotenant.simulation.world import World
+
+Progress = Callable[[float], None]
+"""Is told how far a replay has come, from 0 to 1."""
+_STEPS_PER_PROGRESS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A model to serve: what the scheduler is told of it, and what is true of it.
+
+    A request that does not say for how long it waits does so for `patience_s`. `tokens_per_s` is how fast one
+    request generates; None reckons it from the model's size and the cards' memory. Where it is given, it
+    counts for every request whose tokens are known, whatever service time was measured.
+    """
+
+    spec: ModelSpec
+    patience_s: float
+    tokens_per_s: float | None = None
+    preload: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Cards, of which all of `total_bytes` may be used, and who is served on them by which rules.
+
+    `clairvoyant` stands in for the policy with one that knows the log.
+    """
+
+    name: str
+    cards: tuple[Device, ...]
+    settings: SchedulerSettings
+    tenants: tuple[Tenant, ...]
+    clairvoyant: bool = False
+
+    def refusals(self) -> Iterator[Refusal]:
+        """Yield why models do not fit on the cards even if they have them for themselves."""
+        for tenant in self.tenants:
+            result = self._plan(tenant)
+            if isinstance(result, Refusal):
+                yield result
+
+    def run(
+        self, requests: Sequence[Request], *, seed: int = 0, progress: Progress | None = None
+    ) -> Scorecard:
+        """Replay requests for the tenants, in the order of arrival. Load times vary by `seed`."""
+        policy = foresight(requests) if self.clairvoyant else None
+        models = [self._model(tenant) for tenant in self.tenants]
+        world = World(
+            Scheduler(self.settings, policy), Machine(self.cards), models, Random(seed), watched=False
+        )
+        world.begin([tenant.spec for tenant in self.tenants])
+        for tenant in self.tenants:
+            if tenant.preload:
+                world.send(LoadAsked(0.0, tenant.spec.name))
+        world.expect(self._for_tenants(requests))
+        if progress is None:
+            world.run()
+        else:
+            _run_aloud(world, requests, progress)
+        return score(world)
+
+    def _for_tenants(self, requests: Sequence[Request]) -> list[Request]:
+        """Have requests wait as long as their model says, and take as long as its speed says."""
+        tenants = {tenant.spec.name: tenant for tenant in self.tenants}
+        found = []
+        for request in requests:
+            tenant = tenants[request.model]
+            by_tokens = tenant.tokens_per_s is not None and request.output_tokens > 0
+            found.append(
+                replace(
+                    request,
+                    patience_s=tenant.patience_s if request.patience_s is None else request.patience_s,
+                    priority=tenant.spec.priority if request.priority is None else request.priority,
+                    service_s=None if by_tokens else request.service_s,
+                )
+            )
+        return found
+
+    def _plan(self, tenant: Tenant) -> Placement | Refusal:
+        ledger = Ledger(self.settings.reserve_bytes)
+        ledger.read(Machine(self.cards).readings(0.0))
+        return choose(tenant.spec.fit, ledger.budgets(), (), together=tenant.spec.together)
+
+    def _model(self, tenant: Tenant) -> SimulatedModel:
+        planned = self._plan(tenant)
+        pieces: tuple[int, ...] = ()
+        if isinstance(planned, Placement):
+            pieces = tuple(share.parts.total for share in planned.used_shares)
+        bandwidths = [card.bandwidth_bytes_per_s for card in self.cards if card.bandwidth_bytes_per_s]
+        speed = speed_of(sum(pieces), min(bandwidths, default=None), tenant.tokens_per_s)
+        return SimulatedModel(
+            tenant.spec.name,
+            pieces,
+            load_s=tenant.spec.load_s,
+            prefill_per_s=speed.prefill_per_s,
+            decode_per_s=speed.decode_per_s,
+            slots=tenant.spec.slots,
+        )
+
+
+def _run_aloud(world: World, requests: Sequence[Request], progress: Progress) -> None:
+    end = requests[-1].at if requests else 0.0
+    while world.run(steps=_STEPS_PER_PROGRESS):
+        progress(min(1.0, world.agenda.now / end) if end else 1.0)
