@@ -8,6 +8,13 @@ from collections import Counter
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
+
+# The same examples each time, however slow the machine; `--hypothesis-profile explore` draws others.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", _PATIENT)
+settings.register_profile("same", _PATIENT, derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -374,7 +374,7 @@ def refusal_of(path: Path) -> BadSetting | None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5).map(yaml.safe_dump) | st.text())
 def test_any_text_is_read_or_refused(folder: Path, document: str) -> None:
     path = folder / "cotenant.yaml"
@@ -387,7 +387,7 @@ def test_any_text_is_read_or_refused(folder: Path, document: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(folder: Path, content: bytes) -> None:
     path = folder / "cotenant.yaml"
