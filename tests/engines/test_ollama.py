@@ -13,7 +13,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.models import EngineKind
 from cotenant.domain.units import GIB, MIB
-from cotenant.engines.ollama import OllamaHost
+from cotenant.engines.ollama import OllamaEngine, OllamaHost
 from cotenant.engines.ollama_hub import HubFacts, OllamaHub, default_context, same_tag
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import complete, of_kind, running
@@ -122,6 +122,21 @@ async def test_it_stays_loaded_though_another_client_sets_a_keep_alive_of_its_ow
         async with asyncio.timeout(10):
             while await asyncio.to_thread(expires_at, address) < kept:
                 await asyncio.sleep(0.02)
+
+
+async def test_what_we_unload_is_not_told_as_another_clients_doing(
+    address: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(OllamaHost(look_every_s=0.001), ordered(address, "tiny")) as engine:
+        look = OllamaEngine._loaded_now
+
+        async def late(self: OllamaEngine) -> object:
+            await asyncio.sleep(0.1)
+            return await look(self)
+
+        monkeypatch.setattr(OllamaEngine, "_loaded_now", late)
+        await engine.stop(2)
+        assert (await engine.wait_exit()).why == "tiny was stopped"
 
 
 def post(url: str, body: dict[str, str]) -> None:

@@ -62,8 +62,12 @@ class ElsewhereEngine:
         if self._watcher is None and not self._end.done():
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
+    def _unwatched(self) -> None:
+        """Look after it no more."""
+        if self._watcher is not None and self._watcher is not asyncio.current_task():
+            self._watcher.cancel()
+
     def _ended(self, end: EngineEnd) -> None:
         if not self._end.done():
             self._end.set_result(end)
-        if self._watcher is not None and self._watcher is not asyncio.current_task():
-            self._watcher.cancel()
+        self._unwatched()

@@ -95,6 +95,8 @@ class OllamaEngine(ElsewhereEngine):
     async def stop(self, grace_s: float) -> None:
         """Have it unloaded, and return when Ollama lists it no more; requests of others are waited for."""
         if not self._end.done():
+            # Else its going would be taken for another client's doing.
+            self._unwatched()
             await self._let_go()
         await super().stop(grace_s)
 
