@@ -265,7 +265,8 @@ class _Terminal:
             aliases = f", also {', '.join(entry.aliases)}" if entry.aliases else ""
             rules = ", pinned" if entry.pinned else ", preloaded" if entry.preload else ""
             _print(f"  {entry.name}: {entry.shape.quantisation or '?'}, {size}{aliases}{rules}")
-        _print(f"Serving {len(configuration.models)} models at {address}/v1")
+        count = len(configuration.models)
+        _print(f"Serving {count} model{'' if count == 1 else 's'} at {address}/v1")
 
     def _described(self) -> None:
         if any(device.described for device in self._inventory.devices):

@@ -13,13 +13,14 @@ from cotenant.simulation.variant import Variant
 from cotenant.simulation.workload import Request
 
 _HEAD: Final = ("", "variant", "answered", "refused", "waited", "p50", "p95", "p99", "loads", "evicted",
-                "unloaded", "read", "held", "idle", "waits longest")  # fmt: skip
+                "unloaded", "placed", "held", "idle", "waits longest")  # fmt: skip
 _LEFT: Final = frozenset(["", "variant", "model", "waits longest"])
 _MODEL_HEAD: Final = ("model", "requests", "refused", "waited", "mean", "p95", "longest", "loads", "evicted",
                       "unloaded", "loaded for")  # fmt: skip
 _LEGEND: Final = (
     "waited: requests that did at all; p50 to p99: waits for a load or a slot; evicted: unloads to make room",
-    "for another model; read: bytes loaded; held: of the cards' memory over time; idle: of what was held.",
+    "for another model; placed: by loads, KV cache and overhead too; held: of the cards' memory over time;",
+    "idle: of what was held.",
 )
 _MOST_MODELS: Final = 20
 _NAMED: Final = 5
