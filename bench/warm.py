@@ -21,9 +21,9 @@ from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.llama_cpp import LlamaHost
-from cotenant.hardware.host import HostProbe
-from cotenant.hardware.page_cache import drop, resident_bytes
-from cotenant.hardware.warm import WarmTier
+from cotenant.hardware.gpus.host import HostProbe
+from cotenant.hardware.model_cache.page_cache import drop, resident_bytes
+from cotenant.hardware.model_cache.warm import WarmTier
 from cotenant.interfaces import EngineOrder
 
 _N_LAYERS = 8

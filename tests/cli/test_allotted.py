@@ -7,8 +7,8 @@ import pytest
 from cotenant.cli.options import kept_to
 from cotenant.clock import ManualClock
 from cotenant.domain.devices import Inventory
-from cotenant.hardware.amd import AmdProbe
-from cotenant.hardware.nvml import NvmlProbe
+from cotenant.hardware.gpus.amd import AmdProbe
+from cotenant.hardware.gpus.nvml import NvmlProbe
 from tests.hardware.stand_in_amdsmi import AmdCard, StandInAmdsmi
 from tests.hardware.stand_in_nvml import PaperCard, StandInNvml
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli.main import main
-from cotenant.hardware.described import DescribedProbe
-from cotenant.hardware.mps_control import VARIABLE
+from cotenant.hardware.gpus.described import DescribedProbe
+from cotenant.hardware.mps.control import VARIABLE
 from tests.support.mps import client, mps_processes, stand_in, until
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(VARIABLE, str(stand_in(made / "bin")))
         monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(made / "nobody"))
         monkeypatch.setattr(
-            "cotenant.hardware.inventory.NvmlProbe",
+            "cotenant.hardware.gpus.inventory.NvmlProbe",
             lambda clock: DescribedProbe(clock, str(made / "gpus.yaml")),
         )
         yield made

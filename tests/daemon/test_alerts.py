@@ -21,8 +21,8 @@ from cotenant.daemon.webhook import Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceKind
-from cotenant.hardware.described import DescribedProbe
-from cotenant.hardware.host import HostProbe
+from cotenant.hardware.gpus.described import DescribedProbe
+from cotenant.hardware.gpus.host import HostProbe
 
 
 class Receiver(ThreadingHTTPServer):

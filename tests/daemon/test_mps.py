@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.hardware.mps_by_hand import start_by_hand
-from cotenant.hardware.mps_directories import MpsDirectories
-from cotenant.hardware.mps_processes import variables_of
+from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.manual import start_by_hand
+from cotenant.hardware.mps.processes import variables_of
 from tests.engines.support import fake_server
 from tests.support.gguf_models import build_tiny_llama
 from tests.support.mps import control_daemon, left_in_pipes, mps_processes, stand_in, until

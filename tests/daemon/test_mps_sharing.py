@@ -26,9 +26,9 @@ from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import GIB
-from cotenant.hardware.mps_control import MpsControl
-from cotenant.hardware.mps_directories import MpsDirectories
-from cotenant.hardware.mps_found import FoundDaemon
+from cotenant.hardware.mps.control import MpsControl
+from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.discovery import FoundDaemon
 from tests.support.shapes import dense
 
 EXCLUSIVE, DEFAULT = ComputeMode.EXCLUSIVE_PROCESS, ComputeMode.DEFAULT

@@ -9,7 +9,7 @@ import pytest
 from cotenant.clock import SystemClock
 from cotenant.daemon import progress
 from cotenant.daemon.progress import LoadWatcher
-from cotenant.hardware.taken_in import TakenIn
+from cotenant.hardware.model_cache.load_progress import TakenIn
 from tests.daemon.test_loop import Engine, Host, fleet, until
 
 

@@ -13,7 +13,7 @@ import pytest
 from cotenant.clock import SystemClock
 from cotenant.domain.devices import Inventory, InventorySource
 from cotenant.domain.units import MIB
-from cotenant.hardware.inventory import probe
+from cotenant.hardware.gpus.inventory import probe
 from tests.support.gguf_models import REAL_SHAPES
 from tests.support.serving import serving, wait_until_gone
 

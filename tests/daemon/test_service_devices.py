@@ -7,7 +7,7 @@ import json
 from cotenant.clock import ManualClock
 from cotenant.daemon.service_devices import service_devices
 from cotenant.domain.units import GIB, MIB
-from cotenant.hardware.inventory import probe
+from cotenant.hardware.gpus.inventory import probe
 
 
 def test_a_model_on_a_card_that_is_only_described_is_added_to_what_it_holds():

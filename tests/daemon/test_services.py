@@ -34,7 +34,7 @@ from cotenant.domain.services import (
     WarningKind,
 )
 from cotenant.domain.units import GIB, MIB
-from cotenant.hardware.inventory import probe
+from cotenant.hardware.gpus.inventory import probe
 from cotenant.store.store import Store
 from tests.support.plain_orchestrator import PlainOrchestrator
 from tests.support.service_operators import SERVICES

@@ -17,8 +17,8 @@ from cotenant.config.configuration import Configuration
 from cotenant.doctor.findings import Finding, Level
 from cotenant.doctor.patient import Patient
 from cotenant.domain.devices import Inventory
-from cotenant.hardware.host import HostProbe
-from cotenant.hardware.nvml import NvmlProbe
+from cotenant.hardware.gpus.host import HostProbe
+from cotenant.hardware.gpus.nvml import NvmlProbe
 from tests.hardware.stand_in_nvml import PaperCard, StandInNvml
 
 TWO_CARDS = ("GPU-aaaa", "GPU-bbbb")

@@ -7,7 +7,7 @@ import pytest
 
 from cotenant.doctor import cards
 from cotenant.doctor.findings import Level
-from cotenant.hardware.card_health import read_health
+from cotenant.hardware.gpus.card_health import read_health
 from tests.doctor.support import HEALTH, HealthNvml, SickCard, levels, machine, only, write
 from tests.hardware.stand_in_nvml import MIB, PaperCard, Process
 

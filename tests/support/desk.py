@@ -11,7 +11,7 @@ from cotenant.daemon.plans import Plans
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory
 from cotenant.domain.models import Recipe
-from cotenant.hardware.described import DescribedProbe
+from cotenant.hardware.gpus.described import DescribedProbe
 from tests.support.operators import PlainOperator
 from tests.support.real_shapes import real_shape
 

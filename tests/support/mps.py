@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cotenant.hardware.mps_control import PROGRAM
+from cotenant.hardware.mps.control import PROGRAM
 
 _SOURCE = Path(__file__).with_name("mps_control.py")
 

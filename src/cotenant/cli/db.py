@@ -139,7 +139,7 @@ def _safe_place(location: Location) -> Path:
 
 def _gpus_here(described: str | None) -> Sequence[SeenDevice]:
     from cotenant.daemon.service_devices import seen_devices
-    from cotenant.hardware.inventory import probe
+    from cotenant.hardware.gpus.inventory import probe
 
     return seen_devices(probe(described, SystemClock()).inventory(), time.time())
 

@@ -84,7 +84,7 @@ def _install(args: argparse.Namespace) -> int:
 
 def _inventory() -> Inventory:
     """Measure this machine's own devices: described ones have no say in what must be installed."""
-    from cotenant.hardware.inventory import probe
+    from cotenant.hardware.gpus.inventory import probe
 
     return probe(None, SystemClock()).inventory()
 

@@ -19,7 +19,7 @@ from cotenant.domain.sharing import MpsGroup
 from cotenant.domain.units import parse_duration
 
 if TYPE_CHECKING:
-    from cotenant.hardware.mps_status import DaemonStatus
+    from cotenant.hardware.mps.status import DaemonStatus
 
 
 def register(subparsers: Any) -> None:
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace) -> int:
     from cotenant.daemon.settings import state_dir
-    from cotenant.hardware.mps_by_hand import start_by_hand
-    from cotenant.hardware.mps_directories import MpsDirectories
+    from cotenant.hardware.mps.directories import MpsDirectories
+    from cotenant.hardware.mps.manual import start_by_hand
 
     cards = _cards_to_share(read_inventory(args), named=bool(args.devices))
     apart = args.group == MpsGroup.CARD
@@ -86,9 +86,9 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _stop(args: argparse.Namespace) -> int:
-    from cotenant.hardware.mps_by_hand import end_by_hand, remove_left
-    from cotenant.hardware.mps_control import MpsControl
-    from cotenant.hardware.mps_directories import MpsDirectories
+    from cotenant.hardware.mps.control import MpsControl
+    from cotenant.hardware.mps.directories import MpsDirectories
+    from cotenant.hardware.mps.manual import end_by_hand, remove_left
 
     ended: list[dict[str, object]] = []
     for status in _selected(args):
@@ -138,7 +138,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _program() -> Path:
-    from cotenant.hardware.mps_control import find_program, no_program
+    from cotenant.hardware.mps.control import find_program, no_program
 
     program = find_program(os.environ)
     if program is None:
@@ -174,7 +174,7 @@ def _groups(cards: Sequence[Device], *, apart: bool) -> list[list[Device]]:
 def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
     """Return the daemons that serve any of the devices named, or all of them."""
     from cotenant.daemon.settings import state_dir
-    from cotenant.hardware.mps_status import daemon_statuses
+    from cotenant.hardware.mps.status import daemon_statuses
 
     statuses = [*daemon_statuses(_program(), state_dir(), os.environ)]
     if not args.devices:

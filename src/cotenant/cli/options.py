@@ -44,7 +44,7 @@ def add_devices_option(parser: Any) -> None:
 
 def read_inventory(args: argparse.Namespace) -> Inventory:
     """Measure or describe the devices that the flags ask for. Raises BadDeviceSpec or UnknownDevice."""
-    from cotenant.hardware.inventory import probe
+    from cotenant.hardware.gpus.inventory import probe
 
     return kept_to(probe(args.gpus, SystemClock()).inventory(), args.devices, described=args.gpus)
 
@@ -88,7 +88,7 @@ def _kept(inventory: Inventory, variable: str, *, by_place: bool = False) -> Inv
         allotted.append(name)
     if allotted:
         return inventory.select(allotted)
-    from cotenant.hardware.host import HostProbe
+    from cotenant.hardware.gpus.host import HostProbe
 
     return HostProbe(SystemClock()).inventory((f"{variable}={given!r} hides every GPU",))
 

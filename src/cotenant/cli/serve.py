@@ -103,7 +103,7 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
     from cotenant.config.configuration import Configuration, ModelEntry
     from cotenant.daemon.job import Job
     from cotenant.daemon.main import run as run_daemon
-    from cotenant.hardware.inventory import probe
+    from cotenant.hardware.gpus.inventory import probe
 
     _log_to_stderr()
     given = read_plan_input(args, path, name=args.name or None)
@@ -142,7 +142,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     from cotenant.config.watch import Change
     from cotenant.daemon.job import Job
     from cotenant.daemon.main import run as run_daemon
-    from cotenant.hardware.inventory import probe
+    from cotenant.hardware.gpus.inventory import probe
 
     _log_to_stderr()
     path = find_configuration(args.config, os.environ)

@@ -258,7 +258,7 @@ def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
     """
     from cotenant.cli.options import kept_to
     from cotenant.clock import SystemClock
-    from cotenant.hardware.inventory import probe
+    from cotenant.hardware.gpus.inventory import probe
     from cotenant.planning.budgets import budgets
 
     devices = configuration.devices

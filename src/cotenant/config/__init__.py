@@ -1,1 +1,4 @@
-"""The configuration: `cotenant.yaml`, the environment, and the model files of a folder, watched."""
+"""The configuration: `cotenant.yaml`, the environment, flags and the models folder, checked and watched.
+
+It must not know the daemon or what settings are used for.
+"""

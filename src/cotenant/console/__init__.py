@@ -1,1 +1,1 @@
-"""The pages that people look at: they know the daemon through its public HTTP API alone."""
+"""The web console. It knows the daemon only through its public HTTP API."""

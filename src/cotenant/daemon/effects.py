@@ -16,7 +16,7 @@ from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
-from cotenant.hardware.taken_in import TakenIn
+from cotenant.hardware.model_cache.load_progress import TakenIn
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 from cotenant.scheduling.events import EngineExited, EngineReady, Event
 

@@ -47,9 +47,9 @@ from cotenant.domain.records import LoadTimes
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.request_log import RequestLog
 from cotenant.gateway.server import bind, serve
-from cotenant.hardware.host import HostProbe
-from cotenant.hardware.monitor import XidWatch
-from cotenant.hardware.warm import WarmTier
+from cotenant.hardware.gpus.host import HostProbe
+from cotenant.hardware.gpus.xid_events import XidWatch
+from cotenant.hardware.model_cache.warm import WarmTier
 from cotenant.hub.puller import HubPuller
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets

@@ -7,7 +7,7 @@ import asyncio
 from cotenant.clock import Clock
 from cotenant.daemon.aside import aside
 from cotenant.daemon.beside import group_of
-from cotenant.hardware.host import HostProbe
+from cotenant.hardware.gpus.host import HostProbe
 from cotenant.interfaces import GpuProbe
 
 

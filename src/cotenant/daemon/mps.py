@@ -19,11 +19,11 @@ from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import format_duration
 from cotenant.engines.process import ChildProcess, guarded
-from cotenant.hardware.mps_client import ClientShare, client_environment
-from cotenant.hardware.mps_control import no_program
-from cotenant.hardware.mps_daemon import MpsDaemon
-from cotenant.hardware.mps_directories import PIPE_VARIABLE, MpsDirectories
-from cotenant.hardware.mps_found import FoundDaemon
+from cotenant.hardware.mps.client import ClientShare, client_environment
+from cotenant.hardware.mps.control import no_program
+from cotenant.hardware.mps.daemon import MpsDaemon
+from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
+from cotenant.hardware.mps.discovery import FoundDaemon
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission, alone, is_mps_server, through_mps
 
 _LOG = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.daemon.fleet import may_use
 from cotenant.domain.devices import Device
 from cotenant.domain.sharing import MpsGroup, MpsMode
-from cotenant.hardware.mps_control import find_program, no_program
-from cotenant.hardware.mps_found import FoundDaemon, find_daemons
+from cotenant.hardware.mps.control import find_program, no_program
+from cotenant.hardware.mps.discovery import FoundDaemon, find_daemons
 
 
 @dataclass(frozen=True, slots=True)

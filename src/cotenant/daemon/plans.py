@@ -18,7 +18,7 @@ from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFi
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.placements import Budget
 from cotenant.domain.recipes import check_recipe
-from cotenant.hardware.described import DescribedProbe
+from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.interfaces import Operator, PlanAsked, PlanFound
 from cotenant.model_files import load_model
 from cotenant.planning.advice import plan

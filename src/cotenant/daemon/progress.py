@@ -12,7 +12,7 @@ from cotenant.daemon.effects import Running
 from cotenant.daemon.loop import Loop
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.residencies import ResidencyState
-from cotenant.hardware.taken_in import TakenIn, taken_in
+from cotenant.hardware.model_cache.load_progress import TakenIn, taken_in
 
 EVERY_S: Final = 1.0
 _AT_MOST: Final = 0.05

@@ -14,7 +14,7 @@ from cotenant.daemon.loop import Loop
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes, Warmth
 from cotenant.domain.residencies import ResidencyId
-from cotenant.hardware.warm import WarmTier, presence
+from cotenant.hardware.model_cache.warm import WarmTier, presence
 from cotenant.interfaces import Journal
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.state import Residency

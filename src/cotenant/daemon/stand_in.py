@@ -8,7 +8,7 @@ from typing import Final
 from cotenant.clock import SystemClock
 from cotenant.domain.models import EngineKind
 from cotenant.domain.placements import Placement, Refusal
-from cotenant.hardware.host import HostProbe
+from cotenant.hardware.gpus.host import HostProbe
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest

@@ -1,1 +1,1 @@
-"""Looks a machine over for what keeps models from running well, and says what mends it."""
+"""Checks a machine for problems that affect models, and suggests fixes. It must not change anything."""

@@ -9,7 +9,7 @@ from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warnin
 from cotenant.doctor.patient import Patient
 from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.units import format_bytes
-from cotenant.hardware.card_health import CardHealth, read_health
+from cotenant.hardware.gpus.card_health import CardHealth, read_health
 
 _MUCH: Final = 0.1
 """The share of a card that others may hold without a word, as a desktop does."""

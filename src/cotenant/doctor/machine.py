@@ -15,7 +15,7 @@ from cotenant.clock import SystemClock
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
 from cotenant.doctor.patient import Patient
 from cotenant.domain.units import GIB, MIB, format_bytes
-from cotenant.hardware.host import HostProbe
+from cotenant.hardware.gpus.host import HostProbe
 
 _LITTLE_RAM: Final = 2 * GIB
 _LITTLE_DISK: Final = GIB

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from cotenant.doctor.findings import Area, Finding, ok, warning
 from cotenant.doctor.patient import Patient
 from cotenant.domain.devices import ComputeMode
-from cotenant.hardware.mps_control import find_program
-from cotenant.hardware.mps_directories import MpsDirectories
-from cotenant.hardware.mps_found import find_daemons
-from cotenant.hardware.mps_processes import is_of_mps
+from cotenant.hardware.mps.control import find_program
+from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.discovery import find_daemons
+from cotenant.hardware.mps.processes import is_of_mps
 
 
 def control_daemons(patient: Patient) -> Iterator[Finding]:

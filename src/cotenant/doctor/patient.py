@@ -17,7 +17,7 @@ from cotenant.clock import SystemClock
 from cotenant.config.configuration import Configuration
 from cotenant.domain.devices import Device, DeviceKind, Inventory
 from cotenant.domain.errors import CotenantError
-from cotenant.hardware.inventory import probe
+from cotenant.hardware.gpus.inventory import probe
 
 _NVIDIA: Final = ("GPU-", "MIG-")
 

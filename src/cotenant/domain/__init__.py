@@ -1,1 +1,4 @@
-"""What the words mean: values, standard library only."""
+"""Values and errors: what the words of docs/design.md mean.
+
+Standard library only, and nothing of this project.
+"""

@@ -1,1 +1,1 @@
-"""Where things go. Pure."""
+"""Where models go: placements, refusals and their reasons. Pure: it gets numbers and returns values."""

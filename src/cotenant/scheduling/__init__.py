@@ -1,1 +1,4 @@
-"""What happens next: a state machine. Pure."""
+"""What happens next: a state machine of events in and commands out.
+
+Pure: it reads no clock and starts nothing.
+"""

@@ -1,0 +1,255 @@
+"""AMD GPUs, through ROCm's `amdsmi`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.clock import Clock
+from cotenant.domain.devices import (
+    Device,
+    DeviceId,
+    DeviceKind,
+    GpuProcess,
+    Inventory,
+    InventorySource,
+    Reading,
+)
+from cotenant.domain.pci import normalise_bus_id
+from cotenant.domain.units import MIB
+from cotenant.hardware.gpus.host import HostProbe
+
+_log = logging.getLogger(__name__)
+
+_UNIQUE: Final = re.compile(r"GPU-[0-9a-fA-F]{8,}")
+"""ROCr names a card without a number of its own `GPU-XX`, which tells no card from another."""
+_NO_LIBRARY: Final = (
+    "this machine has AMD's compute device /dev/kfd but no usable `amdsmi`, so no GPU can be used: install "
+    "ROCm's amd-smi-lib, and its Python package of the same version (`pip install amdsmi`)."
+)
+_MESSAGE_CHARACTERS: Final = 160
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """What identifies a card: its handle, its number for HIP, its name for ROCr, its device file's number."""
+
+    handle: Any
+    index: int
+    hip_name: str
+    uuid: DeviceId
+    render_node: int | None
+
+
+class AmdProbe:
+    """Finds AMD's GPUs; without any, the RAM of this machine.
+
+    Each query is guarded on its own: what one card refuses is unknown, and hides nothing else. A machine
+    without AMD's driver is no problem and nothing is said of it. The session with the driver stays open
+    between inventories, and is opened anew after it failed.
+
+    `library` stands in for the module `amdsmi`, `devices` for the folder `/dev`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        library: Any = None,
+        *,
+        host: HostProbe | None = None,
+        devices: Path = Path("/dev"),
+    ) -> None:
+        self._clock = clock
+        self._library = library
+        self._host = host or HostProbe(clock)
+        self._devices = devices
+        self._open = False
+
+    def inventory(self) -> Inventory:
+        """Measure every device now. Raises nothing: what is wrong is among the problems."""
+        if self._library is None:
+            self._library = _load()
+        if self._library is None:
+            return self._host.inventory((_NO_LIBRARY,) if self._present else ())
+        if not self._open:
+            _, error = self._try("amdsmi_init")
+            if error is not None:
+                return self._host.inventory(self._refused(error))
+            self._open = True
+        handles, error = self._try("amdsmi_get_processor_handles")
+        if error is not None:
+            self._close()
+            return self._host.inventory(self._refused(error))
+        problems: list[str] = []
+        cards = self._cards(handles or (), problems)
+        if not cards:
+            return self._host.inventory(tuple(problems))
+        found = [self._measured(card) for card in cards]
+        driver = self._field(self._ask("amdsmi_get_gpu_driver_info", cards[0].handle), "driver_version")
+        return Inventory(
+            InventorySource.AMDSMI,
+            devices=tuple(device for device, _ in found),
+            readings={device.id: reading for device, reading in found},
+            driver_version=None if driver is None else str(driver),
+            problems=tuple(problems),
+        )
+
+    @property
+    def _present(self) -> bool:
+        return (self._devices / "kfd").exists()
+
+    def _close(self) -> None:
+        self._open = False
+        self._try("amdsmi_shut_down")
+
+    def _refused(self, error: Exception) -> tuple[str, ...]:
+        return (f"AMD's driver refuses: {_told(error)}.",) if self._present else ()
+
+    def _try(self, name: str, *arguments: Any) -> tuple[Any, Exception | None]:
+        # Anything: beside its own errors the module raises AttributeError for a function that the library is
+        # too old for, ValueError for numbers that it cannot read, and UnicodeDecodeError for a garbled name.
+        try:
+            return getattr(self._library, name)(*arguments), None
+        except Exception as error:
+            _log.debug("%s: %s", name, _told(error))
+            return None, error
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """Return the answer, or None where the driver refuses it."""
+        return self._try(name, *arguments)[0]
+
+    @staticmethod
+    def _field(answer: Any, name: str) -> Any:
+        """Return one field; None for a missing one and for `N/A`, as the module writes what is unknown."""
+        value = answer.get(name) if isinstance(answer, dict) else None
+        return None if value in ("N/A", "") else value
+
+    def _number(self, answer: Any, name: str) -> int | None:
+        value = self._field(answer, name)
+        return value if isinstance(value, int) and value >= 0 else None
+
+    def _cards(self, handles: Any, problems: list[str]) -> list[_Card]:
+        cards: list[_Card] = []
+        for position, handle in enumerate(handles):
+            card = self._card(handle, position)
+            if card is None or any(card.uuid == other.uuid for other in cards):
+                problems.append(
+                    f"AMD GPU {position} does not say which it is: it is left out; see `dmesg` for why."
+                )
+                continue
+            cards.append(card)
+        return sorted(cards, key=lambda card: card.index)
+
+    def _card(self, handle: Any, position: int) -> _Card | None:
+        numbers = self._ask("amdsmi_get_gpu_enumeration_info", handle)
+        index = self._number(numbers, "hip_id")
+        index = position if index is None else index
+        unique = str(self._field(numbers, "hip_uuid") or "")
+        render_node = self._number(numbers, "drm_render")
+        if _UNIQUE.fullmatch(unique):
+            return _Card(handle, index, unique, DeviceId(unique), render_node)
+        # A card that ROCr cannot name by UUID is named by its number, which may move between boots.
+        uuid = self._ask("amdsmi_get_gpu_device_uuid", handle) or self._ask(
+            "amdsmi_get_gpu_device_bdf", handle
+        )
+        if not uuid:
+            return None
+        return _Card(handle, index, str(index), DeviceId(f"AMD-{uuid}"), render_node)
+
+    def _measured(self, card: _Card) -> tuple[Device, Reading]:
+        handle = card.handle
+        total, used = self._memory(handle)
+        bus_id = self._ask("amdsmi_get_gpu_device_bdf", handle)
+        bandwidth = self._number(self._ask("amdsmi_get_gpu_vram_info", handle), "vram_max_bandwidth")
+        name = self._field(self._ask("amdsmi_get_gpu_asic_info", handle), "market_name")
+        device = Device(
+            card.uuid,
+            DeviceKind.GPU,
+            name=str(name or "of unknown name"),
+            index=card.index,
+            total_bytes=total,
+            pci_bus_id=normalise_bus_id(bus_id) if isinstance(bus_id, str) else None,
+            bandwidth_bytes_per_s=bandwidth * 10**9 if bandwidth else None,
+            hip_name=card.hip_name,
+            render_node=card.render_node,
+        )
+        known = total is not None and used is not None
+        reading = Reading(
+            card.uuid,
+            at=self._clock.now(),
+            used_bytes=used,
+            free_bytes=max(0, total - used) if total is not None and used is not None else None,
+            processes=self._processes(handle),
+            problem=None if known else "the driver does not tell its memory",
+            utilisation_percent=self._number(self._ask("amdsmi_get_gpu_activity", handle), "gfx_activity"),
+            temperature_c=self._temperature(handle),
+            power_w=self._power(handle),
+            clock_mhz=self._clock_mhz(handle),
+        )
+        return device, reading
+
+    def _temperature(self, handle: Any) -> int | None:
+        kinds = getattr(self._library, "AmdSmiTemperatureType", None)
+        metric = getattr(getattr(self._library, "AmdSmiTemperatureMetric", None), "CURRENT", None)
+        # Data-centre cards have no sensor at the edge, and small ones none at the hottest spot.
+        for sensor in ("EDGE", "HOTSPOT", "JUNCTION"):
+            told = self._ask("amdsmi_get_temp_metric", handle, getattr(kinds, sensor, None), metric)
+            if isinstance(told, int):
+                return told
+        return None
+
+    def _clock_mhz(self, handle: Any) -> int | None:
+        kind = getattr(getattr(self._library, "AmdSmiClkType", None), "GFX", None)
+        return self._number(self._ask("amdsmi_get_clock_info", handle, kind), "clk")
+
+    def _power(self, handle: Any) -> int | None:
+        told = self._ask("amdsmi_get_power_info", handle)
+        names = ("current_socket_power", "average_socket_power")
+        return next((watts for name in names if (watts := self._number(told, name)) is not None), None)
+
+    def _memory(self, handle: Any) -> tuple[int | None, int | None]:
+        """Return total and used bytes, both or neither; the exact ones, else those in whole MiB."""
+        kind = getattr(getattr(self._library, "AmdSmiMemoryType", None), "VRAM", None)
+        total = self._ask("amdsmi_get_gpu_memory_total", handle, kind)
+        used = self._ask("amdsmi_get_gpu_memory_usage", handle, kind)
+        if not total or not isinstance(used, int):
+            usage = self._ask("amdsmi_get_gpu_vram_usage", handle)
+            total_mib, used_mib = self._number(usage, "vram_total"), self._number(usage, "vram_used")
+            if not total_mib or used_mib is None:
+                return None, None
+            total, used = total_mib * MIB, used_mib * MIB
+        return total, min(used, total)
+
+    def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
+        listed = self._ask("amdsmi_get_gpu_process_list", handle)
+        if not isinstance(listed, list) or not all(isinstance(process, dict) for process in listed):
+            return None
+        found: dict[int, GpuProcess] = {}
+        for process in listed:
+            pid = self._number(process, "pid")
+            if pid is not None:
+                used = self._number(process.get("memory_usage"), "vram_mem")
+                found[pid] = GpuProcess(pid, self._field(process, "name"), used)
+        return tuple(found[pid] for pid in sorted(found))
+
+
+def _load() -> Any:
+    """Import `amdsmi`; None where it or the library behind it is missing."""
+    # The module prints to standard output where its library is missing, then fails in a way of its own.
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            return import_module("amdsmi")
+    except Exception as error:
+        _log.debug("amdsmi: %s %s", _told(error), said.getvalue().strip())
+        return None
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or type(error).__name__

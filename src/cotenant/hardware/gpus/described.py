@@ -1,0 +1,118 @@
+"""GPUs that somebody describes in place of those of this machine."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from cotenant.clock import Clock
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, InventorySource, Reading
+from cotenant.domain.errors import BadDeviceSpec
+from cotenant.hardware.gpus.described_entry import EXAMPLE, MAX_DEVICES, DescribedGpu, parse_entry
+from cotenant.hardware.gpus.described_file import DescribedFile, read_file
+
+_NAMESPACE = uuid.UUID("6fb4c1de-3c0f-5d1e-9d5a-0c7e9b1f2a34")
+
+
+class DescribedProbe:
+    """Reports the GPUs of a description, with the memory in use that it states.
+
+    `spec` is a comma-separated list (`24GiB,2xRTX 3090,RTX A400:4094:329`) or a YAML file's path. Raises
+    BadDeviceSpec on construction.
+
+    A file that says `live: true` is followed: it is read anew for each inventory, so that whoever writes it
+    plays the driver. While it is broken, what it last said stands, with the problem.
+
+    Without `files` no file is looked at: for a spec that somebody else wrote.
+    """
+
+    def __init__(self, clock: Clock, spec: str, *, files: bool = True) -> None:
+        self._clock = clock
+        self._file = _file_of(spec) if files else None
+        read = read_file(self._file) if self._file else DescribedFile(tuple(_read_entries(spec)))
+        self._live = read.live
+        self._gpus = _identified(read)
+
+    def inventory(self) -> Inventory:
+        """Return the described devices, as if measured now."""
+        at = self._clock.now()
+        problems = self._follow() if self._live else ()
+        devices = tuple(_device(index, id_, gpu) for index, (id_, gpu) in enumerate(self._gpus))
+        readings = {
+            id_: Reading(
+                id_,
+                at=at,
+                used_bytes=gpu.used_bytes,
+                free_bytes=gpu.total_bytes - gpu.used_bytes,
+                compute_mode=gpu.compute_mode,
+                processes=gpu.processes,
+                utilisation_percent=gpu.utilisation_percent,
+                temperature_c=gpu.temperature_c,
+                power_w=gpu.power_w,
+            )
+            for id_, gpu in self._gpus
+        }
+        source = InventorySource.FOLLOWED if self._live else InventorySource.DESCRIBED
+        return Inventory(source, devices, readings, problems=problems)
+
+    def _follow(self) -> tuple[str, ...]:
+        """Read the file again, and say what is wrong with it, if anything."""
+        if self._file is None:
+            return ()
+        try:
+            self._gpus = _identified(read_file(self._file))
+        except BadDeviceSpec as error:
+            return (f"{error.message}: what it said before stands.",)
+        return ()
+
+
+def _file_of(spec: str) -> Path | None:
+    named = spec.strip().lower().endswith((".yaml", ".yml"))
+    return Path(spec.strip()) if named or _is_file(spec) else None
+
+
+def _read_entries(spec: str) -> Iterator[tuple[str, DescribedGpu]]:
+    for number, text in enumerate(spec.split(","), start=1):
+        where = f"GPU description, entry {number} ({text.strip()[:60]!r})"
+        try:
+            gpus = parse_entry(text)
+        except BadDeviceSpec as error:
+            raise BadDeviceSpec(f"{where}: {error.message}", hint=error.hint) from None
+        yield from ((where, gpu) for gpu in gpus)
+
+
+def _is_file(spec: str) -> bool:
+    try:
+        return Path(spec).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _identified(read: DescribedFile) -> tuple[tuple[DeviceId, DescribedGpu], ...]:
+    """Give each GPU an id that the same description always gives, and whose first digits tell it apart."""
+    found: dict[DeviceId, DescribedGpu] = {}
+    for where, gpu in read.gpus:
+        index = len(found)
+        if index == MAX_DEVICES:
+            raise BadDeviceSpec(f"{where}: more than {MAX_DEVICES} GPUs", hint=EXAMPLE)
+        made_up = f"GPU-{uuid.uuid5(_NAMESPACE, f'{index}:{gpu.name}:{gpu.total_bytes}')}"
+        id_ = DeviceId(gpu.uuid or made_up)
+        if id_ in found:
+            raise BadDeviceSpec(f"{where}: the UUID {id_} is there twice", hint="Each GPU has its own UUID.")
+        found[id_] = gpu
+    return tuple(found.items())
+
+
+def _device(index: int, id_: DeviceId, gpu: DescribedGpu) -> Device:
+    return Device(
+        id_,
+        DeviceKind.MIG if id_.startswith("MIG-") else DeviceKind.GPU,
+        name=gpu.name,
+        index=index,
+        total_bytes=gpu.total_bytes,
+        pci_bus_id=gpu.pci_bus_id,
+        compute_capability=gpu.compute_capability,
+        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
+        described=True,
+    )

@@ -1,0 +1,131 @@
+"""Reading files into the page cache with several reads in flight."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.units import MIB
+from cotenant.hardware.model_cache.page_cache import resident_range
+
+BLOCK_BYTES: Final = 4 * MIB
+READS_IN_FLIGHT: Final = 4
+
+
+class ReadAhead:
+    """One pass over some files, in their order, by threads that hold no lock of the interpreter as they read.
+
+    `may_go_on` is asked before the first block and every `ask_every_s`: a sentence from it ends the pass
+    and becomes `stopped`. `on_end` is called once, from a thread, when the last read has returned.
+    `limit_bytes` bounds how much is covered. What the page cache holds already is passed over.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        limit_bytes: int | None = None,
+        may_go_on: Callable[[], str | None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+        reads_in_flight: int = READS_IN_FLIGHT,
+        block_bytes: int = BLOCK_BYTES,
+        ask_every_s: float = 0.1,
+    ) -> None:
+        sizes = [path.stat().st_size for path in paths]
+        self.total_bytes = sum(sizes)
+        self.covered_bytes = 0
+        self.read_bytes = 0
+        self.stopped: str | None = None
+        self._limit_bytes = self.total_bytes if limit_bytes is None else limit_bytes
+        self._may_go_on = may_go_on
+        self._on_end = on_end
+        self._block_bytes = block_bytes
+        self._ask_every_s = ask_every_s
+        self._blocks = (
+            (path, offset, min(block_bytes, size - offset))
+            for path, size in zip(paths, sizes, strict=True)
+            for offset in range(0, size, block_bytes)
+        )
+        self._lock = threading.Lock()
+        self._asked_at: float | None = None
+        self._left = max(1, min(reads_in_flight, -(-self.total_bytes // block_bytes)))
+        self._ended = threading.Event()
+        self._threads = [
+            # Daemon threads: a read that hangs on a network disk must not keep the process from ending.
+            threading.Thread(target=self._run, name="read-ahead", daemon=True)
+            for _ in range(self._left)
+        ]
+
+    def start(self) -> None:
+        """Begin, once."""
+        for thread in self._threads:
+            thread.start()
+
+    def cancel(self, why: str = "cancelled") -> None:
+        """Issue no more reads. Those in flight, a block each, return into nothing. Never blocks."""
+        self.stopped = self.stopped or why
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the last read; whether it has returned."""
+        return self._ended.wait(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            self._read_blocks()
+        except OSError as error:
+            self.cancel(f"it cannot be read: {error.strerror}")
+        finally:
+            with self._lock:
+                self._left -= 1
+                last = self._left == 0
+            if last:
+                self._ended.set()
+                self._on_end()
+
+    def _read_blocks(self) -> None:
+        buffer = memoryview(bytearray(self._block_bytes))
+        opened: Path | None = None
+        fd = -1
+        try:
+            while (block := self._next_block()) is not None:
+                path, offset, length = block
+                if path != opened:
+                    if fd >= 0:
+                        os.close(fd)
+                        # Its number is another's as soon as anybody opens a file.
+                        fd = -1
+                    # A descriptor a thread: the kernel keeps its own read-ahead state for each.
+                    fd, opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
+                read = 0
+                if resident_range(fd, offset, length) != length:
+                    read = os.preadv(fd, [buffer[:length]], offset)
+                with self._lock:
+                    self.covered_bytes += length
+                    self.read_bytes += read
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _next_block(self) -> tuple[Path, int, int] | None:
+        if self._is_time_to_ask() and (why := self._may_go_on()) is not None:
+            self.cancel(why)
+        with self._lock:
+            block = None if self.stopped or self._limit_bytes <= 0 else next(self._blocks, None)
+            if block is None:
+                return None
+            path, offset, length = block
+            length = min(length, self._limit_bytes)
+            self._limit_bytes -= length
+            return path, offset, length
+
+    def _is_time_to_ask(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            if self._asked_at is not None and now - self._asked_at < self._ask_every_s:
+                return False
+            self._asked_at = now
+            return True

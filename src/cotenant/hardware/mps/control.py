@@ -1,0 +1,102 @@
+"""The control program of MPS: found, and asked (nvidia-cuda-mps-control(1))."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.errors import MpsFailed, MpsMissing
+from cotenant.hardware.mps.directories import MpsDirectories
+
+PROGRAM: Final = "nvidia-cuda-mps-control"
+VARIABLE: Final = "COTENANT_MPS_CONTROL"
+_ANSWERS_WITHIN_S: Final = 5.0
+_BEYOND_THE_BOUND_S: Final = 2.0
+
+
+def find_program(environ: Mapping[str, str]) -> Path | None:
+    """Return the control program that COTENANT_MPS_CONTROL names, or the one on PATH; None without one."""
+    found = shutil.which(environ.get(VARIABLE) or PROGRAM, path=environ.get("PATH"))
+    return None if found is None else Path(found).absolute()
+
+
+def no_program(environ: Mapping[str, str]) -> MpsMissing:
+    """Say that there is no control program, and where it comes from."""
+    given = environ.get(VARIABLE)
+    return MpsMissing(
+        f"{VARIABLE} names {given}, which cannot be run" if given else f"{PROGRAM} is not on the PATH",
+        hint="It comes with NVIDIA's driver (in some distributions as nvidia-compute-utils); "
+        f"{VARIABLE} can name it.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MpsControl:
+    """Gives commands to one control daemon, each by a run of the control program. All raise MpsFailed.
+
+    Every call takes milliseconds to seconds: not for the thread of an event loop.
+    """
+
+    program: Path
+    directories: MpsDirectories
+
+    def answers(self) -> bool:
+        """Whether a daemon answers."""
+        try:
+            self.ask("get_server_list")
+        except MpsFailed:
+            return False
+        return True
+
+    def servers(self) -> tuple[int, ...]:
+        """List the processes that compute for clients, one for each user at work."""
+        return _numbers(self.ask("get_server_list"))
+
+    def server_status(self, server: int) -> str:
+        """Return a server's state in the program's own word, such as ACTIVE or FAULT."""
+        words = self.ask(f"get_server_status {server}").split()
+        return words[-1] if words else "unknown"
+
+    def clients(self, server: int) -> tuple[int, ...]:
+        """List the client processes of a server."""
+        return _numbers(self.ask(f"get_client_list {server}"))
+
+    def quit(self, within_s: float) -> None:
+        """End the daemon and its servers, clients or not, once `within_s` have passed at the latest."""
+        whole_s = max(1, round(within_s))
+        self.ask(f"quit -t {whole_s}", answers_within_s=whole_s + _BEYOND_THE_BOUND_S)
+
+    def ask(self, command: str, *, answers_within_s: float = _ANSWERS_WITHIN_S) -> str:
+        """Give one command and return what is printed."""
+        try:
+            done = subprocess.run(
+                [str(self.program)],
+                input=f"{command}\n",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=answers_within_s,
+                env={**os.environ, **self.directories.variables()},
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise MpsFailed(
+                f"the MPS daemon at {self.directories.pipe} did not answer {command!r} "
+                f"within {answers_within_s:g} s"
+            ) from None
+        except OSError as error:
+            raise MpsFailed(f"{self.program} cannot be started: {error.strerror}") from None
+        if done.returncode != 0:
+            said = done.stdout.strip() or f"status {done.returncode}"
+            raise MpsFailed(f"the MPS daemon at {self.directories.pipe} refused {command!r}: {said}")
+        return done.stdout
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split() if word.isdecimal())

@@ -1,0 +1,246 @@
+"""One MPS control daemon: started in the foreground and watched, or adopted where it runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from cotenant.domain.errors import MpsFailed
+from cotenant.domain.units import format_duration
+from cotenant.hardware.mps.control import MpsControl
+from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon
+from cotenant.hardware.mps.processes import end_left_over
+
+READY_WITHIN_S: Final = 20.0
+_POLL_S: Final = 0.02
+_TERM_GRACE_S: Final = 1.0
+_SAID_CHARACTERS: Final = 400
+_OUTPUT: Final = "daemon.out"
+_LOG = logging.getLogger(__name__)
+
+
+class Child(Protocol):
+    """A child process with its group, which dies with this process."""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, None while it runs."""
+        ...
+
+    async def wait(self) -> int:
+        """Return the exit status once it has ended."""
+        ...
+
+    async def stop(self, grace_s: float) -> bool:
+        """Ask the group to end, kill it after `grace_s`, and wait until it is gone."""
+        ...
+
+
+Spawn = Callable[[Sequence[str], Mapping[str, str], int], Child]
+"""Starts a command with an environment, its output going to a file descriptor. Raises OSError."""
+
+
+class MpsDaemon:
+    """A control daemon that answers.
+
+    One of our own dies with this process, and its directories are left empty. An adopted one is only used and
+    watched: it runs on when we are done.
+    """
+
+    def __init__(
+        self, control: MpsControl, *, pid: int | None, child: Child | None, lock: int | None
+    ) -> None:
+        self.control = control
+        self.pid = pid
+        self._child = child
+        self._lock = lock
+        self._stopping = False
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pidfd = -1
+        if child is None:
+            self._watch()
+
+    @property
+    def adopted(self) -> bool:
+        """Whether somebody else started it."""
+        return self._child is None
+
+    @property
+    def directories(self) -> MpsDirectories:
+        """Where it listens and logs."""
+        return self.control.directories
+
+    @classmethod
+    def adopt(cls, found: FoundDaemon) -> MpsDaemon:
+        """Use a daemon that runs already."""
+        return cls(found.control, pid=found.pid, child=None, lock=None)
+
+    @classmethod
+    async def start(
+        cls,
+        program: Path,
+        directories: MpsDirectories,
+        cards: Sequence[str],
+        spawn: Spawn,
+        *,
+        ready_within_s: float = READY_WITHIN_S,
+    ) -> MpsDaemon:
+        """Start one for these cards (UUIDs), or adopt the one that listens in these directories already.
+
+        Call it in the thread of the event loop: the daemon dies with that thread. Raises MpsFailed.
+        """
+        directories.create(cards)
+        control = MpsControl(program, directories)
+        lock = directories.try_lock()
+        try:
+            found = await asyncio.to_thread(find_daemon, control)
+            if found is None and lock is None:
+                found = await _another_starts(control, ready_within_s)
+            if found is not None:
+                return cls.adopt(found)
+            await asyncio.to_thread(end_left_over, directories.pipe)
+            directories.remove_sockets()
+            child = _spawned(program, directories, cards, spawn)
+            try:
+                await _ready(control, child, ready_within_s)
+            except BaseException:
+                await asyncio.shield(child.stop(_TERM_GRACE_S))
+                directories.remove_sockets()
+                raise
+            started, lock = cls(control, pid=child.pid, child=child, lock=lock), None
+            return started
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    async def wait_end(self) -> None:
+        """Return when it has gone by itself; never after `stop`."""
+        if self._child is not None:
+            await self._child.wait()
+        else:
+            await asyncio.shield(self._ended)
+        if self._stopping:
+            await asyncio.get_running_loop().create_future()
+
+    async def stop(self, within_s: float) -> None:
+        """End it by `quit`, insist after `within_s`, and leave nothing behind; let an adopted one be."""
+        self._stopping = True
+        if self._child is None:
+            self._unwatch()
+            return
+        if self._child.returncode is None:
+            try:
+                await asyncio.to_thread(self.control.quit, within_s)
+                async with asyncio.timeout(_TERM_GRACE_S):
+                    await self._child.wait()
+            except (MpsFailed, TimeoutError) as error:
+                why = str(error) or "it did not end"
+                _LOG.warning("the MPS daemon %d had to be killed: %s", self.pid, why)
+        await self._child.stop(_TERM_GRACE_S)
+        await self.clean()
+
+    async def clean(self) -> None:
+        """Remove what is left of a daemon of ours that has gone: its servers, its sockets."""
+        if self._child is None or self._child.returncode is None:
+            return
+        await asyncio.to_thread(end_left_over, self.directories.pipe)
+        self.directories.remove_sockets()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _watch(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.pid is not None:
+                self._pidfd = os.pidfd_open(self.pid)
+                asyncio.get_running_loop().add_reader(self._pidfd, self._gone)
+
+    def _gone(self) -> None:
+        self._unwatch()
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _unwatch(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _spawned(program: Path, directories: MpsDirectories, cards: Sequence[str], spawn: Spawn) -> Child:
+    environment = {**os.environ, **daemon_environment(directories, cards)}
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        output = os.open(directories.log / _OUTPUT, flags, 0o600)
+        try:
+            return spawn([str(program), "-f"], environment, output)
+        finally:
+            os.close(output)
+    except OSError as error:
+        raise MpsFailed(f"{program} cannot be started: {error.strerror}") from None
+
+
+def daemon_environment(directories: MpsDirectories, cards: Sequence[str]) -> dict[str, str]:
+    """Return the variables of a control daemon for some cards.
+
+    UUIDs here and in clients: given indices, MPS numbers the cards anew, and a client that keeps its own
+    finds none.
+    """
+    return {
+        **directories.variables(),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(cards),
+    }
+
+
+async def _another_starts(control: MpsControl, within_s: float) -> FoundDaemon:
+    """Wait for the daemon that another Cotenant is starting in the same directories."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while loop.time() < deadline:
+        found = await asyncio.to_thread(find_daemon, control)
+        if found is not None:
+            return found
+        await asyncio.sleep(_POLL_S)
+    raise MpsFailed(
+        f"another Cotenant holds {control.directories.pipe.parent}, and no MPS daemon answers there",
+        hint="See `cotenant mps status`, or give each its own COTENANT_STATE_DIR.",
+    )
+
+
+async def _ready(control: MpsControl, child: Child, within_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while loop.time() < deadline:
+        if child.returncode is not None:
+            raise MpsFailed(
+                f"the MPS daemon ended with status {child.returncode}: {_said(control.directories)}",
+                hint=f"Its logs are in {control.directories.log}.",
+            )
+        if control.directories.noted_pid() is not None and await asyncio.to_thread(control.answers):
+            return
+        await asyncio.sleep(_POLL_S)
+    raise MpsFailed(
+        f"the MPS daemon did not answer within {format_duration(within_s)}: {_said(control.directories)}",
+        hint=f"Its logs are in {control.directories.log}.",
+    )
+
+
+def _said(directories: MpsDirectories) -> str:
+    for name in (_OUTPUT, "control.log"):
+        with contextlib.suppress(OSError):
+            text = (directories.log / name).read_text(encoding="utf-8", errors="replace").strip()
+            if text:
+                return text[-_SAID_CHARACTERS:]
+    return "it said nothing"

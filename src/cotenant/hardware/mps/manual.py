@@ -1,0 +1,102 @@
+"""MPS daemons that run on their own, started and ended by an operator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.errors import MpsFailed
+from cotenant.domain.units import format_duration
+from cotenant.hardware.mps.control import MpsControl
+from cotenant.hardware.mps.daemon import READY_WITHIN_S, daemon_environment
+from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon
+from cotenant.hardware.mps.processes import end_left_over, is_of_mps
+
+_POLL_S: Final = 0.02
+_GONE_WITHIN_S: Final = 3.0
+
+
+def start_by_hand(program: Path, directories: MpsDirectories, cards: Sequence[str]) -> FoundDaemon:
+    """Start a daemon in the background for these cards (UUIDs). Raises MpsFailed, also if one runs."""
+    directories.create(cards)
+    control = MpsControl(program, directories)
+    running = find_daemon(control)
+    if running is not None:
+        raise MpsFailed(
+            f"an MPS daemon runs for these cards already, as process {running.pid}",
+            hint="See `cotenant mps status`.",
+        )
+    lock = directories.try_lock()
+    if lock is None:
+        raise MpsFailed(
+            f"a running Cotenant has {directories.pipe.parent}",
+            hint="It starts and ends its MPS daemon by itself.",
+        )
+    try:
+        end_left_over(directories.pipe)
+        directories.remove_sockets()
+        return _started(control, cards)
+    finally:
+        os.close(lock)
+
+
+def end_by_hand(control: MpsControl, within_s: float) -> None:
+    """End a daemon with its servers and clean up after it. Raises MpsFailed if it does not go."""
+    pid = control.directories.noted_pid()
+    control.quit(within_s)
+    deadline = time.monotonic() + _GONE_WITHIN_S
+    while pid is not None and is_of_mps(pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    if pid is not None and is_of_mps(pid):
+        raise MpsFailed(
+            f"the MPS daemon, process {pid}, did not end", hint=f"`kill -9 {pid}`, then `cotenant mps stop`."
+        )
+    remove_left(control.directories)
+
+
+def remove_left(directories: MpsDirectories) -> None:
+    """Remove what a daemon of ours that is gone has left, unless somebody is starting one there."""
+    if not directories.ours:
+        return
+    lock = directories.try_lock()
+    if lock is None:
+        return
+    try:
+        end_left_over(directories.pipe)
+        directories.remove_sockets()
+    finally:
+        os.close(lock)
+
+
+def _started(control: MpsControl, cards: Sequence[str]) -> FoundDaemon:
+    try:
+        done = subprocess.run(
+            [str(control.program), "-d"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=READY_WITHIN_S,
+            env={**os.environ, **daemon_environment(control.directories, cards)},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise MpsFailed(f"{control.program} -d did not return in {format_duration(READY_WITHIN_S)}") from None
+    except OSError as error:
+        raise MpsFailed(f"{control.program} cannot be started: {error.strerror}") from None
+    deadline = time.monotonic() + READY_WITHIN_S
+    while done.returncode == 0 and time.monotonic() < deadline:
+        found = find_daemon(control)
+        if found is not None:
+            return found
+        time.sleep(_POLL_S)
+    said = done.stdout.strip() or f"status {done.returncode}"
+    raise MpsFailed(
+        f"the MPS daemon could not be started: {said}", hint=f"Its logs are in {control.directories.log}."
+    )

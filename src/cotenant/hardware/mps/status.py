@@ -1,0 +1,111 @@
+"""What the MPS daemons of this machine do: their servers, the clients of each, and the clients' limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cotenant.domain.errors import MpsFailed
+from cotenant.hardware.mps.client import MODEL_VARIABLE, limits_of
+from cotenant.hardware.mps.control import MpsControl
+from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.discovery import find_daemons
+from cotenant.hardware.mps.processes import left_over, variables_of
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatus:
+    """A process that computes through MPS. `model` is None for one that Cotenant did not start.
+
+    `memory` and `threads` are its limits as its environment states them, None for none or another user's.
+    """
+
+    pid: int
+    model: str | None
+    memory: str | None
+    threads: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """The process that holds the cards for the clients of one user; `state` is MPS's own word for it."""
+
+    pid: int
+    state: str
+    clients: tuple[ClientStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """A control daemon, or what one has left: then `pid` is None and nothing answers.
+
+    `cards` are UUIDs, None for every card; `problem` says what is wrong with it, if anything.
+    """
+
+    pipe: Path
+    log: Path
+    ours: bool
+    pid: int | None
+    running: bool
+    cards: tuple[str, ...] | None
+    servers: tuple[ServerStatus, ...] = ()
+    problem: str | None = None
+
+
+def daemon_statuses(program: Path, state_dir: Path, environ: Mapping[str, str]) -> Iterator[DaemonStatus]:
+    """Yield the daemons that answer, then the directories of ours where none does but something is left."""
+    answering = set()
+    for found in find_daemons(program, state_dir, environ):
+        answering.add(found.directories.pipe)
+        servers, problem = _servers(found.control)
+        yield DaemonStatus(
+            found.directories.pipe,
+            found.directories.log,
+            found.directories.ours,
+            found.pid,
+            True,
+            found.cards,
+            servers,
+            found.problem or problem,
+        )
+    for directories in MpsDirectories.all_ours(state_dir):
+        if directories.pipe not in answering and is_left(directories):
+            yield DaemonStatus(
+                directories.pipe,
+                directories.log,
+                True,
+                None,
+                False,
+                directories.cards() or None,
+                problem="no daemon answers here, and it left something: `cotenant mps stop` removes it",
+            )
+
+
+def is_left(directories: MpsDirectories) -> bool:
+    """Whether a daemon of ours that is gone has left sockets or servers."""
+    try:
+        sockets = any(not path.is_dir() for path in directories.pipe.iterdir())
+    except OSError:
+        sockets = False
+    return sockets or any(True for _ in left_over(directories.pipe))
+
+
+def _servers(control: MpsControl) -> tuple[tuple[ServerStatus, ...], str | None]:
+    try:
+        return tuple(
+            ServerStatus(
+                server,
+                control.server_status(server),
+                tuple(_client(pid) for pid in control.clients(server)),
+            )
+            for server in control.servers()
+        ), None
+    except MpsFailed as error:
+        return (), error.message
+
+
+def _client(pid: int) -> ClientStatus:
+    variables = variables_of(pid) or {}
+    memory, threads = limits_of(variables)
+    return ClientStatus(pid, variables.get(MODEL_VARIABLE), memory, threads)
