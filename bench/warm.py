@@ -20,7 +20,7 @@ from cotenant.domain.engines import EngineForm
 from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.units import GIB, MIB
-from cotenant.engines.llama_cpp import LlamaHost
+from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.model_cache.page_cache import drop, resident_bytes
 from cotenant.hardware.model_cache.warm import WarmTier

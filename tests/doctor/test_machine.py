@@ -240,7 +240,7 @@ def test_keys_for_everybody_to_read_are_a_warning(tmp_path: Path) -> None:
 def test_engines_that_see_no_gpu_are_a_problem_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cotenant.engines.builds.embedded_build", lambda: None)
+    monkeypatch.setattr("cotenant.engines.llama_cpp.builds.embedded_build", lambda: None)
     monkeypatch.setenv("FAKE_DEVICES", "  (none)")
     server = fake_server(tmp_path)
     blind = paper(tmp_path, PaperCard("GPU-a"), llama_server=server)

@@ -20,13 +20,13 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LaunchTerms
 from cotenant.domain.models import EngineKind
 from cotenant.engines.command import CommandHost
-from cotenant.engines.launchers import Launchers
-from cotenant.engines.llama_cpp import LlamaHost
-from cotenant.engines.log_folder import LogFolder
-from cotenant.engines.ollama import OllamaHost
-from cotenant.engines.process import group_lives
+from cotenant.engines.launch.launchers import Launchers
+from cotenant.engines.llama_cpp.engine import LlamaHost
+from cotenant.engines.ollama.engine import OllamaHost
+from cotenant.engines.process.log_folder import LogFolder
+from cotenant.engines.process.process import group_lives
 from cotenant.engines.remote import RemoteHost
-from cotenant.engines.vllm import VllmHost
+from cotenant.engines.vllm.engine import VllmHost
 from cotenant.gateway.request import engine_body, engine_head
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 from tests.engines.support import fake_server, host_order, with_env

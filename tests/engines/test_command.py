@@ -10,9 +10,9 @@ from cotenant.domain.engine_terms import CommandTerms
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import EngineKind, Parts
 from cotenant.domain.units import MIB
-from cotenant.engines import http_probe
 from cotenant.engines.command import CommandHost, fill
-from cotenant.engines.log_folder import LogFolder
+from cotenant.engines.process import http_probe
+from cotenant.engines.process.log_folder import LogFolder
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import of_kind, running
 from tests.engines.support import fake_server, host_order

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cotenant.engines.launch import Launched, Launcher, LaunchPlan
+from cotenant.engines.launch.plan import Launched, Launcher, LaunchPlan
 from tests.support.container_bed import ContainerBed
 
 IMAGE = "localhost/shell-engine:1"

@@ -1,6 +1,6 @@
 """vLLM's server as `engines.vllm` speaks to it: health, completions, metrics, sleep. Standard library only.
 
-It answers as vLLM 0.32 does, which `tests/engines/test_real_vllm.py` starts, and takes no other options.
+It answers as vLLM 0.32 does, which `tests/engines/vllm/test_real_vllm.py` starts, and takes no other options.
 
 STAND_IN_SAYS            what it prints first; STAND_IN_EXIT then ends it with that status
 STAND_IN_TAKES_MIB       memory it takes on the card in the file FAKE_CARD, in a child process as vLLM does;

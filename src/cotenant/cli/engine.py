@@ -15,7 +15,7 @@ from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import EngineError
 
 if TYPE_CHECKING:
-    from cotenant.engines.builds import Builds
+    from cotenant.engines.llama_cpp.builds import Builds
 
 _FLAVOURS = ("cuda", "rocm", "vulkan", "cpu")
 _FLAVOUR_OF = {InventorySource.NVML: "cuda", InventorySource.AMDSMI: "rocm"}
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from cotenant.engines.builds import discover
+    from cotenant.engines.llama_cpp.builds import discover
 
     configured = None if args.llama_server is None else Path(args.llama_server)
     builds = discover(configured)
@@ -67,7 +67,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _install(args: argparse.Namespace) -> int:
-    from cotenant.engines.install import Flavour, install, plan_install, read_system, shown
+    from cotenant.engines.llama_cpp.install import Flavour, install, plan_install, read_system, shown
 
     inventory = _inventory()
     flavour = Flavour(args.flavour or _FLAVOUR_OF.get(inventory.source, "cpu"))
@@ -90,7 +90,7 @@ def _inventory() -> Inventory:
 
 
 def _chosen(builds: Builds, inventory: Inventory) -> tuple[EngineBuild | None, EngineError | None]:
-    from cotenant.engines.builds import choose
+    from cotenant.engines.llama_cpp.builds import choose
 
     gpus = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
     try:

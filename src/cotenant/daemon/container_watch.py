@@ -14,7 +14,7 @@ from cotenant.containers.command import find_compose
 from cotenant.containers.events import ContainerChange, ContainerEvent, events_command, read_event
 from cotenant.daemon.alerts import Alerts
 from cotenant.domain.errors import ContainerEngineMissing
-from cotenant.engines.process import ChildProcess, guarded
+from cotenant.engines.process.process import ChildProcess, guarded
 
 _LOG = logging.getLogger(__name__)
 _ENGINES: Final = ("podman", "docker")

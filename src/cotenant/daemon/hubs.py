@@ -22,7 +22,7 @@ from cotenant.domain.engine_terms import OllamaTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.models import EngineKind, ModelKind
 from cotenant.domain.residencies import ResidencyId, ResidencyState
-from cotenant.engines.ollama_hub import (
+from cotenant.engines.ollama.client import (
     LATEST,
     HubFacts,
     HubLoaded,

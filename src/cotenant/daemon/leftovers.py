@@ -7,8 +7,8 @@ import asyncio
 from cotenant.daemon.watchers import Served
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchTerms
-from cotenant.engines.container_leftovers import remove_leftovers
-from cotenant.engines.launchers import kind_of
+from cotenant.engines.launch.launchers import kind_of
+from cotenant.engines.launch.orphans import remove_leftovers
 
 
 class Leftovers:

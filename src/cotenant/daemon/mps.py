@@ -18,7 +18,7 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import format_duration
-from cotenant.engines.process import ChildProcess, guarded
+from cotenant.engines.process.process import ChildProcess, guarded
 from cotenant.hardware.mps.client import ClientShare, client_environment
 from cotenant.hardware.mps.control import no_program
 from cotenant.hardware.mps.daemon import MpsDaemon

@@ -9,7 +9,7 @@ from typing import Final
 
 from cotenant.daemon.loop import Loop
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.engines.vllm import VllmHost
+from cotenant.engines.vllm.engine import VllmHost
 
 _LOG = logging.getLogger(__name__)
 _IN_NEED: Final = (DecisionKind.REFUSED, DecisionKind.OVERCOMMITTED)

@@ -7,9 +7,9 @@ from pathlib import Path
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.daemon.stand_in import on_this_machine
 from cotenant.domain.placements import Placement
-from cotenant.engines.arguments import visible_devices
-from cotenant.engines.builds import choose, discover
-from cotenant.engines.rehearsal import rehearse
+from cotenant.engines.llama_cpp.arguments import visible_devices
+from cotenant.engines.llama_cpp.builds import choose, discover
+from cotenant.engines.llama_cpp.rehearsal import rehearse
 from cotenant.interfaces import EngineOrder
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.planner import PlanRequest

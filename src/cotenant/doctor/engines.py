@@ -8,7 +8,7 @@ from cotenant.doctor.findings import Area, Finding, ok, problem, warning
 from cotenant.doctor.patient import Patient
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import EngineMissing
-from cotenant.engines.builds import discover
+from cotenant.engines.llama_cpp.builds import discover
 
 
 def builds(patient: Patient) -> Iterator[Finding]:

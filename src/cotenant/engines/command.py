@@ -16,12 +16,12 @@ from cotenant.domain.engines import EngineBuild, EngineForm
 from cotenant.domain.errors import BadRecipe, EngineMissing
 from cotenant.domain.models import EngineKind
 from cotenant.domain.units import MIB
-from cotenant.engines.arguments import visible_devices
-from cotenant.engines.launch import HostLauncher, Launcher, LaunchPlan, host_command
-from cotenant.engines.log_folder import LogFolder
-from cotenant.engines.ports import LOOPBACK, ReservedPort
-from cotenant.engines.process import ChildProcess
-from cotenant.engines.server import ServerEngine, Started, start_server
+from cotenant.engines.base.server import ServerEngine, Started, start_server
+from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, host_command
+from cotenant.engines.llama_cpp.arguments import visible_devices
+from cotenant.engines.process.log_folder import LogFolder
+from cotenant.engines.process.ports import LOOPBACK, ReservedPort
+from cotenant.engines.process.process import ChildProcess
 from cotenant.interfaces import EngineOrder
 
 WORDS: Final = ("host", "port", "model", "path", "gpus", "memory_mib", "pid")

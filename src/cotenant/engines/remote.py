@@ -11,9 +11,9 @@ from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.models import EngineKind
 from cotenant.domain.units import format_duration
-from cotenant.engines import http_probe
-from cotenant.engines.elsewhere import ElsewhereEngine
-from cotenant.engines.remedies import REMEDIES
+from cotenant.engines.base.external import ElsewhereEngine
+from cotenant.engines.diagnosis.remedies import REMEDIES
+from cotenant.engines.process import http_probe
 from cotenant.interfaces import EngineOrder
 
 _PROBE_TIMEOUT_S: Final = 5.0

@@ -16,7 +16,7 @@ import pytest
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.errors import MpsFailed, MpsMissing
 from cotenant.domain.units import GIB, MIB
-from cotenant.engines.process import ChildProcess, guarded
+from cotenant.engines.process.process import ChildProcess, guarded
 from cotenant.hardware.mps.client import ClientShare, client_environment, limits_of
 from cotenant.hardware.mps.control import VARIABLE, MpsControl, find_program, no_program
 from cotenant.hardware.mps.daemon import MpsDaemon

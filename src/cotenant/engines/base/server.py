@@ -1,0 +1,238 @@
+"""Engines that are a server process of ours: started, watched until ready, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.causes import Cause, Diagnosis
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
+from cotenant.domain.errors import EngineError, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.units import MIB, format_duration
+from cotenant.engines.diagnosis.diagnosis import diagnose
+from cotenant.engines.diagnosis.remedies import REMEDIES
+from cotenant.engines.launch.container import RunAs
+from cotenant.engines.launch.plan import Launched, Launcher, LaunchPlan
+from cotenant.engines.process import http_probe
+from cotenant.engines.process.log_folder import LogFolder
+from cotenant.engines.process.ports import LOOPBACK, ReservedPort
+from cotenant.engines.process.rotating_log import RotatingLog
+
+_FIRST_POLL_S: Final = 0.002
+_LAST_POLL_S: Final = 0.02
+_POLL_GROWTH: Final = 1.5
+_HEALTH_TIMEOUT_S: Final = 5.0
+_EVIDENCE_BYTES: Final = MIB // 4
+_LAST_WORDS_BYTES: Final = MIB // 8
+"""How much of a served engine's log is read for its end: earlier lines are of other requests."""
+_ROTATE_EVERY_S: Final = 1.0
+_FAILED_LOAD_GRACE_S: Final = 0.0
+_OK: Final = 200
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Started:
+    """A server process that was just started, with its port and its log."""
+
+    plan: LaunchPlan
+    process: Launched
+    port: ReservedPort
+    log: RotatingLog
+
+
+async def start_server(plan: LaunchPlan, port: ReservedPort, launcher: Launcher, logs: LogFolder) -> Started:
+    """Carry a plan out; the port is closed if that fails. Raises EngineMissing or EngineLoadFailed."""
+    started: list[Launched] = []
+    log = logs.log(plan.name, lambda: not started or started[0].returncode is not None)
+    try:
+        try:
+            output = log.open()
+        except OSError as error:
+            raise EngineLoadFailed(
+                f"the log {log.path} cannot be written: {error.strerror}",
+                hint="Choose another folder for logs.",
+            ) from error
+        try:
+            if plan.launch.image is not None:
+                port.admit(RunAs.of_daemon().uid)
+            started.append(await launcher.launch(plan, output))
+        except OSError as error:
+            why = f"{plan.name} could not be loaded: {plan.argv[0]}: {error.strerror}"
+            raise EngineLoadFailed(why) from error
+        finally:
+            os.close(output)
+    except BaseException:
+        port.close()
+        raise
+    return Started(plan, started[0], port, log)
+
+
+class ServerEngine:
+    """One server process that serves one model.
+
+    `exclusive` says that it runs on a card which admits one process at a time. `model` is the name that
+    requests to it must have, None for that of the model. What kinds of engine do otherwise, they override.
+    """
+
+    _dies_with_status_0 = False
+    """Whether a failure may look like a success: then its log is asked."""
+
+    def __init__(
+        self, started: Started, build: EngineBuild, *, exclusive: bool = False, model: str | None = None
+    ) -> None:
+        self._name = started.plan.name
+        self._health_path = started.plan.health_path
+        self._build = build
+        self._process = started.process
+        self._port = started.port
+        self._log = started.log
+        self._exclusive = exclusive
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+        self._endpoint = Endpoint(LOOPBACK, started.port.number, model=model)
+        self._keeper = asyncio.create_task(self._keep())
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens; known before it is ready."""
+        return self._endpoint
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def build(self) -> EngineBuild:
+        """The program that runs."""
+        return self._build
+
+    @property
+    def log_path(self) -> Path:
+        """The file that takes its output."""
+        return self._log.path
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.returncode is not None
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return when it answers, milliseconds after it can.
+
+        Raises EngineLoadFailed, EngineLoadTimeout or, if it came up without the GPUs that it was planned on,
+        EngineLacksDevice; the process is gone by then.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._healthy_or_ended()
+                if not self.ended:
+                    await self._check()
+        except TimeoutError:
+            await self.stop(_FAILED_LOAD_GRACE_S)
+            raise EngineLoadTimeout(
+                f"{self._name} was not ready within {format_duration(timeout_s)}",
+                hint=f"{REMEDIES[Cause.LOAD_TIMEOUT]} {self._log_hint()}",
+            ) from None
+        except EngineError:
+            await self.stop(_FAILED_LOAD_GRACE_S)
+            raise
+        returncode = self._process.returncode
+        if returncode is not None:
+            await self.stop(_FAILED_LOAD_GRACE_S)
+            found = await asyncio.to_thread(self._diagnose, returncode, was_ready=False)
+            raise EngineLoadFailed(
+                f"{self._name} could not be loaded: {found.sentence}",
+                hint=self._advice(found),
+                cause=found.cause,
+            )
+
+    async def wait_exit(self) -> EngineEnd:
+        """Return when the process has gone, with how and why."""
+        returncode = await self._process.wait()
+        if self._stopping:
+            return EngineEnd(f"{self._name} was stopped")
+        by_itself = EngineEnd(f"{self._name} ended by itself", Cause.UNKNOWN)
+        if returncode == 0 and not self._dies_with_status_0:
+            return by_itself
+        found = await asyncio.to_thread(self._diagnose, returncode, was_ready=True)
+        if returncode == 0 and found.cause is Cause.UNKNOWN:
+            return by_itself
+        why = f"{self._name} died: {found.sentence}. {self._advice(found)}"
+        return EngineEnd(why, found.cause)
+
+    async def busy_slots(self) -> int | None:
+        """Count the slots that are generating; None if it cannot be told."""
+        return None
+
+    def report(self) -> EngineReport | None:
+        """Read back the bytes that the engine says it took; None if it did not say."""
+        return None
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to end, insist after `grace_s`, and return when the process group is gone."""
+        self._stopping = self._stopping or not self.ended
+        if not await self._process.stop(grace_s):
+            _log.error(
+                "%s (process group %d) does not go away though killed: a driver still holds it",
+                self._name,
+                self.pid,
+            )
+        await asyncio.wait({self._keeper})
+
+    async def _check(self) -> None:
+        """Look whether what has come up is what was planned. Raises EngineError."""
+
+    def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
+        """Read the log for the cause of the end; it may take 0.2 s: not for the loop."""
+        log = self._log.tail(_LAST_WORDS_BYTES if was_ready else _EVIDENCE_BYTES)
+        return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive)
+
+    async def _healthy_or_ended(self) -> None:
+        ended = asyncio.create_task(self._process.wait())
+        healthy = asyncio.create_task(self._healthy())
+        try:
+            await asyncio.wait({ended, healthy}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            healthy.cancel()
+            await asyncio.gather(ended, healthy, return_exceptions=True)
+
+    async def _healthy(self) -> None:
+        pause_s = _FIRST_POLL_S
+        while True:
+            answer = await http_probe.get(self._endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
+            if answer is not None and answer[0] == _OK:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
+
+    async def _keep(self) -> None:
+        """Keep the log small while the process lives, and the port until then."""
+        try:
+            while not self.ended:
+                exited = asyncio.create_task(self._process.wait())
+                await asyncio.wait({exited}, timeout=_ROTATE_EVERY_S)
+                exited.cancel()
+                if self._log.overgrown:
+                    await asyncio.to_thread(self._rotate)
+        finally:
+            self._port.close()
+
+    def _rotate(self) -> None:
+        try:
+            self._log.rotate()
+        except OSError as error:
+            _log.error("the log %s cannot be rotated: %s", self._log.path, error.strerror)
+
+    def _advice(self, found: Diagnosis) -> str:
+        return f"{found.remedy} {self._log_hint()}".lstrip()
+
+    def _log_hint(self) -> str:
+        return f"The engine's log is {self._log.path}."

@@ -1,0 +1,176 @@
+"""Reads why an engine ended out of its exit status and its log."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from cotenant.domain.causes import Cause, Diagnosis
+from cotenant.engines.diagnosis.remedies import REMEDIES
+from cotenant.engines.diagnosis.signatures import BENIGN, EMPTY_WORDS, FAINT, STRONG, Sign
+
+_READ_CHARS: Final = 1 << 20
+_LINE_CHARS: Final = 1000
+_EVIDENCE_CHARS: Final = 240
+_LAST_LINES: Final = 3
+_SHELL_OFFSET: Final = 128
+
+_ESCAPE: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0e-\x1f\x7f]")
+_PREFIXES: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"[\w.-]{1,60}\s{1,4}\| ",
+        r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S{1,60} \S{1,60}: ",
+        r"\[\d{1,9}\] ",
+        r"\([\w .=-]{1,80}\) ",
+        r"[A-Z]{4,8} \d\d-\d\d \d\d:\d\d:\d\d ",
+        r"\[?[\w/]{1,60}\.py:\d{1,6}\] ",
+        r"(?:\d{1,9}\.){1,3}\d{1,9} (?=[A-Z] )",
+        r"[EWID]\s{1,6}(?=\S)",
+        r"(?:srv|cmn|slot|que)\s{1,20}",
+        r"(?:[a-z_][\w(]{2,60}:\s{1,8}){1,3}(?:error loading model: )?",
+    )
+)
+_ERROR: Final = re.compile(
+    r"(?:\[\d{1,9}\] )?(?:(?:\d{1,9}\.){1,3}\d{1,9} )?E\s"
+    r"|\([\w-]{1,40} pid=\d{1,9}\) ERROR .{1,80}\] \w{1,80}(?:Error|Exception): "
+)
+_WHERE: Final = re.compile(r"current device: \d+, in function \w+")
+_SECRET: Final = re.compile(
+    r"(--?[\w-]{1,80}=|(?i:--?[\w-]{0,40}(?:key|token|secret|password)[\w-]{0,40}) )\S+"
+)
+
+_TELLING: Final = frozenset({signal.SIGKILL, signal.SIGILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_SIGNALS: Final = {
+    signal.SIGILL: (
+        Cause.ILLEGAL_INSTRUCTION,
+        "met an instruction that this processor does not have: its build is for another one",
+    ),
+    signal.SIGKILL: (
+        Cause.OOM_KILLED,
+        "was killed by signal 9 (SIGKILL), as the kernel does when memory runs out",
+    ),
+    signal.SIGABRT: (Cause.CRASHED, "gave up (SIGABRT)"),
+    signal.SIGSEGV: (Cause.CRASHED, "crashed (SIGSEGV)"),
+    signal.SIGFPE: (Cause.CRASHED, "crashed (SIGFPE)"),
+    signal.SIGBUS: (
+        Cause.CRASHED,
+        "crashed (SIGBUS), as it does when a mapped file is cut short or the disk fails",
+    ),
+}
+
+
+def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: bool = False) -> Diagnosis:
+    """Name the cause of an engine's end, with the lines that show it and what to do.
+
+    `log` is the end of its output; the last MiB of it counts. `was_ready` tells memory that ran out while
+    loading from memory that ran out later. `exclusive` says that it was to run on a card in
+    Exclusive_Process mode, where a second process may die without a word.
+    """
+    lines = list(_clean(log))
+    text = "\n".join(line for line in lines if not BENIGN.search(line))
+    number = _signal(returncode)
+    found = (
+        _by_sign(STRONG, text, was_ready=was_ready)
+        or (_by_signal(number, lines) if number is not None and number in _TELLING else None)
+        or _by_sign(FAINT, text, was_ready=was_ready)
+    )
+    if found is not None:
+        return found
+    if exclusive and number is None:
+        return _diagnosis(
+            Cause.DEVICE_BUSY,
+            f"it {describe_exit(returncode)} without a word, on a GPU that admits one process at a time",
+            _last(lines),
+        )
+    if number is not None:
+        return _by_signal(number, lines)
+    last = _last(lines)
+    told = "its last lines" if last else "it printed nothing"
+    return _diagnosis(Cause.UNKNOWN, f"it {describe_exit(returncode)} and why is not known; {told}", last)
+
+
+def describe_exit(returncode: int) -> str:
+    """Say how a process ended: `exited with status 1`, `was killed by signal 15 (SIGTERM)`."""
+    if returncode >= 0:
+        number = _signal(returncode)
+        told = "" if number is None else f", as a shell does after signal {number:d} ({number.name})"
+        return f"exited with status {returncode}{told}"
+    known = _signal(returncode)
+    if known is None:
+        return f"was killed by signal {-returncode}"
+    return _SIGNALS[known][1] if known in _SIGNALS else f"was killed by signal {known:d} ({known.name})"
+
+
+def _signal(returncode: int) -> signal.Signals | None:
+    """Return the signal that a status stands for; shells and containers report 128 more than its number."""
+    number = -returncode if returncode < 0 else returncode - _SHELL_OFFSET
+    try:
+        return signal.Signals(number)
+    except ValueError:
+        return None
+
+
+def _clean(log: str) -> Iterator[str]:
+    """Yield the lines that are not blank, without terminal codes, cut where nobody would read on."""
+    for line in _ESCAPE.sub("", log[-_READ_CHARS:]).splitlines():
+        if line and not line.isspace():
+            yield line[:_LINE_CHARS]
+
+
+def _by_sign(signs: Iterable[Sign], text: str, *, was_ready: bool) -> Diagnosis | None:
+    for sign in signs:
+        match = sign.pattern.search(text)
+        if match is None:
+            continue
+        cause = sign.cause
+        if cause is Cause.GPU_MEMORY_LOADING and was_ready:
+            cause = Cause.GPU_MEMORY_RUNNING
+        groups = [_shown(group) for group in match.groups() if group is not None]
+        return _diagnosis(cause, sign.summary.format(*groups), _around(text, match))
+    return None
+
+
+def _by_signal(number: signal.Signals, lines: list[str]) -> Diagnosis:
+    cause = _SIGNALS[number][0] if number in _SIGNALS else Cause.KILLED
+    return _diagnosis(cause, f"it {describe_exit(-number)}", _last(lines) if cause is Cause.CRASHED else ())
+
+
+def _diagnosis(cause: Cause, summary: str, evidence: tuple[str, ...]) -> Diagnosis:
+    return Diagnosis(cause, summary, evidence, REMEDIES[cause])
+
+
+def _around(text: str, match: re.Match[str]) -> tuple[str, ...]:
+    """Return the line of a match, and where on the GPU it happened if the next line says so."""
+    start = text.rfind("\n", 0, match.start()) + 1
+    end = text.find("\n", match.start())
+    line = text[start:] if end < 0 else text[start:end]
+    after = "" if end < 0 else text[end + 1 : end + 1 + _LINE_CHARS].partition("\n")[0]
+    where = _WHERE.search(after)
+    return (_shown(line), where[0]) if where else (_shown(line),)
+
+
+def _last(lines: list[str]) -> tuple[str, ...]:
+    """Return the last lines that say something, of errors if there are any."""
+    telling = [line for line in lines if not EMPTY_WORDS.search(line)] or lines
+    errors = [line for line in telling if _ERROR.match(line)]
+    told: list[str] = []
+    for line in reversed(errors or telling):
+        shown = _shown(line)
+        if shown and shown not in told:
+            told.append(shown)
+        if len(told) == _LAST_LINES:
+            break
+    return tuple(reversed(told))
+
+
+def _shown(line: str) -> str:
+    """Render a line for people: without what its logger put before it, without values of arguments, short."""
+    text = line
+    for prefix in _PREFIXES:
+        if (match := prefix.match(text)) and match.end() < len(text):
+            text = text[match.end() :]
+    text = _SECRET.sub(r"\1…", text).strip()
+    return text if len(text) <= _EVIDENCE_CHARS else f"{text[:_EVIDENCE_CHARS]}…"

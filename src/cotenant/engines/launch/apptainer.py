@@ -1,0 +1,111 @@
+"""Engines in Apptainer or Singularity images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.devices import DeviceKind, launch_environment
+from cotenant.domain.errors import EngineLoadFailed
+from cotenant.engines.launch.amd import is_amd
+from cotenant.engines.launch.container import MPS_VARIABLE, RunAs, readable_files
+from cotenant.engines.launch.container_process import ContainerProcess, GroupJob
+from cotenant.engines.launch.plan import Launched, LaunchPlan
+
+_VARIABLES: Final = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}
+_OWN_NAMES: Final = ("starter", "apptainer", "singularity")
+
+
+class ApptainerLauncher:
+    """Starts engines in an image file; containers are ordinary children there, of the daemon's own user."""
+
+    def __init__(self, program: str, image: str, *, user: RunAs | None = None) -> None:
+        self._program = program
+        self._image = image
+        self._user = user or RunAs.of_daemon()
+
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+        """Start it. Raises EngineLoadFailed as root or without the image."""
+        if self._user.daemon_is_root:
+            raise EngineLoadFailed(
+                f"{plan.name} cannot be loaded: Apptainer would run it as root",
+                hint="Run Cotenant as an ordinary user, or choose another `launcher:`.",
+            )
+        if not os.path.isfile(self._image):  # noqa: ASYNC240  one stat
+            raise EngineLoadFailed(
+                f"{plan.name} cannot be loaded: there is no image {self._image}",
+                hint="Make it with `apptainer pull`, or correct `image:`.",
+            )
+        process = await ContainerProcess.start(group_job(plan, self._program, self._image), output_fd)
+        return ApptainerProcess(process)
+
+
+class ApptainerProcess:
+    """A command of Apptainer's, and beneath it the engine."""
+
+    def __init__(self, process: ContainerProcess) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id: the first below Apptainer's own, which stay to watch it."""
+        pid = self._process.pid
+        while (below := _only_child(pid)) is not None and _name(pid).lower().startswith(_OWN_NAMES):
+            pid = below
+        return pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, minus the signal's number if a signal killed it, None while it runs."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Return the exit status once it has ended."""
+        return await self._process.wait()
+
+    async def stop(self, grace_s: float) -> bool:
+        """End its group, by force after `grace_s`."""
+        return await self._process.stop(grace_s)
+
+
+def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
+    """Say what to run. There is no choice of devices: the variables alone hide the others."""
+    cards = [d for d in plan.devices if d.kind is not DeviceKind.HOST and not d.described]
+    env = {"GGML_NO_BACKTRACE": "1", **launch_environment(cards), **plan.env}
+    argv = [program, "exec", "--cleanenv", "--no-home", "--pwd", "/tmp"]  # noqa: S108  the image's own
+    if cards:
+        argv.append("--rocm" if is_amd(cards) else "--nv")
+    argv += _binds(plan, env.get(MPS_VARIABLE))
+    # Its own `--env` splits at commas, which lists of cards have.
+    prefix = _VARIABLES[Path(program).name]
+    hint = f"See that {program} runs: `{program} exec {image} true`."
+    variables = {f"{prefix}{name}": value for name, value in env.items()}
+    return GroupJob(plan.name, hint, (*argv, image, *plan.argv), variables)
+
+
+def _binds(plan: LaunchPlan, pipes: str | None) -> Iterator[str]:
+    binds = [(path, ":ro") for path in readable_files(plan.reads)] + ([(Path(pipes), "")] if pipes else [])
+    for path, how in binds:
+        if any(sign in str(path) for sign in ",:\n"):
+            raise EngineLoadFailed(
+                f"{path} cannot be bound in a container: a comma, colon or line break is in its name",
+                hint="Rename it.",
+            )
+        yield from ("--bind", f"{path}:{path}{how}")
+
+
+def _only_child(pid: int) -> int | None:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return None
+    return int(children[0]) if len(children) == 1 else None
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,214 @@
+"""Engines in containers of podman and docker."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.devices import Device, DeviceKind, launch_environment
+from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.launching import LauncherKind
+from cotenant.engines.launch.amd import alone, amd_options, is_amd
+from cotenant.engines.launch.container_owner import Owner
+from cotenant.engines.launch.container_process import ContainerJob, ContainerProcess
+from cotenant.engines.launch.plan import Launched, LaunchPlan
+
+ENGINE_LABEL: Final = "cotenant.engine"
+OWNER_LABEL: Final = "cotenant.daemon"
+MODEL_LABEL: Final = "cotenant.model"
+
+MPS_VARIABLE: Final = "CUDA_MPS_PIPE_DIRECTORY"
+NOBODY: Final = 65534
+_SHARED_MEMORY: Final = "8g"
+"""A ceiling: engines on several cards pass tensors through it, and 64 MB, the default, is too little."""
+_PART_NAME: Final = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.DOTALL)
+_NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The user that an engine has in its container: the daemon's own, and where that is root, nobody."""
+
+    uid: int
+    gid: int
+    daemon_is_root: bool
+
+    @classmethod
+    def of_daemon(cls) -> RunAs:
+        """Return the user for containers of this process."""
+        if os.geteuid() == 0:
+            return cls(NOBODY, NOBODY, daemon_is_root=True)
+        return cls(os.geteuid(), os.getegid(), daemon_is_root=False)
+
+
+class ContainerLauncher:
+    """Starts engines in containers of one image, by podman's or docker's command line (`program`).
+
+    The image must be there: none is pulled, since that takes longer than a load may.
+    """
+
+    def __init__(self, kind: LauncherKind, program: str, image: str, *, user: RunAs | None = None) -> None:
+        self._kind = kind
+        self._program = program
+        self._image = image
+        self._user = user or RunAs.of_daemon()
+
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+        """Create a container and start it; return once its first process runs.
+
+        Raises EngineLacksDevice for cards that it cannot give, EngineLoadFailed where no container can be
+        created.
+        """
+        job = container_job(plan, self._kind, self._program, self._image, self._user)
+        return await ContainerProcess.start(job, output_fd)
+
+
+def container_job(
+    plan: LaunchPlan, kind: LauncherKind, program: str, image: str, user: RunAs
+) -> ContainerJob:
+    """Say what to create. Raises EngineLacksDevice, EngineLoadFailed for files that its user cannot read."""
+    _refuse_unreadable(plan, user)
+    env = _environment(plan)
+    name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
+    create = [program, "create", "--name", name, *_identity(plan), *_walls(kind, user)]
+    create += _devices(plan, kind, user)
+    create += _mounts(plan, env, user)
+    create += ["--env-file", "{env_file}"]
+    # A file of variables has one a line.
+    for variable in [variable for variable, value in env.items() if "\n" in value]:
+        create += ["--env", f"{variable}={env.pop(variable)}"]
+    create += ["--entrypoint", plan.argv[0], image, *plan.argv[1:]]
+    hint = f"If {image} is not here, run `{kind} pull {image}`; what {kind} said is in the engine's log."
+    return ContainerJob(plan.name, hint, name, (program,), tuple(create), env)
+
+
+def _identity(plan: LaunchPlan) -> Iterator[str]:
+    for label, value in (
+        (ENGINE_LABEL, "1"),
+        (OWNER_LABEL, Owner.here().label),
+        (MODEL_LABEL, plan.name),
+    ):
+        yield from ("--label", f"{label}={value}")
+
+
+def _walls(kind: LauncherKind, user: RunAs) -> Iterator[str]:
+    """Yield what keeps it in: no rights that an engine does not need.
+
+    It has the host's network, as it listens on the loopback address alone. Its output is kept once, in the
+    engine's log.
+    """
+    yield from ("--pull=never", "--network=host", "--log-driver=none")
+    yield from ("--cap-drop=all", "--security-opt=no-new-privileges", f"--user={user.uid}:{user.gid}")
+    if kind is LauncherKind.PODMAN:
+        yield "--http-proxy=false"
+        if not user.daemon_is_root:
+            yield "--userns=keep-id"
+
+
+def _devices(plan: LaunchPlan, kind: LauncherKind, user: RunAs) -> Iterator[str]:
+    cards = _real(plan.devices)
+    if not cards:
+        return
+    if is_amd(cards):
+        rootless = kind is LauncherKind.PODMAN and not user.daemon_is_root
+        yield from amd_options(plan.name, cards, rootless_podman=rootless)
+    elif kind is LauncherKind.PODMAN:
+        for device in cards:
+            yield f"--device=nvidia.com/gpu={device.id}"
+    else:
+        # The value is read as CSV: without the quotes the second card would be an option of its own.
+        yield f'--gpus="device={",".join(device.id for device in cards)}"'
+
+
+def _mounts(plan: LaunchPlan, env: Mapping[str, str], user: RunAs) -> Iterator[str]:
+    for path in readable_files(plan.reads):
+        yield f"--mount={_mount(path)},readonly"
+    pipes = env.get(MPS_VARIABLE)
+    if pipes is None:
+        yield f"--shm-size={_SHARED_MEMORY}"
+        return
+    if user.daemon_is_root:
+        raise EngineLoadFailed(
+            f"{plan.name} cannot be loaded: its card is shared through root's MPS daemon, which a container "
+            "that is not root cannot use",
+            hint="Run Cotenant as an ordinary user, or give the model `launcher: host`.",
+        )
+    # MPS passes memory between processes of one IPC namespace only.
+    yield "--ipc=host"
+    yield f"--mount={_mount(Path(pipes))}"
+
+
+def readable_files(reads: Sequence[Path]) -> Iterator[Path]:
+    """Yield what must be in a container for an engine to open `reads`.
+
+    Besides them these are the other parts of a split file, and what links in a folder point to: hubs keep a
+    model's files elsewhere.
+    """
+    seen: set[Path] = set()
+    for path in reads:
+        for each in (path, *_parts(path), *_linked(path)):
+            if each not in seen:
+                seen.add(each)
+                yield each
+
+
+def _parts(path: Path) -> Iterator[Path]:
+    part = _PART_NAME.fullmatch(path.name)
+    if part is not None:
+        yield from sorted(path.parent.glob(f"{glob.escape(part[1])}-?????-of-{part[2]}.gguf"))
+
+
+def _linked(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        for entry in sorted(folder.iterdir()):
+            if entry.is_symlink():
+                yield Path(os.path.normpath(folder / entry.readlink()))
+
+
+def _mount(path: Path) -> str:
+    if any(sign in str(path) for sign in ',"\n'):
+        raise EngineLoadFailed(
+            f"{path} cannot be mounted in a container: a comma, quotation mark or line break is in its name",
+            hint="Rename it.",
+        )
+    return f"type=bind,source={path},target={path}"
+
+
+def _environment(plan: LaunchPlan) -> dict[str, str]:
+    cards = alone(_real(plan.devices))
+    # Its user has neither a home nor a name in most images, and some engines end for want of one.
+    given = {"HOME": "/tmp", "USER": "cotenant", "GGML_NO_BACKTRACE": "1", **launch_environment(cards)}  # noqa: S108
+    if not cards:
+        # Many images ask for all cards, and some runtimes listen.
+        given["NVIDIA_VISIBLE_DEVICES"] = "void"
+    return {**given, **plan.env}
+
+
+def _real(devices: Sequence[Device]) -> list[Device]:
+    return [device for device in devices if device.kind is not DeviceKind.HOST and not device.described]
+
+
+def _refuse_unreadable(plan: LaunchPlan, user: RunAs) -> None:
+    """A daemon that is root reads what its engines' user cannot. Folders above do not count: they are not
+    mounted."""
+    if not user.daemon_is_root:
+        return
+    for path in readable_files(plan.reads):
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise EngineLoadFailed(f"{plan.name} cannot be loaded: {path}: {error.strerror}") from error
+        needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+        if mode & needed != needed:
+            raise EngineLoadFailed(
+                f"{plan.name} cannot be loaded: engines in containers of root's are user {user.uid}, "
+                f"which may not read {path}",
+                hint=f"Run `chmod o+r{'x' if stat.S_ISDIR(mode) else ''} {path}`, or Cotenant as its owner.",
+            )

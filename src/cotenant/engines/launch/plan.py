@@ -1,0 +1,96 @@
+"""What an engine needs to be started, and who starts it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cotenant.domain.devices import Device
+from cotenant.domain.errors import EngineMissing
+from cotenant.domain.launching import ON_HOST, LaunchTerms
+from cotenant.engines.process.environment import engine_environment
+from cotenant.engines.process.process import ChildProcess, guarded
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """One engine's start, whoever carries it out.
+
+    `argv` begins with the program and is tied to nothing, unless `ties_itself` says that the program ends
+    with the process that starts it; `has_family` says that it starts processes, which must not outlive it.
+    `devices` are the GPUs that it may see, none for host RAM. `env` goes on
+    top of what the launcher gives every engine. `reads` are the files and folders that it opens, at these
+    paths. It listens on `port` of the loopback address and answers 200 at `health_path` once it serves.
+    `launch` says in what it runs: in an image, the program is the image's.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    port: int
+    devices: tuple[Device, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    reads: tuple[Path, ...] = ()
+    health_path: str = "/health"
+    ties_itself: bool = False
+    has_family: bool = False
+    launch: LaunchTerms = ON_HOST
+
+
+class Launched(Protocol):
+    """A started engine's process, in a container or not."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id on this machine."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, minus the signal's number if a signal killed it, None while it runs."""
+        ...
+
+    async def wait(self) -> int:
+        """Return the exit status once it has ended."""
+        ...
+
+    async def stop(self, grace_s: float) -> bool:
+        """End it and all it started, by force after `grace_s`; False if the kernel still holds some of it."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts engines one way: on the host, in containers of one kind."""
+
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+        """Start it, its output going to `output_fd`, and return at once. Nothing of it outlives this process.
+
+        Call it in the thread of the event loop. Raises EngineError or OSError.
+        """
+        ...
+
+
+class HostLauncher:
+    """Starts engines as child processes."""
+
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+        """Start a process group that dies with this thread. Raises EngineMissing or OSError."""
+        argv, env = host_command(plan)
+        return ChildProcess.start(argv, env=env, output_fd=output_fd)
+
+
+def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
+    """Return what to execute and its environment. Raises EngineMissing if there is no such program."""
+    program, *rest = plan.argv
+    found = shutil.which(program)
+    if found is None:
+        raise EngineMissing(
+            f"{plan.name} cannot be loaded: there is no program {program}",
+            hint="Install it, or give its whole path.",
+        )
+    argv = [found, *rest]
+    env = engine_environment(os.environ, plan.devices, plan.env)
+    return (argv if plan.ties_itself else guarded(argv, family=plan.has_family)), env

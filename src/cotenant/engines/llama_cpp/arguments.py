@@ -1,0 +1,165 @@
+"""What llama.cpp is told, whichever way it is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from cotenant.domain.devices import Device, DeviceKind
+from cotenant.domain.errors import BadRecipe
+from cotenant.domain.models import CacheType, FlashAttention, ModelKind, SplitMode
+from cotenant.domain.placements import MAX_DEVICES, Placement, Share
+from cotenant.domain.recipes import check_recipe
+from cotenant.domain.units import MIB
+from cotenant.engines.llama_cpp.host_facts import HostFacts
+from cotenant.engines.process.ports import LOOPBACK
+from cotenant.interfaces import EngineOrder
+
+PROMPT_CACHE_MIB: Final = 512
+"""Host RAM for prompts of idle slots; the engine's own default is 8 GiB, which no plan counts."""
+MIN_HTTP_THREADS: Final = 64
+MAX_HTTP_THREADS: Final = 256
+OFFLOADED_THREADS: Final = 4
+"""With every layer on GPUs the CPU only fetches embeddings, and more threads spin on others' cores."""
+BUFFER_LINES: Final = 4
+"""The log level at which llama.cpp says what it allocates."""
+DEFAULT_MARGIN_MIB: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaArguments:
+    """One engine's settings, explicit in everything that takes memory.
+
+    `use_gpu` false keeps it off every GPU that its build may see. `n_gpu_layers` None leaves the layers to
+    the engine's own fitting, which keeps `fit_margins_mib` free on each device. `main_gpu` is an index into
+    the devices that the engine sees, meaningful for SplitMode.NONE. `extra` comes last, as written.
+    """
+
+    model_path: str
+    alias: str
+    port: int
+    n_ctx: int
+    parallel: int
+    n_batch: int
+    n_ubatch: int
+    threads: int
+    threads_http: int
+    n_gpu_layers: int | None
+    tensor_split: tuple[int, ...]
+    split_mode: SplitMode
+    use_gpu: bool
+    flash_attention: FlashAttention
+    cache_type_k: CacheType
+    cache_type_v: CacheType
+    kv_unified: bool
+    mmap: bool
+    mlock: bool
+    repack: bool
+    fit: bool
+    fit_margins_mib: tuple[int, ...]
+    embedding: bool
+    rerank: bool = False
+    projector_path: str | None = None
+    host: str = LOOPBACK
+    prompt_cache_mib: int = PROMPT_CACHE_MIB
+    verbosity: int = BUFFER_LINES
+    extra: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Render for the worker (`llama_worker`)."""
+        return json.dumps(asdict(self))
+
+
+def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArguments:
+    """Translate an order. Raises BadRecipe for what an engine would hang or die on."""
+    validate(order)
+    placement, recipe = order.placement, order.placement.recipe
+    devices = visible_devices(order)
+    use_gpu = bool(devices) and placement.n_gpu_layers > 0
+    fit = order.use_fit_params and use_gpu
+    blocks_on_host = not use_gpu or fit or placement.n_gpu_layers <= placement.n_layers
+    split_mode = recipe.split_mode if fit or (use_gpu and len(devices) > 1) else SplitMode.NONE
+    return LlamaArguments(
+        model_path=str(order.model_path),
+        alias=order.name,
+        port=port,
+        n_ctx=recipe.n_ctx,
+        parallel=recipe.parallel,
+        n_batch=recipe.n_batch,
+        n_ubatch=recipe.n_ubatch,
+        threads=facts.cores if blocks_on_host else min(facts.cores, OFFLOADED_THREADS),
+        # Fewer, and /health waits behind the streams of other clients.
+        threads_http=min(max(4 * recipe.parallel, MIN_HTTP_THREADS), MAX_HTTP_THREADS),
+        n_gpu_layers=None if fit else placement.n_gpu_layers if use_gpu else 0,
+        tensor_split=() if fit or split_mode is SplitMode.NONE else _split(placement),
+        split_mode=split_mode,
+        use_gpu=use_gpu,
+        flash_attention=recipe.flash_attention,
+        cache_type_k=recipe.cache_type_k,
+        cache_type_v=recipe.cache_type_v,
+        kv_unified=recipe.kv_unified,
+        mmap=recipe.mmap,
+        mlock=recipe.mlock,
+        # Repacked for AMX, some virtual machines that advertise it kill the engine (SIGILL, SIGSEGV).
+        repack=not (facts.has_amx and blocks_on_host),
+        fit=fit,
+        fit_margins_mib=tuple(_margin_mib(share) for share in _fit_shares(placement)) if fit else (),
+        embedding=order.kind is ModelKind.EMBEDDING,
+        rerank=order.kind is ModelKind.RERANK,
+        projector_path=None if order.projector_path is None else str(order.projector_path),
+        extra=tuple(order.args),
+    )
+
+
+def visible_devices(order: EngineOrder) -> tuple[Device, ...]:
+    """Return the GPUs that the engine may see, in planned order; none when it is to run in host RAM.
+
+    Those that bear nothing are hidden rather than given 0 layers: a listed GPU costs a context and pipeline
+    copies. Described GPUs do not exist, so a placement on them runs in host RAM.
+    """
+    if runs_on_described(order.placement):
+        return ()
+    shares = _fit_shares(order.placement) if order.use_fit_params else order.placement.used_shares
+    return tuple(share.device for share in shares if share.device.kind is not DeviceKind.HOST)
+
+
+def runs_on_described(placement: Placement) -> bool:
+    """Whether any GPU of the placement was described and not found."""
+    return any(share.device.described for share in placement.used_shares)
+
+
+def validate(order: EngineOrder) -> None:
+    """Refuse values on which llama.cpp hangs, dies or starts and never answers. Raises BadRecipe."""
+    placement = order.placement
+    check_recipe(placement.recipe)
+    used = len(visible_devices(order))
+    if used > MAX_DEVICES:
+        raise BadRecipe(
+            f"{order.name} is laid over {used} devices and llama.cpp takes at most {MAX_DEVICES}",
+            hint="Name fewer with --devices.",
+        )
+    if 0 < sum(placement.tensor_split) != placement.n_gpu_layers:
+        raise BadRecipe(
+            f"the split {placement.tensor_split} sums to {sum(placement.tensor_split)} layers, "
+            f"not to the {placement.n_gpu_layers} on GPUs",
+            hint="Leave --tensor-split out to have it computed.",
+        )
+
+
+def _split(placement: Placement) -> tuple[int, ...]:
+    return tuple(share.count for share in placement.used_shares if share.device.kind is not DeviceKind.HOST)
+
+
+def _fit_shares(placement: Placement) -> Sequence[Share]:
+    return [
+        share
+        for share in placement.shares
+        if share.budget.left_out is None and share.device.kind is not DeviceKind.HOST
+    ]
+
+
+def _margin_mib(share: Share) -> int:
+    free, budget = share.budget.free_bytes, share.budget.budget_bytes
+    return DEFAULT_MARGIN_MIB if free is None else max(0, free - budget) // MIB

@@ -1,0 +1,234 @@
+"""Which programs of this machine can run a model, and which GPUs each sees."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from cotenant.domain.devices import Device
+from cotenant.domain.engines import EngineBuild, EngineDevice, EngineForm
+from cotenant.domain.errors import EngineLacksDevice, EngineMissing
+from cotenant.domain.models import EngineKind
+from cotenant.domain.units import MIB
+from cotenant.engines.llama_cpp.server_flags import ServerFlags
+from cotenant.engines.process.environment import scrubbed
+
+_Told = TypeVar("_Told")
+
+SERVER_NAME: Final = "llama-server"
+
+_ASK_WITHIN_S: Final = 60.0
+"""A first CUDA initialisation over eight GPUs takes seconds; a program that never answers is no engine."""
+_DEVICE_LINE: Final = re.compile(r"^\s+(\w+): (.+) \((\d+) MiB, (\d+) MiB free\)$", re.MULTILINE)
+_VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
+_VENDOR: Final = re.compile(r"^(?:nvidia|amd|intel|geforce|radeon|\(tm\)|\(r\)|\s)+", re.IGNORECASE)
+_MISSING_LIBRARY: Final = re.compile(r"(lib[\w.+-]+): cannot open shared object file")
+
+
+@dataclass(frozen=True, slots=True)
+class Builds:
+    """The builds found, in order of preference; a missing one is None."""
+
+    configured: EngineBuild | None
+    embedded: EngineBuild | None
+    on_path: EngineBuild | None
+
+    @property
+    def all(self) -> tuple[EngineBuild, ...]:
+        """Every build found, usable or not."""
+        return tuple(b for b in (self.configured, self.embedded, self.on_path) if b is not None)
+
+
+def discover(configured: Path | None = None) -> Builds:
+    """Ask every program for its devices, each once per process unless its file changes.
+
+    Raises EngineMissing if the configured program is not there.
+    """
+    on_path = shutil.which(SERVER_NAME)
+    if configured is not None:
+        found = shutil.which(configured)
+        if found is None:
+            raise EngineMissing(
+                f"{configured} is not a program that can be run",
+                hint="Correct --llama-server, or leave it out.",
+            )
+        configured_build = server_build(Path(found))
+        if on_path is not None and Path(on_path).samefile(found):
+            on_path = None
+    else:
+        configured_build = None
+    return Builds(
+        configured_build, embedded_build(), None if on_path is None else server_build(Path(on_path))
+    )
+
+
+def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None = None) -> EngineBuild:
+    """Pick the build for GPUs `needed`, or for host RAM if there are none.
+
+    A configured program is used or refused, never passed over; else the embedded engine if it sees the GPUs;
+    else the server on PATH if that does. Raises EngineLacksDevice rather than settle for the CPU, and
+    EngineMissing where nothing runs at all.
+    """
+    candidates = (builds.configured,) if builds.configured else (builds.embedded, builds.on_path)
+    usable = [build for build in candidates if build is not None and build.problem is None]
+    if not usable:
+        problems = [f"{build.form}: {build.problem}" for build in candidates if build is not None]
+        raise EngineMissing(
+            f"no engine can run on this machine ({'; '.join(problems) or 'none is installed'})",
+            hint="Run `cotenant engine install cpu`, or give a program with --llama-server.",
+        )
+    for build in usable:
+        if sees_all(build, needed):
+            return build
+    raise EngineLacksDevice(_blindness(usable, needed), hint=_install_hint(needed, cuda_version))
+
+
+def sees_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
+    """Whether the build lists a GPU for each device; by name, or by number on a build for its vendor alone.
+
+    Engines do not list UUIDs, and a MIG slice has the name of its card.
+    """
+    listed = list(build.devices)
+    for device in needed:
+        match = next((seen for seen in listed if _is(seen, device)), None)
+        if match is None:
+            return False
+        listed.remove(match)
+    return True
+
+
+def server_flags(build: EngineBuild) -> ServerFlags:
+    """Return what a llama-server's `--help` lists, asked once per file. Raises EngineMissing."""
+    flags = _cached("help", Path(build.program), partial(_ask_help, build.program))
+    if not flags.known:
+        raise EngineMissing(
+            f"{build.program} --help lists no options", hint="Is it a llama-server? Check --llama-server."
+        )
+    return flags
+
+
+def server_build(program: Path) -> EngineBuild:
+    """Describe a llama-server; a problem of its own is in the result."""
+    return _cached("devices", program, partial(_ask_server, program))
+
+
+def embedded_build() -> EngineBuild | None:
+    """Describe the xllamacpp of this interpreter; None if it is not installed."""
+    spec = importlib.util.find_spec("xllamacpp")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0])
+    library = next(iter(sorted(folder.glob("*.so"))), folder)
+    return _cached("devices", library, _ask_embedded)
+
+
+_cache: dict[tuple[str, str, int, int], Any] = {}
+
+
+def _cached(what: str, file: Path, ask: Callable[[], _Told]) -> _Told:
+    """Ask once per state of a file; two threads that ask at once both ask, which does no harm."""
+    stat = file.stat()
+    key = (what, str(file), stat.st_mtime_ns, stat.st_size)
+    if key not in _cache:
+        _cache[key] = ask()
+    told: _Told = _cache[key]
+    return told
+
+
+def _is(seen: EngineDevice, device: Device) -> bool:
+    if seen.backend == "rocm" and device.hip_name is not None:
+        return True
+    if seen.backend == "cuda" and device.hip_name is None and device.id.startswith(("GPU-", "MIG-")):
+        return True
+    return _bare_name(seen.description) == _bare_name(device.name)
+
+
+def _bare_name(name: str) -> str:
+    return _VENDOR.sub("", name).strip().lower()
+
+
+def _blindness(usable: Sequence[EngineBuild], needed: Sequence[Device]) -> str:
+    wanted = ", ".join(device.label for device in needed)
+    seen = "; ".join(
+        f"{build.form} {build.version} sees "
+        + (", ".join(f"{d.name} ({d.description})" for d in build.devices) or "no GPU")
+        for build in usable
+    )
+    return f"no engine of this machine can use {wanted}: {seen}"
+
+
+def _install_hint(needed: Sequence[Device], cuda_version: str | None) -> str:
+    nvidia = any(device.id.startswith(("GPU-", "MIG-")) for device in needed)
+    flavour = "cuda" if nvidia else "rocm" if any("amd" in d.name.lower() for d in needed) else "vulkan"
+    driver = f" (this driver speaks CUDA {cuda_version})" if nvidia and cuda_version else ""
+    return f"Run `cotenant engine install {flavour}`{driver}, or give a program with --llama-server."
+
+
+def _ask_server(program: Path) -> EngineBuild:
+    build = partial(EngineBuild, EngineKind.LLAMA_CPP, EngineForm.SERVER, str(program))
+    listed = _run([str(program), "--list-devices"])
+    version = _VERSION_LINE.search(_run([str(program), "--version"]).output)
+    if listed.problem is not None or version is None:
+        return build(version="unknown", problem=listed.problem or "it does not tell its version")
+    devices = tuple(
+        EngineDevice(name, description, int(total) * MIB, int(free) * MIB)
+        for name, description, total, free in _DEVICE_LINE.findall(listed.output)
+    )
+    return build(version=version[1], devices=devices)
+
+
+def _ask_embedded() -> EngineBuild:
+    build = partial(EngineBuild, EngineKind.LLAMA_CPP, EngineForm.EMBEDDED, sys.executable)
+    answer = _run([sys.executable, "-P", "-m", "cotenant.engines.llama_cpp.list_devices"])
+    if answer.problem is not None:
+        return build(version="unknown", problem=answer.problem)
+    # Backends chat on the same terminal while they start.
+    told = json.loads(next(line for line in answer.output.splitlines() if line.startswith("{")))
+    return build(version=told["version"], devices=tuple(EngineDevice(**device) for device in told["devices"]))
+
+
+def _ask_help(program: str) -> ServerFlags:
+    return ServerFlags.parse(_run([program, "--help"]).output)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    output: str
+    problem: str | None = None
+
+
+def _run(command: list[str]) -> _Answer:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_ASK_WITHIN_S,
+            env=scrubbed(os.environ),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return _Answer("", f"it did not answer within {_ASK_WITHIN_S:.0f} s")
+    except OSError as error:
+        return _Answer("", f"it cannot be started: {error.strerror}")
+    output = done.stdout.decode("utf-8", "replace")
+    return _Answer(output, None if done.returncode == 0 else _problem(done.returncode, output))
+
+
+def _problem(returncode: int, output: str) -> str:
+    if missing := _MISSING_LIBRARY.search(output):
+        hint = " (install the package libgomp1)" if missing[1].startswith("libgomp") else ""
+        return f"the library {missing[1]} is missing{hint}"
+    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
+    return f"it fails with status {returncode}: {last}"

@@ -1,0 +1,37 @@
+"""How llama.cpp is started for an order, whichever build runs it."""
+
+from __future__ import annotations
+
+import os
+
+from cotenant.domain.engines import EngineBuild, EngineForm
+from cotenant.engines.launch.plan import LaunchPlan
+from cotenant.engines.llama_cpp.arguments import LlamaArguments, visible_devices
+from cotenant.engines.llama_cpp.builds import server_flags
+from cotenant.engines.llama_cpp.image_builds import image_build
+from cotenant.engines.llama_cpp.server_flags import ServerFlags, server_argv
+from cotenant.interfaces import EngineOrder
+
+
+def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments) -> LaunchPlan:
+    """Render `arguments` for one build. Raises EngineMissing if a llama-server cannot be told them."""
+    embedded = build.form is EngineForm.EMBEDDED
+    if embedded:
+        worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
+        told = [*worker, arguments.to_json()]
+    else:
+        told = [*server_argv(arguments, _flags(build, order))]
+    return LaunchPlan(
+        order.name,
+        (build.program, *told),
+        arguments.port,
+        visible_devices(order),
+        order.env,
+        tuple(path for path in (order.model_path, order.projector_path) if path is not None),
+        ties_itself=embedded,
+        launch=order.launch,
+    )
+
+
+def _flags(build: EngineBuild, order: EngineOrder) -> ServerFlags:
+    return server_flags(build) if order.launch.image is None else image_build(order.launch).flags

@@ -1,0 +1,176 @@
+"""llama.cpp engines of this machine, each on the build that can use its devices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+from collections.abc import Callable, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from cotenant.domain.causes import Diagnosis
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.engines import EngineBuild, EngineReport
+from cotenant.domain.errors import EngineLacksDevice
+from cotenant.domain.units import MIB
+from cotenant.engines.base.server import ServerEngine, Started, start_server
+from cotenant.engines.launch.plan import HostLauncher, Launcher
+from cotenant.engines.llama_cpp.arguments import arguments_for, runs_on_described, validate, visible_devices
+from cotenant.engines.llama_cpp.builds import choose, discover
+from cotenant.engines.llama_cpp.command_line import llama_plan
+from cotenant.engines.llama_cpp.host_facts import read_host_facts
+from cotenant.engines.llama_cpp.image_builds import image_build
+from cotenant.engines.llama_cpp.report import missing_devices, parse_report
+from cotenant.engines.process import http_probe
+from cotenant.engines.process.log_folder import LogFolder
+from cotenant.engines.process.ports import ReservedPort
+from cotenant.engines.process.rotating_log import DEFAULT_MAX_BYTES
+from cotenant.interfaces import EngineOrder
+
+_SLOTS_TIMEOUT_S: Final = 2.0
+_LOAD_LOG_BYTES: Final = 4 * MIB
+_REPORT_WITHIN_S: Final = 0.5
+_REPORT_POLL_S: Final = 0.02
+_OK: Final = 200
+
+_log = logging.getLogger(__name__)
+
+
+class LlamaHost:
+    """Starts llama.cpp engines, each on the build that can use its devices.
+
+    `configured` is the operator's own llama-server. `cuda_version` is the driver's, for advice only. A log
+    that outgrows `log_max_bytes` is set aside; of each, two older ones are kept. `exclusive` are the cards
+    that admit one process at a time.
+
+    A build that once met an illegal instruction with repacked weights never repacks them again: on some
+    virtual machines that is AMX, advertised and absent, so the scheduler's next attempt loads.
+    """
+
+    def __init__(
+        self,
+        *,
+        log_dir: Path | LogFolder,
+        configured: Path | None = None,
+        cuda_version: str | None = None,
+        log_max_bytes: int = DEFAULT_MAX_BYTES,
+        exclusive: Set[DeviceId] = frozenset(),
+        launcher: Launcher | None = None,
+    ) -> None:
+        if not isinstance(log_dir, LogFolder):
+            log_dir = LogFolder(log_dir, max_bytes=log_max_bytes)
+        self._logs = log_dir
+        self._launcher: Launcher = launcher or HostLauncher()
+        self._exclusive = exclusive
+        self._never_repack: set[str] = set()
+        self._configured = configured
+        self._cuda_version = cuda_version
+
+    async def build_for(self, order: EngineOrder) -> EngineBuild:
+        """Return the build that `start` would use. Raises EngineMissing or EngineLacksDevice."""
+        if order.launch.image is not None:
+            return (await asyncio.to_thread(image_build, order.launch)).build
+        builds = await asyncio.to_thread(discover, self._configured)
+        return choose(builds, visible_devices(order), cuda_version=self._cuda_version)
+
+    async def start(self, order: EngineOrder) -> LlamaEngine:
+        """Start loading. Call it in the thread of the event loop: the engine dies with that thread.
+
+        Raises BadRecipe, EngineMissing or EngineLacksDevice before anything runs, EngineLoadFailed if the
+        program or its log cannot be opened.
+        """
+        validate(order)
+        build = await self.build_for(order)
+        if runs_on_described(order.placement):
+            _log.warning(
+                "%s is planned on described GPUs, which this machine does not have: it runs on the CPU",
+                order.name,
+            )
+        port = ReservedPort()
+        try:
+            arguments = arguments_for(order, read_host_facts(), port.number)
+            if build.program in self._never_repack:
+                arguments = replace(arguments, repack=False)
+            plan = await asyncio.to_thread(llama_plan, build, order, arguments)
+        except BaseException:
+            port.close()
+            raise
+        return LlamaEngine(
+            order,
+            await start_server(plan, port, self._launcher, self._logs),
+            build,
+            exclusive=any(device.id in self._exclusive for device in visible_devices(order)),
+            on_illegal_instruction=(lambda: self._never_repack.add(build.program))
+            if arguments.repack
+            else None,
+        )
+
+
+class LlamaEngine(ServerEngine):
+    """One llama.cpp process that serves one model; `on_illegal_instruction` is called if it dies of one."""
+
+    def __init__(
+        self,
+        order: EngineOrder,
+        started: Started,
+        build: EngineBuild,
+        *,
+        exclusive: bool = False,
+        on_illegal_instruction: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(started, build, exclusive=exclusive)
+        self._order = order
+        self._on_illegal_instruction = on_illegal_instruction
+        self._report: EngineReport | None = None
+
+    async def busy_slots(self) -> int | None:
+        """Count the slots that are generating; None if it cannot be told."""
+        answer = await http_probe.get(self._endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
+        if answer is None or answer[0] != _OK:
+            return None
+        try:
+            return sum(bool(slot["is_processing"]) for slot in json.loads(answer[1]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def report(self) -> EngineReport | None:
+        """Read back the bytes that the engine says it took; None if it did not say."""
+        if self._report is not None:
+            return self._report
+        report = parse_report(self._log.head(_LOAD_LOG_BYTES).splitlines())
+        if report is not None and any(device.parts.compute for device in report.devices):
+            # Compute buffers come last. Kept, since the log will be set aside when it has grown.
+            self._report = report
+        return report
+
+    def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
+        """As for any server; what the build must not do again is noted."""
+        if returncode == -signal.SIGILL and self._on_illegal_instruction is not None:
+            self._on_illegal_instruction()
+        return super()._diagnose(returncode, was_ready=was_ready)
+
+    async def _check(self) -> None:
+        """Hold the engine to the GPUs that it was planned on: it would take what is left without a word."""
+        planned = visible_devices(self._order)
+        report = await self._report_soon()
+        if report is None or not planned:
+            return
+        missing = missing_devices(planned, report)
+        if missing:
+            names = ", ".join(device.label for device in missing)
+            raise EngineLacksDevice(
+                f"{self._order.name} was planned on {names}, which the engine did not find",
+                hint=f"See `cotenant gpus`, `cotenant engine list` and the engine's log, {self._log.path}.",
+            )
+
+    async def _report_soon(self) -> EngineReport | None:
+        """Read the report; the engine's log thread may still be writing it."""
+        deadline = self._loop.time() + _REPORT_WITHIN_S
+        while True:
+            report = self.report()
+            if self._report is not None or self._loop.time() >= deadline:
+                return report
+            await asyncio.sleep(_REPORT_POLL_S)

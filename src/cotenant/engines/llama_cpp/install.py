@@ -1,0 +1,178 @@
+"""Installing a build of the embedded engine for this machine's GPUs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from cotenant.domain.engines import EngineBuild
+from cotenant.domain.errors import EngineInstallFailed
+from cotenant.engines.llama_cpp.builds import embedded_build
+
+PACKAGE: Final = "xllamacpp"
+WHEELS_URL: Final = "https://xorbitsai.github.io/xllamacpp/whl"
+"""Upstream's indices, one per GPU runtime; all wheels have the same name, so an extra cannot select one."""
+
+_CUDA_INDICES: Final = (((13, 2), "cu132"), ((12, 0), "cu128"))
+"""Least CUDA version of the driver, newest first. A 12.x driver runs any 12.y build (minor compatibility)."""
+_ROCM_INDICES: Final = (((7, 0), "rocm-7.2.4"), ((6, 0), "rocm-6.4.1"))
+_LEAST_GLIBC: Final = (2, 35)
+_RUNTIMES: Final = {
+    "cu128": ("libcudart.so.12", "libcublas.so.12"),
+    "cu132": ("libcudart.so.13", "libcublas.so.13"),
+}
+
+
+class Flavour(StrEnum):
+    """What a build computes on."""
+
+    CUDA = "cuda"
+    ROCM = "rocm"
+    VULKAN = "vulkan"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class InstallPlan:
+    """The command that installs a build, and what should be known before running it."""
+
+    flavour: Flavour
+    command: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What a wheel asks of the machine. Unknown is None."""
+
+    cuda_version: str | None = None
+    rocm_version: str | None = None
+    glibc: tuple[int, int] | None = None
+
+
+def read_system(cuda_version: str | None = None) -> System:
+    """Measure this machine; the CUDA version is the driver's, which the hardware room knows."""
+    name, version = platform.libc_ver()
+    return System(cuda_version, _rocm_version(), _version(version) if name == "glibc" else None)
+
+
+def plan_install(flavour: Flavour, system: System, *, index_url: str | None = None) -> InstallPlan:
+    """Choose the index and write the command. Raises EngineInstallFailed if no wheel can work here.
+
+    `index_url` replaces the chosen index: a mirror, or a folder of wheels.
+    """
+    if flavour is Flavour.CPU:
+        return InstallPlan(flavour, _command(index_url, None), ())
+    if system.glibc is not None and system.glibc < _LEAST_GLIBC and flavour is Flavour.CUDA:
+        raise EngineInstallFailed(
+            f"the CUDA wheels need glibc 2.35 and this machine has {system.glibc[0]}.{system.glibc[1]}",
+            hint="Build llama.cpp with CUDA here and give it with --llama-server.",
+        )
+    index, notes = _index(flavour, system)
+    return InstallPlan(flavour, _command(index_url, f"{WHEELS_URL}/{index}"), notes)
+
+
+def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
+    """Run the plan's command, then load the package in a child and return what it sees.
+
+    Raises EngineInstallFailed with pip's last line, or if what was installed does not load.
+    """
+    lines: list[str] = []
+    with subprocess.Popen(
+        plan.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as pip:
+        for line in pip.stdout or ():
+            say(line.rstrip())
+            lines.append(line.strip())
+    if pip.returncode != 0:
+        last = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line), "it said nothing")
+        raise EngineInstallFailed(f"pip failed: {last}", hint=f"The command was: {shown(plan.command)}")
+    importlib.invalidate_caches()
+    build = embedded_build()
+    if build is None or build.problem is not None:
+        problem = "it cannot be found" if build is None else build.problem
+        raise EngineInstallFailed(
+            f"{PACKAGE} was installed but does not load: {problem}",
+            hint=" ".join(plan.notes) or f"Reinstall with `{shown(plan.command)}`.",
+        )
+    return build
+
+
+def shown(command: Sequence[str]) -> str:
+    """Write a command as one would type it."""
+    return " ".join(("python" if word == sys.executable else word) for word in command)
+
+
+def _command(given: str | None, chosen: str | None) -> tuple[str, ...]:
+    index = given or chosen
+    where: tuple[str, ...] = ()
+    if index is not None:
+        is_folder = os.path.isdir(index)
+        where = ("--no-index", "--find-links", index) if is_folder else ("--index-url", index)
+    # Without --force-reinstall pip keeps the build that has the same name and number.
+    options = ("--force-reinstall", "--no-deps", "--only-binary", ":all:", "--no-input")
+    return (sys.executable, "-m", "pip", "install", *options, *where, PACKAGE)
+
+
+def _index(flavour: Flavour, system: System) -> tuple[str, tuple[str, ...]]:
+    if flavour is Flavour.VULKAN:
+        return "vulkan", ("It needs a Vulkan loader (libvulkan.so.1) and the vendor's driver for it.",)
+    if flavour is Flavour.ROCM:
+        index = _newest_for(system.rocm_version, _ROCM_INDICES, "ROCm", "Install ROCm 6 or later.")
+        return index, (f"It needs the libraries of ROCm {index.removeprefix('rocm-')} on this machine.",)
+    index = _newest_for(
+        system.cuda_version, _CUDA_INDICES, "CUDA", "Update the NVIDIA driver (525 or later)."
+    )
+    return index, tuple(_missing_runtime(index))
+
+
+def _newest_for(
+    version: str | None, indices: Sequence[tuple[tuple[int, int], str]], what: str, hint: str
+) -> str:
+    if version is None:
+        return indices[-1][1]
+    known = _version(version)
+    for least, index in indices:
+        if known is not None and known >= least:
+            return index
+    raise EngineInstallFailed(f"there is no wheel for {what} {version}", hint=hint)
+
+
+def _missing_runtime(index: str) -> list[str]:
+    """Explain the libraries that the CUDA wheels take from the system and do not bring."""
+    missing = [name for name in _RUNTIMES[index] if not _loads(name)]
+    if not missing:
+        return []
+    major = missing[0].rpartition(".")[2]
+    return [
+        f"{' and '.join(missing)} cannot be loaded here; the wheel takes them from the system. "
+        f"Install NVIDIA's CUDA {major} runtime with cuBLAS, its folder in ld.so.conf or LD_LIBRARY_PATH."
+    ]
+
+
+def _loads(library: str) -> bool:
+    """Try in a child: once loaded, hundreds of megabytes would stay."""
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    probe = [sys.executable, "-I", "-S", "-c", code, library]
+    return subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def _rocm_version() -> str | None:
+    try:
+        with open("/opt/rocm/.info/version", encoding="utf-8") as file:
+            return file.read().strip() or None
+    except OSError:
+        return None
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    match = re.match(r"(\d+)(?:\.(\d+))?", text)
+    return None if match is None else (int(match[1]), int(match[2] or 0))

@@ -1,0 +1,120 @@
+"""The engine's own arithmetic: what a load would take, without loading."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from cotenant.domain.engines import EngineBuild, EngineReport, ReportedDevice
+from cotenant.domain.errors import EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.models import Parts
+from cotenant.domain.units import MIB, format_duration
+from cotenant.engines.diagnosis.diagnosis import diagnose
+from cotenant.engines.launch.plan import host_command
+from cotenant.engines.llama_cpp.arguments import arguments_for, visible_devices
+from cotenant.engines.llama_cpp.command_line import llama_plan
+from cotenant.engines.llama_cpp.host_facts import read_host_facts
+from cotenant.engines.llama_cpp.report import compute_bytes
+from cotenant.interfaces import EngineOrder
+
+DEFAULT_TIMEOUT_S: Final = 60.0
+
+_EVERYTHING: Final = 5
+_ANY_PORT: Final = 0
+_TABLE: Final = "memory breakdown [MiB]"
+_ROW: Final = re.compile(
+    r"\|\s+- (?P<name>\S+)(?: \(.*\))?\s*\|.*?(?P<model>\d+) \+ +(?P<context>\d+) \+ +(?P<compute>\d+)\b"
+)
+
+
+def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> EngineReport:
+    """Run llama.cpp's no-allocation pass for an order, 0.1 to 1 s, and end it before it loads anything.
+
+    llama.cpp prints the sums for the layers and split *as given* before its fitting looks at them, so the
+    report is of this placement. Weights and kv come from its table, cut to whole MiB; compute from its buffer
+    lines, to 0.01 MiB. Devices are in planned order. A projector is left out, since the engine would really
+    load it. Described GPUs do not exist: a placement on them is rehearsed in host RAM, and only such a row
+    comes back. Raises EngineMissing, EngineLoadFailed or EngineLoadTimeout.
+    """
+    plain = replace(order, projector_path=None, use_fit_params=False)
+    arguments = arguments_for(plain, read_host_facts(), _ANY_PORT)
+    plan = llama_plan(build, plain, replace(arguments, fit=True, verbosity=_EVERYTHING))
+    argv, env = host_command(plan)
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=env,
+        start_new_session=True,
+    )
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_s, expire)
+    timer.start()
+    try:
+        with process:
+            output = process.stdout or ()
+            lines = list(_until_table_ends(line.decode("utf-8", "replace") for line in output))
+            process.kill()
+    finally:
+        timer.cancel()
+    report = _read(lines, plain)
+    if report is not None:
+        return report
+    if expired.is_set():
+        raise EngineLoadTimeout(f"the engine did not rehearse {order.name} in {format_duration(timeout_s)}")
+    found = diagnose(process.returncode, "".join(lines))
+    raise EngineLoadFailed(
+        f"{order.name} could not be rehearsed: {found.sentence}",
+        hint=found.remedy or "A llama-server without --fit cannot rehearse.",
+        cause=found.cause,
+    )
+
+
+def _until_table_ends(lines: Iterable[str]) -> Iterator[str]:
+    in_table = False
+    for line in lines:
+        if in_table and not _ROW.search(line):
+            return
+        in_table = in_table or _TABLE in line
+        yield line
+
+
+def _read(lines: list[str], order: EngineOrder) -> EngineReport | None:
+    start = next((number for number, line in enumerate(lines) if _TABLE in line), None)
+    if start is None:
+        return None
+    exact_compute = compute_bytes(lines)
+    rows = [match for line in lines[start + 1 :] if (match := _ROW.search(line))]
+    addresses = [device.pci_bus_id for device in visible_devices(order)]
+    devices: list[ReportedDevice] = []
+    host = Parts()
+    for position, row in enumerate(rows):
+        name = row["name"]
+        # Host RAM, then kinds of it that the engine does not count as host, such as repacked weights.
+        on_host = name not in exact_compute or name == "Host"
+        parts = _parts(row, None if on_host else exact_compute[name])
+        if on_host:
+            host += parts
+        else:
+            address = addresses[position] if position < len(addresses) else None
+            devices.append(ReportedDevice(name, address, parts))
+    host = replace(host, compute=exact_compute.get("CPU", host.compute))
+    return EngineReport((*devices, ReportedDevice("CPU", None, host, on_host=True)))
+
+
+def _parts(row: re.Match[str], compute: int | None) -> Parts:
+    return Parts(
+        weights=int(row["model"]) * MIB,
+        kv=int(row["context"]) * MIB,
+        compute=int(row["compute"]) * MIB if compute is None else compute,
+    )

@@ -1,0 +1,177 @@
+"""LlamaArguments as the command line of a llama-server, whose flags drift from build to build."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from cotenant.domain.errors import EngineMissing
+from cotenant.domain.models import FlashAttention, SplitMode
+from cotenant.engines.llama_cpp.arguments import LlamaArguments
+
+# A line that starts at the margin with a dash introduces an option; longer explanations are indented.
+_OPTION_LINE: Final = re.compile(r"^(-[^\n]*)$", re.MULTILINE)
+_FLAG: Final = re.compile(r"--?[A-Za-z][A-Za-z0-9-]*")
+_NAMES: Final = re.compile(r"((?:--?[A-Za-z][A-Za-z0-9-]*,?\s+)*--?[A-Za-z][A-Za-z0-9-]*)(?: (\S+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFlags:
+    """The options that one binary knows. `valued` are those that take a value."""
+
+    known: frozenset[str]
+    valued: frozenset[str]
+    names_log_levels: bool
+
+    @classmethod
+    def parse(cls, help_text: str) -> ServerFlags:
+        """Read the output of `--help`."""
+        known: set[str] = set()
+        valued: set[str] = set()
+        for line in _OPTION_LINE.findall(help_text):
+            match = _NAMES.match(line)
+            if match is None:
+                continue
+            names = _FLAG.findall(match[1])
+            known.update(names)
+            if match[2]:
+                valued.update(names)
+        return cls(frozenset(known), frozenset(valued), names_log_levels="4: trace" in help_text)
+
+    def first(self, *names: str) -> str | None:
+        """Return the first of `names` that the binary knows."""
+        return next((name for name in names if name in self.known), None)
+
+
+def server_argv(arguments: LlamaArguments, flags: ServerFlags) -> list[str]:
+    """Render for one binary, without the program itself.
+
+    What the binary does not know is said in an older way or, where its default is the same, left out. Raises
+    EngineMissing when it cannot be told something that matters.
+    """
+    return [
+        *_words(
+            flags,
+            (("--model", "-m"), arguments.model_path),
+            (("--alias", "-a"), arguments.alias),
+            (("--host",), arguments.host),
+            (("--port",), arguments.port),
+            (("--ctx-size", "-c"), arguments.n_ctx),
+            (("--parallel", "-np"), arguments.parallel),
+            (("--batch-size", "-b"), arguments.n_batch),
+            (("--ubatch-size", "-ub"), arguments.n_ubatch),
+            (("--threads", "-t"), arguments.threads),
+            (("--threads-http",), arguments.threads_http),
+            (("--cache-type-k", "-ctk"), arguments.cache_type_k),
+            (("--cache-type-v", "-ctv"), arguments.cache_type_v),
+        ),
+        *_flash_attention(arguments, flags),
+        *_layers(arguments, flags),
+        *_memory(arguments, flags),
+        *_switches(arguments, flags),
+        *arguments.extra,
+    ]
+
+
+def _words(flags: ServerFlags, *options: tuple[tuple[str, ...], object]) -> Iterator[str]:
+    for names, value in options:
+        name = flags.first(*names)
+        if name is None:
+            raise _cannot(names[0])
+        yield from (name, str(value))
+
+
+def _harmless(flags: ServerFlags, names: tuple[str, ...], *values: object) -> Iterator[str]:
+    """Yield an option that may be left out where the binary does not have it."""
+    name = flags.first(*names)
+    if name is not None:
+        yield from (name, *map(str, values))
+
+
+def _flash_attention(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
+    name = flags.first("--flash-attn", "-fa")
+    if name is not None and name in flags.valued:
+        yield from (name, arguments.flash_attention)
+    elif arguments.flash_attention is FlashAttention.ON:
+        # Older builds: a bare switch, off unless given.
+        if name is None:
+            raise _cannot("--flash-attn")
+        yield name
+
+
+def _layers(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
+    if not arguments.use_gpu:
+        # No device at all, not just no layers: with devices, large batches are still computed on the first.
+        yield from _words(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), 0))
+        yield from _harmless(flags, ("--split-mode", "-sm"), SplitMode.NONE)
+        yield from _harmless(flags, ("--main-gpu", "-mg"), -1)
+    else:
+        yield from _words(flags, (("--split-mode", "-sm"), arguments.split_mode))
+        if arguments.n_gpu_layers is not None:
+            yield from _words(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), arguments.n_gpu_layers))
+        if arguments.tensor_split:
+            split = ",".join(map(str, arguments.tensor_split))
+            yield from _words(flags, (("--tensor-split", "-ts"), split))
+    if arguments.fit:
+        yield from _words(flags, (("--fit", "-fit"), "on"))
+        if arguments.fit_margins_mib:
+            yield from _words(
+                flags, (("--fit-target", "-fitt"), ",".join(map(str, arguments.fit_margins_mib)))
+            )
+    else:
+        yield from _harmless(flags, ("--fit", "-fit"), "off")
+
+
+def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
+    if name := flags.first("--kv-unified" if arguments.kv_unified else "--no-kv-unified"):
+        yield name
+    elif arguments.kv_unified:
+        raise _cannot("--kv-unified")
+    if not arguments.repack:
+        yield from _harmless(flags, ("--no-repack", "-nr"))
+    if name := flags.first("--load-mode", "-lm"):
+        mode = {
+            (True, False): None,  # The engine's default: mapped, unless a device does not support it.
+            (True, True): "mmap+mlock",
+            (False, True): "mlock",
+            (False, False): "none",
+        }[arguments.mmap, arguments.mlock]
+        yield from () if mode is None else (name, mode)
+    else:
+        if not arguments.mmap:
+            yield from _bare(flags, "--no-mmap")
+        if arguments.mlock:
+            yield from _bare(flags, "--mlock")
+    yield from _harmless(flags, ("--cache-ram", "-cram"), arguments.prompt_cache_mib)
+    if arguments.projector_path is not None:
+        yield from _words(flags, (("--mmproj", "-mm"), arguments.projector_path))
+
+
+def _switches(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
+    if arguments.embedding:
+        yield from _bare(flags, "--embedding", "--embeddings")
+    if arguments.rerank:
+        yield from _bare(flags, "--rerank", "--reranking")
+    yield from _harmless(flags, ("--reuse-port",))
+    yield from _harmless(flags, ("--metrics",))
+    yield from _harmless(flags, ("--slots",))
+    yield from _harmless(flags, ("--no-ui", "--no-webui"))
+    yield from _harmless(flags, ("--cors-origins",), "localhost")
+    if flags.names_log_levels:
+        yield from _words(flags, (("--verbosity", "-lv", "--log-verbosity"), arguments.verbosity))
+
+
+def _bare(flags: ServerFlags, *names: str) -> Iterator[str]:
+    name = flags.first(*names)
+    if name is None:
+        raise _cannot(names[0])
+    yield name
+
+
+def _cannot(flag: str) -> EngineMissing:
+    return EngineMissing(
+        f"this llama-server does not know {flag}",
+        hint="Use a newer llama-server, or none: the embedded engine knows every setting.",
+    )

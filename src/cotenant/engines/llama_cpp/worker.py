@@ -1,0 +1,167 @@
+"""The child process that runs one model with xllamacpp, llama.cpp's own HTTP server in a Python package.
+
+`python -P -m cotenant.engines.llama_cpp.worker PARENT_PID JSON`, JSON being `LlamaArguments.to_json()`. It
+imports little, since its memory is paid once per model, and ends without Python's clean-up: the server's
+destructor can hang while a request runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NoReturn
+
+from cotenant.engines.process.guard import die_with_parent
+
+_SERVING_VERBOSITY: Final = 3
+_SET_VERBOSITY: Final = "_Z30common_log_set_verbosity_tholdi"
+_LOAD_MODES: Final = {
+    (True, False): "AUTO",
+    (True, True): "MMAP_MLOCK",
+    (False, True): "MLOCK",
+    (False, False): "NONE",
+}
+_FLASH: Final = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
+
+
+class _Unusable(Exception):
+    """An extra argument that cannot be obeyed."""
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """Load, serve until killed, and never return."""
+    die_with_parent(int(argv[1]))
+    # A terminal's ^C is for the daemon, which drains first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        import xllamacpp
+
+        arguments = json.loads(argv[2])
+        params = xllamacpp.CommonParams()
+        _fill(xllamacpp, params, arguments)
+        _add_extra(params, arguments["extra"])
+        # Blocks, and holds the interpreter, until the model is loaded; /health answers meanwhile.
+        server = xllamacpp.Server(params)
+    except (ImportError, RuntimeError, _Unusable) as error:
+        print(f"E worker: {error}", file=sys.stderr, flush=True)  # noqa: T201  the log is where it is read
+        os._exit(3)
+    if arguments["verbosity"] > _SERVING_VERBOSITY:
+        _lower_verbosity(xllamacpp.xllamacpp.__file__)
+    while server is not None:
+        signal.pause()
+    os._exit(0)
+
+
+def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
+    """Set by attribute, never by keyword: unknown keywords are silently ignored."""
+    params.model.path = arguments["model_path"]
+    params.model_alias = {arguments["alias"]}
+    params.hostnames = [arguments["host"]]
+    params.port = arguments["port"]
+    params.reuse_port = True
+    for name in ("n_ctx", "n_batch", "n_ubatch", "kv_unified", "embedding", "verbosity"):
+        setattr(params, name, arguments[name])
+    params.n_parallel = arguments["parallel"]
+    params.cpuparams.n_threads = arguments["threads"]
+    params.cpuparams_batch.n_threads = arguments["threads"]
+    params.n_threads_http = arguments["threads_http"]
+    params.cache_type_k = _member(xlc.ggml_type, "GGML_TYPE", arguments["cache_type_k"])
+    params.cache_type_v = _member(xlc.ggml_type, "GGML_TYPE", arguments["cache_type_v"])
+    flash = _FLASH[arguments["flash_attention"]]
+    params.flash_attn_type = _member(xlc.llama_flash_attn_type, "LLAMA_FLASH_ATTN_TYPE", flash)
+    load_mode = _LOAD_MODES[arguments["mmap"], arguments["mlock"]]
+    params.load_mode = _member(xlc.llama_load_mode, "LLAMA_LOAD_MODE", load_mode)
+    params.no_extra_bufts = not arguments["repack"]
+    params.cache_ram_mib = arguments["prompt_cache_mib"]
+    if arguments["rerank"]:
+        params.embedding = True
+        params.pooling_type = _member(xlc.llama_pooling_type, "LLAMA_POOLING_TYPE", "RANK")
+    params.endpoint_metrics = True
+    params.endpoint_slots = True
+    params.ui = False
+    params.cors_origins = "localhost"
+    params.cors_origins_explicit = True
+    if arguments["projector_path"] is not None:
+        params.mmproj.path = arguments["projector_path"]
+    _place(xlc, params, arguments)
+
+
+def _place(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
+    params.split_mode = _member(xlc.llama_split_mode, "LLAMA_SPLIT_MODE", arguments["split_mode"])
+    params.fit_params = arguments["fit"]
+    if not arguments["use_gpu"]:
+        # No device at all, not just no layers: with devices, large batches are still computed on the first.
+        params.main_gpu = -1
+        params.n_gpu_layers = 0
+        return
+    if arguments["n_gpu_layers"] is not None:
+        params.n_gpu_layers = arguments["n_gpu_layers"]
+    if arguments["tensor_split"]:
+        params.tensor_split = _padded(arguments["tensor_split"], len(params.tensor_split))
+    if arguments["fit_margins_mib"]:
+        margins = [mib << 20 for mib in arguments["fit_margins_mib"]]
+        params.fit_params_target = [*margins, *params.fit_params_target[len(margins) :]]
+
+
+def _add_extra(params: Any, words: Sequence[str]) -> None:
+    """Obey `--some-name VALUE`, `--some-name=VALUE`, `--switch` and `--no-switch`.
+
+    The name is llama-server's where CommonParams has an attribute of that name. Raises _Unusable otherwise.
+    """
+    rest = iter(words)
+    for word in rest:
+        name, equals, given = word.partition("=")
+        attribute = name.removeprefix("--").replace("-", "_")
+        negated = attribute.removeprefix("no_")
+        if not name.startswith("--"):
+            raise _Unusable(f"{word}: the embedded engine takes long options only, such as --rope-freq-base")
+        if isinstance(getattr(params, attribute, None), bool) and not equals:
+            setattr(params, attribute, True)
+        elif negated != attribute and isinstance(getattr(params, negated, None), bool):
+            setattr(params, negated, False)
+        else:
+            value = _next_value(name, given if equals else None, rest)
+            _set(params, name, attribute, value)
+
+
+def _next_value(name: str, given: str | None, rest: Iterator[str]) -> str:
+    value = given if given is not None else next(rest, None)
+    if value is None:
+        raise _Unusable(f"{name}: its value is missing")
+    return value
+
+
+def _set(params: Any, name: str, attribute: str, value: str) -> None:
+    kind = type(getattr(params, attribute, None))
+    if kind not in (int, float, str):
+        raise _Unusable(f"{name}: the embedded engine has no such setting; a llama-server may")
+    try:
+        setattr(params, attribute, kind(value))
+    except ValueError:
+        raise _Unusable(f"{name}: {value!r} is no {kind.__name__}") from None
+
+
+def _lower_verbosity(library: str) -> None:
+    """Log less once loaded: buffer lines need level 4, which then costs 3 kB and 7 % per small request.
+
+    The package does not wrap llama.cpp's setter but exports it; a build that does not stays at level 4.
+    """
+    set_verbosity = getattr(ctypes.CDLL(library), _SET_VERBOSITY, None)
+    if set_verbosity is not None:
+        set_verbosity(_SERVING_VERBOSITY)
+
+
+def _member(enum: Any, prefix: str, name: str) -> Any:
+    return getattr(enum, f"{prefix}_{name.upper()}")
+
+
+def _padded(values: Sequence[float], length: int) -> list[float]:
+    return [*map(float, values), *[0.0] * (length - len(values))]
+
+
+if __name__ == "__main__":
+    main(sys.argv)

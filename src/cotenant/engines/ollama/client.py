@@ -1,0 +1,194 @@
+"""An Ollama daemon as a hub: what it has, what it has loaded, and what it shows of each model.
+
+Its API: https://github.com/ollama/ollama/blob/main/docs/api.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.units import GIB, MIB
+from cotenant.engines.process import http_probe
+
+LATEST: Final = ":latest"
+ASK_TIMEOUT_S: Final = 5.0
+_KV_ELEMENT_BYTES: Final = 2
+_BESIDE_BYTES: Final = 512 * MIB
+_PLAIN_CONTEXT: Final = 4096
+_CONTEXT_BY_GPU_BYTES: Final = ((47 * GIB, 262144), (23 * GIB, 32768))
+_SINCE_VERSION: Final = (0, 15, 5)
+
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model that the daemon has: its tag, its file's bytes, and what it is."""
+
+    tag: str
+    file_bytes: int
+    digest: str = ""
+    family: str = ""
+    quantisation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubLoaded:
+    """A model that it has loaded: bytes on GPUs and in all, and when it lets it go, in Unix seconds."""
+
+    tag: str
+    gpu_bytes: int
+    total_bytes: int
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubFacts:
+    """What it shows of a model.
+
+    `weights` names the file of its weights: Ollama loads models that share one once, and lists the one that
+    was first. `embeds` is None where it does not say. `token_bytes` is what one token takes of an F16 KV
+    cache; `n_ctx` what the model's own parameters say; `n_ctx_train` bounds it.
+    """
+
+    weights: str = ""
+    embeds: bool | None = None
+    token_bytes: int = 0
+    n_ctx: int | None = None
+    n_ctx_train: int | None = None
+
+    def estimate_bytes(self, file_bytes: int, default_ctx: int) -> int:
+        """Estimate what a model takes that was never loaded: its file, its KV cache, and a margin."""
+        n_ctx = self.n_ctx or default_ctx
+        if self.n_ctx_train is not None:
+            n_ctx = min(n_ctx, self.n_ctx_train)
+        return file_bytes + n_ctx * self.token_bytes + _BESIDE_BYTES
+
+
+class OllamaHub:
+    """Asks one Ollama daemon. What is None is not known: nobody answered, or not as Ollama does."""
+
+    def __init__(self, address: Endpoint) -> None:
+        self.address = address
+
+    async def version(self) -> str | None:
+        """Return its version."""
+        told = await self._get("/api/version")
+        return None if told is None else str(told.get("version", "unknown"))
+
+    async def models(self) -> tuple[HubModel, ...] | None:
+        """List what it could load."""
+        told = await self._get("/api/tags")
+        return None if told is None else tuple(_each(told, _hub_model))
+
+    async def loaded(self) -> tuple[HubLoaded, ...] | None:
+        """List what it has loaded, or loads, for whomever."""
+        told = await self._get("/api/ps")
+        return None if told is None else tuple(_each(told, _hub_loaded))
+
+    async def facts(self, tag: str) -> HubFacts | None:
+        """Return what it shows of a model, which may be nothing."""
+        answer = await http_probe.post(self.address, "/api/show", {"model": tag}, timeout_s=ASK_TIMEOUT_S)
+        return None if answer is None else _facts(http_probe.json_object(answer) or {})
+
+    async def keep(self, tag: str, keep_alive: int, *, timeout_s: float) -> tuple[int, bytes] | None:
+        """Load a model, or let it go with `keep_alive` 0; return status and body."""
+        body = {"model": tag, "keep_alive": keep_alive}
+        answer = await http_probe.post(self.address, "/api/generate", body, timeout_s=timeout_s)
+        if answer is not None and answer[0] == 400 and b"does not support generate" in answer[1]:
+            # Without a text it loads a model for embeddings too, and embeds nothing.
+            return await http_probe.post(self.address, "/api/embed", body, timeout_s=timeout_s)
+        return answer
+
+    async def _get(self, path: str) -> Mapping[str, Any] | None:
+        return http_probe.json_object(await http_probe.get(self.address, path, timeout_s=ASK_TIMEOUT_S))
+
+
+def same_tag(first: str, second: str) -> bool:
+    """Whether two tags are of one model: `:latest` may be left out."""
+    return first.removesuffix(LATEST) == second.removesuffix(LATEST)
+
+
+def default_context(version: str, gpu_bytes: int) -> int:
+    """Return the context that Ollama gives to models that state none, on GPUs of these bytes in all."""
+    found = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", version)
+    if found and (0, 0, 0) < tuple(map(int, found.groups())) < _SINCE_VERSION:
+        return _PLAIN_CONTEXT
+    return next((n_ctx for least, n_ctx in _CONTEXT_BY_GPU_BYTES if gpu_bytes >= least), _PLAIN_CONTEXT)
+
+
+def _each(told: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Read | None]) -> Iterator[_Read]:
+    """Read the entries of a list of models; what is not as Ollama writes it is passed over."""
+    models = told.get("models")
+    for entry in models if isinstance(models, list) else ():
+        found = read(entry) if isinstance(entry, dict) else None
+        if found is not None:
+            yield found
+
+
+def _hub_model(entry: Mapping[str, Any]) -> HubModel | None:
+    tag, size = entry.get("model") or entry.get("name"), entry.get("size")
+    if not isinstance(tag, str) or not isinstance(size, int):
+        return None
+    details = entry.get("details")
+    told = details if isinstance(details, dict) else {}
+    quantisation = told.get("quantization_level")
+    return HubModel(
+        tag,
+        max(0, size),
+        str(entry.get("digest", "")),
+        str(told.get("family", "")),
+        quantisation if isinstance(quantisation, str) else None,
+    )
+
+
+def _hub_loaded(entry: Mapping[str, Any]) -> HubLoaded | None:
+    tag, gpu, total = entry.get("model") or entry.get("name"), entry.get("size_vram"), entry.get("size")
+    if not isinstance(tag, str):
+        return None
+    gpu_bytes = gpu if isinstance(gpu, int) else 0
+    return HubLoaded(
+        tag,
+        max(0, gpu_bytes),
+        max(gpu_bytes, total if isinstance(total, int) else 0),
+        _instant(entry.get("expires_at")),
+    )
+
+
+def _instant(text: object) -> float | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        # Nine digits of a second, which Go writes, are three more than Python reads.
+        return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _facts(told: Mapping[str, Any]) -> HubFacts:
+    weights = re.search(r"^FROM (\S+)$", str(told.get("modelfile", "")), re.MULTILINE)
+    capabilities = told.get("capabilities")
+    n_ctx = re.search(r"^num_ctx\s+(\d{1,9})\s*$", str(told.get("parameters", "")), re.MULTILINE)
+    given = told.get("model_info")
+    info: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    kind = info.get("general.architecture")
+
+    def count(key: str) -> int:
+        value = info.get(f"{kind}.{key}")
+        return value if isinstance(value, int) and 0 < value < 1 << 24 else 0
+
+    heads, width = count("attention.head_count"), count("embedding_length")
+    head = count("attention.key_length") or (width // heads if heads else 0)
+    row = 2 * (count("attention.head_count_kv") or heads) * head * count("block_count")
+    return HubFacts(
+        weights[1] if weights else "",
+        "embedding" in capabilities if isinstance(capabilities, list) else None,
+        row * _KV_ELEMENT_BYTES,
+        int(n_ctx[1]) if n_ctx else None,
+        count("context_length") or None,
+    )

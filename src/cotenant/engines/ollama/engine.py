@@ -1,0 +1,166 @@
+"""Models of an Ollama daemon as engines."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Final
+
+from cotenant.domain.causes import Cause
+from cotenant.domain.engine_terms import OllamaTerms
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm, EngineReport, ReportedDevice
+from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.models import EngineKind, Parts
+from cotenant.domain.units import format_duration
+from cotenant.engines.base.external import ElsewhereEngine
+from cotenant.engines.ollama.client import ASK_TIMEOUT_S, HubLoaded, OllamaHub, same_tag
+from cotenant.engines.process import http_probe
+from cotenant.interfaces import EngineOrder
+
+_LOOK_EVERY_S: Final = 1.0
+_GONE_POLL_S: Final = 0.05
+_SILENT_TIMES: Final = 3
+_FOREVER: Final = -1
+_RENEW_WITHIN_S: Final = 120.0
+_UNLOAD_WITHIN_S: Final = 30.0
+
+
+class OllamaHost:
+    """Has Ollama daemons load models; `look_every_s` is how often each is asked what it has loaded."""
+
+    def __init__(self, *, look_every_s: float = _LOOK_EVERY_S) -> None:
+        self._look_every_s = look_every_s
+
+    async def start(self, order: EngineOrder) -> OllamaEngine:
+        """Begin to load. Raises BadRecipe."""
+        if not isinstance(order.terms, OllamaTerms):
+            raise BadRecipe(f"{order.name} has no Ollama daemon", hint="Give it an `address:`.")
+        return OllamaEngine(order.name, order.terms, self._look_every_s)
+
+
+class OllamaEngine(ElsewhereEngine):
+    """One model of an Ollama daemon, kept loaded until it is stopped."""
+
+    def __init__(self, name: str, terms: OllamaTerms, look_every_s: float) -> None:
+        address = terms.address
+        build = EngineBuild(EngineKind.OLLAMA, EngineForm.OLLAMA, address.url, "unknown")
+        endpoint = Endpoint(address.host, address.port, address.tls, address.prefix, terms.tag, address.key)
+        super().__init__(name, endpoint, build)
+        self._hub = OllamaHub(address)
+        self._tag = terms.tag
+        self._look_every_s = look_every_s
+        self._seen: HubLoaded | None = None
+        self._weights: dict[str, str] = {}
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Have it loaded. Raises EngineLoadFailed with Ollama's own words, or EngineLoadTimeout."""
+        answer = await self._hub.keep(self._tag, _FOREVER, timeout_s=timeout_s)
+        if answer is None:
+            running = await self._hub.version()
+            if running is None:
+                fault = await http_probe.fault(self.endpoint, timeout_s=ASK_TIMEOUT_S)
+                why = "" if fault is None else f": {fault}"
+                raise EngineLoadFailed(
+                    f"{self._name} could not be loaded: no Ollama answers at {self.endpoint.url}{why}",
+                    hint="Start it (`ollama serve`), or correct `address:`.",
+                )
+            await self._let_go()
+            raise EngineLoadTimeout(
+                f"{self._name} was not loaded by Ollama within {format_duration(timeout_s)}",
+                hint="See Ollama's log (`journalctl -u ollama`).",
+            )
+        if answer[0] != 200:
+            raise EngineLoadFailed(
+                f"{self._name} could not be loaded: Ollama answers {answer[0]}: {_error(answer[1])}",
+                hint=f"`ollama pull {self._tag}` fetches a model that it does not have."
+                if answer[0] == 404
+                else "See Ollama's log (`journalctl -u ollama`).",
+            )
+        self._seen = await self._loaded_now()
+        self._watched()
+
+    def report(self) -> EngineReport | None:
+        """Return what Ollama says that it holds."""
+        seen = self._seen
+        if seen is None:
+            return None
+        host = max(0, seen.total_bytes - seen.gpu_bytes)
+        return EngineReport(
+            (
+                ReportedDevice("ollama", None, Parts(weights=seen.gpu_bytes)),
+                ReportedDevice("CPU", None, Parts(weights=host), on_host=True),
+            )
+        )
+
+    async def stop(self, grace_s: float) -> None:
+        """Have it unloaded, and return when Ollama lists it no more; requests of others are waited for."""
+        if not self._end.done():
+            # Else its going would be taken for another client's doing.
+            self._unwatched()
+            await self._let_go()
+        await super().stop(grace_s)
+
+    async def _let_go(self) -> None:
+        if await self._hub.keep(self._tag, 0, timeout_s=_UNLOAD_WITHIN_S) is None:
+            return
+        try:
+            async with asyncio.timeout(_UNLOAD_WITHIN_S):
+                while await self._loaded_now() is not None:  # noqa: ASYNC110  only asking tells
+                    await asyncio.sleep(_GONE_POLL_S)
+        except TimeoutError:
+            return
+
+    async def _watch(self) -> None:
+        """See to it that it stays loaded, whatever `keep_alive` other clients send for it."""
+        silent = 0
+        while True:
+            await asyncio.sleep(self._look_every_s)
+            loaded = await self._hub.loaded()
+            if loaded is None:
+                silent += 1
+                if silent >= _SILENT_TIMES:
+                    why = f"{self._name} is served no more: Ollama at {self.endpoint.url} does not answer"
+                    return self._ended(EngineEnd(why, Cause.UNKNOWN))
+                continue
+            silent = 0
+            self._seen = await self._among(loaded)
+            if self._seen is None:
+                return self._ended(
+                    EngineEnd(f"{self._name} was unloaded by Ollama or another client of it", Cause.UNKNOWN)
+                )
+            left_s = None if self._seen.expires_at is None else self._seen.expires_at - _now()
+            if left_s is not None and left_s < _RENEW_WITHIN_S:
+                await self._hub.keep(self._tag, _FOREVER, timeout_s=ASK_TIMEOUT_S)
+
+    async def _loaded_now(self) -> HubLoaded | None:
+        return await self._among(await self._hub.loaded() or ())
+
+    async def _among(self, loaded: tuple[HubLoaded, ...]) -> HubLoaded | None:
+        """Find this model, which may be listed by another name that has the same weights."""
+        for each in loaded:
+            if same_tag(each.tag, self._tag):
+                return each
+        for each in loaded:
+            weights = await self._weights_of(each.tag)
+            if weights and weights == await self._weights_of(self._tag):
+                return each
+        return None
+
+    async def _weights_of(self, tag: str) -> str:
+        if tag not in self._weights:
+            facts = await self._hub.facts(tag)
+            if facts is None:
+                return ""
+            self._weights[tag] = facts.weights
+        return self._weights[tag]
+
+
+def _now() -> float:
+    return datetime.now().astimezone().timestamp()
+
+
+def _error(body: bytes) -> str:
+    """Return Ollama's words for what went wrong, cut short."""
+    told = http_probe.json_object((200, body))
+    text = str(told["error"]) if told is not None and "error" in told else body.decode("utf-8", "replace")
+    return text.strip()[:300] or "nothing"

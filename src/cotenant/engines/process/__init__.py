@@ -1,0 +1,4 @@
+"""One child process with its family, its port, its environment and its log.
+
+It must not know which kind of engine runs in it.
+"""

@@ -1,0 +1,126 @@
+"""One child process with its whole family."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from cotenant.engines.process import guard
+
+_GROUP_POLL_S: Final = 0.01
+_GROUP_GONE_WITHIN_S: Final = 10.0
+_PROC: Final = Path("/proc")
+
+
+def guarded(argv: Sequence[str], *, family: bool = False) -> list[str]:
+    """Return a command that ties a foreign program to this process before it becomes that program.
+
+    With `family`, what the program starts is tied too, by a small process of its group.
+    """
+    kin = [guard.FAMILY] if family else []
+    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *kin, *argv]
+
+
+class ChildProcess:
+    """A process that leads a session and a group of its own.
+
+    Its end is noticed at once, through a pidfd; whatever it forked is killed then. `command` must tie itself
+    to this process (`guarded`, or `guard.die_with_parent`): the tie is to the *thread* that starts it, so
+    `start` belongs in the thread of the event loop.
+    """
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self._loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[int] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(popen.pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @classmethod
+    def start(cls, command: Sequence[str], *, env: Mapping[str, str], output_fd: int) -> ChildProcess:
+        """Start without waiting for anything but `exec` (1 to 2 ms). Raises OSError."""
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output_fd,
+            stderr=output_fd,
+            env=env,
+            start_new_session=True,
+        )
+        return cls(popen)
+
+    @property
+    def pid(self) -> int:
+        """The process id, also the group's."""
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, minus the signal's number if a signal killed it, None while it runs."""
+        return self._exit.result() if self._exit.done() else None
+
+    async def wait(self) -> int:
+        """Return the exit status once it has ended."""
+        return await asyncio.shield(self._exit)
+
+    async def stop(self, grace_s: float) -> bool:
+        """Ask the group to end, kill it after `grace_s`, and wait until it is gone; may be called again.
+
+        False if the kernel still holds some of it after 10 s, as it does while a driver cleans up.
+        """
+        if not self._exit.done():
+            self._signal(signal.SIGTERM)
+            await self._exited_within(grace_s)
+        if not self._exit.done():
+            self._signal(signal.SIGKILL)
+        try:
+            async with asyncio.timeout(_GROUP_GONE_WITHIN_S):
+                await self.wait()
+                while group_lives(self.pid):  # noqa: ASYNC110  nothing tells of a grandchild's end
+                    await asyncio.sleep(_GROUP_POLL_S)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _exited_within(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        # Before the leader is reaped its id cannot be another's, so this hits nobody else.
+        self._signal(signal.SIGKILL)
+        self._exit.set_result(self._popen.wait())
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process group has a member that runs. Unreaped ones hold nothing and do not count."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return any(_runs_in(folder, group) for folder in _PROC.iterdir() if folder.name.isdecimal())
+
+
+def _runs_in(folder: Path, group: int) -> bool:
+    try:
+        # After the name, which may hold anything: state, parent, group.
+        state, _, member_of = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):
+        return False
+    return int(member_of) == group and state not in ("Z", "X")

@@ -1,0 +1,79 @@
+"""What vLLM's server is told, in words that every release from 0.10.2 to 0.32 understands.
+
+Sources: `engine/arg_utils.py` of 0.10.2, 0.13, 0.16, 0.20 and 0.32. `--task` went with 0.13, and
+`--kv-cache-memory-bytes` came with 0.10.2.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cotenant.domain.devices import DeviceKind
+from cotenant.domain.engine_terms import VllmTerms
+from cotenant.domain.models import CacheType, ModelKind
+from cotenant.engines.process.ports import LOOPBACK
+from cotenant.interfaces import EngineOrder
+from cotenant.planning.tensor_parallel import batch_tokens, utilization
+
+_CONVERSIONS: Final = {ModelKind.EMBEDDING: "embed", ModelKind.RERANK: "classify"}
+"""What a model that generates text is made into; one that already embeds or ranks stays as it is."""
+
+
+def vllm_argv(order: EngineOrder, port: int) -> tuple[str, ...]:
+    """Return the arguments of `vllm`, the operator's own last."""
+    recipe, shares = order.placement.recipe, order.placement.used_shares
+    cards = [share for share in shares if share.device.kind is not DeviceKind.HOST]
+    argv = [
+        "serve",
+        str(order.model_path),
+        "--served-model-name",
+        order.name,
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+        "--max-model-len",
+        str(recipe.n_ctx),
+        "--max-num-seqs",
+        str(recipe.parallel),
+        "--max-num-batched-tokens",
+        str(batch_tokens(recipe, order.kind)),
+        "--tensor-parallel-size",
+        str(max(1, len(cards))),
+    ]
+    fractions = [fraction for share in shares if (fraction := utilization(share)) is not None]
+    if fractions:
+        argv += ["--gpu-memory-utilization", f"{max(fractions):.4f}"]
+    cache_bytes = max((share.parts.kv for share in shares), default=0)
+    if cache_bytes and "kv" not in order.placement.estimated:
+        argv += ["--kv-cache-memory-bytes", str(cache_bytes)]
+    if recipe.cache_type_k is CacheType.Q8_0:
+        argv += ["--kv-cache-dtype", "fp8"]
+    if order.kind in _CONVERSIONS:
+        argv += ["--runner", "pooling", "--convert", _CONVERSIONS[order.kind]]
+    if sleep_level(order):
+        argv.append("--enable-sleep-mode")
+    return (*argv, *order.args)
+
+
+def sleep_level(order: EngineOrder) -> int:
+    """Return the level at which an order's engine sleeps, 0 for never.
+
+    On the CPU vLLM refuses to start with sleep mode (`ModelConfig.__post_init__`), and without it answers
+    `/sleep` with success and keeps all of its memory (`CPUWorker.sleep`).
+    """
+    terms, shares = order.terms, order.placement.used_shares
+    if not isinstance(terms, VllmTerms) or any(share.device.kind is DeviceKind.HOST for share in shares):
+        return 0
+    return terms.sleep
+
+
+def vllm_environment(order: EngineOrder) -> dict[str, str]:
+    """Return what vLLM needs besides arguments."""
+    # Since 0.20 its share of the card holds an estimate of the CUDA graphs, which the plan counts beside it.
+    told = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    if sleep_level(order):
+        # Sleeping is offered in its development mode only. It listens on the loopback address alone, so that
+        # nobody else can put it to sleep.
+        told["VLLM_SERVER_DEV_MODE"] = "1"
+    return told

@@ -1,0 +1,222 @@
+"""vLLM's server on this machine: started, asked, put to sleep and woken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shutil
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Final
+
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.engine_terms import VllmTerms
+from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
+from cotenant.domain.errors import BadRecipe
+from cotenant.domain.models import EngineKind
+from cotenant.engines.base.server import ServerEngine, Started, start_server
+from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan
+from cotenant.engines.llama_cpp.arguments import visible_devices
+from cotenant.engines.process import http_probe
+from cotenant.engines.process.log_folder import LogFolder
+from cotenant.engines.process.ports import ReservedPort
+from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
+from cotenant.engines.vllm.release import check_release, installed_release
+from cotenant.engines.vllm.sleep import Meter, VllmSleep
+from cotenant.interfaces import Engine, EngineOrder
+
+_METRICS_TIMEOUT_S: Final = 2.0
+_RUNNING: Final = re.compile(
+    rb"^vllm:num_requests_(?:running|waiting)(?:\{[^\n]*\})? ([0-9.e+]+)", re.MULTILINE
+)
+_OK: Final = 200
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Parked:
+    """An engine that sleeps, and the order that it was started for."""
+
+    engine: VllmEngine
+    order: EngineOrder
+
+
+class VllmHost:
+    """Starts vLLM engines, or wakes those that sleep.
+
+    An engine of a model that sleeps is kept, asleep, in place of being ended. It is woken for the same model,
+    recipe and devices, and ended by `release`, `close`, or when a sleep or a wake does not do what it should.
+    `exclusive` are the cards that admit one process at a time: there nothing sleeps, since it would keep its
+    card from all others. Once `sleeps` is false, all engines are ended.
+    """
+
+    def __init__(
+        self,
+        logs: LogFolder,
+        meter: Meter,
+        *,
+        exclusive: Set[DeviceId] = frozenset(),
+        launcher: Launcher | None = None,
+    ) -> None:
+        self._logs = logs
+        self._meter = meter
+        self._exclusive = exclusive
+        self._launcher: Launcher = launcher or HostLauncher()
+        self._parked: dict[str, _Parked] = {}
+        self.sleeps = True
+
+    async def start(self, order: EngineOrder) -> Engine:
+        """Start loading, or wake. Raises BadRecipe or EngineMissing before anything runs."""
+        terms = order.terms
+        if not isinstance(terms, VllmTerms) or order.model_path is None:
+            raise BadRecipe(f"{order.name} has no folder that vLLM could read", hint="Give it a `path:`.")
+        parked = self._parked.pop(order.name, None)
+        if parked is not None:
+            if _same(parked.order, order) and not parked.engine.ended:
+                parked.engine.rouse()
+                return parked.engine
+            await parked.engine.end(0)
+        release = None if order.launch.image else installed_release(terms.program)
+        check_release(release)
+        port = ReservedPort()
+        try:
+            plan = LaunchPlan(
+                order.name,
+                (*terms.program, *vllm_argv(order, port.number)),
+                port.number,
+                visible_devices(order),
+                {**vllm_environment(order), **order.env},
+                (order.model_path,),
+                has_family=True,
+                launch=order.launch,
+            )
+            program = shutil.which(terms.program[0]) or terms.program[0]
+        except BaseException:
+            port.close()
+            raise
+        started = await start_server(plan, port, self._launcher, self._logs)
+        exclusive = any(device.id in self._exclusive for device in visible_devices(order))
+        level = 0 if exclusive else sleep_level(order)
+        sleeper = VllmSleep(level, order, self._meter) if level else None
+        build = EngineBuild(EngineKind.VLLM, EngineForm.VLLM, program, release or "unknown")
+        return VllmEngine(order, started, build, self, sleeper, exclusive=exclusive)
+
+    def park(self, engine: VllmEngine, order: EngineOrder) -> None:
+        """Keep an engine that sleeps, for the next load of its model."""
+        self._parked[order.name] = _Parked(engine, order)
+
+    @property
+    def asleep(self) -> Mapping[str, int]:
+        """The process of each model that sleeps."""
+        return {name: parked.engine.pid for name, parked in self._parked.items()}
+
+    async def release(self, keep: Set[str] = frozenset()) -> Sequence[str]:
+        """End what sleeps, models of `keep` aside, and name it: others need what it still holds."""
+        going = [name for name in self._parked if name not in keep]
+        engines = [self._parked.pop(name).engine for name in going]
+        await asyncio.gather(*(engine.end(0) for engine in engines))
+        return going
+
+    async def close(self) -> None:
+        """End everything that sleeps."""
+        await self.release()
+
+
+class VllmEngine(ServerEngine):
+    """One vLLM server. With a `sleeper`, stopping it puts it to sleep if that works, and else ends it."""
+
+    # Its server shuts down in good order when the process that has the model has died.
+    _dies_with_status_0 = True
+
+    def __init__(
+        self,
+        order: EngineOrder,
+        started: Started,
+        build: EngineBuild,
+        host: VllmHost,
+        sleeper: VllmSleep | None,
+        *,
+        exclusive: bool,
+    ) -> None:
+        super().__init__(started, build, exclusive=exclusive)
+        self._order = order
+        self._host = host
+        self._sleeper = sleeper
+        self._was_ready = False
+        self._waking = False
+        self._asleep = asyncio.Event()
+
+    def rouse(self) -> None:
+        """Count it as loading again: `wait_ready` wakes it."""
+        self._asleep.clear()
+        self._waking = True
+        self._stopping = False
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return when it answers; one that slept is woken and tried first.
+
+        Raises as for any server; one that does not wake is gone by then.
+        """
+        if self._waking and self._sleeper is not None:
+            self._waking = False
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._sleeper.wake(self.endpoint)
+            except BaseException:
+                await self.end(0)
+                raise
+        await super().wait_ready(timeout_s)
+        self._was_ready = True
+
+    async def wait_exit(self) -> EngineEnd:
+        """Return when the process has gone or sleeps, with how and why."""
+        gone = asyncio.create_task(super().wait_exit())
+        asleep = asyncio.create_task(self._asleep.wait())
+        try:
+            await asyncio.wait({gone, asleep}, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                return gone.result()
+            return EngineEnd(f"{self._name} was put to sleep")
+        finally:
+            gone.cancel()
+            asleep.cancel()
+
+    async def busy_slots(self) -> int | None:
+        """Count the requests that it has; None if it does not tell."""
+        answer = await http_probe.get(self.endpoint, "/metrics", timeout_s=_METRICS_TIMEOUT_S)
+        if answer is None or answer[0] != _OK:
+            return None
+        counts = _RUNNING.findall(answer[1])
+        return int(sum(map(float, counts))) if counts else None
+
+    async def stop(self, grace_s: float) -> None:
+        """Put it to sleep if it may and that gives the memory back; else end it."""
+        if self._asleep.is_set():
+            return
+        sleeper = self._sleeper
+        if sleeper is not None and self._host.sleeps and self._was_ready and grace_s > 0 and not self.ended:
+            problem = await sleeper.sleep(self.endpoint, self.pid)
+            if problem is None:
+                self._host.park(self, self._order)
+                self._asleep.set()
+                return
+            _log.warning("%s is ended in place of sleeping: %s", self._name, problem)
+        await self.end(grace_s)
+
+    async def end(self, grace_s: float) -> None:
+        """End the process, asleep or not."""
+        await super().stop(grace_s)
+
+
+def _same(before: EngineOrder, now: EngineOrder) -> bool:
+    """Whether an engine started for one order serves another: same files, recipe, devices and additions."""
+
+    def told(order: EngineOrder) -> tuple[object, ...]:
+        placement = order.placement
+        shares = tuple((share.device.id, share.parts) for share in placement.used_shares)
+        added = dict(order.env), tuple(order.args), order.launch
+        return order.model_path, placement.recipe, shares, added, order.terms
+
+    return told(before) == told(now)

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from cotenant.domain.causes import Cause
+from cotenant.domain.engines import EngineEnd
+from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed, EngineLoadTimeout
+from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
+from cotenant.engines.process import http_probe
+from cotenant.engines.process.process import group_lives
+from cotenant.interfaces import EngineOrder
+from tests.engines.support import ends_within, fake_server, gpu_order, host_order, wait_until, with_env
+
+OOM = (
+    "0.01 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9216.00 MiB on device 0: "
+    "cudaMalloc failed: out of memory"
+)
+
+
+def run(
+    folder: Path,
+    order: EngineOrder,
+    scenario: Callable[[LlamaEngine], Awaitable[None]],
+    log_max_bytes: int = 1 << 20,
+) -> None:
+    """Start the fake server for an order, then stop it whatever happens."""
+
+    async def main() -> None:
+        host = LlamaHost(log_dir=folder / "logs", configured=fake_server(folder), log_max_bytes=log_max_bytes)
+        engine = await host.start(order)
+        try:
+            async with asyncio.timeout(20):
+                await scenario(engine)
+        finally:
+            await engine.stop(5)
+            assert not group_lives(engine.pid)
+
+    asyncio.run(main())
+
+
+def test_an_engine_is_ready_when_health_says_so(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        started = asyncio.get_running_loop().time()
+        await engine.wait_ready(10)
+        assert asyncio.get_running_loop().time() - started >= 0.05
+        assert not engine.ended
+        await engine.wait_ready(10)
+
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_READY_AFTER_S=0.1), scenario)
+
+
+def test_the_engine_gets_its_arguments_and_a_clean_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
+    monkeypatch.setenv("LLAMA_API_KEY", "secret")
+    monkeypatch.setenv("COTENANT_API_KEY", "secret")
+
+    async def scenario(engine: LlamaEngine) -> None:
+        await engine.wait_ready(10)
+        answer = await http_probe.get(engine.endpoint, "/told", timeout_s=5)
+        assert answer is not None
+        told = json.loads(answer[1])
+        assert told["argv"][told["argv"].index("--ctx-size") + 1] == "512"
+        assert told["argv"][told["argv"].index("--port") + 1] == str(engine.endpoint.port)
+        assert told["env"]["CUDA_VISIBLE_DEVICES"] == "-1"
+        assert "secret" not in told["env"].values()
+        assert not [name for name in told["env"] if name.startswith("LLAMA_")]
+
+    run(tmp_path, host_order(Path("m.gguf")), scenario)
+
+
+def test_a_load_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        with pytest.raises(EngineLoadTimeout, match="tiny was not ready within 100 ms"):
+            await engine.wait_ready(0.1)
+        assert engine.ended
+
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_READY_AFTER_S=60, FAKE_IGNORE_TERM=1), scenario)
+
+
+def test_a_death_while_loading_is_explained_at_once(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        with pytest.raises(EngineLoadFailed) as failed:
+            await engine.wait_ready(10)
+        assert failed.value.message.startswith(
+            "tiny could not be loaded: its GPU 0 has no room for another 9216.00 MiB (allocating"
+        )
+        assert failed.value.cause is Cause.GPU_MEMORY_LOADING
+        assert failed.value.hint.startswith("See `cotenant gpus`")
+        assert str(engine.log_path) in failed.value.hint
+
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_SAYS=OOM, FAKE_EXIT=1), scenario)
+
+
+def test_an_abort_while_loading_is_explained(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        with pytest.raises(EngineLoadFailed, match=r"it gave up \(SIGABRT\)"):
+            await engine.wait_ready(10)
+
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_ABORT=1), scenario)
+
+
+def test_a_later_death_is_told_to_who_waits_for_it(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        await engine.wait_ready(10)
+        exited = asyncio.create_task(engine.wait_exit())
+        assert await http_probe.get(engine.endpoint, "/crash", timeout_s=5) is None
+        end = await exited
+        assert end.why.startswith("tiny died: it crashed (SIGSEGV)")
+        assert str(engine.log_path) in end.why
+        assert end.cause is Cause.CRASHED
+
+    run(tmp_path, host_order(Path("m.gguf")), scenario)
+
+
+def test_an_engine_that_was_stopped_did_not_die(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        await engine.wait_ready(10)
+        exited = asyncio.create_task(engine.wait_exit())
+        await engine.stop(5)
+        assert await exited == EngineEnd("tiny was stopped")
+
+    run(tmp_path, host_order(Path("m.gguf")), scenario)
+
+
+def test_a_stubborn_engine_is_killed_with_its_children(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        await engine.wait_ready(10)
+        await asyncio.to_thread(wait_until, lambda: os.path.exists(tmp_path / "child"))
+        grandchild = int(await asyncio.to_thread((tmp_path / "child").read_text))
+        pidfd = os.pidfd_open(grandchild)
+        await engine.stop(0.05)
+        assert ends_within(pidfd, 0)
+
+    order = with_env(host_order(Path("m.gguf")), FAKE_IGNORE_TERM=1, FAKE_FORK=tmp_path / "child")
+    run(tmp_path, order, scenario)
+
+
+def test_busy_slots_are_counted(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        await engine.wait_ready(10)
+        assert await engine.busy_slots() == 1
+        await engine.stop(5)
+        assert await engine.busy_slots() is None
+
+    run(tmp_path, host_order(Path("m.gguf")), scenario)
+
+
+@pytest.mark.slow
+def test_an_engine_that_says_nothing_has_no_report(tmp_path: Path) -> None:
+    async def scenario(engine: LlamaEngine) -> None:
+        await engine.wait_ready(10)
+        assert engine.report() is None
+
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_SAYS=""), scenario)
+
+
+@pytest.mark.slow
+def test_the_log_stays_small_while_the_engine_writes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cotenant.engines.base.server._ROTATE_EVERY_S", 0.02)
+    logs = tmp_path / "logs"
+
+    async def scenario(engine: LlamaEngine) -> None:
+        await engine.wait_ready(10)
+        await asyncio.to_thread(wait_until, lambda: (logs / "tiny.log.2").exists())
+        older = (logs / "tiny.log.1").stat().st_mtime_ns
+        await asyncio.to_thread(wait_until, lambda: (logs / "tiny.log.1").stat().st_mtime_ns > older)
+        assert not engine.ended
+        assert sorted(os.listdir(logs)) == ["tiny.log", "tiny.log.1", "tiny.log.2"]
+        assert sum(path.stat().st_size for path in logs.iterdir()) < 5_000_000
+
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_CHATTER=1), scenario, log_max_bytes=100_000)
+
+
+def test_two_engines_of_one_name_write_two_logs_and_a_restart_reuses_the_first(tmp_path: Path) -> None:
+    async def main() -> None:
+        host = LlamaHost(log_dir=tmp_path / "logs", configured=fake_server(tmp_path))
+        order = host_order(Path("m.gguf"))
+        engines = [await host.start(order), await host.start(order)]
+        assert [engine.log_path.name for engine in engines] == ["tiny.log", "tiny.2.log"]
+        assert engines[0].endpoint.port != engines[1].endpoint.port
+        await engines[0].stop(5)
+        again = await host.start(order)
+        assert again.log_path.name == "tiny.log"
+        await asyncio.gather(engines[1].stop(5), again.stop(5))
+
+    asyncio.run(main())
+
+
+def test_a_gpu_that_no_engine_sees_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    async def main() -> None:
+        host = LlamaHost(log_dir=tmp_path / "logs", configured=fake_server(tmp_path), cuda_version="13.2")
+        with pytest.raises(EngineLacksDevice, match="GPU 0"):
+            await host.start(gpu_order((33,)))
+
+    asyncio.run(main())
+    assert not (tmp_path / "logs").exists()
+
+
+def test_an_engine_that_takes_the_cpu_in_place_of_its_gpus_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_DEVICES", "  CUDA0: NVIDIA GeForce RTX 3090 (24564 MiB, 19304 MiB free)")
+
+    async def scenario(engine: LlamaEngine) -> None:
+        with pytest.raises(EngineLacksDevice, match=r"planned on GPU 0 .*did not find"):
+            await engine.wait_ready(10)
+        assert engine.ended
+
+    order = gpu_order((33,))
+    run(tmp_path, order, scenario)
+
+
+def test_an_unwritable_log_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file, not a folder")
+
+    async def main() -> None:
+        host = LlamaHost(log_dir=tmp_path / "logs", configured=fake_server(tmp_path))
+        with pytest.raises(EngineLoadFailed, match=r"tiny\.log cannot be written: (File exists|Not a dir)"):
+            await host.start(host_order(Path("m.gguf")))
+
+    asyncio.run(main())
