@@ -17,12 +17,12 @@ from typing import Any
 
 from bench.rows import Row, print_table
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.services import Service, ServiceDevice, ServiceRole, Strategy
 from cotenant.domain.units import GIB, MIB
-from cotenant.planning.balance_exact import best_balance
-from cotenant.planning.balance_problem import BalanceProblem, Cost
-from cotenant.planning.balance_search import good_balance
-from cotenant.planning.strategies import assign
+from cotenant.services.assign.balance_exact import best_balance
+from cotenant.services.assign.balance_problem import BalanceProblem, Cost
+from cotenant.services.assign.balance_search import good_balance
+from cotenant.services.assign.strategies import assign
+from cotenant.services.model import Service, ServiceDevice, ServiceRole, Strategy
 
 try:
     from ortools.math_opt.python import mathopt

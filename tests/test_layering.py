@@ -13,14 +13,13 @@ import cotenant
 
 _SOURCE = Path(cotenant.__file__).parent
 _PURE = {"domain", "analysis", "planning", "scheduling"}
-_SHELL_BASE = {"domain", "clock", "interfaces", "service_interfaces", "tls", "analysis", "planning"}
+_SHELL_BASE = {"domain", "clock", "interfaces", "tls", "analysis", "planning"}
 _ALLOWED = {
     "domain": {"domain"},
     "clock": set(),
     "durable": set(),
     "tls": set(),
     "interfaces": {"domain", "clock"},
-    "service_interfaces": {"domain", "clock"},
     "analysis": {"domain", "analysis"},
     "planning": {"domain", "analysis", "planning"},
     "scheduling": {"domain", "analysis", "planning", "scheduling"},
@@ -30,14 +29,14 @@ _ALLOWED = {
     "model_files": {"domain", "analysis"},
     "http_client": {"domain", "tls"},
     "benchmark": {*_SHELL_BASE, "http_client", "benchmark"},
-    "config": {*_SHELL_BASE, "model_files", "http_client", "config"},
+    "config": {*_SHELL_BASE, "services", "model_files", "http_client", "config"},
     "hardware": {*_SHELL_BASE, "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
-    "gateway": {*_SHELL_BASE, "gateway"},
-    "store": {*_SHELL_BASE, "durable", "store"},
+    "gateway": {*_SHELL_BASE, "services", "gateway"},
+    "store": {*_SHELL_BASE, "services", "durable", "store"},
     "hub": {*_SHELL_BASE, "hub"},
-    "containers": {*_SHELL_BASE, "durable", "containers"},
-    "console": {*_SHELL_BASE, "console"},
+    "services": {*_SHELL_BASE, "daemon", "durable", "services"},
+    "console": {*_SHELL_BASE, "services", "console"},
     "daemon": {
         *_SHELL_BASE,
         "config",
@@ -46,14 +45,14 @@ _ALLOWED = {
         "engines",
         "gateway",
         "console",
-        "containers",
+        "services",
         "store",
         "hub",
         "model_files",
         "http_client",
         "daemon",
     },
-    "doctor": {*_SHELL_BASE, "config", "hardware", "engines", "containers", "doctor"},
+    "doctor": {*_SHELL_BASE, "config", "hardware", "engines", "services", "doctor"},
     "cli": {
         *_SHELL_BASE,
         "scheduling",
@@ -62,7 +61,7 @@ _ALLOWED = {
         "store",
         "hardware",
         "engines",
-        "containers",
+        "services",
         "doctor",
         "daemon",
         "hub",

@@ -16,8 +16,8 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
-from cotenant.domain.services import Service, ServiceDevice
 from cotenant.domain.units import GIB
+from cotenant.services.model import Service, ServiceDevice
 from tests.gateway.harness import SlotRouter, serving
 from tests.support.operators import PlainOperator
 from tests.support.service_operators import PlainServices

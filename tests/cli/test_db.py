@@ -9,8 +9,8 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.services import Assignment, SeenDevice, Strategy
 from cotenant.domain.units import MIB
+from cotenant.services.model import Assignment, SeenDevice, Strategy
 from cotenant.store.store import Store
 from cotenant.store.versions import HEAD
 

@@ -18,7 +18,7 @@ import pytest
 from cotenant.cli import services_progress
 from cotenant.cli.main import main
 from cotenant.domain.errors import GeneratedFileFailed
-from cotenant.domain.services import ApplyState, Assignment, ProgressState, Strategy
+from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
 from tests.cli.test_daemon_commands import running
 from tests.support.operators import PlainOperator
 from tests.support.service_operators import A400, PlainServices

@@ -10,8 +10,8 @@ import yaml
 
 from cotenant.cli.main import main
 from cotenant.config.settings import read_configuration
-from cotenant.domain.services import Service, ServiceRole
 from cotenant.domain.units import MIB
+from cotenant.services.model import Service, ServiceRole
 
 COMPOSE = """
 services:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.config.configuration import ServicesSettings
 from cotenant.config.difference import diff
 from cotenant.domain.errors import BadSetting
-from cotenant.domain.services import DeviceNames, OnFailure, Service, ServiceRole, Strategy
 from cotenant.domain.units import MIB
+from cotenant.services.model import DeviceNames, OnFailure, Service, ServiceRole, Strategy
+from cotenant.services.settings import ServicesSettings
 from tests.config.conftest import Reader
 
 WHOLE = """

@@ -11,8 +11,8 @@ import pytest
 
 from cotenant.console.api import Api, Shelf
 from cotenant.domain.errors import GeneratedFileFailed
-from cotenant.domain.services import ApplyState, Assignment, ProgressState, Strategy
 from cotenant.gateway.app import Gateway
+from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
 from tests.console.looking import Page, following, gateway, look, operator
 from tests.gateway.gpu_harness import CARDS, WARNING
 from tests.support.service_operators import SERVICES, PlainServices
@@ -295,7 +295,7 @@ async def test_without_signing_in_nothing_is_shown_and_nothing_saved():
 
 @pytest.mark.parametrize("name", ["a", "ai-enrichment.v2_x"])
 async def test_names_of_services_may_hold_what_compose_allows(name: str):
-    from cotenant.domain.services import Service
+    from cotenant.services.model import Service
 
     services = PlainServices([Service(name, "<b>bold</b>", 1 << 30)])
     app = served(services)

@@ -13,7 +13,7 @@ from cotenant.config.configuration import AlertSettings
 from cotenant.daemon.alerts import Alerts
 from cotenant.daemon.container_watch import ContainerWatch
 from cotenant.domain.alerts import AlertKind
-from tests.containers.test_events import podman
+from tests.services.compose.test_container_events import podman
 from tests.support.serving import alive
 
 

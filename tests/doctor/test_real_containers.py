@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.config.configuration import Configuration, ServicesSettings
+from cotenant.config.configuration import Configuration
 from cotenant.doctor import container_runs, containers
 from cotenant.doctor.findings import Level
 from cotenant.doctor.patient import Answer, Patient
-from cotenant.domain.services import Service
+from cotenant.services.model import Service
+from cotenant.services.settings import ServicesSettings
 from tests.doctor.support import machine, only
 from tests.hardware.stand_in_nvml import PaperCard
 from tests.support.container_bed import IDLE, IMAGE, ContainerBed, container_bed

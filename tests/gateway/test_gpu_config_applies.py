@@ -8,8 +8,8 @@ import json
 import pytest
 
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.domain.services import ApplyState, ProgressState
 from cotenant.gateway.timing import Timing
+from cotenant.services.model import ApplyState, ProgressState
 from tests.gateway.gpu_harness import NAMED, PATH, ask, by_hand, configured
 from tests.gateway.harness import connected, until
 from tests.support.service_operators import PlainServices

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import StoreError
 from cotenant.domain.records import LoadRecord, Warmth
-from cotenant.domain.services import Assignment, SavedConfiguration, SeenDevice, Strategy
 from cotenant.domain.units import MIB
+from cotenant.services.model import Assignment, SavedConfiguration, SeenDevice, Strategy
 from cotenant.store.backup import Fate, Restoration
 from cotenant.store.backup_file import read_backup
 from cotenant.store.location import locate

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import GeneratedFileFailed, StoreError
-from cotenant.domain.services import (
+from cotenant.domain.units import MIB
+from cotenant.services.interfaces import ServiceBook
+from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
@@ -22,8 +24,6 @@ from cotenant.domain.services import (
     ServiceProgress,
     Strategy,
 )
-from cotenant.domain.units import MIB
-from cotenant.service_interfaces import ServiceBook
 from cotenant.store.store import Store
 from tests.store.harness import Place, locked, opened, run_sql
 
@@ -176,7 +176,7 @@ def test_a_crash_between_publishing_and_writing_leaves_the_former_configuration(
     program = f"""
 import os
 from pathlib import PosixPath
-from cotenant.domain.services import Strategy
+from cotenant.services.model import Strategy
 from tests.store.harness import opened
 from tests.store.test_services import ENRICHMENT
 opened({place!r}, lambda s: s.services.save(Strategy.BALANCED, [ENRICHMENT], 2.0, lambda number: os._exit(7)))

@@ -8,7 +8,8 @@ from itertools import count
 from pathlib import Path
 
 from cotenant.domain.errors import ContainerEngineMissing, GeneratedFileEdited, GeneratedFileFailed
-from cotenant.domain.services import (
+from cotenant.services.interfaces import ApplyOrder
+from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     ContainerState,
@@ -19,7 +20,6 @@ from cotenant.domain.services import (
     ServiceDevice,
     ServiceProgress,
 )
-from cotenant.service_interfaces import ApplyOrder
 
 
 class PlainOrchestrator:

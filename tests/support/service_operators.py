@@ -16,7 +16,11 @@ from cotenant.domain.errors import (
     GeneratedFileEdited,
     NothingToRollBack,
 )
-from cotenant.domain.services import (
+from cotenant.domain.units import GIB, MIB
+from cotenant.services.assign.changes import difference
+from cotenant.services.assign.strategies import assign
+from cotenant.services.interfaces import ServicesView
+from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
@@ -32,10 +36,6 @@ from cotenant.domain.services import (
     ServiceRole,
     Strategy,
 )
-from cotenant.domain.units import GIB, MIB
-from cotenant.planning.service_changes import difference
-from cotenant.planning.strategies import assign
-from cotenant.service_interfaces import ServicesView
 
 A5500 = ServiceDevice(DeviceId("GPU-a5500"), 0, "RTX A5500", 24564 * MIB, speed=768e9)
 A400 = ServiceDevice(DeviceId("GPU-a400"), 1, "RTX A400", 4094 * MIB, occupied_bytes=329 * MIB, speed=96e9)

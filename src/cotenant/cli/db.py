@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.clock import SystemClock
-from cotenant.domain.services import SeenDevice
+from cotenant.services.model import SeenDevice
 from cotenant.store.location import Location, locate
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def _safe_place(location: Location) -> Path:
 
 
 def _gpus_here(described: str | None) -> Sequence[SeenDevice]:
-    from cotenant.daemon.service_devices import seen_devices
     from cotenant.hardware.gpus.inventory import probe
+    from cotenant.services.devices import seen_devices
 
     return seen_devices(probe(described, SystemClock()).inventory(), time.time())
 

@@ -20,7 +20,7 @@ from cotenant.cli.services_tables import (
     where,
 )
 from cotenant.domain.errors import BadSetting
-from cotenant.domain.services import Strategy
+from cotenant.services.model import Strategy
 
 _PATH: Final = "/api/system/gpu-config"
 _UNPINNED: Final = ("none", "-")

@@ -12,9 +12,9 @@ from typing import Any, Final
 import yaml
 
 from cotenant.domain.errors import BadSetting, ComposeFileError
-from cotenant.domain.services import Service, ServiceRole, Strategy
 from cotenant.domain.units import MIB
 from cotenant.durable import write_durably
+from cotenant.services.model import Service, ServiceRole, Strategy
 
 _NEW: Final = Path("cotenant.yaml")
 
@@ -22,7 +22,7 @@ _NEW: Final = Path("cotenant.yaml")
 def run(args: argparse.Namespace) -> int:
     """Print the section, or append it. Raises ComposeFileError, BadSetting."""
     from cotenant.config.settings import find_configuration
-    from cotenant.containers.importing import import_services
+    from cotenant.services.compose.importing import import_services
 
     imported = import_services(args.files)
     if not imported.services:

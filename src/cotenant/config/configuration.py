@@ -13,11 +13,11 @@ from cotenant.domain.engine_terms import EngineTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import ON_HOST, LaunchTerms
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
-from cotenant.domain.services import DeviceNames, OnFailure, Service, Strategy
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.planner import PlanRequest
+from cotenant.services.settings import ServicesSettings
 
 
 class EvictionPolicy(StrEnum):
@@ -159,27 +159,6 @@ class AlertSettings:
     webhook: str | None = None
     memory_percent: int = 90
     memory_for_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServicesSettings:
-    """The containers that are pinned to GPUs, and how they are recreated.
-
-    `command` is the argument vector of the compose command, None to find one; `project` its project's name,
-    None for its own rule. Generated files go to `output_dir`. `parallel` bounds how many services are
-    recreated at once, `command_timeout_s` one run of the compose command.
-    """
-
-    compose_files: tuple[Path, ...]
-    output_dir: Path
-    command: tuple[str, ...] | None = None
-    project: str | None = None
-    strategy: Strategy = Strategy.VRAM_BASED
-    items: tuple[Service, ...] = ()
-    device_ids: DeviceNames = DeviceNames.INDEX
-    on_failure: OnFailure = OnFailure.ROLLBACK
-    parallel: int = 2
-    command_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

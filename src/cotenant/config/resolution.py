@@ -22,7 +22,6 @@ from cotenant.config.configuration import (
     Problem,
     SchedulingSettings,
     ServerSettings,
-    ServicesSettings,
 )
 from cotenant.config.engine_terms import (
     OLLAMA_ADDRESS,
@@ -50,6 +49,7 @@ from cotenant.domain.recipes import check_recipe
 from cotenant.domain.units import MIB
 from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
+from cotenant.services.settings import ServicesSettings
 
 _FLAG: Final = re.compile(r"--(?=[a-z])[a-z-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cotenant.config import scalars, service_scalars
 from cotenant.config.sections import As, Mib, PathText, Section, Switch, Text, Timeout, wrong
-from cotenant.domain.services import DeviceNames, OnFailure, ServiceRole, Strategy
+from cotenant.services.model import DeviceNames, OnFailure, ServiceRole, Strategy
 
 
 class Compose(Section):

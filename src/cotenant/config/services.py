@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.config.complaints import Complaint
-from cotenant.config.configuration import ServicesSettings
 from cotenant.config.service_schema import ServiceItem, Services
 from cotenant.config.settings import Given
-from cotenant.domain.services import Service
 from cotenant.domain.units import MIB
+from cotenant.services.model import Service
+from cotenant.services.settings import ServicesSettings
 
 _OUTPUT: Final = "config"
 

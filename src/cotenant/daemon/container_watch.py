@@ -9,12 +9,17 @@ import shutil
 from collections.abc import Sequence
 from typing import Final
 
-from cotenant.containers.child import ask
-from cotenant.containers.command import find_compose
-from cotenant.containers.events import ContainerChange, ContainerEvent, events_command, read_event
 from cotenant.daemon.alerts import Alerts
 from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.engines.process.process import ChildProcess, guarded
+from cotenant.services.compose.command import find_compose
+from cotenant.services.compose.container_events import (
+    ContainerChange,
+    ContainerEvent,
+    events_command,
+    read_event,
+)
+from cotenant.services.compose.program import ask
 
 _LOG = logging.getLogger(__name__)
 _ENGINES: Final = ("podman", "docker")

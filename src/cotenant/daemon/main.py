@@ -30,8 +30,7 @@ from cotenant.daemon.notify import ServiceManager
 from cotenant.daemon.plans import Plans
 from cotenant.daemon.progress import LoadWatcher
 from cotenant.daemon.recorder import Recorder, Warmer, learned
-from cotenant.daemon.service_wiring import services_of
-from cotenant.daemon.services import Services
+from cotenant.daemon.services import services_of
 from cotenant.daemon.settings import (
     check_address,
     default_database,
@@ -56,6 +55,7 @@ from cotenant.planning.budgets import budgets
 from cotenant.planning.planner import leave_to_engine
 from cotenant.scheduling.events import LoadAsked, StopAsked
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.services.operator import Services
 from cotenant.store.store import Store
 
 _LOG = logging.getLogger(__name__)

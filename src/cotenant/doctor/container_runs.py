@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from cotenant.containers.compose import read_project
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
 from cotenant.doctor.patient import Patient
 from cotenant.domain.errors import ComposeFileError
+from cotenant.services.compose.compose_files import read_project
 
 _RUN_WITHIN_S: Final = 60.0
 _ASK_WITHIN_S: Final = 10.0

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import yaml
 
-from cotenant.containers.command import KNOWN_COMMANDS
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
 from cotenant.doctor.patient import Answer, Patient
+from cotenant.services.compose.command import KNOWN_COMMANDS
 
 ASK_WITHIN_S: Final = 3.5
 _KIND: Final = "nvidia.com/gpu"

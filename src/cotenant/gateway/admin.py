@@ -36,7 +36,7 @@ from cotenant.gateway.story import Story
 from cotenant.gateway.timing import Timing
 from cotenant.gateway.waiting import STREAM_HEADERS
 from cotenant.interfaces import AlertBook, Operator, Router
-from cotenant.service_interfaces import ServiceOperator
+from cotenant.services.interfaces import ServiceOperator
 
 _log = logging.getLogger("cotenant.gateway")
 

@@ -33,7 +33,7 @@ from cotenant.gateway.sessions import Attempts, Sessions
 from cotenant.gateway.timing import Timing
 from cotenant.gateway.visitors import SESSION, Visitors
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator, Planner, Puller, Router
-from cotenant.service_interfaces import ServiceOperator
+from cotenant.services.interfaces import ServiceOperator
 
 _log = logging.getLogger("cotenant.gateway")
 

@@ -7,19 +7,6 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from cotenant.domain.decisions import DeviceStatus
-from cotenant.domain.services import (
-    ApplyStatus,
-    Assignment,
-    AssignmentPlan,
-    Change,
-    ContainerState,
-    SavedConfiguration,
-    SeenDevice,
-    Service,
-    ServiceDevice,
-    ServiceWarning,
-    Strategy,
-)
 from cotenant.domain.units import MIB
 from cotenant.gateway.gpu_models import (
     ApplyTold,
@@ -42,7 +29,20 @@ from cotenant.gateway.gpu_models import (
     StrategyTold,
     WarningTold,
 )
-from cotenant.service_interfaces import ServicesView
+from cotenant.services.interfaces import ServicesView
+from cotenant.services.model import (
+    ApplyStatus,
+    Assignment,
+    AssignmentPlan,
+    Change,
+    ContainerState,
+    SavedConfiguration,
+    SeenDevice,
+    Service,
+    ServiceDevice,
+    ServiceWarning,
+    Strategy,
+)
 
 T = TypeVar("T")
 Told = TypeVar("Told")

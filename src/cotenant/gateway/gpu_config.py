@@ -13,7 +13,6 @@ from pydantic import BaseModel
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import BadAssignment, UnknownRoute
-from cotenant.domain.services import Assignment, Strategy
 from cotenant.gateway.asgi import JSON_TYPE, send_body
 from cotenant.gateway.ask import Ask, Routes
 from cotenant.gateway.bodies import read_body
@@ -34,7 +33,8 @@ from cotenant.gateway.gpu_models import (
     AskedPreview,
     AskedRollback,
 )
-from cotenant.service_interfaces import ServiceOperator
+from cotenant.services.interfaces import ServiceOperator
+from cotenant.services.model import Assignment, Strategy
 
 _PATH: Final = "/api/system/gpu-config"
 _HISTORY: Final = 20

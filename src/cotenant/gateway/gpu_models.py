@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from cotenant.domain.services import ApplyState, ProgressState, ServiceRole, Strategy, WarningKind
+from cotenant.services.model import ApplyState, ProgressState, ServiceRole, Strategy, WarningKind
 
 MAX_GPU_INDEX: Final = 1023
 MAX_BUDGET_GB: Final = 1_000_000.0

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
-from cotenant.domain.services import Strategy
 from cotenant.gateway import examples
 from cotenant.gateway.answers import (
     AlertsTold,
@@ -40,6 +39,7 @@ from cotenant.gateway.gpu_models import (
 )
 from cotenant.gateway.plan_models import AskedPlan, HeaderTold, PlanTold
 from cotenant.gateway.session_models import AskedSession, SessionTold
+from cotenant.services.model import Strategy
 
 _TEXT: Final = "text/plain"
 _MAX_WHOLE: Final = 999_999_999

@@ -12,7 +12,7 @@ from cotenant import __version__
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import StoreError
 from cotenant.domain.records import FootprintRecord, LoadRecord
-from cotenant.domain.services import Assignment, SavedConfiguration, SeenDevice
+from cotenant.services.model import Assignment, SavedConfiguration, SeenDevice
 
 if TYPE_CHECKING:
     from cotenant.store.database import Session

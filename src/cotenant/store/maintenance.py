@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from cotenant.domain.errors import StoreError
-from cotenant.domain.services import SeenDevice
+from cotenant.services.model import SeenDevice
 from cotenant.store import postgres, sqlite
 from cotenant.store.backup import Backup, Restoration, put_back, take
 from cotenant.store.backup_file import read_backup, write_backup

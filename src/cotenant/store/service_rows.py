@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, insert, select, update
 
 from cotenant.domain.errors import StoreError
-from cotenant.domain.services import (
+from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,

@@ -28,7 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.services import (
+from cotenant.domain.units import MIB
+from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
@@ -38,7 +39,6 @@ from cotenant.domain.services import (
     ServiceProgress,
     Strategy,
 )
-from cotenant.domain.units import MIB
 from cotenant.store.tables import metadata
 
 NAME_LENGTH: Final = 64

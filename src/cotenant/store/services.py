@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from cotenant.domain.services import ApplyStatus, Assignment, SavedConfiguration, SeenDevice, Strategy
+from cotenant.services.model import ApplyStatus, Assignment, SavedConfiguration, SeenDevice, Strategy
 from cotenant.store.writer import Writer
 
 if TYPE_CHECKING:

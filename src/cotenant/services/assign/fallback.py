@@ -1,0 +1,81 @@
+"""Where services go whose GPU is gone, until it is back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cotenant.domain.devices import DeviceId
+from cotenant.services.assign.memory import assigned_device, needed_bytes
+from cotenant.services.assign.vram_budget import adjusted_budgets
+from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceWarning, WarningKind
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """Assignments as they can be carried out now, and what was changed for that."""
+
+    assignments: tuple[Assignment, ...]
+    warnings: tuple[ServiceWarning, ...] = ()
+
+
+def fall_back(
+    assignments: Sequence[Assignment], services: Sequence[Service], devices: Sequence[ServiceDevice]
+) -> Effective:
+    """Name every GPU by the index it has now, and move what is pinned to a GPU that is gone.
+
+    It goes to the healthy GPU with most memory free, largest need first, with a budget cut to what is left
+    there; where there is no healthy GPU it is unpinned. The assignment as saved is not changed: the card may
+    come back.
+    """
+    named = {service.name: service for service in services}
+    healthy = [device for device in devices if device.healthy]
+    result: dict[str, Assignment] = {}
+    free = {device.id: device.total_bytes - device.occupied_bytes for device in healthy}
+    gone = []
+    for each in assignments:
+        device = assigned_device(each, devices)
+        if device is not None:
+            result[each.service] = replace(each, gpu_index=device.index, device_id=device.id)
+            if device.id in free:
+                free[device.id] -= _need(named.get(each.service), each.vram_budget_gb)
+        elif each.gpu_index is None and each.device_id is None:
+            result[each.service] = each
+        else:
+            gone.append(each)
+    warnings = []
+    for each in sorted(gone, key=lambda each: -_need(named.get(each.service))):
+        service = named.get(each.service)
+        if not healthy:
+            result[each.service] = Assignment(each.service)
+            warnings.append(_warning(each, "is left unpinned: no other GPU is healthy"))
+            continue
+        chosen = max(healthy, key=lambda device: (free[device.id], -device.index))
+        budget = _budget(chosen, service, free[chosen.id])
+        free[chosen.id] -= _need(service, budget)
+        result[each.service] = Assignment(each.service, chosen.index, chosen.id, budget)
+        warnings.append(_warning(each, f"falls back to GPU {chosen.index}"))
+    return Effective(tuple(result[each.service] for each in assignments), tuple(warnings))
+
+
+def _need(service: Service | None, budget_gb: float | None = None) -> int:
+    return 0 if service is None else needed_bytes(service, budget_gb)
+
+
+def _budget(device: ServiceDevice, service: Service | None, free_bytes: int) -> float | None:
+    """Return the budget for a service beside all that is placed there already."""
+    if service is None:
+        return None
+    taken = replace(device, occupied_bytes=device.total_bytes - free_bytes)
+    return adjusted_budgets(taken, [(service, None)]).get(service.name)
+
+
+def _warning(assignment: Assignment, what: str) -> ServiceWarning:
+    card: DeviceId | str | int | None = assignment.gpu_index
+    card = assignment.device_id if card is None else card
+    return ServiceWarning(
+        WarningKind.GPU_MISSING,
+        f"GPU {card} is missing. {assignment.service} {what}.",
+        service=assignment.service,
+        gpu_index=assignment.gpu_index,
+    )

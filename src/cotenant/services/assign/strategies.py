@@ -1,0 +1,169 @@
+"""Which GPU each service is pinned to: the strategies, and what each of them guarantees.
+
+Whatever the strategy, assignments given by hand stand and are counted first, GPUs that are not healthy are
+not chosen, and no service is refused: where it does not fit it is placed all the same, and a warning says so.
+Services are taken in a fixed order, largest first and then as given, and equal GPUs by index, so that the
+same question always has the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
+
+from cotenant.domain.devices import DeviceId
+from cotenant.services.assign.balance import balanced
+from cotenant.services.assign.free_memory import Chosen, Room
+from cotenant.services.assign.memory import assigned_device, needed_bytes
+from cotenant.services.assign.vram_budget import adjusted_budgets
+from cotenant.services.assign.warnings import no_healthy_gpu, warnings_of
+from cotenant.services.model import (
+    Assignment,
+    AssignmentPlan,
+    Service,
+    ServiceDevice,
+    ServiceRole,
+    Strategy,
+)
+
+
+def assign(
+    strategy: Strategy,
+    services: Sequence[Service],
+    devices: Sequence[ServiceDevice],
+    manual: Sequence[Assignment] = (),
+    *,
+    known_services: Collection[str] | None = None,
+) -> AssignmentPlan:
+    """Assign every enabled service to a GPU, with a VRAM budget where it needs one.
+
+    `manual` were given by hand: they keep their GPU and their budget under every strategy. One that names no
+    GPU leaves the choice to the strategy; one whose GPU is missing leaves the service unpinned, and remembers
+    the GPU's id. Of several for one service the last counts. Under `manual`, and where there is no healthy
+    GPU, the others stay unpinned. `known_services` are those in the compose files, None if nobody has read
+    them.
+    """
+    devices = sorted(devices, key=lambda device: (device.index, device.id))
+    healthy = [device for device in devices if device.healthy]
+    given = {assignment.service: assignment for assignment in manual}
+    enabled = [service for service in services if service.enabled]
+    by_hand = {name: assigned_device(one, devices) for name, one in given.items()}
+    to_place = [service for service in enabled if _left_open(given.get(service.name))]
+    room = Room(healthy)
+    for service in enabled:
+        device = by_hand.get(service.name)
+        if device is not None and device.healthy:
+            room.place(service, _need(service, given), device)
+    chosen: Chosen = {}
+    if strategy is not Strategy.MANUAL and healthy:
+        needs = {service.name: _need(service, given) for service in to_place}
+        chosen = _RULES[strategy](to_place, needs, room)
+    wanted = [_assignment(service, given.get(service.name), chosen.get(service.name)) for service in enabled]
+    wanted = _with_budgets(enabled, devices, wanted)
+    others = [one for name, one in given.items() if all(name != service.name for service in enabled)]
+    warnings = warnings_of(services, devices, [*others, *wanted], known_services=known_services)
+    if strategy is not Strategy.MANUAL and to_place and devices and not healthy:
+        warnings = (no_healthy_gpu(devices), *warnings)
+    return AssignmentPlan(strategy, tuple(_resolved(one, devices) for one in wanted), warnings)
+
+
+def vram_based(services: Sequence[Service], needs: Mapping[str, int], room: Room) -> Chosen:
+    """Place each service, largest first, on the GPU with most free: where it does not fit, none holds it."""
+    return room.spread(services, needs)
+
+
+def latency_optimized(services: Sequence[Service], needs: Mapping[str, int], room: Room) -> Chosen:
+    """Place latency-critical services, largest first, on the fastest GPU that holds them at their turn.
+
+    If none holds it, it goes to the GPU with most free. Then the rest is spread as `vram_based` does. Unless
+    the speed of every GPU is known, their totals stand in for it.
+    """
+    speeds = [device.speed for device in room.devices]
+    known = [speed for speed in speeds if speed is not None]
+    ranks = known if len(known) == len(speeds) else [device.total_bytes for device in room.devices]
+    order = sorted(range(len(ranks)), key=lambda i: -ranks[i])
+    fastest = [room.devices[i] for i in order]
+
+    def first_that_holds(need: int) -> ServiceDevice:
+        return next((device for device in fastest if room.free(device) >= need), room.most_free())
+
+    critical = [service for service in services if service.latency_critical]
+    chosen = room.place_each(critical, needs, first_that_holds)
+    return chosen | room.spread([service for service in services if not service.latency_critical], needs)
+
+
+def isolation_first(services: Sequence[Service], needs: Mapping[str, int], room: Room) -> Chosen:
+    """Place LLMs on GPUs of their own, the largest that hold them, and everything else on the others.
+
+    Of several LLMs, the largest first, each gets a GPU of its own, but the last GPU is kept for the other
+    services as long as the LLM fits beside other LLMs. An LLM that no empty GPU holds goes beside others
+    where it fits, LLMs rather than other services; if it fits nowhere, to the GPU with most free. Everything
+    else is spread over the GPUs without an LLM, even if it overfills them; only if there is none, beside the
+    LLMs.
+    """
+    llms = [service for service in services if service.role is ServiceRole.LLM]
+    rest = [service for service in services if service.role is not ServiceRole.LLM]
+
+    def own_gpu(need: int) -> ServiceDevice:
+        holding = [device for device in room.devices if room.free(device) >= need]
+        empty = [device for device in holding if room.empty(device)]
+        beside = [device for device in holding if room.has_llm(device)]
+        others = [device for device in room.devices if not room.has_llm(device)]
+        if empty and not (rest and beside and len(others) == 1):
+            return max(empty, key=lambda device: device.total_bytes)
+        return room.most_free(beside or empty or holding or None)
+
+    def without_llm(need: int) -> ServiceDevice:
+        return room.most_free([device for device in room.devices if not room.has_llm(device)] or None)
+
+    chosen = room.place_each(llms, needs, own_gpu)
+    return chosen | room.place_each(rest, needs, without_llm)
+
+
+_RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], Room], Chosen]]] = {
+    Strategy.VRAM_BASED: vram_based,
+    Strategy.LATENCY_OPTIMIZED: latency_optimized,
+    Strategy.ISOLATION_FIRST: isolation_first,
+    Strategy.BALANCED: balanced,
+}
+
+
+def _left_open(given: Assignment | None) -> bool:
+    return given is None or (given.gpu_index is None and given.device_id is None)
+
+
+def _need(service: Service, given: Mapping[str, Assignment]) -> int:
+    assignment = given.get(service.name)
+    return needed_bytes(service, assignment.vram_budget_gb if assignment else None)
+
+
+def _assignment(service: Service, given: Assignment | None, chosen: ServiceDevice | None) -> Assignment:
+    budget = given.vram_budget_gb if given else None
+    if chosen is not None:
+        return Assignment(service.name, chosen.index, chosen.id, budget)
+    return given or Assignment(service.name)
+
+
+def _resolved(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:
+    """Name the GPU by its index and id as they are now; without an index if it is missing."""
+    device = assigned_device(assignment, devices)
+    index, identity = (device.index, device.id) if device else (None, assignment.device_id)
+    return Assignment(assignment.service, index, identity, assignment.vram_budget_gb)
+
+
+def _with_budgets(
+    services: Sequence[Service], devices: Sequence[ServiceDevice], wanted: Sequence[Assignment]
+) -> list[Assignment]:
+    """Set the budgets that the rule gives, GPU by GPU, where none was given."""
+    here: dict[DeviceId, list[tuple[Service, float | None]]] = {device.id: [] for device in devices}
+    for service, assignment in zip(services, wanted, strict=True):
+        device = assigned_device(assignment, devices)
+        if device is not None:
+            here[device.id].append((service, assignment.vram_budget_gb))
+    budgets: dict[str, float] = {}
+    for device in devices:
+        budgets |= adjusted_budgets(device, here[device.id])
+    return [
+        Assignment(one.service, one.gpu_index, one.device_id, budgets.get(one.service, one.vram_budget_gb))
+        for one in wanted
+    ]

@@ -1,0 +1,201 @@
+"""What should be known of assignments, in the words of the design: it stops nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from cotenant.domain.units import GIB, MIB
+from cotenant.services.assign.memory import assigned_device, needed_bytes
+from cotenant.services.assign.vram_budget import Placed, adjustable, adjusted_budgets
+from cotenant.services.model import (
+    Assignment,
+    Service,
+    ServiceDevice,
+    ServiceRole,
+    ServiceWarning,
+    WarningKind,
+)
+
+
+def warnings_of(
+    services: Sequence[Service],
+    devices: Sequence[ServiceDevice],
+    assignments: Sequence[Assignment],
+    *,
+    known_services: Collection[str] | None = None,
+) -> tuple[ServiceWarning, ...]:
+    """Return what should be known: of names, of GPUs that are missing or unhealthy, then of memory by GPU.
+
+    `assignments` have their budgets already. A budget that is what the rule in `vram_budget` sets is called
+    auto-adjusted. `known_services` are those in the compose files, None if nobody has read them. Only
+    services that are pinned to a GPU count there. GB are 2^30 bytes.
+    """
+    enabled = {service.name: service for service in services if service.enabled}
+    return (
+        *_of_names(services, assignments, known_services),
+        *_of_devices(enabled, devices, assignments),
+        *_of_memory(enabled, devices, assignments),
+    )
+
+
+def _of_names(
+    services: Sequence[Service], assignments: Sequence[Assignment], known: Collection[str] | None
+) -> Iterator[ServiceWarning]:
+    names = {service.name for service in services}
+    for assignment in assignments:
+        if assignment.service not in names:
+            yield ServiceWarning(
+                WarningKind.UNKNOWN_SERVICE,
+                f"{assignment.service} is not among the configured services. Its assignment is left out.",
+                service=assignment.service,
+            )
+    if known is not None:
+        for service in services:
+            if service.enabled and service.name not in known:
+                yield ServiceWarning(
+                    WarningKind.UNKNOWN_SERVICE,
+                    f"{service.name} is not in the compose files. It cannot be pinned.",
+                    service=service.name,
+                )
+
+
+def _of_devices(
+    enabled: dict[str, Service], devices: Sequence[ServiceDevice], assignments: Sequence[Assignment]
+) -> Iterator[ServiceWarning]:
+    if not devices:
+        if enabled:
+            yield ServiceWarning(WarningKind.GPU_MISSING, "No GPUs detected. Services are left unpinned.")
+        return
+    for assignment in assignments:
+        name = assignment.service
+        if name not in enabled or (assignment.gpu_index is None and assignment.device_id is None):
+            continue
+        device = assigned_device(assignment, devices)
+        if device is None:
+            named = (
+                f"GPU {assignment.gpu_index}" if assignment.gpu_index is not None else assignment.device_id
+            )
+            yield ServiceWarning(
+                WarningKind.GPU_MISSING,
+                f"{named} is missing. {name} is left unpinned and uses whichever GPU is available.",
+                service=name,
+                gpu_index=assignment.gpu_index,
+            )
+        elif not device.healthy:
+            yield ServiceWarning(
+                WarningKind.GPU_UNHEALTHY,
+                f"GPU {device.index} is unhealthy. {name} is pinned to it.",
+                service=name,
+                gpu_index=device.index,
+            )
+
+
+def no_healthy_gpu(devices: Sequence[ServiceDevice]) -> ServiceWarning:
+    """Return the warning that a strategy had no GPU to choose."""
+    names = ", ".join(str(device.index) for device in devices)
+    which = f"GPU {names} is" if len(devices) == 1 else f"GPUs {names} are"
+    return ServiceWarning(
+        WarningKind.GPU_UNHEALTHY, f"{which} unhealthy, and there is no other. Services are left unpinned."
+    )
+
+
+def _of_memory(
+    enabled: dict[str, Service], devices: Sequence[ServiceDevice], assignments: Sequence[Assignment]
+) -> Iterator[ServiceWarning]:
+    here: dict[str, list[tuple[Service, float | None]]] = {}
+    for assignment in assignments:
+        device = assigned_device(assignment, devices)
+        if device is not None and assignment.service in enabled:
+            here.setdefault(device.id, []).append((enabled[assignment.service], assignment.vram_budget_gb))
+    for device in devices:
+        placed = here.get(device.id, [])
+        for service, budget in placed:
+            yield from _of_one(device, service, budget, placed)
+        yield from _of_all(device, placed)
+
+
+def _of_one(
+    device: ServiceDevice, service: Service, budget: float | None, placed: Placed
+) -> Iterator[ServiceWarning]:
+    """Warn of a service that cannot have what it needs there, by itself or, if it is told less, at all."""
+    need, told = needed_bytes(service), needed_bytes(service, budget)
+    free = device.total_bytes - device.occupied_bytes
+    kind = WarningKind.BUDGET_EXCEEDS_GPU
+    if told < need:
+        left = free - sum(needed_bytes(other, given) for other, given in placed if other is not service)
+        if need <= left:
+            return
+        size, limit = _exceeded(device, need, left, "left")
+        instead = _told(device, service, budget, placed)
+        text = f"{service.name} VRAM budget ({size}) exceeds {limit}. {instead}"
+    elif told <= free:
+        return
+    elif service.role is ServiceRole.LLM:
+        kind = WarningKind.LLM_ON_SMALL_GPU
+        text = _of_llm(device, service, told, free)
+    else:
+        noun = "VRAM" if service.budget_env is None else "VRAM budget"
+        size, limit = _exceeded(device, told, free, "free")
+        text = f"{service.name} {noun} ({size}) exceeds {limit}"
+        if adjustable(service, budget):
+            text += ". No budget fits beside what is there."
+    yield ServiceWarning(kind, text, service=service.name, gpu_index=device.index)
+
+
+def _of_llm(device: ServiceDevice, service: Service, need: int, free: int) -> str:
+    who, whole = service.model or service.name, need > device.total_bytes
+    size, room = _apart(need, device.total_bytes if whole else max(0, free))
+    has = room if whole else f"{room} free of {gb(device.total_bytes)}"
+    return f"{who} requires ~{size}, GPU {device.index} only has {has}"
+
+
+def _of_all(device: ServiceDevice, placed: Placed) -> Iterator[ServiceWarning]:
+    """Warn of services that are too large together."""
+    needs = [needed_bytes(service, budget) for service, budget in placed]
+    need, free = sum(needs), device.total_bytes - device.occupied_bytes
+    if need <= free or sum(one > 0 for one in needs) < 2:
+        return
+    size, limit = _exceeded(device, need, free, "free")
+    if need > device.total_bytes:
+        limit = limit.replace(" (", " capacity (")
+    whole = round(need / GIB)
+    if whole >= 10 and whole > round(device.total_bytes / GIB):
+        size = f"{whole} GB"
+    yield ServiceWarning(
+        WarningKind.COMBINED_EXCEEDS_GPU,
+        f"Combined VRAM (~{size}) exceeds {limit}",
+        gpu_index=device.index,
+    )
+
+
+def _told(device: ServiceDevice, service: Service, budget: float | None, placed: Placed) -> str:
+    """Say what a service is told instead, and whether that is what the rule gives."""
+    alone = [(one, None if one is service else given) for one, given in placed]
+    together = [
+        (one, None if needed_bytes(one, given) < needed_bytes(one) else given) for one, given in placed
+    ]
+    rule = [adjusted_budgets(device, those).get(service.name) for those in (alone, together)]
+    return f"{'Auto-adjusted' if budget in rule else 'Set'} to {budget:g} GB."
+
+
+def _exceeded(device: ServiceDevice, size: int, room: int, word: str) -> tuple[str, str]:
+    """Return a size and what it exceeds: the whole GPU, or what is free or left of it."""
+    if size > device.total_bytes:
+        shown, total = _apart(size, device.total_bytes)
+        return shown, f"GPU {device.index} ({total})"
+    shown, rest = _apart(size, max(0, room))
+    return shown, f"what is {word} on GPU {device.index} ({rest} of {gb(device.total_bytes)})"
+
+
+def _apart(one: int, other: int) -> tuple[str, str]:
+    """Render two sizes so that they can be told apart, in MB if GB do not."""
+    if gb(one) != gb(other):
+        return gb(one), gb(other)
+    return f"{one / MIB:,.0f} MB", f"{other / MIB:,.0f} MB"
+
+
+def gb(count: int) -> str:
+    """Render bytes as the design does: `6.8 GB` of 2^30 bytes, `24 GB`, `329 MB` below half a GB."""
+    if count < GIB // 2:
+        return f"{count / MIB:.0f} MB"
+    return f"{count / GIB:.1f}".removesuffix(".0") + " GB"

@@ -1,0 +1,212 @@
+"""Compose files: which services there are, and which of them use a GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.domain.errors import ComposeFileError
+from cotenant.services.compose.compose_yaml import (
+    ComposeText,
+    Override,
+    Reset,
+    read_compose_text,
+    shape_error,
+)
+from cotenant.services.compose.gpu_requests import (
+    GpuRequest,
+    as_list,
+    environment_of,
+    gpu_requests,
+    labels_of,
+)
+from cotenant.services.compose.interpolation import interpolated, project_variables
+
+_MAX_FILES: Final = 100
+_NOT_IN_A_NAME: Final = re.compile(r"[^-_a-z0-9]")
+_PUBLISHED: Final = re.compile(r"(?:(?P<host>.+):)?(?P<port>\d+):\d+(?:/tcp)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeService:
+    """A service as all files together define it.
+
+    `definition` is the merged mapping, variables not put in; `inherited` what `extends` brings on top, which
+    podman-compose joins only after every file. `ports` are those published on this machine over TCP.
+    """
+
+    name: str
+    definition: Mapping[str, Any]
+    inherited: Mapping[str, Any]
+    labels: Mapping[str, str]
+    environment: Mapping[str, str | None]
+    gpus: tuple[GpuRequest, ...]
+    ports: tuple[int, ...]
+
+    @property
+    def has_health_check(self) -> bool:
+        """Whether the files give it a check of its own; one that its image brings is not seen here."""
+        check = self.definition.get("healthcheck") or self.inherited.get("healthcheck")
+        return isinstance(check, Mapping) and not check.get("disable")
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeProject:
+    """What a set of compose files means together. `directory` is the first one's folder."""
+
+    name: str
+    directory: Path
+    services: Mapping[str, ComposeService]
+
+
+def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProject:
+    """Read compose files, later ones over earlier ones. Raises ComposeFileError.
+
+    `name` is the project's as the operator gives it. Without it: COMPOSE_PROJECT_NAME, the files' `name:`,
+    the name of the folder, as compose commands choose it.
+    """
+    if not files:
+        raise ComposeFileError(
+            "no compose file is configured", hint="Name it in services.compose.files of the configuration."
+        )
+    directory = files[0].absolute().parent
+    variables = project_variables(directory)
+    texts = _with_included(files)
+    merged: dict[str, Any] = {}
+    for text in texts:
+        merged = _merged(merged, _services_of(text))
+    inherited = {service: _inherited(merged, service, texts, ()) for service in merged}
+    services = {
+        service: _service(service, definition, inherited[service], variables)
+        for service, definition in merged.items()
+    }
+    given = [str(text.root["name"]) for text in texts if text.root.get("name")]
+    chosen = name or variables.get("COMPOSE_PROJECT_NAME") or (given[0] if given else directory.name)
+    project = _NOT_IN_A_NAME.sub("", interpolated(chosen, variables).lower()).lstrip("-_")
+    return ComposeProject(project or "default", directory, services)
+
+
+def _with_included(files: Sequence[Path]) -> list[ComposeText]:
+    texts: list[ComposeText] = []
+    seen: set[Path] = set()
+    waiting = [Path(file) for file in files]
+    while waiting:
+        path = waiting.pop(0)
+        if path in seen:
+            continue
+        seen.add(path)
+        if len(seen) > _MAX_FILES:
+            raise ComposeFileError(f"{path}: more than {_MAX_FILES} compose files are included")
+        text = read_compose_text(path)
+        texts.append(text)
+        for entry in as_list(text.root.get("include")):
+            for other in as_list(entry.get("path") if isinstance(entry, dict) else entry):
+                waiting.append(path.parent / interpolated(str(other), project_variables(path.parent)))
+    return texts
+
+
+def _services_of(text: ComposeText) -> dict[str, Any]:
+    services = text.root.get("services") or {}
+    if not isinstance(services, dict):
+        raise shape_error(text, None, "`services` is not a mapping")
+    found: dict[str, Any] = {}
+    for name, definition in services.items():
+        value = definition.value if isinstance(definition, Override) else definition
+        if value is not None and not isinstance(value, (dict, Reset)):
+            raise shape_error(text, str(name), "its definition is not a mapping")
+        found[str(name)] = definition if value is not None else {}
+    return found
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in more.items():
+        earlier = result.get(key)
+        if isinstance(value, Reset):
+            result.pop(key, None)
+        elif isinstance(value, Override):
+            result[key] = _untagged(value.value)
+        elif key in ("environment", "labels") and earlier is not None and type(earlier) is not type(value):
+            probe = environment_of if key == "environment" else labels_of
+            result[key] = probe({key: earlier}) | probe({key: value})
+        elif isinstance(value, dict) and (earlier is None or isinstance(earlier, dict)):
+            result[key] = _merged(earlier or {}, value)
+        elif isinstance(value, list) and isinstance(earlier, list) and key not in ("command", "entrypoint"):
+            result[key] = earlier + [_untagged(item) for item in value]
+        else:
+            result[key] = _untagged(value)
+    return result
+
+
+def _untagged(value: Any) -> Any:
+    if isinstance(value, Override):
+        return _untagged(value.value)
+    if isinstance(value, dict):
+        return {key: _untagged(item) for key, item in value.items() if not isinstance(item, Reset)}
+    if isinstance(value, list):
+        return [_untagged(item) for item in value if not isinstance(item, Reset)]
+    return value
+
+
+def _inherited(
+    services: Mapping[str, Any], name: str, texts: Sequence[ComposeText], seen: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what the services that one extends give to it; `seen` are those on the way to it."""
+    extends = services[name].get("extends")
+    if not extends:
+        return {}
+    named = extends if isinstance(extends, dict) else {"service": extends}
+    parent = str(named.get("service"))
+    owner = next((text for text in reversed(texts) if name in text.lines), texts[0])
+    here = f"{owner.path}:{name}"
+    if here in seen or len(seen) > _MAX_FILES:
+        raise shape_error(owner, name, f"it extends {parent}, which leads back to itself")
+    others = services
+    if named.get("file"):
+        other = read_compose_text((owner.path.parent / str(named["file"])).resolve())
+        others, texts = _merged({}, _services_of(other)), [other]
+    if parent not in others:
+        raise shape_error(owner, name, f"it extends {parent}, which is no service there")
+    return _merged(_inherited(others, parent, texts, (*seen, here)), others[parent])
+
+
+def _service(
+    name: str, definition: Mapping[str, Any], inherited: Mapping[str, Any], variables: Mapping[str, str]
+) -> ComposeService:
+    whole = _merged(inherited, definition)
+    known = _filled(whole, variables)
+    return ComposeService(
+        name,
+        definition,
+        inherited,
+        labels=labels_of(known),
+        environment=environment_of(known),
+        gpus=gpu_requests(known),
+        ports=_published(known.get("ports")),
+    )
+
+
+def _filled(value: Any, variables: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return interpolated(value, variables)
+    if isinstance(value, dict):
+        return {key: _filled(item, variables) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, variables) for item in value]
+    return value
+
+
+def _published(ports: object) -> tuple[int, ...]:
+    found: list[int] = []
+    for entry in ports if isinstance(ports, list) else []:
+        if isinstance(entry, dict):
+            port = str(entry.get("published") or "") if entry.get("protocol", "tcp") == "tcp" else ""
+        else:
+            match = _PUBLISHED.fullmatch(str(entry))
+            port = match["port"] if match else ""
+        if port.isdecimal() and 0 < int(port) < 65536:
+            found.append(int(port))
+    return tuple(found)

@@ -1,0 +1,178 @@
+"""What the container engine tells of a project's containers, through podman's or docker's command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.domain.errors import ContainerEngineMissing
+from cotenant.services.compose.command import reason
+from cotenant.services.compose.pinning import labelled_assignment
+from cotenant.services.compose.program import ask
+from cotenant.services.model import ContainerState
+
+_PROJECT: Final = "com.docker.compose.project"
+_SERVICE: Final = "com.docker.compose.service"
+_ONE_OFF: Final = "com.docker.compose.oneoff"
+_LOOKS_WITHIN_S: Final = 30.0
+_LOG_LINES: Final = 20
+_CDI_GPU: Final = "nvidia.com/gpu="
+_UNREADABLE: Final = "what it says of them has no shape that is known"
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container as its engine tells of it.
+
+    `gpus` are the names of the GPUs it was created with, `all` among them if it was given every one; None
+    where the engine does not tell. `health` is the engine's word (`starting`, `healthy`, `unhealthy`);
+    `starts_again` says that the engine restarts it when it ends.
+    """
+
+    id: str
+    service: str
+    labels: Mapping[str, str]
+    status: str
+    running: bool
+    exit_code: int | None
+    oom_killed: bool
+    started_at: str
+    restarts: int
+    starts_again: bool
+    has_check: bool
+    health: str | None
+    gpus: frozenset[str] | None
+
+
+class ContainerEngine:
+    """Podman or docker, asked by its command line."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv = tuple(argv)
+
+    @property
+    def checks_itself(self) -> bool:
+        """Whether the engine runs containers' checks by itself: podman leaves that to systemd's timers."""
+        return Path(self._argv[0]).name != "podman"
+
+    async def containers(self, project: str, service: str | None = None) -> tuple[Container, ...]:
+        """Return a project's containers, or one service's, in the order of their ids.
+
+        Raises ContainerEngineMissing if the engine does not answer.
+        """
+        filters = [f"label={_PROJECT}={project}"] + ([f"label={_SERVICE}={service}"] if service else [])
+        options = [option for each in filters for option in ("--filter", each)]
+        complaint = ""
+        # A container may vanish between the two questions.
+        for _ in range(3):
+            listed = await ask([*self._argv, "ps", "-aq", "--no-trunc", *options], _LOOKS_WITHIN_S)
+            if not listed.ok:
+                complaint = listed.errors
+                continue
+            ids = sorted(set(listed.output.split()))
+            if not ids:
+                return ()
+            looked = await ask([*self._argv, "container", "inspect", *ids], _LOOKS_WITHIN_S)
+            if looked.ok:
+                found = _read(looked.output)
+                if found is not None:
+                    return tuple(each for each in found if _counts(each, service))
+            complaint = looked.errors or _UNREADABLE
+        raise ContainerEngineMissing(
+            f"{self._argv[0]} does not tell about its containers: {reason(complaint)}",
+            hint="See that the container engine runs and that the daemon may use it.",
+        )
+
+    async def check(self, container: Container, timeout_s: float) -> tuple[bool, str]:
+        """Run a container's own check now; return whether it is healthy, and what the check said."""
+        if self.checks_itself:
+            return container.health == "healthy", f"its check says {container.health}"
+        result = await ask([*self._argv, "healthcheck", "run", container.id], timeout_s)
+        said = (result.output + result.errors).strip() or "unhealthy"
+        return result.ok, f"its check says {reason(said)}"
+
+    async def last_words(self, container: Container) -> str:
+        """Return the last lines of a container's log in one, empty if it said nothing."""
+        log = await ask([*self._argv, "logs", "--tail", str(_LOG_LINES), container.id], _LOOKS_WITHIN_S)
+        lines = [line.strip() for line in (log.output + log.errors).splitlines() if line.strip()]
+        return " | ".join(lines[-3:])[:500]
+
+
+def _counts(container: Container, service: str | None) -> bool:
+    """Whether a container belongs to the service: those of `compose run` carry its name too."""
+    one_off = container.labels.get(_ONE_OFF, "").lower() == "true"
+    return not one_off and service in (None, container.service)
+
+
+def states(containers: Iterable[Container], services: Iterable[str]) -> tuple[ContainerState, ...]:
+    """Return how each service stands. One with several containers runs, or is healthy, if all of them are."""
+    by_service: dict[str, list[Container]] = {}
+    for container in containers:
+        by_service.setdefault(container.service, []).append(container)
+    return tuple(_state(service, by_service.get(service, [])) for service in services)
+
+
+def _state(service: str, containers: Sequence[Container]) -> ContainerState:
+    if not containers:
+        return ContainerState(service)
+    first = containers[0]
+    checked = [each.health == "healthy" for each in containers if each.health in ("healthy", "unhealthy")]
+    return ContainerState(
+        service,
+        container_id=first.id,
+        running=all(each.running for each in containers),
+        healthy=all(checked) if len(checked) == len(containers) else None,
+        assignment=labelled_assignment(service, first.labels),
+    )
+
+
+def _read(output: str) -> list[Container] | None:
+    try:
+        return [_container(each) for each in json.loads(output)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _container(told: Mapping[str, Any]) -> Container:
+    state, config = told.get("State") or {}, told.get("Config") or {}
+    labels = {str(name): str(value) for name, value in (config.get("Labels") or {}).items()}
+    check = config.get("Healthcheck") or {}
+    test = check.get("Test") or []
+    health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status")
+    return Container(
+        id=str(told["Id"]),
+        service=labels.get(_SERVICE, ""),
+        labels=labels,
+        status=str(state.get("Status", "unknown")),
+        running=bool(state.get("Running")) and not state.get("Restarting"),
+        exit_code=state.get("ExitCode"),
+        oom_killed=bool(state.get("OOMKilled")),
+        started_at=str(state.get("StartedAt", "")),
+        restarts=int(told.get("RestartCount") or 0),
+        starts_again=_restart_policy(told) not in ("", "no"),
+        has_check=bool(test) and test[0] != "NONE",
+        health=health or None,
+        gpus=_gpus(told.get("HostConfig") or {}, config.get("CreateCommand")),
+    )
+
+
+def _restart_policy(told: Mapping[str, Any]) -> str:
+    policy = (told.get("HostConfig") or {}).get("RestartPolicy") or {}
+    return str(policy.get("Name") or "")
+
+
+def _gpus(host: Mapping[str, Any], create_command: Sequence[str] | None) -> frozenset[str] | None:
+    """Podman keeps the command that made a container, docker what it asked of the GPU's driver."""
+    if create_command:
+        words = [word.removeprefix("--device=") for word in create_command]
+        return frozenset(word.removeprefix(_CDI_GPU) for word in words if word.startswith(_CDI_GPU))
+    if "DeviceRequests" not in host:
+        return None
+    names: set[str] = set()
+    for request in host["DeviceRequests"] or []:
+        ids = [str(name).removeprefix(_CDI_GPU) for name in request.get("DeviceIDs") or []]
+        names.update(ids or ["all"])
+    return frozenset(names)

@@ -1,0 +1,241 @@
+"""The generated files on disk: all written or none, an edit by hand noticed, the last ones kept.
+
+Beside them, in `gpu-history/`, each configuration's files are kept in a folder with its number, and
+`written.json` says what was written last: the checksums of the files, and of those before. Both count as
+untouched, since a power cut may fall between two renames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cotenant.domain.errors import GeneratedFileEdited, GeneratedFileFailed
+from cotenant.durable import staged, sync_folder, write_durably
+from cotenant.services.compose.assignments_file import ASSIGNMENTS_NAME
+from cotenant.services.compose.override import OVERRIDE_NAME, RESET_NAME
+
+NAMES: Final = (ASSIGNMENTS_NAME, RESET_NAME, OVERRIDE_NAME)
+_HISTORY: Final = "gpu-history"
+_RECORD: Final = "written.json"
+_KEPT: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Files that were written together: their checksums, None for one that was left out."""
+
+    number: int | None
+    sums: Mapping[str, str | None]
+
+
+class GeneratedFiles:
+    """The generated files in one folder, which is made when they are first written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._history = folder / _HISTORY
+
+    @property
+    def override(self) -> Path:
+        """Where the override is, if there is one."""
+        return self._folder / OVERRIDE_NAME
+
+    def in_use(self) -> tuple[Path, ...]:
+        """Return those that a compose command is to be given after its own files, in that order."""
+        paths = (self._folder / RESET_NAME, self._folder / OVERRIDE_NAME)
+        return tuple(path for path in paths if path.is_file())
+
+    def number(self) -> int | None:
+        """Return the configuration whose files are in place; None if there are none."""
+        return next((each.number for each in self._written() if self._in_place(each)), None)
+
+    def edited(self) -> tuple[Path, ...]:
+        """Return those that are not as they were written: changed, removed, or another's from the start."""
+        written = self._written()
+        found = []
+        for name in NAMES:
+            present = self._sum(name)
+            expected = {each.sums.get(name) for each in written} or {None}
+            if present not in expected:
+                found.append(self._folder / name)
+        return tuple(found)
+
+    def write(self, number: int, contents: Mapping[str, str | None], *, force: bool = False) -> None:
+        """Put the files of a configuration in place, and keep them under its number.
+
+        `contents` holds every name of `NAMES`, None for a file that is not to be there. One that was removed
+        by hand is written again; raises GeneratedFileEdited for one that was changed, unless `force`, and
+        GeneratedFileFailed, which leaves all as they were.
+        """
+        changed = [path for path in self.edited() if path.exists()]
+        if changed and not force:
+            raise _edited(changed)
+        encoded = {name: None if text is None else text.encode() for name, text in contents.items()}
+        self._keep(number, encoded)
+        self._replace(number, encoded)
+
+    def restore(self, number: int | None) -> None:
+        """Put a kept configuration's files back in place; None: none at all. Raises GeneratedFileFailed."""
+        contents: dict[str, bytes | None] = dict.fromkeys(NAMES)
+        if number is not None:
+            kept = self._history / str(number)
+            if not (kept / ASSIGNMENTS_NAME).is_file():
+                raise GeneratedFileFailed(
+                    f"{kept}: the files of configuration {number} are not kept any more",
+                    hint=f"The last {_KEPT} are kept. Save the assignments again.",
+                )
+            try:
+                contents = {name: _content(kept / name) for name in NAMES}
+            except OSError as error:
+                raise GeneratedFileFailed(
+                    f"{error.filename} cannot be read: {error.strerror}", hint="Save the assignments again."
+                ) from error
+        self._replace(number, contents)
+
+    def ensure(self, number: int) -> None:
+        """Have a configuration's files in place, for compose to read.
+
+        If they are there, also with changes by hand, they stay; one that was removed is put back. Raises
+        GeneratedFileEdited where files of another configuration were changed, and GeneratedFileFailed.
+        """
+        written = self._written()
+        gone_or_changed = self.edited()
+        changed = [path for path in gone_or_changed if path.exists()]
+        if not written or written[0].number != number:
+            if changed:
+                raise _edited(changed)
+            self.restore(number)
+        elif gone_or_changed and not changed:
+            self.restore(number)
+
+    def settle(self) -> None:
+        """Undo a write that ended between two renames: its configuration was not saved."""
+        written = self._written()
+        if len(written) < 2 or self.edited() or any(self._in_place(each) for each in written):
+            return
+        before = written[1]
+        if before.number is None and any(before.sums.values()):
+            return
+        with contextlib.suppress(GeneratedFileFailed):
+            self.restore(before.number)
+
+    def _replace(self, number: int | None, contents: Mapping[str, bytes | None]) -> None:
+        before: dict[str, bytes | None] = {}
+        fresh: dict[str, Path] = {}
+        path = self._history
+        try:
+            self._history.mkdir(parents=True, exist_ok=True)
+            path = self._history / _RECORD
+            record = _content(path)
+        except OSError as error:
+            raise _failed(path, error) from error
+        try:
+            for name in NAMES:
+                path = self._folder / name
+                before[name] = _content(path)
+                content = contents[name]
+                if content is not None:
+                    fresh[name] = staged(path, content)
+            path = self._history / _RECORD
+            after = _entry(number, contents)
+            write_durably(path, json.dumps([after, _entry(self.number(), before)], indent=1).encode())
+            for name in NAMES:
+                path = self._folder / name
+                if name in fresh:
+                    fresh[name].replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+            sync_folder(self._folder)
+            with contextlib.suppress(OSError):
+                write_durably(self._history / _RECORD, json.dumps([after], indent=1).encode())
+        except OSError as error:
+            self._undo(before, record)
+            raise _failed(path, error) from error
+        finally:
+            for left in fresh.values():
+                with contextlib.suppress(OSError):
+                    left.unlink()
+
+    def _undo(self, before: Mapping[str, bytes | None], record: bytes | None) -> None:
+        was = {self._folder / name: content for name, content in before.items()}
+        for path, content in (was | {self._history / _RECORD: record}).items():
+            with contextlib.suppress(OSError):
+                if content is None:
+                    path.unlink(missing_ok=True)
+                elif _content(path) != content:
+                    write_durably(path, content)
+
+    def _keep(self, number: int, contents: Mapping[str, bytes | None]) -> None:
+        kept = self._history / str(number)
+        path = kept
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+            for name in NAMES:
+                path, content = kept / name, contents[name]
+                if content is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_durably(path, content)
+        except OSError as error:
+            raise _failed(path, error) from error
+        self._forget()
+
+    def _forget(self) -> None:
+        numbers = sorted(int(path.name) for path in self._history.iterdir() if path.name.isdecimal())
+        in_use = {each.number for each in self._written()}
+        for number in numbers[:-_KEPT]:
+            if number not in in_use:
+                shutil.rmtree(self._history / str(number), ignore_errors=True)
+
+    def _written(self) -> tuple[_Written, ...]:
+        try:
+            entries: list[Any] = json.loads((self._history / _RECORD).read_bytes())
+            return tuple(_Written(entry["number"], entry["sums"]) for entry in entries)
+        except (OSError, ValueError, TypeError, KeyError):
+            return ()
+
+    def _in_place(self, written: _Written) -> bool:
+        return all(self._sum(name) == written.sums.get(name) for name in NAMES)
+
+    def _sum(self, name: str) -> str | None:
+        path = self._folder / name
+        try:
+            return _sum(_content(path))
+        except OSError:
+            return "unreadable"
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _entry(number: int | None, contents: Mapping[str, bytes | None]) -> dict[str, Any]:
+    return {"number": number, "sums": {name: _sum(content) for name, content in contents.items()}}
+
+
+def _sum(content: bytes | None) -> str | None:
+    return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+def _edited(paths: Sequence[Path]) -> GeneratedFileEdited:
+    return GeneratedFileEdited(
+        f"{' and '.join(map(str, paths))} {'was' if len(paths) == 1 else 'were'} changed by hand",
+        hint="Move what you changed into your own compose file, or force the save to overwrite it.",
+    )
+
+
+def _failed(path: Path, error: OSError) -> GeneratedFileFailed:
+    return GeneratedFileFailed(
+        f"{path} cannot be written: {error.strerror}",
+        hint="Make room, or give the daemon the right to write there; nothing was changed.",
+    )

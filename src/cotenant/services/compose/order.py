@@ -1,0 +1,120 @@
+"""In which order services are recreated, so that memory is freed before it is needed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cotenant.services.model import Assignment
+
+UNPINNED_GPU: Final = 0
+"""Where a container works that may see every GPU: CUDA begins with the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A service to recreate: what its container was created with, and what it shall be created with.
+
+    `before` is None where it has no container that uses a GPU, or one that is not pinned.
+    """
+
+    service: str
+    before: Assignment | None
+    after: Assignment | None
+    latency_critical: bool = False
+
+    @property
+    def leaves(self) -> int:
+        """The GPU on which it is now."""
+        return _gpu(self.before)
+
+    @property
+    def arrives(self) -> int:
+        """The GPU on which it will be."""
+        return _gpu(self.after)
+
+    @property
+    def frees(self) -> bool:
+        """Whether its old GPU has more room afterwards: it goes, or is told to use less."""
+        if self.leaves != self.arrives:
+            return True
+        before, after = _budget(self.before), _budget(self.after)
+        return after is not None and (before is None or after < before)
+
+    @property
+    def needs(self) -> bool:
+        """Whether its new GPU has less room afterwards: it comes, or may use more."""
+        if self.leaves != self.arrives:
+            return True
+        before, after = _budget(self.before), _budget(self.after)
+        return before is not None and (after is None or after > before)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is done with one service, once the memory of all in `after` is free.
+
+    A service's memory is free when it has been recreated, or stopped. `stop_first` has it stopped before
+    anything else, because it is in a circle of services that wait for each other.
+    """
+
+    service: str
+    after: tuple[str, ...] = ()
+    stop_first: bool = False
+
+
+def ordered(moves: Sequence[Move]) -> tuple[Step, ...]:
+    """Return a step for each move, in an order in which none waits for a later one but those stopped first.
+
+    A service that needs memory on a GPU waits for all that free some there. Services that would wait for each
+    other in a circle, as two that change places, cannot all stay up: one of the circle is stopped, a service
+    that is not latency critical if there is one. The same moves always give the same steps.
+    """
+    waits = {move.service: _waits_for(move, moves) for move in moves}
+    by_name = {move.service: move for move in moves}
+    freed: set[str] = set()
+    stopped: set[str] = set()
+    done: list[str] = []
+    while len(done) < len(moves):
+        left = [move for move in moves if move.service not in done]
+        ready = [move for move in left if set(waits[move.service]) <= freed]
+        if not ready:
+            circle = _circle(left[0].service, waits, freed)
+            victim = min(circle, key=lambda name: (by_name[name].latency_critical, circle.index(name)))
+            stopped.add(victim)
+            freed.add(victim)
+            continue
+        # Those that free memory first, so that the least has to wait.
+        chosen = min(ready, key=lambda move: (not move.frees, left.index(move)))
+        done.append(chosen.service)
+        freed.add(chosen.service)
+    return tuple(Step(name, waits[name], name in stopped) for name in done)
+
+
+def _waits_for(move: Move, moves: Sequence[Move]) -> tuple[str, ...]:
+    if not move.needs:
+        return ()
+    return tuple(
+        other.service
+        for other in moves
+        if other.service != move.service and other.frees and other.leaves == move.arrives
+    )
+
+
+def _circle(start: str, waits: Mapping[str, Sequence[str]], freed: set[str]) -> list[str]:
+    """Follow what `start` waits for until a service comes twice; those from there on are the circle."""
+    path = [start]
+    while True:
+        following = next(name for name in waits[path[-1]] if name not in freed)
+        if following in path:
+            return path[path.index(following) :]
+        path.append(following)
+
+
+def _gpu(assignment: Assignment | None) -> int:
+    return UNPINNED_GPU if assignment is None or assignment.gpu_index is None else assignment.gpu_index
+
+
+def _budget(assignment: Assignment | None) -> float | None:
+    return None if assignment is None else assignment.vram_budget_gb

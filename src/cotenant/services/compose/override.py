@@ -1,0 +1,193 @@
+"""The compose files that pin services to GPUs.
+
+Compose commands join lists of several files: a service that reserves `count: all` in its own file and is
+given GPU 1 by an override gets every GPU, without a word. So what it asks for itself is dropped first, in a
+file of its own that stands between the two: docker compose and podman-compose 1.6.0 both merge file by file,
+and podman-compose reads `!override` only one level deep. The same file drops a budget variable that is
+written as a number (`VRAM_BUDGET_GB: 6.8`), which podman-compose cannot merge with a text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import yaml
+
+from cotenant.domain.units import GIB
+from cotenant.services.compose.compose_files import ComposeProject, ComposeService
+from cotenant.services.compose.gpu_requests import RESERVED_DEVICES
+from cotenant.services.compose.interpolation import escaped
+from cotenant.services.compose.pinning import (
+    ASSIGNMENT_LABEL,
+    assignment_label,
+    budget_text,
+    device_name,
+    device_of,
+)
+from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, ServiceDevice
+
+OVERRIDE_NAME: Final = "docker-compose.gpu-override.yml"
+RESET_NAME: Final = "docker-compose.gpu-reset.yml"
+_PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A service that is pinned, as all that is known of it says."""
+
+    assignment: Assignment
+    compose: ComposeService
+    service: Service | None
+    device: ServiceDevice | None
+    device_name: str
+
+
+def pins(
+    assignments: Sequence[Assignment],
+    services: Sequence[Service],
+    devices: Sequence[ServiceDevice],
+    project: ComposeProject,
+    names: DeviceNames,
+) -> tuple[Pin, ...]:
+    """Return the services to pin. One that the compose files do not know would make them invalid."""
+    known = {service.name: service for service in services}
+    return tuple(
+        Pin(
+            assignment,
+            project.services[assignment.service],
+            known.get(assignment.service),
+            device_of(assignment, devices),
+            device_name(assignment, devices, names),
+        )
+        for assignment in assignments
+        if assignment.gpu_index is not None and assignment.service in project.services
+    )
+
+
+def header(configuration: SavedConfiguration, *more: str) -> str:
+    """Return the comment on top of a generated file: who made it, and how to change what it says."""
+    at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    lines = (
+        f"Made by Cotenant at {at}: configuration {configuration.number}, {configuration.strategy}.",
+        "Do not edit: the next save writes it anew. An edited file is kept until that is forced.",
+        "To change it: cotenant services set SERVICE=GPU, then cotenant services apply.",
+        *more,
+    )
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def render_override(configuration: SavedConfiguration, pinned: Sequence[Pin], by_hand: str) -> str:
+    """Return the override; `by_hand` are the `-f` options with which a person passes it to compose."""
+    top = header(configuration, f"By hand: {by_hand}") + "\n"
+    if not pinned:
+        return top + "services: {}\n"
+    return top + "services:\n" + "".join(_pin(pin) for pin in pinned)
+
+
+def render_reset(configuration: SavedConfiguration, pinned: Sequence[Pin]) -> str | None:
+    """Return the file that drops what pinned services ask for themselves; None if none asks."""
+    services: dict[str, Any] = {}
+    for pin in pinned:
+        for path in _dropped(pin):
+            place = services.setdefault(pin.assignment.service, {})
+            for key in path[:-1]:
+                place = place.setdefault(key, {})
+            place[path[-1]] = None
+    if not services:
+        return None
+    top = header(configuration, f"It stands before {OVERRIDE_NAME}: compose commands join lists of devices.")
+    return f"{top}\nservices:\n" + _tree(services, "  ")
+
+
+def _pin(pin: Pin) -> str:
+    device = f"  # {_one_line(pin.device.name)}" if pin.device else ""
+    lines = [
+        f"  {yaml_key(pin.assignment.service)}:",
+        "    labels:",
+        f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(pin.assignment))}",
+        "    deploy:",
+        "      resources:",
+        "        reservations:",
+        "          devices:",
+        "            - driver: nvidia",
+        f"              device_ids: [{_quoted(pin.device_name)}]{device}",
+        "              capabilities: [gpu]",
+        *(f"            - {_flow(entry)}" for entry in _kept(pin, RESERVED_DEVICES)),
+    ]
+    budget, service = pin.assignment.vram_budget_gb, pin.service
+    if budget is not None and service is not None and service.budget_env is not None:
+        lines.append("    environment:")
+        lines.append(f"      - {service.budget_env}={budget_text(budget)}{_adjusted(budget, service)}")
+    others = _kept(pin, ("devices",))
+    if others:
+        lines.append("    devices:")
+        lines.extend(f"      - {_flow(entry)}" for entry in others)
+    return "\n".join(lines) + "\n"
+
+
+def _adjusted(budget_gb: float, service: Service) -> str:
+    if service.vram_bytes is None or budget_gb * GIB >= service.vram_bytes * 0.99:
+        return ""
+    return f"  # adjusted: it asks for {service.vram_bytes / GIB:.1f}"
+
+
+def _dropped(pin: Pin) -> list[tuple[str, ...]]:
+    """Return the keys that an override cannot just add to.
+
+    Only those that stand in the service itself: podman-compose keeps a `!reset` of a key that is not there
+    and drops what later files put in its place.
+    """
+    definition = pin.compose.definition
+    paths = [request.path for request in pin.compose.gpus if _present(definition, request.path)]
+    name = pin.service.budget_env if pin.service and pin.assignment.vram_budget_gb is not None else None
+    variables = definition.get("environment")
+    if isinstance(variables, Mapping) and name in variables and not isinstance(variables[name], str):
+        paths.append(("environment", str(name)))
+    return paths
+
+
+def _kept(pin: Pin, path: tuple[str, ...]) -> tuple[Any, ...]:
+    if not _present(pin.compose.definition, path):
+        return ()
+    return tuple(entry for request in pin.compose.gpus if request.path == path for entry in request.kept)
+
+
+def _present(mapping: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if not isinstance(mapping, Mapping) or key not in mapping:
+            return False
+        mapping = mapping[key]
+    return True
+
+
+def _tree(mapping: Mapping[str, Any], indent: str) -> str:
+    text = ""
+    for key, value in mapping.items():
+        if value is None:
+            text += f"{indent}{yaml_key(key)}: !reset null\n"
+        else:
+            text += f"{indent}{yaml_key(key)}:\n" + _tree(value, indent + "  ")
+    return text
+
+
+def yaml_key(name: str) -> str:
+    """Return a service's name as a key, quoted where YAML would read something else."""
+    plain = _PLAIN_KEY.fullmatch(name) and isinstance(yaml.safe_load(name), str)
+    return name if plain else json.dumps(name)
+
+
+def _quoted(text: str) -> str:
+    return "'" + escaped(text).replace("'", "''") + "'"
+
+
+def _flow(entry: Any) -> str:
+    return escaped(json.dumps(entry))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

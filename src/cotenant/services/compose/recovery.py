@@ -1,0 +1,74 @@
+"""What became of an apply whose daemon ended in the middle of it, told from the containers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from cotenant.services.compose.apply_record import ApplyRecord
+from cotenant.services.compose.pinning import same_pin
+from cotenant.services.model import (
+    ApplyState,
+    ApplyStatus,
+    ContainerState,
+    ProgressState,
+    ServiceProgress,
+)
+
+
+def interrupted(
+    record: ApplyRecord, containers: Sequence[ContainerState] | None, *, still_works: bool, at: float
+) -> ApplyStatus:
+    """Return the apply as its containers now are; None for them if no engine answers.
+
+    `still_works` says that the compose command which ran then has not ended. `at` is Unix seconds.
+    """
+    found = None if containers is None else {each.service: each for each in containers}
+    services = tuple(_seen(each, record, found, still_works) for each in record.status.services)
+    told = [f"{each.service}: {each.message}" for each in services]
+    advice = "Wait for it, then look again" if still_works else "Apply again to finish, or roll back"
+    return replace(
+        record.status,
+        state=ApplyState.INTERRUPTED,
+        finished_at=record.status.finished_at or at,
+        services=services,
+        message=(
+            f"The daemon ended while configuration {record.status.number} was applied. "
+            f"{'; '.join(told)}{'. ' if told else ''}{advice}."
+        ),
+    )
+
+
+def _seen(
+    progress: ServiceProgress,
+    record: ApplyRecord,
+    found: Mapping[str, ContainerState] | None,
+    still_works: bool,
+) -> ServiceProgress:
+    if found is None:
+        return replace(progress, message="no container engine answers, so nobody knows")
+    name = progress.service
+    container = found.get(name, ContainerState(name))
+    before, after = record.before.get(name), record.after.get(name)
+    if not container.running:
+        doing = still_works and progress.state is ProgressState.RECREATING
+        state = ProgressState.RECREATING if doing else ProgressState.FAILED
+        message = "its compose command still works" if doing else "it is down"
+    elif same_pin(container.assignment, after):
+        well = container.healthy is not False
+        state = ProgressState.HEALTHY if well else ProgressState.FAILED
+        message = "it runs as configured" if well else "it runs as configured, and its check fails"
+    elif same_pin(container.assignment, before):
+        state, message = ProgressState.PENDING, "it runs as before"
+    else:
+        gpu = container.assignment.gpu_index if container.assignment else None
+        where = "without a pin" if gpu is None else f"on GPU {gpu}"
+        state, message = ProgressState.FAILED, f"it runs otherwise than before and after: {where}"
+    target = container.assignment or after
+    return ServiceProgress(
+        name,
+        state,
+        gpu_index=target.gpu_index if target else None,
+        container_id=container.container_id,
+        message=message,
+    )

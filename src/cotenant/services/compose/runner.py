@@ -1,0 +1,94 @@
+"""Runs the compose command for one project: one at a time, over restarts of the daemon too."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from cotenant.clock import Clock
+from cotenant.services.compose.command import reason
+from cotenant.services.compose.program import Finished, work
+
+_LOCK: Final = "compose.lock"
+_LOG: Final = "compose.log"
+_POLL_S: Final = 0.05
+
+
+class ComposeRunner:
+    """Runs compose commands one after the other, since podman-compose does not expect another beside it.
+
+    Each holds a lock on a file for as long as it runs, whether or not the daemon still does: the next one
+    waits for it, and `left_over` tells of it. `folder` is the daemon's own.
+    """
+
+    def __init__(self, folder: Path, clock: Clock, timeout_s: float) -> None:
+        self._lock = folder / _LOCK
+        self._log = folder / _LOG
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._turn = asyncio.Lock()
+
+    async def run(self, argv: Sequence[str], cwd: Path) -> str | None:
+        """Run a command; return what went wrong, the engine's own line, None if it went well."""
+        async with self._turn:
+            try:
+                return await self._run(argv, cwd)
+            except OSError as error:
+                return f"{error.filename or argv[0]} cannot be used: {error.strerror}"
+
+    async def left_over(self, patience_s: float) -> bool:
+        """Whether a command that an earlier run began still goes on after `patience_s`.
+
+        A lock that cannot be opened is another user's, and tells nothing: that counts as no.
+        """
+        try:
+            lock = await self._locked(patience_s)
+        except OSError:
+            return False
+        if lock is None:
+            return True
+        os.close(lock)
+        return False
+
+    async def _run(self, argv: Sequence[str], cwd: Path) -> str | None:
+        lock = await self._locked(self._timeout_s)
+        if lock is None:
+            return "another compose command of this project did not end"
+        try:
+            return _complaint(await work(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
+        finally:
+            os.close(lock)
+
+    async def _locked(self, patience_s: float) -> int | None:
+        deadline = self._clock.now() + patience_s
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not _taken(descriptor):
+                if self._clock.now() >= deadline:
+                    os.close(descriptor)
+                    return None
+                await asyncio.sleep(_POLL_S)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _complaint(finished: Finished) -> str | None:
+    if finished.ok:
+        return None
+    if finished.errors:
+        return finished.errors
+    return reason(finished.output)

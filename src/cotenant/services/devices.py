@@ -1,0 +1,93 @@
+"""The cards of this machine as strategies for services see them, and as they are remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory
+from cotenant.services.assign.memory import GpuUse, RunningService, occupied
+from cotenant.services.model import Assignment, SeenDevice, Service, ServiceDevice
+
+
+def service_devices(
+    inventory: Inventory,
+    claims: Mapping[DeviceId, int],
+    services: Sequence[Service],
+    pinned: Sequence[Assignment],
+) -> tuple[ServiceDevice, ...]:
+    """Return every card of known size, in index order, with the bytes that services cannot have.
+
+    `claims` are the bytes of the scheduler's models, `pinned` where `services` run now. A card that cannot be
+    measured or used counts as unhealthy.
+    """
+    taken = occupied(
+        [
+            GpuUse(index, _used_bytes(inventory, device, claims), claims.get(device.id, 0))
+            for index, device in _cards(inventory)
+        ],
+        _running(inventory, services, pinned),
+    )
+    return tuple(
+        ServiceDevice(
+            device.id,
+            index,
+            device.name,
+            device.total_bytes,
+            taken[index],
+            device.bandwidth_bytes_per_s,
+            _healthy(inventory, device),
+        )
+        for index, device in _cards(inventory)
+        if device.total_bytes is not None
+    )
+
+
+def seen_devices(inventory: Inventory, at: float) -> tuple[SeenDevice, ...]:
+    """Return every card to be remembered as seen at `at` (Unix seconds)."""
+    return tuple(
+        SeenDevice(
+            gpu_index=index,
+            device_id=device.id,
+            name=device.name,
+            total_bytes=device.total_bytes,
+            available_bytes=inventory.reading(device).free_bytes,
+            compute_capability=_capability(device),
+            last_seen_at=at,
+        )
+        for index, device in _cards(inventory)
+    )
+
+
+def _cards(inventory: Inventory) -> list[tuple[int, Device]]:
+    cards = [device for device in inventory.devices if device.kind is DeviceKind.GPU]
+    return [(device.index, device) for device in cards if device.index is not None]
+
+
+def _used_bytes(inventory: Inventory, device: Device, claims: Mapping[DeviceId, int]) -> int | None:
+    """Return what is in use. A description that nobody keeps up does not show our models: they are added."""
+    used = inventory.reading(device).used_bytes
+    is_still = device.described and not inventory.source.is_live
+    return used + claims.get(device.id, 0) if used is not None and is_still else used
+
+
+def _running(
+    inventory: Inventory, services: Sequence[Service], pinned: Sequence[Assignment]
+) -> list[RunningService]:
+    where = {each.service: each for each in pinned}
+    indices = {device.id: index for index, device in _cards(inventory)}
+    running = []
+    for service in services:
+        each = where.get(service.name, Assignment(service.name))
+        index = each.gpu_index if each.device_id is None else indices.get(each.device_id)
+        running.append(RunningService(service, index, each.vram_budget_gb))
+    return running
+
+
+def _healthy(inventory: Inventory, device: Device) -> bool:
+    reading = inventory.reading(device)
+    return reading.free_bytes is not None and reading.compute_mode is not ComputeMode.PROHIBITED
+
+
+def _capability(device: Device) -> str | None:
+    known = device.compute_capability
+    return None if known is None else f"{known[0]}.{known[1]}"

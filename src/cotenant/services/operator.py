@@ -1,0 +1,342 @@
+"""GPU configuration of services: what is saved, what runs, and how one becomes the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from cotenant.daemon.aside import aside
+from cotenant.domain.devices import DeviceId, Inventory
+from cotenant.domain.errors import (
+    BadAssignment,
+    ComposeFileError,
+    ContainerEngineMissing,
+    NothingToRollBack,
+    StoreError,
+)
+from cotenant.services.applies import Applies
+from cotenant.services.assign.changes import difference
+from cotenant.services.assign.fallback import fall_back
+from cotenant.services.assign.strategies import assign
+from cotenant.services.assign.warnings import warnings_of
+from cotenant.services.devices import seen_devices, service_devices
+from cotenant.services.interfaces import ApplyOrder, Orchestrator, ServiceBook, ServicesView
+from cotenant.services.model import (
+    ApplyState,
+    ApplyStatus,
+    Assignment,
+    AssignmentPlan,
+    Change,
+    ContainerState,
+    SavedConfiguration,
+    SeenDevice,
+    Service,
+    ServiceDevice,
+    ServiceWarning,
+    Strategy,
+)
+from cotenant.services.settings import ServicesSettings
+
+_MANY: Final = 1_000
+_LOG: Final = logging.getLogger("cotenant.services")
+
+Look = Callable[[], Inventory]
+Claims = Callable[[], Mapping[DeviceId, int]]
+
+
+class Services:
+    """A ServiceOperator over a book, an orchestrator and the cards of this machine.
+
+    `look` measures every card and may block. `claims` are the bytes that the scheduler's models hold, by
+    device. `wall` tells Unix seconds.
+    """
+
+    def __init__(
+        self,
+        settings: ServicesSettings,
+        book: ServiceBook,
+        orchestrator: Orchestrator,
+        look: Look,
+        claims: Claims,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._book = book
+        self._orchestrator = orchestrator
+        self._look = look
+        self._claims = claims
+        self._wall = wall
+        self._applies = Applies(orchestrator, book, wall)
+        self._changing = asyncio.Lock()
+        self._looking: asyncio.Task[Inventory] | None = None
+
+    async def start(self) -> None:
+        """Remember the cards that there are, and find out about an apply that was cut short.
+
+        A database that is away keeps nobody from serving models.
+        """
+        try:
+            await self.detect()
+        except StoreError as error:
+            _LOG.warning("GPU configuration cannot be kept or read for now: %s", error.message)
+        await self._applies.resume()
+
+    async def close(self) -> None:
+        """Stop what goes on."""
+        await self._applies.close()
+
+    # Looking.
+
+    async def view(self) -> ServicesView:
+        """Everything, as it is now. Raises StoreError."""
+        saved, applied = await self._book.current(), await self._book.applied()
+        inventory = await self._inventory()
+        devices = self._devices(inventory, applied)
+        problems = list(inventory.problems)
+        if not devices:
+            problems.append("No GPUs detected: services cannot be pinned. Describe some with --gpus to plan.")
+        compose = await self._compose_services(problems)
+        warnings: tuple[ServiceWarning, ...] = ()
+        if saved is not None:
+            fallen = fall_back(saved.assignments, self._enabled, devices)
+            found = warnings_of(self._settings.items, devices, fallen.assignments, known_services=compose)
+            warnings = (*fallen.warnings, *found)
+        edited = await asyncio.to_thread(self._orchestrator.edited)
+        problems += [
+            f"{path} was changed by hand since Cotenant wrote it: it is not overwritten without force."
+            for path in edited
+        ]
+        return ServicesView(
+            self._settings.items,
+            devices,
+            saved,
+            applied,
+            warnings,
+            problems,
+            edited,
+            changes=_differences(applied, saved) if saved else (),
+            strategy=saved.strategy if saved else self._settings.strategy,
+        )
+
+    async def preview(
+        self, strategy: Strategy, assignments: Sequence[Assignment] | None = None
+    ) -> tuple[AssignmentPlan, Sequence[Change]]:
+        """Return what would be saved, and how that differs from what is applied.
+
+        Without assignments, those saved under `manual`. Raises BadAssignment, StoreError.
+        """
+        saved, applied = await self._book.current(), await self._book.applied()
+        devices = self._devices(await self._inventory(), applied)
+        if assignments is not None:
+            manual = self._resolved(assignments, devices)
+        else:
+            manual = saved.assignments if strategy is Strategy.MANUAL and saved is not None else ()
+        known = await self._compose_services([])
+        plan = assign(strategy, self._enabled, devices, manual=manual, known_services=known)
+        return plan, _differences(applied, plan)
+
+    async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
+        """Return the last apply and the containers as they are; none where no engine runs them."""
+        status = self._applies.status
+        if status is None:
+            status = await self._book.last_apply()
+        try:
+            return status, await self._orchestrator.containers()
+        except (ContainerEngineMissing, ComposeFileError):
+            return status, ()
+
+    async def history(self, limit: int = 20) -> Sequence[SavedConfiguration]:
+        """Return the last configurations, newest first. Raises StoreError."""
+        return await self._book.history(limit)
+
+    async def detect(self) -> Sequence[SeenDevice]:
+        """Look for GPUs again and return all that were ever seen. Raises StoreError."""
+        await self._book.see_devices(seen_devices(await self._inventory(), self._wall()))
+        return await self._book.devices()
+
+    def changes(self) -> AsyncIterator[ApplyStatus]:
+        """Follow applies step by step. A slow reader misses the oldest."""
+        return self._applies.follow()
+
+    # Changing.
+
+    async def save(
+        self, strategy: Strategy, assignments: Sequence[Assignment], *, force: bool = False
+    ) -> AssignmentPlan:
+        """Save assignments to the database and both files, or to none; return them as saved, with warnings.
+
+        Raises BadAssignment, GeneratedFileEdited, GeneratedFileFailed, StoreError.
+        """
+        async with self._changing:
+            _, plan = await self._save(strategy, assignments, force=force)
+            return plan
+
+    async def apply(self, *, force: bool = False) -> ApplyStatus:
+        """Begin to recreate the services whose containers run with another assignment than the saved one.
+
+        What was never saved is what the configured strategy says. Raises ApplyRunning,
+        ContainerEngineMissing, ComposeFileError, GeneratedFileEdited, GeneratedFileFailed, StoreError.
+        """
+        async with self._changing:
+            self._applies.check_free()
+            # First of all: where no engine answers nothing is to be saved either.
+            containers = await self._orchestrator.containers()
+            saved = await self._book.current()
+            if saved is None:
+                saved, _ = await self._save(self._settings.strategy, (), force=force)
+            return await self._begin(saved, containers, force=force)
+
+    async def rollback(self, number: int | None = None) -> ApplyStatus:
+        """Begin to go back to the configuration applied before, or to `number`.
+
+        After one that failed that is the last good one, even where it was put back already: what is saved is
+        then what runs. That makes a new entry of the history. Before the first, nothing was pinned.
+        Raises NothingToRollBack and what `apply` raises.
+        """
+        async with self._changing:
+            self._applies.check_free()
+            target = self._target(await self._book.history(_MANY), number)
+            containers = await self._orchestrator.containers()
+            saved = await self._book.save(
+                target.strategy, target.assignments, self._wall(), lambda _number: None
+            )
+            return await self._begin(saved, containers, force=True)
+
+    async def _save(
+        self, strategy: Strategy, assignments: Sequence[Assignment], *, force: bool
+    ) -> tuple[SavedConfiguration, AssignmentPlan]:
+        applied = await self._book.applied()
+        devices = self._devices(await self._inventory(), applied)
+        manual = self._resolved(assignments, devices)
+        known = await self._compose_services([])
+        plan = assign(strategy, self._enabled, devices, manual=manual, known_services=known)
+        at = self._wall()
+
+        def publish(number: int) -> None:
+            saved = SavedConfiguration(number, at, strategy, plan.assignments)
+            self._orchestrator.write(saved, self._settings.items, devices, force=force)
+
+        return await self._book.save(strategy, plan.assignments, at, publish), plan
+
+    async def _begin(
+        self, saved: SavedConfiguration, running: Sequence[ContainerState], *, force: bool
+    ) -> ApplyStatus:
+        containers = {state.service: state for state in running}
+        applied = await self._book.applied()
+        devices = self._devices(await self._inventory(), applied)
+        effective = replace(
+            saved, assignments=fall_back(saved.assignments, self._enabled, devices).assignments
+        )
+        await asyncio.to_thread(
+            self._orchestrator.write, effective, self._settings.items, devices, force=force
+        )
+        before = {name: state.assignment for name, state in containers.items() if state.assignment}
+        after = {each.service: each for each in effective.assignments}
+        differing = {change.service for change in difference(tuple(before.values()), tuple(after.values()))}
+        changed = [
+            service
+            for service in self._enabled
+            if service.name in differing or containers.get(service.name, _ABSENT).container_id is None
+        ]
+        order = ApplyOrder(
+            saved.number,
+            changed,
+            before,
+            after,
+            self._settings.on_failure,
+            applied.number if applied is not None else None,
+        )
+        return self._applies.begin(order)
+
+    # What all of these need.
+
+    @property
+    def _enabled(self) -> tuple[Service, ...]:
+        return tuple(service for service in self._settings.items if service.enabled)
+
+    async def _inventory(self) -> Inventory:
+        """Measure every card; who asks meanwhile gets the same answer, so that a driver is asked once."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(aside(self._look))
+        return await asyncio.shield(self._looking)
+
+    def _devices(self, inventory: Inventory, applied: SavedConfiguration | None) -> tuple[ServiceDevice, ...]:
+        pinned = applied.assignments if applied is not None else ()
+        return service_devices(inventory, self._claims(), self._enabled, pinned)
+
+    async def _compose_services(self, problems: list[str]) -> frozenset[str] | None:
+        """Return the names that the compose files know; None, and why, if they cannot be read."""
+        try:
+            # A file of a few hundred lines takes tens of milliseconds to read.
+            return frozenset(await asyncio.to_thread(self._orchestrator.compose_services))
+        except ComposeFileError as error:
+            problems.append(f"{error.message}. {error.hint}")
+            return None
+
+    def _resolved(
+        self, assignments: Sequence[Assignment], devices: Sequence[ServiceDevice]
+    ) -> tuple[Assignment, ...]:
+        """Check what was asked for, and name each GPU by its UUID too. Raises BadAssignment."""
+        known = {service.name for service in self._settings.items}
+        cards = {device.index: device.id for device in devices}
+        seen: set[str] = set()
+        for at, each in enumerate(assignments):
+            if each.service not in known:
+                raise BadAssignment(
+                    f"there is no service {each.service!r}",
+                    hint=f"Services: {', '.join(sorted(known)) or 'none'}.",
+                    field=f"assignments[{at}].service",
+                )
+            if each.service in seen:
+                raise BadAssignment(
+                    f"{each.service} is assigned twice", hint="Keep one.", field=f"assignments[{at}].service"
+                )
+            if each.gpu_index is not None and each.gpu_index not in cards:
+                raise BadAssignment(
+                    f"there is no GPU {each.gpu_index}",
+                    hint=f"GPUs: {', '.join(map(str, sorted(cards))) or 'none'}.",
+                    field=f"assignments[{at}].gpu_index",
+                )
+            seen.add(each.service)
+        return tuple(
+            each if each.gpu_index is None else replace(each, device_id=cards[each.gpu_index])
+            for each in assignments
+        )
+
+    def _target(self, history: Sequence[SavedConfiguration], number: int | None) -> SavedConfiguration:
+        """Return the configuration to go back to. Raises NothingToRollBack."""
+        if number is not None:
+            for entry in history:
+                if entry.number == number:
+                    return entry
+            raise NothingToRollBack(
+                f"there is no configuration {number}",
+                hint="`cotenant services history` lists those that there are.",
+            )
+        tried = [entry for entry in history if entry.apply is not None]
+        if not tried:
+            raise NothingToRollBack("nothing was applied yet", hint="There is nothing to undo.")
+        good = _succeeded(history)
+        if good and good[0].number == tried[0].number:
+            good = [entry for entry in good if difference(good[0].assignments, entry.assignments)]
+        if good:
+            return good[0]
+        unpinned = tuple(Assignment(service.name) for service in self._enabled)
+        return SavedConfiguration(0, 0.0, Strategy.MANUAL, unpinned)
+
+
+def _differences(
+    applied: SavedConfiguration | None, wanted: SavedConfiguration | AssignmentPlan
+) -> tuple[Change, ...]:
+    return difference(applied.assignments if applied else (), wanted.assignments)
+
+
+_ABSENT: Final = ContainerState("")
+
+
+def _succeeded(history: Sequence[SavedConfiguration]) -> list[SavedConfiguration]:
+    return [entry for entry in history if entry.apply and entry.apply.state is ApplyState.SUCCEEDED]

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import yaml
+
+from cotenant.domain.units import GIB, MIB
+from cotenant.services.compose.importing import import_services
+from cotenant.services.model import ServiceRole
+
+
+def imported(folder, services: dict):
+    path = folder / "docker-compose.yml"
+    path.write_text(yaml.safe_dump({"services": services}))
+    return import_services([path])
+
+
+def test_labels_say_what_a_service_needs(tmp_path):
+    labels = {
+        "cotenant.vram_mib": 22221,
+        "cotenant.role": "LLM",
+        "cotenant.latency_critical": True,
+        "cotenant.model": "Nemotron-3-Nano-30B (Q4_K_M)",
+        "cotenant.budget_env": "BUDGET",
+        "cotenant.health": 8091,
+    }
+    (service,) = imported(tmp_path, {"ai-llm": {"labels": labels}, "web": {"image": "x"}}).services
+
+    assert service.name == "ai-llm"
+    assert service.vram_bytes == 22221 * MIB
+    assert service.role is ServiceRole.LLM
+    assert service.latency_critical
+    assert service.model == "Nemotron-3-Nano-30B (Q4_K_M)"
+    assert service.budget_env == "BUDGET"
+    assert service.health_url == "http://127.0.0.1:8091/health"
+
+
+def test_a_budget_variable_that_is_there_is_taken_up(tmp_path):
+    (service,) = imported(
+        tmp_path, {"ai-enrichment": {"gpus": "all", "environment": ["VRAM_BUDGET_GB=6.8"]}}
+    ).services
+
+    assert service.budget_env == "VRAM_BUDGET_GB"
+    assert service.vram_bytes == int(6.8 * GIB)
+
+
+def test_what_makes_no_sense_is_left_out_and_noted(tmp_path):
+    labels = {
+        "cotenant.vram_mib": "-5",
+        "cotenant.role": "boss",
+        "cotenant.latency_critical": "perhaps",
+        "cotenant.budget_env": "NOT A NAME",
+        "cotenant.health": "ftp://x",
+        "cotenant.modell": "x",
+    }
+    found = imported(tmp_path, {"a": {"labels": labels}})
+
+    assert found.services[0].vram_bytes is None
+    assert found.services[0].budget_env is None
+    assert found.services[0].health_url is None
+    told = "\n".join(found.notes)
+    for name in labels:
+        assert name in told
+    assert "Did you mean cotenant.model?" in told
+
+
+def test_surroundings_that_get_in_the_way_are_noted(tmp_path):
+    services = {
+        "a": {"gpus": "all", "environment": {"CUDA_VISIBLE_DEVICES": 1}, "ports": ["8091:80"]},
+        "b": {"extends": "a"},
+    }
+    told = "\n".join(imported(tmp_path, services).notes)
+
+    assert "a: it sets CUDA_VISIBLE_DEVICES=1" in told
+    assert "a: it has no health check and publishes 8091" in told
+    assert "b: its request for GPUs comes by `extends`" in told
+
+
+def test_a_file_without_such_services_says_so(tmp_path):
+    found = imported(tmp_path, {"web": {"image": "x"}})
+    assert found.services == ()
+    assert found.notes == ("No service asks for a GPU or carries a cotenant.* label.",)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cotenant.domain.devices import DeviceId
+from cotenant.services.compose.apply_record import ApplyRecord, load_record, save_record
+from cotenant.services.compose.recovery import interrupted
+from cotenant.services.model import (
+    ApplyState,
+    ApplyStatus,
+    Assignment,
+    ContainerState,
+    ProgressState,
+    ServiceProgress,
+)
+from tests.services.compose.harness import AT, pin
+
+RECORD = ApplyRecord(
+    ApplyStatus(
+        7, ApplyState.RUNNING, AT, services=(ServiceProgress("a", ProgressState.RECREATING, gpu_index=1),)
+    ),
+    before={"a": pin("a", 0)},
+    after={"a": Assignment("a", 1, DeviceId("GPU-x"), 3.5)},
+)
+
+
+def runs(assignment: Assignment | None, *, healthy: bool | None = None) -> ContainerState:
+    return ContainerState("a", "id", running=True, healthy=healthy, assignment=assignment)
+
+
+@pytest.mark.parametrize(
+    ("container", "busy", "state", "message"),
+    [
+        (runs(RECORD.after["a"]), False, ProgressState.HEALTHY, "it runs as configured"),
+        (
+            runs(RECORD.after["a"], healthy=False),
+            False,
+            ProgressState.FAILED,
+            "it runs as configured, and its check fails",
+        ),
+        (runs(pin("a", 0)), False, ProgressState.PENDING, "it runs as before"),
+        (
+            runs(pin("a", 2)),
+            False,
+            ProgressState.FAILED,
+            "it runs otherwise than before and after: on GPU 2",
+        ),
+        (runs(None), False, ProgressState.FAILED, "it runs otherwise than before and after: without a pin"),
+        (ContainerState("a", "id"), False, ProgressState.FAILED, "it is down"),
+        (ContainerState("a"), True, ProgressState.RECREATING, "its compose command still works"),
+    ],
+)
+def test_the_containers_say_what_became_of_an_apply(container, busy, state, message):
+    found = interrupted(RECORD, [container], still_works=busy, at=AT + 60)
+
+    assert found.state is ApplyState.INTERRUPTED
+    assert found.finished_at == AT + 60
+    assert (found.services[0].state, found.services[0].message) == (state, message)
+    assert f"a: {message}." in found.message
+    assert ("Wait for it" if busy else "Apply again to finish, or roll back") in found.message
+
+
+def test_without_an_engine_nothing_is_claimed():
+    found = interrupted(RECORD, None, still_works=False, at=AT)
+    assert found.services[0].state is ProgressState.RECREATING
+    assert "nobody knows" in found.message
+
+
+def test_a_record_reads_back_as_it_was(tmp_path):
+    record = replace(RECORD, status=replace(RECORD.status, finished_at=AT, message="x"))
+    save_record(tmp_path, record)
+    assert load_record(tmp_path) == record
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"status": 5}'])
+def test_a_damaged_record_is_none(tmp_path, text):
+    assert load_record(tmp_path) is None
+    (tmp_path / "apply.json").write_text(text)
+    assert load_record(tmp_path) is None
