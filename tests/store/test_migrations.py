@@ -17,7 +17,7 @@ from cotenant.store.database import open_engine
 from cotenant.store.location import locate
 from cotenant.store.maintenance import standing, upgrade
 from cotenant.store.migrate import configuration
-from cotenant.store.service_tables import metadata
+from cotenant.store.services.tables import metadata
 from cotenant.store.sqlite import APPLICATION_ID
 from cotenant.store.store import Store
 from cotenant.store.versions import HEAD, VERSION_TABLE

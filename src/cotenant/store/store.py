@@ -8,7 +8,7 @@ from pathlib import Path
 from cotenant.clock import Clock
 from cotenant.store.journal import SqlJournal
 from cotenant.store.location import Location
-from cotenant.store.services import SqlServiceBook
+from cotenant.store.services.book import SqlServiceBook
 from cotenant.store.writer import Writer
 
 

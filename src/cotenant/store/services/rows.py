@@ -16,7 +16,7 @@ from cotenant.services.model import (
     SeenDevice,
     Strategy,
 )
-from cotenant.store.service_tables import (
+from cotenant.store.services.tables import (
     NAME_LENGTH,
     apply_json,
     assignment_of,

@@ -11,7 +11,7 @@ from cotenant.services.model import ApplyStatus, Assignment, SavedConfiguration,
 from cotenant.store.writer import Writer
 
 if TYPE_CHECKING:
-    from cotenant.store.service_rows import ServiceRows
+    from cotenant.store.services.rows import ServiceRows
 
 T = TypeVar("T")
 

@@ -178,7 +178,7 @@ import os
 from pathlib import PosixPath
 from cotenant.services.model import Strategy
 from tests.store.harness import opened
-from tests.store.test_services import ENRICHMENT
+from tests.store.services.test_book import ENRICHMENT
 opened({place!r}, lambda s: s.services.save(Strategy.BALANCED, [ENRICHMENT], 2.0, lambda number: os._exit(7)))
 """
 
