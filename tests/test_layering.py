@@ -17,6 +17,7 @@ _SHELL_BASE = {"domain", "clock", "interfaces", "tls", "analysis", "planning"}
 _ALLOWED = {
     "domain": {"domain"},
     "clock": set(),
+    "concurrency": {"clock"},
     "durable": set(),
     "tls": set(),
     "interfaces": {"domain", "clock"},
@@ -35,10 +36,11 @@ _ALLOWED = {
     "gateway": {*_SHELL_BASE, "services", "gateway"},
     "store": {*_SHELL_BASE, "services", "durable", "store"},
     "hub": {*_SHELL_BASE, "hub"},
-    "services": {*_SHELL_BASE, "daemon", "durable", "services"},
+    "services": {*_SHELL_BASE, "concurrency", "durable", "services"},
     "console": {*_SHELL_BASE, "services", "console"},
     "daemon": {
         *_SHELL_BASE,
+        "concurrency",
         "config",
         "scheduling",
         "hardware",

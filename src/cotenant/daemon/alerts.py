@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from cotenant.clock import Clock
+from cotenant.concurrency.broadcast import Followers
 from cotenant.config.configuration import AlertSettings
 from cotenant.daemon.alert_rules import AlertRules, CardSeen
-from cotenant.daemon.followers import Followers
 from cotenant.daemon.webhook import Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind

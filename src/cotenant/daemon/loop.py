@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock
+from cotenant.concurrency.broadcast import Followers
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.effects import Effects, Running
 from cotenant.daemon.fleet import Fleet
-from cotenant.daemon.followers import Followers
 from cotenant.daemon.lease import FleetLease
 from cotenant.daemon.refusals import fault_of
 from cotenant.daemon.status import device_statuses, model_status, served_model

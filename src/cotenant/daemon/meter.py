@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cotenant.clock import Clock
-from cotenant.daemon.aside import aside
+from cotenant.concurrency.detached_thread import aside
 from cotenant.daemon.beside import group_of
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.interfaces import GpuProbe

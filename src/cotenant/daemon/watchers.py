@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.clock import Clock
+from cotenant.concurrency.detached_thread import aside
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.difference import Changes, diff
 from cotenant.config.watch import Change, Watched, watch
-from cotenant.daemon.aside import aside
 from cotenant.daemon.beside import NOTHING, Beside, with_children
 from cotenant.daemon.fleet import as_learned, spec_of
 from cotenant.daemon.loop import Loop

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Final
 
-from cotenant.daemon.followers import Followers
+from cotenant.concurrency.broadcast import Followers
 from cotenant.domain.errors import ApplyRunning, CotenantError, StoreError
 from cotenant.services.interfaces import ApplyOrder, Orchestrator, ServiceBook
 from cotenant.services.model import ApplyState, ApplyStatus

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cotenant.daemon.aside import aside
+from cotenant.concurrency.detached_thread import aside
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.errors import (
     BadAssignment,

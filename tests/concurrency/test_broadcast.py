@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 
-from cotenant.daemon.followers import Followers
+from cotenant.concurrency.broadcast import Followers
 
 
 class Told:

@@ -1,0 +1,1 @@
+"""Tools for asyncio and threads that the shell shares. They know nothing of models, GPUs or HTTP."""
