@@ -59,9 +59,9 @@ async def scheduled(engine_port: int) -> None:
 
     from cotenant.clock import SystemClock
     from cotenant.config.configuration import ModelEntry
-    from cotenant.daemon.effects import Effects
-    from cotenant.daemon.fleet import spec_of
-    from cotenant.daemon.loop import Loop
+    from cotenant.daemon.core.effects import Effects
+    from cotenant.daemon.core.fleet import spec_of
+    from cotenant.daemon.core.loop import Loop
     from cotenant.domain.devices import HOST_ID, Device, DeviceKind
     from cotenant.domain.engines import Endpoint, EngineBuild, EngineForm
     from cotenant.domain.models import EngineKind, Recipe

@@ -64,7 +64,7 @@ def _action(actions: Any, name: str, action: object, help_: str) -> Any:
 
 
 def _location(given: str | None) -> Location:
-    from cotenant.daemon.settings import state_dir
+    from cotenant.daemon.core.settings import state_dir
 
     return locate(state_dir() / "cotenant.db" if given is None else given)
 
@@ -131,7 +131,7 @@ def _restore(args: argparse.Namespace, location: Location) -> int:
 
 def _safe_place(location: Location) -> Path:
     """Return the file that keeps what a restore replaces: beside the database, or among our own state."""
-    from cotenant.daemon.settings import state_dir
+    from cotenant.daemon.core.settings import state_dir
 
     folder = state_dir() if location.path is None else location.path.parent
     return folder / f"cotenant.replaced-{time.time_ns()}.json"

@@ -70,7 +70,7 @@ def examiner(llama_server: Path | None) -> Callable[[Configuration], Mapping[str
     """Return what a daemon examines its machine with, containers not run."""
 
     def look(configuration: Configuration) -> Mapping[str, Any]:
-        from cotenant.daemon.settings import state_dir
+        from cotenant.daemon.core.settings import state_dir
         from cotenant.doctor.examination import examine
         from cotenant.doctor.patient import Patient
 
@@ -156,7 +156,7 @@ def _counts(findings: Sequence[Finding]) -> dict[str, int]:
 def _patient(args: argparse.Namespace) -> Patient:
     from cotenant.config.library import Library
     from cotenant.config.settings import find_configuration, read_configuration
-    from cotenant.daemon.settings import state_dir
+    from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.patient import Patient
 
     configuration, refusal = None, None

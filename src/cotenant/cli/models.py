@@ -138,7 +138,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _estimate_errors(database: str | None) -> Mapping[str, float]:
     """Return how far off predictions were in past runs, by model: |predicted − measured| / measured."""
-    from cotenant.daemon.settings import default_database
+    from cotenant.daemon.core.settings import default_database
     from cotenant.store.journal import SqlJournal
     from cotenant.store.location import locate
 

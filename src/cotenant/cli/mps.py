@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(args: argparse.Namespace) -> int:
-    from cotenant.daemon.settings import state_dir
+    from cotenant.daemon.core.settings import state_dir
     from cotenant.hardware.mps.directories import MpsDirectories
     from cotenant.hardware.mps.manual import start_by_hand
 
@@ -173,7 +173,7 @@ def _groups(cards: Sequence[Device], *, apart: bool) -> list[list[Device]]:
 
 def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
     """Return the daemons that serve any of the devices named, or all of them."""
-    from cotenant.daemon.settings import state_dir
+    from cotenant.daemon.core.settings import state_dir
     from cotenant.hardware.mps.status import daemon_statuses
 
     statuses = [*daemon_statuses(_program(), state_dir(), os.environ)]

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
         SchedulingSettings,
         ServerSettings,
     )
-    from cotenant.daemon.job import AfterReady
-    from cotenant.daemon.settings import DaemonOptions
+    from cotenant.daemon.core.inputs import AfterReady
+    from cotenant.daemon.core.settings import DaemonOptions
     from cotenant.interfaces import Engine
 
 
@@ -101,7 +101,7 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
             hint="Give a GGUF file: llama.cpp runs no other.",
         )
     from cotenant.config.configuration import Configuration, ModelEntry
-    from cotenant.daemon.job import Job
+    from cotenant.daemon.core.inputs import Job
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
@@ -140,7 +140,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     from cotenant.config.library import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.config.watch import Change
-    from cotenant.daemon.job import Job
+    from cotenant.daemon.core.inputs import Job
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
@@ -179,7 +179,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
 
 def api_keys(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the keys that clients may use, from flags, environment and file. Raises BadSetting."""
-    from cotenant.daemon.settings import read_api_keys
+    from cotenant.daemon.core.settings import read_api_keys
 
     return read_api_keys(_plain_keys(args), args.api_key_file)
 
@@ -214,7 +214,7 @@ def _scheduling(args: argparse.Namespace) -> SchedulingSettings:
 
 
 def _options(args: argparse.Namespace) -> DaemonOptions:
-    from cotenant.daemon.settings import DaemonOptions
+    from cotenant.daemon.core.settings import DaemonOptions
 
     return DaemonOptions(
         llama_server=args.llama_server,

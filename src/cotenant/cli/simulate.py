@@ -179,7 +179,7 @@ def _meet(
 
     Raises UsageError if none of the requests is for anybody known.
     """
-    from cotenant.daemon.fleet import Fleet
+    from cotenant.daemon.core.fleet import Fleet
 
     names = Fleet.of(configuration.models).names
     named = {model.name for model in stated}
@@ -219,7 +219,7 @@ def _variants(
     tenants: list[Tenant],
 ) -> Iterator[Variant]:
     """Yield every combination of what is to be compared. Raises BadSetting, BadDeviceSpec."""
-    from cotenant.daemon.settings import scheduler_settings
+    from cotenant.daemon.core.settings import scheduler_settings
     from cotenant.simulation.variant import Variant
 
     machines = {spec: _cards(spec, configuration) for spec in args.gpus or [_HERE]}

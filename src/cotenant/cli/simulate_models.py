@@ -106,14 +106,14 @@ def stated_models(path: Path) -> list[StatedModel]:
 
 def read_known(configuration: Configuration) -> Known:
     """Return what past runs of the daemon have learned of the configuration's models, if there is any."""
-    from cotenant.daemon.settings import default_database
+    from cotenant.daemon.core.settings import default_database
     from cotenant.store.location import locate
 
     location = locate(configuration.database or default_database())
     if not configuration.models or (location.path is not None and not location.path.is_file()):
         return Known(configuration)
 
-    from cotenant.daemon.recorder import learned
+    from cotenant.daemon.monitors.recorder import learned
     from cotenant.store.journal import SqlJournal
 
     async def ask() -> Known:
@@ -132,9 +132,9 @@ def read_known(configuration: Configuration) -> Known:
 
 def configured_tenants(known: Known) -> list[Tenant]:
     """Return the models of the configuration, as the daemon would describe them to its scheduler."""
-    from cotenant.daemon.fleet import as_learned, spec_of
-    from cotenant.daemon.footprints import with_margin
-    from cotenant.daemon.recorder import expected_s
+    from cotenant.daemon.core.fleet import as_learned, spec_of
+    from cotenant.daemon.monitors.measured_footprints import with_margin
+    from cotenant.daemon.monitors.recorder import expected_s
     from cotenant.simulation.variant import Tenant
 
     rules = known.configuration.devices.rules
@@ -162,7 +162,7 @@ def stated_tenants(
 
 
 def _tenant(model: StatedModel, defaults: ModelDefaults) -> Tenant:
-    from cotenant.daemon.fleet import guessed_load_s
+    from cotenant.daemon.core.fleet import guessed_load_s
     from cotenant.scheduling.model_spec import ModelSpec
     from cotenant.simulation.models import fit_size
     from cotenant.simulation.variant import Tenant

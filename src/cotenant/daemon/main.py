@@ -17,28 +17,28 @@ from cotenant.analysis.calibration import compare
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import ModelEntry
 from cotenant.console.app import Console
-from cotenant.daemon.advisor_wiring import advisor_of
-from cotenant.daemon.alerts import Alerts
-from cotenant.daemon.container_watch import ContainerWatch
-from cotenant.daemon.effects import Effects
-from cotenant.daemon.engine_wiring import EngineWiring
-from cotenant.daemon.job import AfterReady, Announcer, Job
-from cotenant.daemon.loop import Loop
-from cotenant.daemon.mps import Sharing
-from cotenant.daemon.mps_rules import MpsRules
-from cotenant.daemon.notify import ServiceManager
-from cotenant.daemon.plans import Plans
-from cotenant.daemon.progress import LoadWatcher
-from cotenant.daemon.recorder import Recorder, Warmer, learned
-from cotenant.daemon.services import services_of
-from cotenant.daemon.settings import (
+from cotenant.daemon.advising.wiring import advisor_of
+from cotenant.daemon.alerting.alerts import Alerts
+from cotenant.daemon.alerting.container_deaths import ContainerWatch
+from cotenant.daemon.core.effects import Effects
+from cotenant.daemon.core.inputs import AfterReady, Announcer, Job
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.settings import (
     check_address,
     default_database,
     read_api_keys,
     scheduler_settings,
 )
-from cotenant.daemon.stand_in import on_this_machine
-from cotenant.daemon.watchers import CardWatcher, Served
+from cotenant.daemon.cpu_fallback import on_this_machine
+from cotenant.daemon.engines import EngineWiring
+from cotenant.daemon.monitors.load_progress import LoadWatcher
+from cotenant.daemon.monitors.recorder import Recorder, Warmer, learned
+from cotenant.daemon.monitors.watchers import CardWatcher, Served
+from cotenant.daemon.plans import Plans
+from cotenant.daemon.services import services_of
+from cotenant.daemon.sharing.mps import Sharing
+from cotenant.daemon.sharing.mps_rules import MpsRules
+from cotenant.daemon.systemd_notify import ServiceManager
 from cotenant.domain.devices import InventorySource
 from cotenant.domain.errors import BadSetting, DoesNotFit
 from cotenant.domain.placements import Refusal

@@ -11,7 +11,7 @@ from typing import Any
 
 from cotenant.clock import Clock
 from cotenant.config.configuration import Configuration, ModelEntry
-from cotenant.daemon.fleet import Fleet, may_use
+from cotenant.daemon.core.fleet import Fleet, may_use
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, InventorySource, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison, compare
-from cotenant.daemon.stand_in import on_this_machine
+from cotenant.daemon.cpu_fallback import on_this_machine
 from cotenant.domain.placements import Placement
 from cotenant.engines.llama_cpp.arguments import visible_devices
 from cotenant.engines.llama_cpp.builds import choose, discover

@@ -1,0 +1,111 @@
+"""Following what the container engine tells of containers that die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Final
+
+from cotenant.daemon.alerting.alerts import Alerts
+from cotenant.domain.errors import ContainerEngineMissing
+from cotenant.engines.process.process import ChildProcess, guarded
+from cotenant.services.compose.command import find_compose
+from cotenant.services.compose.container_events import (
+    ContainerChange,
+    ContainerEvent,
+    events_command,
+    read_event,
+)
+from cotenant.services.compose.program import ask
+
+_LOG = logging.getLogger(__name__)
+_ENGINES: Final = ("podman", "docker")
+_AGAIN_S: Final = (1.0, 5.0, 30.0, 120.0)
+_STEADY_S: Final = 60.0
+_GRACE_S: Final = 1.0
+_ASK_S: Final = 10.0
+_LINE_BYTES: Final = 1 << 16
+
+
+class ContainerWatch:
+    """Follows the events of the engine that runs the services, and tells alerts of what they mean.
+
+    That is the engine which the compose command drives (`compose`, None to look for one); where none works,
+    the first engine on the PATH. Its command is a child that dies with this process; one that ends is started
+    again, later each time, until it has run for a minute.
+    """
+
+    def __init__(self, alerts: Alerts, compose: Sequence[str] | None = None) -> None:
+        self._alerts = alerts
+        self._compose = compose
+
+    async def run(self) -> None:
+        """Follow until cancelled; return at once where there is no container engine."""
+        engine = await self._engine()
+        attempt = 0
+        loop = asyncio.get_running_loop()
+        while engine is not None:
+            began = loop.time()
+            await self._follow(engine)
+            attempt = 0 if loop.time() - began > _STEADY_S else attempt + 1
+            if attempt == 1:
+                _LOG.info("%s events ended; it is started again from time to time", engine)
+            await asyncio.sleep(_AGAIN_S[min(attempt, len(_AGAIN_S) - 1)])
+
+    async def _engine(self) -> str | None:
+        try:
+            names: Sequence[str] = (await find_compose(self._compose)).engine[:1]
+        except ContainerEngineMissing:
+            names = _ENGINES
+        return next((path for name in names if (path := shutil.which(name))), None)
+
+    async def _follow(self, engine: str) -> None:
+        reading, writing = os.pipe()
+        try:
+            child = ChildProcess.start(
+                guarded(events_command(engine)), env=dict(os.environ), output_fd=writing
+            )
+        except OSError as error:
+            os.close(reading)
+            _LOG.warning("%s events cannot be followed: %s", engine, error.strerror)
+            return
+        finally:
+            os.close(writing)
+        reader = asyncio.StreamReader(limit=_LINE_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
+        )
+        try:
+            await self._read(engine, reader)
+        finally:
+            transport.close()
+            await child.stop(_GRACE_S)
+
+    async def _read(self, engine: str, reader: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError:
+                # A line over the limit is dropped; no event that matters is that long.
+                continue
+            if not line:
+                return
+            event = read_event(line)
+            if event is not None:
+                await self._tell(engine, event)
+
+    async def _tell(self, engine: str, event: ContainerEvent) -> None:
+        change = event.change
+        if change is ContainerChange.KILLED:
+            looked = await ask(
+                [engine, "container", "inspect", "--format", "{{.State.OOMKilled}}", event.container_id],
+                _ASK_S,
+            )
+            if looked.ok and looked.output.strip() == "true":
+                change = ContainerChange.OUT_OF_MEMORY
+        if change is ContainerChange.OUT_OF_MEMORY:
+            self._alerts.container_killed(event.name)
+        self._alerts.container_ended(event.name)

@@ -1,0 +1,203 @@
+"""Commands carried out: each start of an engine ends in exactly one EngineExited."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cotenant.clock import Clock
+from cotenant.config.configuration import ModelEntry
+from cotenant.daemon.core.abandoned_slots import Settler
+from cotenant.domain.causes import Cause
+from cotenant.domain.engines import EngineEnd, EngineReport
+from cotenant.domain.errors import CotenantError, EngineError
+from cotenant.domain.placements import Placement, Refusal
+from cotenant.domain.residencies import ResidencyId
+from cotenant.hardware.model_cache.load_progress import TakenIn
+from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from cotenant.scheduling.events import EngineExited, EngineReady, Event
+
+_LOG = logging.getLogger(__name__)
+_GRACE_S: Final = 2.0
+
+Post = Callable[[Event], None]
+StandIn = Callable[[ModelEntry, Placement], Placement | Refusal]
+
+
+@dataclass(slots=True)
+class Running:
+    """An engine that has been started for a residency, and its `end` once that has come.
+
+    `taken_in` is how far its load was when last seen.
+    """
+
+    model: str
+    placement: Placement
+    end: asyncio.Future[EngineEnd]
+    engine: Engine | None = None
+    settler: Settler | None = None
+    report: EngineReport | None = None
+    task: asyncio.Task[None] | None = None
+    broken: str | None = None
+    taken_in: TakenIn | None = None
+
+
+class EngineSharing(Protocol):
+    """Has engines share cards; each `environment` is followed by one `ended`."""
+
+    async def environment(
+        self, residency: ResidencyId, entry: ModelEntry, placement: Placement
+    ) -> Mapping[str, str]:
+        """Return what an engine must be told. Raises CotenantError."""
+        ...
+
+    def ended(self, residency: ResidencyId) -> None:
+        """Its engine has gone."""
+        ...
+
+
+class Effects:
+    """Starts and stops engines, and tells the loop how that went.
+
+    `stand_in` turns a placement on described GPUs into one that this machine can run.
+    """
+
+    def __init__(
+        self,
+        host: EngineHost,
+        clock: Clock,
+        post: Post,
+        *,
+        stand_in: StandIn,
+        in_flight: Callable[[ResidencyId], int],
+        load_timeout_s: float,
+        use_fit_params: bool = False,
+        sharing: EngineSharing | None = None,
+    ) -> None:
+        self._host = host
+        self._sharing = sharing
+        self._clock = clock
+        self._post = post
+        self._stand_in = stand_in
+        self._in_flight = in_flight
+        self._load_timeout_s = load_timeout_s
+        self._use_fit_params = use_fit_params
+        self._ending: set[asyncio.Task[None]] = set()
+        self.running: dict[ResidencyId, Running] = {}
+
+    def start(self, residency: ResidencyId, entry: ModelEntry, placement: Placement) -> None:
+        """Start an engine; EngineReady or EngineExited follows."""
+        loop = asyncio.get_running_loop()
+        running = self.running[residency] = Running(entry.name, placement, loop.create_future())
+        running.task = loop.create_task(self._run(residency, entry, running))
+
+    def stop(self, residency: ResidencyId) -> None:
+        """End an engine; EngineExited follows."""
+        running = self.running.get(residency)
+        if running is None or running.task is None:
+            return
+        if running.engine is None:
+            # Not at once: a task that is cancelled before its first step never runs, nor tells of its end.
+            asyncio.get_running_loop().call_soon(running.task.cancel)
+        else:
+            ending = asyncio.get_running_loop().create_task(running.engine.stop(_GRACE_S))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    def fail(self, residency: ResidencyId, why: str) -> None:
+        """End an engine that has lost what it needs; EngineExited follows, with `why`."""
+        running = self.running.get(residency)
+        if running is not None:
+            running.broken = why
+            self.stop(residency)
+
+    def engine(self, residency: ResidencyId) -> Engine:
+        """Return the engine of a residency that is ready."""
+        engine = self.running[residency].engine
+        if engine is None:
+            raise KeyError(residency)
+        return engine
+
+    def settler(self, residency: ResidencyId) -> Settler | None:
+        """Return who watches the engine's abandoned slots, if the engine lives."""
+        running = self.running.get(residency)
+        return running.settler if running else None
+
+    def pids(self) -> dict[int, ResidencyId]:
+        """Return the processes of all engines that are processes of ours."""
+        return {
+            running.engine.pid: residency
+            for residency, running in self.running.items()
+            if running.engine is not None and running.engine.pid is not None
+        }
+
+    async def close(self) -> None:
+        """End every engine now."""
+        tasks = [running.task for running in self.running.values() if running.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> None:
+        end = EngineEnd(f"{entry.name} was stopped while it was loading")
+        try:
+            end = await self._live(residency, entry, running)
+        except CotenantError as error:
+            end = _failure(error)
+        except Exception as error:
+            _LOG.exception("engine failed unexpectedly: model=%s", entry.name)
+            end = EngineEnd(f"{entry.name} failed unexpectedly: {error}")
+        finally:
+            try:
+                if running.engine is not None:
+                    await asyncio.shield(running.engine.stop(0))
+            finally:
+                self._tell_end(residency, running, end)
+
+    def _tell_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
+        if self._sharing is not None:
+            self._sharing.ended(residency)
+        if running.settler is not None:
+            running.settler.close()
+        del self.running[residency]
+        if running.broken:
+            end = EngineEnd(f"{running.model} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
+        running.end.set_result(end)
+        cause = Cause.UNKNOWN if end.cause is None else end.cause
+        self._post(EngineExited(self._clock.now(), residency, end.why, cause))
+
+    async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> EngineEnd:
+        """Load, serve, and return why it ended."""
+        carried_out = self._stand_in(entry, running.placement)
+        if isinstance(carried_out, Refusal):
+            return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
+        shared: Mapping[str, str] = {}
+        if self._sharing is not None:
+            shared = await self._sharing.environment(residency, entry, running.placement)
+        order = EngineOrder(
+            entry.name,
+            entry.path,
+            entry.shape.kind,
+            carried_out,
+            projector_path=entry.projector_path,
+            use_fit_params=self._use_fit_params,
+            env={**shared, **entry.env},
+            args=entry.args,
+            launch=entry.launch,
+            terms=entry.terms,
+        )
+        engine = running.engine = await self._host.start(order)
+        await engine.wait_ready(self._load_timeout_s)
+        running.placement = carried_out
+        running.report = engine.report()
+        running.settler = Settler(engine, lambda: self._in_flight(residency))
+        self._post(EngineReady(self._clock.now(), residency))
+        return await engine.wait_exit()
+
+
+def _failure(error: CotenantError) -> EngineEnd:
+    why = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
+    return EngineEnd(why, error.cause if isinstance(error, EngineError) else None)

@@ -1,0 +1,158 @@
+"""The scheduler's state as operators see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from cotenant.config.configuration import ModelEntry
+from cotenant.daemon.core.effects import Running
+from cotenant.daemon.monitors.attribution import group_of
+from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus
+from cotenant.domain.devices import DeviceId, GpuProcess, Reading
+from cotenant.domain.requests import ModelFile, ServedModel
+from cotenant.domain.residencies import ResidencyState
+from cotenant.planning.ledger import DeviceReading
+from cotenant.scheduling.state import ModelState, Residency, State
+from cotenant.scheduling.upkeep import gone_at
+
+
+def model_status(
+    state: State, entry: ModelEntry, model: ModelState, now: float, running: Running | None
+) -> ModelStatus:
+    """Describe one model; `running` is its engine, if it has one."""
+    residency = state.residency_of(model)
+    idle_s = model.demand.idle_s(now)
+    due = gone_at(state, residency) if residency else None
+    return ModelStatus(
+        name=model.spec.name,
+        state=str(residency.state) if residency else "cold",
+        pinned=model.pinned,
+        in_flight=residency.in_flight if residency else 0,
+        queued=len(model.queue),
+        slots=model.spec.slots,
+        idle_s=None if math.isinf(idle_s) else idle_s,
+        keep_alive_left_s=None if due is None else max(0.0, due - now),
+        requests_per_s=model.demand.rate(now),
+        requests=model.demand.requests,
+        loads=model.loads,
+        load_s=model.load_s,
+        devices=tuple(residency.bytes_by_device) if residency else (),
+        bytes_by_device={str(d): b for d, b in residency.bytes_by_device.items()} if residency else {},
+        predicted_bytes=residency.bytes if residency else None,
+        reported_bytes=_reported_bytes(running),
+        measured_bytes=residency.measured_bytes if residency else None,
+        last_failure=model.last_failure,
+        last_cause=model.last_cause,
+        load=_progress(model, residency, running, now) if residency else None,
+        runtime=entry.recipe.engine,
+    )
+
+
+def device_statuses(
+    state: State, readings: Mapping[DeviceId, Reading], ours: Collection[int] = ()
+) -> list[DeviceStatus]:
+    """Describe every device, in planned order.
+
+    `readings` are the last ones of each, `ours` the leaders of our engines' groups of processes.
+    """
+    ledger = state.ledger
+    return [
+        DeviceStatus(
+            uuid=device,
+            index=reading.device.index,
+            name=reading.device.name,
+            total_bytes=reading.device.total_bytes,
+            free_bytes=_free_bytes(state, reading),
+            claimed_bytes=ledger.claimed_bytes(device),
+            foreign_bytes=ledger.foreign_bytes(device),
+            plannable_bytes=max(0, ledger.available_bytes(device)),
+            overcommitted=device in state.overcommitted,
+            residents=tuple(r.model for r in state.residencies.values() if device in r.bytes_by_device),
+            compute_capability=_version(reading.device.compute_capability),
+            compute_mode=seen.compute_mode,
+            max_engines=reading.admission.max_engines,
+            mps=reading.admission.group is not None,
+            left_out=reading.left_out,
+            utilisation_percent=seen.utilisation_percent,
+            temperature_c=seen.temperature_c,
+            power_w=seen.power_w,
+            processes=_others(seen, ours),
+            clock_mhz=seen.clock_mhz,
+        )
+        for device, reading in ledger.readings.items()
+        for seen in [readings.get(device) or Reading(device, reading.at)]
+    ]
+
+
+def served_model(
+    entry: ModelEntry, residency: Residency | None, running: Running | None, created_at: int, log: Path | None
+) -> ServedModel:
+    """Describe what a model is, and where it sits if it is loaded."""
+    shape = entry.shape
+    return ServedModel(
+        entry.name,
+        shape.kind,
+        created_at,
+        entry.aliases,
+        state=str(residency.state) if residency else "cold",
+        placement=running.placement if residency and running else None,
+        build=running.engine.build if residency and running and running.engine else None,
+        report=running.report if residency and running else None,
+        log_path=str(log) if log else None,
+        recipe=entry.recipe,
+        file=None
+        if entry.path is None
+        else ModelFile(
+            str(entry.path),
+            shape.file_bytes,
+            shape.architecture,
+            shape.parameters,
+            shape.quantisation,
+            shape.n_layers,
+            shape.n_ctx_train,
+            shape.n_embd or None,
+            shape.chat_template if entry.path.suffix == ".gguf" else None,
+        ),
+        vision=entry.projector_path is not None,
+    )
+
+
+def _others(seen: Reading, ours: Collection[int]) -> tuple[GpuProcess, ...] | None:
+    if seen.processes is None:
+        return None
+    return tuple(
+        process for process in seen.processes if process.pid not in ours and group_of(process.pid) not in ours
+    )
+
+
+def _reported_bytes(running: Running | None) -> int | None:
+    if running is None or running.report is None:
+        return None
+    return sum(device.parts.total for device in running.report.devices)
+
+
+def _progress(
+    model: ModelState, residency: Residency, running: Running | None, now: float
+) -> LoadProgress | None:
+    if residency.state is not ResidencyState.LOADING:
+        return None
+    taken_in = running.taken_in if running else None
+    return LoadProgress(
+        running_s=max(0.0, now - residency.since),
+        expected_s=model.load_s,
+        read_bytes=taken_in.read_bytes if taken_in else None,
+        total_bytes=taken_in.total_bytes if taken_in else None,
+    )
+
+
+def _free_bytes(state: State, reading: DeviceReading) -> int | None:
+    """Return what is free now: as measured, or less our claims where a Reading does not show them."""
+    if reading.live or reading.free_bytes is None:
+        return reading.free_bytes
+    return max(0, reading.free_bytes - state.ledger.claimed_bytes(reading.device.id))
+
+
+def _version(capability: tuple[int, int] | None) -> str | None:
+    return None if capability is None else f"{capability[0]}.{capability[1]}"

@@ -1,0 +1,74 @@
+"""Engines of every kind, and what is watched of those that are no process, or more than one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from cotenant.clock import Clock
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.monitors.attribution import Beside
+from cotenant.daemon.monitors.measured_footprints import Footprints
+from cotenant.daemon.monitors.ollama_daemons import HubWatch
+from cotenant.daemon.monitors.orphans import Leftovers
+from cotenant.daemon.monitors.process_memory import ProbeMeter
+from cotenant.daemon.monitors.sleeping_engines import Sleepers
+from cotenant.daemon.monitors.watchers import Served
+from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
+from cotenant.engines.hosts import Hosts
+from cotenant.interfaces import GpuProbe
+
+
+class EngineWiring:
+    """The hosts of all kinds, and their watchers once there is something to watch (`attach`)."""
+
+    def __init__(
+        self, log_dir: Path, llama_server: Path | None, probe: GpuProbe, inventory: Inventory, clock: Clock
+    ) -> None:
+        self.hosts = Hosts.of_this_machine(
+            log_dir,
+            ProbeMeter(probe, clock),
+            llama_server=llama_server,
+            cuda_version=inventory.cuda_version,
+            exclusive=_exclusive_cards(inventory),
+        )
+
+    def attach(self, loop: Loop, served: Served, known_bytes: Mapping[str, int]) -> None:
+        """Watch what is served; `known_bytes` is what models took in past runs."""
+        self._leftovers = Leftovers(served)
+        self._footprints = Footprints(loop, served, known_bytes)
+        self._hubs = HubWatch(loop, served)
+        self._sleepers = Sleepers(self.hosts.vllm, loop, lambda: [entry.name for entry in served.models])
+        loop.listeners.append(self._sleepers.decided)
+
+    def beside(self) -> Beside:
+        """Return what is held for us by no process of a residency's engine."""
+        return replace(self._hubs.beside(), asleep=frozenset(self.hosts.vllm.asleep.values()))
+
+    def served_changed(self) -> None:
+        """Take in that other models may be served now."""
+        self._leftovers.served_changed()
+
+    def measured(self) -> None:
+        """Take in the last Readings."""
+        self._footprints.measured()
+
+    async def run(self) -> None:
+        """Remove containers that a killed daemon left behind, and watch hubs, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._leftovers.run())
+            tasks.create_task(self._hubs.run())
+
+    async def close(self) -> None:
+        """End what sleeps; engines are gone by now."""
+        await self._sleepers.close()
+
+
+def _exclusive_cards(inventory: Inventory) -> frozenset[DeviceId]:
+    return frozenset(
+        reading.device_id
+        for reading in inventory.readings.values()
+        if reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS
+    )

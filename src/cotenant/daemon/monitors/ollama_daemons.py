@@ -1,0 +1,232 @@
+"""Ollama daemons: what they have is served, what they hold is counted, for whomever they hold it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.engine_terms import unread_shape
+from cotenant.config.names import NAME
+from cotenant.daemon.core.effects import Running
+from cotenant.daemon.core.fleet import may_use
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.monitors.attribution import Beside
+from cotenant.daemon.monitors.watchers import Served
+from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.engine_terms import OllamaTerms
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.engines.ollama.client import (
+    LATEST,
+    HubFacts,
+    HubLoaded,
+    HubModel,
+    OllamaHub,
+    default_context,
+    same_tag,
+)
+from cotenant.scheduling.state import Residency
+
+_LOG = logging.getLogger(__name__)
+_LOOK_EVERY_S: Final = 1.0
+_MARGIN: Final = 1.02
+_EMBEDDERS: Final = ("bert", "nomic")
+
+
+@dataclass(slots=True)
+class _Hub:
+    """One daemon as last seen; `answers` is None before it was first asked."""
+
+    asked: OllamaHub
+    answers: bool | None = None
+    version: str = ""
+    models: tuple[HubModel, ...] = ()
+    loaded: tuple[HubLoaded, ...] = ()
+    facts: dict[HubModel, HubFacts] = field(default_factory=dict)
+    by_name: dict[str, tuple[HubModel, HubFacts]] = field(default_factory=dict)
+
+    def of(self, tag: str) -> tuple[HubModel, HubFacts] | None:
+        """Return the model of a tag, and what was shown of it."""
+        return self.by_name.get(tag.removesuffix(LATEST))
+
+    def are_one(self, first: str, second: str) -> bool:
+        """Whether two tags, loaded, are one: models of the same weights are loaded once, as one of them."""
+        if same_tag(first, second):
+            return True
+        known, other = self.of(first), self.of(second)
+        return known is not None and other is not None and known[1].weights == other[1].weights != ""
+
+
+class HubWatch:
+    """Asks every Ollama daemon that models are configured of, each second.
+
+    Ollama chooses a model's GPUs itself and does not tell them: on a machine with several, what it holds is
+    counted where it was planned, and what others had it load on the first GPU that its models may use.
+    """
+
+    def __init__(self, loop: Loop, served: Served, *, look_every_s: float = _LOOK_EVERY_S) -> None:
+        self._loop = loop
+        self._served = served
+        self._look_every_s = look_every_s
+        self._hubs: dict[Endpoint, _Hub] = {}
+        # Since the daemons were last asked: what has gone meanwhile is still in their answer.
+        self._lately_ours: set[tuple[Endpoint, str]] = set()
+        # What was never seen loaded is estimated anew: GPUs may be read, or a model be made anew, meanwhile.
+        self._estimates: set[str] = set()
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            await self.look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._look_every_s):
+                    await self._loop.engine_changed()
+
+    async def look(self) -> None:
+        """Ask every daemon once, and serve and count what it says."""
+        configuration = self._served.configuration
+        wanted = _addresses(configuration)
+        self._hubs = {a: self._hubs.get(a) or _Hub(OllamaHub(a)) for a in wanted}
+        before = {address: hub.loaded for address, hub in self._hubs.items()}
+        self._lately_ours = set()
+        self.beside()
+        await asyncio.gather(*(self._ask(hub) for hub in self._hubs.values()))
+        settings = configuration.ollama
+        if settings is not None and (hub := self._hubs.get(settings.address)) is not None:
+            self._served.offer(_entries(configuration, hub))
+        self._learn()
+        if before != {address: hub.loaded for address, hub in self._hubs.items()}:
+            self._served.changed()
+
+    def beside(self) -> Beside:
+        """Return what the daemons hold, of which models."""
+        hub: dict[ResidencyId, Mapping[DeviceId, int]] = {}
+        ours: set[tuple[Endpoint, str]] = set()
+        for residency, running in self._loop.loaded():
+            entry = self._loop.entry(residency.model)
+            if entry is None or not isinstance(entry.terms, OllamaTerms):
+                continue
+            ours.add((entry.terms.address, entry.terms.tag.removesuffix(LATEST)))
+            hub[residency.id] = _held(residency, running)
+        self._lately_ours |= ours
+        return Beside(hub=hub, hub_foreign=self._foreign())
+
+    async def _ask(self, hub: _Hub) -> None:
+        loaded = await hub.asked.loaded()
+        models = None if loaded is None else await hub.asked.models()
+        if loaded is None or models is None:
+            if hub.answers is not False:
+                _LOG.warning("no Ollama answers at %s: it is asked again", hub.asked.address.url)
+            hub.answers, hub.loaded = False, ()
+            return
+        if not hub.answers:
+            hub.version = await hub.asked.version() or ""
+            _LOG.info("Ollama answers at %s: it has %d models", hub.asked.address.url, len(models))
+        hub.answers, hub.loaded, hub.models = True, loaded, models
+        for model in models:
+            if model not in hub.facts and (facts := await hub.asked.facts(model.tag)) is not None:
+                hub.facts[model] = facts
+        hub.facts = {model: hub.facts[model] for model in models if model in hub.facts}
+        hub.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in hub.facts.items()}
+
+    def _learn(self) -> None:
+        """Plan each model by what it was last seen to hold, else by an estimate."""
+        known: dict[str, int] = {}
+        for entry in self._served.models:
+            terms = entry.terms
+            hub = self._hubs.get(terms.address) if isinstance(terms, OllamaTerms) else None
+            if hub is None or not isinstance(terms, OllamaTerms):
+                continue
+            seen = next((each for each in hub.loaded if hub.are_one(each.tag, terms.tag)), None)
+            if seen is not None:
+                self._estimates.discard(entry.name)
+                known[entry.name] = int(_MARGIN * (seen.gpu_bytes or seen.total_bytes))
+            elif entry.name not in self._served.learned or entry.name in self._estimates:
+                shown = hub.of(terms.tag)
+                if shown is not None:
+                    model, facts = shown
+                    n_ctx = default_context(hub.version, self._gpu_bytes(terms.address))
+                    self._estimates.add(entry.name)
+                    known[entry.name] = facts.estimate_bytes(model.file_bytes, n_ctx)
+        self._served.learn(known)
+
+    def _foreign(self) -> Mapping[DeviceId, int]:
+        foreign: dict[DeviceId, int] = {}
+        for address, hub in self._hubs.items():
+            ours = [tag for where, tag in self._lately_ours if where == address]
+            theirs = [e for e in hub.loaded if not any(hub.are_one(e.tag, tag) for tag in ours)]
+            device = next(self._gpus_of(address), None)
+            if theirs and device is not None:
+                foreign[device.id] = foreign.get(device.id, 0) + sum(each.gpu_bytes for each in theirs)
+        return foreign
+
+    def _gpu_bytes(self, address: Endpoint) -> int:
+        return sum(device.total_bytes or 0 for device in self._gpus_of(address))
+
+    def _gpus_of(self, address: Endpoint) -> Iterator[Device]:
+        """Yield the GPUs that models of a daemon may use."""
+        entries = [
+            e for e in self._served.models if isinstance(e.terms, OllamaTerms) and e.terms.address == address
+        ]
+        for device in self._loop.devices_read():
+            if device.kind is DeviceKind.HOST:
+                continue
+            if not entries or any(may_use(entry.gpus, device) for entry in entries):
+                yield device
+
+
+def _held(residency: Residency, running: Running) -> Mapping[DeviceId, int]:
+    """Return what a daemon holds for a residency; while it loads, all of its claim may be taken."""
+    report = running.engine.report() if running.engine is not None else None
+    if residency.state is ResidencyState.LOADING or report is None:
+        return dict(residency.bytes_by_device)
+    on_gpus = sum(device.parts.total for device in report.devices if not device.on_host)
+    return dict.fromkeys(list(residency.bytes_by_device)[:1], on_gpus)
+
+
+def _addresses(configuration: Configuration) -> list[Endpoint]:
+    found = [e.terms.address for e in configuration.models if isinstance(e.terms, OllamaTerms)]
+    if configuration.ollama is not None:
+        found.append(configuration.ollama.address)
+    return list(dict.fromkeys(found))
+
+
+def _entries(configuration: Configuration, hub: _Hub) -> tuple[ModelEntry, ...]:
+    """Return an entry for each model of the daemon that no name of the configuration means."""
+    settings = configuration.ollama
+    if settings is None:
+        return ()
+    taken = {name for entry in configuration.models for name in (entry.name, *entry.aliases)}
+    entries = []
+    for model in hub.models:
+        name = model.tag.removesuffix(LATEST)
+        if name in taken or not NAME.fullmatch(name):
+            continue
+        taken.add(name)
+        defaults = configuration.defaults
+        facts = hub.facts.get(model)
+        embeds = facts.embeds if facts else None
+        if embeds is None:
+            embeds = any(word in model.family.lower() for word in _EMBEDDERS)
+        entries.append(
+            ModelEntry(
+                name=name,
+                path=None,
+                recipe=replace(defaults.recipe, engine=EngineKind.OLLAMA),
+                shape=unread_shape(name, ModelKind.EMBEDDING if embeds else ModelKind.TEXT),
+                signature=(),
+                parts=(),
+                aliases=(model.tag,) if model.tag != name and model.tag not in taken else (),
+                gpus=settings.gpus,
+                keep_alive_s=defaults.keep_alive_s,
+                timeout_s=defaults.timeout_s,
+                terms=OllamaTerms(settings.address, model.tag),
+            )
+        )
+    return tuple(entries)

@@ -1,0 +1,48 @@
+"""Containers that a killed daemon left behind: removed once models are served that run in such."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cotenant.daemon.monitors.watchers import Served
+from cotenant.domain.errors import EngineMissing
+from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.engines.launch.launchers import kind_of
+from cotenant.engines.launch.orphans import remove_leftovers
+
+
+class Leftovers:
+    """Clears up with each container engine when a model first uses it, at the start or after a reload.
+
+    Who serves no model in an image has no container engine started for it, which may take seconds.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._changed = asyncio.Event()
+
+    def served_changed(self) -> None:
+        """Other models may be served now."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Clear up until cancelled."""
+        cleared: set[LauncherKind] = set()
+        while True:
+            self._changed.clear()
+            fresh = self._kinds() - cleared
+            if fresh:
+                await asyncio.to_thread(remove_leftovers, fresh)
+                cleared |= fresh
+            await self._changed.wait()
+
+    def _kinds(self) -> set[LauncherKind]:
+        found = (_launcher(entry.launch) for entry in self._served.models)
+        return {kind for kind in found if kind is not None}
+
+
+def _launcher(terms: LaunchTerms) -> LauncherKind | None:
+    try:
+        return kind_of(terms) if terms.image is not None else None
+    except EngineMissing:
+        return None

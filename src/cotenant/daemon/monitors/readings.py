@@ -1,0 +1,117 @@
+"""Inventories as the scheduler reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from cotenant.daemon.monitors.attribution import NOTHING, Beside, group_of
+from cotenant.domain.devices import Device, DeviceId, GpuProcess, Inventory, InventorySource, Reading
+from cotenant.domain.residencies import ResidencyId
+from cotenant.domain.units import format_bytes
+from cotenant.planning.budgets import BudgetRules
+from cotenant.planning.compute_modes import ANY_NUMBER, Admission, left_out_by_mode
+from cotenant.planning.ledger import DeviceReading
+
+_HOLDERS_NAMED = 3
+
+
+def device_readings(
+    inventory: Inventory,
+    rules: BudgetRules,
+    engines: Mapping[int, ResidencyId],
+    at: float,
+    admissions: Mapping[DeviceId, Admission] | None = None,
+    beside: Beside = NOTHING,
+) -> tuple[DeviceReading, ...]:
+    """Return one DeviceReading per device, in planned order; `engines` are our processes.
+
+    `admissions` are how many engines each takes, `beside` is what else is held for us. Only a real card's
+    Reading shows what our engines take. Host RAM's does not in any useful way: a mapped model is page cache,
+    which counts as available.
+    """
+    admitted = admissions or {}
+    return tuple(
+        replace(
+            _reading(device, inventory.reading(device), inventory.source, rules, engines, at, beside),
+            admission=admitted.get(device.id, ANY_NUMBER),
+        )
+        for device in inventory.ordered(rules.order)
+    )
+
+
+def _reading(
+    device: Device,
+    reading: Reading,
+    source: InventorySource,
+    rules: BudgetRules,
+    engines: Mapping[int, ResidencyId],
+    at: float,
+    beside: Beside,
+) -> DeviceReading:
+    live = source.is_live
+    free = reading.free_bytes
+    capacity = device.total_bytes
+    if not live or capacity is None:
+        # What is free when nothing of ours runs is all that there is to share.
+        capacity = free or 0
+    held = _held(reading.processes, engines) if live else None
+    asleep = [process for process in reading.processes or () if group_of(process.pid) in beside.asleep]
+    ours = None if held is None else sum(held.values()) + sum(each.used_bytes or 0 for each in asleep)
+    if held is not None and ours is not None and free is not None:
+        for residency, on in beside.hub.items():
+            if device.id in on:
+                held[residency] = min(on[device.id], max(0, capacity - free - ours))
+                ours += held[residency]
+    foreign = None if ours is None or free is None else max(0, capacity - free - ours)
+    known = {*engines, *(each.pid for each in asleep)}
+    others = tuple(process for process in reading.processes or () if process.pid not in known)
+    return DeviceReading(
+        device,
+        at,
+        capacity_bytes=capacity,
+        free_bytes=free,
+        live=live,
+        foreign_bytes=foreign if live else beside.hub_foreign.get(device.id, 0),
+        engine_bytes=held,
+        holders=_named(others),
+        left_out=_left_out(device, reading, others, capacity - (foreign or 0), rules),
+    )
+
+
+def _held(
+    processes: tuple[GpuProcess, ...] | None, engines: Mapping[int, ResidencyId]
+) -> dict[ResidencyId, int] | None:
+    """Return what each of our engines holds; None if the driver does not tell it of every one."""
+    if processes is None:
+        return None
+    held: dict[ResidencyId, int] = {}
+    for process in processes:
+        if process.pid in engines:
+            if process.used_bytes is None:
+                return None
+            residency = engines[process.pid]
+            held[residency] = held.get(residency, 0) + process.used_bytes
+    return held
+
+
+def _left_out(
+    device: Device, reading: Reading, others: tuple[GpuProcess, ...], most: int, rules: BudgetRules
+) -> str | None:
+    if reading.free_bytes is None:
+        return reading.problem or "its free memory is unknown"
+    by_mode = left_out_by_mode(device, reading, others)
+    if by_mode is not None:
+        return by_mode
+    most -= rules.reserve_bytes
+    if device.kind != "host" and most < rules.min_budget_bytes:
+        return f"{format_bytes(max(0, most))} is under the minimum of {format_bytes(rules.min_budget_bytes)}"
+    return None
+
+
+def _named(others: tuple[GpuProcess, ...]) -> str:
+    largest = sorted(others, key=lambda process: -(process.used_bytes or 0))[:_HOLDERS_NAMED]
+    return ", ".join(
+        f"{process.name or 'a process'} (pid {process.pid}, {format_bytes(process.used_bytes)})"
+        for process in largest
+    )

@@ -1,0 +1,311 @@
+"""Engines that share cards through MPS: which may, under which daemon, and when that daemon lives."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cotenant.config.configuration import ModelEntry
+from cotenant.daemon.sharing.mps_rules import MpsRules, wanted_by
+from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory
+from cotenant.domain.errors import MpsError, MpsFailed
+from cotenant.domain.placements import Placement
+from cotenant.domain.residencies import ResidencyId
+from cotenant.domain.sharing import MpsGroup, MpsMode
+from cotenant.domain.units import format_duration
+from cotenant.engines.process.process import ChildProcess, guarded
+from cotenant.hardware.mps.client import ClientShare, client_environment
+from cotenant.hardware.mps.control import no_program
+from cotenant.hardware.mps.daemon import MpsDaemon
+from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
+from cotenant.hardware.mps.discovery import FoundDaemon
+from cotenant.planning.compute_modes import ANY_NUMBER, Admission, alone, is_mps_server, through_mps
+
+_LOG = logging.getLogger(__name__)
+_UNUSED_S: Final = 5.0
+_QUIT_WITHIN_S: Final = 2.0
+_FAILED_FOR_S: Final = 60.0
+_BROKEN_GONE_WITHIN_S: Final = 30.0
+_ALL: Final = "mps"
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Cards that one daemon serves, and the engines that use it.
+
+    `broken` are engines of a daemon that has died; they must be gone before the next one starts.
+    """
+
+    cards: dict[DeviceId, Device]
+    found: FoundDaemon | None = None
+    daemon: MpsDaemon | None = None
+    users: set[ResidencyId] = field(default_factory=set)
+    broken: set[ResidencyId] = field(default_factory=set)
+    cleared: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    watcher: asyncio.Task[None] | None = None
+    idle: asyncio.TimerHandle | None = None
+    failure: str | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its cards cannot be grouped anew now."""
+        return self.daemon is not None or bool(self.users or self.broken or self.failure)
+
+
+class Sharing:
+    """Decides which devices engines share through MPS, and keeps the daemons for it.
+
+    `changed` is called when `admissions` would answer otherwise than before, `fail` to end an engine whose
+    daemon has died. Without `ceilings` nothing bounds the memory of an engine. Daemons that ran already are
+    used and left running.
+    """
+
+    def __init__(
+        self,
+        rules: MpsRules,
+        models: Callable[[], Sequence[ModelEntry]],
+        *,
+        changed: Callable[[], None],
+        fail: Callable[[ResidencyId, str], None],
+        ceilings: bool = True,
+    ) -> None:
+        self._rules = rules
+        self._models = models
+        self._changed = changed
+        self._fail = fail
+        self._ceilings = ceilings
+        found = rules.found
+        self._groups: dict[str, _Group] = {}
+        self._adopted = {f"found-{number}": each for number, each in enumerate(found) if not each.problem}
+        self._misnumbering = next((each for each in found if each.problem), None)
+        self._alone: dict[ResidencyId, frozenset[DeviceId]] = {}
+        self._works: set[asyncio.Task[None]] = set()
+        for each in found:
+            if each.problem:
+                _LOG.warning("the MPS daemon at %s is not used: %s", each.directories.pipe, each.problem)
+
+    def admissions(self, inventory: Inventory, ours: Collection[int] = ()) -> dict[DeviceId, Admission]:
+        """Return how many engines each device admits as things stand; `ours` are processes of our engines."""
+        if self._rules.mode is not MpsMode.OFF:
+            self._regroup(inventory, ours)
+        return {device.id: self._admission(inventory, device) for device in inventory.devices}
+
+    async def environment(
+        self, residency: ResidencyId, entry: ModelEntry, placement: Placement
+    ) -> dict[str, str]:
+        """Return what an engine must be told, its daemon running. Raises MpsError.
+
+        Every call is followed by one of `ended`.
+        """
+        shares = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
+        devices = frozenset(share.device.id for share in shares)
+        key = self._key_of(devices)
+        if key is None:
+            self._alone[residency] = devices
+            return self._kept_away()
+        group = self._groups[key]
+        group.users.add(residency)
+        try:
+            directories = await self._running(group)
+        except MpsError as error:
+            self._give_up(group, error)
+            raise
+        margin = entry.mps_margin_bytes if self._ceilings else None
+        ceilings = [] if margin is None else [share.parts.total + margin for share in shares]
+        return client_environment(directories, ClientShare(entry.name, ceilings, entry.mps_threads_percent))
+
+    def ended(self, residency: ResidencyId) -> None:
+        """An engine has gone: the last one's daemon follows soon."""
+        if self._alone.pop(residency, None) and self._rules.mode is not MpsMode.OFF:
+            self._changed()
+        for group in self._groups.values():
+            group.users.discard(residency)
+            if residency in group.broken:
+                group.broken.discard(residency)
+                if not group.broken:
+                    group.cleared.set()
+            if not group.users and group.daemon is not None and group.idle is None:
+                group.idle = asyncio.get_running_loop().call_later(_UNUSED_S, self._stop_unused, group)
+
+    async def close(self) -> None:
+        """End every daemon of ours; engines are gone by now."""
+        for group in self._groups.values():
+            if group.idle is not None:
+                group.idle.cancel()
+        await asyncio.gather(*self._works, return_exceptions=True)
+        await asyncio.gather(*(self._stop(group) for group in self._groups.values()))
+
+    def _admission(self, inventory: Inventory, device: Device) -> Admission:
+        exclusive = inventory.reading(device).compute_mode is ComputeMode.EXCLUSIVE_PROCESS
+        key = self._key_of(frozenset([device.id]))
+        if key is not None:
+            return through_mps(device, key)
+        return alone(device, *self._why_alone(device)) if exclusive else ANY_NUMBER
+
+    def _why_alone(self, device: Device) -> tuple[str, str]:
+        """Say why an exclusive device is not shared, and what would change that beside its compute mode."""
+        group = next((each for each in self._groups.values() if device.id in each.cards), None)
+        if self._rules.mode is MpsMode.OFF:
+            return "MPS is off", "set `devices.mps: auto`"
+        if self._rules.program is None:
+            return "nvidia-cuda-mps-control is not on the PATH", "install it for `devices.mps: auto` to use"
+        if group is not None and group.failure is not None:
+            return f"MPS could not be started ({group.failure})", "mend that (`cotenant mps logs`)"
+        if any(device.id in devices for devices in self._alone.values()):
+            return "the engine there was started without MPS", "unload that engine"
+        return "no other model is to use it", "let another (`gpus:`, `max_loaded:`)"
+
+    def _key_of(self, devices: frozenset[DeviceId]) -> str | None:
+        """Return the group whose daemon serves all these devices now, if there is one."""
+        if not devices or devices & self._taken():
+            return None
+        for key, group in self._groups.items():
+            if devices <= group.cards.keys() and group.failure is None:
+                return key
+        return None
+
+    def _taken(self) -> set[DeviceId]:
+        """Return the devices whose engine runs without MPS: in Exclusive_Process mode no server gets them."""
+        return {device for devices in self._alone.values() for device in devices}
+
+    def _regroup(self, inventory: Inventory, ours: Collection[int]) -> None:
+        """Put the cards that are to be shared into groups; those of a daemon in use stay as they are."""
+        self._groups = {key: group for key, group in self._groups.items() if group.is_settled}
+        settled = {card for group in self._groups.values() for card in group.cards}
+        for device in inventory.devices:
+            if device.id in settled or not self._is_to_be_shared(inventory, device, ours):
+                continue
+            adopted = next((key for key, each in self._adopted.items() if each.serves(device)), None)
+            if adopted is None and self._rules.program is None:
+                continue
+            by_itself = self._rules.group is MpsGroup.CARD or device.kind is DeviceKind.MIG
+            key = adopted or (str(device.id) if by_itself else self._open_key())
+            group = self._groups.setdefault(key, _Group({}, self._adopted.get(adopted or "")))
+            group.cards[device.id] = device
+
+    def _open_key(self) -> str:
+        """Name the group that still takes cards: a daemon that runs is given no more of them."""
+        keys = (_ALL if number == 1 else f"{_ALL}-{number}" for number in itertools.count(1))
+        open_ones = (key for key in keys if key not in self._groups or not self._groups[key].is_settled)
+        return next(open_ones)
+
+    def _is_to_be_shared(self, inventory: Inventory, device: Device, ours: Collection[int]) -> bool:
+        reading = inventory.reading(device)
+        nvidia = device.kind is not DeviceKind.HOST and device.hip_name is None
+        if not nvidia or reading.compute_mode is ComputeMode.PROHIBITED or device.id in self._taken():
+            return False
+        exclusive = reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS
+        others = [process for process in reading.processes or () if process.pid not in ours]
+        served = any(is_mps_server(process) for process in others)
+        if exclusive and others and not served:
+            # A daemon for a card that a stranger holds would start for none of its cards.
+            return False
+        if self._rules.mode is MpsMode.REQUIRED:
+            return True
+        if not exclusive or served:
+            return exclusive
+        return self._rules.max_loaded != 1 and wanted_by(self._models(), device) > 1
+
+    def _kept_away(self) -> dict[str, str]:
+        """Return what keeps an engine from a daemon that would number its cards anew."""
+        if self._misnumbering is None or self._rules.mode is MpsMode.OFF:
+            return {}
+        return {PIPE_VARIABLE: str(self._rules.state_dir / "mps" / "none")}
+
+    async def _running(self, group: _Group) -> MpsDirectories:
+        async with group.turn:
+            if group.idle is not None:
+                group.idle.cancel()
+                group.idle = None
+            if group.broken:
+                await self._until_cleared(group)
+            if group.failure is not None:
+                raise MpsFailed(group.failure)
+            if group.daemon is None:
+                group.daemon = await self._start(group)
+                group.watcher = asyncio.get_running_loop().create_task(self._watch(group, group.daemon))
+            return group.daemon.directories
+
+    async def _until_cleared(self, group: _Group) -> None:
+        try:
+            async with asyncio.timeout(_BROKEN_GONE_WITHIN_S):
+                await group.cleared.wait()
+        except TimeoutError:
+            raise MpsFailed(
+                f"{len(group.broken)} engines of an MPS daemon that died are still there after "
+                f"{format_duration(_BROKEN_GONE_WITHIN_S)}"
+            ) from None
+
+    async def _start(self, group: _Group) -> MpsDaemon:
+        if group.found is not None and await asyncio.to_thread(group.found.control.answers):
+            _LOG.info("uses the MPS daemon that runs at %s", group.found.directories.pipe)
+            return MpsDaemon.adopt(group.found)
+        self._forget(group)
+        if self._rules.program is None:
+            raise no_program(os.environ)
+        cards = [str(card) for card in group.cards]
+        directories = MpsDirectories.of_cards(self._rules.state_dir, cards)
+        daemon = await MpsDaemon.start(self._rules.program, directories, cards, _spawn)
+        how = "uses the" if daemon.adopted else "started an"
+        _LOG.info("%s MPS daemon, pid %s, at %s for %s", how, daemon.pid, directories.pipe, ", ".join(cards))
+        return daemon
+
+    async def _watch(self, group: _Group, daemon: MpsDaemon) -> None:
+        await daemon.wait_end()
+        await daemon.clean()
+        self._forget(group)
+        group.daemon, group.watcher = None, None
+        group.broken, group.users = {*group.users}, set()
+        _LOG.error("the MPS daemon %s has died: %d engines start anew", daemon.pid, len(group.broken))
+        if group.broken:
+            group.cleared.clear()
+        for residency in [*group.broken]:
+            self._fail(residency, f"the MPS daemon of its card, process {daemon.pid}, died")
+
+    def _forget(self, group: _Group) -> None:
+        """Count no longer on a daemon that was found and has gone."""
+        self._adopted = {key: found for key, found in self._adopted.items() if found is not group.found}
+        group.found = None
+
+    def _give_up(self, group: _Group, error: MpsError) -> None:
+        """Fall back to one engine a card for a while, where MPS is not required."""
+        if self._rules.mode is MpsMode.REQUIRED:
+            return
+        _LOG.error(
+            "MPS cannot be used, so that each card bears one engine: %s (%s)", error.message, error.hint
+        )
+        group.failure = error.message
+        asyncio.get_running_loop().call_later(_FAILED_FOR_S, self._try_again, group)
+        self._changed()
+
+    def _try_again(self, group: _Group) -> None:
+        group.failure = None
+        self._changed()
+
+    def _stop_unused(self, group: _Group) -> None:
+        group.idle = None
+        task = asyncio.get_running_loop().create_task(self._stop(group))
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+
+    async def _stop(self, group: _Group) -> None:
+        async with group.turn:
+            if group.daemon is None or group.users:
+                return
+            daemon = group.daemon
+            if group.watcher is not None:
+                group.watcher.cancel()
+            await daemon.stop(_QUIT_WITHIN_S)
+            group.daemon, group.watcher = None, None
+            if not daemon.adopted:
+                _LOG.info("ended the MPS daemon, process %s: no engine uses it", daemon.pid)
+
+
+def _spawn(argv: Sequence[str], env: Mapping[str, str], output_fd: int) -> ChildProcess:
+    return ChildProcess.start(guarded(argv), env=env, output_fd=output_fd)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cotenant.daemon.core.abandoned_slots import Settler
+
+
+class Slots:
+    """An engine of which only the slots matter."""
+
+    def __init__(self) -> None:
+        self.busy: int | None = 2
+        self.looks = 0
+
+    async def busy_slots(self) -> int | None:
+        self.looks += 1
+        return self.busy
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_an_abandoned_slot_stays_taken_until_the_engine_frees_it() -> None:
+    async def run() -> None:
+        engine, released = Slots(), []
+        settler = Settler(engine, lambda: 2 - len(released), poll_s=0.005)  # type: ignore[arg-type]
+        settler.abandon(lambda: released.append(1))
+        await until(lambda: engine.looks >= 4)
+        assert not released, "one live request and one abandoned still fill two slots"
+        engine.busy = 1
+        await until(lambda: bool(released))
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_never_shows_its_slots_keeps_none_for_ever() -> None:
+    async def run() -> None:
+        engine, released = Slots(), []
+        engine.busy = None
+        settler = Settler(engine, lambda: 1 - len(released), poll_s=0.001)  # type: ignore[arg-type]
+        settler.abandon(lambda: released.append(1))
+        await until(lambda: bool(released))
+        assert engine.looks >= 20
+
+    asyncio.run(run())
+
+
+def test_nothing_is_released_once_the_engine_is_gone() -> None:
+    async def run() -> None:
+        engine, released = Slots(), []
+        settler = Settler(engine, lambda: 1, poll_s=0.001)  # type: ignore[arg-type]
+        settler.abandon(lambda: released.append(1))
+        settler.close()
+        engine.busy = 0
+        await asyncio.sleep(0.02)
+        assert not released
+
+    asyncio.run(run())

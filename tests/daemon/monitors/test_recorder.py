@@ -1,0 +1,46 @@
+"""What is kept of a run for the next."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+
+from cotenant.config.configuration import ModelEntry
+from cotenant.daemon.monitors.recorder import Recorder
+from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.models import Recipe
+from cotenant.domain.records import DecisionRecord, LoadRecord, Warmth
+from cotenant.domain.units import GIB
+from tests.support.shapes import dense
+
+
+class Kept:
+    """A journal that keeps all in lists."""
+
+    def __init__(self) -> None:
+        self.decisions: list[DecisionRecord] = []
+        self.loads: list[LoadRecord] = []
+        self.record_decision = self.decisions.append
+        self.record_load = self.loads.append
+
+
+async def test_a_model_whose_file_goes_while_it_is_loaded_counts_as_cold_and_faults_nobody(
+    tmp_path: Path,
+) -> None:
+    gone = tmp_path / "gone.gguf"
+    entry = ModelEntry("a", gone, Recipe(), dense(1, GIB), (), (gone,))
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
+    kept = Kept()
+    recorder = Recorder(kept, SimpleNamespace(entry=lambda name: entry))  # type: ignore[arg-type]
+    recorder.decided(Decision(1, 0.0, DecisionKind.LOAD, "a", "loads"))
+    await asyncio.wait(recorder._looking)
+    recorder.decided(Decision(2, 1.0, DecisionKind.READY, "a", "ready", facts={"load_s": 2.5}))
+
+    assert [(load.seconds, load.warmth) for load in kept.loads] == [(2.5, Warmth.COLD)]
+    assert len(kept.decisions) == 2
+    del recorder
+    gc.collect()
+    assert not faults

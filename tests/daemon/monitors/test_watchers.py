@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cotenant.clock import ManualClock, SystemClock
+from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry
+from cotenant.config.watch import Change
+from cotenant.daemon.monitors.watchers import CardWatcher, Served
+from cotenant.domain.devices import (
+    HOST_ID,
+    Device,
+    DeviceId,
+    DeviceKind,
+    Inventory,
+    InventorySource,
+    Reading,
+)
+from cotenant.domain.errors import BadSetting
+from cotenant.domain.models import Recipe
+from cotenant.domain.units import GIB
+from cotenant.planning.budgets import BudgetRules
+from cotenant.scheduling.events import DevicesRead, ModelsChanged
+from tests.support.shapes import dense
+
+
+@dataclass
+class Posted:
+    """Keeps the events that it is told."""
+
+    events: list[object] = field(default_factory=list)
+    effects: object = field(default_factory=lambda: SimpleNamespace(pids=dict, running={}))
+
+    def post(self, event: object) -> None:
+        self.events.append(event)
+
+    def serve(self, models: object, changed: ModelsChanged) -> None:
+        self.events.append(changed)
+
+
+def cards(*indices: int, source: InventorySource = InventorySource.NVML) -> Inventory:
+    devices = [Device(DeviceId(f"GPU-{i}"), DeviceKind.GPU, "card", i, 24 * GIB) for i in indices]
+    readings = {device.id: Reading(device.id, 0.0, free_bytes=20 * GIB, processes=()) for device in devices}
+    return Inventory(source, tuple(devices), readings)
+
+
+def seen(inventories: list[Inventory], *use: str) -> list[list[str]]:
+    """Watch one inventory after the other; return the devices told each time."""
+    posted, rest = Posted(), iter(inventories)
+    probe = SimpleNamespace(inventory=lambda: next(rest))
+    watcher = CardWatcher(probe, use, BudgetRules(), posted, ManualClock(), lambda: None)  # type: ignore[arg-type]
+    watcher.read(next(rest))
+    for inventory in rest:
+        watcher._tell(watcher._selected(inventory))
+    told = [event for event in posted.events if isinstance(event, DevicesRead)]
+    return [[str(reading.device.id) for reading in event.readings] for event in told]
+
+
+def test_a_card_that_goes_and_comes_back_is_told_both_times() -> None:
+    assert seen([cards(0, 1), cards(1), cards(0, 1)], "GPU-0", "GPU-1") == [
+        ["GPU-0", "GPU-1"],
+        ["GPU-1"],
+        ["GPU-0", "GPU-1"],
+    ]
+
+
+def test_cards_that_were_not_allowed_at_the_start_stay_out() -> None:
+    assert seen([cards(1), cards(0, 1)], "GPU-1") == [["GPU-1"], ["GPU-1"]]
+
+
+def test_without_a_driver_there_are_no_cards_and_never_host_ram_in_their_place() -> None:
+    host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=GIB)
+    gone = Inventory(InventorySource.HOST, (host,), {HOST_ID: Reading(HOST_ID, 0.0, free_bytes=GIB)})
+    assert seen([cards(0), gone]) == [["GPU-0"], []]
+
+
+class Stirring(Posted):
+    """A loop whose memory is awaited or not, and whose engines change when told."""
+
+    def __init__(self, *, reclaims: bool) -> None:
+        super().__init__()
+        self.reclaims = reclaims
+        self.changed = asyncio.Event()
+
+    async def engine_changed(self) -> None:
+        await self.changed.wait()
+        self.changed.clear()
+
+
+async def looks(posted: Stirring, count: int) -> None:
+    """Run a watcher until the cards have been told so many times."""
+    probe = SimpleNamespace(inventory=lambda: cards(0))
+    watcher = CardWatcher(probe, (), BudgetRules(), posted, SystemClock(), lambda: None)  # type: ignore[arg-type]
+    watcher.read(cards(0))
+    running = asyncio.create_task(watcher.run())
+    try:
+        async with asyncio.timeout(5):
+            while len(posted.events) < count:
+                await asyncio.sleep(0.005)
+    finally:
+        running.cancel()
+
+
+@pytest.mark.slow
+async def test_memory_that_is_awaited_is_looked_for_often() -> None:
+    began = asyncio.get_running_loop().time()
+    await looks(Stirring(reclaims=True), count=6)
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+@pytest.mark.slow
+async def test_cards_are_read_at_once_when_an_engine_changes_and_not_before() -> None:
+    posted = Stirring(reclaims=False)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await looks(posted, count=2)
+    posted.events.clear()
+    posted.changed.set()
+    await looks(posted, count=2)
+
+
+def test_a_driver_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> Inventory:
+        hangs.set()
+        assert goes_on.wait(60)
+        return cards(0)
+
+    async def watch_for_a_moment() -> None:
+        probe, posted = SimpleNamespace(inventory=hang), Stirring(reclaims=True)
+        watcher = CardWatcher(probe, (), BudgetRules(), posted, SystemClock(), lambda: None)  # type: ignore[arg-type]
+        watcher.read(cards(0))
+        running = asyncio.create_task(watcher.run())
+        assert await asyncio.to_thread(hangs.wait, 10)
+        running.cancel()
+
+    daemon = threading.Thread(target=asyncio.run, args=(watch_for_a_moment(),))
+    daemon.start()
+    daemon.join(5)
+    hung = daemon.is_alive()
+    goes_on.set()
+    daemon.join(10)
+    assert not hung
+
+
+def entry(name: str, **facts: object) -> ModelEntry:
+    return ModelEntry(name, Path(name), Recipe(), dense(1, GIB), (), (), **facts)  # type: ignore[arg-type]
+
+
+async def test_a_reload_touches_what_changed_and_keeps_what_was_learned() -> None:
+    learned = DeviceSettings(rules=BudgetRules(overheads={"card": 1}))
+    old = Configuration(devices=learned, models=(entry("same"), entry("other")))
+    new = Configuration(models=(entry("same"), replace(entry("other"), recipe=Recipe(n_ctx=512))))
+    posted = Posted()
+    served = Served(old, lambda change: new, posted, ManualClock())  # type: ignore[arg-type]
+    assert await served.reload(Change()) == ("other changed: it is loaded anew",)
+    (changed,) = posted.events
+    assert isinstance(changed, ModelsChanged)
+    assert changed.replaced == {"other"}
+    assert served.configuration.devices.rules.overheads == {"card": 1}
+
+
+async def test_what_was_read_first_never_takes_the_place_of_what_was_read_last() -> None:
+    """A signal, a file's change, an order and a pull may all have it read again at the same time."""
+    old, new = (Configuration(models=(entry(name),)) for name in ("old", "new"))
+    begun, go_on = threading.Event(), threading.Event()
+    reads = iter([old, new])
+
+    def read(change: Change) -> Configuration:
+        found = next(reads)
+        if found is old:
+            begun.set()
+            assert go_on.wait(10)
+        return found
+
+    served = Served(Configuration(), read, Posted(), ManualClock())  # type: ignore[arg-type]
+    first = asyncio.create_task(served.reload(Change()))
+    await asyncio.to_thread(begun.wait, 10)
+    second = asyncio.create_task(served.reload(Change()))
+    # As long as the second would need if nothing held it up.
+    await asyncio.wait([second], timeout=0.05)
+    go_on.set()
+    await asyncio.gather(first, second)
+    assert [each.name for each in served.configuration.models] == ["new"]
+
+
+async def test_without_a_file_there_is_nothing_to_read_again() -> None:
+    served = Served(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
+    with pytest.raises(BadSetting, match="no configuration file"):
+        await served.reload()
