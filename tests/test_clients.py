@@ -16,7 +16,7 @@ import ollama
 import openai
 import pytest
 
-from cotenant.gateway.assembly import SHORT_TOKENS
+from cotenant.gateway.inference.assembly import SHORT_TOKENS
 from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.hub import StandInHub, standing_in
 from tests.support.serving import Serving

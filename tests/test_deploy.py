@@ -17,10 +17,10 @@ from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.meters import Meters
-from cotenant.gateway.metrics import Metrics
+from cotenant.gateway.telemetry.meters import Meters
+from cotenant.gateway.telemetry.metrics import Metrics
 from tests.gateway.harness import SlotRouter
-from tests.gateway.test_history import Book
+from tests.gateway.telemetry.test_history import Book
 from tests.support.debian import unpacked
 from tests.support.operators import PlainOperator
 

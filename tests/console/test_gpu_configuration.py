@@ -14,7 +14,7 @@ from cotenant.domain.errors import GeneratedFileFailed
 from cotenant.gateway.app import Gateway
 from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
 from tests.console.looking import Page, following, gateway, look, operator
-from tests.gateway.gpu_harness import CARDS, WARNING
+from tests.gateway.services.harness import CARDS, WARNING
 from tests.support.service_operators import SERVICES, PlainServices
 
 PAGE = "/gpu-configuration"

@@ -10,7 +10,7 @@ from cotenant.clock import SystemClock
 from cotenant.console.live import Part, Rows, Watched
 from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
 from tests.console.looking import READY, following, gateway, look, operator
-from tests.gateway.test_visitors import KEY, sign_in  # noqa: F401
+from tests.gateway.access.test_access_control import KEY, sign_in  # noqa: F401
 
 
 def piece(name: str, **facts: object) -> Part:

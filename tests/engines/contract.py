@@ -27,7 +27,7 @@ from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.process import group_lives
 from cotenant.engines.remote import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
-from cotenant.gateway.request import engine_body, engine_head
+from cotenant.gateway.inference.request import engine_body, engine_head
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 from tests.engines.support import fake_server, host_order, with_env
 from tests.support.container_bed import container_bed

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from cotenant.domain.errors import BadSetting, PortTaken
-from cotenant.gateway.limits import Limits
+from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.server import bind
 from tests.gateway import stub
 from tests.gateway.harness import CHAT, Client, SlotRouter, connected, fetch, post, serving, until

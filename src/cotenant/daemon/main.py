@@ -44,7 +44,7 @@ from cotenant.domain.errors import BadSetting, DoesNotFit
 from cotenant.domain.placements import Refusal
 from cotenant.domain.records import LoadTimes
 from cotenant.gateway.app import Gateway
-from cotenant.gateway.request_log import RequestLog
+from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.server import bind, serve
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.xid_events import XidWatch

@@ -12,26 +12,26 @@ from typing import Any, Final, Protocol
 
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownRoute
-from cotenant.gateway.admin import PREFIX, Admin
-from cotenant.gateway.asgi import TEXT_TYPE, Receive, Scope, Send, send_body, send_json
-from cotenant.gateway.ask import refuse_method
-from cotenant.gateway.auth import KeyRing
-from cotenant.gateway.catalogue import find_model, openai_model
-from cotenant.gateway.dialects import TARGETS, ErrorForm, ErrorsIn, anthropic_error, ollama_error
-from cotenant.gateway.doctor import Doctor
-from cotenant.gateway.history import History
-from cotenant.gateway.hosts import Hosts
-from cotenant.gateway.limits import Limits
-from cotenant.gateway.live import LiveStreams
-from cotenant.gateway.metrics import Metrics
-from cotenant.gateway.ollama_api import BLOBS, OllamaApi
-from cotenant.gateway.plans import PlanRoutes
-from cotenant.gateway.problems import send_problem
-from cotenant.gateway.proxy import Exchange, Proxy
-from cotenant.gateway.request_log import RequestLog
-from cotenant.gateway.sessions import Attempts, Sessions
-from cotenant.gateway.timing import Timing
-from cotenant.gateway.visitors import SESSION, Visitors
+from cotenant.gateway.access.access_control import SESSION, Visitors
+from cotenant.gateway.access.allowed_hosts import Hosts
+from cotenant.gateway.access.api_keys import KeyRing
+from cotenant.gateway.access.sessions import Attempts, Sessions
+from cotenant.gateway.http.asgi import TEXT_TYPE, Receive, Scope, Send, send_body, send_json
+from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.model_list import find_model, openai_model
+from cotenant.gateway.http.problems import send_problem
+from cotenant.gateway.http.request import refuse_method
+from cotenant.gateway.http.streams import LiveStreams
+from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.inference.dialects import TARGETS, ErrorForm, ErrorsIn, anthropic_error, ollama_error
+from cotenant.gateway.inference.proxy import Exchange, Proxy
+from cotenant.gateway.inference.request_log import RequestLog
+from cotenant.gateway.ollama.api import BLOBS, OllamaApi
+from cotenant.gateway.operator.doctor import Doctor
+from cotenant.gateway.operator.models import PREFIX, Admin
+from cotenant.gateway.plans.routes import PlanRoutes
+from cotenant.gateway.telemetry.history import History
+from cotenant.gateway.telemetry.metrics import Metrics
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator, Planner, Puller, Router
 from cotenant.services.interfaces import ServiceOperator
 
@@ -255,7 +255,7 @@ class Gateway:
     def _openapi(self) -> dict[str, Any]:
         if self._document is None:
             # What it takes to build is not loaded before somebody asks.
-            from cotenant.gateway.openapi import document
+            from cotenant.gateway.openapi.document import document
 
             self._document = document(self.routes)
         return self._document

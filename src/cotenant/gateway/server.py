@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from cotenant.domain.errors import BadSetting, CotenantError, HeadersTooLarge, PortTaken
 from cotenant.domain.units import format_bytes
 from cotenant.gateway.app import Gateway
-from cotenant.gateway.problems import envelope, problem_of
+from cotenant.gateway.http.problems import envelope, problem_of
 
 _BACKLOG: Final = 2048
 _KEEP_ALIVE_S: Final = 60

@@ -1,0 +1,143 @@
+"""Who may ask and order: bearers of a key, and browsers that signed in; and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from cotenant.domain.errors import ForeignPage, TooManyAttempts, Unauthorized
+from cotenant.gateway.access.allowed_hosts import Hosts
+from cotenant.gateway.access.api_keys import KeyRing
+from cotenant.gateway.access.schema import AskedSession
+from cotenant.gateway.access.sessions import LIFETIME_S, Attempts, Session, Sessions, same
+from cotenant.gateway.http.asgi import JSON_TYPE, Header, Scope, encode_json, send_body
+from cotenant.gateway.http.bodies import read_body
+from cotenant.gateway.http.request import Ask, Routes
+
+SESSION: Final = "/api/session"
+_END: Final = "/api/session/end"
+_COOKIE: Final = "cotenant_session"
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_CSRF: Final = b"x-cotenant-csrf"
+_FRESH: Final[Header] = (b"cache-control", b"no-store")
+
+
+class Visitors:
+    """Checks every request before anything else looks at it."""
+
+    def __init__(self, keys: KeyRing, hosts: Hosts, sessions: Sessions, attempts: Attempts) -> None:
+        self._keys = keys
+        self._hosts = hosts
+        self._sessions = sessions
+        self._attempts = attempts
+        self.routes: Routes = {
+            SESSION: {"GET": self._tell, "POST": self._begin},
+            _END: {"POST": self._end},
+        }
+
+    def check(self, scope: Scope, *, is_open: bool) -> None:
+        """Pass a request; `is_open` says that its path needs no key.
+
+        Who bears the right key is no browser that was led here: its host and origin are not looked at.
+        Raises Unauthorized, UntrustedHost or ForeignPage.
+        """
+        headers = scope["headers"]
+        host = origin = None
+        bears_key = False
+        for name, value in headers:
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+            elif name in (b"authorization", b"x-api-key"):
+                bears_key = True
+        if bears_key and self._keys.needed and not is_open:
+            self._keys.check(headers)
+            return
+        if host is not None:
+            self._hosts.check_host(host)
+        orders = scope["method"] not in _SAFE
+        if orders and origin is not None:
+            self._hosts.check_origin(origin, host)
+        if self._keys.needed and not is_open:
+            self._check_session(headers, host, orders)
+
+    def _check_session(self, headers: Sequence[Header], host: bytes | None, orders: bool) -> None:
+        session = self._session(headers, host)
+        if session is None:
+            self._keys.check(headers)
+        elif orders and not same(session.csrf, _value(headers, _CSRF)):
+            raise ForeignPage(
+                "the order does not bear this session's token", hint="Reload the page and try again."
+            )
+
+    def _session(self, headers: Sequence[Header], host: bytes | None) -> Session | None:
+        token = _cookie(headers, _cookie_name(host))
+        return self._sessions.find(token) if token else None
+
+    async def _tell(self, ask: Ask) -> None:
+        """Say whether a key is needed and whether this browser has signed in."""
+        session = self._session(ask.headers, ask.header(b"host"))
+        told = {
+            "needed": self._keys.needed,
+            "signed_in": session is not None,
+            "csrf": session.csrf if session else None,
+        }
+        await send_body(ask.send, 200, encode_json(told), JSON_TYPE, _FRESH)
+
+    async def _begin(self, ask: Ask) -> None:
+        """Take a key and set the cookie; where none is needed any will do, and there is no cookie.
+
+        Raises Unauthorized, BadRequest, BadAssignment or TooManyAttempts.
+        """
+        asked = read_body(AskedSession, await ask.body() or b"{}")
+        if not self._keys.needed:
+            await self._tell(ask)
+            return
+        client = ask.client
+        wait_s = self._attempts.wait_s(client)
+        if wait_s is not None:
+            raise TooManyAttempts(
+                "too many wrong keys", hint=f"Wait {max(1, round(wait_s))} s.", retry_after_s=wait_s
+            )
+        if not self._keys.has(asked.key.strip().encode("utf-8", "replace")):
+            self._attempts.failed(client)
+            raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
+        token, session = self._sessions.begin()
+        cookie = _set_cookie(ask, token, int(LIFETIME_S))
+        told = {"needed": True, "signed_in": True, "csrf": session.csrf}
+        await send_body(ask.send, 200, encode_json(told), JSON_TYPE, _FRESH, cookie)
+
+    async def _end(self, ask: Ask) -> None:
+        """End the session and take its cookie back."""
+        token = _cookie(ask.headers, _cookie_name(ask.header(b"host")))
+        if token:
+            self._sessions.end(token)
+        told = {"needed": self._keys.needed, "signed_in": False, "csrf": None}
+        await send_body(ask.send, 200, encode_json(told), JSON_TYPE, _FRESH, _set_cookie(ask, "", 0))
+
+
+def _set_cookie(ask: Ask, token: str, lifetime_s: int) -> Header:
+    name = _cookie_name(ask.header(b"host"))
+    text = f"{name}={token}; Path=/; Max-Age={lifetime_s}; HttpOnly; SameSite=Strict"
+    return (b"set-cookie", (text + ("; Secure" if ask.is_https else "")).encode())
+
+
+def _cookie_name(host: bytes | None) -> str:
+    """Return a name of this daemon's own: browsers do not tell the ports of a host apart."""
+    port = (host or b"").rpartition(b"]")[2].partition(b":")[2].decode("latin-1")
+    return f"{_COOKIE}_{port}" if port.isdigit() else _COOKIE
+
+
+def _cookie(headers: Sequence[Header], wanted: str) -> str:
+    for name, value in headers:
+        if name == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                key, _, text = pair.strip().partition("=")
+                if key == wanted:
+                    return text
+    return ""
+
+
+def _value(headers: Sequence[Header], wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in headers if name == wanted), "")

@@ -1,0 +1,50 @@
+"""Who may ask."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+from cotenant.domain.errors import Unauthorized
+from cotenant.gateway.http.asgi import Header
+
+
+class KeyRing:
+    """The keys that open the gateway; an empty ring opens it to everyone."""
+
+    def __init__(self, keys: Sequence[str] = ()) -> None:
+        self._keys = tuple(key.encode() for key in keys)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is any key."""
+        return bool(self._keys)
+
+    def has(self, offered: bytes) -> bool:
+        """Whether it is one of the keys."""
+        # Every key is compared, so that the time taken does not tell which one came close.
+        return sum(hmac.compare_digest(key, offered) for key in self._keys) > 0
+
+    def check(self, headers: Sequence[Header]) -> None:
+        """Pass a request that bears a key, as `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
+        if not self._keys:
+            return
+        offered = _offered_key(headers)
+        if offered is None:
+            raise Unauthorized(
+                "the request bears no API key",
+                hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
+            )
+        if not self.has(offered):
+            raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
+
+
+def _offered_key(headers: Sequence[Header]) -> bytes | None:
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                return key.strip()
+        elif name == b"x-api-key":
+            return value.strip()
+    return None

@@ -1,0 +1,26 @@
+"""What requests and answers about a browser's session look like."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from cotenant.gateway.services.schema import Asked
+
+
+class AskedSession(Asked):
+    """The key to sign in with."""
+
+    key: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class SessionTold(BaseModel):
+    """Whether a key is needed, and whether this browser has signed in with one.
+
+    `csrf` goes with every order of its pages, as the header `X-Cotenant-CSRF`; null without a session.
+    """
+
+    needed: bool
+    signed_in: bool
+    csrf: str | None

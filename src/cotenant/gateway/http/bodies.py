@@ -1,0 +1,54 @@
+"""JSON bodies as what they are meant to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from cotenant.domain.errors import BadAssignment, BadRequest
+from cotenant.gateway.services.schema import Asked
+
+_NAMED: Final = 3
+"""How many faults of one body are told."""
+
+Body = TypeVar("Body", bound=Asked)
+
+
+def read_body(kind: type[Body], body: bytes) -> Body:
+    """Return a body as what it is meant to be. Raises BadRequest, or BadAssignment that names the field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+    if faults[0]["type"] == "json_invalid":
+        raise BadRequest("the body is not JSON", hint="Send one JSON object in UTF-8.")
+    told = [_explain(fault) for fault in faults[:_NAMED]]
+    more = len(faults) - len(told)
+    raise BadAssignment(
+        "; ".join(told) + (f"; and {more} more" if more else ""),
+        hint="/openapi.json describes what it takes.",
+        field=_dotted(faults[0]["loc"]),
+    )
+
+
+def _explain(fault: Any) -> str:
+    where, what = _dotted(fault["loc"]), str(fault["msg"])
+    if fault["type"] == "missing":
+        what = "it is missing"
+    elif fault["type"] == "extra_forbidden":
+        what = "it is no field"
+    else:
+        what = f"{what[:1].lower()}{what[1:]}"
+        if isinstance(fault["input"], (str, int, float, bool, type(None))):
+            what += f", not {str(fault['input'])[:60]!r}"
+    return f"{where}: {what}" if where else what
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    """Write a place in a body as people do: `assignments[1].gpu_index`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text

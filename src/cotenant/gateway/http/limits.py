@@ -1,0 +1,42 @@
+"""How much one request may bring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cotenant.domain.errors import HeadersTooLarge, RequestTooLarge
+from cotenant.domain.units import KIB, MIB, format_bytes
+from cotenant.gateway.http.asgi import Header
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on a request: bytes of its body, bytes of its head, and how many headers."""
+
+    body_bytes: int = 32 * MIB
+    head_bytes: int = 64 * KIB
+    headers: int = 100
+
+    def check_head(self, headers: Sequence[Header]) -> None:
+        """Pass a head that keeps the bounds and declares a body that does.
+
+        Raises HeadersTooLarge or RequestTooLarge.
+        """
+        if len(headers) > self.headers:
+            raise HeadersTooLarge(f"{len(headers)} headers are over the limit of {self.headers}")
+        size = 0
+        for name, value in headers:
+            size += len(name) + len(value)
+            if name == b"content-length":
+                self.check_body(int(value))
+        if size > self.head_bytes:
+            raise HeadersTooLarge(f"the headers are over the limit of {format_bytes(self.head_bytes)}")
+
+    def check_body(self, size_bytes: int) -> None:
+        """Pass a body of this size, or raise RequestTooLarge."""
+        if size_bytes > self.body_bytes:
+            raise RequestTooLarge(
+                f"the body is over the limit of {format_bytes(self.body_bytes)}",
+                hint="Send less, or images in a smaller size.",
+            )

@@ -1,0 +1,99 @@
+"""The models served, as OpenAI lists them and as the operator wants to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from cotenant.analysis.calibration import Comparison, compare
+from cotenant.domain.engines import EngineReport
+from cotenant.domain.models import Recipe
+from cotenant.domain.placements import Placement, Share
+from cotenant.domain.requests import ModelFile, ServedModel
+from cotenant.gateway.http.problems import unknown_model
+from cotenant.planning.describe import parts_as_json
+
+LOCAL = "local"
+"""A name that any client may use while exactly one model is served."""
+
+
+def find_model(name: str, served: Sequence[ServedModel]) -> ServedModel:
+    """Return the model with this name or alias. Raises UnknownModel."""
+    for model in served:
+        if name == model.name or name in model.aliases:
+            return model
+    if name == LOCAL and len(served) == 1:
+        return served[0]
+    raise unknown_model(name, served)
+
+
+def openai_model(model: ServedModel) -> dict[str, Any]:
+    """Describe a model as OpenAI does; `meta` is ours."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_at,
+        "owned_by": "cotenant",
+        "meta": {"kind": model.kind, "state": model.state, "aliases": model.aliases},
+    }
+
+
+def admin_model(model: ServedModel) -> dict[str, Any]:
+    """Describe where a model sits and what it weighs, in bytes; what is not known is None."""
+    build = model.build
+    return {
+        "name": model.name,
+        "aliases": model.aliases,
+        "kind": model.kind,
+        "state": model.state,
+        "created_at": model.created_at,
+        "engine": build
+        and {"kind": build.kind, "form": build.form, "version": build.version, "program": build.program},
+        "log_path": model.log_path,
+        "placement": model.placement and _placement(model.placement, model.report),
+        "recipe": model.recipe and _plain(model.recipe),
+        "file": model.file and _plain(model.file),
+        "vision": model.vision,
+    }
+
+
+@lru_cache(maxsize=2048)
+def _plain(value: Recipe | ModelFile) -> Mapping[str, Any]:
+    """Return a value's fields, made once: whoever watches hundreds of models asks every second."""
+    return asdict(value)
+
+
+def _placement(placement: Placement, report: EngineReport | None) -> dict[str, Any]:
+    *cards, host = compare(placement, report)
+    return {
+        "n_layers": placement.n_layers,
+        "n_gpu_layers": placement.n_gpu_layers,
+        "n_ctx": placement.recipe.n_ctx,
+        "parallel": placement.recipe.parallel,
+        "tensor_split": placement.tensor_split,
+        "devices": [{**_on_device(row.share), **_compared(row)} for row in cards if row.share],
+        "host": _compared(host),
+        "estimated": placement.estimated,
+        "warnings": placement.warnings,
+    }
+
+
+def _on_device(share: Share) -> dict[str, Any]:
+    return {
+        "index": share.device.index,
+        "name": share.device.name,
+        "uuid": share.device.id,
+        "layers": None if share.first is None else [share.first, share.last],
+    }
+
+
+def _compared(row: Comparison) -> dict[str, Any]:
+    """Set planned bytes against reported ones. An engine does not report its driver's overhead."""
+    return {
+        "planned": {**parts_as_json(row.planned), "total": row.planned.total},
+        "reported": row.reported
+        and {**parts_as_json(row.reported), "overhead": None, "total": row.reported.total},
+        "difference_bytes": row.error_bytes,
+    }

@@ -1,0 +1,174 @@
+"""Faults as HTTP: a status and an error in OpenAI's envelope."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cotenant.domain import errors
+from cotenant.domain.errors import CotenantError, UnknownModel
+from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.asgi import JSON_TYPE, Header, Send, encode_json, send_body
+
+_INVALID: Final = "invalid_request_error"
+_SERVER: Final = "server_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """How one class of fault is told to a client.
+
+    `param` names the field at fault. `retry_after_s` is sent where waiting helps and the fault itself does
+    not say how long; `hopeless` tells the openai client not to repeat a request that the same daemon will
+    refuse again.
+    """
+
+    status: int
+    type: str = _SERVER
+    param: str | None = None
+    retry_after_s: int | None = None
+    hopeless: bool = False
+
+    def headers(self, retry_after_s: float | None = None) -> list[Header]:
+        """Return the headers that go with the status; the fault's own `retry_after_s` is worth more."""
+        headers = [JSON_TYPE]
+        wait_s = self.retry_after_s if retry_after_s is None else retry_after_s
+        if wait_s is not None:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait_s))))
+        elif self.hopeless:
+            headers.append((b"x-should-retry", b"false"))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b'Bearer realm="cotenant"'))
+        return headers
+
+
+_INVALID_REQUEST: Final = Problem(400, _INVALID)
+_OPERATOR_FAULT: Final = Problem(500, hopeless=True)
+
+PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
+    errors.BadQuantity: _INVALID_REQUEST,
+    errors.BadDeviceSpec: _INVALID_REQUEST,
+    errors.UnknownDevice: _INVALID_REQUEST,
+    errors.BadRecipe: _INVALID_REQUEST,
+    errors.BadSplit: _INVALID_REQUEST,
+    errors.BadHubName: Problem(400, _INVALID, param="model"),
+    errors.BadTrace: _INVALID_REQUEST,
+    errors.BadSetting: _OPERATOR_FAULT,
+    errors.InsecureBind: _OPERATOR_FAULT,
+    errors.PortTaken: _OPERATOR_FAULT,
+    errors.ModelFileMissing: _OPERATOR_FAULT,
+    errors.NotAModelFile: _OPERATOR_FAULT,
+    errors.CorruptModelFile: _OPERATOR_FAULT,
+    errors.SplitPartMissing: _OPERATOR_FAULT,
+    errors.UnsupportedModelFile: _OPERATOR_FAULT,
+    errors.DoesNotFit: Problem(503, hopeless=True),
+    errors.StoreError: _OPERATOR_FAULT,
+    errors.DaemonSilent: Problem(502),
+    errors.UnitFault: _OPERATOR_FAULT,
+    errors.MpsMissing: Problem(503, hopeless=True),
+    errors.MpsFailed: Problem(503, retry_after_s=10),
+    errors.HubSilent: Problem(502, retry_after_s=10),
+    errors.NotOnHub: Problem(404, _INVALID, param="model"),
+    errors.NoRoomOnDisk: Problem(507, hopeless=True),
+    errors.PullFailed: Problem(502),
+    errors.ComposeFileError: _OPERATOR_FAULT,
+    errors.ContainerEngineMissing: Problem(503, hopeless=True),
+    errors.GeneratedFileEdited: Problem(409, _INVALID, hopeless=True),
+    errors.GeneratedFileFailed: _OPERATOR_FAULT,
+    errors.EngineMissing: Problem(503, hopeless=True),
+    errors.EngineLacksDevice: Problem(503, hopeless=True),
+    errors.EngineLoadFailed: Problem(503, retry_after_s=10),
+    errors.EngineLoadTimeout: Problem(503, retry_after_s=10),
+    errors.EngineDied: Problem(503, retry_after_s=2),
+    errors.EngineInstallFailed: _OPERATOR_FAULT,
+    errors.BadRequest: _INVALID_REQUEST,
+    errors.RequestTooLarge: Problem(413, _INVALID),
+    errors.HeadersTooLarge: Problem(431, _INVALID),
+    errors.UnsupportedMediaType: Problem(415, _INVALID),
+    errors.Unauthorized: Problem(401, "authentication_error"),
+    errors.TooManyAttempts: Problem(429, "rate_limit_error", retry_after_s=60),
+    errors.ForeignPage: Problem(403, "permission_error", hopeless=True),
+    errors.UntrustedHost: Problem(403, "permission_error", hopeless=True),
+    errors.HeaderIncomplete: Problem(416, _INVALID, hopeless=True),
+    errors.HeaderGone: Problem(404, _INVALID, hopeless=True),
+    errors.BadAssignment: Problem(422, _INVALID),
+    errors.ApplyRunning: Problem(409, _INVALID, retry_after_s=5),
+    errors.NothingToRollBack: Problem(409, _INVALID, hopeless=True),
+    errors.UnknownModel: Problem(404, _INVALID, param="model"),
+    errors.WrongKind: Problem(400, _INVALID, param="model"),
+    errors.NotOffered: Problem(501, _INVALID, hopeless=True),
+    errors.UnknownRoute: Problem(404, _INVALID),
+    errors.MethodNotAllowed: Problem(405, _INVALID),
+    errors.QueueFull: Problem(429, "rate_limit_error", retry_after_s=1),
+    errors.WaitTimeout: Problem(504, "overloaded_error", retry_after_s=1),
+    errors.UpstreamFailed: Problem(502),
+    errors.ShuttingDown: Problem(503, retry_after_s=5),
+}
+"""One entry per leaf of the exception tree; a test holds it to that."""
+
+_UNEXPECTED: Final = Problem(500)
+
+BROKEN_CONFIGURATION: Final = Problem(422, _INVALID, hopeless=True)
+"""A bad setting, found by the client who asked for the configuration to be read again."""
+
+UNREADABLE_MODEL: Final = Problem(422, _INVALID, hopeless=True)
+"""A model file that cannot be read, named or sent by the client who asked for its plan."""
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Return how the fault is told; a fault that is none of ours is a plain 500."""
+    for kind in type(error).__mro__:
+        if kind in PROBLEMS:
+            return PROBLEMS[kind]
+    return _UNEXPECTED
+
+
+def envelope(error: BaseException) -> bytes:
+    """Render the fault as OpenAI's error object. What is not a CotenantError tells nothing of itself."""
+    problem = problem_of(error)
+    if isinstance(error, CotenantError):
+        param = error.field if isinstance(error, errors.BadAssignment) else problem.param
+        cause = error.cause if isinstance(error, errors.EngineError) else None
+        return encode_error(_sentences(error), problem.type, param, error.code, cause)
+    return encode_error(
+        "The gateway failed on this request; its log says why.", problem.type, None, "internal"
+    )
+
+
+def encode_error(message: str, kind: str, param: str | None, code: str, cause: str | None = None) -> bytes:
+    """Render OpenAI's error object; `cause` is a field of ours, there only for faults of engines."""
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return encode_json({"error": error if cause is None else {**error, "cause": cause}})
+
+
+def is_envelope(body: bytes) -> bool:
+    """Whether an engine's answer is an error in OpenAI's form already."""
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(payload, dict) and isinstance(payload.get("error"), dict)
+
+
+async def send_problem(
+    send: Send, error: BaseException, headers: Iterable[Header] = (), problem: Problem | None = None
+) -> None:
+    """Answer with the fault, told as its class is or as `problem` says."""
+    problem = problem or problem_of(error)
+    retry_after_s = error.retry_after_s if isinstance(error, CotenantError) else None
+    await send_body(send, problem.status, envelope(error), *problem.headers(retry_after_s), *headers)
+
+
+def unknown_model(name: str, served: Sequence[ServedModel]) -> UnknownModel:
+    """Say that a model is not served, and which are."""
+    names = ", ".join(model.name for model in served)
+    return UnknownModel(
+        f"the model {name!r} is not served here", hint=f"Served: {names}." if names else "No model is served."
+    )
+
+
+def _sentences(error: CotenantError) -> str:
+    return f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message

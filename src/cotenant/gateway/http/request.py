@@ -1,0 +1,127 @@
+"""One request to the operator's API, as its handlers read it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final
+from urllib.parse import parse_qs
+
+from cotenant.domain.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
+from cotenant.domain.units import MIB, format_bytes
+from cotenant.gateway.http.asgi import Header, Receive, Scope, Send
+from cotenant.gateway.http.problems import send_problem
+
+_MAX_BODY_BYTES: Final = MIB
+
+Handler = Callable[["Ask"], Awaitable[None]]
+Routes = Mapping[str, Mapping[str, Handler]]
+"""Who answers: by the template of a path, then by method. What takes GET takes HEAD."""
+
+
+class Ask:
+    """One request. `name` is what its path names where the template has a place for it, decoded.
+
+    `client` is the address that it comes from.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, name: str = "") -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.name = name
+        self.receive = receive
+        self.send = send
+        self.headers: Sequence[Header] = scope["headers"]
+        self.client: str = (scope.get("client") or ("",))[0]
+        self._scheme = str(scope.get("scheme", "http")).encode()
+        self._headers: Mapping[bytes, bytes] = dict(self.headers)
+        self._query: Mapping[str, list[str]] = parse_qs(
+            scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True
+        )
+
+    @property
+    def is_https(self) -> bool:
+        """Whether the browser speaks TLS, with us or with a proxy before us, who says so."""
+        return b"https" in (self._headers.get(b"x-forwarded-proto"), self._scheme)
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether the client prefers plain text to JSON."""
+        return self._headers.get(b"accept", b"").startswith(b"text/plain")
+
+    def text(self, name: str) -> str | None:
+        """Read `?name=TEXT`; None where it is not given."""
+        given = self._query.get(name)
+        return given[-1] if given else None
+
+    def switch(self, name: str, default: bool) -> bool:
+        """Read `?name=0` or `=1`. Raises BadRequest."""
+        text = self.text(name)
+        if text not in (None, "0", "1"):
+            raise BadRequest(f"{name}={text[:40]!r} is not 0 or 1")
+        return default if text is None else text == "1"
+
+    def whole(self, name: str, default: int, most: int) -> int:
+        """Read `?name=N`, at most `most`. Raises BadRequest."""
+        text = self.text(name)
+        if text is None:
+            return default
+        if not text.isascii() or not text.isdigit() or len(text) > 9:
+            raise BadRequest(f"{name}={text[:40]!r} is not a whole number")
+        return min(int(text), most)
+
+    async def body(self) -> bytes:
+        """Read the body, which is JSON or empty.
+
+        Raises RequestTooLarge, UnsupportedMediaType, or BadRequest for a client that leaves in the middle.
+        """
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise BadRequest("the client left before its request was whole")
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > _MAX_BODY_BYTES:
+                raise RequestTooLarge(f"the body is over the limit of {format_bytes(_MAX_BODY_BYTES)}")
+            pieces.append(piece)
+            more = message.get("more_body", False)
+        if size:
+            self._check_content_type()
+        return b"".join(pieces)
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return a header, by its name in lower case."""
+        return self._headers.get(name)
+
+    def _check_content_type(self) -> None:
+        given = self._headers.get(b"content-type", b"application/json").decode("latin-1")
+        if given.partition(";")[0].strip().lower() != "application/json":
+            raise UnsupportedMediaType(
+                f"the body is {given[:80]!r}, not JSON", hint="Send it with Content-Type: application/json."
+            )
+
+
+async def dispatch(ask: Ask, handlers: Mapping[str, Handler]) -> None:
+    """Have the handler for the method answer, or say which methods there are.
+
+    Raises what handlers raise.
+    """
+    method = "GET" if ask.method == "HEAD" else ask.method
+    handler = handlers.get(method)
+    if handler is None:
+        await refuse_method(ask.method, ask.path, handlers, ask.send)
+        return
+    await handler(ask)
+
+
+async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Send) -> None:
+    """Say that a path does not take a method, and which it takes."""
+    allow = ", ".join("GET, HEAD" if each == "GET" else each for each in allowed)
+    error = MethodNotAllowed(f"{path} does not take {method}", hint=f"Use {allow}.")
+    await send_problem(send, error, ((b"allow", allow.encode()),))

@@ -1,0 +1,172 @@
+"""A plain answer, asked of the engine as a stream and put together here.
+
+llama.cpp stops a stream within 0.1 s of its reader's leaving. Of a plain request it looks only after a second
+in which no slot had any result: while others stream, it goes on to the last token, for nobody. So a plain
+request that may run long is sent as a stream, which costs 5 µs a token. A short one passes through byte for
+byte: what it could waste is bounded by its own limit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.http.asgi import encode_json
+
+SHORT_TOKENS: Final = 256
+"""A request limited to this many tokens is passed through as it is."""
+
+_MOST_CALLS: Final = 4096
+RESPONSES_PATH: Final = b"/v1/responses"
+MESSAGES_PATH: Final = b"/v1/messages"
+_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+_TELLING_USAGE: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
+_ASSEMBLED: Final = _TELLING_USAGE | {RESPONSES_PATH, MESSAGES_PATH}
+_AS_STREAM: Final = b'{"stream":true,'
+_WITH_USAGE: Final = b'{"stream":true,"stream_options":{"include_usage":true},'
+_PREFIX: Final = b"data:"
+_DONE: Final = b"[DONE]"
+
+
+def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes | None:
+    """Return the body that asks for the same answer as a stream, or None to pass the request as it is.
+
+    Requests for several answers at once, those that are not waited for, and those with fields of unexpected
+    types are passed as they are.
+    """
+    if path not in _ASSEMBLED or request.get("stream") or not request:
+        return None
+    if request.get("n", 1) not in (1, None) or isinstance(request.get("prompt"), list):
+        return None
+    if request.get("background"):
+        return None
+    for name in _LIMITS:
+        limit = request.get(name)
+        if limit is not None and (not isinstance(limit, int) or 0 <= limit <= SHORT_TOKENS):
+            return None
+    if "stream" in request or "stream_options" in request:
+        usage = {"stream_options": {"include_usage": True}} if path in _TELLING_USAGE else {}
+        return json.dumps({**request, "stream": True, **usage}).encode()
+    return (_WITH_USAGE if path in _TELLING_USAGE else _AS_STREAM) + body[body.index(b"{") + 1 :]
+
+
+def assemble(events: bytes) -> tuple[int, bytes]:
+    """Return status and JSON body of the plain answer that a finished stream of events amounts to.
+
+    An error event becomes that error. Raises UpstreamFailed if the stream ended without saying why it stops,
+    or is of no shape that could be put together.
+    """
+    try:
+        return _assembled(events)
+    except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
+        raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
+
+
+def _assembled(events: bytes) -> tuple[int, bytes]:
+    answer: dict[str, Any] = {}
+    choice: dict[str, Any] = {}
+    for event in events_in(events):
+        if "error" in event:
+            return error_status(event["error"]), json.dumps({"error": event["error"]}).encode()
+        pieces = event.pop("choices", [])
+        answer.update(event)
+        for piece in pieces:
+            _join_choice(choice, piece)
+    if choice.get("finish_reason") is None:
+        raise UpstreamFailed("the engine's stream ended before the answer was complete")
+    _finish(choice)
+    if answer.get("object") == "chat.completion.chunk":
+        answer["object"] = "chat.completion"
+    return 200, encode_json({"choices": [choice], **answer})
+
+
+def events_in(stream: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a stream's events. Raises UpstreamFailed for what is no JSON."""
+    try:
+        for line in stream.split(b"\n"):
+            if not line.startswith(_PREFIX) or line[len(_PREFIX) :].strip() == _DONE:
+                continue
+            event = json.loads(line[len(_PREFIX) :])
+            if isinstance(event, dict):
+                yield event
+    except ValueError:
+        raise UpstreamFailed("the engine's stream is not made of JSON events") from None
+
+
+def _join_choice(choice: dict[str, Any], piece: dict[str, Any]) -> None:
+    for name, value in piece.items():
+        if name == "delta":
+            message = choice.setdefault("message", {"role": "assistant", "content": []})
+            _join_delta(message, value)
+        elif name == "text":
+            choice.setdefault("text", []).append(value)
+        elif name == "logprobs":
+            _join_logprobs(choice, value)
+        elif value is not None or name not in choice:
+            choice[name] = value
+
+
+def _join_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    for name, value in delta.items():
+        if name == "tool_calls":
+            for call in value:
+                _join_call(message.setdefault("tool_calls", []), call)
+        elif name == "role" or value is None:
+            continue
+        elif isinstance(value, str):
+            message.setdefault(name, []).append(value)
+        else:
+            message[name] = value
+
+
+def _join_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    """Add a piece of a tool call: its first brings id, type and name, the others more of the arguments."""
+    index = piece.get("index", len(calls))
+    if not 0 <= index < _MOST_CALLS:
+        raise ValueError(f"a tool call numbered {index}")
+    while len(calls) <= index:
+        calls.append({"function": {"arguments": []}})
+    call = calls[index]
+    for name, value in piece.items():
+        if name == "function":
+            for key, text in value.items():
+                if key == "arguments":
+                    call["function"]["arguments"].append(text)
+                else:
+                    call["function"][key] = text
+        elif name != "index":
+            call[name] = value
+
+
+def _join_logprobs(choice: dict[str, Any], piece: dict[str, Any] | None) -> None:
+    if piece is None:
+        choice.setdefault("logprobs", None)
+        return
+    joined = choice["logprobs"] = choice.get("logprobs") or {}
+    for name, values in piece.items():
+        if isinstance(values, list):
+            joined.setdefault(name, []).extend(values)
+        else:
+            joined[name] = values
+
+
+def _finish(choice: dict[str, Any]) -> None:
+    """Make one text of each list of pieces."""
+    if "text" in choice:
+        choice["text"] = "".join(choice["text"])
+    message = choice.get("message")
+    if message is None:
+        return
+    for name, value in message.items():
+        if isinstance(value, list) and name != "tool_calls":
+            message[name] = "".join(value)
+    for call in message.get("tool_calls", []):
+        call["function"]["arguments"] = "".join(call["function"]["arguments"])
+
+
+def error_status(error: Any) -> int:
+    """Return the status that an engine's error has by its own word, else that of a broken engine."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code <= 599 else 502

@@ -1,0 +1,115 @@
+"""Plain answers of OpenAI's responses and Anthropic's messages, asked of engines as streams (`assembly`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.http.asgi import encode_json
+from cotenant.gateway.inference.assembly import (
+    MESSAGES_PATH,
+    RESPONSES_PATH,
+    assemble,
+    error_status,
+    events_in,
+)
+
+_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_TEXTS: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+_PARTIAL: Final = "partial_json"
+
+Assembler = Callable[[bytes], tuple[int, bytes]]
+
+
+def assembler(path: bytes) -> Assembler:
+    """Return what puts an answer of this path together: status and JSON body of a finished stream of events.
+
+    An error event becomes that error. It raises UpstreamFailed if the stream ended without saying why it
+    stops, or is of no shape that could be put together.
+    """
+    return _ASSEMBLERS.get(path, assemble)
+
+
+def _guarded(assembled: Assembler) -> Assembler:
+    def guarded(events: bytes) -> tuple[int, bytes]:
+        try:
+            return assembled(events)
+        except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
+            raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
+
+    return guarded
+
+
+def _response(events: bytes) -> tuple[int, bytes]:
+    """Return the whole response, which the last event of a stream bears."""
+    for event in events_in(events):
+        if event.get("error") or event["type"] == "error":
+            return _error(event.get("error") or event)
+        if event["type"] in _ENDS:
+            return 200, _usage_last(event["response"])
+    raise UpstreamFailed("the engine's stream ended before the answer was complete")
+
+
+def _message(events: bytes) -> tuple[int, bytes]:
+    """Put a message together from its start, the pieces of its blocks, and how it ended."""
+    message: dict[str, Any] = {}
+    for event in events_in(events):
+        kind = event.get("type")
+        if event.get("error") or kind == "error":
+            return _error(event.get("error") or event)
+        if kind == "message_start":
+            message = {**event["message"], "content": []}
+        elif kind == "content_block_start":
+            message["content"].append(dict(event["content_block"]))
+        elif kind == "content_block_delta":
+            _add(message["content"][event["index"]], event["delta"])
+        elif kind == "message_delta":
+            message.update(event["delta"])
+            message["usage"] = {**(message.get("usage") or {}), **(event.get("usage") or {})}
+    if message.get("stop_reason") is None:
+        raise UpstreamFailed("the engine's stream ended before the answer was complete")
+    for block in message["content"]:
+        _finish(block)
+    return 200, _usage_last(message)
+
+
+def _add(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    kind = delta["type"]
+    if kind in _TEXTS:
+        name = _TEXTS[kind]
+        block.setdefault(f"{name} pieces", []).append(delta[name])
+    elif kind == "input_json_delta":
+        block.setdefault(_PARTIAL, []).append(delta[_PARTIAL])
+    elif kind == "citations_delta":
+        block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+    else:
+        raise LookupError(kind)
+
+
+def _finish(block: dict[str, Any]) -> None:
+    """Make one text of the pieces of a block, and an object of a tool's input."""
+    for name in _TEXTS.values():
+        pieces = block.pop(f"{name} pieces", None)
+        if pieces is not None:
+            block[name] = block.get(name, "") + "".join(pieces)
+    arguments = "".join(block.pop(_PARTIAL, ()))
+    if arguments:
+        block["input"] = json.loads(arguments)
+
+
+def _usage_last(answer: Mapping[str, Any]) -> bytes:
+    """Render an answer with its tokens at the end, where they are counted."""
+    usage = {name: value for name, value in answer.items() if name == "usage"}
+    return encode_json({**{name: value for name, value in answer.items() if name != "usage"}, **usage})
+
+
+def _error(error: Any) -> tuple[int, bytes]:
+    return error_status(error), encode_json({"error": error})
+
+
+_ASSEMBLERS: Final[Mapping[bytes, Assembler]] = {
+    RESPONSES_PATH: _guarded(_response),
+    MESSAGES_PATH: _guarded(_message),
+}

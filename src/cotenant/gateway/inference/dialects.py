@@ -1,0 +1,148 @@
+"""The APIs that clients speak: which of their paths go to engines, and how each tells an error.
+
+Engines are asked in the dialect of the client, but for Ollama's, which is translated (`ollama_api`). Some do
+not answer every path: what one says to that is told as NotOffered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cotenant.domain.models import ModelKind
+from cotenant.gateway.http.asgi import JSON_TYPE, Message, Send, encode_json
+
+_GENERATING: Final = frozenset({ModelKind.TEXT})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A path of engines, and who asks for it.
+
+    `kinds` are those of the models that answer it. `everywhere` says that every engine has it; `streams` that
+    a request may ask for a stream of events. `in_anthropic` says that errors are told in Anthropic's form.
+    """
+
+    path: bytes
+    kinds: frozenset[ModelKind]
+    everywhere: bool = False
+    streams: bool = False
+    in_anthropic: bool = False
+
+    def event(self, body: bytes) -> bytes:
+        """Put an error in OpenAI's envelope, or a whole answer, into an event of this dialect's streams."""
+        if self.in_anthropic and (error := _error_in(body)) is not None:
+            return b"event: error\ndata: " + anthropic_error(_status(error), body) + b"\n\n"
+        return b"data: " + body + b"\n\n"
+
+
+CHAT: Final = Target(b"/v1/chat/completions", _GENERATING, everywhere=True, streams=True)
+COMPLETIONS: Final = Target(b"/v1/completions", _GENERATING, everywhere=True, streams=True)
+EMBEDDINGS: Final = Target(b"/v1/embeddings", frozenset({ModelKind.EMBEDDING}), everywhere=True)
+_RERANK: Final = Target(b"/v1/rerank", frozenset({ModelKind.RERANK}))
+_RESPONSES: Final = Target(b"/v1/responses", _GENERATING, streams=True)
+_MESSAGES: Final = Target(b"/v1/messages", _GENERATING, streams=True, in_anthropic=True)
+_COUNT: Final = Target(b"/v1/messages/count_tokens", _GENERATING, in_anthropic=True)
+
+TARGETS: Final[Mapping[str, Target]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+    "/v1/rerank": _RERANK,
+    "/rerank": _RERANK,
+    "/v1/responses": _RESPONSES,
+    "/v1/messages": _MESSAGES,
+    "/v1/messages/count_tokens": _COUNT,
+}
+"""What goes to engines as it comes, by the client's path."""
+
+ErrorForm = Callable[[int, bytes], bytes]
+"""Renders an error of a status, given in OpenAI's envelope, in the form of another dialect."""
+
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error(status: int, body: bytes) -> bytes:
+    """Render an error as Anthropic's API does, with what ended an engine where that is known."""
+    usual = "invalid_request_error" if status < 500 else "api_error"
+    told = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message_of(body), **_cause_in(body)}
+    return encode_json({"type": "error", "error": told})
+
+
+def ollama_error(status: int, body: bytes) -> bytes:
+    """Render an error as Ollama's API does, with what ended an engine where that is known."""
+    return encode_json({"error": message_of(body), **_cause_in(body)})
+
+
+def message_of(body: bytes) -> str:
+    """Return what an error says, whatever its form."""
+    error = _error_in(body)
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else body.decode("utf-8", "replace")
+
+
+def is_foreign(status: int, body: bytes) -> bool:
+    """Whether an engine's error says that it has no such path, as web frameworks do, or no such method."""
+    if status == 404:
+        return _error_in(body) is None or message_of(body) in ("File Not Found", "Not Found")
+    return status in (405, 501)
+
+
+class ErrorsIn:
+    """Passes a response on, errors in the form of another dialect. `started` is set once it has begun."""
+
+    def __init__(self, send: Send, form: ErrorForm) -> None:
+        self._send = send
+        self._form = form
+        self._head: Message | None = None
+        self._body = b""
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        """Take the next message of the response."""
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._head = message
+        elif self._head is None:
+            self.started = True
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._tell(self._head)
+
+    async def _tell(self, head: Message) -> None:
+        self.started = True
+        body = self._form(head["status"], self._body)
+        kept = [header for header in head["headers"] if header[0] not in (b"content-type", b"content-length")]
+        headers = [*kept, JSON_TYPE, (b"content-length", b"%d" % len(body))]
+        await self._send({**head, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _error_in(body: bytes) -> Any:
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return payload.get("error") if isinstance(payload, dict) else None
+
+
+def _cause_in(body: bytes) -> dict[str, str]:
+    error = _error_in(body)
+    cause = error.get("cause") if isinstance(error, dict) else None
+    return {"cause": cause} if isinstance(cause, str) else {}
+
+
+def _status(error: Any) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code <= 599 else 502

@@ -1,0 +1,52 @@
+"""Which models answer which paths: one for embeddings cannot chat, nor can one that chats rank documents."""
+
+from __future__ import annotations
+
+from cotenant.domain.errors import UnknownModel, WrongKind
+from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.model_list import find_model
+from cotenant.gateway.inference.dialects import CHAT, EMBEDDINGS, Target
+from cotenant.interfaces import Router
+
+_WHAT_FOR = {
+    ModelKind.TEXT: ("text", CHAT),
+    ModelKind.EMBEDDING: ("embeddings", EMBEDDINGS),
+    ModelKind.RERANK: ("ranking documents", None),
+}
+
+
+class Kinds:
+    """The kinds of models by the names that clients use, as far as their files tell.
+
+    What is remembered only ever lets a request through: before one is refused, its model is looked up anew,
+    since a name may mean another model by now.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._known: dict[str, frozenset[ModelKind]] = {}
+
+    def check(self, name: str, target: Target) -> None:
+        """Refuse a model before it is loaded for what it cannot do. Raises WrongKind."""
+        known = self._known.get(name)
+        if known is not None and not known.isdisjoint(target.kinds):
+            return
+        try:
+            model = find_model(name, self._router.models())
+        except UnknownModel:
+            return
+        kind = model.kind
+        self._known[name] = frozenset([kind]) if is_read(model) else frozenset(ModelKind)
+        if self._known[name] & target.kinds:
+            return
+        purpose, path = _WHAT_FOR.get(kind, (kind.value, None))
+        raise WrongKind(
+            f"{name} is a model for {purpose}, which does not answer {target.path.decode()}",
+            hint=f"Ask it at {path.path.decode() if path else '/v1/rerank'}, or name another model.",
+        )
+
+
+def is_read(model: ServedModel) -> bool:
+    """Whether a model's file told what it can do: other engines than llama.cpp know that themselves."""
+    return model.file is not None and (model.recipe is None or model.recipe.engine is EngineKind.LLAMA_CPP)

@@ -1,0 +1,404 @@
+"""One client request carried to an engine and its response carried back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UnknownModel, UpstreamFailed
+from cotenant.domain.units import KIB, MIB, format_bytes
+from cotenant.gateway.http.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
+from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.problems import encode_error, envelope, is_envelope, problem_of, unknown_model
+from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.inference.assembly import stream_body
+from cotenant.gateway.inference.dialect_assembly import assembler
+from cotenant.gateway.inference.dialects import Target, is_foreign
+from cotenant.gateway.inference.disconnects import Watch
+from cotenant.gateway.inference.model_kinds import Kinds
+from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse, whole_body
+from cotenant.gateway.inference.request_log import Ended, RequestLog
+from cotenant.gateway.inference.request_options import Wishes, read_wishes
+from cotenant.gateway.inference.upstream import Connection, Pool
+from cotenant.gateway.inference.waiting import STREAM_HEADERS, Wait
+from cotenant.gateway.telemetry.meters import Meter, Meters
+from cotenant.interfaces import Lease, Router
+
+_log = logging.getLogger("cotenant.gateway")
+
+_MAX_ERROR_BYTES: Final = 64 * KIB
+_MAX_ASSEMBLED_BYTES: Final = 256 * MIB
+_CLIENT_LEFT: Final = 499
+"""The status under which a request is logged whose client did not wait for an answer."""
+
+
+class Proxy:
+    """What all requests share: the router, the limits, the connections, the meters."""
+
+    def __init__(
+        self, router: Router, limits: Limits, timing: Timing, request_log: RequestLog | None = None
+    ) -> None:
+        self.router = router
+        self.request_log = request_log
+        self.limits = limits
+        self.timing = timing
+        self.pool = Pool()
+        self.meters = Meters(router)
+        self.watch = Watch()
+        self.kinds = Kinds(router)
+
+
+class Exchange:
+    """One request on its way: its client, its lease and its connection to the engine.
+
+    `started` is set when the response has begun, after which no other can be sent; `waited_s` is how long it
+    waited for its lease, while the model was loaded or in line.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_asked",
+        "_assembling",
+        "_begun_at",
+        "_connection",
+        "_departed",
+        "_failed",
+        "_granted_at",
+        "_headers",
+        "_last_chunk",
+        "_listener",
+        "_loop",
+        "_meter",
+        "_proxy",
+        "_receive",
+        "_send",
+        "_status",
+        "_streaming",
+        "_target",
+        "_tokens",
+        "_wait",
+        "_wishes",
+        "started",
+        "waited_s",
+    )
+
+    def __init__(
+        self, proxy: Proxy, target: Target, headers: Sequence[Header], receive: Receive, send: Send
+    ) -> None:
+        self._proxy = proxy
+        self._target = target
+        self._headers = headers
+        self._receive = receive
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._meter: Meter = proxy.meters.nameless
+        self._wishes: Wishes
+        self._connection: Connection | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._wait: Wait | None = None
+        self._failed = False
+        self._departed = False
+        self._assembling = False
+        self._streaming = False
+        self._answered = False
+        self._status = 500
+        self._asked: str | None = None
+        self._granted_at: float | None = None
+        self._tokens = (0, 0)
+        self.started = False
+        self.waited_s = 0.0
+        self._last_chunk = b""
+
+    async def run(self) -> None:
+        """Read the request, get a slot, and carry the response.
+
+        Raises a CotenantError only while nothing has been sent to the client.
+        """
+        body = await whole_body(self._receive, self._proxy.limits)
+        if body is None:
+            return
+        proxy = self._proxy
+        proxy.watch.enter(self)
+        self._begun_at = self._loop.time()
+        try:
+            request = parse(body)
+            name = model_name(request, proxy.router)
+            self._meter = proxy.meters.of(name)
+            self._wishes = read_wishes(self._headers, request)
+            proxy.kinds.check(name, self._target)
+            self._asked = name
+            self._streaming = request.get("stream") is True and self._target.streams
+            as_stream = stream_body(self._target.path, request, body)
+            self._assembling = as_stream is not None
+            await self._answer(name, as_stream or body)
+        except CotenantError as error:
+            if self._departed:
+                return
+            self._status = problem_of(error).status
+            if not self.started:
+                raise
+            await self._end_early(error)
+        except asyncio.CancelledError:
+            self._status = 503
+            if self.started:
+                await self._end_early(ShuttingDown("the daemon shut down before the answer was complete"))
+            raise
+        finally:
+            proxy.watch.leave(self)
+            self._meter.by_class[0 if self._departed else min(self._status // 100, 5)] += 1
+            if proxy.request_log is not None and self._asked is not None:
+                self._log(proxy.request_log, self._asked)
+            if self._listener is not None:
+                self._listener.cancel()
+
+    def _log(self, log: RequestLog, name: str) -> None:
+        if self._meter is self._proxy.meters.nameless:
+            return
+        status = _CLIENT_LEFT if self._departed else self._status
+        prompt, output = self._tokens
+        now, terms = self._loop.time(), self._wishes.terms
+        log.add(Ended(self._begun_at, self._granted_at, now, name, status, prompt, output, terms))
+
+    # The request.
+
+    async def _answer(self, name: str, body: bytes) -> None:
+        """Carry the request on a lease; on another if its engine dies before any of the answer was sent."""
+        meter = self._meter
+        while True:
+            lease = self._lease_at_once(name) or await self._wait_for_lease(name)
+            if lease is None:
+                return
+            meter.in_flight += 1
+            self._granted_at = self._loop.time()
+            try:
+                status = await self._ask(lease.endpoint, body)
+                if status >= 400:
+                    await self._pass_error(status)
+                elif self._assembling and self._reply.event_stream:
+                    await self._pass_assembled()
+                else:
+                    await self._pass_response(status)
+                return
+            except UpstreamFailed as error:
+                if self._departed:
+                    return
+                repeated = self._may_repeat()
+                what = "is asked again" if repeated else "failed"
+                _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), error.message)
+                if not repeated:
+                    raise await self._fault(lease, error) from None
+            finally:
+                meter.in_flight -= 1
+                self._part_from_engine(lease)
+            if not await self._turn_from(lease):
+                return
+
+    def _may_repeat(self) -> bool:
+        """Whether a failed request may go to an engine again: once, if it lost its engine unanswered."""
+        connection = self._connection
+        lost = connection is None or connection.lost
+        if self._answered or not lost or self._failed:
+            return False
+        self._failed = True
+        return True
+
+    async def _turn_from(self, lease: Lease) -> bool:
+        """Forget an engine that failed, once the daemon has seen it dead; False if the client leaves.
+
+        A process that dies takes its time, seconds if a driver cleans up after it, and its socket may take
+        connections until then: the second try must not be wasted on it.
+        """
+        self._connection = None
+        await lease.death(self._proxy.timing.notice_s)
+        return not self._departed
+
+    async def _fault(self, lease: Lease, error: UpstreamFailed) -> CotenantError:
+        """Say what a lost engine died of, if the daemon finds that it did; else what was seen from here."""
+        connection = self._connection
+        if connection is not None and not connection.lost:
+            return error
+        return await lease.death(self._proxy.timing.notice_s) or error
+
+    def _lease_at_once(self, name: str) -> Lease | None:
+        router = self._proxy.router
+        try:
+            lease = router.try_lease(name, self._wishes.terms)
+        except UnknownModel:
+            raise unknown_model(name, router.models()) from None
+        if lease is not None:
+            self._meter.at_once += 1
+        return lease
+
+    async def _wait_for_lease(self, name: str) -> Lease | None:
+        """Return a lease when the router grants one, or None if the client left first."""
+        self._wait = wait = Wait(self._proxy.router, self._meter, name, self._wishes.terms)
+        comments = self._streaming and self._wishes.wait_comments
+        try:
+            return await wait.lease(self._comment if comments else None, self._proxy.timing.comment_s)
+        finally:
+            self._wait = None
+            self.waited_s += wait.waited_s
+
+    async def _comment(self, comment: bytes) -> None:
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        await self._send({"type": "http.response.body", "body": comment, "more_body": True})
+
+    # The client's departure.
+
+    def listen(self) -> None:
+        """Notice from now on when the client leaves."""
+        if self._listener is None:
+            self._listener = asyncio.get_running_loop().create_task(self._await_departure())
+
+    async def _await_departure(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._departed = True
+        if self._wait is not None:
+            self._wait.leave()
+        if self._connection is not None:
+            self._connection.abort()
+
+    # The response.
+
+    async def _ask(self, endpoint: Endpoint, body: bytes) -> int:
+        """Send the request, again if a pooled connection was stale, and return the response's status."""
+        pool = self._proxy.pool
+        connection = pool.idle(endpoint) or await pool.connect(endpoint)
+        body = engine_body(body, endpoint)
+        head = engine_head(self._target.path, endpoint, self._headers, len(body))
+        while True:
+            self._connection = connection
+            if self._departed:
+                connection.abort()
+                raise UpstreamFailed("the client left")
+            connection.begin(head, body)
+            try:
+                while connection.status is None:
+                    await connection.more()
+            except UpstreamFailed:
+                if self._departed or not connection.stale:
+                    raise
+            else:
+                return connection.status
+            self._connection = None
+            connection = await pool.connect(endpoint)
+
+    async def _pass_response(self, status: int) -> None:
+        """Pass the body on as it comes, from its first byte: until then the request may go elsewhere."""
+        reply = self._reply
+        send = self._send
+        chunk = reply.take()
+        while not chunk and not reply.ended:
+            await reply.more()
+            chunk = reply.take()
+        self._answered = True
+        if not self.started:
+            self.started = True
+            self._status = status
+            self._streaming = reply.event_stream and not reply.sized
+            await send({"type": "http.response.start", "status": status, "headers": reply.headers})
+        elif not reply.event_stream:
+            raise UpstreamFailed("the engine answered a request for a stream with something else")
+        if reply.event_stream:
+            self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
+            if self._target.in_anthropic:
+                self._tokens = self._meter.read_prompt(chunk)
+        before = b""
+        while not reply.ended:
+            if chunk:
+                before, self._last_chunk = self._last_chunk, chunk
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            else:
+                await reply.more()
+            chunk = reply.take()
+        await send({"type": "http.response.body", "body": chunk})
+        self._count_tokens(before + self._last_chunk + chunk if before else self._last_chunk + chunk)
+
+    async def _pass_assembled(self) -> None:
+        """Put a stream together into the plain answer that the client asked for."""
+        reply = self._reply
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            piece = reply.take()
+            if piece and not pieces:
+                self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
+            pieces.append(piece)
+            size += len(piece)
+            if size > _MAX_ASSEMBLED_BYTES:
+                raise UpstreamFailed(f"the engine's answer is over {format_bytes(_MAX_ASSEMBLED_BYTES)}")
+            if reply.ended:
+                break
+            await reply.more()
+        events = b"".join(pieces)
+        status, body = assembler(self._target.path)(events)
+        self._count_tokens(body)
+        await self._send_whole(status, body, [JSON_TYPE])
+
+    def _count_tokens(self, answer_end: bytes) -> None:
+        prompt, output = self._meter.read_tokens(answer_end)
+        self._tokens = (self._tokens[0] + prompt, self._tokens[1] + output)
+
+    async def _pass_error(self, status: int) -> None:
+        """Pass an error that is in OpenAI's envelope as it is; put any other into ours."""
+        reply = self._reply
+        body = reply.take()
+        while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
+            await reply.more()
+            body += reply.take()
+        if not self._target.everywhere and is_foreign(status, body):
+            raise NotOffered(
+                f"the engine of this model does not answer {self._target.path.decode()}",
+                hint="Ask it at /v1/chat/completions, or serve it with an engine that does, as llama.cpp.",
+            )
+        if reply.ended and is_envelope(body):
+            await self._send_whole(status, body, reply.headers)
+            return
+        what = f"the engine answered {status} without saying why"
+        if status >= 500:
+            raise UpstreamFailed(what)
+        error = encode_error(what, "invalid_request_error", None, "engine_refused")
+        await self._send_whole(status, error, [JSON_TYPE])
+
+    async def _send_whole(self, status: int, body: bytes, headers: Sequence[Header]) -> None:
+        """Send a body at once; as an event where comments have begun a stream."""
+        self._status = status
+        if self.started:
+            event = self._target.event(encode_json(json.loads(body)))
+            await self._send({"type": "http.response.body", "body": event})
+            return
+        self.started = self._answered = True
+        headers = [header for header in headers if header[0] != b"content-length"]
+        await send_body(self._send, status, body, *headers)
+
+    async def _end_early(self, error: CotenantError) -> None:
+        """Tell the client of a stream why it ends here; leave any other body short, so that it is seen to be.
+
+        A server cuts the connection when an application returns with its body unfinished.
+        """
+        if not self._streaming:
+            return
+        event = self._target.event(envelope(error))
+        if self._last_chunk and not self._last_chunk.endswith(b"\n\n"):
+            event = b"\n\n" + event
+        await self._send({"type": "http.response.body", "body": event})
+
+    @property
+    def _reply(self) -> Connection:
+        assert self._connection is not None  # noqa: S101  set by _ask before any response
+        return self._connection
+
+    def _part_from_engine(self, lease: Lease) -> None:
+        connection = self._connection
+        if connection is None:
+            lease.release()
+        else:
+            self._proxy.pool.give_back(connection)
+            lease.release(abandoned=connection.cut)

@@ -1,0 +1,126 @@
+"""What a client's request says, and the head under which it goes on to an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import BadRequest
+from cotenant.gateway.http.asgi import Header, Receive
+from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.inference.request_options import TERM_HEADERS
+from cotenant.interfaces import Router
+
+_NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
+    {
+        b"accept-encoding",  # the bytes pass through, so they must come plain
+        b"authorization",
+        b"connection",
+        b"content-length",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"host",
+        b"keep-alive",
+        b"origin",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-api-key",
+        b"x-conversation-id",  # llama.cpp would go on generating after the client has left
+    }
+)
+_PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
+_decoder: Final = json.JSONDecoder()
+_scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type: ignore[attr-defined]
+
+
+async def whole_body(receive: Receive, limits: Limits) -> bytes | None:
+    """Return the body, or None if the client left. Raises RequestTooLarge."""
+    pieces: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        piece: bytes = message["body"]
+        size += len(piece)
+        limits.check_body(size)
+        pieces.append(piece)
+        more = message["more_body"]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is. Raises BadRequest."""
+    try:
+        request = _decode(body.decode())
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}", hint="Send one JSON object in UTF-8.") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    if not isinstance(request, dict):
+        raise BadRequest("the body is JSON, but not an object", hint="Send one JSON object in UTF-8.")
+    return request
+
+
+def _decode(text: str) -> Any:
+    """Do as json.loads does, sparing what has no space around it the search for some."""
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else _decoder.decode(text)
+
+
+def model_name(request: Mapping[str, Any], router: Router) -> str:
+    """Return the model that a request names, or the only one served. Raises BadRequest."""
+    name = request.get("model")
+    if isinstance(name, str):
+        return name
+    if name is not None:
+        raise BadRequest(f"`model` is not a string but {json.dumps(name)[:80]}")
+    served = router.models()
+    if len(served) != 1:
+        names = ", ".join(model.name for model in served) or "none"
+        raise BadRequest("the request names no `model`", hint=f"Served: {names}.")
+    return served[0].name
+
+
+def engine_head(path: bytes, endpoint: Endpoint, headers: Sequence[Header], length: int) -> bytes:
+    """Render the head for the engine, without what concerns one hop or this gateway alone."""
+    return b"%b%d\r\n%b\r\n" % (_head_start(path, endpoint), length, _forwarded(headers, _NOT_FORWARDED))
+
+
+@lru_cache(maxsize=256)
+def _head_start(path: bytes, endpoint: Endpoint) -> bytes:
+    """Render what is the same in all requests to an engine, up to the length of the body."""
+    key = "" if endpoint.key is None else f"authorization: Bearer {endpoint.key}\r\n"
+    start = f"POST {endpoint.prefix}{path.decode()} HTTP/1.1\r\nhost: {endpoint.authority}\r\n"
+    # vLLM takes nothing that is called otherwise, as `curl -d` calls it, or not at all.
+    return f"{start}{key}content-type: application/json\r\ncontent-length: ".encode()
+
+
+def engine_body(body: bytes, endpoint: Endpoint) -> bytes:
+    """Return a request under the name by which the engine knows the model."""
+    if endpoint.model is None:
+        return body
+    return json.dumps({**parse(body), "model": endpoint.model}, ensure_ascii=False).encode()
+
+
+def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:
+    lines = []
+    for name, value in headers:
+        if name not in dropped:
+            lines.append(b"%b: %b\r\n" % (name, value))
+        elif name == b"connection" and value not in _PLAIN_CONNECTION and dropped is _NOT_FORWARDED:
+            nominated = frozenset(token.strip().lower() for token in value.split(b","))
+            return _forwarded(headers, dropped | nominated)
+    return b"".join(lines)

@@ -1,0 +1,159 @@
+"""A line for each request to a model: when, which, how long. Never what was asked or answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cotenant.domain.errors import UnknownModel
+from cotenant.domain.units import MIB
+from cotenant.gateway.http.model_list import find_model
+from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms, Router
+
+_log = logging.getLogger("cotenant.gateway")
+
+_EVERY_S: Final = 1.0
+_MOST_WAITING: Final = 20_000
+_MOST_BYTES: Final = 64 * MIB
+_KEPT: Final = 4
+_OWN_ONLY: Final = 0o600
+
+
+class Ended(NamedTuple):
+    """A request that has ended, by the event loop's clock; `granted_at` is None if it never got a slot.
+
+    `model` is as the client called it; tokens are 0 where the engine told none.
+    """
+
+    begun_at: float
+    granted_at: float | None
+    ended_at: float
+    model: str
+    status: int
+    prompt_tokens: int
+    output_tokens: int
+    terms: LeaseTerms
+
+
+class RequestLog:
+    """Appends to a file, a second late and in a thread; adding a request costs an append to a list.
+
+    At most `most_waiting` requests wait to be written; what cannot be written is lost, and counted in the
+    daemon's own log. A file over `most_bytes` becomes `NAME.1`, older ones `NAME.2` and so on, `kept` in all.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        most_waiting: int = _MOST_WAITING,
+        most_bytes: int = _MOST_BYTES,
+        kept: int = _KEPT,
+    ) -> None:
+        self._path = path
+        self._most_waiting = most_waiting
+        self._most_bytes = most_bytes
+        self._kept = kept
+        self._waiting: list[Ended] = []
+        self._lost = 0
+        self._failing = False
+        self._writing = threading.Lock()
+
+    def add(self, request: Ended) -> None:
+        """Remember a request to be written."""
+        if len(self._waiting) < self._most_waiting:
+            self._waiting.append(request)
+        else:
+            self._lost += 1
+
+    async def run(self, router: Router) -> None:
+        """Write what is added each second, until cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            if self._waiting:
+                batch = self._take(router)
+                await asyncio.to_thread(self._write, *batch)
+
+    def close(self, router: Router) -> None:
+        """Write what is left."""
+        if self._waiting:
+            self._write(*self._take(router))
+
+    def _take(self, router: Router) -> tuple[Sequence[Ended], Mapping[str, str], float]:
+        """Return what waits, the models' own names as JSON, and what makes Unix seconds of the loop's."""
+        taken, self._waiting = self._waiting, []
+        served = router.models()
+        names: dict[str, str] = {}
+        for name in {request.model for request in taken}:
+            try:
+                own = find_model(name, served).name
+            except UnknownModel:
+                # It is served no more.
+                own = name
+            names[name] = json.dumps(own)
+        return taken, names, time.time() - asyncio.get_running_loop().time()
+
+    def _write(self, batch: Sequence[Ended], names: Mapping[str, str], epoch: float) -> None:
+        content = "".join(_line(request, names, epoch) for request in batch).encode()
+        with self._writing:
+            try:
+                self._append(content)
+            except OSError as error:
+                self._lost += len(batch)
+                if not self._failing:
+                    _log.error("the request log %s cannot be written: %s", self._path, error.strerror)
+                self._failing = True
+                return
+        self._failing = False
+        if self._lost:
+            _log.warning("the request log %s lacks %d requests", self._path, self._lost)
+            self._lost = 0
+
+    def _append(self, content: bytes) -> None:
+        if self._path.exists() and self._path.stat().st_size + len(content) > self._most_bytes:
+            self._shift()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        with open(os.open(self._path, flags, _OWN_ONLY), "ab") as file:
+            file.write(content)
+
+    def _shift(self) -> None:
+        for number in range(self._kept, 0, -1):
+            older = self._path if number == 1 else self._numbered(number - 1)
+            if older.exists():
+                older.replace(self._numbered(number))
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _line(request: Ended, names: Mapping[str, str], epoch: float) -> str:
+    """Return a line of JSON; put together by hand, as there may be thousands each second."""
+    granted_at = request.granted_at
+    waited_until = request.ended_at if granted_at is None else granted_at
+    service = "null" if granted_at is None else f"{request.ended_at - granted_at:.4f}"
+    prompt, output = request.prompt_tokens or "null", request.output_tokens or "null"
+    return (
+        f'{{"at": {epoch + request.begun_at:.3f}, "model": {names[request.model]}, '
+        f'"status": {request.status}, "wait_s": {waited_until - request.begun_at:.4f}, '
+        f'"service_s": {service}, "prompt_tokens": {prompt}, "output_tokens": {output}'
+        f"{'' if request.terms is DEFAULT_TERMS else _terms(request.terms)}}}\n"
+    )
+
+
+def _terms(terms: LeaseTerms) -> str:
+    """Return what a client asked of its lease, as further fields."""
+    told = {name: getattr(terms, name) for name in ("priority", "keep_alive_s", "timeout_s")}
+    return "".join(f', "{name}": {_plain(value)}' for name, value in told.items() if value is not None)
+
+
+def _plain(value: float) -> str:
+    """Return a number that JSON has."""
+    return '"forever"' if math.isinf(value) else str(value)

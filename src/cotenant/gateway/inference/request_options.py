@@ -1,0 +1,104 @@
+"""What a request asks of its lease, in headers of ours and in Ollama's `keep_alive`.
+
+    X-Cotenant-Keep-Alive     how long the model stays loaded: `10m`, `0` (not at all), `-1` or `forever`
+    X-Cotenant-Priority       -10 to 10; a higher one goes first
+    X-Cotenant-Timeout        how long to wait for a slot at most: `30s`; `0` does not wait
+    X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits
+
+Whoever may send requests may order them: keys are the operator's to hand out. The body's `keep_alive` gives
+way to the header, and is passed on as it came: engines ignore what they do not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cotenant.domain.errors import BadQuantity, BadRequest
+from cotenant.domain.units import parse_duration
+from cotenant.gateway.http.asgi import Header
+from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
+
+_KEEP_ALIVE: Final = b"x-cotenant-keep-alive"
+_PRIORITY: Final = b"x-cotenant-priority"
+_TIMEOUT: Final = b"x-cotenant-timeout"
+_WAIT_COMMENTS: Final = b"x-cotenant-wait-comments"
+TERM_HEADERS: Final = frozenset({_KEEP_ALIVE, _PRIORITY, _TIMEOUT, _WAIT_COMMENTS})
+
+_MOST_PRIORITY: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The terms of the lease, and whether to send comments while waiting for it."""
+
+    terms: LeaseTerms = DEFAULT_TERMS
+    wait_comments: bool = False
+
+
+_NONE: Final = Wishes()
+
+
+def read_wishes(headers: Sequence[Header], request: Mapping[str, Any]) -> Wishes:
+    """Read headers and body of a request. Raises BadRequest."""
+    given = [header for header in headers if header[0] in TERM_HEADERS]
+    keep_alive = request.get("keep_alive")
+    if not given and keep_alive is None:
+        return _NONE
+    texts = {name: value.decode("latin-1").strip() for name, value in given}
+    if _KEEP_ALIVE in texts:
+        keep_alive_s: float | None = _keep_alive("X-Cotenant-Keep-Alive", texts[_KEEP_ALIVE])
+    else:
+        keep_alive_s = None if keep_alive is None else _keep_alive("`keep_alive`", keep_alive)
+    terms = LeaseTerms(
+        priority=_priority(texts[_PRIORITY]) if _PRIORITY in texts else None,
+        keep_alive_s=keep_alive_s,
+        timeout_s=_seconds("X-Cotenant-Timeout", texts[_TIMEOUT]) if _TIMEOUT in texts else None,
+    )
+    return Wishes(terms, _switch(texts.get(_WAIT_COMMENTS, "0")))
+
+
+def _keep_alive(where: str, value: object) -> float:
+    """Return seconds, infinite for `forever` and, as in Ollama, for anything negative."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise BadRequest(f"{where} is not a duration but {value!r}"[:120], hint=_KEEP_ALIVE_HINT)
+    text = str(value).strip()
+    if text.lower() == "forever":
+        return math.inf
+    if text.startswith("-"):
+        _seconds(where, text[1:])
+        return math.inf
+    return _seconds(where, text)
+
+
+_KEEP_ALIVE_HINT: Final = "Write a duration such as 10m, 0 to unload at once, or -1 to keep it."
+
+
+def _seconds(where: str, text: str) -> float:
+    try:
+        return parse_duration(text)
+    except BadQuantity as error:
+        raise BadRequest(f"{where}: {error.message}"[:160], hint=error.hint) from None
+
+
+def _priority(text: str) -> int:
+    try:
+        priority = int(text)
+    except ValueError:
+        priority = _MOST_PRIORITY + 1
+    if abs(priority) > _MOST_PRIORITY:
+        raise BadRequest(
+            f"X-Cotenant-Priority {text!r} is no priority"[:120],
+            hint=f"Write a whole number from {-_MOST_PRIORITY} to {_MOST_PRIORITY}.",
+        )
+    return priority
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise BadRequest(
+            f"X-Cotenant-Wait-Comments {text!r} is not 0 or 1"[:120], hint="Write 1 or leave it out."
+        )
+    return text == "1"

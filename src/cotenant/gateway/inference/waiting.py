@@ -1,0 +1,108 @@
+"""A request's wait in line for its lease, and what its client is told meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from cotenant.domain.decisions import Outlook
+from cotenant.domain.errors import UnknownModel
+from cotenant.domain.units import format_duration
+from cotenant.gateway.http.asgi import Header
+from cotenant.gateway.http.problems import unknown_model
+from cotenant.gateway.telemetry.meters import Meter
+from cotenant.interfaces import Lease, LeaseTerms, Router
+
+STREAM_HEADERS: Final[tuple[Header, ...]] = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+)
+
+_SUFFIXES: Final = {1: "st", 2: "nd", 3: "rd"}
+
+Tell = Callable[[bytes], Awaitable[None]]
+
+
+class Wait:
+    """One request's wait, which ends with its lease or when its client leaves; `waited_s` once it has."""
+
+    def __init__(self, router: Router, meter: Meter, name: str, terms: LeaseTerms) -> None:
+        self._router = router
+        self._meter = meter
+        self._name = name
+        self._lease = asyncio.ensure_future(router.lease(name, terms))
+        self._left = False
+        self.waited_s = 0.0
+
+    def leave(self) -> None:
+        """End it, as the client has gone."""
+        self._left = True
+        self._lease.cancel()
+
+    async def lease(self, tell: Tell | None, every_s: float) -> Lease | None:
+        """Return the lease when it is granted, or None if the client left first.
+
+        The client is told how its wait goes each `every_s`, as a comment in its event stream. Raises
+        UnknownModel and what Router.lease does.
+        """
+        loop, waiting = asyncio.get_running_loop(), self._lease
+        since = loop.time()
+        self._meter.waiting += 1
+        try:
+            if tell is not None:
+                await self._comment(tell, every_s)
+            lease = await waiting
+        except UnknownModel:
+            raise unknown_model(self._name, self._router.models()) from None
+        except asyncio.CancelledError:
+            # Granted in the very turn of the loop that cancelled this task: the grant must not be lost.
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                waiting.result().release()
+            task = asyncio.current_task()
+            if self._left and task is not None and not task.cancelling():
+                return None
+            raise
+        finally:
+            waiting.cancel()
+            self._meter.waiting -= 1
+            self.waited_s = loop.time() - since
+            self._meter.wait_s.observe(self.waited_s)
+        if self._left:
+            lease.release()
+            return None
+        return lease
+
+    async def _comment(self, tell: Tell, every_s: float) -> None:
+        """Tell how the wait goes until it ends.
+
+        An outlook is that of the end of the line; the request's own place never gets worse.
+        """
+        await asyncio.wait({self._lease}, timeout=0)
+        place: int | None = None
+        while not self._lease.done():
+            outlook = self._router.outlook(self._name)
+            if outlook is not None:
+                place = outlook.position if place is None else min(place, outlook.position)
+            await tell(wait_comment(outlook, place))
+            await asyncio.wait({self._lease}, timeout=every_s)
+
+
+def wait_comment(outlook: Outlook | None, place: int | None) -> bytes:
+    """Render `: waiting, 2nd in line, about 12.0 s (loading llama-7b)` and what ends an event."""
+    text = ": waiting"
+    if place:
+        text += f", {_ordinal(place)} in line"
+    if outlook is None:
+        return text.encode() + b"\n\n"
+    if outlook.eta_s is not None:
+        text += f", about {format_duration(outlook.eta_s)}"
+    if outlook.waits_for:
+        text += f" ({' '.join(outlook.waits_for.split())})"
+    return text.encode() + b"\n\n"
+
+
+def _ordinal(number: int) -> str:
+    if number % 100 in (11, 12, 13):
+        return f"{number}th"
+    return f"{number}{_SUFFIXES.get(number % 10, 'th')}"

@@ -1,0 +1,245 @@
+"""Ollama's API, so that clients of an Ollama daemon work with this one.
+
+    GET  /api/version, /api/tags, /api/ps
+    POST /api/show, /api/chat, /api/generate, /api/embed, /api/embeddings, /api/pull
+
+Chats, prompts and embeddings go the way of any other request (`ollama_exchange`). What changes what is on
+disk, but for a pull, is the operator's to do and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+from cotenant import __version__
+from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKind
+from cotenant.domain.models import ModelKind
+from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.asgi import Receive, Scope, Send, send_json
+from cotenant.gateway.http.request import Ask, Handler, Routes, dispatch
+from cotenant.gateway.http.streams import LiveStreams, unless_left
+from cotenant.gateway.inference.dialects import CHAT, COMPLETIONS, Target
+from cotenant.gateway.inference.model_kinds import is_read
+from cotenant.gateway.inference.proxy import Proxy
+from cotenant.gateway.inference.request import parse, whole_body
+from cotenant.gateway.inference.request_options import read_wishes
+from cotenant.gateway.ollama import models
+from cotenant.gateway.ollama.embed import Embedder
+from cotenant.gateway.ollama.exchange import Lines, Wrap, as_chat, as_generated, exchange, timestamp
+from cotenant.gateway.ollama.fields import Fields, items, objects, switch, text
+from cotenant.gateway.ollama.pull import PullRoute
+from cotenant.gateway.ollama.requests import (
+    asks_for_nothing,
+    chat_request,
+    generate_request,
+    raw_request,
+    stands_alone,
+)
+from cotenant.interfaces import Lease, LeaseTerms, Operator, Puller
+
+SPOKEN_VERSION: Final = "0.17.4"
+"""The version of Ollama whose API this is; clients ask for it to learn what they may send."""
+
+_MAY_UNLOAD: Final = models.LOADED | {"loading"}
+BLOBS: Final = "/api/blobs/"
+_CREATE: Final = (
+    "Put the file into models_dir, or write an entry in the configuration (docs/configuration.md)."
+)
+_ACCOUNT: Final = "There are no accounts here."
+_REFUSED: Final = {
+    "/api/delete": ("DELETE", "`cotenant models rm NAME` deletes a model's files."),
+    "/api/copy": ("POST", "Give the model an alias in the configuration."),
+    "/api/create": ("POST", _CREATE),
+    "/api/push": ("POST", "Upload the file with the tools of its hub."),
+    "/api/me": ("POST", _ACCOUNT),
+    "/api/signout": ("POST", _ACCOUNT),
+}
+
+
+class OllamaApi:
+    """Answers Ollama's paths. `puller` is None where there is no folder to pull to."""
+
+    def __init__(
+        self, proxy: Proxy, operator: Operator | None, streams: LiveStreams, puller: Puller | None
+    ) -> None:
+        self._proxy = proxy
+        self._operator = operator
+        self._embedder = Embedder(proxy, self._hold)
+        self.routes: Routes = {
+            "/api/version": {"GET": self._version},
+            "/api/tags": {"GET": self._tags},
+            "/api/ps": {"GET": self._ps},
+            "/api/show": {"POST": self._show},
+            "/api/chat": {"POST": self._chat},
+            "/api/generate": {"POST": self._generate},
+            "/api/embed": {"POST": self._embed},
+            "/api/embeddings": {"POST": self._embedding},
+            "/api/pull": {"POST": PullRoute(puller, streams, proxy.limits).answer},
+            **{path: {method: partial(_refuse, hint)} for path, (method, hint) in _REFUSED.items()},
+            BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
+        }
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request to a path of `routes`. Raises what requests to models raise, and NotOffered."""
+        path = scope["path"]
+        handlers: Mapping[str, Handler] = self.routes[BLOBS if path.startswith(BLOBS) else path]
+        await dispatch(Ask(scope, receive, send), handlers)
+
+    # What there is.
+
+    async def _version(self, ask: Ask) -> None:
+        await send_json(ask.send, 200, {"version": SPOKEN_VERSION, "cotenant": __version__})
+
+    async def _tags(self, ask: Ask) -> None:
+        models = [models.listed(model) for model in self._proxy.router.models()]
+        await send_json(ask.send, 200, {"models": models})
+
+    async def _ps(self, ask: Ask) -> None:
+        statuses = {status.name: status for status in self._operator.statuses()} if self._operator else {}
+        now = datetime.now(UTC)
+        models = [
+            models.running(model, statuses.get(model.name), now)
+            for model in self._proxy.router.models()
+            if model.state in models.LOADED
+        ]
+        models.sort(key=lambda told: told["expires_at"], reverse=True)
+        await send_json(ask.send, 200, {"models": models})
+
+    async def _show(self, ask: Ask) -> None:
+        fields = await self._fields(ask)
+        if fields is not None:
+            model = self._model(fields, text(fields, "name"))
+            await send_json(ask.send, 200, models.shown(model))
+
+    # What goes to engines.
+
+    async def _chat(self, ask: Ask) -> None:
+        fields = await self._fields(ask)
+        if fields is None:
+            return
+        model = self._model(fields)
+        if asks_for_nothing(fields):
+            await self._load(ask, fields, model, as_chat)
+            return
+        _check_writes(model, "chat")
+        _check_images(model, any(message.get("images") for message in objects(fields, "messages")))
+        await self._stream(ask, fields, CHAT, chat_request(fields, model.name), as_chat)
+
+    async def _generate(self, ask: Ask) -> None:
+        fields = await self._fields(ask)
+        if fields is None:
+            return
+        model = self._model(fields)
+        if asks_for_nothing(fields):
+            await self._load(ask, fields, model, as_generated)
+            return
+        _check_writes(model, "generate")
+        _check_images(model, bool(items(fields, "images")))
+        if switch(fields, "raw", False) or (_continues(model) and stands_alone(fields)):
+            target, request = COMPLETIONS, raw_request(fields, model.name)
+        else:
+            target, request = CHAT, generate_request(fields, model.name)
+        await self._stream(ask, fields, target, request, as_generated)
+
+    async def _embed(self, ask: Ask) -> None:
+        fields = await self._fields(ask)
+        if fields is not None:
+            await self._embedder.embed(ask, fields, _checked_embedder(self._model(fields)))
+
+    async def _embedding(self, ask: Ask) -> None:
+        fields = await self._fields(ask)
+        if fields is not None:
+            await self._embedder.embed_one(ask, fields, _checked_embedder(self._model(fields)))
+
+    async def _stream(
+        self, ask: Ask, fields: Fields, target: Target, request: dict[str, Any], wrap: Wrap
+    ) -> None:
+        streaming = switch(fields, "stream", True)
+        lines = Lines(ask.send, text(fields, "model"), wrap, lambda: asked.waited_s, streaming=streaming)
+        asked = exchange(self._proxy, ask, target, request, lines)
+        await asked.run()
+
+    # Loading and unloading.
+
+    async def _load(self, ask: Ask, fields: Fields, model: ServedModel, wrap: Wrap) -> None:
+        """Load a model, or have it go once it is idle: what a request without a question asks for."""
+        unloads = _unloads(ask, fields)
+        if not unloads:
+            _check_writes(model, "chat" if wrap is as_chat else "generate")
+        if await self._hold(ask, fields, model):
+            told = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
+            head = {"model": text(fields, "model"), "created_at": timestamp()}
+            await send_json(ask.send, 200, {**head, **told})
+
+    async def _hold(self, ask: Ask, fields: Fields, model: ServedModel) -> bool:
+        if _unloads(ask, fields) and model.state not in _MAY_UNLOAD:
+            return True
+        lease = await self._lease_unless_left(ask, model.name, read_wishes(ask.headers, fields).terms)
+        if lease is None:
+            return False
+        lease.release()
+        return True
+
+    async def _lease_unless_left(self, ask: Ask, name: str, terms: LeaseTerms) -> Lease | None:
+        router = self._proxy.router
+        lease = router.try_lease(name, terms)
+        if lease is not None:
+            return lease
+        return await unless_left(ask.receive, router.lease(name, terms))
+
+    # What all of them need.
+
+    async def _fields(self, ask: Ask) -> dict[str, Any] | None:
+        """Read the body, None if the client left. Raises BadRequest or RequestTooLarge."""
+        body = await whole_body(ask.receive, self._proxy.limits)
+        return None if body is None else parse(body)
+
+    def _model(self, fields: Fields, name: str = "") -> ServedModel:
+        """Find the model that a request names. Raises UnknownModel."""
+        name = text(fields, "model") or name
+        if not name:
+            raise BadRequest("`model` is required", hint="GET /api/tags lists those served.")
+        return models.find(name, self._proxy.router.models())
+
+
+def _unloads(ask: Ask, fields: Fields) -> bool:
+    return read_wishes(ask.headers, fields).terms.keep_alive_s == 0
+
+
+def _continues(model: ServedModel) -> bool:
+    """Whether a model was made to go on with texts, so that Ollama too gives it the prompt as it is."""
+    return is_read(model) and model.file is not None and model.file.chat_template is False
+
+
+def _check_writes(model: ServedModel, what: str) -> None:
+    if is_read(model) and model.kind is not ModelKind.TEXT:
+        purpose = "embeddings: ask it at /api/embed" if model.kind is ModelKind.EMBEDDING else model.kind
+        raise WrongKind(f'"{model.name}" does not support {what}', hint=f"It is a model for {purpose}.")
+
+
+def _checked_embedder(model: ServedModel) -> ServedModel:
+    if is_read(model) and model.kind is not ModelKind.EMBEDDING:
+        raise WrongKind(
+            f'"{model.name}" does not support embeddings', hint=f"It is a model for {model.kind}."
+        )
+    return model
+
+
+def _check_images(model: ServedModel, asked: bool) -> None:
+    if asked and is_read(model) and not model.vision:
+        raise WrongKind(
+            f"{model.name} takes no images", hint="Put its vision projector (mmproj) beside its file."
+        )
+
+
+async def _no_blob(ask: Ask) -> None:
+    """Say what is true, since clients ask before they send one."""
+    raise UnknownRoute(f"there is no {ask.path.removeprefix(BLOBS)[:80]} here")
+
+
+async def _refuse(hint: str, ask: Ask) -> None:
+    path = BLOBS.rstrip("/") if ask.path.startswith(BLOBS) else ask.path
+    raise NotOffered(f"{path} is not offered here", hint=hint)

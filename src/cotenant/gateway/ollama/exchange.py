@@ -1,0 +1,227 @@
+"""A translated request on its way to an engine, and the answer on its way back in Ollama's form.
+
+Both stand between the client and an Exchange, which so treats the request like any other: its wait, its
+lease, a second engine where the first dies, a client that leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from cotenant.domain.errors import UpstreamFailed
+from cotenant.domain.units import MIB, format_bytes
+from cotenant.gateway.http.asgi import JSON_TYPE, Header, Message, Receive, Send, encode_json, send_json
+from cotenant.gateway.http.problems import encode_error
+from cotenant.gateway.http.request import Ask
+from cotenant.gateway.inference.dialects import Target, ollama_error
+from cotenant.gateway.inference.proxy import Exchange, Proxy
+from cotenant.gateway.ollama.responses import Added, Spans, StreamReader, counts, done_reason
+
+_NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
+_MOST_BYTES: Final = 256 * MIB
+_OK: Final = 200
+
+Wrap = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
+"""Makes the part of a line that holds an answer, the thoughts before it, and calls of tools."""
+
+
+class Translated:
+    """A receiver that has the translated request for the Exchange, and then the client's own messages."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        """Return the next message."""
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+class Lines:
+    """Sends an engine's stream as Ollama's: a line for each piece, or all as one object at the end.
+
+    `waited_s` is asked, at the end, for how long the request waited for its model.
+    """
+
+    def __init__(
+        self, send: Send, model: str, wrap: Wrap, waited_s: Callable[[], float], *, streaming: bool
+    ) -> None:
+        self._send = send
+        self._model = model
+        self._wrap = wrap
+        self._waited_s = waited_s
+        self._streaming = streaming
+        self._now = asyncio.get_running_loop().time
+        self._spans = Spans(self._now())
+        self._reader = StreamReader()
+        self._added: list[Added] = []
+        self._whole: list[bytes] | None = None
+        self._size = 0
+        self._passing = False
+        self._begun = False
+        self._ended = False
+
+    async def __call__(self, message: Message) -> None:
+        """Take the next message of the Exchange."""
+        if message["type"] == "http.response.start":
+            self._passing = message["status"] != _OK
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            self._whole = None if kind.startswith(b"text/event-stream") else []
+        if self._passing:
+            await self._send(message)
+        elif message["type"] == "http.response.body" and not self._ended:
+            try:
+                await self._take(message.get("body", b""), more=message.get("more_body", False))
+            except UpstreamFailed as error:
+                await self._fail(error.message)
+
+    async def _take(self, piece: bytes, *, more: bool) -> None:
+        self._size += len(piece)
+        _check_size(self._size)
+        if self._whole is not None:
+            # An engine that does not stream answers one object, which reads as a stream's only event.
+            self._whole.append(piece)
+            piece = b"" if more else b"data: " + b"".join(self._whole).replace(b"\n", b" ") + b"\n"
+        for added in self._reader.read(piece):
+            if self._spans.first_at is None:
+                self._spans.first_at = self._now()
+            if self._streaming:
+                await self._line(self._part(added, []), more=True)
+            else:
+                self._added.append(added)
+        if self._reader.error is not None:
+            raise UpstreamFailed(self._reader.error)
+        if not more:
+            await self._finish()
+
+    async def _finish(self) -> None:
+        if self._reader.finish_reason is None:
+            raise UpstreamFailed("the engine's stream ended before the answer was complete")
+        calls = self._reader.calls()
+        self._spans.waited_s = self._waited_s()
+        if calls and self._streaming:
+            await self._line(self._part(Added(), calls), more=True)
+            calls = []
+        self._ended = True
+        whole = Added(
+            "".join(added.answer for added in self._added),
+            "".join(added.thoughts for added in self._added),
+            [each for added in self._added for each in added.probabilities],
+        )
+        last = {
+            **self._part(whole, calls),
+            "done": True,
+            "done_reason": done_reason(self._reader),
+            **counts(self._reader, self._spans, self._now()),
+        }
+        if self._streaming:
+            await self._line(last, more=False)
+        else:
+            await send_json(self._send, _OK, {**self._head(), **last})
+
+    async def _fail(self, why: str) -> None:
+        """Tell the fault: with a status of its own where nothing was sent yet, else as the last line."""
+        self._ended = True
+        error = encode_error(why, "server_error", None, "upstream_failed", self._reader.cause)
+        if self._begun:
+            await self._send({"type": "http.response.body", "body": ollama_error(_OK, error) + b"\n"})
+        else:
+            await self._send({"type": "http.response.start", "status": 502, "headers": [JSON_TYPE]})
+            await self._send({"type": "http.response.body", "body": error})
+
+    async def _line(self, part: dict[str, Any], *, more: bool) -> None:
+        if not self._begun:
+            self._begun = True
+            await self._send({"type": "http.response.start", "status": _OK, "headers": [_NDJSON]})
+        line = encode_json({**self._head(), **part}) + b"\n"
+        await self._send({"type": "http.response.body", "body": line, "more_body": more})
+
+    def _head(self) -> dict[str, Any]:
+        return {"model": self._model, "created_at": timestamp()}
+
+    def _part(self, added: Added, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        told = {**self._wrap(added.answer, added.thoughts, calls), "done": False}
+        return {**told, "logprobs": added.probabilities} if added.probabilities else told
+
+
+class Kept:
+    """Keeps an engine's answer until it is whole. `status` is None as long as there is none."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self._head: Message = {}
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    @property
+    def body(self) -> bytes:
+        """What has come."""
+        return b"".join(self._pieces)
+
+    async def __call__(self, message: Message) -> None:
+        """Take the next message of the Exchange."""
+        if message["type"] == "http.response.start":
+            self._head, self.status = message, message["status"]
+            return
+        piece = message.get("body", b"")
+        self._size += len(piece)
+        if self._size <= _MOST_BYTES:
+            self._pieces.append(piece)
+
+    async def pass_on(self, send: Send) -> None:
+        """Send it as it came, if it came."""
+        if self.status is not None:
+            await send(self._head)
+            await send({"type": "http.response.body", "body": self.body})
+
+    def payload(self) -> dict[str, Any]:
+        """Return the object that it is. Raises UpstreamFailed if it is none, or without measure."""
+        _check_size(self._size)
+        try:
+            found = json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise UpstreamFailed("the engine's answer is not JSON") from None
+        if not isinstance(found, dict):
+            raise UpstreamFailed("the engine's answer is no JSON object")
+        return found
+
+
+def exchange(proxy: Proxy, ask: Ask, target: Target, request: Mapping[str, Any], send: Send) -> Exchange:
+    """Make the Exchange of a translated request, with what the client's headers say of its lease."""
+    # Many clients, curl among them, name another type, or none.
+    headers: list[Header] = [header for header in ask.headers if header[0] != b"content-type"]
+    headers.append((b"content-type", b"application/json"))
+    receive = Translated(json.dumps(request).encode(), ask.receive)
+    return Exchange(proxy, target, headers, receive, send)
+
+
+def as_chat(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """Wrap as /api/chat does."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer}
+    if thoughts:
+        message["thinking"] = thoughts
+    if calls:
+        message["tool_calls"] = calls
+    return {"message": message}
+
+
+def as_generated(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """Wrap as /api/generate does, which has no tools."""
+    return {"response": answer, **({"thinking": thoughts} if thoughts else {})}
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > _MOST_BYTES:
+        raise UpstreamFailed(f"the engine's answer is over {format_bytes(_MOST_BYTES)}")
+
+
+def timestamp() -> str:
+    """Return the time of day as Ollama writes it."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

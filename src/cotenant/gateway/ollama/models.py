@@ -1,0 +1,147 @@
+"""The models served, as Ollama's API describes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.errors import UnknownModel
+from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.model_list import find_model
+
+_LATEST: Final = ":latest"
+_REGISTRY: Final = ("registry.ollama.ai/", "library/")
+_CAPABILITIES: Final = {ModelKind.TEXT: ["completion", "tools"], ModelKind.EMBEDDING: ["embedding"]}
+_TOLD_CONTEXT: Final = frozenset({EngineKind.LLAMA_CPP, EngineKind.VLLM})
+_UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+_FOR_EVER: Final = timedelta(days=365 * 100)
+LOADED: Final = frozenset({"ready", "draining"})
+
+
+def find(name: str, served: Sequence[ServedModel]) -> ServedModel:
+    """Return the model of this name. Raises UnknownModel, in words that clients of Ollama look for.
+
+    They may add the tag and the registry that go without saying, and mind no capitals.
+    """
+    bare = name
+    for part in _REGISTRY:
+        bare = bare.removeprefix(part)
+    for wanted in (name, bare, bare.removesuffix(_LATEST)):
+        with suppress(UnknownModel):
+            return find_model(wanted, served)
+    plain = bare.lower().removesuffix(_LATEST)
+    for model in served:
+        if plain in (model.name.lower(), *(alias.lower() for alias in model.aliases)):
+            return model
+    names = ", ".join(model.name for model in served)
+    raise UnknownModel(
+        f"model {name!r} not found", hint=f"Served: {names}." if names else "No model is served."
+    )
+
+
+def listed(model: ServedModel) -> dict[str, Any]:
+    """Describe a model as /api/tags does."""
+    return {
+        "name": _tagged(model),
+        "model": _tagged(model),
+        "modified_at": _time(model.created_at),
+        "size": model.file.bytes if model.file else 0,
+        "digest": digest(model),
+        "details": details(model),
+    }
+
+
+def running(model: ServedModel, status: ModelStatus | None, now: datetime) -> dict[str, Any]:
+    """Describe a loaded model as /api/ps does; its bytes are those measured, else reported, else planned."""
+    left_s = status.keep_alive_left_s if status else None
+    size = 0
+    if status is not None:
+        known = (status.measured_bytes, status.reported_bytes, status.predicted_bytes)
+        size = next((each for each in known if each is not None), 0)
+    in_host_ram = model.placement is not None and model.placement.n_gpu_layers == 0
+    expires_at = now + (_FOR_EVER if left_s is None else timedelta(seconds=left_s))
+    return {
+        "name": _tagged(model),
+        "model": _tagged(model),
+        "size": size,
+        "digest": digest(model),
+        "details": details(model),
+        "expires_at": rendered(expires_at),
+        "size_vram": 0 if in_host_ram else size,
+        "context_length": _n_ctx(model),
+    }
+
+
+def shown(model: ServedModel) -> dict[str, Any]:
+    """Describe a model as /api/show does."""
+    info: dict[str, Any] = {}
+    if model.file is not None:
+        architecture = model.file.architecture
+        info["general.architecture"] = architecture
+        info["general.parameter_count"] = model.file.parameters
+        info[f"{architecture}.block_count"] = model.file.n_layers
+        if model.file.n_ctx_train is not None:
+            info[f"{architecture}.context_length"] = model.file.n_ctx_train
+        if model.file.n_embd is not None:
+            info[f"{architecture}.embedding_length"] = model.file.n_embd
+    capabilities = list(_CAPABILITIES.get(model.kind, []))
+    return {
+        "modelfile": f"FROM {model.file.path}\n" if model.file else "",
+        "parameters": f"{'num_ctx':<30} {n_ctx}" if (n_ctx := _n_ctx(model)) else "",
+        "template": "",
+        "details": details(model),
+        "model_info": info,
+        "capabilities": [*capabilities, "vision"] if model.vision else capabilities,
+        "modified_at": _time(model.created_at),
+    }
+
+
+def details(model: ServedModel) -> dict[str, Any]:
+    """Describe what a model is made of; what is not known is empty."""
+    file = model.file
+    family = file.architecture if file else ""
+    return {
+        "parent_model": "",
+        "format": "gguf" if file and file.path.endswith(".gguf") else "",
+        "family": family,
+        "families": [family, *(["clip"] if model.vision else [])] if family else [],
+        "parameter_size": _count(file.parameters) if file else "",
+        "quantization_level": (file.quantisation or "") if file else "",
+    }
+
+
+def digest(model: ServedModel) -> str:
+    """Return what tells this state of a model from others: no checksum of its weights, which are not read."""
+    size = model.file.bytes if model.file else None
+    return hashlib.sha256(f"{model.name} {size} {model.created_at}".encode()).hexdigest()
+
+
+def rendered(instant: datetime) -> str:
+    """Return an instant, which is in UTC, as Ollama writes it."""
+    return instant.isoformat().replace("+00:00", "Z")
+
+
+def _time(seconds: float) -> str:
+    return rendered(datetime.fromtimestamp(seconds, UTC))
+
+
+def _n_ctx(model: ServedModel) -> int:
+    """Return the context that a model is loaded with; 0 where its engine decides that itself."""
+    recipe = model.recipe
+    return recipe.n_ctx if recipe is not None and recipe.engine in _TOLD_CONTEXT else 0
+
+
+def _tagged(model: ServedModel) -> str:
+    return model.name if ":" in model.name else model.name + _LATEST
+
+
+def _count(number: int) -> str:
+    for unit, letter in _UNITS:
+        if number >= unit:
+            return f"{number / unit:.3g}{letter}"
+    return str(number)

@@ -1,0 +1,79 @@
+"""Pulling models from a hub, with its progress as lines of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final
+
+from cotenant.domain.errors import BadRequest, CotenantError, NotOffered
+from cotenant.domain.hub import PullStep
+from cotenant.gateway.http.asgi import Header, encode_json, send_json
+from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.request import Ask
+from cotenant.gateway.http.streams import LiveStreams, unless_left
+from cotenant.gateway.inference.request import parse, whole_body
+from cotenant.gateway.ollama.fields import switch, text
+from cotenant.interfaces import Puller
+
+_NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
+_SUCCESS: Final = {"status": "success"}
+
+
+class PullRoute:
+    """Answers /api/pull. A client that leaves ends the pull; what has come is kept for the next try."""
+
+    def __init__(self, puller: Puller | None, streams: LiveStreams, limits: Limits) -> None:
+        self._puller = puller
+        self._streams = streams
+        self._limits = limits
+
+    async def answer(self, ask: Ask) -> None:
+        """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step."""
+        body = await whole_body(ask.receive, self._limits)
+        if body is None:
+            return
+        fields = parse(body)
+        name = text(fields, "model") or text(fields, "name")
+        if not name:
+            raise BadRequest("the request names no `model`", hint="Write hf.co/ORG/REPO:QUANT.")
+        streaming = switch(fields, "stream", True)
+        if self._puller is None:
+            raise NotOffered(
+                "there is no folder to pull models to", hint="Set models_dir in the configuration."
+            )
+        async with aclosing(self._puller.pull(name)) as steps:
+            if not streaming:
+                if await unless_left(ask.receive, _to_the_end(steps)):
+                    await send_json(ask.send, 200, _SUCCESS)
+                return
+            # A name that means nothing, a hub that is silent: told with a status of their own.
+            first = await unless_left(ask.receive, anext(steps))
+            if first is not None:
+                await self._streams.run(ask.receive, ask.send, [_NDJSON], _lines(first, steps))
+
+
+async def _to_the_end(steps: AsyncIterator[PullStep]) -> bool:
+    async for _ in steps:
+        pass
+    return True
+
+
+async def _lines(first: PullStep, steps: AsyncIterator[PullStep]) -> AsyncGenerator[bytes, None]:
+    yield encode_json(_as_told(first)) + b"\n"
+    try:
+        async for step in steps:
+            yield encode_json(_as_told(step)) + b"\n"
+    except CotenantError as error:
+        yield encode_json({"error": f"{error.message}. {error.hint}".rstrip(". ")}) + b"\n"
+    else:
+        yield encode_json(_SUCCESS) + b"\n"
+
+
+def _as_told(step: PullStep) -> dict[str, Any]:
+    told: dict[str, Any] = {"status": step.what}
+    if step.sha256 is not None:
+        told["digest"] = f"sha256:{step.sha256}"
+    if step.total_bytes is not None:
+        told |= {"total": step.total_bytes, "completed": step.completed_bytes}
+    return told

@@ -1,0 +1,279 @@
+"""Requests in Ollama's API as requests in OpenAI's, which every engine answers.
+
+Translated requests always ask for a stream: `ollama_answers` makes of it what the client wants.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from cotenant.domain.errors import BadRequest, NotOffered
+from cotenant.gateway.ollama.fields import Fields, items, mapping, objects, switch, text
+
+_LOG = logging.getLogger("cotenant.gateway")
+
+_WHOLE: Final = ("num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
+_FRACTIONS: Final = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "mirostat_tau",
+    "mirostat_eta",
+)
+_RENAMED: Final[Mapping[str, str]] = {"num_predict": "max_tokens", "num_keep": "n_keep"}
+"""Options that OpenAI, or llama.cpp beside it, has by another name."""
+
+_IMAGE_TYPES: Final = (
+    (b"\x89PNG", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+    (b"BM", "image/bmp"),
+)
+_MAGIC_CHARACTERS: Final = 8
+_MOST_LOG_PROBABILITIES: Final = 20
+_NO_CALL: Final = "call_0"
+_OF_CHATS: Final = ("format", "images", "suffix")
+_STREAM: Final = {"stream": True, "stream_options": {"include_usage": True}}
+
+_told_of: set[tuple[str, ...]] = set()
+
+
+def chat_request(fields: Fields, model: str) -> dict[str, Any]:
+    """Translate a request to /api/chat into one to /v1/chat/completions. Raises BadRequest."""
+    request = {"model": model, "messages": list(_messages(fields)), **_STREAM, **_common(fields)}
+    tools = objects(fields, "tools")
+    if tools:
+        request["tools"] = tools
+    return request
+
+
+def generate_request(fields: Fields, model: str) -> dict[str, Any]:
+    """Translate a request to /api/generate into a chat of one prompt.
+
+    Raises BadRequest, or NotOffered for what only Ollama's own templates can do.
+    """
+    for name, instead in (
+        ("suffix", "Ask llama.cpp's /infill, or write the model's own markers into a `raw` prompt."),
+        ("template", "Serve the model with its own chat template, or send `raw` prompts."),
+        ("context", "Send the conversation to /api/chat."),
+    ):
+        if fields.get(name):
+            raise NotOffered(f"`{name}` is not offered here", hint=instead)
+    messages = []
+    if system := text(fields, "system"):
+        messages.append({"role": "system", "content": system})
+    messages.append({"role": "user", "content": _content(text(fields, "prompt"), items(fields, "images"))})
+    return {"model": model, "messages": messages, **_STREAM, **_common(fields)}
+
+
+def raw_request(fields: Fields, model: str) -> dict[str, Any]:
+    """Translate a request to /api/generate, whose prompt is to stand alone, into one to /v1/completions.
+
+    Raises BadRequest, or NotOffered for what is told of chats only.
+    """
+    for name in ("system", "template", "context"):
+        if fields.get(name):
+            raise BadRequest(f"`raw` and `{name}` exclude each other", hint="Leave out one of them.")
+    for name in _OF_CHATS:
+        if fields.get(name):
+            raise NotOffered(f"`{name}` of a `raw` prompt is not offered here", hint="Leave out `raw`.")
+    common = _common(fields)
+    if common.pop("logprobs", False):
+        most = common.pop("top_logprobs", 1)
+        # A number in this older form of OpenAI's; llama.cpp has a name of its own for it.
+        common |= {"logprobs": most, "n_probs": most}
+    return {"model": model, "prompt": text(fields, "prompt"), **_STREAM, **common}
+
+
+def stands_alone(fields: Fields) -> bool:
+    """Whether a request to /api/generate asks for nothing but more of its prompt."""
+    return not any(fields.get(name) for name in ("system", "template", "context", *_OF_CHATS))
+
+
+def embed_texts(fields: Fields) -> list[str]:
+    """Read the texts of a request to /api/embed, none if it only loads. Raises BadRequest."""
+    given = fields.get("input")
+    texts = given if isinstance(given, list) else [given] if given not in (None, "") else []
+    if any(not isinstance(each, str) for each in texts):
+        raise BadRequest("`input` is not a text or a list of texts", hint="Send one text at least.")
+    return texts
+
+
+def embed_dimensions(fields: Fields) -> int | None:
+    """Read to how many numbers vectors are cut; None leaves them whole. Raises BadRequest."""
+    dimensions = fields.get("dimensions")
+    if dimensions is not None and type(dimensions) is not int:
+        raise BadRequest(f"`dimensions` is not a number but {dimensions!r}"[:120])
+    return dimensions if dimensions is not None and dimensions > 0 else None
+
+
+def embed_request(fields: Fields, model: str, texts: Sequence[str | list[int]]) -> dict[str, Any]:
+    """Make the request to /v1/embeddings; each text may be given as its tokens. Raises BadRequest."""
+    _options(fields)
+    return {"model": model, "input": texts, "encoding_format": "float", **_kept(fields)}
+
+
+def asks_for_nothing(fields: Fields) -> bool:
+    """Whether a request only loads or unloads its model. Raises BadRequest."""
+    return not (objects(fields, "messages") or text(fields, "prompt") or items(fields, "images"))
+
+
+def _common(fields: Fields) -> dict[str, Any]:
+    return {
+        **_options(fields),
+        **_format(fields),
+        **_thinking(fields),
+        **_log_probabilities(fields),
+        **_kept(fields),
+    }
+
+
+def _kept(fields: Fields) -> dict[str, Any]:
+    keep_alive = fields.get("keep_alive")
+    return {} if keep_alive is None else {"keep_alive": keep_alive}
+
+
+def _options(fields: Fields) -> dict[str, Any]:
+    """Translate the options of sampling; those of loading are the operator's to set, and are left out."""
+    options = mapping(fields, "options")
+    told: dict[str, Any] = {}
+    for name in (*_WHOLE, *_FRACTIONS):
+        value = options.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BadRequest(f"`options.{name}` is not a number but {value!r}"[:120])
+        told[_RENAMED.get(name, name)] = _whole(value) if name in _WHOLE else value
+    if told.get("max_tokens", 1) <= 0:
+        # Ollama's 0 and -1 are no limit, and -2 the context's own: llama.cpp stops there in any case.
+        del told["max_tokens"]
+    stop = options.get("stop")
+    if stop is not None:
+        stops = stop if isinstance(stop, list) else [stop]
+        if any(not isinstance(each, str) for each in stops):
+            raise BadRequest("`options.stop` is not a text or a list of texts")
+        told["stop"] = stops
+    _tell_of_ignored(tuple(sorted(options.keys() - {*_WHOLE, *_FRACTIONS, "stop"})))
+    return told
+
+
+def _whole(number: float) -> int:
+    """Cut a number as Ollama does, which clients that know only one type of numbers may send with a point."""
+    return int(number) if math.isfinite(number) else 0
+
+
+def _tell_of_ignored(names: tuple[str, ...]) -> None:
+    """Say once what is ignored: clients send the same options with every request."""
+    if names and names not in _told_of and len(_told_of) < 100:
+        _told_of.add(names)
+        shown = ", ".join(name[:40] for name in names[:20])
+        _LOG.info("options of Ollama's API are ignored, since the configuration sets them: %s", shown)
+
+
+def _format(fields: Fields) -> dict[str, Any]:
+    wanted = fields.get("format")
+    if wanted in (None, ""):
+        return {}
+    if wanted == "json":
+        return {"response_format": {"type": "json_object"}}
+    if isinstance(wanted, dict):
+        schema = {"name": "answer", "schema": wanted, "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    raise BadRequest('`format` is neither "json" nor a JSON schema', hint="Leave it out for plain text.")
+
+
+def _thinking(fields: Fields) -> dict[str, Any]:
+    think = fields.get("think")
+    if think is None:
+        return {}
+    if isinstance(think, bool):
+        return {"chat_template_kwargs": {"enable_thinking": think}}
+    if think in ("low", "medium", "high"):
+        return {"reasoning_effort": think}
+    raise BadRequest("`think` is neither true, false, low, medium nor high")
+
+
+def _log_probabilities(fields: Fields) -> dict[str, Any]:
+    most = fields.get("top_logprobs") or 0
+    if type(most) is not int or not 0 <= most <= _MOST_LOG_PROBABILITIES:
+        raise BadRequest(f"`top_logprobs` is not a number from 0 to {_MOST_LOG_PROBABILITIES}")
+    if not switch(fields, "logprobs", False):
+        return {}
+    return {"logprobs": True, **({"top_logprobs": most} if most else {})}
+
+
+def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
+    """Translate messages; calls of tools get the ids by which OpenAI joins results to them."""
+    open_calls: list[tuple[str, str]] = []
+    n_calls = 0
+    for message in objects(fields, "messages"):
+        told: dict[str, Any] = {"role": text(message, "role", "user")}
+        told["content"] = _content(text(message, "content"), items(message, "images"))
+        if thinking := text(message, "thinking"):
+            told["reasoning_content"] = thinking
+        calls = []
+        for call in objects(message, "tool_calls"):
+            function = mapping(call, "function")
+            n_calls += 1
+            name, number = text(function, "name"), text(call, "id", f"call_{n_calls}")
+            open_calls.append((name, number))
+            arguments = json.dumps(mapping(function, "arguments"))
+            calls.append(
+                {"id": number, "type": "function", "function": {"name": name, "arguments": arguments}}
+            )
+        if calls:
+            told["tool_calls"] = calls
+        if told["role"] == "tool":
+            name = text(message, "tool_name") or text(message, "name")
+            told["tool_call_id"] = text(message, "tool_call_id") or _answered(open_calls, name)
+        yield told
+
+
+def _answered(open_calls: list[tuple[str, str]], name: str) -> str:
+    """Take the oldest call that a result is of: of the tool that it names, if it does.
+
+    Ollama minds no result without a call, as clients that cut old messages off send it.
+    """
+    for call in open_calls:
+        if not name or call[0] == name:
+            open_calls.remove(call)
+            return call[1]
+    return _NO_CALL
+
+
+def _content(words: str, images: Any) -> Any:
+    """Return a message's content: a text, or parts where there are images."""
+    if not images:
+        return words
+    parts: list[dict[str, Any]] = [{"type": "text", "text": words}] if words else []
+    parts += [{"type": "image_url", "image_url": {"url": _image_url(image)}} for image in images]
+    return parts
+
+
+def _image_url(image: object) -> str:
+    if not isinstance(image, str):
+        raise BadRequest("an image is not a text", hint="Send each image in base64.")
+    if image.startswith("data:image/"):
+        return image
+    # Four characters are three bytes: the first few say what it is.
+    try:
+        magic = base64.b64decode(image[:_MAGIC_CHARACTERS], validate=True)
+    except (binascii.Error, ValueError):
+        magic = b""
+    kind = next((kind for start, kind in _IMAGE_TYPES if magic.startswith(start)), None)
+    if kind is None:
+        raise BadRequest(
+            "an image is not PNG, JPEG, GIF, WebP or BMP in base64", hint="Send its bytes in base64."
+        )
+    return f"data:{kind};base64,{image}"

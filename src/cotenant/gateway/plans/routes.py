@@ -1,0 +1,205 @@
+"""Plans without loading anything.
+
+POST /api/plan                              a served model, a file on this machine, or headers that were sent
+POST /api/plan/headers?name=NAME&size=N     the beginning of a file that lies elsewhere
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any, Final
+
+from cotenant.clock import Clock
+from cotenant.domain.errors import (
+    BadAssignment,
+    BadRequest,
+    HeaderIncomplete,
+    ModelFileError,
+    UnknownRoute,
+    UnsupportedMediaType,
+)
+from cotenant.domain.models import Recipe
+from cotenant.domain.units import MIB
+from cotenant.gateway.http.asgi import JSON_TYPE, send_body
+from cotenant.gateway.http.bodies import read_body
+from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.problems import UNREADABLE_MODEL, send_problem
+from cotenant.gateway.http.request import Ask, Routes
+from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
+from cotenant.gateway.plans.headers import Headers, SentHeader, join_headers, read_header
+from cotenant.gateway.plans.schema import AskedPlan, HeaderTold, PlanTold, RecipeTold
+from cotenant.interfaces import PlanAsked, PlanFound, Planner
+from cotenant.planning.describe import plan_as_json
+
+OCTETS: Final = "application/octet-stream"
+NEEDED: Final = b"x-cotenant-needed-bytes"
+_MAX_NAME: Final = 255
+
+
+class PlanRoutes:
+    """Answers about plans; without a planner it says that there is none."""
+
+    def __init__(self, planner: Planner | None, clock: Clock, limits: Limits) -> None:
+        self._planner = planner
+        self._limits = limits
+        self._headers = Headers(clock)
+        # One header at a time is taken in: each may be as long as a whole body.
+        self._taking = asyncio.Lock()
+        self.routes: Routes = {
+            "/api/plan": {"POST": self._plan},
+            "/api/plan/headers": {"POST": self._take_header},
+        }
+
+    async def _plan(self, ask: Ask) -> None:
+        planner = self._needed()
+        asked = read_body(AskedPlan, await ask.body() or b"{}")
+        try:
+            found = await planner.plan(self._wanted(asked))
+        except ModelFileError as error:
+            await send_problem(ask.send, error, problem=UNREADABLE_MODEL)
+            return
+        await send_body(ask.send, 200, plan_answer(found).model_dump_json().encode(), JSON_TYPE)
+
+    async def _take_header(self, ask: Ask) -> None:
+        self._needed()
+        name, size = _file_name(ask), _file_size(ask)
+        given = ask.header(b"content-type") or OCTETS.encode()
+        if given.partition(b";")[0].strip().lower() != OCTETS.encode():
+            raise UnsupportedMediaType(
+                f"the body is {given.decode('latin-1')[:80]!r}, not the beginning of a file",
+                hint=f"Send it with Content-Type: {OCTETS}.",
+            )
+        async with self._taking:
+            first = await self._octets(ask)
+            try:
+                sent = await asyncio.to_thread(read_header, name, size, first)
+            except HeaderIncomplete as error:
+                needed = b"%d" % (error.needed_bytes or size)
+                await send_problem(ask.send, error, ((NEEDED, needed),))
+                return
+            except ModelFileError as error:
+                await send_problem(ask.send, error, problem=UNREADABLE_MODEL)
+                return
+        self._headers.keep(sent)
+        await send_body(ask.send, 200, header_answer(sent).model_dump_json().encode(), JSON_TYPE)
+
+    async def _octets(self, ask: Ask) -> bytes:
+        """Read the body as it is. Raises RequestTooLarge, or BadRequest for a client that leaves."""
+        body, more = bytearray(), True
+        while more:
+            message = await ask.receive()
+            if message["type"] == "http.disconnect":
+                raise BadRequest("the client left before its request was whole")
+            body += message.get("body", b"")
+            self._limits.check_body(len(body))
+            more = message.get("more_body", False)
+        return bytes(body)
+
+    def _wanted(self, asked: AskedPlan) -> PlanAsked:
+        """Return what is asked for. Raises BadAssignment, HeaderGone and ModelFileError."""
+        named = [name for name in ("model", "path", "headers") if getattr(asked, name) is not None]
+        if len(named) != 1:
+            what = f"{' and '.join(named)} are given" if named else "no model is named"
+            raise BadAssignment(what, hint="Give one of model, path and headers.", field="model")
+        sent = join_headers([self._headers.find(id_) for id_ in asked.headers]) if asked.headers else None
+        recipe = asked.recipe.model_dump(exclude_none=True)
+        if "tensor_split" in recipe:
+            recipe["tensor_split"] = tuple(recipe["tensor_split"])
+        return PlanAsked(
+            model=asked.model,
+            path=asked.path,
+            shape=sent.shape if sent else None,
+            name=sent.name if sent else "",
+            projector_bytes=sent.projector_bytes if sent else 0,
+            recipe=recipe,
+            gpus=asked.gpus,
+            beside_loaded=asked.beside_loaded,
+            reserve_bytes=_bytes(asked.reserve_mib),
+            min_budget_bytes=_bytes(asked.min_budget_mib),
+            overhead_bytes=_bytes(asked.overhead_mib),
+        )
+
+    def _needed(self) -> Planner:
+        if self._planner is None:
+            raise UnknownRoute(
+                "this gateway plans nothing", hint="`cotenant plan --model FILE` plans without it."
+            )
+        return self._planner
+
+
+def plan_answer(found: PlanFound) -> PlanTold:
+    """Tell a plan: the fields of docs/design.md, and what led to it."""
+    told: Any = plan_as_json(found.result, found.budgets, found.shape.n_layers)
+    devices: list[dict[str, Any]] = [
+        {**device, "total_bytes": budget.device.total_bytes, "left_out": budget.left_out}
+        for device, budget in zip(told["devices"], found.budgets, strict=True)
+    ]
+    remedies = [{**remedy, "changes": changes_of(remedy["flags"])} for remedy in told["remedies"]]
+    shape = found.shape
+    return PlanTold.model_validate(
+        {
+            "shortfalls": [],
+            **told,
+            "devices": devices,
+            "remedies": remedies,
+            "recipe": _recipe(found.recipe),
+            "reserve_mib": found.reserve_bytes // MIB,
+            "min_budget_mib": found.min_budget_bytes // MIB,
+            "overhead_mib": found.overhead_bytes // MIB,
+            "file": {
+                "path": None if found.path is None else str(found.path),
+                "name": shape.name,
+                "kind": shape.kind,
+                "architecture": shape.architecture,
+                "quantisation": shape.quantisation,
+                "parameters": shape.parameters,
+                "file_bytes": shape.file_bytes,
+                "n_ctx_train": shape.n_ctx_train,
+            },
+            "gpus": found.gpus,
+            "problems": list(found.problems),
+            "command": serve_command(found),
+            "plan_command": plan_command(found),
+        }
+    )
+
+
+def header_answer(sent: SentHeader) -> HeaderTold:
+    """Tell what a header is of."""
+    return HeaderTold(
+        id=sent.id,
+        name=sent.name,
+        kind=sent.kind,
+        architecture=sent.architecture,
+        parts=sent.parts,
+        part=sent.part,
+    )
+
+
+def _recipe(recipe: Recipe) -> RecipeTold:
+    told = asdict(recipe)
+    del told["engine"]
+    return RecipeTold.model_validate({**told, "tensor_split": list(recipe.tensor_split)})
+
+
+def _file_name(ask: Ask) -> str:
+    """Read `?name=`. Raises BadRequest."""
+    name = (ask.text("name") or "").replace("\\", "/").rpartition("/")[2]
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise BadRequest("the file has no name", hint="Add ?name=FILE.gguf&size=BYTES.")
+    return name
+
+
+def _file_size(ask: Ask) -> int:
+    """Read `?size=`, of the whole file. Raises BadRequest."""
+    text = ask.text("size") or ""
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadRequest(
+            f"size={text[:40]!r} is not a number of bytes", hint="Add the whole file's size: ?size=BYTES."
+        )
+    return int(text)
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB

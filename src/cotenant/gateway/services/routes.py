@@ -1,0 +1,146 @@
+"""Which service is pinned to which GPU: asked, previewed, saved, applied and taken back.
+
+GET, PUT /api/system/gpu-config            POST …/apply, …/rollback, …/detect
+GET …/preview?strategy=NAME, POST …/preview   GET  …/status, …/history?limit=N
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import BaseModel
+
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.errors import BadAssignment, UnknownRoute
+from cotenant.gateway.http.asgi import JSON_TYPE, send_body
+from cotenant.gateway.http.bodies import read_body
+from cotenant.gateway.http.request import Ask, Routes
+from cotenant.gateway.services.responses import (
+    apply_answer,
+    configuration_answer,
+    detect_answer,
+    history_answer,
+    preview_answer,
+    save_answer,
+    status_answer,
+)
+from cotenant.gateway.services.schema import (
+    MAX_NUMBER,
+    AskedApply,
+    AskedAssignment,
+    AskedConfiguration,
+    AskedPreview,
+    AskedRollback,
+)
+from cotenant.services.interfaces import ServiceOperator
+from cotenant.services.model import Assignment, Strategy
+
+_PATH: Final = "/api/system/gpu-config"
+_HISTORY: Final = 20
+_MAX_HISTORY: Final = 100
+
+
+class GpuConfig:
+    """Answers about GPU configuration; without services it says how to configure some."""
+
+    def __init__(self, services: ServiceOperator | None) -> None:
+        self._services = services
+        self.routes: Routes = {
+            _PATH: {"GET": self._show, "PUT": self._save},
+            f"{_PATH}/apply": {"POST": self._apply},
+            f"{_PATH}/status": {"GET": self._status},
+            f"{_PATH}/detect": {"POST": self._detect},
+            f"{_PATH}/preview": {"GET": self._preview, "POST": self._preview_asked},
+            f"{_PATH}/rollback": {"POST": self._rollback},
+            f"{_PATH}/history": {"GET": self._history},
+        }
+
+    async def _show(self, ask: Ask) -> None:
+        await _send(ask, 200, configuration_answer(await self._needed().view()))
+
+    async def _save(self, ask: Ask) -> None:
+        services = self._needed()
+        asked = read_body(AskedConfiguration, await ask.body())
+        plan = await services.save(asked.strategy, _assignments(asked.assignments), force=asked.force)
+        await _send(ask, 200, save_answer(plan))
+
+    async def _apply(self, ask: Ask) -> None:
+        services = self._needed()
+        asked = read_body(AskedApply, await ask.body() or b"{}")
+        await _send(ask, 202, apply_answer(await services.apply(force=asked.force)))
+
+    async def _status(self, ask: Ask) -> None:
+        await _send(ask, 200, status_answer(*await self._needed().status()))
+
+    async def _detect(self, ask: Ask) -> None:
+        services = self._needed()
+        seen = await services.detect()
+        await _send(ask, 200, detect_answer(seen, await services.view()))
+
+    async def _preview(self, ask: Ask) -> None:
+        services = self._needed()
+        await _send(ask, 200, preview_answer(*await services.preview(_strategy(ask))))
+
+    async def _preview_asked(self, ask: Ask) -> None:
+        services = self._needed()
+        asked = read_body(AskedPreview, await ask.body())
+        found = await services.preview(asked.strategy, _assignments(asked.assignments))
+        await _send(ask, 200, preview_answer(*found))
+
+    async def _rollback(self, ask: Ask) -> None:
+        services = self._needed()
+        asked = read_body(AskedRollback, await ask.body() or b"{}")
+        number = asked.number
+        if number is None and ask.text("number") is not None:
+            number = ask.whole("number", 0, MAX_NUMBER)
+            if not number:
+                raise BadAssignment("number=0 is in no history", field="number")
+        await _send(ask, 202, apply_answer(await services.rollback(number)))
+
+    async def _history(self, ask: Ask) -> None:
+        limit = ask.whole("limit", _HISTORY, _MAX_HISTORY)
+        await _send(ask, 200, history_answer(await self._needed().history(limit)))
+
+    def _needed(self) -> ServiceOperator:
+        if self._services is None:
+            raise UnknownRoute(
+                "no services are configured here",
+                hint="Add a `services:` section to cotenant.yaml; `cotenant services import` writes one from "
+                "compose files.",
+            )
+        return self._services
+
+
+async def _send(ask: Ask, status: int, answer: BaseModel) -> None:
+    await send_body(ask.send, status, answer.model_dump_json().encode(), JSON_TYPE)
+
+
+def _assignments(asked: Sequence[AskedAssignment]) -> list[Assignment]:
+    """Return what was asked for. Raises BadAssignment for a service that is there twice."""
+    first: dict[str, int] = {}
+    for number, each in enumerate(asked):
+        if each.service in first:
+            raise BadAssignment(
+                f"{each.service} is there already, as assignments[{first[each.service]}]",
+                hint="Keep one.",
+                field=f"assignments[{number}].service",
+            )
+        first[each.service] = number
+    return [
+        Assignment(
+            each.service,
+            each.gpu_index,
+            DeviceId(each.gpu_uuid) if each.gpu_uuid is not None and each.gpu_index is None else None,
+            each.vram_budget_override,
+        )
+        for each in asked
+    ]
+
+
+def _strategy(ask: Ask) -> Strategy:
+    text = ask.text("strategy")
+    if text is None or text not in list(Strategy):
+        what = "it names no strategy" if text is None else f"{text[:60]!r} is no strategy"
+        raise BadAssignment(what, hint=f"Add ?strategy= one of {', '.join(Strategy)}.", field="strategy")
+    return Strategy(text)

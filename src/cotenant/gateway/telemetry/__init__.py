@@ -1,0 +1,1 @@
+"""Counters of requests, `/metrics` and the history of the last minutes. It must not influence requests."""

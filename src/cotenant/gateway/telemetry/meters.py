@@ -1,0 +1,178 @@
+"""What the gateway sees of each model's requests, counted as cheaply as can be: plain numbers, no locks."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from cotenant.domain.decisions import Decision
+from cotenant.domain.errors import UnknownModel
+from cotenant.gateway.http.model_list import find_model
+from cotenant.interfaces import Router
+
+TAIL_BYTES: Final = 2048
+"""How much of an answer's end is looked at for its tokens: llama.cpp writes them last."""
+
+_USAGE_BYTES: Final = 512
+
+_WAIT_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_FIRST_TOKEN_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_SPEED_BOUNDS: Final = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
+# Inside a generated text the quotes would bear backslashes, so only the engine's own fields match.
+_USAGE: Final = re.compile(
+    rb'"usage":{"(prompt|completion)_tokens":(\d+),"(?:prompt|completion)_tokens":(\d+)'
+)
+_COUNTS: Final = re.compile(rb'"(\w+)":(\d+)')
+_PROMPT_COUNTS: Final = (b"input_tokens", b"cache_read_input_tokens", b"cache_creation_input_tokens")
+"""Of Anthropic's usage, whose input leaves out what was cached; OpenAI's responses have the first alone."""
+_TIMINGS: Final = re.compile(rb'"(cache_n|prompt_n|predicted_n|predicted_ms)":(\d+(?:\.\d+)?)')
+
+
+class Histogram:
+    """Counts of values by upper bound, the last without one, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Meter:
+    """One model's requests.
+
+    `by_class` counts ended requests by the first digit of their status; at 0 those whose client left first.
+    """
+
+    __slots__ = (
+        "at_once",
+        "by_class",
+        "completion_tokens",
+        "failures",
+        "first_token_s",
+        "generation_s",
+        "in_flight",
+        "prompt_tokens",
+        "tokens_per_s",
+        "unloads",
+        "wait_s",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.by_class = [0] * 6
+        self.in_flight = 0
+        self.waiting = 0
+        self.at_once = 0
+        self.wait_s = Histogram(_WAIT_BOUNDS_S)
+        self.first_token_s = Histogram(_FIRST_TOKEN_BOUNDS_S)
+        self.tokens_per_s = Histogram(_SPEED_BOUNDS)
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.generation_s = 0.0
+        self.unloads: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+
+    def read_tokens(self, answer_end: bytes) -> tuple[int, int]:
+        """Count the tokens that the end of an answer tells in `usage` and `timings`.
+
+        Returns those of the prompt and of the answer.
+        """
+        before = self.prompt_tokens, self.completion_tokens
+        tail = answer_end[-TAIL_BYTES:]
+        usage = tail.rfind(b'"usage":{')
+        counts = _USAGE.match(tail, usage) if usage >= 0 else None
+        if counts:
+            first, tokens, others = counts.groups()
+            prompt, completion = (tokens, others) if first == b"prompt" else (others, tokens)
+            self.prompt_tokens += int(prompt)
+            self.completion_tokens += int(completion)
+        elif usage >= 0:
+            self._read_input_and_output(tail[usage : usage + _USAGE_BYTES])
+        timings = tail.rfind(b'"timings":{')
+        if timings >= 0:
+            self._read_timings(dict(_TIMINGS.findall(tail, timings)), counted=usage >= 0)
+        return self._since(*before)
+
+    def read_prompt(self, answer_start: bytes) -> tuple[int, int]:
+        """Count the prompt of a stream in Anthropic's dialect, which tells it first of all.
+
+        Returns as `read_tokens` does.
+        """
+        before = self.prompt_tokens, self.completion_tokens
+        usage = answer_start.find(b'"usage":{')
+        if usage >= 0:
+            self._read_input_and_output(answer_start[usage : usage + _USAGE_BYTES])
+        return self._since(*before)
+
+    def _since(self, prompt_tokens: int, completion_tokens: int) -> tuple[int, int]:
+        return self.prompt_tokens - prompt_tokens, self.completion_tokens - completion_tokens
+
+    def _read_input_and_output(self, usage: bytes) -> None:
+        counts = dict(_COUNTS.findall(usage.partition(b"}")[0]))
+        self.prompt_tokens += sum(int(counts.get(name, 0)) for name in _PROMPT_COUNTS)
+        self.completion_tokens += int(counts.get(b"output_tokens", 0))
+
+    def _read_timings(self, timings: Mapping[bytes, bytes], *, counted: bool) -> None:
+        tokens, seconds = int(timings.get(b"predicted_n", 0)), float(timings.get(b"predicted_ms", 0)) / 1000
+        if not counted:
+            self.prompt_tokens += int(timings.get(b"prompt_n", 0)) + int(timings.get(b"cache_n", 0))
+            self.completion_tokens += tokens
+        if tokens and seconds:
+            self.generation_s += seconds
+            self.tokens_per_s.observe(tokens / seconds)
+
+
+class Meters:
+    """A meter for each model, under its name and its aliases, and one for requests that name none served."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._by_name: dict[str, Meter] = {}
+        self._by_model: dict[str, Meter] = {}
+        self.nameless = Meter()
+
+    def of(self, name: str) -> Meter:
+        """Return the meter of the model that clients call so."""
+        return self._by_name.get(name) or self._find(name)
+
+    def count(self, decision: Decision) -> None:
+        """Count a decision by which a model goes, under its reason, and a failure under its cause."""
+        cause = decision.facts.get("cause")
+        if cause is not None and decision.model is not None:
+            self._of_model(decision.model).failures[str(cause)] += 1
+        reason = decision.facts.get("reason")
+        if reason is not None and decision.model is not None:
+            self._of_model(decision.model).unloads[str(reason)] += 1
+
+    def all(self) -> Iterator[tuple[str, Meter]]:
+        """Yield every model with its meter, those never asked for too; the nameless under an empty name."""
+        # An alias may mean another model by now: it is looked up anew.
+        self._by_name.clear()
+        for model in self._router.models():
+            self._of_model(model.name)
+        yield from self._by_model.items()
+        yield "", self.nameless
+
+    def _find(self, name: str) -> Meter:
+        try:
+            model = find_model(name, self._router.models())
+        except UnknownModel:
+            return self.nameless
+        meter = self._by_name[name] = self._of_model(model.name)
+        return meter
+
+    def _of_model(self, model: str) -> Meter:
+        meter = self._by_model.get(model)
+        if meter is None:
+            meter = self._by_model[model] = Meter()
+        return meter

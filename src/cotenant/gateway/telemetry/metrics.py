@@ -1,0 +1,258 @@
+"""`/metrics` for Prometheus: what the operator knows and what the gateway has counted.
+
+A scrape reads `statuses()`, `devices()` and the meters once each: it loads nothing and keeps nothing alive.
+What is not known has no sample. Counters bear no `gpu` label, as models move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from cotenant.domain.decisions import DeviceStatus, ModelStatus
+from cotenant.domain.models import EngineKind
+from cotenant.domain.units import MIB
+from cotenant.gateway.telemetry.advisor_metrics import of_advisor
+from cotenant.gateway.telemetry.meters import Histogram, Meter, Meters
+from cotenant.interfaces import AdvisorBook, AlertBook, Operator
+
+_MODEL: Final = ("model", "runtime")
+_PLACED: Final = ("model", "runtime", "gpu")
+_DEVICE: Final = ("index", "uuid", "name")
+_DCGM: Final = ("gpu", "UUID", "modelName")
+_RUNTIME: Final = EngineKind.LLAMA_CPP.value
+_CLASSES: Final = ("left", "1xx", "2xx", "3xx", "4xx", "5xx")
+
+
+class Metrics:
+    """Collects everything anew on each scrape."""
+
+    def __init__(
+        self,
+        meters: Meters,
+        operator: Operator | None,
+        alerts: AlertBook | None = None,
+        advisor: AdvisorBook | None = None,
+    ) -> None:
+        self._meters = meters
+        self._operator = operator
+        self._alerts = alerts
+        self._advisor = advisor
+
+    async def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the exposition in the format that a scraper accepts, and its content type.
+
+        Facts are read at once; rendering them takes far longer and is done beside the event loop.
+        """
+        encode, content_type = choose_encoder(accept)
+        snapshot = CollectorRegistry(auto_describe=False)
+        snapshot.register(_Snapshot(list(self.collect())))
+        return await asyncio.to_thread(encode, snapshot), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family of metrics."""
+        runtimes: dict[str, str] = {}
+        if self._operator is not None:
+            devices, statuses = self._operator.devices(), self._operator.statuses()
+            runtimes = {status.name: status.runtime.value for status in statuses}
+            yield from _of_models(statuses, devices)
+            yield from _of_devices(devices)
+        yield from _of_requests(list(self._meters.all()), runtimes)
+        if self._alerts is not None:
+            yield from _of_alerts(self._alerts)
+        if self._advisor is not None:
+            yield from of_advisor(self._advisor.status())
+
+
+class _Snapshot(Collector):
+    """Families as they were at one instant."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
+    indices = {device.uuid: "host" if device.index is None else str(device.index) for device in devices}
+    qps = _gauge("cotenant_model_qps", "Requests per second over the last minute", _PLACED)
+    idle = _gauge("cotenant_model_idle_seconds", "Seconds since the last request", _PLACED)
+    state = _gauge("cotenant_model_state", "1 for the state that the model is in", (*_PLACED, "state"))
+    pinned = _gauge("cotenant_model_pinned", "1 if the model is never evicted", _PLACED)
+    load_s = _gauge("cotenant_model_load_seconds", "Seconds that loading takes, by the last loads", _PLACED)
+    predicted = _gauge("cotenant_model_predicted_bytes", "Bytes planned on its devices", _PLACED)
+    reported = _gauge("cotenant_model_reported_bytes", "Bytes that its engine says it took", _PLACED)
+    measured = _gauge("cotenant_model_measured_bytes", "Bytes that the driver showed it to hold", _PLACED)
+    error = _gauge(
+        "cotenant_model_estimate_error_ratio",
+        "Measured bytes (reported ones where none are measured) over predicted, less 1",
+        _PLACED,
+    )
+    loading = _gauge("cotenant_model_loading_seconds", "Seconds since the load under way began", _PLACED)
+    read = _gauge(
+        "cotenant_model_loading_read_bytes", "Bytes of its files read by the load under way", _PLACED
+    )
+    files = _gauge("cotenant_model_loading_total_bytes", "Bytes of the files of the load under way", _PLACED)
+    loads = CounterMetricFamily("cotenant_model_loads", "Loads begun", labels=_MODEL)
+    for status in statuses:
+        cards = ",".join(indices.get(uuid, uuid) for uuid in status.devices)
+        placed = (status.name, status.runtime.value, cards)
+        qps.add_metric(placed, status.requests_per_s)
+        state.add_metric((*placed, status.state), 1)
+        pinned.add_metric(placed, status.pinned)
+        loads.add_metric(placed[:2], status.loads)
+        actual = status.reported_bytes if status.measured_bytes is None else status.measured_bytes
+        _add_known(idle, placed, status.idle_s)
+        _add_known(load_s, placed, status.load_s)
+        _add_known(predicted, placed, status.predicted_bytes)
+        _add_known(reported, placed, status.reported_bytes)
+        _add_known(measured, placed, status.measured_bytes)
+        if actual is not None and status.predicted_bytes:
+            error.add_metric(placed, actual / status.predicted_bytes - 1)
+        if status.load is not None:
+            loading.add_metric(placed, status.load.running_s)
+            _add_known(read, placed, status.load.read_bytes)
+            _add_known(files, placed, status.load.total_bytes)
+    yield from (qps, idle, state, pinned, load_s, predicted, reported, measured, error, loads)
+    yield from (loading, read, files)
+
+
+def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
+    total = _gauge("cotenant_gpu_memory_total_bytes", "Memory of the device", _DEVICE)
+    used = _gauge("cotenant_gpu_memory_used_bytes", "Memory in use by anyone", _DEVICE)
+    free = _gauge("cotenant_gpu_memory_free_bytes", "Memory that the driver shows free", _DEVICE)
+    claimed = _gauge("cotenant_gpu_memory_claimed_bytes", "Memory promised to models", _DEVICE)
+    foreign = _gauge("cotenant_gpu_memory_foreign_bytes", "Memory in use by others", _DEVICE)
+    plannable = _gauge("cotenant_gpu_memory_plannable_bytes", "Memory left to plan on", _DEVICE)
+    over = _gauge("cotenant_gpu_overcommitted", "1 if claims and foreign use are over the budget", _DEVICE)
+    busy = _gauge("cotenant_gpu_utilization_ratio", "Share of the time in which some kernel ran", _DEVICE)
+    heat = _gauge("cotenant_gpu_temperature_celsius", "Temperature of the device", _DEVICE)
+    power = _gauge("cotenant_gpu_power_watts", "Power that the device draws", _DEVICE)
+    clock = _gauge("cotenant_gpu_clock_hertz", "Clock of the device's processors", _DEVICE)
+    dcgm_clock = _gauge("DCGM_FI_DEV_SM_CLOCK", "SM clock frequency (in MHz).", _DCGM)
+    dcgm_busy = _gauge("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", _DCGM)
+    dcgm_heat = _gauge("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", _DCGM)
+    dcgm_power = _gauge("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", _DCGM)
+    dcgm_used = _gauge("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", _DCGM)
+    dcgm_free = _gauge("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", _DCGM)
+    for device in devices:
+        labels = ("" if device.index is None else str(device.index), device.uuid, device.name)
+        claimed.add_metric(labels, device.claimed_bytes)
+        plannable.add_metric(labels, device.plannable_bytes)
+        over.add_metric(labels, device.overcommitted)
+        used_bytes = None
+        if device.total_bytes is not None and device.free_bytes is not None:
+            used_bytes = device.total_bytes - device.free_bytes
+        _add_known(total, labels, device.total_bytes)
+        _add_known(used, labels, used_bytes)
+        _add_known(free, labels, device.free_bytes)
+        _add_known(foreign, labels, device.foreign_bytes)
+        percent = device.utilisation_percent
+        _add_known(busy, labels, None if percent is None else percent / 100)
+        _add_known(heat, labels, device.temperature_c)
+        _add_known(power, labels, device.power_w)
+        _add_known(clock, labels, None if device.clock_mhz is None else device.clock_mhz * 1_000_000)
+        if device.index is not None:
+            _add_known(dcgm_used, labels, _mib(used_bytes))
+            _add_known(dcgm_free, labels, _mib(device.free_bytes))
+            _add_known(dcgm_busy, labels, percent)
+            _add_known(dcgm_heat, labels, device.temperature_c)
+            _add_known(dcgm_power, labels, device.power_w)
+            _add_known(dcgm_clock, labels, device.clock_mhz)
+    yield from (total, used, free, claimed, foreign, plannable, over, busy, heat, power, clock)
+    yield from (dcgm_used, dcgm_free, dcgm_busy, dcgm_heat, dcgm_power, dcgm_clock)
+
+
+def _of_requests(meters: Iterable[tuple[str, Meter]], runtimes: Mapping[str, str]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "cotenant_requests",
+        "Requests ended, by class of status (`left`: the client did). No model: none served was named",
+        labels=(*_MODEL, "status"),
+    )
+    in_flight = _gauge("cotenant_requests_in_flight", "Requests that an engine is answering", _MODEL)
+    queued = _gauge("cotenant_queue_depth", "Requests that wait for a slot", _MODEL)
+    unloads = CounterMetricFamily("cotenant_model_unloads", "Unloads by reason", labels=(*_MODEL, "reason"))
+    failures = CounterMetricFamily(
+        "cotenant_engine_failures", "Engines that failed, by what was behind it", labels=(*_MODEL, "cause")
+    )
+    tokens = CounterMetricFamily("cotenant_tokens", "Tokens, as engines count them", labels=(*_MODEL, "kind"))
+    seconds = CounterMetricFamily("cotenant_generation_seconds", "Seconds spent generating", labels=_MODEL)
+    waits = _histogram("cotenant_queue_wait_seconds", "Time that requests waited for a slot")
+    firsts = _histogram(
+        "cotenant_time_to_first_token_seconds", "From request to first token, waiting included"
+    )
+    speeds = _histogram("cotenant_tokens_per_second", "Generation speed of an answer")
+    for model, meter in meters:
+        labels = (model, runtimes.get(model, _RUNTIME))
+        for name, count in zip(_CLASSES, meter.by_class, strict=True):
+            if count or name == "2xx":
+                requests.add_metric((*labels, name), count)
+        if not model:
+            continue
+        in_flight.add_metric(labels, meter.in_flight)
+        queued.add_metric(labels, meter.waiting)
+        for reason, count in meter.unloads.items():
+            unloads.add_metric((*labels, reason), count)
+        for cause, count in meter.failures.items():
+            failures.add_metric((*labels, cause), count)
+        tokens.add_metric((*labels, "prompt"), meter.prompt_tokens)
+        tokens.add_metric((*labels, "completion"), meter.completion_tokens)
+        seconds.add_metric(labels, meter.generation_s)
+        _add_histogram(waits, labels, meter.wait_s, meter.at_once)
+        _add_histogram(firsts, labels, meter.first_token_s)
+        _add_histogram(speeds, labels, meter.tokens_per_s)
+    yield from (requests, in_flight, queued, unloads, failures, tokens, seconds, waits, firsts, speeds)
+
+
+def _of_alerts(alerts: AlertBook) -> Iterator[Metric]:
+    active = _gauge("cotenant_alert_active", "1 while something is wrong", ("alert", "subject"))
+    begun = CounterMetricFamily("cotenant_alerts", "Alerts that have begun", labels=("alert",))
+    for alert in alerts.active():
+        active.add_metric((alert.kind, alert.subject), 1)
+    for kind, count in alerts.totals().items():
+        begun.add_metric((kind,), count)
+    yield from (active, begun)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
+
+
+def _histogram(name: str, text: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, labels=_MODEL)
+
+
+def _add_known(gauge: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:
+    if value is not None:
+        gauge.add_metric(labels, value)
+
+
+def _add_histogram(
+    family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram, zeros: int = 0
+) -> None:
+    """Add a histogram, and `zeros` values of nothing that were only counted; not one that is still empty.
+
+    Most of many models are seldom asked for, and histograms are nine tenths of a scrape.
+    """
+    if not zeros and not any(histogram.counts):
+        return
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    counts = [zeros + count for count in accumulate(histogram.counts)]
+    family.add_metric(labels, list(zip(bounds, counts, strict=True)), histogram.total)
+
+
+def _mib(count: int | None) -> int | None:
+    return None if count is None else count // MIB

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from cotenant.domain.errors import BadRequest
+from cotenant.gateway.inference.request_options import Wishes, read_wishes
+from cotenant.interfaces import LeaseTerms
+from tests.gateway.harness import SlotRouter, post, serving
+from tests.gateway.stub import StubEngine
+
+ASK = {"model": "llama", "messages": [], "max_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("10m", 600.0), ("0", 0.0), ("-1", math.inf), ("forever", math.inf), ("250ms", 0.25), ("-5m", math.inf)],
+)
+def test_keep_alive_comes_as_a_duration_nothing_or_for_ever(value, seconds):
+    wishes = read_wishes([(b"x-cotenant-keep-alive", value.encode())], {})
+    assert wishes.terms == LeaseTerms(keep_alive_s=seconds)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(300, 300.0), (0, 0.0), (-1, math.inf), ("5m", 300.0)])
+def test_ollamas_keep_alive_in_the_body_is_honoured_and_gives_way_to_the_header(value, seconds):
+    assert read_wishes([], {"keep_alive": value}).terms.keep_alive_s == seconds
+    assert read_wishes([(b"x-cotenant-keep-alive", b"7s")], {"keep_alive": value}).terms.keep_alive_s == 7.0
+
+
+def test_a_request_that_asks_for_nothing_leaves_all_to_the_model():
+    assert read_wishes([(b"host", b"x")], {"keep_alive": None}) == Wishes()
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Keep-Alive", "soon"),
+        ("Keep-Alive", ""),
+        ("Keep-Alive", "-"),
+        ("Priority", "high"),
+        ("Priority", "11"),
+        ("Priority", "-11"),
+        ("Timeout", "-1"),
+        ("Timeout", "later"),
+        ("Wait-Comments", "yes"),
+    ],
+)
+async def test_a_term_that_means_nothing_is_a_400_that_names_it(header, value):
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        reply = await post(port, ASK, **{f"X-Cotenant-{header}": value})
+    assert (reply.status, reply.error["code"]) == (400, "bad_request")
+    assert f"X-Cotenant-{header}" in reply.error["message"]
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize("value", [True, [], {}, "whenever"])
+def test_a_keep_alive_of_another_type_is_refused(value):
+    with pytest.raises(BadRequest, match="keep_alive"):
+        read_wishes([], {"keep_alive": value})
+
+
+async def test_terms_reach_the_router_and_not_the_engine():
+    async with StubEngine() as engine, serving(router := SlotRouter(engine.endpoint)) as port:
+        sent = {"X-Cotenant-Keep-Alive": "1h", "X-Cotenant-Priority": "-3", "X-Cotenant-Timeout": "2s"}
+        assert (await post(port, {**ASK, "keep_alive": "5m"}, **sent)).status == 200
+        call = await engine.call()
+    assert router.terms == [LeaseTerms(priority=-3, keep_alive_s=3600.0, timeout_s=2.0)]
+    assert not [name for name in call.headers if name.startswith(b"x-cotenant")]
+    assert b'"keep_alive": "5m"' in call.body

@@ -1,0 +1,156 @@
+"""Clients of streams that are told how their wait goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from cotenant.domain.decisions import Outlook
+from cotenant.domain.errors import WaitTimeout
+from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.inference.waiting import wait_comment
+from tests.gateway import stub
+from tests.gateway.harness import SlotRouter, connected, post, serving, until
+from tests.gateway.stub import StubEngine
+
+ASK = {"model": "llama", "messages": [], "stream": True}
+WISH = {"X-Cotenant-Wait-Comments": "1"}
+QUICK = Timing(comment_s=0.02)
+
+
+@pytest.mark.parametrize(
+    ("outlook", "place", "said"),
+    [
+        (None, None, b": waiting\n\n"),
+        (
+            Outlook(2, 12.0, "loading llama-7b"),
+            2,
+            b": waiting, 2nd in line, about 12.0 s (loading llama-7b)\n\n",
+        ),
+        (Outlook(1, None, "a free\nslot"), 1, b": waiting, 1st in line (a free slot)\n\n"),
+        (Outlook(13, None, ""), 13, b": waiting, 13th in line\n\n"),
+        (Outlook(103, None, ""), 103, b": waiting, 103rd in line\n\n"),
+    ],
+)
+def test_a_comment_says_place_time_and_reason_as_far_as_known(outlook, place, said):
+    assert wait_comment(outlook, place) == said
+
+
+async def test_a_stream_that_must_wait_begins_with_comments_and_goes_on_with_the_answer():
+    async with (
+        StubEngine(stub.stream_then_close) as engine,
+        serving(router := SlotRouter(engine.endpoint, slots=1), timing=QUICK) as port,
+        connected(port) as client,
+    ):
+        router.outlooks["llama"] = Outlook(2, 3.0, "loading")
+        held = router.try_lease("llama")
+        client.post(ASK, headers=WISH)
+        status, headers = await client.head()
+        assert (status, headers["content-type"]) == (200, "text/event-stream")
+        assert await client.chunk() == b": waiting, 2nd in line, about 3.0 s (loading)\n\n"
+        router.outlooks["llama"] = Outlook(5, 9.0, "loading")
+        assert b"2nd in line, about 9.0 s" in await client.chunk(), "others came later: the place stays"
+        held.release()
+        rest = b""
+        while piece := await client.chunk():
+            rest += piece
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert rest.count(b'"content"') == 3
+    assert router.released == [False, False]
+
+
+async def test_a_refusal_after_comments_is_an_error_event():
+    class Refusing(SlotRouter):
+        async def lease(self, name, terms):
+            await asyncio.sleep(0.05)
+            raise WaitTimeout("no slot within 50 ms")
+
+    async with (
+        StubEngine() as engine,
+        serving(router := Refusing(engine.endpoint, slots=0), timing=QUICK) as port,
+    ):
+        reply = await post(port, ASK, **WISH)
+    assert reply.status == 200
+    *comments, last, end = reply.body.split(b"\n\n")
+    assert end == b""
+    assert all(comment.startswith(b": waiting") for comment in comments)
+    assert len(comments) >= 2
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "wait_timeout"
+    assert not router.held
+
+
+async def test_a_refusal_at_once_has_its_own_status():
+    class Refusing(SlotRouter):
+        async def lease(self, name, terms):
+            raise WaitTimeout("no slot at all", retry_after_s=7.2)
+
+    async with StubEngine() as engine, serving(Refusing(engine.endpoint, slots=0)) as port:
+        reply = await post(port, ASK, **WISH)
+    assert (reply.status, reply.headers["retry-after"]) == (504, "8")
+
+
+async def test_an_engine_that_refuses_after_comments_does_so_as_an_event():
+    body = b'{\n "error": {"message": "context is full", "code": 400}\n}'
+
+    async def script(call):
+        await call.send(stub.response(body, b"400 Bad Request"))
+
+    async with (
+        StubEngine(script) as engine,
+        serving(router := SlotRouter(engine.endpoint, slots=1), timing=QUICK) as port,
+        connected(port) as client,
+    ):
+        held = router.try_lease("llama")
+        client.post(ASK, headers=WISH)
+        await client.head()
+        held.release()
+        rest = (await client.reply_body()).split(b"\n\n")
+    assert json.loads(rest[-2].removeprefix(b"data: ")) == json.loads(body)
+
+
+@pytest.mark.parametrize("ask", [{**ASK, "stream": False}, {"model": "llama", "input": "x"}])
+async def test_without_a_stream_there_is_nothing_to_comment_in(ask):
+    async with (
+        StubEngine() as engine,
+        serving(router := SlotRouter(engine.endpoint, slots=1), timing=QUICK) as port,
+        connected(port) as client,
+    ):
+        held = router.try_lease("llama")
+        client.post(ask, headers=WISH)
+        await until(lambda: len(router.waiting) == 1)
+        held.release()
+        reply = await client.reply()
+    assert (reply.status, reply.body) == (200, stub.ANSWER)
+
+
+async def test_a_client_that_leaves_among_comments_gives_up_its_place():
+    async with (
+        StubEngine() as engine,
+        serving(router := SlotRouter(engine.endpoint, slots=1), timing=QUICK) as port,
+        connected(port) as client,
+    ):
+        router.try_lease("llama")
+        client.post(ASK, headers=WISH)
+        await client.head()
+        await client.chunk()
+        client.leave()
+        await until(lambda: not router.waiting)
+        assert router.released == []
+
+
+async def test_a_shutdown_among_comments_is_told_and_loses_no_slot():
+    stop = asyncio.Event()
+    async with (
+        StubEngine() as engine,
+        serving(router := SlotRouter(engine.endpoint, slots=1), timing=QUICK, stop=stop) as port,
+        connected(port) as client,
+    ):
+        router.try_lease("llama")
+        client.post(ASK, headers=WISH)
+        await client.head()
+        stop.set()
+        rest = await client.reply_body()
+    assert json.loads(rest.split(b"\n\n")[-2].removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+    assert not router.waiting

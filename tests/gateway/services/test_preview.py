@@ -1,0 +1,27 @@
+"""What saving assignments would do, told without saving them."""
+
+from __future__ import annotations
+
+from tests.gateway.services.harness import PATH, WARNING, ask, by_hand, configured
+from tests.support.service_operators import PlainServices
+
+
+async def test_assignments_are_tried_and_nothing_is_saved():
+    async with configured() as (port, services, _):
+        payload = by_hand({"service": "ai-enrichment", "gpu_index": 1}, {"service": "ai-clip"})
+        told = (await ask(port, "POST", f"{PATH}/preview", payload)).json()
+    places = {each["service"]: each["gpu_index"] for each in told["assignments"]}
+    assert (places["ai-enrichment"], places["ai-clip"], places["ai-llm"]) == (1, None, None)
+    assert WARNING in told["warnings"]
+    assert [change["service"] for change in told["diff"]] == ["ai-enrichment"]
+    assert services.saved == []
+
+
+async def test_what_could_not_be_saved_is_refused_likewise():
+    async with configured(PlainServices()) as (port, _, _operator):
+        payload = by_hand({"service": "ai-llm", "gpu_index": 7})
+        tried = await ask(port, "POST", f"{PATH}/preview", payload)
+        saved = await ask(port, "PUT", PATH, payload)
+        forced = await ask(port, "POST", f"{PATH}/preview", {**payload, "force": True})
+    assert (tried.status, tried.error) == (saved.status, saved.error)
+    assert forced.error["param"] == "force"

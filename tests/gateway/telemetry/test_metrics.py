@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus
+from cotenant.domain.residencies import UnloadReason
+from cotenant.domain.units import GIB
+from cotenant.gateway.telemetry.meters import Meter
+from tests.gateway import stub
+from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.stub import StubEngine
+from tests.support.operators import CARD, PlainOperator
+
+ASK = {"model": "gpt-4o", "messages": [], "max_tokens": 8}
+ANSWER = (
+    b'{"choices":[{"message":{"content":"\\"usage\\":{\\"completion_tokens\\":999"}}],'
+    b'"usage":{"completion_tokens":20,"prompt_tokens":7,"total_tokens":27},'
+    b'"timings":{"cache_n":3,"prompt_n":4,"prompt_ms":1.5,"predicted_n":20,"predicted_ms":500.0}}'
+)
+
+
+async def scrape(port: int) -> dict[tuple[str, ...], float]:
+    reply = await fetch(port, "GET", "/metrics")
+    assert reply.status == 200
+    assert reply.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(reply.body.decode())
+    return {
+        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def of_llama(name: str, **labels: str) -> tuple[str, ...]:
+    pairs = {"model": "llama", "runtime": "llama.cpp", **labels}
+    return (name, *(f"{key}={value}" for key, value in sorted(pairs.items())))
+
+
+async def test_what_the_operator_knows_is_told_with_model_runtime_and_gpu():
+    status = ModelStatus(
+        "llama",
+        "ready",
+        requests_per_s=0.25,
+        idle_s=4.0,
+        loads=3,
+        load_s=2.5,
+        devices=("GPU-a",),
+        predicted_bytes=4 * GIB,
+        reported_bytes=3 * GIB,
+        measured_bytes=5 * GIB,
+    )
+    operator = PlainOperator(status, ModelStatus("cold", "unloaded"))
+    async with serving(SlotRouter(None), operator) as port:
+        told = await scrape(port)
+    assert told[of_llama("cotenant_model_qps", gpu="0")] == 0.25
+    assert told[of_llama("cotenant_model_idle_seconds", gpu="0")] == 4.0
+    assert told[of_llama("cotenant_model_loads_total")] == 3
+    assert told[of_llama("cotenant_model_load_seconds", gpu="0")] == 2.5
+    assert told[of_llama("cotenant_model_measured_bytes", gpu="0")] == 5 * GIB
+    assert told[of_llama("cotenant_model_estimate_error_ratio", gpu="0")] == 0.25
+    assert not [key for key in told if key[0] == "cotenant_model_idle_seconds" and "model=cold" in key]
+
+
+async def test_a_load_under_way_tells_how_far_it_is_and_no_other_does():
+    load = LoadProgress(running_s=12.0, expected_s=40.0, read_bytes=3 * GIB, total_bytes=18 * GIB)
+    unseen = LoadProgress(running_s=0.5, expected_s=40.0)
+    operator = PlainOperator(
+        ModelStatus("llama", "loading", devices=("GPU-a",), load=load),
+        ModelStatus("new", "loading", devices=("GPU-a",), load=unseen),
+        ModelStatus("cold", "cold"),
+    )
+    async with serving(SlotRouter(None), operator) as port:
+        told = await scrape(port)
+    assert told[of_llama("cotenant_model_loading_seconds", gpu="0")] == 12.0
+    assert told[of_llama("cotenant_model_loading_read_bytes", gpu="0")] == 3 * GIB
+    assert told[of_llama("cotenant_model_loading_total_bytes", gpu="0")] == 18 * GIB
+    of_others = [
+        key for key in told if key[0].startswith("cotenant_model_loading") and "model=llama" not in key
+    ]
+    assert [key[0] for key in of_others] == ["cotenant_model_loading_seconds"]
+
+
+async def test_how_busy_and_warm_a_card_is_comes_with_what_is_unknown_left_out():
+    known = replace(CARD, utilisation_percent=37, temperature_c=61, power_w=214.5)
+    idle = replace(CARD, uuid="GPU-b", index=1, utilisation_percent=0)
+    async with serving(SlotRouter(None), PlainOperator(devices=(known, idle))) as port:
+        told = await scrape(port)
+    ours, theirs = ("index=0", "name=RTX 3090", "uuid=GPU-a"), ("UUID=GPU-a", "gpu=0", "modelName=RTX 3090")
+    assert told["cotenant_gpu_utilization_ratio", *ours] == 0.37
+    assert told["cotenant_gpu_temperature_celsius", *ours] == 61
+    assert told["cotenant_gpu_power_watts", *ours] == 214.5
+    assert told["DCGM_FI_DEV_GPU_UTIL", *theirs] == 37
+    assert told["DCGM_FI_DEV_GPU_TEMP", *theirs] == 61
+    assert told["DCGM_FI_DEV_POWER_USAGE", *theirs] == 214.5
+    of_idle = {key[0]: value for key, value in told.items() if "uuid=GPU-b" in key or "UUID=GPU-b" in key}
+    assert of_idle["cotenant_gpu_utilization_ratio"] == 0
+    assert not {"cotenant_gpu_temperature_celsius", "DCGM_FI_DEV_POWER_USAGE"} & of_idle.keys()
+
+
+async def test_cards_are_told_under_our_names_and_dcgms():
+    async with serving(SlotRouter(None), PlainOperator()) as port:
+        told = await scrape(port)
+    ours = ("index=0", "name=RTX 3090", "uuid=GPU-a")
+    assert told["cotenant_gpu_memory_used_bytes", *ours] == 14 * GIB
+    assert told["cotenant_gpu_memory_claimed_bytes", *ours] == 8 * GIB
+    assert told["cotenant_gpu_memory_foreign_bytes", *ours] == 6 * GIB
+    assert told["cotenant_gpu_overcommitted", *ours] == 0
+    theirs = ("UUID=GPU-a", "gpu=0", "modelName=RTX 3090")
+    assert (told["DCGM_FI_DEV_FB_USED", *theirs], told["DCGM_FI_DEV_FB_FREE", *theirs]) == (14336, 10240)
+    assert len([key for key in told if key[0].startswith("DCGM")]) == 2, "host RAM is no card"
+
+
+async def test_requests_are_counted_under_the_models_own_name():
+    async def script(call):
+        await call.send(stub.response(ANSWER))
+
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint)) as port:
+        assert (await post(port, ASK)).status == 200
+        assert (await post(port, {**ASK, "model": "llama"})).status == 200
+        assert (await post(port, {**ASK, "model": "nope"})).status == 404
+        assert (await post(port, ASK, **{"X-Cotenant-Priority": "x"})).status == 400
+        told = await scrape(port)
+    assert told[of_llama("cotenant_requests_total", status="2xx")] == 2
+    assert told[of_llama("cotenant_requests_total", status="4xx")] == 1
+    assert told["cotenant_requests_total", "model=", "runtime=llama.cpp", "status=4xx"] == 1
+    assert told[of_llama("cotenant_tokens_total", kind="completion")] == 40
+    assert told[of_llama("cotenant_tokens_total", kind="prompt")] == 14
+    assert told[of_llama("cotenant_generation_seconds_total")] == 1.0
+    assert told[of_llama("cotenant_tokens_per_second_bucket", le="40.0")] == 2
+    assert told[of_llama("cotenant_tokens_per_second_bucket", le="20.0")] == 0
+    assert told[of_llama("cotenant_queue_wait_seconds_bucket", le="0.01")] == 2
+    assert told[of_llama("cotenant_requests_in_flight")] == 0
+
+
+async def test_waiting_requests_and_streams_are_seen():
+    async def script(call):
+        await call.send(stub.STREAM_HEAD)
+        await call.send_event(b'{"choices":[]}')
+        await call.send_event(ANSWER)
+        await call.send_event(b"[DONE]")
+        await call.send(b"0\r\n\r\n")
+
+    async with (
+        StubEngine(script) as engine,
+        serving(router := SlotRouter(engine.endpoint, slots=1)) as port,
+        connected(port) as client,
+    ):
+        held = router.try_lease("llama")
+        client.post({**ASK, "stream": True})
+        await until(lambda: len(router.waiting) == 1)
+        assert (await scrape(port))[of_llama("cotenant_queue_depth")] == 1
+        held.release()
+        await client.reply()
+        told = await scrape(port)
+    assert told[of_llama("cotenant_queue_depth")] == 0
+    assert told[of_llama("cotenant_queue_wait_seconds_count")] == 1
+    assert told[of_llama("cotenant_time_to_first_token_seconds_count")] == 1
+    assert told[of_llama("cotenant_tokens_total", kind="completion")] == 20
+
+
+async def test_a_client_that_left_and_a_stream_that_broke_are_no_successes():
+    async def script(call):
+        await call.send(stub.STREAM_HEAD)
+        await call.send_event(b"{}")
+        if len(engine.calls) == 1:
+            call.writer.close()
+        else:
+            await call.closed.wait()
+
+    async with StubEngine(script) as engine, serving(router := SlotRouter(engine.endpoint)) as port:
+        await post(port, {**ASK, "stream": True})
+        async with connected(port) as client:
+            client.post({**ASK, "stream": True})
+            await client.head()
+        await until(lambda: not router.held)
+        told = await scrape(port)
+    assert told[of_llama("cotenant_requests_total", status="5xx")] == 1
+    assert told[of_llama("cotenant_requests_total", status="left")] == 1
+    assert told[of_llama("cotenant_requests_total", status="2xx")] == 0
+
+
+async def test_unloads_are_counted_by_reason_as_they_are_decided():
+    operator = PlainOperator(ModelStatus("llama", "ready"))
+    async with serving(SlotRouter(None), operator) as port:
+        await until(lambda: operator.readers == 1)
+        for number, (kind, reason) in enumerate(
+            (
+                (DecisionKind.EVICT, UnloadReason.EVICTED),
+                (DecisionKind.EVICT, UnloadReason.EVICTED),
+                (DecisionKind.EVICT, UnloadReason.OVERCOMMITTED),
+                (DecisionKind.FAILED, UnloadReason.ENGINE_DIED),
+            )
+        ):
+            operator.tell(Decision(number, 0.0, kind, "llama", "why", facts={"reason": reason.value}))
+        operator.tell(Decision(9, 0.0, DecisionKind.FAILED, "llama", "a load that failed"))
+        operator.tell(Decision(10, 0.0, DecisionKind.OVERCOMMITTED, None, "a device"))
+        await asyncio.sleep(0)
+        told = await scrape(port)
+    unloads = {key[-2]: value for key, value in told.items() if key[0] == "cotenant_model_unloads_total"}
+    assert unloads == {"reason=evicted": 2, "reason=overcommitted": 1, "reason=engine_died": 1}
+
+
+async def test_a_scrape_of_fifty_models_asks_once_for_each_fact_and_leases_nothing():
+    class Counting(SlotRouter):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.asked = Counter()
+
+        def models(self):
+            self.asked["models"] += 1
+            return super().models()
+
+    names = [f"m{number}" for number in range(50)]
+    operator = PlainOperator(*(ModelStatus(name, "ready") for name in names))
+    router = Counting(None, models=tuple(MODEL.__class__(name, MODEL.kind, 1) for name in names))
+    async with serving(router, operator) as port:
+        told = await scrape(port)
+    assert len([key for key in told if key[0] == "cotenant_model_qps"]) == 50
+    assert sorted(operator.calls) == ["devices", "statuses"]
+    assert router.asked == {"models": 1}
+    assert router.terms == []
+
+
+@pytest.mark.parametrize(
+    ("end", "prompt", "completion"),
+    [
+        (b"", 0, 0),
+        (b'{"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}', 9, 4),
+        (b'{"timings":{"cache_n":3,"prompt_n":4,"predicted_n":5,"predicted_ms":0}}', 7, 5),
+        (b'{"usage":{"prompt_tokens":null}}', 0, 0),
+        (b'{"text":"\\"usage\\":{\\"prompt_tokens\\":1,\\"completion_tokens\\":1"}', 0, 0),
+    ],
+)
+def test_tokens_are_read_off_the_end_of_an_answer_as_far_as_it_tells(end, prompt, completion):
+    meter = Meter()
+    meter.read_tokens(b"x" * 10_000 + end)
+    assert (meter.prompt_tokens, meter.completion_tokens) == (prompt, completion)
+
+
+async def test_metrics_are_only_read():
+    async with serving(SlotRouter(None)) as port:
+        assert (await post(port, {}, "/metrics")).status == 405
+        assert (await fetch(port, "HEAD", "/metrics")).status == 200
+
+
+async def test_failures_of_engines_are_counted_by_cause():
+    operator = PlainOperator(ModelStatus("llama", "ready"))
+    async with serving(SlotRouter(None), operator) as port:
+        await until(lambda: operator.readers == 1)
+        for number, cause in enumerate(("gpu_memory_loading", "gpu_memory_loading", "oom_killed")):
+            facts = {"cause": cause, "failures": number + 1}
+            operator.tell(Decision(number, 0.0, DecisionKind.FAILED, "llama", "why", facts=facts))
+        operator.tell(Decision(9, 0.0, DecisionKind.OVERCOMMITTED, None, "a device"))
+        await asyncio.sleep(0)
+        told = await scrape(port)
+    assert told[of_llama("cotenant_engine_failures_total", cause="gpu_memory_loading")] == 2
+    assert told[of_llama("cotenant_engine_failures_total", cause="oom_killed")] == 1
