@@ -12,7 +12,7 @@ from typing import NoReturn
 from cotenant import __version__
 from cotenant.domain.errors import CotenantError, DoesNotFit, UsageError
 
-_COMMANDS = (
+_MODULES = (
     "serve",
     "analyze",
     "plan",
@@ -29,11 +29,11 @@ _COMMANDS = (
     "logs",
     "doctor",
     "mps",
-    "top",
+    "top.command",
     "bench",
-    "simulate",
-    "service",
-    "services",
+    "simulate.command",
+    "systemd.command",
+    "services.command",
     "db",
 )
 _FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cotenant {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for name in _COMMANDS:
+    for name in _MODULES:
         import_module(f"cotenant.cli.{name}").register(subparsers)
     return parser
 

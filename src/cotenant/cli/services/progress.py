@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon
-from cotenant.cli.services_tables import apply_lines, apply_sentence, progress_line
+from cotenant.cli.services.tables import apply_lines, apply_sentence, progress_line
 
 STATUS: Final = "/api/system/gpu-config/status"
 _POLL_S: Final = 0.4

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.cli import service
 from cotenant.cli.main import main
-from cotenant.cli.service_unit import UnitPlan, is_untouched, signed
+from cotenant.cli.systemd import command
+from cotenant.cli.systemd.unit import UnitPlan, is_untouched, signed
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
+DEPLOY = Path(__file__).parents[3] / "deploy" / "systemd"
 SYSTEM = "etc/systemd/system/cotenant.service"
 
 
@@ -35,7 +35,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(service, "_RUNNING", tmp_path)
+    monkeypatch.setattr(command, "_RUNNING", tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     return told
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options
-from cotenant.cli.services_progress import STATUS, follow
-from cotenant.cli.services_tables import (
+from cotenant.cli.services.progress import STATUS, follow
+from cotenant.cli.services.tables import (
     apply_lines,
     configuration_lines,
     container_lines,
@@ -99,7 +99,7 @@ def _ordering(actions: Any, name: str, run: Callable[[argparse.Namespace], int],
 
 def _import(args: argparse.Namespace) -> int:
     # It needs YAML, which no other command should wait for.
-    from cotenant.cli.services_import import run
+    from cotenant.cli.services.importing import run
 
     return run(args)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from cotenant.cli.top_view import Choices, Snapshot
+from cotenant.cli.top.view import Choices, Snapshot
 from cotenant.domain.units import GIB
 
 KEYS: Final = "↑↓ select  l load  u unload  p pin  w why  / filter  ? help  q quit"

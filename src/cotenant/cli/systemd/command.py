@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.cli.recipe_options import file_path
-from cotenant.cli.service_unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
+from cotenant.cli.systemd.unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
 from cotenant.domain.errors import BadSetting, UnitFault
 from cotenant.durable import write_durably
 

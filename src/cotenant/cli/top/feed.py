@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, model_path
-from cotenant.cli.top_view import Snapshot
+from cotenant.cli.top.view import Snapshot
 from cotenant.domain.errors import CotenantError
 
 _KEPT: Final = 50

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-from cotenant.cli.top_frame import Line, Style
+from cotenant.cli.top.frame import Line, Style
 
 _SEQUENCES: Final = {
     b"\x1b[A": "up",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from cotenant.cli.recipe_options import file_path
-from cotenant.cli.simulate_models import (
+from cotenant.cli.simulate.models import (
     EVERY_OTHER,
     StatedModel,
     configuration_of,
@@ -109,7 +109,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
-    from cotenant.cli.simulate_table import Study, as_json, lines
+    from cotenant.cli.simulate.table import Study, as_json, lines
 
     seed, speed = _whole("--seed", args.seed), _number("--speed", args.speed)
     draws = None if args.draws is None else _whole("--draws", args.draws, least=1, most=_MOST_DRAWS)

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from cotenant.cli.client import Daemon
 from cotenant.cli.main import main
-from cotenant.cli.top import _Watching
-from cotenant.cli.top_feed import Feed
-from cotenant.cli.top_frame import KEYS, Style, frame
-from cotenant.cli.top_terminal import Terminal, has_colour, keys, plain
-from cotenant.cli.top_view import Choices, Snapshot
+from cotenant.cli.top.command import _Watching
+from cotenant.cli.top.feed import Feed
+from cotenant.cli.top.frame import KEYS, Style, frame
+from cotenant.cli.top.terminal import Terminal, has_colour, keys, plain
+from cotenant.cli.top.view import Choices, Snapshot
 from cotenant.domain.units import GIB
 from tests.support.debian import installed
 from tests.support.gguf_models import build_tiny_llama

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options, model_path
-from cotenant.cli.top_feed import Feed
-from cotenant.cli.top_frame import HELP, frame
-from cotenant.cli.top_terminal import Terminal, plain
-from cotenant.cli.top_view import Choices
+from cotenant.cli.top.feed import Feed
+from cotenant.cli.top.frame import HELP, frame
+from cotenant.cli.top.terminal import Terminal, plain
+from cotenant.cli.top.view import Choices
 from cotenant.domain.errors import BadSetting, CotenantError
 from cotenant.domain.units import parse_duration
 

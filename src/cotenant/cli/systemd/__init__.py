@@ -1,0 +1,1 @@
+"""`cotenant service`: runs the daemon under systemd. It must not know models."""
