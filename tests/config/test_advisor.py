@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cotenant.config.changes import diff
 from cotenant.config.configuration import AdvisorSettings
-from cotenant.config.difference import diff
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.errors import BadSetting
 from tests.config.conftest import Reader

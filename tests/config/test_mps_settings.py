@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cotenant.config.difference import diff
+from cotenant.config.changes import diff
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB

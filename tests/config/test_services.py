@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.config.difference import diff
+from cotenant.config.changes import diff
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import MIB
 from cotenant.services.model import DeviceNames, OnFailure, Service, ServiceRole, Strategy

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cotenant.config.configuration import Configuration, EvictionPolicy
-from cotenant.config.document import parse_document
 from cotenant.config.schema import Settings
 from cotenant.config.settings import check, find_configuration, read_configuration
+from cotenant.config.yaml_document import parse_document
 from cotenant.domain.devices import DeviceOrder
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import ALL_LAYERS, CacheType, FlashAttention, ModelKind

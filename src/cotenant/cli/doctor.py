@@ -154,7 +154,7 @@ def _counts(findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def _patient(args: argparse.Namespace) -> Patient:
-    from cotenant.config.library import Library
+    from cotenant.config.model_file_cache import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.patient import Patient

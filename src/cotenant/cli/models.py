@@ -18,8 +18,8 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from cotenant.config.capacity import ModelOutlook, Peak
     from cotenant.config.configuration import Configuration
-    from cotenant.config.outlook import ModelOutlook, Peak
 
 _HEAD = ("NAME", "QUANT", "FILE", "NEEDS", "OFF BY", "WHERE ALONE", "KEEP-ALIVE", "")
 _RIGHT = frozenset(["FILE", "NEEDS", "OFF BY"])
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the table, or what is wrong with the configuration."""
     if args.check:
         return _check(args)
-    from cotenant.config.outlook import peak, plan_alone
+    from cotenant.config.capacity import peak, plan_alone
 
     configuration = _read(args)
     devices = configuration.devices
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def run_remove(args: argparse.Namespace) -> int:
     """Delete a model's files, once the operator has agreed."""
-    from cotenant.config.removal import plan_removal
+    from cotenant.config.delete_model import plan_removal
 
     removal = plan_removal(_read(args), args.name)
     print(f"{removal.name}: {len(removal.files)} files, {format_bytes(removal.frees_bytes)}:")

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cotenant.config.complaints import Complaint
 from cotenant.config.configuration import AdvisorSettings, ModelEntry, Problem
+from cotenant.config.issues import Complaint
 from cotenant.config.schema import Advisor
 from cotenant.config.settings import Given
 from cotenant.domain.advisors import AdvisorMode

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from cotenant.config.library import FileSignature
+from cotenant.config.model_file_cache import FileSignature
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_terms import EngineTerms
 from cotenant.domain.engines import Endpoint

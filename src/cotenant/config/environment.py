@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cotenant.config.complaints import KeyPath
+from cotenant.config.issues import KeyPath
 
 PREFIX: Final = "COTENANT_"
 _RECIPE: Final = (

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from cotenant.config.library import stem
+from cotenant.config.model_file_cache import stem
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 _OTHERS: Final = re.compile(r"[^A-Za-z0-9._@+-]+")

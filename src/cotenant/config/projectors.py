@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from cotenant.config.library import ModelFile, stem
+from cotenant.config.model_file_cache import ModelFile, stem
 
 _PRECISIONS: Final = ("f16", "bf16", "q8_0", "f32")
 """In the order in which one is chosen of several: what llama.cpp's converter writes comes first."""

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.config.advisor import advisor_problems, advisor_settings
-from cotenant.config.catalogue import Catalogue, read_folder
-from cotenant.config.complaints import Complaint, KeyPath, refusal, shown
 from cotenant.config.configuration import (
     AlertSettings,
     Configuration,
@@ -23,7 +21,7 @@ from cotenant.config.configuration import (
     SchedulingSettings,
     ServerSettings,
 )
-from cotenant.config.engine_terms import (
+from cotenant.config.engine_options import (
     OLLAMA_ADDRESS,
     UNREAD_TIMES,
     endpoint,
@@ -35,12 +33,14 @@ from cotenant.config.engine_terms import (
     weights_bytes,
     wrong_with,
 )
-from cotenant.config.library import Library, ModelFile, signature
+from cotenant.config.issues import Complaint, KeyPath, refusal, shown
+from cotenant.config.model_file_cache import Library, ModelFile, signature
+from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import Model, RecipeSection
+from cotenant.config.section_values import keep_alive_of, mps_shares_of, recipe_of, timeouts_of, told_of
 from cotenant.config.services import services_settings
 from cotenant.config.settings import Given
-from cotenant.config.told import keep_alive_of, mps_shares_of, recipe_of, timeouts_of, told_of
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
 from cotenant.domain.models import EngineKind, ModelKind, Recipe

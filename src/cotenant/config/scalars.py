@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from cotenant.config.complaints import nearest, shown
+from cotenant.config.issues import nearest, shown
 from cotenant.config.names import NAME
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS

@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from cotenant.config import scalars
-from cotenant.config.complaints import shown
+from cotenant.config.issues import shown
 from cotenant.config.scalars import Scalar
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import parse_bytes

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.config.complaints import Complaint
+from cotenant.config.issues import Complaint
 from cotenant.config.service_schema import ServiceItem, Services
 from cotenant.config.settings import Given
 from cotenant.domain.units import MIB

@@ -10,13 +10,13 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from cotenant.config.complaints import Complaint, KeyPath, nearest, refusal, shown
 from cotenant.config.configuration import Configuration
-from cotenant.config.document import Document, read_document
 from cotenant.config.environment import from_environment, from_flags
-from cotenant.config.library import Library
+from cotenant.config.issues import Complaint, KeyPath, nearest, refusal, shown
+from cotenant.config.model_file_cache import Library
 from cotenant.config.schema import Settings
 from cotenant.config.sections import COMPLAINT
+from cotenant.config.yaml_document import Document, read_document
 from cotenant.domain.errors import BadSetting
 
 _EXAMPLE: Final = "docs/configuration.md shows a whole file."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock, SystemClock
-from cotenant.config.catalogue import gguf_files
+from cotenant.config.models_dir import gguf_files
 
 POLL_S: Final = 0.5
 QUIET_S: Final = 1.0

@@ -60,8 +60,8 @@ def section_lines(files: Sequence[Path], services: Sequence[Service], target: Pa
 
 def append_section(target: Path, section: str) -> None:
     """Append the section to a file, the rest left as it is, or make the file. Raises BadSetting."""
-    from cotenant.config.document import parse_document
     from cotenant.config.settings import check
+    from cotenant.config.yaml_document import parse_document
 
     before = _text(target)
     if "services" in parse_document(before, str(target)).settings:

@@ -81,7 +81,7 @@ def stated_model(text: str) -> StatedModel:
 
 def stated_models(path: Path) -> list[StatedModel]:
     """Read a YAML file of `NAME: SIZE,load=8s` lines. Raises BadSetting."""
-    from cotenant.config.document import read_document
+    from cotenant.config.yaml_document import read_document
 
     try:
         document = read_document(path)

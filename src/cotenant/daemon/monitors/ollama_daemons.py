@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.config.configuration import Configuration, ModelEntry
-from cotenant.config.engine_terms import unread_shape
+from cotenant.config.engine_options import unread_shape
 from cotenant.config.names import NAME
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.fleet import may_use

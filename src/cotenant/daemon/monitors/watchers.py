@@ -11,8 +11,8 @@ from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import aside
+from cotenant.config.changes import Changes, diff
 from cotenant.config.configuration import Configuration, ModelEntry
-from cotenant.config.difference import Changes, diff
 from cotenant.config.watch import Change, Watched, watch
 from cotenant.daemon.core.fleet import as_learned, spec_of
 from cotenant.daemon.core.loop import Loop

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.config.catalogue import Catalogue, read_folder
-from cotenant.config.library import Library
+from cotenant.config.model_file_cache import Library
+from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import clean_name
 from tests.support.gguf_models import llama_3b_tied, llama_70b, projector
 from tests.support.sparse import part_path

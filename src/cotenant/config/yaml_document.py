@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from cotenant.config.complaints import Complaint, KeyPath, refusal
+from cotenant.config.issues import Complaint, KeyPath, refusal
 
 _MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 50_000

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cotenant.config.complaints import nearest
 from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.issues import nearest
 from cotenant.domain.errors import ModelFileError, UsageError
 
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from cotenant.config.configuration import Problem
-from cotenant.config.library import Library, ModelFile, first_part, part_paths
+from cotenant.config.model_file_cache import Library, ModelFile, first_part, part_paths
 from cotenant.config.projectors import pair, subject
 from cotenant.domain.errors import ModelFileError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from cotenant.config.complaints import KeyPath
+from cotenant.config.issues import KeyPath
 from cotenant.config.schema import Model
 from cotenant.domain.engine_terms import CommandTerms, EngineTerms, OllamaTerms, RemoteTerms, VllmTerms
 from cotenant.domain.engines import Endpoint

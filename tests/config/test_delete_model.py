@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.config.removal import plan_removal
+from cotenant.config.delete_model import plan_removal
 from cotenant.domain.errors import UsageError
 from tests.config.conftest import Reader
 from tests.support.gguf_models import llama_70b, projector

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.config.difference import diff
+from cotenant.config.changes import diff
 from tests.config.conftest import Reader
 
 BEFORE = "models: [{path: models/tiny.gguf, name: a, %s}]"
