@@ -11,7 +11,7 @@ from cotenant.domain.advisors import AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
 from cotenant.domain.devices import Inventory
-from cotenant.domain.engine_terms import EngineTerms
+from cotenant.domain.engine_options import EngineTerms
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import EngineDied
 from cotenant.domain.hub import PullStep

@@ -6,7 +6,7 @@ import pytest
 
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.settings import read_configuration
-from cotenant.domain.engine_terms import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engine_options import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import EngineKind, ModelKind

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cotenant.domain.engine_terms import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engine_options import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LaunchTerms
 from cotenant.domain.models import EngineKind

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.engine_terms import CommandTerms
+from cotenant.domain.engine_options import CommandTerms
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import EngineKind, Parts
 from cotenant.domain.units import MIB

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
-from cotenant.planning.choice import Fit
 from cotenant.planning.compute_modes import Admission
+from cotenant.planning.device_choice import Fit
 from cotenant.planning.ledger import DeviceReading
-from cotenant.planning.whole import place_nowhere
+from cotenant.planning.single_device import place_nowhere
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings

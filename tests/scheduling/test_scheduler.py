@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.errors import UnknownModel
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import ResidencyState
 from cotenant.scheduling import events
 from cotenant.scheduling.demand import Demand

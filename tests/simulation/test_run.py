@@ -5,8 +5,8 @@ from random import Random
 import pytest
 
 from cotenant.scheduling.policy import Victim
-from cotenant.simulation.agenda import Agenda
 from cotenant.simulation.baselines import BASELINES, UNBOUNDED, foresight
+from cotenant.simulation.event_queue import Agenda
 from cotenant.simulation.machine import card
 from cotenant.simulation.models import SimulatedModel, draw_models
 from cotenant.simulation.run import replay

@@ -11,7 +11,7 @@ import pytest
 from cotenant.scheduling import events
 from cotenant.simulation.faults import ALL_FAULTS, NO_FAULTS
 from cotenant.simulation.seeded import BrokenWorld, seeded_world
-from cotenant.simulation.story import Story
+from cotenant.simulation.timeline import Story
 from cotenant.simulation.world import Outcome
 
 _SEEDS = int(os.environ.get("COTENANT_SIM_SEEDS", "200"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cotenant.domain.engine_terms import VllmTerms
+from cotenant.domain.engine_options import VllmTerms
 from cotenant.domain.models import EngineKind, Recipe
 from cotenant.domain.placements import Budget, Placement
 from cotenant.domain.units import GIB

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cotenant.config.model_file_cache import FileSignature
 from cotenant.domain.advisors import AdvisorMode
-from cotenant.domain.engine_terms import EngineTerms
+from cotenant.domain.engine_options import EngineTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import ON_HOST, LaunchTerms
 from cotenant.domain.models import ModelKind, ModelShape, Recipe

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import Model
-from cotenant.domain.engine_terms import CommandTerms, EngineTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engine_options import CommandTerms, EngineTerms, OllamaTerms, RemoteTerms, VllmTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LaunchTerms
 from cotenant.domain.models import CacheType, EngineKind, ModelKind, ModelShape, Recipe

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.devices import GpuProcess
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import EngineKind
 
 

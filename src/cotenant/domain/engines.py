@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cotenant.domain.causes import Cause
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import EngineKind, Parts
 
 

@@ -73,7 +73,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cotenant.domain.causes import Cause
+from cotenant.domain.exit_causes import Cause
 
 
 class CotenantError(Exception):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.engine_terms import CommandTerms
+from cotenant.domain.engine_options import CommandTerms
 from cotenant.domain.engines import EngineBuild, EngineForm
 from cotenant.domain.errors import BadRecipe, EngineMissing
 from cotenant.domain.models import EngineKind

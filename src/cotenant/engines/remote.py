@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from cotenant.domain.causes import Cause
-from cotenant.domain.engine_terms import RemoteTerms
+from cotenant.domain.engine_options import RemoteTerms
 from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import EngineKind
 from cotenant.domain.units import format_duration
 from cotenant.engines.base.external import ElsewhereEngine

@@ -23,8 +23,8 @@ from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, overhead_bytes
 from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
 from cotenant.planning.manual_split import llama_counts, manual_counts
+from cotenant.planning.single_device import place_nowhere, place_whole
 from cotenant.planning.tensor_parallel import place_sharded
-from cotenant.planning.whole import place_nowhere, place_whole
 
 
 @dataclass(frozen=True, slots=True)

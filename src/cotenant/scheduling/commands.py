@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import Decision
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
 

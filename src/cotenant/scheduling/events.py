@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cotenant.domain.causes import Cause
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.advice import Advice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cotenant.planning.choice import Fit
+from cotenant.planning.device_choice import Fit
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import RefusalCode, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
-from cotenant.planning.choice import choose
+from cotenant.planning.device_choice import choose
 from cotenant.planning.eviction import (
     Candidate,
     cheapest_anywhere,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cotenant.domain.causes import Cause
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState
 from cotenant.domain.units import format_duration
 from cotenant.scheduling.commands import Grant, Refuse

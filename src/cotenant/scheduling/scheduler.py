@@ -12,6 +12,7 @@ from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events
 from cotenant.scheduling.advice import kept_s, lapse, take_advice
 from cotenant.scheduling.commands import Command, WakeAt
+from cotenant.scheduling.housekeeping import let_go, next_instant, prefetch, read_devices, see_back, stop
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.placing import cancel, fulfil_reservations, schedule
 from cotenant.scheduling.policy import POLICIES, Policy
@@ -26,7 +27,6 @@ from cotenant.scheduling.requests import (
 )
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 from cotenant.scheduling.transitions import became_ready, exited, leave, resume
-from cotenant.scheduling.upkeep import let_go, next_instant, prefetch, read_devices, see_back, stop
 
 _LIVED_S = 30.0
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import UnknownModel
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId, UnloadReason
 from cotenant.planning.ledger import Ledger

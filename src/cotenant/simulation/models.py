@@ -11,7 +11,7 @@ from typing import Final
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.units import format_bytes
-from cotenant.planning.choice import Fit
+from cotenant.planning.device_choice import Fit
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.simulation.workload import Request
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.residencies import UnloadReason
-from cotenant.simulation.account import ModelAccount
+from cotenant.simulation.outcome import ModelAccount
 from cotenant.simulation.workload import quantile
 from cotenant.simulation.world import Client, World
 

@@ -8,7 +8,7 @@ from random import Random
 
 from cotenant.domain.devices import Device
 from cotenant.domain.placements import Placement, Refusal
-from cotenant.planning.choice import choose
+from cotenant.planning.device_choice import choose
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.events import LoadAsked
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings

@@ -16,12 +16,12 @@ from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.simulation.account import Account
-from cotenant.simulation.agenda import Agenda
+from cotenant.simulation.event_queue import Agenda
 from cotenant.simulation.faults import NO_FAULTS, Faults
 from cotenant.simulation.machine import Driver, Machine
 from cotenant.simulation.models import SimulatedModel
-from cotenant.simulation.story import Story
+from cotenant.simulation.outcome import Account
+from cotenant.simulation.timeline import Story
 from cotenant.simulation.workload import Request
 
 _LOAD_SPREAD: Final = 0.2

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from cotenant.atomic_files import write_durably
 from cotenant.domain.errors import StoreError
-from cotenant.durable import write_durably
 from cotenant.store.backup import FORMAT, FORMAT_VERSION, Backup
 
 _MAX_BYTES: Final = 256 << 20

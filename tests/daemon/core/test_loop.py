@@ -13,7 +13,6 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import spec_of
 from cotenant.daemon.core.loop import Loop
-from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm
@@ -25,6 +24,7 @@ from cotenant.domain.errors import (
     UnknownModel,
     WaitTimeout,
 )
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import EngineKind, Recipe
 from cotenant.domain.residencies import TicketId
 from cotenant.domain.units import GIB, MIB

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotenant.domain.causes import Cause
+from cotenant.domain.exit_causes import Cause
 from cotenant.engines.diagnosis.diagnosis import describe_exit, diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.diagnosis.signatures import FAINT, STRONG

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.devices import Device
 from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch.container import ContainerLauncher, RunAs, container_job
 from cotenant.engines.launch.container_process import ContainerJob

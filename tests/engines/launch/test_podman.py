@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch.container import OWNER_LABEL, ContainerLauncher

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.engines import EngineEnd
 from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.process import group_lives

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp import engine as llama_cpp
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.llama_cpp.host_facts import HostFacts

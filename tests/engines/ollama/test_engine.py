@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.engine_terms import OllamaTerms
+from cotenant.domain.engine_options import OllamaTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.models import EngineKind

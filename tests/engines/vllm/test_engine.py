@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.engine_terms import VllmTerms
+from cotenant.domain.engine_options import VllmTerms
 from cotenant.domain.errors import EngineLoadFailed, EngineMissing
 from cotenant.domain.models import CacheType, EngineKind, ModelKind, Parts
 from cotenant.domain.units import GIB

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.exit_causes import Cause
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.process import group_lives
 from cotenant.engines.vllm.engine import VllmEngine, VllmHost

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cotenant.domain import errors
-from cotenant.domain.causes import Cause
 from cotenant.domain.errors import CotenantError
+from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.http.problems import PROBLEMS, envelope, problem_of
 from cotenant.gateway.inference.dialects import anthropic_error, ollama_error
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.errors import EngineDied
+from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.http.timing import Timing
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, fetch, post, serving, until

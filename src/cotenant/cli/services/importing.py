@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import yaml
 
+from cotenant.atomic_files import write_durably
 from cotenant.domain.errors import BadSetting, ComposeFileError
 from cotenant.domain.units import MIB
-from cotenant.durable import write_durably
 from cotenant.services.model import Service, ServiceRole, Strategy
 
 _NEW: Final = Path("cotenant.yaml")

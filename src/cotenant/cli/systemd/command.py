@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cotenant.atomic_files import write_durably
 from cotenant.cli.recipe_options import file_path
 from cotenant.cli.systemd.unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
 from cotenant.domain.errors import BadSetting, UnitFault
-from cotenant.durable import write_durably
 
 _RUNNING: Final = Path("/run/systemd/system")
 """There while systemd is the machine's service manager (sd_booted)."""

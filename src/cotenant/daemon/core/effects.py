@@ -11,9 +11,9 @@ from typing import Final, Protocol
 from cotenant.clock import Clock
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.abandoned_slots import Settler
-from cotenant.domain.causes import Cause
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.load_progress import TakenIn

@@ -11,7 +11,7 @@ from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.choice import Fit
+from cotenant.planning.device_choice import Fit
 from cotenant.planning.planner import leave_to_engine, place
 from cotenant.scheduling.model_spec import ModelSpec
 

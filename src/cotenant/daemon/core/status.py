@@ -14,8 +14,8 @@ from cotenant.domain.devices import DeviceId, GpuProcess, Reading
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.ledger import DeviceReading
+from cotenant.scheduling.housekeeping import gone_at
 from cotenant.scheduling.state import ModelState, Residency, State
-from cotenant.scheduling.upkeep import gone_at
 
 
 def model_status(

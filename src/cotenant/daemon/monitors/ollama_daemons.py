@@ -18,7 +18,7 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.monitors.attribution import Beside
 from cotenant.daemon.monitors.watchers import Served
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
-from cotenant.domain.engine_terms import OllamaTerms
+from cotenant.domain.engine_options import OllamaTerms
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.models import EngineKind, ModelKind
 from cotenant.domain.residencies import ResidencyId, ResidencyState

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cotenant.domain.causes import Cause, Diagnosis
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import EngineError, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.domain.units import MIB, format_duration
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES

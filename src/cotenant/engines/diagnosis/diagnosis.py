@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from cotenant.domain.causes import Cause, Diagnosis
+from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.diagnosis.signatures import BENIGN, EMPTY_WORDS, FAINT, STRONG, Sign
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cotenant.domain.causes import Cause
+from cotenant.domain.exit_causes import Cause
 
 REMEDIES: Final[dict[Cause, str]] = {
     Cause.DEVICE_BUSY: (

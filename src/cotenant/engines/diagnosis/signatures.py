@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from cotenant.domain.causes import Cause
+from cotenant.domain.exit_causes import Cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.exit_causes import Cause
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch import container_supervisor
 from cotenant.engines.process.process import group_lives

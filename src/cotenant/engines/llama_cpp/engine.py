@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from cotenant.domain.causes import Diagnosis
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.engines import EngineBuild, EngineReport
 from cotenant.domain.errors import EngineLacksDevice
+from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import ServerEngine, Started, start_server
 from cotenant.engines.launch.plan import HostLauncher, Launcher

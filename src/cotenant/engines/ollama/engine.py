@@ -6,10 +6,10 @@ import asyncio
 from datetime import datetime
 from typing import Final
 
-from cotenant.domain.causes import Cause
-from cotenant.domain.engine_terms import OllamaTerms
+from cotenant.domain.engine_options import OllamaTerms
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm, EngineReport, ReportedDevice
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import EngineKind, Parts
 from cotenant.domain.units import format_duration
 from cotenant.engines.base.external import ElsewhereEngine

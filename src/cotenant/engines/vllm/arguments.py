@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind
-from cotenant.domain.engine_terms import VllmTerms
+from cotenant.domain.engine_options import VllmTerms
 from cotenant.domain.models import CacheType, ModelKind
 from cotenant.engines.process.ports import LOOPBACK
 from cotenant.interfaces import EngineOrder

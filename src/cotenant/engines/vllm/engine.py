@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.engine_terms import VllmTerms
+from cotenant.domain.engine_options import VllmTerms
 from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
 from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import EngineKind

@@ -10,9 +10,9 @@ import asyncio
 import json
 from typing import Final, Protocol
 
-from cotenant.domain.causes import Cause
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB, format_bytes
 from cotenant.engines.process import http_probe

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, get_type_hints
 from pydantic import BaseModel, create_model
 
 from cotenant.domain.alerts import AlertKind
-from cotenant.domain.causes import Cause
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import EngineKind, ModelKind
 from cotenant.domain.requests import ModelFile
 from cotenant.gateway.plans.schema import RecipeTold

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cotenant.atomic_files import write_durably
 from cotenant.domain.devices import DeviceId
-from cotenant.durable import write_durably
 from cotenant.services.model import ApplyState, ApplyStatus, Assignment, ProgressState, ServiceProgress
 
 _NAME: Final = "apply.json"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cotenant.atomic_files import staged, sync_folder, write_durably
 from cotenant.domain.errors import GeneratedFileEdited, GeneratedFileFailed
-from cotenant.durable import staged, sync_folder, write_durably
 from cotenant.services.compose.assignments_file import ASSIGNMENTS_NAME
 from cotenant.services.compose.override import OVERRIDE_NAME, RESET_NAME
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.durable import write_durably
+from cotenant.atomic_files import write_durably
 
 
 @pytest.mark.parametrize(("asked", "got"), [(None, 0o600), (0o644, 0o644), (0o600, 0o600)])

@@ -10,7 +10,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
-from cotenant.planning.choice import choose
+from cotenant.planning.device_choice import choose
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.advice import advised_keep, expected, fulfilled, kept_s
 from cotenant.scheduling.placing import drain_credit_s, eviction_cost, head_wait_s, ripe_at
