@@ -15,7 +15,7 @@ import pynvml
 from cotenant.clock import ManualClock
 from cotenant.config.configuration import Configuration
 from cotenant.doctor.findings import Finding, Level
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 from cotenant.domain.devices import Inventory
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe

@@ -13,7 +13,7 @@ import pytest
 from cotenant.config.configuration import Configuration
 from cotenant.doctor import container_runs, containers
 from cotenant.doctor.findings import Level
-from cotenant.doctor.patient import Answer, Patient
+from cotenant.doctor.host_context import Answer, Patient
 from cotenant.services.model import Service
 from cotenant.services.settings import ServicesSettings
 from tests.doctor.support import machine, only

@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print. Raises BadSetting, DaemonSilent or UnknownModel."""
     import asyncio
 
-    from cotenant.benchmark.course import NothingToMeasure
     from cotenant.benchmark.results import Load
+    from cotenant.benchmark.run import NothingToMeasure
     from cotenant.benchmark.table import as_json, lines
 
     _check_plot(args.plot)
@@ -105,7 +105,7 @@ def _draw(report: Report, path: Path) -> None:
 
 
 async def _measure(site: Site, args: argparse.Namespace, load: Load) -> Report:
-    from cotenant.benchmark.course import run_course
+    from cotenant.benchmark.run import run_course
     from cotenant.clock import SystemClock
 
     show = _Bar() if sys.stderr.isatty() else _silent

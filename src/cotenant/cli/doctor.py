@@ -17,7 +17,7 @@ from cotenant.domain.errors import CotenantError
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.doctor.findings import Finding
-    from cotenant.doctor.patient import Patient
+    from cotenant.doctor.host_context import Patient
 
 _WIDTH: Final = 80
 _INDENT: Final = 11
@@ -54,8 +54,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found. Returns 1 if anything is a problem; warnings alone are no failure."""
-    from cotenant.doctor.examination import WITHIN_S, WITHIN_WITH_CONTAINERS_S, examine
     from cotenant.doctor.findings import Level
+    from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, examine
 
     within_s = WITHIN_WITH_CONTAINERS_S if _with_containers(args) else WITHIN_S
     findings = examine(_patient(args), within_s=within_s)
@@ -71,8 +71,8 @@ def examiner(llama_server: Path | None) -> Callable[[Configuration], Mapping[str
 
     def look(configuration: Configuration) -> Mapping[str, Any]:
         from cotenant.daemon.core.settings import state_dir
-        from cotenant.doctor.examination import examine
-        from cotenant.doctor.patient import Patient
+        from cotenant.doctor.host_context import Patient
+        from cotenant.doctor.runner import examine
 
         patient = Patient(state_dir=state_dir(), configuration=configuration, llama_server=llama_server)
         return as_json(examine(patient))
@@ -157,7 +157,7 @@ def _patient(args: argparse.Namespace) -> Patient:
     from cotenant.config.model_file_cache import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.daemon.core.settings import state_dir
-    from cotenant.doctor.patient import Patient
+    from cotenant.doctor.host_context import Patient
 
     configuration, refusal = None, None
     try:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
-from cotenant.console.facts import Json
-from cotenant.console.live import View
-from cotenant.console.memory import WIDTH
-from cotenant.console.visit import Visit
+from cotenant.console.live_updates import View
+from cotenant.console.memory_bar import WIDTH
+from cotenant.console.page_request import Visit
+from cotenant.console.view_data import Json
 from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
 
 PIECE: Final = "/ui/fragments/analyse"

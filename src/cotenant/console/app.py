@@ -10,9 +10,10 @@ from urllib.parse import quote, urlsplit
 from cotenant.console import login
 from cotenant.console.api import Api, ApiFault, Shelf
 from cotenant.console.assets import PREFIX, assets, version
-from cotenant.console.live import View, pieces, send_stream
+from cotenant.console.live_updates import View, pieces, send_stream
+from cotenant.console.model_colors import Palette
+from cotenant.console.page_request import Visit, first_values
 from cotenant.console.pages import FRAGMENTS, PAGES, Page, find_page
-from cotenant.console.palette import Palette
 from cotenant.console.rendering import render, render_part
 from cotenant.console.responses import (
     App,
@@ -24,7 +25,6 @@ from cotenant.console.responses import (
     send_html,
     send_redirect,
 )
-from cotenant.console.visit import Visit, first_values
 
 _log = logging.getLogger("cotenant.console")
 

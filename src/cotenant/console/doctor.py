@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cotenant.console.live import View
-from cotenant.console.visit import Visit
+from cotenant.console.live_updates import View
+from cotenant.console.page_request import Visit
 
 _LEVELS: Final = ("problem", "warning", "unknown", "ok")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from cotenant.console.facts import decision_part
-from cotenant.console.live import Part, Rows, View
-from cotenant.console.visit import Visit
+from cotenant.console.live_updates import Part, Rows, View
+from cotenant.console.page_request import Visit
+from cotenant.console.view_data import decision_part
 
 _DECISIONS: Final = 300
 

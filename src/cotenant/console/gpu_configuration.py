@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
-from cotenant.console.facts import Json, services_by_gpu
 from cotenant.console.gpu_draft import MANUAL, Draft, number_of, read_draft, saved_draft
-from cotenant.console.gpu_facts import (
+from cotenant.console.gpu_view import (
     apply_facts,
     by_strategy_label,
     containers,
@@ -20,10 +19,11 @@ from cotenant.console.gpu_facts import (
     option_label,
     rows,
 )
-from cotenant.console.live import Part, Rows, View
-from cotenant.console.memory import segments
+from cotenant.console.live_updates import Part, Rows, View
+from cotenant.console.memory_bar import segments
+from cotenant.console.page_request import Visit
 from cotenant.console.rendering import as_segment
-from cotenant.console.visit import Visit
+from cotenant.console.view_data import Json, services_by_gpu
 
 PATH: Final = "/api/system/gpu-config"
 PIECE: Final = "/ui/fragments/gpu-configuration"

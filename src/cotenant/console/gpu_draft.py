@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cotenant.console.facts import Json
+from cotenant.console.view_data import Json
 
 MANUAL: Final = "manual"
 BY_STRATEGY: Final = "auto"

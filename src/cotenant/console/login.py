@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cotenant.console.api import ApiFault, Reply
+from cotenant.console.page_request import Visit
 from cotenant.console.rendering import render
 from cotenant.console.responses import Header, Scope, Send, accepts_gzip, send_html, send_redirect
-from cotenant.console.visit import Visit
 
 
 async def answer_login(visit: Visit, scope: Scope, send: Send) -> None:

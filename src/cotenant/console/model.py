@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cotenant.console.facts import RAM, Json, decision_part, last_rates, model_facts, short_names
-from cotenant.console.live import Part, Rows, View
-from cotenant.console.memory import WIDTH
-from cotenant.console.visit import Visit, model_path
+from cotenant.console.live_updates import Part, Rows, View
+from cotenant.console.memory_bar import WIDTH
+from cotenant.console.page_request import Visit, model_path
+from cotenant.console.view_data import RAM, Json, decision_part, last_rates, model_facts, short_names
 
 PARTS: Final = ("weights", "kv", "compute", "overhead")
 PART_NAMES: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cotenant.console.facts import Json, decision_part, last_rates, model_facts, services_by_gpu, short_names
-from cotenant.console.live import Part, Rows, View
-from cotenant.console.memory import segments
+from cotenant.console.live_updates import Part, Rows, View
+from cotenant.console.memory_bar import segments
+from cotenant.console.page_request import Visit
 from cotenant.console.rendering import as_segment
-from cotenant.console.visit import Visit
+from cotenant.console.view_data import (
+    Json,
+    decision_part,
+    last_rates,
+    model_facts,
+    services_by_gpu,
+    short_names,
+)
 
 _DECISIONS: Final = 60
 STATES: Final = (

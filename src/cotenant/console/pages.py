@@ -8,8 +8,8 @@ from typing import Final
 from urllib.parse import unquote
 
 from cotenant.console import analyse, doctor, events, gpu_configuration, model, overview
-from cotenant.console.live import View
-from cotenant.console.visit import Visit
+from cotenant.console.live_updates import View
+from cotenant.console.page_request import Visit
 
 Show = Callable[[Visit], Awaitable[View]]
 _NAME: Final = "{name}"

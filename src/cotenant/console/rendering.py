@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from cotenant import __version__
 from cotenant.console.assets import asset_url
-from cotenant.console.live import Live, Part, Rows
+from cotenant.console.live_updates import Live, Part, Rows
 from cotenant.domain.units import GIB, format_bytes, format_duration
 
 if TYPE_CHECKING:

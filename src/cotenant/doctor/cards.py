@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.units import format_bytes
 from cotenant.hardware.gpus.card_health import CardHealth, read_health

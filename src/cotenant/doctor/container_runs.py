@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 from cotenant.domain.errors import ComposeFileError
 from cotenant.services.compose.compose_files import read_project
 

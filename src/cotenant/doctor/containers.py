@@ -10,7 +10,7 @@ from typing import Any, Final
 import yaml
 
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
-from cotenant.doctor.patient import Answer, Patient
+from cotenant.doctor.host_context import Answer, Patient
 from cotenant.services.compose.command import KNOWN_COMMANDS
 
 ASK_WITHIN_S: Final = 3.5

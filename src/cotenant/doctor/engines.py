@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cotenant.doctor.findings import Area, Finding, ok, problem, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import EngineMissing
 from cotenant.engines.llama_cpp.builds import discover

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.doctor.findings import Area, Finding, ok, problem, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 
 _OTHERS_MAY_WRITE: Final = stat.S_IWOTH
 _OTHERS_MAY_READ: Final = stat.S_IROTH

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 
 _XID: Final = re.compile(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)")
 _LOST: Final = re.compile(r"NVRM: .*fallen off the bus")

@@ -13,7 +13,7 @@ from typing import Final
 
 from cotenant.clock import SystemClock
 from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 from cotenant.domain.units import GIB, MIB, format_bytes
 from cotenant.hardware.gpus.host import HostProbe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cotenant.doctor.findings import Area, Finding, ok, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 from cotenant.domain.devices import ComputeMode
 from cotenant.hardware.mps.control import find_program
 from cotenant.hardware.mps.directories import MpsDirectories

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cotenant.console.changes import changes, count_nodes, tokens_of
+from cotenant.console.text_diff import changes, count_nodes, tokens_of
 
 ROW = '<tr id="a" class="x"><td>1 <b>of</b> 2</td><td data-tip="a &amp; b">–</td></tr>'
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from cotenant.doctor import (
     cards,
-    configured,
+    configuration,
     container_runs,
     containers,
     engines,
@@ -21,7 +21,7 @@ from cotenant.doctor import (
     mps,
 )
 from cotenant.doctor.findings import Area, Finding, unknown
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 
 WITHIN_S: Final = 4.5
 """How long a whole examination takes at most."""
@@ -57,8 +57,8 @@ CHECKS: Final = (
     Check(Area.MACHINE, "disks", machine.disks),
     Check(Area.MACHINE, "limits", machine.limits),
     Check(Area.MACHINE, "the clock", machine.clock),
-    Check(Area.FILES, "the configuration", configured.configuration),
-    Check(Area.FILES, "the port", configured.port),
+    Check(Area.FILES, "the configuration", configuration.configuration),
+    Check(Area.FILES, "the port", configuration.port),
     Check(Area.FILES, "files of state", files.state),
     Check(Area.FILES, "keys", files.keys),
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cotenant.clock import SystemClock
-from cotenant.console.live import Part, Rows, Watched
+from cotenant.console.live_updates import Part, Rows, Watched
 from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
 from tests.console.looking import READY, following, gateway, look, operator
 from tests.gateway.access.test_access_control import KEY, sign_in  # noqa: F401

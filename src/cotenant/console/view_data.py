@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cotenant.console.live import Part
-from cotenant.console.visit import Visit
+from cotenant.console.live_updates import Part
+from cotenant.console.page_request import Visit
 
 Json = Mapping[str, Any]
 

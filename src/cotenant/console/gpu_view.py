@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cotenant.console.facts import Json
 from cotenant.console.gpu_draft import MANUAL, Draft, gone_uuid, meaning
-from cotenant.console.memory import WIDTH, Segment
+from cotenant.console.memory_bar import WIDTH, Segment
+from cotenant.console.view_data import Json
 from cotenant.domain.units import GIB, MIB
 
 NOT_PINNED: Final = "not pinned"

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import parse_qs, quote
 
 from cotenant.console.api import Api
-from cotenant.console.palette import Palette
+from cotenant.console.model_colors import Palette
 from cotenant.console.responses import Receive
 
 _MAX_FORM_BYTES: Final = 65536

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.benchmark.chat import NoAnswer
-from cotenant.benchmark.control import Control, Unanswered, chat_models
+from cotenant.benchmark.cotenant_api import Control, Unanswered, chat_models
+from cotenant.benchmark.load_generator import Traffic
 from cotenant.benchmark.results import Load, MemorySample, Phase, Report, Wait
-from cotenant.benchmark.traffic import Traffic
 from cotenant.clock import Clock
 from cotenant.http_client import Site
 

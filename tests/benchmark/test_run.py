@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from cotenant.benchmark.course import NothingToMeasure, run_course
 from cotenant.benchmark.plot import svg
 from cotenant.benchmark.results import Load, Report
+from cotenant.benchmark.run import NothingToMeasure, run_course
 from cotenant.benchmark.table import as_json, lines
 from cotenant.clock import SystemClock
 from cotenant.http_client import Site

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli.doctor import as_json, as_text
-from cotenant.doctor.examination import CHECKS, Check, examine
 from cotenant.doctor.findings import Area, Finding, Level, ok, problem, unknown, warning
-from cotenant.doctor.patient import Answer, Once, Patient, measure_devices, run_program
+from cotenant.doctor.host_context import Answer, Once, Patient, measure_devices, run_program
+from cotenant.doctor.runner import CHECKS, Check, examine
 from cotenant.domain.devices import Inventory
 from tests.doctor.support import SickCard, machine
 

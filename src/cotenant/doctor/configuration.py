@@ -9,7 +9,7 @@ from typing import Final
 
 from cotenant.config.configuration import ServerSettings
 from cotenant.doctor.findings import Area, Finding, ok, problem, warning
-from cotenant.doctor.patient import Patient
+from cotenant.doctor.host_context import Patient
 from cotenant.domain.errors import BadSetting
 
 _ASK_WITHIN_S: Final = 1.0

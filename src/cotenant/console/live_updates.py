@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
-from cotenant.console.changes import Change, changes, count_nodes, tokens_of
 from cotenant.console.responses import SECURITY, Message, Receive, Send
+from cotenant.console.text_diff import Change, changes, count_nodes, tokens_of
 
 _EVERY_S: Final = 1.0
 _SILENCE: Final = 15
