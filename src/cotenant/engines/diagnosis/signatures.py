@@ -3,7 +3,8 @@
 Wordings are those of llama.cpp, Ollama, vLLM, PyTorch, CUDA, the NVIDIA driver, podman and docker; real
 excerpts, each with its source, are in `tests/engines/diagnosis/logs`. A sign stands above another where both
 may be in one log and the first is nearer to the cause; a line such as `failed to load model` is no sign at
-all. What an engine prints and lives on with is faint: a CUDA build that runs on the CPU says that it found no card.
+all. What an engine prints and lives on with is faint: a CUDA build that runs on the CPU says that it found no
+card.
 
 No pattern crosses a line, and lines are cut before they are searched, so a search takes linear time.
 """
