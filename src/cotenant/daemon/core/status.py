@@ -6,9 +6,9 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from cotenant.concurrency.process_groups import group_of
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
-from cotenant.daemon.monitors.attribution import group_of
 from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus
 from cotenant.domain.devices import DeviceId, GpuProcess, Reading
 from cotenant.domain.requests import ModelFile, ServedModel

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from cotenant.concurrency.process_groups import group_of
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.residencies import ResidencyId
 
@@ -35,14 +35,6 @@ def with_children(inventory: Inventory, engines: Mapping[int, ResidencyId]) -> d
         if pid not in found and leader is not None and leader in engines:
             found[pid] = engines[leader]
     return found
-
-
-def group_of(pid: int) -> int | None:
-    """Return the group of a process of this machine; None if there is none that can be seen."""
-    try:
-        return os.getpgid(pid)
-    except (OSError, OverflowError):
-        return None
 
 
 def _pids(inventory: Inventory) -> Iterator[int]:

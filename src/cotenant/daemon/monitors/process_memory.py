@@ -6,7 +6,7 @@ import asyncio
 
 from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import aside
-from cotenant.daemon.monitors.attribution import group_of
+from cotenant.concurrency.process_groups import group_of
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.interfaces import GpuProbe
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from cotenant.daemon.monitors.attribution import NOTHING, Beside, group_of
+from cotenant.concurrency.process_groups import group_of
+from cotenant.daemon.monitors.attribution import NOTHING, Beside
 from cotenant.domain.devices import Device, DeviceId, GpuProcess, Inventory, InventorySource, Reading
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes

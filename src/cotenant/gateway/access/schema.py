@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from cotenant.gateway.services.schema import Asked
+from cotenant.gateway.http.bodies import RequestModel
 
 
-class AskedSession(Asked):
+class AskedSession(RequestModel):
     """The key to sign in with."""
 
     key: Annotated[str, Field(min_length=1, max_length=1024)]

@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cotenant.domain.errors import BadAssignment, BadRequest
-from cotenant.gateway.services.schema import Asked
 
 _NAMED: Final = 3
 """How many faults of one body are told."""
 
-Body = TypeVar("Body", bound=Asked)
+
+class RequestModel(BaseModel):
+    """The body of a request: unknown fields are refused, and so is text where a number is meant."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+class ResponseModel(BaseModel):
+    """A part of a response."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+
+Body = TypeVar("Body", bound=RequestModel)
 
 
 def read_body(kind: type[Body], body: bytes) -> Body:

@@ -16,7 +16,7 @@ from cotenant.domain.models import (
     SplitPolicy,
 )
 from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
-from cotenant.gateway.services.schema import Asked, Told
+from cotenant.gateway.http.bodies import RequestModel, ResponseModel
 
 MAX_HEADERS: Final = 64
 _MAX_LAYERS: Final = 1 << 16
@@ -39,7 +39,7 @@ Layers = (
 )
 
 
-class AskedRecipe(Asked):
+class AskedRecipe(RequestModel):
     """How the model would run; what is left out is as the model is served, or as configured."""
 
     n_ctx: Annotated[int, Field(ge=1, le=MAX_CTX), BeforeValidator(_whole)] | None = None
@@ -61,7 +61,7 @@ class AskedRecipe(Asked):
     mlock: bool | None = None
 
 
-class AskedPlan(Asked):
+class AskedPlan(RequestModel):
     """What to plan: exactly one of model, path and headers."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
@@ -91,7 +91,7 @@ class AskedPlan(Asked):
     overhead_mib: Mib | None = None
 
 
-class PartsTold(Told):
+class PartsTold(ResponseModel):
     """Bytes by what they are for."""
 
     weights: int
@@ -100,7 +100,7 @@ class PartsTold(Told):
     overhead: int
 
 
-class PlannedDevice(Told):
+class PlannedDevice(ResponseModel):
     """What a device would bear. `layers` are the first and the last block; `left_out` says why it is not
     used."""
 
@@ -116,7 +116,7 @@ class PlannedDevice(Told):
     left_out: str | None
 
 
-class ShortfallTold(Told):
+class ShortfallTold(ResponseModel):
     """How far a device's budget is from what would go there."""
 
     uuid: str
@@ -125,7 +125,7 @@ class ShortfallTold(Told):
     missing_bytes: int
 
 
-class RemedyTold(Told):
+class RemedyTold(ResponseModel):
     """One change after which it fits: in words, as flags, and as what would be asked here."""
 
     text: str
@@ -133,7 +133,7 @@ class RemedyTold(Told):
     changes: dict[str, int | str]
 
 
-class RecipeTold(Told):
+class RecipeTold(ResponseModel):
     """The recipe that was planned."""
 
     n_ctx: int
@@ -153,7 +153,7 @@ class RecipeTold(Told):
     mlock: bool
 
 
-class FileTold(Told):
+class FileTold(ResponseModel):
     """What the model file says of itself; `path` is null where it is not on this machine."""
 
     path: str | None
@@ -166,7 +166,7 @@ class FileTold(Told):
     n_ctx_train: int | None
 
 
-class PlanTold(Told):
+class PlanTold(ResponseModel):
     """How a model would lie over the devices, in planned order, or why it would not and what would fit."""
 
     fits: bool
@@ -192,7 +192,7 @@ class PlanTold(Told):
     plan_command: str = Field(description="shows this plan in a terminal")
 
 
-class HeaderTold(Told):
+class HeaderTold(ResponseModel):
     """A header that was understood: `id` names it in a plan for as long as it is kept, half an hour or so.
 
     `parts` is how many files the model is split into, `part` which of them this is, counted from 1.

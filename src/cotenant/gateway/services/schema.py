@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from cotenant.gateway.http.bodies import RequestModel, ResponseModel
 from cotenant.services.model import ApplyState, ProgressState, ServiceRole, Strategy, WarningKind
 
 MAX_GPU_INDEX: Final = 1023
@@ -29,19 +30,7 @@ Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(_whole)]
 ServiceName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class Asked(BaseModel):
-    """The body of a request: nothing unknown, and no text where a number is meant."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
-
-
-class Told(BaseModel):
-    """A part of an answer."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-
-class AskedAssignment(Asked):
+class AskedAssignment(RequestModel):
     """A service and where it shall go; without a GPU the strategy chooses, and manual leaves it unpinned."""
 
     service: ServiceName
@@ -55,7 +44,7 @@ class AskedAssignment(Asked):
     )
 
 
-class AskedPreview(Asked):
+class AskedPreview(RequestModel):
     """Assignments to try. Services that are left out are placed by the strategy; manual unpins them."""
 
     strategy: Strategy
@@ -70,13 +59,13 @@ class AskedConfiguration(AskedPreview):
     force: bool = Field(default=False, description="overwrite generated files that somebody edited")
 
 
-class AskedApply(Asked):
+class AskedApply(RequestModel):
     """How to apply."""
 
     force: bool = Field(default=False, description="overwrite generated files that somebody edited")
 
 
-class AskedRollback(Asked):
+class AskedRollback(RequestModel):
     """Where to go back to."""
 
     number: Number | None = Field(
@@ -84,7 +73,7 @@ class AskedRollback(Asked):
     )
 
 
-class Gpu(Told):
+class Gpu(ResponseModel):
     """A GPU and how full it is."""
 
     index: int
@@ -96,14 +85,14 @@ class Gpu(Told):
     utilisation_percent: float | None
 
 
-class Gpus(Told):
+class Gpus(ResponseModel):
     """The GPUs detected; `problems` says so if there is none."""
 
     gpus: list[Gpu]
     problems: list[str] = Field(default_factory=list)
 
 
-class AssignmentTold(Told):
+class AssignmentTold(ResponseModel):
     """A service and its GPU. With a UUID and no index, its GPU is not here now."""
 
     service: str
@@ -112,7 +101,7 @@ class AssignmentTold(Told):
     vram_budget_override: float | None
 
 
-class WarningTold(Told):
+class WarningTold(ResponseModel):
     """What should be known and stops nothing; about a service, a GPU, or both."""
 
     kind: WarningKind
@@ -121,7 +110,7 @@ class WarningTold(Told):
     gpu_index: int | None
 
 
-class ChangeTold(Told):
+class ChangeTold(ResponseModel):
     """How a service's assignment would differ from what is applied; null where it has none."""
 
     service: str
@@ -129,7 +118,7 @@ class ChangeTold(Told):
     after: AssignmentTold | None
 
 
-class StrategyTold(Told):
+class StrategyTold(ResponseModel):
     """A strategy that may be chosen."""
 
     name: Strategy
@@ -137,7 +126,7 @@ class StrategyTold(Told):
     description: str
 
 
-class ServiceTold(Told):
+class ServiceTold(ResponseModel):
     """A service as its operator described it."""
 
     name: str
@@ -150,7 +139,7 @@ class ServiceTold(Told):
     health_url: str | None
 
 
-class ServiceGpu(Told):
+class ServiceGpu(ResponseModel):
     """A GPU as strategies see it: `vram_occupied_mb` is in use there by others than services."""
 
     index: int
@@ -161,7 +150,7 @@ class ServiceGpu(Told):
     healthy: bool
 
 
-class ProgressTold(Told):
+class ProgressTold(ResponseModel):
     """How far one service is."""
 
     service: str
@@ -171,7 +160,7 @@ class ProgressTold(Told):
     message: str | None
 
 
-class ApplyTold(Told):
+class ApplyTold(ResponseModel):
     """How an apply stands, and each service that it recreates."""
 
     number: int
@@ -183,7 +172,7 @@ class ApplyTold(Told):
     services: list[ProgressTold]
 
 
-class SavedTold(Told):
+class SavedTold(ResponseModel):
     """A configuration that was saved, and how applying it stands; null if it was never applied."""
 
     number: int
@@ -193,7 +182,7 @@ class SavedTold(Told):
     apply: ApplyTold | None
 
 
-class ConfigurationTold(Told):
+class ConfigurationTold(ResponseModel):
     """Everything about the pinning of services, as it is now.
 
     `assignments` are those saved last, `applied` is what the containers were last created with, and `changes`
@@ -214,7 +203,7 @@ class ConfigurationTold(Told):
     edited_files: list[str]
 
 
-class SaveTold(Told):
+class SaveTold(ResponseModel):
     """Assignments as they were saved, with what should be known of them."""
 
     success: bool
@@ -224,7 +213,7 @@ class SaveTold(Told):
     assignments: list[AssignmentTold]
 
 
-class PreviewTold(Told):
+class PreviewTold(ResponseModel):
     """What a strategy would assign, and how that differs from what is applied. Nothing is changed."""
 
     strategy: Strategy
@@ -234,7 +223,7 @@ class PreviewTold(Told):
     diff: list[ChangeTold]
 
 
-class ContainerTold(Told):
+class ContainerTold(ResponseModel):
     """A service's container, with the assignment it was created with."""
 
     service: str
@@ -244,14 +233,14 @@ class ContainerTold(Told):
     assignment: AssignmentTold | None
 
 
-class StatusTold(Told):
+class StatusTold(ResponseModel):
     """The last apply, going on or ended, and the containers as they are."""
 
     apply: ApplyTold | None
     containers: list[ContainerTold]
 
 
-class SeenGpu(Told):
+class SeenGpu(ResponseModel):
     """A GPU as it was last seen; one that is not `present` has gone since."""
 
     index: int
@@ -264,14 +253,14 @@ class SeenGpu(Told):
     present: bool
 
 
-class DetectTold(Told):
+class DetectTold(ResponseModel):
     """Every GPU that was ever seen."""
 
     gpus: list[SeenGpu]
     problems: list[str] = Field(default_factory=list)
 
 
-class HistoryTold(Told):
+class HistoryTold(ResponseModel):
     """The configurations saved, newest first."""
 
     history: list[SavedTold]
