@@ -75,6 +75,48 @@ _ALLOWED = {
         "cli",
     },
 }
+# What each sub-room may import of its siblings. A room's own files stand above its sub-rooms, or below them as
+# `services/model.py` does; no files at all may import each other in a circle.
+_SIBLINGS: dict[str, dict[str, set[str]]] = {
+    "cli": {"services": set(), "simulate": set(), "systemd": set(), "top": set()},
+    "daemon": {
+        "core": set(),
+        "monitors": {"core"},
+        "sharing": {"core"},
+        "alerting": set(),
+        "advising": {"core"},
+    },
+    "engines": {
+        "diagnosis": set(),
+        "process": set(),
+        "launch": {"diagnosis", "process"},
+        "base": {"diagnosis", "process", "launch"},
+        "llama_cpp": {"diagnosis", "process", "launch", "base"},
+        "vllm": {"diagnosis", "process", "launch", "base", "llama_cpp"},
+        "ollama": {"process", "base"},
+    },
+    "gateway": {
+        "http": set(),
+        "telemetry": {"http"},
+        "access": {"http"},
+        "inference": {"http", "telemetry"},
+        "ollama": {"http", "inference"},
+        "plans": {"http"},
+        "services": {"http"},
+        "operator": {"http", "inference", "services"},
+        "openapi": {"http", "access", "plans", "services", "operator"},
+    },
+    "hardware": {"gpus": set(), "model_cache": {"gpus"}, "mps": set()},
+    "services": {"assign": set(), "compose": set()},
+    "store": {"services": set(), "migrations": set()},
+}
+_MAX_FILES = 25
+_MAX_LINES = 400
+_LONG_FILES = {
+    "domain/errors.py": "the whole tree of exceptions is one page",
+    "daemon/main.py": "is being taken apart",
+    "gateway/inference/proxy.py": "is being taken apart",
+}
 _IMPURE = {
     "asyncio",
     "time",
@@ -95,6 +137,21 @@ def modules() -> list[Path]:
 
 def room(path: Path) -> str:
     return path.relative_to(_SOURCE).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(_SOURCE).with_suffix("").parts
+    return ".".join(("cotenant", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+def folders() -> list[Path]:
+    return sorted({path.parent for path in modules()} - {_SOURCE})
+
+
+def sub_room(name: str) -> tuple[str, str] | None:
+    """Return the room and the sub-room that a module's name lies in; None for a room's own file."""
+    parts = name.split(".")
+    return (parts[1], parts[2]) if len(parts) > 2 and (_SOURCE / parts[1] / parts[2]).is_dir() else None
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -125,3 +182,28 @@ def test_a_pure_module_imports_nothing_that_reaches_the_machine(path: Path) -> N
         top = name.split(".")[0]
         assert top not in _IMPURE, f"{path.name} imports {name}"
         assert top == "cotenant" or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(_SOURCE)))
+def test_a_sub_room_imports_only_from_siblings_below(path: Path) -> None:
+    here = sub_room(name_of(path))
+    if here is None:
+        return
+    for name in imports(path):
+        there = sub_room(name) if name.startswith("cotenant.") else None
+        if there is not None and there[0] == here[0] and there[1] != here[1]:
+            assert there[1] in _SIBLINGS[here[0]][here[1]], f"{'/'.join(here)} may not import {name}"
+
+
+@pytest.mark.parametrize("folder", folders(), ids=lambda path: str(path.relative_to(_SOURCE)))
+def test_a_folder_is_small_and_says_what_it_is_for(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= _MAX_FILES
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert text is not None, f"{folder}/__init__.py says nothing"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(_SOURCE)))
+def test_a_file_is_short_or_is_known_not_to_be(path: Path) -> None:
+    inside = str(path.relative_to(_SOURCE))
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= _MAX_LINES or inside in _LONG_FILES, f"{inside} has {lines} lines"
