@@ -123,7 +123,9 @@ def test_what_a_kill_of_everything_left_is_gone_after_the_next_start(
         post(f"{running.address()}/api/models/shell/load")
         (pid,) = pids(bed)
         family = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
-        keepers = [c for c in family.split() if "container_keeper" in Path(f"/proc/{c}/cmdline").read_text()]
+        keepers = [
+            c for c in family.split() if "container_supervisor" in Path(f"/proc/{c}/cmdline").read_text()
+        ]
         os.kill(int(keepers[0]), signal.SIGSTOP)
         running.process.kill()
         running.process.wait()

@@ -18,7 +18,7 @@ from tests.support.serving import Serving
 
 pytestmark = pytest.mark.slow
 
-LOG = Path(__file__).parents[1] / "engines" / "logs" / "llama-cpp-20431.txt"
+LOG = Path(__file__).parents[1] / "engines" / "diagnosis" / "logs" / "llama-cpp-20431.txt"
 
 
 @pytest.fixture

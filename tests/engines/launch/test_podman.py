@@ -264,5 +264,5 @@ def started_daemon(folder: Path, port: int) -> tuple[subprocess.Popen[str], int]
 def keeper_of(pid: int) -> int:
     """Find the one child of a process that keeps a container."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (keeper,) = [c for c in children if b"container_keeper" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    (keeper,) = [c for c in children if b"container_supervisor" in Path(f"/proc/{c}/cmdline").read_bytes()]
     return int(keeper)

@@ -52,7 +52,7 @@ class GroupJob:
 
 
 class ContainerProcess:
-    """A keeper (`container_keeper`) and the engine that it keeps.
+    """A keeper (`container_supervisor`) and the engine that it keeps.
 
     The keeper survives a daemon that is killed, for as long as it takes to kill the engine. A keeper that is
     killed itself is noticed, and what it kept is removed.

@@ -1,9 +1,9 @@
 """Stands between the daemon and an engine in a container, so that neither's end is missed by the other.
 
-As a script (`python -I -S container_keeper.py`) it reads one JSON object from its input, a line, starts what
-that says, and tells on its output, a JSON object a line, how it goes: `pid`, or `failed`, then `code`. Its
-input is the daemon's life: `stop SECONDS` ends the engine, and the end of the input kills it. Killing the
-client of a container engine would not: the container is no child of its.
+As a script (`python -I -S container_supervisor.py`) it reads one JSON object from its input, a line, starts
+what that says, and tells on its output, a JSON object a line, how it goes: `pid`, or `failed`, then `code`.
+Its input is the daemon's life: `stop SECONDS` ends the engine, and the end of the input kills it. Killing
+the client of a container engine would not: the container is no child of its.
 
 The engine's output, and complaints, go to the standard error.
 """

@@ -94,19 +94,19 @@ class OllamaApi:
         await send_json(ask.send, 200, {"version": SPOKEN_VERSION, "cotenant": __version__})
 
     async def _tags(self, ask: Ask) -> None:
-        models = [models.listed(model) for model in self._proxy.router.models()]
-        await send_json(ask.send, 200, {"models": models})
+        listed = [models.listed(model) for model in self._proxy.router.models()]
+        await send_json(ask.send, 200, {"models": listed})
 
     async def _ps(self, ask: Ask) -> None:
         statuses = {status.name: status for status in self._operator.statuses()} if self._operator else {}
         now = datetime.now(UTC)
-        models = [
+        running = [
             models.running(model, statuses.get(model.name), now)
             for model in self._proxy.router.models()
             if model.state in models.LOADED
         ]
-        models.sort(key=lambda told: told["expires_at"], reverse=True)
-        await send_json(ask.send, 200, {"models": models})
+        running.sort(key=lambda told: told["expires_at"], reverse=True)
+        await send_json(ask.send, 200, {"models": running})
 
     async def _show(self, ask: Ask) -> None:
         fields = await self._fields(ask)
