@@ -9,7 +9,7 @@ import pytest
 from cotenant.benchmark.plot import svg
 from cotenant.benchmark.results import Load, Report
 from cotenant.benchmark.run import NothingToMeasure, run_course
-from cotenant.benchmark.table import as_json, lines
+from cotenant.cli.bench import lines
 from cotenant.clock import SystemClock
 from cotenant.http_client import Site
 from tests.support.chat_site import ChatSite, running
@@ -129,7 +129,7 @@ async def test_a_name_cannot_break_out_of_the_picture() -> None:
 
 
 async def test_json_holds_every_phase_with_its_figures() -> None:
-    told = as_json(await measured(ChatSite(("a", "b"))))
+    told = (await measured(ChatSite(("a", "b")))).as_json()
     assert [phase["models"] for phase in told["phases"]] == [["a"], ["b"], ["a", "b"]]
     assert told["phases"][0]["results"][0]["first_token"]["p50_s"] > 0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +139,25 @@ class Report:
     tokens: Mapping[str, tuple[tuple[float, float], ...]]
     left_out: tuple[str, ...] = ()
     capacity_bytes: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as plain values: seconds, bytes and tokens, null for unknown."""
+        return {
+            "address": self.address,
+            "load": asdict(self.load),
+            "phases": [
+                {
+                    "models": list(phase.models),
+                    "begun_at_s": phase.begun_at,
+                    "ended_at_s": phase.ended_at,
+                    "tokens_per_s": phase.tokens_per_s,
+                    "note": phase.note,
+                    "results": [asdict(result) for result in phase.results],
+                }
+                for phase in self.phases
+            ],
+            "waits": [asdict(wait) for wait in self.waits],
+            "memory": [asdict(sample) for sample in self.memory],
+            "capacity_bytes": self.capacity_bytes,
+            "left_out": list(self.left_out),
+        }

@@ -6,15 +6,17 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cotenant.cli.client import Daemon, add_daemon_options
+from cotenant.cli.table import Column, table_lines
 from cotenant.domain.errors import BadSetting, DaemonSilent, UnknownModel
 
 if TYPE_CHECKING:
-    from cotenant.benchmark.results import Load, Report
+    from cotenant.benchmark.results import Load, ModelResult, Phase, Report, Spread
     from cotenant.http_client import Site
 
 _BAR: Final = 24
@@ -63,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
 
     from cotenant.benchmark.results import Load
     from cotenant.benchmark.run import NothingToMeasure
-    from cotenant.benchmark.table import as_json, lines
 
     _check_plot(args.plot)
     load = Load(
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         _draw(report, args.plot)
     if args.json:
-        print(json.dumps(as_json(report), indent=2, ensure_ascii=False))
+        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
         print(*lines(report), sep="\n")
     return 0
@@ -170,3 +171,64 @@ def _count(text: str) -> int:
     if not 1 <= number <= _MOST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST}")
     return number
+
+
+class _Row(NamedTuple):
+    """A model of a phase, or with no result all models of the phase together."""
+
+    phase: Phase
+    result: ModelResult | None
+    first: bool = False
+
+
+def lines(report: Report) -> Iterator[str]:
+    """Render a report for people."""
+    load = report.load
+    yield (
+        f"{report.address}: {load.requests} requests each, {load.concurrency} at once, "
+        f"prompts of about {load.prompt_tokens} tokens, answers of at most {load.max_tokens}"
+    )
+    rows = []
+    for phase in report.phases:
+        rows += [_Row(phase, result, number == 0) for number, result in enumerate(phase.results)]
+        rows += [_Row(phase, None)] if len(phase.models) > 1 else []
+    yield from table_lines(_COLUMNS, rows)
+    for wait in report.waits:
+        how = f"swap, {wait.instead_of} unloaded first" if wait.instead_of else "cold start"
+        yield f"{wait.model}: first token after {_seconds(wait.seconds)} ({how})"
+    for phase in report.phases:
+        if phase.note:
+            yield f"Doubtful, {' + '.join(phase.models)}: {phase.note}"
+    if any(not result.usage for phase in report.phases for result in phase.results if result.requests):
+        yield "The server did not count tokens; pieces of the stream were counted instead."
+    for text in report.left_out:
+        yield f"Left out: {text}"
+
+
+def _of_result(heading: str, cell: Callable[[ModelResult], str], right: bool = True) -> Column[_Row]:
+    return Column(heading, lambda row: "" if row.result is None else cell(row.result), right)
+
+
+def _times(what: str, of: Callable[[ModelResult], Spread | None]) -> Sequence[Column[_Row]]:
+    """Return the columns of a time's median and 95th percentile."""
+    return (
+        _of_result(f"{what} p50", lambda result: "-" if (s := of(result)) is None else _seconds(s.p50_s)),
+        _of_result("p95", lambda result: "-" if (s := of(result)) is None else _seconds(s.p95_s)),
+    )
+
+
+_COLUMNS: Final[Sequence[Column[_Row]]] = (
+    Column("together", lambda row: str(len(row.phase.models)) if row.first else ""),
+    Column("model", lambda row: row.result.model if row.result else "all"),
+    Column("tokens/s", lambda row: f"{(row.result or row.phase).tokens_per_s:,.1f}", right=True),
+    _of_result("of alone", lambda r: "" if r.share_kept is None else f"{r.share_kept:.0%}"),
+    *_times("first token", lambda result: result.first_token),
+    *_times("per token", lambda result: result.per_token),
+    *_times("answer", lambda result: result.total),
+    _of_result("failed", lambda result: str(result.failures) if result.failures else ""),
+)
+
+
+def _seconds(value: float) -> str:
+    """Render a time in seconds, or in milliseconds below one."""
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"

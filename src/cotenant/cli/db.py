@@ -8,16 +8,15 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from cotenant.cli.table import Column, table_lines
 from cotenant.clock import SystemClock
 from cotenant.services.model import SeenDevice
 from cotenant.store.location import Location, locate
 
 if TYPE_CHECKING:
     from cotenant.store.backup import Restoration, Restored
-
-_HEAD = ("service", "GPU then", "GPU now")
 
 
 def register(subparsers: Any) -> None:
@@ -148,23 +147,28 @@ def _as_text(done: Restoration) -> Iterator[str]:
     if done.number is None:
         yield "The backup holds no GPU configuration."
     else:
-        lines = [_HEAD, *(_row(each) for each in done.assignments)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
-        for line in lines:
-            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        yield from table_lines(_COLUMNS, done.assignments)
         yield f"Saved as GPU configuration {done.number}; `cotenant services apply` puts it into effect."
     yield f"Restored {done.settings} settings, and {done.learned} records of loads that were not there."
 
 
-def _row(each: Restored) -> tuple[str, str, str]:
+def _gpu_before(each: Restored) -> str:
+    then = "unpinned" if each.before.gpu_index is None else f"GPU {each.before.gpu_index}"
+    return then if each.name is None else f"{then} {each.name}"
+
+
+def _gpu_now(each: Restored) -> str:
     from cotenant.store.backup import Fate
 
-    before, after = each.before, each.after
-    then = "unpinned" if before.gpu_index is None else f"GPU {before.gpu_index}"
-    if each.name is not None:
-        then = f"{then} {each.name}"
     if each.fate is Fate.MISSING:
-        return before.service, then, f"not on this machine: left unpinned, was {after.device_id}"
+        return f"not on this machine: left unpinned, was {each.after.device_id}"
     if each.fate is Fate.UNKNOWN:
-        return before.service, then, "left unpinned: the backup does not tell which GPU that was"
-    return before.service, then, "unpinned" if after.gpu_index is None else f"GPU {after.gpu_index}"
+        return "left unpinned: the backup does not say which GPU it was"
+    return "unpinned" if each.after.gpu_index is None else f"GPU {each.after.gpu_index}"
+
+
+_COLUMNS: Final[Sequence[Column[Restored]]] = (
+    Column("service", lambda each: each.before.service),
+    Column("GPU then", _gpu_before),
+    Column("GPU now", _gpu_now),
+)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from cotenant.cli.options import add_device_options, read_inventory
-from cotenant.domain.devices import (
-    ComputeMode,
-    Device,
-    DeviceOrder,
-    GpuProcess,
-    Inventory,
-)
+from cotenant.cli.table import Column, cut_middle, table_lines
+from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading
 from cotenant.domain.units import format_mib
 from cotenant.planning.compute_modes import default_mode_command
 
@@ -29,9 +25,6 @@ _MODES = {
     ComputeMode.EXCLUSIVE_PROCESS: "exclusive",
     ComputeMode.PROHIBITED: "prohibited",
 }
-_HEAD = ("", "idx", "name", "UUID", "PCI", "total", "used", "free", "CC", "mode", "GB/s")
-_NAME = _HEAD.index("name")
-_TO_THE_RIGHT = frozenset({"idx", "total", "used", "free", "CC", "GB/s"})
 
 
 def register(subparsers: Any) -> None:
@@ -100,41 +93,50 @@ def _gpus(inventory: Inventory, devices: Sequence[Device], title: str) -> Iterat
     if inventory.cuda_version:
         facts.append(f"CUDA {inventory.cuda_version}")
     yield f"{', '.join(facts)}; memory in MiB:"
-    uuid_width = _distinct_width(devices)
-    yield from _table([_row(inventory, rank, device, uuid_width) for rank, device in enumerate(devices)])
+    columns = _columns(_distinct_width(devices))
+    rows = [_Row(f"GPU{rank}", device, inventory.reading(device)) for rank, device in enumerate(devices)]
+    for line in table_lines(columns, rows, width=_WIDTH - 2):
+        yield f"  {line}"
 
 
-def _row(inventory: Inventory, rank: int, device: Device, uuid_width: int) -> list[str]:
-    reading = inventory.reading(device)
-    capability, bandwidth = device.compute_capability, device.bandwidth_bytes_per_s
-    return [
-        f"GPU{rank}",
-        _or_unknown(device.index),
-        device.name.removeprefix("NVIDIA ").removeprefix("GeForce "),
-        device.id[:uuid_width],
-        (device.pci_bus_id or "?").removeprefix("0000:"),
-        format_mib(device.total_bytes),
-        format_mib(reading.used_bytes),
-        format_mib(reading.free_bytes),
-        f"{capability[0]}.{capability[1]}" if capability else "?",
-        _MODES[reading.compute_mode] if reading.compute_mode else "?",
-        "?" if bandwidth is None else f"{bandwidth / 1e9:,.0f}",
-    ]
+class _Row(NamedTuple):
+    rank: str
+    device: Device
+    reading: Reading
 
 
-def _table(rows: list[list[str]]) -> Iterator[str]:
-    lines = [list(_HEAD), *rows]
-    others = sum(max(len(line[i]) for line in lines) for i in range(len(_HEAD)) if i != _NAME)
-    room = max(12, _WIDTH - 2 - others - 2 * (len(_HEAD) - 1))
-    for row in rows:
-        row[_NAME] = _shorten(row[_NAME], room)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if title in _TO_THE_RIGHT else cell.ljust(width)
-            for cell, width, title in zip(line, widths, _HEAD, strict=True)
-        ]
-        yield f"  {'  '.join(cells)}".rstrip()
+def _columns(uuid_width: int) -> Sequence[Column[_Row]]:
+    return (
+        Column("", lambda row: row.rank),
+        Column("idx", lambda row: _known(row.device.index), right=True),
+        Column("name", lambda row: short_name(row.device.name), min_width=12, cut=cut_middle),
+        Column("UUID", lambda row: row.device.id[:uuid_width]),
+        Column("PCI", lambda row: _known(row.device.pci_bus_id).removeprefix("0000:")),
+        Column("total", lambda row: format_mib(row.device.total_bytes), right=True),
+        Column("used", lambda row: format_mib(row.reading.used_bytes), right=True),
+        Column("free", lambda row: format_mib(row.reading.free_bytes), right=True),
+        Column("CC", lambda row: _known(_capability(row.device)), right=True),
+        Column("mode", lambda row: _known(row.reading.compute_mode and _MODES[row.reading.compute_mode])),
+        Column("GB/s", lambda row: _bandwidth(row.device.bandwidth_bytes_per_s), right=True),
+    )
+
+
+def short_name(name: str) -> str:
+    """Return a GPU's name without its maker's."""
+    return name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+
+
+def _known(value: object) -> str:
+    return "?" if value is None else str(value)
+
+
+def _capability(device: Device) -> str | None:
+    capability = device.compute_capability
+    return f"{capability[0]}.{capability[1]}" if capability else None
+
+
+def _bandwidth(bytes_per_s: float | None) -> str:
+    return "?" if bytes_per_s is None else f"{bytes_per_s / 1e9:,.0f}"
 
 
 def _processes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
@@ -149,7 +151,7 @@ def _processes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]
             yield f"  GPU{rank}  unknown: the driver does not list them"
         for process in processes or ():
             used = "unknown" if process.used_bytes is None else f"{format_mib(process.used_bytes)} MiB"
-            name = _shorten(process.name or "unknown program", _WIDTH - 40)
+            name = cut_middle(process.name or "unknown program", _WIDTH - 40)
             yield f"  GPU{rank}  pid {process.pid:<8} {used:>12}  {name}"
 
 
@@ -164,7 +166,7 @@ def _problems(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
 
 def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
     reading = inventory.reading(device)
-    capability, mode, processes = device.compute_capability, reading.compute_mode, reading.processes
+    mode, processes = reading.compute_mode, reading.processes
     return {
         "index": device.index,
         "kind": device.kind.value,
@@ -176,19 +178,15 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
         "total_bytes": device.total_bytes,
         "used_bytes": reading.used_bytes,
         "free_bytes": reading.free_bytes,
-        "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
+        "compute_capability": _capability(device),
         "compute_mode": mode.value if mode else None,
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
         "utilisation_percent": reading.utilisation_percent,
         "temperature_c": reading.temperature_c,
         "power_w": reading.power_w,
-        "processes": None if processes is None else [_process_json(process) for process in processes],
+        "processes": None if processes is None else [asdict(process) for process in processes],
         "problem": reading.problem,
     }
-
-
-def _process_json(process: GpuProcess) -> dict[str, Any]:
-    return {"pid": process.pid, "name": process.name, "used_bytes": process.used_bytes}
 
 
 def _distinct_width(devices: Sequence[Device]) -> int:
@@ -198,15 +196,3 @@ def _distinct_width(devices: Sequence[Device]) -> int:
         if len({device.id[:width] for device in devices}) == len(devices):
             return width
     return longest
-
-
-def _or_unknown(value: object) -> str:
-    return "?" if value is None else str(value)
-
-
-def _shorten(text: str, width: int) -> str:
-    """Cut the middle out of a long text: its end often tells it from its kin, as a MIG slice's size does."""
-    if len(text) <= width:
-        return text
-    kept = width - 1
-    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.options import read_inventory
 from cotenant.cli.recipe_options import file_path
+from cotenant.cli.table import Column, table_lines
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.placements import Placement
@@ -20,9 +21,6 @@ from cotenant.domain.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from cotenant.config.capacity import ModelOutlook, Peak
     from cotenant.config.configuration import Configuration
-
-_HEAD = ("NAME", "QUANT", "FILE", "NEEDS", "OFF BY", "WHERE ALONE", "KEEP-ALIVE", "")
-_RIGHT = frozenset(["FILE", "NEEDS", "OFF BY"])
 
 
 def register(subparsers: Any) -> None:
@@ -77,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"Configuration: {configuration.path or 'none, but the environment and flags'}")
     if rows:
-        print(*_table(rows, errors), "", *_peak_lines(together), sep="\n")
+        print(*table_lines(_columns(errors), rows), "", *_peak_lines(together), sep="\n")
     else:
         print("No model is configured: give `models:` or `models_dir:`.")
     for problem in configuration.problems:
@@ -156,30 +154,22 @@ def _estimate_errors(database: str | None) -> Mapping[str, float]:
     return asyncio.run(ask())
 
 
-def _table(rows: Sequence[ModelOutlook], errors: Mapping[str, float]) -> Iterator[str]:
-    lines = [list(_HEAD), *(_row(row, errors.get(row.model.name)) for row in rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(_HEAD))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if title in _RIGHT else cell.ljust(width)
-            for cell, width, title in zip(line, widths, _HEAD, strict=True)
-        ]
-        yield "  ".join(cells).rstrip()
+def _columns(errors: Mapping[str, float]) -> Sequence[Column[ModelOutlook]]:
+    """Return the columns of the models; `errors` are those of predictions, by model."""
+    return (
+        Column("NAME", lambda row: row.model.name),
+        Column("QUANT", lambda row: row.model.shape.quantisation or "?"),
+        Column("FILE", lambda row: format_bytes(row.model.shape.file_bytes), right=True),
+        Column("NEEDS", lambda row: format_bytes(row.needed_bytes), right=True),
+        Column("OFF BY", lambda row: _percent(errors.get(row.model.name)), right=True),
+        Column("WHERE ALONE", _where),
+        Column("KEEP-ALIVE", lambda row: _keep_alive(row.model.keep_alive_s)),
+        Column("", lambda row: " ".join(w for w in ("pinned", "preload") if getattr(row.model, w))),
+    )
 
 
-def _row(row: ModelOutlook, error: float | None) -> list[str]:
-    model = row.model
-    marks = [word for word, on in (("pinned", model.pinned), ("preload", model.preload)) if on]
-    return [
-        model.name,
-        model.shape.quantisation or "?",
-        format_bytes(model.shape.file_bytes),
-        format_bytes(row.needed_bytes),
-        "-" if error is None else f"{error:.1%}",
-        _where(row),
-        _keep_alive(model.keep_alive_s),
-        " ".join(marks),
-    ]
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _where(row: ModelOutlook) -> str:

@@ -1,4 +1,4 @@
-"""`cotenant ps`: how the models of a running daemon do, and who has the memory of its devices."""
+"""`cotenant ps`: the models of a running daemon, and what uses the memory of its devices."""
 
 from __future__ import annotations
 
@@ -8,21 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options
+from cotenant.cli.table import Column, table_lines
 from cotenant.domain.units import format_bytes, format_duration
 
-_HEAD: Final = (
-    "model",
-    "state",
-    "GPU",
-    "predicted",
-    "measured",
-    "req/s",
-    "in flight",
-    "queue",
-    "idle",
-    "keep-alive",
-)
-_TO_THE_RIGHT: Final = frozenset(_HEAD[3:])
+Model = Mapping[str, Any]
+"""A model as the daemon's API describes it."""
+
 _BAR: Final = 40
 _LEGEND: Final = "█ ours  × others'  · free"
 
@@ -42,21 +33,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
-        print(*table(shown["models"], shown["devices"]), sep="\n")
+        print(*lines(shown["models"], shown["devices"]), sep="\n")
     return 0
 
 
-def table(models: Sequence[Mapping[str, Any]], devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def lines(models: Sequence[Model], devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Render the models as columns, and a bar for each device."""
-    names = {device["uuid"]: _short(device) for device in devices}
-    rows = [_HEAD, *(_row(model, names) for model in models)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if name in _TO_THE_RIGHT else cell.ljust(width)
-            for cell, width, name in zip(row, widths, _HEAD, strict=True)
-        )
-        yield "  ".join(cells).rstrip()
+    yield from table_lines(_columns({device["uuid"]: _short(device) for device in devices}), models)
     if not models:
         yield "no models"
     for model in models:
@@ -70,21 +53,26 @@ def table(models: Sequence[Mapping[str, Any]], devices: Sequence[Mapping[str, An
         yield f"{'':<{label_width}}  {_LEGEND}"
 
 
-def _row(model: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
-    placed = ", ".join(names.get(uuid, uuid) for uuid in model.get("devices", ()))
-    measured = model.get("measured_bytes")
+def _columns(names: Mapping[str, str]) -> Sequence[Column[Model]]:
+    """Return the columns of the models; `names` are those of devices, by UUID."""
     return (
-        model["name"],
-        f"{model['state']}, pinned" if model.get("pinned") else model["state"],
-        placed or "-",
-        _bytes(model.get("predicted_bytes")),
-        _bytes(model.get("reported_bytes") if measured is None else measured),
-        f"{model.get('requests_per_s', 0):.2f}",
-        str(model.get("in_flight", 0)),
-        str(model.get("queued", 0)),
-        _duration(model.get("idle_s")),
-        _duration(model.get("keep_alive_left_s")),
+        Column("model", lambda model: str(model["name"])),
+        Column("state", lambda model: f"{model['state']}{', pinned' if model.get('pinned') else ''}"),
+        Column("GPU", lambda model: ", ".join(names.get(u, u) for u in model.get("devices", ())) or "-"),
+        Column("predicted", lambda model: _bytes(model.get("predicted_bytes")), right=True),
+        Column("measured", lambda model: _bytes(measured_bytes(model)), right=True),
+        Column("req/s", lambda model: f"{model.get('requests_per_s', 0):.2f}", right=True),
+        Column("in flight", lambda model: str(model.get("in_flight", 0)), right=True),
+        Column("queue", lambda model: str(model.get("queued", 0)), right=True),
+        Column("idle", lambda model: _duration(model.get("idle_s")), right=True),
+        Column("keep-alive", lambda model: _duration(model.get("keep_alive_left_s")), right=True),
     )
+
+
+def measured_bytes(model: Model) -> int | None:
+    """Return what was measured, else what the engine reports."""
+    measured: int | None = model.get("measured_bytes")
+    return model.get("reported_bytes") if measured is None else measured
 
 
 def _progress(load: Mapping[str, Any]) -> str:

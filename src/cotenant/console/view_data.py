@@ -68,7 +68,7 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
         "loaded": bool(model.get("devices")),
         "busy": state in _BUSY,
         "load": _load(model.get("load")),
-        "failure": _failure(model) if state in ("cold", "failed") else None,
+        "failure": _failure(model) if state == "cold" else None,
         "seen_by_operator": "pinned" in model,
     }
 
@@ -85,7 +85,7 @@ def tone(state: str, failure: str | None = None) -> str:
         return "good"
     if state in _BUSY:
         return "busy"
-    return "bad" if state == "failed" or (state == "cold" and failure) else "quiet"
+    return "bad" if failure else "quiet"
 
 
 def decision_part(decision: Json, prefix: str = "decision") -> Part:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from cotenant.cli.table import Column, table_lines
 from cotenant.domain.units import format_bytes, format_duration
 from cotenant.simulation.scorecard import Score, Scorecard, Waits
 from cotenant.simulation.variant import Variant
 from cotenant.simulation.workload import Request
 
-_HEAD: Final = ("", "variant", "answered", "refused", "waited", "p50", "p95", "p99", "loads", "evicted",
-                "unloaded", "placed", "held", "idle", "waits longest")  # fmt: skip
-_LEFT: Final = frozenset(["", "variant", "model", "waits longest"])
-_MODEL_HEAD: Final = ("model", "requests", "refused", "waited", "mean", "p95", "longest", "loads", "evicted",
-                      "unloaded", "loaded for")  # fmt: skip
 _LEGEND: Final = (
     "waited: requests that did at all; p50 to p99: waits for a load or a slot; evicted: unloads to make room",
     "for another model; placed: by loads, KV cache and overhead too; held: of the cards' memory over time;",
@@ -81,8 +77,8 @@ def lines(study: Study, *, every_model: bool = False) -> Iterator[str]:
     )
     yield ""
     letters = [chr(ord("A") + number) for number in range(len(study.results))]
-    rows = [_row(letter, *result) for letter, result in zip(letters, study.shown, strict=True)]
-    yield from _table(_HEAD, rows)
+    rows = [_Row(letter, *result) for letter, result in zip(letters, study.shown, strict=True)]
+    yield from table_lines(_COLUMNS, rows)
     waits = study.logged
     if waits is not None:
         yield (
@@ -172,25 +168,6 @@ def _score_json(score: Score) -> dict[str, Any]:
     }
 
 
-def _row(letter: str, variant: Variant, card: Scorecard) -> Sequence[str]:
-    total, waits = card.total, card.total.waits
-    worst = card.worst_model
-    slowest = "-" if worst is None else f"{worst} ({_time(card.models[worst].waits.mean_s)})"
-    return (
-        letter,
-        variant.name,
-        f"{total.answered:,}",
-        f"{total.refusals:,}",
-        f"{waits.share:.1%}",
-        *map(_time, (waits.p50_s, waits.p95_s, waits.p99_s)),
-        *(f"{count:,}" for count in (total.loads, total.evictions, total.all_unloads)),
-        format_bytes(total.loaded_bytes),
-        f"{card.held_share:.0%}",
-        f"{card.idle_share:.0%}",
-        slowest,
-    )
-
-
 def _comparison(base: str, letter: str, first: Sequence[Scorecard], other: Sequence[Scorecard]) -> str:
     """Say in a sentence what changes from one to the other, and what may be chance."""
     clear, unclear = [], []
@@ -217,39 +194,16 @@ def _by_model(study: Study, letters: Sequence[str], *, every_model: bool) -> Ite
     order = sorted(cards[0].models, key=lambda name: (-cards[0].models[name].requests, name))
     shown = order if every_model else order[:_MOST_MODELS]
     if len(cards) == 1:
-        yield from _table(_MODEL_HEAD, [_model_row(name, cards[0].models[name]) for name in shown])
+        columns = _MODEL_COLUMNS
     else:
-        head = (
-            "model",
-            "requests",
-            *(f"mean {letter}" for letter in letters),
-            *(f"loads {x}" for x in letters),
+        columns = (
+            *_MODEL_COLUMNS[:2],
+            *(_of_variant(f"mean {x}", n, lambda s: _time(s.waits.mean_s)) for n, x in enumerate(letters)),
+            *(_of_variant(f"loads {x}", n, lambda s: f"{s.loads:,}") for n, x in enumerate(letters)),
         )
-        rows = [
-            (
-                name,
-                f"{cards[0].models[name].requests:,}",
-                *(_time(card.models[name].waits.mean_s) for card in cards),
-                *(f"{card.models[name].loads:,}" for card in cards),
-            )
-            for name in shown
-        ]
-        yield from _table(head, rows)
+    yield from table_lines(columns, [(name, [card.models[name] for card in cards]) for name in shown])
     if len(shown) < len(order):
         yield f"… and {len(order) - len(shown)} more; --all-models lists them, --json tells all."
-
-
-def _model_row(name: str, score: Score) -> Sequence[str]:
-    waits = score.waits
-    return (
-        name,
-        f"{score.requests:,}",
-        f"{score.refusals:,}",
-        f"{waits.share:.1%}",
-        *map(_time, (waits.mean_s, waits.p95_s, waits.max_s)),
-        *(f"{count:,}" for count in (score.loads, score.evictions, score.all_unloads)),
-        format_duration(score.loaded_s) if score.loaded_s else "-",
-    )
 
 
 def _notes(study: Study, letters: Sequence[str]) -> Iterator[str]:
@@ -278,19 +232,65 @@ def _notes(study: Study, letters: Sequence[str]) -> Iterator[str]:
         yield f"Note: {note}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (
-            cell.ljust(width) if title in _LEFT else cell.rjust(width)
-            for cell, width, title in zip(row, widths, head, strict=True)
-        )
-        yield "  ".join(cells).rstrip()
-
-
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:
     return format_duration(seconds) if seconds > 1e-6 else "0 s"
+
+
+class _Row(NamedTuple):
+    """A variant with the letter that stands for it and its first draw."""
+
+    letter: str
+    variant: Variant
+    card: Scorecard
+
+    @property
+    def slowest(self) -> str:
+        """Name the model whose requests wait longest."""
+        worst = self.card.worst_model
+        return "-" if worst is None else f"{worst} ({_time(self.card.models[worst].waits.mean_s)})"
+
+
+_COLUMNS: Final[Sequence[Column[_Row]]] = (
+    Column("", lambda row: row.letter),
+    Column("variant", lambda row: row.variant.name),
+    Column("answered", lambda row: f"{row.card.total.answered:,}", right=True),
+    Column("refused", lambda row: f"{row.card.total.refusals:,}", right=True),
+    Column("waited", lambda row: f"{row.card.total.waits.share:.1%}", right=True),
+    Column("p50", lambda row: _time(row.card.total.waits.p50_s), right=True),
+    Column("p95", lambda row: _time(row.card.total.waits.p95_s), right=True),
+    Column("p99", lambda row: _time(row.card.total.waits.p99_s), right=True),
+    Column("loads", lambda row: f"{row.card.total.loads:,}", right=True),
+    Column("evicted", lambda row: f"{row.card.total.evictions:,}", right=True),
+    Column("unloaded", lambda row: f"{row.card.total.all_unloads:,}", right=True),
+    Column("placed", lambda row: format_bytes(row.card.total.loaded_bytes), right=True),
+    Column("held", lambda row: f"{row.card.held_share:.0%}", right=True),
+    Column("idle", lambda row: f"{row.card.idle_share:.0%}", right=True),
+    Column("waits longest", lambda row: row.slowest),
+)
+
+_ModelRow = tuple[str, Sequence[Score]]
+"""A model's name, and its score in each variant."""
+
+
+def _of_variant(heading: str, number: int, cell: Callable[[Score], str]) -> Column[_ModelRow]:
+    """Return a column of a model's score in one variant."""
+    return Column(heading, lambda row: cell(row[1][number]), right=True)
+
+
+_MODEL_COLUMNS: Final[Sequence[Column[_ModelRow]]] = (
+    Column("model", lambda row: row[0]),
+    _of_variant("requests", 0, lambda score: f"{score.requests:,}"),
+    _of_variant("refused", 0, lambda score: f"{score.refusals:,}"),
+    _of_variant("waited", 0, lambda score: f"{score.waits.share:.1%}"),
+    _of_variant("mean", 0, lambda score: _time(score.waits.mean_s)),
+    _of_variant("p95", 0, lambda score: _time(score.waits.p95_s)),
+    _of_variant("longest", 0, lambda score: _time(score.waits.max_s)),
+    _of_variant("loads", 0, lambda score: f"{score.loads:,}"),
+    _of_variant("evicted", 0, lambda score: f"{score.evictions:,}"),
+    _of_variant("unloaded", 0, lambda score: f"{score.all_unloads:,}"),
+    _of_variant("loaded for", 0, lambda score: format_duration(score.loaded_s) if score.loaded_s else "-"),
+)

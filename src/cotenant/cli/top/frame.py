@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from cotenant.cli.gpus import short_name
+from cotenant.cli.ps import measured_bytes
+from cotenant.cli.table import Column, table_lines
 from cotenant.cli.top.view import Choices, Snapshot
 from cotenant.domain.units import GIB
 
@@ -25,10 +28,6 @@ HELP: Final = (
     "",
     "Each letter in a card's bar is memory of the model with that letter, × of others,",
     "· is free. Figures are of the last seconds; - stands for what is not known.",
-)
-_HEAD: Final[tuple[str, ...]] = (
-    *("", "model", "state", "GPU", "req/s", "tok/s", "run", "queue", "idle", "keep"),
-    *("planned", "measured"),
 )
 _MIN_BAR: Final = 10
 _MAX_BAR: Final = 60
@@ -179,48 +178,51 @@ def _figures(device: Mapping[str, Any]) -> str:
 
 def _models(snapshot: Snapshot, choices: Choices, width: int, *, marked: bool) -> tuple[list[Line], int]:
     """Return the table with its heading, and the number of the row that is selected."""
-    head = _HEAD if width >= _WIDE else _HEAD[:-2]
     shown, current = choices.shown(snapshot), choices.model(snapshot)
-    indices = {device["uuid"]: _index(device) for device in snapshot.devices}
-    rows = [_row(snapshot, model, indices)[: len(head)] for model in shown]
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    widths[1] = max(8, min(widths[1], width - sum(widths) + widths[1] - len(widths) - 1))
-    lines = [Line(" " + _joined(head, widths), Style.BOLD)]
+    # A character at each end: the mark of the selection, and one that keeps lines from touching the edge.
+    heading, *rows = table_lines(_columns(snapshot, wide=width >= _WIDE), shown, width=width - 2, gap=" ")
+    lines = [Line(f" {heading}", Style.BOLD)]
     selected = 0
     for number, (model, row) in enumerate(zip(shown, rows, strict=True)):
         chosen = marked and current is not None and model["name"] == current["name"]
         selected = number if chosen else selected
-        text = (">" if chosen else " ") + _joined(row, widths)
-        lines.append(Line(text, Style.REVERSE if chosen else _style_of(model)))
+        style = Style.PLAIN if model.get("devices") else Style.DIM
+        lines.append(Line(f">{row}" if chosen else f" {row}", Style.REVERSE if chosen else style))
     if not shown:
         lines.append(Line("  no model has such a name" if choices.filter else "  no models", Style.DIM))
     return lines, selected
 
 
-def _style_of(model: Mapping[str, Any]) -> Style:
-    if model.get("devices"):
-        return Style.PLAIN
-    return Style.BAD if model["state"] == "failed" else Style.DIM
+def _columns(snapshot: Snapshot, *, wide: bool) -> Sequence[Column[Mapping[str, Any]]]:
+    """Return the columns of the models; the last ones only on a wide terminal."""
+    indices = {device["uuid"]: _index(device) for device in snapshot.devices}
+    letters, tokens = snapshot.letters, snapshot.tokens_per_s
+    columns: list[Column[Mapping[str, Any]]] = [
+        Column("", lambda model: letters.get(model["name"], "#" if model.get("devices") else " ")),
+        Column("model", lambda model: str(model["name"]), min_width=8),
+        Column("state", _state),
+        Column("GPU", lambda model: ",".join(indices.get(u, "?") for u in model.get("devices", ())) or "-"),
+        Column("req/s", lambda model: f"{model.get('requests_per_s') or 0:.1f}", right=True),
+        Column("tok/s", lambda model: _number(tokens.get(model["name"])), right=True),
+        Column("run", lambda model: f"{model.get('in_flight', 0)}/{model.get('slots', 0)}", right=True),
+        Column("queue", lambda model: str(model.get("queued", 0)), right=True),
+        Column("idle", lambda model: _span(model.get("idle_s")), right=True),
+        Column("keep", _keep, right=True),
+    ]
+    if wide:
+        columns += [
+            Column("planned", lambda model: _size(model.get("predicted_bytes")), right=True),
+            Column("measured", lambda model: _size(measured_bytes(model)), right=True),
+        ]
+    return columns
 
 
-def _row(snapshot: Snapshot, model: Mapping[str, Any], indices: Mapping[str, str]) -> tuple[str, ...]:
-    measured = model.get("measured_bytes")
-    keep = "pinned" if model.get("pinned") else _span(model.get("keep_alive_left_s"))
-    tokens = snapshot.tokens_per_s.get(model["name"])
-    return (
-        snapshot.letters.get(model["name"], "#" if model.get("devices") else " "),
-        model["name"],
-        _state(model),
-        ",".join(indices.get(uuid, "?") for uuid in model.get("devices", ())) or "-",
-        f"{model.get('requests_per_s') or 0:.1f}",
-        "-" if tokens is None else f"{tokens:.0f}",
-        f"{model.get('in_flight', 0)}/{model.get('slots', 0)}",
-        str(model.get("queued", 0)),
-        _span(model.get("idle_s")),
-        keep,
-        _size(model.get("predicted_bytes")),
-        _size(model.get("reported_bytes") if measured is None else measured),
-    )
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _keep(model: Mapping[str, Any]) -> str:
+    return "pinned" if model.get("pinned") else _span(model.get("keep_alive_left_s"))
 
 
 def _state(model: Mapping[str, Any]) -> str:
@@ -229,12 +231,6 @@ def _state(model: Mapping[str, Any]) -> str:
     if model["state"] == "loading" and read is not None and total:
         return f"load {min(99, read * 100 // total)}%"
     return str(model["state"])
-
-
-def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
-    left = [f"{cell[:width]:<{width}}" for cell, width in zip(cells[:4], widths[:4], strict=True)]
-    right = [f"{cell:>{width}}" for cell, width in zip(cells[4:], widths[4:], strict=True)]
-    return " ".join([*left, *right]).rstrip()
 
 
 def _decision(told: Mapping[str, Any]) -> str:
@@ -265,8 +261,7 @@ def _cut(line: Line, width: int) -> Line:
 def _label(device: Mapping[str, Any]) -> str:
     if device.get("index") is None:
         return str(device["name"])
-    name = str(device["name"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
-    return f"GPU {device['index']} {name}"
+    return f"GPU {device['index']} {short_name(device['name'])}"
 
 
 def _index(device: Mapping[str, Any]) -> str:

@@ -1,0 +1,54 @@
+"""Tables of the terminal: each column is declared once, with its heading, its cells and its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Row = TypeVar("Row")
+
+
+def cut_end(text: str, width: int) -> str:
+    """Shorten a text to `width` characters at its end."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def cut_middle(text: str, width: int) -> str:
+    """Shorten a text to `width` characters in its middle, where its end is what tells it from others."""
+    end = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[Row]):
+    """A column of a table. `cell` renders a row's cell; `right` aligns heading and cells to the right.
+
+    Where the table is too wide, a column with `min_width` is shortened by `cut`, but not below that width.
+    """
+
+    heading: str
+    cell: Callable[[Row], str]
+    right: bool = False
+    min_width: int | None = None
+    cut: Callable[[str, int], str] = cut_end
+
+
+def table_lines(
+    columns: Sequence[Column[Row]], rows: Iterable[Row], *, width: int | None = None, gap: str = "  "
+) -> Iterator[str]:
+    """Yield the headings and a line for each row; `width` is the number of characters a line may have."""
+    texts = [[column.heading for column in columns]]
+    texts += [[column.cell(row) for column in columns] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(*texts, strict=True)]
+    for number, column in enumerate(columns):
+        if width is not None and column.min_width is not None:
+            excess = max(0, sum(widths) + len(gap) * (len(widths) - 1) - width)
+            widths[number] = max(min(widths[number], column.min_width), widths[number] - excess)
+    for cells in texts:
+        cut = [c.cut(cell, size) for c, cell, size in zip(columns, cells, widths, strict=True)]
+        aligned = (
+            cell.rjust(size) if column.right else cell.ljust(size)
+            for column, cell, size in zip(columns, cut, widths, strict=True)
+        )
+        yield gap.join(aligned).rstrip()
