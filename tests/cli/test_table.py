@@ -21,7 +21,7 @@ def test_without_rows_only_the_headings_are_printed() -> None:
 
 
 def test_a_table_that_is_too_wide_shortens_the_column_that_may_be_shortened() -> None:
-    name = Column[tuple[str, int]]("name", lambda row: row[0], min_width=5)
+    name: Column[tuple[str, int]] = Column("name", lambda row: row[0], min_width=5)
     rows = [("abcdefghijkl", 1)]
     assert [*table_lines((name, SIZE), rows, width=14)][1] == "abcdefg…     1"
     assert [*table_lines((name, SIZE), rows, width=3)][1] == "abcd…     1", "not below its least width"
