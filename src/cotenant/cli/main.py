@@ -36,7 +36,7 @@ _FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line and a hint."""
+    """An argument parser that reports an error in one line, with a hint."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(_USAGE, f"{self.prog}: error: {message}\n  hint: {self.prog} --help lists what it takes.\n")
@@ -45,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 for a fault, 2 for wrong usage, 3 for a model that does not fit."""
     try:
-        args = _parser().parse_args(argv)
+        args = build_parser().parse_args(argv)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader (`head`, a pager) has gone; Python would complain once more while flushing at exit.
+        # The reader (`head`, a pager) has exited; Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _FAULT
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = _Parser(
         prog="cotenant",
         description="Many models, few GPUs, no out-of-memory.",

@@ -1,4 +1,4 @@
-"""`cotenant service`: the unit as written to a folder, and what systemctl is told."""
+"""`cotenant systemd`: the unit as written to a folder, and what systemctl is told."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def config(tmp_path: Path) -> Path:
 def test_install_writes_the_unit_and_says_that_nothing_was_started(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["service", "install", "--system", "--root", str(tmp_path)]) == 0
+    assert main(["systemd", "install", "--system", "--root", str(tmp_path)]) == 0
 
     unit = unit_of(tmp_path)
     said = capsys.readouterr().out
     assert is_untouched(unit.read_text())
     assert "serve --config /etc/cotenant/cotenant.yaml" in unit.read_text()
     assert stat.S_IMODE(unit.stat().st_mode) == 0o644
-    assert "not enabled and not started" in said
+    assert "neither enabled nor started" in said
     assert "sudo systemctl enable --now cotenant.service" in said
     assert [path.name for path in unit.parent.iterdir()] == ["cotenant.service"]
 
@@ -65,7 +65,7 @@ def test_install_writes_the_unit_and_says_that_nothing_was_started(
 def test_a_dry_run_shows_the_unit_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["service", "install", "--user", "--dry-run", "--root", str(tmp_path)]) == 0
+    assert main(["systemd", "install", "--user", "--dry-run", "--root", str(tmp_path)]) == 0
 
     assert "Type=notify" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -74,14 +74,14 @@ def test_a_dry_run_shows_the_unit_and_writes_nothing(
 def test_an_edited_unit_is_left_alone_unless_forced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install = ["service", "install", "--system", "--root", str(tmp_path)]
+    install = ["systemd", "install", "--system", "--root", str(tmp_path)]
     main(install)
     unit = unit_of(tmp_path)
     unit.write_text(unit.read_text() + "Nice=5\n")
 
     assert main(install) == 1
     assert "Nice=5" in unit.read_text()
-    assert main(["service", "uninstall", "--system", "--root", str(tmp_path)]) == 1
+    assert main(["systemd", "uninstall", "--system", "--root", str(tmp_path)]) == 1
     assert unit.is_file()
     assert "edited" in capsys.readouterr().err
     assert main([*install, "--force"]) == 0
@@ -89,7 +89,7 @@ def test_an_edited_unit_is_left_alone_unless_forced(
 
 
 def test_installing_again_with_other_settings_replaces_our_own_unit(tmp_path: Path) -> None:
-    install = ["service", "install", "--system", "--root", str(tmp_path)]
+    install = ["systemd", "install", "--system", "--root", str(tmp_path)]
     main(install)
 
     assert main([*install, "--run-as", "models"]) == 0
@@ -97,18 +97,18 @@ def test_installing_again_with_other_settings_replaces_our_own_unit(tmp_path: Pa
 
 
 def test_install_of_a_user_reloads_systemd_and_enables_only_when_told(systemctl: Path, config: Path) -> None:
-    assert main(["service", "install", "--user", "--config", str(config)]) == 0
+    assert main(["systemd", "install", "--user", "--config", str(config)]) == 0
     assert systemctl.read_text().splitlines() == ["--user daemon-reload"]
 
-    assert main(["service", "install", "--user", "--config", str(config), "--now"]) == 0
+    assert main(["systemd", "install", "--user", "--config", str(config), "--now"]) == 0
     assert systemctl.read_text().splitlines()[1:] == ["--user enable --now cotenant.service"]
 
 
 def test_uninstall_stops_disables_and_removes(systemctl: Path, config: Path, tmp_path: Path) -> None:
-    main(["service", "install", "--user", "--config", str(config)])
+    main(["systemd", "install", "--user", "--config", str(config)])
     systemctl.unlink()
 
-    assert main(["service", "uninstall", "--user"]) == 0
+    assert main(["systemd", "uninstall", "--user"]) == 0
 
     assert systemctl.read_text().splitlines() == [
         "--user disable --now cotenant.service",
@@ -120,7 +120,7 @@ def test_uninstall_stops_disables_and_removes(systemctl: Path, config: Path, tmp
 def test_uninstall_of_what_is_not_there_is_no_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["service", "uninstall", "--system", "--root", str(tmp_path)]) == 0
+    assert main(["systemd", "uninstall", "--system", "--root", str(tmp_path)]) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -129,7 +129,7 @@ def test_a_systemctl_that_fails_is_told_in_one_line(
 ) -> None:
     (tmp_path / "broken").touch()
 
-    assert main(["service", "install", "--user", "--config", str(config)]) == 1
+    assert main(["systemd", "install", "--user", "--config", str(config)]) == 1
 
     said = capsys.readouterr().err
     assert "`systemctl --user daemon-reload` failed: Failed to connect to bus" in said
@@ -139,12 +139,12 @@ def test_a_systemctl_that_fails_is_told_in_one_line(
 def test_status_tells_unit_and_systemd(
     systemctl: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["service", "status", "--user", "--json"]) == 1
+    assert main(["systemd", "status", "--user", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["unit"] == "absent"
-    main(["service", "install", "--user", "--config", str(config)])
+    main(["systemd", "install", "--user", "--config", str(config)])
     capsys.readouterr()
 
-    assert main(["service", "status", "--user", "--json"]) == 0
+    assert main(["systemd", "status", "--user", "--json"]) == 0
 
     told = json.loads(capsys.readouterr().out)
     assert (told["unit"], told["enabled"], told["active"]) == ("installed", "enabled", "active")
@@ -154,20 +154,20 @@ def test_status_tells_unit_and_systemd(
     ("flags", "said"),
     [
         (["--config", "/no/such/cotenant.yaml"], "does not exist"),
-        (["--system", "--run-as", "no such; user"], "no name of a user"),
+        (["--system", "--run-as", "no such; user"], "not a user name"),
     ],
 )
 def test_wrong_settings_are_refused(
     systemctl: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["service", "install", *flags]) == 2
+    assert main(["systemd", "install", *flags]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "etc").write_text("a file where a folder should be")
 
-    assert main(["service", "install", "--system", "--root", str(tmp_path)]) == 1
+    assert main(["systemd", "install", "--system", "--root", str(tmp_path)]) == 1
     assert "cannot be" in capsys.readouterr().err
 
 
@@ -219,3 +219,18 @@ def test_gpus_stay_within_reach_of_the_unit() -> None:
 
     assert not settings & {"PrivateDevices", "DeviceAllow", "DevicePolicy", "ProtectClock"}
     assert not settings & {"MemoryDenyWriteExecute", "PrivateTmp", "ProtectProc", "ProcSubset"}
+
+
+def test_the_old_name_works_and_prints_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["install", "--system", "--dry-run", "--root", str(tmp_path)]
+    assert main(["systemd", *flags]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+
+    assert main(["service", *flags]) == 0
+    assert capsys.readouterr() == (
+        shown.out,
+        "cotenant: warning: `cotenant service` is now `cotenant systemd`.\n",
+    )

@@ -1,1 +1,1 @@
-"""`cotenant service`: runs the daemon under systemd. It must not know models."""
+"""`cotenant systemd`: runs the daemon as a systemd service. It must not know models."""

@@ -1,4 +1,4 @@
-"""`cotenant service`: run the daemon under systemd."""
+"""`cotenant systemd`: run the daemon as a systemd service."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,15 +22,29 @@ from cotenant.cli.systemd.unit import UNIT_NAME, UnitPlan, is_untouched, unit_pa
 from cotenant.domain.errors import BadSetting, UnitFault
 
 _RUNNING: Final = Path("/run/systemd/system")
-"""There while systemd is the machine's service manager (sd_booted)."""
+"""This folder exists if systemd is the machine's service manager (sd_booted)."""
 _GROUPS: Final = ("video", "render")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
 _SYSTEMCTL_TIMEOUT_S: Final = 90.0
 
+_Run = Callable[[argparse.Namespace], int]
+
 
 def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("service", help="run the daemon under systemd")
+    """Add the command to the parser's commands, also under the name that it had before."""
+    _add_actions(subparsers.add_parser("systemd", help="run the daemon under systemd"), lambda run: run)
+    _add_actions(subparsers.add_parser("service"), _renamed)
+
+
+def _renamed(run: _Run) -> _Run:
+    def warn_and_run(args: argparse.Namespace) -> int:
+        print("cotenant: warning: `cotenant service` is now `cotenant systemd`.", file=sys.stderr)
+        return run(args)
+
+    return warn_and_run
+
+
+def _add_actions(parser: argparse.ArgumentParser, wrapped: Callable[[_Run], _Run]) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     install = actions.add_parser("install", help="write the systemd unit; starts nothing unless told to")
     _add_scope(install)
@@ -37,15 +52,15 @@ def register(subparsers: Any) -> None:
     install.add_argument("--run-as", metavar="USER", default="cotenant", help="user of a system unit")
     install.add_argument("--now", action="store_true", help="enable and start it as well")
     _add_writing(install)
-    install.set_defaults(run=_install)
+    install.set_defaults(run=wrapped(_install))
     uninstall = actions.add_parser("uninstall", help="stop and disable the daemon and remove its unit")
     _add_scope(uninstall)
     _add_writing(uninstall)
-    uninstall.set_defaults(run=_uninstall)
-    status = actions.add_parser("status", help="tell whether the unit is there and what systemd makes of it")
+    uninstall.set_defaults(run=wrapped(_uninstall))
+    status = actions.add_parser("status", help="show whether the unit is installed, and its state in systemd")
     _add_scope(status)
     status.add_argument("--json", action="store_true", help="print JSON; null for unknown")
-    status.set_defaults(run=_status)
+    status.set_defaults(run=wrapped(_status))
 
 
 def _add_scope(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +79,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Which unit is meant, and how its service manager is spoken to."""
+    """The unit that a command is about, and the `systemctl` that manages it."""
 
     path: Path
     for_user: bool
@@ -83,7 +98,7 @@ class _Target:
 
     @property
     def managed(self) -> bool:
-        """Whether systemd runs here and can be told of the unit."""
+        """Whether systemd runs here and manages the unit."""
         return self.here and _RUNNING.is_dir() and shutil.which("systemctl") is not None
 
     def command(self, *words: str) -> str:
@@ -110,24 +125,24 @@ def _install(args: argparse.Namespace) -> int:
         print(f"Would write {target.path}:", "", text, sep="\n")
         return 0
     if text == before:
-        print(f"{target.path} is as it should be.")
+        print(f"{target.path} is up to date.")
     else:
         _write(target.path, text)
         print(f"{'Wrote' if before is None else 'Replaced'} {target.path}.")
         if target.managed:
             _systemctl(target, "daemon-reload")
-    _tell_what_is_missing(args, target)
+    _print_missing(args, target)
     if args.now and target.managed:
         _systemctl(target, "enable", "--now", UNIT_NAME)
         print("It is enabled and started.")
         return 0
     if args.now:
         print("systemd is not running here, so nothing was started.")
-    print("It is not enabled and not started by this. To do both:")
+    print("It is neither enabled nor started yet. To do both:")
     for words in (("daemon-reload",), ("enable", "--now", UNIT_NAME)):
         print(f"  {target.command(*words)}")
     if target.for_user:
-        print("To have it run while nobody is logged in: sudo loginctl enable-linger $USER")
+        print("To keep it running while you are logged out: sudo loginctl enable-linger $USER")
     return 0
 
 
@@ -135,7 +150,7 @@ def _plan(args: argparse.Namespace, target: _Target) -> UnitPlan:
     default = Path("~/.config/cotenant").expanduser() if target.for_user else Path("/etc/cotenant")
     config: Path = (args.config or default / "cotenant.yaml").absolute()
     if args.config is not None and target.here and not config.is_file():
-        raise BadSetting(f"{config} does not exist or is no file", hint="Check --config.")
+        raise BadSetting(f"{config} does not exist or is not a file", hint="Check --config.")
     if any(not character.isprintable() for character in str(config)):
         raise BadSetting(
             f"--config {str(config)!r} has characters that a unit cannot hold", hint="Rename it."
@@ -144,20 +159,18 @@ def _plan(args: argparse.Namespace, target: _Target) -> UnitPlan:
     if target.for_user:
         return UnitPlan(command)
     if not _USER.fullmatch(args.run_as):
-        raise BadSetting(
-            f"--run-as {args.run_as!r} is no name of a user", hint="Use letters, digits, - and _."
-        )
+        raise BadSetting(f"--run-as {args.run_as!r} is not a user name", hint="Use letters, digits, - and _.")
     # A group that does not exist keeps a unit from starting at all.
     groups = [name for name in _GROUPS if not target.here or _group_exists(name)]
     return UnitPlan(command, args.run_as, groups)
 
 
 def _program() -> list[str]:
-    beside = Path(sys.executable).parent / "cotenant"
-    return [str(beside)] if beside.is_file() else [sys.executable, "-m", "cotenant.cli.main"]
+    script = Path(sys.executable).parent / "cotenant"
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "cotenant.cli.main"]
 
 
-def _tell_what_is_missing(args: argparse.Namespace, target: _Target) -> None:
+def _print_missing(args: argparse.Namespace, target: _Target) -> None:
     if not target.here:
         return
     if not target.for_user and not _user_exists(args.run_as):
@@ -165,14 +178,14 @@ def _tell_what_is_missing(args: argparse.Namespace, target: _Target) -> None:
         print(f"  sudo useradd --system --home-dir /var/lib/cotenant --shell /usr/sbin/nologin {args.run_as}")
     if args.config is None:
         folder = "~/.config/cotenant" if target.for_user else "/etc/cotenant"
-        print(f"It serves {folder}/cotenant.yaml, as --config named no other.")
+        print(f"It serves {folder}/cotenant.yaml; --config names another file.")
 
 
 def _uninstall(args: argparse.Namespace) -> int:
     """Stop, disable, remove. Raises UnitFault."""
     target = _Target.of(args)
     if target.text() is None:
-        print(f"{target.path} is not there: nothing to do.")
+        print(f"{target.path} does not exist: nothing to do.")
         return 0
     _refuse_edited(target, args, "removed")
     if args.dry_run:
@@ -187,12 +200,12 @@ def _uninstall(args: argparse.Namespace) -> int:
         raise _cannot(target.path, "removed", error) from None
     if target.managed:
         _systemctl(target, "daemon-reload")
-    print(f"Removed {target.path}. Models, configuration and state are left as they are.")
+    print(f"Removed {target.path}. Models, configuration and state are kept.")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    """Print how it stands; 1 if the unit is not there."""
+    """Print the unit's state. Returns 1 if it is not installed."""
     target = _Target.of(args)
     text = target.text()
     unit = "absent" if text is None else "installed" if is_untouched(text) else "edited"
@@ -207,7 +220,7 @@ def _status(args: argparse.Namespace) -> int:
         if enabled is not None:
             print(f"systemd says: {enabled}, {active}")
         elif not target.managed and target.here:
-            print("systemd does not run here, or `systemctl` is missing.")
+            print("systemd is not running here, or `systemctl` is missing.")
     return 0 if text is not None else 1
 
 
@@ -215,13 +228,13 @@ def _refuse_edited(target: _Target, args: argparse.Namespace, what: str) -> None
     text = target.text()
     if text is not None and not is_untouched(text) and not args.force:
         raise UnitFault(
-            f"{target.path} was edited or written by somebody else, and is not {what}",
+            f"{target.path} was edited or not written by Cotenant, and is not {what}",
             hint="Put your changes into a drop-in (`systemctl edit cotenant`), then use --force.",
         )
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the whole file or leave what was there."""
+    """Replace the file as a whole, or leave it unchanged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, text.encode(), 0o644)
@@ -248,7 +261,7 @@ def _systemctl(target: _Target, *words: str) -> None:
         said, failed = str(error), True
     if failed:
         raise UnitFault(
-            f"`{target.command(*words)}` failed: {' '.join(said.split())[:200] or 'it did not say why'}",
+            f"`{target.command(*words)}` failed: {' '.join(said.split())[:200] or 'no reason given'}",
             hint=f"The unit is at {target.path}; see `journalctl -u cotenant`.",
         )
 

@@ -11,6 +11,7 @@ from typing import Final
 
 UNIT_NAME: Final = "cotenant.service"
 _MARK: Final = "# cotenant service install, checksum "
+"""The first line of a unit. It keeps the command's old name, so that units written before are recognised."""
 
 _HEAD = """\
 [Unit]
@@ -27,17 +28,17 @@ Type=notify
 NotifyAccess=main
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
-# A model that must load before anything is served may take long; afterwards the event loop must stay alive.
+# Preloading a model may take long; afterwards the event loop must answer the watchdog.
 TimeoutStartSec=15min
 WatchdogSec=60
-# Requests in flight get 30 s and engines 5 s; engines that are left are killed with the whole group.
+# Requests in flight get 30 s and engines 5 s; remaining engines are killed with the whole group.
 TimeoutStopSec=60
 KillMode=mixed
 Restart=on-failure
 RestartSec=3
-# Wrong settings (2) and a model that does not fit (3) are not mended by trying again.
+# Wrong settings (2) and a model that does not fit (3) are not fixed by a restart.
 RestartPreventExitStatus=2 3
-# One engine that runs out of host RAM is the daemon's to handle, not a reason to end all of it.
+# One engine that runs out of host RAM is handled by the daemon, and is no reason to stop it.
 OOMPolicy=continue
 LimitNOFILE=65536
 LimitMEMLOCK=infinity
@@ -56,7 +57,7 @@ User={user}
 StateDirectoryMode=0700
 Environment=COTENANT_STATE_DIR=%S/cotenant
 EnvironmentFile=-/etc/cotenant/environment
-# Without it /dev/nvidia-uvm may be missing after a boot, and below nothing that is setuid runs any more.
+# It creates /dev/nvidia-uvm, which may be missing after a boot; the unit itself cannot run setuid programs.
 ExecStartPre=-+/usr/bin/nvidia-modprobe -c 0 -u
 UMask=0077
 CapabilityBoundingSet=
@@ -71,9 +72,9 @@ ProtectKernelLogs=yes
 ProtectControlGroups=yes
 RestrictNamespaces=yes
 RemoveIPC=yes
-# Left out, since GPUs would be lost: PrivateDevices, DeviceAllow (the drivers' numbers are read before their
-# modules may be there) and ProtectClock (it allows the clock alone), MemoryDenyWriteExecute (CUDA compiles at
-# run time), PrivateTmp (others' MPS has its sockets there), ProtectProc (holders of memory are looked up).
+# Left out, because they would hide the GPUs: PrivateDevices, DeviceAllow (device numbers are read before the
+# modules may be loaded) and ProtectClock (it allows only the clock), MemoryDenyWriteExecute (CUDA compiles at
+# run time), PrivateTmp (other MPS daemons have their sockets there), ProtectProc (other processes are read).
 """
 _SYSTEM_INSTALL = "\n[Install]\nWantedBy=multi-user.target\n"
 _USER_INSTALL = "\n[Install]\nWantedBy=default.target\n"
@@ -81,9 +82,9 @@ _USER_INSTALL = "\n[Install]\nWantedBy=default.target\n"
 
 @dataclass(frozen=True, slots=True)
 class UnitPlan:
-    """What the unit runs and as whom; `user` None makes a unit of the user's own service manager.
+    """What the unit runs, and as which user; `user` None makes a unit of the user's own service manager.
 
-    `groups` are further groups of a system unit, by which it may open the GPUs.
+    `groups` are further groups of a system unit, which give it access to the GPUs.
     """
 
     command: Sequence[str]
@@ -91,7 +92,7 @@ class UnitPlan:
     groups: Sequence[str] = ()
 
     def text(self) -> str:
-        """Render the unit with a checksum, by which an edit is noticed."""
+        """Render the unit with a checksum that reveals edits."""
         service = _SERVICE.format(command=" ".join(_word(part) for part in self.command))
         if self.user is None:
             return signed(_HEAD + service + _USER_INSTALL)
@@ -101,12 +102,12 @@ class UnitPlan:
 
 
 def signed(body: str) -> str:
-    """Put the checksum of a unit above it."""
+    """Return a unit with its checksum as the first line."""
     return f"{_MARK}{_checksum(body)}\n{body}"
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a unit is as `cotenant service install` wrote it."""
+    """Whether a unit is unchanged since `cotenant systemd install` wrote it."""
     first, _, body = text.partition("\n")
     return first == f"{_MARK}{_checksum(body)}"
 
