@@ -92,8 +92,10 @@ _SIBLINGS: dict[str, dict[str, set[str]]] = {
         "launch": {"diagnosis", "process"},
         "base": {"diagnosis", "process", "launch"},
         "llama_cpp": {"diagnosis", "process", "launch", "base"},
-        "vllm": {"diagnosis", "process", "launch", "base", "llama_cpp"},
+        "vllm": {"diagnosis", "process", "launch", "base"},
         "ollama": {"process", "base"},
+        "command": {"process", "launch", "base"},
+        "remote": {"diagnosis", "process", "base"},
     },
     "gateway": {
         "http": set(),

@@ -19,13 +19,13 @@ from cotenant.domain.engine_options import CommandTerms, OllamaTerms, RemoteTerm
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LaunchTerms
 from cotenant.domain.models import EngineKind
-from cotenant.engines.command import CommandHost
+from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.launch.launchers import Launchers
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.process import group_lives
-from cotenant.engines.remote import RemoteHost
+from cotenant.engines.remote.engine import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
 from cotenant.gateway.inference.request import engine_body, engine_head
 from cotenant.interfaces import Engine, EngineHost, EngineOrder

@@ -7,7 +7,7 @@ from pathlib import Path
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.daemon.cpu_fallback import on_this_machine
 from cotenant.domain.placements import Placement
-from cotenant.engines.llama_cpp.arguments import visible_devices
+from cotenant.engines.launch.plan import visible_devices
 from cotenant.engines.llama_cpp.builds import choose, discover
 from cotenant.engines.llama_cpp.rehearsal import rehearse
 from cotenant.interfaces import EngineOrder

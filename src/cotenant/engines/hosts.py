@@ -7,12 +7,12 @@ from pathlib import Path
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import EngineKind
-from cotenant.engines.command import CommandHost
+from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.launch.launchers import Launchers
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost
 from cotenant.engines.process.log_folder import LogFolder
-from cotenant.engines.remote import RemoteHost
+from cotenant.engines.remote.engine import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
 from cotenant.engines.vllm.sleep import Meter
 from cotenant.interfaces import Engine, EngineHost, EngineOrder

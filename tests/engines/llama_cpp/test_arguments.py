@@ -11,7 +11,8 @@ from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import CacheType, FlashAttention, ModelKind, SplitMode
 from cotenant.domain.placements import Budget
 from cotenant.domain.units import GIB, MIB
-from cotenant.engines.llama_cpp.arguments import arguments_for, validate, visible_devices
+from cotenant.engines.launch.plan import visible_devices
+from cotenant.engines.llama_cpp.arguments import arguments_for, validate
 from cotenant.engines.llama_cpp.host_facts import HostFacts
 from tests.engines.support import gpu, gpu_order, host_order, share
 

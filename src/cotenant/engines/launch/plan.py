@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from cotenant.domain.devices import Device
+from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import ON_HOST, LaunchTerms
+from cotenant.domain.placements import Placement, Share
 from cotenant.engines.process.environment import engine_environment
 from cotenant.engines.process.process import ChildProcess, guarded
+from cotenant.interfaces import EngineOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +96,29 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
     argv = [found, *rest]
     env = engine_environment(os.environ, plan.devices, plan.env)
     return (argv if plan.ties_itself else guarded(argv, family=plan.has_family)), env
+
+
+def visible_devices(order: EngineOrder) -> tuple[Device, ...]:
+    """Return the GPUs that the engine may see, in planned order; none when it is to run in host RAM.
+
+    GPUs that bear nothing are hidden rather than given 0 layers: a listed GPU costs a context and pipeline
+    copies. Described GPUs do not exist, so a placement on them runs in host RAM.
+    """
+    if runs_on_described(order.placement):
+        return ()
+    shares = fit_shares(order.placement) if order.use_fit_params else order.placement.used_shares
+    return tuple(share.device for share in shares if share.device.kind is not DeviceKind.HOST)
+
+
+def runs_on_described(placement: Placement) -> bool:
+    """Whether any GPU of the placement was described and not found."""
+    return any(share.device.described for share in placement.used_shares)
+
+
+def fit_shares(placement: Placement) -> Sequence[Share]:
+    """Return the GPUs that an engine which fits itself may use, with or without layers."""
+    return [
+        share
+        for share in placement.shares
+        if share.budget.left_out is None and share.device.kind is not DeviceKind.HOST
+    ]

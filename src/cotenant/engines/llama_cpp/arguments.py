@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from cotenant.domain.devices import Device, DeviceKind
+from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import CacheType, FlashAttention, ModelKind, SplitMode
 from cotenant.domain.placements import MAX_DEVICES, Placement, Share
 from cotenant.domain.recipes import check_recipe
 from cotenant.domain.units import MIB
+from cotenant.engines.launch.plan import fit_shares, visible_devices
 from cotenant.engines.llama_cpp.host_facts import HostFacts
 from cotenant.engines.process.ports import LOOPBACK
 from cotenant.interfaces import EngineOrder
@@ -105,29 +105,12 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         # Repacked for AMX, some virtual machines that advertise it kill the engine (SIGILL, SIGSEGV).
         repack=not (facts.has_amx and blocks_on_host),
         fit=fit,
-        fit_margins_mib=tuple(_margin_mib(share) for share in _fit_shares(placement)) if fit else (),
+        fit_margins_mib=tuple(_margin_mib(share) for share in fit_shares(placement)) if fit else (),
         embedding=order.kind is ModelKind.EMBEDDING,
         rerank=order.kind is ModelKind.RERANK,
         projector_path=None if order.projector_path is None else str(order.projector_path),
         extra=tuple(order.args),
     )
-
-
-def visible_devices(order: EngineOrder) -> tuple[Device, ...]:
-    """Return the GPUs that the engine may see, in planned order; none when it is to run in host RAM.
-
-    Those that bear nothing are hidden rather than given 0 layers: a listed GPU costs a context and pipeline
-    copies. Described GPUs do not exist, so a placement on them runs in host RAM.
-    """
-    if runs_on_described(order.placement):
-        return ()
-    shares = _fit_shares(order.placement) if order.use_fit_params else order.placement.used_shares
-    return tuple(share.device for share in shares if share.device.kind is not DeviceKind.HOST)
-
-
-def runs_on_described(placement: Placement) -> bool:
-    """Whether any GPU of the placement was described and not found."""
-    return any(share.device.described for share in placement.used_shares)
 
 
 def validate(order: EngineOrder) -> None:
@@ -150,14 +133,6 @@ def validate(order: EngineOrder) -> None:
 
 def _split(placement: Placement) -> tuple[int, ...]:
     return tuple(share.count for share in placement.used_shares if share.device.kind is not DeviceKind.HOST)
-
-
-def _fit_shares(placement: Placement) -> Sequence[Share]:
-    return [
-        share
-        for share in placement.shares
-        if share.budget.left_out is None and share.device.kind is not DeviceKind.HOST
-    ]
 
 
 def _margin_mib(share: Share) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from cotenant.domain.engines import EngineBuild, EngineForm
-from cotenant.engines.launch.plan import LaunchPlan
-from cotenant.engines.llama_cpp.arguments import LlamaArguments, visible_devices
+from cotenant.engines.launch.plan import LaunchPlan, visible_devices
+from cotenant.engines.llama_cpp.arguments import LlamaArguments
 from cotenant.engines.llama_cpp.builds import server_flags
 from cotenant.engines.llama_cpp.image_builds import image_build
 from cotenant.engines.llama_cpp.server_flags import ServerFlags, server_argv

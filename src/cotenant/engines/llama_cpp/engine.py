@@ -17,8 +17,8 @@ from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import ServerEngine, Started, start_server
-from cotenant.engines.launch.plan import HostLauncher, Launcher
-from cotenant.engines.llama_cpp.arguments import arguments_for, runs_on_described, validate, visible_devices
+from cotenant.engines.launch.plan import HostLauncher, Launcher, runs_on_described, visible_devices
+from cotenant.engines.llama_cpp.arguments import arguments_for, validate
 from cotenant.engines.llama_cpp.builds import choose, discover
 from cotenant.engines.llama_cpp.command_line import llama_plan
 from cotenant.engines.llama_cpp.host_facts import read_host_facts

@@ -16,8 +16,7 @@ from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
 from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import EngineKind
 from cotenant.engines.base.server import ServerEngine, Started, start_server
-from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan
-from cotenant.engines.llama_cpp.arguments import visible_devices
+from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, visible_devices
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.ports import ReservedPort

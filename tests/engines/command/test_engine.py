@@ -10,7 +10,7 @@ from cotenant.domain.engine_options import CommandTerms
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import EngineKind, Parts
 from cotenant.domain.units import MIB
-from cotenant.engines.command import CommandHost, fill
+from cotenant.engines.command.engine import CommandHost, fill
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.interfaces import EngineOrder

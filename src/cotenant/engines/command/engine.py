@@ -17,8 +17,7 @@ from cotenant.domain.errors import BadRecipe, EngineMissing
 from cotenant.domain.models import EngineKind
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import ServerEngine, Started, start_server
-from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, host_command
-from cotenant.engines.llama_cpp.arguments import visible_devices
+from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, host_command, visible_devices
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.process import ChildProcess
