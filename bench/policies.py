@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from bench.replay import BASELINES, Report
 from bench.rows import Row, print_table
-from cotenant.simulation.baselines import BASELINES
+from bench.workloads import ARENA, CLIENTS, Profile, draw_models
 from cotenant.simulation.machine import card
-from cotenant.simulation.models import draw_models
-from cotenant.simulation.run import Report
 from cotenant.simulation.trace import read_trace
-from cotenant.simulation.workload import ARENA, CLIENTS, Profile, Request
+from cotenant.simulation.workload import Request
 
 GB = 10**9
 MEASURES = ("mean_s", "p99_s", "worst_model_s")

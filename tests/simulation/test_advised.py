@@ -10,7 +10,7 @@ import pytest
 from cotenant.scheduling import events
 from cotenant.scheduling.advice import Advice, Hint
 from cotenant.simulation.faults import NO_FAULTS
-from cotenant.simulation.seeded import SeededWorld, seeded_world
+from tests.simulation.seeded import SeededWorld, seeded_world
 
 _SEEDS = int(os.environ.get("COTENANT_SIM_SEEDS", "60"))
 
@@ -18,21 +18,21 @@ _SEEDS = int(os.environ.get("COTENANT_SIM_SEEDS", "60"))
 def advise(seeded: SeededWorld, every_s: float) -> list[int]:
     """Have advice drawn at random come again and again; note for how many models each then stands."""
     stands: list[int] = []
-    world, dice = seeded.world, Random(seeded.seed + 1)
+    world, rng = seeded.world, Random(seeded.seed + 1)
 
     def hint(loads: int) -> Hint:
-        factor = dice.choice([0.0, 0.25, 1.0, 4.0, 1e9])
-        return Hint(loads, factor, dice.choice([0.0, 600.0, 1e9]), dice.random() < 0.5)
+        factor = rng.choice([0.0, 0.25, 1.0, 4.0, 1e9])
+        return Hint(loads, factor, rng.choice([0.0, 600.0, 1e9]), rng.random() < 0.5)
 
     def comes() -> None:
-        now, models = world.agenda.now, world.scheduler.state.models
+        now, models = world.queue.now, world.scheduler.state.models
         if now < seeded.ends_by_s - 10:
             hints = {name: hint(model.loads) for name, model in models.items()}
             world.send(events.AdviceGiven(now, Advice(now, hints)))
             stands.append(len(world.scheduler.state.advised))
-            world.agenda.after(dice.expovariate(1 / every_s), comes)
+            world.queue.after(rng.expovariate(1 / every_s), comes)
 
-    world.agenda.after(0.0, comes)
+    world.queue.after(0.0, comes)
     return stands
 
 

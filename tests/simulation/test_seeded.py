@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from cotenant.scheduling import events
-from cotenant.simulation.faults import ALL_FAULTS, NO_FAULTS
-from cotenant.simulation.seeded import BrokenWorld, seeded_world
-from cotenant.simulation.timeline import Story
+from cotenant.simulation.faults import NO_FAULTS
+from cotenant.simulation.timeline import Timeline
 from cotenant.simulation.world import Outcome
+from tests.simulation.seeded import ALL_FAULTS, SimulationFailure, seeded_world
 
 _SEEDS = int(os.environ.get("COTENANT_SIM_SEEDS", "200"))
 _WITHOUT_FAULTS = max(1, _SEEDS // 2)
@@ -41,14 +41,14 @@ def test_if_nothing_goes_wrong_every_request_is_served_within_the_bound() -> Non
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_same_seed_tells_the_same_story(seed: int) -> None:
-    def story() -> list[str]:
+    def timeline() -> list[str]:
         seeded = seeded_world(seed, ALL_FAULTS)
-        seeded.world.story = Story(kept=None)
-        return [*seeded.run().story.lines()]
+        seeded.world.timeline = Timeline(kept=None)
+        return [*seeded.run().timeline.lines()]
 
-    first = story()
+    first = timeline()
     assert len(first) > 100
-    assert story() == first
+    assert timeline() == first
 
 
 def test_a_broken_law_is_told_with_its_seed_and_the_last_steps() -> None:
@@ -60,8 +60,8 @@ def test_a_broken_law_is_told_with_its_seed_and_the_last_steps() -> None:
             residency.in_flight += 1
         seeded.world.read()
 
-    seeded.world.agenda.at(8.0, break_a_law)
-    with pytest.raises(BrokenWorld, match=r"seed 7: BrokenLaw: law 3(.|\n)*RequestArrived"):
+    seeded.world.queue.at(8.0, break_a_law)
+    with pytest.raises(SimulationFailure, match=r"seed 7: BrokenLaw: law 3(.|\n)*RequestArrived"):
         seeded.run()
 
 
@@ -75,11 +75,11 @@ def test_a_scheduler_that_forgets_a_request_is_found_out() -> None:
 
     seeded.world.scheduler.try_grant = lambda *_: None  # type: ignore[method-assign]
     seeded.world.scheduler._handlers[events.RequestArrived] = forgetful
-    with pytest.raises(BrokenWorld, match="seed 7: BrokenPromise"):
+    with pytest.raises(SimulationFailure, match="seed 7: ContractViolation"):
         seeded.run()
 
 
 def test_footprints_that_are_too_small_are_found_out_by_the_card() -> None:
     faults = replace(NO_FAULTS, leaves_served=0.01)
-    out_of_memory = sum(seeded_world(seed, faults).run().account.out_of_memory for seed in range(20))
+    out_of_memory = sum(seeded_world(seed, faults).run().totals.out_of_memory for seed in range(20))
     assert out_of_memory > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from bench.workloads import spec_of
 
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
@@ -24,7 +25,7 @@ def longest_waits(models: list[SimulatedModel], requests: list[Request], policy:
         policy=policy, overdue_s=_SETTINGS.overdue_s, drain_limit_s=_SETTINGS.drain_limit_s
     )
     world = World(Scheduler(settings), Machine([card(0, 24 * _GB)]), models, Random(1))
-    world.begin([model.spec() for model in models])
+    world.begin([spec_of(model) for model in models])
     world.expect(sorted(requests, key=lambda request: request.at))
     world.run()
     longest: dict[str, float] = {}
@@ -35,14 +36,12 @@ def longest_waits(models: list[SimulatedModel], requests: list[Request], policy:
     return longest
 
 
-def busy(
-    model: SimulatedModel, dice: Random, gap_s: float, service_s: float, seconds: float
-) -> list[Request]:
+def busy(model: SimulatedModel, rng: Random, gap_s: float, service_s: float, seconds: float) -> list[Request]:
     """Requests that never let a model go idle."""
     at, found = 0.0, []
     while at < seconds:
-        at += dice.expovariate(1 / gap_s)
-        tokens = round(dice.uniform(0.5, 1) * service_s * model.decode_per_s)
+        at += rng.expovariate(1 / gap_s)
+        tokens = round(rng.uniform(0.5, 1) * service_s * model.decode_per_s)
         found.append(Request(at, model.name, 0, tokens))
     return found
 
@@ -67,8 +66,8 @@ def test_a_rare_model_beside_a_hot_one_waits_no_longer_than_its_bound(policy: st
 def test_small_models_that_come_and_go_do_not_keep_a_large_one_out() -> None:
     small = [SimulatedModel(f"small{n}", (7 * _GB,), load_s=4.0, slots=2) for n in range(8)]
     large = SimulatedModel("large", (20 * _GB,), load_s=8.0)
-    dice, service_s = Random(3), 6.0
-    requests = [request for model in small for request in busy(model, dice, 15.0, service_s, 1500)]
+    rng, service_s = Random(3), 6.0
+    requests = [request for model in small for request in busy(model, rng, 15.0, service_s, 1500)]
     requests += [Request(100.0 + 300 * n, "large", 10, 10) for n in range(5)]
     longest = longest_waits([*small, large], requests, "cost")
     # At worst all small ones are overdue before it: each has its turn of a drain and a swap.

@@ -11,7 +11,7 @@ import pytest
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.simulation.machine import card
 from cotenant.simulation.models import fit_size, speed_of
-from cotenant.simulation.scorecard import Scorecard
+from cotenant.simulation.results import ReplayResult
 from cotenant.simulation.variant import Tenant, Variant
 from cotenant.simulation.workload import Request
 
@@ -35,7 +35,7 @@ def cycle(names: str, gap_s: float = 20.0) -> list[Request]:
     return [Request(gap_s * n, name, 0, 0, service_s=2.0) for n, name in enumerate(names)]
 
 
-def test_a_scorecard_counts_in_all_and_by_model() -> None:
+def test_results_count_in_total_and_by_model() -> None:
     found = variant([tenant("a"), tenant("b"), tenant("c")], 24).run(cycle("abcaab"))
     total = found.total
     assert (total.requests, total.answered, total.refusals) == (6, 6, 0)
@@ -120,7 +120,7 @@ def test_what_is_preloaded_waits_for_nobody_to_ask() -> None:
 
 
 def test_a_replay_is_the_same_every_time_and_another_by_another_seed() -> None:
-    def replayed(seed: int) -> Scorecard:
+    def replayed(seed: int) -> ReplayResult:
         return variant([tenant("a"), tenant("b"), tenant("c")], 24).run(cycle("abcabcab", 5.0), seed=seed)
 
     assert replayed(3) == replayed(3) != replayed(4)

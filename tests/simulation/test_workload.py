@@ -3,10 +3,10 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from bench.workloads import ARENA, CLIENTS, Profile, Statistics, statistics
 
 from cotenant.domain.errors import BadTrace
 from cotenant.simulation.trace import read_trace
-from cotenant.simulation.workload import ARENA, CLIENTS, Profile, Statistics, statistics
 
 ARENA_TRACE = Statistics(0.197, 0.629, 0.83, 2.2, 14.9, 51.0, 136.0, 256.0)
 CLIENTS_TRACE = Statistics(0.052, 0.225, 0.31, 0.7, 14.4, 111.0, 540.0, 828.0)
@@ -55,11 +55,11 @@ def test_a_trace_is_read_and_stretched() -> None:
         ([HEADER, "1,,1,2\n"], "log line 2: no model"),
         ([HEADER, "1,a,1\n"], "log line 2: output_tokens is None"),
         ([HEADER, "1,a,1,inf\n"], "log line 2: output_tokens is 'inf'"),
-        ([HEADER, "1,a,,\n"], "no request of the log tells its service_s or output_tokens"),
+        ([HEADER, "1,a,,\n"], "no request of the log states its service_s or output_tokens"),
         (["\n", HEADER, "\n", "1,a,1,x\n"], "log line 4: output_tokens is 'x'"),
-        (['{"at": 1, "model": "a", "service_s": 1}\n', "{\n"], "log line 2: it is no JSON object"),
-        (['{"at": 1, "model": "a", "service_s": 1}\n', "[]\n"], "log line 2: it is no JSON object"),
-        (['{"at": ' + "[" * 100_000], "log line 1: it is no JSON object"),
+        (['{"at": 1, "model": "a", "service_s": 1}\n', "{\n"], "log line 2 is not a JSON object"),
+        (['{"at": 1, "model": "a", "service_s": 1}\n', "[]\n"], "log line 2 is not a JSON object"),
+        (['{"at": ' + "[" * 100_000], "log line 1 is not a JSON object"),
         (['{"model": "a", "service_s": 1}\n'], "log line 1: at is None"),
         (['{"at": true, "model": "a", "service_s": 1}\n'], "log line 1: at is True"),
         (['{"at": "yesterday", "model": "a", "service_s": 1}\n'], "log line 1: at is 'yesterday'"),

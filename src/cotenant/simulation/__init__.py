@@ -1,4 +1,4 @@
-"""The same scheduler in virtual time: seeded worlds in which things go wrong, and replays of traces.
+"""Runs the scheduler in virtual time, among simulated engines and clients, and replays request logs.
 
-It must not reach the machine.
+It must not access the machine.
 """

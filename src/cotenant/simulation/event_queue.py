@@ -1,4 +1,4 @@
-"""Virtual time: what happens next, and when."""
+"""Virtual time: a queue of actions, each with its instant."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from random import Random
 Action = Callable[[], None]
 
 
-class Agenda:
-    """Runs actions in the order of their instants, in seconds; simultaneous ones in an order drawn by `dice`.
+class EventQueue:
+    """Runs actions in the order of their instants, in seconds; simultaneous ones in random order.
 
-    With `tick_s` every instant is put off to the next multiple of it, so that much happens at once.
+    `tick_s` rounds every instant up to a multiple of it, so that many actions are simultaneous.
     """
 
-    def __init__(self, dice: Random, tick_s: float | None = None) -> None:
+    def __init__(self, rng: Random, tick_s: float | None = None) -> None:
         self.now = 0.0
-        self._dice = dice
+        self._rng = rng
         self._tick_s = tick_s
         self._entries: list[tuple[float, float, int, Action]] = []
         self._count = 0
@@ -27,17 +27,17 @@ class Agenda:
         return len(self._entries)
 
     def at(self, instant: float, action: Action) -> None:
-        """Run an action at an instant; one that has passed means now."""
+        """Schedule an action; an instant in the past means now."""
         if self._tick_s is not None:
             instant = math.ceil(instant / self._tick_s - 1e-9) * self._tick_s
         self._count += 1
-        heappush(self._entries, (max(self.now, instant), self._dice.random(), self._count, action))
+        heappush(self._entries, (max(self.now, instant), self._rng.random(), self._count, action))
 
     def after(self, seconds: float, action: Action) -> None:
-        """Run an action some seconds from now."""
+        """Schedule an action some seconds from now."""
         self.at(self.now + seconds, action)
 
     def step(self) -> None:
-        """Move on to the next action and run it."""
+        """Advance to the next action and run it."""
         self.now, _, _, action = heappop(self._entries)
         action()

@@ -1,4 +1,4 @@
-"""What may go wrong in a simulated world, and how often."""
+"""Faults of a simulated world and their probabilities."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Chances from 0 to 1, each of one occasion: a load, an engine that became ready, an end, a request.
+    """Probabilities from 0 to 1, each per occasion: a load, a ready engine, an exit, a request.
 
-    `trouble_every_s` is the mean time between things that befall a card (others take memory, it disappears,
-    it does not answer) or that an operator does; None: nothing does.
+    `trouble_every_s` is the mean time between card faults (foreign memory use, a lost card, no readings) and
+    operator actions; None for none.
     """
 
     slow_load: float = 0.0
@@ -25,14 +25,3 @@ class Faults:
 
 
 NO_FAULTS = Faults()
-ALL_FAULTS = Faults(
-    slow_load=0.1,
-    failed_load=0.08,
-    death=0.2,
-    slow_end=0.15,
-    late_memory=0.2,
-    lost_memory=0.05,
-    leaves_waiting=0.1,
-    leaves_served=0.1,
-    trouble_every_s=20.0,
-)

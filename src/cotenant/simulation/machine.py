@@ -1,4 +1,4 @@
-"""The truth about the cards, and what a driver tells of it."""
+"""Simulated GPUs: their actual memory use, and what a driver reports of it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cotenant.planning.ledger import DeviceReading
 
 
 class Driver(StrEnum):
-    """How much of the truth a Reading shows."""
+    """What a driver reports."""
 
     PROCESSES = "processes"
     """Free memory, and what each process holds."""
     TOTALS = "totals"
-    """Free memory alone."""
+    """Free memory only."""
     NOTHING = "nothing"
-    """Cards that are only described."""
+    """Nothing: the cards are only described."""
 
 
 class Machine:
-    """Cards, and who holds their memory: engines until it is given back, foreigners, and nobody."""
+    """GPUs and the users of their memory: engines, until they return it, and other programs."""
 
     def __init__(self, cards: Sequence[Device], driver: Driver = Driver.NOTHING) -> None:
         self.cards = tuple(cards)
@@ -34,32 +34,32 @@ class Machine:
         self._ended: set[ResidencyId] = set()
 
     def free_bytes(self, device: DeviceId) -> int:
-        """What is truly free on a card."""
+        """Return the memory that is actually free on a card."""
         total = next(card.total_bytes or 0 for card in self.cards if card.id == device)
         return total - self.foreign[device] - sum(held.get(device, 0) for held in self._held.values())
 
     def take(self, engine: ResidencyId, wanted: Mapping[DeviceId, int]) -> bool:
-        """Allocate for an engine; False if a card has not as much free, or is not there."""
+        """Allocate for an engine. Returns False if a card is lost or has too little free memory."""
         if any(device in self.missing or self.free_bytes(device) < wanted[device] for device in wanted):
             return False
         self._held[engine] = dict(wanted)
         return True
 
     def end(self, engine: ResidencyId) -> None:
-        """An engine's process is gone; what it held may come back later."""
+        """Record that an engine's process has exited; its memory may be freed later."""
         self._ended.add(engine)
 
     def give_back(self, engine: ResidencyId) -> None:
-        """Free what an engine held."""
+        """Free the memory of an engine."""
         self._held.pop(engine, None)
         self._ended.discard(engine)
 
-    def foreigners_take(self, device: DeviceId, count: int) -> None:
-        """Let others hold that much of a card, or as much of it as there is room for."""
+    def set_foreign(self, device: DeviceId, count: int) -> None:
+        """Set the memory that other programs use on a card, at most what is free."""
         self.foreign[device] = min(count, self.free_bytes(device) + self.foreign[device])
 
     def readings(self, at: float) -> tuple[DeviceReading, ...]:
-        """Measure the cards that are there."""
+        """Return readings of the cards that are present."""
         return tuple(self._reading(card, at) for card in self.cards if card.id not in self.missing)
 
     def _reading(self, card: Device, at: float) -> DeviceReading:

@@ -1,4 +1,4 @@
-"""The last steps of a simulated world, for the message of a failure."""
+"""The last steps of a simulation, for the message of a failure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cotenant.scheduling.events import DevicesRead, Event
 _KEPT: Final = 30
 
 
-class Story:
-    """What was told to the scheduler and what it wanted, step by step; `kept` steps are remembered."""
+class Timeline:
+    """The last `kept` events with the commands that the scheduler answered."""
 
     def __init__(self, kept: int | None = _KEPT) -> None:
         self._steps: deque[tuple[Event, Sequence[Command]]] = deque(maxlen=kept)
 
     def add(self, event: Event, commands: Sequence[Command]) -> None:
-        """Remember a step; Readings that change nothing are left out."""
+        """Record a step, except readings that change nothing."""
         if commands or not isinstance(event, DevicesRead):
             self._steps.append((event, commands))
 

@@ -25,10 +25,10 @@ _NUMBER_HINT: Final = "It must be a number of at least 0, written as 12.5."
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests in the order of arrival, the first of a dated log at 0.
+    """Requests in order of arrival; a dated log starts at 0.
 
-    `guessed` are those of which the log does not tell how long they were served, as they were refused or
-    left: they are replayed like the middle one of their model.
+    `guessed` counts requests of unknown length, which were refused or abandoned: they are replayed with the
+    median length of their model.
     """
 
     requests: tuple[Request, ...]
@@ -37,7 +37,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A line as read; `dated` says that its instant is Unix seconds, `known` that its length is told."""
+    """A line of a log; `dated`: its instant is Unix seconds; `known`: it states its length."""
 
     request: Request
     dated: bool
@@ -45,11 +45,11 @@ class _Record:
 
 
 def read_trace(files: Mapping[str, Iterable[str]], *, stretch: float = 1.0) -> Trace:
-    """Read the lines of files, by name, each a request log of the daemon or CSV; their headers tell which.
+    """Read the lines of files, by name, each a request log of the daemon or CSV; which its first line shows.
 
     Arrivals are `arrival_s`, seconds from the start, or `at`, Unix seconds or a date as of ISO 8601; they are
     multiplied by `stretch`. A request tells how long it is served by `service_s`, or else by `prompt_tokens`
-    and `output_tokens`. Other columns are left alone. Raises BadTrace, which names the file and the line.
+    and `output_tokens`. Other columns are ignored. Raises BadTrace, which names the file and the line.
     """
     if not (stretch > 0 and math.isfinite(stretch)):
         raise BadTrace(f"a trace cannot be stretched by {stretch}", hint="Give a factor above 0.")
@@ -59,7 +59,7 @@ def read_trace(files: Mapping[str, Iterable[str]], *, stretch: float = 1.0) -> T
     if len({record.dated for record in records}) > 1:
         raise BadTrace(
             f"{', '.join(files)}: some requests are dated by `at`, others by seconds from a start",
-            hint="Replay them apart.",
+            hint="Replay them separately.",
         )
     begin = min((r.request.at for r in records), default=0.0) if any(r.dated for r in records) else 0.0
     requests = [replace(r.request, at=(r.request.at - begin) * stretch) for r in records]
@@ -89,7 +89,7 @@ def _from_json(name: str, first: tuple[int, str], rest: Iterator[tuple[int, str]
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise BadTrace(f"{where}: it is no JSON object", hint="Each line of a request log is one.")
+            raise BadTrace(f"{where} is not a JSON object", hint="Each line of a request log is one.")
         yield _record(row, where, strict=False)
 
 
@@ -115,7 +115,7 @@ def _from_csv(name: str, first: tuple[int, str], rest: Iterator[str]) -> Iterato
 
 
 def _record(row: Mapping[str, Any], where: str, *, strict: bool) -> _Record:
-    """Read a line. In a `strict` one, of CSV, None is a cell that the line lacks."""
+    """Read a line. If `strict`, as for CSV, None is a missing cell."""
     if strict:
         for column, cell in row.items():
             if cell is None and column in (_SINCE_START, _AT, "model", "prompt_tokens", *_LENGTHS):
@@ -148,11 +148,11 @@ def _record(row: Mapping[str, Any], where: str, *, strict: bool) -> _Record:
 
 
 def _completed(requests: Sequence[Request], known: Sequence[bool]) -> Iterator[Request]:
-    """Yield the requests, those of unknown length as long as the middle one of their model, or of all."""
+    """Yield the requests, those of unknown length with the median length of their model, or of all."""
     if requests and not any(known):
         raise BadTrace(
-            "no request of the log tells its service_s or output_tokens",
-            hint="Without either nobody can say for how long a request keeps its model busy.",
+            "no request of the log states its service_s or output_tokens",
+            hint="One of them is needed to compute how long a request keeps its model busy.",
         )
     by_model: dict[str, list[Request]] = {}
     for request, told in zip(requests, known, strict=True):
@@ -177,7 +177,7 @@ def _completed(requests: Sequence[Request], known: Sequence[bool]) -> Iterator[R
 
 
 def _instant(row: Mapping[str, Any], where: str) -> float:
-    """Return Unix seconds, from a number or a date; one without a zone is of UTC."""
+    """Return Unix seconds, from a number or a date; a date without a zone is UTC."""
     at = row.get(_AT)
     if isinstance(at, str):
         try:

@@ -1,4 +1,4 @@
-"""A way to serve a log of requests: cards, a policy, models and the rules for them."""
+"""A configuration to replay a log with: cards, policy, models and their settings."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.events import LoadAsked
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.simulation.baselines import foresight
+from cotenant.simulation.foresight import foresight
 from cotenant.simulation.machine import Machine
 from cotenant.simulation.models import SimulatedModel, speed_of
-from cotenant.simulation.scorecard import Scorecard, score
+from cotenant.simulation.results import ReplayResult, summarize
 from cotenant.simulation.workload import Request
 from cotenant.simulation.world import World
 
 Progress = Callable[[float], None]
-"""Is told how far a replay has come, from 0 to 1."""
+"""Called with the progress of a replay, from 0 to 1."""
 _STEPS_PER_PROGRESS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A model to serve: what the scheduler is told of it, and what is true of it.
+    """A model to serve: its scheduler spec and its actual behaviour.
 
-    A request that does not say for how long it waits does so for `patience_s`. `tokens_per_s` is how fast one
-    request generates; None reckons it from the model's size and the cards' memory. Where it is given, it
-    counts for every request whose tokens are known, whatever service time was measured.
+    `patience_s` is the longest wait of a request that states none. `tokens_per_s` is the speed of one
+    request; None computes it from the model's size and the cards' memory. If given, it replaces the measured
+    service time of every request whose tokens are known.
     """
 
     spec: ModelSpec
@@ -42,9 +42,9 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Cards, of which all of `total_bytes` may be used, and who is served on them by which rules.
+    """Cards, all of whose `total_bytes` may be used, with the models to serve and the scheduler's settings.
 
-    `clairvoyant` stands in for the policy with one that knows the log.
+    `clairvoyant` replaces the policy with one that knows the log.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Variant:
     clairvoyant: bool = False
 
     def refusals(self) -> Iterator[Refusal]:
-        """Yield why models do not fit on the cards even if they have them for themselves."""
+        """Yield a refusal for each model that does not fit even on empty cards."""
         for tenant in self.tenants:
             result = self._plan(tenant)
             if isinstance(result, Refusal):
@@ -62,8 +62,8 @@ class Variant:
 
     def run(
         self, requests: Sequence[Request], *, seed: int = 0, progress: Progress | None = None
-    ) -> Scorecard:
-        """Replay requests for the tenants, in the order of arrival. Load times vary by `seed`."""
+    ) -> ReplayResult:
+        """Replay requests, in order of arrival. Load times vary by `seed`."""
         policy = foresight(requests) if self.clairvoyant else None
         models = [self._model(tenant) for tenant in self.tenants]
         world = World(
@@ -77,11 +77,11 @@ class Variant:
         if progress is None:
             world.run()
         else:
-            _run_aloud(world, requests, progress)
-        return score(world)
+            _run_with_progress(world, requests, progress)
+        return summarize(world)
 
     def _for_tenants(self, requests: Sequence[Request]) -> list[Request]:
-        """Have requests wait as long as their model says, and take as long as its speed says."""
+        """Fill in patience, priority and service time from the tenants."""
         tenants = {tenant.spec.name: tenant for tenant in self.tenants}
         found = []
         for request in requests:
@@ -119,7 +119,7 @@ class Variant:
         )
 
 
-def _run_aloud(world: World, requests: Sequence[Request], progress: Progress) -> None:
+def _run_with_progress(world: World, requests: Sequence[Request], progress: Progress) -> None:
     end = requests[-1].at if requests else 0.0
     while world.run(steps=_STEPS_PER_PROGRESS):
-        progress(min(1.0, world.agenda.now / end) if end else 1.0)
+        progress(min(1.0, world.queue.now / end) if end else 1.0)

@@ -1,4 +1,4 @@
-"""The scheduler among simulated engines and clients: what the daemon's shell is to it in earnest."""
+"""The scheduler among simulated engines and clients, in place of the daemon."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.simulation.event_queue import Agenda
+from cotenant.simulation.event_queue import EventQueue
 from cotenant.simulation.faults import NO_FAULTS, Faults
 from cotenant.simulation.machine import Driver, Machine
 from cotenant.simulation.models import SimulatedModel
-from cotenant.simulation.outcome import Account
-from cotenant.simulation.timeline import Story
+from cotenant.simulation.timeline import Timeline
+from cotenant.simulation.totals import Totals
 from cotenant.simulation.workload import Request
 
 _LOAD_SPREAD: Final = 0.2
@@ -33,8 +33,8 @@ _LOST_MEMORY_S: Final = (15.0, 60.0)
 _LIFE_S: Final = 40.0
 
 
-class BrokenPromise(AssertionError):
-    """The scheduler did something that no shell could carry out, or forgot a request."""
+class ContractViolation(AssertionError):
+    """The scheduler issued a command that cannot be executed, or lost a request."""
 
 
 class Outcome(StrEnum):
@@ -49,7 +49,7 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Client:
-    """A request, and how it fared; instants are of virtual time."""
+    """A request and its outcome; instants are virtual time."""
 
     request: Request
     deadline: float
@@ -60,7 +60,7 @@ class Client:
 
 @dataclass(slots=True)
 class SimulatedEngine:
-    """A process that runs a model, until it is `gone`."""
+    """A process that runs a model until it is `gone`."""
 
     residency: ResidencyId
     model: SimulatedModel
@@ -77,8 +77,8 @@ class SimulatedEngine:
 class World:
     """Engines, cards and clients around a scheduler, in virtual time.
 
-    `watched` checks every law after every step, and keeps the story for the message of a failure. Readings
-    come every `read_every_s`, or once if that is None.
+    `watched` checks all invariants after every step and records the timeline for the message of a failure.
+    Readings come every `read_every_s`, or once if that is None.
     """
 
     def __init__(
@@ -86,22 +86,22 @@ class World:
         scheduler: Scheduler,
         machine: Machine,
         models: Iterable[SimulatedModel],
-        dice: Random,
+        rng: Random,
         *,
         faults: Faults = NO_FAULTS,
         tick_s: float | None = None,
         read_every_s: float | None = None,
         watched: bool = True,
     ) -> None:
-        self.agenda = Agenda(dice, tick_s)
+        self.queue = EventQueue(rng, tick_s)
         self.scheduler = scheduler
         self.machine = machine
         self.models: Mapping[str, SimulatedModel] = {model.name: model for model in models}
         self.faults = faults
-        self.account = Account()
+        self.totals = Totals()
         self.clients: dict[TicketId, Client] = {}
-        self.story = Story() if watched else None
-        self._dice = dice
+        self.timeline = Timeline() if watched else None
+        self._rng = rng
         self._read_every_s = read_every_s
         self._engines: dict[ResidencyId, SimulatedEngine] = {}
         self._timer = 0
@@ -110,75 +110,72 @@ class World:
 
     @property
     def open_requests(self) -> int:
-        """Requests that have come and not ended."""
+        """The number of requests that have arrived and not ended."""
         return self._open
 
     @property
     def engines(self) -> tuple[SimulatedEngine, ...]:
-        """The processes that live."""
+        """The running processes."""
         return tuple(self._engines.values())
 
     def begin(self, specs: Sequence[ModelSpec]) -> None:
-        """Measure the cards and serve the models."""
+        """Read the cards and configure the models."""
         self.read()
-        self.send(events.ModelsChanged(self.agenda.now, tuple(specs)))
+        self.send(events.ModelsChanged(self.queue.now, tuple(specs)))
         if self._read_every_s is not None:
-            self.agenda.after(self._read_every_s, self._read_again)
+            self.queue.after(self._read_every_s, self._read_again)
 
     def expect(self, requests: Sequence[Request], patience_s: float = math.inf) -> None:
-        """Have requests come at their instants; each waits for so long."""
+        """Schedule requests; each waits for at most `patience_s` unless it says otherwise."""
         self._next_request(deque(requests), patience_s)
 
     def send(self, event: events.Event) -> None:
-        """Hand the scheduler an event and do what it wants."""
+        """Pass an event to the scheduler and execute its commands."""
         commands = self.scheduler.handle(event)
-        if self.story is not None:
-            self.story.add(event, commands)
-        self._carry_out(commands)
+        if self.timeline is not None:
+            self.timeline.add(event, commands)
+        self._execute(commands)
 
     def read(self) -> None:
-        """Measure the cards now."""
-        self.send(events.DevicesRead(self.agenda.now, self.machine.readings(self.agenda.now)))
+        """Send readings of the cards."""
+        self.send(events.DevicesRead(self.queue.now, self.machine.readings(self.queue.now)))
 
     def lose(self, device: DeviceId) -> None:
-        """Let a card disappear, and the processes on it with it."""
+        """Remove a card and end the processes on it."""
         self.machine.missing.add(device)
         for engine in [e for e in self._engines.values() if device in e.wanted]:
-            self.agenda.after(self._dice.uniform(0, 3), lambda e=engine: self._ends(e, "its GPU is lost"))  # type: ignore[misc]
+            self.queue.after(self._rng.uniform(0, 3), lambda e=engine: self._ends(e, "its GPU is lost"))  # type: ignore[misc]
 
     def leaves(self, ticket: TicketId) -> None:
-        """A client gives up waiting, if it still does."""
+        """Abandon a request if it still waits."""
         client = self.clients[ticket]
         if client.outcome is None and client.granted_at is None:
-            self.send(events.RequestLeft(self.agenda.now, ticket))
+            self.send(events.RequestLeft(self.queue.now, ticket))
             self._end(client, Outcome.LEFT)
 
     def run(self, *, until: float = math.inf, steps: float = math.inf) -> bool:
-        """Run until nobody waits or is served and nobody is to come, until an instant, or for some steps.
-
-        Whether anybody is left.
-        """
-        while len(self.agenda) and self.agenda.now < until and (self._open or self._coming) and steps > 0:
-            self.agenda.step()
+        """Run until no request is left, until an instant, or for some steps. True if requests are left."""
+        while len(self.queue) and self.queue.now < until and (self._open or self._coming) and steps > 0:
+            self.queue.step()
             steps -= 1
-        return len(self.agenda) > 0 and (self._open > 0 or self._coming)
+        return len(self.queue) > 0 and (self._open > 0 or self._coming)
 
     def _read_again(self) -> None:
         self.read()
         if self._read_every_s is not None:
-            self.agenda.after(self._read_every_s, self._read_again)
+            self.queue.after(self._read_every_s, self._read_again)
 
     # Requests
 
     def _next_request(self, requests: deque[Request], patience_s: float) -> None:
         self._coming = bool(requests)
         if requests:
-            self.agenda.at(requests[0].at, lambda: self._arrives(requests, patience_s))
+            self.queue.at(requests[0].at, lambda: self._arrives(requests, patience_s))
 
     def _arrives(self, requests: deque[Request], patience_s: float) -> None:
         request = requests.popleft()
         self._next_request(requests, patience_s)
-        now = self.agenda.now
+        now = self.queue.now
         ticket = TicketId(len(self.clients) + 1)
         own_s = request.patience_s
         client = self.clients[ticket] = Client(request, now + (patience_s if own_s is None else own_s))
@@ -192,28 +189,28 @@ class World:
         arrived = (now, ticket, request.model, client.deadline, request.priority or 0, keep_alive_s)
         self.send(events.RequestArrived(*arrived))
         if client.outcome is None and self._happens(self.faults.leaves_waiting):
-            self.agenda.after(self._dice.expovariate(0.1), lambda: self.leaves(ticket))
+            self.queue.after(self._rng.expovariate(0.1), lambda: self.leaves(ticket))
 
     def _serve(self, client: Client, lease: LeaseId, residency: ResidencyId) -> None:
         if client.outcome is not None or client.granted_at is not None:
-            raise BrokenPromise(f"{client} is granted, and had ended")
-        client.granted_at = self.agenda.now
+            raise ContractViolation(f"{client} is granted, and had ended")
+        client.granted_at = self.queue.now
         engine = self._engines.get(residency)
         if engine is None or engine.loading or (engine.asked_to_end and not engine.gone):
-            raise BrokenPromise(f"{client.request.model} is granted on #{residency}, which serves nobody")
+            raise ContractViolation(f"{client.request.model} is granted on #{residency}, which serves nobody")
         if len(engine.leases) >= engine.model.slots:
-            raise BrokenPromise(f"{client.request.model} is granted a slot that #{residency} does not have")
+            raise ContractViolation(f"{client.request.model} is granted a slot too many of #{residency}")
         if not engine.leases:
-            engine.busy_since = self.agenda.now
+            engine.busy_since = self.queue.now
         engine.leases[lease] = client
         if engine.gone:
-            # The scheduler has not heard of its end yet: the connection breaks at once.
-            self.agenda.after(0.0, lambda: self._release(engine, lease, Outcome.BROKEN))
+            # The scheduler does not know of its exit yet: the connection breaks at once.
+            self.queue.after(0.0, lambda: self._release(engine, lease, Outcome.BROKEN))
             return
         service_s = engine.model.service_s(client.request)
         if self._happens(self.faults.leaves_served):
-            service_s *= self._dice.random()
-        self.agenda.after(service_s, lambda: self._release(engine, lease, Outcome.SERVED))
+            service_s *= self._rng.random()
+        self.queue.after(service_s, lambda: self._release(engine, lease, Outcome.SERVED))
 
     def _release(self, engine: SimulatedEngine, lease: LeaseId, outcome: Outcome) -> None:
         client = engine.leases.pop(lease, None)
@@ -221,21 +218,21 @@ class World:
             return
         self._end(client, outcome)
         if not engine.leases:
-            engine.busy_s += self.agenda.now - engine.busy_since
-        commands = self.scheduler.release(lease, self.agenda.now)
-        if self.story is not None:
-            self.story.add(events.LeaseReleased(self.agenda.now, lease), commands)
-        self._carry_out(commands)
+            engine.busy_s += self.queue.now - engine.busy_since
+        commands = self.scheduler.release(lease, self.queue.now)
+        if self.timeline is not None:
+            self.timeline.add(events.LeaseReleased(self.queue.now, lease), commands)
+        self._execute(commands)
 
     def _end(self, client: Client, outcome: Outcome) -> None:
         if client.outcome is not None:
-            raise BrokenPromise(f"{client} has ended already, and is now {outcome}")
+            raise ContractViolation(f"{client} has ended already, and is now {outcome}")
         client.outcome = outcome
         self._open -= 1
 
     # Commands
 
-    def _carry_out(self, commands: Sequence[Command]) -> None:
+    def _execute(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
                 case Grant(ticket, lease, residency):
@@ -243,9 +240,9 @@ class World:
                 case Refuse(ticket, code):
                     client = self.clients[ticket]
                     if client.granted_at is not None:
-                        raise BrokenPromise(f"{client} is refused, and was granted")
-                    if code is RefusalCode.TIMED_OUT and self.agenda.now < client.deadline - 1e-6:
-                        raise BrokenPromise(f"{client} has timed out before its deadline")
+                        raise ContractViolation(f"{client} is refused, and was granted")
+                    if code is RefusalCode.TIMED_OUT and self.queue.now < client.deadline - 1e-6:
+                        raise ContractViolation(f"{client} has timed out before its deadline")
                     client.refusal = code
                     late = code is RefusalCode.TIMED_OUT
                     self._end(client, Outcome.TIMED_OUT if late else Outcome.REFUSED)
@@ -256,7 +253,7 @@ class World:
                 case WakeAt(at):
                     self._wake_at(at)
                 case Tell(decision):
-                    self.account.hear(decision)
+                    self.totals.count_unload(decision)
         self._check()
 
     def _wake_at(self, instant: float) -> None:
@@ -265,21 +262,21 @@ class World:
 
         def fire() -> None:
             if number == self._timer:
-                self.send(events.TimerFired(self.agenda.now))
+                self.send(events.TimerFired(self.queue.now))
 
         if instant < math.inf:
-            self.agenda.at(instant, fire)
+            self.queue.at(instant, fire)
 
     def _check(self) -> None:
-        if self.story is None:
+        if self.timeline is None:
             return
         invariants.check(self.scheduler.state)
         for ticket in self.scheduler.state.tickets:
             client = self.clients[ticket]
             if client.outcome is not None or client.granted_at is not None:
-                raise BrokenPromise(f"{client} has ended and still waits")
-            if self.agenda.now > client.deadline + 1:
-                raise BrokenPromise(f"{client} waits on, past its deadline")
+                raise ContractViolation(f"{client} has ended and still waits")
+            if self.queue.now > client.deadline + 1:
+                raise ContractViolation(f"{client} waits on, past its deadline")
 
     # Engines
 
@@ -288,55 +285,55 @@ class World:
         wanted = {s.device.id: round(s.parts.total * model.truth) for s in command.placement.used_shares}
         for other in self._engines.values():
             if other.model is model:
-                raise BrokenPromise(f"{model.name} is started beside its other engine #{other.residency}")
+                raise ContractViolation(f"{model.name} is started while it has engine #{other.residency}")
             if other.loading and not other.asked_to_end and wanted.keys() & other.wanted.keys():
-                raise BrokenPromise(f"{model.name} is started where {other.model.name} is loading")
+                raise ContractViolation(f"{model.name} is started where {other.model.name} is loading")
         engine = self._engines[command.residency] = SimulatedEngine(command.residency, model, wanted)
-        self.account.load(model.name, sum(wanted.values()))
-        load_s = model.load_s * self._dice.lognormvariate(0, _LOAD_SPREAD)
+        self.totals.load(model.name, sum(wanted.values()))
+        load_s = model.load_s * self._rng.lognormvariate(0, _LOAD_SPREAD)
         if self._happens(self.faults.slow_load):
-            load_s *= self._dice.uniform(*_SLOW)
-        self.agenda.after(load_s * self._dice.uniform(0.05, 0.9), lambda: self._allocates(engine))
+            load_s *= self._rng.uniform(*_SLOW)
+        self.queue.after(load_s * self._rng.uniform(0.05, 0.9), lambda: self._allocates(engine))
         if self._happens(self.faults.failed_load):
-            self.agenda.after(load_s * self._dice.random(), lambda: self._ends(engine, "it failed to load"))
-        self.agenda.after(load_s, lambda: self._becomes_ready(engine))
+            self.queue.after(load_s * self._rng.random(), lambda: self._ends(engine, "it failed to load"))
+        self.queue.after(load_s, lambda: self._becomes_ready(engine))
 
     def _allocates(self, engine: SimulatedEngine) -> None:
         if engine.loading and not engine.gone and not self.machine.take(engine.residency, engine.wanted):
-            self.account.out_of_memory += 1
+            self.totals.out_of_memory += 1
             self._ends(engine, "out of memory")
 
     def _becomes_ready(self, engine: SimulatedEngine) -> None:
         if engine.gone or engine.asked_to_end:
             return
         engine.loading = False
-        engine.ready_at = self.agenda.now
-        self.send(events.EngineReady(self.agenda.now, engine.residency))
+        engine.ready_at = self.queue.now
+        self.send(events.EngineReady(self.queue.now, engine.residency))
         if self._happens(self.faults.death):
-            life_s = self._dice.expovariate(1 / _LIFE_S)
-            self.agenda.after(life_s, lambda: self._ends(engine, "killed by signal 9"))
+            life_s = self._rng.expovariate(1 / _LIFE_S)
+            self.queue.after(life_s, lambda: self._ends(engine, "killed by signal 9"))
 
     def _stop(self, engine: SimulatedEngine | None) -> None:
         if engine is None or engine.gone:
-            # Its end is on its way to the scheduler.
+            # Its exit is already on the way to the scheduler.
             return
         lost = self.machine.missing & engine.wanted.keys()
         if engine.leases and not lost:
-            raise BrokenPromise(f"{engine.model.name} is stopped while {len(engine.leases)} are served")
+            raise ContractViolation(f"{engine.model.name} is stopped while {len(engine.leases)} are served")
         engine.asked_to_end = True
         slow = self._happens(self.faults.slow_end)
-        end_s = self._dice.uniform(*(_SLOW_END_S if slow else _END_S))
-        self.agenda.after(end_s, lambda: self._ends(engine, "stopped"))
+        end_s = self._rng.uniform(*(_SLOW_END_S if slow else _END_S))
+        self.queue.after(end_s, lambda: self._ends(engine, "stopped"))
 
     def _ends(self, engine: SimulatedEngine, why: str) -> None:
-        """The process is gone; its requests break off, before the scheduler hears of it or after."""
+        """End the process; its requests fail before or after the scheduler learns of the exit."""
         if engine.gone:
             return
         engine.gone = True
         if engine.ready_at is not None:
-            self._settle_account(engine, engine.ready_at)
+            self._count_ready_time(engine, engine.ready_at)
         self._give_back_memory(engine)
-        heard_first = self._dice.random() < 0.5
+        heard_first = self._rng.random() < 0.5
         if heard_first:
             self._exits(engine, why)
         for lease in [*engine.leases]:
@@ -346,33 +343,33 @@ class World:
 
     def _exits(self, engine: SimulatedEngine, why: str) -> None:
         del self._engines[engine.residency]
-        self.send(events.EngineExited(self.agenda.now, engine.residency, why))
+        self.send(events.EngineExited(self.queue.now, engine.residency, why))
 
-    def _settle_account(self, engine: SimulatedEngine, ready_at: float) -> None:
+    def _count_ready_time(self, engine: SimulatedEngine, ready_at: float) -> None:
         if engine.leases:
-            engine.busy_s += self.agenda.now - engine.busy_since
-            engine.busy_since = self.agenda.now
-        ready_s = self.agenda.now - ready_at
-        self.account.was_ready(engine.model.name, engine.model.bytes, ready_s, engine.busy_s)
+            engine.busy_s += self.queue.now - engine.busy_since
+            engine.busy_since = self.queue.now
+        ready_s = self.queue.now - ready_at
+        self.totals.was_ready(engine.model.name, engine.model.bytes, ready_s, engine.busy_s)
 
-    def close_account(self) -> Account:
-        """Count the engines that still run, and return what the run came to."""
+    def final_totals(self) -> Totals:
+        """Count the engines that still run, and return the totals."""
         for engine in self._engines.values():
             if engine.ready_at is not None:
-                self._settle_account(engine, engine.ready_at)
-        return self.account
+                self._count_ready_time(engine, engine.ready_at)
+        return self.totals
 
     def _give_back_memory(self, engine: SimulatedEngine) -> None:
         self.machine.end(engine.residency)
         tells = self.machine.driver is not Driver.NOTHING
         if tells and self._happens(self.faults.lost_memory):
-            later_s = self._dice.uniform(*_LOST_MEMORY_S)
+            later_s = self._rng.uniform(*_LOST_MEMORY_S)
         elif tells and self._happens(self.faults.late_memory):
-            later_s = self._dice.uniform(*_LATE_MEMORY_S)
+            later_s = self._rng.uniform(*_LATE_MEMORY_S)
         else:
             self.machine.give_back(engine.residency)
             return
-        self.agenda.after(later_s, lambda: self.machine.give_back(engine.residency))
+        self.queue.after(later_s, lambda: self.machine.give_back(engine.residency))
 
     def _happens(self, chance: float) -> bool:
-        return chance > 0 and self._dice.random() < chance
+        return chance > 0 and self._rng.random() < chance

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from cotenant.cli.table import Column, table_lines
 from cotenant.domain.units import format_bytes, format_duration
-from cotenant.simulation.scorecard import Score, Scorecard, Waits
+from cotenant.simulation.results import ReplayResult, Summary, Waits
 from cotenant.simulation.variant import Variant
 from cotenant.simulation.workload import Request
 
@@ -22,7 +22,7 @@ _MOST_MODELS: Final = 20
 _NAMED: Final = 5
 _NOTEWORTHY: Final = 0.02
 
-_MEASURES: Final[Sequence[tuple[str, Callable[[Score], float], Callable[[float], str]]]] = (
+_MEASURES: Final[Sequence[tuple[str, Callable[[Summary], float], Callable[[float], str]]]] = (
     ("loads", lambda score: score.loads, lambda count: f"{count:,}"),
     ("mean wait", lambda score: score.waits.mean_s, lambda seconds: _time(seconds)),
     ("p99", lambda score: score.waits.p99_s, lambda seconds: _time(seconds)),
@@ -44,14 +44,14 @@ class Study:
     seed: int
     speed: float
     notes: list[str]
-    results: list[tuple[Variant, Sequence[Scorecard]]] = field(default_factory=list)
+    results: list[tuple[Variant, Sequence[ReplayResult]]] = field(default_factory=list)
 
-    def add(self, variant: Variant, cards: Sequence[Scorecard]) -> None:
+    def add(self, variant: Variant, cards: Sequence[ReplayResult]) -> None:
         """Add a variant's results; the first variant is what others are compared with."""
         self.results.append((variant, cards))
 
     @property
-    def shown(self) -> list[tuple[Variant, Scorecard]]:
+    def shown(self) -> list[tuple[Variant, ReplayResult]]:
         """The variants with their first draws."""
         return [(variant, cards[0]) for variant, cards in self.results]
 
@@ -116,7 +116,7 @@ def as_json(study: Study) -> dict[str, Any]:
     }
 
 
-def _variant_json(seed: int, variant: Variant, draws: Sequence[Scorecard]) -> dict[str, Any]:
+def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) -> dict[str, Any]:
     card = draws[0]
     return {
         "name": variant.name,
@@ -154,7 +154,7 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[Scorecard]) -> di
     }
 
 
-def _score_json(score: Score) -> dict[str, Any]:
+def _score_json(score: Summary) -> dict[str, Any]:
     return {
         "requests": score.requests,
         "answered": score.answered,
@@ -168,7 +168,7 @@ def _score_json(score: Score) -> dict[str, Any]:
     }
 
 
-def _comparison(base: str, letter: str, first: Sequence[Scorecard], other: Sequence[Scorecard]) -> str:
+def _comparison(base: str, letter: str, first: Sequence[ReplayResult], other: Sequence[ReplayResult]) -> str:
     """Say in a sentence what changes from one to the other, and what may be chance."""
     clear, unclear = [], []
     for what, measure, render in _MEASURES:
@@ -245,7 +245,7 @@ class _Row(NamedTuple):
 
     letter: str
     variant: Variant
-    card: Scorecard
+    card: ReplayResult
 
     @property
     def slowest(self) -> str:
@@ -272,11 +272,11 @@ _COLUMNS: Final[Sequence[Column[_Row]]] = (
     Column("waits longest", lambda row: row.slowest),
 )
 
-_ModelRow = tuple[str, Sequence[Score]]
+_ModelRow = tuple[str, Sequence[Summary]]
 """A model's name, and its score in each variant."""
 
 
-def _of_variant(heading: str, number: int, cell: Callable[[Score], str]) -> Column[_ModelRow]:
+def _of_variant(heading: str, number: int, cell: Callable[[Summary], str]) -> Column[_ModelRow]:
     """Return a column of a model's score in one variant."""
     return Column(heading, lambda row: cell(row[1][number]), right=True)
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from bench.replay import BASELINES, UNBOUNDED, replay
+from bench.workloads import ARENA, draw_models
 
 from cotenant.scheduling.policy import Victim
-from cotenant.simulation.baselines import BASELINES, UNBOUNDED, foresight
-from cotenant.simulation.event_queue import Agenda
+from cotenant.simulation.event_queue import EventQueue
+from cotenant.simulation.foresight import foresight
 from cotenant.simulation.machine import card
-from cotenant.simulation.models import SimulatedModel, draw_models
-from cotenant.simulation.run import replay
-from cotenant.simulation.workload import ARENA, Request
+from cotenant.simulation.models import SimulatedModel
+from cotenant.simulation.workload import Request
 
 GB = 10**9
 
@@ -89,10 +90,10 @@ def test_a_replay_is_the_same_every_time() -> None:
         assert way.run(requests, models, cards) == first
 
 
-def test_simultaneous_actions_run_in_an_order_drawn_by_the_dice() -> None:
+def test_simultaneous_actions_run_in_an_order_drawn_by_the_rng() -> None:
     def order(seed: int) -> list[int]:
         done: list[int] = []
-        agenda = Agenda(Random(seed), tick_s=1.0)
+        agenda = EventQueue(Random(seed), tick_s=1.0)
         for number in range(6):
             agenda.at(0.1 * number + 0.05, lambda number=number: done.append(number))  # type: ignore[misc]
         while len(agenda):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
+from bench.workloads import spec_of
+
 from cotenant.scheduling import events
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
@@ -16,7 +18,7 @@ from cotenant.simulation.faults import NO_FAULTS, Faults
 from cotenant.simulation.machine import Driver, Machine, card
 from cotenant.simulation.models import SimulatedModel
 from cotenant.simulation.workload import Request
-from cotenant.simulation.world import BrokenPromise, Client, Outcome, World
+from cotenant.simulation.world import Client, ContractViolation, Outcome, World
 
 _GB: Final = 10**9
 _TICK_S: Final = 0.25
@@ -24,8 +26,20 @@ _READ_EVERY_S: Final = 2.0
 _LONGEST_SERVICE_S: Final = 10.0
 _RARELY: Final = 30.0
 
+ALL_FAULTS = Faults(
+    slow_load=0.1,
+    failed_load=0.08,
+    death=0.2,
+    slow_end=0.15,
+    late_memory=0.2,
+    lost_memory=0.05,
+    leaves_waiting=0.1,
+    leaves_served=0.1,
+    trouble_every_s=20.0,
+)
 
-class BrokenWorld(AssertionError):
+
+class SimulationFailure(AssertionError):
     """A law or a promise did not hold: the message names the seed, and tells the last steps."""
 
 
@@ -40,106 +54,110 @@ class SeededWorld:
     ends_by_s: float
 
     def run(self) -> World:
-        """Run to the end of the last request. Raises BrokenWorld."""
+        """Run to the end of the last request. Raises SimulationFailure."""
         try:
             self.world.run(until=self.ends_by_s)
             self._end()
         except Exception as fault:
-            story = self.world.story
-            told = "\n".join(story.lines()) if story else ""
-            raise BrokenWorld(f"seed {self.seed}: {type(fault).__name__}: {fault}\n{told}") from fault
+            timeline = self.world.timeline
+            told = "\n".join(timeline.lines()) if timeline else ""
+            raise SimulationFailure(f"seed {self.seed}: {type(fault).__name__}: {fault}\n{told}") from fault
         return self.world
 
     def _end(self) -> None:
         state = self.world.scheduler.state
         if state.tickets or state.leases or self.world.open_requests:
-            raise BrokenPromise(f"{len(state.tickets)} wait and {len(state.leases)} are served after the end")
+            raise ContractViolation(
+                f"after the end, {len(state.tickets)} wait and {len(state.leases)} are served"
+            )
         for client in self.world.clients.values():
             if client.outcome is None:
-                raise BrokenPromise(f"{client} never ended")
+                raise ContractViolation(f"{client} never ended")
             if self.faults == NO_FAULTS:
                 self._ended_well(client)
-        if self.faults == NO_FAULTS and self.world.account.out_of_memory:
-            raise BrokenPromise("law 1: a load ran out of memory, though footprints are right")
+        if self.faults == NO_FAULTS and self.world.totals.out_of_memory:
+            raise ContractViolation("law 1: a load ran out of memory, though footprints are right")
 
     def _ended_well(self, client: Client) -> None:
         """Check law 6: what fits is granted, within the bound."""
         if client.outcome is not Outcome.SERVED or client.granted_at is None:
-            raise BrokenPromise(f"law 6: {client} was not served though nothing went wrong")
+            raise ContractViolation(f"law 6: {client} was not served though nothing went wrong")
         wait = client.granted_at - client.request.at
         if wait > self.wait_bound_s:
-            raise BrokenPromise(f"law 6: {client} waited {wait:.0f} s, more than {self.wait_bound_s:.0f} s")
+            raise ContractViolation(f"law 6: {client} waited {wait:.0f} s of {self.wait_bound_s:.0f} s")
 
 
 def seeded_world(seed: int, faults: Faults, *, requests: int = 50) -> SeededWorld:
     """Draw cards, models, requests and what befalls them."""
-    dice = Random(seed)
-    cards = [card(index, dice.choice([12, 16, 24]) * _GB) for index in range(dice.choice([1, 2, 2, 3]))]
+    rng = Random(seed)
+    cards = [card(index, rng.choice([12, 16, 24]) * _GB) for index in range(rng.choice([1, 2, 2, 3]))]
     smallest, largest = (sorted(c.total_bytes or 0 for c in cards)[i] for i in (0, -1))
-    models = _models(dice, len(cards), smallest, largest, astray=faults != NO_FAULTS)
+    models = _models(rng, len(cards), smallest, largest, astray=faults != NO_FAULTS)
     settings = SchedulerSettings(
-        policy=dice.choice([*POLICIES]),
-        overdue_s=dice.choice([20.0, 60.0]),
+        policy=rng.choice([*POLICIES]),
+        overdue_s=rng.choice([20.0, 60.0]),
         drain_limit_s=30.0,
         reclaim_bound_s=10.0,
-        max_loaded=dice.choice([None, None, None, 2]),
-        prefetch=dice.random() < 0.3,
-        reserve_bytes=dice.choice([0, _GB // 2]),
+        max_loaded=rng.choice([None, None, None, 2]),
+        prefetch=rng.random() < 0.3,
+        reserve_bytes=rng.choice([0, _GB // 2]),
         max_queue=20 if faults != NO_FAULTS else 1 << 30,
     )
     world = World(
         Scheduler(settings),
-        Machine(cards, dice.choice([*Driver])),
+        Machine(cards, rng.choice([*Driver])),
         models,
-        dice,
+        rng,
         faults=faults,
         tick_s=_TICK_S,
         read_every_s=_READ_EVERY_S,
     )
-    keep_alive_s = dice.choice([None, 0.0, 15.0, 300.0])
-    pinned = faults != NO_FAULTS and dice.random() < 0.2
-    world.begin([m.spec(keep_alive_s=keep_alive_s, pinned=pinned and not i) for i, m in enumerate(models)])
-    mean_gap_s = math.exp(dice.uniform(math.log(0.1), math.log(5)))
-    patience_s = dice.choice([30.0, 120.0]) if faults != NO_FAULTS else math.inf
-    coming = _requests(dice, models, requests, mean_gap_s)
+    keep_alive_s = rng.choice([None, 0.0, 15.0, 300.0])
+    pinned = faults != NO_FAULTS and rng.random() < 0.2
+    world.begin(
+        [spec_of(m, keep_alive_s=keep_alive_s, pinned=pinned and not i) for i, m in enumerate(models)]
+    )
+    mean_gap_s = math.exp(rng.uniform(math.log(0.1), math.log(5)))
+    patience_s = rng.choice([30.0, 120.0]) if faults != NO_FAULTS else math.inf
+    coming = _requests(rng, models, requests, mean_gap_s)
     world.expect(coming, patience_s)
     if faults.trouble_every_s is not None:
-        _Trouble(world, dice, faults.trouble_every_s, requests * mean_gap_s).begin()
+        _Trouble(world, rng, faults.trouble_every_s, requests * mean_gap_s).begin()
     bound_s = _wait_bound_s(models, settings, requests)
     return SeededWorld(
         seed, world, faults, bound_s, ends_by_s=coming[-1].at + bound_s + 2 * _LONGEST_SERVICE_S
     )
 
 
-def _models(dice: Random, cards: int, smallest: int, largest: int, *, astray: bool) -> list[SimulatedModel]:
+def _models(rng: Random, cards: int, smallest: int, largest: int, *, astray: bool) -> list[SimulatedModel]:
     """Draw models that each fit the empty machine; with `astray` they take up to 30 % more or less."""
     models = []
-    for index in range(dice.randint(2, 7)):
-        wide = cards > 1 and dice.random() < 0.2
-        size = round(dice.uniform(0.1, 0.95) * (smallest - _GB // 2 if wide else largest - _GB // 2))
+    for index in range(rng.randint(2, 7)):
+        wide = cards > 1 and rng.random() < 0.2
+        size = round(rng.uniform(0.1, 0.95) * (smallest - _GB // 2 if wide else largest - _GB // 2))
         models.append(
             SimulatedModel(
                 f"m{index}",
                 (size, size // 2) if wide else (size,),
                 load_s=1 + size / (2 * _GB),
-                decode_per_s=dice.choice([30.0, 100.0]),
-                slots=dice.choice([1, 2, 4]),
-                truth=dice.uniform(0.7, 1.3) if astray else 1.0,
+                decode_per_s=rng.choice([30.0, 100.0]),
+                slots=rng.choice([1, 2, 4]),
+                truth=rng.uniform(0.7, 1.3) if astray else 1.0,
             )
         )
     return models
 
 
-def _requests(dice: Random, models: list[SimulatedModel], count: int, mean_gap_s: float) -> list[Request]:
+def _requests(rng: Random, models: list[SimulatedModel], count: int, mean_gap_s: float) -> list[Request]:
     """Draw requests of skewed popularity, each served in at most ten seconds."""
     weights = [1 / (rank + 1) ** 1.5 for rank in range(len(models))]
     at = 0.0
     requests = []
     for _ in range(count):
-        at += dice.expovariate(1 / mean_gap_s) if dice.random() < 0.8 else 0.0
-        (model,) = dice.choices(models, weights)
-        tokens = dice.randint(1, round(9 * model.decode_per_s))
-        requests.append(Request(at, model.name, dice.randint(1, 1000), tokens, dice.choice([0, 0, 0, 1])))
+        at += rng.expovariate(1 / mean_gap_s) if rng.random() < 0.8 else 0.0
+        (model,) = rng.choices(models, weights)
+        tokens = rng.randint(1, round(9 * model.decode_per_s))
+        requests.append(Request(at, model.name, rng.randint(1, 1000), tokens, rng.choice([0, 0, 0, 1])))
     return requests
 
 
@@ -160,19 +178,19 @@ def _wait_bound_s(models: list[SimulatedModel], settings: SchedulerSettings, req
 class _Trouble:
     """What befalls the cards, and what operators do, until an instant; then all is put right."""
 
-    def __init__(self, world: World, dice: Random, every_s: float, until: float) -> None:
+    def __init__(self, world: World, rng: Random, every_s: float, until: float) -> None:
         self._world = world
-        self._dice = dice
+        self._rng = rng
         self._every_s = every_s
         self._until = until
         self._names = sorted(world.models)
 
     def begin(self) -> None:
         """Have the first trouble come."""
-        self._world.agenda.after(self._dice.expovariate(1 / self._every_s), self._comes)
+        self._world.queue.after(self._rng.expovariate(1 / self._every_s), self._comes)
 
     def _comes(self) -> None:
-        if self._world.agenda.now >= self._until:
+        if self._world.queue.now >= self._until:
             return
         kinds: list[Callable[[], None]] = [
             self._others_take,
@@ -184,48 +202,46 @@ class _Trouble:
             self._unload,
             self._reload,
         ]
-        self._dice.choice(kinds)()
+        self._rng.choice(kinds)()
         self.begin()
 
     def _others_take(self) -> None:
-        card = self._dice.choice(self._world.machine.cards)
-        count = round(self._dice.random() * (card.total_bytes or 0))
-        self._world.machine.foreigners_take(card.id, count)
-        self._world.agenda.after(
-            self._dice.uniform(5, _RARELY), lambda: self._world.machine.foreigners_take(card.id, 0)
+        card = self._rng.choice(self._world.machine.cards)
+        count = round(self._rng.random() * (card.total_bytes or 0))
+        self._world.machine.set_foreign(card.id, count)
+        self._world.queue.after(
+            self._rng.uniform(5, _RARELY), lambda: self._world.machine.set_foreign(card.id, 0)
         )
 
     def _card_is_lost(self) -> None:
-        card = self._dice.choice(self._world.machine.cards)
+        card = self._rng.choice(self._world.machine.cards)
         self._world.lose(card.id)
-        self._world.agenda.after(
-            self._dice.uniform(5, _RARELY), lambda: self._world.machine.missing.discard(card.id)
+        self._world.queue.after(
+            self._rng.uniform(5, _RARELY), lambda: self._world.machine.missing.discard(card.id)
         )
 
     def _card_is_silent(self) -> None:
-        card = self._dice.choice(self._world.machine.cards)
+        card = self._rng.choice(self._world.machine.cards)
         self._world.machine.silent.add(card.id)
-        self._world.agenda.after(
-            self._dice.uniform(2, 6), lambda: self._world.machine.silent.discard(card.id)
-        )
+        self._world.queue.after(self._rng.uniform(2, 6), lambda: self._world.machine.silent.discard(card.id))
 
     def _pin(self) -> None:
-        name = self._dice.choice(self._names)
-        self._world.send(events.PinAsked(self._world.agenda.now, name, True))
-        self._world.agenda.after(
-            self._dice.uniform(5, _RARELY),
-            lambda: self._world.send(events.PinAsked(self._world.agenda.now, name, False)),
+        name = self._rng.choice(self._names)
+        self._world.send(events.PinAsked(self._world.queue.now, name, True))
+        self._world.queue.after(
+            self._rng.uniform(5, _RARELY),
+            lambda: self._world.send(events.PinAsked(self._world.queue.now, name, False)),
         )
 
     def _load(self) -> None:
-        self._world.send(events.LoadAsked(self._world.agenda.now, self._dice.choice(self._names)))
+        self._world.send(events.LoadAsked(self._world.queue.now, self._rng.choice(self._names)))
 
     def _unload(self) -> None:
-        self._world.send(events.UnloadAsked(self._world.agenda.now, self._dice.choice(self._names)))
+        self._world.send(events.UnloadAsked(self._world.queue.now, self._rng.choice(self._names)))
 
     def _reload(self) -> None:
-        now = self._world.agenda.now
+        now = self._world.queue.now
         specs = [self._world.scheduler.state.models[name].spec for name in self._names]
-        changed = self._dice.choice(self._names)
+        changed = self._rng.choice(self._names)
         specs = [replace(s, keep_alive_s=20.0) if s.name == changed else s for s in specs]
         self._world.send(events.ModelsChanged(now, tuple(specs), frozenset({changed})))

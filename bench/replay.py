@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
+from typing import Final
 
+from bench.workloads import spec_of
 from cotenant.domain.devices import Device
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import Policy
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.simulation.foresight import foresight
 from cotenant.simulation.machine import Machine
 from cotenant.simulation.models import SimulatedModel
 from cotenant.simulation.workload import Request, quantile
@@ -57,7 +60,7 @@ def replay(
     with nobody.
     """
     world = World(Scheduler(settings, policy), Machine(cards), models, Random(seed), watched=False)
-    world.begin([model.spec(keep_alive_s=keep_alive_s, whole_card=whole_card) for model in models])
+    world.begin([spec_of(model, keep_alive_s=keep_alive_s, whole_card=whole_card) for model in models])
     world.expect(requests, patience_s)
     world.run()
     return report(world)
@@ -65,7 +68,7 @@ def replay(
 
 def report(world: World) -> Report:
     """Sum up how the requests of a world fared."""
-    account = world.close_account()
+    totals = world.final_totals()
     waits: list[float] = []
     by_model: dict[str, list[float]] = {}
     for client in world.clients.values():
@@ -85,7 +88,52 @@ def report(world: World) -> Report:
         worst_model_s=max((sum(own) / len(own) for own in by_model.values()), default=0.0),
         within_10_s=sum(wait <= 10 for wait in waits) / count,
         within_30_s=sum(wait <= 30 for wait in waits) / count,
-        loads=account.loads,
-        loaded_bytes=account.loaded_bytes,
-        idle_share=account.idle_byte_s / account.ready_byte_s if account.ready_byte_s else 0.0,
+        loads=totals.loads,
+        loaded_bytes=totals.loaded_bytes,
+        idle_share=totals.idle_byte_s / totals.ready_byte_s if totals.ready_byte_s else 0.0,
     )
+
+
+UNBOUNDED: Final = SchedulerSettings(max_queue=1 << 30, max_queue_total=1 << 30)
+"""Replays measure waits, and refuse nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A way to run many models: what to evict, when to unload unasked, and whether models share a card."""
+
+    policy: str
+    keep_alive_s: float | None = None
+    whole_card: bool = False
+    clairvoyant: bool = False
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        models: Sequence[SimulatedModel],
+        cards: Sequence[Device],
+        *,
+        settings: SchedulerSettings = UNBOUNDED,
+        seed: int = 0,
+    ) -> Report:
+        """Replay a workload in this way."""
+        return replay(
+            requests,
+            models,
+            cards,
+            replace(settings, policy=self.policy),
+            policy=foresight(requests) if self.clairvoyant else None,
+            keep_alive_s=self.keep_alive_s,
+            whole_card=self.whole_card,
+            seed=seed,
+        )
+
+
+BASELINES: Final = {
+    "one model per GPU": Baseline("lru", whole_card=True),
+    "lru": Baseline("lru"),
+    "lru, 5 min": Baseline("lru", keep_alive_s=300.0),
+    "gdsf": Baseline("gdsf"),
+    "cost": Baseline("cost"),
+    "clairvoyant": Baseline("cost", clairvoyant=True),
+}

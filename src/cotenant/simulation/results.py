@@ -1,4 +1,4 @@
-"""How a replay went: for all requests, and model by model."""
+"""Results of a replay, in total and by model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.residencies import UnloadReason
-from cotenant.simulation.outcome import ModelAccount
+from cotenant.simulation.totals import ModelTotals
 from cotenant.simulation.workload import quantile
 from cotenant.simulation.world import Client, World
 
-_TRIFLE_S: Final = 1e-6
+_NO_WAIT_S: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Seconds from arrival to the grant of a slot; `share` is how many waited at all, from 0 to 1."""
+    """Seconds from arrival to the grant of a slot; `share` is the fraction of requests that waited."""
 
     share: float
     mean_s: float
@@ -28,11 +28,11 @@ class Waits:
 
     @classmethod
     def of(cls, waits: Iterable[float]) -> Waits:
-        """Sum up waits in any order; zeros for none."""
+        """Summarize waits in any order; zeros for none."""
         ordered = sorted(waits)
         count = max(1, len(ordered))
         return cls(
-            sum(wait > _TRIFLE_S for wait in ordered) / count,
+            sum(wait > _NO_WAIT_S for wait in ordered) / count,
             sum(ordered) / count,
             p50_s=quantile(ordered, 0.5),
             p95_s=quantile(ordered, 0.95),
@@ -42,11 +42,11 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Requests and how they fared, and what was loaded for them.
+class Summary:
+    """Requests, their waits, and the loads that they caused.
 
-    `refused` counts by RefusalCode, `unloads` by UnloadReason; `loaded_s` is for how long engines were ready,
-    added up.
+    `refused` counts by RefusalCode, `unloads` by UnloadReason; `loaded_s` is the sum of the times that
+    engines were ready.
     """
 
     requests: int
@@ -60,30 +60,30 @@ class Score:
 
     @property
     def refusals(self) -> int:
-        """Requests that were not answered."""
+        """The number of requests that were not answered."""
         return sum(self.refused.values())
 
     @property
     def evictions(self) -> int:
-        """Unloads that made room for another model."""
+        """The number of unloads that made room for another model."""
         return self.unloads.get(UnloadReason.EVICTED, 0)
 
     @property
     def all_unloads(self) -> int:
-        """Unloads for whatever reason."""
+        """The number of all unloads."""
         return sum(self.unloads.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Scorecard:
-    """A whole replay of `span_s`. `models` has a Score for each, by name.
+class ReplayResult:
+    """A replay of `span_s` seconds; `models` has a Summary for each model, by name.
 
-    `held_share` is how much of the cards' memory, over time, loaded models held; `idle_share` how much of
-    that was of models that served nobody. Shares are from 0 to 1.
+    `held_share` is the share of the cards' memory, over time, that loaded models held; `idle_share` the share
+    of that which belonged to models without requests. Shares are from 0 to 1.
     """
 
-    total: Score
-    models: Mapping[str, Score]
+    total: Summary
+    models: Mapping[str, Summary]
     span_s: float
     held_share: float
     idle_share: float
@@ -95,35 +95,35 @@ class Scorecard:
         return max(waited, key=lambda name: waited[name], default=None)
 
 
-def score(world: World) -> Scorecard:
-    """Sum up a world that has run to its end."""
-    account = world.close_account()
-    span_s = world.agenda.now
+def summarize(world: World) -> ReplayResult:
+    """Return the results of a world that has run to its end."""
+    totals = world.final_totals()
+    span_s = world.queue.now
     by_model: dict[str, list[Client]] = {name: [] for name in world.models}
     for client in world.clients.values():
         by_model[client.request.model].append(client)
     room = sum(card.total_bytes or 0 for card in world.machine.cards) * span_s
-    return Scorecard(
-        _score([*world.clients.values()], [*account.models.values()]),
-        {name: _score(clients, [account.of(name)]) for name, clients in by_model.items()},
+    return ReplayResult(
+        _summary([*world.clients.values()], [*totals.models.values()]),
+        {name: _summary(clients, [totals.of(name)]) for name, clients in by_model.items()},
         span_s,
-        account.ready_byte_s / room if room else 0.0,
-        account.idle_byte_s / account.ready_byte_s if account.ready_byte_s else 0.0,
+        totals.ready_byte_s / room if room else 0.0,
+        totals.idle_byte_s / totals.ready_byte_s if totals.ready_byte_s else 0.0,
     )
 
 
-def _score(clients: Sequence[Client], accounts: Sequence[ModelAccount]) -> Score:
+def _summary(clients: Sequence[Client], totals: Sequence[ModelTotals]) -> Summary:
     waits = [c.granted_at - c.request.at for c in clients if c.granted_at is not None]
     unloads: Counter[str] = Counter()
-    for account in accounts:
-        unloads.update(account.unloads)
-    return Score(
+    for each in totals:
+        unloads.update(each.unloads)
+    return Summary(
         requests=len(clients),
         answered=len(waits),
         refused=Counter(str(client.refusal) for client in clients if client.refusal is not None),
         waits=Waits.of(waits),
-        loads=sum(account.loads for account in accounts),
-        loaded_bytes=sum(account.loaded_bytes for account in accounts),
+        loads=sum(each.loads for each in totals),
+        loaded_bytes=sum(each.loaded_bytes for each in totals),
         unloads=unloads,
-        loaded_s=sum(account.ready_s for account in accounts),
+        loaded_s=sum(each.ready_s for each in totals),
     )
