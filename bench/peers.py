@@ -55,7 +55,7 @@ async def scheduled(engine_port: int) -> None:
     """Run our gateway with the daemon's own loop and scheduler, its one engine being the stub."""
     from pathlib import Path
 
-    from tests.support.shapes import dense
+    from tests.support.models.shapes import dense
 
     from cotenant.clock import SystemClock
     from cotenant.config.configuration import ModelEntry

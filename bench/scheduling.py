@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.scheduling.harness import model
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
 
 from bench.rows import Row, print_table
 from cotenant.demo_model import write_demo_model

@@ -26,9 +26,9 @@ import yaml
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from tests.browser.site import SERVICES, Site, ask
-from tests.support import gguf_models
 from tests.support.browser import browsing, chromium, tab
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
+from tests.support.models import gguf_models
 
 Colour = tuple[int, int, int]
 _FOLDER = Path(__file__).resolve().parents[1] / "docs" / "screenshots"

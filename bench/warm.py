@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.gguf_models import llama
-from tests.support.sparse import write_sparse
+from tests.support.models.gguf_models import llama
+from tests.support.models.sparse import write_sparse
 
 from bench.rows import Row, print_table
 from cotenant.clock import SystemClock

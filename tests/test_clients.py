@@ -17,10 +17,10 @@ import openai
 import pytest
 
 from cotenant.gateway.inference.assembly import SHORT_TOKENS
-from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
-from tests.support.hub import StandInHub, standing_in
-from tests.support.serving import Serving
-from tests.support.vision import build_tiny_projector, png
+from tests.support.daemon.serving import Serving
+from tests.support.http.model_hub import StandInHub, standing_in
+from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
+from tests.support.models.vision import build_tiny_projector, png
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -21,8 +21,8 @@ from cotenant.gateway.telemetry.meters import Meters
 from cotenant.gateway.telemetry.metrics import Metrics
 from tests.gateway.harness import SlotRouter
 from tests.gateway.telemetry.test_history import Book
+from tests.support.daemon.plain_operator import PlainOperator
 from tests.support.debian import unpacked
-from tests.support.operators import PlainOperator
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 RULES = DEPLOY / "prometheus" / "cotenant.rules.yml"

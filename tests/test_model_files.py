@@ -16,7 +16,7 @@ from cotenant.domain.errors import (
 )
 from cotenant.domain.models import ModelKind
 from cotenant.model_files import FileSource, find_projectors, load_model
-from tests.support.gguf_models import build_tiny_llama, projector
+from tests.support.models.gguf_models import build_tiny_llama, projector
 
 
 def safetensors(path: Path, name: str, size: int) -> None:

@@ -7,7 +7,7 @@ from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Placement, Share
 from cotenant.domain.units import GIB
-from tests.support.shapes import gpu
+from tests.support.models.shapes import gpu
 
 
 def placement(*bus_ids: str | None) -> Placement:

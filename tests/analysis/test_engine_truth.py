@@ -7,8 +7,8 @@ import pytest
 from cotenant.analysis.footprint import Costs
 from cotenant.domain.models import FlashAttention, Parts, Recipe
 from cotenant.domain.units import MIB
-from tests.support.engine_truth import ENGINE_TRUTH, N_CTX, N_UBATCH, Told
-from tests.support.real_shapes import real_shape
+from tests.support.models.engine_truth import ENGINE_TRUTH, N_CTX, N_UBATCH, Told
+from tests.support.models.real_shapes import real_shape
 
 _WHOLE_MIB_BOTH_CUT = 1.0
 _COMPUTE_OFF_BY_AT_MOST = 0.3

@@ -9,7 +9,7 @@ import pytest
 from cotenant.analysis.footprint import CacheGeometry, Costs, cache_geometry
 from cotenant.domain.models import AttentionKind, CacheType, FlashAttention, LayerShape, ModelShape, Recipe
 from cotenant.domain.units import MIB
-from tests.support.shapes import dense, shape
+from tests.support.models.shapes import dense, shape
 
 
 def llama_8b() -> ModelShape:

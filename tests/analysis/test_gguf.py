@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cotenant.analysis.gguf import GgufArray, GgufHeader, SkippedText, read_gguf
 from cotenant.domain.errors import CorruptModelFile, CotenantError, NotAModelFile, UnsupportedModelFile
 from cotenant.gguf_writer import MetadataValue, TensorSpec, encode_header
-from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
-from tests.support.sources import BytesSource
+from tests.support.models.byte_sources import BytesSource
+from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 
 METADATA: dict[str, MetadataValue] = {
     "general.architecture": "llama",

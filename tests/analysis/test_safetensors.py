@@ -19,7 +19,7 @@ from cotenant.analysis.safetensors import (
 )
 from cotenant.domain.errors import CorruptModelFile, CotenantError, NotAModelFile, UnsupportedModelFile
 from cotenant.domain.models import AttentionKind, ModelKind, ModelShape
-from tests.support.sources import BytesSource
+from tests.support.models.byte_sources import BytesSource
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

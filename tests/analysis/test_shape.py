@@ -15,10 +15,10 @@ from cotenant.domain.models import AttentionKind, ModelKind, ModelShape
 from cotenant.domain.units import MIB
 from cotenant.gguf_writer import MetadataValue, TensorSpec, encode_header
 from cotenant.model_files import load_model
-from tests.support.engine_truth import ENGINE_TRUTH
-from tests.support.gguf_models import REAL_SHAPES, build_tiny_embedder, projector
-from tests.support.real_shapes import real, real_shape
-from tests.support.sources import BytesSource
+from tests.support.models.byte_sources import BytesSource
+from tests.support.models.engine_truth import ENGINE_TRUTH
+from tests.support.models.gguf_models import REAL_SHAPES, build_tiny_embedder, projector
+from tests.support.models.real_shapes import real, real_shape
 
 FULL, SLIDING, LATENT, NONE = (
     AttentionKind.FULL,

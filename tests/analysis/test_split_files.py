@@ -9,8 +9,8 @@ from cotenant.analysis.gguf import GgufHeader, read_gguf
 from cotenant.analysis.split_files import join_parts, part_names
 from cotenant.domain.errors import CorruptModelFile, SplitPartMissing
 from cotenant.model_files import FileSource, open_header
-from tests.support.gguf_models import llama_70b
-from tests.support.sparse import part_path
+from tests.support.models.gguf_models import llama_70b
+from tests.support.models.sparse import part_path
 
 PARTS = 3
 

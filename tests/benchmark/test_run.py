@@ -12,7 +12,7 @@ from cotenant.benchmark.run import NothingToMeasure, run_course
 from cotenant.cli.bench import lines
 from cotenant.clock import SystemClock
 from cotenant.http_client import Site
-from tests.support.chat_site import ChatSite, running
+from tests.support.http.chat_site import ChatSite, running
 
 QUICK = Load(requests=2, prompt_tokens=20, max_tokens=6, timeout_s=10)
 

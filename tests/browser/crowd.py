@@ -19,8 +19,8 @@ from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from cotenant.services.model import Service, ServiceDevice
 from tests.gateway.harness import SlotRouter, serving
-from tests.support.operators import PlainOperator
-from tests.support.service_operators import PlainServices
+from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.daemon.plain_service_operator import PlainServices
 
 _FAMILIES = (
     "llama-3.1-8b-instruct-q4_k_m",

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from cotenant.demo_model import write_demo_model
-from tests.support.serving import Serving
-from tests.support.stand_in_compose import StandInCompose
+from tests.support.containers.fake_compose import StandInCompose
+from tests.support.daemon.serving import Serving
 
 CARDS = "RTX A5500:24564:19304,RTX A400:4094:329"
 SERVICES = (

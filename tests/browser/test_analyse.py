@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.support.browser import tab
-from tests.support.gguf_models import llama_70b
+from tests.support.models.gguf_models import llama_70b
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from tests.browser.site import SERVICES, Site, ask
 from tests.browser.usage import apply, choose, gpu, status, the_seven_steps
 from tests.support.browser import tab
-from tests.support.container_bed import IDLE, IMAGE, container_bed
+from tests.support.containers.container_bed import IDLE, IMAGE, container_bed
 
 pytestmark = pytest.mark.slow
 NAMES = [str(each["name"]) for each in SERVICES]

@@ -9,8 +9,8 @@ from cotenant.clock import ManualClock
 from cotenant.domain.devices import Inventory
 from cotenant.hardware.gpus.amd import AmdProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
-from tests.hardware.stand_in_amdsmi import AmdCard, StandInAmdsmi
-from tests.hardware.stand_in_nvml import PaperCard, StandInNvml
+from tests.support.gpus.fake_amdsmi import AmdCard, StandInAmdsmi
+from tests.support.gpus.fake_nvml import PaperCard, StandInNvml
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.demo_model import write_demo_model
-from tests.support.chat_site import ChatSite, running_beside
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
+from tests.support.http.chat_site import ChatSite, running_beside
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from tests.gateway.harness import SlotRouter, serving
-from tests.support.operators import CARD, PlainOperator
+from tests.support.daemon.plain_operator import CARD, PlainOperator
 
 MODELS = (
     ServedModel("org/llama", ModelKind.TEXT, 1, aliases=("gpt",)),

@@ -9,7 +9,7 @@ import pytest
 from cotenant.cli import engine
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, InventorySource
 from cotenant.domain.errors import EngineInstallFailed, EngineMissing
-from tests.engines.support import fake_server
+from tests.support.engines.orders import fake_server
 
 
 def run(*argv: str) -> int:

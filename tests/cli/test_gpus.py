@@ -13,7 +13,7 @@ from cotenant.domain.devices import DeviceOrder, Inventory
 from cotenant.domain.errors import BadDeviceSpec, BadSetting, UnknownDevice
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
-from tests.hardware.stand_in_nvml import MIB, PaperCard, Process, StandInNvml
+from tests.support.gpus.fake_nvml import MIB, PaperCard, Process, StandInNvml
 
 TWO = "RTX A400:4094:329,RTX A5500:24564:19304"
 

@@ -13,7 +13,7 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.demo_model import write_demo_model
-from tests.engines.support import fake_server
+from tests.support.engines.orders import fake_server
 
 REHEARSED = """\
 0.0 I print: | memory breakdown [MiB] | total   free    self   model   context   compute    unaccounted |

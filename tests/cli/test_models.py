@@ -15,7 +15,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import FootprintRecord
 from cotenant.store.journal import SqlJournal
-from tests.support.gguf_models import build_tiny_llama, llama_8b, llama_70b
+from tests.support.models.gguf_models import build_tiny_llama, llama_8b, llama_70b
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ import pytest
 from cotenant.cli.main import main
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.mps.control import VARIABLE
-from tests.support.mps import client, mps_processes, stand_in, until
+from tests.support.gpus.fake_mps import client, mps_processes, stand_in
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,7 @@ def test_a_daemon_in_use_is_ended_by_force_only(run: Run, folder: Path) -> None:
     started = json.loads(run("start", "--json")[1])
     user = client(Path(started["pipe"]), COTENANT_MODEL="llama", CUDA_MPS_ACTIVE_THREAD_PERCENTAGE="25")
     try:
-        until(lambda: "1 clients" in run("status")[1])
+        wait_until(lambda: "1 clients" in run("status")[1])
         shown = run("status")[1]
         assert f"{user.pid:<8} llama" in shown
         assert "memory unlimited, SMs 25 %" in shown
@@ -104,7 +105,7 @@ def test_a_daemon_in_use_is_ended_by_force_only(run: Run, folder: Path) -> None:
 def test_what_a_killed_daemon_left_is_removed(run: Run, folder: Path) -> None:
     pid = json.loads(run("start", "--json")[1])["pid"]
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not mps_processes(folder / "s"))
+    wait_until(lambda: not mps_processes(folder / "s"))
     assert "none runs" in run("status")[1]
     assert run("stop")[1].startswith("Removed what was left at ")
     assert run("status")[1] == "No MPS daemon runs that this user can reach.\n"

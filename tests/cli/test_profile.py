@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cotenant.cli.main import main
-from tests.support.gguf_models import REAL_SHAPES
+from tests.support.models.gguf_models import REAL_SHAPES
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from cotenant.cli import demo
 from cotenant.cli.main import main
-from tests.support.hub import StandInHub, standing_in
+from tests.support.http.model_hub import StandInHub, standing_in
 
 pytestmark = pytest.mark.slow
 

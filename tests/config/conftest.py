@@ -7,7 +7,7 @@ import pytest
 
 from cotenant.config.configuration import Configuration
 from cotenant.config.settings import read_configuration
-from tests.support.gguf_models import build_tiny_llama
+from tests.support.models.gguf_models import build_tiny_llama
 
 Reader = Callable[..., Configuration]
 

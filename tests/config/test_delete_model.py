@@ -7,7 +7,7 @@ import pytest
 from cotenant.config.delete_model import plan_removal
 from cotenant.domain.errors import UsageError
 from tests.config.conftest import Reader
-from tests.support.gguf_models import llama_70b, projector
+from tests.support.models.gguf_models import llama_70b, projector
 
 FOLDER = "models_dir: models"
 

@@ -11,7 +11,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import EngineKind, ModelKind
 from cotenant.domain.units import GIB
-from tests.support.stand_ins import hugging_face_folder
+from tests.support.engines.fake_programs import hugging_face_folder
 
 
 def read(folder: Path, text: str) -> Configuration:

@@ -9,7 +9,7 @@ import pytest
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import ModelKind
 from tests.config.conftest import Reader
-from tests.support.gguf_models import build_tiny_embedder, projector
+from tests.support.models.gguf_models import build_tiny_embedder, projector
 
 BY_KIND = """
 models_dir: all

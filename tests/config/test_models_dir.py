@@ -8,8 +8,8 @@ import pytest
 from cotenant.config.model_file_cache import Library
 from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import clean_name
-from tests.support.gguf_models import llama_3b_tied, llama_70b, projector
-from tests.support.sparse import part_path
+from tests.support.models.gguf_models import llama_3b_tied, llama_70b, projector
+from tests.support.models.sparse import part_path
 
 
 def names(catalogue: Catalogue) -> list[str]:

@@ -18,7 +18,7 @@ from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import ALL_LAYERS, CacheType, FlashAttention, ModelKind
 from cotenant.domain.units import MIB
 from tests.config.conftest import Reader
-from tests.support.gguf_models import build_tiny_embedder, projector
+from tests.support.models.gguf_models import build_tiny_embedder, projector
 
 DOCS = Path(__file__).parents[2] / "docs"
 TINY = "models: [{path: models/tiny.gguf}]\n"

@@ -17,7 +17,7 @@ from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.units import GIB
 from cotenant.gateway.app import Gateway
 from tests.gateway.harness import SlotRouter
-from tests.support.operators import HOST, PlainOperator
+from tests.support.daemon.plain_operator import HOST, PlainOperator
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 FILE = ModelFile("/models/llama.gguf", 2 * GIB, "llama", 3_212_000_000, "Q4_K_M", 28, 131072)

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.console.looking import Page, gateway, look
-from tests.support.desk import entry, planner
+from tests.support.daemon.planner import entry, planner
 
 PIECE = "/ui/fragments/analyse"
 

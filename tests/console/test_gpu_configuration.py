@@ -15,7 +15,7 @@ from cotenant.gateway.app import Gateway
 from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
 from tests.console.looking import Page, following, gateway, look, operator
 from tests.gateway.services.harness import CARDS, WARNING
-from tests.support.service_operators import SERVICES, PlainServices
+from tests.support.daemon.plain_service_operator import SERVICES, PlainServices
 
 PAGE = "/gpu-configuration"
 PIECE = "/ui/fragments/gpu-configuration"

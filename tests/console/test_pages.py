@@ -12,7 +12,7 @@ from cotenant.domain.decisions import Decision, DecisionKind, DeviceStatus, Mode
 from cotenant.domain.devices import GpuProcess
 from cotenant.domain.units import GIB
 from tests.console.looking import CARD, COLD, LOADING, READY, gateway, look, operator
-from tests.support.service_operators import PlainServices
+from tests.support.daemon.plain_service_operator import PlainServices
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"`{{7*7}}/../&amp;"
 PATHS = ("/", "/models/llama", "/models/org%2Fbert", "/events", "/doctor", "/gpu-configuration", "/nothing")

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.engines.support import wait_until
-from tests.support.container_bed import ContainerBed, container_bed
-from tests.support.containers import SERVER, shell_image
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.serving import Serving, alive
+from tests.support.containers.container_bed import ContainerBed, container_bed
+from tests.support.containers.engine_images import SERVER, shell_image
+from tests.support.daemon.serving import Serving
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import alive, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -112,8 +112,8 @@ def test_kill_9_of_the_daemon_takes_engines_in_containers_with_it(
         (pid,) = pids(bed)
         running.process.kill()
         running.process.wait()
-        wait_until(lambda: not alive(pid), 10)
-        wait_until(lambda: containers(bed) == [], 10)
+        wait_until(lambda: not alive(pid))
+        wait_until(lambda: containers(bed) == [])
 
 
 def test_what_a_kill_of_everything_left_is_gone_after_the_next_start(
@@ -133,7 +133,7 @@ def test_what_a_kill_of_everything_left_is_gone_after_the_next_start(
         assert alive(pid)
     with daemon(tmp_path, bed, model) as running:
         running.address()
-        wait_until(lambda: containers(bed) == [], 20)
+        wait_until(lambda: containers(bed) == [])
         assert not alive(pid)
         running.wait_for("removed the container cotenant-shell-")
 
@@ -146,7 +146,7 @@ def test_an_engine_that_dies_in_its_container_is_loaded_anew(
         post(f"{address}/api/models/tiny/load")
         (pid,) = pids(bed)
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: containers(bed) == [], 10)
+        wait_until(lambda: containers(bed) == [])
         # The daemon hears of it a moment after the container has gone.
         wait_until(
             lambda: "error" not in post(f"{address}/api/models/tiny/load") and containers(bed) != [], 20

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engines.support import fake_server
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import post
-from tests.support.operating import get, port_of, story
-from tests.support.paper_machine import PaperMachine
-from tests.support.serving import Serving
-from tests.support.stand_ins import ask, hugging_face_folder, ollama_daemon, openai_server, vllm_program
+from tests.support.daemon.api import get, port_of, story
+from tests.support.daemon.serving import Serving
+from tests.support.engines.fake_programs import (
+    ask,
+    hugging_face_folder,
+    ollama_daemon,
+    openai_server,
+    vllm_program,
+)
+from tests.support.engines.orders import fake_server
+from tests.support.gpus.paper_machine import PaperMachine
+from tests.support.http.client import post
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -52,13 +58,6 @@ def states(daemon: Serving) -> dict[str, str]:
 def card(daemon: Serving) -> dict[str, Any]:
     found: dict[str, Any] = get(daemon, "/api/devices")["devices"][0]
     return found
-
-
-def until(condition: Callable[[], bool], within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 def takes(machine: PaperMachine, mib: int, prefix: str) -> dict[str, str]:
@@ -131,7 +130,7 @@ def test_five_kinds_of_engine_share_a_card_under_load(tmp_path: Path) -> None:
             freed = [d["text"] for name in names for d in story(daemon, name) if d["kind"] == "freed"]
             assert freed, "not all fit at once, so that some went and were seen to"
             assert not [d for name in names for d in story(daemon, name) if d["kind"] == "not_freed"]
-        until(lambda: machine.card()["used_mib"] == 0)
+        wait_until(lambda: machine.card()["used_mib"] == 0)
 
 
 def test_what_others_have_ollama_load_is_counted_and_its_models_are_listed(tmp_path: Path) -> None:
@@ -144,26 +143,26 @@ def test_what_others_have_ollama_load_is_counted_and_its_models_are_listed(tmp_p
             [*argv, "--reserve-mib", "100", "--min-budget-mib", "100"], tmp_path / "state"
         ) as daemon:
             daemon.address()
-            until(lambda: {"tiny", "embedder", "huge:70b"} == set(states(daemon)))
+            wait_until(lambda: {"tiny", "embedder", "huge:70b"} == set(states(daemon)))
             ask(f"http://127.0.0.1:{hub}/api/embed", {"model": "embedder", "input": "x", "keep_alive": 60})
-            until(lambda: card(daemon)["foreign_bytes"] == 100 * MIB)
+            wait_until(lambda: card(daemon)["foreign_bytes"] == 100 * MIB)
             kinds = {model["name"]: model["kind"] for model in get(daemon, "/api/models")["models"]}
             assert kinds == {"tiny": "text", "embedder": "embedding", "huge:70b": "text"}
             answer = complete(daemon, "tiny:latest")
             assert answer.status == 200
             assert json.loads(answer.body)["model"] == "tiny:latest"
-            until(lambda: states(daemon)["tiny"] == "ready")
+            wait_until(lambda: states(daemon)["tiny"] == "ready")
             assert card(daemon)["foreign_bytes"] == 100 * MIB, (
                 "what it holds for us is claimed and not foreign"
             )
             copied = {"source": "tiny", "destination": "twin"}
             assert asyncio.run(post(hub, "/api/copy", copied)).status == 200
             asyncio.run(post(port_of(daemon), "/api/models/tiny/unload", {}))
-            until(lambda: states(daemon)["tiny"] == "cold")
+            wait_until(lambda: states(daemon)["tiny"] == "cold")
             ask(f"http://127.0.0.1:{hub}/api/generate", {"model": "twin", "keep_alive": -1})
-            until(lambda: card(daemon)["foreign_bytes"] == 400 * MIB)
+            wait_until(lambda: card(daemon)["foreign_bytes"] == 400 * MIB)
             assert complete(daemon, "tiny").status == 200
-            until(lambda: card(daemon)["foreign_bytes"] == 100 * MIB)
+            wait_until(lambda: card(daemon)["foreign_bytes"] == 100 * MIB)
             assert [m["name"] for m in ask(f"http://127.0.0.1:{hub}/api/ps")["models"]][1:] == [
                 "twin:latest"
             ], "models of the same weights are loaded once"
@@ -196,19 +195,19 @@ def test_vllm_sleeps_in_place_of_ending_if_that_works(tmp_path: Path, fault: str
     with serve(tmp_path, config, machine) as daemon:
         first = complete(daemon, "vllm")
         assert first.status == 200
-        until(lambda: machine.card()["used_mib"] == 700)
+        wait_until(lambda: machine.card()["used_mib"] == 700)
         asyncio.run(post(port_of(daemon), "/api/models/vllm/unload", {}))
-        until(lambda: states(daemon)["vllm"] == "cold")
+        wait_until(lambda: states(daemon)["vllm"] == "cold")
         sleeps = fault in ("", "gibberish")
-        until(lambda: machine.card()["used_mib"] == (64 if sleeps else 0))
+        wait_until(lambda: machine.card()["used_mib"] == (64 if sleeps else 0))
         if sleeps:
             assert card(daemon)["foreign_bytes"] == 0, "what sleeps is nobody else's"
         again = complete(daemon, "vllm")
         assert json.loads(again.body)["choices"] == json.loads(first.body)["choices"]
-        until(lambda: machine.card()["used_mib"] == 700)
+        wait_until(lambda: machine.card()["used_mib"] == 700)
         told = " ".join(decision["text"] for decision in story(daemon, "vllm"))
         assert ("answers otherwise than before it slept" in told) is (fault == "gibberish")
-    until(lambda: machine.card()["used_mib"] == 0)
+    wait_until(lambda: machine.card()["used_mib"] == 0)
 
 
 def test_what_sleeps_gives_way_to_whoever_needs_the_rest_of_it(tmp_path: Path) -> None:
@@ -260,9 +259,9 @@ def test_a_command_is_learned_by_what_it_is_seen_to_take(tmp_path: Path) -> None
     with serve(tmp_path, config, machine) as daemon:
         assert complete(daemon, "unknown").status == 200
         assert claim(daemon) == int(0.8 * 2000 * MIB), "at first it gets most of a card"
-        until(lambda: get(daemon, "/api/models")["models"][0]["measured_bytes"] == 300 * MIB)
+        wait_until(lambda: get(daemon, "/api/models")["models"][0]["measured_bytes"] == 300 * MIB)
         asyncio.run(post(port_of(daemon), "/api/models/unknown/unload", {}))
-        until(lambda: states(daemon)["unknown"] == "cold")
+        wait_until(lambda: states(daemon)["unknown"] == "cold")
         assert complete(daemon, "unknown").status == 200
         assert claim(daemon) == int(1.05 * 300 * MIB)
     with serve(tmp_path, config, machine) as daemon:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.support import fake_server
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import post
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
+from tests.support.engines.orders import fake_server
+from tests.support.http.client import post
+from tests.support.models.gguf_models import build_tiny_llama
 
 pytestmark = pytest.mark.slow
 

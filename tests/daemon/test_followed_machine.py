@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.engines.fake_card import opened
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import post
-from tests.support.operating import get, port_of
-from tests.support.paper_machine import PaperMachine, fake_fleet
+from tests.support.daemon.api import get, port_of
+from tests.support.engines.fake_card import opened
+from tests.support.gpus.paper_machine import PaperMachine, fake_fleet
+from tests.support.http.client import post
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-
-
-def until(condition: Callable[[], bool], within_s: float = 15) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 def test_how_busy_a_card_is_and_what_an_engine_holds_are_seen_as_they_change(tmp_path: Path) -> None:
@@ -45,8 +37,8 @@ def test_how_busy_a_card_is_and_what_an_engine_holds_are_seen_as_they_change(tmp
         ask = {"model": "m", "prompt": "x", "max_tokens": 2}
         assert asyncio.run(post(port_of(daemon), "/v1/completions", ask)).status == 200
         tell(utilisation_percent=85, temperature_c=66, power_w=301.5)
-        until(lambda: card() == {"utilisation_percent": 85, "temperature_c": 66, "power_w": 301.5})
-        until(lambda: get(daemon, "/api/models/m")["measured_bytes"] == 300 << 20)
+        wait_until(lambda: card() == {"utilisation_percent": 85, "temperature_c": 66, "power_w": 301.5})
+        wait_until(lambda: get(daemon, "/api/models/m")["measured_bytes"] == 300 << 20)
         text = get(daemon, "/metrics", as_text=True)
         assert "\ncotenant_gpu_utilization_ratio{" in text
         assert any(

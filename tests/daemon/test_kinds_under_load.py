@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.engines.support import fake_server
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import post
-from tests.support.operating import get, port_of
-from tests.support.serving import Serving
-from tests.support.stand_ins import hugging_face_folder, vllm_program
+from tests.support.daemon.api import get, port_of
+from tests.support.daemon.serving import Serving
+from tests.support.engines.fake_programs import hugging_face_folder, vllm_program
+from tests.support.engines.orders import fake_server
+from tests.support.http.client import post
+from tests.support.models.gguf_models import build_tiny_llama
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -52,7 +52,7 @@ def daemon(tmp_path: Path) -> Iterator[Serving]:
     (tmp_path / "cotenant.yaml").write_text(json.dumps(config))
     argv = ["serve", "--config", str(tmp_path / "cotenant.yaml"), "--port", "0", "--gpus", "8GiB"]
     argv += ["--reserve-mib", "1024", "--overhead-mib", str(OF_EACH >> 20)]
-    with Serving(argv, tmp_path / "state", module="tests.support.audited") as serving:
+    with Serving(argv, tmp_path / "state", module="tests.support.daemon.audited") as serving:
         serving.address()
         yield serving
 

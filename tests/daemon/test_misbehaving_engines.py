@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import Reply, post
-from tests.support.operating import get, port_of, story
-from tests.support.paper_machine import PaperMachine, fake_fleet
-from tests.support.serving import Serving
+from tests.support.daemon.api import get, port_of, story
+from tests.support.daemon.serving import Serving
+from tests.support.gpus.paper_machine import PaperMachine, fake_fleet
+from tests.support.http.client import Reply, post
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -57,13 +57,6 @@ def unloads(daemon: Serving, name: str) -> dict[str, float]:
     return {reason: float(count) for reason, count in found}
 
 
-def until(condition: Callable[[], bool], within_s: float = 15) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
-
-
 def test_an_engine_that_dies_before_its_answer_is_replaced_and_the_client_sees_nothing(
     model: Path, tmp_path: Path
 ) -> None:
@@ -74,7 +67,7 @@ def test_an_engine_that_dies_before_its_answer_is_replaced_and_the_client_sees_n
         assert json.loads(reply.body)["choices"][0]["text"].startswith("t0 t1")
         assert (tmp_path / "crashed").exists()
         assert [d["kind"] for d in story(daemon, "m")].count("load") == 2
-        until(lambda: unloads(daemon, "m") == {"engine_died": 1})
+        wait_until(lambda: unloads(daemon, "m") == {"engine_died": 1})
 
 
 def test_engines_that_always_die_end_in_an_error_after_one_more_try(model: Path, tmp_path: Path) -> None:
@@ -109,7 +102,7 @@ def test_garbage_in_place_of_a_long_answer_is_a_clear_error(
         reply = ask(daemon, "m", max_tokens=4000)
         assert reply.status == 502, reply.body
         assert "engine" in error_of(reply)["message"]
-        until(lambda: get(daemon, "/api/models/m")["in_flight"] == 0)
+        wait_until(lambda: get(daemon, "/api/models/m")["in_flight"] == 0)
 
 
 def test_a_stream_that_is_cut_in_the_middle_ends_with_an_error_event(model: Path, tmp_path: Path) -> None:
@@ -142,7 +135,7 @@ def test_memory_that_outlives_its_engine_is_waited_for_before_the_next_load(
     engines = {"first": {**takes, "FAKE_HOLDS_S": 1.5}, "second": takes}
     with fake_fleet(tmp_path, model, str(machine.path), engines) as daemon:
         assert ask(daemon, "first").status == 200
-        until(lambda: get(daemon, "/api/models/first")["measured_bytes"] == 600 * 1024**2)
+        wait_until(lambda: get(daemon, "/api/models/first")["measured_bytes"] == 600 * 1024**2)
         # Loaded a moment too early it would be refused memory: the card is too small for both.
         assert ask(daemon, "second").status == 200
         told = {d["kind"]: d for d in story(daemon, "first")}
@@ -159,11 +152,11 @@ def test_memory_that_does_not_come_back_is_given_up_and_its_holder_named(
     bound = "{reclaim_bound: 1s}"
     with fake_fleet(tmp_path, model, str(machine.path), engines, scheduling=bound) as daemon:
         assert ask(daemon, "first").status == 200
-        until(lambda: get(daemon, "/api/models/first")["measured_bytes"] == 600 * 1024**2)
+        wait_until(lambda: get(daemon, "/api/models/first")["measured_bytes"] == 600 * 1024**2)
         reply = ask(daemon, "second")
         assert reply.status == 503, reply.body
         assert "does not fit" in error_of(reply)["message"]
         (told,) = [d for d in story(daemon, "first") if d["kind"] == "not_freed"]
         assert re.search(r"heir \(pid \d+, 600 MiB\)", told["text"]), told
         machine.end_heirs()
-        until(lambda: ask(daemon, "second").status == 200)
+        wait_until(lambda: ask(daemon, "second").status == 200)

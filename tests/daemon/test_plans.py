@@ -22,8 +22,8 @@ from cotenant.domain.errors import UnsupportedModelFile
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB
 from cotenant.interfaces import PlanAsked
-from tests.support.desk import entry, inventory, planner
-from tests.support.real_shapes import real_shape
+from tests.support.daemon.planner import entry, inventory, planner
+from tests.support.models.real_shapes import real_shape
 
 CARD = Device(DeviceId("GPU-a"), DeviceKind.GPU, "RTX 3090", 0, 24 * GIB)
 OURS, THEIRS = 4711, 815

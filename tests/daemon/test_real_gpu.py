@@ -14,8 +14,9 @@ from cotenant.clock import SystemClock
 from cotenant.domain.devices import Inventory, InventorySource
 from cotenant.domain.units import MIB
 from cotenant.hardware.gpus.inventory import probe
-from tests.support.gguf_models import REAL_SHAPES
-from tests.support.serving import serving, wait_until_gone
+from tests.support.daemon.serving import serving
+from tests.support.models.gguf_models import REAL_SHAPES
+from tests.support.waiting import alive, wait_until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine, pytest.mark.slow]
 
@@ -61,7 +62,7 @@ def test_predicted_against_reported_against_measured(
         measured = used_bytes(device["uuid"]) - before[device["uuid"]]
         pid = running.engine_pid()
         assert running.terminate() == 0
-    wait_until_gone(pid, within_s=5)
+    wait_until(lambda: not alive(pid))
     planned, reported = device["planned"], device["reported"]
     with capsys.disabled():
         print(f"\n{name} {' '.join(flags[:6])} (MiB)")

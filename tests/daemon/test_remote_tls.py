@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.gateway.harness import connected
-from tests.support.http_client import Reply, post
-from tests.support.operating import get, port_of
-from tests.support.serving import Serving
-from tests.support.tls_server import Authority, far_server, self_signed
+from tests.support.daemon.api import get, port_of
+from tests.support.daemon.serving import Serving
+from tests.support.http.client import Reply, post
+from tests.support.http.tls_server import Authority, far_server, self_signed
 
 pytestmark = pytest.mark.slow
 

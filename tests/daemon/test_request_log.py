@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cotenant.cli.main import main
-from tests.engines.support import fake_server
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import post
-from tests.support.operating import port_of, story
-from tests.support.serving import Serving
+from tests.support.daemon.api import port_of, story
+from tests.support.daemon.serving import Serving
+from tests.support.engines.orders import fake_server
+from tests.support.http.client import post
+from tests.support.models.gguf_models import build_tiny_llama
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -7,17 +7,18 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import post
-from tests.support.operating import get, port_of, story
-from tests.support.paper_machine import PaperMachine
-from tests.support.serving import Serving
+from tests.support.daemon.api import get, port_of, story
+from tests.support.daemon.serving import Serving
+from tests.support.gpus.paper_machine import PaperMachine
+from tests.support.http.client import post
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -55,13 +56,6 @@ def states(daemon: Serving) -> dict[str, str]:
     return {model["name"]: model["state"] for model in get(daemon, "/api/models")["models"]}
 
 
-def until(condition: Callable[[], bool], within_s: float = 15) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
-
-
 def reasons(daemon: Serving, name: str) -> list[str]:
     return [d["facts"]["reason"] for d in story(daemon, name) if "reason" in d["facts"]]
 
@@ -97,7 +91,7 @@ def test_under_memory_pressure_the_more_idle_one_goes(model: Path, tmp_path: Pat
             ask(daemon, "gpt2")
         assert states(daemon) == {"gpt2": "ready", "gpt2-small": "ready"}
         machine.others_hold(400)
-        until(lambda: states(daemon)["gpt2-small"] == "cold")
+        wait_until(lambda: states(daemon)["gpt2-small"] == "cold")
         assert states(daemon)["gpt2"] == "ready"
         assert reasons(daemon, "gpt2-small") == ["overcommitted"]
         (told,) = [d["text"] for d in story(daemon, "gpt2-small") if d["kind"] == "evict"]
@@ -119,9 +113,9 @@ def test_two_active_models_both_stay(model: Path, tmp_path: Path) -> None:
         with ThreadPoolExecutor() as pool:
             asking = [pool.submit(keep_asking, "gpt2")]
             try:
-                until(lambda: states(daemon)["gpt2"] == "ready")
+                wait_until(lambda: states(daemon)["gpt2"] == "ready")
                 asking.append(pool.submit(keep_asking, "gpt2-small"))
-                until(lambda: states(daemon) == both)
+                wait_until(lambda: states(daemon) == both)
                 time.sleep(2)
                 assert states(daemon) == both
                 for name in both:

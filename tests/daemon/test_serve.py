@@ -14,9 +14,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
-from tests.support.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, llama_server
-from tests.support.serving import Serving, alive, serving, wait_until_gone
+from tests.support.daemon.serving import Serving, serving
+from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
+from tests.support.models.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, real_server
+from tests.support.waiting import alive, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -207,14 +208,14 @@ def test_kill_9_of_the_daemon_takes_the_engine_with_it(model: Path, tmp_path: Pa
         pid = running.engine_pid()
         running.process.kill()
         running.process.wait()
-        wait_until_gone(pid, within_s=2)
+        wait_until(lambda: not alive(pid))
 
 
 def test_an_engine_that_dies_is_replaced_for_the_next_request(model: Path, tmp_path: Path) -> None:
     with serving(model, tmp_path) as running:
         address, pid = running.address(), running.engine_pid()
         os.kill(pid, signal.SIGKILL)
-        wait_until_gone(pid, within_s=2)
+        wait_until(lambda: not alive(pid))
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
             assert client.completions.create(model="tiny", prompt="x", max_tokens=2).choices[0].text
         told = get_json(f"{address}/api/models/tiny/why")
@@ -270,7 +271,7 @@ def test_a_trained_model_gives_its_known_text_through_both_ways(way: str, tmp_pa
     trained = known_model()
     flags = ["--n-ctx", "512"]
     if way == "llama-server":
-        flags += ["--llama-server", str(llama_server())]
+        flags += ["--llama-server", str(real_server())]
     with serving(trained, tmp_path, *flags) as running:
         with openai.OpenAI(base_url=f"{running.address()}/v1", api_key="none") as client:
             answer = client.completions.create(

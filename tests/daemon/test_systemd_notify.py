@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cotenant.daemon.systemd_notify import ServiceManager
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
+from tests.support.models.gguf_models import build_tiny_llama
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from cotenant.doctor.host_context import Patient
 from cotenant.domain.devices import Inventory
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
-from tests.hardware.stand_in_nvml import PaperCard, StandInNvml
+from tests.support.gpus.fake_nvml import PaperCard, StandInNvml
 
 TWO_CARDS = ("GPU-aaaa", "GPU-bbbb")
 

@@ -9,7 +9,7 @@ from cotenant.doctor import cards
 from cotenant.doctor.findings import Level
 from cotenant.hardware.gpus.card_health import read_health
 from tests.doctor.support import HEALTH, HealthNvml, SickCard, levels, machine, only, write
-from tests.hardware.stand_in_nvml import MIB, PaperCard, Process
+from tests.support.gpus.fake_nvml import MIB, PaperCard, Process
 
 
 def test_the_stand_in_answers_only_what_the_real_library_can_be_asked() -> None:

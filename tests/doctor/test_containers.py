@@ -12,7 +12,7 @@ from cotenant.doctor.host_context import Patient
 from cotenant.services.model import Service
 from cotenant.services.settings import ServicesSettings
 from tests.doctor.support import levels, machine, only, program, write
-from tests.hardware.stand_in_nvml import PaperCard
+from tests.support.gpus.fake_nvml import PaperCard
 
 CARD = PaperCard("GPU-a")
 SPEC = """\

@@ -23,8 +23,8 @@ from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import GIB
 from tests.doctor.support import levels, only, program, write
 from tests.doctor.support import machine as paper
-from tests.engines.support import fake_server
-from tests.hardware.stand_in_nvml import PaperCard
+from tests.support.engines.orders import fake_server
+from tests.support.gpus.fake_nvml import PaperCard
 
 MEMINFO = "MemTotal: {total} kB\nMemAvailable: {free} kB\n"
 

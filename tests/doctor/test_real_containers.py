@@ -17,8 +17,8 @@ from cotenant.doctor.host_context import Answer, Patient
 from cotenant.services.model import Service
 from cotenant.services.settings import ServicesSettings
 from tests.doctor.support import machine, only
-from tests.hardware.stand_in_nvml import PaperCard
-from tests.support.container_bed import IDLE, IMAGE, ContainerBed, container_bed
+from tests.support.containers.container_bed import IDLE, IMAGE, ContainerBed, container_bed
+from tests.support.gpus.fake_nvml import PaperCard
 
 pytestmark = pytest.mark.slow
 

@@ -29,19 +29,19 @@ from cotenant.engines.remote.engine import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
 from cotenant.gateway.inference.request import engine_body, engine_head
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
-from tests.engines.support import fake_server, host_order, with_env
-from tests.support.container_bed import container_bed
-from tests.support.containers import fake_image
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.real_ollama import real_ollama
-from tests.support.real_vllm import LOADS_WITHIN_S, vllm_order
-from tests.support.stand_ins import (
+from tests.support.containers.container_bed import container_bed
+from tests.support.containers.engine_images import fake_image
+from tests.support.engines.fake_programs import (
     ask,
     hugging_face_folder,
     ollama_daemon,
     openai_server,
     vllm_program,
 )
+from tests.support.engines.orders import fake_server, host_order, with_env
+from tests.support.engines.real_ollama import real_ollama
+from tests.support.engines.real_vllm import LOADS_WITHIN_S, vllm_order
+from tests.support.models.gguf_models import build_tiny_llama
 
 
 class NoMeter:

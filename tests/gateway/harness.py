@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from cotenant.domain.decisions import Outlook
@@ -117,13 +117,6 @@ async def serving(
     finally:
         stop.set()
         await server
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Return when the condition holds."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @dataclass

@@ -9,8 +9,9 @@ import pytest
 
 from cotenant.domain.units import MIB
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, connected, post, serving, until
+from tests.gateway.harness import SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine, chunk
+from tests.support.waiting import until
 
 ASK = {"model": "llama"}
 

@@ -11,8 +11,9 @@ from cotenant.domain.errors import BadSetting, PortTaken
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.server import bind
 from tests.gateway import stub
-from tests.gateway.harness import CHAT, Client, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.harness import CHAT, Client, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 ASK = {"model": "llama"}
 

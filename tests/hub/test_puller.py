@@ -18,7 +18,7 @@ from cotenant.domain.hub import HubName, PullStep
 from cotenant.hub import fetch
 from cotenant.hub.choice import HubFile
 from cotenant.hub.puller import HubPuller
-from tests.support.hub import StandInHub, sha256, standing_in
+from tests.support.http.model_hub import StandInHub, sha256, standing_in
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from cotenant.domain.units import GIB, MIB
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.compute_modes import alone, default_mode_command, through_mps
 from cotenant.planning.planner import PlanRequest, leave_to_engine, place
-from tests.support.shapes import dense, gpu
+from tests.support.models.shapes import dense, gpu
 
 RULES = BudgetRules(overhead_bytes=20 * MIB)
 CARD = Device(DeviceId("GPU-0"), DeviceKind.GPU, "card", index=0, total_bytes=24 * GIB)

@@ -13,7 +13,7 @@ from cotenant.analysis.footprint import Costs
 from cotenant.domain.models import Recipe
 from cotenant.domain.units import MIB
 from cotenant.planning.layer_split import Range, SplitProblem, balance, fastest, fill, least_fraction
-from tests.support.shapes import dense, recipes, shapes
+from tests.support.models.shapes import dense, recipes, shapes
 
 
 @st.composite

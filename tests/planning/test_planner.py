@@ -25,7 +25,7 @@ from cotenant.domain.units import GIB, MIB
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest, place
-from tests.support.shapes import dense, gpu, recipes, shapes
+from tests.support.models.shapes import dense, gpu, recipes, shapes
 
 RULES = BudgetRules(overhead_bytes=20 * MIB)
 

@@ -36,8 +36,8 @@ from cotenant.services.model import (
 from cotenant.services.operator import Services
 from cotenant.services.settings import ServicesSettings
 from cotenant.store.store import Store
-from tests.support.plain_orchestrator import PlainOrchestrator
-from tests.support.service_operators import SERVICES
+from tests.support.containers.plain_orchestrator import PlainOrchestrator
+from tests.support.daemon.plain_service_operator import SERVICES
 
 REFERENCE = "RTX A5500:24564:19304,RTX A400:4094:329"
 DEADLINE_S = 20.0

@@ -20,8 +20,8 @@ from cotenant.cli.services import progress
 from cotenant.domain.errors import GeneratedFileFailed
 from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
 from tests.cli.test_daemon_commands import running
-from tests.support.operators import PlainOperator
-from tests.support.service_operators import A400, PlainServices
+from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.daemon.plain_service_operator import A400, PlainServices
 
 WARNING = "ai-enrichment VRAM budget (6.8 GB) exceeds GPU 1 (4 GB). Auto-adjusted to 3.5 GB."
 

@@ -23,9 +23,9 @@ from cotenant.cli.top.frame import KEYS, Style, frame
 from cotenant.cli.top.terminal import Terminal, has_colour, keys, plain
 from cotenant.cli.top.view import Choices, Snapshot
 from cotenant.domain.units import GIB
+from tests.support.daemon.serving import Serving
 from tests.support.debian import installed
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.serving import Serving
+from tests.support.models.gguf_models import build_tiny_llama
 
 ADDRESS = "http://127.0.0.1:8080"
 

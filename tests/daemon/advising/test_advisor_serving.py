@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
+from tests.support.models.gguf_models import build_tiny_llama
 
 
 class Expects(BaseHTTPRequestHandler):

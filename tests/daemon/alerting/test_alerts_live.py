@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tests.daemon.alerting.test_alerts import Receiver, receiver
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
+from tests.support.models.gguf_models import build_tiny_llama
 
 __all__ = ["receiver"]
 

@@ -14,7 +14,7 @@ from cotenant.daemon.alerting.alerts import Alerts
 from cotenant.daemon.alerting.container_deaths import ContainerWatch
 from cotenant.domain.alerts import AlertKind
 from tests.services.compose.test_container_events import podman
-from tests.support.serving import alive
+from tests.support.waiting import alive
 
 
 @pytest.fixture(autouse=True)

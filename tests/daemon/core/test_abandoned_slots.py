@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from cotenant.daemon.core.abandoned_slots import Settler
+from tests.support.waiting import until
 
 
 class Slots:
@@ -16,12 +16,6 @@ class Slots:
     async def busy_slots(self) -> int | None:
         self.looks += 1
         return self.busy
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def test_an_abandoned_slot_stays_taken_until_the_engine_frees_it() -> None:

@@ -10,15 +10,16 @@ import shutil
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import Reply, post
-from tests.support.serving import Serving, alive, wait_until_gone
+from tests.support.daemon.serving import Serving
+from tests.support.http.client import Reply, post
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import alive, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -63,13 +64,6 @@ def get(daemon: Serving, path: str) -> Any:
 
 def states(daemon: Serving) -> dict[str, str]:
     return {model["name"]: model["state"] for model in get(daemon, "/api/models")["models"]}
-
-
-def until(condition: Callable[[], bool], within_s: float = 15) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 def engines_of(daemon: Serving) -> set[int]:
@@ -165,10 +159,10 @@ def engines_left(daemon: Serving) -> list[str]:
 
 def test_files_that_come_and_go_are_served_and_not(fleet: Serving, models_dir: Path, one_model: Path) -> None:
     shutil.copy(one_model, models_dir / "new-one.gguf")
-    until(lambda: "new-one" in states(fleet), within_s=4)
+    wait_until(lambda: "new-one" in states(fleet))
     assert asyncio.run(ask(port_of(fleet), "new-one")).status == 200
     (models_dir / "new-one.gguf").unlink()
-    until(lambda: "new-one" not in states(fleet), within_s=4)
+    wait_until(lambda: "new-one" not in states(fleet))
     assert asyncio.run(ask(port_of(fleet), "new-one")).status == 404
 
 
@@ -179,7 +173,7 @@ def test_a_request_may_say_how_long_its_model_stays(fleet: Serving) -> None:
         return reply.status
 
     assert asyncio.run(run()) == 200
-    until(lambda: states(fleet)["model-1"] == "cold")
+    wait_until(lambda: states(fleet)["model-1"] == "cold")
     story = get(fleet, "/api/models/model-1/why")["decisions"]
     assert any("its keep-alive" in decision["text"] for decision in story)
 
@@ -227,8 +221,8 @@ def test_reloading_the_configuration_keeps_what_did_not_change_loaded(
         assert len(before) == 2
         write(2048, "second", f"  - {{name: third, path: {one_model}}}\n")
         daemon.process.send_signal(signal.SIGHUP)
-        until(lambda: asyncio.run(ask(port, "second")).status == 200)
-        until(lambda: len(before & engines_of(daemon)) == 1)
+        wait_until(lambda: asyncio.run(ask(port, "second")).status == 200)
+        wait_until(lambda: len(before & engines_of(daemon)) == 1)
         assert asyncio.run(ask(port, "first")).status == 404
         examined = [each["seen"] for each in get(daemon, "/api/doctor")["findings"]]
         assert f"{config} can be read; it names 3 models" in examined, "it is what is served now that counts"
@@ -253,8 +247,8 @@ def test_kill_9_at_any_moment_leaves_no_engine(models_dir: Path, tmp_path: Path,
             await asyncio.gather(*asking, return_exceptions=True)
             return running
 
-        for pid in asyncio.run(run()):
-            wait_until_gone(pid, within_s=2)
+        pids = asyncio.run(run())
+        wait_until(lambda: not any(map(alive, pids)))
         assert not engines_left(daemon)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,8 @@ from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.events import DevicesRead, ModelsChanged, TimerFired
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.scheduler import Scheduler
-from tests.support.shapes import dense
+from tests.support.models.shapes import dense
+from tests.support.waiting import until
 
 RULES = BudgetRules(overhead_bytes=0)
 
@@ -119,12 +119,6 @@ def fleet(
     specs = tuple(spec_of(entry, RULES, 0.0) for entry in entries)
     loop.serve(entries, ModelsChanged(clock.now(), specs))
     return loop, host
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def test_a_cold_model_is_loaded_for_the_first_that_asks_and_serves_all_names() -> None:

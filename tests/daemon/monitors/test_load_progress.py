@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from cotenant.cli.main import main
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.http_client import Reply, post
-from tests.support.operating import get, port_of
-from tests.support.paper_machine import fake_fleet
-from tests.support.serving import Serving
+from tests.support.daemon.api import get, port_of
+from tests.support.daemon.serving import Serving
+from tests.support.gpus.paper_machine import fake_fleet
+from tests.support.http.client import Reply, post
+from tests.support.models.gguf_models import build_tiny_llama
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from cotenant.daemon.monitors.orphans import Leftovers
 from cotenant.daemon.monitors.watchers import Served
 from cotenant.domain.launching import LauncherKind, LaunchTerms
 from tests.daemon.monitors.test_watchers import Posted, entry
-from tests.gateway.harness import until
+from tests.support.waiting import until
 
 ON_HOST = entry("plain")
 IN_IMAGE = entry("boxed", launch=LaunchTerms(image="images.example/engine:1"))

@@ -10,7 +10,8 @@ from cotenant.clock import SystemClock
 from cotenant.daemon.monitors import load_progress
 from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.hardware.model_cache.load_progress import TakenIn
-from tests.daemon.core.test_loop import Engine, Host, fleet, until
+from tests.daemon.core.test_loop import Engine, Host, fleet
+from tests.support.waiting import until
 
 
 class SlowToStart(Host):

@@ -13,7 +13,7 @@ from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.models import Recipe
 from cotenant.domain.records import DecisionRecord, LoadRecord, Warmth
 from cotenant.domain.units import GIB
-from tests.support.shapes import dense
+from tests.support.models.shapes import dense
 
 
 class Kept:

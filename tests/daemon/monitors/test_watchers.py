@@ -26,7 +26,7 @@ from cotenant.domain.models import Recipe
 from cotenant.domain.units import GIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import DevicesRead, ModelsChanged
-from tests.support.shapes import dense
+from tests.support.models.shapes import dense
 
 
 @dataclass

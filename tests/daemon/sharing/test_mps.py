@@ -20,10 +20,11 @@ import pytest
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.manual import start_by_hand
 from cotenant.hardware.mps.processes import variables_of
-from tests.engines.support import fake_server
-from tests.support.gguf_models import build_tiny_llama
-from tests.support.mps import control_daemon, left_in_pipes, mps_processes, stand_in, until
-from tests.support.serving import Serving, alive, wait_until_gone
+from tests.support.daemon.serving import Serving
+from tests.support.engines.orders import fake_server
+from tests.support.gpus.fake_mps import control_daemon, left_in_pipes, mps_processes, stand_in
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import alive, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +170,7 @@ def test_a_model_that_comes_later_has_mps_started_once_the_first_can_go(machine:
     with machine.serving(a="ctx: 512") as daemon:
         ask(daemon, "a")
         machine.configure("mps: auto", a="ctx: 512", b="ctx: 512")
-        until(lambda: len(states(daemon)) == 2)
+        wait_until(lambda: len(states(daemon)) == 2)
         assert "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT" in ask(daemon, "b")
         assert "started without MPS" not in why(daemon, "b")
         assert "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT" in ask(daemon, "a")
@@ -184,8 +185,7 @@ def test_a_killed_mps_daemon_is_replaced_after_its_engines_have_gone(machine: Ma
         assert first is not None
         engines = [engine_of(daemon, name) for name in "ab"]
         os.kill(first, signal.SIGKILL)
-        for engine in engines:
-            wait_until_gone(engine, within_s=5)
+        wait_until(lambda: not any(map(alive, engines)))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda name: ask(daemon, name), ["a", "b"]))
         second = control_daemon(machine.state)
@@ -204,7 +204,7 @@ def test_a_killed_engine_comes_back_under_the_same_daemon(machine: Machine) -> N
         control = control_daemon(machine.state)
         engine = engine_of(daemon, "a")
         os.kill(engine, signal.SIGKILL)
-        wait_until_gone(engine, within_s=5)
+        wait_until(lambda: not alive(engine))
         assert ask(daemon, "a")["CUDA_MPS_PIPE_DIRECTORY"]
         assert control_daemon(machine.state) == control
         assert states(daemon) == {"a": "ready", "b": "ready"}
@@ -217,10 +217,10 @@ def test_killing_cotenant_leaves_no_process_and_the_next_start_finds_nothing_in_
         ask(daemon, "a")
         control = control_daemon(machine.state)
         assert control is not None
-        until(lambda: len(mps_processes(machine.state)) == 2)
+        wait_until(lambda: len(mps_processes(machine.state)) == 2)
         daemon.process.kill()
         daemon.process.wait()
-        wait_until_gone(control, within_s=5)
+        wait_until(lambda: not alive(control))
         assert left_in_pipes(machine.state), "the stand-in leaves its files when killed, as the real one does"
     left = set(mps_processes(machine.state))
     with machine.serving() as daemon:
@@ -298,7 +298,7 @@ def test_a_daemon_that_runs_already_is_used_shown_and_left_running(machine: Mach
         ask(daemon, "a")
         ask(daemon, "b")
         assert control_daemon(machine.state) == control
-        until(lambda: "2 clients" in mps("status").stdout)
+        wait_until(lambda: "2 clients" in mps("status").stdout)
         (told,) = json.loads(mps("status", "--json").stdout)["daemons"]
         clients = {client["model"]: client for client in told["servers"][0]["clients"]}
         assert clients["a"]["pid"] == engine_of(daemon, "a")

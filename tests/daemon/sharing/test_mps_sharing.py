@@ -29,7 +29,7 @@ from cotenant.domain.units import GIB
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon
-from tests.support.shapes import dense
+from tests.support.models.shapes import dense
 
 EXCLUSIVE, DEFAULT = ComputeMode.EXCLUSIVE_PROCESS, ComputeMode.DEFAULT
 

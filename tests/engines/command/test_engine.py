@@ -15,7 +15,7 @@ from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import of_kind, running
-from tests.engines.support import fake_server, host_order
+from tests.support.engines.orders import fake_server, host_order
 
 
 def ordered(argv: tuple[str, ...], stop: tuple[str, ...] = ()) -> EngineOrder:

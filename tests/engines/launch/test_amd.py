@@ -16,8 +16,8 @@ from cotenant.engines.launch.amd import alone, amd_options
 from cotenant.engines.launch.apptainer import group_job
 from cotenant.engines.launch.container import RunAs, container_job
 from cotenant.engines.launch.plan import LaunchPlan
-from tests.support.container_bed import container_bed
-from tests.support.containers import shell_image
+from tests.support.containers.container_bed import container_bed
+from tests.support.containers.engine_images import shell_image
 
 RENDER_GROUP = 993
 

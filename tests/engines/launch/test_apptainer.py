@@ -16,9 +16,9 @@ from cotenant.domain.errors import EngineLoadFailed
 from cotenant.engines.launch.apptainer import ApptainerLauncher, group_job
 from cotenant.engines.launch.container import RunAs
 from cotenant.engines.launch.plan import LaunchPlan
-from tests.engines.support import gpu, wait_until
-from tests.support.containers import launched
-from tests.support.serving import alive
+from tests.support.containers.engine_images import launched
+from tests.support.engines.orders import gpu
+from tests.support.waiting import alive, wait_until
 
 ORDINARY = RunAs(1000, 1000, daemon_is_root=False)
 STAND_IN = """#!/bin/sh
@@ -31,7 +31,7 @@ DAEMON = """
 import asyncio, sys
 from pathlib import Path
 from tests.engines.launch.test_apptainer import ORDINARY, launcher, sleeping
-from tests.support.containers import launched
+from tests.support.containers.engine_images import launched
 
 async def main(folder):
     engine = await launched(launcher(folder), sleeping(folder), folder / "log")
@@ -52,7 +52,7 @@ def sleeping(folder: Path) -> LaunchPlan:
 
 
 def told(folder: Path) -> tuple[int, str]:
-    wait_until((folder / "told").exists, 10)
+    wait_until((folder / "told").exists)
     pid, cards = (folder / "told").read_text().split()
     return int(pid), cards
 
@@ -117,4 +117,4 @@ def test_a_killed_daemon_takes_the_group_along(folder: Path) -> None:
     pid, _ = told(folder)
     os.kill(daemon.pid, signal.SIGKILL)
     daemon.wait()
-    wait_until(lambda: not alive(pid), 10)
+    wait_until(lambda: not alive(pid))

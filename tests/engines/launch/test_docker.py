@@ -21,9 +21,10 @@ from cotenant.engines.launch.container import ContainerLauncher, RunAs, containe
 from cotenant.engines.launch.container_process import ContainerJob
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.process.ports import ReservedPort
-from tests.engines.support import HOST, gpu, wait_until
-from tests.support.container_bed import ContainerBed, container_bed
-from tests.support.containers import launched, shell_image, shell_plan
+from tests.support.containers.container_bed import ContainerBed, container_bed
+from tests.support.containers.engine_images import launched, shell_image, shell_plan
+from tests.support.engines.orders import HOST, gpu
+from tests.support.waiting import wait_until
 
 ORDINARY = RunAs(1000, 1001, daemon_is_root=False)
 ROOT = RunAs(65534, 65534, daemon_is_root=True)
@@ -179,7 +180,7 @@ def docker_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Con
         ["podman", "system", "service", "--time", "0", address], env={**os.environ, **bed.environment}
     )
     try:
-        wait_until(socket.exists, 20)
+        wait_until(socket.exists)
         monkeypatch.setenv("DOCKER_HOST", address)
         yield bed
     finally:

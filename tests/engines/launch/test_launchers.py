@@ -8,7 +8,7 @@ from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import ON_HOST, LauncherKind, LaunchTerms
 from cotenant.engines.launch.launchers import Launchers, kind_of
 from cotenant.engines.launch.plan import LaunchPlan
-from tests.support.containers import launched
+from tests.support.containers.engine_images import launched
 
 
 def programs(folder: Path, *names: str) -> str:

@@ -27,10 +27,9 @@ from cotenant.engines.launch.orphans import remove_leftovers
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.ports import ReservedPort
-from tests.engines.support import wait_until
-from tests.support.container_bed import GPU_UUIDS, ContainerBed, container_bed
-from tests.support.containers import launched, shell_image, shell_plan
-from tests.support.serving import alive
+from tests.support.containers.container_bed import GPU_UUIDS, ContainerBed, container_bed
+from tests.support.containers.engine_images import launched, shell_image, shell_plan
+from tests.support.waiting import alive, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +38,7 @@ import asyncio, sys
 from pathlib import Path
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch.container import ContainerLauncher
-from tests.support.containers import IMAGE, launched, shell_plan
+from tests.support.containers.engine_images import IMAGE, launched, shell_plan
 
 async def main(folder, port):
     launcher = ContainerLauncher(LauncherKind.PODMAN, "podman", IMAGE)
@@ -215,8 +214,8 @@ def test_a_killed_daemon_leaves_no_engine_though_no_other_ever_starts(
     daemon, engine = started_daemon(tmp_path, port)
     daemon.kill()
     daemon.wait()
-    wait_until(lambda: not alive(engine), 10)
-    wait_until(lambda: containers(bed) == [], 10)
+    wait_until(lambda: not alive(engine))
+    wait_until(lambda: containers(bed) == [])
 
 
 def test_what_a_daemon_and_its_keeper_left_is_removed_at_the_next_start_and_no_other(

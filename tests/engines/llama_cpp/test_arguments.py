@@ -14,7 +14,7 @@ from cotenant.domain.units import GIB, MIB
 from cotenant.engines.launch.plan import visible_devices
 from cotenant.engines.llama_cpp.arguments import arguments_for, validate
 from cotenant.engines.llama_cpp.host_facts import HostFacts
-from tests.engines.support import gpu, gpu_order, host_order, share
+from tests.support.engines.orders import gpu, gpu_order, host_order, share
 
 FACTS = HostFacts(cores=8, has_amx=True)
 MODEL = Path("model.gguf")

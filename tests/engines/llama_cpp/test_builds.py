@@ -16,7 +16,7 @@ from cotenant.engines.llama_cpp.builds import (
     server_build,
     server_flags,
 )
-from tests.engines.support import fake_server, gpu
+from tests.support.engines.orders import fake_server, gpu
 
 CUDA0 = EngineDevice("CUDA0", "NVIDIA GeForce RTX 3090")
 CUDA1 = EngineDevice("CUDA1", "NVIDIA GeForce RTX 3090")

@@ -15,7 +15,8 @@ from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.process import group_lives
 from cotenant.interfaces import EngineOrder
-from tests.engines.support import ends_within, fake_server, gpu_order, host_order, wait_until, with_env
+from tests.support.engines.orders import fake_server, gpu_order, host_order, with_env
+from tests.support.waiting import has_ended, wait_until
 
 OOM = (
     "0.01 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9216.00 MiB on device 0: "
@@ -137,7 +138,7 @@ def test_a_stubborn_engine_is_killed_with_its_children(tmp_path: Path) -> None:
         grandchild = int(await asyncio.to_thread((tmp_path / "child").read_text))
         pidfd = os.pidfd_open(grandchild)
         await engine.stop(0.05)
-        assert ends_within(pidfd, 0)
+        assert has_ended(pidfd)
 
     order = with_env(host_order(Path("m.gguf")), FAKE_IGNORE_TERM=1, FAKE_FORK=tmp_path / "child")
     run(tmp_path, order, scenario)

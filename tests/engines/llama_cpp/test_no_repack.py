@@ -12,7 +12,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp import engine as llama_cpp
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.llama_cpp.host_facts import HostFacts
-from tests.engines.support import fake_server, gpu_order, host_order, with_env
+from tests.support.engines.orders import fake_server, gpu_order, host_order, with_env
 
 KNOWS_NO_REPACK = "-nr,   --no-repack                      do not repack weights\n"
 

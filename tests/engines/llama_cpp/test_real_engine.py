@@ -18,15 +18,10 @@ from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.models import FlashAttention, ModelKind
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.interfaces import EngineOrder
-from tests.engines.support import (
-    KNOWN_PROMPT,
-    KNOWN_TEXT,
-    ends_within,
-    host_order,
-    known_model,
-    real_server,
-)
-from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
+from tests.support.engines.orders import host_order
+from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
+from tests.support.models.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, real_server
+from tests.support.waiting import ends
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -89,8 +84,6 @@ def test_a_model_generates_and_reports_its_memory(
 
 def test_a_trained_model_gives_its_known_answer(tmp_path: Path, configured: Path | None) -> None:
     model = known_model()
-    if model is None:
-        pytest.skip("the trained model is not there: set COTENANT_TEST_MODELS")
 
     async def scenario(engine: LlamaEngine) -> Any:
         return await asyncio.to_thread(
@@ -211,7 +204,7 @@ def test_a_killed_daemon_leaves_no_engine(
         from pathlib import Path
         sys.path.insert(0, {str(ROOT)!r})
         from cotenant.engines.llama_cpp.engine import LlamaHost
-        from tests.engines.support import host_order
+        from tests.support.engines.orders import host_order
         configured = {None if configured is None else str(configured)!r}
 
         async def main():
@@ -229,7 +222,7 @@ def test_a_killed_daemon_leaves_no_engine(
         assert parent.stdout
         pidfd = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()
-        assert ends_within(pidfd, 2.0)
+        assert ends(pidfd)
 
 
 def test_the_embedded_engine_logs_less_once_it_serves(tmp_path: Path, tiny: Path) -> None:

@@ -11,8 +11,9 @@ from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB
 from cotenant.engines.llama_cpp.builds import embedded_build, server_build
 from cotenant.engines.llama_cpp.rehearsal import rehearse
-from tests.engines.support import fake_server, gpu, gpu_order, host_order, real_server, with_env
-from tests.support.gguf_models import build_tiny_llama
+from tests.support.engines.orders import fake_server, gpu, gpu_order, host_order, with_env
+from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.models.known_model import real_server
 
 # From a real pass over two RPC devices; the unused third buffer type is what a repacking build adds.
 TABLE = """\

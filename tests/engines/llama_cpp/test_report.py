@@ -4,7 +4,7 @@ from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB
 from cotenant.engines.llama_cpp.report import missing_devices, parse_report
-from tests.engines.support import gpu
+from tests.support.engines.orders import gpu
 
 # Cut from real loads of llama-server 0.5.0-dev: two RPC devices stand for GPUs.
 TWO_DEVICES = """\

@@ -11,7 +11,8 @@ from cotenant.domain.models import FlashAttention
 from cotenant.engines.llama_cpp.arguments import LlamaArguments, arguments_for
 from cotenant.engines.llama_cpp.host_facts import HostFacts
 from cotenant.engines.llama_cpp.server_flags import ServerFlags, server_argv
-from tests.engines.support import gpu_order, host_order, real_server
+from tests.support.engines.orders import gpu_order, host_order
+from tests.support.models.known_model import real_server
 
 FACTS = HostFacts(cores=4, has_amx=True)
 

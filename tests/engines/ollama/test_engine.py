@@ -17,8 +17,8 @@ from cotenant.engines.ollama.client import HubFacts, OllamaHub, default_context,
 from cotenant.engines.ollama.engine import OllamaEngine, OllamaHost
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import complete, of_kind, running
-from tests.engines.support import host_order
-from tests.support.stand_ins import ask, ollama_daemon
+from tests.support.engines.fake_programs import ask, ollama_daemon
+from tests.support.engines.orders import host_order
 
 pytestmark = pytest.mark.slow
 

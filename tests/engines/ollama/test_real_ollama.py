@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
-from tests.support.operating import get, port_of
-from tests.support.real_ollama import RealOllama, real_ollama
-from tests.support.serving import Serving
-from tests.support.stand_ins import ollama_daemon
+from tests.support.daemon.api import get, port_of
+from tests.support.daemon.serving import Serving
+from tests.support.engines.fake_programs import ollama_daemon
+from tests.support.engines.real_ollama import RealOllama, real_ollama
+from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ollama, pytest.mark.engine, pytest.mark.slow]
 
@@ -209,13 +209,6 @@ def test_ollamas_own_command_line_works_with_us(real: RealOllama, ours: Serving)
         assert "is not offered here" in real.run(*command, host=host)
 
 
-def until(condition: Callable[[], bool], within_s: float = 30) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
-
-
 def test_its_models_are_served_until_it_dies_and_again_when_it_is_back(tmp_path: Path) -> None:
     with real_ollama(tmp_path / "ollama") as hub:
         config = tmp_path / "cotenant.yaml"
@@ -232,7 +225,7 @@ def test_its_models_are_served_until_it_dies_and_again_when_it_is_back(tmp_path:
                 return Answer(port_of(daemon), ("POST", "/v1/chat/completions", body))
 
             daemon.address()
-            until(lambda: {"tiny", "embedder", "broken"} == set(models()))
+            wait_until(lambda: {"tiny", "embedder", "broken"} == set(models()))
             assert models()["embedder"]["kind"] == "embedding"
             first = chat()
             assert (first.status, first.kind) == (200, "text/event-stream"), first.text
@@ -243,11 +236,11 @@ def test_its_models_are_served_until_it_dies_and_again_when_it_is_back(tmp_path:
             refused = Answer(port_of(daemon), ("POST", "/v1/completions", {"model": "broken", "prompt": "a"}))
             assert refused.status in (400, 503)
             hub.kill()
-            until(lambda: models()["tiny"]["state"] not in ("ready", "draining"))
+            wait_until(lambda: models()["tiny"]["state"] not in ("ready", "draining"))
             assert chat().status in (502, 503)
             daemon.wait_for("no Ollama answers")
             hub.start()
-            until(lambda: chat().status == 200)
+            wait_until(lambda: chat().status == 200)
             assert hub.loaded() == {"tiny:latest"}
             assert daemon.terminate() == 0
             assert hub.loaded() == set(), "what was loaded for us is let go"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from cotenant.engines.process.environment import engine_environment
-from tests.engines.support import HOST, gpu
+from tests.support.engines.orders import HOST, gpu
 
 AMBIENT = {
     "PATH": "/bin",

@@ -18,8 +18,8 @@ from cotenant.engines.vllm.engine import VllmEngine, VllmHost
 from cotenant.engines.vllm.release import installed_release
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import NoMeter, complete, of_kind
-from tests.engines.support import gpu_order, host_order, with_env
-from tests.support.stand_ins import ask, hugging_face_folder, vllm_program
+from tests.support.engines.fake_programs import ask, hugging_face_folder, vllm_program
+from tests.support.engines.orders import gpu_order, host_order, with_env
 
 
 class Scales:

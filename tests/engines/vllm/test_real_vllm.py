@@ -20,11 +20,11 @@ from cotenant.engines.process.process import group_lives
 from cotenant.engines.vllm.engine import VllmEngine, VllmHost
 from cotenant.interfaces import Engine
 from tests.engines.contract import NoMeter, running
-from tests.engines.support import wait_until
-from tests.support.http_client import post
-from tests.support.operating import get, port_of, story
-from tests.support.real_vllm import ENV, LOADS_WITHIN_S, QUICKLY, models, program, vllm_order
-from tests.support.serving import Serving
+from tests.support.daemon.api import get, port_of, story
+from tests.support.daemon.serving import Serving
+from tests.support.engines.real_vllm import ENV, LOADS_WITHIN_S, QUICKLY, models, program, vllm_order
+from tests.support.http.client import post
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -39,8 +39,10 @@ async def ask(engine: Engine, path: str, **body: Any) -> Any:
     return reply.status, json.loads(reply.body)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30.0) -> None:
-    async with asyncio.timeout(within_s):
+async def until(
+    condition: Callable[[], Awaitable[bool]],
+) -> None:
+    async with asyncio.timeout(60):
         while not await condition():
             await asyncio.sleep(0.02)
 
@@ -143,7 +145,7 @@ def test_a_daemon_serves_it_and_nothing_of_it_outlives_the_daemon(tmp_path: Path
         assert model["state"] == "ready"
         assert model["recipe"]["n_ctx"] == 512, "the default of 4096 is more than the model takes"
         asyncio.run(post(port_of(daemon), "/api/models/tiny/unload", {}))
-        wait_until(lambda: get(daemon, "/api/models")["models"][0]["state"] == "cold", within_s=30)
+        wait_until(lambda: get(daemon, "/api/models")["models"][0]["state"] == "cold")
         assert "sleep" not in " ".join(decision["text"] for decision in story(daemon, "tiny"))
         assert ask_for({}).status == 200
         assert "Traceback" not in daemon.output
@@ -152,4 +154,4 @@ def test_a_daemon_serves_it_and_nothing_of_it_outlives_the_daemon(tmp_path: Path
         )
         assert any(os.getpgid(pid) == server for pid in processes(b"VLLM::Worker"))
         daemon.process.kill()
-        wait_until(lambda: not group_lives(server), within_s=10)
+        wait_until(lambda: not group_lives(server))

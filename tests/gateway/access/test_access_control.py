@@ -9,7 +9,7 @@ import pytest
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.engines import Endpoint
 from tests.gateway.harness import SlotRouter, fetch, serving
-from tests.support.operators import PlainOperator
+from tests.support.daemon.plain_operator import PlainOperator
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 KEY = "the-key"

@@ -11,8 +11,9 @@ from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.inference.assembly import SHORT_TOKENS, stream_body
 from cotenant.gateway.inference.dialect_assembly import assembler
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 RESPONSES, MESSAGES = b"/v1/responses", b"/v1/messages"
 HELLO = {"model": "llama", "max_tokens": 4096, "messages": [{"role": "user", "content": "Hello"}]}

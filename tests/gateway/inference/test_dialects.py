@@ -10,8 +10,9 @@ from cotenant.domain.models import EngineKind, ModelKind, Recipe
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.gateway.inference.dialects import TARGETS
 from tests.gateway import stub
-from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 FILE = ModelFile("/models/a.gguf", 1, "llama", 1, None, 1, None)
 RANKER = ServedModel("ranker", ModelKind.RERANK, created_at=1, file=FILE)

@@ -9,8 +9,9 @@ import pytest
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.inference.upstream import Pool
 from tests.gateway import stub
-from tests.gateway.harness import CHAT, SlotRouter, connected, post, serving, until
+from tests.gateway.harness import CHAT, SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 ASK = {"model": "llama", "messages": []}
 

@@ -9,8 +9,9 @@ from cotenant.domain.engines import Endpoint
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.timing import Timing
 from tests.gateway import stub
-from tests.gateway.harness import CHAT, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.harness import CHAT, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine, chunk, response
+from tests.support.waiting import until
 
 ASK = {"model": "llama", "messages": [{"role": "user", "content": "hé"}], "max_tokens": 16}
 

@@ -13,8 +13,9 @@ import pytest
 from cotenant.gateway.inference.request_log import Ended, RequestLog
 from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 from tests.gateway import stub
-from tests.gateway.harness import MODEL, SlotRouter, connected, post, serving, until
+from tests.gateway.harness import MODEL, SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 SECRET = "the words of a client"
 ASK = {"model": "gpt-4o", "messages": [{"role": "user", "content": SECRET}]}

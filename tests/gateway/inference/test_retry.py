@@ -11,8 +11,9 @@ from cotenant.domain.errors import EngineDied
 from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.http.timing import Timing
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine, chunk
+from tests.support.waiting import until
 
 ASK = {"model": "llama", "messages": [], "max_tokens": 8}
 LONG = {"model": "llama", "messages": []}

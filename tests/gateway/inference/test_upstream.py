@@ -10,8 +10,9 @@ from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.upstream import Pool
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, post, serving, until
+from tests.gateway.harness import SlotRouter, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 ASK = {"model": "llama"}
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"

@@ -12,8 +12,9 @@ from cotenant.domain.errors import WaitTimeout
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.waiting import wait_comment
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, connected, post, serving, until
+from tests.gateway.harness import SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 ASK = {"model": "llama", "messages": [], "stream": True}
 WISH = {"X-Cotenant-Wait-Comments": "1"}

@@ -17,9 +17,10 @@ from cotenant.domain.hub import PullStep
 from cotenant.domain.models import EngineKind, ModelKind, Recipe
 from cotenant.domain.requests import ModelFile, ServedModel
 from tests.gateway import stub
-from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
-from tests.support.operators import PlainOperator
+from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.waiting import until
 
 FILE = ModelFile("/models/seen.gguf", 4_000_000, "llama", 3_210_000_000, "Q4_K_M", 28, 131072)
 SEEN = ServedModel("seen", ModelKind.TEXT, created_at=1_700_000_000, file=FILE, recipe=Recipe(n_ctx=8192))

@@ -22,9 +22,9 @@ from cotenant.gateway.app import Gateway
 from cotenant.gateway.openapi.operations import OPERATIONS
 from cotenant.gateway.server import bind, serve
 from tests.gateway.harness import MODEL, SlotRouter, fetch, serving
-from tests.support.desk import entry, planner
-from tests.support.operators import PlainOperator
-from tests.support.service_operators import PlainServices
+from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.daemon.plain_service_operator import PlainServices
+from tests.support.daemon.planner import entry, planner
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 MODELS = (MODEL, ServedModel("org/bert", ModelKind.EMBEDDING, created_at=2, state="unloaded"))

@@ -7,7 +7,8 @@ from cotenant.domain.engines import Endpoint
 from cotenant.gateway.http.asgi import encode_json
 from cotenant.gateway.http.request import Ask
 from cotenant.gateway.operator.doctor import Doctor
-from tests.gateway.harness import SlotRouter, fetch, serving, until
+from tests.gateway.harness import SlotRouter, fetch, serving
+from tests.support.waiting import until
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 FOUND = {"counts": {"ok": 1}, "findings": []}

@@ -16,8 +16,9 @@ from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
 from cotenant.gateway.http.timing import Timing
-from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, serving, until
-from tests.support.operators import PlainOperator
+from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, serving
+from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.waiting import until
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 SLASHED = ServedModel("org/bert", ModelKind.EMBEDDING, created_at=2, state="unloaded")

@@ -22,8 +22,8 @@ from cotenant.domain.recipes import MAX_CTX
 from cotenant.gateway.plans.command import changes_of, recipe_flags
 from cotenant.gateway.plans.headers import Headers, SentHeader
 from tests.gateway.harness import SlotRouter, fetch, serving
-from tests.support.desk import planner
-from tests.support.gguf_models import REAL_SHAPES, llama_70b
+from tests.support.daemon.planner import planner
+from tests.support.models.gguf_models import REAL_SHAPES, llama_70b
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 MIB = 1 << 20

@@ -9,8 +9,8 @@ from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import MIB
 from tests.gateway.harness import SlotRouter, fetch, serving
-from tests.support.operators import HOST, PlainOperator
-from tests.support.service_operators import PlainServices
+from tests.support.daemon.plain_operator import HOST, PlainOperator
+from tests.support.daemon.plain_service_operator import PlainServices
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 PATH = "/api/system/gpu-config"

@@ -10,9 +10,10 @@ import pytest
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.gateway.http.timing import Timing
 from cotenant.services.model import ApplyState, ProgressState
-from tests.gateway.harness import connected, until
+from tests.gateway.harness import connected
 from tests.gateway.services.harness import NAMED, PATH, ask, by_hand, configured
-from tests.support.service_operators import PlainServices
+from tests.support.daemon.plain_service_operator import PlainServices
+from tests.support.waiting import until
 
 
 async def test_an_apply_begins_at_once_and_its_progress_can_be_polled():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.gateway.services.harness import PATH, WARNING, ask, by_hand, configured
-from tests.support.service_operators import PlainServices
+from tests.support.daemon.plain_service_operator import PlainServices
 
 
 async def test_assignments_are_tried_and_nothing_is_saved():

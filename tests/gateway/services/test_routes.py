@@ -12,8 +12,8 @@ from cotenant.domain.errors import GeneratedFileFailed, StoreError
 from cotenant.domain.units import MIB
 from tests.gateway.harness import SlotRouter, fetch, serving
 from tests.gateway.services.harness import CARDS, NAMED, NOWHERE, PATH, WARNING, ask, by_hand, configured
-from tests.support.operators import HOST, PlainOperator
-from tests.support.service_operators import A400, A5500, SERVICES, PlainServices
+from tests.support.daemon.plain_operator import HOST, PlainOperator
+from tests.support.daemon.plain_service_operator import A400, A5500, SERVICES, PlainServices
 
 
 async def test_gpus_are_told_as_in_the_document():

@@ -15,7 +15,7 @@ from cotenant.domain.units import GIB
 from cotenant.gateway.telemetry.history import POINTS, History
 from cotenant.gateway.telemetry.meters import Meters
 from tests.gateway.harness import SlotRouter, serving
-from tests.support.operators import CARD, PlainOperator
+from tests.support.daemon.plain_operator import CARD, PlainOperator
 
 MODELS = (ServedModel("llama", ModelKind.TEXT, 1), ServedModel("cold", ModelKind.TEXT, 1))
 

@@ -12,9 +12,10 @@ from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
 from cotenant.gateway.telemetry.meters import Meter
 from tests.gateway import stub
-from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving, until
+from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
-from tests.support.operators import CARD, PlainOperator
+from tests.support.daemon.plain_operator import CARD, PlainOperator
+from tests.support.waiting import until
 
 ASK = {"model": "gpt-4o", "messages": [], "max_tokens": 8}
 ANSWER = (

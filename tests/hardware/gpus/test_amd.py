@@ -15,7 +15,7 @@ from cotenant.domain.devices import DeviceKind, Inventory, InventorySource, laun
 from cotenant.hardware.gpus.amd import AmdProbe
 from cotenant.hardware.gpus.inventory import MachineProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
-from tests.hardware.stand_in_amdsmi import (
+from tests.support.gpus.fake_amdsmi import (
     ANSWERS,
     DRIVER_NOT_LOADED,
     MIB,
@@ -25,7 +25,7 @@ from tests.hardware.stand_in_amdsmi import (
     StandInAmdsmi,
     process,
 )
-from tests.hardware.stand_in_nvml import PaperCard, StandInNvml
+from tests.support.gpus.fake_nvml import PaperCard, StandInNvml
 
 REFUSED = AmdSmiLibraryException(NOT_SUPPORTED)
 

@@ -14,8 +14,8 @@ from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.inventory import probe
 from cotenant.hardware.gpus.nvml import NvmlProbe
 from cotenant.interfaces import GpuProbe
-from tests.hardware.stand_in_amdsmi import AmdCard, AmdSmiLibraryException, StandInAmdsmi, process
-from tests.hardware.stand_in_nvml import MIB, PaperCard, Process, StandInNvml
+from tests.support.gpus.fake_amdsmi import AmdCard, AmdSmiLibraryException, StandInAmdsmi, process
+from tests.support.gpus.fake_nvml import MIB, PaperCard, Process, StandInNvml
 
 NOW = 42.0
 

@@ -6,7 +6,7 @@ import pytest
 from cotenant.clock import ManualClock
 from cotenant.domain.devices import ComputeMode, DeviceKind, GpuProcess, Inventory, InventorySource
 from cotenant.hardware.gpus.nvml import NvmlProbe
-from tests.hardware.stand_in_nvml import ANSWERS, MIB, PaperCard, Process, StandInNvml
+from tests.support.gpus.fake_nvml import ANSWERS, MIB, PaperCard, Process, StandInNvml
 
 QUERIES = (
     "nvmlDeviceGetName",

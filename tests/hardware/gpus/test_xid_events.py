@@ -14,7 +14,7 @@ import pytest
 from cotenant.clock import ManualClock
 from cotenant.hardware.gpus.nvml import NvmlProbe
 from cotenant.hardware.gpus.xid_events import XidWatch, xid_text
-from tests.hardware.stand_in_nvml import PaperCard, Process, StandInNvml
+from tests.support.gpus.fake_nvml import PaperCard, Process, StandInNvml
 
 
 class EventfulNvml(StandInNvml):

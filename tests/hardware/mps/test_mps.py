@@ -25,7 +25,8 @@ from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon, find_daemo
 from cotenant.hardware.mps.manual import end_by_hand, remove_left, start_by_hand
 from cotenant.hardware.mps.processes import is_of_mps, left_over, variables_of
 from cotenant.hardware.mps.status import daemon_statuses
-from tests.support.mps import client, left_in_pipes, mps_processes, real_program, stand_in, until
+from tests.support.gpus.fake_mps import client, left_in_pipes, mps_processes, real_program, stand_in
+from tests.support.waiting import wait_until
 
 CARD = "GPU-aaaaaaaa-1111"
 NOWHERE = {"CUDA_MPS_PIPE_DIRECTORY": "/nonexistent", "CUDA_MPS_LOG_DIRECTORY": "/nonexistent"}
@@ -128,7 +129,7 @@ async def test_its_end_is_noticed_and_cleaned_up_after(place: Place) -> None:
 async def test_files_and_servers_of_a_killed_daemon_are_in_nobody_s_way(stood_in: Place) -> None:
     daemon = await stood_in.start()
     stood_in.client()
-    await asyncio.to_thread(until, lambda: stood_in.control.servers())
+    await asyncio.to_thread(wait_until, lambda: stood_in.control.servers())
     (server,) = await asyncio.to_thread(stood_in.control.servers)
     assert daemon.pid is not None
     os.kill(daemon.pid, signal.SIGKILL)
@@ -263,7 +264,7 @@ def found_with(place: Place, **variables: str) -> FoundDaemon:
     plain = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     subprocess.run([place.program, "-d"], env={**plain, **told, **variables}, check=True, timeout=20)
     found: list[FoundDaemon] = []
-    until(lambda: found.extend(find_daemons(place.program, place.state, told)) or found)
+    wait_until(lambda: found.extend(find_daemons(place.program, place.state, told)) or found)
     return found[0]
 
 
@@ -320,7 +321,7 @@ def test_clients_are_shown_with_their_models_and_limits(stood_in: Place) -> None
     told = client_environment(stood_in.directories, share)
     ours = stood_in.client(**told)
     stranger = stood_in.client()
-    until(lambda: stood_in.control.servers())
+    wait_until(lambda: stood_in.control.servers())
     (status,) = stood_in.statuses()
     (server,) = status.servers
     by_pid = {client.pid: client for client in server.clients}
@@ -339,7 +340,7 @@ def test_what_a_dead_daemon_left_is_shown_and_removed(stood_in: Place) -> None:
     found = start_by_hand(stood_in.program, stood_in.directories, stood_in.cards)
     assert found.pid is not None
     os.kill(found.pid, signal.SIGKILL)
-    until(lambda: not is_of_mps(found.pid or 0))
+    wait_until(lambda: not is_of_mps(found.pid or 0))
     (status,) = stood_in.statuses()
     assert not status.running
     assert "left something" in (status.problem or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.container_bed import ContainerBed, container_bed
+from tests.support.containers.container_bed import ContainerBed, container_bed
 
 
 @pytest.fixture

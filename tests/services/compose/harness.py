@@ -22,7 +22,7 @@ from cotenant.services.model import (
     ServiceDevice,
     Strategy,
 )
-from tests.support.container_bed import GPU_UUIDS, IDLE, IMAGE, ContainerBed
+from tests.support.containers.container_bed import GPU_UUIDS, IDLE, IMAGE, ContainerBed
 
 AT = 1737628200.0
 DEVICES = (

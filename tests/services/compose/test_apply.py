@@ -23,7 +23,7 @@ from cotenant.services.model import (
     Service,
 )
 from tests.services.compose.harness import DEVICES, pin, saved
-from tests.services.compose.stand_in_docker import calls, install
+from tests.support.containers.fake_docker import calls, install
 
 pytestmark = pytest.mark.slow
 

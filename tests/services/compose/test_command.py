@@ -6,7 +6,7 @@ import pytest
 
 from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.services.compose.command import ComposeCommand, find_compose, reason
-from tests.services.compose.stand_in_docker import install
+from tests.support.containers.fake_docker import install
 
 ANSWERS = {"compose version": {"out": "v2.29"}, "version --format": {"out": "27.1"}}
 NO_DAEMON = {"err": "Cannot connect to the Docker daemon at unix:///x. Is it running?\n", "rc": 1}

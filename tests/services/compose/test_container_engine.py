@@ -10,7 +10,7 @@ from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.services.compose.container_engine import ContainerEngine, states
 from cotenant.services.model import ContainerState
 from tests.services.compose.harness import pin
-from tests.services.compose.stand_in_docker import install
+from tests.support.containers.fake_docker import install
 
 
 def inspected(container_id: str, service: str, *, state: dict | None = None, **more) -> dict:

@@ -13,7 +13,7 @@ from cotenant.clock import SystemClock
 from cotenant.services.compose.container_engine import ContainerEngine
 from cotenant.services.compose.health import GIVEN_UP, HealthWatch
 from cotenant.services.model import Service
-from tests.services.compose.stand_in_docker import install
+from tests.support.containers.fake_docker import install
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import pytest
 
 from cotenant.services.model import ApplyState, DeviceNames, OnFailure, ProgressState
 from tests.services.compose.harness import DEVICES, Project, idle, pin, saved
-from tests.support.container_bed import IMAGE
+from tests.support.containers.container_bed import IMAGE
 
 pytestmark = pytest.mark.slow
 

@@ -4,14 +4,14 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from cotenant.clock import SystemClock
 from cotenant.services.compose.runner import ComposeRunner
-from tests.services.compose.stand_in_docker import install
+from tests.support.containers.fake_docker import install
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -31,13 +31,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
         return False
-
-
-async def until(condition, deadline_s: float = 10.0) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.01)
 
 
 async def test_a_command_that_fails_tells_the_engines_line(tmp_path):

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from tests.services.compose.harness import idle
-from tests.support.container_bed import ContainerBed
-from tests.support.serving import Serving
+from tests.support.containers.container_bed import ContainerBed
+from tests.support.daemon.serving import Serving
 
 pytestmark = pytest.mark.slow
 CARDS = "RTX A5500:24564:19304,RTX A400:4094:329,RTX A4000"

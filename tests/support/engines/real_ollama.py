@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.engines import Endpoint
-from tests.support.gguf_models import build_tiny_embedder, build_tiny_llama
-from tests.support.stand_ins import ask, wait_for
+from tests.support.engines.fake_programs import ask, wait_for
+from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 
 
 def ollama_program() -> str:

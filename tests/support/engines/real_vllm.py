@@ -19,7 +19,7 @@ from cotenant.interfaces import EngineOrder
 from cotenant.model_files import load_model
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.tensor_parallel import place_sharded
-from tests.engines.support import HOST
+from tests.support.engines.orders import HOST
 
 _HERE = Path(__file__).resolve().parent
 

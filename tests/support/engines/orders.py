@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import select
-import shutil
 import stat
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
 from cotenant.domain.models import ModelKind, Parts, Recipe
@@ -22,9 +15,6 @@ from cotenant.domain.units import GIB
 from cotenant.interfaces import EngineOrder
 
 HOST = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=64 * GIB)
-KNOWN_MODEL = "stories260K.gguf"
-KNOWN_PROMPT = "Once upon a time"
-KNOWN_TEXT = ", there was a little girl named Lily. She loved to play outside in the park."
 
 
 def gpu(index: int, *, name: str = "NVIDIA GeForce RTX 3090", described: bool = False) -> Device:
@@ -69,40 +59,10 @@ def with_env(order: EngineOrder, **env: object) -> EngineOrder:
 
 
 def fake_server(folder: Path) -> Path:
-    """Write a program that behaves as `fake_engine` does."""
+    """Write a program that behaves as `fake_llama_server` does."""
     program = folder / "fake-llama-server"
     program.write_text(
-        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("fake_engine.py")} "$@"\n'
+        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("fake_llama_server.py")} "$@"\n'
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program
-
-
-def real_server() -> Path:
-    """Find a real llama-server, or skip the test."""
-    found = shutil.which(os.environ.get("COTENANT_TEST_LLAMA_SERVER") or "llama-server")
-    if found is None:
-        pytest.skip("no llama-server: set COTENANT_TEST_LLAMA_SERVER or have it on PATH")
-    return Path(found)
-
-
-def known_model() -> Path | None:
-    """Find the trained model whose answer is known, beside the repository or where the variable says."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "models"
-    path = Path(os.environ.get("COTENANT_TEST_MODELS") or beside) / KNOWN_MODEL
-    return path if path.exists() else None
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.005)
-
-
-def ends_within(pidfd: int, timeout_s: float) -> bool:
-    """Whether the process ends in time; closes the descriptor."""
-    try:
-        return bool(select.select([pidfd], [], [], timeout_s)[0])
-    finally:
-        os.close(pidfd)

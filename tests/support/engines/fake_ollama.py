@@ -1,6 +1,6 @@
 """An Ollama daemon as `engines.ollama` speaks to it, with three models. Standard library only.
 
-`stand_in_ollama.py PORT`. It answers as Ollama 0.17.4 does, to which `test_real_ollama` holds it. With
+`fake_ollama.py PORT`. It answers as Ollama 0.17.4 does, to which `test_real_ollama` holds it. With
 FAKE_CARD, what it loads takes that memory there, in its own process's name.
 """
 
@@ -12,7 +12,6 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "engines"))
 from fake_card import opened
 
 MIB = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.sparse import (
+from tests.support.models.sparse import (
     Dims,
     RealShape,
     around,

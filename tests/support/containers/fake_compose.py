@@ -1,7 +1,7 @@
 """A docker that keeps its containers in a file: what compose and docker tell of them, and nothing that runs.
 
 Installed under the name `docker` in a folder that goes on PATH. Unlike
-`tests.services.compose.stand_in_docker`, which answers as it is told, this one remembers what was made and on
+`tests.support.containers.fake_docker`, which answers as it is told, this one remembers what was made and on
 which GPU: applies can follow each other.
 """
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from cotenant.analysis.gguf import GgufHeader
 from cotenant.domain.models import ModelShape
 from cotenant.model_files import load_model, open_header
-from tests.support.gguf_models import REAL_SHAPES
+from tests.support.models.gguf_models import REAL_SHAPES
 
 
 @cache

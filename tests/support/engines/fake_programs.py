@@ -20,9 +20,9 @@ _HERE = Path(__file__).parent
 
 
 def vllm_program(folder: Path) -> Path:
-    """Write a program that behaves as `stand_in_vllm` does, under the name `vllm`."""
+    """Write a program that behaves as `fake_vllm` does, under the name `vllm`."""
     program = folder / "vllm"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {_HERE / "stand_in_vllm.py"} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {_HERE / "fake_vllm.py"} "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program
 
@@ -60,7 +60,7 @@ def hugging_face_folder(folder: Path, *, layers: int = 2, width: int = 64, vocab
 @contextlib.contextmanager
 def ollama_daemon(env: Mapping[str, str] | None = None, port: int = 0) -> Iterator[int]:
     """Run the stand-in of an Ollama daemon; give its port."""
-    with _running(["stand_in_ollama.py", str(port)], env) as process:
+    with _running(["fake_ollama.py", str(port)], env) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
 
@@ -74,7 +74,7 @@ def openai_server(
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
-        argv = ["stand_in_vllm.py", "serve", "x", "--served-model-name", name, "--host", "127.0.0.1"]
+        argv = ["fake_vllm.py", "serve", "x", "--served-model-name", name, "--host", "127.0.0.1"]
         with _running([*argv, "--port", str(port)], env) as process:
             wait_for(f"http://127.0.0.1:{port}/health")
             yield port, process

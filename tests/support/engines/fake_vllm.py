@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "engines"))
 from fake_card import opened, take
 
 state = {"asleep": False, "woken": False, "busy": 0, "calls": []}

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from cotenant.engines.launch.plan import Launched, Launcher, LaunchPlan
-from tests.support.container_bed import ContainerBed
+from tests.support.containers.container_bed import ContainerBed
 
 IMAGE = "localhost/shell-engine:1"
 """As the bed's image, with a folder that everybody may write to and a `llama-server`."""
 
 FAKE_IMAGE = "localhost/python-engine:1"
-_FAKE_FILES = ("fake_engine.py", "fake_card.py", "fake_help.py")
+_FAKE_FILES = ("fake_llama_server.py", "fake_card.py", "fake_help.py")
 
 SERVER = """
 echo "engine $MODEL begins as $(id -u)"
@@ -107,7 +107,7 @@ def fake_image(bed: ContainerBed) -> str:
             shutil.copy2(engine / name, root / "app" / name)
         shutil.copy2(str(shutil.which("busybox")), root / "bin" / "sh")
         server = root / "app" / "llama-server"
-        server.write_text(f'#!/bin/sh\nexec {interpreter} /app/fake_engine.py "$@"\n')
+        server.write_text(f'#!/bin/sh\nexec {interpreter} /app/fake_llama_server.py "$@"\n')
         server.chmod(0o755)
         archive = bed.folder / "fake-image.tar"
         subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True, timeout=60)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cotenant.gguf_writer import MetadataValue, TensorSpec, encode_header, padded
-from tests.support.quant_mix import QUANTS, quantise
+from tests.support.models.quant_mix import QUANTS, quantise
 
 Dims = tuple[int, ...]
 Metadata = dict[str, MetadataValue]

@@ -12,8 +12,8 @@ from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory
 from cotenant.domain.models import Recipe
 from cotenant.hardware.gpus.described import DescribedProbe
-from tests.support.operators import PlainOperator
-from tests.support.real_shapes import real_shape
+from tests.support.daemon.plain_operator import PlainOperator
+from tests.support.models.real_shapes import real_shape
 
 CARDS = "RTX 3090,RTX 3090"
 

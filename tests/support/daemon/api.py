@@ -6,7 +6,7 @@ import json
 import urllib.request
 from typing import Any
 
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
 
 
 def port_of(daemon: Serving) -> int:

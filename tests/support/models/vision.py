@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cotenant.demo_model import N_EMBD
 from cotenant.gguf_writer import TensorSpec, encode_header, padded
-from tests.support.sparse import Dims, Metadata
+from tests.support.models.sparse import Dims, Metadata
 
 _WIDTH, _N_FF, _N_BLOCKS = 32, 64, 2
 _IMAGE, _PATCH = 32, 8

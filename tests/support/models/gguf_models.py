@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cotenant.demo_model import write_demo_model
 from cotenant.gguf_writer import TensorSpec, encode_header, padded
-from tests.support.odd_models import cohere2_7b, gemma3n_e4b, gpt_oss_20b, lfm2_1b
-from tests.support.sparse import (
+from tests.support.models.odd_models import cohere2_7b, gemma3n_e4b, gpt_oss_20b, lfm2_1b
+from tests.support.models.sparse import (
     Dims,
     Metadata,
     RealShape,

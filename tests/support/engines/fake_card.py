@@ -1,4 +1,4 @@
-"""Memory on a card that is a file: what a driver would do for an engine, as `fake_engine` needs it.
+"""Memory on a card that is a file: what a driver would do for an engine, as `fake_llama_server` needs it.
 
 The file is one that `--gpus` follows (`live: true`), in JSON, which is YAML too. Beside the engine lives a
 keeper, a process in a session of its own, that gives the memory back when the engine's process is gone; for

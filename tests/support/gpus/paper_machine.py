@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.engines.fake_card import opened
-from tests.engines.support import fake_server
-from tests.support.serving import Serving
+from tests.support.daemon.serving import Serving
+from tests.support.engines.fake_card import opened
+from tests.support.engines.orders import fake_server
 
 
 class PaperMachine:

@@ -103,23 +103,6 @@ class Serving:
         self._lines.put(None)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_until_gone(pid: int, within_s: float) -> None:
-    """Fail if the process is still there after the time."""
-    deadline = time.monotonic() + within_s
-    while alive(pid):
-        assert time.monotonic() < deadline, f"process {pid} is still there after {within_s} s"
-        time.sleep(0.01)
-
-
 @contextlib.contextmanager
 def serving(
     model: Path, state_dir: Path, *flags: str, env: dict[str, str] | None = None

@@ -7,13 +7,12 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cotenant.hardware.mps.control import PROGRAM
 
-_SOURCE = Path(__file__).with_name("mps_control.py")
+_SOURCE = Path(__file__).with_name("fake_mps_control.py")
 
 
 def stand_in(folder: Path) -> Path:
@@ -63,13 +62,6 @@ def control_daemon(state_dir: Path) -> int | None:
 
 def left_in_pipes(state_dir: Path) -> list[Path]:
     return [path for pipe in state_dir.glob("mps/*/pipe") for path in pipe.iterdir()]
-
-
-def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 def killed_at_end(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[subprocess.Popen[bytes]]]:

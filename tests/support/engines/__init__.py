@@ -1,0 +1,1 @@
+"""Engines for tests: fake and real ones, and orders for them."""

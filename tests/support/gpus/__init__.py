@@ -1,0 +1,1 @@
+"""GPUs, drivers and MPS that tests make up."""
