@@ -53,7 +53,7 @@ def test_an_empty_page_fills_by_itself_when_models_and_cards_come(browser):
 
 def test_why_an_engine_failed_is_read_on_both_pages(browser, few, machine):
     name = machine.names[0]
-    told = replace(machine.operator.models[name], state="failed", pinned=True, devices=(), bytes_by_device={})
+    told = replace(machine.operator.models[name], state="cold", pinned=True, devices=(), bytes_by_device={})
     machine.operator.models[name] = replace(told, last_failure=f"{name} {FAILURE}")
     with tab(browser, few, width=1440) as look:
         page = look.open("/")
