@@ -148,8 +148,6 @@ def test_an_engine_that_dies_in_its_container_is_loaded_anew(
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: containers(bed) == [])
         # The daemon hears of it a moment after the container has gone.
-        wait_until(
-            lambda: "error" not in post(f"{address}/api/models/tiny/load") and containers(bed) != []
-        )
+        wait_until(lambda: "error" not in post(f"{address}/api/models/tiny/load") and containers(bed) != [])
         assert pids(bed) != [pid]
         assert running.terminate() == 0

@@ -164,7 +164,7 @@ def test_an_engine_that_says_nothing_has_no_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_log_stays_small_while_the_engine_writes_on(
+def test_logs_are_rotated_and_the_oldest_dropped_while_the_engine_writes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cotenant.engines.base.server._ROTATE_EVERY_S", 0.02)
