@@ -103,7 +103,7 @@ async def scheduled(engine_port: int) -> None:
             Host(),
             clock,
             loop.post,
-            stand_in=lambda entry, placement: placement,
+            cpu_fallback=lambda entry, placement: placement,
             in_flight=loop.in_flight,
             load_timeout_s=10,
         )

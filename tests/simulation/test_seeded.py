@@ -61,7 +61,7 @@ def test_a_broken_law_is_told_with_its_seed_and_the_last_steps() -> None:
         seeded.world.read()
 
     seeded.world.queue.at(8.0, break_a_law)
-    with pytest.raises(SimulationFailure, match=r"seed 7: BrokenLaw: law 3(.|\n)*RequestArrived"):
+    with pytest.raises(SimulationFailure, match=r"seed 7: InvariantViolation: law 3(.|\n)*RequestArrived"):
         seeded.run()
 
 

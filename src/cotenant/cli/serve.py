@@ -101,7 +101,7 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
             hint="Give a GGUF file: llama.cpp runs no other.",
         )
     from cotenant.config.configuration import Configuration, ModelEntry
-    from cotenant.daemon.core.inputs import Job
+    from cotenant.daemon.core.inputs import DaemonInputs
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
@@ -124,7 +124,7 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
         server=_server(args), devices=_devices(args, given), scheduling=_scheduling(args), models=(entry,)
     )
     clock = SystemClock()
-    job = Job(
+    job = DaemonInputs(
         configuration,
         _options(args),
         probe(args.gpus, clock),
@@ -140,7 +140,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     from cotenant.config.model_file_cache import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.config.watch import Change
-    from cotenant.daemon.core.inputs import Job
+    from cotenant.daemon.core.inputs import DaemonInputs
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
@@ -166,7 +166,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
         cards.inventory(), list(configuration.devices.use), described=configuration.devices.gpus
     )
     rules = configuration.devices.rules
-    job = Job(
+    job = DaemonInputs(
         configuration,
         _options(args),
         cards,

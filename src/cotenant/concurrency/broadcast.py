@@ -1,4 +1,4 @@
-"""Those who follow what the daemon tells as it happens."""
+"""Sends each value to every subscriber."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Followers(Generic[T]):
-    """Tells each of them everything; one that is more than `behind` late misses the oldest."""
+class Broadcast(Generic[T]):
+    """Sends each value to all subscribers; one with more than `backlog` unread values loses the oldest."""
 
-    def __init__(self, behind: int) -> None:
-        self._behind = behind
+    def __init__(self, backlog: int) -> None:
+        self._backlog = backlog
         self._queues: set[asyncio.Queue[T]] = set()
 
-    def tell(self, what: T) -> None:
-        """Tell all of them, waiting for none."""
+    def publish(self, value: T) -> None:
+        """Send a value to every subscriber without waiting for any."""
         for queue in self._queues:
             if queue.full():
                 queue.get_nowait()
-            queue.put_nowait(what)
+            queue.put_nowait(value)
 
-    async def follow(self) -> AsyncIterator[T]:
-        """Yield what is told from when the first is asked for."""
-        queue: asyncio.Queue[T] = asyncio.Queue(self._behind)
+    async def subscribe(self) -> AsyncIterator[T]:
+        """Yield the values that are published after the first one is awaited."""
+        queue: asyncio.Queue[T] = asyncio.Queue(self._backlog)
         self._queues.add(queue)
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Work for a thread that nobody waits for: drivers may hang, and then no thread of theirs ever ends."""
+"""Runs work in a thread that may hang: a call into a GPU driver may never return."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(work: Callable[[], T]) -> T:
-    """Do some work in a thread of its own, and return what it returns or raise what it raises.
+async def run_in_detached_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a daemon thread of its own; return its result or raise its exception.
 
-    The threads of `asyncio.to_thread` are waited for when the event loop ends, so that one that hangs keeps
-    the daemon from ending. This one is left behind.
+    The event loop joins the threads of `asyncio.to_thread` when it closes, so one that hangs would keep the
+    daemon from exiting. This thread is abandoned instead.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def tell(how: Callable[[], None]) -> None:
-        # The loop may have gone meanwhile, or nobody may wait any more.
+    def deliver(how: Callable[[], None]) -> None:
+        # The loop may have closed meanwhile, or the caller may have been cancelled.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: None if done.done() else how())
 
@@ -30,9 +30,9 @@ async def aside(work: Callable[[], T]) -> T:
             result = work()
         except BaseException as error:
             fault = error
-            tell(lambda: done.set_exception(fault))
+            deliver(lambda: done.set_exception(fault))
         else:
-            tell(lambda: done.set_result(result))
+            deliver(lambda: done.set_result(result))
 
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    threading.Thread(target=run, name="detached", daemon=True).start()
     return await done

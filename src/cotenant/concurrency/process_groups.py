@@ -6,7 +6,7 @@ import os
 
 
 def group_of(pid: int) -> int | None:
-    """Return the group of a process of this machine; None if there is none that can be seen."""
+    """Return the process group of a process; None if the process does not exist or is not visible."""
     try:
         return os.getpgid(pid)
     except (OSError, OverflowError):

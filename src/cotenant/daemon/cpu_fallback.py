@@ -16,7 +16,7 @@ from cotenant.planning.planner import PlanRequest
 _UNLIMITED: Final = 1 << 60
 
 
-def on_this_machine(
+def place_on_this_machine(
     request: PlanRequest, placement: Placement, rules: BudgetRules, *, rehearsal: bool = False
 ) -> Placement | Refusal:
     """Return the placement itself, or one in host RAM where the GPUs of the placement are described ones.

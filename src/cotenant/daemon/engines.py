@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from cotenant.clock import Clock
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.monitors.attribution import Beside
+from cotenant.daemon.monitors.attribution import EngineUsage
 from cotenant.daemon.monitors.measured_footprints import Footprints
 from cotenant.daemon.monitors.ollama_daemons import HubWatch
-from cotenant.daemon.monitors.orphans import Leftovers
+from cotenant.daemon.monitors.orphans import OrphanCleaner
 from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.sleeping_engines import Sleepers
-from cotenant.daemon.monitors.watchers import Served
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
 from cotenant.engines.hosts import Hosts
 from cotenant.interfaces import GpuProbe
@@ -35,17 +35,17 @@ class EngineWiring:
             exclusive=_exclusive_cards(inventory),
         )
 
-    def attach(self, loop: Loop, served: Served, known_bytes: Mapping[str, int]) -> None:
+    def attach(self, loop: Loop, served: ActiveConfiguration, known_bytes: Mapping[str, int]) -> None:
         """Watch what is served; `known_bytes` is what models took in past runs."""
-        self._leftovers = Leftovers(served)
+        self._leftovers = OrphanCleaner(served)
         self._footprints = Footprints(loop, served, known_bytes)
         self._hubs = HubWatch(loop, served)
         self._sleepers = Sleepers(self.hosts.vllm, loop, lambda: [entry.name for entry in served.models])
         loop.listeners.append(self._sleepers.decided)
 
-    def beside(self) -> Beside:
+    def usage(self) -> EngineUsage:
         """Return what is held for us by no process of a residency's engine."""
-        return replace(self._hubs.beside(), asleep=frozenset(self.hosts.vllm.asleep.values()))
+        return replace(self._hubs.usage(), asleep=frozenset(self.hosts.vllm.asleep.values()))
 
     def served_changed(self) -> None:
         """Take in that other models may be served now."""

@@ -20,8 +20,9 @@ from cotenant.console.app import Console
 from cotenant.daemon.advising.wiring import advisor_of
 from cotenant.daemon.alerting.alerts import Alerts
 from cotenant.daemon.alerting.container_deaths import ContainerWatch
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Effects
-from cotenant.daemon.core.inputs import AfterReady, Announcer, Job
+from cotenant.daemon.core.inputs import AfterReady, Announcer, DaemonInputs
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.settings import (
     check_address,
@@ -29,11 +30,11 @@ from cotenant.daemon.core.settings import (
     read_api_keys,
     scheduler_settings,
 )
-from cotenant.daemon.cpu_fallback import on_this_machine
+from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineWiring
 from cotenant.daemon.monitors.load_progress import LoadWatcher
-from cotenant.daemon.monitors.recorder import Recorder, Warmer, learned
-from cotenant.daemon.monitors.watchers import CardWatcher, Served
+from cotenant.daemon.monitors.recorder import CacheWarmer, Recorder, learned
+from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.daemon.plans import Plans
 from cotenant.daemon.services import services_of
 from cotenant.daemon.sharing.mps import Sharing
@@ -62,7 +63,7 @@ _LOG = logging.getLogger(__name__)
 _LAST_ENGINES_S: Final = 5.0
 
 
-def run(job: Job, announcer: Announcer, after_ready: AfterReady | None = None) -> None:
+def run(job: DaemonInputs, announcer: Announcer, after_ready: AfterReady | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second one hurries. SIGHUP reads the configuration again.
 
     `after_ready` is called with the address once requests are answered. Raises InsecureBind, PortTaken,
@@ -81,7 +82,7 @@ def run(job: Job, announcer: Announcer, after_ready: AfterReady | None = None) -
 
 
 async def _run(
-    job: Job,
+    job: DaemonInputs,
     announcer: Announcer,
     keys: tuple[str, ...],
     sock: socket.socket,
@@ -106,14 +107,14 @@ async def _run(
         await store.close()
 
 
-def _plan_aloud(job: Job, entry: ModelEntry, announcer: Announcer) -> None:
+def _plan_aloud(job: DaemonInputs, entry: ModelEntry, announcer: Announcer) -> None:
     rules = job.configuration.devices.rules
     decide = leave_to_engine if job.options.use_fit_params else plan
     result = decide(entry.request, budgets(job.inventory, rules), rules)
     announcer.planned(entry, result)
     if isinstance(result, Refusal):
         raise DoesNotFit(f"{result.model} does not fit: {result.reason}", hint=_first_remedy(result))
-    running = on_this_machine(entry.request, result, rules)
+    running = place_on_this_machine(entry.request, result, rules)
     if isinstance(running, Refusal):
         raise DoesNotFit(f"{running.model} does not fit in host RAM: {running.reason}")
 
@@ -130,7 +131,7 @@ class _Daemon:
 
     def __init__(
         self,
-        job: Job,
+        job: DaemonInputs,
         announcer: Announcer,
         keys: tuple[str, ...],
         sock: socket.socket,
@@ -152,12 +153,12 @@ class _Daemon:
             Scheduler(scheduler_settings(job.configuration)),
             self._clock,
             reload=self._reload,
-            on_broken_law=self._stop.set,
+            on_violation=self._stop.set,
         )
         self._sharing = Sharing(
             mps,
             lambda: self._served.configuration.models,
-            changed=lambda: self._cards.tell_again(),
+            changed=lambda: self._cards.republish(),
             fail=lambda residency, why: self._loop.effects.fail(residency, why),
             ceilings=not job.options.use_fit_params,
         )
@@ -170,7 +171,7 @@ class _Daemon:
             self._clock,
         )
         self._loop.attach(self._effects())
-        self._served = Served(
+        self._served = ActiveConfiguration(
             job.configuration,
             job.reread,
             self._loop,
@@ -202,12 +203,12 @@ class _Daemon:
             self._measured,
             self._sharing.admissions,
             self._alerts.measured,
-            self._engines.beside,
+            self._engines.usage,
         )
         if job.configuration.warm_ram_bytes is not None:
             memory = HostProbe(self._clock).memory
             tier = WarmTier(job.configuration.warm_ram_bytes, self._clock, memory)
-            self._loop.listeners.append(Warmer(tier, self._loop).decided)
+            self._loop.listeners.append(CacheWarmer(tier, self._loop).decided)
 
     async def serve(self, after_ready: AfterReady | None) -> None:
         """Load, serve, drain, stop."""
@@ -236,7 +237,7 @@ class _Daemon:
             self._engines.hosts,
             self._clock,
             self._loop.post,
-            stand_in=lambda entry, placement: on_this_machine(entry.request, placement, rules),
+            cpu_fallback=lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
             in_flight=self._loop.in_flight,
             load_timeout_s=options.load_timeout_s,
             use_fit_params=options.use_fit_params,
@@ -244,7 +245,7 @@ class _Daemon:
         )
 
     def _served_changed(self) -> None:
-        self._cards.tell_again()
+        self._cards.republish()
         self._engines.served_changed()
 
     def _measured(self) -> None:
@@ -313,7 +314,7 @@ class _Daemon:
                 for work in (
                     cards.run(),
                     self._served.watch(),
-                    self._obey_hup(address),
+                    self._reload_on_hangup(address),
                     self._refuse_when_stopped(),
                     self._manager.keep_alive(),
                     *self._looking_out(),
@@ -346,7 +347,7 @@ class _Daemon:
         count = len(self._served.configuration.models)
         self._manager.ready(f"Serving {count} model{'' if count == 1 else 's'} at {address}/v1")
 
-    async def _obey_hup(self, address: str) -> None:
+    async def _reload_on_hangup(self, address: str) -> None:
         while True:
             await self._again.wait()
             self._again.clear()

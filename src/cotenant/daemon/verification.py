@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison, compare
-from cotenant.daemon.cpu_fallback import on_this_machine
+from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.domain.placements import Placement
 from cotenant.engines.launch.plan import visible_devices
 from cotenant.engines.llama_cpp.builds import choose, discover
@@ -27,7 +27,7 @@ def verify(
     Described GPUs cannot be rehearsed: the comparison is then of the same model in host RAM. The projector is
     left out on both sides. Raises EngineError.
     """
-    running = on_this_machine(request, placement, rules, rehearsal=True)
+    running = place_on_this_machine(request, placement, rules, rehearsal=True)
     if not isinstance(running, Placement):
         raise AssertionError(f"a rehearsal needs no memory, yet was refused: {running.reason}")
     order = EngineOrder(request.name, model_path, request.shape.kind, running)

@@ -55,6 +55,11 @@ class LoadTimes:
     cold_s: float | None = None
     warm_s: float | None = None
 
+    @property
+    def expected_s(self) -> float | None:
+        """The load time to plan with: a cold one if it is known."""
+        return self.warm_s if self.cold_s is None else self.cold_s
+
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:

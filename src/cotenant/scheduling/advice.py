@@ -13,7 +13,7 @@ from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.units import format_duration
-from cotenant.scheduling.state import ModelState, Outbox, Standing, State
+from cotenant.scheduling.state import ActiveAdvice, ModelState, Outbox, State
 
 LEAST_FACTOR: Final = 0.25
 MOST_FACTOR: Final = 4.0
@@ -61,14 +61,14 @@ def take_advice(state: State, advice: Advice, out: Outbox) -> None:
         model = state.models.get(name)
         if model is None or model.removed or model.loads != hint.loads:
             continue
-        standing = state.advised.get(name, Standing())
+        standing = state.advised.get(name, ActiveAdvice())
         pinned_now = standing.pinned_until > out.at
         pin = hint.soft_pin_s > 0 and not model.pinned and (pinned_now or soft_pins < MOST_SOFT_PINS)
         prefetch = hint.prefetch and model.residency is None and prefetches < MOST_PREFETCHES
         soft_pins += (pin and not pinned_now) - (pinned_now and not pin)
         prefetches += prefetch
         factor = _within(hint.keep_alive_factor, LEAST_FACTOR, MOST_FACTOR, 1.0)
-        fresh = Standing(
+        fresh = ActiveAdvice(
             factor,
             out.at + STANDS_S if factor != 1.0 else 0.0,
             out.at + _within(hint.soft_pin_s, 0.0, MOST_PIN_S, 0.0) if pin else 0.0,
@@ -79,10 +79,10 @@ def take_advice(state: State, advice: Advice, out: Outbox) -> None:
             state.advised[name] = fresh
 
 
-def lapse(state: State, at: float) -> None:
+def expire_advice(state: State, at: float) -> None:
     """Forget what has stood its time, and what was meant for models that are not served any more."""
     for name, standing in [*state.advised.items()]:
-        kept = Standing(
+        kept = ActiveAdvice(
             standing.factor if standing.factor_until > at else 1.0,
             standing.factor_until if standing.factor_until > at else 0.0,
             standing.pinned_until if standing.pinned_until > at else 0.0,
@@ -91,7 +91,7 @@ def lapse(state: State, at: float) -> None:
         model = state.models.get(name)
         if model is not None and model.residency is not None:
             kept = replace(kept, prefetch_until=0.0)
-        if model is None or kept == Standing():
+        if model is None or kept == ActiveAdvice():
             del state.advised[name]
         elif kept != standing:
             state.advised[name] = kept
@@ -117,7 +117,7 @@ def advised_keep(state: State, model: ModelState) -> str:
     return f", ×{standing.factor:g} by the advisor"
 
 
-def spared(state: State, name: str, at: float, cost: float) -> float:
+def soft_pinned_cost(state: State, name: str, at: float, cost: float) -> float:
     """Return what evicting a model costs, given its soft pin: more, and never beyond reach."""
     standing = state.advised.get(name)
     if standing is None or standing.pinned_until <= at:
@@ -151,7 +151,7 @@ def _within(value: float, least: float, most: float, otherwise: float) -> float:
     return min(max(value, least), most) if math.isfinite(value) else otherwise
 
 
-def _tell(model: ModelState, old: Standing, new: Standing, out: Outbox, *, shadow: bool) -> None:
+def _tell(model: ModelState, old: ActiveAdvice, new: ActiveAdvice, out: Outbox, *, shadow: bool) -> None:
     parts = []
     if new.factor != old.factor:
         parts.append(f"keep-alive ×{new.factor:g} for {format_duration(STANDS_S)}")

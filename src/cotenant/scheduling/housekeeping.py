@@ -13,7 +13,7 @@ from cotenant.domain.units import format_bytes, format_duration
 from cotenant.planning.device_choice import choose
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.advice import advised_keep, expected, fulfilled, kept_s
-from cotenant.scheduling.placing import drain_credit_s, eviction_cost, head_wait_s, ripe_at
+from cotenant.scheduling.placing import drain_credit_s, evictable_at, eviction_cost, longest_wait_s
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 from cotenant.scheduling.transitions import drop_leases, leave, reclaim, remember, start, unload
 
@@ -42,7 +42,7 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
             state.models[residency.model].wanted = True
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
-    see_back(state, out)
+    release_returned(state, out)
     relieve(state, out)
     _mark_crowded(state, out)
 
@@ -57,7 +57,7 @@ def _mark_crowded(state: State, out: Outbox) -> None:
     state.crowded = set(crowded)
 
 
-def see_back(state: State, out: Outbox) -> None:
+def release_returned(state: State, out: Outbox) -> None:
     """Release the claims of ended engines whose bytes are back."""
     for residency in [r for r in state.residencies.values() if r.state is ResidencyState.RECLAIMING]:
         reclaim(state, residency, out)
@@ -89,7 +89,7 @@ def relieve(state: State, out: Outbox) -> None:
             unload(state, residency, out, UnloadReason.OVERCOMMITTED, why)
 
 
-def let_go(state: State, out: Outbox) -> None:
+def unload_expired(state: State, out: Outbox) -> None:
     """Unload models whose keep-alive has run out."""
     for residency in [*state.residencies.values()]:
         due = gone_at(state, residency)
@@ -169,8 +169,8 @@ def _instants(state: State, now: float) -> Iterator[float]:
         return
     for model in cold:
         yield model.retry_at
-        yield now - head_wait_s(model, now) + state.overdue_after_s() + 0.001
-    yield from (ripe_at(state, r) for r in state.residencies.values() if r.state is ResidencyState.READY)
+        yield now - longest_wait_s(model, now) + state.overdue_after_s() + 0.001
+    yield from (evictable_at(state, r) for r in state.residencies.values() if r.state is ResidencyState.READY)
     credit = drain_credit_s(state, now)
     if credit < 1 and state.settings.drain_share > 0:
         yield now + (1 - credit) / state.settings.drain_share + 0.001

@@ -12,12 +12,12 @@ _SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
 _EVICTED = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED)
 
 
-class BrokenLaw(AssertionError):
+class InvariantViolation(AssertionError):
     """A fault of the scheduler: the message says which law, and by what."""
 
 
 def check(state: State) -> None:
-    """Raise BrokenLaw at the first law that does not hold."""
+    """Raise InvariantViolation at the first law that does not hold."""
     _claims_fit(state)
     _engines_are_admitted(state)
     _claims_and_residencies_match(state)
@@ -30,34 +30,34 @@ def check(state: State) -> None:
 def _claims_fit(state: State) -> None:
     for device, over in state.ledger.overcommitted():
         if device not in state.overcommitted:
-            raise BrokenLaw(f"law 1: {device} is {over} bytes over its capacity, and not marked so")
+            raise InvariantViolation(f"law 1: {device} is {over} bytes over its capacity, and not marked so")
 
 
 def _engines_are_admitted(state: State) -> None:
     for device, most in state.ledger.crowded():
         if device not in state.crowded:
-            raise BrokenLaw(f"law 1: {device} bears more than the {most} engines that it admits, unmarked")
+            raise InvariantViolation(f"law 1: {device} has more than the {most} engines it admits, unmarked")
 
 
 def _claims_and_residencies_match(state: State) -> None:
     if state.ledger.claims.keys() != state.residencies.keys():
-        raise BrokenLaw("law 2: claims and residencies differ")
+        raise InvariantViolation("law 2: claims and residencies differ")
     for residency in state.residencies.values():
         if state.models[residency.model].residency != residency.id:
-            raise BrokenLaw(f"law 2: {residency.model} has another residency than #{residency.id}")
+            raise InvariantViolation(f"law 2: {residency.model} has another residency than #{residency.id}")
 
 
 def _leases_are_served(state: State) -> None:
     held = Counter(state.leases.values())
     for residency in state.residencies.values():
         if held[residency.id] != residency.in_flight:
-            raise BrokenLaw(
+            raise InvariantViolation(
                 f"law 3: {residency.model} counts {residency.in_flight} of {held[residency.id]} leases"
             )
         if residency.in_flight and residency.state not in _SERVING:
-            raise BrokenLaw(f"law 3: {residency.model} is {residency.state} with leases out")
+            raise InvariantViolation(f"law 3: {residency.model} is {residency.state} with leases out")
     if held.keys() - state.residencies.keys():
-        raise BrokenLaw("law 3: a lease has outlived its residency")
+        raise InvariantViolation("law 3: a lease has outlived its residency")
 
 
 def _nothing_pinned_is_evicted(state: State) -> None:
@@ -65,18 +65,18 @@ def _nothing_pinned_is_evicted(state: State) -> None:
         evicted = residency.leaves is not None and residency.leaves[0] in _EVICTED
         unloading = residency.state is ResidencyState.UNLOADING
         if unloading and evicted and state.models[residency.model].pinned:
-            raise BrokenLaw(f"law 3: {residency.model} is pinned and evicted")
+            raise InvariantViolation(f"law 3: {residency.model} is pinned and evicted")
 
 
 def _tickets_wait_once(state: State) -> None:
     queued = Counter(ticket.id for model in state.models.values() for ticket in model.queue)
     if queued.keys() != state.tickets.keys() or any(count > 1 for count in queued.values()):
-        raise BrokenLaw("law 4: a ticket is in no line, or in two")
+        raise InvariantViolation("law 4: a ticket is in no line, or in two")
 
 
 def _advice_is_bounded(state: State) -> None:
     if sum(bool(standing.pinned_until) for standing in state.advised.values()) > MOST_SOFT_PINS:
-        raise BrokenLaw(f"advice: more than {MOST_SOFT_PINS} models are softly pinned")
+        raise InvariantViolation(f"advice: more than {MOST_SOFT_PINS} models are softly pinned")
     for name, standing in state.advised.items():
         if not LEAST_FACTOR <= standing.factor <= MOST_FACTOR:
-            raise BrokenLaw(f"advice: the keep-alive of {name} is multiplied by {standing.factor}")
+            raise InvariantViolation(f"advice: the keep-alive of {name} is multiplied by {standing.factor}")

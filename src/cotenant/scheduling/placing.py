@@ -19,7 +19,7 @@ from cotenant.planning.eviction import (
     freed_by,
     places_left_by,
 )
-from cotenant.scheduling.advice import spared
+from cotenant.scheduling.advice import soft_pinned_cost
 from cotenant.scheduling.policy import Victim
 from cotenant.scheduling.requests import refuse_all
 from cotenant.scheduling.state import ModelState, Outbox, Reservation, Residency, State
@@ -62,12 +62,12 @@ def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
         resume(state.residencies[victim], out)
 
 
-def head_wait_s(model: ModelState, now: float) -> float:
+def longest_wait_s(model: ModelState, now: float) -> float:
     """Return how long the longest waiting request has waited; 0 if none does."""
     return now - min((ticket.at for ticket in model.queue), default=now)
 
 
-def ripe_at(state: State, residency: Residency) -> float:
+def evictable_at(state: State, residency: Residency) -> float:
     """Return the instant from which a model may be evicted for others: its minimum residency is over."""
     held_since = residency.ready_at if residency.ready_at is not None else residency.since
     return held_since + max(state.settings.min_residency_s, state.models[residency.model].load_s)
@@ -84,7 +84,7 @@ def _in_order(state: State, now: float) -> list[ModelState]:
     overdue_after = state.overdue_after_s()
 
     def key(model: ModelState) -> tuple[int, int, float, str]:
-        wait = head_wait_s(model, now)
+        wait = longest_wait_s(model, now)
         name = model.spec.name
         if wait > overdue_after:
             return 0, 0, -wait, name
@@ -134,13 +134,13 @@ def _chosen(state: State, model: ModelState, busy: set[DeviceId]) -> Placement |
 
 
 def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId], *, crowded: bool) -> bool:
-    overdue = head_wait_s(model, out.at) > state.overdue_after_s()
+    overdue = longest_wait_s(model, out.at) > state.overdue_after_s()
     candidates = [*_candidates(state, out.at, overdue, busy=False)]
     found = _victims(state, model, candidates, busy, crowded)
     if found is not None:
         if state.advised:
             plain = [*_candidates(state, out.at, overdue, busy=False, advised=False)]
-            _tell_spared(state, found[0], _victims(state, model, plain, busy, crowded), out)
+            _tell_kept_by_advice(state, found[0], _victims(state, model, plain, busy, crowded), out)
         _reserve(state, model, *found, out, drains=False)
         return True
     if not overdue or drain_credit_s(state, out.at) < 1 or any(r.drains for r in state.reservations.values()):
@@ -153,7 +153,7 @@ def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId]
     return True
 
 
-def _tell_spared(
+def _tell_kept_by_advice(
     state: State,
     victims: tuple[Candidate, ...],
     otherwise: tuple[tuple[Candidate, ...], Placement] | None,
@@ -181,7 +181,7 @@ def _candidates(
         if not residency.bytes_by_device:
             continue
         in_use = residency.in_flight > 0 or bool(model.queue)
-        if (in_use and not busy) or (not overdue and ripe_at(state, residency) > now):
+        if (in_use and not busy) or (not overdue and evictable_at(state, residency) > now):
             continue
         cost = eviction_cost(state, residency, now, advised=advised)
         cost += residency.in_flight + len(model.queue)
@@ -196,7 +196,7 @@ def eviction_cost(state: State, residency: Residency, now: float, *, advised: bo
     model = state.models[residency.model]
     victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.everyone)
     cost = state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
-    return spared(state, residency.model, now, cost) if advised else cost
+    return soft_pinned_cost(state, residency.model, now, cost) if advised else cost
 
 
 def _victims(
@@ -262,7 +262,7 @@ def _reserve(
         out.at,
         drains,
     )
-    waited = head_wait_s(model, out.at)
+    waited = longest_wait_s(model, out.at)
     for victim in victims:
         residency = state.residencies[victim.residency]
         demand = state.models[residency.model].demand
@@ -347,10 +347,10 @@ def _why_now(model: ModelState, now: float) -> str:
         return "asked for by the operator"
     count = len(model.queue)
     waits = "1 request waits" if count == 1 else f"{count} requests wait"
-    return f"{waits}, the first for {format_duration(head_wait_s(model, now))}"
+    return f"{waits}, the first for {format_duration(longest_wait_s(model, now))}"
 
 
 def _tell_waiting(model: ModelState, out: Outbox, text: str) -> None:
-    if model.waiting_told != text:
-        model.waiting_told = text
+    if model.last_waiting_text != text:
+        model.last_waiting_text = text
         out.tell(DecisionKind.WAITING, model.spec.name, text, queued=len(model.queue))

@@ -10,9 +10,16 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Resid
 from cotenant.domain.units import format_duration
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events
-from cotenant.scheduling.advice import kept_s, lapse, take_advice
+from cotenant.scheduling.advice import expire_advice, kept_s, take_advice
 from cotenant.scheduling.commands import Command, WakeAt
-from cotenant.scheduling.housekeeping import let_go, next_instant, prefetch, read_devices, see_back, stop
+from cotenant.scheduling.housekeeping import (
+    next_instant,
+    prefetch,
+    read_devices,
+    release_returned,
+    stop,
+    unload_expired,
+)
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.placing import cancel, fulfil_reservations, schedule
 from cotenant.scheduling.policy import POLICIES, Policy
@@ -116,8 +123,8 @@ class Scheduler:
         state = self.state
         if any(ticket.deadline <= out.at for ticket in state.tickets.values()):
             expire(state, out)
-        lapse(state, out.at)
-        let_go(state, out)
+        expire_advice(state, out.at)
+        unload_expired(state, out)
         fulfil_reservations(state, out)
         schedule(state, out)
         prefetch(state, out)
@@ -141,7 +148,7 @@ class Scheduler:
 
     def _timer_fired(self, event: events.TimerFired, out: Outbox) -> None:
         self._wake_at = None
-        see_back(self.state, out)
+        release_returned(self.state, out)
 
     def _request_left(self, event: events.RequestLeft, out: Outbox) -> None:
         ticket = self.state.tickets.get(event.ticket)
@@ -240,11 +247,11 @@ class Scheduler:
         model.pinned = event.pinned
         residency = self.state.residency_of(model)
         if event.pinned and residency is not None and residency.leaves is not None:
-            self._call_back(model, residency, out)
+            self._cancel_unload(model, residency, out)
         text = "pinned: it stays loaded" if event.pinned else "no longer pinned"
         out.tell(DecisionKind.PINNED, event.model, text)
 
-    def _call_back(self, model: ModelState, residency: Residency, out: Outbox) -> None:
+    def _cancel_unload(self, model: ModelState, residency: Residency, out: Outbox) -> None:
         """Keep a model that was about to go; one whose engine is ending already is loaded anew."""
         for reservation in [r for r in self.state.reservations.values() if residency.id in r.victims]:
             cancel(self.state, reservation, out)

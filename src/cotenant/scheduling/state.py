@@ -100,7 +100,7 @@ class ModelState:
     last_used: float = 0.0
     keep_alive_s: float | None = None
     removed: bool = False
-    waiting_told: str = ""
+    last_waiting_text: str = ""
 
     @property
     def cold_and_wanted(self) -> bool:
@@ -121,7 +121,7 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ActiveAdvice:
     """What an advisor's word does for a model, each until an instant, 0 where it does not stand.
 
     A factor on its keep-alive, a place late among victims, a load ahead of any request.
@@ -152,7 +152,7 @@ class State:
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_WAITS))
     overcommitted: set[DeviceId] = field(default_factory=set)
     crowded: set[DeviceId] = field(default_factory=set)
-    advised: dict[str, Standing] = field(default_factory=dict)
+    advised: dict[str, ActiveAdvice] = field(default_factory=dict)
     changed_at: float = 0.0
     drain_credit_s: float = 0.0
     drain_credit_at: float = 0.0

@@ -66,7 +66,7 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     state.ledger.claims[residency.id] = Claim(residency.id, residency.bytes_by_device)
     model.residency = residency.id
     model.loads += 1
-    model.waiting_told = ""
+    model.last_waiting_text = ""
     out.tell(
         DecisionKind.LOAD,
         residency.model,

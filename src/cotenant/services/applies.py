@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Final
 
-from cotenant.concurrency.broadcast import Followers
+from cotenant.concurrency.broadcast import Broadcast
 from cotenant.domain.errors import ApplyRunning, CotenantError, StoreError
 from cotenant.services.interfaces import ApplyOrder, Orchestrator, ServiceBook
 from cotenant.services.model import ApplyState, ApplyStatus
 
 _LOG: Final = logging.getLogger("cotenant.services")
-_BEHIND: Final = 64
+_BACKLOG: Final = 64
 
 
 class Applies:
@@ -27,7 +27,7 @@ class Applies:
         self._wall = wall
         self._task: asyncio.Task[None] | None = None
         self._status: ApplyStatus | None = None
-        self._followers: Followers[ApplyStatus] = Followers(_BEHIND)
+        self._subscribers: Broadcast[ApplyStatus] = Broadcast(_BACKLOG)
 
     @property
     def status(self) -> ApplyStatus | None:
@@ -46,7 +46,7 @@ class Applies:
         """Carry an order out beside everything else. Raises ApplyRunning."""
         self.check_free()
         self._tell(ApplyStatus(order.number, ApplyState.RUNNING, self._wall()))
-        self._task = asyncio.get_running_loop().create_task(self._carry_out(order))
+        self._task = asyncio.get_running_loop().create_task(self._execute(order))
         return self._told
 
     async def resume(self) -> None:
@@ -62,7 +62,7 @@ class Applies:
 
     def follow(self) -> AsyncIterator[ApplyStatus]:
         """Yield every step from now on; a slow reader misses the oldest."""
-        return self._followers.follow()
+        return self._subscribers.subscribe()
 
     async def close(self) -> None:
         """Stop the apply that goes on; the next run finds out how far it came."""
@@ -77,7 +77,7 @@ class Applies:
             raise AssertionError("nothing was begun")
         return self._status
 
-    async def _carry_out(self, order: ApplyOrder) -> None:
+    async def _execute(self, order: ApplyOrder) -> None:
         try:
             await self._book.record_apply(order.number, self._told)
             ended = await self._orchestrator.apply(order, self._tell_going)
@@ -107,4 +107,4 @@ class Applies:
         if not status.running:
             level = logging.INFO if status.state is ApplyState.SUCCEEDED else logging.WARNING
             _LOG.log(level, "apply %d %s: %s", status.number, status.state, status.message or "done")
-        self._followers.tell(status)
+        self._subscribers.publish(status)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cotenant.concurrency.detached_thread import aside
+from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.errors import (
     BadAssignment,
@@ -261,7 +261,7 @@ class Services:
     async def _inventory(self) -> Inventory:
         """Measure every card; who asks meanwhile gets the same answer, so that a driver is asked once."""
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(aside(self._look))
+            self._looking = asyncio.get_running_loop().create_task(run_in_detached_thread(self._look))
         return await asyncio.shield(self._looking)
 
     def _devices(self, inventory: Inventory, applied: SavedConfiguration | None) -> tuple[ServiceDevice, ...]:

@@ -13,7 +13,7 @@ import pytest
 from cotenant.clock import ManualClock, SystemClock
 from cotenant.config.configuration import AdvisorSettings
 from cotenant.daemon.advising.advisor import Advisor, RemoteSource, ServedSource
-from cotenant.daemon.advising.prompt import Brief
+from cotenant.daemon.advising.prompt import AdvisorPrompt
 from cotenant.daemon.advising.wiring import advisor_of
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.advisors import AdvisorMode, Asked
@@ -248,7 +248,7 @@ def test_no_name_is_told_so_that_none_can_give_orders() -> None:
         ModelStatus("cold", "cold"),
     ]
     devices = [DeviceStatus("GPU-secret", 0, HOSTILE_NAME, 100, 60, 7, 33, 50)]
-    brief = Brief.of(models, devices, 0.0)
+    brief = AdvisorPrompt.of(models, devices, 0.0)
     told = json.dumps(brief.payload("brain"))
     assert "IGNORE" not in told
     assert "GPU-secret" not in told
@@ -268,7 +268,7 @@ def test_no_name_is_told_so_that_none_can_give_orders() -> None:
 
 def test_of_very_many_models_the_busiest_are_told() -> None:
     models = [ModelStatus(f"x{n}", "cold", requests_per_s=float(n)) for n in range(500)]
-    brief = Brief.of(models, [], 0.0)
+    brief = AdvisorPrompt.of(models, [], 0.0)
     assert len(brief.models) == 64
     assert brief.models["m1"].name == "x499"
 

@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.daemon.alerting.rules import AlertRules, CardSeen
+from cotenant.daemon.alerting.rules import AlertRules, CardMemory
 from cotenant.domain.alerts import Alert, AlertKind
 
 TOTAL = 100 * 2**30
 MEMORY, LOST = AlertKind.MEMORY_HIGH, AlertKind.CARD_LOST
 
 
-def card(percent: float | None) -> dict[str, CardSeen]:
+def card(percent: float | None) -> dict[str, CardMemory]:
     used = None if percent is None else int(TOTAL * percent / 100)
-    return {"GPU-a": CardSeen("GPU 0 A100", used, TOTAL)}
+    return {"GPU-a": CardMemory("GPU 0 A100", used, TOTAL)}
 
 
 def told(rules: AlertRules, *readings: tuple[float, float | None]) -> list[tuple[float, AlertKind, bool]]:

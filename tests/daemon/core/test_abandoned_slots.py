@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cotenant.daemon.core.abandoned_slots import Settler
+from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
 from tests.support.waiting import until
 
 
@@ -21,8 +21,8 @@ class Slots:
 def test_an_abandoned_slot_stays_taken_until_the_engine_frees_it() -> None:
     async def run() -> None:
         engine, released = Slots(), []
-        settler = Settler(engine, lambda: 2 - len(released), poll_s=0.005)  # type: ignore[arg-type]
-        settler.abandon(lambda: released.append(1))
+        reaper = AbandonedSlotReaper(engine, lambda: 2 - len(released), poll_s=0.005)  # type: ignore[arg-type]
+        reaper.abandon(lambda: released.append(1))
         await until(lambda: engine.looks >= 4)
         assert not released, "one live request and one abandoned still fill two slots"
         engine.busy = 1
@@ -35,8 +35,8 @@ def test_an_engine_that_never_shows_its_slots_keeps_none_for_ever() -> None:
     async def run() -> None:
         engine, released = Slots(), []
         engine.busy = None
-        settler = Settler(engine, lambda: 1 - len(released), poll_s=0.001)  # type: ignore[arg-type]
-        settler.abandon(lambda: released.append(1))
+        reaper = AbandonedSlotReaper(engine, lambda: 1 - len(released), poll_s=0.001)  # type: ignore[arg-type]
+        reaper.abandon(lambda: released.append(1))
         await until(lambda: bool(released))
         assert engine.looks >= 20
 
@@ -46,9 +46,9 @@ def test_an_engine_that_never_shows_its_slots_keeps_none_for_ever() -> None:
 def test_nothing_is_released_once_the_engine_is_gone() -> None:
     async def run() -> None:
         engine, released = Slots(), []
-        settler = Settler(engine, lambda: 1, poll_s=0.001)  # type: ignore[arg-type]
-        settler.abandon(lambda: released.append(1))
-        settler.close()
+        reaper = AbandonedSlotReaper(engine, lambda: 1, poll_s=0.001)  # type: ignore[arg-type]
+        reaper.abandon(lambda: released.append(1))
+        reaper.close()
         engine.busy = 0
         await asyncio.sleep(0.02)
         assert not released

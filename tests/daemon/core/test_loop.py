@@ -97,7 +97,7 @@ def fleet(
             host,  # type: ignore[arg-type]
             clock,
             loop.post,
-            stand_in=lambda entry, placement: placement,
+            cpu_fallback=lambda entry, placement: placement,
             in_flight=loop.in_flight,
             load_timeout_s=5,
         )
@@ -228,11 +228,11 @@ async def test_the_operator_waits_for_what_was_asked() -> None:
 
 async def test_a_broken_law_is_noticed_at_rest_and_ends_the_daemon(caplog: pytest.LogCaptureFixture) -> None:
     told: list[bool] = []
-    loop = Loop(Scheduler(SchedulerSettings()), SystemClock(), on_broken_law=lambda: told.append(True))
+    loop = Loop(Scheduler(SchedulerSettings()), SystemClock(), on_violation=lambda: told.append(True))
     loop.post(TimerFired(0.0))
     assert not told
     loop._scheduler.state.tickets[TicketId(1)] = None  # type: ignore[assignment]
-    loop._audit()
+    loop._check_invariants()
     assert told
     assert "law 4" in caplog.text
 

@@ -12,8 +12,8 @@ import pytest
 from cotenant.clock import ManualClock
 from cotenant.config.configuration import Configuration
 from cotenant.config.watch import Change
-from cotenant.daemon.monitors.orphans import Leftovers
-from cotenant.daemon.monitors.watchers import Served
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.monitors.orphans import OrphanCleaner
 from cotenant.domain.launching import LauncherKind, LaunchTerms
 from tests.daemon.monitors.test_watchers import Posted, entry
 from tests.support.waiting import until
@@ -36,11 +36,11 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def served(*configurations: Configuration) -> AsyncIterator[Served]:
+async def served(*configurations: Configuration) -> AsyncIterator[ActiveConfiguration]:
     """Serve the first; each reload takes the next."""
     rest = iter(configurations)
-    being_served = Served(next(rest), lambda _: next(rest), Posted(), ManualClock())  # type: ignore[arg-type]
-    leftovers = Leftovers(being_served)
+    being_served = ActiveConfiguration(next(rest), lambda _: next(rest), Posted(), ManualClock())  # type: ignore[arg-type]
+    leftovers = OrphanCleaner(being_served)
     being_served.changed = leftovers.served_changed
     clearing = asyncio.create_task(leftovers.run())
     yield being_served

@@ -11,7 +11,8 @@ import pytest
 from cotenant.clock import ManualClock, SystemClock
 from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry
 from cotenant.config.watch import Change
-from cotenant.daemon.monitors.watchers import CardWatcher, Served
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.domain.devices import (
     HOST_ID,
     Device,
@@ -87,7 +88,7 @@ class Stirring(Posted):
         self.reclaims = reclaims
         self.changed = asyncio.Event()
 
-    async def engine_changed(self) -> None:
+    async def memory_changed(self) -> None:
         await self.changed.wait()
         self.changed.clear()
 
@@ -158,7 +159,7 @@ async def test_a_reload_touches_what_changed_and_keeps_what_was_learned() -> Non
     old = Configuration(devices=learned, models=(entry("same"), entry("other")))
     new = Configuration(models=(entry("same"), replace(entry("other"), recipe=Recipe(n_ctx=512))))
     posted = Posted()
-    served = Served(old, lambda change: new, posted, ManualClock())  # type: ignore[arg-type]
+    served = ActiveConfiguration(old, lambda change: new, posted, ManualClock())  # type: ignore[arg-type]
     assert await served.reload(Change()) == ("other changed: it is loaded anew",)
     (changed,) = posted.events
     assert isinstance(changed, ModelsChanged)
@@ -179,7 +180,7 @@ async def test_what_was_read_first_never_takes_the_place_of_what_was_read_last()
             assert go_on.wait(10)
         return found
 
-    served = Served(Configuration(), read, Posted(), ManualClock())  # type: ignore[arg-type]
+    served = ActiveConfiguration(Configuration(), read, Posted(), ManualClock())  # type: ignore[arg-type]
     first = asyncio.create_task(served.reload(Change()))
     await asyncio.to_thread(begun.wait, 10)
     second = asyncio.create_task(served.reload(Change()))
@@ -191,6 +192,6 @@ async def test_what_was_read_first_never_takes_the_place_of_what_was_read_last()
 
 
 async def test_without_a_file_there_is_nothing_to_read_again() -> None:
-    served = Served(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
+    served = ActiveConfiguration(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match="no configuration file"):
         await served.reload()

@@ -26,7 +26,7 @@ def _checked(step: Callable[..., Any]) -> Callable[..., Any]:
         _steps += 1
         try:
             invariants.check(scheduler.state)
-        except invariants.BrokenLaw as broken:
+        except invariants.InvariantViolation as broken:
             print(f"broken after step {_steps}: {broken}", file=sys.stderr, flush=True)
             os._exit(BROKEN)
         return done

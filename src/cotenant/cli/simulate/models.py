@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cotenant.domain.errors import BadSetting, CotenantError, StoreError
+from cotenant.domain.records import LoadTimes
 from cotenant.domain.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration, ModelDefaults
-    from cotenant.domain.records import LoadTimes
     from cotenant.simulation.variant import Tenant
 
 EVERY_OTHER: Final = "*"
@@ -134,7 +134,6 @@ def configured_tenants(known: Known) -> list[Tenant]:
     """Return the models of the configuration, as the daemon would describe them to its scheduler."""
     from cotenant.daemon.core.fleet import as_learned, spec_of
     from cotenant.daemon.monitors.measured_footprints import with_margin
-    from cotenant.daemon.monitors.recorder import expected_s
     from cotenant.simulation.variant import Tenant
 
     rules = known.configuration.devices.rules
@@ -142,7 +141,7 @@ def configured_tenants(known: Known) -> list[Tenant]:
     for entry in known.configuration.models:
         seen = known.seen_bytes.get(entry.name)
         planned = as_learned(entry, None if seen is None else with_margin(seen))
-        spec = spec_of(planned, rules, expected_s(known.load_times.get(entry.name)))
+        spec = spec_of(planned, rules, known.load_times.get(entry.name, LoadTimes()).expected_s)
         tenants.append(Tenant(spec, entry.timeout_s, preload=entry.preload))
     return tenants
 

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from cotenant.clock import Clock
 from cotenant.config.configuration import AdvisorSettings
-from cotenant.daemon.advising.prompt import BadAdvice, Brief
+from cotenant.daemon.advising.prompt import AdvisorPrompt, BadAdvice
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.advisors import AdvisorMode, AdvisorStatus, Asked
 from cotenant.domain.decisions import Decision
@@ -28,7 +28,7 @@ _FAILURES_IN_A_ROW: Final = 3
 _BREAK_S: Final = 300.0
 
 
-class NotNow(Exception):
+class AdvisorUnavailable(Exception):
     """The advisor cannot be asked at present, through no fault of its own; the message says why."""
 
 
@@ -43,8 +43,8 @@ class Refused(Unreachable):
 class Source(Protocol):
     """Where advice comes from."""
 
-    async def ask(self, brief: Brief) -> bytes:
-        """Return a chat completion. Raises NotNow or Unreachable."""
+    async def ask(self, brief: AdvisorPrompt) -> bytes:
+        """Return a chat completion. Raises AdvisorUnavailable or Unreachable."""
         ...
 
 
@@ -115,10 +115,10 @@ class Advisor:
         if self._breaker.open:
             self._outcomes[Asked.SKIPPED] += 1
             return
-        brief = Brief.of(self._loop.statuses(), self._loop.devices(), self._clock.now())
+        brief = AdvisorPrompt.of(self._loop.statuses(), self._loop.devices(), self._clock.now())
         try:
             hints = await self._hints(brief)
-        except NotNow as reason:
+        except AdvisorUnavailable as reason:
             self._outcomes[Asked.SKIPPED] += 1
             _LOG.debug("the advisor was not asked: %s", reason)
         except (BadAdvice, Unreachable) as error:
@@ -132,7 +132,7 @@ class Advisor:
             if hints:
                 self._loop.post(AdviceGiven(self._clock.now(), brief.advice(hints, shadow=shadow)))
 
-    async def _hints(self, brief: Brief) -> Mapping[str, Hint]:
+    async def _hints(self, brief: AdvisorPrompt) -> Mapping[str, Hint]:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 return brief.read(await self._source.ask(brief))
@@ -156,7 +156,7 @@ class RemoteSource:
         self._site = site
         self._model = model
 
-    async def ask(self, brief: Brief) -> bytes:
+    async def ask(self, brief: AdvisorPrompt) -> bytes:
         """Ask over the network; no redirect is followed, and a long answer is cut off."""
         return await completion(self._site, brief, self._model)
 
@@ -172,15 +172,15 @@ class ServedSource:
         self._clock = clock
         self._model = model
 
-    async def ask(self, brief: Brief) -> bytes:
+    async def ask(self, brief: AdvisorPrompt) -> bytes:
         """Ask through a lease, as any client."""
         try:
             lease = self._loop.try_lease(self._model)
         except UnknownModel:
-            raise NotNow(f"{self._model} is not served") from None
+            raise AdvisorUnavailable(f"{self._model} is not served") from None
         if lease is None:
             self._wish()
-            raise NotNow(f"{self._model} is not loaded, or busy")
+            raise AdvisorUnavailable(f"{self._model} is not loaded, or busy")
         abandoned = True
         try:
             endpoint = lease.endpoint
@@ -203,10 +203,10 @@ class ServedSource:
         if status is not None and not status.devices:
             now = self._clock.now()
             hints = {status.name: Hint(status.loads, prefetch=True)}
-            self._loop.post(AdviceGiven(now, Brief(now, {}, {}).advice(hints, shadow=False)))
+            self._loop.post(AdviceGiven(now, AdvisorPrompt(now, {}, {}).advice(hints, shadow=False)))
 
 
-async def completion(site: Site, brief: Brief, model: str) -> bytes:
+async def completion(site: Site, brief: AdvisorPrompt, model: str) -> bytes:
     """Return the body of a chat completion. Raises Unreachable."""
     try:
         async with asked(site, "POST", _PATH, brief.payload(model)) as answer:

@@ -39,7 +39,7 @@ class BadAdvice(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Brief:
+class AdvisorPrompt:
     """One question to an advisor: its messages, and what the ids in them stand for."""
 
     asked_at: float
@@ -47,7 +47,7 @@ class Brief:
     state: Mapping[str, Any]
 
     @classmethod
-    def of(cls, models: Sequence[ModelStatus], devices: Sequence[DeviceStatus], now: float) -> Brief:
+    def of(cls, models: Sequence[ModelStatus], devices: Sequence[DeviceStatus], now: float) -> AdvisorPrompt:
         """Describe the state; of very many models those in use go first."""
         chosen = sorted(models, key=lambda m: (not m.devices, -m.requests_per_s, m.idle_s or 0.0, m.name))
         ids = {f"m{number}": model for number, model in enumerate(chosen[:_MOST_MODELS], 1)}

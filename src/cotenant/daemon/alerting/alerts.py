@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from cotenant.clock import Clock
-from cotenant.concurrency.broadcast import Followers
+from cotenant.concurrency.broadcast import Broadcast
 from cotenant.config.configuration import AlertSettings
-from cotenant.daemon.alerting.rules import AlertRules, CardSeen
+from cotenant.daemon.alerting.rules import AlertRules, CardMemory
 from cotenant.daemon.alerting.webhook import Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind
@@ -20,7 +20,7 @@ from cotenant.domain.devices import DeviceKind, Inventory
 _LOG = logging.getLogger("cotenant.alerts")
 _TICK_S: Final = 5.0
 _RECENT: Final = 100
-_BEHIND: Final = 64
+_BACKLOG: Final = 64
 
 
 class Alerts:
@@ -32,7 +32,7 @@ class Alerts:
         self._webhook = Webhook(settings.webhook) if settings.webhook else None
         self._recent: deque[Alert] = deque(maxlen=_RECENT)
         self._totals: Counter[AlertKind] = Counter()
-        self._followers: Followers[Alert] = Followers(_BEHIND)
+        self._subscribers: Broadcast[Alert] = Broadcast(_BACKLOG)
 
     # What is seen.
 
@@ -73,7 +73,7 @@ class Alerts:
             _LOG.log(level, "%s %s: %s", alert.kind, "begins" if alert.active else "is over", alert.text)
             self._recent.append(alert)
             self._totals[alert.kind] += alert.active
-            self._followers.tell(alert)
+            self._subscribers.publish(alert)
             if self._webhook is not None:
                 self._webhook.post(alert)
 
@@ -93,15 +93,15 @@ class Alerts:
 
     def follow(self) -> AsyncIterator[Alert]:
         """Follow alerts as they begin and end; a slow reader misses the oldest."""
-        return self._followers.follow()
+        return self._subscribers.subscribe()
 
 
-def _cards(inventory: Inventory) -> dict[str, CardSeen]:
+def _cards(inventory: Inventory) -> dict[str, CardMemory]:
     cards = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
     named = Counter(device.label for device in cards)
     seen = {}
     for device in cards:
         # Slices of one card bear the same name where they are of the same size.
         label = device.label if named[device.label] == 1 else f"{device.label} ({device.id})"
-        seen[str(device.id)] = CardSeen(label, inventory.reading(device).used_bytes, device.total_bytes)
+        seen[str(device.id)] = CardMemory(label, inventory.reading(device).used_bytes, device.total_bytes)
     return seen

@@ -20,7 +20,7 @@ _EPISODES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class CardSeen:
+class CardMemory:
     """A card as measured: its name for people, and its memory; unknown is None."""
 
     label: str
@@ -46,7 +46,7 @@ class AlertRules:
         self._heard: dict[tuple[AlertKind, str], float] = {}
         self.active: dict[tuple[AlertKind, str], Alert] = {}
 
-    def cards(self, now: float, seen: Mapping[str, CardSeen]) -> Sequence[Alert]:
+    def cards(self, now: float, seen: Mapping[str, CardMemory]) -> Sequence[Alert]:
         """Take in all cards that answered, by their ids."""
         told = [self._memory(now, card) for card in seen.values()]
         for uuid, label in self._cards.items():
@@ -59,7 +59,7 @@ class AlertRules:
             told.append(self._end(now, AlertKind.CARD_LOST, card.label, f"{card.label} answers again"))
         return [alert for alert in told if alert]
 
-    def _memory(self, now: float, card: CardSeen) -> Alert | None:
+    def _memory(self, now: float, card: CardMemory) -> Alert | None:
         used, total, label = card.used_bytes, card.total_bytes, card.label
         if used is None or not total:
             return None
@@ -80,11 +80,11 @@ class AlertRules:
 
     def fault(self, now: float, subject: str, text: str) -> Sequence[Alert]:
         """Take in that a card's driver reported an error."""
-        return self._blow(now, AlertKind.GPU_FAULT, subject, text)
+        return self._incident(now, AlertKind.GPU_FAULT, subject, text)
 
     def killed(self, now: float, subject: str, text: str) -> Sequence[Alert]:
         """Take in that the kernel killed something for want of memory."""
-        return self._blow(now, AlertKind.OUT_OF_MEMORY, subject, text)
+        return self._incident(now, AlertKind.OUT_OF_MEMORY, subject, text)
 
     def restarted(self, now: float, subject: str) -> Sequence[Alert]:
         """Take in that something ended by itself or was started again."""
@@ -95,7 +95,7 @@ class AlertRules:
         if len(times) < _LOOP_COUNT or now - times[0] > _LOOP_WITHIN_S:
             return ()
         text = f"{subject} failed {_LOOP_COUNT} times within {format_duration(max(1.0, now - times[0]))}"
-        return self._blow(now, AlertKind.RESTART_LOOP, subject, text)
+        return self._incident(now, AlertKind.RESTART_LOOP, subject, text)
 
     def tick(self, now: float) -> Sequence[Alert]:
         """Take in that time has passed."""
@@ -108,7 +108,7 @@ class AlertRules:
             told.append(self._end(now, kind, subject, text))
         return [alert for alert in told if alert]
 
-    def _blow(self, now: float, kind: AlertKind, subject: str, text: str) -> Sequence[Alert]:
+    def _incident(self, now: float, kind: AlertKind, subject: str, text: str) -> Sequence[Alert]:
         if len(self._heard) >= _EPISODES and (kind, subject) not in self._heard:
             return ()
         self._heard[kind, subject] = now

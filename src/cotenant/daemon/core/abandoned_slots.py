@@ -16,7 +16,7 @@ POLL_S: Final = 1.5
 _POLLS_UNSEEN: Final = 20
 
 
-class Settler:
+class AbandonedSlotReaper:
     """Keeps a slot taken after its client left, until the engine is seen to have freed it.
 
     `in_flight` counts the engine's leases, abandoned ones included. A request just sent may not be in a slot

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from cotenant.clock import Clock
 from cotenant.config.configuration import ModelEntry
-from cotenant.daemon.core.abandoned_slots import Settler
+from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.exit_causes import Cause
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 _GRACE_S: Final = 2.0
 
 Post = Callable[[Event], None]
-StandIn = Callable[[ModelEntry, Placement], Placement | Refusal]
+CpuFallback = Callable[[ModelEntry, Placement], Placement | Refusal]
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Running:
     placement: Placement
     end: asyncio.Future[EngineEnd]
     engine: Engine | None = None
-    settler: Settler | None = None
+    slot_reaper: AbandonedSlotReaper | None = None
     report: EngineReport | None = None
     task: asyncio.Task[None] | None = None
     broken: str | None = None
@@ -62,7 +62,7 @@ class EngineSharing(Protocol):
 class Effects:
     """Starts and stops engines, and tells the loop how that went.
 
-    `stand_in` turns a placement on described GPUs into one that this machine can run.
+    `cpu_fallback` turns a placement on described GPUs into one that this machine can run.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Effects:
         clock: Clock,
         post: Post,
         *,
-        stand_in: StandIn,
+        cpu_fallback: CpuFallback,
         in_flight: Callable[[ResidencyId], int],
         load_timeout_s: float,
         use_fit_params: bool = False,
@@ -81,7 +81,7 @@ class Effects:
         self._sharing = sharing
         self._clock = clock
         self._post = post
-        self._stand_in = stand_in
+        self._cpu_fallback = cpu_fallback
         self._in_flight = in_flight
         self._load_timeout_s = load_timeout_s
         self._use_fit_params = use_fit_params
@@ -121,10 +121,10 @@ class Effects:
             raise KeyError(residency)
         return engine
 
-    def settler(self, residency: ResidencyId) -> Settler | None:
+    def slot_reaper(self, residency: ResidencyId) -> AbandonedSlotReaper | None:
         """Return who watches the engine's abandoned slots, if the engine lives."""
         running = self.running.get(residency)
-        return running.settler if running else None
+        return running.slot_reaper if running else None
 
     def pids(self) -> dict[int, ResidencyId]:
         """Return the processes of all engines that are processes of ours."""
@@ -160,8 +160,8 @@ class Effects:
     def _tell_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
         if self._sharing is not None:
             self._sharing.ended(residency)
-        if running.settler is not None:
-            running.settler.close()
+        if running.slot_reaper is not None:
+            running.slot_reaper.close()
         del self.running[residency]
         if running.broken:
             end = EngineEnd(f"{running.model} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
@@ -171,7 +171,7 @@ class Effects:
 
     async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> EngineEnd:
         """Load, serve, and return why it ended."""
-        carried_out = self._stand_in(entry, running.placement)
+        carried_out = self._cpu_fallback(entry, running.placement)
         if isinstance(carried_out, Refusal):
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
         shared: Mapping[str, str] = {}
@@ -193,7 +193,7 @@ class Effects:
         await engine.wait_ready(self._load_timeout_s)
         running.placement = carried_out
         running.report = engine.report()
-        running.settler = Settler(engine, lambda: self._in_flight(residency))
+        running.slot_reaper = AbandonedSlotReaper(engine, lambda: self._in_flight(residency))
         self._post(EngineReady(self._clock.now(), residency))
         return await engine.wait_exit()
 

@@ -32,7 +32,7 @@ class Announcer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DaemonInputs:
     """What to serve and on what.
 
     `alone` is the one model of `serve MODEL`: it is planned aloud, must load, and is never unloaded. `reread`

@@ -10,7 +10,7 @@ from cotenant.domain.errors import EngineDied
 from cotenant.domain.residencies import LeaseId, ResidencyId
 
 
-class TakeBack(Protocol):
+class ReleaseSlot(Protocol):
     """Takes a slot back, at once or, `abandoned`, when the engine has freed it."""
 
     def __call__(self, lease: LeaseId, residency: ResidencyId, *, abandoned: bool) -> None:
@@ -21,17 +21,17 @@ class TakeBack(Protocol):
 class FleetLease:
     """A slot of an engine, until released."""
 
-    __slots__ = ("_end", "_id", "_residency", "_take_back", "endpoint")
+    __slots__ = ("_end", "_id", "_release", "_residency", "endpoint")
 
     def __init__(
         self,
-        take_back: TakeBack,
+        release: ReleaseSlot,
         lease: LeaseId,
         residency: ResidencyId,
         endpoint: Endpoint,
         end: asyncio.Future[EngineEnd],
     ) -> None:
-        self._take_back = take_back
+        self._release = release
         self._id: LeaseId | None = lease
         self._residency = residency
         self._end = end
@@ -47,4 +47,4 @@ class FleetLease:
         """Give the slot back; a second call does nothing."""
         if self._id is not None:
             lease, self._id = self._id, None
-            self._take_back(lease, self._residency, abandoned=abandoned)
+            self._release(lease, self._residency, abandoned=abandoned)

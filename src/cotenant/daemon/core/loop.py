@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock
-from cotenant.concurrency.broadcast import Followers
+from cotenant.concurrency.broadcast import Broadcast
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Effects, Running
 from cotenant.daemon.core.fleet import Fleet
@@ -34,7 +34,7 @@ from cotenant.scheduling.state import ModelState, Residency
 _LOG = logging.getLogger("cotenant.decisions")
 _STORY: Final = 50
 _RECENT: Final = 500
-_BEHIND: Final = 256
+_BACKLOG: Final = 256
 
 Reload = Callable[[], Awaitable[Sequence[str]]]
 
@@ -61,18 +61,18 @@ class Loop:
         clock: Clock,
         *,
         reload: Reload | None = None,
-        on_broken_law: Callable[[], None] | None = None,
+        on_violation: Callable[[], None] | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._reload = reload
-        self._on_broken_law = on_broken_law
+        self._on_broken_law = on_violation
         self._effects: Effects | None = None
         self._fleet = Fleet.of(())
         self._served: dict[str, _Served] = {}
         self._waiting: dict[TicketId, asyncio.Future[FleetLease]] = {}
         self._changed: set[asyncio.Event] = set()
-        self._followers: Followers[Decision] = Followers(_BEHIND)
+        self._subscribers: Broadcast[Decision] = Broadcast(_BACKLOG)
         self._recent: deque[Decision] = deque(maxlen=_RECENT)
         self._stirred = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -87,11 +87,11 @@ class Loop:
 
     def post(self, event: events.Event) -> None:
         """Take in an event and carry out what follows from it."""
-        self._carry_out(self._scheduler.handle(event))
+        self._execute(self._scheduler.handle(event))
         if isinstance(event, events.EngineReady | events.EngineExited):
-            self.stir()
+            self.wake_watchers()
         if isinstance(event, events.TimerFired) and not self._scheduler.state.leases:
-            self._audit()
+            self._check_invariants()
 
     def serve(self, models: Sequence[ModelEntry], specs: events.ModelsChanged) -> None:
         """Serve these models from now on, under all their names."""
@@ -102,7 +102,7 @@ class Loop:
         for name in self._served.keys() - self._fleet.entries.keys():
             del self._served[name]
 
-    def _carry_out(self, commands: Sequence[Command]) -> None:
+    def _execute(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
                 case Grant(ticket, lease, residency):
@@ -120,11 +120,11 @@ class Loop:
         for changed in self._changed:
             changed.set()
 
-    def _audit(self) -> None:
+    def _check_invariants(self) -> None:
         """Check the laws while nothing runs; once one is broken nothing more can be promised, so it ends."""
         try:
             invariants.check(self._scheduler.state)
-        except invariants.BrokenLaw as broken:
+        except invariants.InvariantViolation as broken:
             _LOG.critical("%s; nothing more is admitted. Please report this with the lines above.", broken)
             if self._on_broken_law is not None:
                 self._on_broken_law()
@@ -152,7 +152,7 @@ class Loop:
 
     def _lease(self, lease: LeaseId, residency: ResidencyId) -> FleetLease:
         endpoint, end = self.effects.engine(residency).endpoint, self.effects.running[residency].end
-        return FleetLease(self.take_back, lease, residency, endpoint, end)
+        return FleetLease(self.release_lease, lease, residency, endpoint, end)
 
     def _wake_at(self, at: float) -> None:
         if self._timer is not None:
@@ -174,7 +174,7 @@ class Loop:
         served = self._served.get(decision.model or "")
         if served is not None:
             served.story.append(decision)
-        self._followers.tell(decision)
+        self._subscribers.publish(decision)
         for listener in self.listeners:
             listener(decision)
 
@@ -184,11 +184,11 @@ class Loop:
         """Return a model's entry, by its own name."""
         return self._fleet.entries.get(name)
 
-    def awaited(self) -> Sequence[str]:
+    def models_awaiting_room(self) -> Sequence[str]:
         """Name the models that room is being made for."""
         return tuple(self._scheduler.state.reservations)
 
-    def without_room(self) -> Sequence[str]:
+    def models_without_room(self) -> Sequence[str]:
         """Name the models that are asked for, and for which nothing is under way: no load, no eviction."""
         state, now = self._scheduler.state, self._clock.now()
         if state.loading_devices():
@@ -214,11 +214,11 @@ class Loop:
         states = (residency.state for residency in self._scheduler.state.residencies.values())
         return ResidencyState.RECLAIMING in states
 
-    async def engine_changed(self) -> None:
+    async def memory_changed(self) -> None:
         """Return when the next engine has become ready, or has ended."""
         await self._stirred.wait()
 
-    def stir(self) -> None:
+    def wake_watchers(self) -> None:
         """Have the cards looked at now: memory has come free that no engine's end tells of."""
         self._stirred.set()
         self._stirred.clear()
@@ -272,13 +272,13 @@ class Loop:
         """Tell what one more request for a model may expect; None if it need not wait."""
         return self._scheduler.outlook(self._fleet.resolve(name), self._clock.now())
 
-    def take_back(self, lease: LeaseId, residency: ResidencyId, *, abandoned: bool) -> None:
+    def release_lease(self, lease: LeaseId, residency: ResidencyId, *, abandoned: bool) -> None:
         """Take a slot back, at once or when the engine has freed it."""
-        settler = self.effects.settler(residency) if abandoned else None
-        if settler is not None:
-            settler.abandon(lambda: self.take_back(lease, residency, abandoned=False))
+        slot_reaper = self.effects.slot_reaper(residency) if abandoned else None
+        if slot_reaper is not None:
+            slot_reaper.abandon(lambda: self.release_lease(lease, residency, abandoned=False))
         else:
-            self._carry_out(self._scheduler.release(lease, self._clock.now()))
+            self._execute(self._scheduler.release(lease, self._clock.now()))
 
     def in_flight(self, residency: ResidencyId) -> int:
         """Count the leases on a residency."""
@@ -346,7 +346,7 @@ class Loop:
 
     def decisions(self) -> AsyncIterator[Decision]:
         """Follow decisions as they are made; a slow reader misses the oldest."""
-        return self._followers.follow()
+        return self._subscribers.subscribe()
 
     async def stop(self, grace_s: float) -> None:
         """Admit nothing more, and return when every engine has gone or the grace is over."""

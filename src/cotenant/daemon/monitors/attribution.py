@@ -1,8 +1,8 @@
-"""What Readings do not tell of by themselves: whose child a process is, what sleeps, what a hub holds."""
+"""Which engine GPU memory belongs to, where a Reading alone does not say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cotenant.concurrency.process_groups import group_of
@@ -11,33 +11,28 @@ from cotenant.domain.residencies import ResidencyId
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """Memory of devices that is held for us by no process of a residency's engine, in bytes.
+class EngineUsage:
+    """GPU memory that belongs to our engines but not to a process of a residency, in bytes.
 
-    `asleep` are groups of processes whose engine sleeps: what they hold is ours to take back at any time, so
-    nobody else's. `hub` is what a hub holds for each residency. `hub_foreign` is what hubs hold for others,
-    on devices whose Reading does not show it.
+    `asleep` are process groups of sleeping engines: their memory can be reclaimed at any time, so it is not
+    foreign. `ollama` is what an Ollama daemon holds for each residency. `ollama_foreign_bytes` is what Ollama
+    daemons hold for other clients, on devices whose Reading does not show it.
     """
 
     asleep: frozenset[int] = frozenset()
-    hub: Mapping[ResidencyId, Mapping[DeviceId, int]] = field(default_factory=dict)
-    hub_foreign: Mapping[DeviceId, int] = field(default_factory=dict)
+    ollama: Mapping[ResidencyId, Mapping[DeviceId, int]] = field(default_factory=dict)
+    ollama_foreign_bytes: Mapping[DeviceId, int] = field(default_factory=dict)
 
 
-NOTHING = Beside()
+NO_USAGE = EngineUsage()
 
 
-def with_children(inventory: Inventory, engines: Mapping[int, ResidencyId]) -> dict[int, ResidencyId]:
-    """Return `engines` with the processes that hold memory and are of an engine's group."""
+def with_child_processes(inventory: Inventory, engines: Mapping[int, ResidencyId]) -> dict[int, ResidencyId]:
+    """Return `engines` (by pid) with every GPU process that is in an engine's process group."""
     found = dict(engines)
-    for pid in _pids(inventory):
-        leader = group_of(pid)
-        if pid not in found and leader is not None and leader in engines:
-            found[pid] = engines[leader]
-    return found
-
-
-def _pids(inventory: Inventory) -> Iterator[int]:
     for reading in inventory.readings.values():
         for process in reading.processes or ():
-            yield process.pid
+            leader = group_of(process.pid)
+            if process.pid not in found and leader is not None and leader in engines:
+                found[process.pid] = engines[leader]
+    return found

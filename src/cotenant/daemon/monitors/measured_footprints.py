@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.monitors.watchers import Served
 from cotenant.domain.models import EngineKind
 from cotenant.domain.residencies import ResidencyState
 
@@ -20,7 +20,7 @@ class Footprints:
     What a model took in past runs is where it begins. A stated `memory:` is never overruled.
     """
 
-    def __init__(self, loop: Loop, served: Served, known: Mapping[str, int]) -> None:
+    def __init__(self, loop: Loop, served: ActiveConfiguration, known: Mapping[str, int]) -> None:
         self._loop = loop
         self._served = served
         self._seen = dict(known)

@@ -12,11 +12,11 @@ from typing import Final
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.engine_options import unread_shape
 from cotenant.config.names import NAME
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.fleet import may_use
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.monitors.attribution import Beside
-from cotenant.daemon.monitors.watchers import Served
+from cotenant.daemon.monitors.attribution import EngineUsage
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_options import OllamaTerms
 from cotenant.domain.engines import Endpoint
@@ -70,7 +70,9 @@ class HubWatch:
     counted where it was planned, and what others had it load on the first GPU that its models may use.
     """
 
-    def __init__(self, loop: Loop, served: Served, *, look_every_s: float = _LOOK_EVERY_S) -> None:
+    def __init__(
+        self, loop: Loop, served: ActiveConfiguration, *, look_every_s: float = _LOOK_EVERY_S
+    ) -> None:
         self._loop = loop
         self._served = served
         self._look_every_s = look_every_s
@@ -86,7 +88,7 @@ class HubWatch:
             await self.look()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._look_every_s):
-                    await self._loop.engine_changed()
+                    await self._loop.memory_changed()
 
     async def look(self) -> None:
         """Ask every daemon once, and serve and count what it says."""
@@ -95,7 +97,7 @@ class HubWatch:
         self._hubs = {a: self._hubs.get(a) or _Hub(OllamaHub(a)) for a in wanted}
         before = {address: hub.loaded for address, hub in self._hubs.items()}
         self._lately_ours = set()
-        self.beside()
+        self.usage()
         await asyncio.gather(*(self._ask(hub) for hub in self._hubs.values()))
         settings = configuration.ollama
         if settings is not None and (hub := self._hubs.get(settings.address)) is not None:
@@ -104,18 +106,18 @@ class HubWatch:
         if before != {address: hub.loaded for address, hub in self._hubs.items()}:
             self._served.changed()
 
-    def beside(self) -> Beside:
+    def usage(self) -> EngineUsage:
         """Return what the daemons hold, of which models."""
-        hub: dict[ResidencyId, Mapping[DeviceId, int]] = {}
+        held: dict[ResidencyId, Mapping[DeviceId, int]] = {}
         ours: set[tuple[Endpoint, str]] = set()
         for residency, running in self._loop.loaded():
             entry = self._loop.entry(residency.model)
             if entry is None or not isinstance(entry.terms, OllamaTerms):
                 continue
             ours.add((entry.terms.address, entry.terms.tag.removesuffix(LATEST)))
-            hub[residency.id] = _held(residency, running)
+            held[residency.id] = _held(residency, running)
         self._lately_ours |= ours
-        return Beside(hub=hub, hub_foreign=self._foreign())
+        return EngineUsage(ollama=held, ollama_foreign_bytes=self._foreign())
 
     async def _ask(self, hub: _Hub) -> None:
         loaded = await hub.asked.loaded()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from cotenant.daemon.monitors.watchers import Served
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchTerms
 from cotenant.engines.launch.launchers import kind_of
 from cotenant.engines.launch.orphans import remove_leftovers
 
 
-class Leftovers:
+class OrphanCleaner:
     """Clears up with each container engine when a model first uses it, at the start or after a reload.
 
     Who serves no model in an image has no container engine started for it, which may take seconds.
     """
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: ActiveConfiguration) -> None:
         self._served = served
         self._changed = asyncio.Event()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cotenant.clock import Clock
-from cotenant.concurrency.detached_thread import aside
+from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.concurrency.process_groups import group_of
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.interfaces import GpuProbe
@@ -20,7 +20,7 @@ class ProbeMeter:
 
     async def held_bytes(self, group: int) -> int | None:
         """Return what a process group holds on all GPUs; None where no driver tells."""
-        return await aside(lambda: self._held(group))
+        return await run_in_detached_thread(lambda: self._held(group))
 
     async def free_host_bytes(self) -> int | None:
         """Return the host RAM that is free; None if it cannot be told."""

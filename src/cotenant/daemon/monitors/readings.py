@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cotenant.concurrency.process_groups import group_of
-from cotenant.daemon.monitors.attribution import NOTHING, Beside
+from cotenant.daemon.monitors.attribution import NO_USAGE, EngineUsage
 from cotenant.domain.devices import Device, DeviceId, GpuProcess, Inventory, InventorySource, Reading
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes
@@ -23,18 +23,18 @@ def device_readings(
     engines: Mapping[int, ResidencyId],
     at: float,
     admissions: Mapping[DeviceId, Admission] | None = None,
-    beside: Beside = NOTHING,
+    usage: EngineUsage = NO_USAGE,
 ) -> tuple[DeviceReading, ...]:
     """Return one DeviceReading per device, in planned order; `engines` are our processes.
 
-    `admissions` are how many engines each takes, `beside` is what else is held for us. Only a real card's
+    `admissions` are how many engines each takes, `usage` is what else our engines hold. Only a real card's
     Reading shows what our engines take. Host RAM's does not in any useful way: a mapped model is page cache,
     which counts as available.
     """
     admitted = admissions or {}
     return tuple(
         replace(
-            _reading(device, inventory.reading(device), inventory.source, rules, engines, at, beside),
+            _reading(device, inventory.reading(device), inventory.source, rules, engines, at, usage),
             admission=admitted.get(device.id, ANY_NUMBER),
         )
         for device in inventory.ordered(rules.order)
@@ -48,7 +48,7 @@ def _reading(
     rules: BudgetRules,
     engines: Mapping[int, ResidencyId],
     at: float,
-    beside: Beside,
+    usage: EngineUsage,
 ) -> DeviceReading:
     live = source.is_live
     free = reading.free_bytes
@@ -57,10 +57,10 @@ def _reading(
         # What is free when nothing of ours runs is all that there is to share.
         capacity = free or 0
     held = _held(reading.processes, engines) if live else None
-    asleep = [process for process in reading.processes or () if group_of(process.pid) in beside.asleep]
+    asleep = [process for process in reading.processes or () if group_of(process.pid) in usage.asleep]
     ours = None if held is None else sum(held.values()) + sum(each.used_bytes or 0 for each in asleep)
     if held is not None and ours is not None and free is not None:
-        for residency, on in beside.hub.items():
+        for residency, on in usage.ollama.items():
             if device.id in on:
                 held[residency] = min(on[device.id], max(0, capacity - free - ours))
                 ours += held[residency]
@@ -73,7 +73,7 @@ def _reading(
         capacity_bytes=capacity,
         free_bytes=free,
         live=live,
-        foreign_bytes=foreign if live else beside.hub_foreign.get(device.id, 0),
+        foreign_bytes=foreign if live else usage.ollama_foreign_bytes.get(device.id, 0),
         engine_bytes=held,
         holders=_named(others),
         left_out=_left_out(device, reading, others, capacity - (foreign or 0), rules),

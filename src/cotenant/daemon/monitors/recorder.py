@@ -12,7 +12,7 @@ from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes, Warmth
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.warm import WarmTier, presence
 from cotenant.interfaces import Journal
@@ -91,7 +91,7 @@ class Recorder:
             )
 
 
-class Warmer:
+class CacheWarmer:
     """Reads a model's file ahead while the model waits for others to make room."""
 
     def __init__(self, tier: WarmTier, loop: Loop) -> None:
@@ -101,7 +101,7 @@ class Warmer:
 
     def decided(self, decision: Decision) -> None:
         """Warm whoever room is being made for."""
-        for name in self._loop.awaited():
+        for name in self._loop.models_awaiting_room():
             entry = self._loop.entry(name)
             running = self._passes.get(name)
             if entry is not None and (running is None or running.done()):
@@ -117,13 +117,6 @@ async def learned(journal: Journal, configuration: Configuration) -> Configurati
     overheads = await journal.overheads(rules.overhead_bytes)
     devices = replace(configuration.devices, rules=replace(rules, overheads=overheads))
     return replace(configuration, devices=devices)
-
-
-def expected_s(times: LoadTimes | None) -> float | None:
-    """Return the load time to expect, a cold one if it is known; None if nothing is."""
-    if times is None:
-        return None
-    return times.cold_s if times.cold_s is not None else times.warm_s
 
 
 def _fingerprint(value: object) -> str:

@@ -43,7 +43,7 @@ class Sleepers:
         await self._host.close()
 
     def _make_room(self) -> None:
-        waiting = set(self._loop.without_room())
+        waiting = set(self._loop.models_without_room())
         if waiting:
             self._release(waiting)
 
@@ -56,4 +56,4 @@ class Sleepers:
         ended = await self._host.release(keep)
         if ended:
             _LOG.info("ended what slept, for its memory is needed: %s", ", ".join(ended))
-            self._loop.stir()
+            self._loop.wake_watchers()

@@ -1,35 +1,26 @@
-"""What the daemon looks at by itself: its cards, its configuration."""
+"""Reads the cards again and again, and gives the scheduler what it reads."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.clock import Clock
-from cotenant.concurrency.detached_thread import aside
-from cotenant.config.changes import Changes, diff
-from cotenant.config.configuration import Configuration, ModelEntry
-from cotenant.config.watch import Change, Watched, watch
-from cotenant.daemon.core.fleet import as_learned, spec_of
+from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.monitors.attribution import NOTHING, Beside, with_children
+from cotenant.daemon.monitors.attribution import NO_USAGE, EngineUsage, with_child_processes
 from cotenant.daemon.monitors.readings import device_readings
-from cotenant.daemon.monitors.recorder import expected_s
 from cotenant.domain.devices import DeviceId, Inventory
-from cotenant.domain.errors import BadSetting, UnknownDevice
-from cotenant.domain.records import LoadTimes
+from cotenant.domain.errors import UnknownDevice
 from cotenant.domain.residencies import ResidencyId
 from cotenant.interfaces import GpuProbe
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.compute_modes import Admission
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.events import DevicesRead, LoadAsked, ModelsChanged
+from cotenant.scheduling.events import DevicesRead
 
-_LOG = logging.getLogger(__name__)
 _RECLAIM_S: Final = 0.05
 _BUSY_S: Final = 1.0
 _QUIET_S: Final = 10.0
@@ -57,10 +48,10 @@ class CardWatcher:
         after_reading: Callable[[], None],
         admissions: Admissions = lambda inventory, ours: {},
         measured: Callable[[Inventory | None], None] = lambda _: None,
-        beside: Callable[[], Beside] = lambda: NOTHING,
+        usage: Callable[[], EngineUsage] = lambda: NO_USAGE,
     ) -> None:
         self._measured = measured
-        self._beside = beside
+        self._usage = usage
         self._admissions = admissions
         self._last: tuple[Inventory, float, Mapping[int, ResidencyId]] | None = None
         self._probe = probe
@@ -88,7 +79,7 @@ class CardWatcher:
             await self._pause()
             engines = self._loop.effects.pids()
             began = self._clock.now()
-            inventory = await aside(self._probe.inventory)
+            inventory = await run_in_detached_thread(self._probe.inventory)
             self._took_s = self._clock.now() - began
             # Dated by its beginning: what ends meanwhile is not seen to be gone.
             self._tell(self._selected(inventory), engines, began)
@@ -100,9 +91,9 @@ class CardWatcher:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_BUSY_S if self._loop.effects.running else _QUIET_S):
-                await self._loop.engine_changed()
+                await self._loop.memory_changed()
 
-    def tell_again(self) -> None:
+    def republish(self) -> None:
         """Tell the loop the same measurements: what devices admit has changed."""
         if self._last is not None:
             self._loop.post(DevicesRead(self._clock.now(), self._readings(*self._last)))
@@ -135,7 +126,7 @@ class CardWatcher:
         # Those that ended while the cards were measured, too: what they held is nobody else's.
         engines = {**(before or {}), **self._loop.effects.pids()}
         if inventory is not None:
-            engines = with_children(inventory, engines)
+            engines = with_child_processes(inventory, engines)
         self._last = None if inventory is None else (inventory, at, engines)
         readings = () if inventory is None else self._readings(inventory, at, engines)
         self._loop.post(DevicesRead(now, readings))
@@ -146,101 +137,4 @@ class CardWatcher:
         self, inventory: Inventory, at: float, engines: Mapping[int, ResidencyId]
     ) -> tuple[DeviceReading, ...]:
         admissions = self._admissions(inventory, engines)
-        return device_readings(inventory, self._rules, engines, at, admissions, self._beside())
-
-
-@dataclass(slots=True)
-class Served:
-    """The configuration in force and how to read it again; a broken one leaves it as it is."""
-
-    configuration: Configuration
-    reread: Callable[[Change], Configuration] | None
-    loop: Loop
-    clock: Clock
-    use_fit_params: bool = False
-    load_times: Mapping[str, LoadTimes] = field(default_factory=dict)
-    changed: Callable[[], None] = lambda: None
-    offered: tuple[ModelEntry, ...] = ()
-    learned: dict[str, int] = field(default_factory=dict)
-    # A reading that began earlier and ends later must not put what it read in place of what is newer.
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def models(self) -> tuple[ModelEntry, ...]:
-        """The models of the configuration, and those that hubs offer beside them."""
-        names = {name for entry in self.configuration.models for name in (entry.name, *entry.aliases)}
-        return (*self.configuration.models, *(e for e in self.offered if e.name not in names))
-
-    def offer(self, entries: tuple[ModelEntry, ...]) -> None:
-        """Serve these beside the configuration's."""
-        if entries != self.offered:
-            self.offered = entries
-            self.announce()
-
-    def learn(self, known: Mapping[str, int]) -> None:
-        """Plan by what models were seen to take, from their next load on."""
-        if any(self.learned.get(name) != count for name, count in known.items()):
-            self.learned.update(known)
-            self.announce()
-
-    def announce(self, *, replaced: frozenset[str] = frozenset()) -> None:
-        """Have the loop serve the models of the configuration, and what hubs offer."""
-        rules = self.configuration.devices.rules
-        specs = tuple(
-            spec_of(
-                as_learned(entry, self.learned.get(entry.name)),
-                rules,
-                expected_s(self.load_times.get(entry.name)),
-                use_fit_params=self.use_fit_params,
-            )
-            for entry in self.models
-        )
-        self.loop.serve(self.models, ModelsChanged(self.clock.now(), specs, replaced))
-        self.changed()
-
-    async def reload(self, change: Change | None = None) -> Sequence[str]:
-        """Read it again and take over what changed, in sentences. Raises BadSetting and changes nothing."""
-        if self.reread is None:
-            raise BadSetting(
-                "there is no configuration file to read again",
-                hint="Start with --config, or a cotenant.yaml.",
-            )
-        async with self._turn:
-            fresh = self._with_what_was_learned(await asyncio.to_thread(self.reread, change or Change()))
-            changes = diff(self.configuration, fresh)
-            if changes:
-                self._take_over(fresh, changes)
-        return changes.sentences()
-
-    def _with_what_was_learned(self, fresh: Configuration) -> Configuration:
-        """Carry the overheads learned from past runs over: no file says them."""
-        overheads = self.configuration.devices.rules.overheads
-        rules = replace(fresh.devices.rules, overheads=overheads)
-        return replace(fresh, devices=replace(fresh.devices, rules=rules))
-
-    def _take_over(self, fresh: Configuration, changes: Changes) -> None:
-        for name in changes.settings:
-            _LOG.warning("%s changed: it takes effect at the next start", name)
-        self.configuration = fresh
-        self.announce(replaced=frozenset(entry.name for entry in changes.reloaded))
-        for entry in (*changes.added, *changes.reloaded):
-            if entry.preload:
-                self.loop.post(LoadAsked(self.clock.now(), entry.name))
-
-    async def watch(self) -> None:
-        """Reload whenever the files change, until cancelled."""
-        if self.reread is None:
-            return
-        async for change in watch(self._watched, self.clock):
-            await self._reload_quietly(change)
-
-    async def _reload_quietly(self, change: Change) -> None:
-        try:
-            for sentence in await self.reload(change):
-                _LOG.info("configuration: %s", sentence)
-        except BadSetting as error:
-            _LOG.error("the configuration was left as it was: %s (%s)", error.message, error.hint)
-
-    def _watched(self) -> Watched:
-        path = self.configuration.path
-        return Watched(() if path is None else (path,), self.configuration.models_dir)
+        return device_readings(inventory, self._rules, engines, at, admissions, self._usage())
