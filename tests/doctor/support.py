@@ -14,8 +14,8 @@ import pynvml
 
 from cotenant.clock import ManualClock
 from cotenant.config.configuration import Configuration
-from cotenant.doctor.findings import Finding, Level
-from cotenant.doctor.host_context import Patient
+from cotenant.doctor.findings import Level, Observation
+from cotenant.doctor.host_context import HostContext
 from cotenant.domain.devices import Inventory
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
@@ -81,7 +81,7 @@ class HealthNvml(StandInNvml):
         return query
 
 
-def machine(folder: Path, *cards: PaperCard, **changes: Any) -> Patient:
+def machine(folder: Path, *cards: PaperCard, **changes: Any) -> HostContext:
     """Return a machine with these cards and with no program but those in `folder/bin`."""
     (folder / "root").mkdir(exist_ok=True)
     (folder / "bin").mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def machine(folder: Path, *cards: PaperCard, **changes: Any) -> Patient:
         (folder / "root" / name).mkdir(exist_ok=True)
     path = str(folder / "bin")
     inventory = _inventory(folder, cards)
-    patient = Patient(
+    host = HostContext(
         state_dir=folder / "state",
         root=folder / "root",
         environ={"PATH": path, "CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe")},
@@ -99,7 +99,7 @@ def machine(folder: Path, *cards: PaperCard, **changes: Any) -> Patient:
         nvml=HealthNvml(*cards),
         configuration=Configuration(),
     )
-    return replace(patient, run=_running_from(folder, patient), **changes)
+    return replace(host, run=_running_from(folder, host), **changes)
 
 
 def program(folder: Path, name: str, script: str) -> None:
@@ -117,11 +117,11 @@ def write(folder: Path, absolute: str, content: str) -> None:
     path.write_text(content)
 
 
-def levels(findings: Iterable[Finding]) -> list[Level]:
+def levels(findings: Iterable[Observation]) -> list[Level]:
     return [finding.level for finding in findings]
 
 
-def only(findings: Iterable[Finding], level: Level) -> Finding:
+def only(findings: Iterable[Observation], level: Level) -> Observation:
     """Return the one finding of that level."""
     (found,) = [finding for finding in findings if finding.level is level]
     return found
@@ -134,8 +134,8 @@ def _inventory(folder: Path, cards: tuple[PaperCard, ...]) -> Inventory:
     return NvmlProbe(clock, StandInNvml(*cards), devices=folder / "root" / "dev").inventory()
 
 
-def _running_from(folder: Path, patient: Patient) -> Any:
+def _running_from(folder: Path, host: HostContext) -> Any:
     def run(argv: Any, within_s: float) -> Any:
-        return patient.run((str(folder / "bin" / argv[0]), *argv[1:]), within_s)
+        return host.run((str(folder / "bin" / argv[0]), *argv[1:]), within_s)
 
     return run

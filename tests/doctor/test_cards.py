@@ -17,10 +17,10 @@ def test_the_stand_in_answers_only_what_the_real_library_can_be_asked() -> None:
 
 
 def test_a_healthy_card_gives_no_reason_to_worry(tmp_path: Path) -> None:
-    patient = machine(tmp_path, SickCard("GPU-a"))
+    host = machine(tmp_path, SickCard("GPU-a"))
 
     for look in (cards.driver, cards.health, cards.compute_modes, cards.foreign_processes):
-        found = list(look(patient))
+        found = list(look(host))
         assert found, look
         assert set(levels(found)) == {Level.OK}, found
 
@@ -29,9 +29,9 @@ def test_a_healthy_card_gives_no_reason_to_worry(tmp_path: Path) -> None:
     ("card", "level", "says", "mend"),
     [
         (SickCard("GPU-a", uncorrected=3), Level.PROBLEM, "3 memory errors", "nvidia-smi -i 0 -r"),
-        (SickCard("GPU-a", rows=(0, 1, 1, 0)), Level.WARNING, "waits to be mapped", "nvidia-smi -i 0 -r"),
+        (SickCard("GPU-a", rows=(0, 1, 1, 0)), Level.WARNING, "waits to be remapped", "nvidia-smi -i 0 -r"),
         (SickCard("GPU-a", rows=(9, 9, 0, 1)), Level.PROBLEM, "spare rows", "ROW_REMAPPER"),
-        (SickCard("GPU-a", rows=None, retired_pending=1), Level.WARNING, "waits to be mapped", "-r"),
+        (SickCard("GPU-a", rows=None, retired_pending=1), Level.WARNING, "waits to be remapped", "-r"),
         (SickCard("GPU-a", width=4), Level.WARNING, "4 lanes of 16", "Reseat"),
         (
             SickCard("GPU-a", generation=1, performance_state=0),
@@ -52,7 +52,7 @@ def test_each_ill_of_a_card_is_found_with_its_remedy(
 
     assert levels(found) == [level], found
     assert says in found[0].seen
-    assert mend in found[0].mend
+    assert mend in found[0].fix
     assert found[0].matters
 
 
@@ -92,28 +92,28 @@ def test_a_compute_mode_is_judged_and_the_way_out_named(tmp_path: Path, mode: in
 
     assert found.level is level
     if level is not Level.OK:
-        assert found.mend == "sudo nvidia-smi -i 0 -c DEFAULT"
+        assert found.fix == "sudo nvidia-smi -i 0 -c DEFAULT"
     if level is Level.WARNING:
         assert "`devices.mps: auto`" in found.matters
 
 
 def test_a_driver_that_refuses_is_a_problem_in_its_own_words(tmp_path: Path) -> None:
-    patient = machine(tmp_path, PaperCard("GPU-a"))
+    host = machine(tmp_path, PaperCard("GPU-a"))
     broken = machine(tmp_path, None)
 
-    assert Level.PROBLEM not in levels(cards.driver(patient))
+    assert Level.PROBLEM not in levels(cards.driver(host))
     assert "GPU 0 does not answer" in only(cards.driver(broken), Level.PROBLEM).seen
 
 
 def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
-    patient = machine(tmp_path)
-    assert levels(cards.driver(patient)) == [Level.OK]
+    host = machine(tmp_path)
+    assert levels(cards.driver(host)) == [Level.OK]
 
     write(tmp_path, "/sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
     write(tmp_path, "/sys/bus/pci/devices/0000:01:00.0/class", "0x030000\n")
     write(tmp_path, "/sys/bus/pci/devices/0000:01:00.1/vendor", "0x10de\n")
     write(tmp_path, "/sys/bus/pci/devices/0000:01:00.1/class", "0x040300\n")
-    found = only(cards.driver(patient), Level.PROBLEM)
+    found = only(cards.driver(host), Level.PROBLEM)
     assert "1 NVIDIA card(s) are plugged in (0000:01:00.0)" in found.seen
 
 
@@ -127,7 +127,7 @@ def test_only_others_count_as_foreign(tmp_path: Path) -> None:
 
     found = only(cards.foreign_processes(machine(tmp_path, card)), Level.WARNING)
     assert "others hold 8.8 GiB (unknown 20)" in found.seen
-    assert found.mend == "kill 20"
+    assert found.fix == "kill 20"
 
 
 def test_a_desktop_on_the_card_is_no_warning(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from cotenant.config.configuration import Configuration
 from cotenant.doctor import container_runs, containers
 from cotenant.doctor.findings import Level
-from cotenant.doctor.host_context import Patient
+from cotenant.doctor.host_context import HostContext
 from cotenant.services.model import Service
 from cotenant.services.settings import ServicesSettings
 from tests.doctor.support import levels, machine, only, program, write
@@ -26,21 +26,21 @@ containerEdits:
 """
 
 
-def with_services(patient: Patient) -> Patient:
+def with_services(host: HostContext) -> HostContext:
     items = (Service("ai-llm"), Service("ai-off", enabled=False))
-    file = patient.state_dir / "compose.yml"
+    file = host.state_dir / "compose.yml"
     file.write_text("name: ours\nservices: {ai-llm: {}, ai-off: {}}\n")
     services = ServicesSettings(compose_files=(file,), output_dir=Path("config"), items=items)
-    return replace(patient, configuration=Configuration(services=services))
+    return replace(host, configuration=Configuration(services=services))
 
 
 def test_a_machine_without_containers_is_well_unless_services_need_them(tmp_path: Path) -> None:
-    patient = machine(tmp_path, CARD)
+    host = machine(tmp_path, CARD)
     looks = (containers.docker, containers.podman, containers.compose, containers.apptainer)
 
-    assert {level for look in looks for level in levels(look(patient))} == {Level.OK}
-    assert list(containers.toolkit(patient)) == list(containers.cdi(patient)) == []
-    needing = with_services(patient)
+    assert {level for look in looks for level in levels(look(host))} == {Level.OK}
+    assert list(containers.toolkit(host)) == list(containers.cdi(host)) == []
+    needing = with_services(host)
     assert levels(containers.docker(needing)) == levels(containers.podman(needing)) == [Level.PROBLEM]
     assert levels(containers.compose(needing)) == [Level.PROBLEM]
 
@@ -51,7 +51,7 @@ def test_a_machine_without_containers_is_well_unless_services_need_them(tmp_path
         (
             """echo '{"ServerVersion": "27.1", "Runtimes": {"nvidia": {}, "runc": {}}}'""",
             Level.OK,
-            "docker 27.1 runs and can hand out GPUs",
+            "docker 27.1 runs and can give containers GPUs",
             "",
         ),
         (
@@ -84,7 +84,7 @@ def test_docker_is_asked_and_its_answer_judged(
     (found,) = containers.docker(machine(tmp_path, CARD))
     assert found.level is level
     assert says in found.seen
-    assert mend in found.mend
+    assert mend in found.fix
 
 
 def test_a_podman_that_fails_says_why(tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_the_first_compose_command_that_works_is_named(tmp_path: Path) -> None:
 
 def test_the_compose_command_of_the_configuration_is_the_one_that_must_work(tmp_path: Path) -> None:
     services = ServicesSettings((tmp_path / "compose.yml",), tmp_path, command=("ours", "compose"))
-    patient = machine(tmp_path, configuration=Configuration(services=services))
+    host = machine(tmp_path, configuration=Configuration(services=services))
     program(tmp_path, "podman-compose", "exit 0")
-    missing = only(containers.compose(patient), Level.PROBLEM)
+    missing = only(containers.compose(host), Level.PROBLEM)
     assert "ours compose: there is no ours" in missing.seen
-    assert "services.compose.command" in missing.mend
+    assert "services.compose.command" in missing.fix
 
     program(tmp_path, "ours", '[ "$*" = "compose version" ]')
-    assert only(containers.compose(patient), Level.OK).seen == "ours compose works"
+    assert only(containers.compose(host), Level.OK).seen == "ours compose works"
 
 
 def test_a_toolkit_that_is_missing_is_told_where_it_matters(tmp_path: Path) -> None:
@@ -125,20 +125,20 @@ def test_a_toolkit_that_is_missing_is_told_where_it_matters(tmp_path: Path) -> N
 
 def test_a_cdi_specification_is_held_against_cards_and_files(tmp_path: Path) -> None:
     program(tmp_path, "podman", "exit 0")
-    patient = machine(tmp_path, CARD)
-    assert "there is no CDI specification" in only(containers.cdi(patient), Level.WARNING).seen
+    host = machine(tmp_path, CARD)
+    assert "there is no CDI specification" in only(containers.cdi(host), Level.WARNING).seen
 
     write(tmp_path, "/etc/cdi/nvidia.yaml", SPEC)
-    stale = only(containers.cdi(patient), Level.PROBLEM)
+    stale = only(containers.cdi(host), Level.PROBLEM)
     assert "/dev/nvidia0, /usr/lib/libcuda.so.550.54.15" in stale.seen
-    assert stale.mend.startswith("sudo nvidia-ctk cdi generate")
+    assert stale.fix.startswith("sudo nvidia-ctk cdi generate")
 
     write(tmp_path, "/dev/nvidia0", "")
     write(tmp_path, "/usr/lib/libcuda.so.550.54.15", "")
-    assert levels(containers.cdi(patient)) == [Level.OK]
+    assert levels(containers.cdi(host)) == [Level.OK]
 
     write(tmp_path, "/etc/cdi/nvidia.yaml.old", SPEC.replace("550.54.15", "535.1"))
-    assert levels(containers.cdi(patient)) == [Level.OK], "no container engine reads such a file"
+    assert levels(containers.cdi(host)) == [Level.OK], "no container engine reads such a file"
 
     two = machine(tmp_path, CARD, PaperCard("GPU-b"))
     assert "does not name GPU 1" in only(containers.cdi(two), Level.WARNING).seen
@@ -153,9 +153,9 @@ def test_a_broken_specification_is_found_or_passed_over(tmp_path: Path, content:
 
 def test_no_container_runs_unless_asked_for(tmp_path: Path) -> None:
     program(tmp_path, "podman", f"touch {tmp_path / 'ran'}")
-    patient = with_services(machine(tmp_path, CARD))
+    host = with_services(machine(tmp_path, CARD))
 
-    assert list(container_runs.trial(patient)) == list(container_runs.services(patient)) == []
+    assert list(container_runs.trial(host)) == list(container_runs.services(host)) == []
     assert not (tmp_path / "ran").exists()
 
 
@@ -178,9 +178,9 @@ esac
 )
 def test_a_container_is_run_and_asked_what_it_sees(tmp_path: Path, run: str, level: Level, says: str) -> None:
     program(tmp_path, "podman", TRIAL.format(run=f'echo "$*" > {tmp_path / "argv"}; {run}'))
-    patient = machine(tmp_path, CARD, containers=True)
+    host = machine(tmp_path, CARD, containers=True)
 
-    (found,) = container_runs.trial(patient)
+    (found,) = container_runs.trial(host)
     assert found.level is level
     assert says in found.seen
     argv = (tmp_path / "argv").read_text()
@@ -194,7 +194,7 @@ def test_without_an_image_nothing_is_pulled(tmp_path: Path) -> None:
     (found,) = container_runs.trial(machine(tmp_path, CARD, containers=True))
 
     assert found.level is Level.UNKNOWN
-    assert found.mend.startswith("docker pull")
+    assert found.fix.startswith("docker pull")
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_without_an_image_nothing_is_pulled(tmp_path: Path) -> None:
 )
 def test_each_service_is_asked_for_its_gpu(tmp_path: Path, ps: str, look: str, level: Level) -> None:
     program(tmp_path, "docker", f'case "$1" in ps) {ps} ;; exec) {look} ;; esac')
-    patient = with_services(machine(tmp_path, CARD, containers=True))
+    host = with_services(machine(tmp_path, CARD, containers=True))
 
-    (found,) = container_runs.services(patient)
+    (found,) = container_runs.services(host)
     assert found.level is level
     assert "ai-llm" in found.seen
 
@@ -223,8 +223,8 @@ def test_a_service_of_that_name_in_another_project_is_not_asked(tmp_path: Path) 
         "docker",
         f'case "$*" in *"{ours}"*) echo ours ;; ps*) echo theirs ;; "exec ours "*) echo /dev/nvidia0 ;; esac',
     )
-    patient = with_services(machine(tmp_path, CARD, containers=True))
-    assert only(container_runs.services(patient), Level.OK).seen == "the service ai-llm sees /dev/nvidia0"
+    host = with_services(machine(tmp_path, CARD, containers=True))
+    assert only(container_runs.services(host), Level.OK).seen == "the service ai-llm sees /dev/nvidia0"
 
-    (patient.state_dir / "compose.yml").unlink()
-    assert "cannot be read" in only(container_runs.services(patient), Level.PROBLEM).seen
+    (host.state_dir / "compose.yml").unlink()
+    assert "cannot be read" in only(container_runs.services(host), Level.PROBLEM).seen

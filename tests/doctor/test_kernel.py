@@ -20,14 +20,14 @@ def test_faults_of_the_hardware_are_problems_and_those_of_programs_warnings(
     tmp_path: Path, source: str
 ) -> None:
     log = f"6,1,1,-;fine\n4,2,2,-;{PAGE_FAULT}\n4,2,3,-;{PAGE_FAULT}\n4,3,4,-;{FALLEN}\n4,4,5,-;{KILLED}\n"
-    patient = machine(tmp_path)
+    host = machine(tmp_path)
     if source == "kmsg":
         write(tmp_path, "/dev/kmsg", log)
     else:
         (tmp_path / "log").write_text(log)
         program(tmp_path, "journalctl", f"cat {tmp_path / 'log'}")
 
-    found = list(kernel.faults(patient))
+    found = [*kernel.faults(host), *kernel.killed_processes(host)]
     assert "Xid 79 on PCI 0000:44:00" in only(found, Level.PROBLEM).seen
     assert [each.seen for each in found if each.level is Level.WARNING] == [
         "Xid 31 on PCI 0000:01:00, 2 times",
@@ -51,7 +51,7 @@ def test_a_loss_that_the_newer_driver_tells_in_two_lines_is_seen(tmp_path: Path)
 def test_a_kill_within_a_limit_of_memory_counts_as_one_of_the_machine(tmp_path: Path, begins: str) -> None:
     write(tmp_path, "/dev/kmsg", KILLED.replace("Out of memory", begins) + "\n")
 
-    assert "llama-server (1×)" in only(kernel.faults(machine(tmp_path)), Level.WARNING).seen
+    assert "llama-server (1×)" in only(kernel.killed_processes(machine(tmp_path)), Level.WARNING).seen
 
 
 def test_records_that_are_overwritten_while_being_read_do_not_end_the_reading(
@@ -77,10 +77,10 @@ def test_a_quiet_log_is_well(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("journal", [None, "exit 1", "echo '-- No entries --'"])
 def test_a_log_that_may_not_be_read_is_said_to_be_unseen(tmp_path: Path, journal: str | None) -> None:
-    patient = machine(tmp_path)
+    host = machine(tmp_path)
     if journal is not None:
         program(tmp_path, "journalctl", journal)
 
-    (found,) = kernel.faults(patient)
+    (found,) = kernel.faults(host)
     assert found.level is Level.UNKNOWN
-    assert "sudo dmesg" in found.mend
+    assert "sudo dmesg" in found.fix

@@ -64,9 +64,9 @@ def test_a_disk_that_fills_up_is_told(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage)
-    patient = paper(tmp_path, configuration=Configuration(models_dir=tmp_path / "models"))
+    host = paper(tmp_path, configuration=Configuration(models_dir=tmp_path / "models"))
 
-    models, _ = machine.disks(patient)
+    models, _ = machine.disks(host)
     assert models.level is level
     assert str(tmp_path / "models") in models.seen
 
@@ -147,7 +147,7 @@ def test_a_port_is_free_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         port = taken.getsockname()[1]
         found = only(configuration.port(paper(tmp_path, configuration=at(port))), Level.PROBLEM)
         assert f"port {port} cannot be opened: Address already in use" in found.seen
-        assert f"sport = :{port}" in found.mend
+        assert f"sport = :{port}" in found.fix
     assert levels(configuration.port(paper(tmp_path, configuration=at(port)))) == [Level.OK]
     assert levels(configuration.port(paper(tmp_path, configuration=at(0)))) == [Level.OK]
 
@@ -175,7 +175,7 @@ def test_every_mistake_of_a_configuration_is_a_problem(tmp_path: Path) -> None:
 
     assert [each.seen for each in found] == ["c.yaml:1: no", "c.yaml:7: neither"]
     assert levels(found) == [Level.PROBLEM] * 2
-    assert [each.mend for each in found] == ["See the docs.", ""]
+    assert [each.fix for each in found] == ["See the docs.", ""]
 
 
 def test_a_configuration_that_can_be_read_tells_what_is_left_out(tmp_path: Path) -> None:
@@ -185,56 +185,56 @@ def test_a_configuration_that_can_be_read_tells_what_is_left_out(tmp_path: Path)
     found = list(configuration.configuration(paper(tmp_path, configuration=told)))
 
     assert "is damaged" in only(found, Level.WARNING).seen
-    assert only(found, Level.PROBLEM).mend == f"mkdir -p {tmp_path / 'gone'}"
+    assert only(found, Level.PROBLEM).fix == f"mkdir -p {tmp_path / 'gone'}"
 
 
 def test_state_that_others_may_change_is_a_problem(tmp_path: Path) -> None:
-    patient = paper(tmp_path)
-    assert levels(files.state(patient)) == [Level.OK]
+    host = paper(tmp_path)
+    assert levels(files.state(host)) == [Level.OK]
 
     (tmp_path / "state" / "cotenant.db").touch()
     (tmp_path / "state" / "cotenant.db").chmod(0o666)
-    found = only(files.state(patient), Level.PROBLEM)
-    assert "cotenant.db may be changed by everybody" in found.seen
-    assert found.mend == f"chmod -R o-w {tmp_path / 'state'}"
+    found = only(files.state(host), Level.PROBLEM)
+    assert "cotenant.db is writable by everybody" in found.seen
+    assert found.fix == f"chmod -R o-w {tmp_path / 'state'}"
 
 
 def test_links_are_no_danger_however_much_state_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patient = paper(tmp_path)
+    host = paper(tmp_path)
     monkeypatch.setattr(files, "_MOST_FILES", 5)
     for number in range(9):
         (tmp_path / "state" / f"libggml.so.{number}").symlink_to("libggml.so")
         (tmp_path / "state" / f"log.{number}").touch()
-    assert levels(files.state(patient)) == [Level.OK]
+    assert levels(files.state(host)) == [Level.OK]
 
 
 def test_state_that_root_left_behind_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patient = paper(tmp_path)
+    host = paper(tmp_path)
     monkeypatch.setattr(files.os, "getuid", lambda: 65_000)
 
-    found = only(files.state(patient), Level.PROBLEM)
+    found = only(files.state(host), Level.PROBLEM)
     assert "belongs to another user" in found.seen
-    assert found.mend == f"sudo chown -R 65000 {tmp_path / 'state'}"
+    assert found.fix == f"sudo chown -R 65000 {tmp_path / 'state'}"
 
 
 def test_a_state_directory_that_is_yet_to_come_is_well(tmp_path: Path) -> None:
-    patient = replace(paper(tmp_path), state_dir=tmp_path / "not" / "yet")
+    host = replace(paper(tmp_path), state_dir=tmp_path / "not" / "yet")
 
-    assert only(files.state(patient), Level.OK).seen.endswith("will be made")
+    assert only(files.state(host), Level.OK).seen.endswith("will be created")
 
 
 def test_keys_for_everybody_to_read_are_a_warning(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
-    patient = paper(tmp_path, configuration=Configuration(server=ServerSettings(api_key_file=keys)))
+    host = paper(tmp_path, configuration=Configuration(server=ServerSettings(api_key_file=keys)))
     keys.chmod(0o644)
-    assert only(files.keys(patient), Level.WARNING).mend == f"chmod 600 {keys}"
+    assert only(files.keys(host), Level.WARNING).fix == f"chmod 600 {keys}"
     keys.chmod(0o600)
-    assert levels(files.keys(patient)) == [Level.OK]
+    assert levels(files.keys(host)) == [Level.OK]
     keys.unlink()
-    assert levels(files.keys(patient)) == [Level.PROBLEM]
+    assert levels(files.keys(host)) == [Level.PROBLEM]
 
 
 def test_engines_that_see_no_gpu_are_a_problem_where_there_is_one(
@@ -244,7 +244,7 @@ def test_engines_that_see_no_gpu_are_a_problem_where_there_is_one(
     monkeypatch.setenv("FAKE_DEVICES", "  (none)")
     server = fake_server(tmp_path)
     blind = paper(tmp_path, PaperCard("GPU-a"), llama_server=server)
-    assert only(engines.builds(blind), Level.PROBLEM).mend == "cotenant engine install cuda"
+    assert only(engines.builds(blind), Level.PROBLEM).fix == "cotenant engine install cuda"
     assert levels(engines.builds(paper(tmp_path, llama_server=server))) == [Level.OK]
 
     monkeypatch.setenv("FAKE_DEVICES", "  CUDA0: NVIDIA GeForce RTX 3090 (24564 MiB, 19304 MiB free)")
@@ -253,9 +253,9 @@ def test_engines_that_see_no_gpu_are_a_problem_where_there_is_one(
 
 
 def test_a_configured_engine_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
-    patient = paper(tmp_path, llama_server=tmp_path / "no-server")
+    host = paper(tmp_path, llama_server=tmp_path / "no-server")
 
-    assert "no-server" in only(engines.builds(patient), Level.PROBLEM).seen
+    assert "no-server" in only(engines.builds(host), Level.PROBLEM).seen
 
 
 def test_exclusive_cards_without_the_program_of_mps_are_a_warning(tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ def test_exclusive_cards_without_the_program_of_mps_are_a_warning(tmp_path: Path
 def test_what_a_dead_mps_daemon_left_is_found(tmp_path: Path) -> None:
     program(tmp_path, "nvidia-cuda-mps-control", "exit 1")
     write(tmp_path, "/proc/self", "")
-    patient = paper(tmp_path, PaperCard("GPU-a"))
-    assert levels(mps.control_daemons(patient)) == [Level.OK]
+    host = paper(tmp_path, PaperCard("GPU-a"))
+    assert levels(mps.control_daemons(host)) == [Level.OK]
 
     pipe = tmp_path / "pipe"
     pipe.mkdir()
     (pipe / "nvidia-cuda-mps-control.pid").write_text("2147480000\n")
-    assert only(mps.control_daemons(patient), Level.WARNING).mend == f"rm -r {pipe}"
+    assert only(mps.control_daemons(host), Level.WARNING).fix == f"rm -r {pipe}"

@@ -13,7 +13,7 @@ import pytest
 from cotenant.config.configuration import Configuration
 from cotenant.doctor import container_runs, containers
 from cotenant.doctor.findings import Level
-from cotenant.doctor.host_context import Answer, Patient
+from cotenant.doctor.host_context import Answer, HostContext
 from cotenant.services.model import Service
 from cotenant.services.settings import ServicesSettings
 from tests.doctor.support import machine, only
@@ -34,7 +34,7 @@ def bed() -> ContainerBed:
 
 
 @pytest.fixture
-def patient(bed: ContainerBed, tmp_path: Path) -> Patient:
+def host(bed: ContainerBed, tmp_path: Path) -> HostContext:
     def run(argv: Sequence[str], within_s: float) -> Answer:
         done = subprocess.run(
             argv, env={**os.environ, **bed.environment}, capture_output=True, text=True, timeout=within_s
@@ -59,34 +59,34 @@ def project(bed: ContainerBed) -> Iterator[tuple[str, ...]]:
     bed.podman("rm", "-f", "-t", "0", *names)
 
 
-def test_podman_and_its_specification_are_well(patient: Patient) -> None:
-    assert only(containers.podman(patient), Level.OK).seen.startswith("podman ")
-    assert "names every card" in only(containers.cdi(patient), Level.OK).seen
+def test_podman_and_its_specification_are_well(host: HostContext) -> None:
+    assert only(containers.podman(host), Level.OK).seen.startswith("podman ")
+    assert "names every card" in only(containers.cdi(host), Level.OK).seen
 
 
-def test_a_container_is_run_and_sees_both_cards(patient: Patient) -> None:
-    found = only(container_runs.trial(patient), Level.OK)
+def test_a_container_is_run_and_sees_both_cards(host: HostContext) -> None:
+    found = only(container_runs.trial(host), Level.OK)
 
     assert found.seen == "a container of podman sees /dev/nvidia0, /dev/nvidia1"
 
 
 def test_a_card_that_no_specification_names_keeps_containers_from_starting(
-    patient: Patient, tmp_path: Path
+    host: HostContext, tmp_path: Path
 ) -> None:
     three = machine(tmp_path, PaperCard("GPU-a"), PaperCard("GPU-b"), PaperCard("GPU-c"))
 
-    found = only(container_runs.trial(replace(patient, inventory=three.inventory)), Level.PROBLEM)
+    found = only(container_runs.trial(replace(host, inventory=three.inventory)), Level.PROBLEM)
     assert "nvidia.com/gpu=2" in found.seen
 
 
 def test_each_service_is_asked_in_its_container(
-    patient: Patient, project: tuple[str, ...], tmp_path: Path
+    host: HostContext, project: tuple[str, ...], tmp_path: Path
 ) -> None:
     file = tmp_path / "compose.yml"
     file.write_text("name: doctor\nservices: {}\n")
     items = tuple(Service(name) for name in (*project, "doctor-stopped"))
     told = ServicesSettings(compose_files=(file,), output_dir=Path("config"), items=items)
-    found = list(container_runs.services(replace(patient, configuration=Configuration(services=told))))
+    found = list(container_runs.services(replace(host, configuration=Configuration(services=told))))
 
     assert [each.level for each in found] == [Level.OK, Level.PROBLEM, Level.WARNING]
     assert found[0].seen == "the service doctor-sees sees /dev/nvidia1"

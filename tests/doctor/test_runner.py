@@ -14,32 +14,32 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli.doctor import as_json, as_text
-from cotenant.doctor.findings import Area, Finding, Level, ok, problem, unknown, warning
-from cotenant.doctor.host_context import Answer, Once, Patient, measure_devices, run_program
-from cotenant.doctor.runner import CHECKS, Check, examine
+from cotenant.doctor.findings import Area, Finding, Level, Observation, ok
+from cotenant.doctor.host_context import Answer, HostContext, Once, measure_devices, run_program
+from cotenant.doctor.runner import CHECKS, Check, run_checks
 from cotenant.domain.devices import Inventory
 from tests.doctor.support import SickCard, machine
 
 FAILED = re.compile(r"could not be checked: \w+Error")
 FINDINGS = (
-    ok(Area.MACHINE, "fine"),
-    warning(Area.CARDS, "slow " * 30, "It is slow.", "sudo nvidia-smi -pm 1"),
-    problem(Area.CARDS, "broken", "Nothing works.", "sudo " + "x" * 90),
-    unknown(Area.CARDS, "dark"),
+    Finding(Level.OK, "fine", area=Area.MACHINE),
+    Finding(Level.WARNING, "slow " * 30, "It is slow.", "sudo nvidia-smi -pm 1", area=Area.CARDS),
+    Finding(Level.PROBLEM, "broken", "Nothing works.", "sudo " + "x" * 90, area=Area.CARDS),
+    Finding(Level.UNKNOWN, "dark", area=Area.CARDS),
 )
 
 
 def test_a_check_that_fails_or_hangs_spoils_no_other(tmp_path: Path) -> None:
     released = threading.Event()
 
-    def well(patient: Patient) -> Iterator[Finding]:
-        yield ok(Area.MACHINE, "well")
+    def well(host: HostContext) -> Iterator[Observation]:
+        yield ok("well")
 
-    def failing(patient: Patient) -> Iterator[Finding]:
-        yield ok(Area.MACHINE, "so far")
+    def failing(host: HostContext) -> Iterator[Observation]:
+        yield ok("so far")
         raise ZeroDivisionError("an accident")
 
-    def hanging(patient: Patient) -> Iterator[Finding]:
+    def hanging(host: HostContext) -> Iterator[Observation]:
         released.wait()
         return iter(())
 
@@ -49,7 +49,7 @@ def test_a_check_that_fails_or_hangs_spoils_no_other(tmp_path: Path) -> None:
         Check(Area.MACHINE, "one that is well", well),
     )
     try:
-        found = examine(machine(tmp_path), checks, within_s=0.2)
+        found = run_checks(machine(tmp_path), checks, within_s=0.2)
     finally:
         released.set()
 
@@ -59,7 +59,7 @@ def test_a_check_that_fails_or_hangs_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_a_machine_with_nothing_on_it_is_examined_in_full(tmp_path: Path) -> None:
-    bare = Patient(
+    bare = HostContext(
         state_dir=tmp_path / "state",
         root=tmp_path / "empty",
         environ={},
@@ -67,7 +67,7 @@ def test_a_machine_with_nothing_on_it_is_examined_in_full(tmp_path: Path) -> Non
         run=lambda argv, within_s: Answer(None, "", "there are no programs"),
     )
 
-    found = examine(bare, [check for check in CHECKS if check.area is not Area.ENGINES])
+    found = run_checks(bare, [check for check in CHECKS if check.area is not Area.ENGINES])
     assert not [each for each in found if FAILED.search(each.seen)]
     assert {each.area for each in found} >= {Area.DRIVER, Area.MACHINE, Area.FILES}
 
@@ -76,7 +76,7 @@ def test_every_check_fails_softly_when_everything_it_asks_fails(tmp_path: Path) 
     def broken(*arguments: object) -> Inventory:
         raise RuntimeError("the driver hangs itself")
 
-    patient = Patient(
+    host = HostContext(
         state_dir=tmp_path,
         root=tmp_path,
         environ={},
@@ -85,7 +85,7 @@ def test_every_check_fails_softly_when_everything_it_asks_fails(tmp_path: Path) 
         inventory=broken,
     )
 
-    found = examine(patient, [check for check in CHECKS if check.area is not Area.ENGINES])
+    found = run_checks(host, [check for check in CHECKS if check.area is not Area.ENGINES])
     assert [each for each in found if "the driver hangs itself" in each.seen]
     assert all(each.seen for each in found)
 
@@ -93,12 +93,12 @@ def test_every_check_fails_softly_when_everything_it_asks_fails(tmp_path: Path) 
 def test_checks_run_side_by_side(tmp_path: Path) -> None:
     together = threading.Barrier(8)
 
-    def look(patient: Patient) -> Iterator[Finding]:
+    def look(host: HostContext) -> Iterator[Observation]:
         together.wait(10)
-        yield ok(Area.MACHINE, "met")
+        yield ok("met")
 
     checks = [Check(Area.MACHINE, str(number), look) for number in range(8)]
-    assert [each.seen for each in examine(machine(tmp_path), checks)] == ["met"] * 8
+    assert [each.seen for each in run_checks(machine(tmp_path), checks)] == ["met"] * 8
 
 
 def test_devices_are_measured_once_for_all_checks() -> None:
@@ -143,12 +143,12 @@ def test_json_holds_every_finding_and_the_counts() -> None:
         "level": "problem",
         "seen": "broken",
         "matters": "Nothing works.",
-        "mend": FINDINGS[2].mend,
+        "mend": FINDINGS[2].fix,
     }
 
 
 def test_a_sick_card_goes_through_the_whole_examination(tmp_path: Path) -> None:
-    found = examine(machine(tmp_path, SickCard("GPU-a", uncorrected=2, width=8, mode=3)))
+    found = run_checks(machine(tmp_path, SickCard("GPU-a", uncorrected=2, width=8, mode=3)))
 
     ills = [each.area for each in found if each.level is Level.PROBLEM]
     # No engine of this machine sees a card that is only on paper.

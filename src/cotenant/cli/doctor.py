@@ -1,4 +1,4 @@
-"""`cotenant doctor`: looks this machine over and says what mends it."""
+"""`cotenant doctor`: checks this machine and suggests fixes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cotenant.domain.errors import CotenantError
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.doctor.findings import Finding
-    from cotenant.doctor.host_context import Patient
+    from cotenant.doctor.host_context import HostContext
 
 _WIDTH: Final = 80
 _INDENT: Final = 11
@@ -27,12 +27,12 @@ _COLOURS: Final = {"problem": "31;1", "warning": "33", "unknown": "36", "ok": "3
 
 def register(subparsers: Any) -> None:
     """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("doctor", help="look this machine over and say what mends it")
+    parser = subparsers.add_parser("doctor", help="check this machine for problems and suggest fixes")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="the configuration to examine for (default: the one `serve` would read)",
+        help="the configuration to check for (default: the one `serve` would read)",
     )
     parser.add_argument(
         "--llama-server",
@@ -44,21 +44,19 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--containers",
         action="store_true",
-        help="also run a container with a GPU, and ask each service's for its own",
+        help="also run a container with a GPU, and check the GPU of each service's container",
     )
-    parser.add_argument(
-        "--image", help="do so with this image, which must be here already (default: any that is)"
-    )
+    parser.add_argument("--image", help="run that container with this local image (default: any local one)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found. Returns 1 if anything is a problem; warnings alone are no failure."""
+    """Print the findings. Returns 1 if there is a problem; warnings alone are no failure."""
     from cotenant.doctor.findings import Level
-    from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, examine
+    from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, run_checks
 
     within_s = WITHIN_WITH_CONTAINERS_S if _with_containers(args) else WITHIN_S
-    findings = examine(_patient(args), within_s=within_s)
+    findings = run_checks(_host(args), within_s=within_s)
     if args.json:
         print(json.dumps(as_json(findings), indent=2, ensure_ascii=False))
     else:
@@ -66,22 +64,22 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
 
 
-def examiner(llama_server: Path | None) -> Callable[[Configuration], Mapping[str, Any]]:
-    """Return what a daemon examines its machine with, containers not run."""
+def machine_checks(llama_server: Path | None) -> Callable[[Configuration], Mapping[str, Any]]:
+    """Return the checks of a daemon's machine, without running containers."""
 
-    def look(configuration: Configuration) -> Mapping[str, Any]:
+    def run_all(configuration: Configuration) -> Mapping[str, Any]:
         from cotenant.daemon.core.settings import state_dir
-        from cotenant.doctor.host_context import Patient
-        from cotenant.doctor.runner import examine
+        from cotenant.doctor.host_context import HostContext
+        from cotenant.doctor.runner import run_checks
 
-        patient = Patient(state_dir=state_dir(), configuration=configuration, llama_server=llama_server)
-        return as_json(examine(patient))
+        host = HostContext(state_dir=state_dir(), configuration=configuration, llama_server=llama_server)
+        return as_json(run_checks(host))
 
-    return look
+    return run_all
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return every finding and how many there are of each level."""
+    """Return all findings and the count of each level."""
     return {
         "counts": _counts(findings),
         "findings": [
@@ -90,7 +88,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
                 "level": finding.level.value,
                 "seen": finding.seen,
                 "matters": finding.matters,
-                "mend": finding.mend,
+                "mend": finding.fix,
             }
             for finding in findings
         ],
@@ -98,7 +96,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def as_text(findings: Sequence[Finding], *, colours: bool = False) -> Iterator[str]:
-    """Yield lines of at most 80 columns, by area, the worst of each first; commands are left whole."""
+    """Yield lines of at most 80 columns, by area, the worst first; commands are never wrapped."""
     from cotenant.doctor.findings import Area, Level
 
     ranks = {level: rank for rank, level in enumerate(Level)}
@@ -118,13 +116,13 @@ def _lines(finding: Finding, *, colours: bool) -> Iterator[str]:
         mark = f"\x1b[{_COLOURS[finding.level.value]}m{mark}\x1b[0m"
     first, *rest = _wrapped(finding.seen)
     yield f"  {mark} {first}"
-    told = [*rest]
+    lines = [*rest]
     if finding.matters:
-        told += _wrapped(f"Why: {finding.matters}")
-    if finding.mend:
-        # A command is to be copied, and would be broken; a sentence begins with a capital letter.
-        told += _wrapped(f"→ {finding.mend}") if finding.mend[0].isupper() else [f"→ {finding.mend}"]
-    for line in told:
+        lines += _wrapped(f"Why: {finding.matters}")
+    if finding.fix:
+        # A command must stay on one line to be copied. A sentence begins with a capital letter.
+        lines += _wrapped(f"→ {finding.fix}") if finding.fix[0].isupper() else [f"→ {finding.fix}"]
+    for line in lines:
         yield f"{' ' * _INDENT}{line}"
 
 
@@ -153,11 +151,11 @@ def _counts(findings: Sequence[Finding]) -> dict[str, int]:
     return {level.value: counted[level] for level in Level}
 
 
-def _patient(args: argparse.Namespace) -> Patient:
+def _host(args: argparse.Namespace) -> HostContext:
     from cotenant.config.model_file_cache import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.daemon.core.settings import state_dir
-    from cotenant.doctor.host_context import Patient
+    from cotenant.doctor.host_context import HostContext
 
     configuration, refusal = None, None
     try:
@@ -165,7 +163,7 @@ def _patient(args: argparse.Namespace) -> Patient:
         configuration = read_configuration(path, flags={}, library=Library(), unsettled=frozenset())
     except CotenantError as error:
         refusal = error
-    return Patient(
+    return HostContext(
         state_dir=state_dir(),
         configuration=configuration,
         refusal=refusal,

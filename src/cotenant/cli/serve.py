@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.doctor import examiner
+from cotenant.cli.doctor import machine_checks
 from cotenant.cli.options import kept_to
 from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
 from cotenant.cli.recipe_options import file_path, flag, given_flags, member, switch, whole
@@ -130,7 +130,7 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
         probe(args.gpus, clock),
         given.inventory,
         alone=entry,
-        examine=examiner(args.llama_server),
+        examine=machine_checks(args.llama_server),
     )
     run_daemon(job, _Terminal(given.inventory, given.budgets, given.rules), after_ready)
 
@@ -172,7 +172,7 @@ def _serve_configuration(args: argparse.Namespace) -> None:
         cards,
         inventory,
         reread=read,
-        examine=examiner(args.llama_server),
+        examine=machine_checks(args.llama_server),
     )
     run_daemon(job, _Terminal(inventory, budgets(inventory, rules), rules))
 

@@ -1,4 +1,4 @@
-"""What the doctor finds on the daemon's machine."""
+"""The page of the doctor's findings on the daemon's machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LEVELS: Final = ("problem", "warning", "unknown", "ok")
 
 
 async def show(visit: Visit) -> View:
-    """Show the page at once; the examination takes seconds and follows. Raises ApiFault."""
+    """Show the page at once; the findings take seconds and follow. Raises ApiFault."""
     return View("doctor.html")
 
 
 async def findings(visit: Visit) -> View:
-    """Examine the machine and show what was found, the worst first. Raises ApiFault."""
+    """Check the machine and show the findings, the worst first. Raises ApiFault."""
     told = await visit.api.get("/api/doctor")
     areas: dict[str, list[Mapping[str, Any]]] = {}
     for finding in sorted(told["findings"], key=lambda each: _LEVELS.index(each["level"])):

@@ -1,4 +1,4 @@
-"""The configuration, and the port that it names."""
+"""Checks of the configuration and of its port."""
 
 from __future__ import annotations
 
@@ -8,66 +8,62 @@ from collections.abc import Iterator
 from typing import Final
 
 from cotenant.config.configuration import ServerSettings
-from cotenant.doctor.findings import Area, Finding, ok, problem, warning
-from cotenant.doctor.host_context import Patient
+from cotenant.doctor.findings import Observation, ok, problem, warning
+from cotenant.doctor.host_context import HostContext
 from cotenant.domain.errors import BadSetting
 
 _ASK_WITHIN_S: Final = 1.0
 _LOWEST_FREE_PORT: Final = 1024
 
 
-def configuration(patient: Patient) -> Iterator[Finding]:
-    """Look whether the configuration can be read, and what in it will not work."""
-    if patient.refusal is not None:
-        refusal = patient.refusal
+def configuration(host: HostContext) -> Iterator[Observation]:
+    """Check whether the configuration can be read and works."""
+    if host.refusal is not None:
+        refusal = host.refusal
         complaints = refusal.complaints if isinstance(refusal, BadSetting) else (refusal.message,)
         for number, complaint in enumerate(complaints):
             yield problem(
-                Area.FILES,
                 complaint,
                 "The daemon does not start with this configuration.",
                 # The hint is for the first mistake.
                 "" if number else refusal.hint,
             )
         return
-    told = patient.configuration
+    told = host.configuration
     if told is None or told.path is None:
-        yield ok(Area.FILES, "no configuration file: `serve` takes what it is told by flags")
+        yield ok("no configuration file: `serve` uses its flags")
         return
     for each in told.problems:
-        yield warning(Area.FILES, str(each), "It is left out.")
+        yield warning(str(each), "It is ignored.")
     if told.models_dir is not None and not told.models_dir.is_dir():
         yield problem(
-            Area.FILES,
-            f"the models' folder {told.models_dir} is not there",
+            f"the models folder {told.models_dir} does not exist",
             "No model in it is served.",
             f"mkdir -p {told.models_dir}",
         )
-    yield ok(Area.FILES, f"{told.path} can be read; it names {len(told.models)} models")
+    yield ok(f"{told.path} can be read; it names {len(told.models)} models")
 
 
-def port(patient: Patient) -> Iterator[Finding]:
-    """Look whether the port is free, or Cotenant's already."""
-    server = patient.configuration.server if patient.configuration is not None else ServerSettings()
+def port(host: HostContext) -> Iterator[Observation]:
+    """Check whether the port is free or used by Cotenant."""
+    server = host.configuration.server if host.configuration is not None else ServerSettings()
     if server.port == 0:
-        yield ok(Area.FILES, "any free port will do")
+        yield ok("any free port is used")
         return
     where = f"{server.host} port {server.port}"
     refusal = _refusal(server.host, server.port)
     if refusal is None:
-        yield ok(Area.FILES, f"{where} is free")
+        yield ok(f"{where} is free")
     elif _is_cotenant(server.host, server.port):
-        yield ok(Area.FILES, f"a Cotenant daemon answers at {where}")
+        yield ok(f"a Cotenant daemon answers at {where}")
     elif isinstance(refusal, PermissionError):
         yield problem(
-            Area.FILES,
             f"{where} may only be opened by root",
             "The daemon does not start.",
             f"Choose a port from {_LOWEST_FREE_PORT} on.",
         )
     else:
         yield problem(
-            Area.FILES,
             f"{where} cannot be opened: {refusal.strerror or refusal}",
             "The daemon does not start.",
             f"ss -ltnp 'sport = :{server.port}'   # or choose another with `server.port`",
@@ -78,7 +74,7 @@ def _refusal(host: str, number: int) -> OSError | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as trial:
-            # As the server does, so that a connection that lingers is no obstacle.
+            # As the server does, so that a closed connection in TIME_WAIT does not block the port.
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host, number))
             trial.listen(1)

@@ -1,4 +1,4 @@
-"""Container engines, and what gives their containers a GPU."""
+"""Checks of container engines and their access to GPUs."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from typing import Any, Final
 
 import yaml
 
-from cotenant.doctor.findings import Area, Finding, ok, problem, unknown, warning
-from cotenant.doctor.host_context import Answer, Patient
+from cotenant.doctor.findings import Observation, ok, problem, unknown, warning
+from cotenant.doctor.host_context import Answer, HostContext
 from cotenant.services.compose.command import KNOWN_COMMANDS
 
 ASK_WITHIN_S: Final = 3.5
 _KIND: Final = "nvidia.com/gpu"
 _SPECS: Final = ("/etc/cdi", "/var/run/cdi")
 _SPEC_SUFFIXES: Final = (".json", ".yaml")
-"""Container engines read no other files there."""
+"""Container engines read only these files."""
 _GENERATE: Final = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 _INSTALL_TOOLKIT: Final = "sudo apt-get install nvidia-container-toolkit   # after adding NVIDIA's repository"
 
 
-def docker(patient: Patient) -> Iterator[Finding]:
-    """Look whether docker answers and can hand out GPUs."""
-    if patient.find("docker") is None:
-        yield _absent(patient, "docker")
+def docker(host: HostContext) -> Iterator[Observation]:
+    """Check whether docker answers and can give containers a GPU."""
+    if host.find("docker") is None:
+        yield _absent(host, "docker")
         return
-    answer = patient.run(("docker", "info", "--format", "{{json .}}"), ASK_WITHIN_S)
-    told = _mapping(answer)
-    errors = told.get("ServerErrors")
+    answer = host.run(("docker", "info", "--format", "{{json .}}"), ASK_WITHIN_S)
+    info = _mapping(answer)
+    errors = info.get("ServerErrors")
     if not answer.worked or errors:
         reason = str(errors[0]) if isinstance(errors, list) and errors else answer.reason
         yield warning(
-            Area.CONTAINERS,
             f"docker is installed, but its daemon does not answer: {reason}",
             "Services in docker cannot be pinned or recreated.",
             "sudo usermod -aG docker $USER   # then log in again"
@@ -41,58 +40,55 @@ def docker(patient: Patient) -> Iterator[Finding]:
             else "sudo systemctl start docker",
         )
         return
-    version = told.get("ServerVersion", "of unknown version")
-    gpus = "nvidia" in (told.get("Runtimes") or {}) or bool(told.get("CDISpecDirs"))
-    if patient.nvidia_cards() and not gpus:
+    version = info.get("ServerVersion", "of unknown version")
+    gpus = "nvidia" in (info.get("Runtimes") or {}) or bool(info.get("CDISpecDirs"))
+    if host.nvidia_cards() and not gpus:
         yield warning(
-            Area.CONTAINERS,
             f"docker {version} runs, but without NVIDIA's runtime",
             "Its containers get no GPU.",
             "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker",
         )
     else:
-        yield ok(Area.CONTAINERS, f"docker {version} runs" + (" and can hand out GPUs" if gpus else ""))
+        yield ok(f"docker {version} runs" + (" and can give containers GPUs" if gpus else ""))
 
 
-def podman(patient: Patient) -> Iterator[Finding]:
-    """Look whether podman works."""
-    if patient.find("podman") is None:
-        yield _absent(patient, "podman")
+def podman(host: HostContext) -> Iterator[Observation]:
+    """Check whether podman works."""
+    if host.find("podman") is None:
+        yield _absent(host, "podman")
         return
-    answer = patient.run(("podman", "info", "--format", "json"), ASK_WITHIN_S)
+    answer = host.run(("podman", "info", "--format", "json"), ASK_WITHIN_S)
     version = (_mapping(answer).get("version") or {}).get("Version", "of unknown version")
     if answer.worked:
-        yield ok(Area.CONTAINERS, f"podman {version} works")
+        yield ok(f"podman {version} works")
     else:
         yield warning(
-            Area.CONTAINERS,
             f"podman is installed, but does not work: {answer.reason}",
             "Services in podman cannot be pinned or recreated.",
             "podman info",
         )
 
 
-def compose(patient: Patient) -> Iterator[Finding]:
-    """Look for a compose command that works, where services need one."""
-    services = patient.configuration.services if patient.configuration is not None else None
+def compose(host: HostContext) -> Iterator[Observation]:
+    """Check for a compose command that works, if services need one."""
+    services = host.configuration.services if host.configuration is not None else None
     configured = services.command if services is not None else None
     tried = []
     for command in (configured,) if configured else KNOWN_COMMANDS:
         name = " ".join(command)
-        if patient.find(command[0]) is None:
+        if host.find(command[0]) is None:
             if configured:
                 tried.append(f"{name}: there is no {command[0]}")
             continue
-        answer = patient.run((*command, "version"), ASK_WITHIN_S)
+        answer = host.run((*command, "version"), ASK_WITHIN_S)
         if answer.worked:
-            yield ok(Area.CONTAINERS, f"{name} works")
+            yield ok(f"{name} works")
             return
         tried.append(f"{name}: {answer.reason}")
     if services is None:
-        yield ok(Area.CONTAINERS, "no compose command works, nor is one needed: there are no services")
+        yield ok("no compose command works; none is needed without services")
     else:
         yield problem(
-            Area.CONTAINERS,
             f"no compose command works ({'; '.join(tried) or 'none is installed'})",
             f"The {len(services.items)} services of the configuration cannot be recreated on another GPU.",
             "See `services.compose.command` in the configuration."
@@ -101,34 +97,30 @@ def compose(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def toolkit(patient: Patient) -> Iterator[Finding]:
-    """Look for NVIDIA's container toolkit, where there are cards and an engine for containers."""
-    if not patient.nvidia_cards() or not _engine(patient):
+def toolkit(host: HostContext) -> Iterator[Observation]:
+    """Check for NVIDIA's container toolkit, if there are cards and a container engine."""
+    if not host.nvidia_cards() or not _engine(host):
         return
-    if patient.find("nvidia-ctk") is None:
+    if host.find("nvidia-ctk") is None:
         yield warning(
-            Area.CONTAINERS,
             "NVIDIA's container toolkit (nvidia-ctk) is not installed",
             "No container of this machine gets a GPU.",
             _INSTALL_TOOLKIT,
         )
         return
-    answer = patient.run(("nvidia-ctk", "--version"), ASK_WITHIN_S)
+    answer = host.run(("nvidia-ctk", "--version"), ASK_WITHIN_S)
     lines = answer.output.strip().splitlines()
     if answer.worked and lines:
-        yield ok(Area.CONTAINERS, lines[0])
+        yield ok(lines[0])
     else:
         yield warning(
-            Area.CONTAINERS,
-            f"nvidia-ctk does not run: {answer.reason}",
-            "Containers may get no GPU.",
-            _INSTALL_TOOLKIT,
+            f"nvidia-ctk does not run: {answer.reason}", "Containers may get no GPU.", _INSTALL_TOOLKIT
         )
 
 
-def cdi(patient: Patient) -> Iterator[Finding]:
-    """Look whether the CDI specification names the cards and files of today's driver."""
-    files = [path for folder in _SPECS for path in sorted(patient.path(folder).glob("*.*"))]
+def cdi(host: HostContext) -> Iterator[Observation]:
+    """Check whether the CDI specification names the cards and files of the current driver."""
+    files = [path for folder in _SPECS for path in sorted(host.path(folder).glob("*.*"))]
     files = [path for path in files if path.suffix in _SPEC_SUFFIXES]
     specs: dict[Path, dict[str, Any]] = {}
     for path in files:
@@ -137,67 +129,59 @@ def cdi(patient: Patient) -> Iterator[Finding]:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             yield problem(
-                Area.CONTAINERS,
                 f"{path} cannot be read: {reason}",
-                "podman hands out no device that it names, and docker none at all.",
+                "podman cannot use its devices, and docker no CDI device at all.",
                 _GENERATE,
             )
             continue
         if isinstance(spec, dict) and spec.get("kind") == _KIND:
             specs[path] = spec
     if specs:
-        yield from _stale(patient, specs)
-    elif patient.nvidia_cards() and patient.find("podman") is not None:
+        yield from _stale(host, specs)
+    elif host.nvidia_cards() and host.find("podman") is not None:
         yield warning(
-            Area.CONTAINERS,
             "there is no CDI specification for the NVIDIA cards",
             "podman finds no GPU for its containers (`unresolvable CDI devices nvidia.com/gpu=0`).",
             _GENERATE,
         )
 
 
-def apptainer(patient: Patient) -> Iterator[Finding]:
-    """Look for Apptainer or Singularity."""
+def apptainer(host: HostContext) -> Iterator[Observation]:
+    """Check Apptainer or Singularity."""
     for name in ("apptainer", "singularity"):
-        if patient.find(name) is not None:
-            answer = patient.run((name, "--version"), ASK_WITHIN_S)
+        if host.find(name) is not None:
+            answer = host.run((name, "--version"), ASK_WITHIN_S)
             if answer.worked:
-                yield ok(Area.CONTAINERS, answer.output.strip().splitlines()[0] if answer.output else name)
+                yield ok(answer.output.strip().splitlines()[0] if answer.output else name)
             else:
-                yield warning(
-                    Area.CONTAINERS, f"{name} does not run: {answer.reason}", "Engines cannot run in it."
-                )
+                yield warning(f"{name} does not run: {answer.reason}", "Engines cannot run in it.")
             return
-    yield ok(Area.CONTAINERS, "Apptainer is not installed, which matters only to engines that run in it")
+    yield ok("Apptainer is not installed; only engines that run in it need it")
 
 
-def _stale(patient: Patient, specs: Mapping[Path, dict[str, Any]]) -> Iterator[Finding]:
+def _stale(host: HostContext, specs: Mapping[Path, dict[str, Any]]) -> Iterator[Observation]:
     named = {str(entry.get("name")) for spec in specs.values() for entry in _devices(spec)}
-    cards = patient.nvidia_cards()
-    lost = sorted(
-        {path for spec in specs.values() for path in _paths(spec) if not patient.path(path).exists()}
-    )
+    cards = host.nvidia_cards()
+    lost = sorted({path for spec in specs.values() for path in _paths(spec) if not host.path(path).exists()})
     missing = [card for card in cards if not {str(card.index), card.id, "all"} & named]
     where = ", ".join(str(path) for path in specs)
     if lost:
         yield problem(
-            Area.CONTAINERS,
-            f"{where} names files that are not there: {', '.join(lost[:2])}"
+            f"{where} names files that do not exist: {', '.join(lost[:2])}"
             + (f" and {len(lost) - 2} more" if len(lost) > 2 else ""),
             "It was written for another driver: no container with a GPU starts.",
             _GENERATE,
         )
     elif missing:
         yield warning(
-            Area.CONTAINERS,
             f"{where} does not name {', '.join(card.label for card in missing)}",
             "Containers cannot be pinned to that card.",
             _GENERATE,
         )
     elif not cards:
-        yield unknown(Area.CONTAINERS, f"{where} names {len(named)} devices, and the driver shows no card")
+        yield unknown(f"{where} names {len(named)} devices, and the driver shows no card")
     else:
-        yield ok(Area.CONTAINERS, f"{where} names every card")
+        yield ok(f"{where} names every card")
 
 
 def _devices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -206,7 +190,7 @@ def _devices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _paths(spec: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the files of the host that a specification hands into containers."""
+    """Yield the host files that a specification mounts into containers."""
     for edits in (spec.get("containerEdits"), *(entry.get("containerEdits") for entry in _devices(spec))):
         if not isinstance(edits, dict):
             continue
@@ -218,16 +202,15 @@ def _paths(spec: Mapping[str, Any]) -> Iterator[str]:
                 yield entry["hostPath"]
 
 
-def _engine(patient: Patient) -> bool:
-    return any(patient.find(name) is not None for name in ("docker", "podman"))
+def _engine(host: HostContext) -> bool:
+    return any(host.find(name) is not None for name in ("docker", "podman"))
 
 
-def _absent(patient: Patient, name: str) -> Finding:
-    services = patient.configuration.services if patient.configuration is not None else None
-    if services is None or _engine(patient):
-        return ok(Area.CONTAINERS, f"{name} is not installed, nor needed")
+def _absent(host: HostContext, name: str) -> Observation:
+    services = host.configuration.services if host.configuration is not None else None
+    if services is None or _engine(host):
+        return ok(f"{name} is not installed and not needed")
     return problem(
-        Area.CONTAINERS,
         f"{name} is not installed, nor is another container engine",
         "The services of the configuration cannot run here.",
         f"sudo apt-get install {name}",
@@ -235,10 +218,10 @@ def _absent(patient: Patient, name: str) -> Finding:
 
 
 def _mapping(answer: Answer) -> Mapping[str, Any]:
-    """Read JSON out of an answer in which warnings may stand before it."""
+    """Read the JSON of an answer that may begin with warnings."""
     start = answer.output.find("{")
     try:
-        told, _ = json.JSONDecoder().raw_decode(answer.output, start) if start >= 0 else ({}, 0)
+        found, _ = json.JSONDecoder().raw_decode(answer.output, start) if start >= 0 else ({}, 0)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""Who may read and change what Cotenant keeps on disk."""
+"""Checks of access to Cotenant's files."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cotenant.doctor.findings import Area, Finding, ok, problem, warning
-from cotenant.doctor.host_context import Patient
+from cotenant.doctor.findings import Observation, ok, problem, warning
+from cotenant.doctor.host_context import HostContext
 
 _OTHERS_MAY_WRITE: Final = stat.S_IWOTH
 _OTHERS_MAY_READ: Final = stat.S_IROTH
 _MOST_FILES: Final = 2000
 
 
-def state(patient: Patient) -> Iterator[Finding]:
-    """Look whether the state directory can be used, by this user and nobody else."""
-    folder = patient.state_dir
+def state(host: HostContext) -> Iterator[Observation]:
+    """Check that this user, and no other, can use the state directory."""
+    folder = host.state_dir
     if not folder.exists():
         parent = next(each for each in folder.parents if each.exists())
         if os.access(parent, os.W_OK | os.X_OK):
-            yield ok(Area.FILES, f"the state directory {folder} will be made")
+            yield ok(f"the state directory {folder} will be created")
         else:
             yield problem(
-                Area.FILES,
-                f"the state directory {folder} cannot be made: {parent} may not be written",
+                f"the state directory {folder} cannot be created: {parent} is not writable",
                 "The daemon keeps its logs and its history there.",
                 f"sudo install -d -o {os.getuid()} {folder}   # or set COTENANT_STATE_DIR",
             )
         return
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         yield problem(
-            Area.FILES,
-            f"the state directory {folder} may not be written by this user",
+            f"the state directory {folder} is not writable by this user",
             "The daemon keeps its logs and its history there.",
             f"sudo chown -R {os.getuid()} {folder}",
         )
@@ -44,25 +42,23 @@ def state(patient: Patient) -> Iterator[Finding]:
     open_to_all = [path for path, status in found if status.st_mode & _OTHERS_MAY_WRITE]
     if foreign:
         yield problem(
-            Area.FILES,
             f"{foreign[0]} belongs to another user{_and_more(foreign)}",
-            "The daemon cannot go on writing it, as after it was once run by root.",
+            "The daemon cannot write it; perhaps it once ran as root.",
             f"sudo chown -R {os.getuid()} {folder}",
         )
     if open_to_all:
         yield problem(
-            Area.FILES,
-            f"{open_to_all[0]} may be changed by everybody{_and_more(open_to_all)}",
-            "Whoever changes it decides what the daemon believes.",
+            f"{open_to_all[0]} is writable by everybody{_and_more(open_to_all)}",
+            "Whoever changes it controls the daemon.",
             f"chmod -R o-w {folder}",
         )
     if not foreign and not open_to_all:
-        yield ok(Area.FILES, f"the state directory {folder} is this user's alone to change")
+        yield ok(f"the state directory {folder} is writable by this user only")
 
 
-def keys(patient: Patient) -> Iterator[Finding]:
-    """Look whether others may read the API keys."""
-    told = patient.configuration
+def keys(host: HostContext) -> Iterator[Observation]:
+    """Check that others cannot read the API keys."""
+    told = host.configuration
     if told is None:
         return
     secret = [told.server.api_key_file, told.path if told.server.api_keys else None]
@@ -71,20 +67,18 @@ def keys(patient: Patient) -> Iterator[Finding]:
             mode = path.stat().st_mode
         except OSError as error:
             yield problem(
-                Area.FILES,
                 f"the key file {path} cannot be read: {error.strerror}",
                 "The daemon does not start without it.",
             )
             continue
         if mode & _OTHERS_MAY_READ:
             yield warning(
-                Area.FILES,
-                f"{path} holds API keys and may be read by everybody",
-                "Whoever has a key may use and steer the daemon.",
+                f"{path} holds API keys and is readable by everybody",
+                "Whoever has a key can use and control the daemon.",
                 f"chmod 600 {path}",
             )
         else:
-            yield ok(Area.FILES, f"the API keys in {path} are not for everybody to read")
+            yield ok(f"the API keys in {path} are not readable by everybody")
 
 
 def _below(folder: Path) -> list[tuple[Path, os.stat_result]]:
@@ -96,7 +90,7 @@ def _below(folder: Path) -> list[tuple[Path, os.stat_result]]:
                 status = path.lstat()
             except FileNotFoundError:
                 continue
-            # A link is open to all by nature; what it leads to counts.
+            # A link is always writable; its target counts.
             if not stat.S_ISLNK(status.st_mode):
                 found.append((path, status))
             if len(found) == _MOST_FILES:

@@ -1,13 +1,13 @@
-"""What an examination finds."""
+"""What the checks find."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad a finding is. `UNKNOWN` could not be looked at; it counts for nothing."""
+    """How bad a finding is. `UNKNOWN` could not be checked; it does not count as a problem."""
 
     PROBLEM = "problem"
     WARNING = "warning"
@@ -28,31 +28,37 @@ class Area(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What was seen, why it matters, and the command or the step that mends it; the last two may be empty."""
+class Observation:
+    """What a check saw, why it matters, and the command or step that fixes it; the last two may be empty."""
 
-    area: Area
     level: Level
     seen: str
     matters: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
-def ok(area: Area, seen: str) -> Finding:
-    """All is well."""
-    return Finding(area, Level.OK, seen)
+@dataclass(frozen=True, slots=True)
+class Finding(Observation):
+    """An observation with the area of its check."""
+
+    area: Area = field(kw_only=True)
 
 
-def warning(area: Area, seen: str, matters: str, mend: str = "") -> Finding:
-    """Models run, but not as well as they could, or not for ever."""
-    return Finding(area, Level.WARNING, seen, matters, mend)
+def ok(seen: str) -> Observation:
+    """Report that all is well."""
+    return Observation(Level.OK, seen)
 
 
-def problem(area: Area, seen: str, matters: str, mend: str = "") -> Finding:
-    """Something that was asked for cannot work."""
-    return Finding(area, Level.PROBLEM, seen, matters, mend)
+def warning(seen: str, matters: str, fix: str = "") -> Observation:
+    """Report that models run, but not as well as they could, or only for now."""
+    return Observation(Level.WARNING, seen, matters, fix)
 
 
-def unknown(area: Area, seen: str, matters: str = "", mend: str = "") -> Finding:
-    """It could not be looked at."""
-    return Finding(area, Level.UNKNOWN, seen, matters, mend)
+def problem(seen: str, matters: str, fix: str = "") -> Observation:
+    """Report that something which was asked for cannot work."""
+    return Observation(Level.PROBLEM, seen, matters, fix)
+
+
+def unknown(seen: str, matters: str = "", fix: str = "") -> Observation:
+    """Report that it could not be checked."""
+    return Observation(Level.UNKNOWN, seen, matters, fix)

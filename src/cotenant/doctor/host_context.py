@@ -1,4 +1,4 @@
-"""The machine as the doctor may look at it, and what it is to be examined for."""
+"""The machine that the checks look at, and the configuration to check it for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NVIDIA: Final = ("GPU-", "MIG-")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program said. `problem` says why it gave no answer; its status is None then."""
+    """The output of a program. `problem` says why there is none; the status is None then."""
 
     status: int | None
     output: str
@@ -32,12 +32,12 @@ class Answer:
 
     @property
     def worked(self) -> bool:
-        """Whether it ended well."""
+        """Whether it exited with status 0."""
         return self.status == 0
 
     @property
     def reason(self) -> str:
-        """The last line that it printed, or why there is none."""
+        """The last line of its output, or why there is none."""
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         return self.problem or (lines[-1][:200] if lines else f"status {self.status}")
 
@@ -46,7 +46,7 @@ Runner = Callable[[Sequence[str], float], Answer]
 
 
 def run_program(argv: Sequence[str], within_s: float) -> Answer:
-    """Run a program in a process group of its own, and end the group if it takes longer than `within_s`."""
+    """Run a program in its own process group, and kill the group if it takes longer than `within_s`."""
     try:
         process = subprocess.Popen(
             argv,
@@ -68,7 +68,7 @@ def run_program(argv: Sequence[str], within_s: float) -> Answer:
 
 
 class Once:
-    """Measures the devices when first asked, and not again, whoever asks."""
+    """Measures the devices once, at the first call, for all threads."""
 
     def __init__(self, measure: Callable[[], Inventory]) -> None:
         self._measure = measure
@@ -84,18 +84,17 @@ class Once:
 
 
 def measure_devices() -> Inventory:
-    """Measure this machine's own devices: described ones have no say in its health."""
+    """Measure this machine's own devices, whatever GPUs are described."""
     return probe(None, SystemClock()).inventory()
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
-    """A machine under examination.
+class HostContext:
+    """The machine to check.
 
-    `root` stands for the root of its files, `run` starts its programs, `find` finds them, `inventory`
-    measures its devices, `nvml` stands in for the module `pynvml`. `configuration` is what is to be served,
-    None where `refusal` says why it cannot be read or where there is none. `containers` allows running one,
-    of `image` if given.
+    `root` is the root of its file system, `run` runs a program, `find` finds one, `inventory` measures its
+    devices, `nvml` replaces the module `pynvml`. `configuration` is what the daemon serves; None if there is
+    none or `refusal` says why it cannot be read. `containers` allows running one, of `image` if given.
     """
 
     state_dir: Path
@@ -116,7 +115,7 @@ class Patient:
         return self.root / absolute.lstrip("/")
 
     def text(self, absolute: str) -> str | None:
-        """Return what a file holds; None if it cannot be read."""
+        """Return the text of a file; None if it cannot be read."""
         try:
             return self.path(absolute).read_text(errors="replace")
         except OSError:
@@ -127,5 +126,5 @@ class Patient:
         return tuple(device for device in self.inventory().devices if device.kind is not DeviceKind.HOST)
 
     def nvidia_cards(self) -> tuple[Device, ...]:
-        """Return NVIDIA's among them."""
+        """Return the GPUs and MIG slices of NVIDIA."""
         return tuple(card for card in self.cards() if card.id.startswith(_NVIDIA))

@@ -1,4 +1,4 @@
-"""All checks at once, each by itself: one that fails or hangs says so and spoils nothing else."""
+"""Runs all checks at once. One that fails or hangs is reported and does not affect the others."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from cotenant.doctor import (
     machine,
     mps,
 )
-from cotenant.doctor.findings import Area, Finding, unknown
-from cotenant.doctor.host_context import Patient
+from cotenant.doctor.findings import Area, Finding, Observation, unknown
+from cotenant.doctor.host_context import HostContext
 
 WITHIN_S: Final = 4.5
-"""How long a whole examination takes at most."""
+"""The longest time for all checks."""
 WITHIN_WITH_CONTAINERS_S: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing to look at."""
+    """A check: what it is about, its name, and the function that runs it."""
 
     area: Area
     name: str
-    look: Callable[[Patient], Iterable[Finding]]
+    run: Callable[[HostContext], Iterable[Observation]]
 
 
 CHECKS: Final = (
     Check(Area.DRIVER, "the driver", cards.driver),
+    Check(Area.CARDS, "the cards", cards.readings),
     Check(Area.CARDS, "the cards' health", cards.health),
     Check(Area.CARDS, "the kernel's log", kernel.faults),
     Check(Area.SHARING, "compute modes", cards.compute_modes),
@@ -53,6 +54,7 @@ CHECKS: Final = (
     Check(Area.CONTAINERS, "Apptainer", containers.apptainer),
     Check(Area.CONTAINERS, "a container with a GPU", container_runs.trial),
     Check(Area.CONTAINERS, "the services' containers", container_runs.services),
+    Check(Area.MACHINE, "killed processes", kernel.killed_processes),
     Check(Area.MACHINE, "memory", machine.memory),
     Check(Area.MACHINE, "disks", machine.disks),
     Check(Area.MACHINE, "limits", machine.limits),
@@ -64,50 +66,42 @@ CHECKS: Final = (
 )
 
 
-def examine(
-    patient: Patient, checks: Sequence[Check] = CHECKS, *, within_s: float = WITHIN_S
+def run_checks(
+    host: HostContext, checks: Sequence[Check] = CHECKS, *, within_s: float = WITHIN_S
 ) -> tuple[Finding, ...]:
-    """Make all checks side by side and return what they found, in their order.
+    """Run all checks in parallel and return their findings, in the order of the checks.
 
-    Threads of checks that hang are left behind: they end with the process, and their programs by their own
+    Threads of checks that hang are abandoned: they end with the process, and their programs at their own time
     limits.
     """
-    done: queue.SimpleQueue[tuple[int, tuple[Finding, ...]]] = queue.SimpleQueue()
-    for number, check in enumerate(checks):
-        work = (number, check, patient, done)
-        threading.Thread(target=_look, args=work, name=check.name, daemon=True).start()
-    found: dict[int, tuple[Finding, ...]] = {}
+    done: queue.SimpleQueue[tuple[Check, tuple[Observation, ...]]] = queue.SimpleQueue()
+
+    def work(check: Check) -> None:
+        try:
+            found = tuple(check.run(host))
+        except Exception as error:
+            found = (unknown(f"{check.name} could not be checked: {type(error).__name__}: {error}"),)
+        done.put((check, found))
+
+    for check in checks:
+        threading.Thread(target=work, args=(check,), name=check.name, daemon=True).start()
+    found: dict[Check, tuple[Observation, ...]] = {}
     deadline = time.monotonic() + within_s
     while len(found) < len(checks):
         try:
-            number, findings = done.get(timeout=max(0.0, deadline - time.monotonic()))
+            check, observations = done.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             break
-        found[number] = findings
+        found[check] = observations
     return tuple(
-        finding
-        for number, check in enumerate(checks)
-        for finding in found.get(number, (_late(check, within_s),))
+        Finding(each.level, each.seen, each.matters, each.fix, area=check.area)
+        for check in checks
+        for each in found.get(check, (_late(check, within_s),))
     )
 
 
-def _look(
-    number: int,
-    check: Check,
-    patient: Patient,
-    done: queue.SimpleQueue[tuple[int, tuple[Finding, ...]]],
-) -> None:
-    try:
-        findings = tuple(check.look(patient))
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        findings = (unknown(check.area, f"{check.name} could not be checked: {told}"),)
-    done.put((number, findings))
-
-
-def _late(check: Check, within_s: float) -> Finding:
+def _late(check: Check, within_s: float) -> Observation:
     return unknown(
-        check.area,
         f"{check.name} could not be checked: no answer within {within_s:g} s",
-        "A driver or a program that hangs holds up engines too.",
+        "A driver or a program that hangs also delays engines.",
     )
