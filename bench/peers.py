@@ -63,8 +63,9 @@ async def scheduled(engine_port: int) -> None:
     from cotenant.daemon.core.fleet import spec_of
     from cotenant.daemon.core.loop import Loop
     from cotenant.domain.devices import HOST_ID, Device, DeviceKind
+    from cotenant.domain.engine_kinds import EngineKind
     from cotenant.domain.engines import Endpoint, EngineBuild, EngineForm
-    from cotenant.domain.models import EngineKind, Recipe
+    from cotenant.domain.models import Recipe
     from cotenant.gateway.app import Gateway
     from cotenant.gateway.server import bind, serve
     from cotenant.planning.budgets import BudgetRules

@@ -11,7 +11,7 @@ from cotenant.domain.advisors import AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
 from cotenant.domain.devices import Inventory
-from cotenant.domain.engine_options import EngineTerms
+from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import EngineDied
 from cotenant.domain.hub import PullStep
@@ -34,8 +34,8 @@ class GpuProbe(Protocol):
 class EngineOrder:
     """What to run: a model under a name, laid out by a placement.
 
-    `model_path` is None where the engine knows the model by another name. `terms` are of the recipe's engine
-    kind, None for llama.cpp. `use_fit_params` leaves the split to the engine's own fitting. `env` and `args`
+    `model_path` is None where the engine knows the model by another name. `options` are what the operator
+    says of the engine. `use_fit_params` leaves the split to the engine's own fitting. `env` and `args`
     are the operator's additions, applied last. `launch` says whether it runs in a container.
     """
 
@@ -47,7 +47,7 @@ class EngineOrder:
     use_fit_params: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     args: Sequence[str] = ()
-    terms: EngineTerms | None = None
+    options: EngineOptions = NO_OPTIONS
     launch: LaunchTerms = ON_HOST
 
 

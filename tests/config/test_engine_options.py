@@ -6,10 +6,11 @@ import pytest
 
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.settings import read_configuration
-from cotenant.domain.engine_options import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting
-from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB
 from tests.support.engines.fake_programs import hugging_face_folder
 
@@ -34,7 +35,7 @@ def test_a_vllm_model_is_read_from_its_folder(tmp_path: Path) -> None:
         entry
     )
     assert entry.recipe.engine is EngineKind.VLLM
-    assert entry.terms == VllmTerms(("python", "-m", "vllm"), sleep=2)
+    assert entry.options == EngineOptions(command=("python", "-m", "vllm"), sleep=2)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,13 @@ def header_bytes(entry: ModelEntry) -> int:
     return 8 + int.from_bytes(entry.parts[1].read_bytes()[:8], "little")
 
 
-def test_a_command_has_its_terms_and_a_first_guess_from_its_file(tmp_path: Path) -> None:
+def test_a_command_has_its_options_and_a_first_guess_from_its_file(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(bytes(1000))
     text = "engine: command, name: c, command: 'server --port {port}', stop: [end, '{pid}'], health: /ready"
     entry = only(tmp_path, f"{text}, path: m.bin")
-    assert entry.terms == CommandTerms(("server", "--port", "{port}"), "/ready", ("end", "{pid}"))
+    assert entry.options == EngineOptions(
+        command=("server", "--port", "{port}"), health_path="/ready", stop=("end", "{pid}")
+    )
     assert entry.stated_bytes == 1300
     assert only(tmp_path, f"{text}, memory: 6GiB").stated_bytes == 6 * GIB
     assert only(tmp_path, text).stated_bytes is None
@@ -74,8 +77,8 @@ def test_an_ollama_model_is_at_its_own_address_or_the_hubs(tmp_path: Path) -> No
     configuration = read(tmp_path, text)
     first, second = configuration.models
     assert first.name == "llama3.2:3b"
-    assert first.terms == OllamaTerms(Endpoint("gpu-box", 1234), "llama3.2:3b")
-    assert second.terms == OllamaTerms(Endpoint("::1", 99), "x")
+    assert first.options == EngineOptions(address=Endpoint("gpu-box", 1234), model="llama3.2:3b")
+    assert second.options == EngineOptions(address=Endpoint("::1", 99), model="x")
     assert second.shape.kind is ModelKind.EMBEDDING
     assert configuration.ollama is not None
     assert configuration.ollama.address == Endpoint("gpu-box", 1234)
@@ -90,10 +93,10 @@ def test_a_remote_model_has_an_address_a_key_and_another_name(
         "engine: remote, name: gpt, model: gpt-4o, address: 'https://far.example/openai/v1/', "
         "api_key_env: FAR_KEY",
     )
-    assert isinstance(entry.terms, RemoteTerms)
-    address = entry.terms.address
+    address = entry.options.address
+    assert address is not None
     assert address.url == "https://far.example:443/openai"
-    assert (address.model, address.key) == ("gpt-4o", "s3cret")
+    assert (entry.options.model, address.key) == ("gpt-4o", "s3cret")
     assert "s3cret" not in repr(entry)
 
 
@@ -111,7 +114,7 @@ def test_a_remote_model_has_an_address_a_key_and_another_name(
         ("path: x.gguf, sleep: 1", "llama.cpp takes no sleep", "Leave it out."),
         ("engine: command, name: x, command: [a], health: ready", "is no path of a URL", "/health"),
         ("engine: command, name: x, command: [a], memory: 6", "has no unit", "6.8GiB"),
-        ("engine: vllm, path: hf, cache_type_k: q4_0", "vLLM keeps no KV cache in q4_0", "q8_0"),
+        ("engine: vllm, path: hf, cache_type_k: q4_0", "vllm keeps no KV cache in q4_0", "q8_0"),
         ("engine: vllm, path: hf, tensor_split: '1,2'", "vllm takes no tensor_split", "Leave it out."),
         ("engine: vllm, path: cotenant.yaml", "is a file", "Hugging Face folder"),
         ("engine: remote, name: x, address: 'http://a', api_key_env: NOWHERE_SET", "NOWHERE_SET", "Set it"),

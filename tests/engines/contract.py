@@ -11,14 +11,13 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cotenant.domain.engine_options import CommandTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LaunchTerms
-from cotenant.domain.models import EngineKind
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.launch.launchers import Launchers
 from cotenant.engines.llama_cpp.engine import LlamaHost
@@ -166,7 +165,7 @@ def vllm(folder: Path) -> Subject:
     order = of_kind(
         host_order(hugging_face_folder(folder / "hf")),
         EngineKind.VLLM,
-        VllmTerms((str(vllm_program(folder)),)),
+        EngineOptions(command=(str(vllm_program(folder)),)),
     )
     says = "ERROR torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     return Subject(
@@ -201,7 +200,9 @@ def real_vllm(folder: Path) -> Subject:
 def command(folder: Path) -> Subject:
     program = str(fake_server(folder))
     argv = (program, "--host", "{host}", "--port", "{port}", "--alias", "{model}")
-    order = of_kind(replace(host_order(Path("-")), model_path=None), EngineKind.COMMAND, CommandTerms(argv))
+    order = of_kind(
+        replace(host_order(Path("-")), model_path=None), EngineKind.COMMAND, EngineOptions(command=argv)
+    )
     return Subject(
         CommandHost(LogFolder(folder / "logs")),
         order,
@@ -221,7 +222,7 @@ def ollama(folder: Path) -> Subject:
 
     def order(tag: str) -> EngineOrder:
         plain = replace(host_order(Path("-")), model_path=None)
-        return of_kind(plain, EngineKind.OLLAMA, OllamaTerms(address, tag))
+        return of_kind(plain, EngineKind.OLLAMA, EngineOptions(address=address, model=tag))
 
     def loaded(_: Engine) -> bool:
         return any(model["model"] == "tiny:latest" for model in ask(f"{address.url}/api/ps")["models"])
@@ -247,7 +248,7 @@ def real_ollama_model(folder: Path) -> Subject:
 
     def order(tag: str) -> EngineOrder:
         plain = replace(host_order(Path("-")), model_path=None)
-        return of_kind(plain, EngineKind.OLLAMA, OllamaTerms(daemon.address, tag))
+        return of_kind(plain, EngineKind.OLLAMA, EngineOptions(address=daemon.address, model=tag))
 
     return Subject(
         OllamaHost(look_every_s=0.02),
@@ -267,9 +268,9 @@ def real_ollama_model(folder: Path) -> Subject:
 def remote(folder: Path) -> Subject:
     stack = contextlib.ExitStack()
     port, process = stack.enter_context(openai_server("far-model"))
-    address = Endpoint("127.0.0.1", port, model="far-model", key="s3cret")
+    address = Endpoint("127.0.0.1", port, key="s3cret")
     plain = replace(host_order(Path("-")), model_path=None)
-    order = of_kind(plain, EngineKind.REMOTE, RemoteTerms(address, "/health"))
+    options = EngineOptions(address=address, health_path="/health", model="far-model")
 
     def end(_: Engine) -> None:
         process.kill()
@@ -277,13 +278,17 @@ def remote(folder: Path) -> Subject:
 
     return Subject(
         RemoteHost(watch_every_s=0.02),
-        order,
-        of_kind(plain, EngineKind.REMOTE, RemoteTerms(address, "/forbidden")),
+        of_kind(plain, EngineKind.REMOTE, options),
+        of_kind(
+            plain,
+            EngineKind.REMOTE,
+            EngineOptions(address=address, health_path="/forbidden", model="far-model"),
+        ),
         "does not take the key",
         end,
         "serves no more: nobody answers there",
         lambda engine: False,
-        slow=of_kind(plain, EngineKind.REMOTE, RemoteTerms(replace(address, port=1), "/health")),
+        slow=of_kind(plain, EngineKind.REMOTE, replace(options, address=replace(address, port=1))),
         has_log=False,
         counts_slots=True,
         cleanup=stack,
@@ -311,9 +316,9 @@ OPTIONAL: dict[str, list[pytest.MarkDecorator]] = {
 """Kinds that only a job of their own has a program for."""
 
 
-def of_kind(order: EngineOrder, kind: EngineKind, terms: Any) -> EngineOrder:
+def of_kind(order: EngineOrder, kind: EngineKind, options: EngineOptions) -> EngineOrder:
     recipe = replace(order.placement.recipe, engine=kind)
-    return replace(order, placement=replace(order.placement, recipe=recipe), terms=terms)
+    return replace(order, placement=replace(order.placement, recipe=recipe), options=options)
 
 
 @contextlib.asynccontextmanager

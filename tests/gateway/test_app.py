@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import (
     Endpoint,
     EngineBuild,
@@ -13,7 +14,7 @@ from cotenant.domain.engines import (
     ReportedDevice,
 )
 from cotenant.domain.errors import EngineLoadFailed, QueueFull, WaitTimeout
-from cotenant.domain.models import EngineKind, ModelKind, Parts, Recipe
+from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.requests import ServedModel
 from cotenant.interfaces import DEFAULT_TERMS

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.models import (
     AttentionKind,
     CacheType,
-    EngineKind,
     LayerShape,
     ModelKind,
     ModelShape,

@@ -124,7 +124,7 @@ def _as_json(builds: Builds, chosen: EngineBuild | None, refusal: EngineError | 
     return {
         "engines": [
             {
-                "form": build.form.value,
+                "form": build.form,
                 "version": build.version,
                 "program": build.program,
                 "problem": build.problem,

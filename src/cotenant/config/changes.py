@@ -21,7 +21,7 @@ _OF_THE_ENGINE = frozenset(
         "args",
         "mps_threads_percent",
         "mps_margin_bytes",
-        "terms",
+        "options",
         "launch",
         "stated_bytes",
     ]

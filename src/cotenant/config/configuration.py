@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cotenant.config.model_file_cache import FileSignature
 from cotenant.domain.advisors import AdvisorMode
-from cotenant.domain.engine_options import EngineTerms
+from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import ON_HOST, LaunchTerms
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
@@ -103,7 +103,7 @@ class ModelEntry:
     `keep_alive_s` after its last request, None never; a request waits for it `timeout_s` at most.
     `parts` are all its files, the projector's aside; `signature` changes whenever one of them does.
     `from_folder` says that it is served for being in `models_dir`, without an entry of its own.
-    `path` is None where its file is not read; `terms` are what its kind of engine needs besides,
+    `path` is None where its file is not read; `options` are what its kind of engine needs besides,
     `launch` in what it runs, and `stated_bytes` what the operator says that it takes or, if
     `stated_is_guess`, what its file suggests until it is seen.
     Under MPS it gets `mps_threads_percent` of each card's SMs, None for all, and at most `mps_margin_bytes`
@@ -130,7 +130,7 @@ class ModelEntry:
     from_folder: bool = False
     mps_threads_percent: int | None = None
     mps_margin_bytes: int | None = 512 * MIB
-    terms: EngineTerms | None = None
+    options: EngineOptions = NO_OPTIONS
     launch: LaunchTerms = ON_HOST
     stated_bytes: int | None = None
     stated_is_guess: bool = False

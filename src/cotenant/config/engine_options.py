@@ -1,4 +1,4 @@
-"""What a model's entry says of its engine, where that is another than llama.cpp."""
+"""What a model's entry says of its engine, checked against the traits of its kind."""
 
 from __future__ import annotations
 
@@ -11,41 +11,15 @@ from urllib.parse import urlsplit
 
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import Model
-from cotenant.domain.engine_options import CommandTerms, EngineTerms, OllamaTerms, RemoteTerms, VllmTerms
+from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind, keys_of_some_kinds
+from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LaunchTerms
-from cotenant.domain.models import CacheType, EngineKind, ModelKind, ModelShape, Recipe
+from cotenant.domain.models import ModelKind, ModelShape, Recipe
 
 UNREAD_TIMES: Final = 130
 """Per cent of its files that a command's model is taken to need, until it is seen: KV cache and buffers."""
-OLLAMA_ADDRESS: Final = "http://127.0.0.1:11434"
 _PORTS: Final = {"http": 80, "https": 443}
-_OF_LLAMA_CPP: Final = (
-    "n_ubatch", "flash_attn", "kv_unified", "n_gpu_layers", "split_mode", "split_policy", "tensor_split",
-    "smart_split", "mmap", "mlock", "mmproj",
-)  # fmt: skip
-_OF_FILES: Final = ("ctx", "n_ctx", "n_batch", "cache_type_k", "cache_type_v")
-_REFUSED: Final[Mapping[EngineKind, tuple[str, ...]]] = {
-    EngineKind.LLAMA_CPP: (
-        "address", "api_key", "api_key_env", "model", "command", "stop", "health", "memory", "sleep", "kind",
-    ),
-    EngineKind.VLLM: (
-        "address", "api_key", "api_key_env", "model", "stop", "health", "memory", "kind", *_OF_LLAMA_CPP,
-    ),
-    EngineKind.OLLAMA: (
-        "path", "command", "stop", "health", "sleep", "env", "args", "mps_threads", "mps_memory_margin_mib",
-        "image", "launcher", *_OF_FILES, *_OF_LLAMA_CPP,
-    ),
-    EngineKind.COMMAND: (
-        "address", "api_key", "api_key_env", "sleep", "n_batch", "cache_type_k", "cache_type_v",
-        *_OF_LLAMA_CPP,
-    ),
-    EngineKind.REMOTE: (
-        "path", "command", "stop", "memory", "sleep", "env", "args", "gpus", "mps_threads",
-        "mps_memory_margin_mib", "image", "launcher", *_OF_FILES, *_OF_LLAMA_CPP,
-    ),
-}  # fmt: skip
-"""Keys that mean nothing to a kind of engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +37,27 @@ class Wrong:
 
 def kind_of(model: Model) -> EngineKind:
     """Return the engine kind of an entry."""
-    return model.engine or EngineKind.LLAMA_CPP
+    return model.engine or DEFAULT_KIND
 
 
 def wrong_with(model: Model, recipe: Recipe) -> list[Wrong]:
     """Say which keys do not go with the entry's engine, and which are missing."""
     kind = kind_of(model)
+    traits = kind.traits
     refused = [
         Wrong(key, f"{kind} takes no {key}", "Leave it out.")
-        for key in _REFUSED[kind]
+        for key in sorted(keys_of_some_kinds() - traits.keys)
         if getattr(model, key) is not None
     ]
-    needed = {
-        EngineKind.LLAMA_CPP: "path",
-        EngineKind.VLLM: "path",
-        EngineKind.COMMAND: "command",
-        EngineKind.REMOTE: "address",
-    }.get(kind)
-    if needed is not None and getattr(model, needed) is None:
-        refused.append(Wrong("", f"it has no {needed}, which {kind} needs", f"Add `{needed}:`."))
-    if kind is not EngineKind.LLAMA_CPP and model.path is None and not (model.name or model.model):
+    if traits.needs is not None and getattr(model, traits.needs) is None:
+        refused.append(Wrong("", f"it has no {traits.needs}, which {kind} needs", f"Add `{traits.needs}:`."))
+    elif model.path is None and not (model.name or model.model):
         refused.append(Wrong("", "it has no name", "Add `name:`."))
-    if kind is EngineKind.VLLM and not _vllm_cache(recipe):
-        what = f"vLLM keeps no KV cache in {recipe.cache_type_k} and {recipe.cache_type_v}"
-        refused.append(Wrong("cache_type_k", what, "Give both as f16, or both as q8_0 for its fp8."))
+    cache = {recipe.cache_type_k, recipe.cache_type_v}
+    if traits.cache_types and (len(cache) > 1 or not cache <= set(traits.cache_types)):
+        what = f"{kind} keeps no KV cache in {recipe.cache_type_k} and {recipe.cache_type_v}"
+        hint = f"Give both as {', or both as '.join(traits.cache_types)}."
+        refused.append(Wrong("cache_type_k", what, hint))
     refused += _wrong_launch(model)
     if model.api_key is not None and model.api_key_env is not None:
         refused.append(Wrong("api_key_env", "it has both api_key and api_key_env", "Keep one."))
@@ -112,26 +83,21 @@ def _wrong_launch(model: Model) -> list[Wrong]:
     return []
 
 
-def terms_of(model: Model, ollama: str | None, environment: Mapping[str, str]) -> EngineTerms | None:
-    """Return the terms of an entry that `wrong_with` finds nothing wrong with; None for llama.cpp.
+def options_of(model: Model, daemon: str | None, environment: Mapping[str, str]) -> EngineOptions:
+    """Return the options of an entry that `wrong_with` finds nothing wrong with.
 
-    `ollama` is the address of the hub that entries without their own use.
+    `daemon` is the address of the daemon that entries without their own use, None for the kind's usual one.
     """
-    match kind_of(model):
-        case EngineKind.LLAMA_CPP:
-            return None
-        case EngineKind.VLLM:
-            return VllmTerms(tuple(model.command or VllmTerms().program), model.sleep or 0)
-        case EngineKind.OLLAMA:
-            address = endpoint(model.address or ollama or OLLAMA_ADDRESS)
-            return OllamaTerms(_with_key(address, model, environment), model.model or model.name or "")
-        case EngineKind.COMMAND:
-            health = model.health or CommandTerms(()).health_path
-            return CommandTerms(tuple(model.command or ()), health, tuple(model.stop or ()), model.model)
-        case EngineKind.REMOTE:
-            address = _with_key(endpoint(model.address or ""), model, environment)
-            health = model.health or RemoteTerms(address).health_path
-            return RemoteTerms(replace(address, model=model.model), health)
+    traits = kind_of(model).traits
+    address = model.address or (traits.daemon_address and (daemon or traits.daemon_address))
+    return EngineOptions(
+        command=tuple(model.command or traits.command),
+        stop=tuple(model.stop or ()),
+        health_path=model.health or traits.health_path,
+        address=_with_key(endpoint(address), model, environment) if address else None,
+        model=model.model,
+        sleep=model.sleep or 0,
+    )
 
 
 def endpoint(address: str) -> Endpoint:
@@ -177,13 +143,6 @@ def missing_variable(model: Model, environment: Mapping[str, str] = os.environ) 
     """Return the variable that shall hold the key and is not set."""
     name = model.api_key_env
     return name if name is not None and not environment.get(name) else None
-
-
-def _vllm_cache(recipe: Recipe) -> bool:
-    return recipe.cache_type_k is recipe.cache_type_v and recipe.cache_type_k in (
-        CacheType.F16,
-        CacheType.Q8_0,
-    )
 
 
 def _with_key(address: Endpoint, model: Model, environment: Mapping[str, str]) -> Endpoint:

@@ -22,13 +22,12 @@ from cotenant.config.configuration import (
     ServerSettings,
 )
 from cotenant.config.engine_options import (
-    OLLAMA_ADDRESS,
     UNREAD_TIMES,
     endpoint,
     kind_of,
     launch_of,
     missing_variable,
-    terms_of,
+    options_of,
     unread_shape,
     weights_bytes,
     wrong_with,
@@ -41,9 +40,10 @@ from cotenant.config.schema import Model, RecipeSection
 from cotenant.config.section_values import keep_alive_of, mps_shares_of, recipe_of, timeouts_of, told_of
 from cotenant.config.services import services_settings
 from cotenant.config.settings import Given
+from cotenant.domain.engine_kinds import EngineKind, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
-from cotenant.domain.models import EngineKind, ModelKind, Recipe
+from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
 from cotenant.domain.recipes import check_recipe
 from cotenant.domain.units import MIB
@@ -183,7 +183,9 @@ class _Resolution:
         section = self._settings.ollama
         if section is None:
             return None
-        return OllamaSettings(endpoint(section.address or OLLAMA_ADDRESS), section.gpus or ())
+        return OllamaSettings(
+            endpoint(section.address or EngineKind.OLLAMA.traits.daemon_address or ""), section.gpus or ()
+        )
 
     def _entry(self, number: int, model: Model) -> tuple[int, ModelEntry] | None:
         key: KeyPath = ("models", number)
@@ -197,6 +199,7 @@ class _Resolution:
             self._complain(
                 (*key, "api_key_env"), f"the variable {unset} is not set", "Set it, or correct it."
             )
+        ollama = self._settings.ollama
         base = None if wrongs else self._base_entry(key, model, recipe)
         if base is None:
             return None
@@ -213,18 +216,18 @@ class _Resolution:
             from_folder=False,
             timeout_s=model.timeout or base.timeout_s,
             launch=launch_of(model, self._base),
+            options=options_of(model, ollama.address if ollama else None, os.environ),
             **told_of(model, "preload", "pinned", "priority"),
             **mps_shares_of(model),
         )
 
     def _base_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
         """Return what a model is, read from its file where its kind of engine has one."""
-        if recipe.engine is EngineKind.LLAMA_CPP:
-            return self._llama_entry(key, model, recipe)
-        hub = self._settings.ollama
-        terms = terms_of(model, hub.address if hub else None, os.environ)
+        reads = recipe.engine.traits.reads
+        if reads is ModelFormat.GGUF:
+            return self._gguf_entry(key, model, recipe)
         path = self._path(model.path)
-        if path is not None and recipe.engine is EngineKind.VLLM:
+        if path is not None and reads is ModelFormat.FOLDER:
             file = self._open((*key, "path"), path, self._library.open_folder)
             if file is None:
                 return None
@@ -232,7 +235,7 @@ class _Resolution:
             if longest and model.ctx is None and model.n_ctx is None:
                 # vLLM refuses a context beyond what the model takes, where llama.cpp goes on.
                 recipe = replace(recipe, n_ctx=min(recipe.n_ctx, longest))
-            return replace(self._served(model.name or path.name, file, None, recipe), terms=terms)
+            return self._served(model.name or path.name, file, None, recipe)
         name = model.name or model.model or ""
         if not NAME.fullmatch(name):
             self._complain((*key, "model"), f"{shown(name)} cannot be a name", "Add `name:`.")
@@ -247,13 +250,12 @@ class _Resolution:
             shape=unread_shape(name, model.kind or ModelKind.TEXT),
             signature=() if path is None else tuple(filter(None, [signature(path)])),
             parts=(),
-            terms=terms,
             stated_bytes=stated or None,
             stated_is_guess=model.memory is None,
             timeout_s=self._defaults.timeout_for(model.kind or ModelKind.TEXT, vision=False),
         )
 
-    def _llama_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
+    def _gguf_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
         path = self._path(model.path)
         file = None if path is None else self._open((*key, "path"), path)
         if file is None:

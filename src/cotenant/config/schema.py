@@ -35,8 +35,9 @@ from cotenant.config.sections import (
 from cotenant.config.service_schema import Services
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.devices import DeviceOrder
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.launching import LauncherKind
-from cotenant.domain.models import EngineKind, FlashAttention, ModelKind, SplitMode, SplitPolicy
+from cotenant.domain.models import FlashAttention, ModelKind, SplitMode, SplitPolicy
 from cotenant.domain.profiles import Profile
 from cotenant.domain.recipes import MAX_PARALLEL
 from cotenant.domain.sharing import MpsGroup, MpsMode

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.clock import SystemClock
-from cotenant.domain.models import EngineKind
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.planning.advice import plan
@@ -21,10 +21,10 @@ def place_on_this_machine(
 ) -> Placement | Refusal:
     """Return the placement itself, or one in host RAM where the GPUs of the placement are described ones.
 
-    A `rehearsal` loads nothing, so that no budget limits it. Engines other than llama.cpp are started as
-    planned: what they do without the GPUs is theirs to say.
+    A `rehearsal` loads nothing, so that no budget limits it. Engines that are not planned per layer
+    are started as planned: they decide themselves what to do without the GPUs.
     """
-    if request.recipe.engine is not EngineKind.LLAMA_CPP:
+    if request.recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
         return placement
     if not any(share.device.described for share in placement.used_shares):
         return placement

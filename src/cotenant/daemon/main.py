@@ -224,7 +224,7 @@ class _Daemon:
             if await self._loaded_first():
                 await self._serve_until_stopped(self._cards, after_ready)
         finally:
-            self._engines.hosts.vllm.sleeps = False
+            self._engines.hosts.forbid_sleep()
             await self._loop.stop(0 if self._hurry.is_set() else _LAST_ENGINES_S)
             await self._engines.close()
             await self._sharing.close()

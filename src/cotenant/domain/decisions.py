@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cotenant.domain.devices import GpuProcess
+from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.models import EngineKind
 
 
 class DecisionKind(StrEnum):
@@ -99,7 +99,7 @@ class ModelStatus:
     last_failure: str | None = None
     last_cause: Cause | None = None
     load: LoadProgress | None = None
-    runtime: EngineKind = EngineKind.LLAMA_CPP
+    runtime: EngineKind = DEFAULT_KIND
 
 
 @dataclass(frozen=True, slots=True)

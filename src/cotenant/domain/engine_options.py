@@ -1,52 +1,29 @@
-"""What the operator says of a model's engine beyond its recipe, by kind; llama.cpp needs nothing."""
+"""What the operator says of a model's engine beyond its recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from cotenant.domain.engines import Endpoint
 
 
 @dataclass(frozen=True, slots=True)
-class VllmTerms:
-    """`program` starts vLLM's server; `sleep` is the level at which it sleeps in place of ending, 0 never.
+class EngineOptions:
+    """Each kind of engine reads those that its traits name as `keys`.
 
-    At level 1 the weights wait in host RAM, at level 2 nowhere: they are read again.
+    `command` starts it and `stop` ends it: both may hold the words in braces that `docs/engines.md` lists;
+    without `stop` it gets SIGTERM. `health_path` answers 200 once it serves. `address` is a server that
+    others run, with its key. `model` is the model's name on the server, None where it is the same.
+    `sleep` is the level at which it sleeps in place of ending, 0 never: at level 1 the weights wait in host
+    RAM, at level 2 nowhere, so that they are read again.
     """
 
-    program: tuple[str, ...] = ("vllm",)
+    command: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    health_path: str = "/health"
+    address: Endpoint | None = None
+    model: str | None = None
     sleep: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class OllamaTerms:
-    """A model `tag` of the Ollama daemon at `address`."""
-
-    address: Endpoint
-    tag: str
-
-
-@dataclass(frozen=True, slots=True)
-class CommandTerms:
-    """Any server of OpenAI's API: what starts it, what tells that it is ready, what ends it.
-
-    `argv` and `stop` may hold the words in braces that `docs/engines.md` lists. Without `stop` it gets
-    SIGTERM. `model` is the name that it knows the model by, None for the model's own.
-    """
-
-    argv: tuple[str, ...]
-    health_path: str = "/health"
-    stop: tuple[str, ...] = ()
-    model: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteTerms:
-    """A model of another server of OpenAI's API; `address` holds its name there, and the key."""
-
-    address: Endpoint
-    health_path: str = "/v1/models"
-
-
-EngineTerms: TypeAlias = VllmTerms | OllamaTerms | CommandTerms | RemoteTerms
+NO_OPTIONS = EngineOptions()

@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.models import EngineKind, Parts
+from cotenant.domain.models import Parts
 
 
 class EngineForm(StrEnum):
-    """How an engine's program comes."""
+    """The forms that llama.cpp's program has; of another kind of engine the form is its name."""
 
     SERVER = "llama-server"
     EMBEDDED = "xllamacpp"
-    VLLM = "vllm"
-    OLLAMA = "ollama"
-    COMMAND = "command"
-    REMOTE = "remote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class EngineBuild:
     """
 
     kind: EngineKind
-    form: EngineForm
+    form: str
     program: str
     version: str
     devices: tuple[EngineDevice, ...] = ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind
+
 
 class CacheType(StrEnum):
     """Element type of the KV cache, by the engine's name."""
@@ -49,16 +51,6 @@ class SplitPolicy(StrEnum):
     SPEED = "speed"
 
 
-class EngineKind(StrEnum):
-    """The program that runs a model."""
-
-    LLAMA_CPP = "llama.cpp"
-    VLLM = "vllm"
-    OLLAMA = "ollama"
-    COMMAND = "command"
-    REMOTE = "remote"
-
-
 ALL_LAYERS = "all"
 MOST_LAYERS = "auto"
 
@@ -74,7 +66,7 @@ class Recipe:
     `kv_unified`: one KV stream shared by all slots, or one per slot.
     """
 
-    engine: EngineKind = EngineKind.LLAMA_CPP
+    engine: EngineKind = DEFAULT_KIND
     n_ctx: int = 4096
     parallel: int = 4
     n_batch: int = 2048

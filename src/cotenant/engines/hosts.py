@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.models import EngineKind
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.engines.base.sleeping import Meter, SleepingHost
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.launch.launchers import Launchers
+from cotenant.engines.launch.plan import Launcher
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.remote.engine import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
-from cotenant.engines.vllm.sleep import Meter
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 
 
-class Hosts:
-    """Starts the engine that an order's recipe names. `vllm` keeps what sleeps."""
+@dataclass(frozen=True, slots=True)
+class HostInputs:
+    """What a host may need. `exclusive` are the cards that admit one process at a time.
 
-    def __init__(
-        self, llama_cpp: EngineHost, logs: LogFolder, meter: Meter, exclusive: Set[DeviceId]
-    ) -> None:
-        launchers = Launchers()
-        self.vllm = VllmHost(logs, meter, exclusive=exclusive, launcher=launchers)
-        self._by_kind: Mapping[EngineKind, EngineHost] = {
-            EngineKind.LLAMA_CPP: llama_cpp,
-            EngineKind.VLLM: self.vllm,
-            EngineKind.OLLAMA: OllamaHost(),
-            EngineKind.COMMAND: CommandHost(logs, exclusive=exclusive, launcher=launchers),
-            EngineKind.REMOTE: RemoteHost(),
-        }
+    `llama_server` is the operator's own, `cuda_version` the driver's.
+    """
 
-    @classmethod
-    def of_this_machine(
-        cls,
-        log_dir: Path,
-        meter: Meter,
-        *,
-        llama_server: Path | None,
-        cuda_version: str | None,
-        exclusive: Set[DeviceId],
-    ) -> Hosts:
-        """Make a host of each kind, all with one folder of logs."""
-        logs = LogFolder(log_dir)
-        llama_cpp = LlamaHost(
-            log_dir=logs,
-            configured=llama_server,
-            cuda_version=cuda_version,
-            exclusive=exclusive,
-            launcher=Launchers(),
-        )
-        return cls(llama_cpp, logs, meter, exclusive)
+    logs: LogFolder
+    meter: Meter
+    exclusive: Set[DeviceId] = frozenset()
+    llama_server: Path | None = None
+    cuda_version: str | None = None
+    launcher: Launcher = field(default_factory=Launchers)
+
+
+HOSTS: Final[Mapping[EngineKind, Callable[[HostInputs], EngineHost]]] = {
+    EngineKind.LLAMA_CPP: lambda given: LlamaHost(
+        log_dir=given.logs,
+        configured=given.llama_server,
+        cuda_version=given.cuda_version,
+        exclusive=given.exclusive,
+        launcher=given.launcher,
+    ),
+    EngineKind.VLLM: lambda given: VllmHost(
+        given.logs, given.meter, exclusive=given.exclusive, launcher=given.launcher
+    ),
+    EngineKind.OLLAMA: lambda given: OllamaHost(),
+    EngineKind.COMMAND: lambda given: CommandHost(
+        given.logs, exclusive=given.exclusive, launcher=given.launcher
+    ),
+    EngineKind.REMOTE: lambda given: RemoteHost(),
+}
+
+
+class EngineHosts:
+    """Starts the engine that an order's recipe names; some hosts keep engines that sleep."""
+
+    def __init__(self, inputs: HostInputs) -> None:
+        self._by_kind = {kind: make(inputs) for kind, make in HOSTS.items()}
+        self._sleeping = [host for host in self._by_kind.values() if isinstance(host, SleepingHost)]
 
     async def start(self, order: EngineOrder) -> Engine:
         """Start loading. Raises CotenantError before anything runs."""
         return await self._by_kind[order.placement.recipe.engine].start(order)
+
+    @property
+    def asleep(self) -> Mapping[str, int]:
+        """The process of each model that sleeps."""
+        return {name: pid for host in self._sleeping for name, pid in host.asleep.items()}
+
+    async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:
+        """End what sleeps, except the models in `keep`, and return the names."""
+        return [name for host in self._sleeping for name in await host.end_sleeping(keep)]
+
+    def forbid_sleep(self) -> None:
+        """End all engines from now on, in place of putting them to sleep."""
+        for host in self._sleeping:
+            host.sleeps = False

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import (
     MOST_LAYERS,
     CacheType,
-    EngineKind,
     FlashAttention,
     LayerShape,
     ModelShape,
@@ -47,7 +47,7 @@ _BITS_PER_WEIGHT: Final = {
 def plan(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
     """Place a model; a Refusal comes with what would fit. Raises BadSplit for a manual split."""
     result = place(request, budgets, rules)
-    computed = request.recipe.engine is EngineKind.LLAMA_CPP
+    computed = request.recipe.engine.traits.planning is PlanMethod.PER_LAYER
     if isinstance(result, Placement) or not result.shortfalls or not computed:
         return result
     return replace(result, remedies=tuple(_remedies(request, tuple(budgets), rules)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 from cotenant.analysis.footprint import Costs
 from cotenant.domain.devices import HOST_ID, DeviceKind
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import (
     ALL_LAYERS,
     MOST_LAYERS,
-    EngineKind,
     FlashAttention,
     ModelShape,
     Parts,
@@ -48,16 +49,7 @@ def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -
     Host RAM is used as a device only where it is the sole one, or where the recipe asks for no layer on a
     GPU. Raises BadSplit for a manual split that does not match.
     """
-    recipe = request.recipe
-    match recipe.engine:
-        case EngineKind.REMOTE:
-            return place_nowhere(request.name, recipe)
-        case EngineKind.OLLAMA | EngineKind.COMMAND:
-            return place_whole(request.name, request.shape, recipe, request.stated_bytes, budgets)
-        case EngineKind.VLLM:
-            return place_sharded(request.name, request.shape, recipe, budgets, rules)
-        case EngineKind.LLAMA_CPP:
-            return _place_layers(request, budgets, rules)
+    return PLANNERS[request.recipe.engine.traits.planning](request, budgets, rules)
 
 
 def _place_layers(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
@@ -72,6 +64,20 @@ def _place_layers(request: PlanRequest, budgets: Sequence[Budget], rules: Budget
         return attempt.on_host()
     results = [attempt.on_gpus(group) for group in _groups(gpus)]
     return next((result for result in results if isinstance(result, Placement)), results[0])
+
+
+Planner: TypeAlias = Callable[[PlanRequest, Sequence[Budget], BudgetRules], Placement | Refusal]
+
+PLANNERS: Final[Mapping[PlanMethod, Planner]] = {
+    PlanMethod.PER_LAYER: _place_layers,
+    PlanMethod.TENSOR_PARALLEL: lambda request, budgets, rules: place_sharded(
+        request.name, request.shape, request.recipe, budgets, rules
+    ),
+    PlanMethod.WHOLE: lambda request, budgets, _: place_whole(
+        request.name, request.shape, request.recipe, request.stated_bytes, budgets
+    ),
+    PlanMethod.NONE: lambda request, _, __: place_nowhere(request.name, request.recipe),
+}
 
 
 def _groups(gpus: list[Budget]) -> list[list[Budget]]:
@@ -102,9 +108,9 @@ def leave_to_engine(
 ) -> Placement | Refusal:
     """Lay a model out evenly, budgets or not, for an engine that will fit itself to these devices.
 
-    Only llama.cpp does so; for other kinds it is `place`.
+    Only an engine that is planned per layer does so; for others it is `place`.
     """
-    if request.recipe.engine is not EngineKind.LLAMA_CPP:
+    if request.recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
         return place(request, budgets, rules)
     usable = [b for b in budgets if b.left_out is None and b.device.kind is not DeviceKind.HOST]
     if not usable:

@@ -14,6 +14,7 @@ from cotenant.daemon.core.fleet import spec_of
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm
 from cotenant.domain.errors import (
     DoesNotFit,
@@ -24,7 +25,7 @@ from cotenant.domain.errors import (
     WaitTimeout,
 )
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.models import EngineKind, Recipe
+from cotenant.domain.models import Recipe
 from cotenant.domain.residencies import TicketId
 from cotenant.domain.units import GIB, MIB
 from cotenant.interfaces import LeaseTerms

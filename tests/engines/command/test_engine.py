@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.engine_options import CommandTerms
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.models import EngineKind, Parts
+from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB
 from cotenant.engines.command.engine import CommandHost, fill
 from cotenant.engines.process import http_probe
@@ -19,7 +20,9 @@ from tests.support.engines.orders import fake_server, host_order
 
 
 def ordered(argv: tuple[str, ...], stop: tuple[str, ...] = ()) -> EngineOrder:
-    order = of_kind(host_order(Path("/models/m.gguf")), EngineKind.COMMAND, CommandTerms(argv, stop=stop))
+    order = of_kind(
+        host_order(Path("/models/m.gguf")), EngineKind.COMMAND, EngineOptions(command=argv, stop=stop)
+    )
     (share,) = order.placement.shares
     shares = (replace(share, parts=Parts(weights=600 * MIB)),)
     return replace(order, placement=replace(order.placement, shares=shares))

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineDevice, EngineForm
 from cotenant.domain.errors import EngineLacksDevice, EngineMissing
-from cotenant.domain.models import EngineKind
 from cotenant.engines.llama_cpp.builds import (
     Builds,
     choose,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.engine_options import OllamaTerms
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
-from cotenant.domain.models import EngineKind
 from cotenant.domain.units import GIB, MIB
-from cotenant.engines.ollama.client import HubFacts, OllamaHub, default_context, same_tag
+from cotenant.engines.ollama.client import ModelFacts, OllamaClient, default_context, same_tag
 from cotenant.engines.ollama.engine import OllamaEngine, OllamaHost
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import complete, of_kind, running
@@ -30,11 +30,11 @@ def address() -> Iterator[Endpoint]:
 
 
 def ordered(address: Endpoint, tag: str) -> EngineOrder:
-    return of_kind(host_order(Path("-")), EngineKind.OLLAMA, OllamaTerms(address, tag))
+    return of_kind(host_order(Path("-")), EngineKind.OLLAMA, EngineOptions(address=address, model=tag))
 
 
 async def test_a_hub_tells_what_it_has_and_what_it_has_loaded(address: Endpoint) -> None:
-    hub = OllamaHub(address)
+    hub = OllamaClient(address)
     models = await hub.models()
     assert models is not None
     tiny = models[0]
@@ -52,15 +52,15 @@ async def test_a_hub_tells_what_it_has_and_what_it_has_loaded(address: Endpoint)
 
 
 async def test_an_estimate_counts_the_file_the_cache_of_its_context_and_a_margin(address: Endpoint) -> None:
-    facts = await OllamaHub(address).facts("tiny")
+    facts = await OllamaClient(address).facts("tiny")
     assert facts is not None
     row = 2 * 2 * (256 // 4) * 4
     assert facts.estimate_bytes(300 * MIB, default_ctx=4096) == 300 * MIB + 2048 * row * 2 + 512 * MIB
 
 
 def test_without_a_context_of_its_own_a_model_gets_ollamas_default_as_far_as_it_was_trained() -> None:
-    assert HubFacts(token_bytes=1000).estimate_bytes(0, 32768) == 32768 * 1000 + 512 * MIB
-    assert HubFacts(token_bytes=1000, n_ctx_train=8192).estimate_bytes(0, 32768) == 8192 * 1000 + 512 * MIB
+    assert ModelFacts(token_bytes=1000).estimate_bytes(0, 32768) == 32768 * 1000 + 512 * MIB
+    assert ModelFacts(token_bytes=1000, n_ctx_train=8192).estimate_bytes(0, 32768) == 8192 * 1000 + 512 * MIB
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_default_context_depends_on_the_gpus_since_0_15_5(version: str, gpus
 
 
 async def test_what_does_not_answer_as_ollama_does_is_not_known() -> None:
-    hub = OllamaHub(Endpoint("127.0.0.1", 1))
+    hub = OllamaClient(Endpoint("127.0.0.1", 1))
     assert await hub.models() is None
     assert await hub.loaded() is None
     assert await hub.version() is None

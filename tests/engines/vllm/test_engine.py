@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.domain.engine_options import VllmTerms
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.errors import EngineLoadFailed, EngineMissing
-from cotenant.domain.models import CacheType, EngineKind, ModelKind, Parts
+from cotenant.domain.models import CacheType, ModelKind, Parts
 from cotenant.domain.units import GIB
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.vllm.arguments import vllm_argv, vllm_environment
@@ -38,7 +39,7 @@ class Scales:
 
 def on_cards(count: int, *, sleep: int = 0, **recipe: object) -> EngineOrder:
     """An order over cards of 24 GiB, 6 GiB planned on each, of which 1 is context and graphs."""
-    order = of_kind(gpu_order((5,) * count, **recipe), EngineKind.VLLM, VllmTerms(sleep=sleep))
+    order = of_kind(gpu_order((5,) * count, **recipe), EngineKind.VLLM, EngineOptions(sleep=sleep))
     parts = Parts(weights=4 * GIB, kv=GIB // 2, compute=GIB // 2, overhead=GIB)
     shares = tuple(replace(share, parts=parts) for share in order.placement.shares)
     return replace(order, placement=replace(order.placement, shares=shares))
@@ -76,8 +77,8 @@ def test_its_cache_is_told_to_the_byte_so_that_others_who_load_meanwhile_do_not_
     )
 
 
-def in_host_ram(**terms: int) -> EngineOrder:
-    order = of_kind(host_order(Path("m")), EngineKind.VLLM, VllmTerms(**terms))
+def in_host_ram(**options: int) -> EngineOrder:
+    order = of_kind(host_order(Path("m")), EngineKind.VLLM, EngineOptions(**options))
     (share,) = order.placement.shares
     told = replace(share, parts=Parts(weights=4 * GIB, kv=GIB, compute=GIB, overhead=2 * GIB))
     return replace(order, placement=replace(order.placement, shares=(told,)))
@@ -138,15 +139,15 @@ def test_a_release_is_told_by_what_is_installed_beside_the_program(tmp_path: Pat
 @pytest.mark.parametrize("version", ["0.9.2", "0.10.1.1"])
 async def test_a_release_that_is_too_old_is_refused_before_it_starts(tmp_path: Path, version: str) -> None:
     program = environment_with(tmp_path, version)
-    order = of_kind(host_order(tmp_path), EngineKind.VLLM, VllmTerms((str(program),)))
+    order = of_kind(host_order(tmp_path), EngineKind.VLLM, EngineOptions(command=(str(program),)))
     with pytest.raises(EngineMissing, match=f"vLLM {version} is too old: 0.10.2 or newer") as refused:
         await VllmHost(LogFolder(tmp_path / "logs"), NoMeter()).start(order)
     assert "pip install" in refused.value.hint
 
 
 def sleeper(folder: Path, level: int = 1) -> EngineOrder:
-    terms = VllmTerms((str(vllm_program(folder)),), sleep=level)
-    order = of_kind(gpu_order((5,), n_ctx=512, parallel=2), EngineKind.VLLM, terms)
+    options = EngineOptions(command=(str(vllm_program(folder)),), sleep=level)
+    order = of_kind(gpu_order((5,), n_ctx=512, parallel=2), EngineKind.VLLM, options)
     return replace(order, name="tiny", model_path=hugging_face_folder(folder / "hf"))
 
 
@@ -267,7 +268,7 @@ async def test_what_sleeps_ends_when_it_is_to_make_room_and_a_kept_one_does_not(
     host = VllmHost(LogFolder(tmp_path / "logs"), NoMeter())
     engine = await loaded(host, sleeper(tmp_path))
     await engine.stop(2)
-    assert await host.release({"tiny"}) == []
+    assert await host.end_sleeping({"tiny"}) == []
     assert not engine.ended
-    assert await host.release() == ["tiny"]
+    assert await host.end_sleeping() == ["tiny"]
     assert engine.ended

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from cotenant.domain.models import EngineKind, ModelKind, Recipe
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.gateway.inference.dialects import TARGETS
 from tests.gateway import stub

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.errors import CotenantError, NotOnHub
 from cotenant.domain.hub import PullStep
-from cotenant.domain.models import EngineKind, ModelKind, Recipe
+from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.requests import ModelFile, ServedModel
 from tests.gateway import stub
 from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving

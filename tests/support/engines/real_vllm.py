@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from cotenant.domain.engine_options import VllmTerms
-from cotenant.domain.models import EngineKind, Recipe
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
+from cotenant.domain.models import Recipe
 from cotenant.domain.placements import Budget, Placement
 from cotenant.domain.units import GIB
 from cotenant.interfaces import EngineOrder
@@ -63,5 +64,5 @@ def vllm_order(
     budget = Budget(HOST, 64 * GIB, 64 * GIB)
     placement = place_sharded("tiny", shape, told, [budget], BudgetRules())
     assert isinstance(placement, Placement)
-    terms = VllmTerms((str(program()),), sleep=sleep)
-    return EngineOrder("tiny", path, shape.kind, placement, env=ENV, args=(*QUICKLY, *args), terms=terms)
+    options = EngineOptions(command=(str(program()),), sleep=sleep)
+    return EngineOrder("tiny", path, shape.kind, placement, env=ENV, args=(*QUICKLY, *args), options=options)

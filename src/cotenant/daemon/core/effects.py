@@ -187,7 +187,7 @@ class Effects:
             env={**shared, **entry.env},
             args=entry.args,
             launch=entry.launch,
-            terms=entry.terms,
+            options=entry.options,
         )
         engine = running.engine = await self._host.start(order)
         await engine.wait_ready(self._load_timeout_s)

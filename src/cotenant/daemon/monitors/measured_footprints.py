@@ -7,7 +7,6 @@ from typing import Final
 
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.loop import Loop
-from cotenant.domain.models import EngineKind
 from cotenant.domain.residencies import ResidencyState
 
 _MARGIN: Final = 1.05
@@ -31,7 +30,7 @@ class Footprints:
         """Take in what the last Readings say of each command that is loaded."""
         for residency, _ in self._loop.loaded():
             entry = self._loop.entry(residency.model)
-            if entry is None or entry.recipe.engine is not EngineKind.COMMAND:
+            if entry is None or not entry.recipe.engine.traits.learns_from_readings:
                 continue
             held = residency.measured_bytes
             if residency.state is not ResidencyState.READY or not held:

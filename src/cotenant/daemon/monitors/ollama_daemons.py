@@ -18,16 +18,17 @@ from cotenant.daemon.core.fleet import may_use
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.monitors.attribution import EngineUsage
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
-from cotenant.domain.engine_options import OllamaTerms
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.models import ModelKind
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.engines.ollama.client import (
     LATEST,
-    HubFacts,
-    HubLoaded,
-    HubModel,
-    OllamaHub,
+    LoadedModel,
+    ModelFacts,
+    OllamaClient,
+    OllamaModel,
     default_context,
     same_tag,
 )
@@ -40,18 +41,18 @@ _EMBEDDERS: Final = ("bert", "nomic")
 
 
 @dataclass(slots=True)
-class _Hub:
+class _Daemon:
     """One daemon as last seen; `answers` is None before it was first asked."""
 
-    asked: OllamaHub
+    asked: OllamaClient
     answers: bool | None = None
     version: str = ""
-    models: tuple[HubModel, ...] = ()
-    loaded: tuple[HubLoaded, ...] = ()
-    facts: dict[HubModel, HubFacts] = field(default_factory=dict)
-    by_name: dict[str, tuple[HubModel, HubFacts]] = field(default_factory=dict)
+    models: tuple[OllamaModel, ...] = ()
+    loaded: tuple[LoadedModel, ...] = ()
+    facts: dict[OllamaModel, ModelFacts] = field(default_factory=dict)
+    by_name: dict[str, tuple[OllamaModel, ModelFacts]] = field(default_factory=dict)
 
-    def of(self, tag: str) -> tuple[HubModel, HubFacts] | None:
+    def of(self, tag: str) -> tuple[OllamaModel, ModelFacts] | None:
         """Return the model of a tag, and what was shown of it."""
         return self.by_name.get(tag.removesuffix(LATEST))
 
@@ -63,7 +64,7 @@ class _Hub:
         return known is not None and other is not None and known[1].weights == other[1].weights != ""
 
 
-class HubWatch:
+class OllamaDaemons:
     """Asks every Ollama daemon that models are configured of, each second.
 
     Ollama chooses a model's GPUs itself and does not tell them: on a machine with several, what it holds is
@@ -76,7 +77,7 @@ class HubWatch:
         self._loop = loop
         self._served = served
         self._look_every_s = look_every_s
-        self._hubs: dict[Endpoint, _Hub] = {}
+        self._daemons: dict[Endpoint, _Daemon] = {}
         # Since the daemons were last asked: what has gone meanwhile is still in their answer.
         self._lately_ours: set[tuple[Endpoint, str]] = set()
         # What was never seen loaded is estimated anew: GPUs may be read, or a model be made anew, meanwhile.
@@ -94,16 +95,16 @@ class HubWatch:
         """Ask every daemon once, and serve and count what it says."""
         configuration = self._served.configuration
         wanted = _addresses(configuration)
-        self._hubs = {a: self._hubs.get(a) or _Hub(OllamaHub(a)) for a in wanted}
-        before = {address: hub.loaded for address, hub in self._hubs.items()}
+        self._daemons = {a: self._daemons.get(a) or _Daemon(OllamaClient(a)) for a in wanted}
+        before = {address: daemon.loaded for address, daemon in self._daemons.items()}
         self._lately_ours = set()
         self.usage()
-        await asyncio.gather(*(self._ask(hub) for hub in self._hubs.values()))
+        await asyncio.gather(*(self._ask(daemon) for daemon in self._daemons.values()))
         settings = configuration.ollama
-        if settings is not None and (hub := self._hubs.get(settings.address)) is not None:
-            self._served.offer(_entries(configuration, hub))
+        if settings is not None and (daemon := self._daemons.get(settings.address)) is not None:
+            self._served.offer(_entries(configuration, daemon))
         self._learn()
-        if before != {address: hub.loaded for address, hub in self._hubs.items()}:
+        if before != {address: daemon.loaded for address, daemon in self._daemons.items()}:
             self._served.changed()
 
     def usage(self) -> EngineUsage:
@@ -112,57 +113,59 @@ class HubWatch:
         ours: set[tuple[Endpoint, str]] = set()
         for residency, running in self._loop.loaded():
             entry = self._loop.entry(residency.model)
-            if entry is None or not isinstance(entry.terms, OllamaTerms):
+            address = None if entry is None else _address(entry)
+            if entry is None or address is None:
                 continue
-            ours.add((entry.terms.address, entry.terms.tag.removesuffix(LATEST)))
+            ours.add((address, _tag(entry).removesuffix(LATEST)))
             held[residency.id] = _held(residency, running)
         self._lately_ours |= ours
         return EngineUsage(ollama=held, ollama_foreign_bytes=self._foreign())
 
-    async def _ask(self, hub: _Hub) -> None:
-        loaded = await hub.asked.loaded()
-        models = None if loaded is None else await hub.asked.models()
+    async def _ask(self, daemon: _Daemon) -> None:
+        loaded = await daemon.asked.loaded()
+        models = None if loaded is None else await daemon.asked.models()
         if loaded is None or models is None:
-            if hub.answers is not False:
-                _LOG.warning("no Ollama answers at %s: it is asked again", hub.asked.address.url)
-            hub.answers, hub.loaded = False, ()
+            if daemon.answers is not False:
+                _LOG.warning("no Ollama answers at %s: it is asked again", daemon.asked.address.url)
+            daemon.answers, daemon.loaded = False, ()
             return
-        if not hub.answers:
-            hub.version = await hub.asked.version() or ""
-            _LOG.info("Ollama answers at %s: it has %d models", hub.asked.address.url, len(models))
-        hub.answers, hub.loaded, hub.models = True, loaded, models
+        if not daemon.answers:
+            daemon.version = await daemon.asked.version() or ""
+            _LOG.info("Ollama answers at %s: it has %d models", daemon.asked.address.url, len(models))
+        daemon.answers, daemon.loaded, daemon.models = True, loaded, models
         for model in models:
-            if model not in hub.facts and (facts := await hub.asked.facts(model.tag)) is not None:
-                hub.facts[model] = facts
-        hub.facts = {model: hub.facts[model] for model in models if model in hub.facts}
-        hub.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in hub.facts.items()}
+            if model not in daemon.facts and (facts := await daemon.asked.facts(model.tag)) is not None:
+                daemon.facts[model] = facts
+        daemon.facts = {model: daemon.facts[model] for model in models if model in daemon.facts}
+        daemon.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in daemon.facts.items()}
 
     def _learn(self) -> None:
         """Plan each model by what it was last seen to hold, else by an estimate."""
         known: dict[str, int] = {}
         for entry in self._served.models:
-            terms = entry.terms
-            hub = self._hubs.get(terms.address) if isinstance(terms, OllamaTerms) else None
-            if hub is None or not isinstance(terms, OllamaTerms):
+            address = _address(entry)
+            daemon = None if address is None else self._daemons.get(address)
+            if address is None or daemon is None:
                 continue
-            seen = next((each for each in hub.loaded if hub.are_one(each.tag, terms.tag)), None)
+            tag = _tag(entry)
+            seen = next((each for each in daemon.loaded if daemon.are_one(each.tag, tag)), None)
             if seen is not None:
                 self._estimates.discard(entry.name)
                 known[entry.name] = int(_MARGIN * (seen.gpu_bytes or seen.total_bytes))
             elif entry.name not in self._served.learned or entry.name in self._estimates:
-                shown = hub.of(terms.tag)
+                shown = daemon.of(tag)
                 if shown is not None:
                     model, facts = shown
-                    n_ctx = default_context(hub.version, self._gpu_bytes(terms.address))
+                    n_ctx = default_context(daemon.version, self._gpu_bytes(address))
                     self._estimates.add(entry.name)
                     known[entry.name] = facts.estimate_bytes(model.file_bytes, n_ctx)
         self._served.learn(known)
 
     def _foreign(self) -> Mapping[DeviceId, int]:
         foreign: dict[DeviceId, int] = {}
-        for address, hub in self._hubs.items():
+        for address, daemon in self._daemons.items():
             ours = [tag for where, tag in self._lately_ours if where == address]
-            theirs = [e for e in hub.loaded if not any(hub.are_one(e.tag, tag) for tag in ours)]
+            theirs = [e for e in daemon.loaded if not any(daemon.are_one(e.tag, tag) for tag in ours)]
             device = next(self._gpus_of(address), None)
             if theirs and device is not None:
                 foreign[device.id] = foreign.get(device.id, 0) + sum(each.gpu_bytes for each in theirs)
@@ -173,9 +176,7 @@ class HubWatch:
 
     def _gpus_of(self, address: Endpoint) -> Iterator[Device]:
         """Yield the GPUs that models of a daemon may use."""
-        entries = [
-            e for e in self._served.models if isinstance(e.terms, OllamaTerms) and e.terms.address == address
-        ]
+        entries = [entry for entry in self._served.models if _address(entry) == address]
         for device in self._loop.devices_read():
             if device.kind is DeviceKind.HOST:
                 continue
@@ -192,27 +193,36 @@ def _held(residency: Residency, running: Running) -> Mapping[DeviceId, int]:
     return dict.fromkeys(list(residency.bytes_by_device)[:1], on_gpus)
 
 
+def _address(entry: ModelEntry) -> Endpoint | None:
+    """Return the address of the daemon that has a model; None for models of other kinds of engines."""
+    return entry.options.address if entry.recipe.engine is EngineKind.OLLAMA else None
+
+
+def _tag(entry: ModelEntry) -> str:
+    return entry.options.model or entry.name
+
+
 def _addresses(configuration: Configuration) -> list[Endpoint]:
-    found = [e.terms.address for e in configuration.models if isinstance(e.terms, OllamaTerms)]
+    found = [address for entry in configuration.models if (address := _address(entry)) is not None]
     if configuration.ollama is not None:
         found.append(configuration.ollama.address)
     return list(dict.fromkeys(found))
 
 
-def _entries(configuration: Configuration, hub: _Hub) -> tuple[ModelEntry, ...]:
+def _entries(configuration: Configuration, daemon: _Daemon) -> tuple[ModelEntry, ...]:
     """Return an entry for each model of the daemon that no name of the configuration means."""
     settings = configuration.ollama
     if settings is None:
         return ()
     taken = {name for entry in configuration.models for name in (entry.name, *entry.aliases)}
     entries = []
-    for model in hub.models:
+    for model in daemon.models:
         name = model.tag.removesuffix(LATEST)
         if name in taken or not NAME.fullmatch(name):
             continue
         taken.add(name)
         defaults = configuration.defaults
-        facts = hub.facts.get(model)
+        facts = daemon.facts.get(model)
         embeds = facts.embeds if facts else None
         if embeds is None:
             embeds = any(word in model.family.lower() for word in _EMBEDDERS)
@@ -228,7 +238,7 @@ def _entries(configuration: Configuration, hub: _Hub) -> tuple[ModelEntry, ...]:
                 gpus=settings.gpus,
                 keep_alive_s=defaults.keep_alive_s,
                 timeout_s=defaults.timeout_s,
-                terms=OllamaTerms(settings.address, model.tag),
+                options=EngineOptions(address=settings.address, model=model.tag),
             )
         )
     return tuple(entries)

@@ -1,4 +1,4 @@
-"""Engines that sleep give way to whoever needs the rest of what they hold."""
+"""Stops sleeping engines when their remaining memory is needed."""
 
 from __future__ import annotations
 
@@ -9,38 +9,34 @@ from typing import Final
 
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.engines.vllm.engine import VllmHost
+from cotenant.engines.hosts import EngineHosts
 
 _LOG = logging.getLogger(__name__)
 _IN_NEED: Final = (DecisionKind.REFUSED, DecisionKind.OVERCOMMITTED)
 _ROOM_CHANGED: Final = (DecisionKind.WAITING, DecisionKind.FREED)
 
 
-class Sleepers:
-    """Ends what sleeps when a model waits for room, and what is served no more."""
+class SleepingEngines:
+    """Ends sleeping engines when a model waits for memory, and those of models that are no longer served."""
 
-    def __init__(self, host: VllmHost, loop: Loop, served: Callable[[], Collection[str]]) -> None:
-        self._host = host
+    def __init__(self, hosts: EngineHosts, loop: Loop, served: Callable[[], Collection[str]]) -> None:
+        self._hosts = hosts
         self._loop = loop
         self._served = served
         self._ending: set[asyncio.Task[None]] = set()
 
     def decided(self, decision: Decision) -> None:
-        """Make room where a decision tells of need."""
-        if not self._host.asleep:
+        """Free memory if a decision says that a model needs it."""
+        if not self._hosts.asleep:
             return
         served = set(self._served())
-        if self._host.asleep.keys() - served:
+        if self._hosts.asleep.keys() - served:
             self._release(served)
         if decision.kind in _IN_NEED:
             self._release({decision.model} if decision.model else set())
         elif decision.kind in _ROOM_CHANGED:
-            # What is decided next may place whoever waits.
+            # The next decision may already place the model that waits.
             asyncio.get_running_loop().call_soon(self._make_room)
-
-    async def close(self) -> None:
-        """End all of them."""
-        await self._host.close()
 
     def _make_room(self) -> None:
         waiting = set(self._loop.models_without_room())
@@ -53,7 +49,7 @@ class Sleepers:
         ending.add_done_callback(self._ending.discard)
 
     async def _end(self, keep: Set[str]) -> None:
-        ended = await self._host.release(keep)
+        ended = await self._hosts.end_sleeping(keep)
         if ended:
-            _LOG.info("ended what slept, for its memory is needed: %s", ", ".join(ended))
+            _LOG.info("ended sleeping engines, since their memory is needed: %s", ", ".join(ended))
             self._loop.wake_watchers()

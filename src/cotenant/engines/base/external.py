@@ -8,7 +8,7 @@ from pathlib import Path
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 
 
-class ElsewhereEngine:
+class ExternalEngine:
     """A part of a server that somebody else runs, seen as an engine; kinds override what differs."""
 
     def __init__(self, name: str, endpoint: Endpoint, build: EngineBuild) -> None:

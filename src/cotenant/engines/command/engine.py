@@ -11,10 +11,9 @@ from collections.abc import Mapping, Set
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.engine_options import CommandTerms
-from cotenant.domain.engines import EngineBuild, EngineForm
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import BadRecipe, EngineMissing
-from cotenant.domain.models import EngineKind
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import ServerEngine, Started, start_server
 from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, host_command, visible_devices
@@ -42,20 +41,20 @@ class CommandHost:
 
     async def start(self, order: EngineOrder) -> CommandEngine:
         """Start loading. Raises BadRecipe, EngineMissing or EngineLoadFailed."""
-        terms = order.terms
-        if not isinstance(terms, CommandTerms):
+        options = order.options
+        if not options.command:
             raise BadRecipe(f"{order.name} has no command that starts it", hint="Give it a `command:`.")
         port = ReservedPort()
         try:
             words = _words(order, port.number)
             plan = LaunchPlan(
                 order.name,
-                tuple(fill(word, words) for word in terms.argv) + tuple(order.args),
+                tuple(fill(word, words) for word in options.command) + tuple(order.args),
                 port.number,
                 visible_devices(order),
                 order.env,
                 (order.model_path,) if order.model_path is not None else (),
-                terms.health_path,
+                options.health_path,
                 has_family=True,
                 launch=order.launch,
             )
@@ -64,10 +63,10 @@ class CommandHost:
             raise
         started = await start_server(plan, port, self._launcher, self._logs)
         exclusive = any(device.id in self._exclusive for device in visible_devices(order))
-        build = EngineBuild(EngineKind.COMMAND, EngineForm.COMMAND, plan.argv[0], "unknown")
+        build = EngineBuild(EngineKind.COMMAND, EngineKind.COMMAND, plan.argv[0], "unknown")
         words["pid"] = str(started.process.pid)
-        stop = tuple(fill(word, words) for word in terms.stop)
-        return CommandEngine(started, build, stop, exclusive=exclusive, model=terms.model)
+        stop = tuple(fill(word, words) for word in options.stop)
+        return CommandEngine(started, build, stop, exclusive=exclusive, model=options.model)
 
 
 class CommandEngine(ServerEngine):

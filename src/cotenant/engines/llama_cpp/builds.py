@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from cotenant.domain.devices import Device
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineDevice, EngineForm
 from cotenant.domain.errors import EngineLacksDevice, EngineMissing
-from cotenant.domain.models import EngineKind
 from cotenant.domain.units import MIB
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.engines.process.environment import scrubbed

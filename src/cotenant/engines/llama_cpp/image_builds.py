@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineForm
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchTerms
-from cotenant.domain.models import EngineKind
 from cotenant.engines.launch import container_supervisor
 from cotenant.engines.launch.launchers import kind_of, program_of
 from cotenant.engines.llama_cpp.server_flags import ServerFlags

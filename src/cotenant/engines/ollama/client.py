@@ -1,4 +1,4 @@
-"""An Ollama daemon as a hub: what it has, what it has loaded, and what it shows of each model.
+"""A client of an Ollama daemon: what it has, what it has loaded, and what it shows of each model.
 
 Its API: https://github.com/ollama/ollama/blob/main/docs/api.md.
 """
@@ -27,7 +27,7 @@ _Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
-class HubModel:
+class OllamaModel:
     """A model that the daemon has: its tag, its file's bytes, and what it is."""
 
     tag: str
@@ -38,7 +38,7 @@ class HubModel:
 
 
 @dataclass(frozen=True, slots=True)
-class HubLoaded:
+class LoadedModel:
     """A model that it has loaded: bytes on GPUs and in all, and when it lets it go, in Unix seconds."""
 
     tag: str
@@ -48,7 +48,7 @@ class HubLoaded:
 
 
 @dataclass(frozen=True, slots=True)
-class HubFacts:
+class ModelFacts:
     """What it shows of a model.
 
     `weights` names the file of its weights: Ollama loads models that share one once, and lists the one that
@@ -70,7 +70,7 @@ class HubFacts:
         return file_bytes + n_ctx * self.token_bytes + _BESIDE_BYTES
 
 
-class OllamaHub:
+class OllamaClient:
     """Asks one Ollama daemon. What is None is not known: nobody answered, or not as Ollama does."""
 
     def __init__(self, address: Endpoint) -> None:
@@ -81,17 +81,17 @@ class OllamaHub:
         told = await self._get("/api/version")
         return None if told is None else str(told.get("version", "unknown"))
 
-    async def models(self) -> tuple[HubModel, ...] | None:
+    async def models(self) -> tuple[OllamaModel, ...] | None:
         """List what it could load."""
         told = await self._get("/api/tags")
-        return None if told is None else tuple(_each(told, _hub_model))
+        return None if told is None else tuple(_each(told, _model))
 
-    async def loaded(self) -> tuple[HubLoaded, ...] | None:
+    async def loaded(self) -> tuple[LoadedModel, ...] | None:
         """List what it has loaded, or loads, for whomever."""
         told = await self._get("/api/ps")
-        return None if told is None else tuple(_each(told, _hub_loaded))
+        return None if told is None else tuple(_each(told, _loaded_model))
 
-    async def facts(self, tag: str) -> HubFacts | None:
+    async def facts(self, tag: str) -> ModelFacts | None:
         """Return what it shows of a model, which may be nothing."""
         answer = await http_probe.post(self.address, "/api/show", {"model": tag}, timeout_s=ASK_TIMEOUT_S)
         return None if answer is None else _facts(http_probe.json_object(answer) or {})
@@ -131,14 +131,14 @@ def _each(told: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Read | N
             yield found
 
 
-def _hub_model(entry: Mapping[str, Any]) -> HubModel | None:
+def _model(entry: Mapping[str, Any]) -> OllamaModel | None:
     tag, size = entry.get("model") or entry.get("name"), entry.get("size")
     if not isinstance(tag, str) or not isinstance(size, int):
         return None
     details = entry.get("details")
     told = details if isinstance(details, dict) else {}
     quantisation = told.get("quantization_level")
-    return HubModel(
+    return OllamaModel(
         tag,
         max(0, size),
         str(entry.get("digest", "")),
@@ -147,12 +147,12 @@ def _hub_model(entry: Mapping[str, Any]) -> HubModel | None:
     )
 
 
-def _hub_loaded(entry: Mapping[str, Any]) -> HubLoaded | None:
+def _loaded_model(entry: Mapping[str, Any]) -> LoadedModel | None:
     tag, gpu, total = entry.get("model") or entry.get("name"), entry.get("size_vram"), entry.get("size")
     if not isinstance(tag, str):
         return None
     gpu_bytes = gpu if isinstance(gpu, int) else 0
-    return HubLoaded(
+    return LoadedModel(
         tag,
         max(0, gpu_bytes),
         max(gpu_bytes, total if isinstance(total, int) else 0),
@@ -170,7 +170,7 @@ def _instant(text: object) -> float | None:
         return None
 
 
-def _facts(told: Mapping[str, Any]) -> HubFacts:
+def _facts(told: Mapping[str, Any]) -> ModelFacts:
     weights = re.search(r"^FROM (\S+)$", str(told.get("modelfile", "")), re.MULTILINE)
     capabilities = told.get("capabilities")
     n_ctx = re.search(r"^num_ctx\s+(\d{1,9})\s*$", str(told.get("parameters", "")), re.MULTILINE)
@@ -185,7 +185,7 @@ def _facts(told: Mapping[str, Any]) -> HubFacts:
     heads, width = count("attention.head_count"), count("embedding_length")
     head = count("attention.key_length") or (width // heads if heads else 0)
     row = 2 * (count("attention.head_count_kv") or heads) * head * count("block_count")
-    return HubFacts(
+    return ModelFacts(
         weights[1] if weights else "",
         "embedding" in capabilities if isinstance(capabilities, list) else None,
         row * _KV_ELEMENT_BYTES,

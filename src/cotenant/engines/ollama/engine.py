@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from cotenant.domain.engine_options import OllamaTerms
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm, EngineReport, ReportedDevice
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport, ReportedDevice
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.models import EngineKind, Parts
+from cotenant.domain.models import Parts
 from cotenant.domain.units import format_duration
-from cotenant.engines.base.external import ElsewhereEngine
-from cotenant.engines.ollama.client import ASK_TIMEOUT_S, HubLoaded, OllamaHub, same_tag
+from cotenant.engines.base.external import ExternalEngine
+from cotenant.engines.ollama.client import ASK_TIMEOUT_S, LoadedModel, OllamaClient, same_tag
 from cotenant.engines.process import http_probe
 from cotenant.interfaces import EngineOrder
 
@@ -33,30 +34,29 @@ class OllamaHost:
 
     async def start(self, order: EngineOrder) -> OllamaEngine:
         """Begin to load. Raises BadRecipe."""
-        if not isinstance(order.terms, OllamaTerms):
+        address = order.options.address
+        if address is None:
             raise BadRecipe(f"{order.name} has no Ollama daemon", hint="Give it an `address:`.")
-        return OllamaEngine(order.name, order.terms, self._look_every_s)
+        return OllamaEngine(order.name, address, order.options.model or order.name, self._look_every_s)
 
 
-class OllamaEngine(ElsewhereEngine):
+class OllamaEngine(ExternalEngine):
     """One model of an Ollama daemon, kept loaded until it is stopped."""
 
-    def __init__(self, name: str, terms: OllamaTerms, look_every_s: float) -> None:
-        address = terms.address
-        build = EngineBuild(EngineKind.OLLAMA, EngineForm.OLLAMA, address.url, "unknown")
-        endpoint = Endpoint(address.host, address.port, address.tls, address.prefix, terms.tag, address.key)
-        super().__init__(name, endpoint, build)
-        self._hub = OllamaHub(address)
-        self._tag = terms.tag
+    def __init__(self, name: str, address: Endpoint, tag: str, look_every_s: float) -> None:
+        build = EngineBuild(EngineKind.OLLAMA, EngineKind.OLLAMA, address.url, "unknown")
+        super().__init__(name, replace(address, model=tag), build)
+        self._client = OllamaClient(address)
+        self._tag = tag
         self._look_every_s = look_every_s
-        self._seen: HubLoaded | None = None
+        self._seen: LoadedModel | None = None
         self._weights: dict[str, str] = {}
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Have it loaded. Raises EngineLoadFailed with Ollama's own words, or EngineLoadTimeout."""
-        answer = await self._hub.keep(self._tag, _FOREVER, timeout_s=timeout_s)
+        answer = await self._client.keep(self._tag, _FOREVER, timeout_s=timeout_s)
         if answer is None:
-            running = await self._hub.version()
+            running = await self._client.version()
             if running is None:
                 fault = await http_probe.fault(self.endpoint, timeout_s=ASK_TIMEOUT_S)
                 why = "" if fault is None else f": {fault}"
@@ -101,7 +101,7 @@ class OllamaEngine(ElsewhereEngine):
         await super().stop(grace_s)
 
     async def _let_go(self) -> None:
-        if await self._hub.keep(self._tag, 0, timeout_s=_UNLOAD_WITHIN_S) is None:
+        if await self._client.keep(self._tag, 0, timeout_s=_UNLOAD_WITHIN_S) is None:
             return
         try:
             async with asyncio.timeout(_UNLOAD_WITHIN_S):
@@ -115,7 +115,7 @@ class OllamaEngine(ElsewhereEngine):
         silent = 0
         while True:
             await asyncio.sleep(self._look_every_s)
-            loaded = await self._hub.loaded()
+            loaded = await self._client.loaded()
             if loaded is None:
                 silent += 1
                 if silent >= _SILENT_TIMES:
@@ -130,12 +130,12 @@ class OllamaEngine(ElsewhereEngine):
                 )
             left_s = None if self._seen.expires_at is None else self._seen.expires_at - _now()
             if left_s is not None and left_s < _RENEW_WITHIN_S:
-                await self._hub.keep(self._tag, _FOREVER, timeout_s=ASK_TIMEOUT_S)
+                await self._client.keep(self._tag, _FOREVER, timeout_s=ASK_TIMEOUT_S)
 
-    async def _loaded_now(self) -> HubLoaded | None:
-        return await self._among(await self._hub.loaded() or ())
+    async def _loaded_now(self) -> LoadedModel | None:
+        return await self._among(await self._client.loaded() or ())
 
-    async def _among(self, loaded: tuple[HubLoaded, ...]) -> HubLoaded | None:
+    async def _among(self, loaded: tuple[LoadedModel, ...]) -> LoadedModel | None:
         """Find this model, which may be listed by another name that has the same weights."""
         for each in loaded:
             if same_tag(each.tag, self._tag):
@@ -148,7 +148,7 @@ class OllamaEngine(ElsewhereEngine):
 
     async def _weights_of(self, tag: str) -> str:
         if tag not in self._weights:
-            facts = await self._hub.facts(tag)
+            facts = await self._client.facts(tag)
             if facts is None:
                 return ""
             self._weights[tag] = facts.weights

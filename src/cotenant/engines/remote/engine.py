@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Final
 
-from cotenant.domain.engine_options import RemoteTerms
-from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engine_options import EngineOptions
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.models import EngineKind
 from cotenant.domain.units import format_duration
-from cotenant.engines.base.external import ElsewhereEngine
+from cotenant.engines.base.external import ExternalEngine
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.process import http_probe
 from cotenant.interfaces import EngineOrder
@@ -31,18 +32,19 @@ class RemoteHost:
 
     async def start(self, order: EngineOrder) -> RemoteEngine:
         """Begin to reach it. Raises BadRecipe."""
-        if not isinstance(order.terms, RemoteTerms):
+        address = order.options.address
+        if address is None:
             raise BadRecipe(f"{order.name} has no address", hint="Give it an `address:`.")
-        return RemoteEngine(order.name, order.terms, self._watch_every_s)
+        return RemoteEngine(order.name, address, order.options, self._watch_every_s)
 
 
-class RemoteEngine(ElsewhereEngine):
+class RemoteEngine(ExternalEngine):
     """One model of another server."""
 
-    def __init__(self, name: str, terms: RemoteTerms, watch_every_s: float) -> None:
-        build = EngineBuild(EngineKind.REMOTE, EngineForm.REMOTE, terms.address.url, "unknown")
-        super().__init__(name, terms.address, build)
-        self._health_path = terms.health_path
+    def __init__(self, name: str, address: Endpoint, options: EngineOptions, watch_every_s: float) -> None:
+        build = EngineBuild(EngineKind.REMOTE, EngineKind.REMOTE, address.url, "unknown")
+        super().__init__(name, replace(address, model=options.model), build)
+        self._health_path = options.health_path
         self._watch_every_s = watch_every_s
 
     async def wait_ready(self, timeout_s: float) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind
-from cotenant.domain.engine_options import VllmTerms
 from cotenant.domain.models import CacheType, ModelKind
 from cotenant.engines.process.ports import LOOPBACK
 from cotenant.interfaces import EngineOrder
@@ -62,10 +61,9 @@ def sleep_level(order: EngineOrder) -> int:
     On the CPU vLLM refuses to start with sleep mode (`ModelConfig.__post_init__`), and without it answers
     `/sleep` with success and keeps all of its memory (`CPUWorker.sleep`).
     """
-    terms, shares = order.terms, order.placement.used_shares
-    if not isinstance(terms, VllmTerms) or any(share.device.kind is DeviceKind.HOST for share in shares):
+    if any(share.device.kind is DeviceKind.HOST for share in order.placement.used_shares):
         return 0
-    return terms.sleep
+    return order.options.sleep
 
 
 def vllm_environment(order: EngineOrder) -> dict[str, str]:

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
-from cotenant.domain.engine_options import VllmTerms
-from cotenant.domain.engines import EngineBuild, EngineEnd, EngineForm
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
-from cotenant.domain.models import EngineKind
 from cotenant.engines.base.server import ServerEngine, Started, start_server
+from cotenant.engines.base.sleeping import Meter
 from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, visible_devices
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.ports import ReservedPort
 from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
-from cotenant.engines.vllm.sleep import Meter, VllmSleep
+from cotenant.engines.vllm.sleep import VllmSleep
 from cotenant.interfaces import Engine, EngineOrder
 
 _METRICS_TIMEOUT_S: Final = 2.0
@@ -46,7 +46,7 @@ class VllmHost:
     """Starts vLLM engines, or wakes those that sleep.
 
     An engine of a model that sleeps is kept, asleep, in place of being ended. It is woken for the same model,
-    recipe and devices, and ended by `release`, `close`, or when a sleep or a wake does not do what it should.
+    recipe and devices, and ended by `end_sleeping`, or when a sleep or a wake does not do what it should.
     `exclusive` are the cards that admit one process at a time: there nothing sleeps, since it would keep its
     card from all others. Once `sleeps` is false, all engines are ended.
     """
@@ -68,8 +68,8 @@ class VllmHost:
 
     async def start(self, order: EngineOrder) -> Engine:
         """Start loading, or wake. Raises BadRecipe or EngineMissing before anything runs."""
-        terms = order.terms
-        if not isinstance(terms, VllmTerms) or order.model_path is None:
+        program = order.options.command
+        if not program or order.model_path is None:
             raise BadRecipe(f"{order.name} has no folder that vLLM could read", hint="Give it a `path:`.")
         parked = self._parked.pop(order.name, None)
         if parked is not None:
@@ -77,13 +77,13 @@ class VllmHost:
                 parked.engine.rouse()
                 return parked.engine
             await parked.engine.end(0)
-        release = None if order.launch.image else installed_release(terms.program)
+        release = None if order.launch.image else installed_release(program)
         check_release(release)
         port = ReservedPort()
         try:
             plan = LaunchPlan(
                 order.name,
-                (*terms.program, *vllm_argv(order, port.number)),
+                (*program, *vllm_argv(order, port.number)),
                 port.number,
                 visible_devices(order),
                 {**vllm_environment(order), **order.env},
@@ -91,7 +91,7 @@ class VllmHost:
                 has_family=True,
                 launch=order.launch,
             )
-            program = shutil.which(terms.program[0]) or terms.program[0]
+            executable = shutil.which(program[0]) or program[0]
         except BaseException:
             port.close()
             raise
@@ -99,7 +99,7 @@ class VllmHost:
         exclusive = any(device.id in self._exclusive for device in visible_devices(order))
         level = 0 if exclusive else sleep_level(order)
         sleeper = VllmSleep(level, order, self._meter) if level else None
-        build = EngineBuild(EngineKind.VLLM, EngineForm.VLLM, program, release or "unknown")
+        build = EngineBuild(EngineKind.VLLM, EngineKind.VLLM, executable, release or "unknown")
         return VllmEngine(order, started, build, self, sleeper, exclusive=exclusive)
 
     def park(self, engine: VllmEngine, order: EngineOrder) -> None:
@@ -111,16 +111,12 @@ class VllmHost:
         """The process of each model that sleeps."""
         return {name: parked.engine.pid for name, parked in self._parked.items()}
 
-    async def release(self, keep: Set[str] = frozenset()) -> Sequence[str]:
-        """End what sleeps, models of `keep` aside, and name it: others need what it still holds."""
+    async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:
+        """End what sleeps, except the models in `keep`, and return the names: others need its memory."""
         going = [name for name in self._parked if name not in keep]
         engines = [self._parked.pop(name).engine for name in going]
         await asyncio.gather(*(engine.end(0) for engine in engines))
         return going
-
-    async def close(self) -> None:
-        """End everything that sleeps."""
-        await self.release()
 
 
 class VllmEngine(ServerEngine):
@@ -216,6 +212,6 @@ def _same(before: EngineOrder, now: EngineOrder) -> bool:
         placement = order.placement
         shares = tuple((share.device.id, share.parts) for share in placement.used_shares)
         added = dict(order.env), tuple(order.args), order.launch
-        return order.model_path, placement.recipe, shares, added, order.terms
+        return order.model_path, placement.recipe, shares, added, order.options
 
     return told(before) == told(now)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Final, Protocol
+from typing import Final
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB, format_bytes
+from cotenant.engines.base.sleeping import Meter
 from cotenant.engines.process import http_probe
 from cotenant.interfaces import EngineOrder
 
@@ -31,18 +32,6 @@ _OK: Final = 200
 _CANARY: Final = "The capital of France is"
 _TO_EMBED: Final[dict[str, object]] = {"input": _CANARY}
 _TO_COMPLETE: Final[dict[str, object]] = {"prompt": _CANARY, "max_tokens": 4, "temperature": 0, "seed": 1}
-
-
-class Meter(Protocol):
-    """Measures what processes of ours hold, for those who must see memory come back."""
-
-    async def held_bytes(self, group: int) -> int | None:
-        """Return what a process group holds on all GPUs; None where no driver tells."""
-        ...
-
-    async def free_host_bytes(self) -> int | None:
-        """Return the host RAM that is free; None if it cannot be told."""
-        ...
 
 
 class VllmSleep:

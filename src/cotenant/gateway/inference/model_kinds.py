@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from cotenant.domain.engine_kinds import ModelFormat
 from cotenant.domain.errors import UnknownModel, WrongKind
-from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.model_list import find_model
 from cotenant.gateway.inference.dialects import CHAT, EMBEDDINGS, Target
@@ -48,5 +49,7 @@ class Kinds:
 
 
 def is_read(model: ServedModel) -> bool:
-    """Whether a model's file told what it can do: other engines than llama.cpp know that themselves."""
-    return model.file is not None and (model.recipe is None or model.recipe.engine is EngineKind.LLAMA_CPP)
+    """Whether a model's file says what it can do: only a GGUF does, other engines know that themselves."""
+    return model.file is not None and (
+        model.recipe is None or model.recipe.engine.traits.reads is ModelFormat.GGUF
+    )

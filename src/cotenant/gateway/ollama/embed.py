@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.domain.errors import BadRequest, UpstreamFailed
-from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.asgi import send_json
 from cotenant.gateway.http.request import Ask
@@ -146,7 +146,7 @@ class _Request:
 
     def _has_tokens(self) -> bool:
         recipe = self._model.recipe
-        return recipe is None or recipe.engine is EngineKind.LLAMA_CPP
+        return recipe is None or recipe.engine.traits.tokenizes
 
 
 def _most_tokens(body: bytes) -> int | None:

@@ -10,14 +10,13 @@ from typing import Any, Final
 
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.errors import UnknownModel
-from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.model_list import find_model
 
 _LATEST: Final = ":latest"
 _REGISTRY: Final = ("registry.ollama.ai/", "library/")
 _CAPABILITIES: Final = {ModelKind.TEXT: ["completion", "tools"], ModelKind.EMBEDDING: ["embedding"]}
-_TOLD_CONTEXT: Final = frozenset({EngineKind.LLAMA_CPP, EngineKind.VLLM})
 _UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 _FOR_EVER: Final = timedelta(days=365 * 100)
 LOADED: Final = frozenset({"ready", "draining"})
@@ -133,7 +132,7 @@ def _time(seconds: float) -> str:
 def _n_ctx(model: ServedModel) -> int:
     """Return the context that a model is loaded with; 0 where its engine decides that itself."""
     recipe = model.recipe
-    return recipe.n_ctx if recipe is not None and recipe.engine in _TOLD_CONTEXT else 0
+    return recipe.n_ctx if recipe is not None and recipe.engine.traits.follows_recipe else 0
 
 
 def _tagged(model: ServedModel) -> str:

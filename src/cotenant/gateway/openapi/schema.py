@@ -13,8 +13,9 @@ from pydantic import BaseModel, create_model
 
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.models import EngineKind, ModelKind
+from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile
 from cotenant.gateway.plans.schema import RecipeTold
 

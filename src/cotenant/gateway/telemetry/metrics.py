@@ -22,7 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from cotenant.domain.decisions import DeviceStatus, ModelStatus
-from cotenant.domain.models import EngineKind
+from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.advisor_metrics import of_advisor
 from cotenant.gateway.telemetry.meters import Histogram, Meter, Meters
@@ -32,7 +32,7 @@ _MODEL: Final = ("model", "runtime")
 _PLACED: Final = ("model", "runtime", "gpu")
 _DEVICE: Final = ("index", "uuid", "name")
 _DCGM: Final = ("gpu", "UUID", "modelName")
-_RUNTIME: Final = EngineKind.LLAMA_CPP.value
+_RUNTIME: Final = DEFAULT_KIND.value
 _CLASSES: Final = ("left", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 

@@ -1,0 +1,148 @@
+"""The kinds of engines, and what the rest of the program must know of each (docs/extending.md).
+
+A new kind is a member and an entry of ENGINE_TRAITS here, a folder of `engines/` and a line in
+`engines/hosts.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class EngineKind(StrEnum):
+    """The program that runs a model."""
+
+    LLAMA_CPP = "llama.cpp"
+    VLLM = "vllm"
+    OLLAMA = "ollama"
+    COMMAND = "command"
+    REMOTE = "remote"
+
+    @property
+    def traits(self) -> EngineTraits:
+        """What the rest of the program must know of this kind."""
+        return ENGINE_TRAITS[self]
+
+
+DEFAULT_KIND: Final = EngineKind.LLAMA_CPP
+"""The kind of a model whose entry names none."""
+
+
+class PlanMethod(StrEnum):
+    """How a model's memory is planned; `planning/planner.py` has a function for each."""
+
+    PER_LAYER = "per layer"
+    TENSOR_PARALLEL = "tensor parallel"
+    WHOLE = "whole"
+    """On one device, by bytes that the operator states or that were measured before."""
+    NONE = "none"
+    """It takes no memory of this machine."""
+
+
+class ModelFormat(StrEnum):
+    """What is read to know a model before it is loaded."""
+
+    GGUF = "gguf"
+    FOLDER = "folder"
+    """A Hugging Face folder."""
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTraits:
+    """What one kind of engine is like.
+
+    `keys` are the keys of a model's entry that it takes, of those that some kind does not take; `needs` the
+    one that an entry must have. `command` starts it where the entry has no `command:`, and `health_path`
+    answers 200 once it serves. `daemon_address` is where the daemon usually listens that has all models of
+    this kind, None for kinds without one. `cache_types` are the types that a KV cache may have, K and V
+    alike; empty for no limit. `tokenizes` says that it answers `/tokenize`, and `learns_from_readings` that
+    what it is measured to hold is planned for its next load.
+    """
+
+    planning: PlanMethod
+    reads: ModelFormat
+    keys: frozenset[str]
+    needs: str | None = None
+    command: tuple[str, ...] = ()
+    health_path: str = "/health"
+    daemon_address: str | None = None
+    cache_types: tuple[str, ...] = ()
+    tokenizes: bool = False
+    learns_from_readings: bool = False
+
+    @property
+    def follows_recipe(self) -> bool:
+        """Whether the recipe decides its context and its memory, so that both are known before it runs."""
+        return self.planning in (PlanMethod.PER_LAYER, PlanMethod.TENSOR_PARALLEL)
+
+
+_PROCESS: Final = frozenset(
+    ["path", "gpus", "env", "args", "mps_threads", "mps_memory_margin_mib", "image", "launcher"]
+)
+"""Keys of engines that are processes of ours."""
+_CONTEXT: Final = frozenset(["ctx", "n_ctx"])
+_CACHE: Final = frozenset(["n_batch", "cache_type_k", "cache_type_v"])
+_LAYERS: Final = frozenset(
+    [
+        "n_ubatch",
+        "flash_attn",
+        "kv_unified",
+        "n_gpu_layers",
+        "split_mode",
+        "split_policy",
+        "tensor_split",
+        "smart_split",
+        "mmap",
+        "mlock",
+        "mmproj",
+    ]
+)
+_SERVER: Final = frozenset(["address", "api_key", "api_key_env"])
+"""Keys of servers that others run."""
+
+ENGINE_TRAITS: Final[Mapping[EngineKind, EngineTraits]] = {
+    EngineKind.LLAMA_CPP: EngineTraits(
+        PlanMethod.PER_LAYER,
+        ModelFormat.GGUF,
+        keys=_PROCESS | _CONTEXT | _CACHE | _LAYERS,
+        needs="path",
+        tokenizes=True,
+    ),
+    EngineKind.VLLM: EngineTraits(
+        PlanMethod.TENSOR_PARALLEL,
+        ModelFormat.FOLDER,
+        keys=_PROCESS | _CONTEXT | _CACHE | {"command", "sleep"},
+        needs="path",
+        command=("vllm",),
+        cache_types=("f16", "q8_0"),
+    ),
+    EngineKind.OLLAMA: EngineTraits(
+        PlanMethod.WHOLE,
+        ModelFormat.NOTHING,
+        keys=_SERVER | {"model", "memory", "kind", "gpus"},
+        daemon_address="http://127.0.0.1:11434",
+    ),
+    EngineKind.COMMAND: EngineTraits(
+        PlanMethod.WHOLE,
+        ModelFormat.NOTHING,
+        keys=_PROCESS | _CONTEXT | {"command", "stop", "health", "model", "memory", "kind"},
+        needs="command",
+        learns_from_readings=True,
+    ),
+    EngineKind.REMOTE: EngineTraits(
+        PlanMethod.NONE,
+        ModelFormat.NOTHING,
+        keys=_SERVER | {"model", "health", "kind"},
+        needs="address",
+        health_path="/v1/models",
+    ),
+}
+
+
+def keys_of_some_kinds() -> frozenset[str]:
+    """Return the keys of a model's entry that not every kind of engine takes."""
+    return frozenset().union(*(traits.keys for traits in ENGINE_TRAITS.values()))
