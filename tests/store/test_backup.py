@@ -23,7 +23,7 @@ from cotenant.store.location import locate
 from cotenant.store.maintenance import back_up, restore
 from cotenant.store.store import Store
 from tests.store.harness import FOOTPRINT, Place, locked, opened
-from tests.store.services.test_book import A400, A5500, CARDS, ENRICHMENT, LLM, UNPINNED, ended, nothing
+from tests.store.services.test_store import A400, A5500, CARDS, ENRICHMENT, LLM, UNPINNED, ended, nothing
 
 BY_INDEX = Assignment("ai-yolo", 1)
 NOWHERE = Assignment("ai-lost", 7)

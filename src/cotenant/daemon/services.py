@@ -8,13 +8,13 @@ from pathlib import Path
 from cotenant.domain.devices import DeviceId
 from cotenant.interfaces import GpuProbe, Operator
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
-from cotenant.services.interfaces import ServiceBook
+from cotenant.services.interfaces import ServiceStore
 from cotenant.services.operator import Services
 from cotenant.services.settings import ServicesSettings
 
 
 def services_of(
-    settings: ServicesSettings, book: ServiceBook, probe: GpuProbe, operator: Operator, state_dir: Path
+    settings: ServicesSettings, book: ServiceStore, probe: GpuProbe, operator: Operator, state_dir: Path
 ) -> Services:
     """Return the operator of the services in `settings`, which keeps its notes under `state_dir`."""
 

@@ -1,4 +1,4 @@
 """The HTTP surface.
 
-It knows the rest of the program only through `interfaces` and `services.interfaces`, and never the daemon.
+It knows the rest of the program only through `interfaces` and `services`, and never the daemon.
 """

@@ -33,7 +33,7 @@ from cotenant.gateway.plans.routes import PlanRoutes
 from cotenant.gateway.telemetry.history import History
 from cotenant.gateway.telemetry.metrics import Metrics
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator, Planner, Puller, Router
-from cotenant.services.interfaces import ServiceOperator
+from cotenant.services.operator import Services
 
 _log = logging.getLogger("cotenant.gateway")
 
@@ -78,7 +78,7 @@ class Gateway:
         router: Router,
         operator: Operator | None = None,
         *,
-        services: ServiceOperator | None = None,
+        services: Services | None = None,
         alerts: AlertBook | None = None,
         advisor: AdvisorBook | None = None,
         puller: Puller | None = None,

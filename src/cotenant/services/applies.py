@@ -11,8 +11,8 @@ from typing import Final
 
 from cotenant.concurrency.broadcast import Broadcast
 from cotenant.domain.errors import ApplyRunning, CotenantError, StoreError
-from cotenant.services.interfaces import ApplyOrder, Orchestrator, ServiceBook
-from cotenant.services.model import ApplyState, ApplyStatus
+from cotenant.services.interfaces import Orchestrator, ServiceStore
+from cotenant.services.model import ApplyOrder, ApplyState, ApplyStatus
 
 _LOG: Final = logging.getLogger("cotenant.services")
 _BACKLOG: Final = 64
@@ -21,7 +21,7 @@ _BACKLOG: Final = 64
 class Applies:
     """Runs orders one after the other, never two at once; each ends in the history."""
 
-    def __init__(self, orchestrator: Orchestrator, book: ServiceBook, wall: Callable[[], float]) -> None:
+    def __init__(self, orchestrator: Orchestrator, book: ServiceStore, wall: Callable[[], float]) -> None:
         self._orchestrator = orchestrator
         self._book = book
         self._wall = wall

@@ -5,8 +5,10 @@ A VRAM budget is counted in GB of 2^30 bytes, as the applications that read it a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from cotenant.domain.devices import DeviceId
 
@@ -186,6 +188,23 @@ class ApplyStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ApplyOrder:
+    """Which services to recreate, and from what to what.
+
+    `number` is the configuration's. `changed` are the services to recreate, `before` what their containers
+    were created with and `after` what they shall be created with, by service. `restore_number` is the
+    configuration whose files are put back if one fails under `OnFailure.ROLLBACK`, None if there is none.
+    """
+
+    number: int
+    changed: Sequence[Service]
+    before: Mapping[str, Assignment]
+    after: Mapping[str, Assignment]
+    on_failure: OnFailure = OnFailure.ROLLBACK
+    restore_number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SavedConfiguration:
     """Assignments that were saved at `at` (Unix seconds), and how applying them ended.
 
@@ -225,3 +244,24 @@ class ContainerState:
     running: bool = False
     healthy: bool | None = None
     assignment: Assignment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesView:
+    """GPU configuration as an operator sees it: what is saved, what runs, and what should be known.
+
+    `applied` is the configuration that the containers were last created with, None before the first apply;
+    `changes` is what applying the saved one would change. `strategy` is the saved one's, before the first the
+    configured one. `problems` are sentences (a generated file was edited, a compose file is missing, no GPU
+    was found).
+    """
+
+    services: Sequence[Service]
+    devices: Sequence[ServiceDevice]
+    saved: SavedConfiguration | None
+    applied: SavedConfiguration | None
+    warnings: Sequence[ServiceWarning] = ()
+    problems: Sequence[str] = ()
+    edited: Sequence[Path] = ()
+    changes: Sequence[Change] = ()
+    strategy: Strategy = Strategy.VRAM_BASED

@@ -24,8 +24,9 @@ from cotenant.services.assign.fallback import fall_back
 from cotenant.services.assign.strategies import assign
 from cotenant.services.assign.warnings import warnings_of
 from cotenant.services.devices import seen_devices, service_devices
-from cotenant.services.interfaces import ApplyOrder, Orchestrator, ServiceBook, ServicesView
+from cotenant.services.interfaces import Orchestrator, ServiceStore
 from cotenant.services.model import (
+    ApplyOrder,
     ApplyState,
     ApplyStatus,
     Assignment,
@@ -36,6 +37,7 @@ from cotenant.services.model import (
     SeenDevice,
     Service,
     ServiceDevice,
+    ServicesView,
     ServiceWarning,
     Strategy,
 )
@@ -58,7 +60,7 @@ class Services:
     def __init__(
         self,
         settings: ServicesSettings,
-        book: ServiceBook,
+        book: ServiceStore,
         orchestrator: Orchestrator,
         look: Look,
         claims: Claims,

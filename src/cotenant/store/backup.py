@@ -106,7 +106,7 @@ def put_back(
     a backup of what is there before anything changes; without it, raises StoreError.
     """
     services = session.services
-    services.alone()
+    services.lock()
     if backup.configuration is not None and not services.is_empty():
         if keep_safe is None:
             raise StoreError(

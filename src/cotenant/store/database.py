@@ -16,7 +16,7 @@ from cotenant.domain.errors import StoreError
 from cotenant.store.location import Location
 from cotenant.store.postgres import open_server
 from cotenant.store.repositories import Records
-from cotenant.store.services.rows import ServiceRows
+from cotenant.store.services.store import ServiceRows
 from cotenant.store.sqlite import Damaged, move_aside, open_file
 
 _AWAY_HINT: Final = "Check that it runs and that the URL, the user and the password are right."

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cotenant.clock import Clock
 from cotenant.store.journal import SqlJournal
 from cotenant.store.location import Location
-from cotenant.store.services.book import SqlServiceBook
 from cotenant.store.writer import Writer
+
+if TYPE_CHECKING:
+    from cotenant.store.services.store import SqlServiceStore
 
 
 class Store:
@@ -36,8 +39,11 @@ class Store:
         self._writer = Writer(
             where, busy_timeout_s=busy_timeout_s, max_waiting=max_waiting, retry_s=retry_s, clock=clock
         )
+        # SQLAlchemy, which this imports, is not to be loaded by programs that open no database.
+        from cotenant.store.services.store import SqlServiceStore
+
         self.journal = SqlJournal(self._writer)
-        self.services = SqlServiceBook(self._writer)
+        self.services: SqlServiceStore = SqlServiceStore(self._writer)
 
     async def close(self) -> None:
         """Keep what is still to be kept, and close; what is recorded later is left out."""

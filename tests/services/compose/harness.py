@@ -12,8 +12,8 @@ import yaml
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB, MIB
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
-from cotenant.services.interfaces import ApplyOrder
 from cotenant.services.model import (
+    ApplyOrder,
     ApplyStatus,
     Assignment,
     OnFailure,

@@ -13,8 +13,8 @@ from cotenant.domain.errors import ComposeFileError, ContainerEngineMissing, Gen
 from cotenant.services.compose.generated_files import GeneratedFiles
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
 from cotenant.services.compose.pinning import ASSIGNMENT_LABEL, assignment_label
-from cotenant.services.interfaces import ApplyOrder
 from cotenant.services.model import (
+    ApplyOrder,
     ApplyState,
     Assignment,
     ContainerState,

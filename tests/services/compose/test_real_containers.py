@@ -214,7 +214,7 @@ import asyncio
 from pathlib import Path
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
 from cotenant.services.model import Service
-from cotenant.services.interfaces import ApplyOrder
+from cotenant.services.model import ApplyOrder
 from tests.services.compose.harness import pin
 folder = Path({str(folder)!r})
 orchestrator = ComposeOrchestrator(

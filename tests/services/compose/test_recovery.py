@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cotenant.domain.devices import DeviceId
-from cotenant.services.compose.apply_record import ApplyRecord, load_record, save_record
+from cotenant.services.compose.apply_progress import ApplyRecord, load_record, save_record
 from cotenant.services.compose.recovery import interrupted
 from cotenant.services.model import (
     ApplyState,

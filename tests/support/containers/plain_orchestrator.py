@@ -8,8 +8,8 @@ from itertools import count
 from pathlib import Path
 
 from cotenant.domain.errors import ContainerEngineMissing, GeneratedFileEdited, GeneratedFileFailed
-from cotenant.services.interfaces import ApplyOrder
 from cotenant.services.model import (
+    ApplyOrder,
     ApplyState,
     ApplyStatus,
     ContainerState,

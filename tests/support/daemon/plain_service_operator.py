@@ -19,7 +19,6 @@ from cotenant.domain.errors import (
 from cotenant.domain.units import GIB, MIB
 from cotenant.services.assign.changes import difference
 from cotenant.services.assign.strategies import assign
-from cotenant.services.interfaces import ServicesView
 from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
@@ -34,6 +33,7 @@ from cotenant.services.model import (
     ServiceDevice,
     ServiceProgress,
     ServiceRole,
+    ServicesView,
     Strategy,
 )
 

@@ -33,10 +33,10 @@ from cotenant.gateway.inference.waiting import STREAM_HEADERS
 from cotenant.gateway.operator.alerts import AlertRoutes
 from cotenant.gateway.operator.decisions import Story
 from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
-from cotenant.gateway.services.responses import apply_events, gpus_answer
+from cotenant.gateway.services.responses import apply_events, gpus_response
 from cotenant.gateway.services.routes import GpuConfig
 from cotenant.interfaces import AlertBook, Operator, Router
-from cotenant.services.interfaces import ServiceOperator
+from cotenant.services.operator import Services
 
 _log = logging.getLogger("cotenant.gateway")
 
@@ -57,7 +57,7 @@ class Admin:
         self,
         router: Router,
         operator: Operator | None,
-        services: ServiceOperator | None,
+        services: Services | None,
         streams: LiveStreams,
         clock: Clock,
         timing: Timing,
@@ -122,7 +122,7 @@ class Admin:
         await send_json(ask.send, 200, {"devices": devices})
 
     async def _gpus(self, ask: Ask) -> None:
-        await send_json(ask.send, 200, gpus_answer(self._needed(ask).devices()).model_dump(mode="json"))
+        await send_json(ask.send, 200, gpus_response(self._needed(ask).devices()).model_dump(mode="json"))
 
     async def _why(self, ask: Ask) -> None:
         name = find_model(ask.name, self._router.models()).name

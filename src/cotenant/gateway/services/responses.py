@@ -1,35 +1,26 @@
-"""GPU configuration as answers tell it."""
+"""Responses about GPU configuration, made from the values of `services.model`.
+
+Fields of the same name are copied by the models themselves; what is written here is only what differs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
 
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.units import MIB
 from cotenant.gateway.services.schema import (
     ApplyTold,
-    AssignmentTold,
-    ChangeTold,
     ConfigurationTold,
-    ContainerTold,
     DetectTold,
-    Gpu,
     Gpus,
     HistoryTold,
     PreviewTold,
-    ProgressTold,
-    SavedTold,
     SaveTold,
-    SeenGpu,
-    ServiceGpu,
-    ServiceTold,
     StatusTold,
-    StrategyTold,
-    WarningTold,
 )
-from cotenant.services.interfaces import ServicesView
 from cotenant.services.model import (
     ApplyStatus,
     Assignment,
@@ -38,150 +29,126 @@ from cotenant.services.model import (
     ContainerState,
     SavedConfiguration,
     SeenDevice,
-    Service,
-    ServiceDevice,
+    ServicesView,
     ServiceWarning,
     Strategy,
 )
 
-T = TypeVar("T")
-Told = TypeVar("Told")
-
 NO_GPUS: Final = "No GPUs detected"
-_STRATEGIES: Final = {
-    Strategy.MANUAL: ("Manual", "You control each assignment."),
-    Strategy.VRAM_BASED: ("VRAM-based", "Largest models on the GPU with most free memory."),
-    Strategy.LATENCY_OPTIMIZED: ("Latency-optimized", "Critical path models on the fastest GPU."),
-    Strategy.ISOLATION_FIRST: ("Isolation-first", "The LLM gets a GPU of its own."),
-    Strategy.BALANCED: ("Balanced", "GPUs are filled evenly."),
-}
+_STRATEGIES: Final = [
+    {"name": name, "title": title, "description": description}
+    for name, title, description in (
+        (Strategy.MANUAL, "Manual", "You control each assignment."),
+        (Strategy.VRAM_BASED, "VRAM-based", "Largest models on the GPU with most free memory."),
+        (Strategy.LATENCY_OPTIMIZED, "Latency-optimized", "Critical path models on the fastest GPU."),
+        (Strategy.ISOLATION_FIRST, "Isolation-first", "The LLM gets a GPU of its own."),
+        (Strategy.BALANCED, "Balanced", "GPUs are filled evenly."),
+    )
+]
 
 
-def gpus_answer(devices: Iterable[DeviceStatus]) -> Gpus:
-    """List the cards among the devices, in the order of their indices."""
-    cards = [(device.index, device) for device in devices if device.index is not None]
-    gpus = [_gpu(index, device) for index, device in sorted(cards, key=lambda card: card[0])]
-    return Gpus(gpus=gpus, problems=[] if gpus else [NO_GPUS])
+def gpus_response(devices: Iterable[DeviceStatus]) -> Gpus:
+    """List the GPUs among the devices, in the order of their indices."""
+    gpus = []
+    for _, device in sorted(
+        [(device.index, device) for device in devices if device.index is not None],
+        key=lambda indexed: indexed[0],
+    ):
+        total, free = device.total_bytes, device.free_bytes
+        used = None if total is None or free is None else total - free
+        gpus.append({**asdict(device), "vram_total_mb": _mb(total), "vram_used_mb": _mb(used)})
+    return Gpus.model_validate({"gpus": gpus, "problems": [] if gpus else [NO_GPUS]})
 
 
-def configuration_answer(view: ServicesView) -> ConfigurationTold:
-    """Tell everything; services without a saved assignment are unpinned."""
+def configuration_response(view: ServicesView) -> ConfigurationTold:
+    """Return everything; services without a saved assignment are unpinned."""
     saved = {} if view.saved is None else {each.service: each for each in view.saved.assignments}
     names = dict.fromkeys([*(service.name for service in view.services), *saved])
-    assignments = [saved.get(name, Assignment(name)) for name in names]
-    return ConfigurationTold(
-        strategy=view.strategy,
-        assignments=[_assignment(each) for each in assignments],
-        strategies=[
-            StrategyTold(name=name, title=title, description=description)
-            for name, (title, description) in _STRATEGIES.items()
-        ],
-        services=[_service(service) for service in view.services],
-        gpus=[_service_gpu(device) for device in view.devices],
-        saved=_known(view.saved, _saved),
-        applied=_known(view.applied, _saved),
-        changes=[_change(change) for change in view.changes],
-        warnings=[warning.text for warning in view.warnings],
-        warning_details=[_warning(warning) for warning in view.warnings],
-        problems=_problems(view),
-        edited_files=[str(path) for path in view.edited],
+    return ConfigurationTold.model_validate(
+        {
+            "strategy": view.strategy,
+            "assignments": [saved.get(name, Assignment(name)) for name in names],
+            "strategies": _STRATEGIES,
+            "services": [{**asdict(each), "vram_mb": _mb(each.vram_bytes)} for each in view.services],
+            "gpus": [
+                {
+                    **asdict(each),
+                    "vram_total_mb": _mb(each.total_bytes),
+                    "vram_occupied_mb": _mb(each.occupied_bytes),
+                }
+                for each in view.devices
+            ],
+            "saved": view.saved,
+            "applied": view.applied,
+            "changes": view.changes,
+            **_warnings(view.warnings),
+            "problems": _problems(view),
+            "edited_files": [str(path) for path in view.edited],
+        }
     )
 
 
-def save_answer(plan: AssignmentPlan) -> SaveTold:
-    """Tell what was saved."""
-    return SaveTold(
-        success=True,
-        warnings=[warning.text for warning in plan.warnings],
-        warning_details=[_warning(warning) for warning in plan.warnings],
-        strategy=plan.strategy,
-        assignments=[_assignment(each) for each in plan.assignments],
-    )
+def save_response(plan: AssignmentPlan) -> SaveTold:
+    """Return what was saved."""
+    return SaveTold.model_validate({"success": True, **_plan(plan)})
 
 
-def preview_answer(plan: AssignmentPlan, changes: Sequence[Change]) -> PreviewTold:
-    """Tell what a strategy would do."""
-    return PreviewTold(
-        strategy=plan.strategy,
-        assignments=[_assignment(each) for each in plan.assignments],
-        warnings=[warning.text for warning in plan.warnings],
-        warning_details=[_warning(warning) for warning in plan.warnings],
-        diff=[_change(change) for change in changes],
-    )
+def preview_response(plan: AssignmentPlan, changes: Sequence[Change]) -> PreviewTold:
+    """Return what a strategy would do."""
+    return PreviewTold.model_validate({**_plan(plan), "diff": changes})
 
 
-def apply_answer(status: ApplyStatus) -> ApplyTold:
-    """Tell how an apply stands."""
-    return ApplyTold(
-        number=status.number,
-        state=status.state,
-        running=status.running,
-        started_at=_time(status.started_at),
-        finished_at=_known(status.finished_at, _time),
-        message=status.message,
-        services=[
-            ProgressTold(
-                service=progress.service,
-                state=progress.state,
-                gpu_index=progress.gpu_index,
-                container_id=progress.container_id,
-                message=progress.message,
-            )
-            for progress in status.services
-        ],
-    )
+def apply_response(status: ApplyStatus) -> ApplyTold:
+    """Return the state of an apply."""
+    return ApplyTold.model_validate(status)
 
 
 async def apply_events(statuses: AsyncIterator[ApplyStatus]) -> AsyncGenerator[bytes, None]:
     """Render each step of an apply as an event named `apply`."""
     try:
         async for status in statuses:
-            yield b"event: apply\ndata: %b\n\n" % apply_answer(status).model_dump_json().encode()
+            yield b"event: apply\ndata: %b\n\n" % apply_response(status).model_dump_json().encode()
     finally:
         close = getattr(statuses, "aclose", None)
         if close is not None:
             await close()
 
 
-def status_answer(apply: ApplyStatus | None, containers: Iterable[ContainerState]) -> StatusTold:
-    """Tell the last apply and the containers."""
-    return StatusTold(
-        apply=_known(apply, apply_answer),
-        containers=[
-            ContainerTold(
-                service=state.service,
-                container_id=state.container_id,
-                running=state.running,
-                healthy=state.healthy,
-                assignment=_known(state.assignment, _assignment),
-            )
-            for state in containers
-        ],
-    )
+def status_response(apply: ApplyStatus | None, containers: Sequence[ContainerState]) -> StatusTold:
+    """Return the last apply and the containers."""
+    return StatusTold.model_validate({"apply": apply, "containers": containers})
 
 
-def detect_answer(seen: Iterable[SeenDevice], view: ServicesView) -> DetectTold:
-    """Tell which GPUs there are and were."""
+def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectTold:
+    """Return the GPUs that are here and those that were."""
     present = {device.id for device in view.devices}
     gpus = [
-        SeenGpu(
-            index=device.gpu_index,
-            name=device.name,
-            uuid=device.device_id,
-            vram_total_mb=_mb(device.total_bytes),
-            vram_available_mb=_mb(device.available_bytes),
-            compute_capability=device.compute_capability,
-            last_seen_at=_time(device.last_seen_at),
-            present=device.device_id in present,
-        )
-        for device in seen
+        {
+            **asdict(each),
+            "vram_total_mb": _mb(each.total_bytes),
+            "vram_available_mb": _mb(each.available_bytes),
+            "present": each.device_id in present,
+        }
+        for each in seen
     ]
-    return DetectTold(gpus=gpus, problems=_problems(view))
+    return DetectTold.model_validate({"gpus": gpus, "problems": _problems(view)})
 
 
-def history_answer(configurations: Iterable[SavedConfiguration]) -> HistoryTold:
-    """Tell what was saved."""
-    return HistoryTold(history=[_saved(each) for each in configurations])
+def history_response(configurations: Sequence[SavedConfiguration]) -> HistoryTold:
+    """Return the configurations saved."""
+    return HistoryTold.model_validate({"history": configurations})
+
+
+def _plan(plan: AssignmentPlan) -> dict[str, Any]:
+    return {
+        "strategy": plan.strategy,
+        "assignments": plan.assignments,
+        **_warnings(plan.warnings),
+    }
+
+
+def _warnings(warnings: Sequence[ServiceWarning]) -> dict[str, Any]:
+    return {"warnings": [warning.text for warning in warnings], "warning_details": warnings}
 
 
 def _problems(view: ServicesView) -> list[str]:
@@ -189,83 +156,5 @@ def _problems(view: ServicesView) -> list[str]:
     return [*([NO_GPUS] if without_gpu else []), *view.problems]
 
 
-def _gpu(index: int, device: DeviceStatus) -> Gpu:
-    total_bytes, free_bytes = device.total_bytes, device.free_bytes
-    return Gpu(
-        index=index,
-        name=device.name,
-        vram_total_mb=_mb(total_bytes),
-        vram_used_mb=None if total_bytes is None or free_bytes is None else _mb(total_bytes - free_bytes),
-        compute_capability=device.compute_capability,
-        uuid=device.uuid,
-        utilisation_percent=device.utilisation_percent,
-    )
-
-
-def _service(service: Service) -> ServiceTold:
-    return ServiceTold(
-        name=service.name,
-        model=service.model,
-        vram_mb=_mb(service.vram_bytes),
-        role=service.role,
-        latency_critical=service.latency_critical,
-        enabled=service.enabled,
-        vram_budget_env=service.budget_env,
-        health_url=service.health_url,
-    )
-
-
-def _service_gpu(device: ServiceDevice) -> ServiceGpu:
-    return ServiceGpu(
-        index=device.index,
-        name=device.name,
-        uuid=device.id,
-        vram_total_mb=round(device.total_bytes / MIB),
-        vram_occupied_mb=round(device.occupied_bytes / MIB),
-        healthy=device.healthy,
-    )
-
-
-def _saved(saved: SavedConfiguration) -> SavedTold:
-    return SavedTold(
-        number=saved.number,
-        saved_at=_time(saved.at),
-        strategy=saved.strategy,
-        assignments=[_assignment(each) for each in saved.assignments],
-        apply=_known(saved.apply, apply_answer),
-    )
-
-
-def _assignment(assignment: Assignment) -> AssignmentTold:
-    return AssignmentTold(
-        service=assignment.service,
-        gpu_index=assignment.gpu_index,
-        gpu_uuid=assignment.device_id,
-        vram_budget_override=assignment.vram_budget_gb,
-    )
-
-
-def _warning(warning: ServiceWarning) -> WarningTold:
-    return WarningTold(
-        kind=warning.kind, text=warning.text, service=warning.service, gpu_index=warning.gpu_index
-    )
-
-
-def _change(change: Change) -> ChangeTold:
-    return ChangeTold(
-        service=change.service,
-        before=_known(change.before, _assignment),
-        after=_known(change.after, _assignment),
-    )
-
-
-def _known(value: T | None, tell: Callable[[T], Told]) -> Told | None:
-    return None if value is None else tell(value)
-
-
-def _mb(count: int | None) -> int | None:
-    return None if count is None else round(count / MIB)
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _mb(count_bytes: int | None) -> int | None:
+    return None if count_bytes is None else round(count_bytes / MIB)

@@ -17,13 +17,13 @@ from cotenant.gateway.http.asgi import JSON_TYPE, send_body
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.request import Ask, Routes
 from cotenant.gateway.services.responses import (
-    apply_answer,
-    configuration_answer,
-    detect_answer,
-    history_answer,
-    preview_answer,
-    save_answer,
-    status_answer,
+    apply_response,
+    configuration_response,
+    detect_response,
+    history_response,
+    preview_response,
+    save_response,
+    status_response,
 )
 from cotenant.gateway.services.schema import (
     MAX_NUMBER,
@@ -33,8 +33,8 @@ from cotenant.gateway.services.schema import (
     AskedPreview,
     AskedRollback,
 )
-from cotenant.services.interfaces import ServiceOperator
 from cotenant.services.model import Assignment, Strategy
+from cotenant.services.operator import Services
 
 _PATH: Final = "/api/system/gpu-config"
 _HISTORY: Final = 20
@@ -44,7 +44,7 @@ _MAX_HISTORY: Final = 100
 class GpuConfig:
     """Answers about GPU configuration; without services it says how to configure some."""
 
-    def __init__(self, services: ServiceOperator | None) -> None:
+    def __init__(self, services: Services | None) -> None:
         self._services = services
         self.routes: Routes = {
             _PATH: {"GET": self._show, "PUT": self._save},
@@ -57,36 +57,36 @@ class GpuConfig:
         }
 
     async def _show(self, ask: Ask) -> None:
-        await _send(ask, 200, configuration_answer(await self._needed().view()))
+        await _send(ask, 200, configuration_response(await self._needed().view()))
 
     async def _save(self, ask: Ask) -> None:
         services = self._needed()
         asked = read_body(AskedConfiguration, await ask.body())
         plan = await services.save(asked.strategy, _assignments(asked.assignments), force=asked.force)
-        await _send(ask, 200, save_answer(plan))
+        await _send(ask, 200, save_response(plan))
 
     async def _apply(self, ask: Ask) -> None:
         services = self._needed()
         asked = read_body(AskedApply, await ask.body() or b"{}")
-        await _send(ask, 202, apply_answer(await services.apply(force=asked.force)))
+        await _send(ask, 202, apply_response(await services.apply(force=asked.force)))
 
     async def _status(self, ask: Ask) -> None:
-        await _send(ask, 200, status_answer(*await self._needed().status()))
+        await _send(ask, 200, status_response(*await self._needed().status()))
 
     async def _detect(self, ask: Ask) -> None:
         services = self._needed()
         seen = await services.detect()
-        await _send(ask, 200, detect_answer(seen, await services.view()))
+        await _send(ask, 200, detect_response(seen, await services.view()))
 
     async def _preview(self, ask: Ask) -> None:
         services = self._needed()
-        await _send(ask, 200, preview_answer(*await services.preview(_strategy(ask))))
+        await _send(ask, 200, preview_response(*await services.preview(_strategy(ask))))
 
     async def _preview_asked(self, ask: Ask) -> None:
         services = self._needed()
         asked = read_body(AskedPreview, await ask.body())
         found = await services.preview(asked.strategy, _assignments(asked.assignments))
-        await _send(ask, 200, preview_answer(*found))
+        await _send(ask, 200, preview_response(*found))
 
     async def _rollback(self, ask: Ask) -> None:
         services = self._needed()
@@ -96,13 +96,13 @@ class GpuConfig:
             number = ask.whole("number", 0, MAX_NUMBER)
             if not number:
                 raise BadAssignment("number=0 is in no history", field="number")
-        await _send(ask, 202, apply_answer(await services.rollback(number)))
+        await _send(ask, 202, apply_response(await services.rollback(number)))
 
     async def _history(self, ask: Ask) -> None:
         limit = ask.whole("limit", _HISTORY, _MAX_HISTORY)
-        await _send(ask, 200, history_answer(await self._needed().history(limit)))
+        await _send(ask, 200, history_response(await self._needed().history(limit)))
 
-    def _needed(self) -> ServiceOperator:
+    def _needed(self) -> Services:
         if self._services is None:
             raise UnknownRoute(
                 "no services are configured here",

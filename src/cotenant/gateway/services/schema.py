@@ -1,7 +1,7 @@
-"""What requests and answers about GPU configuration look like.
+"""The bodies of requests and responses about GPU configuration.
 
-Memory is counted in MB of 2^20 bytes and budgets in GB of 2^30, as drivers and applications do. What is not
-known is null.
+Memory is counted in MB of 2^20 bytes and budgets in GB of 2^30, as drivers and applications do. An unknown
+value is null.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from cotenant.gateway.http.bodies import RequestModel, ResponseModel
 from cotenant.services.model import ApplyState, ProgressState, ServiceRole, Strategy, WarningKind
@@ -92,16 +92,22 @@ class Gpus(ResponseModel):
     problems: list[str] = Field(default_factory=list)
 
 
-class AssignmentTold(ResponseModel):
+class _FromDomain(ResponseModel):
+    """A response that is read from a domain value's attributes, some under another name."""
+
+    model_config = ConfigDict(from_attributes=True, populate_by_name=True)
+
+
+class AssignmentTold(_FromDomain):
     """A service and its GPU. With a UUID and no index, its GPU is not here now."""
 
     service: str
     gpu_index: int | None
-    gpu_uuid: str | None
-    vram_budget_override: float | None
+    gpu_uuid: str | None = Field(validation_alias="device_id")
+    vram_budget_override: float | None = Field(validation_alias="vram_budget_gb")
 
 
-class WarningTold(ResponseModel):
+class WarningTold(_FromDomain):
     """What should be known and stops nothing; about a service, a GPU, or both."""
 
     kind: WarningKind
@@ -110,7 +116,7 @@ class WarningTold(ResponseModel):
     gpu_index: int | None
 
 
-class ChangeTold(ResponseModel):
+class ChangeTold(_FromDomain):
     """How a service's assignment would differ from what is applied; null where it has none."""
 
     service: str
@@ -126,7 +132,7 @@ class StrategyTold(ResponseModel):
     description: str
 
 
-class ServiceTold(ResponseModel):
+class ServiceTold(_FromDomain):
     """A service as its operator described it."""
 
     name: str
@@ -135,22 +141,22 @@ class ServiceTold(ResponseModel):
     role: ServiceRole
     latency_critical: bool
     enabled: bool
-    vram_budget_env: str | None
+    vram_budget_env: str | None = Field(validation_alias="budget_env")
     health_url: str | None
 
 
-class ServiceGpu(ResponseModel):
+class ServiceGpu(_FromDomain):
     """A GPU as strategies see it: `vram_occupied_mb` is in use there by others than services."""
 
     index: int
     name: str
-    uuid: str
+    uuid: str = Field(validation_alias="id")
     vram_total_mb: int
     vram_occupied_mb: int
     healthy: bool
 
 
-class ProgressTold(ResponseModel):
+class ProgressTold(_FromDomain):
     """How far one service is."""
 
     service: str
@@ -160,7 +166,7 @@ class ProgressTold(ResponseModel):
     message: str | None
 
 
-class ApplyTold(ResponseModel):
+class ApplyTold(_FromDomain):
     """How an apply stands, and each service that it recreates."""
 
     number: int
@@ -172,11 +178,11 @@ class ApplyTold(ResponseModel):
     services: list[ProgressTold]
 
 
-class SavedTold(ResponseModel):
+class SavedTold(_FromDomain):
     """A configuration that was saved, and how applying it stands; null if it was never applied."""
 
     number: int
-    saved_at: datetime
+    saved_at: datetime = Field(validation_alias="at")
     strategy: Strategy
     assignments: list[AssignmentTold]
     apply: ApplyTold | None
@@ -223,7 +229,7 @@ class PreviewTold(ResponseModel):
     diff: list[ChangeTold]
 
 
-class ContainerTold(ResponseModel):
+class ContainerTold(_FromDomain):
     """A service's container, with the assignment it was created with."""
 
     service: str
@@ -240,12 +246,12 @@ class StatusTold(ResponseModel):
     containers: list[ContainerTold]
 
 
-class SeenGpu(ResponseModel):
+class SeenGpu(_FromDomain):
     """A GPU as it was last seen; one that is not `present` has gone since."""
 
-    index: int
+    index: int = Field(validation_alias="gpu_index")
     name: str | None
-    uuid: str
+    uuid: str = Field(validation_alias="device_id")
     vram_total_mb: int | None
     vram_available_mb: int | None
     compute_capability: str | None

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from cotenant.domain.errors import CotenantError
+from cotenant.services.compose.apply_progress import Progress
 from cotenant.services.compose.order import Move, ordered
-from cotenant.services.compose.progress import Progress
 from cotenant.services.compose.recreate import Recreation, Resolve, Tools
-from cotenant.services.interfaces import ApplyOrder
-from cotenant.services.model import ApplyState, ApplyStatus, Assignment, OnFailure, ProgressState
+from cotenant.services.model import ApplyOrder, ApplyState, ApplyStatus, Assignment, OnFailure, ProgressState
 
 
 async def carry_out(order: ApplyOrder, tools: Tools, progress: Progress) -> ApplyStatus:

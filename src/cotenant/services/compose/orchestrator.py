@@ -10,7 +10,7 @@ from pathlib import Path
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import ComposeFileError, ContainerEngineMissing
 from cotenant.services.compose.apply import carry_out
-from cotenant.services.compose.apply_record import load_record
+from cotenant.services.compose.apply_progress import Progress, load_record
 from cotenant.services.compose.assignments_file import ASSIGNMENTS_NAME, render_assignments
 from cotenant.services.compose.command import ComposeCommand, find_compose
 from cotenant.services.compose.compose_files import ComposeProject, read_project
@@ -18,12 +18,11 @@ from cotenant.services.compose.container_engine import ContainerEngine, states
 from cotenant.services.compose.generated_files import GeneratedFiles
 from cotenant.services.compose.health import HealthWatch
 from cotenant.services.compose.override import OVERRIDE_NAME, RESET_NAME, pins, render_override, render_reset
-from cotenant.services.compose.progress import Progress
 from cotenant.services.compose.recovery import interrupted
 from cotenant.services.compose.recreate import Tools
 from cotenant.services.compose.runner import ComposeRunner
-from cotenant.services.interfaces import ApplyOrder
 from cotenant.services.model import (
+    ApplyOrder,
     ApplyState,
     ApplyStatus,
     ContainerState,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cotenant.services.compose.apply_record import ApplyRecord
+from cotenant.services.compose.apply_progress import ApplyRecord
 from cotenant.services.compose.pinning import same_pin
 from cotenant.services.model import (
     ApplyState,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.domain.errors import CotenantError
+from cotenant.services.compose.apply_progress import Progress
 from cotenant.services.compose.command import ComposeCommand
 from cotenant.services.compose.compose_files import ComposeProject
 from cotenant.services.compose.compose_yaml import read_compose_text
@@ -16,7 +17,6 @@ from cotenant.services.compose.generated_files import GeneratedFiles
 from cotenant.services.compose.gpu_requests import gpu_requests
 from cotenant.services.compose.health import GIVEN_UP, HealthWatch
 from cotenant.services.compose.order import Step
-from cotenant.services.compose.progress import Progress
 from cotenant.services.compose.runner import ComposeRunner
 from cotenant.services.model import Assignment, ProgressState, Service
 

@@ -1,17 +1,74 @@
-"""How an apply stands while it goes on: kept on disk, then told."""
+"""The progress of one apply: saved on disk at each step, then reported.
+
+The file lets the next run of a daemon that was killed find out where the apply stopped.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
+from cotenant.atomic_files import write_durably
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import GeneratedFileFailed
-from cotenant.services.compose.apply_record import ApplyRecord, save_record
-from cotenant.services.interfaces import ApplyOrder
-from cotenant.services.model import ApplyState, ApplyStatus, Assignment, ProgressState, ServiceProgress
+from cotenant.services.model import (
+    ApplyOrder,
+    ApplyState,
+    ApplyStatus,
+    Assignment,
+    ProgressState,
+    ServiceProgress,
+)
+
+_NAME: Final = "apply.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyRecord:
+    """An apply: how it stands, and each service's assignments around it."""
+
+    status: ApplyStatus
+    before: Mapping[str, Assignment]
+    after: Mapping[str, Assignment]
+
+
+def save_record(folder: Path, record: ApplyRecord) -> None:
+    """Keep a record in place of the last one. Raises OSError."""
+    write_durably(folder / _NAME, json.dumps(asdict(record), indent=1).encode())
+
+
+def load_record(folder: Path) -> ApplyRecord | None:
+    """Return the record kept last; None if there is none, or none that can be read."""
+    try:
+        told = json.loads((folder / _NAME).read_bytes())
+        return ApplyRecord(
+            _status(told["status"]),
+            _assignments(told["before"]),
+            _assignments(told["after"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _status(told: Mapping[str, Any]) -> ApplyStatus:
+    services = tuple(
+        ServiceProgress(**{**each, "state": ProgressState(each["state"])}) for each in told["services"]
+    )
+    return ApplyStatus(**{**told, "state": ApplyState(told["state"]), "services": services})
+
+
+def _assignments(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Assignment]:
+    return {
+        service: Assignment(
+            **{**each, "device_id": None if each["device_id"] is None else DeviceId(each["device_id"])}
+        )
+        for service, each in told.items()
+    }
 
 
 class Progress:
@@ -81,11 +138,7 @@ class Progress:
     async def _tell(self, *, strict: bool = False) -> None:
         async with self._turn:
             status = self.status
-            record = ApplyRecord(
-                status,
-                before=dict(self._order.before),
-                after=dict(self._order.after),
-            )
+            record = ApplyRecord(status, dict(self._order.before), dict(self._order.after))
             # A full disk must not stop an apply half-way: what is told matters more than what is kept.
             with contextlib.nullcontext() if strict else contextlib.suppress(OSError):
                 await asyncio.to_thread(save_record, self._folder, record)

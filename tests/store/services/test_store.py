@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import GeneratedFileFailed, StoreError
 from cotenant.domain.units import MIB
-from cotenant.services.interfaces import ServiceBook
+from cotenant.services.interfaces import ServiceStore
 from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
@@ -74,7 +74,7 @@ def test_a_service_that_is_left_out_is_no_longer_configured_and_comes_back_when_
     place: Place,
 ) -> None:
     async def scenario(store: Store) -> None:
-        book: ServiceBook = store.services
+        book: ServiceStore = store.services
         await book.save(Strategy.MANUAL, [LLM, ENRICHMENT], 1.0, nothing)
         await book.save(Strategy.MANUAL, [LLM], 2.0, nothing)
         current = await book.current()
@@ -178,7 +178,7 @@ import os
 from pathlib import PosixPath
 from cotenant.services.model import Strategy
 from tests.store.harness import opened
-from tests.store.services.test_book import ENRICHMENT
+from tests.store.services.test_store import ENRICHMENT
 opened({place!r}, lambda s: s.services.save(Strategy.BALANCED, [ENRICHMENT], 2.0, lambda number: os._exit(7)))
 """
 

@@ -1,9 +1,11 @@
-"""Keeping and finding GPU configuration, through a connection whose transaction the caller begins."""
+"""GPU configuration in the database: which GPU each service is assigned to, and how applying that ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, insert, select, update
 
@@ -30,13 +32,16 @@ from cotenant.store.services.tables import (
     history_row,
     settings,
 )
+from cotenant.store.writer import Writer
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _KEPT: Final = 1_000
 _LOCK: Final = 0x436F5473
 
 
 class ServiceRows:
-    """GPU configuration, as one connection sees it."""
+    """GPU configuration as one connection sees it, in a transaction that the caller begins."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -67,7 +72,7 @@ class ServiceRows:
         table cannot hold or that comes twice, and whatever `publish` raises.
         """
         check_names(assignment.service for assignment in assignments)
-        self.alone()
+        self.lock()
         number = self.last_number() + 1
         saved = SavedConfiguration(number, at, strategy, tuple(assignments))
         self._configure(saved)
@@ -123,7 +128,7 @@ class ServiceRows:
         An assignment to one of them is given the index that it has now: so a card that returns is pinned to
         again. GPUs that are gone, and assignments to them, stay as they are.
         """
-        self.alone()
+        self.lock()
         by_index = {device.gpu_index: device for device in seen}
         for device in by_index.values():
             moved = (devices.c.device_id == device.device_id) & (devices.c.gpu_index != device.gpu_index)
@@ -153,13 +158,13 @@ class ServiceRows:
         rows = self._connection.execute(select(settings.c.key, settings.c.value).order_by(settings.c.key))
         return {row.key: row.value for row in rows}
 
-    def set_setting(self, key: str, value: Mapping[str, object], at: float) -> None:
-        """Keep a value of `system_settings`."""
-        self.alone()
-        row = {"key": key, "value": dict(value), "updated_at": at}
+    def set_setting(self, key: str, value: Mapping[str, object], at: float | None = None) -> None:
+        """Store a value of `system_settings`, as of `at` (Unix seconds, None for now)."""
+        self.lock()
+        row = {"key": key, "value": dict(value), "updated_at": time.time() if at is None else at}
         self._put(settings, settings.c.key == key, row)
 
-    def alone(self) -> None:
+    def lock(self) -> None:
         """Wait until no other program writes GPU configuration, for the rest of the transaction.
 
         SQLite's transactions are alone from their beginning.
@@ -195,6 +200,45 @@ class ServiceRows:
         """Update the row that is there, or insert it."""
         if not self._connection.execute(update(table).where(same).values(**row)).rowcount:
             self._connection.execute(insert(table).values(**row, **(at_first or {})))
+
+
+def _in_transaction(
+    method: Callable[Concatenate[ServiceRows, P], T],
+) -> Callable[Concatenate[SqlServiceStore, P], Coroutine[Any, Any, T]]:
+    """Return a method that runs `method` in the writer's thread, in a transaction of its own."""
+
+    async def run(self: SqlServiceStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        done = self._writer.do(lambda session: method(session.services, *args, **kwargs))
+        return await asyncio.wrap_future(done)
+
+    return run
+
+
+class SqlServiceStore:
+    """The `ServiceStore` of an opened writer: the methods of ServiceRows, each in a transaction of its own.
+
+    Every method raises StoreError for what cannot be written or read. Several daemons may share a database:
+    saves come one after another, whoever makes them.
+
+    `save` calls `publish` before it commits, so that files which cannot be written leave no configuration
+    behind. If the process or the database ends in between, the files are those of a number that the database
+    does not have. That does no harm: nothing is applied from it, and the next save takes the same number and
+    writes the files again.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    current = _in_transaction(ServiceRows.current)
+    save = _in_transaction(ServiceRows.save)
+    record_apply = _in_transaction(ServiceRows.record_apply)
+    history = _in_transaction(ServiceRows.history)
+    applied = _in_transaction(ServiceRows.applied)
+    last_apply = _in_transaction(ServiceRows.last_apply)
+    see_devices = _in_transaction(ServiceRows.see_devices)
+    devices = _in_transaction(ServiceRows.devices)
+    setting = _in_transaction(ServiceRows.setting)
+    set_setting = _in_transaction(ServiceRows.set_setting)
 
 
 def check_names(names: Iterable[str]) -> None:
