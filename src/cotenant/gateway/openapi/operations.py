@@ -26,18 +26,18 @@ from cotenant.gateway.openapi.schema import (
 )
 from cotenant.gateway.plans.schema import AskedPlan, HeaderTold, PlanTold
 from cotenant.gateway.services.schema import (
-    ApplyTold,
-    AskedApply,
-    AskedConfiguration,
-    AskedPreview,
-    AskedRollback,
-    ConfigurationTold,
-    DetectTold,
+    ApplyRequest,
+    ApplyResponse,
+    ConfigurationRequest,
+    ConfigurationResponse,
+    DetectResponse,
     Gpus,
-    HistoryTold,
-    PreviewTold,
-    SaveTold,
-    StatusTold,
+    HistoryResponse,
+    PreviewRequest,
+    PreviewResponse,
+    RollbackRequest,
+    SaveResponse,
+    StatusResponse,
 )
 from cotenant.services.model import Strategy
 
@@ -126,7 +126,7 @@ _APPLYING: Final = (
     errors.StoreError,
 )
 _NO_SERVICES: Final = errors.UnknownRoute
-_BEGUN: Final = Answer(ApplyTold, "the apply as it begins", 202, example=examples.APPLY)
+_BEGUN: Final = Answer(ApplyResponse, "the apply as it begins", 202, example=examples.APPLY)
 
 _MODELS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", "/api/models"): Operation("List every model and how it does", (Answer(ModelsTold, "models"),)),
@@ -234,12 +234,12 @@ _SERVICES: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("GET", "/api/system/gpu-config"): Operation(
         "Tell which service is pinned to which GPU, and the strategies there are",
-        (Answer(ConfigurationTold, "everything about the pinning of services"),),
+        (Answer(ConfigurationResponse, "everything about the pinning of services"),),
         (_NO_SERVICES, errors.StoreError, errors.ComposeFileError),
     ),
     ("PUT", "/api/system/gpu-config"): Operation(
         "Save assignments to the database and both files, or to none",
-        (Answer(SaveTold, "the assignments as saved", example=examples.SAVED),),
+        (Answer(SaveResponse, "the assignments as saved", example=examples.SAVED),),
         (
             _NO_SERVICES,
             *_BODY,
@@ -248,7 +248,7 @@ _SERVICES: Final[Mapping[tuple[str, str], Operation]] = {
             errors.StoreError,
             errors.ComposeFileError,
         ),
-        body=AskedConfiguration,
+        body=ConfigurationRequest,
         body_required=True,
         body_examples=examples.SAVES,
     ),
@@ -256,22 +256,22 @@ _SERVICES: Final[Mapping[tuple[str, str], Operation]] = {
         "Begin to recreate the services whose assignment changed",
         (_BEGUN,),
         (_NO_SERVICES, *_BODY, *_APPLYING),
-        body=AskedApply,
+        body=ApplyRequest,
         body_examples={"plain": {}, "over edited files": {"force": True}},
     ),
     ("GET", "/api/system/gpu-config/status"): Operation(
         "Tell how the last apply stands and how the containers do",
-        (Answer(StatusTold, "the apply and the containers", example=examples.STATUS),),
+        (Answer(StatusResponse, "the apply and the containers", example=examples.STATUS),),
         (_NO_SERVICES, errors.ContainerEngineMissing, errors.StoreError),
     ),
     ("POST", "/api/system/gpu-config/detect"): Operation(
         "Look for GPUs again",
-        (Answer(DetectTold, "every GPU that was ever seen", example=examples.DETECTED),),
+        (Answer(DetectResponse, "every GPU that was ever seen", example=examples.DETECTED),),
         (_NO_SERVICES, errors.StoreError),
     ),
     ("GET", "/api/system/gpu-config/preview"): Operation(
         "Tell what a strategy would assign, without changing anything",
-        (Answer(PreviewTold, "assignments and what they change", example=examples.PREVIEW),),
+        (Answer(PreviewResponse, "assignments and what they change", example=examples.PREVIEW),),
         (_NO_SERVICES, errors.BadAssignment, errors.StoreError, errors.ComposeFileError),
         (
             Parameter(
@@ -285,9 +285,9 @@ _SERVICES: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("POST", "/api/system/gpu-config/preview"): Operation(
         "Tell what saving assignments would do, without saving them",
-        (Answer(PreviewTold, "assignments and what they change", example=examples.PREVIEW),),
+        (Answer(PreviewResponse, "assignments and what they change", example=examples.PREVIEW),),
         (_NO_SERVICES, *_BODY, errors.StoreError, errors.ComposeFileError),
-        body=AskedPreview,
+        body=PreviewRequest,
         body_required=True,
         body_examples=examples.SAVES,
     ),
@@ -302,12 +302,12 @@ _SERVICES: Final[Mapping[tuple[str, str], Operation]] = {
                 {"type": "integer", "minimum": 1, "maximum": _MAX_WHOLE},
             ),
         ),
-        body=AskedRollback,
+        body=RollbackRequest,
         body_examples={"to the one before": {}, "to an earlier one": {"number": 3}},
     ),
     ("GET", "/api/system/gpu-config/history"): Operation(
         "List the configurations saved, newest first",
-        (Answer(HistoryTold, "configurations", example=examples.HISTORY),),
+        (Answer(HistoryResponse, "configurations", example=examples.HISTORY),),
         (_NO_SERVICES, errors.BadRequest, errors.StoreError),
         (
             Parameter(

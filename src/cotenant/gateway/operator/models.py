@@ -34,7 +34,7 @@ from cotenant.gateway.operator.alerts import AlertRoutes
 from cotenant.gateway.operator.decisions import Story
 from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
 from cotenant.gateway.services.responses import apply_events, gpus_response
-from cotenant.gateway.services.routes import GpuConfig
+from cotenant.gateway.services.routes import GpuConfigRoutes
 from cotenant.interfaces import AlertBook, Operator, Router
 from cotenant.services.operator import Services
 
@@ -89,7 +89,7 @@ class Admin:
             "/api/system/gpus": {"GET": self._gpus},
             **self._told_alerts.routes,
             **(more or {}),
-            **GpuConfig(services).routes,
+            **GpuConfigRoutes(services).routes,
         }
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:

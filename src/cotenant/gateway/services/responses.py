@@ -12,14 +12,14 @@ from typing import Any, Final
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.units import MIB
 from cotenant.gateway.services.schema import (
-    ApplyTold,
-    ConfigurationTold,
-    DetectTold,
+    ApplyResponse,
+    ConfigurationResponse,
+    DetectResponse,
     Gpus,
-    HistoryTold,
-    PreviewTold,
-    SaveTold,
-    StatusTold,
+    HistoryResponse,
+    PreviewResponse,
+    SaveResponse,
+    StatusResponse,
 )
 from cotenant.services.model import (
     ApplyStatus,
@@ -60,11 +60,11 @@ def gpus_response(devices: Iterable[DeviceStatus]) -> Gpus:
     return Gpus.model_validate({"gpus": gpus, "problems": [] if gpus else [NO_GPUS]})
 
 
-def configuration_response(view: ServicesView) -> ConfigurationTold:
+def configuration_response(view: ServicesView) -> ConfigurationResponse:
     """Return everything; services without a saved assignment are unpinned."""
     saved = {} if view.saved is None else {each.service: each for each in view.saved.assignments}
     names = dict.fromkeys([*(service.name for service in view.services), *saved])
-    return ConfigurationTold.model_validate(
+    return ConfigurationResponse.model_validate(
         {
             "strategy": view.strategy,
             "assignments": [saved.get(name, Assignment(name)) for name in names],
@@ -88,19 +88,19 @@ def configuration_response(view: ServicesView) -> ConfigurationTold:
     )
 
 
-def save_response(plan: AssignmentPlan) -> SaveTold:
+def save_response(plan: AssignmentPlan) -> SaveResponse:
     """Return what was saved."""
-    return SaveTold.model_validate({"success": True, **_plan(plan)})
+    return SaveResponse.model_validate({"success": True, **_plan(plan)})
 
 
-def preview_response(plan: AssignmentPlan, changes: Sequence[Change]) -> PreviewTold:
+def preview_response(plan: AssignmentPlan, changes: Sequence[Change]) -> PreviewResponse:
     """Return what a strategy would do."""
-    return PreviewTold.model_validate({**_plan(plan), "diff": changes})
+    return PreviewResponse.model_validate({**_plan(plan), "diff": changes})
 
 
-def apply_response(status: ApplyStatus) -> ApplyTold:
+def apply_response(status: ApplyStatus) -> ApplyResponse:
     """Return the state of an apply."""
-    return ApplyTold.model_validate(status)
+    return ApplyResponse.model_validate(status)
 
 
 async def apply_events(statuses: AsyncIterator[ApplyStatus]) -> AsyncGenerator[bytes, None]:
@@ -114,12 +114,12 @@ async def apply_events(statuses: AsyncIterator[ApplyStatus]) -> AsyncGenerator[b
             await close()
 
 
-def status_response(apply: ApplyStatus | None, containers: Sequence[ContainerState]) -> StatusTold:
+def status_response(apply: ApplyStatus | None, containers: Sequence[ContainerState]) -> StatusResponse:
     """Return the last apply and the containers."""
-    return StatusTold.model_validate({"apply": apply, "containers": containers})
+    return StatusResponse.model_validate({"apply": apply, "containers": containers})
 
 
-def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectTold:
+def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectResponse:
     """Return the GPUs that are here and those that were."""
     present = {device.id for device in view.devices}
     gpus = [
@@ -131,12 +131,12 @@ def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectTol
         }
         for each in seen
     ]
-    return DetectTold.model_validate({"gpus": gpus, "problems": _problems(view)})
+    return DetectResponse.model_validate({"gpus": gpus, "problems": _problems(view)})
 
 
-def history_response(configurations: Sequence[SavedConfiguration]) -> HistoryTold:
+def history_response(configurations: Sequence[SavedConfiguration]) -> HistoryResponse:
     """Return the configurations saved."""
-    return HistoryTold.model_validate({"history": configurations})
+    return HistoryResponse.model_validate({"history": configurations})
 
 
 def _plan(plan: AssignmentPlan) -> dict[str, Any]:

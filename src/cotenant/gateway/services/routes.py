@@ -1,4 +1,4 @@
-"""Which service is pinned to which GPU: asked, previewed, saved, applied and taken back.
+"""Routes of GPU configuration: which service is pinned to which GPU, previewed, saved, applied, rolled back.
 
 GET, PUT /api/system/gpu-config            POST …/apply, …/rollback, …/detect
 GET …/preview?strategy=NAME, POST …/preview   GET  …/status, …/history?limit=N
@@ -27,11 +27,11 @@ from cotenant.gateway.services.responses import (
 )
 from cotenant.gateway.services.schema import (
     MAX_NUMBER,
-    AskedApply,
-    AskedAssignment,
-    AskedConfiguration,
-    AskedPreview,
-    AskedRollback,
+    ApplyRequest,
+    AssignmentRequest,
+    ConfigurationRequest,
+    PreviewRequest,
+    RollbackRequest,
 )
 from cotenant.services.model import Assignment, Strategy
 from cotenant.services.operator import Services
@@ -41,8 +41,8 @@ _HISTORY: Final = 20
 _MAX_HISTORY: Final = 100
 
 
-class GpuConfig:
-    """Answers about GPU configuration; without services it says how to configure some."""
+class GpuConfigRoutes:
+    """Handles requests about GPU configuration. Without services, every answer says how to configure some."""
 
     def __init__(self, services: Services | None) -> None:
         self._services = services
@@ -51,7 +51,7 @@ class GpuConfig:
             f"{_PATH}/apply": {"POST": self._apply},
             f"{_PATH}/status": {"GET": self._status},
             f"{_PATH}/detect": {"POST": self._detect},
-            f"{_PATH}/preview": {"GET": self._preview, "POST": self._preview_asked},
+            f"{_PATH}/preview": {"GET": self._preview, "POST": self._preview_assignments},
             f"{_PATH}/rollback": {"POST": self._rollback},
             f"{_PATH}/history": {"GET": self._history},
         }
@@ -61,13 +61,13 @@ class GpuConfig:
 
     async def _save(self, ask: Ask) -> None:
         services = self._needed()
-        asked = read_body(AskedConfiguration, await ask.body())
+        asked = read_body(ConfigurationRequest, await ask.body())
         plan = await services.save(asked.strategy, _assignments(asked.assignments), force=asked.force)
         await _send(ask, 200, save_response(plan))
 
     async def _apply(self, ask: Ask) -> None:
         services = self._needed()
-        asked = read_body(AskedApply, await ask.body() or b"{}")
+        asked = read_body(ApplyRequest, await ask.body() or b"{}")
         await _send(ask, 202, apply_response(await services.apply(force=asked.force)))
 
     async def _status(self, ask: Ask) -> None:
@@ -82,15 +82,15 @@ class GpuConfig:
         services = self._needed()
         await _send(ask, 200, preview_response(*await services.preview(_strategy(ask))))
 
-    async def _preview_asked(self, ask: Ask) -> None:
+    async def _preview_assignments(self, ask: Ask) -> None:
         services = self._needed()
-        asked = read_body(AskedPreview, await ask.body())
+        asked = read_body(PreviewRequest, await ask.body())
         found = await services.preview(asked.strategy, _assignments(asked.assignments))
         await _send(ask, 200, preview_response(*found))
 
     async def _rollback(self, ask: Ask) -> None:
         services = self._needed()
-        asked = read_body(AskedRollback, await ask.body() or b"{}")
+        asked = read_body(RollbackRequest, await ask.body() or b"{}")
         number = asked.number
         if number is None and ask.text("number") is not None:
             number = ask.whole("number", 0, MAX_NUMBER)
@@ -116,8 +116,8 @@ async def _send(ask: Ask, status: int, answer: BaseModel) -> None:
     await send_body(ask.send, status, answer.model_dump_json().encode(), JSON_TYPE)
 
 
-def _assignments(asked: Sequence[AskedAssignment]) -> list[Assignment]:
-    """Return what was asked for. Raises BadAssignment for a service that is there twice."""
+def _assignments(asked: Sequence[AssignmentRequest]) -> list[Assignment]:
+    """Return the assignments requested. Raises BadAssignment for a service that is named twice."""
     first: dict[str, int] = {}
     for number, each in enumerate(asked):
         if each.service in first:

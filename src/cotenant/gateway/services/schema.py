@@ -30,7 +30,7 @@ Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(_whole)]
 ServiceName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class AskedAssignment(RequestModel):
+class AssignmentRequest(RequestModel):
     """A service and where it shall go; without a GPU the strategy chooses, and manual leaves it unpinned."""
 
     service: ServiceName
@@ -44,28 +44,28 @@ class AskedAssignment(RequestModel):
     )
 
 
-class AskedPreview(RequestModel):
+class PreviewRequest(RequestModel):
     """Assignments to try. Services that are left out are placed by the strategy; manual unpins them."""
 
     strategy: Strategy
-    assignments: Annotated[list[AskedAssignment], Field(max_length=_MAX_ASSIGNMENTS)] = Field(
+    assignments: Annotated[list[AssignmentRequest], Field(max_length=_MAX_ASSIGNMENTS)] = Field(
         default_factory=list
     )
 
 
-class AskedConfiguration(AskedPreview):
+class ConfigurationRequest(PreviewRequest):
     """Assignments to save. Services that are left out are placed by the strategy; manual unpins them."""
 
     force: bool = Field(default=False, description="overwrite generated files that somebody edited")
 
 
-class AskedApply(RequestModel):
+class ApplyRequest(RequestModel):
     """How to apply."""
 
     force: bool = Field(default=False, description="overwrite generated files that somebody edited")
 
 
-class AskedRollback(RequestModel):
+class RollbackRequest(RequestModel):
     """Where to go back to."""
 
     number: Number | None = Field(
@@ -98,7 +98,7 @@ class _FromDomain(ResponseModel):
     model_config = ConfigDict(from_attributes=True, populate_by_name=True)
 
 
-class AssignmentTold(_FromDomain):
+class AssignmentResponse(_FromDomain):
     """A service and its GPU. With a UUID and no index, its GPU is not here now."""
 
     service: str
@@ -107,7 +107,7 @@ class AssignmentTold(_FromDomain):
     vram_budget_override: float | None = Field(validation_alias="vram_budget_gb")
 
 
-class WarningTold(_FromDomain):
+class WarningResponse(_FromDomain):
     """What should be known and stops nothing; about a service, a GPU, or both."""
 
     kind: WarningKind
@@ -116,15 +116,15 @@ class WarningTold(_FromDomain):
     gpu_index: int | None
 
 
-class ChangeTold(_FromDomain):
+class ChangeResponse(_FromDomain):
     """How a service's assignment would differ from what is applied; null where it has none."""
 
     service: str
-    before: AssignmentTold | None
-    after: AssignmentTold | None
+    before: AssignmentResponse | None
+    after: AssignmentResponse | None
 
 
-class StrategyTold(ResponseModel):
+class StrategyResponse(ResponseModel):
     """A strategy that may be chosen."""
 
     name: Strategy
@@ -132,7 +132,7 @@ class StrategyTold(ResponseModel):
     description: str
 
 
-class ServiceTold(_FromDomain):
+class ServiceResponse(_FromDomain):
     """A service as its operator described it."""
 
     name: str
@@ -156,7 +156,7 @@ class ServiceGpu(_FromDomain):
     healthy: bool
 
 
-class ProgressTold(_FromDomain):
+class ProgressResponse(_FromDomain):
     """How far one service is."""
 
     service: str
@@ -166,7 +166,7 @@ class ProgressTold(_FromDomain):
     message: str | None
 
 
-class ApplyTold(_FromDomain):
+class ApplyResponse(_FromDomain):
     """How an apply stands, and each service that it recreates."""
 
     number: int
@@ -175,20 +175,20 @@ class ApplyTold(_FromDomain):
     started_at: datetime
     finished_at: datetime | None
     message: str | None
-    services: list[ProgressTold]
+    services: list[ProgressResponse]
 
 
-class SavedTold(_FromDomain):
+class SavedConfigurationResponse(_FromDomain):
     """A configuration that was saved, and how applying it stands; null if it was never applied."""
 
     number: int
     saved_at: datetime = Field(validation_alias="at")
     strategy: Strategy
-    assignments: list[AssignmentTold]
-    apply: ApplyTold | None
+    assignments: list[AssignmentResponse]
+    apply: ApplyResponse | None
 
 
-class ConfigurationTold(ResponseModel):
+class ConfigurationResponse(ResponseModel):
     """Everything about the pinning of services, as it is now.
 
     `assignments` are those saved last, `applied` is what the containers were last created with, and `changes`
@@ -196,54 +196,54 @@ class ConfigurationTold(ResponseModel):
     """
 
     strategy: Strategy
-    assignments: list[AssignmentTold]
-    strategies: list[StrategyTold]
-    services: list[ServiceTold]
+    assignments: list[AssignmentResponse]
+    strategies: list[StrategyResponse]
+    services: list[ServiceResponse]
     gpus: list[ServiceGpu]
-    saved: SavedTold | None
-    applied: SavedTold | None
-    changes: list[ChangeTold]
+    saved: SavedConfigurationResponse | None
+    applied: SavedConfigurationResponse | None
+    changes: list[ChangeResponse]
     warnings: list[str]
-    warning_details: list[WarningTold]
+    warning_details: list[WarningResponse]
     problems: list[str]
     edited_files: list[str]
 
 
-class SaveTold(ResponseModel):
+class SaveResponse(ResponseModel):
     """Assignments as they were saved, with what should be known of them."""
 
     success: bool
     warnings: list[str]
-    warning_details: list[WarningTold]
+    warning_details: list[WarningResponse]
     strategy: Strategy
-    assignments: list[AssignmentTold]
+    assignments: list[AssignmentResponse]
 
 
-class PreviewTold(ResponseModel):
+class PreviewResponse(ResponseModel):
     """What a strategy would assign, and how that differs from what is applied. Nothing is changed."""
 
     strategy: Strategy
-    assignments: list[AssignmentTold]
+    assignments: list[AssignmentResponse]
     warnings: list[str]
-    warning_details: list[WarningTold]
-    diff: list[ChangeTold]
+    warning_details: list[WarningResponse]
+    diff: list[ChangeResponse]
 
 
-class ContainerTold(_FromDomain):
+class ContainerResponse(_FromDomain):
     """A service's container, with the assignment it was created with."""
 
     service: str
     container_id: str | None
     running: bool
     healthy: bool | None
-    assignment: AssignmentTold | None
+    assignment: AssignmentResponse | None
 
 
-class StatusTold(ResponseModel):
+class StatusResponse(ResponseModel):
     """The last apply, going on or ended, and the containers as they are."""
 
-    apply: ApplyTold | None
-    containers: list[ContainerTold]
+    apply: ApplyResponse | None
+    containers: list[ContainerResponse]
 
 
 class SeenGpu(_FromDomain):
@@ -259,14 +259,14 @@ class SeenGpu(_FromDomain):
     present: bool
 
 
-class DetectTold(ResponseModel):
+class DetectResponse(ResponseModel):
     """Every GPU that was ever seen."""
 
     gpus: list[SeenGpu]
     problems: list[str] = Field(default_factory=list)
 
 
-class HistoryTold(ResponseModel):
+class HistoryResponse(ResponseModel):
     """The configurations saved, newest first."""
 
-    history: list[SavedTold]
+    history: list[SavedConfigurationResponse]
