@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli import engine
-from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, InventorySource
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory
 from cotenant.domain.errors import EngineInstallFailed, EngineMissing
+from cotenant.domain.vendors import InventorySource, Vendor
 from tests.support.engines.orders import fake_server
 
 
@@ -59,21 +60,21 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("source", "flavour"),
+    ("vendor", "flavour"),
     [
-        (InventorySource.NVML, "/cu"),
-        (InventorySource.AMDSMI, "/rocm"),
-        (InventorySource.HOST, "--no-input xllamacpp"),
+        (Vendor.NVIDIA, "/cu"),
+        (Vendor.AMD, "/rocm"),
+        (None, "--no-input xllamacpp"),
     ],
 )
 def test_without_a_word_it_installs_what_the_cards_of_the_machine_need(
-    source: InventorySource,
+    vendor: Vendor | None,
     flavour: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    card = Device(DeviceId("GPU-a"), DeviceKind.GPU, "a card")
-    inventory = Inventory(source, (card,), {}, cuda_version="12.8")
+    card = Device(DeviceId("GPU-a"), DeviceKind.GPU, "a card", vendor=vendor)
+    inventory = Inventory(InventorySource.NVML, (card,), {}, cuda_version="12.8")
     monkeypatch.setattr(engine, "_inventory", lambda: inventory)
     assert run("install", "--dry-run") == 0
     assert flavour in capsys.readouterr().out.splitlines()[0]

@@ -15,12 +15,12 @@ from cotenant.domain.devices import (
     DeviceKind,
     GpuProcess,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.errors import UnsupportedModelFile
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.interfaces import PlanAsked
 from tests.support.daemon.planner import entry, inventory, planner
 from tests.support.models.real_shapes import real_shape

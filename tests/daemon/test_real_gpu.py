@@ -11,8 +11,9 @@ import openai
 import pytest
 
 from cotenant.clock import SystemClock
-from cotenant.domain.devices import Inventory, InventorySource
+from cotenant.domain.devices import Inventory
 from cotenant.domain.units import MIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.inventory import probe
 from tests.support.daemon.serving import serving
 from tests.support.models.gguf_models import REAL_SHAPES

@@ -7,17 +7,25 @@ from cotenant.domain.devices import (
     DeviceKind,
     DeviceOrder,
     Inventory,
-    InventorySource,
     Reading,
     launch_environment,
 )
 from cotenant.domain.errors import UnknownDevice
+from cotenant.domain.vendors import InventorySource, Vendor
 
 HOST = Device(HOST_ID, DeviceKind.HOST, "host RAM")
 
 
 def gpu(name: str, index: int, total: int | None = None, *, described: bool = False) -> Device:
-    return Device(DeviceId(name), DeviceKind.GPU, "card", index=index, total_bytes=total, described=described)
+    return Device(
+        DeviceId(name),
+        DeviceKind.GPU,
+        "card",
+        index=index,
+        total_bytes=total,
+        described=described,
+        vendor=Vendor.NVIDIA,
+    )
 
 
 def inventory(

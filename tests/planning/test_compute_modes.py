@@ -11,12 +11,12 @@ from cotenant.domain.devices import (
     DeviceKind,
     GpuProcess,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.models import MOST_LAYERS, Recipe
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.units import GIB, MIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.compute_modes import alone, default_mode_command, through_mps
 from cotenant.planning.planner import PlanRequest, leave_to_engine, place

@@ -15,13 +15,13 @@ from cotenant.domain.devices import (
     DeviceOrder,
     GpuProcess,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.errors import BadSplit
 from cotenant.domain.models import MOST_LAYERS, CacheType, Recipe, SplitMode, SplitPolicy
 from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal
 from cotenant.domain.units import GIB, MIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest, place

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.clock import ManualClock
-from cotenant.domain.devices import Inventory, InventorySource
+from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import (
     ApplyRunning,
     BadAssignment,
@@ -23,6 +23,7 @@ from cotenant.domain.errors import (
     StoreError,
 )
 from cotenant.domain.units import GIB, MIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.inventory import probe
 from cotenant.services.model import (
     ApplyState,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.clock import SystemClock
-from cotenant.domain.devices import DeviceKind, Inventory, InventorySource
+from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import EngineError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cotenant.engines.llama_cpp.builds import Builds
 
 _FLAVOURS = ("cuda", "rocm", "vulkan", "cpu")
-_FLAVOUR_OF = {InventorySource.NVML: "cuda", InventorySource.AMDSMI: "rocm"}
 
 
 def register(subparsers: Any) -> None:
@@ -70,7 +69,7 @@ def _install(args: argparse.Namespace) -> int:
     from cotenant.engines.llama_cpp.install import Flavour, install, plan_install, read_system, shown
 
     inventory = _inventory()
-    flavour = Flavour(args.flavour or _FLAVOUR_OF.get(inventory.source, "cpu"))
+    flavour = Flavour(args.flavour or (inventory.vendor.traits.backend if inventory.vendor else "cpu"))
     plan = plan_install(flavour, read_system(inventory.cuda_version), index_url=args.index)
     print(shown(plan.command), flush=True)
     for note in plan.notes:

@@ -62,14 +62,12 @@ def _allotted(inventory: Inventory) -> Inventory:
     Engines get variables of our own, so the ones set for us would be lost. As in CUDA and ROCm, a list ends
     at the first entry that means nothing, and an empty one hides every GPU.
     """
-    if not inventory.has_gpus:
-        return inventory
-    if any(device.hip_name is not None for device in inventory.devices):
-        # What HIP reads counts within what ROCr leaves.
-        inventory = _kept(inventory, "ROCR_VISIBLE_DEVICES")
-        own = "HIP_VISIBLE_DEVICES" if os.environ.get("HIP_VISIBLE_DEVICES") else "CUDA_VISIBLE_DEVICES"
-        return _kept(inventory, own, by_place=True)
-    return _kept(inventory, "CUDA_VISIBLE_DEVICES")
+    vendor = inventory.vendor
+    for allotment in vendor.traits.allotments if vendor else ():
+        *others, last = allotment.variables
+        variable = next((name for name in others if os.environ.get(name)), last)
+        inventory = _kept(inventory, variable, by_place=allotment.by_place)
+    return inventory
 
 
 def _kept(inventory: Inventory, variable: str, *, by_place: bool = False) -> Inventory:

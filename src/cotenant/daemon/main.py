@@ -40,10 +40,10 @@ from cotenant.daemon.services import services_of
 from cotenant.daemon.sharing.mps import Sharing
 from cotenant.daemon.sharing.mps_rules import MpsRules
 from cotenant.daemon.systemd_notify import ServiceManager
-from cotenant.domain.devices import InventorySource
 from cotenant.domain.errors import BadSetting, DoesNotFit
 from cotenant.domain.placements import Refusal
 from cotenant.domain.records import LoadTimes
+from cotenant.domain.vendors import InventorySource
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.server import bind, serve

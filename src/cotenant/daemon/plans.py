@@ -13,11 +13,12 @@ from cotenant.clock import Clock
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.daemon.core.fleet import Fleet, may_use
 from cotenant.domain.decisions import DeviceStatus
-from cotenant.domain.devices import Inventory, InventorySource, Reading
+from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.placements import Budget
 from cotenant.domain.recipes import check_recipe
+from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.interfaces import Operator, PlanAsked, PlanFound
 from cotenant.model_files import load_model

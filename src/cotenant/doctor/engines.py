@@ -44,4 +44,4 @@ def _build(build: EngineBuild) -> Observation:
 
 
 def _flavour(host: HostContext) -> str:
-    return "cuda" if host.nvidia_cards() else "rocm"
+    return next((card.vendor.traits.backend for card in host.cards() if card.vendor), "cpu")

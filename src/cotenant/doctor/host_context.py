@@ -11,15 +11,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import Configuration
 from cotenant.domain.devices import Device, DeviceKind, Inventory
 from cotenant.domain.errors import CotenantError
+from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.inventory import probe
-
-_NVIDIA: Final = ("GPU-", "MIG-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +126,4 @@ class HostContext:
 
     def nvidia_cards(self) -> tuple[Device, ...]:
         """Return the GPUs and MIG slices of NVIDIA."""
-        return tuple(card for card in self.cards() if card.id.startswith(_NVIDIA))
+        return tuple(card for card in self.cards() if card.vendor is Vendor.NVIDIA)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NewType
 
 from cotenant.domain.errors import UnknownDevice
+from cotenant.domain.vendors import InventorySource, Vendor
 
 DeviceId = NewType("DeviceId", str)
 """The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine."""
@@ -39,33 +40,14 @@ class DeviceOrder(StrEnum):
     INDEX = "index"
 
 
-class InventorySource(StrEnum):
-    """Where the devices of an inventory come from."""
-
-    NVML = "nvml"
-    AMDSMI = "amdsmi"
-    DESCRIBED = "described"
-    FOLLOWED = "followed"
-    HOST = "host"
-
-    @property
-    def is_live(self) -> bool:
-        """Whether Readings show what engines take: a driver measures, or a file is followed in its place."""
-        return self not in (InventorySource.DESCRIBED, InventorySource.HOST)
-
-    @property
-    def is_described(self) -> bool:
-        """Whether the devices are made up."""
-        return self in (InventorySource.DESCRIBED, InventorySource.FOLLOWED)
-
-
 @dataclass(frozen=True, slots=True)
 class Device:
     """One memory pool: a card, a MIG slice, or host RAM. Unknown is None.
 
     `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` made up:
-    it can be planned upon, but no process of this machine can run on it. `hip_name` is what ROCm calls an AMD
-    card, a UUID or an index, `render_node` the number of its device file; cards of others have neither.
+    it can be planned upon, but no process of this machine can run on it. `runtime_name` is what the vendor's
+    runtime calls it, a UUID or an index, where that is not the id; `render_node` is the number of its device
+    file under /dev/dri, where the runtime needs it.
     """
 
     id: DeviceId
@@ -79,7 +61,8 @@ class Device:
     parent_id: DeviceId | None = None
     node: str | None = None
     described: bool = False
-    hip_name: str | None = None
+    vendor: Vendor | None = None
+    runtime_name: str | None = None
     render_node: int | None = None
 
     @property
@@ -141,6 +124,11 @@ class Inventory:
         """Whether any device is something else than host RAM."""
         return any(device.kind is not DeviceKind.HOST for device in self.devices)
 
+    @property
+    def vendor(self) -> Vendor | None:
+        """The vendor of its GPUs, which are all of one; None without GPUs."""
+        return next((device.vendor for device in self.devices if device.vendor is not None), None)
+
     def reading(self, device: Device) -> Reading:
         """Return the device's Reading, empty (all unknown) if there is none."""
         return self.readings.get(device.id) or Reading(device.id, at=0.0)
@@ -192,33 +180,14 @@ class Inventory:
 
 
 def launch_environment(devices: Sequence[Device]) -> dict[str, str]:
-    """Return the variables that make CUDA or ROCm number exactly `devices`, in their order, from 0.
+    """Return the variables that make a vendor's runtime number exactly `devices`, in their order, from 0.
 
     Host RAM takes no number. Described devices are left out, since CUDA stops at the first entry that it does
     not know; so a process planned on host RAM or on described devices sees no GPU at all, and cannot take
-    memory that nobody planned.
+    memory that nobody planned. A plan never mixes vendors.
     """
     real = [d for d in devices if d.kind is not DeviceKind.HOST and not d.described]
-    by_hip = [d.hip_name for d in real if d.hip_name is not None]
-    if by_hip:
-        return _hip_environment(by_hip)
-    hidden: dict[str, str] = {} if real else {"HIP_VISIBLE_DEVICES": "-1"}
-    return {
-        # Without it CUDA numbers the fastest card first, and what an engine prints cannot be compared.
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        # UUIDs, since indices move between boots. `-1` is CUDA's documented way to end the list; an empty
-        # value does the same, but shells and container runtimes drop it.
-        "CUDA_VISIBLE_DEVICES": ",".join(d.id for d in real) or "-1",
-        **hidden,
-    }
-
-
-def _hip_environment(names: Sequence[str]) -> dict[str, str]:
-    numbers = ",".join(str(number) for number in range(len(names)))
-    return {
-        "ROCR_VISIBLE_DEVICES": ",".join(names),
-        # HIP numbers anew what ROCr leaves, and reads CUDA's variable where its own is missing: both are set,
-        # and alike, as some engines refuse to start where they differ.
-        "HIP_VISIBLE_DEVICES": numbers,
-        "CUDA_VISIBLE_DEVICES": numbers,
-    }
+    vendor = real[0].vendor if real else None
+    if vendor is None:
+        return {name: value for each in Vendor for name, value in each.traits.hidden.items()}
+    return dict(vendor.traits.environment([d.runtime_name or d.id for d in real]))

@@ -8,11 +8,11 @@ from cotenant.domain.devices import (
     DeviceKind,
     GpuProcess,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import GIB, MIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.planning.budgets import BudgetRules
 
 OURS = {100: ResidencyId(7)}

@@ -19,12 +19,12 @@ from cotenant.domain.devices import (
     DeviceId,
     DeviceKind,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import Recipe
 from cotenant.domain.units import GIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import DevicesRead, ModelsChanged
 from tests.support.models.shapes import dense

@@ -18,7 +18,6 @@ from cotenant.domain.devices import (
     DeviceKind,
     GpuProcess,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.models import Parts, Recipe
@@ -26,6 +25,7 @@ from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import GIB
+from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon
@@ -36,7 +36,7 @@ EXCLUSIVE, DEFAULT = ComputeMode.EXCLUSIVE_PROCESS, ComputeMode.DEFAULT
 
 def card(index: int, **facts: object) -> Device:
     device = Device(DeviceId(f"GPU-{index}"), DeviceKind.GPU, "card", index=index, total_bytes=24 * GIB)
-    return replace(device, **facts)  # type: ignore[arg-type]
+    return replace(device, **{"vendor": Vendor.NVIDIA, **facts})  # type: ignore[arg-type]
 
 
 def machine(*cards: tuple[Device, ComputeMode | None], processes: tuple[GpuProcess, ...] = ()) -> Inventory:
@@ -110,7 +110,7 @@ def test_a_card_that_a_stranger_holds_is_kept_out_of_the_others_daemon() -> None
 
 
 def test_required_shares_every_card_but_amd_s_and_host_ram() -> None:
-    amd, host = card(1, hip_name="0"), Device(HOST_ID, DeviceKind.HOST, "host RAM")
+    amd, host = card(1, vendor=Vendor.AMD), Device(HOST_ID, DeviceKind.HOST, "host RAM")
     admitted = Bench((entry("a"),), mode=MpsMode.REQUIRED).admits(
         (card(0), DEFAULT), (amd, None), (host, None)
     )

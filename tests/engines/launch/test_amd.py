@@ -11,10 +11,11 @@ import pytest
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.launching import LauncherKind
+from cotenant.domain.vendors import Vendor
 from cotenant.engines.launch import amd as launch_amd
-from cotenant.engines.launch.amd import alone, amd_options
+from cotenant.engines.launch.amd import amd_options
 from cotenant.engines.launch.apptainer import group_job
-from cotenant.engines.launch.container import RunAs, container_job
+from cotenant.engines.launch.container import RunAs, alone, container_job
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.container_bed import container_bed
 from tests.support.containers.engine_images import shell_image
@@ -28,7 +29,8 @@ def amd(index: int, name: str = "", render_node: int | None = 128) -> Device:
         DeviceKind.GPU,
         "MI210",
         index=index,
-        hip_name=name or f"GPU-{index:016x}",
+        vendor=Vendor.AMD,
+        runtime_name=name or f"GPU-{index:016x}",
         render_node=render_node,
     )
 
@@ -45,7 +47,8 @@ def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(*cards: Device, rootless_podman: bool = False) -> list[str]:
-    return [*amd_options("tiny", cards, rootless_podman=rootless_podman)]
+    kind = LauncherKind.PODMAN if rootless_podman else LauncherKind.DOCKER
+    return [*amd_options("tiny", cards, kind, rootless=rootless_podman)]
 
 
 def test_a_container_gets_the_compute_device_and_the_render_node_of_its_card_alone(devices: Path) -> None:
@@ -73,7 +76,7 @@ def test_what_is_not_there_or_not_told_is_refused_by_name(devices: Path) -> None
 
 def test_cards_without_a_uuid_are_numbered_anew_where_no_others_are() -> None:
     cards = [amd(3, "3"), amd(1, "1"), amd(2)]
-    assert [card.hip_name for card in alone(cards)] == ["2", "0", "GPU-0000000000000002"]
+    assert [card.runtime_name for card in alone(cards)] == ["2", "0", "GPU-0000000000000002"]
 
 
 def test_a_job_for_amds_cards_asks_for_nothing_of_nvidias(devices: Path) -> None:

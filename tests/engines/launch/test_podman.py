@@ -20,6 +20,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.launching import LauncherKind
+from cotenant.domain.vendors import Vendor
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch.container import OWNER_LABEL, ContainerLauncher
 from cotenant.engines.launch.container_owner import Owner
@@ -96,7 +97,7 @@ def containers(bed: ContainerBed) -> list[str]:
 async def test_an_engine_has_its_card_alone_and_reads_its_model_but_cannot_write_it(
     bed: ContainerBed, port: int, model: Path, tmp_path: Path
 ) -> None:
-    card = Device(DeviceId(GPU_UUIDS[1]), DeviceKind.GPU, "RTX A5500", index=1)
+    card = Device(DeviceId(GPU_UUIDS[1]), DeviceKind.GPU, "RTX A5500", index=1, vendor=Vendor.NVIDIA)
     plan = replace(shell_plan(model, port, GREETING="a b=c"), devices=(card,))
     engine = await launched(podman(bed), plan, tmp_path / "log")
     try:
@@ -174,7 +175,7 @@ async def test_an_image_that_is_not_there_is_told_and_not_pulled(
 async def test_a_card_that_podman_does_not_know_ends_the_start_with_its_name_in_the_log(
     bed: ContainerBed, port: int, model: Path, tmp_path: Path
 ) -> None:
-    card = Device(DeviceId("GPU-unknown"), DeviceKind.GPU, "RTX", index=9)
+    card = Device(DeviceId("GPU-unknown"), DeviceKind.GPU, "RTX", index=9, vendor=Vendor.NVIDIA)
     plan = replace(shell_plan(model, port), devices=(card,))
     # Some releases of podman look for it when a container is created, others when it is started.
     with contextlib.suppress(EngineLoadFailed):

@@ -8,6 +8,7 @@ from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineDevice, EngineForm
 from cotenant.domain.errors import EngineLacksDevice, EngineMissing
+from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.builds import (
     Builds,
     choose,
@@ -57,6 +58,13 @@ def test_a_gpu_that_no_build_sees_is_an_error_with_the_command_that_helps() -> N
         choose(Builds(None, build(EMBEDDED), None), [gpu(0)], cuda_version="12.8")
     assert "GPU 0 NVIDIA GeForce RTX 3090" in refused.value.message
     assert "`cotenant engine install cuda` (this driver speaks CUDA 12.8)" in refused.value.hint
+
+
+def test_amds_cards_need_the_engine_for_rocm_though_their_ids_look_like_nvidias() -> None:
+    card = Device(DeviceId("GPU-1122334455667788"), DeviceKind.GPU, "Instinct MI210", vendor=Vendor.AMD)
+    with pytest.raises(EngineLacksDevice) as refused:
+        choose(Builds(None, build(EMBEDDED), None), [card], cuda_version="12.8")
+    assert "`cotenant engine install rocm`, or" in refused.value.hint
 
 
 def test_every_needed_gpu_must_be_seen() -> None:

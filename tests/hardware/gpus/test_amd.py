@@ -11,7 +11,8 @@ import pynvml
 import pytest
 
 from cotenant.clock import ManualClock
-from cotenant.domain.devices import DeviceKind, Inventory, InventorySource, launch_environment
+from cotenant.domain.devices import DeviceKind, Inventory, launch_environment
+from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.amd import AmdProbe
 from cotenant.hardware.gpus.inventory import MachineProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
@@ -41,7 +42,8 @@ def test_a_card_is_told_with_all_that_the_driver_says() -> None:
     reading = inventory.reading(device)
     assert inventory.source is InventorySource.AMDSMI
     assert inventory.driver_version == "6.12.12"
-    assert (device.id, device.hip_name, device.index) == ("GPU-1122334455667788", "GPU-1122334455667788", 0)
+    assert (device.id, device.index) == ("GPU-1122334455667788", 0)
+    assert (device.vendor, device.runtime_name) == (Vendor.AMD, "GPU-1122334455667788")
     assert (device.name, device.pci_bus_id) == ("AMD Instinct MI210", "0000:63:00.0")
     assert device.render_node == 128
     assert device.bandwidth_bytes_per_s == 1638 * 10**9
@@ -81,7 +83,7 @@ def test_what_one_query_does_not_tell_hides_nothing_else(name: str, how: str) ->
         "amdsmi_get_clock_info": (known, replace(told, clock_mhz=None)),
     }
     if name == "amdsmi_get_gpu_enumeration_info":
-        assert (device.hip_name, device.id) == ("0", "AMD-11ff740f-0000-1000-8022-334455667788")
+        assert (device.runtime_name, device.id) == ("0", "AMD-11ff740f-0000-1000-8022-334455667788")
         assert reading.free_bytes == told.free_bytes
     else:
         assert (device, reading) == expected.get(name, (known, told))

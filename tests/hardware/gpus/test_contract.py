@@ -139,7 +139,7 @@ def test_an_engine_sees_exactly_the_real_gpus_in_planned_order(found: Inventory)
     environment = launch_environment(planned)
     visible = environment.get("ROCR_VISIBLE_DEVICES") or environment["CUDA_VISIBLE_DEVICES"]
     real = [device for device in planned if device.kind is not DeviceKind.HOST and not device.described]
-    assert visible == (",".join(device.hip_name or device.id for device in real) or "-1")
+    assert visible == (",".join(device.runtime_name or device.id for device in real) or "-1")
 
 
 def test_processes_are_listed_once_each_in_order_of_pid(found: Inventory) -> None:

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.clock import ManualClock
-from cotenant.domain.devices import ComputeMode, DeviceKind, GpuProcess, Inventory, InventorySource
+from cotenant.domain.devices import ComputeMode, DeviceKind, GpuProcess, Inventory
 from cotenant.domain.errors import BadDeviceSpec
 from cotenant.domain.units import GIB, MIB
+from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.gpus.known_cards import find_card
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from cotenant.clock import ManualClock
-from cotenant.domain.devices import HOST_ID, DeviceKind, InventorySource
+from cotenant.domain.devices import HOST_ID, DeviceKind
+from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.host import HostMemory, HostProbe
 
 MEMINFO = "MemTotal:       65536000 kB\nMemFree: 1 kB\nMemAvailable:   40960000 kB\n"

@@ -4,7 +4,8 @@ import pynvml
 import pytest
 
 from cotenant.clock import ManualClock
-from cotenant.domain.devices import ComputeMode, DeviceKind, GpuProcess, Inventory, InventorySource
+from cotenant.domain.devices import ComputeMode, DeviceKind, GpuProcess, Inventory
+from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.nvml import NvmlProbe
 from tests.support.gpus.fake_nvml import ANSWERS, MIB, PaperCard, Process, StandInNvml
 

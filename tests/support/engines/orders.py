@@ -12,6 +12,7 @@ from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
 from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.units import GIB
+from cotenant.domain.vendors import Vendor
 from cotenant.interfaces import EngineOrder
 
 HOST = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=64 * GIB)
@@ -26,6 +27,7 @@ def gpu(index: int, *, name: str = "NVIDIA GeForce RTX 3090", described: bool = 
         total_bytes=24 * GIB,
         pci_bus_id=f"0000:{index + 1:02X}:00.0",
         described=described,
+        vendor=Vendor.NVIDIA,
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from cotenant.concurrency.process_groups import group_of
 from cotenant.daemon.monitors.attribution import NO_USAGE, EngineUsage
-from cotenant.domain.devices import Device, DeviceId, GpuProcess, Inventory, InventorySource, Reading
+from cotenant.domain.devices import Device, DeviceId, GpuProcess, Inventory, Reading
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes
+from cotenant.domain.vendors import InventorySource
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission, left_out_by_mode
 from cotenant.planning.ledger import DeviceReading

@@ -18,6 +18,7 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import format_duration
+from cotenant.domain.vendors import Vendor
 from cotenant.engines.process.process import ChildProcess, guarded
 from cotenant.hardware.mps.client import ClientShare, client_environment
 from cotenant.hardware.mps.control import no_program
@@ -197,8 +198,8 @@ class Sharing:
 
     def _is_to_be_shared(self, inventory: Inventory, device: Device, ours: Collection[int]) -> bool:
         reading = inventory.reading(device)
-        nvidia = device.kind is not DeviceKind.HOST and device.hip_name is None
-        if not nvidia or reading.compute_mode is ComputeMode.PROHIBITED or device.id in self._taken():
+        usable = device.vendor is Vendor.NVIDIA and reading.compute_mode is not ComputeMode.PROHIBITED
+        if not usable or device.id in self._taken():
             return False
         exclusive = reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS
         others = [process for process in reading.processes or () if process.pid not in ours]

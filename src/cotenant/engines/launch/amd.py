@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.errors import EngineLacksDevice
+from cotenant.domain.launching import LauncherKind
 
 DEVICES: Final = Path("/dev")
 """The device files of this machine; in a container they are under /dev."""
@@ -21,17 +21,15 @@ _COMPUTE: Final = "kfd"
 _FOR_ALL: Final = stat.S_IROTH | stat.S_IWOTH
 
 
-def is_amd(cards: Sequence[Device]) -> bool:
-    """Whether cards are AMD's; a plan never mixes vendors."""
-    return any(card.hip_name is not None for card in cards)
-
-
-def amd_options(model: str, cards: Sequence[Device], *, rootless_podman: bool) -> Iterator[str]:
+def amd_options(model: str, cards: Sequence[Device], kind: LauncherKind, *, rootless: bool) -> Iterator[str]:
     """Yield what gives a container these cards and no other. Raises EngineLacksDevice.
 
     All cards share one compute device; a card can be used where its render node is. An ordinary user's podman
     cannot add groups of the host, but can keep those of its user; root's and docker can add them.
     """
+    if kind is LauncherKind.APPTAINER:
+        yield "--rocm"
+        return
     groups: set[int] = set()
     for name in dict.fromkeys((_COMPUTE, *(_render_node(model, card) for card in cards))):
         try:
@@ -44,19 +42,10 @@ def amd_options(model: str, cards: Sequence[Device], *, rootless_podman: bool) -
         if found.st_mode & _FOR_ALL != _FOR_ALL:
             groups.add(found.st_gid)
         yield f"--device={DEVICES / name}:/dev/{name}"
-    if groups and rootless_podman:
+    if groups and rootless and kind is LauncherKind.PODMAN:
         yield "--group-add=keep-groups"
     elif groups:
         yield from (f"--group-add={group}" for group in sorted(groups))
-
-
-def alone(cards: Sequence[Device]) -> list[Device]:
-    """Return AMD's cards as ROCm names them where no others are: those without a UUID go by their rank."""
-    ranks = {card.id: rank for rank, card in enumerate(sorted(cards, key=lambda card: card.index or 0))}
-    return [
-        replace(card, hip_name=str(ranks[card.id])) if (card.hip_name or "").isdigit() else card
-        for card in cards
-    ]
 
 
 def _render_node(model: str, card: Device) -> str:

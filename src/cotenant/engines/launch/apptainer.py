@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cotenant.domain.devices import DeviceKind, launch_environment
+from cotenant.domain.devices import launch_environment
 from cotenant.domain.errors import EngineLoadFailed
-from cotenant.engines.launch.amd import is_amd
+from cotenant.domain.launching import LauncherKind
+from cotenant.engines.launch.cards import card_options, real_cards
 from cotenant.engines.launch.container import MPS_VARIABLE, RunAs, readable_files
 from cotenant.engines.launch.container_process import ContainerProcess, GroupJob
 from cotenant.engines.launch.plan import Launched, LaunchPlan
@@ -72,11 +73,10 @@ class ApptainerProcess:
 
 def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
     """Say what to run. There is no choice of devices: the variables alone hide the others."""
-    cards = [d for d in plan.devices if d.kind is not DeviceKind.HOST and not d.described]
+    cards = real_cards(plan.devices)
     env = {"GGML_NO_BACKTRACE": "1", **launch_environment(cards), **plan.env}
     argv = [program, "exec", "--cleanenv", "--no-home", "--pwd", "/tmp"]  # noqa: S108  the image's own
-    if cards:
-        argv.append("--rocm" if is_amd(cards) else "--nv")
+    argv += card_options(plan.name, cards, LauncherKind.APPTAINER, rootless=True)
     argv += _binds(plan, env.get(MPS_VARIABLE))
     # Its own `--env` splits at commas, which lists of cards have.
     prefix = _VARIABLES[Path(program).name]

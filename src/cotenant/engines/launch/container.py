@@ -8,14 +8,14 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cotenant.domain.devices import Device, DeviceKind, launch_environment
+from cotenant.domain.devices import Device, launch_environment
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.launching import LauncherKind
-from cotenant.engines.launch.amd import alone, amd_options, is_amd
+from cotenant.engines.launch.cards import card_options, real_cards
 from cotenant.engines.launch.container_owner import Owner
 from cotenant.engines.launch.container_process import ContainerJob, ContainerProcess
 from cotenant.engines.launch.plan import Launched, LaunchPlan
@@ -78,7 +78,7 @@ def container_job(
     env = _environment(plan)
     name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
     create = [program, "create", "--name", name, *_identity(plan), *_walls(kind, user)]
-    create += _devices(plan, kind, user)
+    create += card_options(plan.name, real_cards(plan.devices), kind, rootless=not user.daemon_is_root)
     create += _mounts(plan, env, user)
     create += ["--env-file", "{env_file}"]
     # A file of variables has one a line.
@@ -110,21 +110,6 @@ def _walls(kind: LauncherKind, user: RunAs) -> Iterator[str]:
         yield "--http-proxy=false"
         if not user.daemon_is_root:
             yield "--userns=keep-id"
-
-
-def _devices(plan: LaunchPlan, kind: LauncherKind, user: RunAs) -> Iterator[str]:
-    cards = _real(plan.devices)
-    if not cards:
-        return
-    if is_amd(cards):
-        rootless = kind is LauncherKind.PODMAN and not user.daemon_is_root
-        yield from amd_options(plan.name, cards, rootless_podman=rootless)
-    elif kind is LauncherKind.PODMAN:
-        for device in cards:
-            yield f"--device=nvidia.com/gpu={device.id}"
-    else:
-        # The value is read as CSV: without the quotes the second card would be an option of its own.
-        yield f'--gpus="device={",".join(device.id for device in cards)}"'
 
 
 def _mounts(plan: LaunchPlan, env: Mapping[str, str], user: RunAs) -> Iterator[str]:
@@ -182,7 +167,7 @@ def _mount(path: Path) -> str:
 
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
-    cards = alone(_real(plan.devices))
+    cards = alone(real_cards(plan.devices))
     # Its user has neither a home nor a name in most images, and some engines end for want of one.
     given = {"HOME": "/tmp", "USER": "cotenant", "GGML_NO_BACKTRACE": "1", **launch_environment(cards)}  # noqa: S108
     if not cards:
@@ -191,8 +176,13 @@ def _environment(plan: LaunchPlan) -> dict[str, str]:
     return {**given, **plan.env}
 
 
-def _real(devices: Sequence[Device]) -> list[Device]:
-    return [device for device in devices if device.kind is not DeviceKind.HOST and not device.described]
+def alone(cards: Sequence[Device]) -> list[Device]:
+    """Return cards as a runtime names them where no others are: those that it knows by index go by rank."""
+    ranks = {card.id: rank for rank, card in enumerate(sorted(cards, key=lambda card: card.index or 0))}
+    return [
+        replace(card, runtime_name=str(ranks[card.id])) if (card.runtime_name or "").isdigit() else card
+        for card in cards
+    ]
 
 
 def _refuse_unreadable(plan: LaunchPlan, user: RunAs) -> None:

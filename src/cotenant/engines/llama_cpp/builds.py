@@ -20,6 +20,7 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineDevice, EngineForm
 from cotenant.domain.errors import EngineLacksDevice, EngineMissing
 from cotenant.domain.units import MIB
+from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.engines.process.environment import scrubbed
 
@@ -146,9 +147,7 @@ def _cached(what: str, file: Path, ask: Callable[[], _Told]) -> _Told:
 
 
 def _is(seen: EngineDevice, device: Device) -> bool:
-    if seen.backend == "rocm" and device.hip_name is not None:
-        return True
-    if seen.backend == "cuda" and device.hip_name is None and device.id.startswith(("GPU-", "MIG-")):
+    if device.vendor is not None and seen.backend == device.vendor.traits.backend:
         return True
     return _bare_name(seen.description) == _bare_name(device.name)
 
@@ -168,9 +167,9 @@ def _blindness(usable: Sequence[EngineBuild], needed: Sequence[Device]) -> str:
 
 
 def _install_hint(needed: Sequence[Device], cuda_version: str | None) -> str:
-    nvidia = any(device.id.startswith(("GPU-", "MIG-")) for device in needed)
-    flavour = "cuda" if nvidia else "rocm" if any("amd" in d.name.lower() for d in needed) else "vulkan"
-    driver = f" (this driver speaks CUDA {cuda_version})" if nvidia and cuda_version else ""
+    vendor = next((device.vendor for device in needed if device.vendor is not None), None)
+    flavour = "vulkan" if vendor is None else vendor.traits.backend
+    driver = f" (this driver speaks CUDA {cuda_version})" if vendor is Vendor.NVIDIA and cuda_version else ""
     return f"Run `cotenant engine install {flavour}`{driver}, or give a program with --llama-server."
 
 

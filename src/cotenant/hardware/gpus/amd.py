@@ -18,11 +18,11 @@ from cotenant.domain.devices import (
     DeviceKind,
     GpuProcess,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.pci import normalise_bus_id
 from cotenant.domain.units import MIB
+from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.host import HostProbe
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class _Card:
 
     handle: Any
     index: int
-    hip_name: str
+    runtime_name: str
     uuid: DeviceId
     render_node: int | None
 
@@ -176,7 +176,8 @@ class AmdProbe:
             total_bytes=total,
             pci_bus_id=normalise_bus_id(bus_id) if isinstance(bus_id, str) else None,
             bandwidth_bytes_per_s=bandwidth * 10**9 if bandwidth else None,
-            hip_name=card.hip_name,
+            vendor=Vendor.AMD,
+            runtime_name=card.runtime_name,
             render_node=card.render_node,
         )
         known = total is not None and used is not None

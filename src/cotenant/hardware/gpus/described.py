@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cotenant.clock import Clock
-from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, InventorySource, Reading
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec
+from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.described_entry import EXAMPLE, MAX_DEVICES, DescribedGpu, parse_entry
 from cotenant.hardware.gpus.described_file import DescribedFile, read_file
 
@@ -115,4 +116,6 @@ def _device(index: int, id_: DeviceId, gpu: DescribedGpu) -> Device:
         compute_capability=gpu.compute_capability,
         bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
         described=True,
+        # Planned as NVIDIA's are: with compute modes, MIG and MPS.
+        vendor=Vendor.NVIDIA,
     )

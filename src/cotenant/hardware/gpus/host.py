@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.clock import Clock
-from cotenant.domain.devices import HOST_ID, Device, DeviceKind, Inventory, InventorySource, Reading
+from cotenant.domain.devices import HOST_ID, Device, DeviceKind, Inventory, Reading
+from cotenant.domain.vendors import InventorySource
 
 HOST_NAME = "host RAM"
 _NO_MEMINFO = "the kernel does not tell its memory in /proc/meminfo"

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.domain.devices import Inventory
+from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.amd import AmdProbe
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
 from cotenant.interfaces import GpuProbe
+
+PROBES: Final[Mapping[Vendor, Callable[[Clock], GpuProbe]]] = {
+    Vendor.NVIDIA: NvmlProbe,
+    Vendor.AMD: AmdProbe,
+}
+"""How each vendor's GPUs are found, in this order."""
 
 
 class MachineProbe:
@@ -39,4 +48,6 @@ def probe(spec: str | None, clock: Clock) -> GpuProbe:
 
     Raises BadDeviceSpec.
     """
-    return MachineProbe(NvmlProbe(clock), AmdProbe(clock)) if spec is None else DescribedProbe(clock, spec)
+    if spec is not None:
+        return DescribedProbe(clock, spec)
+    return MachineProbe(*(make(clock) for make in PROBES.values()))

@@ -15,10 +15,10 @@ from cotenant.domain.devices import (
     DeviceKind,
     GpuProcess,
     Inventory,
-    InventorySource,
     Reading,
 )
 from cotenant.domain.pci import normalise_bus_id
+from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml_query import answer, attempt, nvml_library
 
@@ -164,6 +164,7 @@ class NvmlProbe:
                 pci_bus_id=card.pci_bus_id,
                 compute_capability=card.compute_capability,
                 parent_id=card.id,
+                vendor=Vendor.NVIDIA,
             )
             yield device, self._reading(handle, device, memory, mode)
 
@@ -180,6 +181,7 @@ class NvmlProbe:
             pci_bus_id=None if pci is None else normalise_bus_id(pci.busId),
             compute_capability=None if capability is None else tuple(capability),
             bandwidth_bytes_per_s=self._bandwidth(handle),
+            vendor=Vendor.NVIDIA,
         )
 
     def _reading(self, handle: Any, device: Device, memory: _Memory, mode: ComputeMode | None) -> Reading:
