@@ -30,7 +30,7 @@ _ALLOWED = {
     "model_files": {"domain", "analysis"},
     "http_client": {"domain", "tls"},
     "benchmark": {*_SHELL_BASE, "http_client", "benchmark"},
-    "config": {*_SHELL_BASE, "services", "model_files", "http_client", "config"},
+    "config": {*_SHELL_BASE, "scheduling", "services", "model_files", "http_client", "config"},
     "hardware": {*_SHELL_BASE, "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
     "gateway": {*_SHELL_BASE, "services", "gateway"},

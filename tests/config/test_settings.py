@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cotenant.config.configuration import Configuration, EvictionPolicy
+from cotenant.config.configuration import Configuration
 from cotenant.config.schema import Settings
 from cotenant.config.settings import check, find_configuration, read_configuration
 from cotenant.config.yaml_document import parse_document
@@ -81,7 +81,7 @@ def test_the_whole_file_is_understood(read: Reader, folder: Path) -> None:
     assert (rules.order, rules.reserve_bytes) == (DeviceOrder.INDEX, 500 * MIB)
     assert (rules.min_budget_bytes, rules.overhead_bytes) == (600 * MIB, 300 * MIB)
     assert (scheduling.policy, scheduling.overdue_s, scheduling.min_residency_s) == (
-        EvictionPolicy.GDSF,
+        "gdsf",
         60,
         3,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from cotenant.config.model_file_cache import FileSignature
@@ -17,15 +16,8 @@ from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.planner import PlanRequest
+from cotenant.scheduling.policy import DEFAULT_POLICY
 from cotenant.services.settings import ServicesSettings
-
-
-class EvictionPolicy(StrEnum):
-    """How victims of an eviction are valued."""
-
-    LRU = "lru"
-    GDSF = "gdsf"
-    COST = "cost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +56,7 @@ class DeviceSettings:
 class SchedulingSettings:
     """Who waits, who goes, and how many may wait at all (`max_queue` of each model)."""
 
-    policy: EvictionPolicy = EvictionPolicy.GDSF
+    policy: str = DEFAULT_POLICY
     overdue_s: float = 120.0
     min_residency_s: float = 1.0
     drain_share: float = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -124,14 +124,20 @@ def switch() -> Scalar:
 
 def member(kind: type[StrEnum]) -> Scalar:
     """One word of an enumeration."""
+    word = one_of(kind)
+    return Scalar(lambda value: kind(word.read(value)), word.json)
 
-    def read(value: Any) -> StrEnum:
+
+def one_of(words: Iterable[str]) -> Scalar:
+    """One of some words; words that are added later are read too."""
+
+    def read(value: Any) -> str:
         text = _text(value)
-        if text not in list(kind):
-            raise BadSetting(f"{shown(text)} is not known", hint=nearest(text, kind))
-        return kind(text)
+        if text not in list(words):
+            raise BadSetting(f"{shown(text)} is not known", hint=nearest(text, words))
+        return text
 
-    return Scalar(read, {"enum": [str(each) for each in kind]})
+    return Scalar(read, {"enum": [str(each) for each in words]})
 
 
 def layers() -> Scalar:

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cotenant.config import scalars, service_scalars
-from cotenant.config.configuration import EvictionPolicy
 from cotenant.config.sections import (
     MAX_COUNT,
     MAX_MIB,
@@ -41,6 +40,7 @@ from cotenant.domain.models import FlashAttention, ModelKind, SplitMode, SplitPo
 from cotenant.domain.profiles import Profile
 from cotenant.domain.recipes import MAX_PARALLEL
 from cotenant.domain.sharing import MpsGroup, MpsMode
+from cotenant.scheduling.policy import POLICIES
 
 
 class Server(Section):
@@ -148,7 +148,7 @@ class Defaults(RecipeSection):
 class Scheduling(Section):
     """Who waits and who goes."""
 
-    policy: Annotated[EvictionPolicy, As(scalars.member(EvictionPolicy))] | None = Field(
+    policy: Annotated[str, As(scalars.one_of(POLICIES))] | None = Field(
         default=None, description="how victims of an eviction are valued"
     )
     overdue: Duration | None = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cotenant.planning.device_choice import Fit
+from cotenant.scheduling.policy import DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class SchedulerSettings:
     reported.
     """
 
-    policy: str = "gdsf"
+    policy: str = DEFAULT_POLICY
     reserve_bytes: int = 0
     overdue_s: float = 120.0
     min_residency_s: float = 1.0

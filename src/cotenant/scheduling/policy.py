@@ -1,4 +1,4 @@
-"""What it costs to evict a model: one number per victim, the smaller the sooner it goes."""
+"""Eviction policies: what it costs to evict a model, one number per victim. The cheapest goes first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Policy = Callable[[Victim], float]
 
 
 def least_recently_used(victim: Victim) -> float:
-    """Whoever was used last stays: a cost that falls with the idle time."""
+    """The model that was used last stays: the cost falls with the idle time."""
     return 1.0 / (1.0 + victim.demand.idle_s(victim.now))
 
 
@@ -56,3 +56,5 @@ POLICIES: Final[Mapping[str, Policy]] = {
     "gdsf": greedy_dual_size_frequency,
     "cost": expected_delay,
 }
+"""Every policy by its name in the configuration. A new one is a function and a line here."""
+DEFAULT_POLICY: Final = "gdsf"

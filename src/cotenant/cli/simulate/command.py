@@ -29,6 +29,7 @@ from cotenant.cli.simulate.models import (
 )
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.units import parse_duration
+from cotenant.scheduling.policy import POLICIES
 
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from cotenant.simulation.variant import Tenant, Variant
     from cotenant.simulation.workload import Request
 
-_POLICIES: Final = ("lru", "gdsf", "cost", "clairvoyant")
+_POLICIES: Final = (*POLICIES, "clairvoyant")
 _HERE: Final = "here"
 _MOST_VARIANTS: Final = 26
 _DRAWS: Final = 3
