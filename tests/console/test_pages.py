@@ -211,6 +211,6 @@ async def test_an_overcommitted_card_and_one_that_is_left_out_say_so():
     for said in (
         "overcommitted",
         "Not used: its free memory is unknown",
-        "How much memory it has is not known",
+        "Its memory size is unknown",
     ):
         assert said in page

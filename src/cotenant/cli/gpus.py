@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cotenant.cli.options import add_device_options, read_inventory
 from cotenant.cli.table import Column, cut_middle, table_lines
-from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading
+from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading, Sensors
 from cotenant.domain.units import format_mib
 from cotenant.planning.compute_modes import default_mode_command
 
@@ -181,9 +181,7 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
         "compute_capability": _capability(device),
         "compute_mode": mode.value if mode else None,
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
-        "utilisation_percent": reading.utilisation_percent,
-        "temperature_c": reading.temperature_c,
-        "power_w": reading.power_w,
+        **{name: getattr(reading, name) for name in Sensors.displays()},
         "processes": None if processes is None else [asdict(process) for process in processes],
         "problem": reading.problem,
     }

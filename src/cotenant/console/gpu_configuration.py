@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
@@ -20,10 +20,8 @@ from cotenant.console.gpu_view import (
     rows,
 )
 from cotenant.console.live_updates import Part, Rows, View
-from cotenant.console.memory_bar import segments
 from cotenant.console.page_request import Visit
-from cotenant.console.rendering import as_segment
-from cotenant.console.view_data import Json, services_by_gpu
+from cotenant.console.view_data import Json, device_part, services_by_gpu
 
 PATH: Final = "/api/system/gpu-config"
 PIECE: Final = "/ui/fragments/gpu-configuration"
@@ -228,7 +226,7 @@ async def _live(visit: Visit, told: Json, devices: list[Json]) -> dict[str, Part
     indexed = [device for device in devices if device["index"] is not None]
     cards = sorted(indexed, key=lambda device: int(device["index"]))
     return {
-        "cards": Rows("gpu-cards", [_card(card, models, services, colours) for card in cards]),
+        "cards": Rows("gpu-cards", [device_part("gpu", each, models, services, colours) for each in cards]),
         "saved": Part("gpu-saved", "gpu_configuration_saved.html", {"number": saved}),
         "problems": Part("gpu-problems", "gpu_configuration_problems.html", _problems(told)),
         "status": Part(
@@ -262,17 +260,3 @@ def _problems(told: Json) -> dict[str, Any]:
 
 def _titles(told: Json) -> dict[str, str]:
     return {each["name"]: each["title"] for each in told["strategies"]}
-
-
-def _card(device: Json, models: list[Json], services: Mapping[int, Any], colours: Mapping[str, int]) -> Part:
-    free, total = device["free_bytes"], device["total_bytes"]
-    facts = {
-        "index": device["index"],
-        "name": device["name"],
-        "capability": device.get("compute_capability"),
-        "total": total,
-        "used": None if free is None or total is None else total - free,
-        "utilisation": device.get("utilisation_percent"),
-        "segments": segments(device, models, services.get(device["index"], ()), colours),
-    }
-    return Part(f"gpu-{as_segment(device['uuid'])}", "gpu_configuration_card.html", {"card": facts})

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cotenant.console.live_updates import Part, Rows, View
-from cotenant.console.memory_bar import segments
 from cotenant.console.page_request import Visit
 from cotenant.console.rendering import as_segment
 from cotenant.console.view_data import (
     Json,
     decision_part,
+    device_part,
     last_rates,
     model_facts,
     services_by_gpu,
@@ -55,7 +55,10 @@ async def show(visit: Visit) -> View:
         {
             "summary": Part("summary", "overview_summary.html", _summary(models, devices)),
             "alerts": Rows("alerts", [_alert(alert) for alert in alerts]),
-            "cards": Rows("cards", [_card(device, models, services, colours) for device in devices]),
+            "cards": Rows(
+                "cards",
+                [device_part("card", each, models, services, colours, plot=True) for each in devices],
+            ),
             "models": Rows("models", rows),
             "decisions": Rows("decisions", [decision_part(each) for each in reversed(decisions)]),
         },
@@ -82,31 +85,3 @@ def _summary(models: Sequence[Json], devices: Sequence[Json]) -> dict[str, Any]:
 def _alert(alert: Json) -> Part:
     name = f"{alert['alert']}-{alert['subject']}"
     return Part(f"alert-{as_segment(name)}", "alert.html", {"alert": alert})
-
-
-def _card(
-    device: Json, models: Sequence[Json], services: Mapping[int, Sequence[Json]], colours: Mapping[str, int]
-) -> Part:
-    own = services.get(device["index"], ()) if device["index"] is not None else ()
-    free, total = device["free_bytes"], device["total_bytes"]
-    shown = {
-        key: device.get(key)
-        for key in (
-            *("uuid", "index", "name", "total_bytes", "overcommitted", "compute_mode", "compute_capability"),
-            *("mps", "max_engines", "left_out"),
-        )
-    }
-    facts = {
-        **shown,
-        "used_bytes": None if free is None or total is None else total - free,
-        "free_bytes": free,
-        "utilisation": _whole(device.get("utilisation_percent")),
-        "temperature": _whole(device.get("temperature_c")),
-        "power": _whole(device.get("power_w")),
-        "segments": segments(device, models, own, colours),
-    }
-    return Part(f"card-{as_segment(device['uuid'])}", "overview_card.html", {"card": facts})
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)

@@ -6,12 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.console.live_updates import Part
+from cotenant.console.memory_bar import segments
 from cotenant.console.page_request import Visit
+from cotenant.console.rendering import as_segment, in_coarse
+from cotenant.domain.devices import Sensors
 
 Json = Mapping[str, Any]
 
 RAM: Final = "RAM"
 _SERVICES_FOR_S: Final = 10.0
+_SHOWN_OF_DEVICE: Final = (
+    *("uuid", "index", "name", "total_bytes", "overcommitted", "compute_mode", "compute_capability"),
+    *("mps", "max_engines", "left_out"),
+)
 _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 
 
@@ -63,14 +70,50 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
         "in_flight": model.get("in_flight", 0),
         "slots": model.get("slots", 0),
         "queued": model.get("queued", 0),
-        "idle_s": _rested(model.get("idle_s")) if not model.get("in_flight") else None,
-        "keep_alive_s": _rested(model.get("keep_alive_left_s")),
+        "idle": in_coarse(None if model.get("in_flight") else model.get("idle_s")),
+        "stays": _stays(model, state),
         "loaded": bool(model.get("devices")),
         "busy": state in _BUSY,
         "load": _load(model.get("load")),
         "failure": _failure(model) if state == "cold" else None,
         "seen_by_operator": "pinned" in model,
     }
+
+
+def _stays(model: Json, state: str) -> str:
+    """Return how long a model stays loaded without requests."""
+    loaded, left_s = bool(model.get("devices")), model.get("keep_alive_left_s")
+    if loaded and model.get("pinned"):
+        return "pinned"
+    if loaded and left_s is None and state not in _BUSY and not model.get("in_flight"):
+        return "forever"
+    return in_coarse(left_s)
+
+
+def device_part(
+    prefix: str,
+    device: Json,
+    models: Sequence[Json],
+    services: Mapping[int, Sequence[Json]],
+    colours: Mapping[str, int],
+    *,
+    plot: bool = False,
+) -> Part:
+    """Return a device as a card: its sensors, and whose memory it is; `plot` adds the last ten minutes."""
+    free, total = device["free_bytes"], device["total_bytes"]
+    pinned = services.get(device["index"], ()) if device["index"] is not None else ()
+    facts = {
+        **{key: device.get(key) for key in _SHOWN_OF_DEVICE},
+        "used_bytes": None if free is None or total is None else total - free,
+        "sensors": [
+            {"label": each.label, "unit": each.unit, "tip": each.tip, "value": round(device[name])}
+            for name, each in Sensors.displays().items()
+            if device.get(name) is not None
+        ],
+        "segments": segments(device, models, pinned, colours),
+        "plot": plot,
+    }
+    return Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts})
 
 
 def _failure(model: Json) -> str | None:
@@ -105,11 +148,3 @@ def _load(load: Json | None) -> dict[str, Any] | None:
         "running_s": int(load["running_s"]),
         "expected_s": round(load["expected_s"], 1) if load["expected_s"] is not None else None,
     }
-
-
-def _rested(seconds: float | None) -> float | None:
-    """Round seconds as they are written, so that equal writing is equal."""
-    if seconds is None:
-        return None
-    whole = int(seconds)
-    return float(whole if whole < 120 else whole - whole % 60)

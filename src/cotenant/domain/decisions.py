@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cotenant.domain.devices import GpuProcess
+from cotenant.domain.devices import GpuProcess, Sensors
 from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind
 from cotenant.domain.exit_causes import Cause
 
@@ -103,10 +103,10 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceStatus:
+class DeviceStatus(Sensors):
     """How a device's memory is shared, in bytes: our claims, what others hold, what is left to plan.
 
-    How busy, warm and hungry it is stands beside that, as far as its driver tells. It admits `max_engines` at
+    Its sensors are as in its Reading. It admits `max_engines` at
     once, None for any number, shared through MPS if `mps`; `left_out` says why it is not used, if so.
     `processes` are those of others, None where they are not told.
     """
@@ -121,10 +121,6 @@ class DeviceStatus:
     plannable_bytes: int
     overcommitted: bool = False
     residents: tuple[str, ...] = ()
-    utilisation_percent: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    clock_mhz: float | None = None
     compute_capability: str | None = None
     compute_mode: str | None = None
     max_engines: int | None = None

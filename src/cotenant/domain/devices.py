@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NewType
 
@@ -84,12 +84,48 @@ class GpuProcess:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Display:
+    """How a sensor is shown: its name, its unit, and a sentence that explains it."""
+
+    label: str
+    unit: str
+    tip: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensors:
+    """What a device's driver reports beside its memory; unknown is None.
+
+    A sensor with a Display is shown by `cotenant top` and on the console's cards.
+    """
+
+    utilisation_percent: float | None = field(
+        default=None,
+        metadata={"display": Display("Utilisation", "%", "Share of recent time in which it computed")},
+    )
+    temperature_c: float | None = field(
+        default=None, metadata={"display": Display("Temperature", "°C", "Temperature")}
+    )
+    power_w: float | None = field(default=None, metadata={"display": Display("Power", "W", "Power")})
+    clock_mhz: float | None = None
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of all sensors."""
+        return tuple(each.name for each in fields(Sensors))
+
+    @classmethod
+    def displays(cls) -> Mapping[str, Display]:
+        """Return the sensors that are shown, by name."""
+        return {each.name: each.metadata["display"] for each in fields(Sensors) if each.metadata}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Sensors):
     """A dated measurement of one device; `at` is seconds of the clock that took it. Unknown is None.
 
     `problem` says in one sentence why something is unknown; a device with unknown `free_bytes` is never
-    planned upon. `processes` is None where the driver does not list them. `utilisation_percent` is the
-    share of the last moments in which anything computed on it.
+    planned upon. `processes` is None where the driver does not list them.
     """
 
     device_id: DeviceId
@@ -99,10 +135,6 @@ class Reading:
     compute_mode: ComputeMode | None = None
     processes: tuple[GpuProcess, ...] | None = None
     problem: str | None = None
-    utilisation_percent: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    clock_mhz: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

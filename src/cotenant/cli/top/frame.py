@@ -12,6 +12,7 @@ from cotenant.cli.gpus import short_name
 from cotenant.cli.ps import measured_bytes
 from cotenant.cli.table import Column, table_lines
 from cotenant.cli.top.view import Choices, Snapshot
+from cotenant.domain.devices import Sensors
 from cotenant.domain.units import GIB
 
 KEYS: Final = "↑↓ select  l load  u unload  p pin  w why  / filter  ? help  q quit"
@@ -169,10 +170,10 @@ def _figures(device: Mapping[str, Any]) -> str:
     total, free = device.get("total_bytes"), device.get("free_bytes")
     used = None if total is None or free is None else total - free
     text = f"{_gib(used)}/{_gib(total)} GiB"
-    for key, unit in (("utilisation_percent", "%"), ("temperature_c", "°C"), ("power_w", "W")):
-        value = device.get(key)
+    for name, display in Sensors.displays().items():
+        value = device.get(name)
         if value is not None:
-            text += f" {value:.0f}{unit}"
+            text += f" {value:.0f}{display.unit}"
     return text
 
 

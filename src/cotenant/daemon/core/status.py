@@ -10,7 +10,7 @@ from cotenant.concurrency.process_groups import group_of
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.domain.decisions import DeviceStatus, LoadProgress, ModelStatus
-from cotenant.domain.devices import DeviceId, GpuProcess, Reading
+from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.ledger import DeviceReading
@@ -75,11 +75,8 @@ def device_statuses(
             max_engines=reading.admission.max_engines,
             mps=reading.admission.group is not None,
             left_out=reading.left_out,
-            utilisation_percent=seen.utilisation_percent,
-            temperature_c=seen.temperature_c,
-            power_w=seen.power_w,
             processes=_others(seen, ours),
-            clock_mhz=seen.clock_mhz,
+            **{name: getattr(seen, name) for name in Sensors.names()},
         )
         for device, reading in ledger.readings.items()
         for seen in [readings.get(device) or Reading(device, reading.at)]
