@@ -17,7 +17,7 @@ from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.telemetry.meters import Meters
+from cotenant.gateway.telemetry.counters import RequestCounters
 from cotenant.gateway.telemetry.metrics import Metrics
 from tests.gateway.harness import SlotRouter
 from tests.gateway.telemetry.test_history import Book
@@ -37,7 +37,9 @@ def emitted() -> dict[str, set[str]]:
     router = SlotRouter(None, models=(ServedModel("llama", ModelKind.TEXT, 1),))
     book = Book(Alert(AlertKind.CARD_LOST, "GPU 0", 0.0, True, "lost"))
     found = {}
-    for family in Metrics(Meters(router), PlainOperator(ModelStatus("llama", "ready")), book).collect():
+    for family in Metrics(
+        RequestCounters(router), PlainOperator(ModelStatus("llama", "ready")), book
+    ).collect():
         labels = set(getattr(family, "_labelnames", ()))
         found[family.name] = labels | ({"le"} if family.type == "histogram" else set())
     return found

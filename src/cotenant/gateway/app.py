@@ -12,10 +12,10 @@ from typing import Any, Final, Protocol
 
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownRoute
-from cotenant.gateway.access.access_control import SESSION, Visitors
-from cotenant.gateway.access.allowed_hosts import Hosts
-from cotenant.gateway.access.api_keys import KeyRing
-from cotenant.gateway.access.sessions import Attempts, Sessions
+from cotenant.gateway.access.access_control import SESSION, AccessControl
+from cotenant.gateway.access.allowed_hosts import AllowedHosts
+from cotenant.gateway.access.api_keys import ApiKeys
+from cotenant.gateway.access.sessions import LoginAttempts, Sessions
 from cotenant.gateway.http.asgi import TEXT_TYPE, Receive, Scope, Send, send_body, send_json
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.model_list import find_model, openai_model
@@ -23,7 +23,13 @@ from cotenant.gateway.http.problems import send_problem
 from cotenant.gateway.http.request import refuse_method
 from cotenant.gateway.http.streams import LiveStreams
 from cotenant.gateway.http.timing import Timing
-from cotenant.gateway.inference.dialects import TARGETS, ErrorForm, ErrorsIn, anthropic_error, ollama_error
+from cotenant.gateway.inference.dialects import (
+    TARGETS,
+    ErrorForm,
+    ErrorTranslator,
+    anthropic_error,
+    ollama_error,
+)
 from cotenant.gateway.inference.proxy import Exchange, Proxy
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.ollama.api import BLOBS, OllamaApi
@@ -97,7 +103,9 @@ class Gateway:
         self._router = router
         self._operator = operator
         now = (clock or SystemClock()).now
-        self._visitors = Visitors(KeyRing(api_keys), Hosts(hosts), Sessions(now), Attempts(now))
+        self._visitors = AccessControl(
+            ApiKeys(api_keys), AllowedHosts(hosts), Sessions(now), LoginAttempts(now)
+        )
         self._console = console(self) if console else None
         self._proxy = Proxy(router, self.limits, timing, request_log)
         self._streams = LiveStreams()
@@ -106,7 +114,7 @@ class Gateway:
             **{path: anthropic_error for path, target in TARGETS.items() if target.in_anthropic},
             **dict.fromkeys(self._ollama.routes, ollama_error),
         }
-        self._history = History(self._proxy.meters, operator)
+        self._history = History(self._proxy.counters, operator)
         self._admin = Admin(
             router,
             operator,
@@ -122,7 +130,7 @@ class Gateway:
                 **PlanRoutes(planner, clock or SystemClock(), self.limits).routes,
             },
         )
-        self._metrics = Metrics(self._proxy.meters, operator, alerts, advisor)
+        self._metrics = Metrics(self._proxy.counters, operator, alerts, advisor)
         self._tasks: list[asyncio.Task[None]] = []
         self._document: dict[str, Any] | None = None
         self._lists: dict[str, Callable[[], dict[str, Any]]] = {
@@ -143,7 +151,7 @@ class Gateway:
         path = scope["path"]
         form = self._error_forms.get(BLOBS if path.startswith(BLOBS) else path)
         if form is not None:
-            send = ErrorsIn(send, form)
+            send = ErrorTranslator(send, form)
         try:
             headers = scope["headers"]
             self.limits.check_head(headers)
@@ -201,7 +209,7 @@ class Gateway:
             if close is not None:
                 stack.push_async_callback(close)
             async for decision in decisions:
-                self._proxy.meters.count(decision)
+                self._proxy.counters.count(decision)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is no request to a model. Raises UnknownRoute, UnknownModel and what orders raise."""
@@ -269,6 +277,6 @@ class Gateway:
 
 def _has_begun(exchange: Exchange | None, send: Send) -> bool:
     """Whether some of the answer has been sent, after which no other can be."""
-    if isinstance(send, ErrorsIn):
+    if isinstance(send, ErrorTranslator):
         return send.started
     return exchange is not None and exchange.started

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from cotenant.domain.errors import BadSetting, CotenantError, HeadersTooLarge, PortTaken
 from cotenant.domain.units import format_bytes
 from cotenant.gateway.app import Gateway
-from cotenant.gateway.http.problems import envelope, problem_of
+from cotenant.gateway.http.problems import envelope, http_problem
 
 _BACKLOG: Final = 2048
 _KEEP_ALIVE_S: Final = 60
@@ -210,7 +210,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: CotenantError) -> None:
         if self.cycle is None or self.cycle.response_complete:
             body = envelope(error)
-            head = [STATUS_LINE[problem_of(error).status], b"content-type: application/json\r\n"]
+            head = [STATUS_LINE[http_problem(error).status], b"content-type: application/json\r\n"]
             head.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
             self.transport.write(b"".join((*head, body)))
         self.transport.close()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cotenant.domain.errors import ForeignPage, UntrustedHost
-from cotenant.gateway.access.allowed_hosts import Hosts
+from cotenant.gateway.access.allowed_hosts import AllowedHosts
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from cotenant.gateway.access.allowed_hosts import Hosts
     ],
 )
 def test_names_that_nobody_outside_can_point_here_pass(host):
-    Hosts().check_host(host.encode())
+    AllowedHosts().check_host(host.encode())
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,12 @@ def test_names_that_nobody_outside_can_point_here_pass(host):
 )
 def test_a_name_of_public_dns_does_not_pass(host):
     with pytest.raises(UntrustedHost) as caught:
-        Hosts().check_host(host.encode("latin-1"))
+        AllowedHosts().check_host(host.encode("latin-1"))
     assert "allowed_hosts" in caught.value.hint
 
 
 def test_a_name_that_is_allowed_passes_and_stays_passed():
-    hosts = Hosts(["Models.Example.org"])
+    hosts = AllowedHosts(["Models.Example.org"])
     for _ in range(2):
         hosts.check_host(b"models.example.org:443")
     with pytest.raises(UntrustedHost):
@@ -36,7 +36,7 @@ def test_a_name_that_is_allowed_passes_and_stays_passed():
 
 
 def test_many_names_are_not_all_kept():
-    hosts = Hosts()
+    hosts = AllowedHosts()
     for number in range(1000):
         hosts.check_host(f"box{number}".encode())
     assert len(hosts._passed) <= 64
@@ -47,7 +47,7 @@ def test_many_names_are_not_all_kept():
     ["http://localhost:8080", "vscode-webview://abc", "app://obsidian.md", "https://models.example.org"],
 )
 def test_orders_from_our_own_pages_and_from_programs_pass(origin):
-    Hosts(["models.example.org"]).check_origin(origin.encode(), b"localhost:8080")
+    AllowedHosts(["models.example.org"]).check_origin(origin.encode(), b"localhost:8080")
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_orders_from_our_own_pages_and_from_programs_pass(origin):
 )
 def test_orders_from_pages_of_other_sites_do_not(origin):
     with pytest.raises(ForeignPage):
-        Hosts().check_origin(origin.encode(), b"localhost:8080")
+        AllowedHosts().check_origin(origin.encode(), b"localhost:8080")

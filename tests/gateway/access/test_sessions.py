@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from cotenant.clock import ManualClock
-from cotenant.gateway.access.sessions import LIFETIME_S, MOST, Attempts, Sessions
+from cotenant.gateway.access.sessions import LIFETIME_S, MOST, LoginAttempts, Sessions
 
 
 def test_a_session_is_found_by_its_token_alone_until_it_ends():
@@ -33,7 +33,7 @@ def test_the_oldest_session_gives_way():
 
 def test_after_five_wrong_keys_a_client_waits_and_others_do_not():
     clock = ManualClock()
-    attempts = Attempts(clock.now)
+    attempts = LoginAttempts(clock.now)
     for _ in range(5):
         assert attempts.wait_s("a") is None
         attempts.failed("a")
@@ -45,7 +45,7 @@ def test_after_five_wrong_keys_a_client_waits_and_others_do_not():
 
 
 def test_clients_without_number_do_not_fill_the_memory():
-    attempts = Attempts(ManualClock().now)
+    attempts = LoginAttempts(ManualClock().now)
     for number in range(3000):
         attempts.failed(f"client {number}")
     assert len(attempts._failed) <= 1024

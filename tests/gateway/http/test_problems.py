@@ -7,7 +7,7 @@ import pytest
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.exit_causes import Cause
-from cotenant.gateway.http.problems import PROBLEMS, envelope, problem_of
+from cotenant.gateway.http.problems import HTTP_PROBLEMS, envelope, http_problem
 from cotenant.gateway.inference.dialects import anthropic_error, ollama_error
 
 
@@ -20,7 +20,7 @@ OURS = {leaf for leaf in _leaves(CotenantError) if leaf.__module__ == errors.__n
 
 
 def test_every_leaf_of_the_exception_tree_has_a_status_and_nothing_else_has():
-    assert set(PROBLEMS) == OURS
+    assert set(HTTP_PROBLEMS) == OURS
 
 
 @pytest.mark.parametrize("leaf", sorted(OURS, key=lambda leaf: leaf.__name__))
@@ -31,7 +31,7 @@ def test_a_fault_is_told_in_the_envelope_of_openai(leaf):
     assert set(told) == {"message", "type", "param", "code"} | of_an_engine
     assert told["message"] == "something happened. Do this."
     assert told["code"] == leaf.code
-    assert (told["type"] == "server_error") <= (problem_of(error).status >= 500)
+    assert (told["type"] == "server_error") <= (http_problem(error).status >= 500)
 
 
 def test_what_ended_an_engine_is_a_word_beside_the_code():
@@ -45,12 +45,12 @@ def test_what_ended_an_engine_is_a_word_beside_the_code():
 def test_a_fault_that_is_none_of_ours_tells_nothing_of_itself():
     told = envelope(ValueError("the password is hunter2"))
     assert b"hunter2" not in told
-    assert problem_of(ValueError()).status == 500
+    assert http_problem(ValueError()).status == 500
 
 
 def test_a_full_queue_says_when_to_come_again():
-    assert (b"retry-after", b"1") in problem_of(errors.QueueFull("full")).headers()
+    assert (b"retry-after", b"1") in http_problem(errors.QueueFull("full")).headers()
 
 
 def test_what_will_not_get_better_is_not_to_be_repeated():
-    assert (b"x-should-retry", b"false") in problem_of(errors.DoesNotFit("no")).headers()
+    assert (b"x-should-retry", b"false") in http_problem(errors.DoesNotFit("no")).headers()

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cotenant.domain.errors import BadRequest
-from cotenant.gateway.inference.request_options import Wishes, read_wishes
+from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.interfaces import LeaseTerms
 from tests.gateway.harness import SlotRouter, post, serving
 from tests.gateway.stub import StubEngine
@@ -18,18 +18,21 @@ ASK = {"model": "llama", "messages": [], "max_tokens": 8}
     [("10m", 600.0), ("0", 0.0), ("-1", math.inf), ("forever", math.inf), ("250ms", 0.25), ("-5m", math.inf)],
 )
 def test_keep_alive_comes_as_a_duration_nothing_or_for_ever(value, seconds):
-    wishes = read_wishes([(b"x-cotenant-keep-alive", value.encode())], {})
+    wishes = read_request_options([(b"x-cotenant-keep-alive", value.encode())], {})
     assert wishes.terms == LeaseTerms(keep_alive_s=seconds)
 
 
 @pytest.mark.parametrize(("value", "seconds"), [(300, 300.0), (0, 0.0), (-1, math.inf), ("5m", 300.0)])
 def test_ollamas_keep_alive_in_the_body_is_honoured_and_gives_way_to_the_header(value, seconds):
-    assert read_wishes([], {"keep_alive": value}).terms.keep_alive_s == seconds
-    assert read_wishes([(b"x-cotenant-keep-alive", b"7s")], {"keep_alive": value}).terms.keep_alive_s == 7.0
+    assert read_request_options([], {"keep_alive": value}).terms.keep_alive_s == seconds
+    assert (
+        read_request_options([(b"x-cotenant-keep-alive", b"7s")], {"keep_alive": value}).terms.keep_alive_s
+        == 7.0
+    )
 
 
 def test_a_request_that_asks_for_nothing_leaves_all_to_the_model():
-    assert read_wishes([(b"host", b"x")], {"keep_alive": None}) == Wishes()
+    assert read_request_options([(b"host", b"x")], {"keep_alive": None}) == RequestOptions()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ async def test_a_term_that_means_nothing_is_a_400_that_names_it(header, value):
 @pytest.mark.parametrize("value", [True, [], {}, "whenever"])
 def test_a_keep_alive_of_another_type_is_refused(value):
     with pytest.raises(BadRequest, match="keep_alive"):
-        read_wishes([], {"keep_alive": value})
+        read_request_options([], {"keep_alive": value})
 
 
 async def test_terms_reach_the_router_and_not_the_engine():

@@ -5,7 +5,7 @@ import threading
 
 from cotenant.domain.engines import Endpoint
 from cotenant.gateway.http.asgi import encode_json
-from cotenant.gateway.http.request import Ask
+from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.operator.doctor import Doctor
 from tests.gateway.harness import SlotRouter, fetch, serving
 from tests.support.waiting import until
@@ -37,12 +37,12 @@ async def test_who_asks_while_the_machine_is_examined_gets_the_same_answer():
     async def send(message):
         told.append(message.get("body", b""))
 
-    asked = [asyncio.create_task(doctor(Ask(scope, None, send))) for _ in range(3)]
+    asked = [asyncio.create_task(doctor(ApiRequest(scope, None, send))) for _ in range(3)]
     await until(lambda: bool(runs))
     go_on.set()
     await asyncio.gather(*asked)
     assert (len(runs), b"".join(told)) == (1, encode_json(FOUND) * 3)
-    await doctor(Ask(scope, None, send))
+    await doctor(ApiRequest(scope, None, send))
     assert len(runs) == 2
 
 

@@ -12,8 +12,8 @@ from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
+from cotenant.gateway.telemetry.counters import RequestCounters
 from cotenant.gateway.telemetry.history import POINTS, History
-from cotenant.gateway.telemetry.meters import Meters
 from tests.gateway.harness import SlotRouter, serving
 from tests.support.daemon.plain_operator import CARD, PlainOperator
 
@@ -41,17 +41,17 @@ class Book:
             yield await self.feed.get()
 
 
-def history(operator: PlainOperator) -> tuple[History, Meters]:
-    meters = Meters(SlotRouter(None, models=MODELS))
-    return History(meters, operator), meters
+def history(operator: PlainOperator) -> tuple[History, RequestCounters]:
+    request_counters = RequestCounters(SlotRouter(None, models=MODELS))
+    return History(request_counters, operator), request_counters
 
 
 def test_points_are_memory_and_rates_since_the_point_before() -> None:
     operator = PlainOperator(devices=(replace(CARD, utilisation_percent=50.0),))
-    kept, meters = history(operator)
+    kept, request_counters = history(operator)
     kept.sample(5)
-    meters.of("llama").by_class[2] += 10
-    meters.of("llama").completion_tokens += 400
+    request_counters.of("llama").by_class[2] += 10
+    request_counters.of("llama").completion_tokens += 400
     kept.sample(5)
 
     told = kept.as_json()
@@ -129,10 +129,10 @@ async def test_alerts_come_among_the_events() -> None:
 
 
 def test_the_time_to_the_first_token_is_the_mean_of_the_answers_since_the_point_before() -> None:
-    kept, meters = history(PlainOperator())
+    kept, request_counters = history(PlainOperator())
     kept.sample(5)
     for seconds in (0.2, 0.4):
-        meters.of("llama").first_token_s.observe(seconds)
+        request_counters.of("llama").first_token_s.observe(seconds)
     kept.sample(5)
     kept.sample(5)
     assert kept.as_json()["models"][0]["first_token_s"] == [None, 0.3, None]

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus
 from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
-from cotenant.gateway.telemetry.meters import Meter
+from cotenant.gateway.telemetry.counters import ModelCounters
 from tests.gateway import stub
 from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
@@ -238,9 +238,9 @@ async def test_a_scrape_of_fifty_models_asks_once_for_each_fact_and_leases_nothi
     ],
 )
 def test_tokens_are_read_off_the_end_of_an_answer_as_far_as_it_tells(end, prompt, completion):
-    meter = Meter()
-    meter.read_tokens(b"x" * 10_000 + end)
-    assert (meter.prompt_tokens, meter.completion_tokens) == (prompt, completion)
+    counters = ModelCounters()
+    counters.read_tokens(b"x" * 10_000 + end)
+    assert (counters.prompt_tokens, counters.completion_tokens) == (prompt, completion)
 
 
 async def test_metrics_are_only_read():

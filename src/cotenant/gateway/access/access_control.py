@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from cotenant.domain.errors import ForeignPage, TooManyAttempts, Unauthorized
-from cotenant.gateway.access.allowed_hosts import Hosts
-from cotenant.gateway.access.api_keys import KeyRing
-from cotenant.gateway.access.schema import AskedSession
-from cotenant.gateway.access.sessions import LIFETIME_S, Attempts, Session, Sessions, same
+from cotenant.gateway.access.allowed_hosts import AllowedHosts
+from cotenant.gateway.access.api_keys import ApiKeys
+from cotenant.gateway.access.schema import SessionRequest
+from cotenant.gateway.access.sessions import LIFETIME_S, BrowserSession, LoginAttempts, Sessions, same
 from cotenant.gateway.http.asgi import JSON_TYPE, Header, Scope, encode_json, send_body
 from cotenant.gateway.http.bodies import read_body
-from cotenant.gateway.http.request import Ask, Routes
+from cotenant.gateway.http.request import ApiRequest, Routes
 
 SESSION: Final = "/api/session"
 _END: Final = "/api/session/end"
@@ -22,10 +22,12 @@ _CSRF: Final = b"x-cotenant-csrf"
 _FRESH: Final[Header] = (b"cache-control", b"no-store")
 
 
-class Visitors:
+class AccessControl:
     """Checks every request before anything else looks at it."""
 
-    def __init__(self, keys: KeyRing, hosts: Hosts, sessions: Sessions, attempts: Attempts) -> None:
+    def __init__(
+        self, keys: ApiKeys, hosts: AllowedHosts, sessions: Sessions, attempts: LoginAttempts
+    ) -> None:
         self._keys = keys
         self._hosts = hosts
         self._sessions = sessions
@@ -71,30 +73,30 @@ class Visitors:
                 "the order does not bear this session's token", hint="Reload the page and try again."
             )
 
-    def _session(self, headers: Sequence[Header], host: bytes | None) -> Session | None:
+    def _session(self, headers: Sequence[Header], host: bytes | None) -> BrowserSession | None:
         token = _cookie(headers, _cookie_name(host))
         return self._sessions.find(token) if token else None
 
-    async def _tell(self, ask: Ask) -> None:
+    async def _tell(self, request: ApiRequest) -> None:
         """Say whether a key is needed and whether this browser has signed in."""
-        session = self._session(ask.headers, ask.header(b"host"))
+        session = self._session(request.headers, request.header(b"host"))
         told = {
             "needed": self._keys.needed,
             "signed_in": session is not None,
             "csrf": session.csrf if session else None,
         }
-        await send_body(ask.send, 200, encode_json(told), JSON_TYPE, _FRESH)
+        await send_body(request.send, 200, encode_json(told), JSON_TYPE, _FRESH)
 
-    async def _begin(self, ask: Ask) -> None:
+    async def _begin(self, request: ApiRequest) -> None:
         """Take a key and set the cookie; where none is needed any will do, and there is no cookie.
 
         Raises Unauthorized, BadRequest, BadAssignment or TooManyAttempts.
         """
-        asked = read_body(AskedSession, await ask.body() or b"{}")
+        asked = read_body(SessionRequest, await request.body() or b"{}")
         if not self._keys.needed:
-            await self._tell(ask)
+            await self._tell(request)
             return
-        client = ask.client
+        client = request.client
         wait_s = self._attempts.wait_s(client)
         if wait_s is not None:
             raise TooManyAttempts(
@@ -104,23 +106,23 @@ class Visitors:
             self._attempts.failed(client)
             raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
         token, session = self._sessions.begin()
-        cookie = _set_cookie(ask, token, int(LIFETIME_S))
+        cookie = _set_cookie(request, token, int(LIFETIME_S))
         told = {"needed": True, "signed_in": True, "csrf": session.csrf}
-        await send_body(ask.send, 200, encode_json(told), JSON_TYPE, _FRESH, cookie)
+        await send_body(request.send, 200, encode_json(told), JSON_TYPE, _FRESH, cookie)
 
-    async def _end(self, ask: Ask) -> None:
+    async def _end(self, request: ApiRequest) -> None:
         """End the session and take its cookie back."""
-        token = _cookie(ask.headers, _cookie_name(ask.header(b"host")))
+        token = _cookie(request.headers, _cookie_name(request.header(b"host")))
         if token:
             self._sessions.end(token)
         told = {"needed": self._keys.needed, "signed_in": False, "csrf": None}
-        await send_body(ask.send, 200, encode_json(told), JSON_TYPE, _FRESH, _set_cookie(ask, "", 0))
+        await send_body(request.send, 200, encode_json(told), JSON_TYPE, _FRESH, _set_cookie(request, "", 0))
 
 
-def _set_cookie(ask: Ask, token: str, lifetime_s: int) -> Header:
-    name = _cookie_name(ask.header(b"host"))
+def _set_cookie(request: ApiRequest, token: str, lifetime_s: int) -> Header:
+    name = _cookie_name(request.header(b"host"))
     text = f"{name}={token}; Path=/; Max-Age={lifetime_s}; HttpOnly; SameSite=Strict"
-    return (b"set-cookie", (text + ("; Secure" if ask.is_https else "")).encode())
+    return (b"set-cookie", (text + ("; Secure" if request.is_https else "")).encode())
 
 
 def _cookie_name(host: bytes | None) -> str:

@@ -13,7 +13,7 @@ _KEPT: Final = 64
 _WEB: Final = ("http", "https")
 
 
-class Hosts:
+class AllowedHosts:
     """Passes the names that nobody outside can point at this machine: addresses, `localhost`, names without a
     dot or under a domain of local networks, and those in `allowed`.
 

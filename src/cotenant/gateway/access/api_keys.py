@@ -9,7 +9,7 @@ from cotenant.domain.errors import Unauthorized
 from cotenant.gateway.http.asgi import Header
 
 
-class KeyRing:
+class ApiKeys:
     """The keys that open the gateway; an empty ring opens it to everyone."""
 
     def __init__(self, keys: Sequence[str] = ()) -> None:

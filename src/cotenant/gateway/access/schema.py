@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field
 from cotenant.gateway.http.bodies import RequestModel
 
 
-class AskedSession(RequestModel):
+class SessionRequest(RequestModel):
     """The key to sign in with."""
 
     key: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
-class SessionTold(BaseModel):
+class SessionResponse(BaseModel):
     """Whether a key is needed, and whether this browser has signed in with one.
 
     `csrf` goes with every order of its pages, as the header `X-Cotenant-CSRF`; null without a session.

@@ -18,7 +18,7 @@ _MOST_CLIENTS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class BrowserSession:
     """One browser; `csrf` is what its orders must bear beside the cookie."""
 
     csrf: str
@@ -33,18 +33,18 @@ class Sessions:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._by_digest: dict[bytes, Session] = {}
+        self._by_digest: dict[bytes, BrowserSession] = {}
 
-    def begin(self) -> tuple[str, Session]:
+    def begin(self) -> tuple[str, BrowserSession]:
         """Begin a session; return the token for its cookie."""
         token = secrets.token_urlsafe(_BYTES)
-        session = Session(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S)
+        session = BrowserSession(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S)
         self._by_digest[_digest(token)] = session
         while len(self._by_digest) > MOST:
             del self._by_digest[next(iter(self._by_digest))]
         return token, session
 
-    def find(self, token: str) -> Session | None:
+    def find(self, token: str) -> BrowserSession | None:
         """Return the session of a cookie, if it still is one."""
         session = self._by_digest.get(_digest(token))
         if session is not None and session.ends_at <= self._now():
@@ -57,7 +57,7 @@ class Sessions:
         self._by_digest.pop(_digest(token), None)
 
 
-class Attempts:
+class LoginAttempts:
     """Wrong keys by client, so that nobody guesses on and on: five within a minute, then a pause."""
 
     def __init__(self, now: Callable[[], float]) -> None:

@@ -18,7 +18,7 @@ _SERVER: Final = "server_error"
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class HttpProblem:
     """How one class of fault is told to a client.
 
     `param` names the field at fault. `retry_after_s` is sent where waiting helps and the fault itself does
@@ -45,16 +45,16 @@ class Problem:
         return headers
 
 
-_INVALID_REQUEST: Final = Problem(400, _INVALID)
-_OPERATOR_FAULT: Final = Problem(500, hopeless=True)
+_INVALID_REQUEST: Final = HttpProblem(400, _INVALID)
+_OPERATOR_FAULT: Final = HttpProblem(500, hopeless=True)
 
-PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
+HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.BadQuantity: _INVALID_REQUEST,
     errors.BadDeviceSpec: _INVALID_REQUEST,
     errors.UnknownDevice: _INVALID_REQUEST,
     errors.BadRecipe: _INVALID_REQUEST,
     errors.BadSplit: _INVALID_REQUEST,
-    errors.BadHubName: Problem(400, _INVALID, param="model"),
+    errors.BadHubName: HttpProblem(400, _INVALID, param="model"),
     errors.BadTrace: _INVALID_REQUEST,
     errors.BadSetting: _OPERATOR_FAULT,
     errors.InsecureBind: _OPERATOR_FAULT,
@@ -64,71 +64,71 @@ PROBLEMS: Final[dict[type[CotenantError], Problem]] = {
     errors.CorruptModelFile: _OPERATOR_FAULT,
     errors.SplitPartMissing: _OPERATOR_FAULT,
     errors.UnsupportedModelFile: _OPERATOR_FAULT,
-    errors.DoesNotFit: Problem(503, hopeless=True),
+    errors.DoesNotFit: HttpProblem(503, hopeless=True),
     errors.StoreError: _OPERATOR_FAULT,
-    errors.DaemonSilent: Problem(502),
+    errors.DaemonSilent: HttpProblem(502),
     errors.UnitFault: _OPERATOR_FAULT,
-    errors.MpsMissing: Problem(503, hopeless=True),
-    errors.MpsFailed: Problem(503, retry_after_s=10),
-    errors.HubSilent: Problem(502, retry_after_s=10),
-    errors.NotOnHub: Problem(404, _INVALID, param="model"),
-    errors.NoRoomOnDisk: Problem(507, hopeless=True),
-    errors.PullFailed: Problem(502),
+    errors.MpsMissing: HttpProblem(503, hopeless=True),
+    errors.MpsFailed: HttpProblem(503, retry_after_s=10),
+    errors.HubSilent: HttpProblem(502, retry_after_s=10),
+    errors.NotOnHub: HttpProblem(404, _INVALID, param="model"),
+    errors.NoRoomOnDisk: HttpProblem(507, hopeless=True),
+    errors.PullFailed: HttpProblem(502),
     errors.ComposeFileError: _OPERATOR_FAULT,
-    errors.ContainerEngineMissing: Problem(503, hopeless=True),
-    errors.GeneratedFileEdited: Problem(409, _INVALID, hopeless=True),
+    errors.ContainerEngineMissing: HttpProblem(503, hopeless=True),
+    errors.GeneratedFileEdited: HttpProblem(409, _INVALID, hopeless=True),
     errors.GeneratedFileFailed: _OPERATOR_FAULT,
-    errors.EngineMissing: Problem(503, hopeless=True),
-    errors.EngineLacksDevice: Problem(503, hopeless=True),
-    errors.EngineLoadFailed: Problem(503, retry_after_s=10),
-    errors.EngineLoadTimeout: Problem(503, retry_after_s=10),
-    errors.EngineDied: Problem(503, retry_after_s=2),
+    errors.EngineMissing: HttpProblem(503, hopeless=True),
+    errors.EngineLacksDevice: HttpProblem(503, hopeless=True),
+    errors.EngineLoadFailed: HttpProblem(503, retry_after_s=10),
+    errors.EngineLoadTimeout: HttpProblem(503, retry_after_s=10),
+    errors.EngineDied: HttpProblem(503, retry_after_s=2),
     errors.EngineInstallFailed: _OPERATOR_FAULT,
     errors.BadRequest: _INVALID_REQUEST,
-    errors.RequestTooLarge: Problem(413, _INVALID),
-    errors.HeadersTooLarge: Problem(431, _INVALID),
-    errors.UnsupportedMediaType: Problem(415, _INVALID),
-    errors.Unauthorized: Problem(401, "authentication_error"),
-    errors.TooManyAttempts: Problem(429, "rate_limit_error", retry_after_s=60),
-    errors.ForeignPage: Problem(403, "permission_error", hopeless=True),
-    errors.UntrustedHost: Problem(403, "permission_error", hopeless=True),
-    errors.HeaderIncomplete: Problem(416, _INVALID, hopeless=True),
-    errors.HeaderGone: Problem(404, _INVALID, hopeless=True),
-    errors.BadAssignment: Problem(422, _INVALID),
-    errors.ApplyRunning: Problem(409, _INVALID, retry_after_s=5),
-    errors.NothingToRollBack: Problem(409, _INVALID, hopeless=True),
-    errors.UnknownModel: Problem(404, _INVALID, param="model"),
-    errors.WrongKind: Problem(400, _INVALID, param="model"),
-    errors.NotOffered: Problem(501, _INVALID, hopeless=True),
-    errors.UnknownRoute: Problem(404, _INVALID),
-    errors.MethodNotAllowed: Problem(405, _INVALID),
-    errors.QueueFull: Problem(429, "rate_limit_error", retry_after_s=1),
-    errors.WaitTimeout: Problem(504, "overloaded_error", retry_after_s=1),
-    errors.UpstreamFailed: Problem(502),
-    errors.ShuttingDown: Problem(503, retry_after_s=5),
+    errors.RequestTooLarge: HttpProblem(413, _INVALID),
+    errors.HeadersTooLarge: HttpProblem(431, _INVALID),
+    errors.UnsupportedMediaType: HttpProblem(415, _INVALID),
+    errors.Unauthorized: HttpProblem(401, "authentication_error"),
+    errors.TooManyAttempts: HttpProblem(429, "rate_limit_error", retry_after_s=60),
+    errors.ForeignPage: HttpProblem(403, "permission_error", hopeless=True),
+    errors.UntrustedHost: HttpProblem(403, "permission_error", hopeless=True),
+    errors.HeaderIncomplete: HttpProblem(416, _INVALID, hopeless=True),
+    errors.HeaderGone: HttpProblem(404, _INVALID, hopeless=True),
+    errors.BadAssignment: HttpProblem(422, _INVALID),
+    errors.ApplyRunning: HttpProblem(409, _INVALID, retry_after_s=5),
+    errors.NothingToRollBack: HttpProblem(409, _INVALID, hopeless=True),
+    errors.UnknownModel: HttpProblem(404, _INVALID, param="model"),
+    errors.WrongKind: HttpProblem(400, _INVALID, param="model"),
+    errors.NotOffered: HttpProblem(501, _INVALID, hopeless=True),
+    errors.UnknownRoute: HttpProblem(404, _INVALID),
+    errors.MethodNotAllowed: HttpProblem(405, _INVALID),
+    errors.QueueFull: HttpProblem(429, "rate_limit_error", retry_after_s=1),
+    errors.WaitTimeout: HttpProblem(504, "overloaded_error", retry_after_s=1),
+    errors.UpstreamFailed: HttpProblem(502),
+    errors.ShuttingDown: HttpProblem(503, retry_after_s=5),
 }
 """One entry per leaf of the exception tree; a test holds it to that."""
 
-_UNEXPECTED: Final = Problem(500)
+_UNEXPECTED: Final = HttpProblem(500)
 
-BROKEN_CONFIGURATION: Final = Problem(422, _INVALID, hopeless=True)
+BROKEN_CONFIGURATION: Final = HttpProblem(422, _INVALID, hopeless=True)
 """A bad setting, found by the client who asked for the configuration to be read again."""
 
-UNREADABLE_MODEL: Final = Problem(422, _INVALID, hopeless=True)
+UNREADABLE_MODEL: Final = HttpProblem(422, _INVALID, hopeless=True)
 """A model file that cannot be read, named or sent by the client who asked for its plan."""
 
 
-def problem_of(error: BaseException) -> Problem:
+def http_problem(error: BaseException) -> HttpProblem:
     """Return how the fault is told; a fault that is none of ours is a plain 500."""
     for kind in type(error).__mro__:
-        if kind in PROBLEMS:
-            return PROBLEMS[kind]
+        if kind in HTTP_PROBLEMS:
+            return HTTP_PROBLEMS[kind]
     return _UNEXPECTED
 
 
 def envelope(error: BaseException) -> bytes:
     """Render the fault as OpenAI's error object. What is not a CotenantError tells nothing of itself."""
-    problem = problem_of(error)
+    problem = http_problem(error)
     if isinstance(error, CotenantError):
         param = error.field if isinstance(error, errors.BadAssignment) else problem.param
         cause = error.cause if isinstance(error, errors.EngineError) else None
@@ -154,10 +154,10 @@ def is_envelope(body: bytes) -> bool:
 
 
 async def send_problem(
-    send: Send, error: BaseException, headers: Iterable[Header] = (), problem: Problem | None = None
+    send: Send, error: BaseException, headers: Iterable[Header] = (), problem: HttpProblem | None = None
 ) -> None:
     """Answer with the fault, told as its class is or as `problem` says."""
-    problem = problem or problem_of(error)
+    problem = problem or http_problem(error)
     retry_after_s = error.retry_after_s if isinstance(error, CotenantError) else None
     await send_body(send, problem.status, envelope(error), *problem.headers(retry_after_s), *headers)
 

@@ -18,12 +18,12 @@ from cotenant.gateway.http.problems import send_problem
 
 _MAX_BODY_BYTES: Final = MIB
 
-Handler = Callable[["Ask"], Awaitable[None]]
+Handler = Callable[["ApiRequest"], Awaitable[None]]
 Routes = Mapping[str, Mapping[str, Handler]]
 """Who answers: by the template of a path, then by method. What takes GET takes HEAD."""
 
 
-class Ask:
+class ApiRequest:
     """One request. `name` is what its path names where the template has a place for it, decoded.
 
     `client` is the address that it comes from.
@@ -107,17 +107,17 @@ class Ask:
             )
 
 
-async def dispatch(ask: Ask, handlers: Mapping[str, Handler]) -> None:
+async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None:
     """Have the handler for the method answer, or say which methods there are.
 
     Raises what handlers raise.
     """
-    method = "GET" if ask.method == "HEAD" else ask.method
+    method = "GET" if request.method == "HEAD" else request.method
     handler = handlers.get(method)
     if handler is None:
-        await refuse_method(ask.method, ask.path, handlers, ask.send)
+        await refuse_method(request.method, request.path, handlers, request.send)
         return
-    await handler(ask)
+    await handler(request)
 
 
 async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Send) -> None:

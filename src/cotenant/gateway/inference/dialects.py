@@ -98,7 +98,7 @@ def is_foreign(status: int, body: bytes) -> bool:
     return status in (405, 501)
 
 
-class ErrorsIn:
+class ErrorTranslator:
     """Passes a response on, errors in the form of another dialect. `started` is set once it has begun."""
 
     def __init__(self, send: Send, form: ErrorForm) -> None:

@@ -14,7 +14,7 @@ class Listener(Protocol):
         ...
 
 
-class Watch:
+class DisconnectWatch:
     """Has requests listen for their clients' departure once they last, on one timer for all.
 
     Most answers come sooner, and are spared the task that listening takes; an engine frees a slot no faster.

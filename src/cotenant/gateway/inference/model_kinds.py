@@ -17,7 +17,7 @@ _WHAT_FOR = {
 }
 
 
-class Kinds:
+class ModelKinds:
     """The kinds of models by the names that clients use, as far as their files tell.
 
     What is remembered only ever lets a request through: before one is refused, its model is looked up anew,

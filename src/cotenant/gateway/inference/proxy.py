@@ -13,19 +13,19 @@ from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, Unkn
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
 from cotenant.gateway.http.limits import Limits
-from cotenant.gateway.http.problems import encode_error, envelope, is_envelope, problem_of, unknown_model
+from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope, unknown_model
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.dialect_assembly import assembler
 from cotenant.gateway.inference.dialects import Target, is_foreign
-from cotenant.gateway.inference.disconnects import Watch
-from cotenant.gateway.inference.model_kinds import Kinds
+from cotenant.gateway.inference.disconnects import DisconnectWatch
+from cotenant.gateway.inference.model_kinds import ModelKinds
 from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse, whole_body
 from cotenant.gateway.inference.request_log import Ended, RequestLog
-from cotenant.gateway.inference.request_options import Wishes, read_wishes
+from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.upstream import Connection, Pool
 from cotenant.gateway.inference.waiting import STREAM_HEADERS, Wait
-from cotenant.gateway.telemetry.meters import Meter, Meters
+from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.interfaces import Lease, Router
 
 _log = logging.getLogger("cotenant.gateway")
@@ -37,7 +37,7 @@ _CLIENT_LEFT: Final = 499
 
 
 class Proxy:
-    """What all requests share: the router, the limits, the connections, the meters."""
+    """What all requests share: the router, the limits, the connections, the counters."""
 
     def __init__(
         self, router: Router, limits: Limits, timing: Timing, request_log: RequestLog | None = None
@@ -47,9 +47,9 @@ class Proxy:
         self.limits = limits
         self.timing = timing
         self.pool = Pool()
-        self.meters = Meters(router)
-        self.watch = Watch()
-        self.kinds = Kinds(router)
+        self.counters = RequestCounters(router)
+        self.watch = DisconnectWatch()
+        self.kinds = ModelKinds(router)
 
 
 class Exchange:
@@ -65,6 +65,7 @@ class Exchange:
         "_assembling",
         "_begun_at",
         "_connection",
+        "_counters",
         "_departed",
         "_failed",
         "_granted_at",
@@ -72,7 +73,7 @@ class Exchange:
         "_last_chunk",
         "_listener",
         "_loop",
-        "_meter",
+        "_options",
         "_proxy",
         "_receive",
         "_send",
@@ -81,7 +82,6 @@ class Exchange:
         "_target",
         "_tokens",
         "_wait",
-        "_wishes",
         "started",
         "waited_s",
     )
@@ -95,8 +95,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._meter: Meter = proxy.meters.nameless
-        self._wishes: Wishes
+        self._counters: ModelCounters = proxy.counters.nameless
+        self._options: RequestOptions
         self._connection: Connection | None = None
         self._listener: asyncio.Task[None] | None = None
         self._wait: Wait | None = None
@@ -127,8 +127,8 @@ class Exchange:
         try:
             request = parse(body)
             name = model_name(request, proxy.router)
-            self._meter = proxy.meters.of(name)
-            self._wishes = read_wishes(self._headers, request)
+            self._counters = proxy.counters.of(name)
+            self._options = read_request_options(self._headers, request)
             proxy.kinds.check(name, self._target)
             self._asked = name
             self._streaming = request.get("stream") is True and self._target.streams
@@ -138,7 +138,7 @@ class Exchange:
         except CotenantError as error:
             if self._departed:
                 return
-            self._status = problem_of(error).status
+            self._status = http_problem(error).status
             if not self.started:
                 raise
             await self._end_early(error)
@@ -149,30 +149,30 @@ class Exchange:
             raise
         finally:
             proxy.watch.leave(self)
-            self._meter.by_class[0 if self._departed else min(self._status // 100, 5)] += 1
+            self._counters.by_class[0 if self._departed else min(self._status // 100, 5)] += 1
             if proxy.request_log is not None and self._asked is not None:
                 self._log(proxy.request_log, self._asked)
             if self._listener is not None:
                 self._listener.cancel()
 
     def _log(self, log: RequestLog, name: str) -> None:
-        if self._meter is self._proxy.meters.nameless:
+        if self._counters is self._proxy.counters.nameless:
             return
         status = _CLIENT_LEFT if self._departed else self._status
         prompt, output = self._tokens
-        now, terms = self._loop.time(), self._wishes.terms
+        now, terms = self._loop.time(), self._options.terms
         log.add(Ended(self._begun_at, self._granted_at, now, name, status, prompt, output, terms))
 
     # The request.
 
     async def _answer(self, name: str, body: bytes) -> None:
         """Carry the request on a lease; on another if its engine dies before any of the answer was sent."""
-        meter = self._meter
+        counters = self._counters
         while True:
             lease = self._lease_at_once(name) or await self._wait_for_lease(name)
             if lease is None:
                 return
-            meter.in_flight += 1
+            counters.in_flight += 1
             self._granted_at = self._loop.time()
             try:
                 status = await self._ask(lease.endpoint, body)
@@ -192,7 +192,7 @@ class Exchange:
                 if not repeated:
                     raise await self._fault(lease, error) from None
             finally:
-                meter.in_flight -= 1
+                counters.in_flight -= 1
                 self._part_from_engine(lease)
             if not await self._turn_from(lease):
                 return
@@ -226,17 +226,17 @@ class Exchange:
     def _lease_at_once(self, name: str) -> Lease | None:
         router = self._proxy.router
         try:
-            lease = router.try_lease(name, self._wishes.terms)
+            lease = router.try_lease(name, self._options.terms)
         except UnknownModel:
             raise unknown_model(name, router.models()) from None
         if lease is not None:
-            self._meter.at_once += 1
+            self._counters.at_once += 1
         return lease
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
         """Return a lease when the router grants one, or None if the client left first."""
-        self._wait = wait = Wait(self._proxy.router, self._meter, name, self._wishes.terms)
-        comments = self._streaming and self._wishes.wait_comments
+        self._wait = wait = Wait(self._proxy.router, self._counters, name, self._options.terms)
+        comments = self._streaming and self._options.wait_comments
         try:
             return await wait.lease(self._comment if comments else None, self._proxy.timing.comment_s)
         finally:
@@ -307,9 +307,9 @@ class Exchange:
         elif not reply.event_stream:
             raise UpstreamFailed("the engine answered a request for a stream with something else")
         if reply.event_stream:
-            self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
+            self._counters.first_token_s.observe(self._loop.time() - self._begun_at)
             if self._target.in_anthropic:
-                self._tokens = self._meter.read_prompt(chunk)
+                self._tokens = self._counters.read_prompt(chunk)
         before = b""
         while not reply.ended:
             if chunk:
@@ -329,7 +329,7 @@ class Exchange:
         while True:
             piece = reply.take()
             if piece and not pieces:
-                self._meter.first_token_s.observe(self._loop.time() - self._begun_at)
+                self._counters.first_token_s.observe(self._loop.time() - self._begun_at)
             pieces.append(piece)
             size += len(piece)
             if size > _MAX_ASSEMBLED_BYTES:
@@ -343,7 +343,7 @@ class Exchange:
         await self._send_whole(status, body, [JSON_TYPE])
 
     def _count_tokens(self, answer_end: bytes) -> None:
-        prompt, output = self._meter.read_tokens(answer_end)
+        prompt, output = self._counters.read_tokens(answer_end)
         self._tokens = (self._tokens[0] + prompt, self._tokens[1] + output)
 
     async def _pass_error(self, status: int) -> None:

@@ -31,17 +31,17 @@ _MOST_PRIORITY: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RequestOptions:
     """The terms of the lease, and whether to send comments while waiting for it."""
 
     terms: LeaseTerms = DEFAULT_TERMS
     wait_comments: bool = False
 
 
-_NONE: Final = Wishes()
+_NONE: Final = RequestOptions()
 
 
-def read_wishes(headers: Sequence[Header], request: Mapping[str, Any]) -> Wishes:
+def read_request_options(headers: Sequence[Header], request: Mapping[str, Any]) -> RequestOptions:
     """Read headers and body of a request. Raises BadRequest."""
     given = [header for header in headers if header[0] in TERM_HEADERS]
     keep_alive = request.get("keep_alive")
@@ -57,7 +57,7 @@ def read_wishes(headers: Sequence[Header], request: Mapping[str, Any]) -> Wishes
         keep_alive_s=keep_alive_s,
         timeout_s=_seconds("X-Cotenant-Timeout", texts[_TIMEOUT]) if _TIMEOUT in texts else None,
     )
-    return Wishes(terms, _switch(texts.get(_WAIT_COMMENTS, "0")))
+    return RequestOptions(terms, _switch(texts.get(_WAIT_COMMENTS, "0")))
 
 
 def _keep_alive(where: str, value: object) -> float:

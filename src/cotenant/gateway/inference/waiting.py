@@ -11,7 +11,7 @@ from cotenant.domain.errors import UnknownModel
 from cotenant.domain.units import format_duration
 from cotenant.gateway.http.asgi import Header
 from cotenant.gateway.http.problems import unknown_model
-from cotenant.gateway.telemetry.meters import Meter
+from cotenant.gateway.telemetry.counters import ModelCounters
 from cotenant.interfaces import Lease, LeaseTerms, Router
 
 STREAM_HEADERS: Final[tuple[Header, ...]] = (
@@ -27,9 +27,9 @@ Tell = Callable[[bytes], Awaitable[None]]
 class Wait:
     """One request's wait, which ends with its lease or when its client leaves; `waited_s` once it has."""
 
-    def __init__(self, router: Router, meter: Meter, name: str, terms: LeaseTerms) -> None:
+    def __init__(self, router: Router, counters: ModelCounters, name: str, terms: LeaseTerms) -> None:
         self._router = router
-        self._meter = meter
+        self._counters = counters
         self._name = name
         self._lease = asyncio.ensure_future(router.lease(name, terms))
         self._left = False
@@ -48,7 +48,7 @@ class Wait:
         """
         loop, waiting = asyncio.get_running_loop(), self._lease
         since = loop.time()
-        self._meter.waiting += 1
+        self._counters.waiting += 1
         try:
             if tell is not None:
                 await self._comment(tell, every_s)
@@ -65,9 +65,9 @@ class Wait:
             raise
         finally:
             waiting.cancel()
-            self._meter.waiting -= 1
+            self._counters.waiting -= 1
             self.waited_s = loop.time() - since
-            self._meter.wait_s.observe(self.waited_s)
+            self._counters.wait_s.observe(self.waited_s)
         if self._left:
             lease.release()
             return None

@@ -19,13 +19,13 @@ from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKi
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.asgi import Receive, Scope, Send, send_json
-from cotenant.gateway.http.request import Ask, Handler, Routes, dispatch
+from cotenant.gateway.http.request import ApiRequest, Handler, Routes, dispatch
 from cotenant.gateway.http.streams import LiveStreams, unless_left
 from cotenant.gateway.inference.dialects import CHAT, COMPLETIONS, Target
 from cotenant.gateway.inference.model_kinds import is_read
 from cotenant.gateway.inference.proxy import Proxy
 from cotenant.gateway.inference.request import parse, whole_body
-from cotenant.gateway.inference.request_options import read_wishes
+from cotenant.gateway.inference.request_options import read_request_options
 from cotenant.gateway.ollama import models
 from cotenant.gateway.ollama.embed import Embedder
 from cotenant.gateway.ollama.exchange import Lines, Wrap, as_chat, as_generated, exchange, timestamp
@@ -86,18 +86,18 @@ class OllamaApi:
         """Answer one request to a path of `routes`. Raises what requests to models raise, and NotOffered."""
         path = scope["path"]
         handlers: Mapping[str, Handler] = self.routes[BLOBS if path.startswith(BLOBS) else path]
-        await dispatch(Ask(scope, receive, send), handlers)
+        await dispatch(ApiRequest(scope, receive, send), handlers)
 
     # What there is.
 
-    async def _version(self, ask: Ask) -> None:
-        await send_json(ask.send, 200, {"version": SPOKEN_VERSION, "cotenant": __version__})
+    async def _version(self, request: ApiRequest) -> None:
+        await send_json(request.send, 200, {"version": SPOKEN_VERSION, "cotenant": __version__})
 
-    async def _tags(self, ask: Ask) -> None:
+    async def _tags(self, request: ApiRequest) -> None:
         listed = [models.listed(model) for model in self._proxy.router.models()]
-        await send_json(ask.send, 200, {"models": listed})
+        await send_json(request.send, 200, {"models": listed})
 
-    async def _ps(self, ask: Ask) -> None:
+    async def _ps(self, request: ApiRequest) -> None:
         statuses = {status.name: status for status in self._operator.statuses()} if self._operator else {}
         now = datetime.now(UTC)
         running = [
@@ -106,95 +106,97 @@ class OllamaApi:
             if model.state in models.LOADED
         ]
         running.sort(key=lambda told: told["expires_at"], reverse=True)
-        await send_json(ask.send, 200, {"models": running})
+        await send_json(request.send, 200, {"models": running})
 
-    async def _show(self, ask: Ask) -> None:
-        fields = await self._fields(ask)
+    async def _show(self, request: ApiRequest) -> None:
+        fields = await self._fields(request)
         if fields is not None:
             model = self._model(fields, text(fields, "name"))
-            await send_json(ask.send, 200, models.shown(model))
+            await send_json(request.send, 200, models.shown(model))
 
     # What goes to engines.
 
-    async def _chat(self, ask: Ask) -> None:
-        fields = await self._fields(ask)
+    async def _chat(self, request: ApiRequest) -> None:
+        fields = await self._fields(request)
         if fields is None:
             return
         model = self._model(fields)
         if asks_for_nothing(fields):
-            await self._load(ask, fields, model, as_chat)
+            await self._load(request, fields, model, as_chat)
             return
         _check_writes(model, "chat")
         _check_images(model, any(message.get("images") for message in objects(fields, "messages")))
-        await self._stream(ask, fields, CHAT, chat_request(fields, model.name), as_chat)
+        await self._stream(request, fields, CHAT, chat_request(fields, model.name), as_chat)
 
-    async def _generate(self, ask: Ask) -> None:
-        fields = await self._fields(ask)
+    async def _generate(self, request: ApiRequest) -> None:
+        fields = await self._fields(request)
         if fields is None:
             return
         model = self._model(fields)
         if asks_for_nothing(fields):
-            await self._load(ask, fields, model, as_generated)
+            await self._load(request, fields, model, as_generated)
             return
         _check_writes(model, "generate")
         _check_images(model, bool(items(fields, "images")))
         if switch(fields, "raw", False) or (_continues(model) and stands_alone(fields)):
-            target, request = COMPLETIONS, raw_request(fields, model.name)
+            target, engine_request = COMPLETIONS, raw_request(fields, model.name)
         else:
-            target, request = CHAT, generate_request(fields, model.name)
-        await self._stream(ask, fields, target, request, as_generated)
+            target, engine_request = CHAT, generate_request(fields, model.name)
+        await self._stream(request, fields, target, engine_request, as_generated)
 
-    async def _embed(self, ask: Ask) -> None:
-        fields = await self._fields(ask)
+    async def _embed(self, request: ApiRequest) -> None:
+        fields = await self._fields(request)
         if fields is not None:
-            await self._embedder.embed(ask, fields, _checked_embedder(self._model(fields)))
+            await self._embedder.embed(request, fields, _checked_embedder(self._model(fields)))
 
-    async def _embedding(self, ask: Ask) -> None:
-        fields = await self._fields(ask)
+    async def _embedding(self, request: ApiRequest) -> None:
+        fields = await self._fields(request)
         if fields is not None:
-            await self._embedder.embed_one(ask, fields, _checked_embedder(self._model(fields)))
+            await self._embedder.embed_one(request, fields, _checked_embedder(self._model(fields)))
 
     async def _stream(
-        self, ask: Ask, fields: Fields, target: Target, request: dict[str, Any], wrap: Wrap
+        self, request: ApiRequest, fields: Fields, target: Target, engine_request: dict[str, Any], wrap: Wrap
     ) -> None:
         streaming = switch(fields, "stream", True)
-        lines = Lines(ask.send, text(fields, "model"), wrap, lambda: asked.waited_s, streaming=streaming)
-        asked = exchange(self._proxy, ask, target, request, lines)
+        lines = Lines(request.send, text(fields, "model"), wrap, lambda: asked.waited_s, streaming=streaming)
+        asked = exchange(self._proxy, request, target, engine_request, lines)
         await asked.run()
 
     # Loading and unloading.
 
-    async def _load(self, ask: Ask, fields: Fields, model: ServedModel, wrap: Wrap) -> None:
+    async def _load(self, request: ApiRequest, fields: Fields, model: ServedModel, wrap: Wrap) -> None:
         """Load a model, or have it go once it is idle: what a request without a question asks for."""
-        unloads = _unloads(ask, fields)
+        unloads = _unloads(request, fields)
         if not unloads:
             _check_writes(model, "chat" if wrap is as_chat else "generate")
-        if await self._hold(ask, fields, model):
+        if await self._hold(request, fields, model):
             told = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
             head = {"model": text(fields, "model"), "created_at": timestamp()}
-            await send_json(ask.send, 200, {**head, **told})
+            await send_json(request.send, 200, {**head, **told})
 
-    async def _hold(self, ask: Ask, fields: Fields, model: ServedModel) -> bool:
-        if _unloads(ask, fields) and model.state not in _MAY_UNLOAD:
+    async def _hold(self, request: ApiRequest, fields: Fields, model: ServedModel) -> bool:
+        if _unloads(request, fields) and model.state not in _MAY_UNLOAD:
             return True
-        lease = await self._lease_unless_left(ask, model.name, read_wishes(ask.headers, fields).terms)
+        lease = await self._lease_unless_left(
+            request, model.name, read_request_options(request.headers, fields).terms
+        )
         if lease is None:
             return False
         lease.release()
         return True
 
-    async def _lease_unless_left(self, ask: Ask, name: str, terms: LeaseTerms) -> Lease | None:
+    async def _lease_unless_left(self, request: ApiRequest, name: str, terms: LeaseTerms) -> Lease | None:
         router = self._proxy.router
         lease = router.try_lease(name, terms)
         if lease is not None:
             return lease
-        return await unless_left(ask.receive, router.lease(name, terms))
+        return await unless_left(request.receive, router.lease(name, terms))
 
     # What all of them need.
 
-    async def _fields(self, ask: Ask) -> dict[str, Any] | None:
+    async def _fields(self, request: ApiRequest) -> dict[str, Any] | None:
         """Read the body, None if the client left. Raises BadRequest or RequestTooLarge."""
-        body = await whole_body(ask.receive, self._proxy.limits)
+        body = await whole_body(request.receive, self._proxy.limits)
         return None if body is None else parse(body)
 
     def _model(self, fields: Fields, name: str = "") -> ServedModel:
@@ -205,8 +207,8 @@ class OllamaApi:
         return models.find(name, self._proxy.router.models())
 
 
-def _unloads(ask: Ask, fields: Fields) -> bool:
-    return read_wishes(ask.headers, fields).terms.keep_alive_s == 0
+def _unloads(request: ApiRequest, fields: Fields) -> bool:
+    return read_request_options(request.headers, fields).terms.keep_alive_s == 0
 
 
 def _continues(model: ServedModel) -> bool:
@@ -235,11 +237,11 @@ def _check_images(model: ServedModel, asked: bool) -> None:
         )
 
 
-async def _no_blob(ask: Ask) -> None:
+async def _no_blob(request: ApiRequest) -> None:
     """Say what is true, since clients ask before they send one."""
-    raise UnknownRoute(f"there is no {ask.path.removeprefix(BLOBS)[:80]} here")
+    raise UnknownRoute(f"there is no {request.path.removeprefix(BLOBS)[:80]} here")
 
 
-async def _refuse(hint: str, ask: Ask) -> None:
-    path = BLOBS.rstrip("/") if ask.path.startswith(BLOBS) else ask.path
+async def _refuse(hint: str, request: ApiRequest) -> None:
+    path = BLOBS.rstrip("/") if request.path.startswith(BLOBS) else request.path
     raise NotOffered(f"{path} is not offered here", hint=hint)

@@ -16,7 +16,7 @@ from cotenant.domain.errors import BadRequest, UpstreamFailed
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.asgi import send_json
-from cotenant.gateway.http.request import Ask
+from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import EMBEDDINGS, Target
 from cotenant.gateway.inference.proxy import Proxy
 from cotenant.gateway.ollama.exchange import Kept, exchange
@@ -29,7 +29,7 @@ _BATCH: Final = re.compile(r"too large to process.*batch size: (\d{1,9})\)")
 _OK: Final = 200
 _MOST_TRIES: Final = 3
 
-Hold = Callable[[Ask, Fields, ServedModel], Awaitable[bool]]
+Hold = Callable[[ApiRequest, Fields, ServedModel], Awaitable[bool]]
 """Has a model loaded, or let go, as a request without a question asks; False if the client left."""
 
 
@@ -40,46 +40,46 @@ class Embedder:
         self._proxy = proxy
         self._hold = hold
 
-    async def embed(self, ask: Ask, fields: Fields, model: ServedModel) -> None:
+    async def embed(self, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
         """Answer /api/embed. Texts that are too long are cut, unless it says `truncate: false`."""
         name, texts, dimensions = text(fields, "model"), embed_texts(fields), embed_dimensions(fields)
         if not texts:
-            if await self._hold(ask, fields, model):
-                await send_json(ask.send, _OK, {"model": name, "embeddings": []})
+            if await self._hold(request, fields, model):
+                await send_json(request.send, _OK, {"model": name, "embeddings": []})
             return
         now = asyncio.get_running_loop().time
         began_at = now()
-        request = _Request(self._proxy, ask, fields, model)
-        answer = await request.embeddings(texts, cut=switch(fields, "truncate", True))
+        embedding = _EmbeddingRequest(self._proxy, request, fields, model)
+        answer = await embedding.embeddings(texts, cut=switch(fields, "truncate", True))
         if answer is None:
             return
         told = {
             "model": name,
             "embeddings": vectors(answer, dimensions),
             "total_duration": round((now() - began_at) * 1e9),
-            "load_duration": round(request.waited_s * 1e9),
+            "load_duration": round(embedding.waited_s * 1e9),
             "prompt_eval_count": (answer.get("usage") or {}).get("prompt_tokens", 0),
         }
-        await send_json(ask.send, _OK, told)
+        await send_json(request.send, _OK, told)
 
-    async def embed_one(self, ask: Ask, fields: Fields, model: ServedModel) -> None:
+    async def embed_one(self, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
         """Answer /api/embeddings, which refuses what is too long."""
         prompt = text(fields, "prompt")
         if not prompt:
-            if await self._hold(ask, fields, model):
-                await send_json(ask.send, _OK, {"embedding": []})
+            if await self._hold(request, fields, model):
+                await send_json(request.send, _OK, {"embedding": []})
             return
-        answer = await _Request(self._proxy, ask, fields, model).embeddings([prompt], cut=False)
+        answer = await _EmbeddingRequest(self._proxy, request, fields, model).embeddings([prompt], cut=False)
         if answer is not None:
-            await send_json(ask.send, _OK, {"embedding": vectors(answer, None)[0]})
+            await send_json(request.send, _OK, {"embedding": vectors(answer, None)[0]})
 
 
-class _Request:
+class _EmbeddingRequest:
     """One request on its way, in as many steps as it takes; `waited_s` is the wait for the model."""
 
-    def __init__(self, proxy: Proxy, ask: Ask, fields: Fields, model: ServedModel) -> None:
+    def __init__(self, proxy: Proxy, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
         self._proxy = proxy
-        self._ask = ask
+        self._request = request
         self._fields = fields
         self._model = model
         self.waited_s = 0.0
@@ -97,7 +97,7 @@ class _Request:
                 return kept.payload()
             most = _most_tokens(kept.body)
             if most is None:
-                await kept.pass_on(self._ask.send)
+                await kept.pass_on(self._request.send)
                 return None
             if not cut or not self._has_tokens():
                 break
@@ -127,19 +127,19 @@ class _Request:
 
     async def _tokens(self, content: str) -> list[int] | None:
         """Return the tokens of a text, those included that the model begins and ends with."""
-        request = {"model": self._model.name, "content": content, "add_special": True}
-        kept = await self._asked(_TOKENS, request)
+        engine_request = {"model": self._model.name, "content": content, "add_special": True}
+        kept = await self._asked(_TOKENS, engine_request)
         if kept.status != _OK:
-            await kept.pass_on(self._ask.send)
+            await kept.pass_on(self._request.send)
             return None
         tokens = kept.payload().get("tokens")
         if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
             raise UpstreamFailed("the engine's tokens have no shape that is known")
         return tokens
 
-    async def _asked(self, target: Target, request: Mapping[str, Any]) -> Kept:
+    async def _asked(self, target: Target, engine_request: Mapping[str, Any]) -> Kept:
         kept = Kept()
-        asked = exchange(self._proxy, self._ask, target, request, kept)
+        asked = exchange(self._proxy, self._request, target, engine_request, kept)
         await asked.run()
         self.waited_s += asked.waited_s
         return kept

@@ -16,7 +16,7 @@ from cotenant.domain.errors import UpstreamFailed
 from cotenant.domain.units import MIB, format_bytes
 from cotenant.gateway.http.asgi import JSON_TYPE, Header, Message, Receive, Send, encode_json, send_json
 from cotenant.gateway.http.problems import encode_error
-from cotenant.gateway.http.request import Ask
+from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import Target, ollama_error
 from cotenant.gateway.inference.proxy import Exchange, Proxy
 from cotenant.gateway.ollama.responses import Added, Spans, StreamReader, counts, done_reason
@@ -193,12 +193,14 @@ class Kept:
         return found
 
 
-def exchange(proxy: Proxy, ask: Ask, target: Target, request: Mapping[str, Any], send: Send) -> Exchange:
+def exchange(
+    proxy: Proxy, request: ApiRequest, target: Target, engine_request: Mapping[str, Any], send: Send
+) -> Exchange:
     """Make the Exchange of a translated request, with what the client's headers say of its lease."""
     # Many clients, curl among them, name another type, or none.
-    headers: list[Header] = [header for header in ask.headers if header[0] != b"content-type"]
+    headers: list[Header] = [header for header in request.headers if header[0] != b"content-type"]
     headers.append((b"content-type", b"application/json"))
-    receive = Translated(json.dumps(request).encode(), ask.receive)
+    receive = Translated(json.dumps(engine_request).encode(), request.receive)
     return Exchange(proxy, target, headers, receive, send)
 
 

@@ -10,7 +10,7 @@ from cotenant.domain.errors import BadRequest, CotenantError, NotOffered
 from cotenant.domain.hub import PullStep
 from cotenant.gateway.http.asgi import Header, encode_json, send_json
 from cotenant.gateway.http.limits import Limits
-from cotenant.gateway.http.request import Ask
+from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.streams import LiveStreams, unless_left
 from cotenant.gateway.inference.request import parse, whole_body
 from cotenant.gateway.ollama.fields import switch, text
@@ -28,9 +28,9 @@ class PullRoute:
         self._streams = streams
         self._limits = limits
 
-    async def answer(self, ask: Ask) -> None:
+    async def answer(self, request: ApiRequest) -> None:
         """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step."""
-        body = await whole_body(ask.receive, self._limits)
+        body = await whole_body(request.receive, self._limits)
         if body is None:
             return
         fields = parse(body)
@@ -44,13 +44,13 @@ class PullRoute:
             )
         async with aclosing(self._puller.pull(name)) as steps:
             if not streaming:
-                if await unless_left(ask.receive, _to_the_end(steps)):
-                    await send_json(ask.send, 200, _SUCCESS)
+                if await unless_left(request.receive, _to_the_end(steps)):
+                    await send_json(request.send, 200, _SUCCESS)
                 return
             # A name that means nothing, a hub that is silent: told with a status of their own.
-            first = await unless_left(ask.receive, anext(steps))
+            first = await unless_left(request.receive, anext(steps))
             if first is not None:
-                await self._streams.run(ask.receive, ask.send, [_NDJSON], _lines(first, steps))
+                await self._streams.run(request.receive, request.send, [_NDJSON], _lines(first, steps))
 
 
 async def _to_the_end(steps: AsyncIterator[PullStep]) -> bool:

@@ -7,13 +7,15 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import ModelSchema
 
 from cotenant import __version__
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
-from cotenant.gateway.http.problems import PROBLEMS
+from cotenant.gateway.http.problems import HTTP_PROBLEMS
 from cotenant.gateway.openapi.operations import OPERATIONS, Operation
-from cotenant.gateway.openapi.schema import ErrorTold
+from cotenant.gateway.openapi.schema import ErrorResponse
 
 _JSON: Final = "application/json"
 _REF: Final = "#/components/schemas/{model}"
@@ -61,15 +63,35 @@ def document(routes: Mapping[str, Collection[str]]) -> dict[str, Any]:
     }
 
 
+def published_name(name: str) -> str:
+    """Return the name of a type in the document, which does not change: clients are generated from it."""
+    if name == "SavedConfigurationResponse":
+        return "SavedTold"
+    if name.endswith("Response"):
+        return f"{name.removesuffix('Response')}Told"
+    return f"Asked{name.removesuffix('Request')}" if name.endswith("Request") else name
+
+
+class _PublishedNames(GenerateJsonSchema):
+    def normalize_name(self, name: str) -> str:
+        return super().normalize_name(published_name(name))
+
+    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
+        found = super().model_schema(schema)
+        return {**found, "title": published_name(found["title"])} if "title" in found else found
+
+
 class _Schemas:
     """JSON schemas of all types, the shared ones as components."""
 
     def __init__(self, operations: Collection[Operation]) -> None:
         told = {answer.type for operation in operations for answer in operation.answers if answer.type}
         asked = {operation.body for operation in operations if operation.body}
-        inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in (*told, ErrorTold)]
+        inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in (*told, ErrorResponse)]
         inputs += [(kind, "validation", TypeAdapter(kind)) for kind in asked]
-        by_key, whole = TypeAdapter.json_schemas(sorted(inputs, key=_name), ref_template=_REF)
+        by_key, whole = TypeAdapter.json_schemas(
+            sorted(inputs, key=_name), ref_template=_REF, schema_generator=_PublishedNames
+        )
         self._by_type = {kind: schema for (kind, _), schema in by_key.items()}
         self.definitions: dict[str, Any] = whole.get("$defs", {})
 
@@ -78,7 +100,7 @@ class _Schemas:
 
 
 def _name(entry: Any) -> str:
-    return str(entry[0].__name__)
+    return published_name(str(entry[0].__name__))
 
 
 def _operation(template: str, method: str, operation: Operation, schemas: _Schemas) -> dict[str, Any]:
@@ -118,11 +140,11 @@ def _responses(template: str, operation: Operation, schemas: _Schemas) -> dict[s
     if template != "/health":
         kinds += [errors.Unauthorized, errors.ForeignPage, errors.UntrustedHost]
     for kind in kinds:
-        faults.setdefault(PROBLEMS[kind].status, []).append(kind.code)
+        faults.setdefault(HTTP_PROBLEMS[kind].status, []).append(kind.code)
     for status, codes in sorted(faults.items()):
         responses[str(status)] = {
             "description": f"{HTTPStatus(status).phrase}: {', '.join(dict.fromkeys(codes))}",
-            "content": {_JSON: {"schema": schemas.of(ErrorTold)}},
+            "content": {_JSON: {"schema": schemas.of(ErrorResponse)}},
         }
     return responses
 

@@ -8,21 +8,21 @@ from typing import Any, Final
 
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
-from cotenant.gateway.access.schema import AskedSession, SessionTold
+from cotenant.gateway.access.schema import SessionRequest, SessionResponse
 from cotenant.gateway.openapi import examples
 from cotenant.gateway.openapi.schema import (
-    AlertsTold,
-    CurvesTold,
-    DecisionsTold,
-    DevicesTold,
-    FindingsTold,
-    HealthTold,
-    ModelsTold,
-    ModelTold,
-    OpenAiModelsTold,
-    OpenAiModelTold,
-    ReloadTold,
-    WhyTold,
+    AlertsResponse,
+    CurvesResponse,
+    DecisionsResponse,
+    DevicesResponse,
+    FindingsResponse,
+    HealthResponse,
+    ModelResponse,
+    ModelsResponse,
+    OpenAiModelResponse,
+    OpenAiModelsResponse,
+    ReloadResponse,
+    WhyResponse,
 )
 from cotenant.gateway.plans.schema import AskedPlan, HeaderTold, PlanTold
 from cotenant.gateway.services.schema import (
@@ -104,8 +104,8 @@ _NAME: Final = Parameter(
 _WAIT: Final = Parameter(
     "wait", "0 returns at once, before it is done", {"type": "integer", "enum": [0, 1], "default": 1}
 )
-_ONE: Final = Answer(ModelTold, "the model as it is then")
-_ORDERED: Final = (_ONE, Answer(ModelTold, "the model as it is now: the order is being carried out", 202))
+_ONE: Final = Answer(ModelResponse, "the model as it is then")
+_ORDERED: Final = (_ONE, Answer(ModelResponse, "the model as it is now: the order is being carried out", 202))
 _NO_SUCH_MODEL: Final = (errors.UnknownModel, errors.UnknownRoute)
 _LOADING: Final = (
     errors.DoesNotFit,
@@ -129,14 +129,16 @@ _NO_SERVICES: Final = errors.UnknownRoute
 _BEGUN: Final = Answer(ApplyResponse, "the apply as it begins", 202, example=examples.APPLY)
 
 _MODELS: Final[Mapping[tuple[str, str], Operation]] = {
-    ("GET", "/api/models"): Operation("List every model and how it does", (Answer(ModelsTold, "models"),)),
+    ("GET", "/api/models"): Operation(
+        "List every model and how it does", (Answer(ModelsResponse, "models"),)
+    ),
     ("GET", "/api/models/{name}"): Operation(
         "Tell what a model is and how it does", (_ONE,), _NO_SUCH_MODEL, (_NAME,)
     ),
     ("GET", "/api/models/{name}/why"): Operation(
         "Tell the last decisions about a model",
         (
-            Answer(WhyTold, "decisions, oldest first"),
+            Answer(WhyResponse, "decisions, oldest first"),
             Answer(None, "the same in words", content_type=_TEXT),
         ),
         _NO_SUCH_MODEL,
@@ -173,7 +175,7 @@ _MODELS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("GET", "/api/decisions"): Operation(
         "Tell the last decisions about anything",
-        (Answer(DecisionsTold, "decisions, oldest first"),),
+        (Answer(DecisionsResponse, "decisions, oldest first"),),
         (errors.UnknownRoute, errors.BadRequest),
         (
             Parameter(
@@ -185,33 +187,33 @@ _MODELS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("GET", "/api/doctor"): Operation(
         "Examine the daemon's machine, which takes some seconds",
-        (Answer(FindingsTold, "what was found"),),
+        (Answer(FindingsResponse, "what was found"),),
         (errors.UnknownRoute,),
     ),
     ("GET", "/api/session"): Operation(
         "Tell whether a key is needed and this browser has signed in; needs no key",
-        (Answer(SessionTold, "the session"),),
+        (Answer(SessionResponse, "the session"),),
     ),
     ("POST", "/api/session"): Operation(
         "Sign a browser in with an API key: sets a cookie that stands for it",
-        (Answer(SessionTold, "the session that has begun"),),
+        (Answer(SessionResponse, "the session that has begun"),),
         (errors.BadRequest, errors.BadAssignment, errors.UnsupportedMediaType, errors.TooManyAttempts),
-        body=AskedSession,
+        body=SessionRequest,
         body_required=True,
     ),
     ("POST", "/api/session/end"): Operation(
-        "Sign a browser out", (Answer(SessionTold, "no session any more"),)
+        "Sign a browser out", (Answer(SessionResponse, "no session any more"),)
     ),
     ("GET", "/api/devices"): Operation(
         "Tell how each device's memory is shared",
-        (Answer(DevicesTold, "devices"),),
+        (Answer(DevicesResponse, "devices"),),
         (errors.UnknownRoute,),
     ),
     ("GET", "/api/alerts"): Operation(
-        "Tell what is wrong now, and what has been lately", (Answer(AlertsTold, "alerts"),)
+        "Tell what is wrong now, and what has been lately", (Answer(AlertsResponse, "alerts"),)
     ),
     ("GET", "/api/history"): Operation(
-        "Tell the last ten minutes of devices and models, as curves", (Answer(CurvesTold, "curves"),)
+        "Tell the last ten minutes of devices and models, as curves", (Answer(CurvesResponse, "curves"),)
     ),
     ("GET", "/api/events"): Operation(
         "Follow decisions, the steps of an apply (`event: apply`) and alerts (`event: alert`)",
@@ -220,7 +222,7 @@ _MODELS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("POST", "/api/reload"): Operation(
         "Read the configuration again",
-        (Answer(ReloadTold, "what changed"),),
+        (Answer(ReloadResponse, "what changed"),),
         # A broken configuration is a client's fault here: problems.BROKEN_CONFIGURATION.
         (errors.UnknownRoute, errors.BadAssignment),
     ),
@@ -370,7 +372,9 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     **_MODELS,
     **_PLANS,
     **_SERVICES,
-    ("GET", "/health"): Operation("Tell that the daemon answers; needs no key", (Answer(HealthTold, "ok"),)),
+    ("GET", "/health"): Operation(
+        "Tell that the daemon answers; needs no key", (Answer(HealthResponse, "ok"),)
+    ),
     ("GET", "/metrics"): Operation(
         "Metrics for Prometheus",
         (
@@ -379,11 +383,11 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         ),
     ),
     ("GET", "/v1/models"): Operation(
-        "List the models served, as OpenAI does", (Answer(OpenAiModelsTold, "models"),)
+        "List the models served, as OpenAI does", (Answer(OpenAiModelsResponse, "models"),)
     ),
     ("GET", "/v1/models/{name}"): Operation(
         "Tell one model, as OpenAI does",
-        (Answer(OpenAiModelTold, "the model"),),
+        (Answer(OpenAiModelResponse, "the model"),),
         (errors.UnknownModel,),
         (_NAME,),
     ),

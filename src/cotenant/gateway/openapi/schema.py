@@ -22,7 +22,7 @@ from cotenant.gateway.plans.schema import RecipeTold
 Bytes = dict[str, int | None]
 
 
-class EngineTold(BaseModel):
+class EngineResponse(BaseModel):
     """The program that runs a model."""
 
     kind: str
@@ -31,7 +31,7 @@ class EngineTold(BaseModel):
     program: str | None
 
 
-class ComparedTold(BaseModel):
+class ComparedResponse(BaseModel):
     """Planned bytes by part beside those that the engine reports, null where it did not."""
 
     planned: Bytes
@@ -39,7 +39,7 @@ class ComparedTold(BaseModel):
     difference_bytes: int | None
 
 
-class ShareTold(ComparedTold):
+class ShareResponse(ComparedResponse):
     """What a device bears of a model: its layers from first to last, null for the output layer alone."""
 
     index: int | None
@@ -48,7 +48,7 @@ class ShareTold(ComparedTold):
     layers: list[int] | None
 
 
-class PlacementTold(BaseModel):
+class PlacementResponse(BaseModel):
     """Where a model sits."""
 
     n_layers: int
@@ -56,19 +56,19 @@ class PlacementTold(BaseModel):
     n_ctx: int
     parallel: int
     tensor_split: list[int]
-    devices: list[ShareTold]
-    host: ComparedTold
+    devices: list[ShareResponse]
+    host: ComparedResponse
     estimated: list[str]
     warnings: list[str]
 
 
-class ServedRecipeTold(RecipeTold):
+class ServedRecipeResponse(RecipeTold):
     """How a model runs; the context is shared by its slots."""
 
     engine: EngineKind
 
 
-class ServedTold(BaseModel):
+class ServedResponse(BaseModel):
     """What a model is, and where it sits if it is loaded."""
 
     name: str
@@ -76,21 +76,21 @@ class ServedTold(BaseModel):
     kind: ModelKind
     state: str
     created_at: int
-    engine: EngineTold | None
+    engine: EngineResponse | None
     log_path: str | None
-    placement: PlacementTold | None
-    recipe: ServedRecipeTold | None
+    placement: PlacementResponse | None
+    recipe: ServedRecipeResponse | None
     file: ModelFile | None
     vision: bool
 
 
-class DevicesTold(BaseModel):
+class DevicesResponse(BaseModel):
     """How every device's memory is shared, in bytes."""
 
     devices: list[DeviceStatus]
 
 
-class AlertTold(BaseModel):
+class AlertResponse(BaseModel):
     """Something that has begun to be wrong, or is so no longer; `time` is local, with its offset."""
 
     alert: AlertKind
@@ -101,11 +101,11 @@ class AlertTold(BaseModel):
     text: str
 
 
-class AlertsTold(BaseModel):
+class AlertsResponse(BaseModel):
     """What is wrong now, and the last beginnings and ends; oldest first."""
 
-    active: list[AlertTold]
-    recent: list[AlertTold]
+    active: list[AlertResponse]
+    recent: list[AlertResponse]
 
 
 class DeviceCurves(BaseModel):
@@ -128,7 +128,7 @@ class ModelCurves(BaseModel):
     first_token_s: list[float | None]
 
 
-class CurvesTold(BaseModel):
+class CurvesResponse(BaseModel):
     """The last ten minutes; all curves have `points` points, `step_s` apart, the last at `end`."""
 
     step_s: float
@@ -138,7 +138,7 @@ class CurvesTold(BaseModel):
     models: list[ModelCurves]
 
 
-class DecisionTold(BaseModel):
+class DecisionResponse(BaseModel):
     """One step of a model's story; `time` is local, with its offset."""
 
     number: int
@@ -151,26 +151,26 @@ class DecisionTold(BaseModel):
     facts: dict[str, float | int | str]
 
 
-class DecisionsTold(BaseModel):
+class DecisionsResponse(BaseModel):
     """The last decisions about anything, oldest first."""
 
-    decisions: list[DecisionTold]
+    decisions: list[DecisionResponse]
 
 
-class WhyTold(BaseModel):
+class WhyResponse(BaseModel):
     """The last decisions about a model, oldest first."""
 
     model: str
-    decisions: list[DecisionTold]
+    decisions: list[DecisionResponse]
 
 
-class ReloadTold(BaseModel):
+class ReloadResponse(BaseModel):
     """What a reload changed, a sentence each."""
 
     changed: list[str]
 
 
-class FindingTold(BaseModel):
+class FindingResponse(BaseModel):
     """What the doctor saw; why it matters and what mends it may be empty."""
 
     area: str
@@ -180,21 +180,21 @@ class FindingTold(BaseModel):
     mend: str
 
 
-class FindingsTold(BaseModel):
+class FindingsResponse(BaseModel):
     """All findings, and how many there are of each level."""
 
     counts: dict[str, int]
-    findings: list[FindingTold]
+    findings: list[FindingResponse]
 
 
-class HealthTold(BaseModel):
+class HealthResponse(BaseModel):
     """That the daemon answers, and how many models are in which state."""
 
     status: Literal["ok"]
     models: dict[str, int]
 
 
-class OpenAiModelTold(BaseModel):
+class OpenAiModelResponse(BaseModel):
     """A model as OpenAI lists it; `meta` is ours."""
 
     id: str
@@ -204,14 +204,14 @@ class OpenAiModelTold(BaseModel):
     meta: dict[str, Any]
 
 
-class OpenAiModelsTold(BaseModel):
+class OpenAiModelsResponse(BaseModel):
     """The models served."""
 
     object: Literal["list"]
-    data: list[OpenAiModelTold]
+    data: list[OpenAiModelResponse]
 
 
-class FaultTold(BaseModel):
+class FaultResponse(BaseModel):
     """A fault in OpenAI's form; `param` names the field at fault, `cause` what ended an engine."""
 
     message: str
@@ -221,10 +221,10 @@ class FaultTold(BaseModel):
     cause: Cause | None = None
 
 
-class ErrorTold(BaseModel):
+class ErrorResponse(BaseModel):
     """The envelope of every fault."""
 
-    error: FaultTold
+    error: FaultResponse
 
 
 def _with_status(base: type[BaseModel]) -> type[BaseModel]:
@@ -235,8 +235,13 @@ def _with_status(base: type[BaseModel]) -> type[BaseModel]:
         for field in fields(ModelStatus)
         if field.name not in base.model_fields
     }
-    return create_model("ModelTold", __base__=base, __doc__="What a model is and how it does.", **added)
+    return create_model("ModelResponse", __base__=base, __doc__="What a model is and how it does.", **added)
 
 
-ModelTold: Final = _with_status(ServedTold)
-ModelsTold: Final = create_model("ModelsTold", __doc__="Every model.", models=(list[ModelTold], ...))  # type: ignore[valid-type]
+ModelResponse: Final = _with_status(ServedResponse)
+
+
+class ModelsResponse(BaseModel):
+    """Every model."""
+
+    models: list[ModelResponse]  # type: ignore[valid-type]

@@ -7,15 +7,15 @@ from typing import Any
 
 from cotenant.domain.alerts import Alert
 from cotenant.gateway.http.asgi import encode_json, send_json
-from cotenant.gateway.http.request import Ask, Routes
-from cotenant.gateway.operator.decisions import Story
+from cotenant.gateway.http.request import ApiRequest, Routes
+from cotenant.gateway.operator.decisions import DecisionFeed
 from cotenant.interfaces import AlertBook
 
 
 class AlertRoutes:
     """Answers under /api/alerts; without a book there is nothing wrong."""
 
-    def __init__(self, book: AlertBook | None, story: Story) -> None:
+    def __init__(self, book: AlertBook | None, story: DecisionFeed) -> None:
         self._book = book
         self._story = story
 
@@ -24,11 +24,11 @@ class AlertRoutes:
         """What is answered here."""
         return {"/api/alerts": {"GET": self._list}}
 
-    async def _list(self, ask: Ask) -> None:
+    async def _list(self, request: ApiRequest) -> None:
         active = self._book.active() if self._book else ()
         recent = self._book.recent() if self._book else ()
         told = {"active": [self._as_json(a) for a in active], "recent": [self._as_json(a) for a in recent]}
-        await send_json(ask.send, 200, told)
+        await send_json(request.send, 200, told)
 
     def _as_json(self, alert: Alert) -> dict[str, Any]:
         return {

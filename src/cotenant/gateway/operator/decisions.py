@@ -12,7 +12,7 @@ from cotenant.domain.decisions import Decision
 from cotenant.gateway.http.asgi import encode_json
 
 
-class Story:
+class DecisionFeed:
     """Tells decisions, whose instants are of the daemon's clock, in local time."""
 
     def __init__(self, clock: Clock) -> None:

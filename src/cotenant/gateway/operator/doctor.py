@@ -8,7 +8,7 @@ from typing import Any
 
 from cotenant.domain.errors import UnknownRoute
 from cotenant.gateway.http.asgi import send_json
-from cotenant.gateway.http.request import Ask, Routes
+from cotenant.gateway.http.request import ApiRequest, Routes
 
 
 class Doctor:
@@ -19,7 +19,7 @@ class Doctor:
         self._going_on: asyncio.Task[Mapping[str, Any]] | None = None
         self.routes: Routes = {"/api/doctor": {"GET": self._answer}}
 
-    async def _answer(self, ask: Ask) -> None:
+    async def _answer(self, request: ApiRequest) -> None:
         if self._examine is None:
             raise UnknownRoute(
                 "this daemon cannot examine its machine", hint="Run `cotenant doctor` on the machine."
@@ -27,4 +27,4 @@ class Doctor:
         if self._going_on is None or self._going_on.done():
             self._going_on = asyncio.create_task(asyncio.to_thread(self._examine))
         # One that leaves must not end it for the others.
-        await send_json(ask.send, 200, await asyncio.shield(self._going_on))
+        await send_json(request.send, 200, await asyncio.shield(self._going_on))

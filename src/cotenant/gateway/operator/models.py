@@ -26,12 +26,12 @@ from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, Unkn
 from cotenant.gateway.http.asgi import TEXT_TYPE, Receive, Scope, Send, send_body, send_json
 from cotenant.gateway.http.model_list import admin_model, find_model
 from cotenant.gateway.http.problems import BROKEN_CONFIGURATION, send_problem
-from cotenant.gateway.http.request import Ask, Routes, dispatch
+from cotenant.gateway.http.request import ApiRequest, Routes, dispatch
 from cotenant.gateway.http.streams import LiveStreams, merged
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.waiting import STREAM_HEADERS
 from cotenant.gateway.operator.alerts import AlertRoutes
-from cotenant.gateway.operator.decisions import Story
+from cotenant.gateway.operator.decisions import DecisionFeed
 from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
 from cotenant.gateway.services.responses import apply_events, gpus_response
 from cotenant.gateway.services.routes import GpuConfigRoutes
@@ -68,7 +68,7 @@ class Admin:
         self._operator = operator
         self._services = services
         self._streams = streams
-        self._story = Story(clock)
+        self._story = DecisionFeed(clock)
         self._alerts = alerts
         self._told_alerts = AlertRoutes(alerts, self._story)
         self._timing = timing
@@ -100,7 +100,7 @@ class Admin:
             raise UnknownRoute(
                 f"there is nothing at {scope['path']!r}", hint="The operator's API begins at /api/models."
             )
-        await dispatch(Ask(scope, receive, send, name), handlers)
+        await dispatch(ApiRequest(scope, receive, send, name), handlers)
 
     def close(self) -> None:
         """Give up orders that nobody waits for."""
@@ -109,51 +109,53 @@ class Admin:
 
     # Reading.
 
-    async def _list(self, ask: Ask) -> None:
+    async def _list(self, request: ApiRequest) -> None:
         statuses = self._statuses()
         models = [_described(admin_model(model), statuses.get(model.name)) for model in self._router.models()]
-        await send_json(ask.send, 200, {"models": models})
+        await send_json(request.send, 200, {"models": models})
 
-    async def _one(self, ask: Ask) -> None:
-        await self._send_status(ask, 200, ask.name)
+    async def _one(self, request: ApiRequest) -> None:
+        await self._send_status(request, 200, request.name)
 
-    async def _devices(self, ask: Ask) -> None:
-        devices = [asdict(device) for device in self._needed(ask).devices()]
-        await send_json(ask.send, 200, {"devices": devices})
+    async def _devices(self, request: ApiRequest) -> None:
+        devices = [asdict(device) for device in self._needed(request).devices()]
+        await send_json(request.send, 200, {"devices": devices})
 
-    async def _gpus(self, ask: Ask) -> None:
-        await send_json(ask.send, 200, gpus_response(self._needed(ask).devices()).model_dump(mode="json"))
+    async def _gpus(self, request: ApiRequest) -> None:
+        await send_json(
+            request.send, 200, gpus_response(self._needed(request).devices()).model_dump(mode="json")
+        )
 
-    async def _why(self, ask: Ask) -> None:
-        name = find_model(ask.name, self._router.models()).name
-        decisions = self._needed(ask).why(name)
-        if ask.wants_text:
-            await send_body(ask.send, 200, self._story.as_text(decisions).encode(), TEXT_TYPE)
+    async def _why(self, request: ApiRequest) -> None:
+        name = find_model(request.name, self._router.models()).name
+        decisions = self._needed(request).why(name)
+        if request.wants_text:
+            await send_body(request.send, 200, self._story.as_text(decisions).encode(), TEXT_TYPE)
         else:
             told = [self._story.as_json(decision) for decision in decisions]
-            await send_json(ask.send, 200, {"model": name, "decisions": told})
+            await send_json(request.send, 200, {"model": name, "decisions": told})
 
-    async def _decisions(self, ask: Ask) -> None:
-        limit = ask.whole("limit", _DECISIONS, _MAX_DECISIONS)
-        decisions = self._needed(ask).recent()
+    async def _decisions(self, request: ApiRequest) -> None:
+        limit = request.whole("limit", _DECISIONS, _MAX_DECISIONS)
+        decisions = self._needed(request).recent()
         told = [self._story.as_json(decision) for decision in decisions[max(0, len(decisions) - limit) :]]
-        await send_json(ask.send, 200, {"decisions": told})
+        await send_json(request.send, 200, {"decisions": told})
 
-    async def _logs(self, ask: Ask) -> None:
-        operator = self._needed(ask)
-        name = find_model(ask.name, self._router.models()).name
-        tail = ask.whole("tail", _LINES, MAX_LINES)
-        follow = ask.switch("follow", False)
+    async def _logs(self, request: ApiRequest) -> None:
+        operator = self._needed(request)
+        name = find_model(request.name, self._router.models()).name
+        tail = request.whole("tail", _LINES, MAX_LINES)
+        follow = request.switch("follow", False)
         path = operator.log_path(name)
         if path is None:
             raise UnknownRoute(
                 f"{name} has no log yet", hint="Its engine writes one when the model is loaded."
             )
 
-        if follow and ask.method == "GET":
+        if follow and request.method == "GET":
             following = LogReader(partial(_log_path, operator, name), tail)
             await self._streams.run(
-                ask.receive, ask.send, [TEXT_TYPE], following.follow(self._timing.log_poll_s)
+                request.receive, request.send, [TEXT_TYPE], following.follow(self._timing.log_poll_s)
             )
             return
         # The operator is asked in the event loop's thread alone.
@@ -162,42 +164,44 @@ class Admin:
             text = await asyncio.to_thread(reader.read)
         finally:
             reader.close()
-        await send_body(ask.send, 200, text, TEXT_TYPE)
+        await send_body(request.send, 200, text, TEXT_TYPE)
 
-    async def _events(self, ask: Ask) -> None:
-        if ask.method == "HEAD":
-            await send_body(ask.send, 200, b"", *STREAM_HEADERS)
+    async def _events(self, request: ApiRequest) -> None:
+        if request.method == "HEAD":
+            await send_body(request.send, 200, b"", *STREAM_HEADERS)
             return
-        events = self._story.as_events(self._needed(ask).decisions())
+        events = self._story.as_events(self._needed(request).decisions())
         if self._services is not None:
             events = merged(events, apply_events(self._services.changes()))
         if self._alerts is not None:
             events = merged(events, self._told_alerts.as_events(self._alerts.follow()))
-        await self._streams.run(ask.receive, ask.send, STREAM_HEADERS, events, self._timing.heartbeat_s)
+        await self._streams.run(
+            request.receive, request.send, STREAM_HEADERS, events, self._timing.heartbeat_s
+        )
 
     # Ordering.
 
-    async def _load(self, ask: Ask) -> None:
-        await self._obey(ask, "load", lambda operator, name: operator.load(name))
+    async def _load(self, request: ApiRequest) -> None:
+        await self._obey(request, "load", lambda operator, name: operator.load(name))
 
-    async def _unload(self, ask: Ask) -> None:
-        await self._obey(ask, "unload", lambda operator, name: operator.unload(name))
+    async def _unload(self, request: ApiRequest) -> None:
+        await self._obey(request, "unload", lambda operator, name: operator.unload(name))
 
-    async def _obey(self, ask: Ask, what: str, order: Callable[[Operator, str], Any]) -> None:
-        operator = self._needed(ask)
-        name = find_model(ask.name, self._router.models()).name
-        if ask.switch("wait", True):
+    async def _obey(self, request: ApiRequest, what: str, order: Callable[[Operator, str], Any]) -> None:
+        operator = self._needed(request)
+        name = find_model(request.name, self._router.models()).name
+        if request.switch("wait", True):
             await order(operator, name)
-            await self._send_status(ask, 200, name)
+            await self._send_status(request, 200, name)
         else:
             self._set_about(order(operator, name), f"{what} {name}")
-            await self._send_status(ask, 202, name)
+            await self._send_status(request, 202, name)
 
-    async def _pin(self, ask: Ask, pinned: bool) -> None:
-        operator = self._needed(ask)
-        name = find_model(ask.name, self._router.models()).name
+    async def _pin(self, request: ApiRequest, pinned: bool) -> None:
+        operator = self._needed(request)
+        name = find_model(request.name, self._router.models()).name
         operator.pin(name, pinned)
-        await self._send_status(ask, 200, name)
+        await self._send_status(request, 200, name)
 
     def _set_about(self, work: Any, what: str) -> None:
         """Do what nobody waits for; how it ends is in the model's story and in the log."""
@@ -212,21 +216,21 @@ class Admin:
         self._orders.add(order)
         order.add_done_callback(self._orders.discard)
 
-    async def _reload(self, ask: Ask) -> None:
+    async def _reload(self, request: ApiRequest) -> None:
         try:
-            changed = await self._needed(ask).reload()
+            changed = await self._needed(request).reload()
         except BadSetting as error:
             whole = BadSetting("; ".join(error.complaints), hint=error.hint)
-            await send_problem(ask.send, whole, problem=BROKEN_CONFIGURATION)
+            await send_problem(request.send, whole, problem=BROKEN_CONFIGURATION)
             return
-        await send_json(ask.send, 200, {"changed": list(changed)})
+        await send_json(request.send, 200, {"changed": list(changed)})
 
     # What both need.
 
-    def _needed(self, ask: Ask) -> Operator:
+    def _needed(self, request: ApiRequest) -> Operator:
         if self._operator is None:
             raise UnknownRoute(
-                f"there is nothing at {ask.path!r} while one model is served by itself",
+                f"there is nothing at {request.path!r} while one model is served by itself",
                 hint="Serve several models from a configuration to load, unload and watch them.",
             )
         return self._operator
@@ -234,10 +238,10 @@ class Admin:
     def _statuses(self) -> Mapping[str, ModelStatus]:
         return {} if self._operator is None else {status.name: status for status in self._operator.statuses()}
 
-    async def _send_status(self, ask: Ask, status: int, name: str) -> None:
+    async def _send_status(self, request: ApiRequest, status: int, name: str) -> None:
         model = find_model(name, self._router.models())
         described = _described(admin_model(model), self._statuses().get(model.name))
-        await send_json(ask.send, status, described)
+        await send_json(request.send, status, described)
 
 
 def _split(scope: Scope) -> tuple[str, str]:

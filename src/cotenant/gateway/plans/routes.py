@@ -25,7 +25,7 @@ from cotenant.gateway.http.asgi import JSON_TYPE, send_body
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import UNREADABLE_MODEL, send_problem
-from cotenant.gateway.http.request import Ask, Routes
+from cotenant.gateway.http.request import ApiRequest, Routes
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, SentHeader, join_headers, read_header
 from cotenant.gateway.plans.schema import AskedPlan, HeaderTold, PlanTold, RecipeTold
@@ -51,7 +51,7 @@ class PlanRoutes:
             "/api/plan/headers": {"POST": self._take_header},
         }
 
-    async def _plan(self, ask: Ask) -> None:
+    async def _plan(self, ask: ApiRequest) -> None:
         planner = self._needed()
         asked = read_body(AskedPlan, await ask.body() or b"{}")
         try:
@@ -61,7 +61,7 @@ class PlanRoutes:
             return
         await send_body(ask.send, 200, plan_answer(found).model_dump_json().encode(), JSON_TYPE)
 
-    async def _take_header(self, ask: Ask) -> None:
+    async def _take_header(self, ask: ApiRequest) -> None:
         self._needed()
         name, size = _file_name(ask), _file_size(ask)
         given = ask.header(b"content-type") or OCTETS.encode()
@@ -84,7 +84,7 @@ class PlanRoutes:
         self._headers.keep(sent)
         await send_body(ask.send, 200, header_answer(sent).model_dump_json().encode(), JSON_TYPE)
 
-    async def _octets(self, ask: Ask) -> bytes:
+    async def _octets(self, ask: ApiRequest) -> bytes:
         """Read the body as it is. Raises RequestTooLarge, or BadRequest for a client that leaves."""
         body, more = bytearray(), True
         while more:
@@ -183,7 +183,7 @@ def _recipe(recipe: Recipe) -> RecipeTold:
     return RecipeTold.model_validate({**told, "tensor_split": list(recipe.tensor_split)})
 
 
-def _file_name(ask: Ask) -> str:
+def _file_name(ask: ApiRequest) -> str:
     """Read `?name=`. Raises BadRequest."""
     name = (ask.text("name") or "").replace("\\", "/").rpartition("/")[2]
     if not name or len(name) > _MAX_NAME or not name.isprintable():
@@ -191,7 +191,7 @@ def _file_name(ask: Ask) -> str:
     return name
 
 
-def _file_size(ask: Ask) -> int:
+def _file_size(ask: ApiRequest) -> int:
     """Read `?size=`, of the whole file. Raises BadRequest."""
     text = ask.text("size") or ""
     if not text.isascii() or not text.isdigit() or len(text) > 18:

@@ -15,7 +15,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import BadAssignment, UnknownRoute
 from cotenant.gateway.http.asgi import JSON_TYPE, send_body
 from cotenant.gateway.http.bodies import read_body
-from cotenant.gateway.http.request import Ask, Routes
+from cotenant.gateway.http.request import ApiRequest, Routes
 from cotenant.gateway.services.responses import (
     apply_response,
     configuration_response,
@@ -56,39 +56,39 @@ class GpuConfigRoutes:
             f"{_PATH}/history": {"GET": self._history},
         }
 
-    async def _show(self, ask: Ask) -> None:
+    async def _show(self, ask: ApiRequest) -> None:
         await _send(ask, 200, configuration_response(await self._needed().view()))
 
-    async def _save(self, ask: Ask) -> None:
+    async def _save(self, ask: ApiRequest) -> None:
         services = self._needed()
         asked = read_body(ConfigurationRequest, await ask.body())
         plan = await services.save(asked.strategy, _assignments(asked.assignments), force=asked.force)
         await _send(ask, 200, save_response(plan))
 
-    async def _apply(self, ask: Ask) -> None:
+    async def _apply(self, ask: ApiRequest) -> None:
         services = self._needed()
         asked = read_body(ApplyRequest, await ask.body() or b"{}")
         await _send(ask, 202, apply_response(await services.apply(force=asked.force)))
 
-    async def _status(self, ask: Ask) -> None:
+    async def _status(self, ask: ApiRequest) -> None:
         await _send(ask, 200, status_response(*await self._needed().status()))
 
-    async def _detect(self, ask: Ask) -> None:
+    async def _detect(self, ask: ApiRequest) -> None:
         services = self._needed()
         seen = await services.detect()
         await _send(ask, 200, detect_response(seen, await services.view()))
 
-    async def _preview(self, ask: Ask) -> None:
+    async def _preview(self, ask: ApiRequest) -> None:
         services = self._needed()
         await _send(ask, 200, preview_response(*await services.preview(_strategy(ask))))
 
-    async def _preview_assignments(self, ask: Ask) -> None:
+    async def _preview_assignments(self, ask: ApiRequest) -> None:
         services = self._needed()
         asked = read_body(PreviewRequest, await ask.body())
         found = await services.preview(asked.strategy, _assignments(asked.assignments))
         await _send(ask, 200, preview_response(*found))
 
-    async def _rollback(self, ask: Ask) -> None:
+    async def _rollback(self, ask: ApiRequest) -> None:
         services = self._needed()
         asked = read_body(RollbackRequest, await ask.body() or b"{}")
         number = asked.number
@@ -98,7 +98,7 @@ class GpuConfigRoutes:
                 raise BadAssignment("number=0 is in no history", field="number")
         await _send(ask, 202, apply_response(await services.rollback(number)))
 
-    async def _history(self, ask: Ask) -> None:
+    async def _history(self, ask: ApiRequest) -> None:
         limit = ask.whole("limit", _HISTORY, _MAX_HISTORY)
         await _send(ask, 200, history_response(await self._needed().history(limit)))
 
@@ -112,7 +112,7 @@ class GpuConfigRoutes:
         return self._services
 
 
-async def _send(ask: Ask, status: int, answer: BaseModel) -> None:
+async def _send(ask: ApiRequest, status: int, answer: BaseModel) -> None:
     await send_body(ask.send, status, answer.model_dump_json().encode(), JSON_TYPE)
 
 
@@ -138,7 +138,7 @@ def _assignments(asked: Sequence[AssignmentRequest]) -> list[Assignment]:
     ]
 
 
-def _strategy(ask: Ask) -> Strategy:
+def _strategy(ask: ApiRequest) -> Strategy:
     text = ask.text("strategy")
     if text is None or text not in list(Strategy):
         what = "it names no strategy" if text is None else f"{text[:60]!r} is no strategy"

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.gateway.http.asgi import send_json
-from cotenant.gateway.http.request import Ask, Routes
-from cotenant.gateway.telemetry.meters import Meters
+from cotenant.gateway.http.request import ApiRequest, Routes
+from cotenant.gateway.telemetry.counters import RequestCounters
 from cotenant.interfaces import Operator
 
 STEP_S: Final = 5.0
@@ -51,8 +51,8 @@ class History:
     three curves at most.
     """
 
-    def __init__(self, meters: Meters, operator: Operator | None) -> None:
-        self._meters = meters
+    def __init__(self, request_counters: RequestCounters, operator: Operator | None) -> None:
+        self._request_counters = request_counters
         self._operator = operator
         self._devices: dict[str, _Device] = {}
         self._models: dict[str, _Model] = {}
@@ -82,11 +82,11 @@ class History:
         devices = self._operator.devices() if self._operator else ()
         self._devices = {each.uuid: self._device(each) for each in devices}
         models: dict[str, _Model] = {}
-        for name, meter in self._meters.all():
+        for name, counters in self._request_counters.all():
             if not name:
                 continue
-            requests, tokens = sum(meter.by_class), meter.completion_tokens
-            firsts, first_s = sum(meter.first_token_s.counts), meter.first_token_s.total
+            requests, tokens = sum(counters.by_class), counters.completion_tokens
+            firsts, first_s = sum(counters.first_token_s.counts), counters.first_token_s.total
             model = models[name] = self._models.get(name) or _Model(
                 requests, tokens, firsts, first_s, self._past(), self._past(), self._past()
             )
@@ -129,10 +129,10 @@ class History:
             ],
         }
 
-    async def _answer(self, ask: Ask) -> None:
+    async def _answer(self, request: ApiRequest) -> None:
         if not self._length:
             self.sample(STEP_S)
-        await send_json(ask.send, 200, self.as_json())
+        await send_json(request.send, 200, self.as_json())
 
 
 def _device_json(device: _Device) -> dict[str, Any]:

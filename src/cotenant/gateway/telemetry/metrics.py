@@ -1,6 +1,6 @@
 """`/metrics` for Prometheus: what the operator knows and what the gateway has counted.
 
-A scrape reads `statuses()`, `devices()` and the meters once each: it loads nothing and keeps nothing alive.
+A scrape reads `statuses()`, `devices()` and the counters once each: it loads nothing and keeps nothing alive.
 What is not known has no sample. Counters bear no `gpu` label, as models move.
 """
 
@@ -25,7 +25,7 @@ from cotenant.domain.decisions import DeviceStatus, ModelStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.advisor_metrics import of_advisor
-from cotenant.gateway.telemetry.meters import Histogram, Meter, Meters
+from cotenant.gateway.telemetry.counters import Histogram, ModelCounters, RequestCounters
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator
 
 _MODEL: Final = ("model", "runtime")
@@ -41,12 +41,12 @@ class Metrics:
 
     def __init__(
         self,
-        meters: Meters,
+        request_counters: RequestCounters,
         operator: Operator | None,
         alerts: AlertBook | None = None,
         advisor: AdvisorBook | None = None,
     ) -> None:
-        self._meters = meters
+        self._request_counters = request_counters
         self._operator = operator
         self._alerts = alerts
         self._advisor = advisor
@@ -69,7 +69,7 @@ class Metrics:
             runtimes = {status.name: status.runtime.value for status in statuses}
             yield from _of_models(statuses, devices)
             yield from _of_devices(devices)
-        yield from _of_requests(list(self._meters.all()), runtimes)
+        yield from _of_requests(list(self._request_counters.all()), runtimes)
         if self._alerts is not None:
             yield from _of_alerts(self._alerts)
         if self._advisor is not None:
@@ -176,7 +176,9 @@ def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
     yield from (dcgm_used, dcgm_free, dcgm_busy, dcgm_heat, dcgm_power, dcgm_clock)
 
 
-def _of_requests(meters: Iterable[tuple[str, Meter]], runtimes: Mapping[str, str]) -> Iterator[Metric]:
+def _of_requests(
+    request_counters: Iterable[tuple[str, ModelCounters]], runtimes: Mapping[str, str]
+) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "cotenant_requests",
         "Requests ended, by class of status (`left`: the client did). No model: none served was named",
@@ -195,25 +197,25 @@ def _of_requests(meters: Iterable[tuple[str, Meter]], runtimes: Mapping[str, str
         "cotenant_time_to_first_token_seconds", "From request to first token, waiting included"
     )
     speeds = _histogram("cotenant_tokens_per_second", "Generation speed of an answer")
-    for model, meter in meters:
+    for model, counters in request_counters:
         labels = (model, runtimes.get(model, _RUNTIME))
-        for name, count in zip(_CLASSES, meter.by_class, strict=True):
+        for name, count in zip(_CLASSES, counters.by_class, strict=True):
             if count or name == "2xx":
                 requests.add_metric((*labels, name), count)
         if not model:
             continue
-        in_flight.add_metric(labels, meter.in_flight)
-        queued.add_metric(labels, meter.waiting)
-        for reason, count in meter.unloads.items():
+        in_flight.add_metric(labels, counters.in_flight)
+        queued.add_metric(labels, counters.waiting)
+        for reason, count in counters.unloads.items():
             unloads.add_metric((*labels, reason), count)
-        for cause, count in meter.failures.items():
+        for cause, count in counters.failures.items():
             failures.add_metric((*labels, cause), count)
-        tokens.add_metric((*labels, "prompt"), meter.prompt_tokens)
-        tokens.add_metric((*labels, "completion"), meter.completion_tokens)
-        seconds.add_metric(labels, meter.generation_s)
-        _add_histogram(waits, labels, meter.wait_s, meter.at_once)
-        _add_histogram(firsts, labels, meter.first_token_s)
-        _add_histogram(speeds, labels, meter.tokens_per_s)
+        tokens.add_metric((*labels, "prompt"), counters.prompt_tokens)
+        tokens.add_metric((*labels, "completion"), counters.completion_tokens)
+        seconds.add_metric(labels, counters.generation_s)
+        _add_histogram(waits, labels, counters.wait_s, counters.at_once)
+        _add_histogram(firsts, labels, counters.first_token_s)
+        _add_histogram(speeds, labels, counters.tokens_per_s)
     yield from (requests, in_flight, queued, unloads, failures, tokens, seconds, waits, firsts, speeds)
 
 

@@ -1,4 +1,4 @@
-"""What the gateway sees of each model's requests, counted as cheaply as can be: plain numbers, no locks."""
+"""Counters of each model's requests: plain numbers, no locks, since they stand on the hot path."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Histogram:
         self.total += value
 
 
-class Meter:
+class ModelCounters:
     """One model's requests.
 
     `by_class` counts ended requests by the first digit of their status; at 0 those whose client left first.
@@ -132,17 +132,17 @@ class Meter:
             self.tokens_per_s.observe(tokens / seconds)
 
 
-class Meters:
-    """A meter for each model, under its name and its aliases, and one for requests that name none served."""
+class RequestCounters:
+    """The counters of each model, by its names, and those of requests that name no served model."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._by_name: dict[str, Meter] = {}
-        self._by_model: dict[str, Meter] = {}
-        self.nameless = Meter()
+        self._by_name: dict[str, ModelCounters] = {}
+        self._by_model: dict[str, ModelCounters] = {}
+        self.nameless = ModelCounters()
 
-    def of(self, name: str) -> Meter:
-        """Return the meter of the model that clients call so."""
+    def of(self, name: str) -> ModelCounters:
+        """Return the counters of the model that clients call so."""
         return self._by_name.get(name) or self._find(name)
 
     def count(self, decision: Decision) -> None:
@@ -154,8 +154,8 @@ class Meters:
         if reason is not None and decision.model is not None:
             self._of_model(decision.model).unloads[str(reason)] += 1
 
-    def all(self) -> Iterator[tuple[str, Meter]]:
-        """Yield every model with its meter, those never asked for too; the nameless under an empty name."""
+    def all(self) -> Iterator[tuple[str, ModelCounters]]:
+        """Yield every model's name and counters; those of requests without a served model under ""."""
         # An alias may mean another model by now: it is looked up anew.
         self._by_name.clear()
         for model in self._router.models():
@@ -163,16 +163,16 @@ class Meters:
         yield from self._by_model.items()
         yield "", self.nameless
 
-    def _find(self, name: str) -> Meter:
+    def _find(self, name: str) -> ModelCounters:
         try:
             model = find_model(name, self._router.models())
         except UnknownModel:
             return self.nameless
-        meter = self._by_name[name] = self._of_model(model.name)
-        return meter
+        counters = self._by_name[name] = self._of_model(model.name)
+        return counters
 
-    def _of_model(self, model: str) -> Meter:
-        meter = self._by_model.get(model)
-        if meter is None:
-            meter = self._by_model[model] = Meter()
-        return meter
+    def _of_model(self, model: str) -> ModelCounters:
+        counters = self._by_model.get(model)
+        if counters is None:
+            counters = self._by_model[model] = ModelCounters()
+        return counters
