@@ -15,7 +15,7 @@ from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import EngineDied
 from cotenant.domain.hub import PullStep
-from cotenant.domain.launching import ON_HOST, LaunchTerms
+from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
@@ -48,7 +48,7 @@ class EngineOrder:
     env: Mapping[str, str] = field(default_factory=dict)
     args: Sequence[str] = ()
     options: EngineOptions = NO_OPTIONS
-    launch: LaunchTerms = ON_HOST
+    launch: LaunchOptions = ON_HOST
 
 
 class Engine(Protocol):

@@ -6,7 +6,7 @@ import pytest
 
 from cotenant.config.changes import diff
 from cotenant.domain.errors import BadSetting
-from cotenant.domain.launching import ON_HOST, LauncherKind, LaunchTerms
+from cotenant.domain.launching import ON_HOST, LauncherKind, LaunchOptions
 from tests.config.conftest import Reader
 
 MODEL = "models:\n- path: models/tiny.gguf\n"
@@ -14,12 +14,12 @@ MODEL = "models:\n- path: models/tiny.gguf\n"
 
 def test_an_engine_runs_on_the_host_unless_an_image_is_named(read: Reader) -> None:
     assert read(MODEL).models[0].launch == ON_HOST
-    assert read(f"{MODEL}  image: ghcr.io/org/llama:1").models[0].launch == LaunchTerms(
+    assert read(f"{MODEL}  image: ghcr.io/org/llama:1").models[0].launch == LaunchOptions(
         None, "ghcr.io/org/llama:1"
     )
     told = read(f"{MODEL}  image: llama:1\n  launcher: docker").models[0].launch
-    assert told == LaunchTerms(LauncherKind.DOCKER, "llama:1")
-    assert read(f"{MODEL}  launcher: host").models[0].launch == LaunchTerms(LauncherKind.HOST)
+    assert told == LaunchOptions(LauncherKind.DOCKER, "llama:1")
+    assert read(f"{MODEL}  launcher: host").models[0].launch == LaunchOptions(LauncherKind.HOST)
 
 
 def test_an_image_that_is_a_file_is_meant_against_the_folder_of_the_configuration(read: Reader) -> None:

@@ -17,7 +17,7 @@ import pytest
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.launch.launchers import Launchers
 from cotenant.engines.llama_cpp.engine import LlamaHost
@@ -138,7 +138,7 @@ def podman(folder: Path) -> Subject:
     for name, value in bed.environment.items():
         patch.setenv(name, value)
     (folder / "m.gguf").touch(mode=0o644)
-    launch = LaunchTerms(LauncherKind.PODMAN, fake_image(bed))
+    launch = LaunchOptions(LauncherKind.PODMAN, fake_image(bed))
     order = replace(host_order(folder / "m.gguf"), launch=launch)
 
     def kill(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from cotenant.config.model_file_cache import FileSignature
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.launching import ON_HOST, LaunchTerms
+from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB
@@ -123,7 +123,7 @@ class ModelEntry:
     mps_threads_percent: int | None = None
     mps_margin_bytes: int | None = 512 * MIB
     options: EngineOptions = NO_OPTIONS
-    launch: LaunchTerms = ON_HOST
+    launch: LaunchOptions = ON_HOST
     stated_bytes: int | None = None
     stated_is_guess: bool = False
 

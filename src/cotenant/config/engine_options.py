@@ -14,7 +14,7 @@ from cotenant.config.schema import Model
 from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind, keys_of_some_kinds
 from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 
 UNREAD_TIMES: Final = 130
@@ -64,19 +64,19 @@ def wrong_with(model: Model, recipe: Recipe) -> list[Wrong]:
     return refused
 
 
-def launch_of(model: Model, base: Path) -> LaunchTerms:
+def launch_of(model: Model, base: Path) -> LaunchOptions:
     """Return in what an entry's engine runs; an image that is a file is meant against `base`."""
-    image = model.image
-    if image is not None and (model.launcher is LauncherKind.APPTAINER or image.endswith(".sif")):
-        image = os.path.abspath(base / os.path.expanduser(image))
-    return LaunchTerms(model.launcher, image)
+    options = LaunchOptions(model.launcher, model.image)
+    if model.image is not None and options.by_image_file is not None:
+        return replace(options, image=os.path.abspath(base / os.path.expanduser(model.image)))
+    return options
 
 
 def _wrong_launch(model: Model) -> list[Wrong]:
-    on_host = model.launcher in (None, LauncherKind.HOST)
-    if model.launcher is LauncherKind.HOST and model.image is not None:
-        return [Wrong("image", "launcher host runs no image", "Leave one of them out.")]
-    if model.image is None and not on_host:
+    launcher = model.launcher
+    if launcher is not None and not launcher.traits.runs_images and model.image is not None:
+        return [Wrong("image", f"launcher {launcher} runs no image", "Leave one of them out.")]
+    if model.image is None and launcher is not None and launcher.traits.runs_images:
         return [Wrong("launcher", f"{model.launcher} needs an image", "Add `image:`.")]
     if model.image is not None and (model.image.startswith("-") or model.image.split() != [model.image]):
         return [Wrong("image", f"{model.image!r} cannot be an image", "Give its name, or a .sif file.")]

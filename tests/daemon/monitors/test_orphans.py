@@ -14,13 +14,13 @@ from cotenant.config.configuration import Configuration
 from cotenant.config.watch import Change
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.monitors.orphans import OrphanCleaner
-from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.launching import LauncherKind, LaunchOptions
 from tests.daemon.monitors.test_watchers import Posted, entry
 from tests.support.waiting import until
 
 ON_HOST = entry("plain")
-IN_IMAGE = entry("boxed", launch=LaunchTerms(image="images.example/engine:1"))
-IN_DOCKER = entry("other", launch=LaunchTerms(LauncherKind.DOCKER, "images.example/engine:1"))
+IN_IMAGE = entry("boxed", launch=LaunchOptions(image="images.example/engine:1"))
+IN_DOCKER = entry("other", launch=LaunchOptions(LauncherKind.DOCKER, "images.example/engine:1"))
 
 
 @pytest.fixture

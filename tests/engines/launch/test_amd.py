@@ -10,7 +10,7 @@ import pytest
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.errors import EngineLacksDevice
-from cotenant.domain.launching import LauncherKind
+from cotenant.domain.launching import CardStyle, LauncherKind
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.launch import amd as launch_amd
 from cotenant.engines.launch.amd import amd_options
@@ -47,8 +47,8 @@ def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(*cards: Device, rootless_podman: bool = False) -> list[str]:
-    kind = LauncherKind.PODMAN if rootless_podman else LauncherKind.DOCKER
-    return [*amd_options("tiny", cards, kind, rootless=rootless_podman)]
+    style = CardStyle.CDI if rootless_podman else CardStyle.GPUS
+    return [*amd_options("tiny", cards, style, rootless=rootless_podman)]
 
 
 def test_a_container_gets_the_compute_device_and_the_render_node_of_its_card_alone(devices: Path) -> None:

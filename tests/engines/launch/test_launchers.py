@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.launching import ON_HOST, LauncherKind, LaunchTerms
+from cotenant.domain.launching import ON_HOST, LauncherKind, LaunchOptions
 from cotenant.engines.launch.launchers import Launchers, kind_of
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.engine_images import launched
@@ -30,23 +30,23 @@ def test_an_image_is_run_by_what_suits_it_and_is_there(
     image: str, there: tuple[str, ...], chosen: LauncherKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", programs(tmp_path, *there))
-    assert kind_of(LaunchTerms(image=image)) is chosen
+    assert kind_of(LaunchOptions(image=image)) is chosen
 
 
 def test_what_was_asked_for_is_not_replaced_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", programs(tmp_path, "podman"))
-    assert kind_of(LaunchTerms(LauncherKind.DOCKER, "x")) is LauncherKind.DOCKER
+    assert kind_of(LaunchOptions(LauncherKind.DOCKER, "x")) is LauncherKind.DOCKER
     assert kind_of(ON_HOST) is LauncherKind.HOST
 
 
 async def test_a_launcher_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for terms, said in (
-        (LaunchTerms(LauncherKind.DOCKER, "x"), "no program docker"),
-        (LaunchTerms(image="x.sif"), "no program apptainer or singularity"),
-        (LaunchTerms(image="x"), "neither podman nor docker"),
+        (LaunchOptions(LauncherKind.DOCKER, "x"), "no program docker"),
+        (LaunchOptions(image="x.sif"), "no program apptainer or singularity"),
+        (LaunchOptions(image="x"), "neither podman nor docker"),
     ):
         with pytest.raises(EngineMissing, match=said):
             await launched(Launchers(), LaunchPlan("tiny", ("x",), 1, launch=terms), tmp_path / "log")

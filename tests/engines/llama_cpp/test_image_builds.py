@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.llama_cpp.image_builds import image_build
 
 DOCKER = """#!/bin/sh
@@ -29,8 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def terms(image: str) -> LaunchTerms:
-    return LaunchTerms(LauncherKind.DOCKER, image)
+def terms(image: str) -> LaunchOptions:
+    return LaunchOptions(LauncherKind.DOCKER, image)
 
 
 def test_a_server_is_found_where_the_image_has_it_and_asked_once(folder: Path) -> None:
@@ -78,4 +78,4 @@ def test_an_image_file_that_is_not_there_is_told(folder: Path) -> None:
     (folder / "apptainer").write_text("#!/bin/sh\n")
     (folder / "apptainer").chmod(0o755)
     with pytest.raises(EngineMissing, match="No such file"):
-        image_build(LaunchTerms(None, str(folder / "absent.sif")))
+        image_build(LaunchOptions(None, str(folder / "absent.sif")))

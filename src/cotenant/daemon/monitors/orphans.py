@@ -6,7 +6,7 @@ import asyncio
 
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch.launchers import kind_of
 from cotenant.engines.launch.orphans import remove_leftovers
 
@@ -41,7 +41,7 @@ class OrphanCleaner:
         return {kind for kind in found if kind is not None}
 
 
-def _launcher(terms: LaunchTerms) -> LauncherKind | None:
+def _launcher(terms: LaunchOptions) -> LauncherKind | None:
     try:
         return kind_of(terms) if terms.image is not None else None
     except EngineMissing:

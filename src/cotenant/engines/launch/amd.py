@@ -12,7 +12,7 @@ from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.errors import EngineLacksDevice
-from cotenant.domain.launching import LauncherKind
+from cotenant.domain.launching import CardStyle
 
 DEVICES: Final = Path("/dev")
 """The device files of this machine; in a container they are under /dev."""
@@ -21,13 +21,13 @@ _COMPUTE: Final = "kfd"
 _FOR_ALL: Final = stat.S_IROTH | stat.S_IWOTH
 
 
-def amd_options(model: str, cards: Sequence[Device], kind: LauncherKind, *, rootless: bool) -> Iterator[str]:
+def amd_options(model: str, cards: Sequence[Device], style: CardStyle, *, rootless: bool) -> Iterator[str]:
     """Yield what gives a container these cards and no other. Raises EngineLacksDevice.
 
     All cards share one compute device; a card can be used where its render node is. An ordinary user's podman
     cannot add groups of the host, but can keep those of its user; root's and docker can add them.
     """
-    if kind is LauncherKind.APPTAINER:
+    if style is CardStyle.SWITCH:
         yield "--rocm"
         return
     groups: set[int] = set()
@@ -42,7 +42,7 @@ def amd_options(model: str, cards: Sequence[Device], kind: LauncherKind, *, root
         if found.st_mode & _FOR_ALL != _FOR_ALL:
             groups.add(found.st_gid)
         yield f"--device={DEVICES / name}:/dev/{name}"
-    if groups and rootless and kind is LauncherKind.PODMAN:
+    if groups and rootless and style is CardStyle.CDI:
         yield "--group-add=keep-groups"
     elif groups:
         yield from (f"--group-add={group}" for group in sorted(groups))

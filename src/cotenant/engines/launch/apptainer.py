@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from cotenant.domain.devices import launch_environment
 from cotenant.domain.errors import EngineLoadFailed
-from cotenant.domain.launching import LauncherKind
+from cotenant.domain.launching import CardStyle
 from cotenant.engines.launch.cards import card_options, real_cards
 from cotenant.engines.launch.container import MPS_VARIABLE, RunAs, readable_files
 from cotenant.engines.launch.container_process import ContainerProcess, GroupJob
@@ -41,6 +41,10 @@ class ApptainerLauncher:
             )
         process = await ContainerProcess.start(group_job(plan, self._program, self._image), output_fd)
         return ApptainerProcess(process)
+
+    def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
+        """Return the command line that runs `argv` in the image without devices."""
+        return [self._program, "exec", "--cleanenv", "--no-home", self._image, *argv]
 
 
 class ApptainerProcess:
@@ -76,7 +80,7 @@ def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
     cards = real_cards(plan.devices)
     env = {"GGML_NO_BACKTRACE": "1", **launch_environment(cards), **plan.env}
     argv = [program, "exec", "--cleanenv", "--no-home", "--pwd", "/tmp"]  # noqa: S108  the image's own
-    argv += card_options(plan.name, cards, LauncherKind.APPTAINER, rootless=True)
+    argv += card_options(plan.name, cards, CardStyle.SWITCH, rootless=True)
     argv += _binds(plan, env.get(MPS_VARIABLE))
     # Its own `--env` splits at commas, which lists of cards have.
     prefix = _VARIABLES[Path(program).name]

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.errors import EngineLacksDevice
-from cotenant.domain.launching import LauncherKind
+from cotenant.domain.launching import CardStyle
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.launch.amd import amd_options
 from cotenant.engines.launch.nvidia import nvidia_options
@@ -17,7 +17,7 @@ class CardOptions(Protocol):
     """How containers are given cards of one vendor."""
 
     def __call__(
-        self, model: str, cards: Sequence[Device], kind: LauncherKind, *, rootless: bool
+        self, model: str, cards: Sequence[Device], style: CardStyle, *, rootless: bool
     ) -> Iterator[str]:
         """Yield the options that give a container these cards and no others.
 
@@ -32,7 +32,7 @@ CARD_OPTIONS: Final[Mapping[Vendor, CardOptions]] = {
 }
 
 
-def card_options(model: str, cards: Sequence[Device], kind: LauncherKind, *, rootless: bool) -> list[str]:
+def card_options(model: str, cards: Sequence[Device], style: CardStyle, *, rootless: bool) -> list[str]:
     """Return the options that give a container these cards. Raises EngineLacksDevice."""
     if not cards:
         return []
@@ -42,7 +42,7 @@ def card_options(model: str, cards: Sequence[Device], kind: LauncherKind, *, roo
             f"{model} cannot be loaded: containers cannot be given {cards[0].label}",
             hint="Give the model `launcher: host`, or other GPUs by `gpus:`.",
         )
-    return list(options(model, cards, kind, rootless=rootless))
+    return list(options(model, cards, style, rootless=rootless))
 
 
 def real_cards(devices: Sequence[Device]) -> list[Device]:

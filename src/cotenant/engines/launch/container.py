@@ -69,6 +69,17 @@ class ContainerLauncher:
         job = container_job(plan, self._kind, self._program, self._image, self._user)
         return await ContainerProcess.start(job, output_fd)
 
+    def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
+        """Return the command line that runs `argv` in the image without network, devices or rights."""
+        walls = [
+            "--network=none",
+            "--cap-drop=all",
+            "--security-opt=no-new-privileges",
+            f"--user={NOBODY}:{NOBODY}",
+        ]
+        run = [self._program, "run", "--rm", "--name", name, "--pull=never", *walls]
+        return [*run, "--entrypoint", argv[0], self._image, *argv[1:]]
+
 
 def container_job(
     plan: LaunchPlan, kind: LauncherKind, program: str, image: str, user: RunAs
@@ -78,7 +89,9 @@ def container_job(
     env = _environment(plan)
     name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
     create = [program, "create", "--name", name, *_identity(plan), *_walls(kind, user)]
-    create += card_options(plan.name, real_cards(plan.devices), kind, rootless=not user.daemon_is_root)
+    create += card_options(
+        plan.name, real_cards(plan.devices), kind.traits.cards, rootless=not user.daemon_is_root
+    )
     create += _mounts(plan, env, user)
     create += ["--env-file", "{env_file}"]
     # A file of variables has one a line.

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch.apptainer import ApptainerLauncher
 from cotenant.engines.launch.container import ContainerLauncher
 from cotenant.engines.launch.plan import HostLauncher, Launched, Launcher, LaunchPlan
 
-IMAGE_FILE_SUFFIXES: Final = (".sif", ".simg")
-_PROGRAMS: Final = {
-    LauncherKind.PODMAN: ("podman",),
-    LauncherKind.DOCKER: ("docker",),
-    LauncherKind.APPTAINER: ("apptainer", "singularity"),
+LAUNCHERS: Final[Mapping[LauncherKind, Callable[[str, str], Launcher]]] = {
+    LauncherKind.HOST: lambda program, image: HostLauncher(),
+    LauncherKind.PODMAN: partial(ContainerLauncher, LauncherKind.PODMAN),
+    LauncherKind.DOCKER: partial(ContainerLauncher, LauncherKind.DOCKER),
+    LauncherKind.APPTAINER: ApptainerLauncher,
 }
+"""How each launcher is made, of its program and an image; both are empty for one that runs no images."""
 
 
 class Launchers:
@@ -24,30 +27,40 @@ class Launchers:
 
     async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
         """Start it. Raises EngineError or OSError before anything runs."""
-        return await _launcher_for(plan.launch).launch(plan, output_fd)
+        return await launcher_for(plan.launch).launch(plan, output_fd)
 
 
-def kind_of(terms: LaunchTerms) -> LauncherKind:
-    """Return what runs the image: what was asked for, else what suits it.
+def launcher_for(options: LaunchOptions) -> Launcher:
+    """Return what starts an engine with these options. Raises EngineMissing."""
+    kind = kind_of(options)
+    if kind.traits.runs_images and options.image is None:
+        kind = LauncherKind.HOST
+    program = program_of(kind) if kind.traits.runs_images else ""
+    return LAUNCHERS[kind](program, options.image or "")
 
-    Raises EngineMissing if neither podman nor docker is there.
+
+def kind_of(options: LaunchOptions) -> LauncherKind:
+    """Return what starts the engine: what was asked for, else what suits the image.
+
+    Raises EngineMissing if nothing that is installed runs it.
     """
-    if terms.kind is not None or terms.image is None:
-        return terms.kind or LauncherKind.HOST
-    if terms.image.endswith(IMAGE_FILE_SUFFIXES):
-        return LauncherKind.APPTAINER
-    for kind in (LauncherKind.PODMAN, LauncherKind.DOCKER):
-        if shutil.which(kind) is not None:
+    if options.kind is not None or options.image is None:
+        return options.kind or LauncherKind.HOST
+    if options.by_image_file is not None:
+        return options.by_image_file
+    kinds = [kind for kind in LauncherKind if kind.traits.runs_images and not kind.traits.image_suffixes]
+    for kind in kinds:
+        if any(shutil.which(program) for program in kind.traits.programs):
             return kind
     raise EngineMissing(
-        f"the image {terms.image} cannot be run: there is neither podman nor docker",
+        f"the image {options.image} cannot be run: there is neither {' nor '.join(kinds)}",
         hint="Install one of them, or leave `image:` out.",
     )
 
 
 def program_of(kind: LauncherKind) -> str:
     """Return a container engine's program. Raises EngineMissing."""
-    names = _PROGRAMS[kind]
+    names = kind.traits.programs
     program = next((found for name in names if (found := shutil.which(name))), None)
     if program is None:
         raise EngineMissing(
@@ -55,13 +68,3 @@ def program_of(kind: LauncherKind) -> str:
             hint=f"Install {names[0]}, or choose another `launcher:`.",
         )
     return program
-
-
-def _launcher_for(terms: LaunchTerms) -> Launcher:
-    kind = kind_of(terms)
-    if terms.image is None or kind is LauncherKind.HOST:
-        return HostLauncher()
-    program = program_of(kind)
-    if kind is LauncherKind.APPTAINER:
-        return ApptainerLauncher(program, terms.image)
-    return ContainerLauncher(kind, program, terms.image)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cotenant.domain.devices import Device
-from cotenant.domain.launching import LauncherKind
+from cotenant.domain.launching import CardStyle
 
 
-def nvidia_options(
-    model: str, cards: Sequence[Device], kind: LauncherKind, *, rootless: bool
-) -> Iterator[str]:
+def nvidia_options(model: str, cards: Sequence[Device], style: CardStyle, *, rootless: bool) -> Iterator[str]:
     """Yield what gives a container these cards."""
-    if kind is LauncherKind.APPTAINER:
+    if style is CardStyle.SWITCH:
         yield "--nv"
-    elif kind is LauncherKind.PODMAN:
+    elif style is CardStyle.CDI:
         for card in cards:
             yield f"--device=nvidia.com/gpu={card.id}"
     else:

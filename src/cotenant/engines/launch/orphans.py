@@ -15,7 +15,7 @@ from cotenant.engines.launch.container import ENGINE_LABEL, MODEL_LABEL, OWNER_L
 from cotenant.engines.launch.container_owner import Owner
 
 _ANSWERS_WITHIN_S: Final = 10.0
-_WITH_CONTAINERS: Final = (LauncherKind.PODMAN, LauncherKind.DOCKER)
+_WITH_CONTAINERS: Final = tuple(kind for kind in LauncherKind if kind.traits.keeps_containers)
 """Those of Apptainer are children of their keeper, and end with it."""
 _log = logging.getLogger(__name__)
 

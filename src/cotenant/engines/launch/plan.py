@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.launching import ON_HOST, LaunchTerms
+from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.placements import Placement, Share
 from cotenant.engines.process.environment import engine_environment
 from cotenant.engines.process.process import ChildProcess, guarded
@@ -39,7 +39,7 @@ class LaunchPlan:
     health_path: str = "/health"
     ties_itself: bool = False
     has_family: bool = False
-    launch: LaunchTerms = ON_HOST
+    launch: LaunchOptions = ON_HOST
 
 
 class Launched(Protocol):
@@ -72,6 +72,15 @@ class Launcher(Protocol):
 
         Call it in the thread of the event loop. Raises EngineError or OSError.
         """
+        ...
+
+
+@runtime_checkable
+class ImageLauncher(Protocol):
+    """A launcher that can also ask an image something."""
+
+    def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
+        """Return the command line that runs `argv` once, without GPUs, in a container called `name`."""
         ...
 
 

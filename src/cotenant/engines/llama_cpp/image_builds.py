@@ -13,9 +13,10 @@ from typing import Final
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineForm
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.launching import LauncherKind, LaunchTerms
+from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch import container_supervisor
-from cotenant.engines.launch.launchers import kind_of, program_of
+from cotenant.engines.launch.launchers import kind_of, launcher_for, program_of
+from cotenant.engines.launch.plan import ImageLauncher
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 
 _PLACES: Final = ("llama-server", "/app/llama-server")
@@ -35,7 +36,7 @@ class ImageBuild:
 _known: dict[tuple[str, str, str], ImageBuild] = {}
 
 
-def image_build(terms: LaunchTerms) -> ImageBuild:
+def image_build(terms: LaunchOptions) -> ImageBuild:
     """Ask an image for its llama-server, once until the image changes; it takes a second, without GPUs.
 
     Raises EngineMissing if there is no such image, or no llama-server in it.
@@ -45,12 +46,15 @@ def image_build(terms: LaunchTerms) -> ImageBuild:
     program = program_of(kind)
     key = (program, image, _identity(kind, program, image))
     if key not in _known:
-        _known[key] = _asked(kind, program, image)
+        launcher = launcher_for(terms)
+        if not isinstance(launcher, ImageLauncher):
+            raise EngineMissing(f"{kind} cannot be asked for the llama-server of {image}")
+        _known[key] = _asked(launcher, program, image)
     return _known[key]
 
 
 def _identity(kind: LauncherKind, program: str, image: str) -> str:
-    if kind is LauncherKind.APPTAINER:
+    if kind.traits.image_suffixes:
         try:
             stat = os.stat(image)
         except OSError as error:
@@ -68,13 +72,13 @@ def _identity(kind: LauncherKind, program: str, image: str) -> str:
     return found.output.strip()
 
 
-def _asked(kind: LauncherKind, program: str, image: str) -> ImageBuild:
+def _asked(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
     told: list[str] = []
     for place in _PLACES:
-        answer = _inside(kind, program, image, [place, "--help"])
+        answer = _inside(launcher, program, [place, "--help"])
         flags = ServerFlags.parse(answer.output)
         if answer.status == 0 and flags.known:
-            version = _VERSION_LINE.search(_inside(kind, program, image, [place, "--version"]).output)
+            version = _VERSION_LINE.search(_inside(launcher, program, [place, "--version"]).output)
             build = EngineBuild(
                 EngineKind.LLAMA_CPP, EngineForm.SERVER, place, version[1] if version else "unknown"
             )
@@ -97,14 +101,10 @@ class _Answer:
         return lines[-1][:300] if lines else f"it ended with status {self.status}"
 
 
-def _inside(kind: LauncherKind, program: str, image: str, argv: Sequence[str]) -> _Answer:
-    """Run a command of the image that only tells something, without network, devices or rights."""
-    if kind is LauncherKind.APPTAINER:
-        return _run([program, "exec", "--cleanenv", "--no-home", image, *argv])
+def _inside(launcher: ImageLauncher, program: str, argv: Sequence[str]) -> _Answer:
+    """Run a command of the image that only describes itself."""
     name = f"cotenant-asks-{secrets.token_hex(4)}"
-    walls = ["--network=none", "--cap-drop=all", "--security-opt=no-new-privileges", "--user=65534:65534"]
-    asked = [program, "run", "--rm", "--name", name, "--pull=never", *walls, "--entrypoint", argv[0], image]
-    answer = _run([*asked, *argv[1:]])
+    answer = _run(launcher.command_in_image(argv, name))
     if answer.status < 0:
         container_supervisor.remove([program], name)
     return answer
