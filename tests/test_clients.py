@@ -242,7 +242,7 @@ def test_ollama_loads_and_unloads(ollama_client: ollama.Client) -> None:
     assert running["chatty:latest"].expires_at is not None
     assert ollama_client.generate("chatty", keep_alive=0).done_reason == "unload"
     # As with Ollama, the answer does not wait for the end: a model stays for its minimum residency at least.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while "chatty:latest" in {model.model for model in ollama_client.ps().models}:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -331,7 +331,7 @@ def test_tokens_of_every_dialect_are_counted(
     daemon: Serving, anthropic_client: anthropic.Anthropic, ollama_client: ollama.Client
 ) -> None:
     def counted() -> dict[str, float]:
-        with urllib.request.urlopen(daemon.address() + "/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(daemon.address() + "/metrics", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         found = (line for line in lines if line.startswith("cotenant_tokens_total") and '"chatty"' in line)
         return {

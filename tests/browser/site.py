@@ -89,7 +89,7 @@ def ask(address: str, path: str, body: Mapping[str, Any] | None = None, *, metho
         headers={"content-type": "application/json"},
         method=method,
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)
 
 

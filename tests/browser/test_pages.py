@@ -61,6 +61,6 @@ def test_a_browser_makes_as_many_nodes_of_a_piece_as_the_server_counts(browser, 
 
 def sent_first(stream: str) -> dict[str, str]:
     """Return the HTML of the pieces that a stream begins with, by id."""
-    with urllib.request.urlopen(stream, timeout=10) as response:
+    with urllib.request.urlopen(stream, timeout=60) as response:
         told = next(line for line in response if line.startswith(b"data: "))
     return dict(json.loads(told.removeprefix(b"data: "))["parts"])

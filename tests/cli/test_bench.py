@@ -25,7 +25,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def states(address: str) -> dict[str, str]:
-    with urllib.request.urlopen(f"{address}/api/models", timeout=10) as answer:
+    with urllib.request.urlopen(f"{address}/api/models", timeout=60) as answer:
         told: dict[str, Any] = json.load(answer)
     return {model["name"]: model["state"] for model in told["models"]}
 

@@ -135,7 +135,7 @@ def test_on_a_terminal_it_asks(models: Path, answer: bytes, stays: bool) -> None
             "rm",
             "tiny",
         ]
-        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=60, check=False)
     finally:
         os.close(ours)
         os.close(theirs)

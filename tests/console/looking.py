@@ -158,7 +158,7 @@ async def following(app: Gateway, path: str, **headers: str) -> AsyncIterator[An
     )
 
     async def following_event() -> tuple[str, Any]:
-        return await asyncio.wait_for(events.get(), 5)
+        return await asyncio.wait_for(events.get(), 60)
 
     try:
         yield following_event

@@ -29,7 +29,7 @@ async def ask(daemon: Serving, name: str, **more: object) -> Reply:
 
 
 async def until_state(daemon: Serving, name: str, state: str) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while (await asyncio.to_thread(get, daemon, f"/api/models/{name}"))["state"] != state:
             await asyncio.sleep(0.02)
 

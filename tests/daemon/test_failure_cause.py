@@ -37,7 +37,7 @@ def out_of_memory(tmp_path: Path) -> Path:
 
 
 def get(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(address + path, timeout=30) as response:
+    with urllib.request.urlopen(address + path, timeout=60) as response:
         body: bytes = response.read()
     return body
 

@@ -57,7 +57,7 @@ def test_predicted_against_reported_against_measured(
         address = running.address()
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
             client.completions.create(model="local", prompt="x " * 600, max_tokens=4)
-        with urllib.request.urlopen(f"{address}/api/models", timeout=30) as response:
+        with urllib.request.urlopen(f"{address}/api/models", timeout=60) as response:
             placement = json.load(response)["models"][0]["placement"]
         (device,) = placement["devices"]
         measured = used_bytes(device["uuid"]) - before[device["uuid"]]

@@ -41,7 +41,7 @@ def client(daemon: Serving) -> Iterator[openai.OpenAI]:
 
 
 def get_json(url: str) -> dict[str, object]:
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         found: dict[str, object] = json.load(response)
         return found
 
@@ -115,12 +115,12 @@ def engine_port(pid: int) -> int:
 
 
 def busy_slots(pid: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{engine_port(pid)}/slots", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{engine_port(pid)}/slots", timeout=60) as response:
         return sum(slot["is_processing"] for slot in json.load(response))
 
 
 def wait_for_slots(pid: int, count: int, *, look_every_s: float = 0.02) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while busy_slots(pid) != count:
         assert time.monotonic() < deadline, f"never {count} busy slots"
         time.sleep(look_every_s)

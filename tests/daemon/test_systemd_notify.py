@@ -20,7 +20,7 @@ from tests.support.models.gguf_models import build_tiny_llama
 def systemd(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(30)
+        listening.settimeout(60)
         yield listening
 
 
@@ -41,7 +41,7 @@ def test_an_abstract_address_is_understood() -> None:
         name = f"cotenant-test-{os.getpid()}"
         listening.bind(f"\0{name}")
         ServiceManager({"NOTIFY_SOCKET": f"@{name}"}).stopping()
-        listening.settimeout(5)
+        listening.settimeout(60)
         assert listening.recv(4096).startswith(b"STOPPING=1")
 
 

@@ -152,7 +152,9 @@ def test_a_port_is_free_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert levels(configuration.port(paper(tmp_path, configuration=at(0)))) == [Level.OK]
 
 
-def test_a_port_that_cotenant_holds_is_well(tmp_path: Path) -> None:
+def test_a_port_that_cotenant_holds_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "_ASK_WITHIN_S", 60)
+
     class Healthy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)

@@ -341,7 +341,7 @@ async def complete(engine: Engine, **more: object) -> bytes:
     try:
         # llama.cpp keeps the connection open unless asked, and the gateway asks nothing of the kind.
         writer.write(head.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nconnection: close\r\n", 1) + body)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             answer = await reader.read()
     finally:
         writer.close()

@@ -151,14 +151,14 @@ class Client:
         self.send("POST", path, json.dumps(payload).encode(), headers)
 
     async def head(self) -> tuple[int, dict[str, str]]:
-        raw = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)).decode().rstrip()
+        raw = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 60)).decode().rstrip()
         first, *lines = raw.split("\r\n")
         pairs = (line.partition(": ") for line in lines)
         return int(first.split(" ")[1]), {name.lower(): value for name, _, value in pairs}
 
     async def chunk(self) -> bytes:
         """Read one chunk; b"" is the last. Raises IncompleteReadError when the connection ends before it."""
-        size = int(await asyncio.wait_for(self.reader.readuntil(b"\r\n"), 10), 16)
+        size = int(await asyncio.wait_for(self.reader.readuntil(b"\r\n"), 60), 16)
         return (await self.reader.readexactly(size + 2))[:-2]
 
     async def reply(self, *, bodiless: bool = False) -> Reply:

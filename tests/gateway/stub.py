@@ -102,7 +102,7 @@ class StubEngine:
     async def call(self, number: int = 0) -> Call:
         """Return a request by its number, when it has come."""
         async with self._arrived:
-            await asyncio.wait_for(self._arrived.wait_for(lambda: len(self.calls) > number), 5)
+            await asyncio.wait_for(self._arrived.wait_for(lambda: len(self.calls) > number), 60)
         return self.calls[number]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

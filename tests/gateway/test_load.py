@@ -9,7 +9,7 @@ import pytest
 
 from cotenant.domain.units import MIB
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, connected, post, serving
+from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine, chunk
 from tests.support.waiting import until
 
@@ -19,7 +19,7 @@ ASK = {"model": "llama"}
 @pytest.mark.slow
 async def test_a_thousand_requests_at_once_are_all_answered():
     async with StubEngine() as engine, serving(router := SlotRouter(engine.endpoint, slots=64)) as port:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             replies = await asyncio.gather(*(post(port, {**ASK, "n": n}) for n in range(1000)))
     assert {(reply.status, reply.body) for reply in replies} == {(200, stub.ANSWER)}
     assert router.most_held <= 64
@@ -40,7 +40,7 @@ async def test_a_thousand_streams_at_once_are_whole():
         StubEngine(script) as engine,
         serving(router := SlotRouter(engine.endpoint, slots=1000)) as port,
     ):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             replies = await asyncio.gather(*(post(port, {**ASK, "stream": True}) for _ in range(1000)))
     whole = b"".join(b"data: %d\n\n" % number for number in range(5))
     assert {reply.body for reply in replies} == {whole}
@@ -69,10 +69,8 @@ async def test_a_slow_reader_slows_the_engine_down_and_fills_no_memory():
         client.writer.transport.pause_reading()
         client.post({**ASK, "stream": True})
         await until(lambda: sent > 0)
-        seen = -1
-        while seen != sent:  # until every buffer on the way is full
-            seen = sent
-            await asyncio.sleep(0.1)
+        for _ in range(500):  # Everything here runs in one event loop: the stream has as many turns as these.
+            assert (await fetch(port, "GET", "/health")).status == 200
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         # Kernel buffers of two loopback connections hold a few MiB each; the gateway's own share is small.

@@ -67,20 +67,20 @@ async def test_a_request_in_flight_ends_in_the_grace_and_no_other_is_taken():
     async with StubEngine(script) as engine:
         router = SlotRouter(engine.endpoint)
         async with (
-            serving(router, stop=stop, grace_s=5) as port,
+            serving(router, stop=stop, grace_s=3600) as port,
             connected(port) as busy,
             connected(port) as idle,
         ):
             busy.post(ASK)
             await engine.call()
             stop.set()
-            assert await asyncio.wait_for(idle.reader.read(), 1) == b""
+            assert await asyncio.wait_for(idle.reader.read(), 60) == b""
             with pytest.raises(ConnectionRefusedError):
                 await fetch(port, "GET", "/health")
             go_on.set()
             reply = await busy.reply()
             assert (reply.status, reply.body) == (200, stub.ANSWER)
-            assert await asyncio.wait_for(busy.reader.read(), 1) == b""
+            assert await asyncio.wait_for(busy.reader.read(), 60) == b""
     assert router.released == [False]
 
 
@@ -97,7 +97,7 @@ async def test_after_the_grace_waiting_clients_are_told_and_the_engine_is_stoppe
             for client in (asked, waiting):
                 reply = await client.reply()
                 assert (reply.status, reply.error["code"]) == (503, "shutting_down")
-            await asyncio.wait_for(call.closed.wait(), 1)
+            await asyncio.wait_for(call.closed.wait(), 60)
     assert not router.held
     assert not router.waiting
     assert router.released[0] is True

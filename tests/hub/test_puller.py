@@ -130,7 +130,7 @@ def test_a_refusal_leaves_what_has_come_for_the_next_pull(hub, tmp_path, monkeyp
 async def test_a_pull_that_is_given_up_ends_its_process_and_the_next_goes_on(hub, tmp_path):
     hub.stalls["Model-Q4_K_M.gguf"] = 700_000
     pulling = HubPuller(lambda: tmp_path).pull("hf.co/org/repo")
-    async with contextlib.aclosing(pulling) as steps, asyncio.timeout(30):
+    async with contextlib.aclosing(pulling) as steps, asyncio.timeout(60):
         async for step in steps:
             if step.file == "Model-Q4_K_M.gguf":
                 break

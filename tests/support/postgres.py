@@ -57,7 +57,7 @@ class Cluster:
             self.server = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not self._answers():
             if self.server.poll() is not None or time.monotonic() > deadline:
                 raise NoPostgres(f"the server does not start: {(self.folder / 'log').read_text()[-500:]}")

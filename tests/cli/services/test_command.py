@@ -52,7 +52,7 @@ def meanwhile(services: PlainServices, act: Callable[[], None]) -> Iterator[None
     before = len(services.applies)
 
     def wait_and_act() -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(services.applies) == before and time.monotonic() < deadline:
             time.sleep(0.005)
         act()

@@ -272,7 +272,7 @@ class Screen:
         self._run("new-session", "-d", "-x", "80", "-y", "24", command)
 
     def _run(self, *words: str) -> str:
-        done = subprocess.run([*self._tmux, *words], capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run([*self._tmux, *words], capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
 
     @property
@@ -285,7 +285,7 @@ class Screen:
     def resize(self, columns: int, lines: int) -> None:
         self._run("resize-window", "-x", str(columns), "-y", str(lines))
 
-    def wait_for(self, condition: Callable[[str], object], within_s: float = 30) -> str:
+    def wait_for(self, condition: Callable[[str], object], within_s: float = 60) -> str:
         deadline = time.monotonic() + within_s
         while not condition(shown := self.text):
             assert time.monotonic() < deadline, shown
@@ -293,11 +293,11 @@ class Screen:
         return shown
 
     def ended(self) -> bool:
-        done = subprocess.run([*self._tmux, "has-session"], capture_output=True, timeout=20)
+        done = subprocess.run([*self._tmux, "has-session"], capture_output=True, timeout=60)
         return done.returncode != 0
 
     def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=20)
+        subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=60)
 
 
 @contextlib.contextmanager
@@ -366,7 +366,7 @@ def test_in_a_terminal_models_are_loaded_explained_filtered_and_unloaded_by_keys
         daemon.process.kill()
         screen.wait_for(lambda text: "trying again" in text and "alpha" in text)
         screen.press("q")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not screen.ended():
             assert time.monotonic() < deadline, screen.text
             time.sleep(0.05)
@@ -404,5 +404,5 @@ def test_a_busy_model_is_unloaded_only_after_a_yes() -> None:
     watching._press("u")
     watching._press("y")
 
-    assert daemon.told.get(timeout=10) == "/api/models/llama/unload?wait=0"
+    assert daemon.told.get(timeout=60) == "/api/models/llama/unload?wait=0"
     assert daemon.told.empty()

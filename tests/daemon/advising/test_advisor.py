@@ -195,7 +195,7 @@ async def test_a_slow_drip_ends_at_the_deadline() -> None:
     loop, _ = fleet(100)
     async with served(drip) as (site, _asked):
         made = advisor(loop, site, timeout_s=0.1)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await made.ask_once()
     assert made.status().last_failure == "no answer within 100 ms"
     await loop.stop(0)

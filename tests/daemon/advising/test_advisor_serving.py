@@ -62,7 +62,7 @@ def test_a_model_is_loaded_ahead_for_the_advisor_and_the_metrics_tell(address: s
         own = daemon.address()
         daemon.wait_for("advised model=tiny .* loaded ahead by the advisor")
         daemon.wait_for("ready model=tiny")
-        with urllib.request.urlopen(f"{own}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{own}/metrics", timeout=60) as answer:
             told = answer.read().decode()
         assert "cotenant_advisor_decisions_total 1.0" in told
         assert "cotenant_advisor_broken 0.0" in told

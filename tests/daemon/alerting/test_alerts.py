@@ -40,7 +40,7 @@ class Receiver(ThreadingHTTPServer):
 
     def wait_for(self, count: int) -> list[dict[str, Any]]:
         with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.posted) >= count, timeout=10)
+            assert self.arrived.wait_for(lambda: len(self.posted) >= count, timeout=60)
             return list(self.posted)
 
 

@@ -30,7 +30,7 @@ def describe(path: Path, *used_mib: int) -> None:
 
 
 def fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         answer: bytes = response.read()
         return answer
 

@@ -45,7 +45,7 @@ async def watched(alerts: Alerts, kind: AlertKind) -> list[str]:
     feed = alerts.follow()
     watching = asyncio.create_task(ContainerWatch(alerts).run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for alert in feed:
                 if alert.kind is kind:
                     return [alert.subject, alert.text]
@@ -100,4 +100,4 @@ async def test_the_engine_that_runs_the_services_is_followed_and_no_other(tmp_pa
 async def test_without_a_container_engine_there_is_nothing_to_follow() -> None:
     watch = ContainerWatch(Alerts(AlertSettings(), ManualClock()))
 
-    await asyncio.wait_for(watch.run(), 5)
+    await asyncio.wait_for(watch.run(), 60)

@@ -100,7 +100,7 @@ async def looks(posted: Stirring, count: int) -> None:
     watcher.read(cards(0))
     running = asyncio.create_task(watcher.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(posted.events) < count:
                 await asyncio.sleep(0.005)
     finally:

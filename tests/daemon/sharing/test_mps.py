@@ -106,12 +106,12 @@ def refusal(daemon: Serving, name: str) -> str:
 
 
 def states(daemon: Serving) -> dict[str, str]:
-    with urllib.request.urlopen(f"{daemon.address()}/api/models", timeout=30) as answer:
+    with urllib.request.urlopen(f"{daemon.address()}/api/models", timeout=60) as answer:
         return {model["name"]: model["state"] for model in json.load(answer)["models"]}
 
 
 def why(daemon: Serving, name: str) -> str:
-    with urllib.request.urlopen(f"{daemon.address()}/api/models/{name}/why", timeout=30) as answer:
+    with urllib.request.urlopen(f"{daemon.address()}/api/models/{name}/why", timeout=60) as answer:
         return "\n".join(decision["text"] for decision in json.load(answer)["decisions"])
 
 
@@ -315,7 +315,7 @@ def test_a_daemon_that_runs_already_is_used_shown_and_left_running(machine: Mach
 
 def test_devices_show_how_many_engines_they_admit(machine: Machine) -> None:
     with machine.serving() as daemon:
-        with urllib.request.urlopen(f"{daemon.address()}/api/devices", timeout=30) as answer:
+        with urllib.request.urlopen(f"{daemon.address()}/api/devices", timeout=60) as answer:
             (shown,) = json.load(answer)["devices"]
         assert (shown["compute_mode"], shown["max_engines"], shown["mps"]) == ("exclusive_process", 48, True)
 

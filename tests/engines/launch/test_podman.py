@@ -82,7 +82,7 @@ def podman(bed: ContainerBed, image: str = "") -> ContainerLauncher:
 
 
 async def page(port: int, path: str) -> str:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             answer = await http_probe.get(Endpoint("127.0.0.1", port), path, timeout_s=1)
             if answer is not None and answer[0] == 200:

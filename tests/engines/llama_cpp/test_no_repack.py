@@ -43,13 +43,13 @@ async def test_after_an_illegal_instruction_the_next_attempt_does_not_repack(
 
     first = await host.start(order)
     with pytest.raises(EngineLoadFailed) as failed:
-        await first.wait_ready(20)
+        await first.wait_ready(60)
     assert failed.value.cause is Cause.ILLEGAL_INSTRUCTION
 
     for name in ("the same model", "any other"):
         engine = await host.start(order)
         try:
-            await engine.wait_ready(20)
+            await engine.wait_ready(60)
             assert not engine.ended, name
         finally:
             await engine.stop(2)
@@ -65,5 +65,5 @@ async def test_a_card_in_exclusive_mode_explains_a_death_without_a_word(
         host = LlamaHost(log_dir=tmp_path / "logs", configured=fake_server(tmp_path), exclusive=exclusive)
         engine = await host.start(order)
         with pytest.raises(EngineLoadFailed) as failed:
-            await engine.wait_ready(20)
+            await engine.wait_ready(60)
         assert failed.value.cause is cause

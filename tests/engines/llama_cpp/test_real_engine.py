@@ -58,7 +58,7 @@ def post(engine: LlamaEngine, path: str, **body: object) -> Any:
     request = urllib.request.Request(
         engine.endpoint.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 

@@ -18,13 +18,13 @@ def test_an_engine_can_listen_on_a_reserved_port(option: int) -> None:
         engine.bind((LOOPBACK, port.number))
         engine.listen()
         for _ in range(20):
-            with socket.create_connection((LOOPBACK, port.number), timeout=1):
+            with socket.create_connection((LOOPBACK, port.number), timeout=60):
                 pass
 
 
 def test_nobody_is_listening_before_the_engine_does() -> None:
     with ReservedPort() as port, pytest.raises(ConnectionRefusedError):
-        socket.create_connection((LOOPBACK, port.number), timeout=1)
+        socket.create_connection((LOOPBACK, port.number), timeout=60)
 
 
 def test_a_program_that_does_not_share_cannot_take_it() -> None:

@@ -154,7 +154,7 @@ def sleeper(folder: Path, level: int = 1) -> EngineOrder:
 async def loaded(host: VllmHost, order: EngineOrder) -> VllmEngine:
     engine = await host.start(order)
     assert isinstance(engine, VllmEngine)
-    await engine.wait_ready(30)
+    await engine.wait_ready(60)
     return engine
 
 
@@ -201,7 +201,7 @@ async def test_its_server_ends_in_good_order_when_its_worker_has_died(
     engine = await loaded(VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), order)
     try:
         os.kill(engine.pid, signal.SIGTERM)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert why in (await engine.wait_exit()).why
     finally:
         await engine.end(0)
@@ -253,7 +253,7 @@ async def test_a_wake_that_does_not_work_ends_the_engine_and_the_next_load_is_a_
     engine = await loaded(host, order)
     await engine.stop(2)
     with pytest.raises(EngineLoadFailed, match="tiny could not be woken"):
-        await (await host.start(order)).wait_ready(30)
+        await (await host.start(order)).wait_ready(60)
     assert engine.ended
     fresh = await loaded(host, order)
     try:

@@ -168,7 +168,7 @@ async def test_a_client_that_leaves_a_plain_request_stops_its_stream(path: str) 
         call = await engine.call()
         assert json.loads(call.body)["stream"] is True
         client.leave()
-        await asyncio.wait_for(call.closed.wait(), 1)
+        await asyncio.wait_for(call.closed.wait(), 60)
         await until(lambda: router.released == [True])
 
 

@@ -27,7 +27,7 @@ async def test_a_client_that_leaves_before_the_answer_stops_the_engine(after_s):
         call = await engine.call()
         await asyncio.sleep(after_s)  # before and after the gateway begins to listen for departures
         client.leave()
-        await asyncio.wait_for(call.closed.wait(), 1)
+        await asyncio.wait_for(call.closed.wait(), 60)
         await until(lambda: router.released == [True])
 
 
@@ -41,7 +41,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_stops_the_engine()
         await client.head()
         await client.chunk()
         client.leave()
-        await asyncio.wait_for((await engine.call()).closed.wait(), 1)
+        await asyncio.wait_for((await engine.call()).closed.wait(), 60)
         await until(lambda: router.released == [True])
 
 
@@ -124,7 +124,7 @@ class _ByHand:
 async def _waiting_by_hand(router: SlotRouter) -> _ByHand:
     call = _ByHand(router)
     await until(lambda: len(router.waiting) == 1)
-    await asyncio.wait_for(call.listening.wait(), 1)
+    await asyncio.wait_for(call.listening.wait(), 60)
     return call
 
 
@@ -140,7 +140,7 @@ async def test_a_slot_granted_in_the_turn_of_the_departure_comes_back_unused(gra
         else:
             call.departure.set_result(None)
             held.release()
-        await asyncio.wait_for(call.task, 1)
+        await asyncio.wait_for(call.task, 60)
     assert (call.sent, engine.calls) == ([], [])
     assert (router.free, router.held, router.released) == (1, set(), [False, False])
 
@@ -171,10 +171,10 @@ async def test_a_client_that_leaves_while_the_engine_is_being_reached_sends_noth
     async with StubEngine() as engine:
         call = _ByHand(router := SlotRouter(engine.endpoint))
         call.gateway._proxy.pool = SlowPool()
-        await asyncio.wait_for(call.listening.wait(), 1)
+        await asyncio.wait_for(call.listening.wait(), 60)
         call.departure.set_result(None)
         await asyncio.sleep(0)
         reached.set()
-        await asyncio.wait_for(call.task, 1)
+        await asyncio.wait_for(call.task, 60)
     assert (call.sent, engine.calls) == ([], [])
     assert router.released == [False]

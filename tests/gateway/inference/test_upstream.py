@@ -165,4 +165,4 @@ async def test_a_connection_cut_off_wakes_its_reader_and_says_that_work_was_left
         with pytest.raises(UpstreamFailed, match="cut off"):
             await connection.more()
         assert connection.cut
-        await asyncio.wait_for(call.closed.wait(), 1)
+        await asyncio.wait_for(call.closed.wait(), 60)

@@ -373,7 +373,7 @@ async def test_a_client_that_leaves_ends_its_generation():
             client.post({"model": "llama", "messages": HELLO}, "/api/chat")
             call = await engine.call()
             client.leave()
-            await asyncio.wait_for(call.closed.wait(), 5)
+            await asyncio.wait_for(call.closed.wait(), 60)
             await until(lambda: router.released == [True])
 
 
@@ -632,9 +632,9 @@ async def test_a_client_that_leaves_ends_a_pull_that_is_told_at_its_end_only():
     router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
     async with serving(router, puller=puller) as port, connected(port) as client:
         client.post({"model": "hf.co/org/repo", "stream": False}, "/api/pull")
-        await asyncio.wait_for(puller.begun.wait(), 5)
+        await asyncio.wait_for(puller.begun.wait(), 60)
         client.leave()
-        await asyncio.wait_for(puller.ended.wait(), 5)
+        await asyncio.wait_for(puller.ended.wait(), 60)
         assert puller.told < len(puller.steps)
 
 
@@ -645,4 +645,4 @@ async def test_a_client_that_leaves_ends_its_pull():
         client.post({"model": "hf.co/org/repo"}, "/api/pull")
         await client.head()
         client.leave()
-        await asyncio.wait_for(puller.ended.wait(), 5)
+        await asyncio.wait_for(puller.ended.wait(), 60)

@@ -181,7 +181,7 @@ async def test_feeds_and_followed_logs_do_not_hold_up_a_shutdown(tmp_path):
     operator.logs["llama"] = tmp_path / "llama.log"
     operator.logs["llama"].write_text("one\n")
     async with (
-        serving(SlotRouter(NOWHERE), operator, stop=stop, grace_s=60.0) as port,
+        serving(SlotRouter(NOWHERE), operator, stop=stop, grace_s=3600) as port,
         connected(port) as events,
         connected(port) as logs,
     ):
@@ -189,11 +189,9 @@ async def test_feeds_and_followed_logs_do_not_hold_up_a_shutdown(tmp_path):
         logs.send("GET", "/api/models/llama/logs?follow=1")
         await events.head()
         await logs.head()
-        started = time.monotonic()
         stop.set()
         assert await events.reply_body() == b""
         assert await logs.reply_body() == b"one\n"
-    assert time.monotonic() - started < 5
 
 
 async def test_the_operator_is_asked_for_a_log_in_the_event_loops_thread_alone(tmp_path):

@@ -92,7 +92,7 @@ def test_a_device_that_is_gone_goes_with_its_points_and_length_is_bounded() -> N
 async def get(port: int, path: str) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")[2]
+    body = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")[2]
     writer.close()
     return body
 
@@ -120,9 +120,9 @@ async def test_alerts_come_among_the_events() -> None:
     async with serving(SlotRouter(None, models=MODELS), operator, alerts=book) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\n")
-        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         book.feed.put_nowait(LOST)
-        piece = await asyncio.wait_for(reader.readuntil(b'any more"}'), 10)
+        piece = await asyncio.wait_for(reader.readuntil(b'any more"}'), 60)
         writer.close()
 
     assert b"event: alert\ndata: " in piece

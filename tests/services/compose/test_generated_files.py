@@ -219,7 +219,7 @@ def test_killed_between_two_renames_the_next_run_goes_back_to_the_saved_ones(tmp
         Path.replace = counted
         GeneratedFiles(folder).write(2, {{name: f"{{name}} 2\\n" for name in NAMES}})
     """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False, timeout=30)
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False, timeout=60)
     assert ran.returncode == (-signal.SIGKILL if renames < 3 else 0)
 
     files = GeneratedFiles(tmp_path)

@@ -227,7 +227,7 @@ asyncio.run(orchestrator.apply(order, lambda status: None))
 """
     argv = [sys.executable, "-c", driver]
     daemon = subprocess.Popen(argv, start_new_session=True)  # noqa: ASYNC220
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (folder / "began").exists():
         assert daemon.poll() is None
         assert time.monotonic() < deadline

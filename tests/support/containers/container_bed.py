@@ -169,7 +169,7 @@ def _make_image(bed: ContainerBed) -> None:
         (root / "bin" / applet).symlink_to("busybox")
     (root / "www" / "index.html").write_text("well\n")
     archive = bed.folder / "image.tar"
-    subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True, timeout=30)
+    subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True, timeout=60)
     bed.podman("import", str(archive), IMAGE)
 
 

@@ -64,7 +64,7 @@ def shell_image(bed: ContainerBed) -> str:
         server.write_text(LLAMA_SERVER)
         server.chmod(0o755)
         archive = bed.folder / "shell-image.tar"
-        subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True, timeout=30)
+        subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True, timeout=60)
         bed.podman("import", str(archive), IMAGE)
     return IMAGE
 

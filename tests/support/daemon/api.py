@@ -14,7 +14,7 @@ def port_of(daemon: Serving) -> int:
 
 
 def get(daemon: Serving, path: str, *, as_text: bool = False) -> Any:
-    with urllib.request.urlopen(daemon.address() + path, timeout=30) as response:
+    with urllib.request.urlopen(daemon.address() + path, timeout=60) as response:
         return response.read().decode() if as_text else json.load(response)
 
 

@@ -97,12 +97,12 @@ def _running(argv: list[str], env: Mapping[str, str] | None) -> Iterator[subproc
             process.stdout.close()
 
 
-def wait_for(url: str, within_s: float = 20.0) -> None:
+def wait_for(url: str, within_s: float = 60) -> None:
     """Wait until somebody answers there."""
     deadline = time.monotonic() + within_s
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(url, timeout=60):
                 return
         except (urllib.error.URLError, OSError):
             assert time.monotonic() < deadline, f"nobody answers at {url}"
@@ -113,5 +113,5 @@ def ask(url: str, body: Mapping[str, object] | None = None) -> Any:
     """Return the JSON that a URL answers."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)

@@ -70,7 +70,7 @@ class RealOllama:
             data = file.read_bytes()
             digests[file.name] = f"sha256:{hashlib.sha256(data).hexdigest()}"
             blob = f"{self.address.url}/api/blobs/{digests[file.name]}"
-            urllib.request.urlopen(urllib.request.Request(blob, data), timeout=20).close()
+            urllib.request.urlopen(urllib.request.Request(blob, data), timeout=60).close()
         told = self.ask("/api/create", {"model": name, "files": digests, "stream": False, **more})
         assert told == {"status": "success"}
 

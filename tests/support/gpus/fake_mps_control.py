@@ -55,7 +55,7 @@ def read_all(connection):
 
 def in_background():
     if os.fork():
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not SOCKET.exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         os._exit(0 if SOCKET.exists() else 1)

@@ -139,5 +139,5 @@ def far_server(certificate: tuple[Path, Path] | None, prefix: str) -> Iterator[F
 def _openssl(*arguments: str | Path) -> None:
     program = installed("openssl")
     assert program, "no openssl to make certificates with"
-    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
