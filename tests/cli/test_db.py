@@ -179,7 +179,7 @@ def test_what_cannot_be_done_is_one_line_and_a_hint(
 ) -> None:
     assert "there is no database" in fail(capsys, "backup", str(tmp_path / "b.json"))
     assert "cannot be read" in fail(capsys, "restore", str(tmp_path / "no.json"))
-    assert "no database that Cotenant can use" in fail(
+    assert "not a database that Cotenant can use" in fail(
         capsys, "current", "--database", "mysql://me:secret@host/db", status=2
     )
     nowhere = "postgresql+psycopg://me:secret@127.0.0.1:1/db"

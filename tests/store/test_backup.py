@@ -17,7 +17,7 @@ from cotenant.domain.errors import StoreError
 from cotenant.domain.records import LoadRecord, Warmth
 from cotenant.domain.units import MIB
 from cotenant.services.model import Assignment, SavedConfiguration, SeenDevice, Strategy
-from cotenant.store.backup import Fate, Restoration
+from cotenant.store.backup import Outcome, RestoreResult
 from cotenant.store.backup_file import read_backup
 from cotenant.store.location import locate
 from cotenant.store.maintenance import back_up, restore
@@ -55,7 +55,7 @@ def current(place: Place) -> SavedConfiguration:
     return found
 
 
-def put_back(place: Place, file: Path, *here: SeenDevice, **options: Any) -> Restoration:
+def put_back(place: Place, file: Path, *here: SeenDevice, **options: Any) -> RestoreResult:
     return restore(locate(place), file, here, **options)
 
 
@@ -111,12 +111,12 @@ def test_a_restore_on_other_gpus_keeps_what_is_there_by_uuid_and_marks_the_rest(
     place: Place, file: Path
 ) -> None:
     done = put_back(place, file, NEW, A400_NOW)
-    assert [(each.before.service, each.fate, each.name) for each in done.assignments] == [
-        ("ai-llm", Fate.MISSING, "NVIDIA RTX A5500"),
-        ("ai-enrichment", Fate.KEPT, "NVIDIA RTX A400"),
-        ("ai-clip", Fate.UNPINNED, None),
-        ("ai-yolo", Fate.KEPT, "NVIDIA RTX A400"),
-        ("ai-lost", Fate.UNKNOWN, None),
+    assert [(each.before.service, each.outcome, each.name) for each in done.assignments] == [
+        ("ai-llm", Outcome.MISSING, "NVIDIA RTX A5500"),
+        ("ai-enrichment", Outcome.KEPT, "NVIDIA RTX A400"),
+        ("ai-clip", Outcome.UNPINNED, None),
+        ("ai-yolo", Outcome.KEPT, "NVIDIA RTX A400"),
+        ("ai-lost", Outcome.UNKNOWN, None),
     ]
     found = current(place)
     assert found.strategy is Strategy.VRAM_BASED
@@ -191,7 +191,7 @@ def test_a_configuration_is_not_overwritten_unless_it_is_kept_safe(
     assert "--force" in caught.value.hint
     assert current(place).assignments == (UNPINNED,)
     safe = tmp_path / "safe" / "before.json"
-    assert put_back(place, file, *CARDS, safe=safe).number == 2
+    assert put_back(place, file, *CARDS, replaced=safe).number == 2
     assert current(place).assignments[0] == LLM
     kept = read_backup(safe).configuration
     assert kept is not None
@@ -210,7 +210,7 @@ def test_what_cannot_be_kept_safe_is_not_replaced(place: Place, file: Path, tmp_
     fill(place)
     before = current(place)
     with pytest.raises(StoreError, match="cannot be written"):
-        put_back(place, file, *CARDS, safe=file / "no-folder" / "safe.json")
+        put_back(place, file, *CARDS, replaced=file / "no-folder" / "safe.json")
     assert current(place) == before
 
 
@@ -240,7 +240,7 @@ def test_a_running_daemon_sees_a_restore_at_its_next_look(place: Place, file: Pa
 
 def test_restoring_twice_learns_nothing_twice(place: Place, file: Path, tmp_path: Path) -> None:
     assert put_back(place, file, *CARDS).learned == 3
-    assert put_back(place, file, *CARDS, safe=tmp_path / "safe.json").learned == 0
+    assert put_back(place, file, *CARDS, replaced=tmp_path / "safe.json").learned == 0
 
 
 def test_a_backup_without_a_configuration_replaces_none(place: Place, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_backup_without_a_configuration_replaces_none(place: Place, tmp_path: 
 
 def test_a_backup_is_not_written_over_another_unasked(tmp_path: Path, file: Path) -> None:
     before = file.read_bytes()
-    with pytest.raises(StoreError, match="exists already"):
+    with pytest.raises(StoreError, match="already exists"):
         back_up(locate(tmp_path / "source.db"), file)
     assert file.read_bytes() == before
     back_up(locate(tmp_path / "source.db"), file, overwrite=True)
@@ -292,14 +292,14 @@ def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda d: d.update(format="other"), "no backup of Cotenant"),
-        (lambda d: d.pop("format"), "no backup of Cotenant"),
+        (lambda d: d.update(format="other"), "not a backup of Cotenant"),
+        (lambda d: d.pop("format"), "not a backup of Cotenant"),
         (lambda d: d.update(version=2), "format 2"),
         (lambda d: d.update(version="1"), "version"),
         (lambda d: d.pop("history"), "history"),
         (lambda d: d["configuration"].update(strategy="other"), "configuration.strategy"),
         (lambda d: d["configuration"].update(assignments=[{**ROW, "gpu_index": "0"}]), "gpu_index"),
-        (lambda d: d["configuration"].update(at=float("inf")), "no number of JSON"),
+        (lambda d: d["configuration"].update(at=float("inf")), "not a JSON number"),
         (lambda d: d["history"][0].update(number=10**30), "out of range"),
         (lambda d: d["history"][0].update(number=0), "numbered"),
         (lambda d: d["history"].reverse(), "numbered"),

@@ -15,7 +15,7 @@ from cotenant.domain.errors import StoreError
 from cotenant.domain.records import LoadTimes
 from cotenant.store.database import open_engine
 from cotenant.store.location import locate
-from cotenant.store.maintenance import standing, upgrade
+from cotenant.store.maintenance import database_status, upgrade
 from cotenant.store.migrate import configuration
 from cotenant.store.services.tables import metadata
 from cotenant.store.sqlite import APPLICATION_ID
@@ -77,7 +77,7 @@ def test_migrations_make_the_tables_that_the_program_uses(place: Place) -> None:
 
 
 def test_a_file_of_version_1_is_upgraded_at_start_and_loses_nothing(version_1: Path) -> None:
-    assert standing(locate(version_1)).revision == "0001"
+    assert database_status(locate(version_1)).revision == "0001"
     assert kept(version_1) == [decision(1)]
 
     async def look(store: Store) -> None:
@@ -86,7 +86,7 @@ def test_a_file_of_version_1_is_upgraded_at_start_and_loses_nothing(version_1: P
         assert await store.journal.load_times() == {"llama": LoadTimes(4.5, None)}
 
     opened(version_1, look)
-    assert standing(locate(version_1)).revision == HEAD
+    assert database_status(locate(version_1)).revision == HEAD
     with closing(sqlite3.connect(version_1)) as file:
         assert file.execute("PRAGMA user_version").fetchone() == (int(HEAD),)
 
@@ -110,7 +110,7 @@ def test_an_upgrade_that_fails_changes_nothing(version_1: Path) -> None:
     with pytest.raises(StoreError, match="gpu_devices"):
         upgrade(locate(version_1))
     assert dump(version_1) == before
-    assert standing(locate(version_1)).revision == "0001"
+    assert database_status(locate(version_1)).revision == "0001"
 
 
 def dump(path: Path) -> list[str]:

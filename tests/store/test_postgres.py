@@ -32,7 +32,7 @@ def test_a_server_that_is_away_at_start_stops_no_daemon_and_is_taken_up_when_it_
     finally:
         server.start()
     assert "nothing is remembered after this run" in caplog.text
-    assert "1 records made meanwhile" in caplog.text
+    assert "1 records from memory" in caplog.text
     assert "secret" not in caplog.text
     assert kept(url) == [decision(1), decision(2)]
 

@@ -113,5 +113,5 @@ def test_a_place_that_can_be_written_later_is_taken_up_with_what_was_recorded(
 
     with caplog.at_level(logging.WARNING):
         opened(path, scenario, clock=clock)
-    assert "1 records made meanwhile" in caplog.text
+    assert "1 records from memory" in caplog.text
     assert kept(path) == [decision(1), decision(2)]

@@ -26,7 +26,7 @@ def test_a_disk_that_hangs_does_not_keep_the_daemon_from_ending(
     behind = writer.do(lambda _session: "done")
     try:
         writer.close(within_s=0.05)
-        assert "cotenant.db does not answer: what was still to be written is lost" in caplog.text
+        assert "cotenant.db does not respond: what was still to be written is lost" in caplog.text
     finally:
         goes_on.set()
         stuck.result(60)

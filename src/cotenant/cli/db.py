@@ -16,7 +16,7 @@ from cotenant.services.model import SeenDevice
 from cotenant.store.location import Location, locate
 
 if TYPE_CHECKING:
-    from cotenant.store.backup import Restoration, Restored
+    from cotenant.store.backup import Relocated, RestoreResult
 
 
 def register(subparsers: Any) -> None:
@@ -51,7 +51,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the action asked for. Raises StoreError, BadSetting, BadDeviceSpec."""
+    """Run the action requested. Raises StoreError, BadSetting, BadDeviceSpec."""
     status: int = args.action(args, _location(args.database))
     return status
 
@@ -82,9 +82,9 @@ def _upgrade(args: argparse.Namespace, location: Location) -> int:
 
 
 def _current(args: argparse.Namespace, location: Location) -> int:
-    from cotenant.store.maintenance import standing
+    from cotenant.store.maintenance import database_status
 
-    found = standing(location)
+    found = database_status(location)
     if args.json:
         answer = {
             "database": str(location),
@@ -120,16 +120,16 @@ def _backup(args: argparse.Namespace, location: Location) -> int:
 def _restore(args: argparse.Namespace, location: Location) -> int:
     from cotenant.store.maintenance import restore
 
-    safe = _safe_place(location) if args.force else None
-    done = restore(location, args.file, _gpus_here(args.gpus), safe=safe)
-    print("\n".join(_as_text(done)))
-    if safe is not None and safe.exists():
-        print(f"What was there before is kept in {safe}")
+    replaced = _replaced_file(location) if args.force else None
+    result = restore(location, args.file, _gpus_here(args.gpus), replaced=replaced)
+    print("\n".join(_as_text(result)))
+    if replaced is not None and replaced.exists():
+        print(f"What was there before is kept in {replaced}")
     return 0
 
 
-def _safe_place(location: Location) -> Path:
-    """Return the file that keeps what a restore replaces: beside the database, or among our own state."""
+def _replaced_file(location: Location) -> Path:
+    """Return the file for what a restore replaces: next to the database, or in the state directory."""
     from cotenant.daemon.core.settings import state_dir
 
     folder = state_dir() if location.path is None else location.path.parent
@@ -143,31 +143,31 @@ def _gpus_here(described: str | None) -> Sequence[SeenDevice]:
     return seen_devices(probe(described, SystemClock()).inventory(), time.time())
 
 
-def _as_text(done: Restoration) -> Iterator[str]:
-    if done.number is None:
+def _as_text(result: RestoreResult) -> Iterator[str]:
+    if result.number is None:
         yield "The backup holds no GPU configuration."
     else:
-        yield from table_lines(_COLUMNS, done.assignments)
-        yield f"Saved as GPU configuration {done.number}; `cotenant services apply` puts it into effect."
-    yield f"Restored {done.settings} settings, and {done.learned} records of loads that were not there."
+        yield from table_lines(_COLUMNS, result.assignments)
+        yield f"Saved as GPU configuration {result.number}; `cotenant services apply` puts it into effect."
+    yield f"Restored {result.settings} settings, and {result.learned} records of loads that were not there."
 
 
-def _gpu_before(each: Restored) -> str:
+def _gpu_before(each: Relocated) -> str:
     then = "unpinned" if each.before.gpu_index is None else f"GPU {each.before.gpu_index}"
     return then if each.name is None else f"{then} {each.name}"
 
 
-def _gpu_now(each: Restored) -> str:
-    from cotenant.store.backup import Fate
+def _gpu_now(each: Relocated) -> str:
+    from cotenant.store.backup import Outcome
 
-    if each.fate is Fate.MISSING:
+    if each.outcome is Outcome.MISSING:
         return f"not on this machine: left unpinned, was {each.after.device_id}"
-    if each.fate is Fate.UNKNOWN:
+    if each.outcome is Outcome.UNKNOWN:
         return "left unpinned: the backup does not say which GPU it was"
     return "unpinned" if each.after.gpu_index is None else f"GPU {each.after.gpu_index}"
 
 
-_COLUMNS: Final[Sequence[Column[Restored]]] = (
+_COLUMNS: Final[Sequence[Column[Relocated]]] = (
     Column("service", lambda each: each.before.service),
     Column("GPU then", _gpu_before),
     Column("GPU now", _gpu_now),

@@ -1,4 +1,4 @@
-"""What a backup holds, and putting it back where other GPUs may be."""
+"""The contents of a backup, and restoring it on a machine that may have other GPUs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """All that is worth keeping of a database, whatever kind it is.
+    """Everything in a database that is worth keeping.
 
     `devices` are the GPUs known when it was made, `created_at` is ISO 8601 in UTC. Decisions are left out:
-    they tell of one machine's past, and nothing is learned from them.
+    they describe one machine's past, and nothing is learned from them.
     """
 
     format: str
@@ -41,8 +41,8 @@ class Backup:
     loads: tuple[LoadRecord, ...]
 
 
-class Fate(StrEnum):
-    """What became of an assignment on the machine it was restored to."""
+class Outcome(StrEnum):
+    """The result for one assignment on the machine it was restored to."""
 
     KEPT = "kept"
     UNPINNED = "unpinned"
@@ -51,31 +51,31 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
-    """An assignment as it was and as it is now; `name` is what its GPU was called, if that is known.
+class Relocated:
+    """An assignment as it was and as it is now; `name` is its GPU's name, if known.
 
     `missing`: its GPU is not on this machine, so it is left unpinned until the GPU is seen here. `unknown`:
-    the backup does not tell which GPU its index meant.
+    the backup does not say which GPU its index meant.
     """
 
-    fate: Fate
+    outcome: Outcome
     before: Assignment
     after: Assignment
     name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Restoration:
+class RestoreResult:
     """What a restore did: the configuration's new number, None if the backup held none."""
 
     number: int | None
-    assignments: tuple[Restored, ...]
+    assignments: tuple[Relocated, ...]
     settings: int
     learned: int
 
 
 def take(session: Session, at: float) -> Backup:
-    """Read everything worth keeping, as one transaction sees it; `at` is Unix seconds."""
+    """Read everything worth keeping in one transaction; `at` is Unix seconds."""
     footprints, loads = session.records.learned()
     return Backup(
         format=FORMAT,
@@ -91,35 +91,35 @@ def take(session: Session, at: float) -> Backup:
     )
 
 
-def put_back(
+def restore(
     session: Session,
     backup: Backup,
     here: Sequence[SeenDevice],
     at: float,
-    keep_safe: Callable[[Backup], None] | None = None,
-) -> Restoration:
+    save_replaced: Callable[[Backup], None] | None = None,
+) -> RestoreResult:
     """Write a backup into a database of the machine whose GPUs are `here`, in the session's transaction.
 
-    The configuration is saved under a new number, never applied. An empty history is given the backup's; one
-    that is not stays, since its numbers name this machine's generated files. How applies ended is left out:
-    this machine's containers were not made by them. Where there is a GPU configuration, `keep_safe` is given
-    a backup of what is there before anything changes; without it, raises StoreError.
+    The configuration is saved under a new number, never applied. An empty history is filled with the
+    backup's; any other stays, since its numbers name this machine's generated files. The results of applies
+    are left out: this machine's containers were not made by them. Where there is a GPU configuration,
+    `save_replaced` is called with a backup of it before anything changes; without it, raises StoreError.
     """
     services = session.services
     services.lock()
     if backup.configuration is not None and not services.is_empty():
-        if keep_safe is None:
+        if save_replaced is None:
             raise StoreError(
                 "there is a GPU configuration already",
-                hint="Give --force to replace it; what is there is then kept in a backup of its own.",
+                hint="Give --force to replace it; the current one is then kept in a backup of its own.",
             )
-        keep_safe(take(session, at))
+        save_replaced(take(session, at))
     services.see_devices(here)
     relocate = _relocation(backup.devices, here)
     if backup.history and services.is_empty():
-        services.replace_history([_elsewhere(entry, relocate) for entry in backup.history])
+        services.replace_history([_relocated(entry, relocate) for entry in backup.history])
     number: int | None = None
-    restored: tuple[Restored, ...] = ()
+    restored: tuple[Relocated, ...] = ()
     if backup.configuration is not None:
         restored = tuple(relocate(assignment) for assignment in backup.configuration.assignments)
         after = [each.after for each in restored]
@@ -127,27 +127,27 @@ def put_back(
     for key, value in backup.settings.items():
         services.set_setting(key, value, at)
     learned = session.records.learn(backup.footprints, backup.loads)
-    return Restoration(number, restored, len(backup.settings), learned)
+    return RestoreResult(number, restored, len(backup.settings), learned)
 
 
-def _relocation(then: Sequence[SeenDevice], here: Sequence[SeenDevice]) -> Callable[[Assignment], Restored]:
+def _relocation(then: Sequence[SeenDevice], here: Sequence[SeenDevice]) -> Callable[[Assignment], Relocated]:
     """Return the rule that finds an assignment's GPU on this machine, by its UUID alone."""
     by_index = {device.gpu_index: device.device_id for device in then}
     names = {device.device_id: device.name for device in then}
     now: Mapping[DeviceId, int] = {device.device_id: device.gpu_index for device in here}
 
-    def relocate(before: Assignment) -> Restored:
+    def relocate(before: Assignment) -> Relocated:
         id_ = before.device_id
         if id_ is None and before.gpu_index is not None:
             id_ = by_index.get(before.gpu_index)
         after = replace(before, gpu_index=None if id_ is None else now.get(id_), device_id=id_)
         if id_ is None:
-            fate = Fate.UNPINNED if before.gpu_index is None else Fate.UNKNOWN
-            return Restored(fate, before, after)
-        return Restored(Fate.KEPT if id_ in now else Fate.MISSING, before, after, names.get(id_))
+            outcome = Outcome.UNPINNED if before.gpu_index is None else Outcome.UNKNOWN
+            return Relocated(outcome, before, after)
+        return Relocated(Outcome.KEPT if id_ in now else Outcome.MISSING, before, after, names.get(id_))
 
     return relocate
 
 
-def _elsewhere(entry: SavedConfiguration, relocate: Callable[[Assignment], Restored]) -> SavedConfiguration:
+def _relocated(entry: SavedConfiguration, relocate: Callable[[Assignment], Relocated]) -> SavedConfiguration:
     return replace(entry, assignments=tuple(relocate(each).after for each in entry.assignments), apply=None)

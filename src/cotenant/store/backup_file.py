@@ -23,7 +23,7 @@ _HINT: Final = "Give a file that `cotenant db backup` wrote."
 def write_backup(path: Path, backup: Backup, *, overwrite: bool = False) -> None:
     """Write the file whole or not at all. Raises StoreError, also where one is there already."""
     if not overwrite and path.exists():
-        raise StoreError(f"{path} exists already", hint="Choose another name, or give --force to replace it.")
+        raise StoreError(f"{path} already exists", hint="Choose another name, or give --force to replace it.")
     text = json.dumps(asdict(backup), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     data = text.encode()
     if path.suffix == ".gz":
@@ -38,14 +38,14 @@ def write_backup(path: Path, backup: Backup, *, overwrite: bool = False) -> None
 
 
 def read_backup(path: Path) -> Backup:
-    """Read a backup. Raises StoreError for a file that is none, is broken, or is of a newer Cotenant."""
+    """Read a backup. Raises StoreError for a file that is no backup, is broken, or is of a newer Cotenant."""
     data = _contents(path)
     try:
         document = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is no backup: it is not JSON ({error})", hint=_HINT) from None
+        raise StoreError(f"{path} is not a backup: it is not JSON ({error})", hint=_HINT) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise StoreError(f"{path} is no backup of Cotenant", hint=_HINT)
+        raise StoreError(f"{path} is not a backup of Cotenant", hint=_HINT)
     version = document.get("version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise StoreError(
@@ -84,7 +84,7 @@ def _contents(path: Path) -> bytes:
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}", hint=_HINT) from error
     if len(data) > _MAX_BYTES:
-        raise StoreError(f"{path} is no backup: it is larger than {_MAX_BYTES >> 20} MiB", hint=_HINT)
+        raise StoreError(f"{path} is not a backup: it is larger than {_MAX_BYTES >> 20} MiB", hint=_HINT)
     return data
 
 
@@ -100,4 +100,4 @@ def _in_range(value: Any) -> bool:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

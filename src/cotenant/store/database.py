@@ -1,4 +1,4 @@
-"""The database: opened where it is, or in memory until it can be."""
+"""The database of one thread: open, or replaced by one in memory until it can be opened."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cotenant.clock import Clock
 from cotenant.domain.errors import StoreError
+from cotenant.store import postgres, sqlite
 from cotenant.store.location import Location
-from cotenant.store.postgres import open_server
 from cotenant.store.repositories import Records
 from cotenant.store.services.store import ServiceRows
-from cotenant.store.sqlite import Damaged, move_aside, open_file
 
 _AWAY_HINT: Final = "Check that it runs and that the URL, the user and the password are right."
 _UNUSABLE_HINT: Final = "Check the disk, the rights on the file and its folder, and who else holds it locked."
@@ -26,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One transaction, and what is kept as it sees it."""
+    """One transaction, and the stored data as it sees them."""
 
     connection: Connection
     records: Records
@@ -34,7 +33,7 @@ class Session:
 
 
 class Unusable(Exception):
-    """The database cannot be opened for now, with the reason."""
+    """The database cannot be opened now; the text is the reason."""
 
 
 def open_engine(location: Location, *, busy_timeout_s: float) -> Engine:
@@ -43,17 +42,42 @@ def open_engine(location: Location, *, busy_timeout_s: float) -> Engine:
     Raises Damaged, Unusable, and StoreError or BadSetting for one that must not be used as it is.
     """
     try:
-        if location.path is None:
-            return open_server(location, lock_timeout_s=busy_timeout_s)
-        location.path.parent.mkdir(parents=True, exist_ok=True)
-        return open_file(location.path, busy_timeout_s=busy_timeout_s)
+        if location.path is not None:
+            location.path.parent.mkdir(parents=True, exist_ok=True)
+        engine = connect(location, busy_timeout_s=busy_timeout_s)
+        try:
+            with engine.begin() as connection:
+                if location.url is None:
+                    sqlite.prepare(connection, location.path)
+                else:
+                    postgres.prepare(connection, location)
+        except BaseException as error:
+            engine.dispose()
+            if sqlite.is_damage(error):
+                raise sqlite.Damaged from error
+            raise
     except (SQLAlchemyError, OSError) as error:
         raise Unusable(explain(error)) from error
+    return engine
+
+
+def connect(location: Location, *, busy_timeout_s: float) -> Engine:
+    """Return an engine that connects when used. Raises StoreError or BadSetting for an unusable URL."""
+    if location.url is None:
+        return sqlite.connect(location.path, busy_timeout_s=busy_timeout_s)
+    return postgres.connect(location, lock_timeout_s=busy_timeout_s)
+
+
+def stored_version(connection: Connection, location: Location) -> int:
+    """Return the number of the tables' revision, 0 if there are none yet. Raises StoreError for others'."""
+    if location.url is None:
+        return sqlite.stored_version(connection, location.path)
+    return postgres.stored_version(connection, location)
 
 
 def unusable(location: Location, why: str) -> StoreError:
     """Return the error for a database that cannot be opened or used."""
-    hint = _AWAY_HINT if location.path is None else _UNUSABLE_HINT
+    hint = _UNUSABLE_HINT if location.url is None else _AWAY_HINT
     return StoreError(f"{location} cannot be used: {why}", hint=hint)
 
 
@@ -68,8 +92,8 @@ class Database:
     """The database as one thread holds it.
 
     While it cannot be opened, records are kept in memory, with a warning, and it is tried again at most every
-    `retry_s`; once it can be, they are written to it. A damaged file is moved aside with a warning and a new
-    one begun. Raises StoreError or BadSetting for a database that must not be used.
+    `retry_s`; once it can be, they are written to it. A damaged file is renamed with a warning and a new one
+    created. Raises StoreError or BadSetting for a database that must not be used.
     """
 
     def __init__(self, location: Location, *, busy_timeout_s: float, retry_s: float, clock: Clock) -> None:
@@ -78,15 +102,15 @@ class Database:
         self._retry_s = retry_s
         self._clock = clock
         self._memory: Engine | None = None
-        self._lasting: Engine | None = None
+        self._durable: Engine | None = None
         self._why = ""
         try:
-            self._lasting = self._open()
+            self._durable = self._open()
         except Unusable as error:
             self._why = str(error)
-            self._memory = open_file(None, busy_timeout_s=busy_timeout_s)
+            self._memory = open_engine(Location(), busy_timeout_s=busy_timeout_s)
             _log.warning(
-                "%s cannot be used, so nothing is remembered after this run unless it comes back: %s",
+                "%s cannot be used, so nothing is remembered after this run unless it recovers: %s",
                 location,
                 self._why,
             )
@@ -94,64 +118,64 @@ class Database:
 
     @contextmanager
     def records(self) -> Iterator[Session]:
-        """A transaction for what may be lost: in memory while there is nothing better."""
+        """A transaction for data that may be lost: in memory while the database cannot be opened."""
         self._try_again()
-        engine = self._lasting or self._memory
+        engine = self._durable or self._memory
         if engine is None:
             raise AssertionError("one of them is always open")
         with session(engine) as opened:
             yield opened
 
     @contextmanager
-    def lasting(self) -> Iterator[Session]:
-        """A transaction for what must not be lost. Raises StoreError while the database cannot be opened."""
+    def durable(self) -> Iterator[Session]:
+        """A transaction for data that must not be lost. Raises StoreError while there is no database."""
         self._try_again()
-        if self._lasting is None:
+        if self._durable is None:
             raise unusable(self.location, self._why)
-        with session(self._lasting) as opened:
+        with session(self._durable) as opened:
             yield opened
 
     def close(self) -> None:
         """Close what is open."""
-        for engine in (self._lasting, self._memory):
+        for engine in (self._durable, self._memory):
             if engine is not None:
                 engine.dispose()
 
     def _open(self) -> Engine:
         try:
             return open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
-        except Damaged:
+        except sqlite.Damaged:
             path = self.location.path
             if path is None:
                 raise
             try:
-                aside = move_aside(path)
+                renamed = sqlite.rename_damaged(path)
             except OSError as error:
-                raise Unusable(f"it is damaged, and cannot be moved aside: {explain(error)}") from error
-            _log.warning("%s is damaged: it is now %s, and a new one is begun", path, aside.name)
+                raise Unusable(f"it is damaged, and cannot be renamed: {explain(error)}") from error
+            _log.warning("%s is damaged: it is now %s, and a new one is created", path, renamed.name)
             return open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
 
     def _try_again(self) -> None:
         now = self._clock.now()
         if self._memory is None or now < self._tried_at + self._retry_s:
             return
-        lasting: Engine | None = None
+        durable: Engine | None = None
         try:
-            lasting = self._open()
-            with session(self._memory) as kept, session(lasting) as opened:
-                count = opened.records.take_over(kept.records)
+            durable = self._open()
+            with session(self._memory) as memory, session(durable) as opened:
+                count = opened.records.copy_from(memory.records)
         except (Unusable, SQLAlchemyError, StoreError) as error:
             self._why = explain(error)
-            if lasting is not None:
-                lasting.dispose()
+            if durable is not None:
+                durable.dispose()
             return
         finally:
             self._tried_at = self._clock.now()
-        _log.warning("%s can be used again; %d records made meanwhile are in it", self.location, count)
+        _log.warning("%s can be used again; %d records from memory were written to it", self.location, count)
         self._memory.dispose()
-        self._memory, self._lasting = None, lasting
+        self._memory, self._durable = None, durable
 
 
 def explain(error: Exception) -> str:
-    """Return what went wrong in one line, without the statement that met it."""
+    """Return what went wrong in one line, without the failed statement."""
     return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -1,4 +1,4 @@
-"""What the daemon remembers of models and decisions, in a database."""
+"""The record of loads, footprints and decisions, in a database."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cotenant.store.location import Location
 from cotenant.store.writer import Writer
 
 if TYPE_CHECKING:
-    from cotenant.store.repositories import Record, Records
+    from cotenant.store.repositories import Records
 
 T = TypeVar("T")
 _LEARNED_FROM: Final = 2_000
 
 
 class SqlJournal:
-    """A Journal in a database that several daemons may share, given by its place or by its opened writer.
+    """A Journal in a database that several daemons may share, given by its location or by its opened writer.
 
     Opening waits for the disk: do it before the event loop runs, or in a thread. Raises StoreError for a
     database that is a newer Cotenant's or another program's, BadSetting for a URL that cannot be used.
@@ -30,16 +30,16 @@ class SqlJournal:
         self._writer = where if isinstance(where, Writer) else Writer(where)
 
     def record_footprint(self, record: FootprintRecord) -> None:
-        """Keep what a load took on one device."""
-        self._put(record)
+        """Record the memory that a load took on one device."""
+        self._writer.put(record)
 
     def record_load(self, record: LoadRecord) -> None:
-        """Keep how long a load took."""
-        self._put(record)
+        """Record the duration of a load."""
+        self._writer.put(record)
 
     def record_decision(self, record: DecisionRecord) -> None:
-        """Keep a decision."""
-        self._put(record)
+        """Record a decision."""
+        self._writer.put(record)
 
     async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
         """Return the overhead learned per device name; `calibration.learned_overheads` states the rule."""
@@ -50,11 +50,11 @@ class SqlJournal:
         return estimate_errors(await self._footprints())
 
     async def seen_bytes(self) -> Mapping[str, int]:
-        """Return what each model was last measured to hold, where a driver told."""
+        """Return the bytes that each model was last measured to hold, where a driver reports them."""
         return seen_bytes(await self._footprints())
 
     async def load_times(self) -> Mapping[str, LoadTimes]:
-        """Return how long each model's next load should take, by its last ones."""
+        """Return the expected duration of each model's next load, from its last ones."""
         return expected_load_times(await self._ask(lambda records: records.loads(_LEARNED_FROM)))
 
     async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
@@ -62,7 +62,7 @@ class SqlJournal:
         return await self._ask(lambda records: records.decisions(limit, model))
 
     async def close(self) -> None:
-        """Keep what is still to be kept, and close; what is recorded later is left out."""
+        """Write what is pending, and close; what is recorded later is dropped."""
         await asyncio.to_thread(self._writer.close)
 
     async def _footprints(self) -> list[FootprintRecord]:
@@ -70,7 +70,4 @@ class SqlJournal:
 
     async def _ask(self, read: Callable[[Records], list[T]]) -> list[T]:
         empty: list[T] = []
-        return await asyncio.wrap_future(self._writer.ask(read, empty))
-
-    def _put(self, record: Record) -> None:
-        self._writer.put(record)
+        return await asyncio.wrap_future(self._writer.read(read, empty))

@@ -15,7 +15,10 @@ _HINT: Final = "Give a file, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A database: SQLite's file at `path`, or else PostgreSQL at `url`. Printed, it shows no password."""
+    """A database: PostgreSQL at `url`, else SQLite's file at `path`, else SQLite in memory.
+
+    Printed, it shows no password.
+    """
 
     path: Path | None = None
     url: str | None = None
@@ -44,10 +47,10 @@ def locate(where: Path | str | Location) -> Location:
     if scheme.lower() == "sqlite" and len(rest) > 1 and rest.startswith("/"):
         # As SQLAlchemy writes them: three slashes before a relative path, four before an absolute one.
         return Location(path=Path(rest[1:]).expanduser())
-    raise BadSetting(f"{_without_password(text)} is no database that Cotenant can use", hint=_HINT)
+    raise BadSetting(f"{_without_password(text)} is not a database that Cotenant can use", hint=_HINT)
 
 
 def _without_password(url: str) -> str:
-    """Hide passwords, rather too much than too little: one that holds an `@` or `/` ends at the last `@`."""
+    """Replace passwords by `***`. One that holds an `@` or `/` is taken to end at the last `@`."""
     hidden = re.sub(r"(?<=://)([^:@/]*):.*@", r"\1:***@", url)
     return re.sub(r"(?i)(password=)[^&]*", r"\1***", hidden)

@@ -1,4 +1,4 @@
-"""Bringing the tables to the version that this program works with. Importing it imports Alembic."""
+"""Upgrading the tables to the version that this program works with. Importing it imports Alembic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import Final
 
-# Alembic tells of its own parts as soon as it is imported.
+# Alembic logs about its own parts as soon as it is imported.
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 from alembic import command  # noqa: E402
@@ -28,10 +28,10 @@ def configuration(connection: Connection | None = None) -> Config:
 def upgrade(connection: Connection, *, unstamped: bool = False) -> None:
     """Run every revision that is missing, in the transaction of the connection.
 
-    `unstamped` says that the tables of the first revision are there from before revisions were counted.
+    `unstamped` says that the tables of the first revision were created before revisions were recorded.
     """
     config = configuration(connection)
-    # Alembic hands its settings to the scripts through globals.
+    # Alembic passes its settings to the scripts through globals.
     with _one_at_a_time:
         if unstamped:
             command.stamp(config, _FIRST)

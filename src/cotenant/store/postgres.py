@@ -1,4 +1,4 @@
-"""The database on a PostgreSQL server: reached, checked, brought up to date."""
+"""The database on a PostgreSQL server: connecting, checking and upgrading it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOCK: Final = 0x436F5465
 _CONNECTING: Final[dict[str, Any]] = {
     "application_name": "cotenant",
     "connect_timeout": 5,
-    # A server that fell silent in the middle of a statement is given up after these.
+    # How long to wait for a server that stops responding in the middle of a statement.
     "tcp_user_timeout": 10_000,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -25,7 +25,7 @@ _CONNECTING: Final[dict[str, Any]] = {
 }
 
 
-def connect_server(location: Location, *, lock_timeout_s: float) -> Engine:
+def connect(location: Location, *, lock_timeout_s: float) -> Engine:
     """Return an engine that connects when used, again where the last connection was lost.
 
     Raises BadSetting for a URL that cannot be read, StoreError if the driver is not installed.
@@ -53,22 +53,6 @@ def connect_server(location: Location, *, lock_timeout_s: float) -> Engine:
     return engine
 
 
-def open_server(location: Location, *, lock_timeout_s: float) -> Engine:
-    """Connect, with the tables up to date.
-
-    Raises what `connect_server` does, StoreError for a database of a newer Cotenant or tables of another
-    program, and SQLAlchemyError while the server cannot be reached.
-    """
-    engine = connect_server(location, lock_timeout_s=lock_timeout_s)
-    try:
-        with engine.begin() as connection:
-            _adopt(connection, location)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
-
-
 def stored_version(connection: Connection, location: Location) -> int:
     """Return the number of the tables' revision, 0 if there are none yet. Raises StoreError for others'."""
     found = set(inspect(connection).get_table_names())
@@ -91,7 +75,8 @@ def stored_version(connection: Connection, location: Location) -> int:
     return 0
 
 
-def _adopt(connection: Connection, location: Location) -> None:
+def prepare(connection: Connection, location: Location) -> None:
+    """Upgrade the tables. Raises StoreError for those of a newer Cotenant or another program."""
     head = int(HEAD)
     version = stored_version(connection, location)
     if version < head:

@@ -1,4 +1,4 @@
-"""Keeping and finding records, through a connection whose transaction the caller begins."""
+"""Storing and finding records, through a connection whose transaction the caller begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = FootprintRecord | LoadRecord | DecisionRecord
 
 @dataclass(frozen=True, slots=True)
 class Repository(Generic[R]):
-    """One kind of record in one table, of which the newest `kept` stay."""
+    """One kind of record in one table; the newest `kept` stay."""
 
     table: Table
     to_row: Callable[[R], dict[str, Any]]
@@ -25,14 +25,14 @@ class Repository(Generic[R]):
     kept: int
 
     def add(self, connection: Connection, records: Sequence[R]) -> None:
-        """Keep the records, and forget the oldest beyond the bound."""
+        """Insert the records, and delete the oldest beyond the limit."""
         key = self.table.c.id
         connection.execute(insert(self.table), [self.to_row(record) for record in records])
         newest = select(func.max(key)).scalar_subquery()
         connection.execute(delete(self.table).where(key <= newest - self.kept))
 
     def merge(self, connection: Connection, records: Sequence[R], at: Callable[[R], float]) -> int:
-        """Keep those of the records that are not there yet, all in the order of their time; count them."""
+        """Insert the records that are not stored yet, in the order of their time; return their number."""
         known = self.newest(connection, self.kept)
         merged = sorted(dict.fromkeys([*records, *known]), key=at)
         if len(merged) > len(known):
@@ -58,13 +58,13 @@ DECISIONS: Final[Repository[DecisionRecord]] = Repository(
 
 
 class Records:
-    """What is kept, as one connection sees it."""
+    """The records, as one connection sees them."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def add(self, records: Sequence[Record]) -> None:
-        """Keep records of any kind."""
+        """Insert records of any kind."""
         for kind, repository in (
             (FootprintRecord, FOOTPRINTS),
             (LoadRecord, LOADS),
@@ -73,8 +73,8 @@ class Records:
             if chosen := [record for record in records if isinstance(record, kind)]:
                 repository.add(self._connection, chosen)  # type: ignore[arg-type]
 
-    def take_over(self, others: Records) -> int:
-        """Keep all that others keep as well; return how many records those are."""
+    def copy_from(self, others: Records) -> int:
+        """Insert all records of another database; return their number."""
         found: list[Record] = [
             *others.footprints(FOOTPRINTS.kept),
             *others.loads(LOADS.kept),
@@ -84,11 +84,11 @@ class Records:
         return len(found)
 
     def learned(self) -> tuple[list[FootprintRecord], list[LoadRecord]]:
-        """Return all that plans learn from, oldest first."""
+        """Return all records that plans learn from, oldest first."""
         return self.footprints(FOOTPRINTS.kept), self.loads(LOADS.kept)
 
     def learn(self, footprints: Sequence[FootprintRecord], loads: Sequence[LoadRecord]) -> int:
-        """Keep what was learned elsewhere beside what is there; return how many records are new."""
+        """Insert records of another database; return how many are new."""
         return FOOTPRINTS.merge(self._connection, footprints, lambda record: record.at) + LOADS.merge(
             self._connection, loads, lambda record: record.at
         )

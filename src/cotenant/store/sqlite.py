@@ -1,4 +1,4 @@
-"""The database as an SQLite file: opened, checked, brought up to date, or found damaged."""
+"""The database as an SQLite file: connecting, checking and upgrading it, and detecting damage."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cotenant.domain.errors import StoreError
 from cotenant.store.versions import HEAD
 
 APPLICATION_ID: Final = 0x436F5465
-"""`CoTe` in the file's header, so that somebody else's database is never written."""
+"""`CoTe` in the file's header. A database without it is another program's and is never written."""
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Damaged(Exception):
-    """The file is no database, or a broken one."""
+    """The file is not a database, or is corrupt."""
 
 
-def connect_file(path: Path | None, *, busy_timeout_s: float) -> Engine:
+def connect(path: Path | None, *, busy_timeout_s: float) -> Engine:
     """Return an engine for the calling thread alone, which opens the file when used; None is in memory."""
     engine = create_engine(
         URL.create("sqlite", database=None if path is None else str(path)),
@@ -31,24 +31,6 @@ def connect_file(path: Path | None, *, busy_timeout_s: float) -> Engine:
     )
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
-    return engine
-
-
-def open_file(path: Path | None, *, busy_timeout_s: float) -> Engine:
-    """Open or create the file, with its tables up to date.
-
-    Raises Damaged, StoreError for a database of a newer Cotenant or another program, neither of which is
-    touched, and SQLAlchemyError for what cannot be opened at all.
-    """
-    engine = connect_file(path, busy_timeout_s=busy_timeout_s)
-    try:
-        with engine.begin() as connection:
-            _adopt(connection, path)
-    except BaseException as error:
-        engine.dispose()
-        if is_damage(error):
-            raise Damaged from error
-        raise
     return engine
 
 
@@ -63,19 +45,43 @@ def stored_version(connection: Connection, path: Path | None) -> int:
     return _pragma(connection, "user_version")
 
 
+def prepare(connection: Connection, path: Path | None) -> None:
+    """Check that the file is sound and ours, and upgrade its tables.
+
+    Raises Damaged, and StoreError for a database of a newer Cotenant or another program, left as it is.
+    """
+    version, head = stored_version(connection, path), int(HEAD)
+    if not 0 <= version <= head:
+        raise StoreError(
+            f"{path} has version {version} of the tables, and this Cotenant knows version {head}",
+            hint="Run the Cotenant that wrote it or a newer one, or move the file away to start empty.",
+        )
+    if version:
+        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if verdict != "ok":
+            raise Damaged(verdict)
+    if version < head:
+        from cotenant.store.migrate import upgrade
+
+        # Files of version 1 are from before revisions were kept in a table.
+        upgrade(connection, unstamped=version == 1)
+        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {head}")
+
+
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says that the file is broken."""
     return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
 
-def move_aside(path: Path) -> Path:
+def rename_damaged(path: Path) -> Path:
     """Rename the file with its journal, which SQLite finds by name."""
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    renamed = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
     for suffix in ("", "-wal", "-shm"):
         old = path.with_name(path.name + suffix)
         if old.exists():
-            os.replace(old, aside.with_name(aside.name + suffix))
-    return aside
+            os.replace(old, renamed.with_name(renamed.name + suffix))
+    return renamed
 
 
 def _configure(connection: Any, _record: object) -> None:
@@ -92,27 +98,6 @@ def _configure(connection: Any, _record: object) -> None:
 def _begin(connection: Connection) -> None:
     # IMMEDIATE, since a deferred transaction that turns into a write fails at once, whatever the timeout.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _adopt(connection: Connection, path: Path | None) -> None:
-    """Bring the tables up to date, once the file is seen to be sound and ours."""
-    version, head = stored_version(connection, path), int(HEAD)
-    if not 0 <= version <= head:
-        raise StoreError(
-            f"{path} has version {version} of the tables, and this Cotenant knows version {head}",
-            hint="Run the Cotenant that wrote it or a newer one, or move the file away to begin anew.",
-        )
-    if version:
-        verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-        if verdict != "ok":
-            raise Damaged(verdict)
-    if version < head:
-        from cotenant.store.migrate import upgrade
-
-        # Files of version 1 are from before revisions were kept in a table.
-        upgrade(connection, unstamped=version == 1)
-        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.exec_driver_sql(f"PRAGMA user_version = {head}")
 
 
 def _pragma(connection: Connection, name: str) -> int:

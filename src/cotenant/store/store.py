@@ -1,4 +1,4 @@
-"""One open database for all that is kept in it."""
+"""One open database for everything that is stored in it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Store:
     """A database by its path or URL, with the scheduler's journal and GPU configuration in it.
 
-    Opening waits for the disk or the server: do it before the event loop runs, or in a thread. A server or a
-    disk that is away makes the journal remember in memory until it is back; GPU configuration raises
-    StoreError meanwhile. Raises StoreError for a database that is a newer Cotenant's or another program's, or
+    Opening waits for the disk or the server: do it before the event loop runs, or in a thread. While the
+    server or the disk is unavailable, the journal remembers in memory, and GPU configuration raises
+    StoreError. Opening raises StoreError for a database that is a newer Cotenant's or another program's, or
     whose driver is missing, and BadSetting for a URL that cannot be used.
 
     A lock that another program holds is waited for during `busy_timeout_s`. At most `max_waiting` records
-    wait to be written. What is away is tried again after `retry_s`, when something is asked of it.
+    wait to be written. An unavailable database is tried again after `retry_s`, at the next request.
     """
 
     def __init__(
@@ -46,5 +46,5 @@ class Store:
         self.services: SqlServiceStore = SqlServiceStore(self._writer)
 
     async def close(self) -> None:
-        """Keep what is still to be kept, and close; what is recorded later is left out."""
+        """Write what is pending, and close; what is recorded later is dropped."""
         await asyncio.to_thread(self._writer.close)

@@ -1,4 +1,4 @@
-"""The one thread that touches the database, so that nobody else ever waits for a disk or a server."""
+"""The one thread that uses the database, so that no other thread waits for a disk or a server."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """Something to read, where its answer is awaited, and what stands for it if nothing can be read."""
+class _Read:
+    """A read, the future of its result, and the result if the database cannot be read."""
 
     read: Callable[[Records], Any]
     answer: Future[Any]
-    otherwise: Any
+    default: Any
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """Something to do in a transaction of its own, whose failure its caller is told."""
+    """Work in a transaction of its own; its failure is raised to its caller."""
 
     work: Callable[[Session], Any]
     answer: Future[Any]
 
 
 class Writer:
-    """Writes records in the order given, many in one transaction, and answers questions in their turn.
+    """Writes records in the order given, many in one transaction, and performs reads in their turn.
 
     SQLAlchemy is imported by the thread alone: a program that never opens a database does not pay for it.
-    A fault of records is told once, until writing succeeds again; the records that met it are lost. At most
-    `max_waiting` wait; those beyond are lost likewise. Tasks are never lost: they are done, or raise. Raises
+    A failure to write records is logged once, until writing succeeds again; those records are lost. At most
+    `max_waiting` wait; those beyond are lost too. Tasks are never lost: they are done, or raise. Raises
     StoreError and BadSetting as `Database` does.
     """
 
@@ -63,11 +63,11 @@ class Writer:
         clock: Clock | None = None,
     ) -> None:
         self._location = locate(where)
-        self._waiting: queue.Queue[Record | _Question | _Task | None] = queue.Queue(max_waiting)
+        self._waiting: queue.Queue[Record | _Read | _Task | None] = queue.Queue(max_waiting)
         self._lost = 0
         self._counting = threading.Lock()
         self._unreadable = False
-        # Nothing may follow what ends the thread, since nobody would answer it.
+        # Nothing may be queued after the item that ends the thread: it would never be answered.
         self._taking = threading.Lock()
         self._closed = False
         opened: Future[None] = Future()
@@ -81,36 +81,36 @@ class Writer:
         opened.result()
 
     def put(self, record: Record) -> None:
-        """Have a record written, unless closed. Never blocks."""
+        """Queue a record to be written, unless closed. Never blocks."""
         if self._put(record) is False:
             self._lose(1, "the disk does not keep up")
 
-    def ask(self, read: Callable[[Records], T], otherwise: T) -> Future[T]:
-        """Have something read, after all that was put before. Never blocks."""
+    def read(self, read: Callable[[Records], T], default: T) -> Future[T]:
+        """Queue a read, after everything queued before. Never blocks."""
         answer: Future[T] = Future()
-        if not self._put(_Question(read, answer, otherwise)):
-            answer.set_result(otherwise)
+        if not self._put(_Read(read, answer, default)):
+            answer.set_result(default)
         return answer
 
     def do(self, work: Callable[[Session], T]) -> Future[T]:
-        """Have something done in one transaction of the lasting database, after all that was put before.
+        """Queue work in one transaction of the durable database, after everything queued before.
 
         Never blocks. The future raises StoreError for a database that cannot be used, and whatever `work`
         raises; nothing is written then.
         """
         answer: Future[T] = Future()
-        taken = self._put(_Task(work, answer))
-        if not taken:
-            why = "is closed" if taken is None else "does not keep up"
+        queued = self._put(_Task(work, answer))
+        if not queued:
+            why = "is closed" if queued is None else "does not keep up"
             answer.set_exception(
                 StoreError(f"{self._location} {why}", hint="Try again; check the disk or the server.")
             )
         return answer
 
     def close(self, within_s: float = _CLOSES_WITHIN_S) -> None:
-        """Wait until all that was put is written and the database is closed; what comes later is left out.
+        """Wait until everything queued is written and the database is closed; what comes later is dropped.
 
-        A disk or a server that does not answer is waited for `within_s`, then left with a warning.
+        Waits at most `within_s` for a disk or a server that does not respond, then logs a warning.
         """
         deadline = time.monotonic() + within_s
         with self._taking:
@@ -121,10 +121,10 @@ class Writer:
                 self._waiting.put(None, timeout=within_s)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            _log.warning("%s does not answer: what was still to be written is lost", self._location)
+            _log.warning("%s does not respond: what was still to be written is lost", self._location)
 
-    def _put(self, item: Record | _Question | _Task) -> bool | None:
-        """Have something wait for the thread: False if too much waits already, None once closed."""
+    def _put(self, item: Record | _Read | _Task) -> bool | None:
+        """Queue an item for the thread: False if the queue is full, None once closed."""
         with self._taking:
             if self._closed:
                 return None
@@ -150,11 +150,11 @@ class Writer:
             database.close()
 
     def _serve(self, database: Database) -> bool:
-        """Write what waits now, and do what ends it, if anything; False once closed."""
+        """Write the records that wait now, and do the task after them, if any; False once closed."""
         batch: list[Record] = []
         item = self._waiting.get()
         try:
-            while item is not None and not isinstance(item, (_Question, _Task)):
+            while item is not None and not isinstance(item, (_Read, _Task)):
                 batch.append(item)
                 if len(batch) == _MAX_BATCH:
                     break
@@ -163,8 +163,8 @@ class Writer:
             pass
         if batch:
             self._write(database, batch)
-        if isinstance(item, _Question):
-            self._answer(database, item)
+        if isinstance(item, _Read):
+            self._perform_read(database, item)
         elif isinstance(item, _Task):
             self._do(database, item)
         return item is not None
@@ -181,20 +181,20 @@ class Writer:
         if lost:
             _log.warning("%s is written again; %d records were lost", self._location, lost)
 
-    def _answer(self, database: Database, question: _Question) -> None:
-        if not question.answer.set_running_or_notify_cancel():
+    def _perform_read(self, database: Database, pending: _Read) -> None:
+        if not pending.answer.set_running_or_notify_cancel():
             return
-        found = question.otherwise
+        found = pending.default
         try:
             with database.records() as session:
-                found = question.read(session.records)
+                found = pending.read(session.records)
         except Exception as error:
             if not self._unreadable:
                 _log.warning("%s cannot be read: %s", self._location, _explain(error))
             self._unreadable = True
         else:
             self._unreadable = False
-        question.answer.set_result(found)
+        pending.answer.set_result(found)
 
     def _do(self, database: Database, task: _Task) -> None:
         from sqlalchemy.exc import SQLAlchemyError
@@ -202,8 +202,8 @@ class Writer:
         if not task.answer.set_running_or_notify_cancel():
             return
         try:
-            with database.lasting() as session:
-                done = task.work(session)
+            with database.durable() as session:
+                result = task.work(session)
         except SQLAlchemyError as error:
             from cotenant.store.database import unusable
 
@@ -211,7 +211,7 @@ class Writer:
         except BaseException as error:
             task.answer.set_exception(error)
         else:
-            task.answer.set_result(done)
+            task.answer.set_result(result)
 
     def _lose(self, count: int, why: str) -> None:
         with self._counting:

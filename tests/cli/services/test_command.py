@@ -158,16 +158,16 @@ def test_user_assigns_same_gpu_to_all(services, capsys):
 )
 def test_an_assignment_that_is_none_is_wrong_usage(text, capsys):
     assert run("set", "--", text) == 2
-    assert "is no assignment" in capsys.readouterr().err
+    assert "is not an assignment" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
         (["set"], "nothing to set"),
-        (["set", "--strategy", "best"], "'best' is no strategy"),
-        (["preview", "--strategy", "best"], "'best' is no strategy"),
-        (["rollback", "x"], "'x' is no number of the history"),
+        (["set", "--strategy", "best"], "'best' is not a strategy"),
+        (["preview", "--strategy", "best"], "'best' is not a strategy"),
+        (["rollback", "x"], "'x' is not a number of the history"),
     ],
 )
 def test_wrong_usage_is_one_line_and_a_hint(argv, says, capsys):
@@ -197,7 +197,7 @@ def test_apply_shows_each_step_and_ends_with_how_it_ended(services, capsys):
     with meanwhile(services, act):
         assert run("apply") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Apply 1 running (begun ")
+    assert lines[0].startswith("Apply 1 running (started ")
     assert "ai-llm  pending on GPU 0" in lines
     assert "ai-clip  healthy on GPU 1" in lines
     assert lines[-1].startswith("Apply 1 succeeded (took 50.0 s, ended ")
@@ -239,7 +239,7 @@ def test_apply_need_not_be_waited_for(services, capsys):
     run("set", "ai-llm=0")
     capsys.readouterr()
     assert run("apply", "--no-wait", "--force") == 0
-    assert capsys.readouterr().out.startswith("Apply 1 has begun")
+    assert capsys.readouterr().out.startswith("Apply 1 has started")
     assert services.calls == ["apply force=True"]
     assert run("apply") == 1
     assert "an apply is going on" in capsys.readouterr().err

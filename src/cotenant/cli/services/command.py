@@ -31,16 +31,18 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("services", help="pin containers to GPUs, and apply and take back")
     actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=type(parser))
     _register_import(actions)
-    _read(actions, "list", _list, "show services and their GPUs")
-    preview = _read(actions, "preview", _preview, "show what a strategy would assign, changing nothing")
+    _register_read(actions, "list", _list, "show services and their GPUs")
+    preview = _register_read(
+        actions, "preview", _preview, "show what a strategy would assign, changing nothing"
+    )
     preview.add_argument("--strategy", metavar="NAME", type=_strategy, help=_strategies())
     _register_set(actions)
-    apply = _ordering(actions, "apply", _apply, "recreate the services whose assignment changed")
+    apply = _register_order(actions, "apply", _apply, "recreate the services whose assignment changed")
     apply.add_argument("--force", action="store_true", help="overwrite generated files that somebody edited")
-    _read(actions, "status", _status, "show how the last apply stands and how containers do")
-    rollback = _ordering(actions, "rollback", _rollback, "go back to what was applied before")
+    _register_read(actions, "status", _status, "show how the last apply stands and how containers do")
+    rollback = _register_order(actions, "rollback", _rollback, "go back to what was applied before")
     rollback.add_argument("number", metavar="NUMBER", type=_number, nargs="?", help="one of the history")
-    history = _read(actions, "history", _history, "list the configurations saved")
+    history = _register_read(actions, "history", _history, "list the configurations saved")
     history.add_argument("--limit", metavar="N", type=_number, default=20, help="how many (default: 20)")
 
 
@@ -76,7 +78,7 @@ def _register_set(actions: Any) -> None:
     parser.set_defaults(run=_set)
 
 
-def _read(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+def _register_read(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
     parser = actions.add_parser(name, help=text)
     parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON")
     add_daemon_options(parser)
@@ -84,7 +86,7 @@ def _read(actions: Any, name: str, run: Callable[[argparse.Namespace], int], tex
     return parser
 
 
-def _ordering(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+def _register_order(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
     parser = actions.add_parser(name, help=text)
     parser.add_argument(
         "--wait",
@@ -112,7 +114,7 @@ def _preview(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
     shown = daemon.get(_PATH)
     preview = daemon.get(f"{_PATH}/preview?strategy={args.strategy or shown['strategy']}")
-    return _show(args, preview, lambda told: preview_lines(told, shown))
+    return _show(args, preview, lambda response: preview_lines(response, shown))
 
 
 def _set(args: argparse.Namespace) -> int:
@@ -123,7 +125,7 @@ def _set(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
     given = {each["service"]: each for each in args.assignments}
     shown = daemon.get(_PATH)
-    kept = {} if args.strategy else {each["service"]: each for each in _kept(shown)}
+    kept = {} if args.strategy else {each["service"]: each for each in _saved_assignments(shown)}
     saved = daemon.put(
         _PATH,
         {
@@ -134,9 +136,9 @@ def _set(args: argparse.Namespace) -> int:
     )
     for each in saved["assignments"]:
         budget_gb = each["vram_budget_override"]
-        told = "" if budget_gb is None else f", budget {budget_gb:g} GB"
+        budget = "" if budget_gb is None else f", budget {budget_gb:g} GB"
         place = where(each, shown["gpus"])
-        print(f"{each['service']}: {'' if each['gpu_index'] is None else 'GPU '}{place}{told}")
+        print(f"{each['service']}: {'' if each['gpu_index'] is None else 'GPU '}{place}{budget}")
     print(*(f"Warning: {warning}" for warning in saved["warnings"]), sep="\n", end="")
     print(f"{chr(10) if saved['warnings'] else ''}Saved. `cotenant services apply` recreates the containers.")
     return 0
@@ -144,45 +146,45 @@ def _set(args: argparse.Namespace) -> int:
 
 def _apply(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
-    return _begun(args, daemon, daemon.post(f"{_PATH}/apply", {"force": args.force}))
+    return _follow(args, daemon, daemon.post(f"{_PATH}/apply", {"force": args.force}))
 
 
 def _rollback(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
-    return _begun(args, daemon, daemon.post(f"{_PATH}/rollback", {"number": args.number}))
+    return _follow(args, daemon, daemon.post(f"{_PATH}/rollback", {"number": args.number}))
 
 
-def _begun(args: argparse.Namespace, daemon: Daemon, apply: Mapping[str, Any]) -> int:
+def _follow(args: argparse.Namespace, daemon: Daemon, apply: Mapping[str, Any]) -> int:
     if args.wait:
         return follow(daemon, apply)
-    print(f"Apply {apply['number']} has begun; `cotenant services status` shows how far it is.")
+    print(f"Apply {apply['number']} has started; `cotenant services status` shows how far it is.")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    def lines(told: Mapping[str, Any]) -> Iterable[str]:
-        yield from apply_lines(told["apply"])
+    def lines(status: Mapping[str, Any]) -> Iterable[str]:
+        yield from apply_lines(status["apply"])
         yield ""
-        yield from container_lines(told["containers"])
+        yield from container_lines(status["containers"])
 
     return _show(args, Daemon(args).get(STATUS), lines)
 
 
 def _history(args: argparse.Namespace) -> int:
-    told = Daemon(args).get(f"{_PATH}/history?limit={args.limit}")
-    return _show(args, told, lambda told: history_lines(told["history"]))
+    response = Daemon(args).get(f"{_PATH}/history?limit={args.limit}")
+    return _show(args, response, lambda response: history_lines(response["history"]))
 
 
-def _show(args: argparse.Namespace, told: Any, lines: Callable[[Any], Iterable[str]]) -> int:
+def _show(args: argparse.Namespace, response: Any, lines: Callable[[Any], Iterable[str]]) -> int:
     if args.json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(response, indent=2, ensure_ascii=False))
     else:
-        print(*lines(told), sep="\n")
+        print(*lines(response), sep="\n")
     return 0
 
 
-def _kept(shown: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """Return what is saved, to be saved again; a GPU that is not here now is named by its UUID."""
+def _saved_assignments(shown: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """Return the saved assignments, to be saved again; an absent GPU is named by its UUID."""
     here = {gpu["index"] for gpu in shown["gpus"]}
     for each in shown["assignments"]:
         yield {**each, "gpu_index": each["gpu_index"] if each["gpu_index"] in here else None}
@@ -192,12 +194,12 @@ def _assignment(text: str) -> dict[str, Any]:
     """Read `ai-llm=0`, `ai-enrichment=1:3.5` or `ai-clip=none`. Raises BadSetting."""
     service, equals, target = text.partition("=")
     gpu, colon, budget = target.partition(":")
-    index = None if gpu.lower() in _UNPINNED else _whole(gpu)
-    budget_gb = _gigabytes(budget) if colon else None
     unpinned = gpu.lower() in _UNPINNED
+    index = None if unpinned else _whole(gpu)
+    budget_gb = _gigabytes(budget) if colon else None
     if not service or not equals or (index is None and not unpinned) or (colon and budget_gb is None):
         raise BadSetting(
-            f"{text!r} is no assignment",
+            f"{text!r} is not an assignment",
             hint="Write SERVICE=GPU or SERVICE=GPU:BUDGET, such as ai-enrichment=1:3.5; the GPU may be none.",
         )
     return {"service": service, "gpu_index": index, "vram_budget_override": budget_gb}
@@ -219,14 +221,14 @@ def _number(text: str) -> int:
     value = _whole(text)
     if not value:
         raise BadSetting(
-            f"{text!r} is no number of the history", hint="`cotenant services history` lists them."
+            f"{text!r} is not a number of the history", hint="`cotenant services history` lists them."
         )
     return value
 
 
 def _strategy(text: str) -> str:
     if text not in list(Strategy):
-        raise BadSetting(f"{text!r} is no strategy", hint=f"One of {', '.join(Strategy)}.")
+        raise BadSetting(f"{text!r} is not a strategy", hint=f"One of {', '.join(Strategy)}.")
     return text
 
 

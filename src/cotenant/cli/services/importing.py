@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def section_lines(files: Sequence[Path], services: Sequence[Service], target: Path) -> Iterator[str]:
-    """Render the section; the paths of compose files are meant against the folder of `target`."""
+    """Render the section. The paths of compose files are relative to the folder of `target`."""
     folder = os.path.dirname(os.path.abspath(target))
     paths = ", ".join(_flow(os.path.relpath(file, folder)) for file in files)
     yield "services:"
@@ -53,13 +53,13 @@ def section_lines(files: Sequence[Path], services: Sequence[Service], target: Pa
     yield f"  strategy: {Strategy.VRAM_BASED}"
     yield "  items:"
     for service in services:
-        settings = _settings(service)
+        settings = _settings_of(service)
         yield f"    - name: {_scalar(service.name)}"
         yield from (f"      {key}: {_scalar(value)}" for key, value in settings.items())
 
 
 def append_section(target: Path, section: str) -> None:
-    """Append the section to a file, the rest left as it is, or make the file. Raises BadSetting."""
+    """Append the section to a file, which is created if it does not exist. Raises BadSetting."""
     from cotenant.config.settings import check
     from cotenant.config.yaml_document import parse_document
 
@@ -67,7 +67,7 @@ def append_section(target: Path, section: str) -> None:
     if "services" in parse_document(before, str(target)).settings:
         raise BadSetting(
             f"{target} has a `services:` section already",
-            hint="Without --write the new one is printed: take from it what you need.",
+            hint="Without --write the new one is printed: copy from it what you need.",
         )
     line_end = "\r\n" if "\r\n" in before else "\n"
     start = before if not before or before.endswith("\n") else before + line_end
@@ -88,10 +88,10 @@ def append_section(target: Path, section: str) -> None:
     _replace(Path(os.path.realpath(target)), after)
 
 
-def _settings(service: Service) -> dict[str, Any]:
-    """Return what is known of a service, by the keys of the configuration."""
+def _settings_of(service: Service) -> dict[str, Any]:
+    """Return a service's settings by their keys in the configuration."""
     size = service.vram_bytes
-    told = {
+    settings = {
         "model": service.model,
         "vram_mib": None if size is None else round(size / MIB),
         "role": None if service.role is ServiceRole.OTHER else str(service.role),
@@ -99,11 +99,11 @@ def _settings(service: Service) -> dict[str, Any]:
         "vram_budget_env": service.budget_env,
         "health": service.health_url,
     }
-    return {key: value for key, value in told.items() if value is not None}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _scalar(value: str | int | bool) -> str:
-    """Write a value as it stands where YAML reads it back, else in quotation marks."""
+    """Render a value for YAML, in quotation marks where it needs them."""
     if not isinstance(value, str):
         return str(value).lower()
     try:
@@ -129,12 +129,12 @@ def _text(target: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 text"
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise BadSetting(f"{target} cannot be read: {why}", hint="Check --config.") from None
 
 
 def _replace(target: Path, text: str) -> None:
-    """Put a text in a file's place, whole or not at all. Raises BadSetting."""
+    """Replace a file atomically. Raises BadSetting."""
     try:
         mode = target.stat().st_mode & 0o777 if target.exists() else None
         write_durably(target, text.encode(), mode)

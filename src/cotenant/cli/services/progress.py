@@ -15,30 +15,30 @@ _POLL_S: Final = 0.4
 _UP: Final = "\x1b[{}F\x1b[J"
 
 
-def follow(daemon: Daemon, begun: Mapping[str, Any]) -> int:
+def follow(daemon: Daemon, started: Mapping[str, Any]) -> int:
     """Show an apply until it ends; return 0 if it succeeded, else 1.
 
-    On a terminal its lines are drawn anew in place; elsewhere each step is a line of its own.
+    On a terminal its lines are redrawn in place; elsewhere each step is a line of its own.
     """
-    display = _Redrawn() if sys.stdout.isatty() else _Appended()
-    apply: Mapping[str, Any] = begun
+    display = _RedrawnDisplay() if sys.stdout.isatty() else _AppendedDisplay()
+    apply: Mapping[str, Any] = started
     try:
         while True:
             display.show(apply)
             if not apply["running"]:
-                return _ended(apply)
+                return _exit_status(apply)
             time.sleep(_POLL_S)
             found = daemon.get(STATUS)["apply"]
-            if found is None or found["number"] != begun["number"]:
-                print(f"Apply {begun['number']} was followed by another one.", file=sys.stderr)
+            if found is None or found["number"] != started["number"]:
+                print(f"Apply {started['number']} was replaced by another one.", file=sys.stderr)
                 return 1
             apply = found
     except KeyboardInterrupt:
-        print("The apply goes on; `cotenant services status` shows how far it is.", file=sys.stderr)
+        print("The apply continues; `cotenant services status` shows how far it is.", file=sys.stderr)
         raise
 
 
-def _ended(apply: Mapping[str, Any]) -> int:
+def _exit_status(apply: Mapping[str, Any]) -> int:
     if apply["state"] == "succeeded":
         if not apply["services"]:
             print("Nothing had to be recreated: every container runs as saved.")
@@ -47,8 +47,8 @@ def _ended(apply: Mapping[str, Any]) -> int:
     return 1
 
 
-class _Redrawn:
-    """Draws over what it drew before."""
+class _RedrawnDisplay:
+    """Redraws all lines in place."""
 
     def __init__(self) -> None:
         self._drawn = 0
@@ -60,19 +60,19 @@ class _Redrawn:
         self._drawn = len(lines)
 
 
-class _Appended:
-    """Adds a line for everything that is new."""
+class _AppendedDisplay:
+    """Appends a line for each change."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def show(self, apply: Mapping[str, Any]) -> None:
         lines = [progress_line(each) for each in apply["services"]]
         if not apply["running"]:
             lines.append(apply_sentence(apply))
-        elif not self._told:
+        elif not self._printed:
             lines.insert(0, apply_sentence(apply))
         for line in lines:
-            if line not in self._told:
-                self._told.add(line)
+            if line not in self._printed:
+                self._printed.add(line)
                 print(line, flush=True)

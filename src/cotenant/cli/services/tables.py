@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from cotenant.cli.table import Column, table_lines
 from cotenant.domain.units import GIB, MIB, format_bytes, format_duration
 
-_LEAST: Final = 8
+_MIN_WIDTH: Final = 8
 """Characters that a column keeps however narrow the terminal is."""
 
 Json = Mapping[str, Any]
 
 
 def configuration_lines(shown: Json) -> Iterator[str]:
-    """Tell which service is where, and what should be known."""
+    """Show which GPU each service is assigned to, with warnings and problems."""
     yield f"Strategy: {shown['strategy']}   Saved: {_saved(shown)}   Applied: {_number(shown['applied'])}"
     assigned = {each["service"]: each for each in shown["assignments"]}
-    rows = [
-        (
-            service["name"] + ("" if service["enabled"] else " (off)"),
-            service["model"] or "-",
-            _needs(service),
-            where(assigned.get(service["name"]), shown["gpus"]),
-            _budget(assigned.get(service["name"])),
-        )
-        for service in shown["services"]
-    ]
-    yield from table(
-        ("SERVICE", "MODEL", "NEEDS", "GPU", "BUDGET"), rows, right=("NEEDS", "BUDGET"), shrink="MODEL"
+    columns: Sequence[Column[Json]] = (
+        Column("SERVICE", lambda each: each["name"] + ("" if each["enabled"] else " (off)")),
+        Column("MODEL", lambda each: each["model"] or "-", min_width=_MIN_WIDTH),
+        Column("NEEDS", _needs, right=True),
+        Column("GPU", lambda each: where(assigned.get(each["name"]), shown["gpus"])),
+        Column("BUDGET", lambda each: _budget(assigned.get(each["name"])), right=True),
     )
-    if not rows:
+    yield from table_lines(columns, shown["services"], width=_terminal_width())
+    if not shown["services"]:
         yield "no services"
     yield from _notes(shown)
     if shown["changes"]:
@@ -41,23 +37,18 @@ def configuration_lines(shown: Json) -> Iterator[str]:
 
 
 def preview_lines(preview: Json, shown: Json) -> Iterator[str]:
-    """Tell what a strategy would assign, how that differs from what is applied, and how full GPUs get."""
+    """Show what a strategy would assign, how that differs from what is applied, and how full GPUs get."""
     yield f"Strategy: {preview['strategy']}"
     services = {service["name"]: service for service in shown["services"]}
     changes = {change["service"]: change for change in preview["diff"]}
-    rows = [
-        (
-            each["service"],
-            _needs(services.get(each["service"], {})),
-            where(each, shown["gpus"]),
-            _budget(each),
-            _change(changes.get(each["service"])),
-        )
-        for each in preview["assignments"]
-    ]
-    yield from table(
-        ("SERVICE", "NEEDS", "GPU", "BUDGET", "CHANGE"), rows, right=("NEEDS", "BUDGET"), shrink="GPU"
+    columns: Sequence[Column[Json]] = (
+        Column("SERVICE", lambda each: each["service"]),
+        Column("NEEDS", lambda each: _needs(services.get(each["service"], {})), right=True),
+        Column("GPU", lambda each: where(each, shown["gpus"]), min_width=_MIN_WIDTH),
+        Column("BUDGET", _budget, right=True),
+        Column("CHANGE", lambda each: _change(changes.get(each["service"]))),
     )
+    yield from table_lines(columns, preview["assignments"], width=_terminal_width())
     for gpu in shown["gpus"]:
         yield _filled(gpu, preview["assignments"], services)
     yield from _notes(preview)
@@ -66,7 +57,7 @@ def preview_lines(preview: Json, shown: Json) -> Iterator[str]:
 
 
 def apply_lines(apply: Json | None) -> Iterator[str]:
-    """Tell how an apply stands and how far each of its services is."""
+    """Show the state of an apply and the progress of each of its services."""
     if apply is None:
         yield "Nothing was applied yet."
         return
@@ -77,84 +68,38 @@ def apply_lines(apply: Json | None) -> Iterator[str]:
 
 
 def apply_sentence(apply: Json) -> str:
-    """Tell how an apply stands in one line."""
-    began = datetime.fromisoformat(apply["started_at"])
+    """Return the state of an apply in one line."""
+    started = datetime.fromisoformat(apply["started_at"])
     if apply["finished_at"] is None:
-        when = f"begun {moment(apply['started_at'])}"
+        when = f"started {moment(apply['started_at'])}"
     else:
-        took_s = (datetime.fromisoformat(apply["finished_at"]) - began).total_seconds()
+        took_s = (datetime.fromisoformat(apply["finished_at"]) - started).total_seconds()
         when = f"took {format_duration(max(0.0, took_s))}, ended {moment(apply['finished_at'])}"
-    said = f": {apply['message']}" if apply["message"] else ""
-    return f"Apply {apply['number']} {apply['state'].replace('_', ' ')} ({when}){said}"
+    message = f": {apply['message']}" if apply["message"] else ""
+    return f"Apply {apply['number']} {apply['state'].replace('_', ' ')} ({when}){message}"
 
 
 def progress_line(progress: Json, width: int = 0) -> str:
-    """Tell how far one service is."""
+    """Return the progress of one service in one line."""
     where_to = "" if progress["gpu_index"] is None else f" on GPU {progress['gpu_index']}"
-    said = f": {progress['message']}" if progress["message"] else ""
-    return f"{progress['service']:<{width}}  {progress['state'].replace('_', ' ')}{where_to}{said}"
+    message = f": {progress['message']}" if progress["message"] else ""
+    return f"{progress['service']:<{width}}  {progress['state'].replace('_', ' ')}{where_to}{message}"
 
 
 def container_lines(containers: Sequence[Json]) -> Iterator[str]:
-    """Tell how the containers do, and with which assignment each was created."""
-    rows = [
-        (
-            each["service"],
-            (each["container_id"] or "-")[:12],
-            _health(each),
-            where(each["assignment"], ()),
-            _budget(each["assignment"]),
-        )
-        for each in containers
-    ]
-    if rows:
-        yield from table(("SERVICE", "CONTAINER", "STATE", "GPU", "BUDGET"), rows, right=("BUDGET",))
+    """Show the state of each container, and the assignment with which it was created."""
+    if containers:
+        yield from table_lines(_CONTAINER_COLUMNS, containers)
     else:
         yield "No containers are known: no container engine answers, or no service was ever created."
 
 
 def history_lines(history: Sequence[Json]) -> Iterator[str]:
     """List configurations, newest first."""
-    rows = [
-        (
-            str(each["number"]),
-            moment(each["saved_at"]),
-            each["strategy"],
-            each["apply"]["state"].replace("_", " ") if each["apply"] else "never applied",
-            " ".join(_compact(assignment) for assignment in each["assignments"]),
-        )
-        for each in history
-    ]
-    if rows:
-        yield from table(
-            ("NUMBER", "SAVED", "STRATEGY", "APPLY", "ASSIGNMENTS"),
-            rows,
-            right=("NUMBER",),
-            shrink="ASSIGNMENTS",
-        )
+    if history:
+        yield from table_lines(_HISTORY_COLUMNS, history, width=_terminal_width())
     else:
         yield "Nothing was saved yet."
-
-
-def table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: Collection[str] = (),
-    shrink: str | None = None,
-) -> Iterator[str]:
-    """Render columns; the one called `shrink` is cut where lines would be wider than the terminal."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    if shrink is not None:
-        at = head.index(shrink)
-        over = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size((80, 24)).columns
-        widths[at] = max(min(widths[at], _LEAST), widths[at] - max(0, over))
-    for row in (head, *rows):
-        cells = (
-            _cut(cell, width).rjust(width) if name in right else _cut(cell, width).ljust(width)
-            for cell, width, name in zip(row, widths, head, strict=True)
-        )
-        yield "  ".join(cells).rstrip()
 
 
 def where(assignment: Json | None, gpus: Sequence[Json]) -> str:
@@ -239,9 +184,27 @@ def _health(container: Json) -> str:
 
 def _compact(assignment: Json) -> str:
     index, budget_gb = assignment["gpu_index"], assignment["vram_budget_override"]
-    told = "none" if index is None else str(index)
-    return f"{assignment['service']}={told}" + ("" if budget_gb is None else f":{budget_gb:g}")
+    gpu = "none" if index is None else index
+    return f"{assignment['service']}={gpu}" + ("" if budget_gb is None else f":{budget_gb:g}")
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+def _terminal_width() -> int:
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+_CONTAINER_COLUMNS: Final[Sequence[Column[Json]]] = (
+    Column("SERVICE", lambda each: each["service"]),
+    Column("CONTAINER", lambda each: (each["container_id"] or "-")[:12]),
+    Column("STATE", _health),
+    Column("GPU", lambda each: where(each["assignment"], ())),
+    Column("BUDGET", lambda each: _budget(each["assignment"]), right=True),
+)
+_HISTORY_COLUMNS: Final[Sequence[Column[Json]]] = (
+    Column("NUMBER", lambda each: str(each["number"]), right=True),
+    Column("SAVED", lambda each: moment(each["saved_at"])),
+    Column("STRATEGY", lambda each: each["strategy"]),
+    Column(
+        "APPLY", lambda each: each["apply"]["state"].replace("_", " ") if each["apply"] else "never applied"
+    ),
+    Column("ASSIGNMENTS", lambda each: " ".join(map(_compact, each["assignments"])), min_width=_MIN_WIDTH),
+)
