@@ -8,7 +8,7 @@ import pytest
 
 from cotenant.benchmark.plot import svg
 from cotenant.benchmark.results import Load, Report
-from cotenant.benchmark.run import NothingToMeasure, run_course
+from cotenant.benchmark.run import NothingToMeasure, run_benchmark
 from cotenant.cli.bench import lines
 from cotenant.clock import SystemClock
 from cotenant.http_client import Site
@@ -19,7 +19,7 @@ QUICK = Load(requests=2, prompt_tokens=20, max_tokens=6, timeout_s=10)
 
 async def measured(site: ChatSite, *models: str, load: Load = QUICK) -> Report:
     async with running(site):
-        return await run_course(Site.of(site.url, "key"), models, load, SystemClock(), lambda *_: None)
+        return await run_benchmark(Site.of(site.url, "key"), models, load, SystemClock(), lambda *_: None)
 
 
 async def test_each_is_measured_alone_then_two_together_then_three() -> None:
@@ -95,7 +95,7 @@ async def test_a_daemon_that_is_told_to_stop_in_the_middle_is_the_fault() -> Non
             return b"HTTP/1.1 503 No\r\nContent-Length: %d\r\n\r\n%b" % (len(stopping), stopping)
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
-    with pytest.raises(NothingToMeasure, match="any more: the daemon is shutting down"):
+    with pytest.raises(NothingToMeasure, match="no longer reports its models: the daemon is shutting down"):
         await measured(ChatSite(raw=answer))
 
 
@@ -104,7 +104,7 @@ async def test_an_address_where_nobody_listens_is_an_os_error() -> None:
         closed.bind(("127.0.0.1", 0))
         site = Site.of(f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(ConnectionRefusedError):
-            await run_course(site, (), QUICK, SystemClock(), lambda *_: None)
+            await run_benchmark(site, (), QUICK, SystemClock(), lambda *_: None)
 
 
 async def test_a_peer_without_our_api_is_measured_without_cold_starts_and_told_so() -> None:

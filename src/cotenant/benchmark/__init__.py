@@ -1,4 +1,4 @@
-"""Measures what clients get of one model, and of several at once, at any OpenAI-compatible address.
+"""Measures one model, and several at once, at any OpenAI-compatible address.
 
 It must not import the daemon.
 """

@@ -1,4 +1,4 @@
-"""One streamed chat answer, each piece of it dated."""
+"""One streamed chat completion, with the arrival time of each chunk."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
-from cotenant.benchmark.results import Answered
+from cotenant.benchmark.results import Completion
 from cotenant.clock import Clock
 from cotenant.http_client import Answer, Site, connected, request_bytes
 
 _PATH: Final = "/v1/chat/completions"
 _MAX_EVENT_BYTES: Final = 1 << 20
-_MAX_TOLD_BYTES: Final = 1 << 16
-_MAX_TOLD_CHARS: Final = 300
+_MAX_ERROR_BYTES: Final = 1 << 16
+_MAX_ERROR_CHARS: Final = 300
 
 
-class NoAnswer(Exception):
-    """A request that came to nothing; the message says why, in the server's words where it has any."""
+class ChatFailed(Exception):
+    """A request failed; the message says why, in the server's words if it has any."""
 
 
 async def chat(
@@ -28,8 +28,8 @@ async def chat(
     *,
     timeout_s: float,
     arrived: Callable[[float], None] = lambda _at: None,
-) -> Answered:
-    """Ask and read the answer to its end, telling `arrived` of every piece. Raises NoAnswer."""
+) -> Completion:
+    """Send a request and read the answer; `arrived` is called for every chunk. Raises ChatFailed."""
     asking = {**payload, "stream": True, "stream_options": {"include_usage": True}}
     try:
         async with asyncio.timeout(timeout_s), connected(site) as (reader, writer):
@@ -38,31 +38,31 @@ async def chat(
             answer = Answer(reader)
             await answer.begin()
             if answer.status != 200:
-                raise NoAnswer(_told(answer.status, await answer.body(_MAX_TOLD_BYTES)))
+                raise ChatFailed(_error_text(answer.status, await answer.body(_MAX_ERROR_BYTES)))
             return await _read(answer, clock, sent_at, arrived)
     except TimeoutError:
-        raise NoAnswer(f"no whole answer within {timeout_s:g} s") from None
+        raise ChatFailed(f"no complete answer within {timeout_s:g} s") from None
     except OSError as error:
-        raise NoAnswer(error.strerror or str(error) or type(error).__name__) from None
+        raise ChatFailed(error.strerror or str(error) or type(error).__name__) from None
 
 
-async def _read(answer: Answer, clock: Clock, sent_at: float, arrived: Callable[[float], None]) -> Answered:
+async def _read(answer: Answer, clock: Clock, sent_at: float, arrived: Callable[[float], None]) -> Completion:
     arrivals: list[float] = []
     usage: dict[str, Any] = {}
     async for event in _events(answer):
         if isinstance(event.get("error"), dict):
-            raise NoAnswer(str(event["error"].get("message"))[:_MAX_TOLD_CHARS])
+            raise ChatFailed(str(event["error"].get("message"))[:_MAX_ERROR_CHARS])
         if isinstance(event.get("usage"), dict):
             usage = event["usage"]
         if _has_text(event):
             arrivals.append(clock.now())
             arrived(arrivals[-1])
     if not arrivals:
-        raise NoAnswer("the answer had no text")
+        raise ChatFailed("the answer had no text")
     counted = usage.get("completion_tokens")
     known = isinstance(counted, int) and counted > 0
     prompt = usage.get("prompt_tokens")
-    return Answered(
+    return Completion(
         sent_at,
         tuple(arrivals),
         arrivals[-1],
@@ -73,7 +73,7 @@ async def _read(answer: Answer, clock: Clock, sent_at: float, arrived: Callable[
 
 
 async def _events(answer: Answer) -> AsyncIterator[dict[str, Any]]:
-    """Yield the JSON objects of an event stream until it says that it is done."""
+    """Yield the JSON objects of an event stream until it ends."""
     rest = b""
     async for piece in answer.pieces():
         *lines, rest = (rest + piece).split(b"\n")
@@ -85,11 +85,11 @@ async def _events(answer: Answer) -> AsyncIterator[dict[str, Any]]:
             try:
                 event = json.loads(value)
             except ValueError:
-                raise NoAnswer("an event of the stream is not JSON") from None
+                raise ChatFailed("an event of the stream is not JSON") from None
             if isinstance(event, dict):
                 yield event
         if len(rest) > _MAX_EVENT_BYTES:
-            raise NoAnswer("an event of the stream has no end")
+            raise ChatFailed("an event of the stream has no end")
 
 
 def _has_text(event: dict[str, Any]) -> bool:
@@ -102,10 +102,10 @@ def _has_text(event: dict[str, Any]) -> bool:
     )
 
 
-def _told(status: int, body: bytes) -> str:
+def _error_text(status: int, body: bytes) -> str:
     try:
         error = json.loads(body)["error"]
         text = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
         text = body.decode("utf-8", "replace").strip()
-    return f"status {status}: {str(text)[:_MAX_TOLD_CHARS]}"
+    return f"status {status}: {str(text)[:_MAX_ERROR_CHARS]}"

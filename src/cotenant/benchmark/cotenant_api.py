@@ -1,4 +1,4 @@
-"""What an address of Cotenant can do beyond OpenAI's API: tell who holds memory, load and unload."""
+"""Cotenant's own API: memory use of models, load and unload."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LIMIT_BYTES: Final = 1 << 24
 _NO_CHAT: Final = frozenset({"embedding", "rerank"})
 
 
-class Unanswered(Exception):
-    """The address did not do or tell what was asked; the message says why."""
+class ApiFailed(Exception):
+    """The address refused a request or sent no JSON; the message says why."""
 
 
 async def read_json(
     site: Site, path: str, method: str = "GET", timeout_s: float = _READ_TIMEOUT_S
 ) -> dict[str, Any]:
-    """Return the JSON object at a path. Raises Unanswered, or OSError where nothing answers at all."""
+    """Return the JSON object at a path. Raises ApiFailed, or OSError where nothing answers at all."""
     async with asyncio.timeout(timeout_s), asked(site, method, path) as answer:
         body = await answer.body(_LIMIT_BYTES)
     try:
@@ -35,12 +35,12 @@ async def read_json(
     if answer.status >= 400 or not isinstance(told, dict):
         error = told.get("error") if isinstance(told, dict) else None
         text = error.get("message") if isinstance(error, dict) else f"status {answer.status} at {path}"
-        raise Unanswered(str(text))
+        raise ApiFailed(str(text))
     return told
 
 
 async def chat_models(site: Site) -> list[str]:
-    """Name the models at an address that chat, as far as it tells. Raises Unanswered or OSError."""
+    """Return the names of the chat models at an address. Raises ApiFailed or OSError."""
     told = await read_json(site, "/v1/models")
     data = told.get("data")
     rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
@@ -51,7 +51,7 @@ async def chat_models(site: Site) -> list[str]:
     ]
 
 
-class Control:
+class CotenantApi:
     """The operator's API of a Cotenant."""
 
     def __init__(self, site: Site, timeout_s: float) -> None:
@@ -59,20 +59,20 @@ class Control:
         self._timeout_s = timeout_s
 
     @classmethod
-    async def find(cls, site: Site, timeout_s: float) -> Control | None:
-        """Return it where the address is a Cotenant's. Raises OSError where nothing answers."""
-        control = cls(site, timeout_s)
+    async def find(cls, site: Site, timeout_s: float) -> CotenantApi | None:
+        """Return the API, or None if the address is not a Cotenant. Raises OSError if nothing answers."""
+        api = cls(site, timeout_s)
         try:
-            await control.models()
-        except Unanswered:
+            await api.models()
+        except ApiFailed:
             return None
-        return control
+        return api
 
     async def models(self) -> dict[str, dict[str, Any]]:
-        """Return what is told of each model, by all of its names. Raises Unanswered or OSError."""
+        """Return the status of each model, by all of its names. Raises ApiFailed or OSError."""
         told = (await read_json(self._site, "/api/models")).get("models")
         if not isinstance(told, list):
-            raise Unanswered("/api/models lists no models")
+            raise ApiFailed("/api/models lists no models")
         return {
             name: model
             for model in told
@@ -81,13 +81,13 @@ class Control:
         }
 
     async def capacity_bytes(self) -> int | None:
-        """Return the memory of all devices; None where one is not known. Raises Unanswered or OSError."""
+        """Return the memory of all devices; None if one is unknown. Raises ApiFailed or OSError."""
         devices = (await read_json(self._site, "/api/devices")).get("devices") or []
         totals = [device.get("total_bytes") for device in devices]
         return sum(totals) if totals and all(isinstance(total, int) for total in totals) else None
 
     async def order(self, model: str, what: str) -> None:
-        """Have a model loaded or unloaded, and return when it is. Raises Unanswered or OSError."""
+        """Load or unload a model, and wait until it is done. Raises ApiFailed or OSError."""
         path = f"/api/models/{quote(model, safe='')}/{what}"
         await read_json(self._site, path, "POST", self._timeout_s)
 
@@ -95,7 +95,7 @@ class Control:
     async def sampled(
         self, into: list[MemorySample], clock: Clock, every_s: float = 0.25
     ) -> AsyncIterator[None]:
-        """Note who holds how much, again and again, while the block runs."""
+        """Record the memory of each model repeatedly while the block runs."""
         sampling = asyncio.create_task(self._sample(into, clock, every_s))
         try:
             yield
@@ -107,7 +107,7 @@ class Control:
         while True:
             try:
                 models = (await self.models()).values()
-            except (Unanswered, OSError):
+            except (ApiFailed, OSError):
                 models = {}.values()
             if models:
                 into.append(MemorySample(clock.now(), {str(m["name"]): _held_bytes(m) for m in models}))
@@ -115,7 +115,7 @@ class Control:
 
 
 def _held_bytes(model: Mapping[str, Any]) -> int:
-    """Return what a model holds: as measured, else as its engine reports, else as planned."""
+    """Return a model's memory: as measured, else as its engine reports, else as planned."""
     if not model.get("devices"):
         return 0
     for key in ("measured_bytes", "reported_bytes", "predicted_bytes"):

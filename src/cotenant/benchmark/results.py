@@ -1,4 +1,4 @@
-"""What was measured. Times are seconds, instants seconds since the benchmark began."""
+"""Results of a benchmark. Times are seconds, instants seconds since its start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked of every model: how much at once, how often, and how long prompts and answers are.
+    """The load on every model: concurrency, number of requests, lengths of prompts and answers.
 
     `exact` asks the server to ignore a model's end of text, so that answers have all `max_tokens`.
     """
@@ -24,10 +24,10 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """One answer: when it was asked for, when each piece of its text came, and how many tokens it had.
+class Completion:
+    """One answer: when it was requested, when each chunk arrived, and its number of tokens.
 
-    `usage` is False where the server did not count, and pieces of the stream stand for tokens.
+    `usage` is False if the server did not count tokens; chunks are counted instead.
     """
 
     sent_at: float
@@ -44,7 +44,7 @@ class Answered:
 
     @property
     def total_s(self) -> float:
-        """Time to the last."""
+        """Time to the last token."""
         return self.ended_at - self.sent_at
 
     @property
@@ -56,15 +56,15 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """The middle and the slow end of a list of times."""
+class Percentiles:
+    """The median and the 95th percentile of times."""
 
     p50_s: float
     p95_s: float
 
     @classmethod
-    def of(cls, times_s: Sequence[float]) -> Spread | None:
-        """Return it by the nearest rank; None for no times."""
+    def of(cls, times_s: Sequence[float]) -> Percentiles | None:
+        """Return the percentiles by nearest rank; None without times."""
         if not times_s:
             return None
         ordered = sorted(times_s)
@@ -75,17 +75,17 @@ class Spread:
 class ModelResult:
     """One model in one phase.
 
-    `tokens_per_s` is over the whole phase, what others' answers took included; `share_kept` is that beside
-    the rate of the same model alone, None in its own phase.
+    `tokens_per_s` is over the whole phase; `share_kept` is its ratio to the rate of the model alone, None in
+    the phase that measures that rate.
     """
 
     model: str
     tokens_per_s: float
     requests: int
     failures: int
-    first_token: Spread | None = None
-    per_token: Spread | None = None
-    total: Spread | None = None
+    first_token: Percentiles | None = None
+    per_token: Percentiles | None = None
+    total: Percentiles | None = None
     share_kept: float | None = None
     usage: bool = True
     failure: str | None = None
@@ -93,7 +93,7 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Some models under load at the same time. `note` says what makes the figures doubtful."""
+    """Some models under load at the same time. `note` says why the figures are doubtful, if they are."""
 
     models: tuple[str, ...]
     begun_at: float
@@ -109,9 +109,9 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """How long a first token took of a model that had to be loaded.
+    """Time to the first token of a model that had to be loaded.
 
-    In place of `instead_of`, whose unloading is part of the wait; None where there was room.
+    `instead_of` was unloaded first, which is part of the wait; None if there was room.
     """
 
     model: str
@@ -121,7 +121,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """Bytes that each model held at an instant."""
+    """The bytes that each model held at an instant."""
 
     at: float
     bytes_by_model: Mapping[str, int]

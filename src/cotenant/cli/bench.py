@@ -1,4 +1,4 @@
-"""`cotenant bench`: what clients get of each model alone, and of several at once."""
+"""`cotenant bench`: measures each model alone, and several at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cotenant.cli.table import Column, table_lines
 from cotenant.domain.errors import BadSetting, DaemonSilent, UnknownModel
 
 if TYPE_CHECKING:
-    from cotenant.benchmark.results import Load, ModelResult, Phase, Report, Spread
+    from cotenant.benchmark.results import Load, ModelResult, Percentiles, Phase, Report
     from cotenant.http_client import Site
 
 _BAR: Final = 24
@@ -43,7 +43,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--ignore-eos",
         action="store_true",
-        help="have every answer come to --max-tokens (llama.cpp and vLLM can; others may refuse)",
+        help="generate exactly --max-tokens per answer (llama.cpp and vLLM support it; others may refuse)",
     )
     parser.add_argument(
         "--timeout", type=_count, default=300, metavar="SECONDS", help="longest wait for an answer"
@@ -53,7 +53,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON: seconds, bytes, null for unknown")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw rates and memory into a file, .svg or .png"
+        "--plot", type=Path, metavar="FILE", help="plot rates and memory into a file, .svg or .png"
     )
     add_daemon_options(parser)
     parser.set_defaults(run=run)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise DaemonSilent(
             f"nothing answers at {site.url}: {error.strerror or str(error) or type(error).__name__}",
-            hint="Start a daemon with `cotenant serve`, or say where with --address or COTENANT_ADDRESS.",
+            hint="Start a daemon with `cotenant serve`, or name it with --address or COTENANT_ADDRESS.",
         ) from None
     if args.plot is not None:
         _draw(report, args.plot)
@@ -106,19 +106,19 @@ def _draw(report: Report, path: Path) -> None:
 
 
 async def _measure(site: Site, args: argparse.Namespace, load: Load) -> Report:
-    from cotenant.benchmark.run import run_course
+    from cotenant.benchmark.run import run_benchmark
     from cotenant.clock import SystemClock
 
     show = _Bar() if sys.stderr.isatty() else _silent
     try:
-        return await run_course(site, args.models, load, SystemClock(), show, keep_loaded=args.keep_loaded)
+        return await run_benchmark(site, args.models, load, SystemClock(), show, keep_loaded=args.keep_loaded)
     finally:
         if isinstance(show, _Bar):
             show.clear()
 
 
 class _Bar:
-    """One line on the terminal that is written again and again, and wiped at the end."""
+    """A progress bar on one line of the terminal, cleared at the end."""
 
     def __call__(self, what: str, done: int, of: int) -> None:
         filled = round(_BAR * done / of)
@@ -130,7 +130,7 @@ class _Bar:
 
 
 def _silent(what: str, done: int, of: int) -> None:
-    """Nobody watches."""
+    """Show no progress: standard error is no terminal."""
 
 
 def _site(args: argparse.Namespace) -> Site:
@@ -143,7 +143,7 @@ def _site(args: argparse.Namespace) -> Site:
 
 
 def _check_plot(path: Path | None) -> None:
-    """Refuse at once what could only fail after minutes. Raises BadSetting."""
+    """Check the plot file before the benchmark, which takes minutes. Raises BadSetting."""
     if path is None:
         return
     kind = path.suffix.lower()
@@ -209,7 +209,7 @@ def _of_result(heading: str, cell: Callable[[ModelResult], str], right: bool = T
     return Column(heading, lambda row: "" if row.result is None else cell(row.result), right)
 
 
-def _times(what: str, of: Callable[[ModelResult], Spread | None]) -> Sequence[Column[_Row]]:
+def _times(what: str, of: Callable[[ModelResult], Percentiles | None]) -> Sequence[Column[_Row]]:
     """Return the columns of a time's median and 95th percentile."""
     return (
         _of_result(f"{what} p50", lambda result: "-" if (s := of(result)) is None else _seconds(s.p50_s)),
