@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from cotenant.console.api import Api, Shelf
+from cotenant.console.api import Api, ResponseCache
 from cotenant.domain.errors import GeneratedFileFailed
 from cotenant.gateway.app import Gateway
 from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
@@ -105,7 +105,7 @@ async def test_a_budget_that_is_no_number_is_told_on_its_row_and_not_saved():
     services = PlainServices()
     body = form("manual", gpu__ai_enrichment="1", budget__ai_enrichment="much")
     page = await post(served(services), "save", body)
-    assert "&#39;much&#39; is no budget" in page.text
+    assert "&#39;much&#39; is not a budget" in page.text
     assert 'aria-invalid="true"' in page.text
     assert services.saved == []
 
@@ -211,7 +211,7 @@ async def test_history_goes_back_to_an_entry():
     assert 'hx-vals=\'{"number": "1"}\'' in page.text
     page = await post(app, "rollback", form(base=1, number="1"))
     assert services.calls[-1] == "rollback 1"
-    assert "Going back to configuration 1" in page.text
+    assert "Rolling back to configuration 1" in page.text
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "one", "-1"])
@@ -222,7 +222,7 @@ async def test_numbers_that_no_page_has_written_are_refused(number: str):
     services.finish()
     before = [*services.calls]
     page = await post(app, "rollback", form(base=1, number=number))
-    assert "is no number of a configuration" in page.text
+    assert "is not a configuration number" in page.text
     assert services.calls == before
     page = await post(
         app, "", urlencode({"strategy": "manual", "base": number, "gpu:ai-clip": number}).encode()
@@ -270,12 +270,12 @@ async def test_an_answer_that_others_take_older_is_fetched_anew_by_who_wants_it_
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b'{"n": %d}' % len(asked)})
 
-    api = Api(app, {"type": "http", "headers": []}, Shelf())
-    assert (await api.find_lately("/api/a", 60.0))["n"] == 1
-    assert (await api.find_lately("/api/a", 60.0))["n"] == 1
-    assert (await api.find_lately("/api/a", -1.0))["n"] == 2
+    api = Api(app, {"type": "http", "headers": []}, ResponseCache())
+    assert (await api.find_cached("/api/a", 60.0))["n"] == 1
+    assert (await api.find_cached("/api/a", 60.0))["n"] == 1
+    assert (await api.find_cached("/api/a", -1.0))["n"] == 2
     api.forget("/api/")
-    assert (await api.find_lately("/api/a", 60.0))["n"] == 3
+    assert (await api.find_cached("/api/a", 60.0))["n"] == 3
 
 
 async def test_another_sites_page_changes_nothing():

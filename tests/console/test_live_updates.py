@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cotenant.clock import SystemClock
-from cotenant.console.live_updates import Part, Rows, Watched
+from cotenant.console.live_updates import Part, Rows, SentParts
 from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
 from tests.console.looking import READY, following, gateway, look, operator
 from tests.gateway.access.test_access_control import KEY, sign_in  # noqa: F401
@@ -32,27 +32,29 @@ async def test_a_piece_is_rendered_again_only_when_its_facts_change():
         rendered.append(part.id)
         return f"<p>{part.facts['n'] // 10}</p>"
 
-    watched = Watched(render)
-    assert await watched.news({"a": piece("a", n=1)}) == news([("a", "<p>0</p>")])
-    assert await watched.news({"a": piece("a", n=1)}) is None
-    assert await watched.news({"a": piece("a", n=2)}) is None, "equal HTML is no news"
+    watched = SentParts(render)
+    assert await watched.changes({"a": piece("a", n=1)}) == news([("a", "<p>0</p>")])
+    assert await watched.changes({"a": piece("a", n=1)}) is None
+    assert await watched.changes({"a": piece("a", n=2)}) is None, "equal HTML is no news"
     assert rendered == ["a", "a"]
-    assert await watched.news({"a": piece("a", n=10)}) == news(changes=[("a", 2, [(1, "1")])])
+    assert await watched.changes({"a": piece("a", n=10)}) == news(changes=[("a", 2, [(1, "1")])])
 
 
 async def test_a_piece_that_is_built_otherwise_is_sent_whole():
-    watched = Watched(lambda part: part.facts["html"])
-    await watched.news({"a": piece("a", html="<p>1</p>")})
-    assert await watched.news({"a": piece("a", html="<p>1<b>2</b></p>")}) == news([("a", "<p>1<b>2</b></p>")])
+    watched = SentParts(lambda part: part.facts["html"])
+    await watched.changes({"a": piece("a", html="<p>1</p>")})
+    assert await watched.changes({"a": piece("a", html="<p>1<b>2</b></p>")}) == news(
+        [("a", "<p>1<b>2</b></p>")]
+    )
 
 
 async def test_rows_tell_their_order_when_it_changes():
-    watched = Watched(lambda part: part.id)
+    watched = SentParts(lambda part: part.id)
     a, b = piece("a"), piece("b")
-    assert await watched.news({"r": Rows("r", [a])}) == news([("a", "a")], r=["a"])
-    assert await watched.news({"r": Rows("r", [b, a])}) == news([("b", "b")], r=["b", "a"])
-    assert await watched.news({"r": Rows("r", [b])}) == news(r=["b"])
-    assert await watched.news({"r": Rows("r", [b, a])}) == news([("a", "a")], r=["b", "a"])
+    assert await watched.changes({"r": Rows("r", [a])}) == news([("a", "a")], r=["a"])
+    assert await watched.changes({"r": Rows("r", [b, a])}) == news([("b", "b")], r=["b", "a"])
+    assert await watched.changes({"r": Rows("r", [b])}) == news(r=["b"])
+    assert await watched.changes({"r": Rows("r", [b, a])}) == news([("a", "a")], r=["b", "a"])
 
 
 async def test_a_tab_hears_of_the_model_that_changed_and_of_no_other():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
 from cotenant.console.live_updates import View
-from cotenant.console.memory_bar import WIDTH
-from cotenant.console.page_request import Visit
+from cotenant.console.memory_bar import WIDTH, Segment, layout
+from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import Json
 from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
 
@@ -39,11 +39,11 @@ _WORDS: Final = {
 }
 
 
-async def show(visit: Visit) -> View:
+async def show(request: PageRequest) -> View:
     """Show the form; its first plan follows. Raises ApiFault."""
-    names = [model["name"] for model in (await visit.api.get("/api/models"))["models"]]
-    cards = (await visit.api.find("/api/system/gpus", {"gpus": []}))["gpus"]
-    chosen = visit.query.get("model", "")
+    names = [model["name"] for model in (await request.api.get("/api/models"))["models"]]
+    cards = (await request.api.find("/api/system/gpus", {"gpus": []}))["gpus"]
+    chosen = request.query.get("model", "")
     return View(
         "analyse.html",
         {
@@ -58,23 +58,23 @@ async def show(visit: Visit) -> View:
     )
 
 
-async def plan(visit: Visit) -> View:
+async def plan(request: PageRequest) -> View:
     """Plan what the form says, and show it, or what is wrong beside the field. Raises ApiFault."""
     faults: dict[str, str] = {}
-    payload = _payload(visit.form, faults)
+    payload = _payload(request.form, faults)
     told: Json | None = None
     if payload is not None and not faults:
         try:
-            told = (await visit.api.ask("POST", "/api/plan", payload)).json()
+            told = (await request.api.send("POST", "/api/plan", payload)).json()
         except ApiFault as fault:
             if fault.needs_login:
                 raise
-            faults[_field_of(fault, visit.form)] = fault.message
-    described = visit.form.get("devices") == "described"
+            faults[_field_of(fault, request.form)] = fault.message
+    described = request.form.get("devices") == "described"
     facts: dict[str, Any] = {
         "plan": None,
         "faults": faults,
-        "waiting": _waiting(visit.form) if payload is None else "",
+        "waiting": _waiting(request.form) if payload is None else "",
         "header_gone": any("there is no header" in text for text in faults.values()),
     }
     if told is not None:
@@ -178,7 +178,7 @@ def _device(device: Json, shortfall: Json | None, told: Json) -> dict[str, Any]:
         "layers": device["layers"],
         "bears": bool(device["planned_bytes"]),
         "output": _has_output(device, told),
-        "segments": _segments(held, scale),
+        "segments": layout((Segment(*part) for part in held), scale, min_width=2),
         "budget_x": min(WIDTH, round(budget_end / scale * WIDTH)),
         "end_x": min(WIDTH, round(size / scale * WIDTH)),
         "parts": [(name, device["parts"][part]) for part, name in PARTS.items() if device["parts"][part]],
@@ -188,17 +188,6 @@ def _device(device: Json, shortfall: Json | None, told: Json) -> dict[str, Any]:
 def _has_output(device: Json, told: Json) -> bool:
     bearing = [each["uuid"] for each in told["devices"] if each["planned_bytes"]]
     return bool(told["n_gpu_layers"] and bearing and bearing[-1] == device["uuid"])
-
-
-def _segments(held: Sequence[tuple[str, str, int]], scale: int) -> list[dict[str, Any]]:
-    segments, at = [], 0
-    for kind, label, count in held:
-        x = round(at / scale * WIDTH)
-        at += count
-        if count:
-            width = max(2, round(at / scale * WIDTH) - x)
-            segments.append({"kind": kind, "label": label, "bytes": count, "x": x, "width": width})
-    return segments
 
 
 def _strip(told: Json) -> list[dict[str, Any]]:

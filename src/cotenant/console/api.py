@@ -1,4 +1,4 @@
-"""The daemon's public HTTP API, called in process on behalf of whoever looks at a page."""
+"""The daemon's public HTTP API, called in process for the viewer of a page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import unquote
 
 from cotenant.console.responses import App, Header, Message, Scope
 
@@ -17,7 +18,7 @@ _NOT_SIGNED_IN: Final = 401
 
 
 class ApiFault(Exception):
-    """What the API refuses: its status, its code, and its sentences, which say what to do as well."""
+    """The API refused a request: its status, code and message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -33,53 +34,53 @@ class ApiFault(Exception):
 
 @dataclass(slots=True)
 class Reply:
-    """A whole answer."""
+    """A complete response."""
 
     status: int = 500
     headers: Sequence[Header] = ()
     body: bytes = b""
 
     def json(self) -> Any:
-        """Return the body's JSON. Raises ApiFault for what is an error or no JSON."""
+        """Return the JSON of the body. Raises ApiFault for an error, or if it is no JSON."""
         try:
-            told = json.loads(self.body) if self.body else None
+            found = json.loads(self.body) if self.body else None
         except ValueError:
-            told = None
-        if self.status < 400 and told is not None:
-            return told
-        error = told.get("error") if isinstance(told, dict) else None
+            found = None
+        if self.status < 400 and found is not None:
+            return found
+        error = found.get("error") if isinstance(found, dict) else None
         if not isinstance(error, dict):
             raise ApiFault(self.status, "internal", f"the daemon answered with status {self.status}")
         raise ApiFault(self.status, str(error.get("code")), str(error.get("message")))
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CachedResponse:
     at: float
-    told: Any
+    value: Any
 
 
 @dataclass(slots=True)
-class Shelf:
-    """Answers that cost the daemon more and may be some seconds old."""
+class ResponseCache:
+    """Responses that are expensive for the daemon and may be some seconds old."""
 
-    kept: dict[str, _Kept] = field(default_factory=dict)
+    entries: dict[str, _CachedResponse] = field(default_factory=dict)
 
 
 class Api:
-    """Speaks to the API with the caller's own cookie or key: pages show nobody more than that opens."""
+    """Calls the API with the caller's cookie or key, so that pages show only what the caller may see."""
 
-    def __init__(self, app: App, caller: Scope, shelf: Shelf) -> None:
+    def __init__(self, app: App, caller: Scope, cache: ResponseCache) -> None:
         self._app = app
         self._caller = caller
-        self._shelf = shelf
+        self._cache = cache
 
     async def get(self, path: str) -> Any:
         """Return the JSON at a path, its query included. Raises ApiFault."""
-        return (await self.ask("GET", path)).json()
+        return (await self.send("GET", path)).json()
 
     async def find(self, path: str, default: Any = None) -> Any:
-        """Return the JSON at a path, or the default where the daemon has nothing to say. Raises ApiFault."""
+        """Return the JSON at a path, or the default if it is refused. Raises ApiFault if signed out."""
         try:
             return await self.get(path)
         except ApiFault as fault:
@@ -87,30 +88,30 @@ class Api:
                 raise
             return default
 
-    async def find_lately(self, path: str, for_s: float, default: Any = None) -> Any:
-        """Do as `find`, but take an answer up to `for_s` old.
+    async def find_cached(self, path: str, max_age_s: float, default: Any = None) -> Any:
+        """Do as `find`, but accept a response up to `max_age_s` old.
 
-        It may be another caller's: only after a fresh answer has shown that this one may ask.
+        It may be another caller's: call it only after an uncached request has shown that this one may see it.
         """
         now = asyncio.get_running_loop().time()
-        kept = self._shelf.kept.get(path)
-        if kept is None or kept.at + for_s < now:
-            kept = self._shelf.kept[path] = _Kept(now, await self.find(path, default))
-        return kept.told
+        cached = self._cache.entries.get(path)
+        if cached is None or cached.at + max_age_s < now:
+            cached = self._cache.entries[path] = _CachedResponse(now, await self.find(path, default))
+        return cached.value
 
     def forget(self, prefix: str) -> None:
-        """Drop what is kept of paths that begin so: it has changed."""
-        for path in [each for each in self._shelf.kept if each.startswith(prefix)]:
-            del self._shelf.kept[path]
+        """Remove cached responses of paths with this prefix."""
+        for path in [each for each in self._cache.entries if each.startswith(prefix)]:
+            del self._cache.entries[path]
 
     async def text(self, path: str) -> str:
         """Return the plain text at a path. Raises ApiFault."""
-        reply = await self.ask("GET", path, accept=b"text/plain")
+        reply = await self.send("GET", path, accept=b"text/plain")
         if reply.status >= 400:
             reply.json()
         return reply.body.decode("utf-8", "replace")
 
-    async def ask(
+    async def send(
         self,
         method: str,
         path: str,
@@ -119,20 +120,20 @@ class Api:
         accept: bytes = b"application/json",
         headers: Iterable[Header] = (),
     ) -> Reply:
-        """Make one request and return the answer, refusals too."""
-        # In process nothing ever waits by itself: between two answers, requests to models have their turn.
+        """Send one request and return the response, whatever its status."""
+        # Calls in process never wait by themselves: let requests to models run in between.
         await asyncio.sleep(0)
         body = b"" if payload is None else json.dumps(payload).encode()
         scope = self._scope(method, path, accept, body, headers)
         reply = Reply()
         pieces: list[bytes] = []
-        asked = False
+        sent = False
 
         async def receive() -> Message:
-            nonlocal asked
-            if asked:
+            nonlocal sent
+            if sent:
                 await asyncio.Event().wait()
-            asked = True
+            sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: Message) -> None:
@@ -159,15 +160,9 @@ class Api:
             "server": self._caller.get("server"),
             "client": self._caller.get("client"),
             "method": method,
-            "path": _decoded(raw),
+            "path": unquote(raw),
             "raw_path": raw.encode(),
             "query_string": query.encode(),
             "root_path": "",
             "headers": [*own, *headers],
         }
-
-
-def _decoded(raw: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(raw)

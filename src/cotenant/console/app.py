@@ -8,11 +8,11 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from cotenant.console import login
-from cotenant.console.api import Api, ApiFault, Shelf
+from cotenant.console.api import Api, ApiFault, ResponseCache
 from cotenant.console.assets import PREFIX, assets, version
-from cotenant.console.live_updates import View, pieces, send_stream
+from cotenant.console.live_updates import View, events_of, send_stream
 from cotenant.console.model_colors import Palette
-from cotenant.console.page_request import Visit, first_values
+from cotenant.console.page_request import PageRequest, first_values
 from cotenant.console.pages import FRAGMENTS, PAGES, Page, find_page
 from cotenant.console.rendering import render, render_part
 from cotenant.console.responses import (
@@ -31,16 +31,16 @@ _log = logging.getLogger("cotenant.console")
 _STREAM: Final = "/ui/stream"
 _LOGIN: Final = "/login"
 _LOGOUT: Final = "/logout"
-_FOR_EVER: Final = b"public, max-age=31536000, immutable"
+_CACHE_FOREVER: Final = b"public, max-age=31536000, immutable"
 
 
 class Console:
-    """Answers whoever looks. All that it shows or orders goes through `api`, as what its caller may."""
+    """Serves the pages. Everything goes through the API, with the caller's own credentials."""
 
     def __init__(self, api: App, every_s: float = 1.0) -> None:
         self._api = api
         self._every_s = every_s
-        self._shelf = Shelf()
+        self._cache = ResponseCache()
         self._palette = Palette()
         self._closing = asyncio.Event()
 
@@ -50,100 +50,102 @@ class Console:
         if path.startswith(PREFIX):
             await _send_asset(scope, send)
             return
-        visit = self._visit(scope, receive)
+        request = self._request(scope, receive)
         try:
             if path == _STREAM:
-                await self._stream(visit, send)
+                await self._stream(request, send)
             elif path == _LOGIN:
-                await login.answer_login(visit, scope, send)
+                await login.answer_login(request, scope, send)
             elif path == _LOGOUT:
-                await login.answer_logout(visit, send)
-            elif (visit.method, path) in FRAGMENTS:
-                await self._fragment(visit, scope, send)
+                await login.answer_logout(request, send)
+            elif (request.method, path) in FRAGMENTS:
+                await self._fragment(request, scope, send)
             else:
-                await self._page(visit, scope, send)
+                await self._page(request, scope, send)
         except ApiFault as fault:
             if fault.needs_login:
-                await send_redirect(send, f"{_LOGIN}?next={quote(visit.here, safe='')}")
+                await send_redirect(send, f"{_LOGIN}?next={quote(request.here, safe='')}")
             else:
-                await self._fault(visit, scope, send, fault)
+                await self._fault(request, scope, send, fault)
 
     def end_streams(self) -> None:
-        """End the streams of open tabs, so that none of them holds up a shutdown."""
+        """End the streams of open tabs, so that they do not delay a shutdown."""
         self._closing.set()
 
-    def _visit(self, scope: Scope, receive: Receive) -> Visit:
+    def _request(self, scope: Scope, receive: Receive) -> PageRequest:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         query = first_values(scope.get("query_string", b"").decode("latin-1"))
-        api = Api(self._api, scope, self._shelf)
-        return Visit(method, raw_path(scope), query, api, receive, self._palette)
+        api = Api(self._api, scope, self._cache)
+        return PageRequest(method, raw_path(scope), query, api, receive, self._palette)
 
-    async def _page(self, visit: Visit, scope: Scope, send: Send) -> None:
-        found = find_page(visit.path)
+    async def _page(self, request: PageRequest, scope: Scope, send: Send) -> None:
+        found = find_page(request.path)
         if found is None:
             raise ApiFault(404, "unknown_route", f"There is no page at {scope['path']}.")
-        if visit.method != "GET":
-            raise ApiFault(405, "method_not_allowed", "This page is only looked at.")
-        page, visit.name = found
-        await _learn_session(visit)
-        view = await page.show(visit)
-        html = render(view.template, self._facts(visit, page, view))
+        if request.method != "GET":
+            raise ApiFault(405, "method_not_allowed", "This page can only be read.")
+        page, request.name = found
+        await _learn_session(request)
+        view = await page.show(request)
+        html = render(view.template, self._facts(request, page, view))
         await send_html(send, view.status, html, packed=accepts_gzip(scope["headers"]))
 
-    def _facts(self, visit: Visit, page: Page | None, view: View) -> dict[str, Any]:
+    def _facts(self, request: PageRequest, page: Page | None, view: View) -> dict[str, Any]:
         return {
             "navigation": [(each.path, each.label) for each in PAGES if each.label],
             "current": page.path if page else "",
-            "here": visit.here,
-            "stream": f"{_STREAM}?at={quote(visit.here, safe='')}" if view.parts else "",
-            "csrf": visit.csrf,
-            "signed_in": visit.signed_in,
-            "query": visit.query,
+            "here": request.here,
+            "stream": f"{_STREAM}?at={quote(request.here, safe='')}" if view.parts else "",
+            "csrf": request.csrf,
+            "signed_in": request.signed_in,
+            "query": request.query,
             "parts": view.parts,
             **view.facts,
         }
 
-    async def _fragment(self, visit: Visit, scope: Scope, send: Send) -> None:
-        if visit.method != "GET":
-            await visit.read_form()
+    async def _fragment(self, request: PageRequest, scope: Scope, send: Send) -> None:
+        if request.method != "GET":
+            await request.read_form()
         try:
-            view = await FRAGMENTS[visit.method, scope["path"]](visit)
+            view = await FRAGMENTS[request.method, scope["path"]](request)
         except ApiFault as fault:
             if fault.needs_login:
                 raise
             view = View("fault_piece.html", {"fault": fault}, status=fault.status)
-        html = render(view.template, {"parts": view.parts, "query": visit.query, **view.facts})
+        html = render(view.template, {"parts": view.parts, "query": request.query, **view.facts})
         await send_html(send, view.status, html, packed=accepts_gzip(scope["headers"]))
 
-    async def _stream(self, visit: Visit, send: Send) -> None:
+    async def _stream(self, request: PageRequest, send: Send) -> None:
         try:
-            at = urlsplit(visit.query.get("at", ""))
+            at = urlsplit(request.query.get("at", ""))
             found = None if at.netloc else find_page(at.path)
         except ValueError:
             found = None
         if found is None:
-            raise ApiFault(404, "unknown_route", "There is no page of that name to follow.")
+            raise ApiFault(404, "unknown_route", "There is no such page to follow.")
         page, name = found
-        watched = Visit("GET", at.path, first_values(at.query), visit.api, visit.receive, self._palette, name)
-        events = pieces(lambda: page.show(watched), render_part, self._every_s)
-        await send_stream(visit.receive, send, events, self._closing)
+        watched = PageRequest(
+            "GET", at.path, first_values(at.query), request.api, request.receive, self._palette, name
+        )
+        events = events_of(lambda: page.show(watched), render_part, self._every_s)
+        await send_stream(request.receive, send, events, self._closing)
 
-    async def _fault(self, visit: Visit, scope: Scope, send: Send, fault: ApiFault) -> None:
+    async def _fault(self, request: PageRequest, scope: Scope, send: Send, fault: ApiFault) -> None:
         view = View("fault.html", {"fault": fault}, status=fault.status)
-        html = render(view.template, self._facts(visit, None, view))
+        html = render(view.template, self._facts(request, None, view))
         await send_html(send, view.status, html, packed=accepts_gzip(scope["headers"]))
 
 
 def raw_path(scope: Scope) -> str:
-    """Return the path as it was sent, so that a slash in a name can be told from one between names."""
+    """Return the path as it was sent: a slash within a name is still encoded in it."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw.decode("latin-1").partition("?")[0]
 
 
-async def _learn_session(visit: Visit) -> None:
-    session = await visit.api.find("/api/session", {})
-    visit.csrf = session.get("csrf")
-    visit.signed_in = bool(session.get("signed_in"))
+async def _learn_session(request: PageRequest) -> None:
+    session = await request.api.find("/api/session", {})
+    request.csrf = session.get("csrf")
+    request.signed_in = bool(session.get("signed_in"))
 
 
 async def _send_asset(scope: Scope, send: Send) -> None:
@@ -153,8 +155,8 @@ async def _send_asset(scope: Scope, send: Send) -> None:
         await send_body(send, 404, b"", ((b"content-type", b"text/plain"),))
         return
     tag = f'"{version()}"'.encode()
-    # A page of an earlier version may name an address that is no more: what is there now is not kept for it.
-    keep = _FOR_EVER if digest == version() else b"no-cache"
+    # A page of an earlier version may use an old address: it gets the current file, but must not cache it.
+    keep = _CACHE_FOREVER if digest == version() else b"no-cache"
     head = [(b"etag", tag), (b"cache-control", keep), (b"vary", b"accept-encoding")]
     if any(name == b"if-none-match" and value == tag for name, value in scope["headers"]):
         await send_body(send, 304, b"", head)

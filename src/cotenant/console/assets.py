@@ -1,4 +1,4 @@
-"""The console's static files, under addresses that change with what is in them."""
+"""The console's static files, under addresses that change with their content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; cha
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file as it is sent: plain, and packed with gzip."""
+    """A file, plain and compressed with gzip."""
 
     content_type: str
     body: bytes
@@ -35,7 +35,7 @@ def assets() -> dict[str, Asset]:
 
 @cache
 def version() -> str:
-    """Return a digest of all files: modules name one another, so that they change their address together."""
+    """Return a digest of all files: modules import each other, so that their addresses change together."""
     digest = hashlib.sha256()
     for path, asset in sorted(assets().items()):
         digest.update(path.encode())
@@ -44,7 +44,7 @@ def version() -> str:
 
 
 def asset_url(path: str) -> str:
-    """Return the address of a file. Raises KeyError for one that is not there."""
+    """Return the address of a file. Raises KeyError if there is none."""
     assets()[path]
     return f"{PREFIX}{version()}/{path}"
 

@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cotenant.console.live_updates import View
-from cotenant.console.page_request import Visit
+from cotenant.console.page_request import PageRequest
 
 _LEVELS: Final = ("problem", "warning", "unknown", "ok")
 
 
-async def show(visit: Visit) -> View:
+async def show(request: PageRequest) -> View:
     """Show the page at once; the findings take seconds and follow. Raises ApiFault."""
     return View("doctor.html")
 
 
-async def findings(visit: Visit) -> View:
+async def findings(request: PageRequest) -> View:
     """Check the machine and show the findings, the worst first. Raises ApiFault."""
-    told = await visit.api.get("/api/doctor")
+    report = await request.api.get("/api/doctor")
     areas: dict[str, list[Mapping[str, Any]]] = {}
-    for finding in sorted(told["findings"], key=lambda each: _LEVELS.index(each["level"])):
+    for finding in sorted(report["findings"], key=lambda each: _LEVELS.index(each["level"])):
         areas.setdefault(finding["area"], []).append(finding)
-    order = list(dict.fromkeys(finding["area"] for finding in told["findings"]))
+    order = list(dict.fromkeys(finding["area"] for finding in report["findings"]))
     return View(
         "doctor_findings.html",
-        {"counts": told["counts"], "areas": [(area, areas[area]) for area in order]},
+        {"counts": report["counts"], "areas": [(area, areas[area]) for area in order]},
     )

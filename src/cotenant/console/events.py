@@ -1,20 +1,20 @@
-"""Everything that was decided lately, and what is wrong."""
+"""The page of recent decisions and alerts."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from cotenant.console.live_updates import Part, Rows, View
-from cotenant.console.page_request import Visit
+from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import decision_part
 
 _DECISIONS: Final = 300
 
 
-async def show(visit: Visit) -> View:
+async def show(request: PageRequest) -> View:
     """Show decisions, newest first, and alerts. Raises ApiFault."""
-    decisions = (await visit.api.get(f"/api/decisions?limit={_DECISIONS}"))["decisions"]
-    alerts = await visit.api.find("/api/alerts", {"active": [], "recent": []})
+    decisions = (await request.api.get(f"/api/decisions?limit={_DECISIONS}"))["decisions"]
+    alerts = await request.api.find("/api/alerts", {"active": [], "recent": []})
     kinds = sorted({str(each["kind"]) for each in decisions})
     recent = [
         Part(f"was-{number}", "alert_row.html", {"alert": alert})

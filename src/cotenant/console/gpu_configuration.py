@@ -1,4 +1,4 @@
-"""Which container is pinned to which GPU: looked at, changed, applied, taken back."""
+"""The page that pins containers to GPUs: shows, changes, applies and rolls back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cotenant.console.gpu_view import (
     rows,
 )
 from cotenant.console.live_updates import Part, Rows, View
-from cotenant.console.page_request import Visit
+from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import Json, device_part, services_by_gpu
 
 PATH: Final = "/api/system/gpu-config"
@@ -31,93 +31,93 @@ _EDITED: Final = "generated_file_edited"
 _FORM: Final = "gpu_configuration_form.html"
 
 
-async def show(visit: Visit) -> View:
+async def show(request: PageRequest) -> View:
     """Show the page; without a `services:` section, how to write one. Raises ApiFault."""
-    devices = (await visit.api.get("/api/devices"))["devices"]
+    devices = (await request.api.get("/api/devices"))["devices"]
     try:
-        told = await visit.api.find_lately(PATH, _KEPT_S) or await visit.api.get(PATH)
+        config = await request.api.find_cached(PATH, _KEPT_S) or await request.api.get(PATH)
     except ApiFault as fault:
         if fault.needs_login or fault.status != 404:
             raise
         return View("gpu_configuration_none.html", {"fault": fault})
-    parts = await _live(visit, told, devices)
-    draft, planned = await _as_saved(visit, told)
-    return View("gpu_configuration.html", _form(told, draft, planned), parts)
+    parts = await _live(request, config, devices)
+    draft, planned = await _as_saved(request, config)
+    return View("gpu_configuration.html", _form(config, draft, planned), parts)
 
 
-async def change(visit: Visit) -> View:
-    """Show what a changed form would do. Raises ApiFault."""
-    told = await visit.api.get(PATH)
-    return View(_FORM, await _tried(visit, told, read_draft(visit.form, told["services"])))
+async def change(request: PageRequest) -> View:
+    """Show the effect of a changed form. Raises ApiFault."""
+    config = await request.api.get(PATH)
+    return View(_FORM, await _tried(request, config, read_draft(request.form, config["services"])))
 
 
-async def save(visit: Visit) -> View:
-    """Save the form. Raises ApiFault for what is not told in place."""
-    return await _order(visit, _save)
+async def save(request: PageRequest) -> View:
+    """Save the form. Raises ApiFault for errors that the form cannot show."""
+    return await _order(request, _save)
 
 
-async def apply(visit: Visit) -> View:
-    """Save the form if it differs from what is saved, and begin to apply. Raises ApiFault."""
-    return await _order(visit, _apply)
+async def apply(request: PageRequest) -> View:
+    """Save the form if it has changed, and start to apply it. Raises ApiFault."""
+    return await _order(request, _apply)
 
 
-async def rollback(visit: Visit) -> View:
-    """Begin to go back to an earlier configuration. Raises ApiFault."""
-    return await _order(visit, _rollback)
+async def rollback(request: PageRequest) -> View:
+    """Start to roll back to an earlier configuration. Raises ApiFault."""
+    return await _order(request, _rollback)
 
 
-async def detect(visit: Visit) -> View:
-    """Look for GPUs again. Raises ApiFault."""
-    return await _order(visit, _detect)
+async def detect(request: PageRequest) -> View:
+    """Detect GPUs again. Raises ApiFault."""
+    return await _order(request, _detect)
 
 
-async def _order(visit: Visit, order: Callable[[Visit, Json, Draft], Awaitable[str]]) -> View:
-    """Carry an order out and show the form as it is then: what went wrong stands in it."""
-    told = await visit.api.get(PATH)
-    draft = read_draft(visit.form, told["services"])
+async def _order(request: PageRequest, order: Callable[[PageRequest, Json, Draft], Awaitable[str]]) -> View:
+    """Execute an order and show the resulting form, with its error if it failed."""
+    config = await request.api.get(PATH)
+    draft = read_draft(request.form, config["services"])
     fault: ApiFault | None = None
     note = ""
     try:
         _check(draft)
-        note = await order(visit, told, draft)
+        note = await order(request, config, draft)
     except ApiFault as error:
         if error.needs_login:
             raise
         fault = error
-    visit.api.forget(PATH)
-    told = await visit.api.get(PATH)
+    request.api.forget(PATH)
+    config = await request.api.get(PATH)
     if note:
-        draft, planned = await _as_saved(visit, told)
-        facts = _form(told, draft, planned)
+        draft, planned = await _as_saved(request, config)
+        facts = _form(config, draft, planned)
     else:
-        facts = await _tried(visit, told, draft)
+        facts = await _tried(request, config, draft)
     fault = fault or facts["fault"]
-    action = visit.path.rpartition("/")[2]
+    action = request.path.rpartition("/")[2]
     edited = fault is not None and fault.code == _EDITED
     return View(_FORM, {**facts, "fault": fault, "note": note, "overwrite": action if edited else None})
 
 
-async def _save(visit: Visit, told: Json, draft: Draft) -> str:
-    _check_base(visit, told, draft)
-    force = visit.form.get("force") == "1"
-    reply = await visit.api.ask("PUT", PATH, {**draft.payload(), "force": force})
+async def _save(request: PageRequest, config: Json, draft: Draft) -> str:
+    _check_base(request, config, draft)
+    force = request.form.get("force") == "1"
+    reply = await request.api.send("PUT", PATH, {**draft.payload(), "force": force})
     reply.json()
-    number = (await visit.api.get(PATH))["saved"]["number"]
+    number = (await request.api.get(PATH))["saved"]["number"]
     return f"Saved as configuration {number}. No container was touched."
 
 
-async def _apply(visit: Visit, told: Json, draft: Draft) -> str:
-    _check_base(visit, told, draft)
+async def _apply(request: PageRequest, config: Json, draft: Draft) -> str:
+    _check_base(request, config, draft)
     saved = ""
-    if is_dirty(told, await _planned(visit, draft)):
-        saved = await _save(visit, told, draft)
+    if is_dirty(config, await _planned(request, draft)):
+        saved = await _save(request, config, draft)
     try:
-        reply = await visit.api.ask("POST", f"{PATH}/apply", {"force": visit.form.get("force") == "1"})
+        reply = await request.api.send("POST", f"{PATH}/apply", {"force": request.form.get("force") == "1"})
         begun = reply.json()
     except ApiFault as fault:
         if not saved or fault.needs_login:
             raise
-        # What was saved stays so, which is worth knowing where only the rest failed.
+        # The configuration is saved all the same: say so if only applying failed.
         first = saved.partition(".")[0]
         raise ApiFault(fault.status, fault.code, f"{first}, but not applied: {fault.message}") from None
     count = len(begun["services"])
@@ -128,19 +128,19 @@ async def _apply(visit: Visit, told: Json, draft: Draft) -> str:
     )
 
 
-async def _rollback(visit: Visit, told: Json, draft: Draft) -> str:
-    asked = visit.form.get("number", "")
+async def _rollback(request: PageRequest, config: Json, draft: Draft) -> str:
+    asked = request.form.get("number", "")
     number = number_of(asked)
     if asked and number is None:
-        raise ApiFault(422, "bad_assignment", f"{asked[:20]!r} is no number of a configuration.")
+        raise ApiFault(422, "bad_assignment", f"{asked[:20]!r} is not a configuration number.")
     payload = {} if number is None else {"number": number}
-    begun = (await visit.api.ask("POST", f"{PATH}/rollback", payload)).json()
+    begun = (await request.api.send("POST", f"{PATH}/rollback", payload)).json()
     back = f" to configuration {number}" if asked else ""
-    return f"Going back{back}, as configuration {begun['number']}."
+    return f"Rolling back{back}, as configuration {begun['number']}."
 
 
-async def _detect(visit: Visit, told: Json, draft: Draft) -> str:
-    found = (await visit.api.ask("POST", f"{PATH}/detect")).json()
+async def _detect(request: PageRequest, config: Json, draft: Draft) -> str:
+    found = (await request.api.send("POST", f"{PATH}/detect")).json()
     present = sum(gpu["present"] for gpu in found["gpus"])
     gone = len(found["gpus"]) - present
     text = f"{present} GPU{'s' if present != 1 else ''} found" if present else "No GPU found"
@@ -153,57 +153,57 @@ def _check(draft: Draft) -> None:
         raise ApiFault(422, "bad_assignment", f"{service}: {text}")
 
 
-def _check_base(visit: Visit, told: Json, draft: Draft) -> None:
-    """Refuse to overwrite what somebody else has saved meanwhile, unless that is asked for."""
-    now = told["saved"]["number"] if told["saved"] else 0
-    if now != draft.base and visit.form.get("anyway") != "1":
+def _check_base(request: PageRequest, config: Json, draft: Draft) -> None:
+    """Refuse to overwrite a configuration that was saved elsewhere meanwhile, unless confirmed."""
+    now = config["saved"]["number"] if config["saved"] else 0
+    if now != draft.base and request.form.get("anyway") != "1":
         raise ApiFault(
             409, "changed_elsewhere", f"Configuration {now} was saved elsewhere since this page was loaded."
         )
 
 
-async def _as_saved(visit: Visit, told: Json) -> tuple[Draft, Json]:
-    """Return what is saved as a draft, and what it is; before the first, what the strategy would do."""
+async def _as_saved(request: PageRequest, config: Json) -> tuple[Draft, Json]:
+    """Return the saved configuration as a draft, and its plan; if none is saved, the strategy's plan."""
     tried: Json | None = None
-    if told["strategy"] != MANUAL:
-        tried = await visit.api.find_lately(f"{PATH}/preview?strategy={told['strategy']}", _KEPT_S)
-    planned = _as_told(told) if told["saved"] or tried is None else tried
-    return saved_draft(told, tried["assignments"] if tried else ()), planned
+    if config["strategy"] != MANUAL:
+        tried = await request.api.find_cached(f"{PATH}/preview?strategy={config['strategy']}", _KEPT_S)
+    planned = _as_saved_plan(config) if config["saved"] or tried is None else tried
+    return saved_draft(config, tried["assignments"] if tried else ()), planned
 
 
-def _as_told(told: Json) -> Json:
-    return {key: told[key] for key in ("strategy", "assignments", "warnings", "warning_details")} | {
-        "diff": told["changes"]
+def _as_saved_plan(config: Json) -> Json:
+    return {key: config[key] for key in ("strategy", "assignments", "warnings", "warning_details")} | {
+        "diff": config["changes"]
     }
 
 
-async def _planned(visit: Visit, draft: Draft) -> Json:
-    planned: Json = (await visit.api.ask("POST", f"{PATH}/preview", draft.payload())).json()
+async def _planned(request: PageRequest, draft: Draft) -> Json:
+    planned: Json = (await request.api.send("POST", f"{PATH}/preview", draft.payload())).json()
     return planned
 
 
-async def _tried(visit: Visit, told: Json, draft: Draft) -> dict[str, Any]:
-    """Return what the form shows of a draft that may be impossible, which it says then. Raises ApiFault."""
+async def _tried(request: PageRequest, config: Json, draft: Draft) -> dict[str, Any]:
+    """Return what the form shows of a draft, with an error if it is impossible. Raises ApiFault."""
     try:
-        return _form(told, draft, await _planned(visit, draft))
+        return _form(config, draft, await _planned(request, draft))
     except ApiFault as fault:
         if fault.needs_login:
             raise
-        return {**_form(told, draft, _as_told(told)), "dirty": True, "fault": fault}
+        return {**_form(config, draft, _as_saved_plan(config)), "dirty": True, "fault": fault}
 
 
-def _form(told: Json, draft: Draft, planned: Json) -> dict[str, Any]:
-    """Return what the form shows: the draft, and what would come of it."""
-    found = rows(told, planned, draft)
+def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
+    """Return what the form shows: the draft and its effect."""
+    found = rows(config, planned, draft)
     return {
-        "told": told,
+        "config": config,
         "draft": draft,
         "rows": [{**row, "by_strategy": by_strategy_label(row, draft)} for row in found],
-        "options": [(str(gpu["index"]), option_label(gpu)) for gpu in told["gpus"]],
-        "loads": loads(told, found),
+        "options": [(str(gpu["index"]), option_label(gpu)) for gpu in config["gpus"]],
+        "loads": loads(config, found),
         "warnings": planned["warnings"],
-        "diff": differences(told, planned["diff"]),
-        "dirty": is_dirty(told, planned),
+        "diff": differences(config, planned["diff"]),
+        "dirty": is_dirty(config, planned),
         "fault": None,
         "note": "",
         "overwrite": None,
@@ -211,31 +211,33 @@ def _form(told: Json, draft: Draft, planned: Json) -> dict[str, Any]:
     }
 
 
-async def _live(visit: Visit, told: Json, devices: list[Json]) -> dict[str, Part | Rows]:
-    models = (await visit.api.get("/api/models"))["models"]
-    services = await services_by_gpu(visit)
-    colours = visit.palette.of([model["name"] for model in models if model.get("devices")])
-    status = await visit.api.find_lately(f"{PATH}/status", _STATUS_KEPT_S, {"apply": None, "containers": []})
+async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict[str, Part | Rows]:
+    models = (await request.api.get("/api/models"))["models"]
+    services = await services_by_gpu(request)
+    colours = request.palette.of([model["name"] for model in models if model.get("devices")])
+    status = await request.api.find_cached(
+        f"{PATH}/status", _STATUS_KEPT_S, {"apply": None, "containers": []}
+    )
     if status["apply"] and status["apply"]["running"]:
-        # The next look is to see the next step.
-        visit.api.forget(PATH)
-    entries = (await visit.api.find_lately(f"{PATH}/history", _KEPT_S, {"history": []}))["history"]
-    names = gpu_names(told)
-    saved = told["saved"]["number"] if told["saved"] else 0
+        # Fetch it again, to see the next step.
+        request.api.forget(PATH)
+    entries = (await request.api.find_cached(f"{PATH}/history", _KEPT_S, {"history": []}))["history"]
+    names = gpu_names(config)
+    saved = config["saved"]["number"] if config["saved"] else 0
     good = [entry for entry in entries if entry["apply"] and entry["apply"]["state"] == "succeeded"]
     indexed = [device for device in devices if device["index"] is not None]
     cards = sorted(indexed, key=lambda device: int(device["index"]))
     return {
         "cards": Rows("gpu-cards", [device_part("gpu", each, models, services, colours) for each in cards]),
         "saved": Part("gpu-saved", "gpu_configuration_saved.html", {"number": saved}),
-        "problems": Part("gpu-problems", "gpu_configuration_problems.html", _problems(told)),
+        "problems": Part("gpu-problems", "gpu_configuration_problems.html", _problems(config)),
         "status": Part(
             "gpu-status",
             "gpu_configuration_status.html",
             {
                 "apply": apply_facts(status["apply"], names),
-                "containers": containers(told, status["containers"], names),
-                "applied": told["applied"]["number"] if told["applied"] else None,
+                "containers": containers(config, status["containers"], names),
+                "applied": config["applied"]["number"] if config["applied"] else None,
                 "good": good[0]["number"] if good else None,
                 "piece": PIECE,
             },
@@ -243,20 +245,20 @@ async def _live(visit: Visit, told: Json, devices: list[Json]) -> dict[str, Part
         "history": Part(
             "gpu-history",
             "gpu_configuration_history.html",
-            {"entries": history(entries, names, saved), "piece": PIECE, "titles": _titles(told)},
+            {"entries": history(entries, names, saved), "piece": PIECE, "titles": _titles(config)},
         ),
     }
 
 
-def _problems(told: Json) -> dict[str, Any]:
-    edited = list(told["edited_files"])
+def _problems(config: Json) -> dict[str, Any]:
+    edited = list(config["edited_files"])
     others = [
         problem
-        for problem in told["problems"]
+        for problem in config["problems"]
         if "No GPUs detected" not in problem and not any(path in problem for path in edited)
     ]
-    return {"problems": others, "edited": edited, "no_gpus": not told["gpus"]}
+    return {"problems": others, "edited": edited, "no_gpus": not config["gpus"]}
 
 
-def _titles(told: Json) -> dict[str, str]:
-    return {each["name"]: each["title"] for each in told["strategies"]}
+def _titles(config: Json) -> dict[str, str]:
+    return {each["name"]: each["title"] for each in config["strategies"]}

@@ -1,4 +1,4 @@
-"""What somebody is about to save: a strategy, and where each service shall go."""
+"""The unsaved state of the form: a strategy and the GPU of each service."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ _MOST_DIGITS: Final = 9
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a service shall go: by the strategy, to a GPU by index, or to one that is gone (`gone:` and its
-    UUID); under manual also nowhere. `budget` is as it was typed, empty for none."""
+    """The GPU of a service: by the strategy, by index, or a missing GPU (`gone:` and its UUID); or none.
+
+    `budget` is the text as typed, empty for none."""
 
     gpu: str = BY_STRATEGY
     budget: str = ""
 
     @property
     def by_hand(self) -> bool:
-        """Whether somebody chose it."""
+        """Whether the user chose it."""
         return self.gpu != BY_STRATEGY
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A form as it is now. `base` is the number of the configuration that it began with, 0 for none.
+    """The state of the form. `base` is the number of the configuration it started from, 0 for none.
 
-    `faults` are what is wrong with what was typed, by service.
+    `faults` are errors in the typed values, by service.
     """
 
     strategy: str
@@ -43,11 +44,11 @@ class Draft:
     faults: Mapping[str, str] = field(default_factory=dict)
 
     def choice(self, service: str) -> Choice:
-        """Return where a service shall go."""
+        """Return the choice for a service."""
         return self.choices.get(service, Choice(UNPINNED if self.strategy == MANUAL else BY_STRATEGY))
 
     def payload(self) -> dict[str, Any]:
-        """Return the draft as the API takes it."""
+        """Return the draft as a body for the API."""
         assignments = [
             _assignment(service, choice)
             for service, choice in self.choices.items()
@@ -56,28 +57,30 @@ class Draft:
         return {"strategy": self.strategy, "assignments": assignments}
 
 
-def saved_draft(told: Json, by_strategy: Sequence[Json]) -> Draft:
-    """Return what is saved as a draft; `by_strategy` is what the strategy would assign now.
+def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
+    """Return the saved configuration as a draft; `by_strategy` is what the strategy would assign now.
 
-    What a strategy other than manual would do again anyway is left to it.
+    An assignment that the strategy would repeat is left to the strategy.
     """
-    saved = told["saved"]
+    saved = config["saved"]
     if saved is None:
-        return Draft(told["strategy"], {})
+        return Draft(config["strategy"], {})
     again = {each["service"]: each for each in by_strategy}
     choices: dict[str, Choice] = {}
     for each in saved["assignments"]:
-        choice = by_hand(each, told["gpus"])
-        if told["strategy"] != MANUAL and (choice.gpu == UNPINNED or _same(each, again.get(each["service"]))):
+        choice = by_hand(each, config["gpus"])
+        if config["strategy"] != MANUAL and (
+            choice.gpu == UNPINNED or _same(each, again.get(each["service"]))
+        ):
             choice = Choice()
         choices[each["service"]] = choice
-    return Draft(told["strategy"], choices, saved["number"])
+    return Draft(config["strategy"], choices, saved["number"])
 
 
 def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
-    """Read a form that was posted.
+    """Read a posted form.
 
-    A strategy that has just been chosen assigns everything anew; manual begins with what was shown.
+    A newly chosen strategy assigns everything again; manual starts from the assignments shown.
     """
     strategy, before = form.get("strategy", MANUAL), form.get("strategy-before", "")
     choices: dict[str, Choice] = {}
@@ -98,12 +101,12 @@ def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
 
 
 def number_of(text: str) -> int | None:
-    """Read a number that a form carries; None for what no page has written."""
+    """Read a number of a form; None if it is not one."""
     return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def by_hand(assignment: Json, gpus: Sequence[Json]) -> Choice:
-    """Return an assignment as a choice among the GPUs that there are; they may be numbered anew."""
+    """Return an assignment as a choice among the current GPUs, whose indices may have changed."""
     index, uuid = assignment["gpu_index"], assignment["gpu_uuid"]
     budget = assignment["vram_budget_override"]
     if uuid is not None:
@@ -113,14 +116,14 @@ def by_hand(assignment: Json, gpus: Sequence[Json]) -> Choice:
 
 
 def meaning(assignment: Json) -> tuple[Any, ...]:
-    """Return what two assignments share that mean the same: a GPU is its UUID, whatever its number."""
+    """Return a key that is equal for equivalent assignments: a GPU counts by its UUID, not its index."""
     uuid = assignment["gpu_uuid"]
     gpu = assignment["gpu_index"] if uuid is None else uuid
     return assignment["service"], gpu, assignment["vram_budget_override"]
 
 
 def gone_uuid(gpu: str) -> str | None:
-    """Return the UUID of a chosen GPU that is gone, None for another choice."""
+    """Return the UUID of a choice of a missing GPU, None for other choices."""
     return gpu.removeprefix(_GONE) if gpu.startswith(_GONE) else None
 
 
@@ -148,5 +151,7 @@ def _fault(budget: str) -> str | None:
     except ValueError:
         value = math.nan
     return (
-        None if math.isfinite(value) and value > 0 else f"{budget[:20]!r} is no budget: type GB, as in 3.5."
+        None
+        if math.isfinite(value) and value > 0
+        else f"{budget[:20]!r} is not a budget: enter GB, as in 3.5."
     )

@@ -1,4 +1,4 @@
-"""GPU configuration as its page shows it: rows, what each GPU would hold, differences, progress."""
+"""GPU configuration as its page shows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.console.gpu_draft import MANUAL, Draft, gone_uuid, meaning
-from cotenant.console.memory_bar import WIDTH, Segment
+from cotenant.console.memory_bar import WIDTH, Segment, layout
 from cotenant.console.view_data import Json
 from cotenant.domain.units import GIB, MIB
 
@@ -29,22 +29,16 @@ _STEPS: Final = {
 }
 
 
-def rows(told: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
-    """Return a row for each service: what it needs, where it goes, and what should be known of that."""
+def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
+    """Return a row for each service: what it needs, where it goes, and its warnings."""
     shown = {each["service"]: each for each in planned["assignments"]}
     warnings: dict[str, list[str]] = {}
     for warning in planned["warning_details"]:
-        if warning["service"] is not None:
-            warnings.setdefault(warning["service"], []).append(warning["text"])
+        warnings.setdefault(warning["service"], []).append(warning["text"])
     return [
         {
-            "name": service["name"],
-            "model": service["model"],
-            "needs": _bytes(service["vram_mb"]),
-            "role": service["role"],
-            "critical": service["latency_critical"],
-            "enabled": service["enabled"],
-            "budget_env": service["vram_budget_env"],
+            **service,
+            "needs": None if service["vram_mb"] is None else service["vram_mb"] * MIB,
             "choice": draft.choice(service["name"]),
             "gone": gone_uuid(draft.choice(service["name"]).gpu),
             "shown": shown.get(service["name"]),
@@ -53,39 +47,40 @@ def rows(told: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
             "fault": draft.faults.get(service["name"]),
             "colour": number % _COLOURS,
         }
-        for number, service in enumerate(told["services"])
+        for number, service in enumerate(config["services"])
     ]
 
 
-def loads(told: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def loads(config: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what each GPU would hold, drawn to the larger of its size and that."""
     found = []
-    for gpu in told["gpus"]:
+    for gpu in config["gpus"]:
         here = [row for row in shown if row["shown"] and row["shown"]["gpu_index"] == gpu["index"]]
-        held = [(row["name"], _wanted(row), row["colour"]) for row in here]
+        parts = [Segment("model", row["name"], _wanted(row) or 0, row["colour"]) for row in here]
         occupied, total = gpu["vram_occupied_mb"] * MIB, gpu["vram_total_mb"] * MIB
-        planned = sum(count or 0 for _, count, _ in held)
+        planned = sum(part.bytes for part in parts)
+        free = max(0, total - planned - occupied)
+        parts += [Segment("foreign", "others", occupied), Segment("free", "free", free)]
+        scale = max(total, planned + occupied)
         found.append(
             {
-                "index": gpu["index"],
-                "name": gpu["name"],
-                "healthy": gpu["healthy"],
+                **gpu,
                 "total": total,
                 "planned": planned,
                 "occupied": occupied,
                 "services": len(here),
-                "unknown": [name for name, count, _ in held if count is None],
+                "unknown": [row["name"] for row in here if _wanted(row) is None],
                 "over": planned + occupied > total,
-                "segments": _segments(held, occupied, total),
-                "limit": round(total / max(total, planned + occupied) * WIDTH),
+                "segments": layout(parts, scale),
+                "limit": round(total / (scale or 1) * WIDTH),
             }
         )
     return found
 
 
-def differences(told: Json, diff: Sequence[Json]) -> list[dict[str, Any]]:
-    """Return the changes that applying would make, in words."""
-    names = gpu_names(told)
+def differences(config: Json, diff: Sequence[Json]) -> list[dict[str, Any]]:
+    """Return the changes that applying would make."""
+    names = gpu_names(config)
     return [
         {
             "service": change["service"],
@@ -96,33 +91,31 @@ def differences(told: Json, diff: Sequence[Json]) -> list[dict[str, Any]]:
     ]
 
 
-def gpu_names(told: Json) -> dict[int, str]:
+def gpu_names(config: Json) -> dict[int, str]:
     """Return the GPUs' names by index."""
-    return {gpu["index"]: gpu["name"] for gpu in told["gpus"]}
+    return {gpu["index"]: gpu["name"] for gpu in config["gpus"]}
 
 
 def apply_facts(apply: Json | None, names: Mapping[int, str]) -> dict[str, Any] | None:
-    """Return how an apply stands."""
+    """Return the progress of an apply."""
     if apply is None:
         return None
     steps = []
     for step in apply["services"]:
         word, tone = _STEPS.get(step["state"], (step["state"], "quiet"))
         steps.append({**step, "word": word, "tone": tone, "gpu": _gpu(step["gpu_index"], names)})
-    done = sum(step["state"] in ("healthy", "failed") for step in apply["services"])
     return {
-        **{key: apply[key] for key in ("number", "state", "running", "message", "started_at", "finished_at")},
+        **apply,
         "word": apply["state"].replace("_", " "),
         "tone": _TONES.get(apply["state"], "quiet"),
         "steps": steps,
-        "done": done,
-        "undone": apply["state"] in ("failed", "interrupted"),
+        "done": sum(step["state"] in ("healthy", "failed") for step in steps),
     }
 
 
-def containers(told: Json, states: Sequence[Json], names: Mapping[int, str]) -> dict[str, Any]:
-    """Return how the services' containers are, and one sentence about all."""
-    enabled = [service["name"] for service in told["services"] if service["enabled"]]
+def containers(config: Json, states: Sequence[Json], names: Mapping[int, str]) -> dict[str, Any]:
+    """Return the state of each service's container, and a summary."""
+    enabled = [service["name"] for service in config["services"] if service["enabled"]]
     known = {state["service"]: state for state in states}
     shown = [_container(name, known[name], names) for name in enabled if name in known]
     bad = [each for each in shown if each["tone"] == "bad"]
@@ -142,22 +135,18 @@ def history(entries: Sequence[Json], names: Mapping[int, str], current: int) -> 
     """Return the configurations saved, newest first."""
     return [
         {
-            "number": entry["number"],
-            "saved_at": entry["saved_at"],
-            "strategy": entry["strategy"],
+            **entry,
             "apply": apply_facts(entry["apply"], names),
             "current": entry["number"] == current,
-            "assignments": [
-                {"service": each["service"], "place": _place(each, names)} for each in entry["assignments"]
-            ],
+            "places": [(each["service"], _place(each, names)) for each in entry["assignments"]],
         }
         for entry in entries
     ]
 
 
-def is_dirty(told: Json, planned: Json) -> bool:
-    """Whether what would be saved differs from what is."""
-    saved = told["saved"]
+def is_dirty(config: Json, planned: Json) -> bool:
+    """Whether the form differs from the saved configuration."""
+    saved = config["saved"]
     return (
         saved is None
         or saved["strategy"] != planned["strategy"]
@@ -172,7 +161,7 @@ def option_label(gpu: Json) -> str:
 
 
 def by_strategy_label(row: Mapping[str, Any], draft: Draft) -> str | None:
-    """Return the menu's entry for what the strategy chooses; None under manual."""
+    """Return the menu entry for the strategy's choice; None for manual."""
     if draft.strategy == MANUAL:
         return None
     shown = row["shown"]
@@ -198,22 +187,6 @@ def _container(name: str, state: Json, names: Mapping[int, str]) -> dict[str, An
     }
 
 
-def _segments(held: Sequence[tuple[str, int | None, int]], occupied: int, total: int) -> list[Segment]:
-    entries = [("model", name, count or 0, colour) for name, count, colour in held]
-    entries.append(("foreign", "others", occupied, 0))
-    used = sum(count for _, _, count, _ in entries)
-    entries.append(("free", "free", max(0, total - used), 0))
-    scale = max(total, used) or 1
-    segments, at = [], 0
-    for kind, label, count, colour in entries:
-        start, at = at, at + count
-        x = round(start / scale * WIDTH)
-        width = round(at / scale * WIDTH) - x
-        if count:
-            segments.append(Segment(kind, label, count, x, width, colour if kind == "model" else None))
-    return segments
-
-
 def _wanted(row: Mapping[str, Any]) -> int | None:
     budget = row["shown"]["vram_budget_override"]
     needs: int | None = row["needs"]
@@ -221,7 +194,7 @@ def _wanted(row: Mapping[str, Any]) -> int | None:
 
 
 def _adjusted(service: Json, shown: Json | None) -> bool:
-    """Whether a service is told to use less than it needs."""
+    """Whether a service's budget is less than it needs."""
     if shown is None or shown["vram_budget_override"] is None or service["vram_mb"] is None:
         return False
     return bool(shown["vram_budget_override"] * 1024 < service["vram_mb"] - 1)
@@ -243,7 +216,3 @@ def _gpu(index: int | None, names: Mapping[int, str]) -> str | None:
         return None
     name = names.get(index)
     return f"GPU {index} {name}" if name else f"GPU {index}"
-
-
-def _bytes(mib: int | None) -> int | None:
-    return None if mib is None else mib * MIB

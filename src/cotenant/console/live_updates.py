@@ -1,4 +1,4 @@
-"""Pieces of a page that are sent anew when they change, and the stream that sends them."""
+"""Live parts of a page, and the stream that sends them again when they change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cotenant.console.text_diff import Change, changes, count_nodes, tokens_of
 
 _EVERY_S: Final = 1.0
 _SILENCE: Final = 15
-"""After so many looks without news a comment shows that the stream lives."""
+"""After so many rounds without changes a comment keeps the stream alive."""
 _YIELD_AFTER: Final = 20
 _HEAD: Final = (
     (b"content-type", b"text/event-stream"),
@@ -26,9 +26,9 @@ _HEAD: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a page: its template is rendered with its facts, and again only when these have changed.
+    """A part of a page: its template is rendered with its facts, and again only when they change.
 
-    The template's one outermost element bears `id="{{ id }}"`.
+    The template has one outermost element with `id="{{ id }}"`.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Pieces in an order, the children of the element with this id; they may come, go and move."""
+    """Ordered parts, the children of the element with this id; they may appear, vanish and move."""
 
     id: str
     rows: Sequence[Part]
@@ -49,7 +49,7 @@ Live = Part | Rows
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A page as it is now: a template with its facts, and its live pieces by the names it knows them by."""
+    """The current state of a page: a template with its facts, and its live parts by name."""
 
     template: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -60,8 +60,8 @@ class View:
 Render = Callable[[Part], str]
 
 
-class Watched:
-    """What one browser has been sent of one page."""
+class SentParts:
+    """The parts of one page that one browser has received."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
@@ -69,11 +69,11 @@ class Watched:
         self._written: dict[str, list[str]] = {}
         self._orders: dict[str, list[str]] = {}
 
-    async def news(self, parts: Mapping[str, Live]) -> dict[str, Any] | None:
-        """Return what differs from what was sent last.
+    async def changes(self, parts: Mapping[str, Live]) -> dict[str, Any] | None:
+        """Return the differences from what was sent last, None if there are none.
 
-        `parts` are [id, HTML] of pieces that are new or built otherwise than before; `changes` are [id, how
-        many nodes it has, Changes] of those in which only words and values differ, `rows` are ids in order.
+        `parts` are [id, HTML] of new or restructured parts; `changes` are [id, number of nodes, Changes] of
+        parts in which only text and attributes differ; `rows` are ids in order.
         """
         anew: list[tuple[str, str]] = []
         changed: list[tuple[str, int, list[Change]]] = []
@@ -90,14 +90,14 @@ class Watched:
                 html = self._render(piece)
                 before, now = self._written.get(piece.id), tokens_of(html)
                 self._written[piece.id] = now
-                told = None if before is None else changes(before, now)
-                if told is None:
+                differences = None if before is None else changes(before, now)
+                if differences is None:
                     anew.append((piece.id, html))
-                elif told:
-                    changed.append((piece.id, count_nodes(now), told))
+                elif differences:
+                    changed.append((piece.id, count_nodes(now), differences))
                 rendered += 1
                 if rendered % _YIELD_AFTER == 0:
-                    # Requests to models are not to wait for a long table.
+                    # Do not delay requests to models while rendering a long table.
                     await asyncio.sleep(0)
             if isinstance(live, Rows):
                 order = [piece.id for piece in live.rows]
@@ -110,12 +110,11 @@ class Watched:
         return news if any(news.values()) else None
 
 
-async def pieces(
+async def events_of(
     look: Callable[[], Awaitable[View]], render: Render, every_s: float = _EVERY_S
 ) -> AsyncGenerator[bytes, None]:
-    """Yield what changes on a page as server-sent events, at most once in `every_s`, until the caller may not
-    look any more."""
-    watched, silent, troubled = Watched(render), 0, False
+    """Yield the changes of a page as server-sent events, until the caller is signed out."""
+    watched, silent, troubled = SentParts(render), 0, False
     yield b"retry: 1000\n\n"
     while True:
         try:
@@ -131,7 +130,7 @@ async def pieces(
             if troubled:
                 yield _event("trouble", {"text": ""})
             troubled = False
-            news = await watched.news(view.parts)
+            news = await watched.changes(view.parts)
             silent = 0 if news else silent + 1
             if news:
                 yield _event("parts", news)
@@ -143,7 +142,7 @@ async def pieces(
 async def send_stream(
     receive: Receive, send: Send, events: AsyncGenerator[bytes, None], closing: asyncio.Event
 ) -> None:
-    """Send events as they come, until the browser leaves or the daemon is about to end."""
+    """Send events until the browser disconnects or the daemon shuts down."""
     await send({"type": "http.response.start", "status": 200, "headers": list(_HEAD)})
     pump = asyncio.create_task(_pump(send, events))
     tasks = {pump, asyncio.create_task(_departure(receive)), asyncio.create_task(closing.wait())}

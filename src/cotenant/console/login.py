@@ -1,21 +1,21 @@
-"""Signing in with an API key, and out again."""
+"""Signing in with an API key, and signing out."""
 
 from __future__ import annotations
 
 from cotenant.console.api import ApiFault, Reply
-from cotenant.console.page_request import Visit
+from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import render
 from cotenant.console.responses import Header, Scope, Send, accepts_gzip, send_html, send_redirect
 
 
-async def answer_login(visit: Visit, scope: Scope, send: Send) -> None:
-    """Show the form, or take the key and go on to the page that was asked for. Raises ApiFault."""
-    wanted = own_page(visit.query.get("next", "/"))
+async def answer_login(request: PageRequest, scope: Scope, send: Send) -> None:
+    """Show the form, or check the key and redirect to the wanted page. Raises ApiFault."""
+    wanted = own_page(request.query.get("next", "/"))
     fault: ApiFault | None = None
-    if visit.method == "POST":
-        await visit.read_form()
-        wanted = own_page(visit.form.get("next", "/"))
-        reply = await visit.api.ask("POST", "/api/session", {"key": visit.form.get("key", "")})
+    if request.method == "POST":
+        await request.read_form()
+        wanted = own_page(request.form.get("next", "/"))
+        reply = await request.api.send("POST", "/api/session", {"key": request.form.get("key", "")})
         try:
             reply.json()
         except ApiFault as refused:
@@ -24,7 +24,7 @@ async def answer_login(visit: Visit, scope: Scope, send: Send) -> None:
             await send_redirect(send, wanted, _cookies(reply))
             return
     else:
-        session = await visit.api.find("/api/session", {})
+        session = await request.api.find("/api/session", {})
         if session.get("signed_in") or not session.get("needed", True):
             await send_redirect(send, wanted)
             return
@@ -33,19 +33,19 @@ async def answer_login(visit: Visit, scope: Scope, send: Send) -> None:
     await send_html(send, status, html, packed=accepts_gzip(scope["headers"]))
 
 
-async def answer_logout(visit: Visit, send: Send) -> None:
-    """End the session, if the form bears its token. Raises ApiFault."""
-    if visit.method != "POST":
+async def answer_logout(request: PageRequest, send: Send) -> None:
+    """End the session if the form has its token. Raises ApiFault."""
+    if request.method != "POST":
         raise ApiFault(405, "method_not_allowed", "Sign out with the button.")
-    await visit.read_form()
-    token = visit.form.get("csrf", "").encode("latin-1", "replace")
-    reply = await visit.api.ask("POST", "/api/session/end", headers=[(b"x-cotenant-csrf", token)])
+    await request.read_form()
+    token = request.form.get("csrf", "").encode("latin-1", "replace")
+    reply = await request.api.send("POST", "/api/session/end", headers=[(b"x-cotenant-csrf", token)])
     reply.json()
     await send_redirect(send, "/login", _cookies(reply))
 
 
 def own_page(text: str) -> str:
-    """Return where to go next: a path of this daemon, or the overview for what is anything else."""
+    """Return a path of this daemon to redirect to, the overview for anything else."""
     sound = text.startswith("/") and not text.startswith(("//", "/\\", "/login", "/logout"))
     return text if sound and text.isprintable() and text.isascii() else "/"
 

@@ -1,43 +1,50 @@
-"""Whose memory a device's is, as the segments of a bar."""
+"""The segments of a bar that shows who uses a device's memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-_MIB: Final = 1 << 20
+from cotenant.domain.units import MIB, format_bytes
+
 _IN_FLIGHT: Final = frozenset({"loading", "unloading", "reclaiming"})
 WIDTH: Final = 1000
-"""How wide a whole bar is, in the units of its drawing."""
-_THIN: Final = 4
-_FEW: Final = 6
-_WORTH_SHOWING: Final = 32 * _MIB
+"""The width of a whole bar, in the units of its drawing."""
+_MIN_WIDTH: Final = 4
+_MOST_PROCESSES: Final = 6
+_WORTH_SHOWING: Final = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a bar: `kind` is model, claim (on its way in or out), service, foreign or free.
+    """A part of a bar: `kind` is model, claim (being loaded or unloaded), service, foreign or free.
 
-    `colour` is a model's, None for others; `note` says how the bytes are known, where that matters.
+    `colour` is a model's, None for others; `note` says how the bytes are known, where that matters. `x` and
+    `width` are set by `layout`.
     """
 
     kind: str
     label: str
     bytes: int
-    x: int
-    width: int
     colour: int | None = None
     note: str = ""
+    x: int = 0
+    width: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    kind: str
-    label: str
-    bytes: int
-    colour: int | None = None
-    note: str = ""
+def layout(parts: Iterable[Segment], total: int, min_width: int = 0) -> list[Segment]:
+    """Place parts side by side on a bar of `total` bytes; empty ones are left out."""
+    placed, x, used = [], 0, 0
+    for part in parts:
+        if part.bytes:
+            used += part.bytes
+            end = min(WIDTH, max(x + min_width, round(used / (total or 1) * WIDTH)))
+            placed.append(
+                Segment(part.kind, part.label, part.bytes, part.colour, part.note, x, max(0, end - x))
+            )
+            x = end
+    return placed
 
 
 def segments(
@@ -46,74 +53,46 @@ def segments(
     services: Sequence[Mapping[str, Any]],
     colours: Mapping[str, int],
 ) -> list[Segment]:
-    """Split a device's memory; empty where its size is not known.
+    """Split a device's memory; empty if its size is unknown.
 
-    `services` are those pinned to it, with `name` and `vram_mb`. What others hold is shared among them first,
-    as they were described, then among other processes, as the driver lists them.
+    `services` are those pinned to it, with `name` and `vram_mb`. Foreign memory is attributed to them first,
+    as they are described, then to other processes, as the driver lists them.
     """
-    total = device["total_bytes"]
+    total, free_bytes = device["total_bytes"], device["free_bytes"]
     if not total:
         return []
-    held = [*_ours(device, models, colours), *_others(device, services)]
-    used = sum(each.bytes for each in held)
-    if device["free_bytes"] is not None and total - device["free_bytes"] - used >= _WORTH_SHOWING:
-        # The driver's own, ours beyond what was planned, or what a described card was said to hold.
-        held.append(_Held("foreign", "other use", total - device["free_bytes"] - used))
-        used += held[-1].bytes
-    free = max(0, total - used)
-    if free:
-        plannable = device["plannable_bytes"]
-        note = "" if device.get("left_out") else f"{plannable / (1 << 30):,.1f} GiB of it for models"
-        held.append(_Held("free", "free", free, note=note))
-    return _drawn(held, max(total, used))
+    parts = [*_models(device, models, colours), *_others(device, services)]
+    used = sum(part.bytes for part in parts)
+    if free_bytes is not None and total - free_bytes - used >= _WORTH_SHOWING:
+        # The driver's own memory, ours beyond the plan, or what a described card was said to hold.
+        parts.append(Segment("foreign", "other use", total - free_bytes - used))
+        used = total - free_bytes
+    note = "" if device.get("left_out") else f"{format_bytes(device['plannable_bytes'])} of it for models"
+    parts.append(Segment("free", "free", max(0, total - used), note=note))
+    return layout(parts, max(total, used), _MIN_WIDTH)
 
 
-def _ours(
+def _models(
     device: Mapping[str, Any], models: Sequence[Mapping[str, Any]], colours: Mapping[str, int]
-) -> list[_Held]:
-    held = []
+) -> Iterable[Segment]:
     for model in models:
-        count = (model.get("bytes_by_device") or {}).get(device["uuid"])
-        if not count:
-            continue
-        moving = model["state"] in _IN_FLIGHT
-        note = str(model["state"]) if moving else ""
-        kind = "claim" if moving else "model"
-        held.append(_Held(kind, model["name"], count, colours.get(model["name"], 0), note))
-    return held
+        count = (model.get("bytes_by_device") or {}).get(device["uuid"], 0)
+        kind, note = ("claim", str(model["state"])) if model["state"] in _IN_FLIGHT else ("model", "")
+        yield Segment(kind, model["name"], count, colours.get(model["name"], 0), note)
 
 
-def _others(device: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> list[_Held]:
+def _others(device: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> Iterable[Segment]:
     left = device.get("foreign_bytes") or 0
-    held = []
     for service in services:
-        count = min(left, (service["vram_mb"] or 0) * _MIB)
-        if count:
-            held.append(_Held("service", service["name"], count, note="service, as described"))
-            left -= count
-    for process in _largest(device.get("processes") or ()):
+        count = min(left, (service["vram_mb"] or 0) * MIB)
+        yield Segment("service", service["name"], count, note="service, as described")
+        left -= count
+    known = [process for process in device.get("processes") or () if process["used_bytes"]]
+    for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:_MOST_PROCESSES]:
         count = min(left, process["used_bytes"])
-        if count >= _MIB:
+        if count >= MIB:
             name = (process["name"] or "process").rsplit("/", 1)[-1]
-            held.append(_Held("foreign", name, count, note=f"process {process['pid']}"))
+            yield Segment("foreign", name, count, note=f"process {process['pid']}")
             left -= count
-    if left >= _MIB:
-        held.append(_Held("foreign", "other processes", left))
-    return held
-
-
-def _largest(processes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    told = [process for process in processes if process["used_bytes"]]
-    return sorted(told, key=lambda process: -int(process["used_bytes"]))[:_FEW]
-
-
-def _drawn(held: Sequence[_Held], total: int) -> list[Segment]:
-    """Lay the parts side by side, none so thin that it cannot be seen."""
-    drawn, at, used = [], 0, 0
-    for each in held:
-        used += each.bytes
-        end = max(at + _THIN, round(used / total * WIDTH))
-        end = min(end, WIDTH)
-        drawn.append(Segment(each.kind, each.label, each.bytes, at, max(0, end - at), each.colour, each.note))
-        at = end
-    return drawn
+    if left >= MIB:
+        yield Segment("foreign", "other processes", left)

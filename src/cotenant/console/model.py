@@ -1,4 +1,4 @@
-"""One model: what it is, where it sits, what it costs, why it is there, what it says, and what it answers."""
+"""The page of a model: status, placement, decisions, log and chat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.memory_bar import WIDTH
-from cotenant.console.page_request import Visit, model_path
+from cotenant.console.page_request import PageRequest, model_path
 from cotenant.console.view_data import RAM, Json, decision_part, last_rates, model_facts, short_names
 
 PARTS: Final = ("weights", "kv", "compute", "overhead")
@@ -15,12 +15,12 @@ PART_NAMES: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute
 _HOST: Final = "host RAM"
 
 
-async def show(visit: Visit) -> View:
-    """Show a model. Raises ApiFault, for one that is not served too."""
-    model = await visit.api.get(model_path(visit.name))
-    devices = (await visit.api.find("/api/devices", {"devices": []}))["devices"]
-    history = await visit.api.find("/api/history", {})
-    told = (await visit.api.find(model_path(visit.name, "why"), {"decisions": []}))["decisions"]
+async def show(request: PageRequest) -> View:
+    """Show a model. Raises ApiFault, also if it is not served."""
+    model = await request.api.get(model_path(request.name))
+    devices = (await request.api.find("/api/devices", {"devices": []}))["devices"]
+    history = await request.api.find("/api/history", {})
+    decisions = (await request.api.find(model_path(request.name, "why"), {"decisions": []}))["decisions"]
     facts = model_facts(model, last_rates(history), short_names(devices))
     return View(
         "model.html",
@@ -33,7 +33,7 @@ async def show(visit: Visit) -> View:
             ),
             "engine": Part("model-engine", "model_engine.html", _engine(model)),
             "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),
-            "why": Rows("why", [decision_part(each, "why") for each in reversed(told)]),
+            "why": Rows("why", [decision_part(each, "why") for each in reversed(decisions)]),
         },
     )
 
@@ -49,9 +49,9 @@ def _engine(model: Json) -> dict[str, Any]:
 
 
 def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:
-    """Return the layer map and the footprint, planned beside reported.
+    """Return the layer map and the planned and reported footprint.
 
-    An engine whose plan is for described GPUs runs without them.
+    `stood_in`: the plan is for described GPUs, and the engine runs on the CPU.
     """
     placement = model.get("placement")
     if placement is None:
@@ -99,7 +99,7 @@ def _bars(row: Json, most: int) -> list[dict[str, Any]]:
 
 
 def _strip(placement: Json) -> list[dict[str, Any]]:
-    """Return runs of layers by device, as parts of a strip; the output layer counts as the last one."""
+    """Return the runs of layers by device, as parts of a strip; the output layer is the last one."""
     count = placement["n_layers"] + 1
     runs: list[dict[str, Any]] = []
     on_cards = [row for row in placement["devices"] if row["layers"] is not None]

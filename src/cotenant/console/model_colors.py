@@ -1,4 +1,4 @@
-"""Which colour stands for which model, the same on every card and page."""
+"""The colour of each model, the same on every card and page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ COLOURS: Final = 10
 
 
 class Palette:
-    """Gives each model that has memory a colour, different ones as long as there are any, for as long as it
-    stays."""
+    """Assigns a colour to each loaded model for as long as it is loaded, distinct while there are enough."""
 
     def __init__(self) -> None:
         self._given: dict[str, int] = {}
 
     def of(self, names: Collection[str]) -> Mapping[str, int]:
-        """Return a colour from 0 to 9 for each of the models that have memory now."""
+        """Return a colour from 0 to 9 for each of these loaded models."""
         for gone in self._given.keys() - set(names):
             del self._given[gone]
         for name in sorted(names):

@@ -1,4 +1,4 @@
-"""The overview: cards, models, and what is decided."""
+"""The overview page: devices, models and decisions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cotenant.console.live_updates import Part, Rows, View
-from cotenant.console.page_request import Visit
+from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import as_segment
 from cotenant.console.view_data import (
     Json,
@@ -29,17 +29,17 @@ STATES: Final = (
 )
 
 
-async def show(visit: Visit) -> View:
-    """Show everything at a glance. Raises ApiFault."""
-    models = (await visit.api.get("/api/models"))["models"]
-    devices = (await visit.api.find("/api/devices", {"devices": []}))["devices"]
-    # The API's order is that of planning, in which cards change places as they fill.
+async def show(request: PageRequest) -> View:
+    """Show the overview. Raises ApiFault."""
+    models = (await request.api.get("/api/models"))["models"]
+    devices = (await request.api.find("/api/devices", {"devices": []}))["devices"]
+    # The API lists devices in planning order, which changes as they fill.
     devices = sorted(devices, key=lambda device: (device["index"] is None, device["index"] or 0))
-    history = await visit.api.find("/api/history", {})
-    decisions = (await visit.api.find(f"/api/decisions?limit={_DECISIONS}", {"decisions": []}))["decisions"]
-    alerts = (await visit.api.find("/api/alerts", {"active": []}))["active"]
-    services = await services_by_gpu(visit)
-    colours = visit.palette.of([model["name"] for model in models if model.get("devices")])
+    history = await request.api.find("/api/history", {})
+    decisions = (await request.api.find(f"/api/decisions?limit={_DECISIONS}", {"decisions": []}))["decisions"]
+    alerts = (await request.api.find("/api/alerts", {"active": []}))["active"]
+    services = await services_by_gpu(request)
+    colours = request.palette.of([model["name"] for model in models if model.get("devices")])
     names, rates = short_names(devices), last_rates(history)
     rows = [
         Part(

@@ -1,4 +1,4 @@
-"""One request for a page, as its handler reads it."""
+"""A request for a page."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _MAX_FORM_BYTES: Final = 65536
 
 
 @dataclass(slots=True)
-class Visit:
-    """Who looks at what. `name` is what the path names where its template has a place for it, decoded."""
+class PageRequest:
+    """A request for a page; `name` is the decoded `{name}` of its path, if it has one."""
 
     method: str
     path: str
@@ -31,12 +31,12 @@ class Visit:
 
     @property
     def here(self) -> str:
-        """The address of the page within the daemon, with its query."""
+        """The path of the page with its query."""
         pairs = "&".join(f"{quote(key)}={quote(value, safe='')}" for key, value in self.query.items())
         return f"{self.path}?{pairs}" if pairs else self.path
 
     async def read_form(self) -> None:
-        """Read the fields of a form that was posted; what is too long is as good as empty."""
+        """Read the fields of a posted form; a form that is too long counts as empty."""
         pieces: list[bytes] = []
         size, more = 0, True
         while more:
@@ -53,7 +53,7 @@ class Visit:
 
 
 def first_values(text: str) -> dict[str, str]:
-    """Read a query or the body of a form; of a field that is there twice, the last counts."""
+    """Read a query or a form; of repeated fields the last one counts."""
     return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True).items()}
 
 

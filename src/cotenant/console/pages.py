@@ -1,4 +1,4 @@
-"""Which path shows which page, and which answers with a piece of one."""
+"""The pages by path, and the fragments that pages load."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from urllib.parse import unquote
 
 from cotenant.console import analyse, doctor, events, gpu_configuration, model, overview
 from cotenant.console.live_updates import View
-from cotenant.console.page_request import Visit
+from cotenant.console.page_request import PageRequest
 
-Show = Callable[[Visit], Awaitable[View]]
+Show = Callable[[PageRequest], Awaitable[View]]
 _NAME: Final = "{name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page: `path` may end in `{name}`, which takes the rest, slashes too.
+    """A page: `path` may end in `{name}`, which matches the rest, slashes included.
 
-    `label` is its entry in the navigation, None for pages that are reached from others. `show` is called for
-    the page itself and, by every open tab, once a second for its live parts.
+    `label` is its entry in the navigation, None for none. `show` is called for the page itself and, for every
+    open tab, once a second for its live parts.
     """
 
     path: str
@@ -46,11 +46,11 @@ FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
     ("POST", f"{gpu_configuration.PIECE}/rollback"): gpu_configuration.rollback,
     ("POST", f"{gpu_configuration.PIECE}/detect"): gpu_configuration.detect,
 }
-"""Pieces that a page asks for by itself, by method and path; their View's parts are not followed."""
+"""Parts that pages load on their own, by method and path; their View's parts are not updated."""
 
 
 def find_page(raw_path: str) -> tuple[Page, str] | None:
-    """Return the page at a path that is not decoded yet, and what the path names; None if there is none."""
+    """Return the page at an undecoded path, and the name in the path; None if there is none."""
     for page in PAGES:
         if page.path.endswith(_NAME):
             prefix = page.path.removesuffix(_NAME)

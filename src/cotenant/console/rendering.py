@@ -1,4 +1,4 @@
-"""Templates, and how numbers are written on pages."""
+"""Templates, and the formats of numbers on pages."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 NONE: Final = "–"
-"""What stands for a value that is not known."""
+"""Shown for an unknown value."""
 
 
 @cache
 def environment() -> Environment:
-    """Return the templates; what reads them is not loaded before somebody looks at a page."""
+    """Return the templates; Jinja is imported only when the first page is rendered."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -56,12 +56,12 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
 
 
 def render_part(part: Part) -> str:
-    """Render a live piece."""
+    """Render a live part."""
     return render(part.template, {"id": part.id, **part.facts}).strip()
 
 
 def live(piece: Live) -> Markup:
-    """Render a live piece in a page; of Rows the children, whose element the page has."""
+    """Render a live part within a page; of Rows only the children."""
     from markupsafe import Markup
 
     rows = piece.rows if isinstance(piece, Rows) else (piece,)
@@ -84,7 +84,7 @@ def in_duration(seconds: float | None) -> str:
 
 
 def in_coarse(seconds: float | None) -> str:
-    """Write how long something has been: exact to the second only below two minutes, so that it rests."""
+    """Write a duration, with seconds only below two minutes, so that it changes rarely."""
     if seconds is None:
         return NONE
     whole = int(seconds)
@@ -96,7 +96,7 @@ def in_coarse(seconds: float | None) -> str:
 
 
 def as_rate(value: float | None) -> str:
-    """Write a rate per second: `0.25`, `31`; a rest is `0`."""
+    """Write a rate per second: `0.25`, `31`; `0` below 0.005."""
     if value is None:
         return NONE
     if value < 0.005:
@@ -110,7 +110,7 @@ def as_number(value: float | None) -> str:
 
 
 def as_clock(text: str | None) -> str:
-    """Write an ISO time as the time of day; the date where it is another day's."""
+    """Write an ISO time as the time of day, with the date if it is not today."""
     if not text:
         return NONE
     try:

@@ -1,4 +1,4 @@
-"""What differs between two writings of a piece, so that a browser need not parse what it already has."""
+"""Differences of two renderings of a part, so that a browser need not parse it again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from html import unescape
 from typing import Final
 
 Change = tuple[int, str | dict[str, str | None]]
-"""A node by its number, and its new text, or its attributes that changed, None for one that is gone."""
+"""The number of a node with its new text, or its changed attributes, None for removed ones."""
 
 _TOKEN: Final = re.compile(r"<[^>]*>|[^<]+")
 _NAME: Final = re.compile(r"</?[^\s/>]+")
 _ATTRIBUTE: Final = re.compile(r"""\s([^\s"'=<>/]+)(?:="([^"]*)"|='([^']*)')?""")
 _MORE_THAN_A_VALUE: Final = ("hx-", "id", "data-key", "data-own")
-"""What scripts know an element by, or take from it once."""
+"""Attributes that scripts identify an element by, or read only once."""
 
 
 def tokens_of(html: str) -> list[str]:
@@ -28,9 +28,9 @@ def count_nodes(tokens: Sequence[str]) -> int:
 
 
 def changes(before: Sequence[str], after: Sequence[str]) -> list[Change] | None:
-    """Return what makes one writing the other; None where its elements differ, not only words and values.
+    """Return the changes of text and attributes; None if the elements themselves differ.
 
-    Nodes are elements and texts, numbered as they are written, the outermost element 0.
+    Nodes are elements and texts, numbered in document order, the outermost element 0.
     """
     if len(before) != len(after):
         return None

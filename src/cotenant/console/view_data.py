@@ -1,4 +1,4 @@
-"""What several pages show of models, devices and decisions."""
+"""Models, devices and decisions as several pages show them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cotenant.console.live_updates import Part
 from cotenant.console.memory_bar import segments
-from cotenant.console.page_request import Visit
+from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import as_segment, in_coarse
 from cotenant.domain.devices import Sensors
 
@@ -22,14 +22,14 @@ _SHOWN_OF_DEVICE: Final = (
 _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 
 
-async def services_by_gpu(visit: Visit) -> Mapping[int, Sequence[Json]]:
+async def services_by_gpu(request: PageRequest) -> Mapping[int, Sequence[Json]]:
     """Return the services whose containers were pinned to each GPU, by its index."""
-    told = await visit.api.find_lately("/api/system/gpu-config", _SERVICES_FOR_S)
-    if not told:
+    config = await request.api.find_cached("/api/system/gpu-config", _SERVICES_FOR_S)
+    if not config:
         return {}
-    known = {service["name"]: service for service in told["services"]}
+    known = {service["name"]: service for service in config["services"]}
     found: dict[int, list[Json]] = {}
-    applied = (told.get("applied") or {}).get("assignments") or []
+    applied = (config.get("applied") or {}).get("assignments") or []
     for assignment in applied:
         service = known.get(assignment["service"])
         if service is not None and assignment["gpu_index"] is not None:
@@ -46,12 +46,12 @@ def last_rates(history: Json) -> Mapping[str, float | None]:
 
 
 def short_names(devices: Sequence[Json]) -> Mapping[str, str]:
-    """Return what devices are called in a table, by UUID: their index, or `RAM`."""
+    """Return the short names of devices by UUID: their index, or `RAM`."""
     return {device["uuid"]: RAM if device["index"] is None else str(device["index"]) for device in devices}
 
 
 def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a model's row shows, rounded as it is written, so that it rests while nothing changes."""
+    """Return what a model's row shows, rounded, so that it changes only if the text does."""
     state = str(model["state"])
     measured = model.get("measured_bytes")
     return {
@@ -117,13 +117,13 @@ def device_part(
 
 
 def _failure(model: Json) -> str | None:
-    """Return what went wrong last; beside its name, a model need not be named again."""
+    """Return the last failure, without the model's name."""
     text: str | None = model.get("last_failure")
     return text.removeprefix(f"{model['name']} ").removeprefix(f"{model['name']}: ") if text else None
 
 
 def tone(state: str, failure: str | None = None) -> str:
-    """Return how a state is set off: good, busy, bad or quiet."""
+    """Return the style of a state: good, busy, bad or quiet."""
     if state == "ready":
         return "good"
     if state in _BUSY:
