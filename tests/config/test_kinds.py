@@ -49,7 +49,7 @@ def test_a_request_waits_as_long_as_the_kind_of_its_model_says(served: Path, rea
 
 
 def test_a_kind_that_there_is_not_is_told_with_its_line(read: Reader) -> None:
-    with pytest.raises(BadSetting, match=r"line 2: defaults\.timeouts\.visoin: it is no setting"):
+    with pytest.raises(BadSetting, match=r"line 2: defaults\.timeouts\.visoin: unknown setting"):
         read("defaults:\n  timeouts: {visoin: 3}")
     with pytest.raises(BadSetting, match=r"defaults\.timeouts\.chat"):
         read("defaults: {timeouts: {chat: soon}}")

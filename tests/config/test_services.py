@@ -140,7 +140,7 @@ def item(text: str) -> str:
         (
             "services:\n  compose: {files: a.yml, fils: b}",
             2,
-            "services.compose.fils: it is no setting",
+            "services.compose.fils: unknown setting",
             "mean files?",
         ),
         ("services: {}", 1, "services: it has no compose", "Add `compose:`."),
@@ -171,7 +171,7 @@ def item(text: str) -> str:
         (
             item("{name: b, vram_mb: 5}"),
             5,
-            "services.items[1].vram_mb: it is no setting",
+            "services.items[1].vram_mb: unknown setting",
             "Did you mean vram_m",
         ),
         (item("{vram_mib: 5}"), 5, "services.items[1]: it has no name", "Add `name:`."),

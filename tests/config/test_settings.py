@@ -126,8 +126,8 @@ def test_an_empty_file_and_no_file_are_all_defaults(read: Reader) -> None:
 
 
 WRONG = [
-    ("modles: []", 1, "modles: it is no setting", "Did you mean models?"),
-    ("server:\n  prot: 1", 2, "server.prot: it is no setting", "Did you mean port?"),
+    ("modles: []", 1, "modles: unknown setting", "Did you mean models?"),
+    ("server:\n  prot: 1", 2, "server.prot: unknown setting", "Did you mean port?"),
     (TINY + "server:\n\n  port: x", 4, "server.port: x is not a whole number from 0 to 65,535", "digits"),
     ("server: {port: 70000}", 1, "server.port: 70000 is not a whole number", "digits"),
     ("server: 5", 1, "server: 5 is not a mapping", "docs/configuration.md"),
@@ -216,7 +216,7 @@ def test_what_is_wrong_is_told_with_its_line_and_what_to_do(
 def test_all_that_is_wrong_is_kept_beside_the_first_in_the_file(read: Reader) -> None:
     with pytest.raises(BadSetting) as caught:
         read("modles: []\nserver:\n  port: x\ndefaults: {parallel: 0}\n")
-    assert caught.value.message.endswith("modles: it is no setting (and 2 more)")
+    assert caught.value.message.endswith("modles: unknown setting (and 2 more)")
     assert "cotenant models --check" in caught.value.hint
     lines = [complaint.partition(", line ")[2].partition(":")[0] for complaint in caught.value.complaints]
     assert lines == ["1", "3", "4"]

@@ -86,7 +86,8 @@ async def test_a_projector_is_no_model():
         await planner().plan(PlanAsked(shape=shape, name="mmproj"))
 
 
-async def test_what_embeds_is_planned_as_it_is_served():
-    shape = replace(real_shape("llama-70b"), kind=ModelKind.EMBEDDING)
+@pytest.mark.parametrize("kind", [ModelKind.EMBEDDING, ModelKind.RERANK])
+async def test_what_pools_is_planned_as_it_is_served(kind: ModelKind):
+    shape = replace(real_shape("llama-70b"), kind=kind)
     found = await planner().plan(PlanAsked(shape=shape, name="bert", recipe={"n_batch": 1024}))
     assert (found.recipe.n_batch, found.recipe.n_ubatch) == (1024, 1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.cli.options import add_device_options, read_inventory
@@ -12,6 +12,7 @@ from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
 from cotenant.domain.models import ModelKind, ModelShape
 from cotenant.domain.placements import Budget
+from cotenant.domain.recipes import with_micro_batch
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest
 
@@ -56,11 +57,8 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
     """Read the model's header and the devices. Raises ModelFileError, UsageError."""
     from cotenant.model_files import load_model
 
-    recipe, rules = read_recipe(args), read_rules(args)
-    shape = load_model(path)
-    if shape.kind.pools:
-        # An engine embeds a text in one micro-batch: a longer text would be refused.
-        recipe = replace(recipe, n_ubatch=recipe.n_batch)
+    rules, shape = read_rules(args), load_model(path)
+    recipe = with_micro_batch(read_recipe(args), shape.kind)
     if shape.kind is ModelKind.PROJECTOR:
         raise UnsupportedModelFile(
             f"{path} is a vision projector, not a model of its own", hint="Give it with --mmproj."

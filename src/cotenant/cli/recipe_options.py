@@ -21,7 +21,7 @@ from cotenant.domain.models import (
     SplitPolicy,
 )
 from cotenant.domain.profiles import Profile, recipe_values
-from cotenant.domain.recipes import MAX_CTX, MAX_PARALLEL, check_recipe
+from cotenant.domain.recipes import MAX_CTX, MAX_PARALLEL, check_recipe, with_micro_batch
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.manual_split import parse_split
@@ -145,10 +145,7 @@ def _add_budget(group: Any) -> None:
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
-    """Build the Recipe that the flags describe. Raises BadRecipe for flags at odds with each other.
-
-    A micro-batch larger than the batch is cut to it, as llama.cpp does.
-    """
+    """Build the Recipe that the flags describe. Raises BadRecipe for flags at odds with each other."""
     if args.smart_split and args.tensor_split:
         raise BadRecipe(
             "--smart-split and --tensor-split exclude each other",
@@ -156,8 +153,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         )
     told = _recipe_flags(args)
     by_profile = recipe_values(args.profile, {name: told[name] for name in told if _is_told(args, name)})
-    recipe = replace(Recipe(), **{**told, **by_profile})
-    recipe = replace(recipe, n_ubatch=min(recipe.n_ubatch, recipe.n_batch))
+    recipe = with_micro_batch(replace(Recipe(), **{**told, **by_profile}))
     check_recipe(recipe)
     return recipe
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import AdvisorSettings, ModelEntry, Problem
-from cotenant.config.issues import Complaint
+from cotenant.config.issues import ConfigIssue
 from cotenant.config.schema import Advisor
-from cotenant.config.settings import Given
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.http_client import Site
 
 
-def advisor_settings(section: Advisor, given: Given) -> tuple[AdvisorSettings, list[Complaint]]:
+def advisor_settings(section: Advisor, checked: CheckedSettings) -> tuple[AdvisorSettings, list[ConfigIssue]]:
     """Return the section with all defaults filled in, and what is wrong between its parts."""
     told: dict[str, Any] = {
         "mode": section.mode,
@@ -30,11 +30,11 @@ def advisor_settings(section: Advisor, given: Given) -> tuple[AdvisorSettings, l
         return settings, []
     if settings.api_key is not None and settings.address is None:
         hint = "Give `address:`, or leave the key out: a model served here needs none."
-        return settings, [given.complain(("advisor", "api_key"), "it is the key of no address", hint)]
+        return settings, [checked.issue(("advisor", "api_key"), "it is the key of no address", hint)]
     if settings.model is None:
-        return settings, [given.complain(("advisor", "mode"), "there is no model to ask", "Give `model:`.")]
+        return settings, [checked.issue(("advisor", "mode"), "there is no model to ask", "Give `model:`.")]
     if settings.address is not None:
-        return settings, _about_address(settings.address, given)
+        return settings, _about_address(settings.address, checked)
     return settings, []
 
 
@@ -46,10 +46,10 @@ def advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) ->
     return [Problem(Path("advisor"), f"{settings.model} is not served here, so that nobody gives advice")]
 
 
-def _about_address(address: str, given: Given) -> list[Complaint]:
+def _about_address(address: str, checked: CheckedSettings) -> list[ConfigIssue]:
     try:
         Site.of(address)
     except ValueError:
         hint = "Write http://host:port or https://host/path, with nothing after the path."
-        return [given.complain(("advisor", "address"), "it is no address of an API", hint)]
+        return [checked.issue(("advisor", "address"), "it is no address of an API", hint)]
     return []

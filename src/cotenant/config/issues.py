@@ -14,7 +14,7 @@ _MAX_SHOWN: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class ConfigIssue:
     """One thing wrong: `source` is the file, or the variable or flag that gave the value."""
 
     source: str
@@ -28,13 +28,13 @@ class Complaint:
         return f"{where}: {dotted(self.key)}: {self.what}" if self.key else f"{where}: {self.what}"
 
 
-def refusal(complaints: Sequence[Complaint]) -> BadSetting:
-    """Return the exception that tells the first complaint and how many more there are, and carries all."""
-    first, more = complaints[0], len(complaints) - 1
+def refusal(issues: Sequence[ConfigIssue]) -> BadSetting:
+    """Return the exception that tells the first issue and how many more there are, and carries all."""
+    first, more = issues[0], len(issues) - 1
     return BadSetting(
         f"{first} (and {more} more)" if more else str(first),
         hint=f"{first.hint} `cotenant models --check` lists all of them." if more else first.hint,
-        complaints=tuple(str(complaint) for complaint in complaints),
+        complaints=tuple(str(issue) for issue in issues),
     )
 
 

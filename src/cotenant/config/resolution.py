@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.config.advisor import advisor_problems, advisor_settings
+from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import (
     AlertSettings,
     Configuration,
@@ -32,20 +33,26 @@ from cotenant.config.engine_options import (
     weights_bytes,
     wrong_with,
 )
-from cotenant.config.issues import Complaint, KeyPath, refusal, shown
+from cotenant.config.issues import ConfigIssue, KeyPath, refusal, shown
 from cotenant.config.model_file_cache import Library, ModelFile, signature
 from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
-from cotenant.config.schema import Model, RecipeSection
-from cotenant.config.section_values import keep_alive_of, mps_shares_of, recipe_of, timeouts_of, told_of
+from cotenant.config.schema import (
+    Model,
+    RecipeSection,
+    explicit_values,
+    keep_alive_of,
+    mps_shares_of,
+    recipe_of,
+    timeouts_of,
+)
 from cotenant.config.services import services_settings
-from cotenant.config.settings import Given
 from cotenant.domain.engine_kinds import EngineKind, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
 from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
-from cotenant.domain.recipes import check_recipe
+from cotenant.domain.recipes import check_recipe, with_micro_batch
 from cotenant.domain.units import MIB
 from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
@@ -55,29 +62,29 @@ _FLAG: Final = re.compile(r"--(?=[a-z])[a-z-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def resolve(given: Given, library: Library, unsettled: Set[Path]) -> Configuration:
+def resolve(checked: CheckedSettings, library: Library, unsettled: Set[Path]) -> Configuration:
     """Fill in defaults, open every file, and name everyone. Raises BadSetting with all that is wrong."""
-    resolution = _Resolution(given, library, unsettled)
+    resolution = _Resolution(checked, library, unsettled)
     configuration = resolution.configuration()
-    if resolution.complaints:
-        raise refusal(sorted(resolution.complaints, key=lambda complaint: complaint.line or 0))
+    if resolution.issues:
+        raise refusal(sorted(resolution.issues, key=lambda issue: issue.line or 0))
     return configuration
 
 
 class _Resolution:
     """One reading of a configuration, collecting what is wrong with it."""
 
-    def __init__(self, given: Given, library: Library, unsettled: Set[Path]) -> None:
-        self._given = given
-        self._settings = given.settings
-        self._base = given.base
+    def __init__(self, checked: CheckedSettings, library: Library, unsettled: Set[Path]) -> None:
+        self._checked = checked
+        self._settings = checked.settings
+        self._base = checked.base
         self._library = library
         self._unsettled = unsettled
         self._defaults = ModelDefaults()
-        self.complaints: list[Complaint] = []
+        self.issues: list[ConfigIssue] = []
 
     def configuration(self) -> Configuration:
-        """Return the whole; it means nothing if there are complaints."""
+        """Return the whole; it means nothing if there are issues."""
         settings = self._settings
         self._defaults = ModelDefaults(
             self._recipe(("defaults",), {}, settings.defaults),
@@ -96,9 +103,9 @@ class _Resolution:
         catalogue = self._catalogue(models_dir)
         others, problems = self._from_folder(catalogue, [entry for _, entry in listed])
         models = (*(entry for _, entry in listed), *others)
-        advisor, complaints = advisor_settings(settings.advisor, self._given)
-        self.complaints += complaints
-        document = self._given.document
+        advisor, issues = advisor_settings(settings.advisor, self._checked)
+        self.issues += issues
+        document = self._checked.document
         return Configuration(
             path=Path(document.name) if document else None,
             server=self._server(),
@@ -120,12 +127,12 @@ class _Resolution:
         server = self._settings.server
         key_file = self._path(server.api_key_file)
         if key_file is not None and not os.path.isfile(key_file):
-            self._complain(
+            self._report(
                 ("server", "api_key_file"), f"{key_file} does not exist", "Put one key on each line."
             )
         request_log = self._path(server.request_log)
         if request_log is not None and (os.path.isdir(request_log) or not os.path.isdir(request_log.parent)):
-            self._complain(
+            self._report(
                 ("server", "request_log"),
                 f"{request_log} cannot be a file",
                 "Give a file in a folder that exists.",
@@ -137,32 +144,36 @@ class _Resolution:
                 allowed_hosts=tuple(server.allowed_hosts or ()),
                 request_log=request_log,
             ),
-            **told_of(server, "host", "port", "insecure"),
+            **explicit_values(server, "host", "port", "insecure"),
         )
 
     def _devices(self) -> DeviceSettings:
         devices = self._settings.devices
         gpus = devices.gpus
-        from_file = ("devices", "gpus") not in self._given.sources
+        from_file = ("devices", "gpus") not in self._checked.sources
         if gpus is not None and from_file and gpus.lower().endswith((".yaml", ".yml")):
             gpus = str(self._path(gpus))
-        mib = told_of(devices, "reserve_mib", "min_budget_mib", "overhead_mib")
+        mib = explicit_values(devices, "reserve_mib", "min_budget_mib", "overhead_mib")
         sizes = {key.replace("_mib", "_bytes"): count * MIB for key, count in mib.items()}
-        rules = replace(BudgetRules(), **told_of(devices, "order"), **sizes)
-        return replace(DeviceSettings(devices.use or (), rules, gpus), **told_of(devices, "mps", "mps_group"))
+        rules = replace(BudgetRules(), **explicit_values(devices, "order"), **sizes)
+        return replace(
+            DeviceSettings(devices.use or (), rules, gpus), **explicit_values(devices, "mps", "mps_group")
+        )
 
     def _scheduling(self) -> SchedulingSettings:
         scheduling, defaults = self._settings.scheduling, self._settings.defaults
-        seconds = told_of(scheduling, "overdue", "min_residency", "drain_limit", "reclaim_bound")
+        seconds = explicit_values(scheduling, "overdue", "min_residency", "drain_limit", "reclaim_bound")
         return replace(
             SchedulingSettings(max_loaded=defaults.max_loaded or max_loaded(defaults.profile)),
-            **told_of(scheduling, "policy", "drain_share", "max_queue", "max_queue_total", "prefetch"),
+            **explicit_values(
+                scheduling, "policy", "drain_share", "max_queue", "max_queue_total", "prefetch"
+            ),
             **{f"{key}_s": value for key, value in seconds.items()},
         )
 
     def _alerts(self) -> AlertSettings:
         alerts = self._settings.alerts
-        told = told_of(alerts, "webhook", "memory_percent", "for_")
+        told = explicit_values(alerts, "webhook", "memory_percent", "for_")
         if "for_" in told:
             told["memory_for_s"] = told.pop("for_")
         return replace(AlertSettings(), **told)
@@ -171,8 +182,8 @@ class _Resolution:
         section = self._settings.services
         if section is None:
             return None
-        settings, complaints = services_settings(section, self._given)
-        self.complaints += complaints
+        settings, issues = services_settings(section, self._checked)
+        self.issues += issues
         return settings
 
     def _database(self) -> str | None:
@@ -193,19 +204,17 @@ class _Resolution:
         recipe = replace(recipe, engine=kind_of(model))
         wrongs = wrong_with(model, recipe)
         for wrong in wrongs:
-            self._complain(wrong.at(key), wrong.what, wrong.hint)
+            self._report(wrong.at(key), wrong.what, wrong.hint)
         unset = missing_variable(model)
         if unset is not None:
-            self._complain(
-                (*key, "api_key_env"), f"the variable {unset} is not set", "Set it, or correct it."
-            )
+            self._report((*key, "api_key_env"), f"the variable {unset} is not set", "Set it, or correct it.")
         ollama = self._settings.ollama
         base = None if wrongs else self._base_entry(key, model, recipe)
         if base is None:
             return None
         for variable in model.env or {}:
             if not _VARIABLE.fullmatch(variable):
-                self._complain((*key, "env", variable), "it is no name of a variable", "Write NAME: value.")
+                self._report((*key, "env", variable), "it is no name of a variable", "Write NAME: value.")
         return number, replace(
             base,
             aliases=tuple(model.aliases or ()),
@@ -217,7 +226,7 @@ class _Resolution:
             timeout_s=model.timeout or base.timeout_s,
             launch=launch_of(model, self._base),
             options=options_of(model, ollama.address if ollama else None, os.environ),
-            **told_of(model, "preload", "pinned", "priority"),
+            **explicit_values(model, "preload", "pinned", "priority"),
             **mps_shares_of(model),
         )
 
@@ -238,7 +247,7 @@ class _Resolution:
             return self._served(model.name or path.name, file, None, recipe)
         name = model.name or model.model or ""
         if not NAME.fullmatch(name):
-            self._complain((*key, "model"), f"{shown(name)} cannot be a name", "Add `name:`.")
+            self._report((*key, "model"), f"{shown(name)} cannot be a name", "Add `name:`.")
             return None
         stated = model.memory
         if stated is None and path is not None:
@@ -261,7 +270,7 @@ class _Resolution:
         if file is None:
             return None
         if file.is_projector:
-            self._complain(
+            self._report(
                 (*key, "path"), f"{path} is a vision projector", "Give it as `mmproj:` of its model."
             )
             return None
@@ -269,13 +278,10 @@ class _Resolution:
         return self._served(model.name or clean_name(file.path), file, projector, recipe)
 
     def _served(self, name: str, file: ModelFile, projector: ModelFile | None, recipe: Recipe) -> ModelEntry:
-        if file.shape.kind.pools:
-            # An engine embeds a text in one micro-batch: a longer text would be refused.
-            recipe = replace(recipe, n_ubatch=recipe.n_batch)
         return ModelEntry(
             name=name,
             path=file.path,
-            recipe=recipe,
+            recipe=with_micro_batch(recipe, file.shape.kind),
             shape=file.shape,
             signature=(*file.signature, *(projector.signature if projector else ())),
             parts=file.parts,
@@ -292,7 +298,7 @@ class _Resolution:
         path = self._path(model.mmproj)
         projector = None if path is None else self._open((*key, "mmproj"), path)
         if projector is not None and not projector.is_projector:
-            self._complain((*key, "mmproj"), f"{path} is not a vision projector", "Give an mmproj file.")
+            self._report((*key, "mmproj"), f"{path} is not a vision projector", "Give an mmproj file.")
         return projector
 
     def _projector_beside(self, file: ModelFile) -> ModelFile | None:
@@ -309,26 +315,27 @@ class _Resolution:
         self, key: KeyPath, path: Path, read: Callable[[Path], ModelFile] | None = None
     ) -> ModelFile | None:
         if path in self._unsettled:
-            self._complain(key, f"{path} is still being written", "Wait for it to be complete.")
+            self._report(key, f"{path} is still being written", "Wait for it to be complete.")
             return None
         try:
             return (read or self._library.open)(path)
         except ModelFileError as error:
-            self._complain(key, error.message, error.hint)
+            self._report(key, error.message, error.hint)
             return None
 
     def _recipe(self, key: KeyPath, defaults: Mapping[str, Any], section: RecipeSection) -> Recipe:
-        """Build a recipe; a micro-batch larger than the batch is cut to it, as llama.cpp does."""
+        """Return the recipe of a section over the defaults."""
         own = recipe_of(section)
         if own.get("smart_split") and own.get("tensor_split"):
-            self._complain(key, "smart_split and tensor_split exclude each other", "Keep one.")
+            self._report(key, "smart_split and tensor_split exclude each other", "Keep one.")
         told = {**defaults, **own}
-        recipe = replace(Recipe(), **told, **recipe_values(self._settings.defaults.profile, told))
-        recipe = replace(recipe, n_ubatch=min(recipe.n_ubatch, recipe.n_batch))
+        recipe = with_micro_batch(
+            replace(Recipe(), **told, **recipe_values(self._settings.defaults.profile, told))
+        )
         try:
             check_recipe(recipe)
         except BadRecipe as error:
-            self._complain(key, _by_key(error.message), _by_key(error.hint))
+            self._report(key, _by_key(error.message), _by_key(error.hint))
         return recipe
 
     def _refuse_shared_names(self, listed: list[tuple[int, ModelEntry]]) -> None:
@@ -339,7 +346,7 @@ class _Resolution:
             for key, name in [(named, entry.name), *aliases]:
                 if name in owners:
                     other = f"models[{owners[name]}]"
-                    self._complain(
+                    self._report(
                         key, f"the name {name} is taken by {other}", "Give each model its own names."
                     )
                 owners.setdefault(name, number)
@@ -351,7 +358,7 @@ class _Resolution:
             return read_folder(models_dir, self._library, self._unsettled)
         except OSError as error:
             what = f"{models_dir} cannot be read: {error.strerror}"
-            self._complain(("models_dir",), what, "Give a folder of GGUF files.")
+            self._report(("models_dir",), what, "Give a folder of GGUF files.")
             return Catalogue()
 
     def _from_folder(
@@ -383,8 +390,8 @@ class _Resolution:
         """Return a path of the file, meant against its folder; None for none."""
         return Path(os.path.abspath(self._base / text)) if text else None
 
-    def _complain(self, key: KeyPath, what: str, hint: str) -> None:
-        self.complaints.append(self._given.complain(key, what, hint))
+    def _report(self, key: KeyPath, what: str, hint: str) -> None:
+        self.issues.append(self._checked.issue(key, what, hint))
 
 
 def _by_key(text: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+import math
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -40,6 +41,7 @@ from cotenant.domain.models import FlashAttention, ModelKind, SplitMode, SplitPo
 from cotenant.domain.profiles import Profile
 from cotenant.domain.recipes import MAX_PARALLEL
 from cotenant.domain.sharing import MpsGroup, MpsMode
+from cotenant.domain.units import MIB
 from cotenant.scheduling.policy import POLICIES
 
 
@@ -323,3 +325,49 @@ class Settings(BaseSettings, Section):
             InitSettingsSource(settings_cls, given.get(source, {}))
             for source in ("flags", "environment", "file")
         )
+
+
+_RECIPE_NAMES: Final = {"ctx": "n_ctx", "flash_attn": "flash_attention"}
+"""Settings that have another name in a Recipe."""
+_RECIPE_SETTINGS: Final = tuple(
+    key for key in RecipeSection.model_fields if key not in ("keep_alive", "timeout")
+)
+
+
+def recipe_of(section: RecipeSection) -> dict[str, Any]:
+    """Return the recipe values that a section gives, by the names of Recipe's fields."""
+    values = explicit_values(section, *_RECIPE_SETTINGS)
+    return {_RECIPE_NAMES.get(key, key): value for key, value in values.items()}
+
+
+def explicit_values(section: Any, *keys: str) -> dict[str, Any]:
+    """Return those of a section's settings that are given."""
+    return {key: value for key in keys if (value := getattr(section, key)) is not None}
+
+
+def keep_alive_of(section: RecipeSection, default: float | None) -> float | None:
+    """Return its keep-alive in seconds, None for ever, or the default."""
+    if section.keep_alive is None:
+        return default
+    return None if math.isinf(section.keep_alive) else section.keep_alive
+
+
+def timeouts_of(section: Timeouts) -> dict[ModelKind, float]:
+    """Return seconds by kind of model."""
+    kinds = {
+        ModelKind.TEXT: section.chat,
+        ModelKind.EMBEDDING: section.embeddings,
+        ModelKind.RERANK: section.rerank,
+    }
+    return {kind: seconds for kind, seconds in kinds.items() if seconds is not None}
+
+
+def mps_shares_of(model: Model) -> dict[str, Any]:
+    """Return a model's share of a GPU under MPS, by the names of ModelEntry's fields."""
+    shares: dict[str, Any] = {}
+    if model.mps_threads is not None:
+        shares["mps_threads_percent"] = model.mps_threads
+    if model.mps_memory_margin_mib is not None:
+        mib = model.mps_memory_margin_mib
+        shares["mps_margin_bytes"] = None if math.isinf(mib) else int(mib) * MIB
+    return shares

@@ -14,7 +14,7 @@ from cotenant.domain.errors import UsageError
 from cotenant.domain.models import CacheType
 from cotenant.domain.recipes import MAX_BATCH, MAX_CTX
 
-COMPLAINT = "complaint"
+CONFIG_ISSUE = "issue"
 """The type of pydantic's errors that carry our own words."""
 MAX_MIB = 1 << 30
 MAX_COUNT = 1_000_000
@@ -22,7 +22,7 @@ MAX_COUNT = 1_000_000
 
 def wrong(what: str, hint: str) -> PydanticCustomError:
     """Return an error that carries what is wrong and what to do."""
-    return PydanticCustomError(COMPLAINT, "{what}", {"what": what, "hint": hint})
+    return PydanticCustomError(CONFIG_ISSUE, "{what}", {"what": what, "hint": hint})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

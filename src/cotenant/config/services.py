@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.config.issues import Complaint
+from cotenant.config.checked import CheckedSettings
+from cotenant.config.issues import ConfigIssue
 from cotenant.config.service_schema import ServiceItem, Services
-from cotenant.config.settings import Given
 from cotenant.domain.units import MIB
 from cotenant.services.model import Service
 from cotenant.services.settings import ServicesSettings
@@ -17,18 +17,20 @@ from cotenant.services.settings import ServicesSettings
 _OUTPUT: Final = "config"
 
 
-def services_settings(section: Services, given: Given) -> tuple[ServicesSettings, list[Complaint]]:
+def services_settings(
+    section: Services, checked: CheckedSettings
+) -> tuple[ServicesSettings, list[ConfigIssue]]:
     """Return the section with all defaults filled in, and what is wrong between its parts.
 
     Paths are meant against the folder of the file. Whether compose files exist is not looked at: models are
     served without them.
     """
-    files = tuple(_path(given, file) for file in section.compose.files)
+    files = tuple(_path(checked, file) for file in section.compose.files)
     output = section.output_dir
     settings = replace(
         ServicesSettings(
             compose_files=files,
-            output_dir=_path(given, output) if output else files[0].parent / _OUTPUT,
+            output_dir=_path(checked, output) if output else files[0].parent / _OUTPUT,
             command=section.compose.command or None,
             project=section.compose.project,
             items=tuple(_service(item) for item in section.items),
@@ -41,7 +43,7 @@ def services_settings(section: Services, given: Given) -> tuple[ServicesSettings
             command_timeout_s=section.command_timeout,
         ),
     )
-    return settings, _shared_names(section, given)
+    return settings, _shared_names(section, checked)
 
 
 def _service(item: ServiceItem) -> Service:
@@ -59,24 +61,24 @@ def _service(item: ServiceItem) -> Service:
     )
 
 
-def _shared_names(section: Services, given: Given) -> list[Complaint]:
+def _shared_names(section: Services, checked: CheckedSettings) -> list[ConfigIssue]:
     first: dict[str, int] = {}
-    complaints = []
+    issues = []
     for number, item in enumerate(section.items):
         if item.name in first:
-            complaints.append(
-                given.complain(
+            issues.append(
+                checked.issue(
                     ("services", "items", number, "name"),
                     f"the service {item.name} is there already, as items[{first[item.name]}]",
                     "Keep one.",
                 )
             )
         first.setdefault(item.name, number)
-    return complaints
+    return issues
 
 
-def _path(given: Given, text: str) -> Path:
-    return Path(os.path.abspath(given.base / text))
+def _path(checked: CheckedSettings, text: str) -> Path:
+    return Path(os.path.abspath(checked.base / text))
 
 
 def _told(**settings: Any) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import Configuration
 from cotenant.config.environment import from_environment, from_flags
-from cotenant.config.issues import Complaint, KeyPath, nearest, refusal, shown
+from cotenant.config.issues import ConfigIssue, KeyPath, nearest, refusal, shown
 from cotenant.config.model_file_cache import Library
+from cotenant.config.resolution import resolve
 from cotenant.config.schema import Settings
-from cotenant.config.sections import COMPLAINT
+from cotenant.config.sections import CONFIG_ISSUE
 from cotenant.config.yaml_document import Document, read_document
 from cotenant.domain.errors import BadSetting
 
@@ -26,30 +27,6 @@ _WANTED: Final = {
     "dict_type": "a mapping",
     "list_type": "a list",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Settings as checked one by one, and where each came from."""
-
-    settings: Settings
-    document: Document | None
-    sources: Mapping[KeyPath, str]
-
-    @property
-    def base(self) -> Path:
-        """The folder against which the file's relative paths are meant."""
-        return Path.cwd() if self.document is None else Path(self.document.name).absolute().parent
-
-    def complain(self, key: KeyPath, what: str, hint: str) -> Complaint:
-        """Return a complaint about a setting, told with its place."""
-        for length in range(len(key), 0, -1):
-            source = self.sources.get(key[:length])
-            if source is not None:
-                return Complaint(source, what, hint)
-        if self.document is None:
-            return Complaint("the configuration", what, hint, key=key)
-        return Complaint(self.document.name, what, hint, key=key, line=self.document.line_of(key))
 
 
 def find_configuration(given: Path | None, environment: Mapping[str, str]) -> Path | None:
@@ -84,13 +61,13 @@ def read_configuration(
     time. `unsettled` are files still being written (`watch.Change`), left out for now. Raises BadSetting.
     """
     document = None if path is None else read_document(path)
-    given = check(document, os.environ if environment is None else environment, flags or {})
-    from cotenant.config.resolution import resolve
-
-    return resolve(given, library or Library(), unsettled)
+    checked = check(document, os.environ if environment is None else environment, flags or {})
+    return resolve(checked, library or Library(), unsettled)
 
 
-def check(document: Document | None, environment: Mapping[str, str], flags: Mapping[str, object]) -> Given:
+def check(
+    document: Document | None, environment: Mapping[str, str], flags: Mapping[str, object]
+) -> CheckedSettings:
     """Check every setting by itself. Raises BadSetting with all that is wrong."""
     by_flag, flag_sources = from_flags(flags)
     by_variable, variable_sources = from_environment(environment)
@@ -101,25 +78,25 @@ def check(document: Document | None, environment: Mapping[str, str], flags: Mapp
         by_file = {key: value for key, value in by_file.items() if value is not None}
         settings = Settings(flags=by_flag, environment=by_variable, file=by_file)  # type: ignore[call-arg]
     except ValidationError as error:
-        given = Given(Settings.model_construct(), document, sources)
-        complaints = [_explain(given, fault) for fault in error.errors(include_url=False)]
-        raise refusal(sorted(complaints, key=lambda complaint: complaint.line or 0)) from None
-    return Given(settings, document, sources)
+        checked = CheckedSettings(Settings.model_construct(), document, sources)
+        issues = [_explain(checked, fault) for fault in error.errors(include_url=False)]
+        raise refusal(sorted(issues, key=lambda issue: issue.line or 0)) from None
+    return CheckedSettings(settings, document, sources)
 
 
-def _explain(given: Given, fault: Any) -> Complaint:
+def _explain(checked: CheckedSettings, fault: Any) -> ConfigIssue:
     key: KeyPath = fault["loc"]
     kind: str = fault["type"]
-    if kind == COMPLAINT:
-        return given.complain(key, fault["msg"], fault["ctx"]["hint"])
+    if kind == CONFIG_ISSUE:
+        return checked.issue(key, fault["msg"], fault["ctx"]["hint"])
     if kind == "extra_forbidden":
-        return given.complain(key, "it is no setting", nearest(str(key[-1]), _known(key)))
+        return checked.issue(key, "unknown setting", nearest(str(key[-1]), _known(key)))
     if kind == "missing":
-        return given.complain(key[:-1], f"it has no {key[-1]}", f"Add `{key[-1]}:`.")
+        return checked.issue(key[:-1], f"it has no {key[-1]}", f"Add `{key[-1]}:`.")
     if kind in _WANTED:
         what = f"{shown(fault['input'])} is not {_WANTED[kind]}"
-        return given.complain(key, what, _EXAMPLE)
-    return given.complain(key, str(fault["msg"]), _EXAMPLE)
+        return checked.issue(key, what, _EXAMPLE)
+    return checked.issue(key, str(fault["msg"]), _EXAMPLE)
 
 
 def _known(key: KeyPath) -> list[str]:

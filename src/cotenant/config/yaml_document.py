@@ -1,4 +1,4 @@
-"""A YAML text with the line of every value, so that a complaint can say where."""
+"""A YAML text with the line of every value, so that an issue can say where."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import yaml
 
-from cotenant.config.issues import Complaint, KeyPath, refusal
+from cotenant.config.issues import ConfigIssue, KeyPath, refusal
 
 _MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 50_000
@@ -47,27 +47,27 @@ def read_document(path: Path) -> Document:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise refusal(
-            [Complaint(str(path), f"it cannot be read: {why}", "Check the path given by --config.")]
+            [ConfigIssue(str(path), f"it cannot be read: {why}", "Check the path given by --config.")]
         ) from None
     try:
         return parse_document(content.decode("utf-8"), str(path))
     except UnicodeDecodeError:
-        raise refusal([Complaint(str(path), "it is not a UTF-8 text", _EXAMPLE)]) from None
+        raise refusal([ConfigIssue(str(path), "it is not a UTF-8 text", _EXAMPLE)]) from None
 
 
 def parse_document(text: str, name: str) -> Document:
     """Read YAML, told as being the file `name`. Raises BadSetting."""
     if len(text) > _MAX_BYTES:
-        raise refusal([Complaint(name, "it is over 1 MiB, too large for a configuration", _EXAMPLE)])
+        raise refusal([ConfigIssue(name, "it is over 1 MiB, too large for a configuration", _EXAMPLE)])
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise refusal(
-            [Complaint(name, f"it is not YAML: {_one_line(error.problem)}", _EXAMPLE, line=line)]
+            [ConfigIssue(name, f"it is not YAML: {_one_line(error.problem)}", _EXAMPLE, line=line)]
         ) from None
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        raise refusal([Complaint(name, f"it is not YAML: {_one_line(error)}", _EXAMPLE)]) from None
+        raise refusal([ConfigIssue(name, f"it is not YAML: {_one_line(error)}", _EXAMPLE)]) from None
     return _Reader(name).read(root)
 
 
@@ -77,23 +77,23 @@ class _Reader:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lines: dict[KeyPath, int] = {}
-        self._complaints: list[Complaint] = []
+        self._issues: list[ConfigIssue] = []
         self._values = 0
 
     def read(self, root: yaml.Node | None) -> Document:
         settings = self._value(root, ()) if root is not None else None
         if settings is not None and not isinstance(settings, dict):
-            self._complain(root, (), "it is not a mapping of settings", _EXAMPLE)
-        if self._complaints:
-            raise refusal(self._complaints)
+            self._report(root, (), "it is not a mapping of settings", _EXAMPLE)
+        if self._issues:
+            raise refusal(self._issues)
         return Document(self._name, settings or {}, self._lines)
 
     def _value(self, node: yaml.Node, key: KeyPath) -> Any:
         self._values += 1
         # Aliases can make a small text mean an endless one.
         if self._values > _MAX_VALUES or len(key) > _MAX_DEPTH:
-            self._complain(node, key, "it is nested too deep, or too long", _EXAMPLE)
-            raise refusal(self._complaints)
+            self._report(node, key, "it is nested too deep, or too long", _EXAMPLE)
+            raise refusal(self._issues)
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, key))
         if isinstance(node, yaml.SequenceNode):
@@ -103,7 +103,7 @@ class _Reader:
         text: str = node.value
         plain = isinstance(node, yaml.ScalarNode) and not node.style
         if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
-            self._complain(node, key, "it has a character that no setting may have", "Retype the value.")
+            self._report(node, key, "it has a character that no setting may have", "Retype the value.")
         return None if plain and text in _ABSENT else text
 
     def _pairs(self, node: yaml.MappingNode, key: KeyPath) -> Iterator[tuple[str, Any]]:
@@ -111,19 +111,19 @@ class _Reader:
         for name_node, value_node in node.value:
             name = name_node.value
             if not isinstance(name, str):
-                self._complain(name_node, key, "a key is not a word", _EXAMPLE)
+                self._report(name_node, key, "a key is not a word", _EXAMPLE)
                 continue
             if name in seen:
-                self._complain(
+                self._report(
                     name_node, (*key, name), f"it is there twice, first on line {seen[name]}", "Keep one."
                 )
                 continue
             seen[name] = self._lines[*key, name] = _line(name_node)
             yield name, self._value(value_node, (*key, name))
 
-    def _complain(self, node: yaml.Node | None, key: KeyPath, what: str, hint: str) -> None:
+    def _report(self, node: yaml.Node | None, key: KeyPath, what: str, hint: str) -> None:
         line = None if node is None else _line(node)
-        self._complaints.append(Complaint(self._name, what, hint, key=key, line=line))
+        self._issues.append(ConfigIssue(self._name, what, hint, key=key, line=line))
 
 
 def _line(node: yaml.Node) -> int:

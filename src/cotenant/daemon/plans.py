@@ -17,7 +17,7 @@ from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.placements import Budget
-from cotenant.domain.recipes import check_recipe
+from cotenant.domain.recipes import check_recipe, with_micro_batch
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.interfaces import Operator, PlanAsked, PlanFound
@@ -184,11 +184,7 @@ def _normal(folder: Path) -> Path:
 def _recipe(asked: PlanAsked, subject: _Subject) -> Recipe:
     """Return the recipe asked for. Raises BadRecipe."""
     changed: dict[str, Any] = dict(asked.recipe)
-    recipe = replace(subject.recipe, **changed)
-    recipe = replace(recipe, n_ubatch=min(recipe.n_ubatch, recipe.n_batch))
-    if subject.shape.kind is ModelKind.EMBEDDING:
-        # As it is served: a text is embedded in one micro-batch.
-        recipe = replace(recipe, n_ubatch=recipe.n_batch)
+    recipe = with_micro_batch(replace(subject.recipe, **changed), subject.shape.kind)
     check_recipe(recipe)
     return recipe
 

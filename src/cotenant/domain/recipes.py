@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.errors import BadRecipe
-from cotenant.domain.models import FlashAttention, Recipe
+from cotenant.domain.models import FlashAttention, ModelKind, Recipe
 
 MAX_CTX: Final = 1 << 24
 MAX_PARALLEL: Final = 256
 """`LLAMA_MAX_SEQ` of llama.cpp."""
 MAX_BATCH: Final = 1 << 20
+
+
+def with_micro_batch(recipe: Recipe, kind: ModelKind = ModelKind.TEXT) -> Recipe:
+    """Return the recipe with the micro-batch that the engine uses for a model of this kind.
+
+    llama.cpp cuts a micro-batch that is larger than the batch. A model that pools computes each text in one
+    micro-batch and refuses a longer text, so its micro-batch is the whole batch.
+    """
+    return replace(recipe, n_ubatch=recipe.n_batch if kind.pools else min(recipe.n_ubatch, recipe.n_batch))
 
 
 def check_recipe(recipe: Recipe) -> None:
