@@ -397,7 +397,7 @@ async def test_a_database_that_is_away_keeps_nobody_from_serving_models(tmp_path
     try:
         at = Setting(store, PlainOrchestrator(*(each.name for each in SERVICES)), OnFailure.ROLLBACK)
         await at.services.start()
-        assert "cannot be kept or read" in caplog.text
+        assert "is unavailable for now" in caplog.text
         with pytest.raises(StoreError):
             await at.services.view()
     finally:

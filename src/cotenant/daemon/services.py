@@ -1,4 +1,4 @@
-"""Putting the parts of GPU configuration together."""
+"""Assembles the parts of GPU configuration."""
 
 from __future__ import annotations
 
@@ -14,21 +14,12 @@ from cotenant.services.settings import ServicesSettings
 
 
 def services_of(
-    settings: ServicesSettings, book: ServiceStore, probe: GpuProbe, operator: Operator, state_dir: Path
+    settings: ServicesSettings, store: ServiceStore, probe: GpuProbe, operator: Operator, state_dir: Path
 ) -> Services:
-    """Return the operator of the services in `settings`, which keeps its notes under `state_dir`."""
+    """Return the operator of the services in `settings`, which keeps its state under `state_dir`."""
 
     def claims() -> Mapping[DeviceId, int]:
         return {DeviceId(device.uuid): device.claimed_bytes for device in operator.devices()}
 
-    orchestrator = ComposeOrchestrator(
-        settings.compose_files,
-        output_dir=settings.output_dir,
-        state_dir=state_dir / "services",
-        command=settings.command,
-        project=settings.project,
-        device_names=settings.device_ids,
-        parallel=settings.parallel,
-        command_timeout_s=settings.command_timeout_s,
-    )
-    return Services(settings, book, orchestrator, probe.inventory, claims)
+    orchestrator = ComposeOrchestrator(settings, state_dir / "services")
+    return Services(settings, store, orchestrator, probe.inventory, claims)

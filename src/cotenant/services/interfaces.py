@@ -79,10 +79,10 @@ class Orchestrator(Protocol):
         *,
         force: bool = False,
     ) -> None:
-        """Write the override and the assignments file, both or neither, and keep them under the number.
+        """Write the generated files, all or none, and keep them under the configuration's number.
 
         Raises GeneratedFileEdited unless `force`, GeneratedFileFailed, and ComposeFileError: what a service
-        asks for in its own file decides what has to be written.
+        requests in its own file decides what has to be written.
         """
         ...
 
@@ -91,18 +91,18 @@ class Orchestrator(Protocol):
         ...
 
     async def containers(self) -> Sequence[ContainerState]:
-        """Look at the services' containers. Raises ContainerEngineMissing and ComposeFileError."""
+        """Return the state of the containers. Raises ContainerEngineMissing and ComposeFileError."""
         ...
 
-    async def apply(self, order: ApplyOrder, told: Callable[[ApplyStatus], None]) -> ApplyStatus:
-        """Recreate the changed services and return how that ended; `told` hears of every step.
+    async def apply(self, order: ApplyOrder, report: Callable[[ApplyStatus], None]) -> ApplyStatus:
+        """Recreate the changed services and return the result; `report` is called at every step.
 
-        A service that does not come back is an outcome, not an exception. Raises ContainerEngineMissing,
-        ComposeFileError, GeneratedFileEdited and GeneratedFileFailed before anything is touched. Cancelled,
-        it leaves what it has done, noted on disk.
+        A service that does not come up is a result, not an exception. Raises ContainerEngineMissing,
+        ComposeFileError, GeneratedFileEdited and GeneratedFileFailed before anything is changed. If
+        cancelled, it leaves what it has done, recorded on disk.
         """
         ...
 
     async def unfinished(self) -> ApplyStatus | None:
-        """Return the apply that an earlier run of the daemon did not end, as its containers now are."""
+        """Return the apply that an earlier run of the daemon did not finish, as its containers now are."""
         ...

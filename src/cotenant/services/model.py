@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from cotenant.domain.devices import DeviceId
 
@@ -183,8 +184,16 @@ class ApplyStatus:
 
     @property
     def running(self) -> bool:
-        """Whether it is still going on."""
+        """Whether it is still running."""
         return self.state in (ApplyState.RUNNING, ApplyState.ROLLING_BACK)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ApplyStatus:
+        """Read what `dataclasses.asdict` made. Raises KeyError, TypeError or ValueError for anything else."""
+        services = tuple(
+            ServiceProgress(**{**each, "state": ProgressState(each["state"])}) for each in value["services"]
+        )
+        return cls(**{**value, "state": ApplyState(value["state"]), "services": services})
 
 
 @dataclass(frozen=True, slots=True)

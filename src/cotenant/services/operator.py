@@ -1,4 +1,4 @@
-"""GPU configuration of services: what is saved, what runs, and how one becomes the other."""
+"""What an operator can see and change of GPU configuration: previews, saves, applies, rollbacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cotenant.domain.errors import (
     NothingToRollBack,
     StoreError,
 )
-from cotenant.services.applies import Applies
+from cotenant.services.apply_runner import ApplyRunner
 from cotenant.services.assign.changes import difference
 from cotenant.services.assign.fallback import fall_back
 from cotenant.services.assign.strategies import assign
@@ -43,59 +43,59 @@ from cotenant.services.model import (
 )
 from cotenant.services.settings import ServicesSettings
 
-_MANY: Final = 1_000
+_MAX_HISTORY: Final = 1_000
 _LOG: Final = logging.getLogger("cotenant.services")
 
-Look = Callable[[], Inventory]
+Measure = Callable[[], Inventory]
 Claims = Callable[[], Mapping[DeviceId, int]]
 
 
 class Services:
-    """A ServiceOperator over a book, an orchestrator and the cards of this machine.
+    """The services of this machine: the store that remembers assignments, and their orchestrator.
 
-    `look` measures every card and may block. `claims` are the bytes that the scheduler's models hold, by
-    device. `wall` tells Unix seconds.
+    `measure` measures every GPU and may block. `claims` returns the bytes that the scheduler's models hold,
+    by device. `wall` returns Unix seconds.
     """
 
     def __init__(
         self,
         settings: ServicesSettings,
-        book: ServiceStore,
+        store: ServiceStore,
         orchestrator: Orchestrator,
-        look: Look,
+        measure: Measure,
         claims: Claims,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._book = book
+        self._store = store
         self._orchestrator = orchestrator
-        self._look = look
+        self._measure = measure
         self._claims = claims
         self._wall = wall
-        self._applies = Applies(orchestrator, book, wall)
+        self._runner = ApplyRunner(orchestrator, store, wall)
         self._changing = asyncio.Lock()
-        self._looking: asyncio.Task[Inventory] | None = None
+        self._measuring: asyncio.Task[Inventory] | None = None
 
     async def start(self) -> None:
-        """Remember the cards that there are, and find out about an apply that was cut short.
+        """Store which GPUs are present, and find out the state of an interrupted apply.
 
-        A database that is away keeps nobody from serving models.
+        Models are served even if the database is unavailable.
         """
         try:
             await self.detect()
         except StoreError as error:
-            _LOG.warning("GPU configuration cannot be kept or read for now: %s", error.message)
-        await self._applies.resume()
+            _LOG.warning("GPU configuration is unavailable for now: %s", error.message)
+        await self._runner.recover()
 
     async def close(self) -> None:
-        """Stop what goes on."""
-        await self._applies.close()
+        """Stop the running apply."""
+        await self._runner.close()
 
-    # Looking.
+    # Reading.
 
     async def view(self) -> ServicesView:
-        """Everything, as it is now. Raises StoreError."""
-        saved, applied = await self._book.current(), await self._book.applied()
+        """Return everything as it is now. Raises StoreError."""
+        saved, applied = await self._store.current(), await self._store.applied()
         inventory = await self._inventory()
         devices = self._devices(inventory, applied)
         problems = list(inventory.problems)
@@ -104,9 +104,9 @@ class Services:
         compose = await self._compose_services(problems)
         warnings: tuple[ServiceWarning, ...] = ()
         if saved is not None:
-            fallen = fall_back(saved.assignments, self._enabled, devices)
-            found = warnings_of(self._settings.items, devices, fallen.assignments, known_services=compose)
-            warnings = (*fallen.warnings, *found)
+            effective = fall_back(saved.assignments, self._enabled, devices)
+            found = warnings_of(self._settings.items, devices, effective.assignments, known_services=compose)
+            warnings = (*effective.warnings, *found)
         edited = await asyncio.to_thread(self._orchestrator.edited)
         problems += [
             f"{path} was changed by hand since Cotenant wrote it: it is not overwritten without force."
@@ -129,23 +129,23 @@ class Services:
     ) -> tuple[AssignmentPlan, Sequence[Change]]:
         """Return what would be saved, and how that differs from what is applied.
 
-        Without assignments, those saved under `manual`. Raises BadAssignment, StoreError.
+        Services that `assignments` leave out are placed by the strategy. None: under `manual` those saved.
+        Raises BadAssignment, StoreError.
         """
-        saved, applied = await self._book.current(), await self._book.applied()
+        saved, applied = await self._store.current(), await self._store.applied()
         devices = self._devices(await self._inventory(), applied)
         if assignments is not None:
             manual = self._resolved(assignments, devices)
         else:
             manual = saved.assignments if strategy is Strategy.MANUAL and saved is not None else ()
-        known = await self._compose_services([])
-        plan = assign(strategy, self._enabled, devices, manual=manual, known_services=known)
+        plan = await self._plan(strategy, manual, devices)
         return plan, _differences(applied, plan)
 
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
-        """Return the last apply and the containers as they are; none where no engine runs them."""
-        status = self._applies.status
+        """Return the last apply and the containers as they are; none if there is no container engine."""
+        status = self._runner.status
         if status is None:
-            status = await self._book.last_apply()
+            status = await self._store.last_apply()
         try:
             return status, await self._orchestrator.containers()
         except (ContainerEngineMissing, ComposeFileError):
@@ -153,16 +153,16 @@ class Services:
 
     async def history(self, limit: int = 20) -> Sequence[SavedConfiguration]:
         """Return the last configurations, newest first. Raises StoreError."""
-        return await self._book.history(limit)
+        return await self._store.history(limit)
 
     async def detect(self) -> Sequence[SeenDevice]:
-        """Look for GPUs again and return all that were ever seen. Raises StoreError."""
-        await self._book.see_devices(seen_devices(await self._inventory(), self._wall()))
-        return await self._book.devices()
+        """Detect the GPUs again and return all that were ever seen. Raises StoreError."""
+        await self._store.see_devices(seen_devices(await self._inventory(), self._wall()))
+        return await self._store.devices()
 
     def changes(self) -> AsyncIterator[ApplyStatus]:
         """Follow applies step by step. A slow reader misses the oldest."""
-        return self._applies.follow()
+        return self._runner.subscribe()
 
     # Changing.
 
@@ -171,6 +171,7 @@ class Services:
     ) -> AssignmentPlan:
         """Save assignments to the database and both files, or to none; return them as saved, with warnings.
 
+        Services that `assignments` leave out are placed by the strategy; under `manual` they stay unpinned.
         Raises BadAssignment, GeneratedFileEdited, GeneratedFileFailed, StoreError.
         """
         async with self._changing:
@@ -178,57 +179,62 @@ class Services:
             return plan
 
     async def apply(self, *, force: bool = False) -> ApplyStatus:
-        """Begin to recreate the services whose containers run with another assignment than the saved one.
+        """Start to recreate the services whose containers run with another assignment than the saved one.
 
-        What was never saved is what the configured strategy says. Raises ApplyRunning,
-        ContainerEngineMissing, ComposeFileError, GeneratedFileEdited, GeneratedFileFailed, StoreError.
+        If nothing was saved, the configured strategy's assignments are saved first. Returns at once.
+        Raises ApplyRunning, ContainerEngineMissing, ComposeFileError, GeneratedFileEdited,
+        GeneratedFileFailed, StoreError.
         """
         async with self._changing:
-            self._applies.check_free()
-            # First of all: where no engine answers nothing is to be saved either.
+            self._runner.check_idle()
+            # Before saving: without a container engine nothing is saved either.
             containers = await self._orchestrator.containers()
-            saved = await self._book.current()
+            saved = await self._store.current()
             if saved is None:
                 saved, _ = await self._save(self._settings.strategy, (), force=force)
-            return await self._begin(saved, containers, force=force)
+            return await self._start(saved, containers, force=force)
 
     async def rollback(self, number: int | None = None) -> ApplyStatus:
-        """Begin to go back to the configuration applied before, or to `number`.
+        """Start to go back to the configuration applied before, or to `number`; return at once.
 
-        After one that failed that is the last good one, even where it was put back already: what is saved is
-        then what runs. That makes a new entry of the history. Before the first, nothing was pinned.
-        Raises NothingToRollBack and what `apply` raises.
+        After a failed apply that is the last good one, even if it was restored already: what is saved is then
+        what runs. This adds an entry to the history. Before the first apply, nothing was pinned. Raises
+        NothingToRollBack and what `apply` raises.
         """
         async with self._changing:
-            self._applies.check_free()
-            target = self._target(await self._book.history(_MANY), number)
+            self._runner.check_idle()
+            target = self._target(await self._store.history(_MAX_HISTORY), number)
             containers = await self._orchestrator.containers()
-            saved = await self._book.save(
+            saved = await self._store.save(
                 target.strategy, target.assignments, self._wall(), lambda _number: None
             )
-            return await self._begin(saved, containers, force=True)
+            return await self._start(saved, containers, force=True)
 
     async def _save(
         self, strategy: Strategy, assignments: Sequence[Assignment], *, force: bool
     ) -> tuple[SavedConfiguration, AssignmentPlan]:
-        applied = await self._book.applied()
+        applied = await self._store.applied()
         devices = self._devices(await self._inventory(), applied)
-        manual = self._resolved(assignments, devices)
-        known = await self._compose_services([])
-        plan = assign(strategy, self._enabled, devices, manual=manual, known_services=known)
+        plan = await self._plan(strategy, self._resolved(assignments, devices), devices)
         at = self._wall()
 
         def publish(number: int) -> None:
             saved = SavedConfiguration(number, at, strategy, plan.assignments)
             self._orchestrator.write(saved, self._settings.items, devices, force=force)
 
-        return await self._book.save(strategy, plan.assignments, at, publish), plan
+        return await self._store.save(strategy, plan.assignments, at, publish), plan
 
-    async def _begin(
+    async def _plan(
+        self, strategy: Strategy, manual: Sequence[Assignment], devices: Sequence[ServiceDevice]
+    ) -> AssignmentPlan:
+        known = await self._compose_services([])
+        return assign(strategy, self._enabled, devices, manual=manual, known_services=known)
+
+    async def _start(
         self, saved: SavedConfiguration, running: Sequence[ContainerState], *, force: bool
     ) -> ApplyStatus:
         containers = {state.service: state for state in running}
-        applied = await self._book.applied()
+        applied = await self._store.applied()
         devices = self._devices(await self._inventory(), applied)
         effective = replace(
             saved, assignments=fall_back(saved.assignments, self._enabled, devices).assignments
@@ -252,26 +258,26 @@ class Services:
             self._settings.on_failure,
             applied.number if applied is not None else None,
         )
-        return self._applies.begin(order)
+        return self._runner.start(order)
 
-    # What all of these need.
+    # Helpers.
 
     @property
     def _enabled(self) -> tuple[Service, ...]:
         return tuple(service for service in self._settings.items if service.enabled)
 
     async def _inventory(self) -> Inventory:
-        """Measure every card; who asks meanwhile gets the same answer, so that a driver is asked once."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(run_in_detached_thread(self._look))
-        return await asyncio.shield(self._looking)
+        """Measure every GPU. Concurrent callers share one measurement, so that drivers are queried once."""
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.get_running_loop().create_task(run_in_detached_thread(self._measure))
+        return await asyncio.shield(self._measuring)
 
     def _devices(self, inventory: Inventory, applied: SavedConfiguration | None) -> tuple[ServiceDevice, ...]:
         pinned = applied.assignments if applied is not None else ()
         return service_devices(inventory, self._claims(), self._enabled, pinned)
 
     async def _compose_services(self, problems: list[str]) -> frozenset[str] | None:
-        """Return the names that the compose files know; None, and why, if they cannot be read."""
+        """Return the names in the compose files. Unreadable files give None and a sentence in `problems`."""
         try:
             # A file of a few hundred lines takes tens of milliseconds to read.
             return frozenset(await asyncio.to_thread(self._orchestrator.compose_services))
@@ -282,9 +288,9 @@ class Services:
     def _resolved(
         self, assignments: Sequence[Assignment], devices: Sequence[ServiceDevice]
     ) -> tuple[Assignment, ...]:
-        """Check what was asked for, and name each GPU by its UUID too. Raises BadAssignment."""
+        """Check the assignments and add each GPU's UUID. Raises BadAssignment."""
         known = {service.name for service in self._settings.items}
-        cards = {device.index: device.id for device in devices}
+        ids = {device.index: device.id for device in devices}
         seen: set[str] = set()
         for at, each in enumerate(assignments):
             if each.service not in known:
@@ -295,17 +301,19 @@ class Services:
                 )
             if each.service in seen:
                 raise BadAssignment(
-                    f"{each.service} is assigned twice", hint="Keep one.", field=f"assignments[{at}].service"
+                    f"{each.service} is assigned twice",
+                    hint="Keep one.",
+                    field=f"assignments[{at}].service",
                 )
-            if each.gpu_index is not None and each.gpu_index not in cards:
+            if each.gpu_index is not None and each.gpu_index not in ids:
                 raise BadAssignment(
                     f"there is no GPU {each.gpu_index}",
-                    hint=f"GPUs: {', '.join(map(str, sorted(cards))) or 'none'}.",
+                    hint=f"GPUs: {', '.join(map(str, sorted(ids))) or 'none'}.",
                     field=f"assignments[{at}].gpu_index",
                 )
             seen.add(each.service)
         return tuple(
-            each if each.gpu_index is None else replace(each, device_id=cards[each.gpu_index])
+            each if each.gpu_index is None else replace(each, device_id=ids[each.gpu_index])
             for each in assignments
         )
 
@@ -317,7 +325,7 @@ class Services:
                     return entry
             raise NothingToRollBack(
                 f"there is no configuration {number}",
-                hint="`cotenant services history` lists those that there are.",
+                hint="`cotenant services history` lists them.",
             )
         tried = [entry for entry in history if entry.apply is not None]
         if not tried:

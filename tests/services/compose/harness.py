@@ -22,6 +22,7 @@ from cotenant.services.model import (
     ServiceDevice,
     Strategy,
 )
+from cotenant.services.settings import ServicesSettings
 from tests.support.containers.container_bed import GPU_UUIDS, IDLE, IMAGE, ContainerBed
 
 AT = 1737628200.0
@@ -45,6 +46,13 @@ def pin(service: str, gpu: int | None, budget_gb: float | None = None) -> Assign
     return Assignment(service, gpu, vram_budget_gb=budget_gb)
 
 
+def orchestrator(file: Path, folder: Path, **options: Any) -> ComposeOrchestrator:
+    """An orchestrator of one compose file; `options` are settings, or the orchestrator's own."""
+    own = {name: options.pop(name) for name in ("settle_s", "patience_s", "clock", "wall") if name in options}
+    settings = ServicesSettings((file,), folder / "config", **options)
+    return ComposeOrchestrator(settings, folder / "state", **own)
+
+
 class Project:
     """A compose project in a folder, with the orchestrator that pins its services."""
 
@@ -64,13 +72,7 @@ class Project:
 
     def anew(self, **options: Any) -> ComposeOrchestrator:
         """The orchestrator of another run of the daemon."""
-        return ComposeOrchestrator(
-            [self.file],
-            output_dir=self.folder / "config",
-            state_dir=self.folder / "state",
-            project=self.name,
-            **{**self.options, **options},
-        )
+        return orchestrator(self.file, self.folder, **{"project": self.name, **self.options, **options})
 
     def order(
         self,

@@ -22,7 +22,7 @@ from cotenant.services.model import (
     ProgressState,
     Service,
 )
-from tests.services.compose.harness import DEVICES, pin, saved
+from tests.services.compose.harness import DEVICES, orchestrator, pin, saved
 from tests.support.containers.fake_docker import calls, install
 
 pytestmark = pytest.mark.slow
@@ -51,9 +51,7 @@ class Host:
 
     def orchestrator(self, **options) -> ComposeOrchestrator:
         settings = {"settle_s": 0.01, "project": "p", "command_timeout_s": 20.0, **options}
-        return ComposeOrchestrator(
-            [self.file], output_dir=self.folder / "config", state_dir=self.folder / "state", **settings
-        )
+        return orchestrator(self.file, self.folder, **settings)
 
 
 def container(service: str, gpu: int, *, given: list[str] | None = None) -> dict:
@@ -180,7 +178,7 @@ async def test_what_the_machine_refuses_half_way_is_rolled_back(host, monkeypatc
     ended = await orchestrator.apply(
         order(2, pin("a", 1), before=(pin("a", 0),), restore_number=1), lambda _: None
     )
-    assert "a did not come up: this machine refuses: [Errno 24] Too many open files." in ended.message
+    assert "a did not come up: system error: [Errno 24] Too many open files." in ended.message
     assert ended.finished_at is not None
     assert len(asked) == 2, "it was not put back"
 
@@ -196,7 +194,7 @@ async def test_one_that_was_stopped_to_make_room_is_not_forgotten(host):
     )
 
     assert "b did not come up: Error: no room" in ended.message
-    assert "a did not come up: it was stopped to make room, and not started again" in ended.message
+    assert "a did not come up: it was stopped to free memory, and not started again" in ended.message
 
 
 async def test_what_cannot_begin_touches_nothing(host):

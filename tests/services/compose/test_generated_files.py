@@ -108,7 +108,7 @@ def test_the_last_twenty_are_kept(tmp_path):
 
     kept = {int(path.name) for path in (tmp_path / "gpu-history").iterdir() if path.is_dir()}
     assert kept == set(range(6, 26))
-    with pytest.raises(GeneratedFileFailed, match="not kept any more"):
+    with pytest.raises(GeneratedFileFailed, match="no longer kept"):
         files.restore(5)
     assert on_disk(tmp_path) == contents(25)
 
@@ -224,7 +224,7 @@ def test_killed_between_two_renames_the_next_run_goes_back_to_the_saved_ones(tmp
 
     files = GeneratedFiles(tmp_path)
     assert files.edited() == ()
-    files.settle()
+    files.undo_interrupted_write()
     # With the third rename the write is whole, though nobody was told.
     assert on_disk(tmp_path) == contents(1 if renames < 3 else 2)
     assert files.edited() == ()

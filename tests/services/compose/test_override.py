@@ -4,9 +4,8 @@ import yaml
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
-from cotenant.services.compose.assignments_file import render_assignments
 from cotenant.services.compose.compose_files import read_project
-from cotenant.services.compose.override import pins, render_override, render_reset
+from cotenant.services.compose.override import pins, render_assignments, render_override, render_reset
 from cotenant.services.compose.pinning import (
     ASSIGNMENT_LABEL,
     assignment_label,

@@ -81,7 +81,7 @@ async def test_a_device_that_does_not_resolve_is_rolled_back(bed, tmp_path):
     assert ended.state is ApplyState.ROLLED_BACK
     assert "a did not come up" in ended.message
     assert "unresolvable CDI devices nvidia.com/gpu=7" in ended.message
-    assert "a was put back as before" in ended.message
+    assert "a was restored" in ended.message
     assert [(each.state, each.gpu_index) for each in ended.services] == [
         (ProgressState.HEALTHY, 0),
         (ProgressState.PENDING, 1),
@@ -157,7 +157,7 @@ async def test_an_http_port_is_asked_until_it_answers(bed, tmp_path):
 
 async def test_the_last_words_of_a_container_that_dies_are_told(bed, tmp_path):
     dies = {**idle(), "command": ["sh", "-c", "echo CUDA error: out of memory >&2; exit 3"]}
-    project = Project(tmp_path, {"a": dies}, device_names=DeviceNames.UUID)
+    project = Project(tmp_path, {"a": dies}, device_ids=DeviceNames.UUID)
 
     ended = await project.apply(saved(1, pin("a", 0)), ["a"], on_failure=OnFailure.KEEP)
 
@@ -212,18 +212,16 @@ async def _killed_in_the_middle(folder: Path, project: Project) -> None:
     driver = f"""
 import asyncio
 from pathlib import Path
-from cotenant.services.compose.orchestrator import ComposeOrchestrator
-from cotenant.services.model import Service
-from cotenant.services.model import ApplyOrder
-from tests.services.compose.harness import pin
+from cotenant.services.model import ApplyOrder, Service
+from tests.services.compose.harness import orchestrator, pin
 folder = Path({str(folder)!r})
-orchestrator = ComposeOrchestrator(
-    [folder / "docker-compose.prod.yml"], output_dir=folder / "config", state_dir=folder / "state",
-    project={project.name!r}, command=[str(folder / "compose.sh")], parallel=1, settle_s=0.1,
+compose = orchestrator(
+    folder / "docker-compose.prod.yml", folder,
+    project={project.name!r}, command=(str(folder / "compose.sh"),), parallel=1, settle_s=0.1,
 )
 before, after = ({{name: pin(name, gpu) for name in "ab"}} for gpu in (0, 1))
 order = ApplyOrder(2, [Service("a"), Service("b")], before, after, restore_number=1)
-asyncio.run(orchestrator.apply(order, lambda status: None))
+asyncio.run(compose.apply(order, lambda status: None))
 """
     argv = [sys.executable, "-c", driver]
     daemon = subprocess.Popen(argv, start_new_session=True)  # noqa: ASYNC220

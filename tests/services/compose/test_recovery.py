@@ -45,15 +45,20 @@ def runs(assignment: Assignment | None, *, healthy: bool | None = None) -> Conta
             runs(pin("a", 2)),
             False,
             ProgressState.FAILED,
-            "it runs otherwise than before and after: on GPU 2",
+            "it runs neither as before nor as configured: on GPU 2",
         ),
-        (runs(None), False, ProgressState.FAILED, "it runs otherwise than before and after: without a pin"),
+        (
+            runs(None),
+            False,
+            ProgressState.FAILED,
+            "it runs neither as before nor as configured: without a pin",
+        ),
         (ContainerState("a", "id"), False, ProgressState.FAILED, "it is down"),
-        (ContainerState("a"), True, ProgressState.RECREATING, "its compose command still works"),
+        (ContainerState("a"), True, ProgressState.RECREATING, "its compose command is still running"),
     ],
 )
 def test_the_containers_say_what_became_of_an_apply(container, busy, state, message):
-    found = interrupted(RECORD, [container], still_works=busy, at=AT + 60)
+    found = interrupted(RECORD, [container], command_running=busy, at=AT + 60)
 
     assert found.state is ApplyState.INTERRUPTED
     assert found.finished_at == AT + 60
@@ -63,9 +68,9 @@ def test_the_containers_say_what_became_of_an_apply(container, busy, state, mess
 
 
 def test_without_an_engine_nothing_is_claimed():
-    found = interrupted(RECORD, None, still_works=False, at=AT)
+    found = interrupted(RECORD, None, command_running=False, at=AT)
     assert found.services[0].state is ProgressState.RECREATING
-    assert "nobody knows" in found.message
+    assert "its state is unknown" in found.message
 
 
 def test_a_record_reads_back_as_it_was(tmp_path):

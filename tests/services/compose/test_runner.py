@@ -46,7 +46,7 @@ async def test_a_folder_that_cannot_be_used_is_a_complaint_and_not_a_fault(tmp_p
         f"{gone / 'compose.lock'} cannot be used: No such file or directory"
     )
     assert await runner(tmp_path).run(["true"], gone) == f"{gone} cannot be used: No such file or directory"
-    assert not await runner(gone).left_over(0.0)
+    assert not await runner(gone).is_busy(0.0)
 
 
 async def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path):
@@ -75,9 +75,9 @@ async def test_a_command_goes_on_when_the_apply_is_cancelled(tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert await runner(tmp_path).left_over(0.1)
+    assert await runner(tmp_path).is_busy(0.1)
     (tmp_path / "go").touch()
-    assert not await runner(tmp_path).left_over(10.0)
+    assert not await runner(tmp_path).is_busy(10.0)
 
 
 async def test_a_command_keeps_to_its_limit_when_the_daemon_was_killed(tmp_path):
@@ -96,5 +96,5 @@ asyncio.run(ComposeRunner(Path({str(tmp_path)!r}), SystemClock(), 1.5).run({argv
     pid = int((tmp_path / "began").read_text())
 
     assert alive(pid)
-    assert not await runner(tmp_path).left_over(10.0)
+    assert not await runner(tmp_path).is_busy(10.0)
     await until(lambda: not alive(pid))

@@ -11,10 +11,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cotenant.atomic_files import write_durably
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import GeneratedFileFailed
 from cotenant.services.model import (
     ApplyOrder,
@@ -30,7 +29,7 @@ _NAME: Final = "apply.json"
 
 @dataclass(frozen=True, slots=True)
 class ApplyRecord:
-    """An apply: how it stands, and each service's assignments around it."""
+    """The state of an apply on disk, and each service's assignment before and after it."""
 
     status: ApplyStatus
     before: Mapping[str, Assignment]
@@ -38,54 +37,38 @@ class ApplyRecord:
 
 
 def save_record(folder: Path, record: ApplyRecord) -> None:
-    """Keep a record in place of the last one. Raises OSError."""
+    """Write a record over the last one. Raises OSError."""
     write_durably(folder / _NAME, json.dumps(asdict(record), indent=1).encode())
 
 
 def load_record(folder: Path) -> ApplyRecord | None:
-    """Return the record kept last; None if there is none, or none that can be read."""
+    """Return the last record; None if there is none or it cannot be read."""
     try:
-        told = json.loads((folder / _NAME).read_bytes())
+        record = json.loads((folder / _NAME).read_bytes())
         return ApplyRecord(
-            _status(told["status"]),
-            _assignments(told["before"]),
-            _assignments(told["after"]),
+            ApplyStatus.from_json(record["status"]),
+            {service: Assignment(**each) for service, each in record["before"].items()},
+            {service: Assignment(**each) for service, each in record["after"].items()},
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _status(told: Mapping[str, Any]) -> ApplyStatus:
-    services = tuple(
-        ServiceProgress(**{**each, "state": ProgressState(each["state"])}) for each in told["services"]
-    )
-    return ApplyStatus(**{**told, "state": ApplyState(told["state"]), "services": services})
-
-
-def _assignments(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Assignment]:
-    return {
-        service: Assignment(
-            **{**each, "device_id": None if each["device_id"] is None else DeviceId(each["device_id"])}
-        )
-        for service, each in told.items()
-    }
-
-
-class Progress:
-    """The status of one apply. Each change is on disk before anybody is told."""
+class ApplyProgress:
+    """The status of one apply. Each change is on disk before it is reported."""
 
     def __init__(
         self,
         order: ApplyOrder,
         folder: Path,
-        told: Callable[[ApplyStatus], None],
+        report: Callable[[ApplyStatus], None],
         wall: Callable[[], float],
     ) -> None:
         self._order = order
         self._folder = folder
-        self._told = told
+        self._report = report
         self._wall = wall
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._services = {
             service.name: ServiceProgress(
                 service.name, ProgressState.PENDING, _gpu(order.after.get(service.name))
@@ -96,53 +79,53 @@ class Progress:
 
     @property
     def status(self) -> ApplyStatus:
-        """How it stands."""
+        """The apply as it is now."""
         return replace(self._status, services=tuple(self._services.values()))
 
     def of(self, service: str) -> ServiceProgress:
         """How far one service is."""
         return self._services[service]
 
-    async def begin(self) -> None:
-        """Say that it begins. Raises GeneratedFileFailed if that cannot be kept on disk."""
+    async def start(self) -> None:
+        """Report the start. Raises GeneratedFileFailed if it cannot be written to disk."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            await self._tell(strict=True)
+            await self._save_and_report(strict=True)
         except OSError as error:
             raise GeneratedFileFailed(
-                f"{self._folder}: the progress of an apply cannot be kept there: {error.strerror}",
+                f"{self._folder}: the progress of an apply cannot be written there: {error.strerror}",
                 hint="Make room, or give the daemon the right to write there; nothing was changed.",
             ) from error
 
-    async def step(
-        self, service: str, state: ProgressState, *, message: str | None = None, **told: str | int | None
+    async def set_service_state(
+        self, service: str, state: ProgressState, *, message: str | None = None, **fields: str | int | None
     ) -> None:
-        """Say how far a service is; `told` are further fields of its progress."""
+        """Report the progress of a service; `fields` are more of its fields."""
         self._services[service] = replace(
             self._services[service],
             state=state,
             message=message,
-            **told,  # type: ignore[arg-type]
+            **fields,  # type: ignore[arg-type]
         )
-        await self._tell()
+        await self._save_and_report()
 
-    async def become(self, state: ApplyState, message: str) -> ApplyStatus:
-        """Say how the whole stands; it has ended unless it goes on to roll back."""
+    async def set_state(self, state: ApplyState, message: str) -> ApplyStatus:
+        """Report the state of the whole apply; every state but `rolling_back` ends it."""
         ended = state is not ApplyState.ROLLING_BACK
         self._status = replace(
             self._status, state=state, message=message, finished_at=self._wall() if ended else None
         )
-        await self._tell()
+        await self._save_and_report()
         return self.status
 
-    async def _tell(self, *, strict: bool = False) -> None:
-        async with self._turn:
+    async def _save_and_report(self, *, strict: bool = False) -> None:
+        async with self._lock:
             status = self.status
             record = ApplyRecord(status, dict(self._order.before), dict(self._order.after))
-            # A full disk must not stop an apply half-way: what is told matters more than what is kept.
+            # A full disk must not stop an apply half-way: only the start requires the write.
             with contextlib.nullcontext() if strict else contextlib.suppress(OSError):
                 await asyncio.to_thread(save_record, self._folder, record)
-            self._told(status)
+            self._report(status)
 
 
 def _gpu(assignment: Assignment | None) -> int | None:

@@ -1,8 +1,8 @@
-"""The generated files on disk: all written or none, an edit by hand noticed, the last ones kept.
+"""The generated files on disk: written all or none, with detection of manual edits and a history.
 
-Beside them, in `gpu-history/`, each configuration's files are kept in a folder with its number, and
-`written.json` says what was written last: the checksums of the files, and of those before. Both count as
-untouched, since a power cut may fall between two renames.
+Next to them, `gpu-history/` keeps each configuration's files in a folder with its number, and `written.json`
+with the checksums of the files written last and of those before. Files that match either count as unedited,
+since a power cut may happen between two renames.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from typing import Any, Final
 
 from cotenant.atomic_files import staged, sync_folder, write_durably
 from cotenant.domain.errors import GeneratedFileEdited, GeneratedFileFailed
-from cotenant.services.compose.assignments_file import ASSIGNMENTS_NAME
-from cotenant.services.compose.override import OVERRIDE_NAME, RESET_NAME
+from cotenant.services.compose.override import ASSIGNMENTS_NAME, OVERRIDE_NAME, RESET_NAME
 
 NAMES: Final = (ASSIGNMENTS_NAME, RESET_NAME, OVERRIDE_NAME)
 _HISTORY: Final = "gpu-history"
-_RECORD: Final = "written.json"
+_CHECKSUMS: Final = "written.json"
 _KEPT: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """Files that were written together: their checksums, None for one that was left out."""
+    """Files that were written together, by checksum; None for a file that did not exist."""
 
     number: int | None
     sums: Mapping[str, str | None]
 
 
 class GeneratedFiles:
-    """The generated files in one folder, which is made when they are first written."""
+    """The generated files in one folder, which is created when they are first written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,11 +43,11 @@ class GeneratedFiles:
 
     @property
     def override(self) -> Path:
-        """Where the override is, if there is one."""
+        """The path of the override, which may not exist."""
         return self._folder / OVERRIDE_NAME
 
     def in_use(self) -> tuple[Path, ...]:
-        """Return those that a compose command is to be given after its own files, in that order."""
+        """Return those that a compose command takes after the operator's files, in order."""
         paths = (self._folder / RESET_NAME, self._folder / OVERRIDE_NAME)
         return tuple(path for path in paths if path.is_file())
 
@@ -57,7 +56,7 @@ class GeneratedFiles:
         return next((each.number for each in self._written() if self._in_place(each)), None)
 
     def edited(self) -> tuple[Path, ...]:
-        """Return those that are not as they were written: changed, removed, or another's from the start."""
+        """Return those that differ from what was written: changed, removed, or never ours."""
         written = self._written()
         found = []
         for name in NAMES:
@@ -70,8 +69,8 @@ class GeneratedFiles:
     def write(self, number: int, contents: Mapping[str, str | None], *, force: bool = False) -> None:
         """Put the files of a configuration in place, and keep them under its number.
 
-        `contents` holds every name of `NAMES`, None for a file that is not to be there. One that was removed
-        by hand is written again; raises GeneratedFileEdited for one that was changed, unless `force`, and
+        `contents` holds every name of `NAMES`, None for a file that must not exist. One that was removed by
+        hand is written again. Raises GeneratedFileEdited for one that was changed, unless `force`, and
         GeneratedFileFailed, which leaves all as they were.
         """
         changed = [path for path in self.edited() if path.exists()]
@@ -82,13 +81,13 @@ class GeneratedFiles:
         self._replace(number, encoded)
 
     def restore(self, number: int | None) -> None:
-        """Put a kept configuration's files back in place; None: none at all. Raises GeneratedFileFailed."""
+        """Restore a kept configuration's files; None removes them all. Raises GeneratedFileFailed."""
         contents: dict[str, bytes | None] = dict.fromkeys(NAMES)
         if number is not None:
             kept = self._history / str(number)
             if not (kept / ASSIGNMENTS_NAME).is_file():
                 raise GeneratedFileFailed(
-                    f"{kept}: the files of configuration {number} are not kept any more",
+                    f"{kept}: the files of configuration {number} are no longer kept",
                     hint=f"The last {_KEPT} are kept. Save the assignments again.",
                 )
             try:
@@ -100,9 +99,9 @@ class GeneratedFiles:
         self._replace(number, contents)
 
     def ensure(self, number: int) -> None:
-        """Have a configuration's files in place, for compose to read.
+        """Put a configuration's files in place, for compose to read.
 
-        If they are there, also with changes by hand, they stay; one that was removed is put back. Raises
+        If they are there, even edited, they stay; one that was removed is restored. Raises
         GeneratedFileEdited where files of another configuration were changed, and GeneratedFileFailed.
         """
         written = self._written()
@@ -115,8 +114,8 @@ class GeneratedFiles:
         elif gone_or_changed and not changed:
             self.restore(number)
 
-    def settle(self) -> None:
-        """Undo a write that ended between two renames: its configuration was not saved."""
+    def undo_interrupted_write(self) -> None:
+        """Undo a write that was interrupted between two renames: its configuration was not saved."""
         written = self._written()
         if len(written) < 2 or self.edited() or any(self._in_place(each) for each in written):
             return
@@ -132,7 +131,7 @@ class GeneratedFiles:
         path = self._history
         try:
             self._history.mkdir(parents=True, exist_ok=True)
-            path = self._history / _RECORD
+            path = self._history / _CHECKSUMS
             record = _content(path)
         except OSError as error:
             raise _failed(path, error) from error
@@ -143,7 +142,7 @@ class GeneratedFiles:
                 content = contents[name]
                 if content is not None:
                     fresh[name] = staged(path, content)
-            path = self._history / _RECORD
+            path = self._history / _CHECKSUMS
             after = _entry(number, contents)
             write_durably(path, json.dumps([after, _entry(self.number(), before)], indent=1).encode())
             for name in NAMES:
@@ -154,18 +153,18 @@ class GeneratedFiles:
                     path.unlink(missing_ok=True)
             sync_folder(self._folder)
             with contextlib.suppress(OSError):
-                write_durably(self._history / _RECORD, json.dumps([after], indent=1).encode())
+                write_durably(self._history / _CHECKSUMS, json.dumps([after], indent=1).encode())
         except OSError as error:
             self._undo(before, record)
             raise _failed(path, error) from error
         finally:
-            for left in fresh.values():
+            for unused in fresh.values():
                 with contextlib.suppress(OSError):
-                    left.unlink()
+                    unused.unlink()
 
     def _undo(self, before: Mapping[str, bytes | None], record: bytes | None) -> None:
         was = {self._folder / name: content for name, content in before.items()}
-        for path, content in (was | {self._history / _RECORD: record}).items():
+        for path, content in (was | {self._history / _CHECKSUMS: record}).items():
             with contextlib.suppress(OSError):
                 if content is None:
                     path.unlink(missing_ok=True)
@@ -185,9 +184,9 @@ class GeneratedFiles:
                     write_durably(path, content)
         except OSError as error:
             raise _failed(path, error) from error
-        self._forget()
+        self._delete_oldest()
 
-    def _forget(self) -> None:
+    def _delete_oldest(self) -> None:
         numbers = sorted(int(path.name) for path in self._history.iterdir() if path.name.isdecimal())
         in_use = {each.number for each in self._written()}
         for number in numbers[:-_KEPT]:
@@ -196,7 +195,7 @@ class GeneratedFiles:
 
     def _written(self) -> tuple[_Written, ...]:
         try:
-            entries: list[Any] = json.loads((self._history / _RECORD).read_bytes())
+            entries: list[Any] = json.loads((self._history / _CHECKSUMS).read_bytes())
             return tuple(_Written(entry["number"], entry["sums"]) for entry in entries)
         except (OSError, ValueError, TypeError, KeyError):
             return ()

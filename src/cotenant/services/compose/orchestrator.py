@@ -9,28 +9,35 @@ from pathlib import Path
 
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import ComposeFileError, ContainerEngineMissing
-from cotenant.services.compose.apply import carry_out
-from cotenant.services.compose.apply_progress import Progress, load_record
-from cotenant.services.compose.assignments_file import ASSIGNMENTS_NAME, render_assignments
+from cotenant.services.compose.apply import run_apply
+from cotenant.services.compose.apply_progress import ApplyProgress, load_record
 from cotenant.services.compose.command import ComposeCommand, find_compose
 from cotenant.services.compose.compose_files import ComposeProject, read_project
 from cotenant.services.compose.container_engine import ContainerEngine, states
 from cotenant.services.compose.generated_files import GeneratedFiles
 from cotenant.services.compose.health import HealthWatch
-from cotenant.services.compose.override import OVERRIDE_NAME, RESET_NAME, pins, render_override, render_reset
+from cotenant.services.compose.override import (
+    ASSIGNMENTS_NAME,
+    OVERRIDE_NAME,
+    RESET_NAME,
+    pins,
+    render_assignments,
+    render_override,
+    render_reset,
+)
 from cotenant.services.compose.recovery import interrupted
-from cotenant.services.compose.recreate import Tools
+from cotenant.services.compose.recreate import ApplyTools
 from cotenant.services.compose.runner import ComposeRunner
 from cotenant.services.model import (
     ApplyOrder,
     ApplyState,
     ApplyStatus,
     ContainerState,
-    DeviceNames,
     SavedConfiguration,
     Service,
     ServiceDevice,
 )
+from cotenant.services.settings import ServicesSettings
 
 
 class ComposeOrchestrator:
@@ -39,40 +46,29 @@ class ComposeOrchestrator:
     A running service that depends on a recreated one is recreated with it by podman-compose, also with
     `--no-deps`: podman does not remove a container that another requires.
 
-    `files` are the operator's compose files, `output_dir` takes the generated ones, `state_dir` is the
-    daemon's own. `command` is an argument vector, None to look for one; `project` the compose project's name,
-    None to find it as compose does. `settle_s` is how long a container without a check has to stay up,
-    `patience_s` how long `unfinished` waits for a compose command that an earlier run left.
+    `state_dir` is the daemon's own folder. `settle_s` is how long a container without a health check has to
+    stay up, `patience_s` how long `unfinished` waits for a compose command of an earlier run.
     """
 
     def __init__(
         self,
-        files: Sequence[Path],
-        *,
-        output_dir: Path,
+        settings: ServicesSettings,
         state_dir: Path,
-        command: Sequence[str] | None = None,
-        project: str | None = None,
-        device_names: DeviceNames = DeviceNames.INDEX,
-        parallel: int = 2,
-        command_timeout_s: float = 600.0,
+        *,
         settle_s: float = 3.0,
         patience_s: float = 10.0,
         clock: Clock | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._files = tuple(file.absolute() for file in files)
+        self._settings = settings
+        self._files = tuple(file.absolute() for file in settings.compose_files)
         self._state_dir = state_dir.absolute()
-        self._command = tuple(command) if command else None
-        self._project_name = project
-        self._device_names = device_names
-        self._parallel = parallel
         self._settle_s = settle_s
         self._patience_s = patience_s
         self._clock = clock or SystemClock()
         self._wall = wall
-        self._generated = GeneratedFiles(output_dir.absolute())
-        self._runner = ComposeRunner(self._state_dir, self._clock, command_timeout_s)
+        self._generated = GeneratedFiles(settings.output_dir.absolute())
+        self._runner = ComposeRunner(self._state_dir, self._clock, settings.command_timeout_s)
         self._applying = False
         self._found: ComposeCommand | None = None
 
@@ -88,13 +84,9 @@ class ComposeOrchestrator:
         *,
         force: bool = False,
     ) -> None:
-        """Write the generated files, all or none, and keep them under the configuration's number.
-
-        Raises GeneratedFileEdited unless `force`, GeneratedFileFailed, and ComposeFileError: what a service
-        asks for in its own file decides what has to be generated.
-        """
+        """Write the generated files, all or none, as `Orchestrator.write` says."""
         project = self._project()
-        pinned = pins(configuration.assignments, services, devices, project, self._device_names)
+        pinned = pins(configuration.assignments, services, devices, project, self._settings.device_ids)
         reset = render_reset(configuration, pinned)
         contents = {
             ASSIGNMENTS_NAME: render_assignments(configuration),
@@ -102,10 +94,6 @@ class ComposeOrchestrator:
             OVERRIDE_NAME: render_override(configuration, pinned, self._by_hand(reset is not None)),
         }
         self._generated.write(configuration.number, contents, force=force)
-
-    def put_back(self, number: int | None) -> None:
-        """Put the files of an earlier configuration back in place, or none. Raises GeneratedFileFailed."""
-        self._generated.restore(number)
 
     def edited(self) -> Sequence[Path]:
         """Return the generated files that somebody changed or removed since they were written."""
@@ -117,26 +105,25 @@ class ComposeOrchestrator:
         Raises ContainerEngineMissing and ComposeFileError.
         """
         project = await asyncio.to_thread(self._project)
-        command = self._found or await find_compose(self._command)
-        # Forgotten where it does not answer: another may, the next time.
+        command = self._found or await find_compose(self._settings.command)
+        # Forgotten if it fails: another command may work next time.
         self._found = None
         found = await ContainerEngine(command.engine).containers(project.name)
         self._found = command
         return states(found, project.services)
 
-    async def apply(self, order: ApplyOrder, told: Callable[[ApplyStatus], None]) -> ApplyStatus:
-        """Recreate the changed services and return how that ended; `told` hears of every step.
+    async def apply(self, order: ApplyOrder, report: Callable[[ApplyStatus], None]) -> ApplyStatus:
+        """Recreate the changed services, as `Orchestrator.apply` says.
 
-        Raises ContainerEngineMissing, ComposeFileError, GeneratedFileEdited (a file was changed by hand and
-        is not of this configuration) and GeneratedFileFailed before anything is touched. Cancelled, it
-        leaves what it has done, noted on disk; a compose command that runs then goes on to its end.
+        Raises GeneratedFileEdited if a file of another configuration was changed by hand. If cancelled, a
+        compose command that is running continues to its end.
         """
         project = await asyncio.to_thread(self._project)
         self._check(project, order)
-        command = await find_compose(self._command)
+        command = await find_compose(self._settings.command)
         await asyncio.to_thread(self._generated.ensure, order.number)
         engine = ContainerEngine(command.engine)
-        tools = Tools(
+        tools = ApplyTools(
             project,
             self._files,
             command,
@@ -144,37 +131,37 @@ class ComposeOrchestrator:
             self._runner,
             HealthWatch(engine, project.name, self._clock, self._settle_s),
             self._generated,
-            max(1, self._parallel),
+            max(1, self._settings.parallel),
         )
-        progress = Progress(order, self._state_dir, told, self._wall)
+        progress = ApplyProgress(order, self._state_dir, report, self._wall)
         self._applying = True
         try:
-            await progress.begin()
-            return await carry_out(order, tools, progress)
+            await progress.start()
+            return await run_apply(order, tools, progress)
         finally:
             self._applying = False
 
     async def unfinished(self) -> ApplyStatus | None:
         """Return the apply that an earlier run of the daemon did not end, as its containers now are.
 
-        A compose command that this run left is waited for a while; it ends at its limit. The same apply is
-        reported until another one begins.
+        Waits for a while for a compose command that the earlier run left; it ends at its time limit. The same
+        apply is reported until another one starts.
         """
         record = await asyncio.to_thread(load_record, self._state_dir)
-        await asyncio.to_thread(self._generated.settle)
+        await asyncio.to_thread(self._generated.undo_interrupted_write)
         if record is None or self._applying:
             return None
         if not record.status.running and record.status.state is not ApplyState.INTERRUPTED:
             return None
-        busy = await self._runner.left_over(self._patience_s)
+        busy = await self._runner.is_busy(self._patience_s)
         try:
             containers = await self.containers()
         except (ContainerEngineMissing, ComposeFileError):
             containers = None
-        return interrupted(record, containers, still_works=busy, at=self._wall())
+        return interrupted(record, containers, command_running=busy, at=self._wall())
 
     def _project(self) -> ComposeProject:
-        return read_project(self._files, self._project_name)
+        return read_project(self._files, self._settings.project)
 
     def _check(self, project: ComposeProject, order: ApplyOrder) -> None:
         for service in order.changed:

@@ -1,10 +1,10 @@
-"""The compose files that pin services to GPUs.
+"""The text of the generated files: those for compose that pin services to GPUs, and `gpu-assignments.yml`.
 
 Compose commands join lists of several files: a service that reserves `count: all` in its own file and is
-given GPU 1 by an override gets every GPU, without a word. So what it asks for itself is dropped first, in a
-file of its own that stands between the two: docker compose and podman-compose 1.6.0 both merge file by file,
-and podman-compose reads `!override` only one level deep. The same file drops a budget variable that is
-written as a number (`VRAM_BUDGET_GB: 6.8`), which podman-compose cannot merge with a text.
+given GPU 1 by an override gets every GPU, without a warning. Therefore a reset file between the two first
+removes the service's own request: docker compose and podman-compose 1.6.0 both merge file by file, and
+podman-compose reads `!override` only one level deep. The same file removes a budget variable that is written
+as a number (`VRAM_BUDGET_GB: 6.8`), which podman-compose cannot merge with a string.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from cotenant.services.compose.pinning import (
 )
 from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, ServiceDevice
 
+ASSIGNMENTS_NAME: Final = "gpu-assignments.yml"
 OVERRIDE_NAME: Final = "docker-compose.gpu-override.yml"
 RESET_NAME: Final = "docker-compose.gpu-reset.yml"
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -38,7 +39,7 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A service that is pinned, as all that is known of it says."""
+    """A service to pin: its assignment, its compose definition, its settings and its GPU."""
 
     assignment: Assignment
     compose: ComposeService
@@ -54,7 +55,7 @@ def pins(
     project: ComposeProject,
     names: DeviceNames,
 ) -> tuple[Pin, ...]:
-    """Return the services to pin. One that the compose files do not know would make them invalid."""
+    """Return the services to pin, without those that are not in the compose files."""
     known = {service.name: service for service in services}
     return tuple(
         Pin(
@@ -70,7 +71,7 @@ def pins(
 
 
 def header(configuration: SavedConfiguration, *more: str) -> str:
-    """Return the comment on top of a generated file: who made it, and how to change what it says."""
+    """Return the comment at the top of a generated file: its origin, and how to change it."""
     at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = (
         f"Made by Cotenant at {at}: configuration {configuration.number}, {configuration.strategy}.",
@@ -81,8 +82,24 @@ def header(configuration: SavedConfiguration, *more: str) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
+def render_assignments(configuration: SavedConfiguration) -> str:
+    """Return the file that shows people what was assigned."""
+    at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    lines = [
+        f"  {yaml_key(each.service)}: "
+        f"{{ gpu: {json.dumps(each.gpu_index)}, vram_budget: {json.dumps(each.vram_budget_gb)} }}"
+        for each in configuration.assignments
+    ]
+    return (
+        header(configuration)
+        + f"\ngenerated_at: '{at}'\nstrategy: {configuration.strategy}\n"
+        + "\n".join(["assignments:" if lines else "assignments: {}", *lines])
+        + "\n"
+    )
+
+
 def render_override(configuration: SavedConfiguration, pinned: Sequence[Pin], by_hand: str) -> str:
-    """Return the override; `by_hand` are the `-f` options with which a person passes it to compose."""
+    """Return the override; `by_hand` are the `-f` options that pass it to compose by hand."""
     top = header(configuration, f"By hand: {by_hand}") + "\n"
     if not pinned:
         return top + "services: {}\n"
@@ -90,7 +107,7 @@ def render_override(configuration: SavedConfiguration, pinned: Sequence[Pin], by
 
 
 def render_reset(configuration: SavedConfiguration, pinned: Sequence[Pin]) -> str | None:
-    """Return the file that drops what pinned services ask for themselves; None if none asks."""
+    """Return the file that removes the GPU requests of pinned services; None if there are none."""
     services: dict[str, Any] = {}
     for pin in pinned:
         for path in _dropped(pin):
@@ -137,10 +154,10 @@ def _adjusted(budget_gb: float, service: Service) -> str:
 
 
 def _dropped(pin: Pin) -> list[tuple[str, ...]]:
-    """Return the keys that an override cannot just add to.
+    """Return the keys that have to be removed before the override adds its own.
 
-    Only those that stand in the service itself: podman-compose keeps a `!reset` of a key that is not there
-    and drops what later files put in its place.
+    Only those in the service's own definition: podman-compose keeps a `!reset` of an absent key and drops
+    what later files put in its place.
     """
     definition = pin.compose.definition
     paths = [request.path for request in pin.compose.gpus if _present(definition, request.path)]

@@ -1,4 +1,4 @@
-"""What became of an apply whose daemon ended in the middle of it, told from the containers themselves."""
+"""The state of an apply whose daemon ended in the middle of it, found out from the containers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from cotenant.services.model import (
 
 
 def interrupted(
-    record: ApplyRecord, containers: Sequence[ContainerState] | None, *, still_works: bool, at: float
+    record: ApplyRecord, containers: Sequence[ContainerState] | None, *, command_running: bool, at: float
 ) -> ApplyStatus:
     """Return the apply as its containers now are; None for them if no engine answers.
 
-    `still_works` says that the compose command which ran then has not ended. `at` is Unix seconds.
+    `command_running` says that the compose command of that run has not ended. `at` is Unix seconds.
     """
     found = None if containers is None else {each.service: each for each in containers}
-    services = tuple(_seen(each, record, found, still_works) for each in record.status.services)
-    told = [f"{each.service}: {each.message}" for each in services]
-    advice = "Wait for it, then look again" if still_works else "Apply again to finish, or roll back"
+    services = tuple(_seen(each, record, found, command_running) for each in record.status.services)
+    details = [f"{each.service}: {each.message}" for each in services]
+    advice = "Wait for it, then look again" if command_running else "Apply again to finish, or roll back"
     return replace(
         record.status,
         state=ApplyState.INTERRUPTED,
@@ -34,7 +34,7 @@ def interrupted(
         services=services,
         message=(
             f"The daemon ended while configuration {record.status.number} was applied. "
-            f"{'; '.join(told)}{'. ' if told else ''}{advice}."
+            f"{'; '.join(details)}{'. ' if details else ''}{advice}."
         ),
     )
 
@@ -43,17 +43,17 @@ def _seen(
     progress: ServiceProgress,
     record: ApplyRecord,
     found: Mapping[str, ContainerState] | None,
-    still_works: bool,
+    command_running: bool,
 ) -> ServiceProgress:
     if found is None:
-        return replace(progress, message="no container engine answers, so nobody knows")
+        return replace(progress, message="no container engine answers, so its state is unknown")
     name = progress.service
     container = found.get(name, ContainerState(name))
     before, after = record.before.get(name), record.after.get(name)
     if not container.running:
-        doing = still_works and progress.state is ProgressState.RECREATING
+        doing = command_running and progress.state is ProgressState.RECREATING
         state = ProgressState.RECREATING if doing else ProgressState.FAILED
-        message = "its compose command still works" if doing else "it is down"
+        message = "its compose command is still running" if doing else "it is down"
     elif same_pin(container.assignment, after):
         well = container.healthy is not False
         state = ProgressState.HEALTHY if well else ProgressState.FAILED
@@ -63,7 +63,7 @@ def _seen(
     else:
         gpu = container.assignment.gpu_index if container.assignment else None
         where = "without a pin" if gpu is None else f"on GPU {gpu}"
-        state, message = ProgressState.FAILED, f"it runs otherwise than before and after: {where}"
+        state, message = ProgressState.FAILED, f"it runs neither as before nor as configured: {where}"
     target = container.assignment or after
     return ServiceProgress(
         name,

@@ -1,4 +1,4 @@
-"""Recreating services step by step, several on their way up at once."""
+"""Recreates services step by step, several at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.domain.errors import CotenantError
-from cotenant.services.compose.apply_progress import Progress
+from cotenant.services.compose.apply_progress import ApplyProgress
 from cotenant.services.compose.command import ComposeCommand
 from cotenant.services.compose.compose_files import ComposeProject
 from cotenant.services.compose.compose_yaml import read_compose_text
@@ -22,8 +22,8 @@ from cotenant.services.model import Assignment, ProgressState, Service
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
-    """What an apply works with. `parallel` bounds how many services are on their way up at once."""
+class ApplyTools:
+    """What an apply works with. `parallel` bounds how many services start at once."""
 
     project: ComposeProject
     files: Sequence[Path]
@@ -35,119 +35,118 @@ class Tools:
     parallel: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
-    """What follows from a failure: `persist` goes on with the others, `abandon` waits for none any more."""
+class RecreationPass:
+    """One pass over services that gives them the `target` assignments.
 
-    persist: bool = False
-    abandon: bool = False
-
-
-class Recreation:
-    """One pass over services, towards given assignments. `failures` says what went wrong, by service."""
+    Once a service fails, no other is recreated unless `continue_on_failure`, and nothing waits any more for
+    those that are starting if `stop_waiting_on_failure`. `failures` holds the reasons, by service.
+    """
 
     def __init__(
         self,
-        tools: Tools,
-        progress: Progress,
+        tools: ApplyTools,
+        progress: ApplyProgress,
         services: Mapping[str, Service],
-        towards: Mapping[str, Assignment],
-        resolve: Resolve,
+        target: Mapping[str, Assignment],
+        *,
+        continue_on_failure: bool = False,
+        stop_waiting_on_failure: bool = False,
     ) -> None:
         self._tools = tools
         self._progress = progress
         self._services = services
-        self._towards = towards
-        self._resolve = resolve
+        self._target = target
+        self._continue_on_failure = continue_on_failure
+        self._stop_waiting_on_failure = stop_waiting_on_failure
         self._freed: dict[str, asyncio.Event] = {}
         self._slots = asyncio.Semaphore(tools.parallel)
         self._stopped: list[str] = []
         self.attempted: list[str] = []
         self.failures: dict[str, str] = {}
 
-    async def carry_out(self, steps: Sequence[Step]) -> None:
-        """Take every step, in an order that lets memory go before it is needed."""
+    async def run(self, steps: Sequence[Step]) -> None:
+        """Perform every step, in an order that frees memory before it is needed."""
         self._freed = {step.service: asyncio.Event() for step in steps}
         for step in steps:
-            if step.stop_first and not self._halted():
+            if step.stop_first and not self._stopped_by_failure():
                 await self._stop(step.service)
         async with asyncio.TaskGroup() as tasks:
             for step in steps:
-                tasks.create_task(self._take(step))
-        if not self._resolve.abandon:
+                tasks.create_task(self._perform(step))
+        if not self._stop_waiting_on_failure:
             for name in self._stopped:
-                await self._fail(name, "it was stopped to make room, and not started again")
+                await self._fail(name, "it was stopped to free memory, and not started again")
 
-    def _halted(self) -> bool:
-        return bool(self.failures) and not self._resolve.persist
+    def _stopped_by_failure(self) -> bool:
+        return bool(self.failures) and not self._continue_on_failure
 
-    def _given_up(self) -> bool:
-        return bool(self.failures) and self._resolve.abandon
+    def _waits_no_longer(self) -> bool:
+        return bool(self.failures) and self._stop_waiting_on_failure
 
     async def _stop(self, name: str) -> None:
-        await self._begin(name, "stopped until another service has left its GPU")
+        await self._mark_recreating(name, "stopped until another service has left its GPU")
         self._stopped.append(name)
         try:
             wrong = await self._compose("stop", name)
         except (CotenantError, OSError) as error:
-            wrong = _sentence(error)
+            wrong = _message(error)
         if wrong is not None:
             await self._fail(name, wrong)
         self._freed[name].set()
 
-    async def _take(self, step: Step) -> None:
+    async def _perform(self, step: Step) -> None:
         for name in step.after:
             await self._freed[name].wait()
         async with self._slots:
             try:
-                if not self._halted():
+                if not self._stopped_by_failure():
                     await self._recreate(step.service)
             except (CotenantError, OSError) as error:
-                await self._fail(step.service, _sentence(error))
+                await self._fail(step.service, _message(error))
             finally:
                 self._freed[step.service].set()
 
     async def _recreate(self, name: str) -> None:
-        await self._begin(name)
+        await self._mark_recreating(name)
         self._stopped = [other for other in self._stopped if other != name]
         wrong = await self._compose("up", "-d", "--force-recreate", "--no-deps", name)
         if wrong is None:
             self._freed[name].set()
-            wrong = await self._come_up(name)
+            wrong = await self._wait_until_up(name)
         if wrong == GIVEN_UP:
             return
         if wrong is not None:
             await self._fail(name, wrong)
             return
-        await self._progress.step(name, ProgressState.HEALTHY)
+        await self._progress.set_service_state(name, ProgressState.HEALTHY)
 
-    async def _come_up(self, name: str) -> str | None:
-        made = await self._tools.engine.containers(self._tools.project.name, name)
-        container_id = made[0].id if made else None
-        await self._progress.step(name, ProgressState.WAITING_HEALTHY, container_id=container_id)
-        return await self._misplaced(name, made) or await self._tools.watch.wait(
-            self._services[name], self._given_up
+    async def _wait_until_up(self, name: str) -> str | None:
+        created = await self._tools.engine.containers(self._tools.project.name, name)
+        container_id = created[0].id if created else None
+        await self._progress.set_service_state(name, ProgressState.WAITING_HEALTHY, container_id=container_id)
+        return await self._wrong_gpu(name, created) or await self._tools.watch.wait(
+            self._services[name], self._waits_no_longer
         )
 
-    async def _misplaced(self, name: str, made: Sequence[Container]) -> str | None:
-        """Return what is wrong with the GPUs that containers were given, as far as their engine tells."""
+    async def _wrong_gpu(self, name: str, created: Sequence[Container]) -> str | None:
+        """Return what is wrong with the containers' GPUs, as far as their engine reports them."""
         wanted = await asyncio.to_thread(_pinned_to, self._tools.generated.override, name)
-        for container in made if wanted else ():
+        for container in created if wanted else ():
             if container.gpus is not None and container.gpus != wanted:
                 given = ", ".join(sorted(container.gpus)) or "none"
                 return f"it was given GPU {given} where GPU {', '.join(wanted)} was asked for"
         return None
 
-    async def _begin(self, name: str, message: str | None = None) -> None:
+    async def _mark_recreating(self, name: str, message: str | None = None) -> None:
         if name not in self.attempted:
             self.attempted.append(name)
-        target = self._towards.get(name)
+        target = self._target.get(name)
         gpu = None if target is None else target.gpu_index
-        await self._progress.step(name, ProgressState.RECREATING, message=message, gpu_index=gpu)
+        await self._progress.set_service_state(name, ProgressState.RECREATING, message=message, gpu_index=gpu)
 
     async def _fail(self, name: str, wrong: str) -> None:
         self.failures[name] = wrong
-        await self._progress.step(name, ProgressState.FAILED, message=wrong)
+        await self._progress.set_service_state(name, ProgressState.FAILED, message=wrong)
 
     async def _compose(self, *arguments: str) -> str | None:
         tools = self._tools
@@ -156,8 +155,8 @@ class Recreation:
         return await tools.runner.run(argv, tools.project.directory)
 
 
-def _sentence(error: CotenantError | OSError) -> str:
-    return error.message if isinstance(error, CotenantError) else f"this machine refuses: {error}"
+def _message(error: CotenantError | OSError) -> str:
+    return error.message if isinstance(error, CotenantError) else f"system error: {error}"
 
 
 def _pinned_to(override: Path, service: str) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Runs the compose command for one project: one at a time, over restarts of the daemon too."""
+"""Runs the compose command of one project: one at a time, across restarts of the daemon too."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _POLL_S: Final = 0.05
 
 
 class ComposeRunner:
-    """Runs compose commands one after the other, since podman-compose does not expect another beside it.
+    """Runs compose commands one after the other, since podman-compose cannot run twice at once.
 
-    Each holds a lock on a file for as long as it runs, whether or not the daemon still does: the next one
-    waits for it, and `left_over` tells of it. `folder` is the daemon's own.
+    Each holds a lock on a file as long as it runs, even if the daemon ends: the next one waits for the lock,
+    and `is_busy` reports it. `folder` is the daemon's own.
     """
 
     def __init__(self, folder: Path, clock: Clock, timeout_s: float) -> None:
@@ -30,23 +30,23 @@ class ComposeRunner:
         self._log = folder / _LOG
         self._clock = clock
         self._timeout_s = timeout_s
-        self._turn = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     async def run(self, argv: Sequence[str], cwd: Path) -> str | None:
-        """Run a command; return what went wrong, the engine's own line, None if it went well."""
-        async with self._turn:
+        """Run a command; return the engine's error line, None if it succeeded."""
+        async with self._one_at_a_time:
             try:
                 return await self._run(argv, cwd)
             except OSError as error:
                 return f"{error.filename or argv[0]} cannot be used: {error.strerror}"
 
-    async def left_over(self, patience_s: float) -> bool:
-        """Whether a command that an earlier run began still goes on after `patience_s`.
+    async def is_busy(self, patience_s: float) -> bool:
+        """Whether a command of an earlier run is still running after `patience_s`.
 
-        A lock that cannot be opened is another user's, and tells nothing: that counts as no.
+        A lock that cannot be opened is another user's and counts as no.
         """
         try:
-            lock = await self._locked(patience_s)
+            lock = await self._acquire(patience_s)
         except OSError:
             return False
         if lock is None:
@@ -55,19 +55,19 @@ class ComposeRunner:
         return False
 
     async def _run(self, argv: Sequence[str], cwd: Path) -> str | None:
-        lock = await self._locked(self._timeout_s)
+        lock = await self._acquire(self._timeout_s)
         if lock is None:
             return "another compose command of this project did not end"
         try:
-            return _complaint(await work(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
+            return _error_line(await work(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
         finally:
             os.close(lock)
 
-    async def _locked(self, patience_s: float) -> int | None:
+    async def _acquire(self, patience_s: float) -> int | None:
         deadline = self._clock.now() + patience_s
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            while not _taken(descriptor):
+            while not _try_lock(descriptor):
                 if self._clock.now() >= deadline:
                     os.close(descriptor)
                     return None
@@ -78,7 +78,7 @@ class ComposeRunner:
         return descriptor
 
 
-def _taken(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -86,7 +86,7 @@ def _taken(descriptor: int) -> bool:
     return True
 
 
-def _complaint(finished: Finished) -> str | None:
+def _error_line(finished: Finished) -> str | None:
     if finished.ok:
         return None
     if finished.errors:

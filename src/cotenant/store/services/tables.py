@@ -1,9 +1,8 @@
-"""The tables of GPU configuration, and how the values of `domain.services` become rows."""
+"""The tables of GPU configuration, and the conversion of the values of `services.model` to rows."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,16 +26,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import MIB
 from cotenant.services.model import (
-    ApplyState,
     ApplyStatus,
     Assignment,
-    ProgressState,
     SavedConfiguration,
     SeenDevice,
-    ServiceProgress,
     Strategy,
 )
 from cotenant.store.tables import metadata
@@ -47,7 +42,7 @@ _Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgres
 
 
 class _Instant(TypeDecorator[float]):
-    """Unix seconds in a `timestamptz`, to the microsecond. SQLite keeps UTC and does not say so."""
+    """Unix seconds in a `timestamptz`, to the microsecond. SQLite stores UTC without a time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -122,7 +117,7 @@ def assignment_row(assignment: Assignment) -> dict[str, Any]:
 
 def assignment_of(row: Row[Any]) -> Assignment:
     """Read a row of `gpu_configurations`."""
-    return Assignment(row.service_name, row.gpu_index, _device_id(row.device_id), row.vram_budget_override)
+    return Assignment(row.service_name, row.gpu_index, row.device_id, row.vram_budget_override)
 
 
 def device_row(device: SeenDevice) -> dict[str, Any]:
@@ -142,7 +137,7 @@ def device_of(row: Row[Any]) -> SeenDevice:
     """Read a row of `gpu_devices`."""
     return SeenDevice(
         gpu_index=row.gpu_index,
-        device_id=DeviceId(row.device_id),
+        device_id=row.device_id,
         name=row.name,
         total_bytes=_bytes(row.vram_total_mb),
         available_bytes=_bytes(row.vram_available_mb),
@@ -168,31 +163,14 @@ def history_of(row: Row[Any]) -> SavedConfiguration:
         number=row.number,
         at=row.at,
         strategy=Strategy(row.strategy),
-        assignments=tuple(_assignment(each) for each in row.assignments),
-        apply=None if row.apply is None else _apply(row.apply),
+        assignments=tuple(Assignment(**each) for each in row.assignments),
+        apply=None if row.apply is None else ApplyStatus.from_json(row.apply),
     )
 
 
 def apply_json(status: ApplyStatus | None) -> dict[str, Any] | None:
-    """Render how an apply stands."""
+    """Render the state of an apply."""
     return None if status is None else asdict(status)
-
-
-def _assignment(given: Mapping[str, Any]) -> Assignment:
-    return Assignment(
-        given["service"], given["gpu_index"], _device_id(given["device_id"]), given["vram_budget_gb"]
-    )
-
-
-def _apply(given: Mapping[str, Any]) -> ApplyStatus:
-    services = (
-        ServiceProgress(**{**each, "state": ProgressState(each["state"])}) for each in given["services"]
-    )
-    return ApplyStatus(**{**given, "state": ApplyState(given["state"]), "services": tuple(services)})
-
-
-def _device_id(text: str | None) -> DeviceId | None:
-    return None if text is None else DeviceId(text)
 
 
 def _mib(count_bytes: int | None) -> int | None:
