@@ -21,6 +21,7 @@ from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.llama_cpp.engine import LlamaHost
+from cotenant.engines.process.log_folder import LogFolder
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.model_cache.page_cache import drop, resident_bytes
 from cotenant.hardware.model_cache.warm import WarmTier
@@ -41,7 +42,7 @@ def main() -> list[Row]:
 
 async def _measure(model: Path, logs: Path) -> list[Row]:
     clock = SystemClock()
-    host, order = LlamaHost(log_dir=logs), _order(model)
+    host, order = LlamaHost(LogFolder(logs)), _order(model)
     build = await host.build_for(order)
     order = replace(order, args=(_NO_REPACK[build.form],))
     tier = WarmTier(4 * GIB, clock, HostProbe(clock).memory)

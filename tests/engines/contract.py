@@ -92,7 +92,7 @@ def embedded(folder: Path) -> Subject:
     torn = folder / "torn.gguf"
     torn.write_bytes(order.model_path.read_bytes()[:3000] if order.model_path else b"")
     return Subject(
-        LlamaHost(log_dir=folder / "logs"),
+        LlamaHost(LogFolder(folder / "logs")),
         order,
         replace(order, model_path=torn),
         "could not be loaded",
@@ -109,14 +109,14 @@ def llama_server(folder: Path) -> Subject:
     if program is None:
         pytest.skip("no llama-server: set COTENANT_TEST_LLAMA_SERVER or have it on PATH")
     subject = embedded(folder)
-    subject.host = LlamaHost(log_dir=folder / "logs", configured=Path(program))
+    subject.host = LlamaHost(LogFolder(folder / "logs"), configured=Path(program))
     return subject
 
 
 def fake(folder: Path) -> Subject:
     order = host_order(folder / "m.gguf")
     return Subject(
-        LlamaHost(log_dir=folder / "logs", configured=fake_server(folder)),
+        LlamaHost(LogFolder(folder / "logs"), configured=fake_server(folder)),
         order,
         with_env(order, FAKE_SAYS="E llama_model_load: cudaMalloc failed: out of memory", FAKE_EXIT=1),
         "out of memory",
@@ -147,7 +147,7 @@ def podman(folder: Path) -> Subject:
         os.kill(engine.pid, signal.SIGKILL)
 
     return Subject(
-        LlamaHost(log_dir=folder / "logs", launcher=Launchers()),
+        LlamaHost(LogFolder(folder / "logs"), launcher=Launchers()),
         order,
         with_env(order, FAKE_SAYS="E llama_model_load: cudaMalloc failed: out of memory", FAKE_EXIT=1),
         "out of memory",

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,15 +129,7 @@ def _as_json(builds: Builds, chosen: EngineBuild | None, refusal: EngineError | 
                 "program": build.program,
                 "problem": build.problem,
                 "chosen": build is chosen,
-                "devices": [
-                    {
-                        "name": device.name,
-                        "description": device.description,
-                        "total_bytes": device.total_bytes,
-                        "free_bytes": device.free_bytes,
-                    }
-                    for device in build.devices
-                ],
+                "devices": [asdict(device) for device in build.devices],
             }
             for build in builds.all
         ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 from cotenant.domain.devices import Device, DeviceKind
 from cotenant.domain.models import Parts, Recipe
@@ -42,6 +42,11 @@ class Share:
     count: int
     has_output: bool
     parts: Parts
+
+    @classmethod
+    def unused(cls, budget: Budget) -> Self:
+        """Return the share of a device that holds nothing of a model."""
+        return cls(budget, None, None, 0, has_output=False, parts=Parts())
 
     @property
     def device(self) -> Device:

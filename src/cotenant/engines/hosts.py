@@ -38,7 +38,7 @@ class HostInputs:
 
 HOSTS: Final[Mapping[EngineKind, Callable[[HostInputs], EngineHost]]] = {
     EngineKind.LLAMA_CPP: lambda given: LlamaHost(
-        log_dir=given.logs,
+        given.logs,
         configured=given.llama_server,
         cuda_version=given.cuda_version,
         exclusive=given.exclusive,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, Inventory, Reading
@@ -53,3 +53,8 @@ def _budget(device: Device, reading: Reading, rules: BudgetRules) -> Budget:
             f"is under the minimum of {format_bytes(rules.min_budget_bytes)}"
         )
     return Budget(device, reading.free_bytes, 0 if left_out else budget, left_out)
+
+
+def left_out_warnings(budgets: Sequence[Budget]) -> tuple[str, ...]:
+    """Say which devices are not used, and why."""
+    return tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)

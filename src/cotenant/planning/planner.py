@@ -21,7 +21,7 @@ from cotenant.domain.models import (
 )
 from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import format_bytes
-from cotenant.planning.budgets import BudgetRules, overhead_bytes
+from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
 from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
 from cotenant.planning.manual_split import llama_counts, manual_counts
 from cotenant.planning.single_device import place_nowhere, place_whole
@@ -54,7 +54,7 @@ def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -
 
 def _place_layers(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
     usable = [budget for budget in budgets if budget.left_out is None]
-    left_out = tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
+    left_out = left_out_warnings(budgets)
     if not usable:
         reason = f"no device can be used: {_why_left_out(budgets)}" if budgets else "there is no device"
         return Refusal(request.name, reason, warnings=left_out)
@@ -139,7 +139,7 @@ class _Attempt:
         host = next((b for b in self.budgets if b.device.id == HOST_ID), None)
         last = self.request.shape.n_layers - 1
         shares = tuple(
-            Share(b, 0, last, 0, has_output=True, parts=parts) if b is host else _empty_share(b)
+            Share(b, 0, last, 0, has_output=True, parts=parts) if b is host else Share.unused(b)
             for b in self.budgets
         )
         if host is not None and parts.total > host.budget_bytes:
@@ -262,7 +262,7 @@ class _Attempt:
 
     def _share(self, budget: Budget, costs: Costs, start: int, stop: int, many: bool) -> Share:
         if start == stop:
-            return _empty_share(budget)
+            return Share.unused(budget)
         n_layers = self.request.shape.n_layers
         holds_blocks = start < n_layers
         return Share(
@@ -317,10 +317,6 @@ def _on_one(problem: SplitProblem) -> tuple[Range, ...] | None:
         if problem.furthest(device, begin, many=False) == end:
             return tuple((begin, end) if d == device else (begin, begin) for d in range(len(problem.budgets)))
     return None
-
-
-def _empty_share(budget: Budget) -> Share:
-    return Share(budget, None, None, 0, has_output=False, parts=Parts())
 
 
 def _shortfalls(placement: Placement) -> tuple[Shortfall, ...]:

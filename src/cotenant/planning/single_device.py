@@ -9,6 +9,7 @@ from cotenant.domain.devices import DeviceKind
 from cotenant.domain.models import ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import format_bytes
+from cotenant.planning.budgets import left_out_warnings
 
 UNKNOWN_SHARE: Final = 0.8
 """What part of a GPU a model is given for its first load, when nobody knows what it takes."""
@@ -23,7 +24,7 @@ def place_whole(
     """
     usable = [budget for budget in budgets if budget.left_out is None]
     gpus = [budget for budget in usable if budget.device.kind is not DeviceKind.HOST]
-    left_out = tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
+    left_out = left_out_warnings(budgets)
     shortfalls = []
     for budget in gpus or usable:
         needed = _needed(needed_bytes, budget)
@@ -69,7 +70,7 @@ def _placement(
     shares = tuple(
         Share(budget, 0, last, last + 2, has_output=True, parts=Parts(weights=needed))
         if budget is chosen
-        else Share(budget, None, None, 0, has_output=False, parts=Parts())
+        else Share.unused(budget)
         for budget in budgets
     )
     return Placement(

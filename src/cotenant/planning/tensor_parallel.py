@@ -19,7 +19,7 @@ from cotenant.domain.devices import DeviceId, DeviceKind
 from cotenant.domain.models import AttentionKind, CacheType, ModelKind, ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import MIB, format_bytes
-from cotenant.planning.budgets import BudgetRules, overhead_bytes
+from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
 
 WAYS: Final = (1, 2, 4, 8)
 GRAPH_BYTES: Final = 512 * MIB
@@ -41,7 +41,7 @@ def place_sharded(
 
     Host RAM is used only where it is the sole device, for builds of vLLM without CUDA.
     """
-    left_out = tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
+    left_out = left_out_warnings(budgets)
     usable = [budget for budget in budgets if budget.left_out is None]
     shortfalls: tuple[Shortfall, ...] = ()
     for group in _groups(usable, shape):
@@ -186,7 +186,7 @@ def _placement(
             parts=parts[budget.device.id],
         )
         if budget.device.id in parts
-        else Share(budget, None, None, 0, has_output=False, parts=Parts())
+        else Share.unused(budget)
         for budget in budgets
     )
     return Placement(

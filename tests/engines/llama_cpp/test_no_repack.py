@@ -12,6 +12,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp import engine as llama_cpp
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.llama_cpp.host_facts import HostFacts
+from cotenant.engines.process.log_folder import LogFolder
 from tests.support.engines.orders import fake_server, gpu_order, host_order, with_env
 
 KNOWS_NO_REPACK = "-nr,   --no-repack                      do not repack weights\n"
@@ -38,7 +39,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_after_an_illegal_instruction_the_next_attempt_does_not_repack(
     tmp_path: Path, build: Path
 ) -> None:
-    host = LlamaHost(log_dir=tmp_path / "logs", configured=build)
+    host = LlamaHost(LogFolder(tmp_path / "logs"), configured=build)
     order = host_order(Path("m.gguf"))
 
     first = await host.start(order)
@@ -62,7 +63,7 @@ async def test_a_card_in_exclusive_mode_explains_a_death_without_a_word(
     order = with_env(gpu_order((33,)), FAKE_SAYS="", FAKE_EXIT=1)
     card = order.placement.used_shares[0].device.id
     for exclusive, cause in ((frozenset({card}), Cause.DEVICE_BUSY), (frozenset(), Cause.UNKNOWN)):
-        host = LlamaHost(log_dir=tmp_path / "logs", configured=fake_server(tmp_path), exclusive=exclusive)
+        host = LlamaHost(LogFolder(tmp_path / "logs"), configured=fake_server(tmp_path), exclusive=exclusive)
         engine = await host.start(order)
         with pytest.raises(EngineLoadFailed) as failed:
             await engine.wait_ready(60)

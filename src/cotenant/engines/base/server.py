@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import EngineError, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause, Diagnosis
@@ -16,11 +18,12 @@ from cotenant.domain.units import MIB, format_duration
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.launch.container import RunAs
-from cotenant.engines.launch.plan import Launched, Launcher, LaunchPlan
+from cotenant.engines.launch.plan import HostLauncher, Launched, Launcher, LaunchPlan, visible_devices
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.rotating_log import RotatingLog
+from cotenant.interfaces import EngineOrder
 
 _FIRST_POLL_S: Final = 0.002
 _LAST_POLL_S: Final = 0.02
@@ -38,19 +41,46 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Started:
-    """A server process that was just started, with its port and its log."""
+    """A server process that was just started, with its port and its log.
+
+    `exclusive` says that it runs on a card which admits one process at a time.
+    """
 
     plan: LaunchPlan
     process: Launched
     port: ReservedPort
     log: RotatingLog
+    exclusive: bool = False
 
 
-async def start_server(plan: LaunchPlan, port: ReservedPort, launcher: Launcher, logs: LogFolder) -> Started:
-    """Carry a plan out; the port is closed if that fails. Raises EngineMissing or EngineLoadFailed."""
-    started: list[Launched] = []
-    log = logs.log(plan.name, lambda: not started or started[0].returncode is not None)
-    try:
+class ServerHost:
+    """Starts servers as processes of ours; `exclusive` are the cards that admit one process at a time."""
+
+    def __init__(
+        self, logs: LogFolder, *, exclusive: Set[DeviceId] = frozenset(), launcher: Launcher | None = None
+    ) -> None:
+        self._logs = logs
+        self._exclusive = exclusive
+        self._launcher: Launcher = launcher or HostLauncher()
+
+    async def _start(self, order: EngineOrder, plan_for: Callable[[int], LaunchPlan]) -> Started:
+        """Start what `plan_for` returns for a port; it is called in a thread.
+
+        Raises EngineMissing or EngineLoadFailed.
+        """
+        port = ReservedPort()
+        try:
+            plan = await asyncio.to_thread(plan_for, port.number)
+            process, log = await self._launch(plan, port)
+        except BaseException:
+            port.close()
+            raise
+        exclusive = any(device.id in self._exclusive for device in visible_devices(order))
+        return Started(plan, process, port, log, exclusive)
+
+    async def _launch(self, plan: LaunchPlan, port: ReservedPort) -> tuple[Launched, RotatingLog]:
+        started: list[Launched] = []
+        log = self._logs.log(plan.name, lambda: not started or started[0].returncode is not None)
         try:
             output = log.open()
         except OSError as error:
@@ -61,38 +91,33 @@ async def start_server(plan: LaunchPlan, port: ReservedPort, launcher: Launcher,
         try:
             if plan.launch.image is not None:
                 port.admit(RunAs.of_daemon().uid)
-            started.append(await launcher.launch(plan, output))
+            started.append(await self._launcher.launch(plan, output))
         except OSError as error:
             why = f"{plan.name} could not be loaded: {plan.argv[0]}: {error.strerror}"
             raise EngineLoadFailed(why) from error
         finally:
             os.close(output)
-    except BaseException:
-        port.close()
-        raise
-    return Started(plan, started[0], port, log)
+        return started[0], log
 
 
 class ServerEngine:
     """One server process that serves one model.
 
-    `exclusive` says that it runs on a card which admits one process at a time. `model` is the name that
-    requests to it must have, None for that of the model. What kinds of engine do otherwise, they override.
+    `model` is the name that requests to it must have, None for that of the model. Kinds of engines override
+    what they do differently.
     """
 
     _dies_with_status_0 = False
     """Whether a failure may look like a success: then its log is asked."""
 
-    def __init__(
-        self, started: Started, build: EngineBuild, *, exclusive: bool = False, model: str | None = None
-    ) -> None:
+    def __init__(self, started: Started, build: EngineBuild, *, model: str | None = None) -> None:
         self._name = started.plan.name
         self._health_path = started.plan.health_path
         self._build = build
         self._process = started.process
         self._port = started.port
         self._log = started.log
-        self._exclusive = exclusive
+        self._exclusive = started.exclusive
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._endpoint = Endpoint(LOOPBACK, started.port.number, model=model)

@@ -7,18 +7,16 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Final
 
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import BadRecipe, EngineMissing
 from cotenant.domain.units import MIB
-from cotenant.engines.base.server import ServerEngine, Started, start_server
-from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, host_command, visible_devices
-from cotenant.engines.process.log_folder import LogFolder
-from cotenant.engines.process.ports import LOOPBACK, ReservedPort
+from cotenant.engines.base.server import ServerEngine, ServerHost, Started
+from cotenant.engines.launch.plan import LaunchPlan, host_command, visible_devices
+from cotenant.engines.process.ports import LOOPBACK
 from cotenant.engines.process.process import ChildProcess
 from cotenant.interfaces import EngineOrder
 
@@ -29,28 +27,21 @@ _WORD: Final = re.compile(r"\{([a-z_]+)\}")
 _log = logging.getLogger(__name__)
 
 
-class CommandHost:
-    """Starts engines by the operator's own commands; `exclusive` cards admit one process at a time."""
-
-    def __init__(
-        self, logs: LogFolder, *, exclusive: Set[DeviceId] = frozenset(), launcher: Launcher | None = None
-    ) -> None:
-        self._logs = logs
-        self._exclusive = exclusive
-        self._launcher: Launcher = launcher or HostLauncher()
+class CommandHost(ServerHost):
+    """Starts engines by the operator's own commands."""
 
     async def start(self, order: EngineOrder) -> CommandEngine:
         """Start loading. Raises BadRecipe, EngineMissing or EngineLoadFailed."""
         options = order.options
         if not options.command:
             raise BadRecipe(f"{order.name} has no command that starts it", hint="Give it a `command:`.")
-        port = ReservedPort()
-        try:
-            words = _words(order, port.number)
-            plan = LaunchPlan(
+
+        def plan_for(port: int) -> LaunchPlan:
+            words = _words(order, port)
+            return LaunchPlan(
                 order.name,
-                tuple(fill(word, words) for word in options.command) + tuple(order.args),
-                port.number,
+                (*(fill(word, words) for word in options.command), *order.args),
+                port,
                 visible_devices(order),
                 order.env,
                 (order.model_path,) if order.model_path is not None else (),
@@ -58,32 +49,20 @@ class CommandHost:
                 has_family=True,
                 launch=order.launch,
             )
-        except BaseException:
-            port.close()
-            raise
-        started = await start_server(plan, port, self._launcher, self._logs)
-        exclusive = any(device.id in self._exclusive for device in visible_devices(order))
-        build = EngineBuild(EngineKind.COMMAND, EngineKind.COMMAND, plan.argv[0], "unknown")
-        words["pid"] = str(started.process.pid)
-        stop = tuple(fill(word, words) for word in options.stop)
-        return CommandEngine(started, build, stop, exclusive=exclusive, model=options.model)
+
+        return CommandEngine(order, await self._start(order, plan_for))
 
 
 class CommandEngine(ServerEngine):
-    """One server that the operator's command runs; `stop_argv` is what ends it, nothing for SIGTERM."""
+    """One server that the operator's command runs, ended by the operator's `stop` or by SIGTERM."""
 
-    def __init__(
-        self,
-        started: Started,
-        build: EngineBuild,
-        stop_argv: tuple[str, ...],
-        *,
-        exclusive: bool,
-        model: str | None,
-    ) -> None:
-        super().__init__(started, build, exclusive=exclusive, model=model)
-        self._plan = started.plan
-        self._stop_argv = stop_argv
+    def __init__(self, order: EngineOrder, started: Started) -> None:
+        plan, options = started.plan, order.options
+        build = EngineBuild(EngineKind.COMMAND, EngineKind.COMMAND, plan.argv[0], "unknown")
+        super().__init__(started, build, model=options.model)
+        words = {**_words(order, plan.port), "pid": str(self.pid)}
+        self._stop_argv = tuple(fill(word, words) for word in options.stop)
+        self._plan = plan
 
     async def stop(self, grace_s: float) -> None:
         """End it as the operator wants, by force after `grace_s`, and return when its group is gone."""

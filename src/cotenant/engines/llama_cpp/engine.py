@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Callable, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,8 @@ from cotenant.domain.engines import EngineBuild, EngineReport
 from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
-from cotenant.engines.base.server import ServerEngine, Started, start_server
-from cotenant.engines.launch.plan import HostLauncher, Launcher, runs_on_described, visible_devices
+from cotenant.engines.base.server import ServerEngine, ServerHost, Started
+from cotenant.engines.launch.plan import Launcher, runs_on_described, visible_devices
 from cotenant.engines.llama_cpp.arguments import arguments_for, validate
 from cotenant.engines.llama_cpp.builds import choose, discover
 from cotenant.engines.llama_cpp.command_line import llama_plan
@@ -26,8 +27,6 @@ from cotenant.engines.llama_cpp.image_builds import image_build
 from cotenant.engines.llama_cpp.report import missing_devices, parse_report
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
-from cotenant.engines.process.ports import ReservedPort
-from cotenant.engines.process.rotating_log import DEFAULT_MAX_BYTES
 from cotenant.interfaces import EngineOrder
 
 _SLOTS_TIMEOUT_S: Final = 2.0
@@ -39,12 +38,10 @@ _OK: Final = 200
 _log = logging.getLogger(__name__)
 
 
-class LlamaHost:
+class LlamaHost(ServerHost):
     """Starts llama.cpp engines, each on the build that can use its devices.
 
-    `configured` is the operator's own llama-server. `cuda_version` is the driver's, for advice only. A log
-    that outgrows `log_max_bytes` is set aside; of each, two older ones are kept. `exclusive` are the cards
-    that admit one process at a time.
+    `configured` is the operator's own llama-server. `cuda_version` is the driver's, for advice only.
 
     A build that once met an illegal instruction with repacked weights never repacks them again: on some
     virtual machines that is AMX, advertised and absent, so the scheduler's next attempt loads.
@@ -52,19 +49,14 @@ class LlamaHost:
 
     def __init__(
         self,
+        logs: LogFolder,
         *,
-        log_dir: Path | LogFolder,
         configured: Path | None = None,
         cuda_version: str | None = None,
-        log_max_bytes: int = DEFAULT_MAX_BYTES,
         exclusive: Set[DeviceId] = frozenset(),
         launcher: Launcher | None = None,
     ) -> None:
-        if not isinstance(log_dir, LogFolder):
-            log_dir = LogFolder(log_dir, max_bytes=log_max_bytes)
-        self._logs = log_dir
-        self._launcher: Launcher = launcher or HostLauncher()
-        self._exclusive = exclusive
+        super().__init__(logs, exclusive=exclusive, launcher=launcher)
         self._never_repack: set[str] = set()
         self._configured = configured
         self._cuda_version = cuda_version
@@ -89,24 +81,14 @@ class LlamaHost:
                 "%s is planned on described GPUs, which this machine does not have: it runs on the CPU",
                 order.name,
             )
-        port = ReservedPort()
-        try:
-            arguments = arguments_for(order, read_host_facts(), port.number)
-            if build.program in self._never_repack:
-                arguments = replace(arguments, repack=False)
-            plan = await asyncio.to_thread(llama_plan, build, order, arguments)
-        except BaseException:
-            port.close()
-            raise
-        return LlamaEngine(
-            order,
-            await start_server(plan, port, self._launcher, self._logs),
-            build,
-            exclusive=any(device.id in self._exclusive for device in visible_devices(order)),
-            on_illegal_instruction=(lambda: self._never_repack.add(build.program))
-            if arguments.repack
-            else None,
+        arguments = arguments_for(order, read_host_facts(), 0)
+        if build.program in self._never_repack:
+            arguments = replace(arguments, repack=False)
+        started = await self._start(
+            order, lambda port: llama_plan(build, order, replace(arguments, port=port))
         )
+        never_repack = partial(self._never_repack.add, build.program) if arguments.repack else None
+        return LlamaEngine(order, started, build, never_repack)
 
 
 class LlamaEngine(ServerEngine):
@@ -117,11 +99,9 @@ class LlamaEngine(ServerEngine):
         order: EngineOrder,
         started: Started,
         build: EngineBuild,
-        *,
-        exclusive: bool = False,
         on_illegal_instruction: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(started, build, exclusive=exclusive)
+        super().__init__(started, build)
         self._order = order
         self._on_illegal_instruction = on_illegal_instruction
         self._report: EngineReport | None = None

@@ -14,12 +14,11 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
-from cotenant.engines.base.server import ServerEngine, Started, start_server
+from cotenant.engines.base.server import ServerEngine, ServerHost, Started
 from cotenant.engines.base.sleeping import Meter
-from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan, visible_devices
+from cotenant.engines.launch.plan import Launcher, LaunchPlan, visible_devices
 from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
-from cotenant.engines.process.ports import ReservedPort
 from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
 from cotenant.engines.vllm.sleep import VllmSleep
@@ -42,7 +41,7 @@ class _Parked:
     order: EngineOrder
 
 
-class VllmHost:
+class VllmHost(ServerHost):
     """Starts vLLM engines, or wakes those that sleep.
 
     An engine of a model that sleeps is kept, asleep, in place of being ended. It is woken for the same model,
@@ -59,10 +58,8 @@ class VllmHost:
         exclusive: Set[DeviceId] = frozenset(),
         launcher: Launcher | None = None,
     ) -> None:
-        self._logs = logs
+        super().__init__(logs, exclusive=exclusive, launcher=launcher)
         self._meter = meter
-        self._exclusive = exclusive
-        self._launcher: Launcher = launcher or HostLauncher()
         self._parked: dict[str, _Parked] = {}
         self.sleeps = True
 
@@ -79,28 +76,25 @@ class VllmHost:
             await parked.engine.end(0)
         release = None if order.launch.image else installed_release(program)
         check_release(release)
-        port = ReservedPort()
-        try:
-            plan = LaunchPlan(
+
+        def plan_for(port: int) -> LaunchPlan:
+            return LaunchPlan(
                 order.name,
-                (*program, *vllm_argv(order, port.number)),
-                port.number,
+                (*program, *vllm_argv(order, port)),
+                port,
                 visible_devices(order),
                 {**vllm_environment(order), **order.env},
-                (order.model_path,),
+                () if order.model_path is None else (order.model_path,),
                 has_family=True,
                 launch=order.launch,
             )
-            executable = shutil.which(program[0]) or program[0]
-        except BaseException:
-            port.close()
-            raise
-        started = await start_server(plan, port, self._launcher, self._logs)
-        exclusive = any(device.id in self._exclusive for device in visible_devices(order))
-        level = 0 if exclusive else sleep_level(order)
+
+        started = await self._start(order, plan_for)
+        level = 0 if started.exclusive else sleep_level(order)
         sleeper = VllmSleep(level, order, self._meter) if level else None
+        executable = shutil.which(program[0]) or program[0]
         build = EngineBuild(EngineKind.VLLM, EngineKind.VLLM, executable, release or "unknown")
-        return VllmEngine(order, started, build, self, sleeper, exclusive=exclusive)
+        return VllmEngine(order, started, build, self, sleeper)
 
     def park(self, engine: VllmEngine, order: EngineOrder) -> None:
         """Keep an engine that sleeps, for the next load of its model."""
@@ -132,10 +126,8 @@ class VllmEngine(ServerEngine):
         build: EngineBuild,
         host: VllmHost,
         sleeper: VllmSleep | None,
-        *,
-        exclusive: bool,
     ) -> None:
-        super().__init__(started, build, exclusive=exclusive)
+        super().__init__(started, build)
         self._order = order
         self._host = host
         self._sleeper = sleeper
