@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -18,25 +18,7 @@ from cotenant.hardware.gpus.described_entry import DescribedGpu, complete, parse
 
 _EXAMPLE = "A file lists GPUs: `- {name: RTX A5500, total_mib: 24564, used_mib: 19304}`."
 _FILE_KEYS = ("gpus", "live")
-_GPU_KEYS = (
-    "name",
-    "total",
-    "total_mib",
-    "used",
-    "used_mib",
-    "uuid",
-    "pci_bus_id",
-    "compute_capability",
-    "compute_mode",
-    "bandwidth_gb_s",
-    "processes",
-    "utilisation_percent",
-    "temperature_c",
-    "power_w",
-)
-_PROCESS_KEYS = ("pid", "name", "used", "used_mib")
 _MAX_FILE_BYTES = 256 * 1024
-_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +42,8 @@ def read_file(path: Path) -> DescribedFile:
                 f"{path} has a key {_shown(unknown[0])} beside or in place of gpus", hint=_EXAMPLE
             )
         try:
-            live = _optional(document, "live", {"true": True, "false": False}.get)
+            hint = "true where the file is to be read again at each look, else false."
+            live = _optional(document, "live", {"true": True, "false": False}.get, hint)
         except BadDeviceSpec as error:
             raise BadDeviceSpec(f"{path}: {error.message}", hint=error.hint) from None
         document = document.get("gpus")
@@ -100,38 +83,29 @@ def _load(path: Path) -> Any:
 
 
 def _gpu(entry: Any) -> DescribedGpu:
-    _check_keys(entry, _GPU_KEYS)
+    _check_keys(entry, (*_SIZES, *_GPU_KEYS, "processes"))
     name, total = _optional(entry, "name", str), _size(entry, "total")
     if name is None and total is None:
         raise BadDeviceSpec("it has neither a name nor a total", hint=_EXAMPLE)
     gpu = complete(name, total, _size(entry, "used") or 0)
-    given = {
-        "uuid": _optional(entry, "uuid", _uuid),
-        "pci_bus_id": _optional(entry, "pci_bus_id", normalise_bus_id),
-        "compute_capability": _optional(entry, "compute_capability", _capability),
-        "compute_mode": _optional(entry, "compute_mode", _mode),
-        "bandwidth_bytes_per_s": _optional(entry, "bandwidth_gb_s", _bandwidth),
-        "processes": _processes(entry),
-        "utilisation_percent": _optional(entry, "utilisation_percent", _percent),
-        "temperature_c": _optional(entry, "temperature_c", _degrees),
-        "power_w": _optional(entry, "power_w", _watts),
-    }
-    return replace(gpu, **{key: value for key, value in given.items() if value is not None})
+    given = {key.field: _optional(entry, name, key.read, key.hint) for name, key in _GPU_KEYS.items()}
+    given["processes"] = _processes(entry)
+    return replace(gpu, **{field: value for field, value in given.items() if value is not None})
 
 
 def _processes(entry: dict[str, Any]) -> tuple[GpuProcess, ...] | None:
     if "processes" not in entry:
         return None
     if not isinstance(entry["processes"], list):
-        raise BadDeviceSpec("processes is not a list", hint=_HINTS["processes"])
+        raise BadDeviceSpec("processes is not a list", hint=_PROCESSES_HINT)
     return tuple(_process(process) for process in entry["processes"])
 
 
 def _process(entry: Any) -> GpuProcess:
-    _check_keys(entry, _PROCESS_KEYS)
-    pid = _optional(entry, "pid", _pid)
+    _check_keys(entry, ("pid", "name", "used", "used_mib"))
+    pid = _optional(entry, "pid", _pattern(r"[0-9]{1,10}", int), "A process id is a whole number.")
     if pid is None:
-        raise BadDeviceSpec("a process has no pid", hint=_HINTS["processes"])
+        raise BadDeviceSpec("a process has no pid", hint=_PROCESSES_HINT)
     return GpuProcess(pid, _optional(entry, "name", str), _size(entry, "used"))
 
 
@@ -145,14 +119,14 @@ def _check_keys(entry: Any, known: tuple[str, ...]) -> None:
             raise BadDeviceSpec(f"unknown key {_shown(key)}", hint=hint)
 
 
-def _optional(entry: dict[str, Any], key: str, read: Callable[[str], Any]) -> Any:
+def _optional(entry: dict[str, Any], key: str, read: Callable[[str], Any], hint: str = _EXAMPLE) -> Any:
     """Return the value of `key` as `read` understands it; None if it is absent."""
     if key not in entry:
         return None
     text = entry[key]
     value = read(text) if isinstance(text, str) and text else None
     if value is None:
-        raise BadDeviceSpec(f"{key} cannot be {_shown(text)}", hint=_HINTS.get(key, _EXAMPLE))
+        raise BadDeviceSpec(f"{key} cannot be {_shown(text)}", hint=hint)
     return value
 
 
@@ -163,55 +137,58 @@ def _size(entry: dict[str, Any], key: str) -> int | None:
     return _optional(entry, key, read_size) if mib is None else mib
 
 
-def _uuid(text: str) -> str | None:
-    return text if _UUID.fullmatch(text) else None
-
-
-def _capability(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"(\d{1,2})\.(\d)", text)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _mode(text: str) -> ComputeMode | None:
-    return ComputeMode(text) if text in list(ComputeMode) else None
-
-
-def _bandwidth(text: str) -> int | None:
-    match = re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text)
-    return round(float(text) * 10**9) or None if match else None
-
-
-def _percent(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= 100 else None
-
-
-def _degrees(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"-?[0-9]{1,3}", text) else None
-
-
-def _watts(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) else None
-
-
-def _pid(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
-
-
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_HINTS = {
-    "live": "true where the file is to be read again at each look, else false.",
-    "uuid": "A UUID begins with GPU- or MIG-.",
-    "pci_bus_id": "Write it as nvidia-smi does: 0000:01:00.0.",
-    "compute_capability": "Write it with a point, such as 8.6.",
-    "compute_mode": f"One of {', '.join(ComputeMode)}.",
-    "bandwidth_gb_s": "A number of GB/s above zero, such as 936.",
-    "utilisation_percent": "A whole number from 0 to 100.",
-    "temperature_c": "A whole number of degrees Celsius, such as 61.",
-    "power_w": "A number of watts, such as 214.5.",
-    "processes": "Write `processes: [{pid: 1234, name: python3, used_mib: 500}]`.",
-    "pid": "A process id is a whole number.",
+def _pattern(pattern: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a reader of texts that match; it returns None for others."""
+    return lambda text: read(text) if re.fullmatch(pattern, text) else None
+
+
+def _percent(text: str) -> int | None:
+    return int(text) if int(text) <= 100 else None
+
+
+def _capability(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One key of a GPU's entry: the field of DescribedGpu that it sets, and how it is read."""
+
+    field: str
+    read: Callable[[str], Any]
+    hint: str
+
+
+_SIZES: Final = ("name", "total", "total_mib", "used", "used_mib")
+_PROCESSES_HINT: Final = "Write `processes: [{pid: 1234, name: python3, used_mib: 500}]`."
+_GPU_KEYS: Final = {
+    "uuid": _Key("uuid", _pattern(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}", str), "A UUID begins with GPU- or MIG-."),
+    "pci_bus_id": _Key("pci_bus_id", normalise_bus_id, "Write it as nvidia-smi does: 0000:01:00.0."),
+    "compute_capability": _Key(
+        "compute_capability",
+        _pattern(r"\d{1,2}\.\d", _capability),
+        "Write it with a point, such as 8.6.",
+    ),
+    "compute_mode": _Key(
+        "compute_mode", _pattern("|".join(ComputeMode), ComputeMode), f"One of {', '.join(ComputeMode)}."
+    ),
+    "bandwidth_gb_s": _Key(
+        "bandwidth_bytes_per_s",
+        _pattern(r"\d{1,6}(\.\d{1,3})?", lambda text: round(float(text) * 10**9) or None),
+        "A number of GB/s above zero, such as 936.",
+    ),
+    "utilisation_percent": _Key(
+        "utilisation_percent", _pattern(r"[0-9]{1,3}", _percent), "A whole number from 0 to 100."
+    ),
+    "temperature_c": _Key(
+        "temperature_c", _pattern(r"-?[0-9]{1,3}", int), "A whole number of degrees Celsius, such as 61."
+    ),
+    "power_w": _Key(
+        "power_w", _pattern(r"[0-9]{1,5}(\.[0-9]{1,3})?", float), "A number of watts, such as 214.5."
+    ),
 }
