@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cotenant.cli.client import Daemon, add_daemon_options
-from cotenant.cli.table import Column, table_lines
+from cotenant.cli.table import Column, print_result, table_lines
 from cotenant.domain.errors import BadSetting, DaemonSilent, UnknownModel
 
 if TYPE_CHECKING:
@@ -82,11 +81,7 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     if args.plot is not None:
         _draw(report, args.plot)
-    if args.json:
-        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
-    else:
-        print(*lines(report), sep="\n")
-    return 0
+    return print_result(args, report.as_json(), lines(report))
 
 
 def _draw(report: Report, path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from cotenant.cli.client import Daemon, add_daemon_options, model_path
 from cotenant.cli.recipe_options import whole
+from cotenant.cli.table import print_result
 from cotenant.domain.units import format_bytes
 
 
@@ -72,9 +72,8 @@ def _why(args: argparse.Namespace) -> int:
     """Print the decisions about a model, oldest first."""
     daemon, path = Daemon(args), model_path(args.name, "why")
     if args.json:
-        print(json.dumps(daemon.get(path), indent=2, ensure_ascii=False))
-    else:
-        print(daemon.text(path).rstrip("\n") or f"Nothing has been decided about {args.name} yet.")
+        return print_result(args, daemon.get(path), ())
+    print(daemon.text(path).rstrip("\n") or f"Nothing has been decided about {args.name} yet.")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cotenant.cli.table import print_result
 from cotenant.domain.errors import CotenantError
 
 if TYPE_CHECKING:
@@ -57,10 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     within_s = WITHIN_WITH_CONTAINERS_S if _with_containers(args) else WITHIN_S
     findings = run_checks(_host(args), within_s=within_s)
-    if args.json:
-        print(json.dumps(as_json(findings), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(as_text(findings, colours=_wants_colours())))
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print_result(args, as_json(findings), as_text(findings, colours=colours))
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
 
 
@@ -175,7 +173,3 @@ def _host(args: argparse.Namespace) -> HostContext:
 
 def _with_containers(args: argparse.Namespace) -> bool:
     return args.containers or args.image is not None
-
-
-def _wants_colours() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

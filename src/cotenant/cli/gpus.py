@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from cotenant.cli.options import add_device_options, read_inventory
-from cotenant.cli.table import Column, cut_middle, table_lines
+from cotenant.cli.table import Column, cut_middle, print_result, table_lines
 from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading, Sensors
 from cotenant.domain.units import format_mib
 from cotenant.planning.compute_modes import default_mode_command
@@ -39,11 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the inventory. Raises BadDeviceSpec or UnknownDevice."""
     inventory = read_inventory(args)
     order: DeviceOrder = args.device_order
-    if args.json:
-        print(json.dumps(as_json(inventory, order), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(as_text(inventory, order)))
-    return 0
+    return print_result(args, as_json(inventory, order), as_text(inventory, order))
 
 
 def as_json(inventory: Inventory, order: DeviceOrder) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.options import read_inventory
 from cotenant.cli.recipe_options import file_path
-from cotenant.cli.table import Column, table_lines
+from cotenant.cli.table import Column, print_result, table_lines
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.placements import Placement
@@ -70,17 +69,22 @@ def run(args: argparse.Namespace) -> int:
     rows = [plan_alone(model, inventory, devices.rules) for model in configuration.models]
     together = peak(configuration.models, inventory, devices.rules)
     errors = _estimate_errors(configuration.database)
-    if args.json:
-        print(json.dumps(_as_json(configuration, rows, together, errors), indent=2, ensure_ascii=False))
-        return 0
-    print(f"Configuration: {configuration.path or 'none, but the environment and flags'}")
+    value = _as_json(configuration, rows, together, errors)
+    return print_result(args, value, _as_text(configuration, rows, together, errors))
+
+
+def _as_text(
+    configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak, errors: Mapping[str, float]
+) -> Iterator[str]:
+    yield f"Configuration: {configuration.path or 'none, but the environment and flags'}"
     if rows:
-        print(*table_lines(_columns(errors), rows), "", *_peak_lines(together), sep="\n")
+        yield from table_lines(_columns(errors), rows)
+        yield ""
+        yield from _peak_lines(peak)
     else:
-        print("No model is configured: give `models:` or `models_dir:`.")
+        yield "No model is configured: give `models:` or `models_dir:`."
     for problem in configuration.problems:
-        print(f"Problem: {problem}")
-    return 0
+        yield f"Problem: {problem}"
 
 
 def run_remove(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`cotenant mps`: the daemons through which processes share a card, with a Cotenant running or not."""
+"""`cotenant mps`: the MPS daemons through which processes share a card; needs no running Cotenant."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.options import add_devices_option, read_inventory
 from cotenant.cli.recipe_options import whole
+from cotenant.cli.table import print_result
 from cotenant.domain.devices import ComputeMode, Device, DeviceKind, Inventory
 from cotenant.domain.errors import MpsFailed
 from cotenant.domain.sharing import MpsGroup
@@ -33,8 +34,8 @@ def register(subparsers: Any) -> None:
         default=MpsGroup.ALL,
         help="one daemon for all the cards, or one for each (default: %(default)s)",
     )
-    stopping = _action(actions, "stop", _stop, "end the daemons, and remove what dead ones left")
-    stopping.add_argument("--force", action="store_true", help="end them though clients use them")
+    stopping = _action(actions, "stop", _stop, "end the daemons, and remove leftovers of dead ones")
+    stopping.add_argument("--force", action="store_true", help="end them even if clients use them")
     stopping.add_argument(
         "--within", type=parse_duration, default="10s", metavar="TIME", help="longest wait (default: 10s)"
     )
@@ -48,7 +49,7 @@ def register(subparsers: Any) -> None:
 def _action(actions: Any, name: str, action: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
     add_devices_option(parser)
-    # Taken to be refused: a daemon would be started for cards that are not there.
+    # Accepted only to be refused: MPS cannot serve described cards.
     parser.add_argument("--gpus", default=os.environ.get("COTENANT_GPUS") or None, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, action=action)
@@ -72,13 +73,15 @@ def _start(args: argparse.Namespace) -> int:
     from cotenant.hardware.mps.manual import start_by_hand
 
     cards = _cards_to_share(read_inventory(args), named=bool(args.devices))
-    apart = args.group == MpsGroup.CARD
-    for group in _groups(cards, apart=apart):
+    whole_cards = [card for card in cards if card.kind is not DeviceKind.MIG]
+    groups = [[card] for card in whole_cards] if args.group == MpsGroup.CARD else [whole_cards]
+    groups += [[card] for card in cards if card.kind is DeviceKind.MIG]
+    for group in filter(None, groups):
         uuids = [str(card.id) for card in group]
         found = start_by_hand(_program(), MpsDirectories.of_cards(state_dir(), uuids), uuids)
         if args.json:
-            told = {"pid": found.pid, "pipe": str(found.directories.pipe), "cards": uuids}
-            print(json.dumps(told, ensure_ascii=False))
+            daemon = {"pid": found.pid, "pipe": str(found.directories.pipe), "cards": uuids}
+            print(json.dumps(daemon, ensure_ascii=False))
         else:
             print(f"An MPS daemon, process {found.pid}, serves {', '.join(card.label for card in group)}.")
             print(f"  clients find it by CUDA_MPS_PIPE_DIRECTORY={found.directories.pipe}")
@@ -102,39 +105,29 @@ def _stop(args: argparse.Namespace) -> int:
             end_by_hand(MpsControl(_program(), directories), args.within)
         ended.append({"pipe": str(status.pipe), "pid": status.pid})
         if not args.json:
-            done = f"Ended process {status.pid}" if status.running else "Removed what was left"
+            done = f"Ended process {status.pid}" if status.running else "Removed leftovers"
             print(f"{done} at {status.pipe}.")
     if args.json:
         print(json.dumps({"ended": ended}, ensure_ascii=False))
     elif not ended:
-        print("No MPS daemon that Cotenant started runs.")
+        print("No MPS daemon started by Cotenant is running.")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
     statuses = _selected(args)
-    if args.json:
-        print(json.dumps({"daemons": [asdict(each) for each in statuses]}, indent=2, default=str))
-    else:
-        print("\n".join(_as_text(statuses)))
-    return 0
+    return print_result(args, {"daemons": [asdict(each) for each in statuses]}, _as_text(statuses))
 
 
 def _logs(args: argparse.Namespace) -> int:
-    told: list[dict[str, object]] = []
+    logs: list[dict[str, Any]] = []
     for status in _selected(args):
-        for name in ("control.log", "server.log", "daemon.out"):
-            lines = _last_lines(status.log / name, args.lines)
+        for path in (status.log / name for name in ("control.log", "server.log", "daemon.out")):
+            lines = _last_lines(path, args.lines)
             if lines:
-                told.append({"file": str(status.log / name), "lines": lines})
-    if args.json:
-        print(json.dumps({"logs": told}, indent=2, ensure_ascii=False))
-        return 0
-    for each in told:
-        print(f"==> {each['file']} <==", *_strings(each["lines"]), sep="\n")
-    if not told:
-        print("No MPS daemon has written a log that this user may read.")
-    return 0
+                logs.append({"file": str(path), "lines": lines})
+    text = (line for log in logs for line in (f"==> {log['file']} <==", *log["lines"]))
+    return print_result(args, {"logs": logs}, text if logs else ["No MPS daemon has written a readable log."])
 
 
 def _program() -> Path:
@@ -147,7 +140,7 @@ def _program() -> Path:
 
 
 def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
-    """Return the cards named, or else those that admit one process at a time."""
+    """Return the cards named, or those in Exclusive_Process mode."""
     cards = [
         device
         for device in inventory.devices
@@ -155,7 +148,7 @@ def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
         and (named or inventory.reading(device).compute_mode is ComputeMode.EXCLUSIVE_PROCESS)
     ]
     if not inventory.has_gpus:
-        raise MpsFailed("there is no GPU to share", hint="`cotenant doctor` may tell why.")
+        raise MpsFailed("there is no GPU to share", hint="`cotenant doctor` may show why.")
     if not cards:
         raise MpsFailed(
             "no card is in Exclusive_Process mode",
@@ -164,15 +157,8 @@ def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
     return cards
 
 
-def _groups(cards: Sequence[Device], *, apart: bool) -> list[list[Device]]:
-    whole_cards = [card for card in cards if card.kind is not DeviceKind.MIG]
-    slices = [[card] for card in cards if card.kind is DeviceKind.MIG]
-    together = [[card] for card in whole_cards] if apart else [whole_cards] if whole_cards else []
-    return [*together, *slices]
-
-
 def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
-    """Return the daemons that serve any of the devices named, or all of them."""
+    """Return the daemons that serve the devices named, or all daemons."""
     from cotenant.daemon.core.settings import state_dir
     from cotenant.hardware.mps.status import daemon_statuses
 
@@ -199,7 +185,7 @@ def _refuse_in_use(status: DaemonStatus, *, force: bool) -> None:
 
 def _as_text(statuses: Sequence[DaemonStatus]) -> Iterator[str]:
     if not statuses:
-        yield "No MPS daemon runs that this user can reach."
+        yield "No MPS daemon is running that this user can reach."
     for status in statuses:
         who = f"process {status.pid}" if status.pid else "process unknown" if status.running else "none runs"
         yield f"MPS daemon at {status.pipe}: {who}, {'Cotenant’s' if status.ours else 'not Cotenant’s'}"
@@ -224,7 +210,3 @@ def _last_lines(path: Path, count: int) -> list[str]:
             return [line.rstrip("\n") for line in deque(lines, maxlen=count)]
     except OSError:
         return []
-
-
-def _strings(lines: object) -> list[str]:
-    return [str(line) for line in lines] if isinstance(lines, list) else []

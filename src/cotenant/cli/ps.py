@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options
-from cotenant.cli.table import Column, table_lines
+from cotenant.cli.table import Column, print_result, table_lines
 from cotenant.domain.units import format_bytes, format_duration
 
 Model = Mapping[str, Any]
@@ -30,11 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Print models and devices. Raises DaemonSilent."""
     daemon = Daemon(args)
     shown = {**daemon.get("/api/models"), **daemon.get("/api/devices")}
-    if args.json:
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
-    else:
-        print(*lines(shown["models"], shown["devices"]), sep="\n")
-    return 0
+    return print_result(args, shown, lines(shown["models"], shown["devices"]))
 
 
 def lines(models: Sequence[Model], devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:

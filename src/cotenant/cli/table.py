@@ -1,10 +1,12 @@
-"""Tables of the terminal: each column is declared once, with its heading, its cells and its layout."""
+"""Output of commands: JSON, or lines and tables. Each column is declared once, with its heading and cells."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Row = TypeVar("Row")
 
@@ -52,3 +54,12 @@ def table_lines(
             for column, cell, size in zip(columns, cut, widths, strict=True)
         )
         yield gap.join(aligned).rstrip()
+
+
+def print_result(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
+    """Print the result of a command: as JSON if `--json` was given, else as lines. Returns 0."""
+    if args.json:
+        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    else:
+        print(*lines, sep="\n")
+    return 0

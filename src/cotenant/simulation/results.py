@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from cotenant.domain.residencies import UnloadReason
 from cotenant.simulation.totals import ModelTotals
@@ -73,6 +73,10 @@ class Summary:
         """The number of all unloads."""
         return sum(self.unloads.values())
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "evictions": self.evictions}
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
@@ -120,10 +124,10 @@ def _summary(clients: Sequence[Client], totals: Sequence[ModelTotals]) -> Summar
     return Summary(
         requests=len(clients),
         answered=len(waits),
-        refused=Counter(str(client.refusal) for client in clients if client.refusal is not None),
+        refused=dict(Counter(str(c.refusal) for c in clients if c.refusal is not None)),
         waits=Waits.of(waits),
         loads=sum(each.loads for each in totals),
         loaded_bytes=sum(each.loaded_bytes for each in totals),
-        unloads=unloads,
+        unloads=dict(unloads),
         loaded_s=sum(each.ready_s for each in totals),
     )

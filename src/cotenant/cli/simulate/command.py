@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import zlib
@@ -27,6 +26,7 @@ from cotenant.cli.simulate.models import (
     stated_models,
     stated_tenants,
 )
+from cotenant.cli.table import print_result
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.units import parse_duration
 from cotenant.scheduling.policy import POLICIES
@@ -134,11 +134,7 @@ def run(args: argparse.Namespace) -> int:
             if show is not None:
                 show.clear()
         study.add(variant, cards)
-    if args.json:
-        print(json.dumps(as_json(study), indent=2, ensure_ascii=False))
-    else:
-        print(*lines(study, every_model=args.all_models), sep="\n")
-    return 0
+    return print_result(args, as_json(study), lines(study, every_model=args.all_models))
 
 
 def _read_logs(names: Sequence[str], stretch: float) -> Trace:

@@ -126,7 +126,7 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
         ],
         "policy": "clairvoyant" if variant.clairvoyant else variant.settings.policy,
         "settings": asdict(variant.settings),
-        "total": _score_json(card.total),
+        "total": card.total.as_json(),
         "span_s": card.span_s,
         "held_share": card.held_share,
         "idle_share": card.idle_share,
@@ -137,7 +137,7 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
                 "slots": tenant.spec.slots,
                 "keep_alive_s": tenant.spec.keep_alive_s,
                 "load_s": tenant.spec.load_s,
-                **_score_json(card.models[tenant.spec.name]),
+                **card.models[tenant.spec.name].as_json(),
             }
             for tenant in variant.tenants
         ],
@@ -151,20 +151,6 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
             for number, draw in enumerate(draws)
         ],
         "does_not_fit": [{"model": r.model, "reason": r.reason} for r in variant.refusals()],
-    }
-
-
-def _score_json(score: Summary) -> dict[str, Any]:
-    return {
-        "requests": score.requests,
-        "answered": score.answered,
-        "refused": dict(score.refused),
-        "waits": asdict(score.waits),
-        "loads": score.loads,
-        "loaded_bytes": score.loaded_bytes,
-        "evictions": score.evictions,
-        "unloads": dict(score.unloads),
-        "loaded_s": score.loaded_s,
     }
 
 

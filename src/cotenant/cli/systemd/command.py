@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import grp
-import json
 import os
 import pwd
 import re
@@ -19,6 +18,7 @@ from typing import Any, Final
 from cotenant.atomic_files import write_durably
 from cotenant.cli.recipe_options import file_path
 from cotenant.cli.systemd.unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
+from cotenant.cli.table import print_result
 from cotenant.domain.errors import BadSetting, UnitFault
 
 _RUNNING: Final = Path("/run/systemd/system")
@@ -212,15 +212,13 @@ def _status(args: argparse.Namespace) -> int:
     enabled = active = None
     if target.managed and text is not None:
         enabled, active = _ask(target, "is-enabled"), _ask(target, "is-active")
-    if args.json:
-        facts = {"path": str(target.path), "unit": unit, "enabled": enabled, "active": active}
-        print(json.dumps(facts, indent=2))
-    else:
-        print(f"{target.path}: {unit}")
-        if enabled is not None:
-            print(f"systemd says: {enabled}, {active}")
-        elif not target.managed and target.here:
-            print("systemd is not running here, or `systemctl` is missing.")
+    lines = [f"{target.path}: {unit}"]
+    if enabled is not None:
+        lines.append(f"systemd says: {enabled}, {active}")
+    elif not target.managed and target.here:
+        lines.append("systemd is not running here, or `systemctl` is missing.")
+    facts = {"path": str(target.path), "unit": unit, "enabled": enabled, "active": active}
+    print_result(args, facts, lines)
     return 0 if text is not None else 1
 
 
