@@ -119,11 +119,11 @@ def busy_slots(pid: int) -> int:
         return sum(slot["is_processing"] for slot in json.load(response))
 
 
-def wait_for_slots(pid: int, count: int, *, look_every_s: float = 0.02) -> None:
+def wait_for_slots(pid: int, count: int, *, poll_every_s: float = 0.02) -> None:
     deadline = time.monotonic() + 60
     while busy_slots(pid) != count:
         assert time.monotonic() < deadline, f"never {count} busy slots"
-        time.sleep(look_every_s)
+        time.sleep(poll_every_s)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_client_that_leaves_stops_the_generation(daemon: Serving, stream: bool
     wait_for_slots(daemon.engine_pid(), 0)
     send_and_leave(daemon, stream=stream)
     # llama.cpp looks for departed clients after a second without results, and a look at its slots is one.
-    wait_for_slots(daemon.engine_pid(), 0, look_every_s=1.5)
+    wait_for_slots(daemon.engine_pid(), 0, poll_every_s=1.5)
 
 
 def test_a_plain_request_is_given_up_even_while_another_client_streams(

@@ -228,7 +228,7 @@ def ollama(folder: Path) -> Subject:
         return any(model["model"] == "tiny:latest" for model in ask(f"{address.url}/api/ps")["models"])
 
     return Subject(
-        OllamaHost(look_every_s=0.02),
+        OllamaHost(poll_every_s=0.02),
         order("tiny"),
         order("huge:70b"),
         "requires more system memory",
@@ -251,7 +251,7 @@ def real_ollama_model(folder: Path) -> Subject:
         return of_kind(plain, EngineKind.OLLAMA, EngineOptions(address=daemon.address, model=tag))
 
     return Subject(
-        OllamaHost(look_every_s=0.02),
+        OllamaHost(poll_every_s=0.02),
         order("tiny"),
         order("broken"),
         "failed to load",

@@ -22,8 +22,8 @@ from cotenant.planning.planner import PlanRequest, place
 from cotenant.planning.tensor_parallel import (
     GRAPH_BYTES,
     PROCESS_BYTES,
-    place_sharded,
-    sharded_parts,
+    parts_per_gpu,
+    place_tensor_parallel,
     utilization,
 )
 
@@ -62,21 +62,21 @@ def card(index: int, gib: float = 24, *, total: int = 24, name: str = "RTX 3090"
 
 
 def placed(weights_gib: float, budgets: list[Budget], **more: int) -> Placement | Refusal:
-    return place_sharded("m", shape(weights_gib, **more), RECIPE, budgets, RULES)
+    return place_tensor_parallel("m", shape(weights_gib, **more), RECIPE, budgets, RULES)
 
 
 def test_the_cache_is_as_vllm_allots_it() -> None:
-    parts = sharded_parts(shape(15), RECIPE, 1)
+    parts = parts_per_gpu(shape(15), RECIPE, 1)
     assert parts.kv == (4096 + 128) * 32 * 2 * 8 * 128 * 2, "blocks of 128 tokens and one that stays empty"
     fp8 = replace(RECIPE, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.Q8_0)
-    assert sharded_parts(shape(15), fp8, 1).kv == parts.kv // 2
+    assert parts_per_gpu(shape(15), fp8, 1).kv == parts.kv // 2
 
 
 def test_a_cache_that_vllm_pads_by_rules_of_its_own_is_an_estimate() -> None:
     def estimated(**layer: object) -> tuple[str, ...]:
         whole = shape(4)
         odd = replace(whole, layers=(*whole.layers[:-1], replace(whole.layers[-1], **layer)))
-        found = place_sharded("m", odd, RECIPE, [card(0)], RULES)
+        found = place_tensor_parallel("m", odd, RECIPE, [card(0)], RULES)
         assert isinstance(found, Placement)
         return found.estimated
 
@@ -90,15 +90,15 @@ def test_a_cache_that_vllm_pads_by_rules_of_its_own_is_an_estimate() -> None:
 def test_what_pools_is_planned_with_the_whole_of_its_longest_text_at_a_time() -> None:
     pools = replace(shape(4), kind=ModelKind.EMBEDDING)
     long = replace(RECIPE, n_ctx=8192)
-    assert sharded_parts(pools, long, 1).compute > sharded_parts(shape(4), long, 1).compute
+    assert parts_per_gpu(pools, long, 1).compute > parts_per_gpu(shape(4), long, 1).compute
 
 
 def test_two_cards_share_weights_and_cache_and_fewer_kv_heads_than_cards_are_doubled() -> None:
-    whole, half = sharded_parts(shape(15), RECIPE, 1), sharded_parts(shape(15), RECIPE, 2)
+    whole, half = parts_per_gpu(shape(15), RECIPE, 1), parts_per_gpu(shape(15), RECIPE, 2)
     assert half.weights * 2 == whole.weights
     assert half.kv * 2 == whole.kv
     single = shape(15, kv_heads=1)
-    assert sharded_parts(single, RECIPE, 2).kv == sharded_parts(single, RECIPE, 1).kv
+    assert parts_per_gpu(single, RECIPE, 2).kv == parts_per_gpu(single, RECIPE, 1).kv
 
 
 def test_a_small_model_takes_one_card_and_a_share_of_it() -> None:

@@ -14,7 +14,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Ticke
 from cotenant.planning.compute_modes import Admission
 from cotenant.planning.device_choice import Fit
 from cotenant.planning.ledger import DeviceReading
-from cotenant.planning.single_device import place_nowhere
+from cotenant.planning.single_device import place_without_memory
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
@@ -59,7 +59,7 @@ def fit_over(sizes: Sequence[int]) -> Fit:
 
 def fit_nowhere(budgets: Sequence[Budget]) -> Placement:
     """A model that is served elsewhere."""
-    return place_nowhere("model", Recipe())
+    return place_without_memory("model", Recipe())
 
 
 def model(name: str, gb: float, **facts: object) -> ModelSpec:

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _start(args: argparse.Namespace) -> int:
     from cotenant.daemon.core.settings import state_dir
     from cotenant.hardware.mps.directories import MpsDirectories
-    from cotenant.hardware.mps.manual import start_by_hand
+    from cotenant.hardware.mps.manual import start_manually
 
     cards = _cards_to_share(read_inventory(args), named=bool(args.devices))
     whole_cards = [card for card in cards if card.kind is not DeviceKind.MIG]
@@ -78,7 +78,7 @@ def _start(args: argparse.Namespace) -> int:
     groups += [[card] for card in cards if card.kind is DeviceKind.MIG]
     for group in filter(None, groups):
         uuids = [str(card.id) for card in group]
-        found = start_by_hand(_program(), MpsDirectories.of_cards(state_dir(), uuids), uuids)
+        found = start_manually(_program(), MpsDirectories.of_cards(state_dir(), uuids), uuids)
         if args.json:
             daemon = {"pid": found.pid, "pipe": str(found.directories.pipe), "cards": uuids}
             print(json.dumps(daemon, ensure_ascii=False))
@@ -91,7 +91,7 @@ def _start(args: argparse.Namespace) -> int:
 def _stop(args: argparse.Namespace) -> int:
     from cotenant.hardware.mps.control import MpsControl
     from cotenant.hardware.mps.directories import MpsDirectories
-    from cotenant.hardware.mps.manual import end_by_hand, remove_left
+    from cotenant.hardware.mps.manual import remove_orphans, stop_manually
 
     ended: list[dict[str, object]] = []
     for status in _selected(args):
@@ -99,10 +99,10 @@ def _stop(args: argparse.Namespace) -> int:
             continue
         directories = MpsDirectories(status.pipe, status.log)
         if not status.running:
-            remove_left(directories)
+            remove_orphans(directories)
         else:
             _refuse_in_use(status, force=args.force)
-            end_by_hand(MpsControl(_program(), directories), args.within)
+            stop_manually(MpsControl(_program(), directories), args.within)
         ended.append({"pipe": str(status.pipe), "pid": status.pid})
         if not args.json:
             done = f"Ended process {status.pid}" if status.running else "Removed leftovers"

@@ -17,17 +17,17 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 
-UNREAD_TIMES: Final = 130
+UNREAD_PERCENT: Final = 130
 """Per cent of its files that a command's model is taken to need, until it is seen: KV cache and buffers."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Wrong:
+class EntryProblem:
     """What is wrong with one key of an entry."""
 
     key: str
-    what: str
+    message: str
     hint: str
 
     def at(self, entry: KeyPath) -> KeyPath:
@@ -40,27 +40,29 @@ def kind_of(model: Model) -> EngineKind:
     return model.engine or DEFAULT_KIND
 
 
-def wrong_with(model: Model, recipe: Recipe) -> list[Wrong]:
+def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
     """Say which keys do not go with the entry's engine, and which are missing."""
     kind = kind_of(model)
     traits = kind.traits
     refused = [
-        Wrong(key, f"{kind} takes no {key}", "Leave it out.")
+        EntryProblem(key, f"{kind} takes no {key}", "Leave it out.")
         for key in sorted(keys_of_some_kinds() - traits.keys)
         if getattr(model, key) is not None
     ]
     if traits.needs is not None and getattr(model, traits.needs) is None:
-        refused.append(Wrong("", f"it has no {traits.needs}, which {kind} needs", f"Add `{traits.needs}:`."))
+        refused.append(
+            EntryProblem("", f"it has no {traits.needs}, which {kind} needs", f"Add `{traits.needs}:`.")
+        )
     elif model.path is None and not (model.name or model.model):
-        refused.append(Wrong("", "it has no name", "Add `name:`."))
+        refused.append(EntryProblem("", "it has no name", "Add `name:`."))
     cache = {recipe.cache_type_k, recipe.cache_type_v}
     if traits.cache_types and (len(cache) > 1 or not cache <= set(traits.cache_types)):
         what = f"{kind} keeps no KV cache in {recipe.cache_type_k} and {recipe.cache_type_v}"
         hint = f"Give both as {', or both as '.join(traits.cache_types)}."
-        refused.append(Wrong("cache_type_k", what, hint))
+        refused.append(EntryProblem("cache_type_k", what, hint))
     refused += _wrong_launch(model)
     if model.api_key is not None and model.api_key_env is not None:
-        refused.append(Wrong("api_key_env", "it has both api_key and api_key_env", "Keep one."))
+        refused.append(EntryProblem("api_key_env", "it has both api_key and api_key_env", "Keep one."))
     return refused
 
 
@@ -72,19 +74,21 @@ def launch_of(model: Model, base: Path) -> LaunchOptions:
     return options
 
 
-def _wrong_launch(model: Model) -> list[Wrong]:
+def _wrong_launch(model: Model) -> list[EntryProblem]:
     launcher = model.launcher
     if launcher is not None and not launcher.traits.runs_images and model.image is not None:
-        return [Wrong("image", f"launcher {launcher} runs no image", "Leave one of them out.")]
+        return [EntryProblem("image", f"launcher {launcher} runs no image", "Leave one of them out.")]
     if model.image is None and launcher is not None and launcher.traits.runs_images:
-        return [Wrong("launcher", f"{model.launcher} needs an image", "Add `image:`.")]
+        return [EntryProblem("launcher", f"{model.launcher} needs an image", "Add `image:`.")]
     if model.image is not None and (model.image.startswith("-") or model.image.split() != [model.image]):
-        return [Wrong("image", f"{model.image!r} cannot be an image", "Give its name, or a .sif file.")]
+        return [
+            EntryProblem("image", f"{model.image!r} cannot be an image", "Give its name, or a .sif file.")
+        ]
     return []
 
 
 def options_of(model: Model, daemon: str | None, environment: Mapping[str, str]) -> EngineOptions:
-    """Return the options of an entry that `wrong_with` finds nothing wrong with.
+    """Return the options of an entry that `entry_problems` finds nothing wrong with.
 
     `daemon` is the address of the daemon that entries without their own use, None for the kind's usual one.
     """

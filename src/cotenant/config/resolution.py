@@ -23,15 +23,15 @@ from cotenant.config.configuration import (
     ServerSettings,
 )
 from cotenant.config.engine_options import (
-    UNREAD_TIMES,
+    UNREAD_PERCENT,
     endpoint,
+    entry_problems,
     kind_of,
     launch_of,
     missing_variable,
     options_of,
     unread_shape,
     weights_bytes,
-    wrong_with,
 )
 from cotenant.config.issues import ConfigIssue, KeyPath, refusal, shown
 from cotenant.config.model_file_cache import Library, ModelFile, signature
@@ -202,14 +202,14 @@ class _Resolution:
         key: KeyPath = ("models", number)
         recipe = self._recipe(key, recipe_of(self._settings.defaults), model)
         recipe = replace(recipe, engine=kind_of(model))
-        wrongs = wrong_with(model, recipe)
-        for wrong in wrongs:
-            self._report(wrong.at(key), wrong.what, wrong.hint)
+        problems = entry_problems(model, recipe)
+        for problem in problems:
+            self._report(problem.at(key), problem.message, problem.hint)
         unset = missing_variable(model)
         if unset is not None:
             self._report((*key, "api_key_env"), f"the variable {unset} is not set", "Set it, or correct it.")
         ollama = self._settings.ollama
-        base = None if wrongs else self._base_entry(key, model, recipe)
+        base = None if problems else self._base_entry(key, model, recipe)
         if base is None:
             return None
         for variable in model.env or {}:
@@ -251,7 +251,7 @@ class _Resolution:
             return None
         stated = model.memory
         if stated is None and path is not None:
-            stated = UNREAD_TIMES * weights_bytes(path) // 100
+            stated = UNREAD_PERCENT * weights_bytes(path) // 100
         return ModelEntry(
             name=name,
             path=path,

@@ -58,5 +58,5 @@ def _known(host: HostContext) -> list[MpsDirectories]:
 
 
 def _left_behind(directories: MpsDirectories) -> bool:
-    pid = directories.noted_pid()
+    pid = directories.recorded_pid()
     return pid is not None and not is_of_mps(pid)

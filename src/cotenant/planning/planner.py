@@ -24,8 +24,8 @@ from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
 from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
 from cotenant.planning.manual_split import llama_counts, manual_counts
-from cotenant.planning.single_device import place_nowhere, place_whole
-from cotenant.planning.tensor_parallel import place_sharded
+from cotenant.planning.single_device import place_on_one_device, place_without_memory
+from cotenant.planning.tensor_parallel import place_tensor_parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,13 @@ Planner: TypeAlias = Callable[[PlanRequest, Sequence[Budget], BudgetRules], Plac
 
 PLANNERS: Final[Mapping[PlanMethod, Planner]] = {
     PlanMethod.PER_LAYER: _place_layers,
-    PlanMethod.TENSOR_PARALLEL: lambda request, budgets, rules: place_sharded(
+    PlanMethod.TENSOR_PARALLEL: lambda request, budgets, rules: place_tensor_parallel(
         request.name, request.shape, request.recipe, budgets, rules
     ),
-    PlanMethod.WHOLE: lambda request, budgets, _: place_whole(
+    PlanMethod.WHOLE: lambda request, budgets, _: place_on_one_device(
         request.name, request.shape, request.recipe, request.stated_bytes, budgets
     ),
-    PlanMethod.NONE: lambda request, _, __: place_nowhere(request.name, request.recipe),
+    PlanMethod.NONE: lambda request, _, __: place_without_memory(request.name, request.recipe),
 }
 
 

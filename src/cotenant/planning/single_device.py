@@ -15,7 +15,7 @@ UNKNOWN_SHARE: Final = 0.8
 """What part of a GPU a model is given for its first load, when nobody knows what it takes."""
 
 
-def place_whole(
+def place_on_one_device(
     name: str, shape: ModelShape, recipe: Recipe, needed_bytes: int | None, budgets: Sequence[Budget]
 ) -> Placement | Refusal:
     """Put a model on the first device that has room for `needed_bytes`, or say why none has.
@@ -44,7 +44,7 @@ def place_whole(
     return Refusal(name, reason, tuple(shortfalls), warnings=left_out)
 
 
-def place_nowhere(name: str, recipe: Recipe) -> Placement:
+def place_without_memory(name: str, recipe: Recipe) -> Placement:
     """Return the placement of a model that takes no memory of this machine."""
     return Placement(name, recipe, n_layers=0, n_gpu_layers=0, shares=(), host=Parts())
 

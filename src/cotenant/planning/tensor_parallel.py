@@ -34,7 +34,7 @@ _F16: Final = 2
 _F32: Final = 4
 
 
-def place_sharded(
+def place_tensor_parallel(
     name: str, shape: ModelShape, recipe: Recipe, budgets: Sequence[Budget], rules: BudgetRules
 ) -> Placement | Refusal:
     """Lay a model over the fewest equal GPUs that have room for it, or say why none have.
@@ -45,7 +45,7 @@ def place_sharded(
     usable = [budget for budget in budgets if budget.left_out is None]
     shortfalls: tuple[Shortfall, ...] = ()
     for group in _groups(usable, shape):
-        parts = sharded_parts(shape, recipe, len(group))
+        parts = parts_per_gpu(shape, recipe, len(group))
         needed = [replace(parts, overhead=_overhead(budget, rules)) for budget in group]
         missing = tuple(
             Shortfall(budget.device, part.total, budget.budget_bytes)
@@ -68,7 +68,7 @@ def place_sharded(
     return Refusal(name, reason, shortfalls, warnings=left_out)
 
 
-def sharded_parts(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
+def parts_per_gpu(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
     """Return what each of `ways` GPUs bears, the context and graphs aside.
 
     All matrices are cut, so weights divide evenly; KV heads that are fewer than the ways are kept by several.

@@ -9,7 +9,7 @@ import pytest
 from cotenant.clock import SystemClock
 from cotenant.daemon.monitors import load_progress
 from cotenant.daemon.monitors.load_progress import LoadWatcher
-from cotenant.hardware.model_cache.load_progress import TakenIn
+from cotenant.hardware.model_cache.load_progress import LoadedBytes
 from tests.daemon.core.test_loop import Engine, Host, fleet
 from tests.support.waiting import until
 
@@ -33,15 +33,15 @@ async def test_a_load_is_watched_though_its_process_is_long_in_coming(
     loop, _ = fleet(100, host=host)
     looks = 0
 
-    def look_at(pid: int, paths: object) -> TakenIn:
-        return TakenIn(5, 10)
+    def look_at(pid: int, paths: object) -> LoadedBytes:
+        return LoadedBytes(5, 10)
 
     def count_pauses(name: str) -> object:
         nonlocal looks
         looks += 1
         return entry_of(name)
 
-    monkeypatch.setattr(load_progress, "taken_in", look_at)
+    monkeypatch.setattr(load_progress, "loaded_bytes", look_at)
     entry_of = loop.entry
     monkeypatch.setattr(loop, "entry", count_pauses)
     watcher = LoadWatcher(loop, SystemClock(), every_s=0.005)
@@ -50,7 +50,7 @@ async def test_a_load_is_watched_though_its_process_is_long_in_coming(
     await until(lambda: looks > 2)
     host.may_start.set()
     (running,) = loop.effects.running.values()
-    await until(lambda: running.taken_in == TakenIn(5, 10))
+    await until(lambda: running.loaded_bytes == LoadedBytes(5, 10))
     host.engines[0].ready.set()
     await loading
     await loop.stop(0)

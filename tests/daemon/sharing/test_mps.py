@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.hardware.mps.directories import MpsDirectories
-from cotenant.hardware.mps.manual import start_by_hand
+from cotenant.hardware.mps.manual import start_manually
 from cotenant.hardware.mps.processes import variables_of
 from tests.support.daemon.serving import Serving
 from tests.support.engines.orders import fake_server
@@ -292,7 +292,7 @@ def test_a_daemon_that_runs_already_is_used_shown_and_left_running(machine: Mach
         command = [sys.executable, "-m", "cotenant.cli.main", "mps", *words]
         return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
 
-    start_by_hand(machine.program, MpsDirectories.of_cards(machine.state, [CARD]), [CARD])
+    start_manually(machine.program, MpsDirectories.of_cards(machine.state, [CARD]), [CARD])
     control = control_daemon(machine.state)
     with machine.serving() as daemon:
         ask(daemon, "a")

@@ -15,7 +15,7 @@ from cotenant.domain.vendors import Vendor
 from cotenant.engines.launch import amd as launch_amd
 from cotenant.engines.launch.amd import amd_options
 from cotenant.engines.launch.apptainer import group_job
-from cotenant.engines.launch.container import RunAs, alone, container_job
+from cotenant.engines.launch.container import RunAs, container_job, renumbered
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.container_bed import container_bed
 from tests.support.containers.engine_images import shell_image
@@ -76,7 +76,7 @@ def test_what_is_not_there_or_not_told_is_refused_by_name(devices: Path) -> None
 
 def test_cards_without_a_uuid_are_numbered_anew_where_no_others_are() -> None:
     cards = [amd(3, "3"), amd(1, "1"), amd(2)]
-    assert [card.runtime_name for card in alone(cards)] == ["2", "0", "GPU-0000000000000002"]
+    assert [card.runtime_name for card in renumbered(cards)] == ["2", "0", "GPU-0000000000000002"]
 
 
 def test_a_job_for_amds_cards_asks_for_nothing_of_nvidias(devices: Path) -> None:

@@ -90,7 +90,7 @@ async def test_a_model_that_is_loaded_by_another_name_of_its_weights_is_found(ad
     url = address.url
     await asyncio.to_thread(post, f"{url}/api/copy", {"source": "tiny", "destination": "twin"})
     ask(f"{url}/api/generate", {"model": "twin", "keep_alive": -1})
-    async with running(OllamaHost(look_every_s=0.02), ordered(address, "tiny")) as engine:
+    async with running(OllamaHost(poll_every_s=0.02), ordered(address, "tiny")) as engine:
         assert [m["name"] for m in ask(f"{url}/api/ps")["models"]] == ["twin:latest"]
         report = engine.report()
         assert report is not None
@@ -113,7 +113,7 @@ async def test_it_stays_loaded_though_another_client_sets_a_keep_alive_of_its_ow
     address: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cotenant.engines.ollama.engine._RENEW_WITHIN_S", 1000.0)
-    async with running(OllamaHost(look_every_s=0.02), ordered(address, "tiny")) as engine:
+    async with running(OllamaHost(poll_every_s=0.02), ordered(address, "tiny")) as engine:
         kept = ask(f"{address.url}/api/ps")["models"][0]["expires_at"]
         await complete(engine)
         assert expires_at(address) > kept, "a request without one keeps ours"
@@ -127,7 +127,7 @@ async def test_it_stays_loaded_though_another_client_sets_a_keep_alive_of_its_ow
 async def test_what_we_unload_is_not_told_as_another_clients_doing(
     address: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(OllamaHost(look_every_s=0.001), ordered(address, "tiny")) as engine:
+    async with running(OllamaHost(poll_every_s=0.001), ordered(address, "tiny")) as engine:
         look = OllamaEngine._loaded_now
 
         async def late(self: OllamaEngine) -> object:

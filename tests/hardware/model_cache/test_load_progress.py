@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.hardware.model_cache.load_progress import taken_in
+from cotenant.hardware.model_cache.load_progress import loaded_bytes
 
 MIB = 1 << 20
 READS = """
@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_what_a_process_has_read_is_seen_either_way(file: Path, way: str, share: float) -> None:
     with reader(way, file, int(share * 64 * MIB)) as pid:
-        seen = taken_in(pid, [file])
+        seen = loaded_bytes(pid, [file])
     assert seen.total_bytes == 64 * MIB
     assert seen.read_bytes is not None
     # A start of Python reads some files of its own.
@@ -60,7 +60,7 @@ def test_only_the_files_asked_for_count_as_mapped(file: Path, tmp_path: Path) ->
     other = tmp_path / "other.gguf"
     other.write_bytes(b"x" * (32 * MIB))
     with reader("mapping", file, 64 * MIB) as pid:
-        seen = taken_in(pid, [other])
+        seen = loaded_bytes(pid, [other])
     assert seen.read_bytes is not None
     assert seen.read_bytes < 8 * MIB
 
@@ -69,21 +69,21 @@ def test_a_file_in_parts_is_the_sum_of_them(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(b"x" * MIB)
     with reader("mapping", file, 64 * MIB) as pid:
-        seen = taken_in(pid, [file, other])
+        seen = loaded_bytes(pid, [file, other])
     assert (seen.read_bytes, seen.total_bytes) == (64 * MIB, 65 * MIB)
 
 
 def test_a_process_that_has_gone_leaves_it_unknown(file: Path, tmp_path: Path) -> None:
-    assert taken_in(1, [file], proc=tmp_path).read_bytes is None
+    assert loaded_bytes(1, [file], proc=tmp_path).read_bytes is None
 
 
 @pytest.mark.parametrize("content", ["", "rchar: many\n", "nonsense", "rchar\n"])
 def test_a_kernel_that_tells_nonsense_leaves_it_unknown(file: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "io").write_text(content)
-    assert taken_in(7, [file], proc=tmp_path).read_bytes is None
+    assert loaded_bytes(7, [file], proc=tmp_path).read_bytes is None
 
 
 def test_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        taken_in(1, [tmp_path / "gone.gguf"])
+        loaded_bytes(1, [tmp_path / "gone.gguf"])

@@ -22,8 +22,8 @@ from cotenant.hardware.mps.control import VARIABLE, MpsControl, find_program, no
 from cotenant.hardware.mps.daemon import MpsDaemon
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon, find_daemons
-from cotenant.hardware.mps.manual import end_by_hand, remove_left, start_by_hand
-from cotenant.hardware.mps.processes import is_of_mps, left_over, variables_of
+from cotenant.hardware.mps.manual import remove_orphans, start_manually, stop_manually
+from cotenant.hardware.mps.processes import is_of_mps, orphans_of, variables_of
 from cotenant.hardware.mps.status import daemon_statuses
 from tests.support.gpus.fake_mps import client, left_in_pipes, mps_processes, real_program, stand_in
 from tests.support.waiting import wait_until
@@ -240,7 +240,7 @@ def test_another_s_directory_is_never_emptied(tmp_path: Path) -> None:
     (tmp_path / "control").touch()
     with pytest.raises(ValueError, match="another's"):
         directories.remove_sockets()
-    remove_left(directories)
+    remove_orphans(directories)
     assert (tmp_path / "control").exists()
 
 
@@ -248,7 +248,7 @@ def test_another_s_directory_is_never_emptied(tmp_path: Path) -> None:
 def test_a_pid_file_that_names_no_process_means_no_daemon(place: Place, content: str) -> None:
     place.directories.create(place.cards)
     (place.directories.pipe / "nvidia-cuda-mps-control.pid").write_text(content)
-    assert place.directories.noted_pid() is None
+    assert place.directories.recorded_pid() is None
     assert find_daemon(place.control) is None
 
 
@@ -302,21 +302,21 @@ def test_a_pid_file_left_by_a_crash_is_no_daemon(place: Place) -> None:
 
 
 def test_a_daemon_started_by_hand_runs_on_its_own_until_ended(place: Place) -> None:
-    found = start_by_hand(place.program, place.directories, place.cards)
+    found = start_manually(place.program, place.directories, place.cards)
     assert found.pid is not None
     assert os.getsid(found.pid) != os.getsid(0), "no terminal takes it along"
     with pytest.raises(MpsFailed, match=f"already, as process {found.pid}"):
-        start_by_hand(place.program, place.directories, place.cards)
+        start_manually(place.program, place.directories, place.cards)
     (status,) = place.statuses()
     assert (status.running, status.cards, status.ours) == (True, place.cards, True)
-    end_by_hand(place.control, 1)
+    stop_manually(place.control, 1)
     assert place.statuses() == []
     assert not mps_processes(place.state)
 
 
 @pytest.mark.slow
 def test_clients_are_shown_with_their_models_and_limits(stood_in: Place) -> None:
-    start_by_hand(stood_in.program, stood_in.directories, stood_in.cards)
+    start_manually(stood_in.program, stood_in.directories, stood_in.cards)
     share = ClientShare("llama", [2 * GIB], 30)
     told = client_environment(stood_in.directories, share)
     ours = stood_in.client(**told)
@@ -332,19 +332,19 @@ def test_clients_are_shown_with_their_models_and_limits(stood_in: Place) -> None
     )
     assert (by_pid[stranger.pid].model, by_pid[stranger.pid].memory) == (None, None)
     assert server.state == "ACTIVE"
-    end_by_hand(stood_in.control, 1)
+    stop_manually(stood_in.control, 1)
 
 
 @pytest.mark.slow
 def test_what_a_dead_daemon_left_is_shown_and_removed(stood_in: Place) -> None:
-    found = start_by_hand(stood_in.program, stood_in.directories, stood_in.cards)
+    found = start_manually(stood_in.program, stood_in.directories, stood_in.cards)
     assert found.pid is not None
     os.kill(found.pid, signal.SIGKILL)
     wait_until(lambda: not is_of_mps(found.pid or 0))
     (status,) = stood_in.statuses()
     assert not status.running
     assert "left something" in (status.problem or "")
-    remove_left(stood_in.directories)
+    remove_orphans(stood_in.directories)
     assert stood_in.statuses() == []
 
 
@@ -391,4 +391,4 @@ def test_slices_of_old_drivers_have_a_folder_each(tmp_path: Path) -> None:
 def test_only_processes_of_mps_count_as_left_over(stood_in: Place) -> None:
     stood_in.directories.create(stood_in.cards)
     stood_in.client()
-    assert [*left_over(stood_in.directories.pipe)] == []
+    assert [*orphans_of(stood_in.directories.pipe)] == []

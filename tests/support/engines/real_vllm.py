@@ -19,7 +19,7 @@ from cotenant.domain.units import GIB
 from cotenant.interfaces import EngineOrder
 from cotenant.model_files import load_model
 from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.tensor_parallel import place_sharded
+from cotenant.planning.tensor_parallel import place_tensor_parallel
 from tests.support.engines.orders import HOST
 
 _HERE = Path(__file__).resolve().parent
@@ -62,7 +62,7 @@ def vllm_order(
     shape = load_model(path)
     told = Recipe(engine=EngineKind.VLLM, **{"n_ctx": 512, "parallel": 2, **recipe})
     budget = Budget(HOST, 64 * GIB, 64 * GIB)
-    placement = place_sharded("tiny", shape, told, [budget], BudgetRules())
+    placement = place_tensor_parallel("tiny", shape, told, [budget], BudgetRules())
     assert isinstance(placement, Placement)
     options = EngineOptions(command=(str(program()),), sleep=sleep)
     return EngineOrder("tiny", path, shape.kind, placement, env=ENV, args=(*QUICKLY, *args), options=options)

@@ -16,7 +16,7 @@ from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
-from cotenant.hardware.model_cache.load_progress import TakenIn
+from cotenant.hardware.model_cache.load_progress import LoadedBytes
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 from cotenant.scheduling.events import EngineExited, EngineReady, Event
 
@@ -31,7 +31,7 @@ CpuFallback = Callable[[ModelEntry, Placement], Placement | Refusal]
 class Running:
     """An engine that has been started for a residency, and its `end` once that has come.
 
-    `taken_in` is how far its load was when last seen.
+    `loaded_bytes` is how far its load was when last seen.
     """
 
     model: str
@@ -42,7 +42,7 @@ class Running:
     report: EngineReport | None = None
     task: asyncio.Task[None] | None = None
     broken: str | None = None
-    taken_in: TakenIn | None = None
+    loaded_bytes: LoadedBytes | None = None
 
 
 class EngineSharing(Protocol):

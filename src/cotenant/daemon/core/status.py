@@ -135,12 +135,12 @@ def _progress(
 ) -> LoadProgress | None:
     if residency.state is not ResidencyState.LOADING:
         return None
-    taken_in = running.taken_in if running else None
+    loaded_bytes = running.loaded_bytes if running else None
     return LoadProgress(
         running_s=max(0.0, now - residency.since),
         expected_s=model.load_s,
-        read_bytes=taken_in.read_bytes if taken_in else None,
-        total_bytes=taken_in.total_bytes if taken_in else None,
+        read_bytes=loaded_bytes.read_bytes if loaded_bytes else None,
+        total_bytes=loaded_bytes.total_bytes if loaded_bytes else None,
     )
 
 

@@ -12,7 +12,7 @@ from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.residencies import ResidencyState
-from cotenant.hardware.model_cache.load_progress import TakenIn, taken_in
+from cotenant.hardware.model_cache.load_progress import LoadedBytes, loaded_bytes
 
 EVERY_S: Final = 1.0
 _AT_MOST: Final = 0.05
@@ -49,7 +49,7 @@ class LoadWatcher:
                     continue
                 seen = await asyncio.to_thread(_look, pid, paths)
                 if seen is not None:
-                    running.taken_in = _furthest(running.taken_in, seen)
+                    running.loaded_bytes = _furthest(running.loaded_bytes, seen)
             pause_s = max(self._every_s, (self._clock.now() - began) / _AT_MOST)
 
     def _loading(self) -> Iterator[tuple[Running, int | None, Sequence[Path]]]:
@@ -61,15 +61,15 @@ class LoadWatcher:
                 yield running, pid, entry.parts
 
 
-def _look(pid: int, paths: Sequence[Path]) -> TakenIn | None:
+def _look(pid: int, paths: Sequence[Path]) -> LoadedBytes | None:
     try:
-        return taken_in(pid, paths)
+        return loaded_bytes(pid, paths)
     except OSError:  # a file has been deleted while it was loaded
         return None
 
 
-def _furthest(before: TakenIn | None, now: TakenIn) -> TakenIn:
+def _furthest(before: LoadedBytes | None, now: LoadedBytes) -> LoadedBytes:
     """Keep what was reached: an engine lets go of what it has copied to its devices."""
     if before is None or before.read_bytes is None or now.read_bytes is None:
         return now
-    return TakenIn(max(before.read_bytes, now.read_bytes), now.total_bytes)
+    return LoadedBytes(max(before.read_bytes, now.read_bytes), now.total_bytes)

@@ -35,7 +35,7 @@ from cotenant.engines.ollama.client import (
 from cotenant.scheduling.state import Residency
 
 _LOG = logging.getLogger(__name__)
-_LOOK_EVERY_S: Final = 1.0
+_POLL_EVERY_S: Final = 1.0
 _MARGIN: Final = 1.02
 _EMBEDDERS: Final = ("bert", "nomic")
 
@@ -72,11 +72,11 @@ class OllamaDaemons:
     """
 
     def __init__(
-        self, loop: Loop, served: ActiveConfiguration, *, look_every_s: float = _LOOK_EVERY_S
+        self, loop: Loop, served: ActiveConfiguration, *, poll_every_s: float = _POLL_EVERY_S
     ) -> None:
         self._loop = loop
         self._served = served
-        self._look_every_s = look_every_s
+        self._poll_every_s = poll_every_s
         self._daemons: dict[Endpoint, _Daemon] = {}
         # Since the daemons were last asked: what has gone meanwhile is still in their answer.
         self._lately_ours: set[tuple[Endpoint, str]] = set()
@@ -86,12 +86,12 @@ class OllamaDaemons:
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:
-            await self.look()
+            await self.poll()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._look_every_s):
+                async with asyncio.timeout(self._poll_every_s):
                     await self._loop.memory_changed()
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Ask every daemon once, and serve and count what it says."""
         configuration = self._served.configuration
         wanted = _addresses(configuration)

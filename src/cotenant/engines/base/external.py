@@ -57,12 +57,12 @@ class ExternalEngine:
     async def _watch(self) -> None:
         """Look until it serves no more, and say so."""
 
-    def _watched(self) -> None:
+    def _start_watching(self) -> None:
         """Look after it from now on."""
         if self._watcher is None and not self._end.done():
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
-    def _unwatched(self) -> None:
+    def _stop_watching(self) -> None:
         """Look after it no more."""
         if self._watcher is not None and self._watcher is not asyncio.current_task():
             self._watcher.cancel()
@@ -70,4 +70,4 @@ class ExternalEngine:
     def _ended(self, end: EngineEnd) -> None:
         if not self._end.done():
             self._end.set_result(end)
-        self._unwatched()
+        self._stop_watching()

@@ -121,7 +121,7 @@ class ServerEngine:
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._endpoint = Endpoint(LOOPBACK, started.port.number, model=model)
-        self._keeper = asyncio.create_task(self._keep())
+        self._monitor_task = asyncio.create_task(self._monitor())
 
     @property
     def endpoint(self) -> Endpoint:
@@ -209,7 +209,7 @@ class ServerEngine:
                 self._name,
                 self.pid,
             )
-        await asyncio.wait({self._keeper})
+        await asyncio.wait({self._monitor_task})
 
     async def _check(self) -> None:
         """Look whether what has come up is what was planned. Raises EngineError."""
@@ -238,7 +238,7 @@ class ServerEngine:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
 
-    async def _keep(self) -> None:
+    async def _monitor(self) -> None:
         """Keep the log small while the process lives, and the port until then."""
         try:
             while not self.ended:

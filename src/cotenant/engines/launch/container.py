@@ -180,7 +180,7 @@ def _mount(path: Path) -> str:
 
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
-    cards = alone(real_cards(plan.devices))
+    cards = renumbered(real_cards(plan.devices))
     # Its user has neither a home nor a name in most images, and some engines end for want of one.
     given = {"HOME": "/tmp", "USER": "cotenant", "GGML_NO_BACKTRACE": "1", **launch_environment(cards)}  # noqa: S108
     if not cards:
@@ -189,7 +189,7 @@ def _environment(plan: LaunchPlan) -> dict[str, str]:
     return {**given, **plan.env}
 
 
-def alone(cards: Sequence[Device]) -> list[Device]:
+def renumbered(cards: Sequence[Device]) -> list[Device]:
     """Return cards as a runtime names them where no others are: those that it knows by index go by rank."""
     ranks = {card.id: rank for rank, card in enumerate(sorted(cards, key=lambda card: card.index or 0))}
     return [

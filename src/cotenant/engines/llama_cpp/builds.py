@@ -89,19 +89,19 @@ def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None
             hint="Run `cotenant engine install cpu`, or give a program with --llama-server.",
         )
     for build in usable:
-        if sees_all(build, needed):
+        if lists_all(build, needed):
             return build
-    raise EngineLacksDevice(_blindness(usable, needed), hint=_install_hint(needed, cuda_version))
+    raise EngineLacksDevice(_unseen_devices(usable, needed), hint=_install_hint(needed, cuda_version))
 
 
-def sees_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
+def lists_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
     """Whether the build lists a GPU for each device; by name, or by number on a build for its vendor alone.
 
     Engines do not list UUIDs, and a MIG slice has the name of its card.
     """
     listed = list(build.devices)
     for device in needed:
-        match = next((seen for seen in listed if _is(seen, device)), None)
+        match = next((seen for seen in listed if _matches(seen, device)), None)
         if match is None:
             return False
         listed.remove(match)
@@ -146,7 +146,7 @@ def _cached(what: str, file: Path, ask: Callable[[], _Told]) -> _Told:
     return told
 
 
-def _is(seen: EngineDevice, device: Device) -> bool:
+def _matches(seen: EngineDevice, device: Device) -> bool:
     if device.vendor is not None and seen.backend == device.vendor.traits.backend:
         return True
     return _bare_name(seen.description) == _bare_name(device.name)
@@ -156,7 +156,7 @@ def _bare_name(name: str) -> str:
     return _VENDOR.sub("", name).strip().lower()
 
 
-def _blindness(usable: Sequence[EngineBuild], needed: Sequence[Device]) -> str:
+def _unseen_devices(usable: Sequence[EngineBuild], needed: Sequence[Device]) -> str:
     wanted = ", ".join(device.label for device in needed)
     seen = "; ".join(
         f"{build.form} {build.version} sees "

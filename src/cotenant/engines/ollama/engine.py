@@ -18,7 +18,7 @@ from cotenant.engines.ollama.client import ASK_TIMEOUT_S, LoadedModel, OllamaCli
 from cotenant.engines.process import http_probe
 from cotenant.interfaces import EngineOrder
 
-_LOOK_EVERY_S: Final = 1.0
+_POLL_EVERY_S: Final = 1.0
 _GONE_POLL_S: Final = 0.05
 _SILENT_TIMES: Final = 3
 _FOREVER: Final = -1
@@ -27,28 +27,28 @@ _UNLOAD_WITHIN_S: Final = 30.0
 
 
 class OllamaHost:
-    """Has Ollama daemons load models; `look_every_s` is how often each is asked what it has loaded."""
+    """Has Ollama daemons load models; `poll_every_s` is how often each is asked what it has loaded."""
 
-    def __init__(self, *, look_every_s: float = _LOOK_EVERY_S) -> None:
-        self._look_every_s = look_every_s
+    def __init__(self, *, poll_every_s: float = _POLL_EVERY_S) -> None:
+        self._poll_every_s = poll_every_s
 
     async def start(self, order: EngineOrder) -> OllamaEngine:
         """Begin to load. Raises BadRecipe."""
         address = order.options.address
         if address is None:
             raise BadRecipe(f"{order.name} has no Ollama daemon", hint="Give it an `address:`.")
-        return OllamaEngine(order.name, address, order.options.model or order.name, self._look_every_s)
+        return OllamaEngine(order.name, address, order.options.model or order.name, self._poll_every_s)
 
 
 class OllamaEngine(ExternalEngine):
     """One model of an Ollama daemon, kept loaded until it is stopped."""
 
-    def __init__(self, name: str, address: Endpoint, tag: str, look_every_s: float) -> None:
+    def __init__(self, name: str, address: Endpoint, tag: str, poll_every_s: float) -> None:
         build = EngineBuild(EngineKind.OLLAMA, EngineKind.OLLAMA, address.url, "unknown")
         super().__init__(name, replace(address, model=tag), build)
         self._client = OllamaClient(address)
         self._tag = tag
-        self._look_every_s = look_every_s
+        self._poll_every_s = poll_every_s
         self._seen: LoadedModel | None = None
         self._weights: dict[str, str] = {}
 
@@ -64,7 +64,7 @@ class OllamaEngine(ExternalEngine):
                     f"{self._name} could not be loaded: no Ollama answers at {self.endpoint.url}{why}",
                     hint="Start it (`ollama serve`), or correct `address:`.",
                 )
-            await self._let_go()
+            await self._unload()
             raise EngineLoadTimeout(
                 f"{self._name} was not loaded by Ollama within {format_duration(timeout_s)}",
                 hint="See Ollama's log (`journalctl -u ollama`).",
@@ -77,7 +77,7 @@ class OllamaEngine(ExternalEngine):
                 else "See Ollama's log (`journalctl -u ollama`).",
             )
         self._seen = await self._loaded_now()
-        self._watched()
+        self._start_watching()
 
     def report(self) -> EngineReport | None:
         """Return what Ollama says that it holds."""
@@ -96,11 +96,11 @@ class OllamaEngine(ExternalEngine):
         """Have it unloaded, and return when Ollama lists it no more; requests of others are waited for."""
         if not self._end.done():
             # Else its going would be taken for another client's doing.
-            self._unwatched()
-            await self._let_go()
+            self._stop_watching()
+            await self._unload()
         await super().stop(grace_s)
 
-    async def _let_go(self) -> None:
+    async def _unload(self) -> None:
         if await self._client.keep(self._tag, 0, timeout_s=_UNLOAD_WITHIN_S) is None:
             return
         try:
@@ -114,7 +114,7 @@ class OllamaEngine(ExternalEngine):
         """See to it that it stays loaded, whatever `keep_alive` other clients send for it."""
         silent = 0
         while True:
-            await asyncio.sleep(self._look_every_s)
+            await asyncio.sleep(self._poll_every_s)
             loaded = await self._client.loaded()
             if loaded is None:
                 silent += 1
@@ -123,7 +123,7 @@ class OllamaEngine(ExternalEngine):
                     return self._ended(EngineEnd(why, Cause.UNKNOWN))
                 continue
             silent = 0
-            self._seen = await self._among(loaded)
+            self._seen = await self._find_in(loaded)
             if self._seen is None:
                 return self._ended(
                     EngineEnd(f"{self._name} was unloaded by Ollama or another client of it", Cause.UNKNOWN)
@@ -133,9 +133,9 @@ class OllamaEngine(ExternalEngine):
                 await self._client.keep(self._tag, _FOREVER, timeout_s=ASK_TIMEOUT_S)
 
     async def _loaded_now(self) -> LoadedModel | None:
-        return await self._among(await self._client.loaded() or ())
+        return await self._find_in(await self._client.loaded() or ())
 
-    async def _among(self, loaded: tuple[LoadedModel, ...]) -> LoadedModel | None:
+    async def _find_in(self, loaded: tuple[LoadedModel, ...]) -> LoadedModel | None:
         """Find this model, which may be listed by another name that has the same weights."""
         for each in loaded:
             if same_tag(each.tag, self._tag):

@@ -65,7 +65,7 @@ class RemoteEngine(ExternalEngine):
                 f"{self._name} at {self.endpoint.url} was not ready within {waited}: {last}",
                 hint="Look whether that server runs and whether `address:` is right.",
             ) from None
-        self._watched()
+        self._start_watching()
 
     async def _watch(self) -> None:
         silent, cause = 0, Cause.UNKNOWN

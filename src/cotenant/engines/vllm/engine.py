@@ -71,7 +71,7 @@ class VllmHost(ServerHost):
         parked = self._parked.pop(order.name, None)
         if parked is not None:
             if _same(parked.order, order) and not parked.engine.ended:
-                parked.engine.rouse()
+                parked.engine.mark_waking()
                 return parked.engine
             await parked.engine.end(0)
         release = None if order.launch.image else installed_release(program)
@@ -135,7 +135,7 @@ class VllmEngine(ServerEngine):
         self._waking = False
         self._asleep = asyncio.Event()
 
-    def rouse(self) -> None:
+    def mark_waking(self) -> None:
         """Count it as loading again: `wait_ready` wakes it."""
         self._asleep.clear()
         self._waking = True

@@ -10,14 +10,14 @@ _PROC = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
-class TakenIn:
+class LoadedBytes:
     """Bytes of its files that a process has read, of all; None where the kernel does not tell."""
 
     read_bytes: int | None
     total_bytes: int
 
 
-def taken_in(pid: int, paths: Sequence[Path], *, proc: Path = _PROC) -> TakenIn:
+def loaded_bytes(pid: int, paths: Sequence[Path], *, proc: Path = _PROC) -> LoadedBytes:
     """Tell how much of some files a process has in memory by mapping them, or has read by calls.
 
     The page cache does not show it: of a file that is there already nothing is left to be read from the disk,
@@ -29,7 +29,7 @@ def taken_in(pid: int, paths: Sequence[Path], *, proc: Path = _PROC) -> TakenIn:
     total = sum(path.stat().st_size for path in paths)
     found = [_mapped_bytes(proc / str(pid) / "smaps", paths), _returned_bytes(proc / str(pid) / "io")]
     known = [count for count in found if count is not None]
-    return TakenIn(min(max(known), total) if known else None, total)
+    return LoadedBytes(min(max(known), total) if known else None, total)
 
 
 def _mapped_bytes(smaps: Path, paths: Sequence[Path]) -> int | None:

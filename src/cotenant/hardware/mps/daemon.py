@@ -15,7 +15,7 @@ from cotenant.domain.units import format_duration
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon
-from cotenant.hardware.mps.processes import end_left_over
+from cotenant.hardware.mps.processes import kill_orphans
 
 READY_WITHIN_S: Final = 20.0
 _POLL_S: Final = 0.02
@@ -109,7 +109,7 @@ class MpsDaemon:
                 found = await _another_starts(control, ready_within_s)
             if found is not None:
                 return cls.adopt(found)
-            await asyncio.to_thread(end_left_over, directories.pipe)
+            await asyncio.to_thread(kill_orphans, directories.pipe)
             directories.remove_sockets()
             child = _spawned(program, directories, cards, spawn)
             try:
@@ -154,7 +154,7 @@ class MpsDaemon:
         """Remove what is left of a daemon of ours that has gone: its servers, its sockets."""
         if self._child is None or self._child.returncode is None:
             return
-        await asyncio.to_thread(end_left_over, self.directories.pipe)
+        await asyncio.to_thread(kill_orphans, self.directories.pipe)
         self.directories.remove_sockets()
         if self._lock is not None:
             os.close(self._lock)
@@ -228,7 +228,7 @@ async def _ready(control: MpsControl, child: Child, within_s: float) -> None:
                 f"the MPS daemon ended with status {child.returncode}: {_said(control.directories)}",
                 hint=f"Its logs are in {control.directories.log}.",
             )
-        if control.directories.noted_pid() is not None and await asyncio.to_thread(control.answers):
+        if control.directories.recorded_pid() is not None and await asyncio.to_thread(control.answers):
             return
         await asyncio.sleep(_POLL_S)
     raise MpsFailed(

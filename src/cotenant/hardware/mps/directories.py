@@ -87,7 +87,7 @@ class MpsDirectories:
         except (OSError, UnicodeDecodeError):
             return ()
 
-    def noted_pid(self) -> int | None:
+    def recorded_pid(self) -> int | None:
         """Return the process that says it listens here, dead or alive; None if none says so."""
         try:
             text = (self.pipe / _PID_FILE).read_text(encoding="ascii").strip()

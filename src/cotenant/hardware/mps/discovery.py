@@ -53,7 +53,7 @@ def find_daemons(program: Path, state_dir: Path, environ: Mapping[str, str]) -> 
 
 def find_daemon(control: MpsControl) -> FoundDaemon | None:
     """Return the daemon that listens in these directories; None if none answers."""
-    pid = control.directories.noted_pid()
+    pid = control.directories.recorded_pid()
     if pid is None or not control.answers():
         return None
     known = pid if is_of_mps(pid) else None

@@ -15,13 +15,13 @@ from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.daemon import READY_WITHIN_S, daemon_environment
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon
-from cotenant.hardware.mps.processes import end_left_over, is_of_mps
+from cotenant.hardware.mps.processes import is_of_mps, kill_orphans
 
 _POLL_S: Final = 0.02
 _GONE_WITHIN_S: Final = 3.0
 
 
-def start_by_hand(program: Path, directories: MpsDirectories, cards: Sequence[str]) -> FoundDaemon:
+def start_manually(program: Path, directories: MpsDirectories, cards: Sequence[str]) -> FoundDaemon:
     """Start a daemon in the background for these cards (UUIDs). Raises MpsFailed, also if one runs."""
     directories.create(cards)
     control = MpsControl(program, directories)
@@ -38,16 +38,16 @@ def start_by_hand(program: Path, directories: MpsDirectories, cards: Sequence[st
             hint="It starts and ends its MPS daemon by itself.",
         )
     try:
-        end_left_over(directories.pipe)
+        kill_orphans(directories.pipe)
         directories.remove_sockets()
         return _started(control, cards)
     finally:
         os.close(lock)
 
 
-def end_by_hand(control: MpsControl, within_s: float) -> None:
+def stop_manually(control: MpsControl, within_s: float) -> None:
     """End a daemon with its servers and clean up after it. Raises MpsFailed if it does not go."""
-    pid = control.directories.noted_pid()
+    pid = control.directories.recorded_pid()
     control.quit(within_s)
     deadline = time.monotonic() + _GONE_WITHIN_S
     while pid is not None and is_of_mps(pid) and time.monotonic() < deadline:
@@ -56,10 +56,10 @@ def end_by_hand(control: MpsControl, within_s: float) -> None:
         raise MpsFailed(
             f"the MPS daemon, process {pid}, did not end", hint=f"`kill -9 {pid}`, then `cotenant mps stop`."
         )
-    remove_left(control.directories)
+    remove_orphans(control.directories)
 
 
-def remove_left(directories: MpsDirectories) -> None:
+def remove_orphans(directories: MpsDirectories) -> None:
     """Remove what a daemon of ours that is gone has left, unless somebody is starting one there."""
     if not directories.ours:
         return
@@ -67,7 +67,7 @@ def remove_left(directories: MpsDirectories) -> None:
     if lock is None:
         return
     try:
-        end_left_over(directories.pipe)
+        kill_orphans(directories.pipe)
         directories.remove_sockets()
     finally:
         os.close(lock)

@@ -38,7 +38,7 @@ def is_of_mps(pid: int) -> bool:
     return any(os.path.basename(os.fsdecode(word)).startswith(_PROGRAMS) for word in words)
 
 
-def left_over(pipe: Path) -> Iterator[int]:
+def orphans_of(pipe: Path) -> Iterator[int]:
     """Yield the processes of MPS, of this user, that were started for a pipe directory."""
     for folder in _PROC.iterdir():
         if not folder.name.isdecimal():
@@ -48,8 +48,8 @@ def left_over(pipe: Path) -> Iterator[int]:
             yield pid
 
 
-def end_left_over(pipe: Path) -> None:
+def kill_orphans(pipe: Path) -> None:
     """Kill the servers that a control daemon left behind when it was killed: they hold their cards."""
-    for pid in left_over(pipe):
+    for pid in orphans_of(pipe):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

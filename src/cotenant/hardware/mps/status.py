@@ -11,7 +11,7 @@ from cotenant.hardware.mps.client import MODEL_VARIABLE, limits_of
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import find_daemons
-from cotenant.hardware.mps.processes import left_over, variables_of
+from cotenant.hardware.mps.processes import orphans_of, variables_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def is_left(directories: MpsDirectories) -> bool:
         sockets = any(not path.is_dir() for path in directories.pipe.iterdir())
     except OSError:
         sockets = False
-    return sockets or any(True for _ in left_over(directories.pipe))
+    return sockets or any(True for _ in orphans_of(directories.pipe))
 
 
 def _servers(control: MpsControl) -> tuple[tuple[ServerStatus, ...], str | None]:
