@@ -18,9 +18,8 @@ from typing import Any
 from bench.rows import Row, print_table
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB, MIB
-from cotenant.services.assign.balance_exact import best_balance
-from cotenant.services.assign.balance_problem import BalanceProblem, Cost
-from cotenant.services.assign.balance_search import good_balance
+from cotenant.services.assign.balance import good_balance
+from cotenant.services.assign.balance_exact import BalanceProblem, Cost, best_balance
 from cotenant.services.assign.strategies import assign
 from cotenant.services.model import Service, ServiceDevice, ServiceRole, Strategy
 

@@ -1,4 +1,4 @@
-"""The cards of this machine as strategies for services see them, and as they are remembered."""
+"""The GPUs of this machine as strategies for services see them, and as the store remembers them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def service_devices(
     services: Sequence[Service],
     pinned: Sequence[Assignment],
 ) -> tuple[ServiceDevice, ...]:
-    """Return every card of known size, in index order, with the bytes that services cannot have.
+    """Return every GPU of known size, in index order, with the bytes that services cannot use.
 
-    `claims` are the bytes of the scheduler's models, `pinned` where `services` run now. A card that cannot be
+    `claims` are the bytes of the scheduler's models, `pinned` where `services` run now. A GPU that cannot be
     measured or used counts as unhealthy.
     """
     taken = occupied(
         [
             GpuUse(index, _used_bytes(inventory, device, claims), claims.get(device.id, 0))
-            for index, device in _cards(inventory)
+            for index, device in _gpus(inventory)
         ],
         _running(inventory, services, pinned),
     )
@@ -37,13 +37,13 @@ def service_devices(
             device.bandwidth_bytes_per_s,
             _healthy(inventory, device),
         )
-        for index, device in _cards(inventory)
+        for index, device in _gpus(inventory)
         if device.total_bytes is not None
     )
 
 
 def seen_devices(inventory: Inventory, at: float) -> tuple[SeenDevice, ...]:
-    """Return every card to be remembered as seen at `at` (Unix seconds)."""
+    """Return every GPU as seen at `at` (Unix seconds)."""
     return tuple(
         SeenDevice(
             gpu_index=index,
@@ -54,27 +54,27 @@ def seen_devices(inventory: Inventory, at: float) -> tuple[SeenDevice, ...]:
             compute_capability=_capability(device),
             last_seen_at=at,
         )
-        for index, device in _cards(inventory)
+        for index, device in _gpus(inventory)
     )
 
 
-def _cards(inventory: Inventory) -> list[tuple[int, Device]]:
-    cards = [device for device in inventory.devices if device.kind is DeviceKind.GPU]
-    return [(device.index, device) for device in cards if device.index is not None]
+def _gpus(inventory: Inventory) -> list[tuple[int, Device]]:
+    gpus = [device for device in inventory.devices if device.kind is DeviceKind.GPU]
+    return [(device.index, device) for device in gpus if device.index is not None]
 
 
 def _used_bytes(inventory: Inventory, device: Device, claims: Mapping[DeviceId, int]) -> int | None:
-    """Return what is in use. A description that nobody keeps up does not show our models: they are added."""
+    """Return the bytes in use. A static description does not show our models: they are added."""
     used = inventory.reading(device).used_bytes
-    is_still = device.described and not inventory.source.is_live
-    return used + claims.get(device.id, 0) if used is not None and is_still else used
+    is_static = device.described and not inventory.source.is_live
+    return used + claims.get(device.id, 0) if used is not None and is_static else used
 
 
 def _running(
     inventory: Inventory, services: Sequence[Service], pinned: Sequence[Assignment]
 ) -> list[RunningService]:
     where = {each.service: each for each in pinned}
-    indices = {device.id: index for index, device in _cards(inventory)}
+    indices = {device.id: index for index, device in _gpus(inventory)}
     running = []
     for service in services:
         each = where.get(service.name, Assignment(service.name))

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.domain.units import GIB, MIB
-from cotenant.services.assign.balance_exact import best_balance
-from cotenant.services.assign.balance_problem import BalanceProblem, Cost
-from cotenant.services.assign.balance_search import good_balance
+from cotenant.services.assign.balance import good_balance
+from cotenant.services.assign.balance_exact import BalanceProblem, Cost, best_balance
 
 
 @st.composite

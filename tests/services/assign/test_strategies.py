@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.domain.units import GIB
-from cotenant.services.assign.balance_problem import overflow, spread
+from cotenant.services.assign.balance_exact import overflow, spread
 from cotenant.services.assign.memory import needed_bytes
 from cotenant.services.assign.strategies import assign
 from cotenant.services.model import (

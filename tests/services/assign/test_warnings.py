@@ -102,7 +102,7 @@ def test_a_service_that_no_budget_helps_is_told_so() -> None:
         "Nemotron-3-Nano-30B requires ~21.7 GB, GPU 1 only has 4 GB",
         "Combined VRAM (~28 GB) exceeds GPU 1 capacity (4 GB)",
     ]
-    assert "No budget fits beside what is there." in told([on(ENRICHMENT, A400), on(LLM, A400)])[0]
+    assert "No budget fits next to what is there." in told([on(ENRICHMENT, A400), on(LLM, A400)])[0]
 
 
 def test_sizes_that_would_read_the_same_are_told_apart() -> None:

@@ -1,25 +1,63 @@
 """The best balance of a few sizes over up to four GPUs, exactly.
 
-The GPUs are taken as two halves of one or two. Every subset of the sizes is a candidate for the first half,
-and has a bound: as if what a half bears could be divided between its GPUs at will. Subsets are tried from the
-best bound on, until no bound beats what was found. Within a half, overflow is convex in what its first GPU
-bears, so that the sums of least overflow lie side by side; spread is a convex quadratic in what the first GPU
-of each half bears, so that for each sum of one half the best of the other lies beside the parabola's vertex.
+The GPUs are split into two halves of one or two. Every subset of the sizes is a candidate for the first half.
+Its bound assumes that the load of a half can be divided between its GPUs in any way. Subsets are tried from
+the best bound on, until no bound beats the best found. Within a half, overflow is convex in the load of its
+first GPU, so the sums of least overflow are adjacent; spread is a convex quadratic in the load of the first
+GPU of each half, so for each sum of one half the best of the other is next to the parabola's vertex.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
-
-from cotenant.services.assign.balance_problem import BalanceProblem, Cost, Where
 
 MAX_SIZES: Final = 12
 MAX_GPUS: Final = 4
 
 _INFINITE: Final = float("inf")
+
+
+Cost = tuple[int, float]
+"""Overflow in bytes, then spread: compared in this order."""
+
+Where = tuple[int, ...]
+"""For each size, the position of its GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceProblem:
+    """`sizes` to be placed on GPUs of `totals`, of which `bases` are in use already; all in bytes."""
+
+    sizes: tuple[int, ...]
+    totals: tuple[int, ...]
+    bases: tuple[int, ...]
+
+    def loads(self, where: Sequence[int]) -> list[int]:
+        """Return the bytes in use on each GPU, bases and sizes."""
+        loads = list(self.bases)
+        for size, gpu in zip(self.sizes, where, strict=True):
+            loads[gpu] += size
+        return loads
+
+    def cost(self, where: Sequence[int]) -> Cost:
+        """Return the overflow over all GPUs, and the spread: GPUs × variance of load / total."""
+        loads = self.loads(where)
+        shares = [load / total for load, total in zip(loads, self.totals, strict=True)]
+        return overflow(loads, self.totals), spread(shares)
+
+
+def overflow(loads: Sequence[int], totals: Sequence[int]) -> int:
+    """Return the bytes by which loads exceed totals, summed over GPUs."""
+    return sum(load - total for load, total in zip(loads, totals, strict=True) if load > total)
+
+
+def spread(shares: Sequence[float]) -> float:
+    """Return the sum of squared differences from the mean: GPUs × variance."""
+    mean = sum(shares) / len(shares)
+    return sum((share - mean) ** 2 for share in shares)
 
 
 def best_balance(problem: BalanceProblem) -> Where:
@@ -59,7 +97,7 @@ class _Half:
         return cls(start, totals, bases, sum(totals), sum(bases), weight)
 
     def least_overflow(self, load: int) -> int:
-        """Return the overflow if `load` could be divided at will."""
+        """Return the overflow if `load` could be divided in any way."""
         free = [total - base for total, base in zip(self.totals, self.bases, strict=True)]
         beyond = sum(-f for f in free if f < 0)
         return beyond + max(0, load - sum(f for f in free if f > 0))
@@ -75,13 +113,13 @@ class _Half:
         start, stop = bisect_left(sums, low), bisect_right(sums, high)
         if start < stop:
             return flat, sums[start:stop]
-        beside = sums[max(0, start - 1) : start + 1]
-        beyond = [max(low - x, x - high) for x in beside]
+        nearest = sums[max(0, start - 1) : start + 1]
+        beyond = [max(low - x, x - high) for x in nearest]
         least = min(beyond)
-        return flat + least, [x for x, more in zip(beside, beyond, strict=True) if more == least]
+        return flat + least, [x for x, more in zip(nearest, beyond, strict=True) if more == least]
 
     def shares(self, load: int) -> _Shares:
-        """Return how the shares of this half depend on what its first GPU bears of `load`."""
+        """Return how the shares of this half depend on the part of `load` on its first GPU."""
         one, inverse = self.bases[0] / self.totals[0], 1 / self.totals[0]
         if len(self.totals) == 1:
             one += load * inverse
@@ -109,7 +147,7 @@ class _Shares:
 
 @dataclass(frozen=True, slots=True)
 class _Marginal:
-    """m0 + m1·x + m2·x²: the least spread for a given x, if the other half could be divided at will."""
+    """m0 + m1·x + m2·x²: the least spread for a given x, if the other half could be divided in any way."""
 
     m0: float
     m1: float
@@ -142,7 +180,7 @@ class _Marginal:
 
 
 class _Search:
-    """Sizes are in ascending order; GPUs that are alike stand together, which makes the bounds better."""
+    """Sizes are in ascending order; similar GPUs are in the same half, which tightens the bounds."""
 
     def __init__(self, problem: BalanceProblem) -> None:
         self._problem = problem
@@ -182,7 +220,7 @@ class _Search:
             yield (excess, harmonic * apart * apart), subset
 
     def _divide(self, subset: int, excess_bound: int) -> tuple[int, int, int] | None:
-        """Divide `subset` and the rest within their halves; return how, if that is better than the best."""
+        """Divide `subset` and the rest within their halves; return the division if it is the best so far."""
         rest = self._all ^ subset
         load, other = self._loads[subset], self._loads[rest]
         of_a, of_b = self._a.shares(load), self._b.shares(other)
@@ -224,15 +262,15 @@ class _Search:
 
     def _where(self, subset: int, x: int, y: int) -> Where:
         where = [0] * len(self._problem.sizes)
-        for half, mask, bears in ((self._a, subset, x), (self._b, self._all ^ subset, y)):
-            on_first = mask if len(half.totals) == 1 else self._subset_with(mask, bears)
+        for half, mask, load in ((self._a, subset, x), (self._b, self._all ^ subset, y)):
+            on_first = mask if len(half.totals) == 1 else self._subset_with(mask, load)
             for i in range(len(where)):
                 if mask >> i & 1:
                     where[i] = half.first if on_first >> i & 1 else half.first + 1
         return tuple(where)
 
     def _subset_with(self, mask: int, load: int) -> int:
-        """Return the part of `mask` that weighs `load`, the greatest as a number."""
+        """Return the part of `mask` whose sizes sum to `load`, the greatest as a number."""
         part = mask
         while self._loads[part] != load:
             part = (part - 1) & mask

@@ -10,8 +10,8 @@ from cotenant.services.model import Assignment, Change
 def difference(before: Iterable[Assignment], after: Iterable[Assignment]) -> tuple[Change, ...]:
     """Return the services whose GPU or budget differs, in the order of `after`, then of `before`.
 
-    GPUs are compared by device where both assignments know it, else by index. To have no assignment is the
-    same as to be unpinned without a budget.
+    GPUs are compared by device where both assignments know it, else by index. A missing assignment counts
+    as unpinned without a budget.
     """
     old = {assignment.service: assignment for assignment in before}
     new = {assignment.service: assignment for assignment in after}
@@ -23,7 +23,7 @@ def difference(before: Iterable[Assignment], after: Iterable[Assignment]) -> tup
 
 
 def same(one: Assignment, other: Assignment) -> bool:
-    """Tell whether two assignments of a service ask for the same GPU and budget."""
+    """Whether two assignments of a service name the same GPU and budget."""
     if one.vram_budget_gb != other.vram_budget_gb:
         return False
     if one.device_id is not None and other.device_id is not None:

@@ -1,4 +1,4 @@
-"""Where services go whose GPU is gone, until it is back."""
+"""Moves services whose GPU is missing to another one until it is back."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cotenant.domain.devices import DeviceId
-from cotenant.services.assign.memory import assigned_device, needed_bytes
-from cotenant.services.assign.vram_budget import adjusted_budgets
+from cotenant.services.assign.memory import adjusted_budgets, assigned_device, needed_bytes
 from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceWarning, WarningKind
 
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """Assignments as they can be carried out now, and what was changed for that."""
+    """Assignments as they can be applied now, with a warning for each change."""
 
     assignments: tuple[Assignment, ...]
     warnings: tuple[ServiceWarning, ...] = ()
@@ -22,17 +21,17 @@ class Effective:
 def fall_back(
     assignments: Sequence[Assignment], services: Sequence[Service], devices: Sequence[ServiceDevice]
 ) -> Effective:
-    """Name every GPU by the index it has now, and move what is pinned to a GPU that is gone.
+    """Name every GPU by its present index, and move the services of missing GPUs.
 
-    It goes to the healthy GPU with most memory free, largest need first, with a budget cut to what is left
-    there; where there is no healthy GPU it is unpinned. The assignment as saved is not changed: the card may
-    come back.
+    They go to the healthy GPU with the most free memory, largest need first, with a budget reduced to what is
+    left there; without a healthy GPU they are unpinned. The saved assignment is not changed: the GPU may come
+    back.
     """
     named = {service.name: service for service in services}
     healthy = [device for device in devices if device.healthy]
     result: dict[str, Assignment] = {}
     free = {device.id: device.total_bytes - device.occupied_bytes for device in healthy}
-    gone = []
+    missing = []
     for each in assignments:
         device = assigned_device(each, devices)
         if device is not None:
@@ -42,9 +41,9 @@ def fall_back(
         elif each.gpu_index is None and each.device_id is None:
             result[each.service] = each
         else:
-            gone.append(each)
+            missing.append(each)
     warnings = []
-    for each in sorted(gone, key=lambda each: -_need(named.get(each.service))):
+    for each in sorted(missing, key=lambda each: -_need(named.get(each.service))):
         service = named.get(each.service)
         if not healthy:
             result[each.service] = Assignment(each.service)
@@ -63,7 +62,7 @@ def _need(service: Service | None, budget_gb: float | None = None) -> int:
 
 
 def _budget(device: ServiceDevice, service: Service | None, free_bytes: int) -> float | None:
-    """Return the budget for a service beside all that is placed there already."""
+    """Return the budget for a service next to everything that is placed there already."""
     if service is None:
         return None
     taken = replace(device, occupied_bytes=device.total_bytes - free_bytes)

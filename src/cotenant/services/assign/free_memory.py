@@ -1,4 +1,4 @@
-"""What is still free on each GPU while services are placed one after the other."""
+"""The free memory of each GPU while services are placed one after the other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Chosen = dict[str, ServiceDevice]
 """The GPU of each service, by the service's name."""
 
 
-class Room:
-    """Free bytes by GPU: total, less what others occupy, less what was placed. Below 0 where that is more."""
+class FreeMemory:
+    """Free bytes by GPU: total, less what others occupy, less what was placed. May be negative."""
 
     def __init__(self, devices: Sequence[ServiceDevice]) -> None:
         self.devices = tuple(devices)
@@ -29,25 +29,25 @@ class Room:
         self._services[device.id].append(service)
 
     def empty(self, device: ServiceDevice) -> bool:
-        """Tell whether no service was placed there."""
+        """Whether no service was placed there."""
         return not self._services[device.id]
 
     def has_llm(self, device: ServiceDevice) -> bool:
-        """Tell whether an LLM was placed there."""
+        """Whether an LLM was placed there."""
         return any(service.role is ServiceRole.LLM for service in self._services[device.id])
 
     def most_free(self, among: Iterable[ServiceDevice] | None = None) -> ServiceDevice:
-        """Return the GPU with most free bytes, the first of equals."""
+        """Return the GPU with the most free bytes, the first of equals."""
         return max(self.devices if among is None else among, key=self.free)
 
     def spread(self, services: Iterable[Service], needs: Mapping[str, int]) -> Chosen:
-        """Place services largest first, each on the GPU with most free at its turn."""
+        """Place services largest first, each on the GPU with the most free memory at its turn."""
         return self.place_each(services, needs, lambda need: self.most_free())
 
     def place_each(
         self, services: Iterable[Service], needs: Mapping[str, int], choose: Callable[[int], ServiceDevice]
     ) -> Chosen:
-        """Place services largest first, each where `choose` says for what it needs; equal ones as given."""
+        """Place services largest first, each on the GPU that `choose` returns; equal ones as given."""
         chosen: Chosen = {}
         for service in sorted(services, key=lambda one: -needs[one.name]):
             device = choose(needs[service.name])

@@ -1,9 +1,8 @@
 """Which GPU each service is pinned to: the strategies, and what each of them guarantees.
 
-Whatever the strategy, assignments given by hand stand and are counted first, GPUs that are not healthy are
-not chosen, and no service is refused: where it does not fit it is placed all the same, and a warning says so.
-Services are taken in a fixed order, largest first and then as given, and equal GPUs by index, so that the
-same question always has the same answer.
+With every strategy, manual assignments stay and are counted first, unhealthy GPUs are not chosen, and no
+service is refused: one that does not fit is placed anyway, with a warning. Services are placed in a fixed
+order, largest first and then as given, and equal GPUs by index, so that the result is deterministic.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from typing import Final
 
 from cotenant.domain.devices import DeviceId
 from cotenant.services.assign.balance import balanced
-from cotenant.services.assign.free_memory import Chosen, Room
-from cotenant.services.assign.memory import assigned_device, needed_bytes
-from cotenant.services.assign.vram_budget import adjusted_budgets
+from cotenant.services.assign.free_memory import Chosen, FreeMemory
+from cotenant.services.assign.memory import adjusted_budgets, assigned_device, needed_bytes
 from cotenant.services.assign.warnings import no_healthy_gpu, warnings_of
 from cotenant.services.model import (
     Assignment,
@@ -37,11 +35,11 @@ def assign(
 ) -> AssignmentPlan:
     """Assign every enabled service to a GPU, with a VRAM budget where it needs one.
 
-    `manual` were given by hand: they keep their GPU and their budget under every strategy. One that names no
-    GPU leaves the choice to the strategy; one whose GPU is missing leaves the service unpinned, and remembers
+    `manual` assignments keep their GPU and their budget under every strategy. One without a GPU leaves the
+    choice to the strategy; one whose GPU is missing leaves the service unpinned, and remembers
     the GPU's id. Of several for one service the last counts. Under `manual`, and where there is no healthy
-    GPU, the others stay unpinned. `known_services` are those in the compose files, None if nobody has read
-    them.
+    GPU, the others stay unpinned. `known_services` are those in the compose files, None if they were not
+    read.
     """
     devices = sorted(devices, key=lambda device: (device.index, device.id))
     healthy = [device for device in devices if device.healthy]
@@ -49,15 +47,15 @@ def assign(
     enabled = [service for service in services if service.enabled]
     by_hand = {name: assigned_device(one, devices) for name, one in given.items()}
     to_place = [service for service in enabled if _left_open(given.get(service.name))]
-    room = Room(healthy)
+    memory = FreeMemory(healthy)
     for service in enabled:
         device = by_hand.get(service.name)
         if device is not None and device.healthy:
-            room.place(service, _need(service, given), device)
+            memory.place(service, _need(service, given), device)
     chosen: Chosen = {}
     if strategy is not Strategy.MANUAL and healthy:
         needs = {service.name: _need(service, given) for service in to_place}
-        chosen = _RULES[strategy](to_place, needs, room)
+        chosen = _RULES[strategy](to_place, needs, memory)
     wanted = [_assignment(service, given.get(service.name), chosen.get(service.name)) for service in enabled]
     wanted = _with_budgets(enabled, devices, wanted)
     others = [one for name, one in given.items() if all(name != service.name for service in enabled)]
@@ -67,60 +65,60 @@ def assign(
     return AssignmentPlan(strategy, tuple(_resolved(one, devices) for one in wanted), warnings)
 
 
-def vram_based(services: Sequence[Service], needs: Mapping[str, int], room: Room) -> Chosen:
-    """Place each service, largest first, on the GPU with most free: where it does not fit, none holds it."""
-    return room.spread(services, needs)
+def vram_based(services: Sequence[Service], needs: Mapping[str, int], memory: FreeMemory) -> Chosen:
+    """Place each service, largest first, on the GPU with the most free memory."""
+    return memory.spread(services, needs)
 
 
-def latency_optimized(services: Sequence[Service], needs: Mapping[str, int], room: Room) -> Chosen:
+def latency_optimized(services: Sequence[Service], needs: Mapping[str, int], memory: FreeMemory) -> Chosen:
     """Place latency-critical services, largest first, on the fastest GPU that holds them at their turn.
 
-    If none holds it, it goes to the GPU with most free. Then the rest is spread as `vram_based` does. Unless
-    the speed of every GPU is known, their totals stand in for it.
+    If none holds it, it goes to the GPU with the most free memory. Then the rest is placed as by
+    `vram_based`. Unless the speed of every GPU is known, their totals are used instead.
     """
-    speeds = [device.speed for device in room.devices]
+    speeds = [device.speed for device in memory.devices]
     known = [speed for speed in speeds if speed is not None]
-    ranks = known if len(known) == len(speeds) else [device.total_bytes for device in room.devices]
+    ranks = known if len(known) == len(speeds) else [device.total_bytes for device in memory.devices]
     order = sorted(range(len(ranks)), key=lambda i: -ranks[i])
-    fastest = [room.devices[i] for i in order]
+    fastest = [memory.devices[i] for i in order]
 
     def first_that_holds(need: int) -> ServiceDevice:
-        return next((device for device in fastest if room.free(device) >= need), room.most_free())
+        return next((device for device in fastest if memory.free(device) >= need), memory.most_free())
 
     critical = [service for service in services if service.latency_critical]
-    chosen = room.place_each(critical, needs, first_that_holds)
-    return chosen | room.spread([service for service in services if not service.latency_critical], needs)
+    chosen = memory.place_each(critical, needs, first_that_holds)
+    return chosen | memory.spread([service for service in services if not service.latency_critical], needs)
 
 
-def isolation_first(services: Sequence[Service], needs: Mapping[str, int], room: Room) -> Chosen:
+def isolation_first(services: Sequence[Service], needs: Mapping[str, int], memory: FreeMemory) -> Chosen:
     """Place LLMs on GPUs of their own, the largest that hold them, and everything else on the others.
 
     Of several LLMs, the largest first, each gets a GPU of its own, but the last GPU is kept for the other
-    services as long as the LLM fits beside other LLMs. An LLM that no empty GPU holds goes beside others
-    where it fits, LLMs rather than other services; if it fits nowhere, to the GPU with most free. Everything
-    else is spread over the GPUs without an LLM, even if it overfills them; only if there is none, beside the
-    LLMs.
+    services as long as the LLM fits on a GPU with other LLMs. An LLM that no empty GPU holds shares one where
+    it fits, with LLMs rather than other services; if it fits nowhere, it goes to the GPU with the most free
+    memory. Everything else is spread over the GPUs without an LLM, even if it overfills them; if there is
+    none, over the GPUs of the LLMs.
     """
     llms = [service for service in services if service.role is ServiceRole.LLM]
     rest = [service for service in services if service.role is not ServiceRole.LLM]
 
     def own_gpu(need: int) -> ServiceDevice:
-        holding = [device for device in room.devices if room.free(device) >= need]
-        empty = [device for device in holding if room.empty(device)]
-        beside = [device for device in holding if room.has_llm(device)]
-        others = [device for device in room.devices if not room.has_llm(device)]
-        if empty and not (rest and beside and len(others) == 1):
+        holding = [device for device in memory.devices if memory.free(device) >= need]
+        empty = [device for device in holding if memory.empty(device)]
+        with_llm = [device for device in holding if memory.has_llm(device)]
+        others = [device for device in memory.devices if not memory.has_llm(device)]
+        if empty and not (rest and with_llm and len(others) == 1):
             return max(empty, key=lambda device: device.total_bytes)
-        return room.most_free(beside or empty or holding or None)
+        return memory.most_free(with_llm or empty or holding or None)
 
     def without_llm(need: int) -> ServiceDevice:
-        return room.most_free([device for device in room.devices if not room.has_llm(device)] or None)
+        return memory.most_free([device for device in memory.devices if not memory.has_llm(device)] or None)
 
-    chosen = room.place_each(llms, needs, own_gpu)
-    return chosen | room.place_each(rest, needs, without_llm)
+    chosen = memory.place_each(llms, needs, own_gpu)
+    return chosen | memory.place_each(rest, needs, without_llm)
 
 
-_RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], Room], Chosen]]] = {
+_RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], FreeMemory], Chosen]]] = {
     Strategy.VRAM_BASED: vram_based,
     Strategy.LATENCY_OPTIMIZED: latency_optimized,
     Strategy.ISOLATION_FIRST: isolation_first,
@@ -154,7 +152,7 @@ def _resolved(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assig
 def _with_budgets(
     services: Sequence[Service], devices: Sequence[ServiceDevice], wanted: Sequence[Assignment]
 ) -> list[Assignment]:
-    """Set the budgets that the rule gives, GPU by GPU, where none was given."""
+    """Set the budgets by the rule of `adjusted_budgets`, GPU by GPU, where none was set by hand."""
     here: dict[DeviceId, list[tuple[Service, float | None]]] = {device.id: [] for device in devices}
     for service, assignment in zip(services, wanted, strict=True):
         device = assigned_device(assignment, devices)

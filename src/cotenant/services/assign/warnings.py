@@ -1,12 +1,17 @@
-"""What should be known of assignments, in the words of the design: it stops nothing."""
+"""Warnings about assignments. They do not prevent saving or applying."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
 from cotenant.domain.units import GIB, MIB
-from cotenant.services.assign.memory import assigned_device, needed_bytes
-from cotenant.services.assign.vram_budget import Placed, adjustable, adjusted_budgets
+from cotenant.services.assign.memory import (
+    Placed,
+    adjustable,
+    adjusted_budgets,
+    assigned_device,
+    needed_bytes,
+)
 from cotenant.services.model import (
     Assignment,
     Service,
@@ -24,11 +29,11 @@ def warnings_of(
     *,
     known_services: Collection[str] | None = None,
 ) -> tuple[ServiceWarning, ...]:
-    """Return what should be known: of names, of GPUs that are missing or unhealthy, then of memory by GPU.
+    """Return warnings about names, about missing or unhealthy GPUs, then about memory by GPU.
 
-    `assignments` have their budgets already. A budget that is what the rule in `vram_budget` sets is called
-    auto-adjusted. `known_services` are those in the compose files, None if nobody has read them. Only
-    services that are pinned to a GPU count there. GB are 2^30 bytes.
+    `assignments` have their budgets already. A budget that equals the rule of `adjusted_budgets` is called
+    auto-adjusted. `known_services` are those in the compose files, None if they were not read. Only services
+    that are pinned to a GPU count there. GB are 2^30 bytes.
     """
     enabled = {service.name: service for service in services if service.enabled}
     return (
@@ -91,7 +96,7 @@ def _of_devices(
 
 
 def no_healthy_gpu(devices: Sequence[ServiceDevice]) -> ServiceWarning:
-    """Return the warning that a strategy had no GPU to choose."""
+    """Return the warning that no GPU was healthy enough to choose."""
     names = ", ".join(str(device.index) for device in devices)
     which = f"GPU {names} is" if len(devices) == 1 else f"GPUs {names} are"
     return ServiceWarning(
@@ -117,28 +122,28 @@ def _of_memory(
 def _of_one(
     device: ServiceDevice, service: Service, budget: float | None, placed: Placed
 ) -> Iterator[ServiceWarning]:
-    """Warn of a service that cannot have what it needs there, by itself or, if it is told less, at all."""
-    need, told = needed_bytes(service), needed_bytes(service, budget)
+    """Warn about a service that needs more than there is, or that has a reduced budget."""
+    need, budgeted = needed_bytes(service), needed_bytes(service, budget)
     free = device.total_bytes - device.occupied_bytes
     kind = WarningKind.BUDGET_EXCEEDS_GPU
-    if told < need:
+    if budgeted < need:
         left = free - sum(needed_bytes(other, given) for other, given in placed if other is not service)
         if need <= left:
             return
         size, limit = _exceeded(device, need, left, "left")
-        instead = _told(device, service, budget, placed)
+        instead = _reduced(device, service, budget, placed)
         text = f"{service.name} VRAM budget ({size}) exceeds {limit}. {instead}"
-    elif told <= free:
+    elif budgeted <= free:
         return
     elif service.role is ServiceRole.LLM:
         kind = WarningKind.LLM_ON_SMALL_GPU
-        text = _of_llm(device, service, told, free)
+        text = _of_llm(device, service, budgeted, free)
     else:
         noun = "VRAM" if service.budget_env is None else "VRAM budget"
-        size, limit = _exceeded(device, told, free, "free")
+        size, limit = _exceeded(device, budgeted, free, "free")
         text = f"{service.name} {noun} ({size}) exceeds {limit}"
         if adjustable(service, budget):
-            text += ". No budget fits beside what is there."
+            text += ". No budget fits next to what is there."
     yield ServiceWarning(kind, text, service=service.name, gpu_index=device.index)
 
 
@@ -150,7 +155,7 @@ def _of_llm(device: ServiceDevice, service: Service, need: int, free: int) -> st
 
 
 def _of_all(device: ServiceDevice, placed: Placed) -> Iterator[ServiceWarning]:
-    """Warn of services that are too large together."""
+    """Warn about services that are too large together."""
     needs = [needed_bytes(service, budget) for service, budget in placed]
     need, free = sum(needs), device.total_bytes - device.occupied_bytes
     if need <= free or sum(one > 0 for one in needs) < 2:
@@ -168,8 +173,8 @@ def _of_all(device: ServiceDevice, placed: Placed) -> Iterator[ServiceWarning]:
     )
 
 
-def _told(device: ServiceDevice, service: Service, budget: float | None, placed: Placed) -> str:
-    """Say what a service is told instead, and whether that is what the rule gives."""
+def _reduced(device: ServiceDevice, service: Service, budget: float | None, placed: Placed) -> str:
+    """Say which budget the service has instead, and whether the rule gives it."""
     alone = [(one, None if one is service else given) for one, given in placed]
     together = [
         (one, None if needed_bytes(one, given) < needed_bytes(one) else given) for one, given in placed
@@ -188,7 +193,7 @@ def _exceeded(device: ServiceDevice, size: int, room: int, word: str) -> tuple[s
 
 
 def _apart(one: int, other: int) -> tuple[str, str]:
-    """Render two sizes so that they can be told apart, in MB if GB do not."""
+    """Render two sizes so that they differ: in MB if they are equal in GB."""
     if gb(one) != gb(other):
         return gb(one), gb(other)
     return f"{one / MIB:,.0f} MB", f"{other / MIB:,.0f} MB"

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.domain.units import GIB, MIB
-from cotenant.services.assign.memory import needed_bytes
-from cotenant.services.assign.vram_budget import adjusted_budgets
+from cotenant.services.assign.memory import adjusted_budgets, needed_bytes
 from cotenant.services.model import Service, ServiceDevice
 from tests.services.assign.service_cases import (
     A400,
