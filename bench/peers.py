@@ -18,10 +18,11 @@ PATH = "/v1/chat/completions"
 
 async def cotenant(engine_port: int) -> None:
     """Run our gateway, with a router that always has a slot."""
+    from tests.support.daemon.plain_gateway import plain_gateway
+
     from cotenant.domain.engines import Endpoint
     from cotenant.domain.models import ModelKind
     from cotenant.domain.requests import ServedModel
-    from cotenant.gateway.app import Gateway
     from cotenant.gateway.server import bind, serve
 
     class Free:
@@ -48,13 +49,14 @@ async def cotenant(engine_port: int) -> None:
 
     sock = bind(HOST, 0)
     print(sock.getsockname()[1], flush=True)
-    await serve(Gateway(AlwaysFree()), sock, stop=asyncio.Event(), grace_s=0)
+    await serve(plain_gateway(AlwaysFree()), sock, stop=asyncio.Event(), grace_s=0)
 
 
 async def scheduled(engine_port: int) -> None:
     """Run our gateway with the daemon's own loop and scheduler, its one engine being the stub."""
     from pathlib import Path
 
+    from tests.support.daemon.plain_gateway import plain_gateway
     from tests.support.models.shapes import dense
 
     from cotenant.clock import SystemClock
@@ -66,7 +68,6 @@ async def scheduled(engine_port: int) -> None:
     from cotenant.domain.engine_kinds import EngineKind
     from cotenant.domain.engines import Endpoint, EngineBuild, EngineForm
     from cotenant.domain.models import Recipe
-    from cotenant.gateway.app import Gateway
     from cotenant.gateway.server import bind, serve
     from cotenant.planning.budgets import BudgetRules
     from cotenant.planning.ledger import DeviceReading
@@ -116,7 +117,7 @@ async def scheduled(engine_port: int) -> None:
     await loop.load("stub")
     sock = bind(HOST, 0)
     print(sock.getsockname()[1], flush=True)
-    await serve(Gateway(loop, loop), sock, stop=asyncio.Event(), grace_s=0)
+    await serve(plain_gateway(loop, loop), sock, stop=asyncio.Event(), grace_s=0)
 
 
 async def aiohttp(engine_port: int) -> None:

@@ -17,6 +17,7 @@ from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.units import GIB
 from cotenant.gateway.app import Gateway
 from tests.gateway.harness import SlotRouter
+from tests.support.daemon.plain_gateway import plain_gateway
 from tests.support.daemon.plain_operator import HOST, PlainOperator
 
 NOWHERE = Endpoint("127.0.0.1", 1)
@@ -70,7 +71,7 @@ def operator(*statuses: ModelStatus, devices: tuple[DeviceStatus, ...] = (CARD, 
 def gateway(told: PlainOperator | None = None, every_s: float = 0.005, **options: Any) -> Gateway:
     told = told or operator()
     models = tuple(served(status.name, status.state) for status in told.models.values())
-    return Gateway(
+    return plain_gateway(
         SlotRouter(NOWHERE, models=models), told, console=lambda api: Console(api, every_s), **options
     )
 

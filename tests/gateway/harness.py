@@ -13,9 +13,9 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineDied, UnknownModel
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.app import Gateway
 from cotenant.gateway.server import bind, serve
 from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
+from tests.support.daemon.plain_gateway import plain_gateway
 
 CHAT = "/v1/chat/completions"
 MODEL = ServedModel("llama", ModelKind.TEXT, created_at=1_700_000_000, aliases=("gpt-4o",))
@@ -109,7 +109,9 @@ async def serving(
     stop = stop or asyncio.Event()
     ready = asyncio.Event()
     server = asyncio.ensure_future(
-        serve(Gateway(router, operator, **options), sock, stop=stop, grace_s=grace_s, on_ready=ready.set)
+        serve(
+            plain_gateway(router, operator, **options), sock, stop=stop, grace_s=grace_s, on_ready=ready.set
+        )
     )
     await asyncio.wait({server, asyncio.ensure_future(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
     try:

@@ -29,14 +29,6 @@ def _router(*models: ServedModel) -> SlotRouter:
     return SlotRouter(NOWHERE, models=models)
 
 
-async def test_the_root_says_what_this_is_and_where_the_api_is():
-    async with serving(_router(MODEL)) as port:
-        reply = await fetch(port, "GET", "/")
-    assert reply.status == 200
-    assert reply.headers["content-type"].startswith("text/plain")
-    assert b"/v1" in reply.body
-
-
 async def test_health_tells_states_without_a_key_and_without_names():
     async with serving(_router(MODEL, OTHER), api_keys=KEYS) as port:
         reply = await fetch(port, "GET", "/health")
@@ -87,7 +79,7 @@ async def test_an_unknown_model_is_answered_with_those_served():
 
 async def test_head_is_get_without_a_body():
     async with serving(_router(MODEL)) as port:
-        for path in ("/", "/health", "/v1/models", "/v1/models/llama", "/api/models"):
+        for path in ("/health", "/v1/models", "/v1/models/llama", "/api/models"):
             head = await fetch(port, "HEAD", path)
             get = await fetch(port, "GET", path)
             assert head.status == 200
@@ -130,7 +122,7 @@ async def test_a_key_opens_the_gateway(headers):
         {"x-api-key": "schlüssel"},
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/v1/models", "/api/models", "/nowhere"])
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/api/models", "/v1/nowhere", "/api/nowhere"])
 async def test_without_a_right_key_every_path_but_health_is_shut(headers, path):
     async with serving(_router(MODEL), api_keys=KEYS) as port:
         reply = await fetch(port, "GET", path, **headers)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
 
-from cotenant.console.responses import App, Header, Message, Scope
+from cotenant.asgi import App, Header, Message, Scope
 
 _CALLERS: Final = frozenset(
     {b"authorization", b"cookie", b"host", b"origin", b"x-api-key", b"x-cotenant-csrf", b"x-forwarded-proto"}

@@ -7,24 +7,16 @@ import logging
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from cotenant.asgi import App, Receive, Scope, Send, send_stream
 from cotenant.console import login
 from cotenant.console.api import Api, ApiFault, ResponseCache
 from cotenant.console.assets import PREFIX, assets, version
-from cotenant.console.live_updates import View, events_of, send_stream
+from cotenant.console.live_updates import STREAM_HEADERS, View, events_of
 from cotenant.console.model_colors import Palette
 from cotenant.console.page_request import PageRequest, first_values
 from cotenant.console.pages import FRAGMENTS, PAGES, Page, find_page
 from cotenant.console.rendering import render, render_part
-from cotenant.console.responses import (
-    App,
-    Receive,
-    Scope,
-    Send,
-    accepts_gzip,
-    send_body,
-    send_html,
-    send_redirect,
-)
+from cotenant.console.responses import accepts_gzip, send_body, send_html, send_redirect
 
 _log = logging.getLogger("cotenant.console")
 
@@ -128,7 +120,7 @@ class Console:
             "GET", at.path, first_values(at.query), request.api, request.receive, self._palette, name
         )
         events = events_of(lambda: page.show(watched), render_part, self._every_s)
-        await send_stream(request.receive, send, events, self._closing)
+        await send_stream(request.receive, send, STREAM_HEADERS, events, self._closing)
 
     async def _fault(self, request: PageRequest, scope: Scope, send: Send, fault: ApiFault) -> None:
         view = View("fault.html", {"fault": fault}, status=fault.status)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cotenant.asgi import encode_json
 from cotenant.console.api import ApiFault
-from cotenant.console.responses import SECURITY, Message, Receive, Send
+from cotenant.console.responses import SECURITY
 from cotenant.console.text_diff import Change, changes, count_nodes, tokens_of
 
 _EVERY_S: Final = 1.0
 _SILENCE: Final = 15
 """After so many rounds without changes a comment keeps the stream alive."""
 _YIELD_AFTER: Final = 20
-_HEAD: Final = (
+STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
@@ -139,38 +139,5 @@ async def events_of(
         await asyncio.sleep(every_s)
 
 
-async def send_stream(
-    receive: Receive, send: Send, events: AsyncGenerator[bytes, None], closing: asyncio.Event
-) -> None:
-    """Send events until the browser disconnects or the daemon shuts down."""
-    await send({"type": "http.response.start", "status": 200, "headers": list(_HEAD)})
-    pump = asyncio.create_task(_pump(send, events))
-    tasks = {pump, asyncio.create_task(_departure(receive)), asyncio.create_task(closing.wait())}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    if not pump.cancelled():
-        pump.result()
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def _pump(send: Send, events: AsyncGenerator[bytes, None]) -> None:
-    try:
-        async for piece in events:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-    finally:
-        await events.aclose()
-
-
-async def _departure(receive: Receive) -> None:
-    message: Message = {"type": ""}
-    while message["type"] != "http.disconnect":
-        message = await receive()
-
-
 def _event(name: str, data: object) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {name}\ndata: {text}\n\n".encode()
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), encode_json(data))

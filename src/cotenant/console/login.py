@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cotenant.asgi import Header, Scope, Send
 from cotenant.console.api import ApiFault, Reply
 from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import render
-from cotenant.console.responses import Header, Scope, Send, accepts_gzip, send_html, send_redirect
+from cotenant.console.responses import accepts_gzip, send_html, send_redirect
 
 
 async def answer_login(request: PageRequest, scope: Scope, send: Send) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs, quote
 
+from cotenant.asgi import Receive
 from cotenant.console.api import Api
 from cotenant.console.model_colors import Palette
-from cotenant.console.responses import Receive
 
 _MAX_FORM_BYTES: Final = 65536
 

@@ -1,17 +1,13 @@
-"""The ASGI 3 interface as the console uses it, and how a whole answer is sent."""
+"""Responses of the console: pages with their security headers."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Header = tuple[bytes, bytes]
+from cotenant import asgi
+from cotenant.asgi import Header, Send
 
 _POLICY: Final = "; ".join(
     (
@@ -44,9 +40,7 @@ _PAGE: Final[tuple[Header, ...]] = (
 
 async def send_body(send: Send, status: int, body: bytes, headers: Iterable[Header]) -> None:
     """Send a whole response, with the headers that keep a page from doing what it should not."""
-    head = [*headers, *SECURITY, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    await asgi.send_body(send, status, body, *headers, *SECURITY)
 
 
 async def send_html(

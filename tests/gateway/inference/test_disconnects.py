@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from cotenant.gateway.app import Gateway
 from cotenant.gateway.inference.upstream import Pool
 from tests.gateway import stub
 from tests.gateway.harness import CHAT, SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.daemon.plain_gateway import plain_gateway
 from tests.support.waiting import until
 
 ASK = {"model": "llama", "messages": []}
@@ -101,7 +101,7 @@ class _ByHand:
     """The gateway called as a server would, so that two things can happen in one turn of the loop."""
 
     def __init__(self, router: SlotRouter) -> None:
-        self.gateway = Gateway(router)
+        self.gateway = plain_gateway(router)
         self.sent: list[dict[str, object]] = []
         self.listening = asyncio.Event()
         self.departure = asyncio.get_running_loop().create_future()

@@ -3,10 +3,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from cotenant.asgi import encode_json
 from cotenant.domain.engines import Endpoint
-from cotenant.gateway.http.asgi import encode_json
 from cotenant.gateway.http.request import ApiRequest
-from cotenant.gateway.operator.doctor import Doctor
+from cotenant.gateway.operator.doctor import DoctorRoutes
 from tests.gateway.harness import SlotRouter, fetch, serving
 from tests.support.waiting import until
 
@@ -30,7 +30,7 @@ async def test_who_asks_while_the_machine_is_examined_gets_the_same_answer():
         assert go_on.wait(10)
         return FOUND
 
-    doctor = Doctor(examine).routes["/api/doctor"]["GET"]
+    doctor = DoctorRoutes(examine).routes[0].answer
     scope = {"method": "GET", "path": "/api/doctor", "headers": []}
     told: list[bytes] = []
 

@@ -248,24 +248,6 @@ async def test_a_followed_log_goes_on_through_rotation_and_a_new_file(tmp_path):
         assert await client.chunk() == b"elsewhere\n"
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/api/events"),
-        ("GET", "/api/devices"),
-        ("POST", "/api/reload"),
-        ("POST", "/api/models/llama/load"),
-        ("GET", "/api/models/llama/why"),
-        ("GET", "/api/models/llama/logs"),
-    ],
-)
-async def test_a_daemon_of_one_model_says_that_it_takes_no_orders(method, path):
-    async with serving(SlotRouter(NOWHERE)) as port:
-        reply = await fetch(port, method, path, b"" if method == "POST" else None)
-    assert (reply.status, reply.error["code"]) == (404, "unknown_route")
-    assert "one model" in reply.error["message"]
-
-
 async def test_methods_and_names_are_checked_before_anything_is_done():
     operator, served = setting()
     async with served as port:

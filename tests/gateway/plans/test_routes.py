@@ -223,11 +223,6 @@ async def test_what_is_no_header_is_refused(query: str, content_type: str, statu
     assert reply.error["message"]
 
 
-async def test_without_a_planner_nothing_is_planned():
-    async with serving(SlotRouter(NOWHERE)) as port:
-        assert (await ask(port, model="llama")).error["code"] == "unknown_route"
-
-
 RECIPES = st.builds(
     Recipe,
     n_ctx=st.integers(256, MAX_CTX),

@@ -54,13 +54,14 @@ def test_points_are_memory_and_rates_since_the_point_before() -> None:
     request_counters.of("llama").completion_tokens += 400
     kept.sample(5)
 
-    told = kept.as_json()
+    told = kept.curves()
 
-    assert (told["step_s"], told["points"]) == (5, 2)
-    assert told["devices"][0]["used_bytes"] == [14 * GIB, 14 * GIB]
-    assert told["devices"][0]["utilisation_percent"] == [50, 50]
-    llama = told["models"][0]
-    assert (llama["name"], llama["requests_per_s"], llama["tokens_per_s"]) == ("llama", [0, 2], [0, 80])
+    assert (told.step_s, told.points) == (5, 2)
+    assert list(told.devices[0].used_bytes) == [14 * GIB, 14 * GIB]
+    assert list(told.devices[0].utilisation_percent) == [50, 50]
+    llama = told.models[0]
+    assert llama.name == "llama"
+    assert (list(llama.requests_per_s), list(llama.tokens_per_s)) == ([0, 2], [0, 80])
 
 
 def test_unknown_is_null_and_whoever_comes_later_has_no_past() -> None:
@@ -70,9 +71,9 @@ def test_unknown_is_null_and_whoever_comes_later_has_no_past() -> None:
     operator.cards = (*operator.cards, replace(CARD, uuid="GPU-b"))
     kept.sample(5)
 
-    first, second = kept.as_json()["devices"]
-    assert first["used_bytes"] == [None, None]
-    assert second["used_bytes"] == [None, 14 * GIB]
+    first, second = kept.curves().devices
+    assert list(first.used_bytes) == [None, None]
+    assert list(second.used_bytes) == [None, 14 * GIB]
 
 
 def test_a_device_that_is_gone_goes_with_its_points_and_length_is_bounded() -> None:
@@ -83,10 +84,10 @@ def test_a_device_that_is_gone_goes_with_its_points_and_length_is_bounded() -> N
     operator.cards = (CARD,)
     kept.sample(5)
 
-    told = kept.as_json()
-    assert told["points"] == POINTS
-    assert [len(device["used_bytes"]) for device in told["devices"]] == [POINTS]
-    assert all(len(model["tokens_per_s"]) == POINTS for model in told["models"])
+    told = kept.curves()
+    assert told.points == POINTS
+    assert [len(device.used_bytes) for device in told.devices] == [POINTS]
+    assert all(len(model.tokens_per_s) == POINTS for model in told.models)
 
 
 async def get(port: int, path: str) -> bytes:
@@ -135,4 +136,4 @@ def test_the_time_to_the_first_token_is_the_mean_of_the_answers_since_the_point_
         request_counters.of("llama").first_token_s.observe(seconds)
     kept.sample(5)
     kept.sample(5)
-    assert kept.as_json()["models"][0]["first_token_s"] == [None, 0.3, None]
+    assert list(kept.curves().models[0].first_token_s) == [None, 0.3, None]

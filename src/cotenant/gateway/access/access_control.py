@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from cotenant.asgi import Header, Scope, send_json
+from cotenant.domain import errors
 from cotenant.domain.errors import ForeignPage, TooManyAttempts, Unauthorized
 from cotenant.gateway.access.allowed_hosts import AllowedHosts
 from cotenant.gateway.access.api_keys import ApiKeys
-from cotenant.gateway.access.schema import SessionRequest
+from cotenant.gateway.access.schema import SessionRequest, SessionResponse
 from cotenant.gateway.access.sessions import LIFETIME_S, BrowserSession, LoginAttempts, Sessions, same
-from cotenant.gateway.http.asgi import JSON_TYPE, Header, Scope, encode_json, send_body
 from cotenant.gateway.http.bodies import read_body
-from cotenant.gateway.http.request import ApiRequest, Routes
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
 
 SESSION: Final = "/api/session"
 _END: Final = "/api/session/end"
@@ -32,10 +34,27 @@ class AccessControl:
         self._hosts = hosts
         self._sessions = sessions
         self._attempts = attempts
-        self.routes: Routes = {
-            SESSION: {"GET": self._tell, "POST": self._begin},
-            _END: {"POST": self._end},
-        }
+        self.routes = (
+            Route(
+                "GET",
+                SESSION,
+                self._show,
+                "Tell whether a key is needed and this browser has signed in; needs no key",
+                Reply(SessionResponse, "the session"),
+            ),
+            Route(
+                "POST",
+                SESSION,
+                self._begin,
+                "Sign a browser in with an API key: sets a cookie that stands for it",
+                Reply(SessionResponse, "the session that has begun"),
+                (*BODY_ERRORS, errors.TooManyAttempts),
+                body=Body(SessionRequest, required=True),
+            ),
+            Route(
+                "POST", _END, self._end, "Sign a browser out", Reply(SessionResponse, "no session any more")
+            ),
+        )
 
     def check(self, scope: Scope, *, is_open: bool) -> None:
         """Pass a request; `is_open` says that its path needs no key.
@@ -77,15 +96,10 @@ class AccessControl:
         token = _cookie(headers, _cookie_name(host))
         return self._sessions.find(token) if token else None
 
-    async def _tell(self, request: ApiRequest) -> None:
+    async def _show(self, request: ApiRequest) -> None:
         """Say whether a key is needed and whether this browser has signed in."""
         session = self._session(request.headers, request.header(b"host"))
-        told = {
-            "needed": self._keys.needed,
-            "signed_in": session is not None,
-            "csrf": session.csrf if session else None,
-        }
-        await send_body(request.send, 200, encode_json(told), JSON_TYPE, _FRESH)
+        await self._send(request, session)
 
     async def _begin(self, request: ApiRequest) -> None:
         """Take a key and set the cookie; where none is needed any will do, and there is no cookie.
@@ -94,7 +108,7 @@ class AccessControl:
         """
         asked = read_body(SessionRequest, await request.body() or b"{}")
         if not self._keys.needed:
-            await self._tell(request)
+            await self._show(request)
             return
         client = request.client
         wait_s = self._attempts.wait_s(client)
@@ -107,16 +121,19 @@ class AccessControl:
             raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
         token, session = self._sessions.begin()
         cookie = _set_cookie(request, token, int(LIFETIME_S))
-        told = {"needed": True, "signed_in": True, "csrf": session.csrf}
-        await send_body(request.send, 200, encode_json(told), JSON_TYPE, _FRESH, cookie)
+        await self._send(request, session, cookie)
 
     async def _end(self, request: ApiRequest) -> None:
         """End the session and take its cookie back."""
         token = _cookie(request.headers, _cookie_name(request.header(b"host")))
         if token:
             self._sessions.end(token)
-        told = {"needed": self._keys.needed, "signed_in": False, "csrf": None}
-        await send_body(request.send, 200, encode_json(told), JSON_TYPE, _FRESH, _set_cookie(request, "", 0))
+        await self._send(request, None, _set_cookie(request, "", 0))
+
+    async def _send(self, request: ApiRequest, session: BrowserSession | None, *headers: Header) -> None:
+        csrf = session.csrf if session else None
+        response = SessionResponse(needed=self._keys.needed, signed_in=session is not None, csrf=csrf)
+        await send_json(request.send, 200, response, (_FRESH, *headers))
 
 
 def _set_cookie(request: ApiRequest, token: str, lifetime_s: int) -> Header:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 
+from cotenant.asgi import Header
 from cotenant.domain.errors import Unauthorized
-from cotenant.gateway.http.asgi import Header
 
 
 class ApiKeys:

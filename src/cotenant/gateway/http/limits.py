@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cotenant.asgi import Header
 from cotenant.domain.errors import HeadersTooLarge, RequestTooLarge
 from cotenant.domain.units import KIB, MIB, format_bytes
-from cotenant.gateway.http.asgi import Header
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.domain.engines import EngineReport
-from cotenant.domain.models import Recipe
 from cotenant.domain.placements import Placement, Share
-from cotenant.domain.requests import ModelFile, ServedModel
+from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.problems import unknown_model
 from cotenant.planning.describe import parts_as_json
 
@@ -53,16 +50,10 @@ def admin_model(model: ServedModel) -> dict[str, Any]:
         and {"kind": build.kind, "form": build.form, "version": build.version, "program": build.program},
         "log_path": model.log_path,
         "placement": model.placement and _placement(model.placement, model.report),
-        "recipe": model.recipe and _plain(model.recipe),
-        "file": model.file and _plain(model.file),
+        "recipe": model.recipe,
+        "file": model.file,
         "vision": model.vision,
     }
-
-
-@lru_cache(maxsize=2048)
-def _plain(value: Recipe | ModelFile) -> Mapping[str, Any]:
-    """Return a value's fields, made once: whoever watches hundreds of models asks every second."""
-    return asdict(value)
 
 
 def _placement(placement: Placement, report: EngineReport | None) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cotenant.asgi import JSON_TYPE, Header, Send, encode_json, send_body
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError, UnknownModel
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.http.asgi import JSON_TYPE, Header, Send, encode_json, send_body
 
 _INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs
 
+from cotenant.asgi import Header, Receive, Scope, Send
 from cotenant.domain.errors import (
     BadRequest,
-    MethodNotAllowed,
     RequestTooLarge,
     UnsupportedMediaType,
 )
 from cotenant.domain.units import MIB, format_bytes
-from cotenant.gateway.http.asgi import Header, Receive, Scope, Send
-from cotenant.gateway.http.problems import send_problem
 
 _MAX_BODY_BYTES: Final = MIB
-
-Handler = Callable[["ApiRequest"], Awaitable[None]]
-Routes = Mapping[str, Mapping[str, Handler]]
-"""Who answers: by the template of a path, then by method. What takes GET takes HEAD."""
 
 
 class ApiRequest:
@@ -105,23 +99,3 @@ class ApiRequest:
             raise UnsupportedMediaType(
                 f"the body is {given[:80]!r}, not JSON", hint="Send it with Content-Type: application/json."
             )
-
-
-async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None:
-    """Have the handler for the method answer, or say which methods there are.
-
-    Raises what handlers raise.
-    """
-    method = "GET" if request.method == "HEAD" else request.method
-    handler = handlers.get(method)
-    if handler is None:
-        await refuse_method(request.method, request.path, handlers, request.send)
-        return
-    await handler(request)
-
-
-async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Send) -> None:
-    """Say that a path does not take a method, and which it takes."""
-    allow = ", ".join("GET, HEAD" if each == "GET" else each for each in allowed)
-    error = MethodNotAllowed(f"{path} does not take {method}", hint=f"Use {allow}.")
-    await send_problem(send, error, ((b"allow", allow.encode()),))

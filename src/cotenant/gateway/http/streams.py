@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from cotenant.gateway.http.asgi import Header, Receive, Send
+from cotenant.asgi import Header, Receive, Send, disconnected, next_piece, send_stream
 
-_LAST_WRITE_S: Final = 1.0
+STREAM_HEADERS: Final[tuple[Header, ...]] = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+)
 T = TypeVar("T")
 
 
 class LiveStreams:
-    """Sends what comes until the client leaves or the gateway is about to close.
+    """Sends streams until the client disconnects or the gateway is about to close.
 
     A client that reads slowly holds up its own stream only.
     """
@@ -34,60 +36,14 @@ class LiveStreams:
         pieces: AsyncGenerator[bytes, None],
         heartbeat_s: float | None = None,
     ) -> None:
-        """Send the pieces as they come, with a comment after every `heartbeat_s` of silence."""
-        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-        # An empty piece makes the head leave at once: a client learns that it is being served.
-        await send({"type": "http.response.body", "body": b"", "more_body": True})
-        pump = asyncio.create_task(_pump(send, pieces, heartbeat_s))
-        departed = asyncio.create_task(_departure(receive))
-        closing = asyncio.create_task(self._closing.wait())
-        tasks = {pump, departed, closing}
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        if not pump.cancelled():
-            pump.result()
-        if departed.cancelled():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WRITE_S):
-                    await send({"type": "http.response.body", "body": b""})
+        """Send the pieces as they come, with a comment after every `heartbeat_s` seconds of silence."""
+        await send_stream(receive, send, headers, pieces, self._closing, heartbeat_s)
 
 
-async def _pump(send: Send, pieces: AsyncGenerator[bytes, None], heartbeat_s: float | None) -> None:
-    upcoming: asyncio.Task[bytes | None] | None = None
-    try:
-        while True:
-            upcoming = upcoming or asyncio.create_task(_next(pieces))
-            done, _ = await asyncio.wait({upcoming}, timeout=heartbeat_s)
-            piece: bytes | None = b": alive\n\n"
-            if done:
-                piece, upcoming = upcoming.result(), None
-            if piece is None:
-                return
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-    finally:
-        if upcoming is not None:
-            upcoming.cancel()
-            await asyncio.wait({upcoming})
-        await pieces.aclose()
-
-
-async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes | None:
-    return await anext(pieces, None)
-
-
-async def _departure(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def unless_left(receive: Receive, work: Awaitable[T]) -> T | None:
-    """Return what work comes to, None if the client leaves first: the work has then been cancelled."""
+async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T | None:
+    """Return the result of `work`; None if the client disconnects first, which cancels the work."""
     working = asyncio.ensure_future(work)
-    departed = asyncio.create_task(_departure(receive))
+    departed = asyncio.create_task(disconnected(receive))
     try:
         await asyncio.wait({working, departed}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
@@ -97,13 +53,24 @@ async def unless_left(receive: Receive, work: Awaitable[T]) -> T | None:
         await asyncio.gather(departed, working, return_exceptions=True)
 
 
+async def events_of(feed: AsyncIterator[T], render: Callable[[T], bytes]) -> AsyncGenerator[bytes, None]:
+    """Render what a feed yields; the feed is closed at the end."""
+    try:
+        async for item in feed:
+            yield render(item)
+    finally:
+        close = getattr(feed, "aclose", None)
+        if close is not None:
+            await close()
+
+
 async def merged(*feeds: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """Yield the pieces of all feeds as they come, until each has ended.
 
-    No feed is asked for more than one piece before that one was taken, so that a slow reader slows each of
-    them as it would alone; closed or cancelled, it closes all of them.
+    Each feed is asked for its next piece only when the last one has been taken, so that a slow reader slows
+    it as it would alone. Closing or cancelling this closes all of them.
     """
-    upcoming = {asyncio.create_task(_next(feed)): feed for feed in feeds}
+    upcoming = {asyncio.create_task(next_piece(feed)): feed for feed in feeds}
     try:
         while upcoming:
             done, _ = await asyncio.wait(upcoming, return_when=asyncio.FIRST_COMPLETED)
@@ -111,7 +78,7 @@ async def merged(*feeds: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, N
                 piece, feed = task.result(), upcoming.pop(task)
                 if piece is not None:
                     yield piece
-                    upcoming[asyncio.create_task(_next(feed))] = feed
+                    upcoming[asyncio.create_task(next_piece(feed))] = feed
     finally:
         for task in upcoming:
             task.cancel()

@@ -1,8 +1,12 @@
-"""How often the gateway looks, and how long it gives others to notice."""
+"""Intervals of the gateway, and instants of the daemon's clock as local time."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from datetime import datetime
+
+from cotenant.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +20,18 @@ class Timing:
     heartbeat_s: float = 15.0
     log_poll_s: float = 0.25
     notice_s: float = 1.0
+
+
+class LocalTime:
+    """Converts instants of the daemon's clock, in seconds, to local time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def of(self, at: float) -> datetime:
+        """Return an instant as local time."""
+        return datetime.fromtimestamp(time.time() - (self._clock.now() - at)).astimezone()
+
+    def text(self, at: float) -> str:
+        """Return an instant as ISO 8601 with its offset, to the millisecond."""
+        return self.of(at).isoformat(timespec="milliseconds")

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from cotenant.asgi import encode_json
 from cotenant.domain.errors import UpstreamFailed
-from cotenant.gateway.http.asgi import encode_json
 
 SHORT_TOKENS: Final = 256
 """A request limited to this many tokens is passed through as it is."""

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from cotenant.asgi import encode_json
 from cotenant.domain.errors import UpstreamFailed
-from cotenant.gateway.http.asgi import encode_json
 from cotenant.gateway.inference.assembly import (
     MESSAGES_PATH,
     RESPONSES_PATH,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cotenant.asgi import JSON_TYPE, Message, Send, encode_json
 from cotenant.domain.models import ModelKind
-from cotenant.gateway.http.asgi import JSON_TYPE, Message, Send, encode_json
 
 _GENERATING: Final = frozenset({ModelKind.TEXT})
 

@@ -8,12 +8,13 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from cotenant.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UnknownModel, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
-from cotenant.gateway.http.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope, unknown_model
+from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.dialect_assembly import assembler
@@ -24,7 +25,7 @@ from cotenant.gateway.inference.request import engine_body, engine_head, model_n
 from cotenant.gateway.inference.request_log import Ended, RequestLog
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.upstream import Connection, Pool
-from cotenant.gateway.inference.waiting import STREAM_HEADERS, Wait
+from cotenant.gateway.inference.waiting import Wait
 from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.interfaces import Lease, Router
 

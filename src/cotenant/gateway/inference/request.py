@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from cotenant.asgi import Header, Receive
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest
-from cotenant.gateway.http.asgi import Header, Receive
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.inference.request_options import TERM_HEADERS
 from cotenant.interfaces import Router

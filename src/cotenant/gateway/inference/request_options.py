@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cotenant.asgi import Header
 from cotenant.domain.errors import BadQuantity, BadRequest
 from cotenant.domain.units import parse_duration
-from cotenant.gateway.http.asgi import Header
 from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 
 _KEEP_ALIVE: Final = b"x-cotenant-keep-alive"

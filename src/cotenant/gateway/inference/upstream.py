@@ -11,10 +11,10 @@ from typing import Final, cast
 
 import httptools
 
+from cotenant.asgi import Header
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.domain.units import KIB
-from cotenant.gateway.http.asgi import Header
 from cotenant.tls import client_context, tls_fault
 
 _HIGH_WATER_BYTES: Final = 256 * KIB

@@ -9,15 +9,9 @@ from typing import Final
 from cotenant.domain.decisions import Outlook
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.units import format_duration
-from cotenant.gateway.http.asgi import Header
 from cotenant.gateway.http.problems import unknown_model
 from cotenant.gateway.telemetry.counters import ModelCounters
 from cotenant.interfaces import Lease, LeaseTerms, Router
-
-STREAM_HEADERS: Final[tuple[Header, ...]] = (
-    (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-cache"),
-)
 
 _SUFFIXES: Final = {1: "st", 2: "nd", 3: "rd"}
 

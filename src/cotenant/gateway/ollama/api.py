@@ -15,12 +15,13 @@ from functools import partial
 from typing import Any, Final
 
 from cotenant import __version__
+from cotenant.asgi import send_json
 from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.http.asgi import Receive, Scope, Send, send_json
-from cotenant.gateway.http.request import ApiRequest, Handler, Routes, dispatch
-from cotenant.gateway.http.streams import LiveStreams, unless_left
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import Handler
+from cotenant.gateway.http.streams import LiveStreams, unless_disconnected
 from cotenant.gateway.inference.dialects import CHAT, COMPLETIONS, Target
 from cotenant.gateway.inference.model_kinds import is_read
 from cotenant.gateway.inference.proxy import Proxy
@@ -60,15 +61,13 @@ _REFUSED: Final = {
 
 
 class OllamaApi:
-    """Answers Ollama's paths. `puller` is None where there is no folder to pull to."""
+    """Answers Ollama's paths."""
 
-    def __init__(
-        self, proxy: Proxy, operator: Operator | None, streams: LiveStreams, puller: Puller | None
-    ) -> None:
+    def __init__(self, proxy: Proxy, operator: Operator, streams: LiveStreams, puller: Puller) -> None:
         self._proxy = proxy
         self._operator = operator
         self._embedder = Embedder(proxy, self._hold)
-        self.routes: Routes = {
+        self.routes: Mapping[str, Mapping[str, Handler]] = {
             "/api/version": {"GET": self._version},
             "/api/tags": {"GET": self._tags},
             "/api/ps": {"GET": self._ps},
@@ -82,12 +81,6 @@ class OllamaApi:
             BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
         }
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request to a path of `routes`. Raises what requests to models raise, and NotOffered."""
-        path = scope["path"]
-        handlers: Mapping[str, Handler] = self.routes[BLOBS if path.startswith(BLOBS) else path]
-        await dispatch(ApiRequest(scope, receive, send), handlers)
-
     # What there is.
 
     async def _version(self, request: ApiRequest) -> None:
@@ -98,7 +91,7 @@ class OllamaApi:
         await send_json(request.send, 200, {"models": listed})
 
     async def _ps(self, request: ApiRequest) -> None:
-        statuses = {status.name: status for status in self._operator.statuses()} if self._operator else {}
+        statuses = {status.name: status for status in self._operator.statuses()}
         now = datetime.now(UTC)
         running = [
             models.running(model, statuses.get(model.name), now)
@@ -177,7 +170,7 @@ class OllamaApi:
     async def _hold(self, request: ApiRequest, fields: Fields, model: ServedModel) -> bool:
         if _unloads(request, fields) and model.state not in _MAY_UNLOAD:
             return True
-        lease = await self._lease_unless_left(
+        lease = await self._lease_unless_disconnected(
             request, model.name, read_request_options(request.headers, fields).terms
         )
         if lease is None:
@@ -185,12 +178,14 @@ class OllamaApi:
         lease.release()
         return True
 
-    async def _lease_unless_left(self, request: ApiRequest, name: str, terms: LeaseTerms) -> Lease | None:
+    async def _lease_unless_disconnected(
+        self, request: ApiRequest, name: str, terms: LeaseTerms
+    ) -> Lease | None:
         router = self._proxy.router
         lease = router.try_lease(name, terms)
         if lease is not None:
             return lease
-        return await unless_left(request.receive, router.lease(name, terms))
+        return await unless_disconnected(request.receive, router.lease(name, terms))
 
     # What all of them need.
 

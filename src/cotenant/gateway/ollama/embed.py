@@ -12,10 +12,10 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
+from cotenant.asgi import send_json
 from cotenant.domain.errors import BadRequest, UpstreamFailed
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.http.asgi import send_json
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import EMBEDDINGS, Target
 from cotenant.gateway.inference.proxy import Proxy

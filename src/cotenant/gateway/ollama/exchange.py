@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from cotenant.asgi import JSON_TYPE, Header, Message, Receive, Send, encode_json, send_json
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.domain.units import MIB, format_bytes
-from cotenant.gateway.http.asgi import JSON_TYPE, Header, Message, Receive, Send, encode_json, send_json
 from cotenant.gateway.http.problems import encode_error
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import Target, ollama_error

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
-from cotenant.domain.errors import BadRequest, CotenantError, NotOffered
+from cotenant.asgi import Header, encode_json, send_json
+from cotenant.domain.errors import BadRequest, CotenantError
 from cotenant.domain.hub import PullStep
-from cotenant.gateway.http.asgi import Header, encode_json, send_json
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.request import ApiRequest
-from cotenant.gateway.http.streams import LiveStreams, unless_left
+from cotenant.gateway.http.streams import LiveStreams, unless_disconnected
 from cotenant.gateway.inference.request import parse, whole_body
 from cotenant.gateway.ollama.fields import switch, text
 from cotenant.interfaces import Puller
@@ -23,7 +23,7 @@ _SUCCESS: Final = {"status": "success"}
 class PullRoute:
     """Answers /api/pull. A client that leaves ends the pull; what has come is kept for the next try."""
 
-    def __init__(self, puller: Puller | None, streams: LiveStreams, limits: Limits) -> None:
+    def __init__(self, puller: Puller, streams: LiveStreams, limits: Limits) -> None:
         self._puller = puller
         self._streams = streams
         self._limits = limits
@@ -38,17 +38,13 @@ class PullRoute:
         if not name:
             raise BadRequest("the request names no `model`", hint="Write hf.co/ORG/REPO:QUANT.")
         streaming = switch(fields, "stream", True)
-        if self._puller is None:
-            raise NotOffered(
-                "there is no folder to pull models to", hint="Set models_dir in the configuration."
-            )
         async with aclosing(self._puller.pull(name)) as steps:
             if not streaming:
-                if await unless_left(request.receive, _to_the_end(steps)):
+                if await unless_disconnected(request.receive, _to_the_end(steps)):
                     await send_json(request.send, 200, _SUCCESS)
                 return
             # A name that means nothing, a hub that is silent: told with a status of their own.
-            first = await unless_left(request.receive, anext(steps))
+            first = await unless_disconnected(request.receive, anext(steps))
             if first is not None:
                 await self._streams.run(request.receive, request.send, [_NDJSON], _lines(first, steps))
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core.core_schema import ModelSchema
+from pydantic_core.core_schema import DataclassSchema, ModelSchema
 
 from cotenant import __version__
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
+from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.http.problems import HTTP_PROBLEMS
-from cotenant.gateway.openapi.operations import OPERATIONS, Operation
-from cotenant.gateway.openapi.schema import ErrorResponse
+from cotenant.gateway.http.routes import Reply, Route
 
 _JSON: Final = "application/json"
 _REF: Final = "#/components/schemas/{model}"
@@ -31,17 +31,28 @@ _INTRODUCTION: Final = (
 )
 
 
-def document(routes: Mapping[str, Collection[str]]) -> dict[str, Any]:
-    """Describe the routes, methods by template. Raises KeyError for one that has no Operation."""
-    operations = {
-        (template, method): OPERATIONS[method, template]
-        for template, methods in routes.items()
-        for method in methods
-    }
-    schemas = _Schemas(operations.values())
+class FaultResponse(BaseModel):
+    """A fault in OpenAI's form; `param` names the field at fault, `cause` what ended an engine."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    cause: Cause | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The envelope of every fault."""
+
+    error: FaultResponse
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Describe the routes."""
+    schemas = _Schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
-    for (template, method), operation in operations.items():
-        paths.setdefault(template, {})[method.lower()] = _operation(template, method, operation, schemas)
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -77,16 +88,22 @@ class _PublishedNames(GenerateJsonSchema):
         return super().normalize_name(published_name(name))
 
     def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
-        found = super().model_schema(schema)
-        return {**found, "title": published_name(found["title"])} if "title" in found else found
+        return _retitled(super().model_schema(schema))
+
+    def dataclass_schema(self, schema: DataclassSchema) -> JsonSchemaValue:
+        return _retitled(super().dataclass_schema(schema))
+
+
+def _retitled(schema: JsonSchemaValue) -> JsonSchemaValue:
+    return {**schema, "title": published_name(schema["title"])} if "title" in schema else schema
 
 
 class _Schemas:
     """JSON schemas of all types, the shared ones as components."""
 
-    def __init__(self, operations: Collection[Operation]) -> None:
-        told = {answer.type for operation in operations for answer in operation.answers if answer.type}
-        asked = {operation.body for operation in operations if operation.body}
+    def __init__(self, routes: Sequence[Route]) -> None:
+        told = {reply.type for route in routes for reply in _replies(route) if reply.type}
+        asked = {route.body.type for route in routes if route.body}
         inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in (*told, ErrorResponse)]
         inputs += [(kind, "validation", TypeAdapter(kind)) for kind in asked]
         by_key, whole = TypeAdapter.json_schemas(
@@ -103,41 +120,41 @@ def _name(entry: Any) -> str:
     return published_name(str(entry[0].__name__))
 
 
-def _operation(template: str, method: str, operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+def _replies(route: Route) -> tuple[Reply, ...]:
+    return (route.reply, *route.other_replies)
+
+
+def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "summary": operation.summary,
-        "operationId": _identifier(method, template),
-        "tags": [_tag(template)],
-        "responses": _responses(template, operation, schemas),
+        "summary": route.summary,
+        "operationId": _identifier(route.method, route.path),
+        "tags": [_tag(route.path)],
+        "responses": _responses(route, schemas),
     }
-    if operation.parameters:
-        described["parameters"] = [parameter.as_json() for parameter in operation.parameters]
-    if operation.body:
-        content: dict[str, Any] = {"schema": schemas.of(operation.body)}
-        if operation.body_examples:
-            content["examples"] = {name: {"value": value} for name, value in operation.body_examples.items()}
-        described["requestBody"] = {
-            "required": operation.body_required,
-            "content": {operation.body_content_type: content},
-        }
-    if template in _OPEN:
+    if route.parameters:
+        described["parameters"] = [parameter.as_json() for parameter in route.parameters]
+    body = route.body
+    if body:
+        content: dict[str, Any] = {"schema": schemas.of(body.type)}
+        if body.examples:
+            content["examples"] = {name: {"value": value} for name, value in body.examples.items()}
+        described["requestBody"] = {"required": body.required, "content": {body.content_type: content}}
+    if route.path in _OPEN:
         described["security"] = []
     return described
 
 
-def _responses(template: str, operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for answer in operation.answers:
-        content: dict[str, Any] = {"schema": schemas.of(answer.type) if answer.type else {"type": "string"}}
-        if answer.example is not None:
-            content["examples"] = {"example": {"value": answer.example}}
-        response = responses.setdefault(
-            str(answer.status), {"description": answer.description, "content": {}}
-        )
-        response["content"][answer.content_type] = content
+    for reply in _replies(route):
+        content: dict[str, Any] = {"schema": schemas.of(reply.type) if reply.type else {"type": "string"}}
+        if reply.example is not None:
+            content["examples"] = {"example": {"value": reply.example}}
+        response = responses.setdefault(str(reply.status), {"description": reply.description, "content": {}})
+        response["content"][reply.content_type] = content
     faults: dict[int, list[str]] = {500: ["internal"]}
-    kinds = [*_EVERYWHERE, *operation.faults]
-    if template != "/health":
+    kinds = [*_EVERYWHERE, *route.errors]
+    if route.path != "/health":
         kinds += [errors.Unauthorized, errors.ForeignPage, errors.UntrustedHost]
     for kind in kinds:
         faults.setdefault(HTTP_PROBLEMS[kind].status, []).append(kind.code)

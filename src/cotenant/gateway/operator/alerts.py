@@ -1,34 +1,48 @@
-"""Alerts as they are told: a list, and a feed of server-sent events."""
+"""Alerts: those that are active, the last ones, and their feed of server-sent events."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
+from cotenant.asgi import encode_json
 from cotenant.domain.alerts import Alert
-from cotenant.gateway.http.asgi import encode_json, send_json
-from cotenant.gateway.http.request import ApiRequest, Routes
-from cotenant.gateway.operator.decisions import DecisionFeed
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import Reply, Route
+from cotenant.gateway.http.streams import events_of
+from cotenant.gateway.http.timing import LocalTime
+from cotenant.gateway.operator.schema import AlertsResponse
 from cotenant.interfaces import AlertBook
 
 
 class AlertRoutes:
-    """Answers under /api/alerts; without a book there is nothing wrong."""
+    """Answers under /api/alerts."""
 
-    def __init__(self, book: AlertBook | None, story: DecisionFeed) -> None:
+    def __init__(self, book: AlertBook, local_time: LocalTime) -> None:
         self._book = book
-        self._story = story
+        self._local_time = local_time
+        self.routes = (
+            Route(
+                "GET",
+                "/api/alerts",
+                self._list,
+                "Tell what is wrong now, and what has been lately",
+                Reply(AlertsResponse, "alerts"),
+            ),
+        )
 
-    @property
-    def routes(self) -> Routes:
-        """What is answered here."""
-        return {"/api/alerts": {"GET": self._list}}
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """Follow alerts as events named `alert`."""
+        return events_of(
+            self._book.follow(),
+            lambda alert: b"event: alert\ndata: %b\n\n" % encode_json(self._as_json(alert)),
+        )
 
-    async def _list(self, request: ApiRequest) -> None:
-        active = self._book.active() if self._book else ()
-        recent = self._book.recent() if self._book else ()
-        told = {"active": [self._as_json(a) for a in active], "recent": [self._as_json(a) for a in recent]}
-        await send_json(request.send, 200, told)
+    async def _list(self, request: ApiRequest) -> object:
+        return {
+            "active": [self._as_json(alert) for alert in self._book.active()],
+            "recent": [self._as_json(alert) for alert in self._book.recent()],
+        }
 
     def _as_json(self, alert: Alert) -> dict[str, Any]:
         return {
@@ -36,16 +50,6 @@ class AlertRoutes:
             "subject": alert.subject,
             "active": alert.active,
             "at": alert.at,
-            "time": self._story.local_time(alert.at),
+            "time": self._local_time.text(alert.at),
             "text": alert.text,
         }
-
-    async def as_events(self, alerts: AsyncIterator[Alert]) -> AsyncGenerator[bytes, None]:
-        """Render each alert as an event named `alert`."""
-        try:
-            async for alert in alerts:
-                yield b"event: alert\ndata: %b\n\n" % encode_json(self._as_json(alert))
-        finally:
-            close = getattr(alerts, "aclose", None)
-            if close is not None:
-                await close()

@@ -1,29 +1,117 @@
-"""Decisions as they are told: JSON, server-sent events, and lines with the time of day."""
+"""Decisions and their feed: as JSON, as server-sent events, and as lines with the time of day."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from cotenant.clock import Clock
+from cotenant.asgi import TEXT_TYPE, encode_json, send_body
+from cotenant.domain import errors
 from cotenant.domain.decisions import Decision
-from cotenant.gateway.http.asgi import encode_json
+from cotenant.gateway.http.model_list import find_model
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
+from cotenant.gateway.http.streams import STREAM_HEADERS, LiveStreams, events_of, merged
+from cotenant.gateway.http.timing import LocalTime, Timing
+from cotenant.gateway.operator.alerts import AlertRoutes
+from cotenant.gateway.operator.models import MODEL, NAME, NO_SUCH_MODEL
+from cotenant.gateway.operator.schema import DecisionsResponse, WhyResponse
+from cotenant.gateway.services.responses import apply_event
+from cotenant.interfaces import Operator, Router
+from cotenant.services.operator import Services
+
+_DECISIONS: Final = 100
+_MAX_DECISIONS: Final = 500
 
 
-class DecisionFeed:
-    """Tells decisions, whose instants are of the daemon's clock, in local time."""
+class DecisionRoutes:
+    """Answers about decisions, and sends the feed of decisions, alerts and steps of an apply."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        router: Router,
+        operator: Operator,
+        alerts: AlertRoutes,
+        services: Services | None,
+        streams: LiveStreams,
+        local_time: LocalTime,
+        timing: Timing,
+    ) -> None:
+        self._router = router
+        self._operator = operator
+        self._alerts = alerts
+        self._services = services
+        self._streams = streams
+        self._local_time = local_time
+        self._timing = timing
+        self.routes = (
+            Route(
+                "GET",
+                f"{MODEL}/why",
+                self._why,
+                "Tell the last decisions about a model",
+                Reply(WhyResponse, "decisions, oldest first"),
+                NO_SUCH_MODEL,
+                (NAME,),
+                other_replies=(Reply(None, "the same in words", content_type="text/plain"),),
+            ),
+            Route(
+                "GET",
+                "/api/decisions",
+                self._recent,
+                "Tell the last decisions about anything",
+                Reply(DecisionsResponse, "decisions, oldest first"),
+                (errors.UnknownRoute, errors.BadRequest),
+                (Parameter("limit", "how many, 500 at most", integer(default=_DECISIONS)),),
+            ),
+            Route(
+                "GET",
+                "/api/events",
+                self._events,
+                "Follow decisions, the steps of an apply (`event: apply`) and alerts (`event: alert`)",
+                Reply(None, "server-sent events", content_type="text/event-stream"),
+                (errors.UnknownRoute,),
+            ),
+        )
 
-    def as_json(self, decision: Decision) -> dict[str, Any]:
-        """Describe a decision; `time` is local, with its offset."""
+    async def _why(self, request: ApiRequest) -> object:
+        name = find_model(request.name, self._router.models()).name
+        decisions = self._operator.why(name)
+        if not request.wants_text:
+            return {"model": name, "decisions": self._described(decisions)}
+        await send_body(request.send, 200, self._as_text(decisions).encode(), TEXT_TYPE)
+        return None
+
+    async def _recent(self, request: ApiRequest) -> object:
+        limit = request.whole("limit", _DECISIONS, _MAX_DECISIONS)
+        decisions = self._operator.recent()
+        return {"decisions": self._described(decisions[max(0, len(decisions) - limit) :])}
+
+    async def _events(self, request: ApiRequest) -> None:
+        if request.method == "HEAD":
+            await send_body(request.send, 200, b"", *STREAM_HEADERS)
+            return
+        feeds = [events_of(self._operator.decisions(), self._event), self._alerts.events()]
+        if self._services is not None:
+            feeds.append(events_of(self._services.changes(), apply_event))
+        events = merged(*feeds)
+        await self._streams.run(
+            request.receive, request.send, STREAM_HEADERS, events, self._timing.heartbeat_s
+        )
+
+    def _event(self, decision: Decision) -> bytes:
+        data = encode_json(self._as_json(decision))
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (decision.number, decision.kind.encode(), data)
+
+    def _described(self, decisions: Iterable[Decision]) -> Sequence[dict[str, Any]]:
+        return [self._as_json(decision) for decision in decisions]
+
+    def _as_json(self, decision: Decision) -> dict[str, Any]:
         return {
             "number": decision.number,
             "at": decision.at,
-            "time": self._local(decision).isoformat(timespec="milliseconds"),
+            "time": self._local_time.text(decision.at),
             "kind": decision.kind,
             "model": decision.model,
             "text": decision.text,
@@ -31,33 +119,12 @@ class DecisionFeed:
             "facts": dict(decision.facts),
         }
 
-    def as_text(self, decisions: Iterable[Decision]) -> str:
-        """Render one line each: `10:02:11  evict  idle 312 s, …`; the date where it is not today's."""
+    def _as_text(self, decisions: Iterable[Decision]) -> str:
+        """Render one line each: `10:02:11  evict  idle 312 s, …`; with the date unless it is today's."""
         today = datetime.now().astimezone().date()
         lines = []
         for decision in decisions:
-            when = self._local(decision)
+            when = self._local_time.of(decision.at)
             stamp = when.strftime("%H:%M:%S" if when.date() == today else "%Y-%m-%d %H:%M:%S")
             lines.append(f"{stamp}  {decision.kind.replace('_', ' '):<13} {decision.text}\n")
         return "".join(lines)
-
-    async def as_events(self, decisions: AsyncIterator[Decision]) -> AsyncGenerator[bytes, None]:
-        """Render each decision as an event named after its kind, its number as the id."""
-        try:
-            async for decision in decisions:
-                data = encode_json(self.as_json(decision))
-                yield b"id: %d\nevent: %b\ndata: %b\n\n" % (decision.number, decision.kind.encode(), data)
-        finally:
-            close = getattr(decisions, "aclose", None)
-            if close is not None:
-                await close()
-
-    def local_time(self, at: float) -> str:
-        """Write an instant of the daemon's clock as local time, with its offset."""
-        return self._as_local(at).isoformat(timespec="milliseconds")
-
-    def _local(self, decision: Decision) -> datetime:
-        return self._as_local(decision.at)
-
-    def _as_local(self, at: float) -> datetime:
-        return datetime.fromtimestamp(time.time() - (self._clock.now() - at)).astimezone()

@@ -6,25 +6,36 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cotenant.domain import errors
 from cotenant.domain.errors import UnknownRoute
-from cotenant.gateway.http.asgi import send_json
-from cotenant.gateway.http.request import ApiRequest, Routes
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import Reply, Route
+from cotenant.gateway.operator.schema import FindingsResponse
 
 
-class Doctor:
-    """Has the machine examined, once at a time: who asks meanwhile gets the same answer."""
+class DoctorRoutes:
+    """Runs the doctor's checks, once at a time: requests that come meanwhile get the same answer."""
 
     def __init__(self, examine: Callable[[], Mapping[str, Any]] | None) -> None:
         self._examine = examine
-        self._going_on: asyncio.Task[Mapping[str, Any]] | None = None
-        self.routes: Routes = {"/api/doctor": {"GET": self._answer}}
+        self._running: asyncio.Task[Mapping[str, Any]] | None = None
+        self.routes = (
+            Route(
+                "GET",
+                "/api/doctor",
+                self._answer,
+                "Examine the daemon's machine, which takes some seconds",
+                Reply(FindingsResponse, "what was found"),
+                (errors.UnknownRoute,),
+            ),
+        )
 
-    async def _answer(self, request: ApiRequest) -> None:
+    async def _answer(self, request: ApiRequest) -> object:
         if self._examine is None:
             raise UnknownRoute(
                 "this daemon cannot examine its machine", hint="Run `cotenant doctor` on the machine."
             )
-        if self._going_on is None or self._going_on.done():
-            self._going_on = asyncio.create_task(asyncio.to_thread(self._examine))
-        # One that leaves must not end it for the others.
-        await send_json(request.send, 200, await asyncio.shield(self._going_on))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(asyncio.to_thread(self._examine))
+        # A client that leaves must not cancel it for the others.
+        return await asyncio.shield(self._running)

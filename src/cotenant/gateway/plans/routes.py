@@ -11,21 +11,21 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from cotenant.clock import Clock
+from cotenant.domain import errors
 from cotenant.domain.errors import (
     BadAssignment,
     BadRequest,
     HeaderIncomplete,
     ModelFileError,
-    UnknownRoute,
     UnsupportedMediaType,
 )
 from cotenant.domain.models import Recipe
 from cotenant.domain.units import MIB
-from cotenant.gateway.http.asgi import JSON_TYPE, send_body
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import UNREADABLE_MODEL, send_problem
-from cotenant.gateway.http.request import ApiRequest, Routes
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, SentHeader, join_headers, read_header
 from cotenant.gateway.plans.schema import AskedPlan, HeaderTold, PlanTold, RecipeTold
@@ -35,60 +35,114 @@ from cotenant.planning.describe import plan_as_json
 OCTETS: Final = "application/octet-stream"
 NEEDED: Final = b"x-cotenant-needed-bytes"
 _MAX_NAME: Final = 255
+_EXAMPLES: Final[dict[str, Any]] = {
+    "a served model": {"model": "llama3.2"},
+    "a file on other GPUs": {
+        "path": "/models/Llama-3.3-70B-Instruct-Q4_K_M.gguf",
+        "recipe": {"n_ctx": 16384, "cache_type_k": "q8_0", "cache_type_v": "q8_0"},
+        "gpus": "2xRTX 3090",
+    },
+}
 
 
 class PlanRoutes:
-    """Answers about plans; without a planner it says that there is none."""
+    """Answers about plans."""
 
-    def __init__(self, planner: Planner | None, clock: Clock, limits: Limits) -> None:
+    def __init__(self, planner: Planner, clock: Clock, limits: Limits) -> None:
         self._planner = planner
         self._limits = limits
         self._headers = Headers(clock)
         # One header at a time is taken in: each may be as long as a whole body.
         self._taking = asyncio.Lock()
-        self.routes: Routes = {
-            "/api/plan": {"POST": self._plan},
-            "/api/plan/headers": {"POST": self._take_header},
-        }
+        self.routes = (
+            Route(
+                "POST",
+                "/api/plan",
+                self._plan,
+                "Plan a model without loading it: a served one, a file, or headers that were sent",
+                Reply(PlanTold, "where it would lie, or why it would not and what would fit"),
+                (
+                    *BODY_ERRORS,
+                    errors.UnknownRoute,
+                    errors.UnknownModel,
+                    errors.HeaderGone,
+                    errors.BadDeviceSpec,
+                    errors.BadRecipe,
+                    errors.BadSplit,
+                ),
+                body=Body(AskedPlan, required=True, examples=_EXAMPLES),
+            ),
+            Route(
+                "POST",
+                "/api/plan/headers",
+                self._take_header,
+                "Send the beginning of a GGUF file that lies elsewhere, to plan it. 416 says in "
+                "X-Cotenant-Needed-Bytes how much to send",
+                Reply(HeaderTold, "what it is, and its id for a plan"),
+                # A file that cannot be read is a client's fault here: problems.UNREADABLE_MODEL.
+                (
+                    errors.BadAssignment,
+                    errors.UnknownRoute,
+                    errors.BadRequest,
+                    errors.UnsupportedMediaType,
+                    errors.HeaderIncomplete,
+                ),
+                (
+                    Parameter(
+                        "name",
+                        "the file's name",
+                        {"type": "string", "minLength": 1},
+                        required=True,
+                        example="a.gguf",
+                    ),
+                    Parameter(
+                        "size",
+                        "the whole file's size in bytes",
+                        {"type": "integer", "minimum": 0},
+                        required=True,
+                        example=4_920_739_232,
+                    ),
+                ),
+                Body(bytes, required=True, content_type=OCTETS),
+            ),
+        )
 
-    async def _plan(self, ask: ApiRequest) -> None:
-        planner = self._needed()
-        asked = read_body(AskedPlan, await ask.body() or b"{}")
+    async def _plan(self, request: ApiRequest) -> object:
+        asked = read_body(AskedPlan, await request.body() or b"{}")
         try:
-            found = await planner.plan(self._wanted(asked))
+            found = await self._planner.plan(self._wanted(asked))
         except ModelFileError as error:
-            await send_problem(ask.send, error, problem=UNREADABLE_MODEL)
-            return
-        await send_body(ask.send, 200, plan_answer(found).model_dump_json().encode(), JSON_TYPE)
+            await send_problem(request.send, error, problem=UNREADABLE_MODEL)
+            return None
+        return plan_answer(found)
 
-    async def _take_header(self, ask: ApiRequest) -> None:
-        self._needed()
-        name, size = _file_name(ask), _file_size(ask)
-        given = ask.header(b"content-type") or OCTETS.encode()
+    async def _take_header(self, request: ApiRequest) -> object:
+        name, size = _file_name(request), _file_size(request)
+        given = request.header(b"content-type") or OCTETS.encode()
         if given.partition(b";")[0].strip().lower() != OCTETS.encode():
             raise UnsupportedMediaType(
                 f"the body is {given.decode('latin-1')[:80]!r}, not the beginning of a file",
                 hint=f"Send it with Content-Type: {OCTETS}.",
             )
         async with self._taking:
-            first = await self._octets(ask)
+            first = await self._octets(request)
             try:
                 sent = await asyncio.to_thread(read_header, name, size, first)
             except HeaderIncomplete as error:
                 needed = b"%d" % (error.needed_bytes or size)
-                await send_problem(ask.send, error, ((NEEDED, needed),))
-                return
+                await send_problem(request.send, error, ((NEEDED, needed),))
+                return None
             except ModelFileError as error:
-                await send_problem(ask.send, error, problem=UNREADABLE_MODEL)
-                return
+                await send_problem(request.send, error, problem=UNREADABLE_MODEL)
+                return None
         self._headers.keep(sent)
-        await send_body(ask.send, 200, header_answer(sent).model_dump_json().encode(), JSON_TYPE)
+        return header_answer(sent)
 
-    async def _octets(self, ask: ApiRequest) -> bytes:
+    async def _octets(self, request: ApiRequest) -> bytes:
         """Read the body as it is. Raises RequestTooLarge, or BadRequest for a client that leaves."""
         body, more = bytearray(), True
         while more:
-            message = await ask.receive()
+            message = await request.receive()
             if message["type"] == "http.disconnect":
                 raise BadRequest("the client left before its request was whole")
             body += message.get("body", b"")
@@ -119,13 +173,6 @@ class PlanRoutes:
             min_budget_bytes=_bytes(asked.min_budget_mib),
             overhead_bytes=_bytes(asked.overhead_mib),
         )
-
-    def _needed(self) -> Planner:
-        if self._planner is None:
-            raise UnknownRoute(
-                "this gateway plans nothing", hint="`cotenant plan --model FILE` plans without it."
-            )
-        return self._planner
 
 
 def plan_answer(found: PlanFound) -> PlanTold:
@@ -183,17 +230,17 @@ def _recipe(recipe: Recipe) -> RecipeTold:
     return RecipeTold.model_validate({**told, "tensor_split": list(recipe.tensor_split)})
 
 
-def _file_name(ask: ApiRequest) -> str:
+def _file_name(request: ApiRequest) -> str:
     """Read `?name=`. Raises BadRequest."""
-    name = (ask.text("name") or "").replace("\\", "/").rpartition("/")[2]
+    name = (request.text("name") or "").replace("\\", "/").rpartition("/")[2]
     if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise BadRequest("the file has no name", hint="Add ?name=FILE.gguf&size=BYTES.")
     return name
 
 
-def _file_size(ask: ApiRequest) -> int:
+def _file_size(request: ApiRequest) -> int:
     """Read `?size=`, of the whole file. Raises BadRequest."""
-    text = ask.text("size") or ""
+    text = request.text("size") or ""
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise BadRequest(
             f"size={text[:40]!r} is not a number of bytes", hint="Add the whole file's size: ?size=BYTES."

@@ -5,7 +5,7 @@ Fields of the same name are copied by the models themselves; what is written her
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -103,15 +103,9 @@ def apply_response(status: ApplyStatus) -> ApplyResponse:
     return ApplyResponse.model_validate(status)
 
 
-async def apply_events(statuses: AsyncIterator[ApplyStatus]) -> AsyncGenerator[bytes, None]:
-    """Render each step of an apply as an event named `apply`."""
-    try:
-        async for status in statuses:
-            yield b"event: apply\ndata: %b\n\n" % apply_response(status).model_dump_json().encode()
-    finally:
-        close = getattr(statuses, "aclose", None)
-        if close is not None:
-            await close()
+def apply_event(status: ApplyStatus) -> bytes:
+    """Render a step of an apply as an event named `apply`."""
+    return b"event: apply\ndata: %b\n\n" % apply_response(status).model_dump_json().encode()
 
 
 def status_response(apply: ApplyStatus | None, containers: Sequence[ContainerState]) -> StatusResponse:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pydantic import BaseModel
-
+from cotenant.domain import errors
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import BadAssignment, UnknownRoute
-from cotenant.gateway.http.asgi import JSON_TYPE, send_body
 from cotenant.gateway.http.bodies import read_body
-from cotenant.gateway.http.request import ApiRequest, Routes
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
+from cotenant.gateway.services import examples
 from cotenant.gateway.services.responses import (
     apply_response,
     configuration_response,
@@ -28,10 +28,17 @@ from cotenant.gateway.services.responses import (
 from cotenant.gateway.services.schema import (
     MAX_NUMBER,
     ApplyRequest,
+    ApplyResponse,
     AssignmentRequest,
     ConfigurationRequest,
+    ConfigurationResponse,
+    DetectResponse,
+    HistoryResponse,
     PreviewRequest,
+    PreviewResponse,
     RollbackRequest,
+    SaveResponse,
+    StatusResponse,
 )
 from cotenant.services.model import Assignment, Strategy
 from cotenant.services.operator import Services
@@ -39,6 +46,24 @@ from cotenant.services.operator import Services
 _PATH: Final = "/api/system/gpu-config"
 _HISTORY: Final = 20
 _MAX_HISTORY: Final = 100
+_BEGUN: Final = Reply(ApplyResponse, "the apply as it begins", 202, example=examples.APPLY)
+_PREVIEW: Final = Reply(PreviewResponse, "assignments and what they change", example=examples.PREVIEW)
+_STRATEGY: Final = Parameter(
+    "strategy",
+    "the strategy to try",
+    {"type": "string", "enum": [str(each) for each in Strategy]},
+    required=True,
+    example="vram_based",
+)
+_APPLYING: Final = (
+    errors.ApplyRunning,
+    errors.NothingToRollBack,
+    errors.ContainerEngineMissing,
+    errors.ComposeFileError,
+    errors.GeneratedFileEdited,
+    errors.GeneratedFileFailed,
+    errors.StoreError,
+)
 
 
 class GpuConfigRoutes:
@@ -46,61 +71,147 @@ class GpuConfigRoutes:
 
     def __init__(self, services: Services | None) -> None:
         self._services = services
-        self.routes: Routes = {
-            _PATH: {"GET": self._show, "PUT": self._save},
-            f"{_PATH}/apply": {"POST": self._apply},
-            f"{_PATH}/status": {"GET": self._status},
-            f"{_PATH}/detect": {"POST": self._detect},
-            f"{_PATH}/preview": {"GET": self._preview, "POST": self._preview_assignments},
-            f"{_PATH}/rollback": {"POST": self._rollback},
-            f"{_PATH}/history": {"GET": self._history},
-        }
+        no_services = UnknownRoute
+        self.routes = (
+            Route(
+                "GET",
+                _PATH,
+                self._show,
+                "Tell which service is pinned to which GPU, and the strategies there are",
+                Reply(ConfigurationResponse, "everything about the pinning of services"),
+                (no_services, errors.StoreError, errors.ComposeFileError),
+            ),
+            Route(
+                "PUT",
+                _PATH,
+                self._save,
+                "Save assignments to the database and both files, or to none",
+                Reply(SaveResponse, "the assignments as saved", example=examples.SAVED),
+                (
+                    no_services,
+                    *BODY_ERRORS,
+                    errors.GeneratedFileEdited,
+                    errors.GeneratedFileFailed,
+                    errors.StoreError,
+                    errors.ComposeFileError,
+                ),
+                body=Body(ConfigurationRequest, required=True, examples=examples.SAVES),
+            ),
+            Route(
+                "POST",
+                f"{_PATH}/apply",
+                self._apply,
+                "Begin to recreate the services whose assignment changed",
+                _BEGUN,
+                (no_services, *BODY_ERRORS, *_APPLYING),
+                body=Body(ApplyRequest, examples={"plain": {}, "over edited files": {"force": True}}),
+            ),
+            Route(
+                "GET",
+                f"{_PATH}/status",
+                self._status,
+                "Tell how the last apply stands and how the containers do",
+                Reply(StatusResponse, "the apply and the containers", example=examples.STATUS),
+                (no_services, errors.ContainerEngineMissing, errors.StoreError),
+            ),
+            Route(
+                "POST",
+                f"{_PATH}/detect",
+                self._detect,
+                "Look for GPUs again",
+                Reply(DetectResponse, "every GPU that was ever seen", example=examples.DETECTED),
+                (no_services, errors.StoreError),
+            ),
+            Route(
+                "GET",
+                f"{_PATH}/preview",
+                self._preview,
+                "Tell what a strategy would assign, without changing anything",
+                _PREVIEW,
+                (no_services, errors.BadAssignment, errors.StoreError, errors.ComposeFileError),
+                (_STRATEGY,),
+            ),
+            Route(
+                "POST",
+                f"{_PATH}/preview",
+                self._preview_assignments,
+                "Tell what saving assignments would do, without saving them",
+                _PREVIEW,
+                (no_services, *BODY_ERRORS, errors.StoreError, errors.ComposeFileError),
+                body=Body(PreviewRequest, required=True, examples=examples.SAVES),
+            ),
+            Route(
+                "POST",
+                f"{_PATH}/rollback",
+                self._rollback,
+                "Begin to go back to an earlier configuration",
+                _BEGUN,
+                (no_services, *BODY_ERRORS, *_APPLYING),
+                (
+                    Parameter(
+                        "number",
+                        "a configuration of the history, if the body names none; else the one applied before",
+                        integer(1),
+                    ),
+                ),
+                Body(RollbackRequest, examples={"to the one before": {}, "to an earlier one": {"number": 3}}),
+            ),
+            Route(
+                "GET",
+                f"{_PATH}/history",
+                self._history,
+                "List the configurations saved, newest first",
+                Reply(HistoryResponse, "configurations", example=examples.HISTORY),
+                (no_services, errors.BadRequest, errors.StoreError),
+                (Parameter("limit", "how many, 100 at most", integer(default=_HISTORY)),),
+            ),
+        )
 
-    async def _show(self, ask: ApiRequest) -> None:
-        await _send(ask, 200, configuration_response(await self._needed().view()))
+    async def _show(self, request: ApiRequest) -> object:
+        return configuration_response(await self._needed().view())
 
-    async def _save(self, ask: ApiRequest) -> None:
+    async def _save(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(ConfigurationRequest, await ask.body())
+        asked = read_body(ConfigurationRequest, await request.body())
         plan = await services.save(asked.strategy, _assignments(asked.assignments), force=asked.force)
-        await _send(ask, 200, save_response(plan))
+        return save_response(plan)
 
-    async def _apply(self, ask: ApiRequest) -> None:
+    async def _apply(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(ApplyRequest, await ask.body() or b"{}")
-        await _send(ask, 202, apply_response(await services.apply(force=asked.force)))
+        asked = read_body(ApplyRequest, await request.body() or b"{}")
+        return apply_response(await services.apply(force=asked.force))
 
-    async def _status(self, ask: ApiRequest) -> None:
-        await _send(ask, 200, status_response(*await self._needed().status()))
+    async def _status(self, request: ApiRequest) -> object:
+        return status_response(*await self._needed().status())
 
-    async def _detect(self, ask: ApiRequest) -> None:
+    async def _detect(self, request: ApiRequest) -> object:
         services = self._needed()
         seen = await services.detect()
-        await _send(ask, 200, detect_response(seen, await services.view()))
+        return detect_response(seen, await services.view())
 
-    async def _preview(self, ask: ApiRequest) -> None:
+    async def _preview(self, request: ApiRequest) -> object:
         services = self._needed()
-        await _send(ask, 200, preview_response(*await services.preview(_strategy(ask))))
+        return preview_response(*await services.preview(_strategy(request)))
 
-    async def _preview_assignments(self, ask: ApiRequest) -> None:
+    async def _preview_assignments(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(PreviewRequest, await ask.body())
+        asked = read_body(PreviewRequest, await request.body())
         found = await services.preview(asked.strategy, _assignments(asked.assignments))
-        await _send(ask, 200, preview_response(*found))
+        return preview_response(*found)
 
-    async def _rollback(self, ask: ApiRequest) -> None:
+    async def _rollback(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(RollbackRequest, await ask.body() or b"{}")
+        asked = read_body(RollbackRequest, await request.body() or b"{}")
         number = asked.number
-        if number is None and ask.text("number") is not None:
-            number = ask.whole("number", 0, MAX_NUMBER)
+        if number is None and request.text("number") is not None:
+            number = request.whole("number", 0, MAX_NUMBER)
             if not number:
                 raise BadAssignment("number=0 is in no history", field="number")
-        await _send(ask, 202, apply_response(await services.rollback(number)))
+        return apply_response(await services.rollback(number))
 
-    async def _history(self, ask: ApiRequest) -> None:
-        limit = ask.whole("limit", _HISTORY, _MAX_HISTORY)
-        await _send(ask, 200, history_response(await self._needed().history(limit)))
+    async def _history(self, request: ApiRequest) -> object:
+        limit = request.whole("limit", _HISTORY, _MAX_HISTORY)
+        return history_response(await self._needed().history(limit))
 
     def _needed(self) -> Services:
         if self._services is None:
@@ -110,10 +221,6 @@ class GpuConfigRoutes:
                 "compose files.",
             )
         return self._services
-
-
-async def _send(ask: ApiRequest, status: int, answer: BaseModel) -> None:
-    await send_body(ask.send, status, answer.model_dump_json().encode(), JSON_TYPE)
 
 
 def _assignments(asked: Sequence[AssignmentRequest]) -> list[Assignment]:
@@ -138,8 +245,8 @@ def _assignments(asked: Sequence[AssignmentRequest]) -> list[Assignment]:
     ]
 
 
-def _strategy(ask: ApiRequest) -> Strategy:
-    text = ask.text("strategy")
+def _strategy(request: ApiRequest) -> Strategy:
+    text = request.text("strategy")
     if text is None or text not in list(Strategy):
         what = "it names no strategy" if text is None else f"{text[:60]!r} is no strategy"
         raise BadAssignment(what, hint=f"Add ?strategy= one of {', '.join(Strategy)}.", field="strategy")

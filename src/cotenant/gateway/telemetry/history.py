@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cotenant.domain.decisions import DeviceStatus
-from cotenant.gateway.http.asgi import send_json
-from cotenant.gateway.http.request import ApiRequest, Routes
-from cotenant.gateway.telemetry.counters import RequestCounters
+from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import Reply, Route
+from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.interfaces import Operator
 
 STEP_S: Final = 5.0
@@ -22,26 +22,51 @@ POINTS: Final = 120
 Curve = deque[float | None]
 
 
-def _curve() -> Curve:
-    return deque(maxlen=POINTS)
+@dataclass(slots=True)
+class DeviceCurves:
+    """A device's last points, oldest first, null for unknown."""
+
+    uuid: str
+    index: int | None
+    name: str
+    total_bytes: int | None
+    used_bytes: deque[int | None]
+    utilisation_percent: Curve
 
 
 @dataclass(slots=True)
-class _Device:
-    status: DeviceStatus
-    used_bytes: Curve = field(default_factory=_curve)
-    utilisation_percent: Curve = field(default_factory=_curve)
+class ModelCurves:
+    """A model's last points, oldest first, null for unknown."""
+
+    name: str
+    requests_per_s: Curve
+    tokens_per_s: Curve
+    first_token_s: Curve
 
 
-@dataclass(slots=True)
-class _Model:
+@dataclass(frozen=True, slots=True)
+class CurvesResponse:
+    """The last ten minutes; all curves have `points` points, `step_s` apart, the last at `end`."""
+
+    step_s: float
+    points: int
+    end: str
+    devices: Sequence[DeviceCurves]
+    models: Sequence[ModelCurves]
+
+
+class _Totals(NamedTuple):
+    """A model's counters at a point: requests, tokens, answers that have begun and the seconds until then."""
+
     requests: int
     tokens: int
     firsts: int
     first_s: float
-    requests_per_s: Curve = field(default_factory=_curve)
-    tokens_per_s: Curve = field(default_factory=_curve)
-    first_token_s: Curve = field(default_factory=_curve)
+
+    @classmethod
+    def of(cls, counters: ModelCounters) -> _Totals:
+        first = counters.first_token_s
+        return cls(sum(counters.by_class), counters.completion_tokens, sum(first.counts), first.total)
 
 
 class History:
@@ -51,18 +76,23 @@ class History:
     three curves at most.
     """
 
-    def __init__(self, request_counters: RequestCounters, operator: Operator | None) -> None:
+    def __init__(self, request_counters: RequestCounters, operator: Operator) -> None:
         self._request_counters = request_counters
         self._operator = operator
-        self._devices: dict[str, _Device] = {}
-        self._models: dict[str, _Model] = {}
+        self._devices: dict[str, DeviceCurves] = {}
+        self._models: dict[str, ModelCurves] = {}
+        self._totals: dict[str, _Totals] = {}
         self._length = 0
         self._last_at = time.time()
-
-    @property
-    def routes(self) -> Routes:
-        """What is answered here."""
-        return {"/api/history": {"GET": self._answer}}
+        self.routes = (
+            Route(
+                "GET",
+                "/api/history",
+                self._answer,
+                "Tell the last ten minutes of devices and models, as curves",
+                Reply(CurvesResponse, "curves"),
+            ),
+        )
 
     async def run(self) -> None:
         """Take a point every five seconds until cancelled."""
@@ -79,73 +109,42 @@ class History:
 
     def sample(self, elapsed_s: float) -> None:
         """Take a point; rates are over the seconds since the one before."""
-        devices = self._operator.devices() if self._operator else ()
-        self._devices = {each.uuid: self._device(each) for each in devices}
-        models: dict[str, _Model] = {}
-        for name, counters in self._request_counters.all():
-            if not name:
-                continue
-            requests, tokens = sum(counters.by_class), counters.completion_tokens
-            firsts, first_s = sum(counters.first_token_s.counts), counters.first_token_s.total
-            model = models[name] = self._models.get(name) or _Model(
-                requests, tokens, firsts, first_s, self._past(), self._past(), self._past()
-            )
-            model.requests_per_s.append((requests - model.requests) / elapsed_s)
-            model.tokens_per_s.append((tokens - model.tokens) / elapsed_s)
-            fresh = firsts - model.firsts
-            model.first_token_s.append((first_s - model.first_s) / fresh if fresh else None)
-            model.requests, model.tokens = requests, tokens
-            model.firsts, model.first_s = firsts, first_s
-        self._models = models
+        self._devices = {each.uuid: self._device(each) for each in self._operator.devices()}
+        totals = {name: _Totals.of(counters) for name, counters in self._request_counters.all() if name}
+        self._models = {name: self._model(name, now, elapsed_s) for name, now in totals.items()}
+        self._totals = totals
         self._length = min(POINTS, self._length + 1)
         self._last_at = time.time()
 
-    def _device(self, status: DeviceStatus) -> _Device:
-        device = self._devices.get(status.uuid) or _Device(status, self._past(), self._past())
-        device.status = status
+    def _device(self, status: DeviceStatus) -> DeviceCurves:
         total, free = status.total_bytes, status.free_bytes
-        device.used_bytes.append(None if total is None or free is None else total - free)
-        device.utilisation_percent.append(status.utilisation_percent)
-        return device
+        before = self._devices.get(status.uuid)
+        used, busy = (
+            (before.used_bytes, before.utilisation_percent) if before else (self._past(), self._past())
+        )
+        used.append(None if total is None or free is None else total - free)
+        busy.append(status.utilisation_percent)
+        return DeviceCurves(status.uuid, status.index, status.name, total, used, busy)
 
-    def _past(self) -> Curve:
+    def _model(self, name: str, now: _Totals, elapsed_s: float) -> ModelCurves:
+        before = self._totals.get(name, now)
+        model = self._models.get(name) or ModelCurves(name, self._past(), self._past(), self._past())
+        model.requests_per_s.append(round((now.requests - before.requests) / elapsed_s, 3))
+        model.tokens_per_s.append(round((now.tokens - before.tokens) / elapsed_s, 3))
+        fresh = now.firsts - before.firsts
+        model.first_token_s.append(round((now.first_s - before.first_s) / fresh, 3) if fresh else None)
+        return model
+
+    def _past(self) -> deque[Any]:
         return deque([None] * min(self._length, POINTS - 1), maxlen=POINTS)
 
-    def as_json(self) -> Mapping[str, Any]:
-        """Return all curves, the oldest point first; `end` is the time of the last."""
-        return {
-            "step_s": STEP_S,
-            "points": self._length,
-            "end": datetime.fromtimestamp(self._last_at).astimezone().isoformat(timespec="milliseconds"),
-            "devices": [_device_json(device) for device in self._devices.values()],
-            "models": [
-                {
-                    "name": name,
-                    "requests_per_s": _rounded(model.requests_per_s),
-                    "tokens_per_s": _rounded(model.tokens_per_s),
-                    "first_token_s": _rounded(model.first_token_s),
-                }
-                for name, model in self._models.items()
-            ],
-        }
+    def curves(self) -> CurvesResponse:
+        """Return all curves."""
+        end = datetime.fromtimestamp(self._last_at).astimezone().isoformat(timespec="milliseconds")
+        devices, models = tuple(self._devices.values()), tuple(self._models.values())
+        return CurvesResponse(STEP_S, self._length, end, devices, models)
 
-    async def _answer(self, request: ApiRequest) -> None:
+    async def _answer(self, request: ApiRequest) -> object:
         if not self._length:
             self.sample(STEP_S)
-        await send_json(request.send, 200, self.as_json())
-
-
-def _device_json(device: _Device) -> dict[str, Any]:
-    status = device.status
-    return {
-        "uuid": status.uuid,
-        "index": status.index,
-        "name": status.name,
-        "total_bytes": status.total_bytes,
-        "used_bytes": list(device.used_bytes),
-        "utilisation_percent": list(device.utilisation_percent),
-    }
-
-
-def _rounded(curve: Curve) -> Sequence[float | None]:
-    return [None if value is None else round(value, 3) for value in curve]
+        return self.curves()

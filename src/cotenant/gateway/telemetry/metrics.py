@@ -42,8 +42,8 @@ class Metrics:
     def __init__(
         self,
         request_counters: RequestCounters,
-        operator: Operator | None,
-        alerts: AlertBook | None = None,
+        operator: Operator,
+        alerts: AlertBook,
         advisor: AdvisorBook | None = None,
     ) -> None:
         self._request_counters = request_counters
@@ -63,15 +63,12 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family of metrics."""
-        runtimes: dict[str, str] = {}
-        if self._operator is not None:
-            devices, statuses = self._operator.devices(), self._operator.statuses()
-            runtimes = {status.name: status.runtime.value for status in statuses}
-            yield from _of_models(statuses, devices)
-            yield from _of_devices(devices)
+        devices, statuses = self._operator.devices(), self._operator.statuses()
+        runtimes = {status.name: status.runtime.value for status in statuses}
+        yield from _of_models(statuses, devices)
+        yield from _of_devices(devices)
         yield from _of_requests(list(self._request_counters.all()), runtimes)
-        if self._alerts is not None:
-            yield from _of_alerts(self._alerts)
+        yield from _of_alerts(self._alerts)
         if self._advisor is not None:
             yield from of_advisor(self._advisor.status())
 

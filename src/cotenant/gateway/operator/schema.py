@@ -14,7 +14,6 @@ from pydantic import BaseModel, create_model
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile
 from cotenant.gateway.plans.schema import RecipeTold
@@ -108,36 +107,6 @@ class AlertsResponse(BaseModel):
     recent: list[AlertResponse]
 
 
-class DeviceCurves(BaseModel):
-    """A device's last points, oldest first, null for unknown."""
-
-    uuid: str
-    index: int | None
-    name: str
-    total_bytes: int | None
-    used_bytes: list[int | None]
-    utilisation_percent: list[float | None]
-
-
-class ModelCurves(BaseModel):
-    """A model's last points, oldest first, null for unknown."""
-
-    name: str
-    requests_per_s: list[float | None]
-    tokens_per_s: list[float | None]
-    first_token_s: list[float | None]
-
-
-class CurvesResponse(BaseModel):
-    """The last ten minutes; all curves have `points` points, `step_s` apart, the last at `end`."""
-
-    step_s: float
-    points: int
-    end: str
-    devices: list[DeviceCurves]
-    models: list[ModelCurves]
-
-
 class DecisionResponse(BaseModel):
     """One step of a model's story; `time` is local, with its offset."""
 
@@ -209,22 +178,6 @@ class OpenAiModelsResponse(BaseModel):
 
     object: Literal["list"]
     data: list[OpenAiModelResponse]
-
-
-class FaultResponse(BaseModel):
-    """A fault in OpenAI's form; `param` names the field at fault, `cause` what ended an engine."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-    cause: Cause | None = None
-
-
-class ErrorResponse(BaseModel):
-    """The envelope of every fault."""
-
-    error: FaultResponse
 
 
 def _with_status(base: type[BaseModel]) -> type[BaseModel]:

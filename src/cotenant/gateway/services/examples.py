@@ -28,15 +28,6 @@ GPUS: Final = {
     "problems": [],
 }
 
-PLANS: Final[dict[str, Any]] = {
-    "a served model": {"model": "llama3.2"},
-    "a file on other GPUs": {
-        "path": "/models/Llama-3.3-70B-Instruct-Q4_K_M.gguf",
-        "recipe": {"n_ctx": 16384, "cache_type_k": "q8_0", "cache_type_v": "q8_0"},
-        "gpus": "2xRTX 3090",
-    },
-}
-
 SAVES: Final[dict[str, Any]] = {
     "by hand": {
         "strategy": "manual",

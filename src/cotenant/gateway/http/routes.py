@@ -1,0 +1,143 @@
+"""Routes of the daemon's own API, each declared once: dispatch and the OpenAPI document follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import unquote
+
+from cotenant.asgi import Scope, Send, send_json
+from cotenant.domain import errors
+from cotenant.domain.errors import CotenantError, MethodNotAllowed
+from cotenant.gateway.http.problems import send_problem
+from cotenant.gateway.http.request import ApiRequest
+
+_NAME: Final = "{name}"
+_MAX_INTEGER: Final = 999_999_999
+
+BODY_ERRORS: Final = (errors.BadRequest, errors.BadAssignment, errors.UnsupportedMediaType)
+"""What reading a JSON body may raise."""
+
+Handler = Callable[[ApiRequest], Awaitable[object]]
+"""Answers a request: returns what is sent as JSON, or sends the response itself and returns None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One way in which a request may succeed. `type` is that of the body, None for plain text."""
+
+    type: Any
+    description: str
+    status: int = 200
+    content_type: str = "application/json"
+    example: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter in the query or the path."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any]
+    place: str = "query"
+    required: bool = False
+    example: Any = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Describe it as OpenAPI does."""
+        described = {
+            "name": self.name,
+            "in": self.place,
+            "required": self.required,
+            "description": self.description,
+            "schema": dict(self.schema),
+        }
+        return described if self.example is None else {**described, "example": self.example}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of a request."""
+
+    type: Any
+    required: bool = False
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and the template of a path, with what handles it, what it takes and what it answers.
+
+    `reply` is the usual one and `other_replies` are further ones. `errors` are those that only this route
+    raises; `HTTP_PROBLEMS` knows their statuses.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    reply: Reply
+    errors: tuple[type[CotenantError], ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    body: Body | None = None
+    other_replies: tuple[Reply, ...] = ()
+
+    async def answer(self, request: ApiRequest) -> None:
+        """Answer a request. Raises what the handler raises."""
+        payload = await self.handler(request)
+        if payload is not None:
+            await send_json(request.send, self.reply.status, payload)
+
+
+class RouteTable:
+    """Finds the routes of a path.
+
+    A name in a path may hold slashes, written %2F, or as they are where that is not ambiguous.
+    """
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._by_path: dict[str, dict[str, Handler]] = {}
+        for route in self.routes:
+            self._by_path.setdefault(route.path, {})[route.method] = route.answer
+        # `/models/{name}/why` comes before `/models/{name}`, which matches the same paths.
+        templates = sorted((path for path in self._by_path if _NAME in path), key=len, reverse=True)
+        self._templates = [(path, *path.split(_NAME)) for path in templates]
+
+    def find(self, scope: Scope) -> tuple[Mapping[str, Handler] | None, str]:
+        """Return the handlers of a path by method, None if it has none, and the name that the path holds."""
+        found = self._by_path.get(scope["path"])
+        if found is not None:
+            return found, ""
+        raw: str = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
+        for path, before, after in self._templates:
+            name = raw[len(before) : len(raw) - len(after)]
+            if name and raw.startswith(before) and raw.endswith(after):
+                return self._by_path[path], unquote(name)
+        return None, ""
+
+
+async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None:
+    """Have the handler of the request's method answer, or say which methods there are."""
+    handler = handlers.get("GET" if request.method == "HEAD" else request.method)
+    if handler is None:
+        await refuse_method(request.method, request.path, handlers, request.send)
+        return
+    payload = await handler(request)
+    if payload is not None:
+        await send_json(request.send, 200, payload)
+
+
+async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Send) -> None:
+    """Answer that a path does not take a method, and which it takes."""
+    allow = ", ".join("GET, HEAD" if each == "GET" else each for each in allowed)
+    error = MethodNotAllowed(f"{path} does not take {method}", hint=f"Use {allow}.")
+    await send_problem(send, error, ((b"allow", allow.encode()),))
+
+
+def integer(minimum: int = 0, maximum: int = _MAX_INTEGER, **more: Any) -> Mapping[str, Any]:
+    """Return the schema of a whole number in a query."""
+    return {"type": "integer", "minimum": minimum, "maximum": maximum, **more}

@@ -1,0 +1,68 @@
+"""A gateway whose collaborators are plain, but for those that a test brings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from cotenant.asgi import Receive, Scope, Send
+from cotenant.domain.alerts import Alert, AlertKind
+from cotenant.domain.errors import NotOffered, UnknownRoute
+from cotenant.domain.hub import PullStep
+from cotenant.gateway.app import Gateway
+from cotenant.gateway.http.problems import send_problem
+from cotenant.interfaces import Operator, PlanAsked, PlanFound, Router
+from tests.support.daemon.plain_operator import PlainOperator
+
+
+class NoAlerts:
+    """Nothing is ever wrong."""
+
+    def active(self) -> Sequence[Alert]:
+        return ()
+
+    def recent(self) -> Sequence[Alert]:
+        return ()
+
+    def totals(self) -> Mapping[AlertKind, int]:
+        return {}
+
+    async def follow(self) -> AsyncIterator[Alert]:
+        return
+        yield
+
+
+class NoPuller:
+    """There is no folder to pull to."""
+
+    async def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
+        raise NotOffered("there is no folder to pull models to", hint="Set models_dir in the configuration.")
+        yield
+
+
+class NoPlanner:
+    """No model can be planned."""
+
+    async def plan(self, asked: PlanAsked) -> PlanFound:
+        raise NotImplementedError
+
+
+class NoPages:
+    """A console without pages."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_problem(send, UnknownRoute(f"there is no page at {scope['path']}"))
+
+    def end_streams(self) -> None:
+        pass
+
+
+def plain_gateway(router: Router, operator: Operator | None = None, **options: Any) -> Gateway:
+    """Make a gateway; `options` are those of Gateway."""
+    plain: dict[str, Any] = {
+        "alerts": NoAlerts(),
+        "puller": NoPuller(),
+        "planner": NoPlanner(),
+        "console": lambda api: NoPages(),
+    }
+    return Gateway(router, operator or PlainOperator(), **{**plain, **options})
