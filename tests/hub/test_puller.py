@@ -97,7 +97,7 @@ async def test_one_of_a_file_whose_size_the_hub_does_not_tell_is_taken_up_too(hu
 async def test_a_file_that_nobody_can_know_to_be_whole_is_refused(hub, tmp_path):
     hub.untold.add("Model-Q4_K_M.gguf")
     hub.endless.add("Model-Q4_K_M.gguf")
-    with pytest.raises(PullFailed, match=r"nobody tells how long Model-Q4_K_M\.gguf is"):
+    with pytest.raises(PullFailed, match=r"the length of Model-Q4_K_M\.gguf is unknown"):
         await pull(tmp_path, "hf.co/org/repo")
     assert not list(tmp_path.rglob("*.gguf"))
 
@@ -108,7 +108,7 @@ async def test_a_file_that_nobody_can_know_to_be_whole_is_refused(hub, tmp_path)
 )
 def test_what_has_come_is_kept_when_the_hub_asks_for_patience(hub, tmp_path, monkeypatch, status, then):
     """Only bytes that cannot be of the file are thrown away."""
-    monkeypatch.setattr(fetch, "_BETWEEN_TRIES_S", 0.0)
+    monkeypatch.setattr(fetch, "_RETRY_DELAY_S", 0.0)
     hub.cuts["Model-Q4_K_M.gguf"] = 500_000
     hub.refusals["Model-Q4_K_M.gguf"] = [None, status]
     fetch._pull(HubName.parse("hf.co/org/repo"), tmp_path, 15.0)
@@ -118,7 +118,7 @@ def test_what_has_come_is_kept_when_the_hub_asks_for_patience(hub, tmp_path, mon
 
 
 def test_a_refusal_leaves_what_has_come_for_the_next_pull(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "_BETWEEN_TRIES_S", 0.0)
+    monkeypatch.setattr(fetch, "_RETRY_DELAY_S", 0.0)
     hub.cuts["Model-Q4_K_M.gguf"] = 500_000
     hub.refusals["Model-Q4_K_M.gguf"] = [None, 401]
     with pytest.raises(NotOnHub, match="does not give"):
@@ -154,7 +154,7 @@ def _incomplete(models: Path) -> Path:
 
 async def test_bytes_of_another_checksum_are_never_served(hub, tmp_path):
     hub.lies.add("Model-Q4_K_M.gguf")
-    with pytest.raises(PullFailed, match="another checksum"):
+    with pytest.raises(PullFailed, match="the checksum of the hub"):
         await pull(tmp_path, "hf.co/org/repo")
     assert not list((tmp_path / "org--repo").glob("*.gguf"))
     hub.lies.clear()
@@ -194,7 +194,7 @@ async def test_two_pulls_of_one_repository_do_not_mix(hub, tmp_path):
     hub.stalls["Model-Q4_K_M.gguf"] = 100
     first = asyncio.ensure_future(pull(tmp_path, "hf.co/org/repo"))
     await asyncio.to_thread(hub.stalled.wait, 30)
-    with pytest.raises(PullFailed, match="being pulled already"):
+    with pytest.raises(PullFailed, match="already being pulled"):
         await pull(tmp_path, "hf.co/org/repo:Q8_0")
     hub.go_on.set()
     assert (await first)[-1].files
@@ -218,7 +218,7 @@ async def test_a_folder_that_cannot_be_written_is_told(hub, tmp_path):
 
 
 def test_what_would_fill_the_disk_is_refused(tmp_path):
-    with pytest.raises(NoRoomOnDisk, match="are to come, and the disk"):
+    with pytest.raises(NoRoomOnDisk, match=r"the pull needs .*, the disk"):
         fetch._check_room(tmp_path, tmp_path / "staging", [HubFile("a.gguf", 1000 << 40)])
 
 

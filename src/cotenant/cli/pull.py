@@ -35,15 +35,15 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pull; a daemon that serves the folder notices by itself."""
+    """Pull the model. A daemon that serves the folder notices by itself."""
     folder = _models_dir(args)
-    show = _as_json if args.json else _Shown(interactive=sys.stdout.isatty())
+    show = _as_json if args.json else _StepPrinter(interactive=sys.stdout.isatty())
     asyncio.run(pull(args.name, folder, show))
     return 0
 
 
 async def pull(name: str, folder: Path, show: Any, list_within_s: float = 15.0) -> tuple[Path, ...]:
-    """Pull into `folder`, telling `show` each step; return the files. Raises what a pull raises."""
+    """Pull into `folder`, passing each step to `show`; return the files. Raises what a pull raises."""
     from cotenant.hub.puller import HubPuller
 
     files: tuple[Path, ...] = ()
@@ -55,8 +55,8 @@ async def pull(name: str, folder: Path, show: Any, list_within_s: float = 15.0) 
 
 
 def shown() -> Any:
-    """Return what shows steps on this terminal."""
-    return _Shown(interactive=sys.stdout.isatty())
+    """Return a function that shows steps on this terminal."""
+    return _StepPrinter(interactive=sys.stdout.isatty())
 
 
 def _models_dir(args: argparse.Namespace) -> Path:
@@ -75,7 +75,7 @@ def _models_dir(args: argparse.Namespace) -> Path:
 
 
 def _as_json(step: PullStep) -> None:
-    told = {
+    line = {
         "status": step.what,
         "file": step.file,
         "sha256": step.sha256,
@@ -83,11 +83,11 @@ def _as_json(step: PullStep) -> None:
         "completed_bytes": step.completed_bytes,
         "files": step.files,
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(line), flush=True)
 
 
-class _Shown:
-    """Shows steps as lines; on a terminal, how far a file has come is one line that changes."""
+class _StepPrinter:
+    """Shows steps as lines; on a terminal the progress of a file is one line that changes."""
 
     def __init__(self, *, interactive: bool) -> None:
         self._interactive = interactive
@@ -100,7 +100,7 @@ class _Shown:
         elif self._interactive:
             if step.what != self._last:
                 self._end_line()
-            print(f"{_CLEAR}{step.what}{_far(step)}", end="", flush=True)
+            print(f"{_CLEAR}{step.what}{_progress(step)}", end="", flush=True)
             self._last = step.what
         elif step.what != self._last:
             self._last = step.what
@@ -112,7 +112,7 @@ class _Shown:
             print()
 
 
-def _far(step: PullStep) -> str:
+def _progress(step: PullStep) -> str:
     if not step.total_bytes:
         return ""
     percent = 100 * step.completed_bytes // step.total_bytes

@@ -1,4 +1,4 @@
-"""Which files of a repository make the model that was asked for."""
+"""Chooses the files of a repository that make up the requested model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from cotenant.domain.errors import NotOnHub
 from cotenant.domain.hub import HubName, quant_of
 
 _PART: Final = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})$")
-_USUAL: Final = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "IQ4_XS", "MXFP4", "Q6_K", "Q8_0")
-"""Which quantisation is taken where none is asked for, the first that there is."""
+_PREFERRED_QUANTS: Final = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "IQ4_XS", "MXFP4", "Q6_K", "Q8_0")
+"""The quantisation to take if none is requested: the first of these that exists."""
 _PROJECTOR: Final = "mmproj"
 _PROJECTOR_TYPES: Final = ("F16", "BF16", "Q8_0", "F32")
-_NAMED: Final = 12
+_MAX_LISTED: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a repository by its path there; the hub may not tell its size and checksum."""
+    """A file of a repository by its path there; the hub may not report its size and checksum."""
 
     path: str
     size_bytes: int | None = None
@@ -33,9 +33,9 @@ class HubFile:
 
 
 def choose(name: HubName, files: Sequence[HubFile]) -> tuple[HubFile, ...]:
-    """Return the files of a model in the order in which they may appear: its first part is the last.
+    """Return the files of a model in the order in which they may appear: the first part is last.
 
-    A vision projector of the repository goes with it. Raises NotOnHub, which says what there is.
+    They include a vision projector of the repository. Raises NotOnHub, which lists what there is.
     """
     ggufs = [file for file in files if file.path.endswith(".gguf") and "imatrix" not in file.name.lower()]
     projectors = [file for file in ggufs if _PROJECTOR in file.name.lower()]
@@ -48,45 +48,40 @@ def choose(name: HubName, files: Sequence[HubFile]) -> tuple[HubFile, ...]:
             f"{name.repository} has no GGUF file", hint="Name a repository of GGUF files; many end in -GGUF."
         )
     parts = sorted(models[_wanted(name, models)], key=lambda file: file.path, reverse=True)
-    _check_complete(name, parts)
-    return (*_preferred(projectors), *parts)
-
-
-def _wanted(name: HubName, models: Mapping[str, Sequence[HubFile]]) -> str:
-    if name.quant is None:
-        usual = (stem for quant in _USUAL for stem in sorted(models) if quant_of(stem) == quant)
-        return next(usual, min(models))
-    asked = name.quant.lower()
-    matches = [stem for stem in sorted(models) if asked in (stem.rpartition("/")[2].lower(), _quant(stem))]
-    if len(matches) == 1:
-        return matches[0]
-    stems = [stem.rpartition("/")[2] for stem in matches or sorted(models)]
-    there = list(dict.fromkeys(stems if matches else (quant_of(stem) or stem for stem in stems)))
-    more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
-    what = "has several models of" if matches else "has no"
-    raise NotOnHub(
-        f"{name.repository} {what} {name.quant}",
-        hint=f"Write one of these after the colon: {', '.join(there[:_NAMED])}{more}.",
-    )
-
-
-def _quant(stem: str) -> str:
-    return (quant_of(stem) or "").lower()
-
-
-def _check_complete(name: HubName, parts: Sequence[HubFile]) -> None:
     match = _PART.search(parts[0].path.removesuffix(".gguf"))
     if match is not None and int(match["count"]) != len(parts):
         raise NotOnHub(
             f"{name.repository} has {len(parts)} of the {int(match['count'])} parts of {parts[-1].name}",
             hint="Ask for another quantisation.",
         )
+    return (*sorted(projectors, key=_projector_rank)[:1], *parts)
 
 
-def _preferred(projectors: Sequence[HubFile]) -> Sequence[HubFile]:
-    def rank(file: HubFile) -> tuple[int, str]:
-        quant = quant_of(file.path)
-        known = quant in _PROJECTOR_TYPES
-        return _PROJECTOR_TYPES.index(quant) if quant and known else len(_PROJECTOR_TYPES), file.path
+def _wanted(name: HubName, models: Mapping[str, Sequence[HubFile]]) -> str:
+    if name.quant is None:
+        return next(
+            (stem for quant in _PREFERRED_QUANTS for stem in sorted(models) if quant_of(stem) == quant),
+            min(models),
+        )
+    wanted = name.quant.lower()
+    matches = [
+        stem
+        for stem in sorted(models)
+        if wanted in (stem.rpartition("/")[2].lower(), (quant_of(stem) or "").lower())
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    stems = [stem.rpartition("/")[2] for stem in matches or sorted(models)]
+    found = list(dict.fromkeys(stems if matches else (quant_of(stem) or stem for stem in stems)))
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    what = "has several models of" if matches else "has no"
+    raise NotOnHub(
+        f"{name.repository} {what} {name.quant}",
+        hint=f"Write one of these after the colon: {', '.join(found[:_MAX_LISTED])}{more}.",
+    )
 
-    return sorted(projectors, key=rank)[:1]
+
+def _projector_rank(file: HubFile) -> tuple[int, str]:
+    quant = quant_of(file.path)
+    rank = _PROJECTOR_TYPES.index(quant) if quant in _PROJECTOR_TYPES else len(_PROJECTOR_TYPES)
+    return rank, file.path

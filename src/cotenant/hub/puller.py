@@ -1,4 +1,4 @@
-"""Pulls of models, each in a child process (`fetch`)."""
+"""Pulls models, each in a child process (`fetch`)."""
 
 from __future__ import annotations
 
@@ -15,31 +15,27 @@ from cotenant.domain.errors import CotenantError, NotOffered, PullFailed
 from cotenant.domain.hub import HubName, PullStep
 from cotenant.domain.units import MIB
 
-_FAULTS: Final[dict[str, type[CotenantError]]] = {
+_ERRORS_BY_CODE: Final[dict[str, type[CotenantError]]] = {
     kind.code: kind
     for kind in (errors.HubSilent, errors.NotOnHub, errors.NoRoomOnDisk, PullFailed, NotOffered)
 }
-_LAST_WORDS: Final = 400
+_MAX_STDERR_CHARS: Final = 400
 _GRACE_S: Final = 2.0
-_BEFORE_LISTED: Final = 2
-"""Of a child's lines, the first says that it asks the hub, the second comes when that has answered."""
-
-
-async def _nothing() -> None:
-    return None
+_LINES_UNTIL_LISTED: Final = 2
+"""The child's first line says that it asks the hub; the second follows the hub's answer."""
 
 
 class HubPuller:
-    """Fetches into `models_dir`, asked for at each pull; None refuses. `arrived` is awaited after each.
+    """Fetches into the folder that `models_dir` returns at each pull; None refuses.
 
-    `list_within_s` bounds the wait for the hub's first answer.
+    `arrived` is awaited after each pull. `list_within_s` bounds the wait for the hub's first answer.
     """
 
     def __init__(
         self,
         models_dir: Callable[[], Path | None],
         *,
-        arrived: Callable[[], Awaitable[object]] = _nothing,
+        arrived: Callable[[], Awaitable[object]] | None = None,
         list_within_s: float = 15.0,
     ) -> None:
         self._models_dir = models_dir
@@ -47,20 +43,20 @@ class HubPuller:
         self._list_within_s = list_within_s
 
     async def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
-        """Fetch a model, telling how it goes. Raises BadHubName, HubError or NotOffered."""
+        """Fetch a model, yielding each step. Raises BadHubName, HubError or NotOffered."""
         wanted = HubName.parse(name)
         models_dir = self._models_dir()
         if models_dir is None:
             raise NotOffered(
                 "there is no folder to pull models to", hint="Set models_dir in the configuration."
             )
-        asked = {
+        request = {
             "name": str(wanted),
             "models_dir": str(models_dir),
             "list_within_s": self._list_within_s,
         }
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(asked)),
+            *(sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(request)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -75,19 +71,20 @@ class HubPuller:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.communicate()
-        await self._arrived()
+        if self._arrived is not None:
+            await self._arrived()
 
 
 async def _steps(child: asyncio.subprocess.Process, list_within_s: float) -> AsyncGenerator[PullStep, None]:
     assert child.stdout is not None  # noqa: S101  it is a pipe
     assert child.stderr is not None  # noqa: S101
-    # Read all along, so that a full pipe never stops it; its last line explains an end without words.
+    # Read continuously, so that a full pipe never blocks the child; the last line explains a crash.
     warnings = asyncio.create_task(child.stderr.read())
     try:
         n_lines = 0
         while True:
-            # Its own bounds leave out the search for the hub's address, which may hang.
-            within_s = list_within_s + _GRACE_S if n_lines < _BEFORE_LISTED else None
+            # The child's own timeouts do not cover name resolution, which may hang.
+            within_s = list_within_s + _GRACE_S if n_lines < _LINES_UNTIL_LISTED else None
             try:
                 line = await asyncio.wait_for(child.stdout.readline(), within_s)
             except TimeoutError:
@@ -97,18 +94,18 @@ async def _steps(child: asyncio.subprocess.Process, list_within_s: float) -> Asy
             if not line:
                 break
             n_lines += 1
-            told: dict[str, Any] = json.loads(line)
-            if "error" in told:
-                fault = told["error"]
-                raise _FAULTS.get(fault["code"], PullFailed)(fault["message"], hint=fault["hint"])
-            if "files" in told:
-                yield PullStep("pulled", files=tuple(told["files"]))
+            step: dict[str, Any] = json.loads(line)
+            if "error" in step:
+                error = step["error"]
+                raise _ERRORS_BY_CODE.get(error["code"], PullFailed)(error["message"], hint=error["hint"])
+            if "files" in step:
+                yield PullStep("pulled", files=tuple(step["files"]))
                 return
-            yield PullStep(**told)
-        said = (await warnings).decode("utf-8", "replace").strip()[-_LAST_WORDS:].splitlines()
+            yield PullStep(**step)
+        last_lines = (await warnings).decode("utf-8", "replace").strip()[-_MAX_STDERR_CHARS:].splitlines()
         raise PullFailed(
-            f"the pull ended early{f': {said[-1]}' if said else ''}",
-            hint="Pull it again: it goes on where it stopped.",
+            f"the pull ended early{f': {last_lines[-1]}' if last_lines else ''}",
+            hint="Pull it again: it continues where it stopped.",
         )
     finally:
         warnings.cancel()
