@@ -75,7 +75,9 @@ class Site:
     @contextmanager
     def daemon(self, port: int = 0, **env: str) -> Iterator[Serving]:
         argv = ["serve", "--config", str(self.config), "--port", str(port), "--parallel", "1"]
-        with Serving(argv, self.folder / "state", {**self.env, **env}) as daemon:
+        settled = {"SETTLE_S": "0.1"}
+        module = "tests.support.daemon.short_settle"
+        with Serving(argv, self.folder / "state", {**settled, **self.env, **env}, module) as daemon:
             daemon.address()
             yield daemon
             assert "Traceback" not in daemon.output

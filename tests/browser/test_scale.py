@@ -1,8 +1,9 @@
-"""Two hundred models, sixteen GPUs and fifty services: readable, and little work for the browser."""
+"""Two hundred models, sixteen GPUs and fifty services: readable, and kept up to date.
+
+bench/console.py measures what an update costs.
+"""
 
 from __future__ import annotations
-
-import statistics
 
 import pytest
 
@@ -12,8 +13,6 @@ from tests.support.browser import tab, until
 pytestmark = pytest.mark.slow
 _DURATIONS = "() => performance.getEntriesByName('cotenant:update', 'measure').map((each) => each.duration)"
 _LOOKS = 8
-_SLOW_MACHINE = 4
-"""The bound is 16 ms on a quiet machine (bench/console.py); tests run on loaded ones too."""
 
 
 _SHOWN = """() => {
@@ -38,14 +37,12 @@ def crowd(machine):
         yield address
 
 
-def test_an_update_of_everything_takes_a_frame_and_the_page_stays_readable(browser, crowd):
+def test_the_page_stays_readable_while_everything_is_updated(browser, crowd):
     with tab(browser, crowd) as look:
         page = look.open("/")
         assert page.locator("#models > tr").count() == 200
         assert page.locator("#cards > article").count() == 16
         until(lambda: len(page.evaluate(_DURATIONS)) > _LOOKS, page, "updates")
-        took = page.evaluate(_DURATIONS)[1:]
-        assert statistics.median(took) < 16 * _SLOW_MACHINE, took
         assert look.overflow() <= 0
         for width in (390, 800):
             page.set_viewport_size({"width": width, "height": 844})

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from tests.support.daemon.api import get, port_of, story
 from tests.support.daemon.serving import Serving
-from tests.support.gpus.paper_machine import PaperMachine
+from tests.support.gpus.paper_machine import PaperMachine, fake_fleet
 from tests.support.http.client import post
 from tests.support.models.gguf_models import build_tiny_llama
 from tests.support.waiting import wait_until
@@ -29,15 +27,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def two_models(model: Path, folder: Path, gpus: str, keep_alive: str) -> Iterator[Serving]:
-    """Serve gpt2 and gpt2-small, both pinned to the last card described."""
+def two_models(model: Path, folder: Path, gpus: str, *, small_stays: str = "5m") -> Iterator[Serving]:
+    """Serve gpt2 and gpt2-small, both pinned to the last card described; gpt2-small stays idle for a time."""
     card = gpus.count(",")
     config = folder / "cotenant.yaml"
     config.write_text(
-        f"defaults: {{keep_alive: {keep_alive}}}\n"
+        "defaults: {keep_alive: 5m}\n"
         "models:\n"
         f"  - {{name: gpt2, path: {model}, gpus: [{card}]}}\n"
-        f"  - {{name: gpt2-small, path: {model}, gpus: [{card}]}}\n",
+        f"  - {{name: gpt2-small, path: {model}, gpus: [{card}], keep_alive: {small_stays}}}\n",
         encoding="utf-8",
     )
     argv = ["serve", "--config", str(config), "--port", "0", "--gpus", gpus]
@@ -68,14 +66,11 @@ def qps(daemon: Serving) -> dict[tuple[str, str], float]:
 
 
 def test_of_two_models_the_idle_one_goes_and_the_active_one_stays(model: Path, tmp_path: Path) -> None:
-    with two_models(model, tmp_path, "1000MiB,2000MiB", keep_alive="3s") as daemon:
+    with two_models(model, tmp_path, "1000MiB,2000MiB", small_stays="1s") as daemon:
         ask(daemon, "gpt2-small")
-        ask(daemon, "gpt2")
-        assert states(daemon) == {"gpt2": "ready", "gpt2-small": "ready"}
-        deadline = time.monotonic() + 60
-        while states(daemon)["gpt2-small"] != "cold":
-            assert time.monotonic() < deadline
+        for _ in range(5):
             ask(daemon, "gpt2")
+        wait_until(lambda: states(daemon)["gpt2-small"] == "cold")
         assert states(daemon)["gpt2"] == "ready"
         seen = qps(daemon)
         assert seen["gpt2", "1"] > seen["gpt2-small", ""], "each model has its own, though they shared a card"
@@ -85,7 +80,7 @@ def test_of_two_models_the_idle_one_goes_and_the_active_one_stays(model: Path, t
 
 def test_under_memory_pressure_the_more_idle_one_goes(model: Path, tmp_path: Path) -> None:
     machine = PaperMachine(tmp_path, total_mib=1300)
-    with two_models(model, tmp_path, str(machine.path), keep_alive="5m") as daemon:
+    with two_models(model, tmp_path, str(machine.path)) as daemon:
         ask(daemon, "gpt2-small")
         for _ in range(5):
             ask(daemon, "gpt2")
@@ -102,25 +97,20 @@ def test_under_memory_pressure_the_more_idle_one_goes(model: Path, tmp_path: Pat
 
 
 def test_two_active_models_both_stay(model: Path, tmp_path: Path) -> None:
-    with two_models(model, tmp_path, "1000MiB,2000MiB", keep_alive="1s") as daemon:
-        enough = threading.Event()
-
-        def keep_asking(name: str) -> None:
-            while not enough.is_set():
-                ask(daemon, name)
-
-        both = {"gpt2": "ready", "gpt2-small": "ready"}
-        with ThreadPoolExecutor() as pool:
-            asking = [pool.submit(keep_asking, "gpt2")]
-            try:
-                wait_until(lambda: states(daemon)["gpt2"] == "ready")
-                asking.append(pool.submit(keep_asking, "gpt2-small"))
-                wait_until(lambda: states(daemon) == both)
-                time.sleep(2)
-                assert states(daemon) == both
-                for name in both:
-                    assert [d["kind"] for d in story(daemon, name)] == ["load", "ready"]
-            finally:
-                enough.set()
+    """As long as they answer they are not idle, however long that takes; a third that is idle goes."""
+    gate = tmp_path / "gate"
+    active = ("gpt2", "gpt2-small")
+    engines = {name: {"FAKE_LAST_TOKEN_ONCE": gate} for name in active} | {"idle": {}}
+    with (
+        fake_fleet(tmp_path, model, "8GiB", engines, keep_alive="1s") as daemon,
+        ThreadPoolExecutor() as pool,
+    ):
+        asking = [pool.submit(ask, daemon, name) for name in active]
+        wait_until(lambda: all(get(daemon, f"/api/models/{name}")["in_flight"] for name in active))
+        ask(daemon, "idle")
+        wait_until(lambda: states(daemon) == dict.fromkeys(active, "ready") | {"idle": "cold"})
+        for name in active:
+            assert [d["kind"] for d in story(daemon, name) if d["kind"] != "waiting"] == ["load", "ready"]
+        gate.touch()
         for each in asking:
             each.result()

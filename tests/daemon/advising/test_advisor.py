@@ -70,7 +70,7 @@ def hint(id_: str = "m1", factor: float = 1.0, pin_s: float = 0.0, *, prefetch: 
 
 
 def advisor(loop: Loop, site: Site, clock=None, **settings: object) -> Advisor:
-    told = AdvisorSettings(**{"mode": AdvisorMode.ON, "model": "brain", "timeout_s": 5.0, **settings})  # type: ignore[arg-type]
+    told = AdvisorSettings(**{"mode": AdvisorMode.ON, "model": "brain", "timeout_s": 60.0, **settings})  # type: ignore[arg-type]
     made = Advisor(told, RemoteSource(site, "brain"), loop, clock or SystemClock())
     loop.listeners.append(made.decided)
     return made

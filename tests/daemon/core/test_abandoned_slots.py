@@ -50,7 +50,10 @@ def test_nothing_is_released_once_the_engine_is_gone() -> None:
         reaper.abandon(lambda: released.append(1))
         reaper.close()
         engine.busy = 0
-        await asyncio.sleep(0.02)
-        assert not released
+        later: list[int] = []
+        another = AbandonedSlotReaper(engine, lambda: 1, poll_s=0.002)  # type: ignore[arg-type]
+        another.abandon(lambda: later.append(1))
+        await until(lambda: bool(later))
+        assert not released, "the first would have looked before, and seen as much"
 
     asyncio.run(run())

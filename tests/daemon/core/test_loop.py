@@ -100,7 +100,7 @@ def fleet(
             loop.post,
             cpu_fallback=lambda entry, placement: placement,
             in_flight=loop.in_flight,
-            load_timeout_s=5,
+            load_timeout_s=60,
         )
     )
     card = Device(DeviceId("GPU-0"), DeviceKind.GPU, "card", index=0, total_bytes=GIB)
@@ -165,13 +165,15 @@ async def test_every_refusal_has_its_error() -> None:
     loop, _ = fleet(100, 5000, at_once=False, max_queue=1)
     with pytest.raises(DoesNotFit):
         await loop.lease("m1")
-    waiting = asyncio.create_task(loop.lease("m0", LeaseTerms(timeout_s=0.05)))
+    waiting = asyncio.create_task(loop.lease("m0"))
     await asyncio.sleep(0)
     with pytest.raises(QueueFull) as full:
         await loop.lease("m0")
     assert full.value.retry_after_s
+    waiting.cancel()
+    await asyncio.wait([waiting])
     with pytest.raises(WaitTimeout, match="the model to be loaded"):
-        await waiting
+        await loop.lease("m0", LeaseTerms(timeout_s=0.05))
     last = asyncio.create_task(loop.lease("m0"))
     await asyncio.sleep(0)
     stopping = asyncio.create_task(loop.stop(1))

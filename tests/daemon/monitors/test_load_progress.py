@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.support.daemon.serving import Serving
 from tests.support.gpus.paper_machine import fake_fleet
 from tests.support.http.client import Reply, post
 from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -51,42 +51,59 @@ class Asking(threading.Thread):
 def test_a_long_load_is_seen_to_come_along(
     way: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slow = {"m": {"FAKE_READS": way, "FAKE_READY_AFTER_S": 4}}
+    up_to = tmp_path / "twentieths"
+    up_to.write_text("0")
+    slow = {"m": {"FAKE_READS": way, "FAKE_READS_UP_TO": up_to}}
+    seen: list[dict[str, Any]] = []
     with fake_fleet(tmp_path, model, "4GiB", slow) as daemon:
         assert get(daemon, "/api/models/m")["load"] is None
-        asking, seen = Asking(daemon), []
-        shown = scraped = ""
-        while asking.is_alive():
+
+        def has_read(least: int) -> bool:
             load: dict[str, Any] | None = get(daemon, "/api/models/m")["load"]
-            if load is not None:
-                seen.append(load)
-                if load["read_bytes"] is not None and not shown:
-                    assert main(["ps", "--address", daemon.address()]) == 0
-                    shown = capsys.readouterr().out
-                    scraped = get(daemon, "/metrics", as_text=True)
-            time.sleep(0.1)
+            if load is None:
+                return False
+            seen.append(load)
+            return (load["read_bytes"] or 0) >= least
+
+        asking = Asking(daemon)
+        for twentieths in (5, 10, 15):
+            up_to.write_text(str(twentieths))
+            # Not all of it: a page that others have read before costs the engine no reading.
+            wait_until(lambda least=(twentieths - 2) * FILE_BYTES // 20: has_read(least))
+        assert main(["ps", "--address", daemon.address()]) == 0
+        shown = capsys.readouterr().out
+        scraped = get(daemon, "/metrics", as_text=True)
+        up_to.write_text("20")
+        asking.join()
         assert asking.reply is not None
         assert asking.reply.status == 200
         assert get(daemon, "/api/models/m")["load"] is None
     read = [load["read_bytes"] for load in seen if load["read_bytes"] is not None]
-    assert len(set(read)) >= 3, read
     assert read == sorted(read)
-    assert 0 < read[0] < read[-1] <= FILE_BYTES
+    assert read[-1] <= FILE_BYTES
     assert {load["total_bytes"] for load in seen} <= {None, FILE_BYTES}
-    assert all(0 <= load["running_s"] < 20 and load["expected_s"] > 0 for load in seen)
+    assert all(load["running_s"] >= 0 and load["expected_s"] > 0 for load in seen)
     assert re.search(r"^m is loading: [\d.]+ MiB of 256 MiB read, [\d.]+ s of about [\d.]+ m?s$", shown, re.M)
     assert re.search(r'^cotenant_model_loading_read_bytes\{.*model="m".*\} [\d.e+]+$', scraped, re.M)
 
 
 def test_the_next_load_is_expected_to_take_what_the_last_took(model: Path, tmp_path: Path) -> None:
-    with fake_fleet(tmp_path, model, "4GiB", {"m": {"FAKE_READY_AFTER_S": 1.5}}, keep_alive="0s") as daemon:
+    gate = tmp_path / "gate"
+    slow = {"m": {"FAKE_READY_AFTER_S": 0.5, "FAKE_READY_ONCE": gate}}
+    with fake_fleet(tmp_path, model, "4GiB", slow, keep_alive="0s") as daemon:
+
+        def of_m() -> dict[str, Any]:
+            found: dict[str, Any] = get(daemon, "/api/models/m")
+            return found
+
+        gate.touch()
         Asking(daemon).join()
-        deadline = time.monotonic() + 60
-        while get(daemon, "/api/models/m")["state"] != "cold":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: of_m()["state"] == "cold")
+        took_s = of_m()["load_s"]
+        assert took_s >= 0.5
+        gate.unlink()
         asking = Asking(daemon)
-        while (load := get(daemon, "/api/models/m")["load"]) is None:
-            assert asking.is_alive()
-        assert 1.4 <= load["expected_s"] < 4
+        wait_until(lambda: of_m()["load"] is not None)
+        assert of_m()["load"]["expected_s"] == took_s
+        gate.touch()
         asking.join()

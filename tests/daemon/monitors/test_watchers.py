@@ -12,6 +12,7 @@ from cotenant.clock import ManualClock, SystemClock
 from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry
 from cotenant.config.watch import Change
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.monitors import watchers
 from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.domain.devices import (
     HOST_ID,
@@ -108,21 +109,20 @@ async def looks(posted: Stirring, count: int) -> None:
 
 
 @pytest.mark.slow
-async def test_memory_that_is_awaited_is_looked_for_often() -> None:
-    began = asyncio.get_running_loop().time()
+async def test_memory_that_is_awaited_is_looked_for_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchers, "_BUSY_S", 3600)
+    monkeypatch.setattr(watchers, "_QUIET_S", 3600)
     await looks(Stirring(reclaims=True), count=6)
-    assert asyncio.get_running_loop().time() - began < 2
 
 
 @pytest.mark.slow
-async def test_cards_are_read_at_once_when_an_engine_changes_and_not_before() -> None:
+async def test_cards_are_read_at_once_when_an_engine_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchers, "_BUSY_S", 3600)
+    monkeypatch.setattr(watchers, "_QUIET_S", 3600)
     posted = Stirring(reclaims=False)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await looks(posted, count=2)
-    posted.events.clear()
     posted.changed.set()
     await looks(posted, count=2)
+    assert not posted.changed.is_set()
 
 
 def test_a_driver_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
@@ -130,7 +130,7 @@ def test_a_driver_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
 
     def hang() -> Inventory:
         hangs.set()
-        assert goes_on.wait(60)
+        assert goes_on.wait(300)
         return cards(0)
 
     async def watch_for_a_moment() -> None:
@@ -138,15 +138,15 @@ def test_a_driver_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
         watcher = CardWatcher(probe, (), BudgetRules(), posted, SystemClock(), lambda: None)  # type: ignore[arg-type]
         watcher.read(cards(0))
         running = asyncio.create_task(watcher.run())
-        assert await asyncio.to_thread(hangs.wait, 10)
+        assert await asyncio.to_thread(hangs.wait, 60)
         running.cancel()
 
     daemon = threading.Thread(target=asyncio.run, args=(watch_for_a_moment(),))
     daemon.start()
-    daemon.join(5)
+    daemon.join(60)
     hung = daemon.is_alive()
     goes_on.set()
-    daemon.join(10)
+    daemon.join(60)
     assert not hung
 
 
@@ -182,7 +182,7 @@ async def test_what_was_read_first_never_takes_the_place_of_what_was_read_last()
 
     served = ActiveConfiguration(Configuration(), read, Posted(), ManualClock())  # type: ignore[arg-type]
     first = asyncio.create_task(served.reload(Change()))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 60)
     second = asyncio.create_task(served.reload(Change()))
     # As long as the second would need if nothing held it up.
     await asyncio.wait([second], timeout=0.05)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,26 @@ def orchestrator(file: Path, folder: Path, **options: Any) -> ComposeOrchestrato
     return ComposeOrchestrator(settings, folder / "state", **own)
 
 
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/health"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 class Project:
     """A compose project in a folder, with the orchestrator that pins its services."""
 
@@ -61,9 +84,9 @@ class Project:
         self.name = f"t{next(_numbers)}"
         self.file = folder / "docker-compose.prod.yml"
         self.file.write_text(yaml.safe_dump({"services": services}))
-        self.options = {"settle_s": 0.3, "command_timeout_s": 60.0, **options}
+        self.options = {"settle_s": 0.3, "command_timeout_s": 300.0, **options}
         self.services = {
-            name: Service(name, vram_bytes=7 * GIB, budget_env="VRAM_BUDGET_GB", health_timeout_s=20)
+            name: Service(name, vram_bytes=7 * GIB, budget_env="VRAM_BUDGET_GB", health_timeout_s=120)
             for name in services
         }
         self.orchestrator = self.anew()

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +9,7 @@ from cotenant.clock import SystemClock
 from cotenant.services.compose.container_engine import ContainerEngine
 from cotenant.services.compose.health import GIVEN_UP, HealthWatch
 from cotenant.services.model import Service
+from tests.services.compose.harness import answering
 from tests.support.containers.fake_docker import install
 
 pytestmark = pytest.mark.slow
@@ -32,26 +29,6 @@ def watch(folder: Path, *, logs: str = "", **told) -> HealthWatch:
 
 async def wait(health: HealthWatch, url: str | None = None, *, timeout_s: float = 0.2) -> str | None:
     return await health.wait(Service("a", health_url=url, health_timeout_s=timeout_s), lambda: False)
-
-
-@contextmanager
-def answering(status: int) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/health"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.parametrize(("status", "well"), [(200, True), (204, True), (404, False), (503, False)])

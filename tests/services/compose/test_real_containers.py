@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.services.model import ApplyState, DeviceNames, OnFailure, ProgressState
-from tests.services.compose.harness import DEVICES, Project, idle, pin, saved
+from tests.services.compose.harness import DEVICES, Project, answering, idle, pin, saved
 from tests.support.containers.container_bed import IMAGE
 
 pytestmark = pytest.mark.slow
@@ -149,10 +149,11 @@ async def test_an_http_port_is_asked_until_it_answers(bed, tmp_path):
 
     assert ended.state is ApplyState.SUCCEEDED, ended
 
-    project.services["a"] = replace(project.services["a"], health_url=f"{url}x", health_timeout_s=0.5)
-    ended = await project.apply(saved(2, pin("a", 1)), ["a"], on_failure=OnFailure.KEEP)
+    with answering(404) as url:
+        project.services["a"] = replace(project.services["a"], health_url=url, health_timeout_s=0.5)
+        ended = await project.apply(saved(2, pin("a", 1)), ["a"], on_failure=OnFailure.KEEP)
 
-    assert f"it was not healthy within 0.5 s: {url}x answers 404" in ended.message
+    assert f"it was not healthy within 0.5 s: {url} answers 404" in ended.message
 
 
 async def test_the_last_words_of_a_container_that_dies_are_told(bed, tmp_path):

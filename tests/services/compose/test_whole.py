@@ -18,11 +18,11 @@ import yaml
 from tests.services.compose.harness import idle
 from tests.support.containers.container_bed import ContainerBed
 from tests.support.daemon.serving import Serving
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 CARDS = "RTX A5500:24564:19304,RTX A400:4094:329,RTX A4000"
 """The third is not among the stand-in devices: a service pinned to it cannot start."""
-DEADLINE_S = 60.0
 _NEEDS = {"ai-llm": 22221, "ai-yolo26": 650, "ai-enrichment": 6963}
 
 
@@ -46,9 +46,10 @@ class Site:
         )
 
     @contextmanager
-    def daemon(self) -> Iterator[Serving]:
+    def daemon(self, settle_s: float = 0.1) -> Iterator[Serving]:
         argv = ["serve", "--config", str(self.folder / "cotenant.yaml"), "--port", "0"]
-        with Serving(argv, self.folder / "state", self.env) as daemon:
+        env = {**self.env, "SETTLE_S": str(settle_s)}
+        with Serving(argv, self.folder / "state", env, "tests.support.daemon.short_settle") as daemon:
             self.env["COTENANT_ADDRESS"] = daemon.address()
             yield daemon
 
@@ -59,7 +60,7 @@ class Site:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=300,
             check=False,
         )
 
@@ -110,12 +111,10 @@ def test_services_are_previewed_applied_changed_and_put_back(site):
 
 
 def test_a_daemon_killed_in_the_middle_of_an_apply_tells_the_truth_afterwards(site):
-    with site.daemon() as daemon:
+    with site.daemon(settle_s=3600) as daemon:  # An apply that ends only by force.
         assert site.run("set", "ai-llm=0", "ai-yolo26=0", "ai-enrichment=1").returncode == 0
         assert site.run("apply", "--no-wait").returncode == 0
-        deadline = time.monotonic() + DEADLINE_S
-        while not _some_but_not_all_done(site.json("status")):
-            assert time.monotonic() < deadline, "the apply was never seen half done"
+        wait_until(lambda: _has_begun(site.json("status")))
         daemon.process.kill()
         daemon.process.wait()
 
@@ -131,7 +130,6 @@ def test_a_daemon_killed_in_the_middle_of_an_apply_tells_the_truth_afterwards(si
         assert all(container["running"] for container in site.json("status")["containers"])
 
 
-def _some_but_not_all_done(told: Any) -> bool:
+def _has_begun(told: Any) -> bool:
     states = [each["state"] for each in (told["apply"] or {"services": []})["services"]]
-    assert not states or set(states) != {"healthy"}, "it was over too soon"
     return any(state != "pending" for state in states) and len(states) == len(_NEEDS)

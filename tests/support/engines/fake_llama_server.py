@@ -2,10 +2,13 @@
 
 FAKE_SAYS             what it prints first
 FAKE_READY_AFTER_S    seconds until it is healthy
-FAKE_READS            `calls` or `mapping`: reads the model's file so, evenly over those seconds
+FAKE_READY_ONCE       a path: it is healthy once that file exists
+FAKE_READS            `calls` or `mapping`: before that it reads the model's file so, in twentieths, as many
+                      as the file FAKE_READS_UP_TO says
 FAKE_TAKES_MIB        memory it takes on the card in the file FAKE_CARD; without room it says so and exits
 FAKE_HOLDS_S          seconds for which that memory outlives it
-FAKE_TOKENS           how many tokens it generates (8), one every FAKE_TOKEN_S
+FAKE_TOKENS           how many tokens it generates (8), one every FAKE_TOKEN_S; the last not before the file
+                      FAKE_LAST_TOKEN_ONCE exists
 FAKE_CRASH_AT_TOKEN   it kills itself in place of that token, 0 being the first; with FAKE_CRASH_ONCE, a path,
                       only the engine that creates that file
 FAKE_GARBAGE          `words`, `json`, `shape` or `cut`: what it answers requests with
@@ -72,6 +75,8 @@ def generate(connection, body):
         if crash_at == str(number) and may_crash():
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(float(os.environ.get("FAKE_TOKEN_S", "0")))
+        if number == count - 1:
+            wait_for_file(os.environ.get("FAKE_LAST_TOKEN_ONCE"))
         texts.append(f"t{number} ")
         if streams:
             connection.sendall((STREAM_HEAD if number == 0 else b"") + chunk(event(texts[-1], None)))
@@ -141,16 +146,17 @@ def serve():
         threading.Thread(target=chatter, daemon=True).start()
     load_s = float(os.environ.get("FAKE_READY_AFTER_S", "0"))
     if "FAKE_READS" in os.environ:
-        loading = threading.Thread(target=read_model, args=(load_s,), daemon=True)
+        loading = threading.Thread(target=read_model, daemon=True)
         loading.start()
 
         def ready():
             return not loading.is_alive()
     else:
         ready_at = time.monotonic() + load_s
+        once = os.environ.get("FAKE_READY_ONCE")
 
         def ready():
-            return time.monotonic() >= ready_at
+            return time.monotonic() >= ready_at and (once is None or os.path.exists(once))
 
     port = int(sys.argv[sys.argv.index("--port") + 1])
     listener = socket.create_server(("127.0.0.1", port), reuse_port=True)
@@ -168,18 +174,28 @@ def take_memory():
         sys.exit(1)
 
 
-def read_model(seconds, steps=20):
+def wait_for_file(path):
+    while path is not None and not os.path.exists(path):
+        time.sleep(0.01)
+
+
+def read_model(steps=20):
     path = next(sys.argv[i + 1] for i, word in enumerate(sys.argv) if word in ("-m", "--model"))
     length = -(-os.path.getsize(path) // steps)
-    began = time.monotonic()
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         for step in range(steps):
+            while step >= steps_allowed(os.environ["FAKE_READS_UP_TO"]):
+                time.sleep(0.01)
             if os.environ["FAKE_READS"] == "calls":
                 file.read(length)
             else:
                 sum(mapped[step * length : (step + 1) * length : mmap.PAGESIZE])
-            time.sleep(max(0.0, began + (step + 1) * seconds / steps - time.monotonic()))
+
+
+def steps_allowed(path):
+    with open(path) as file:
+        return int(file.read() or 0)
 
 
 def fork_into(path):

@@ -14,7 +14,7 @@ class Reply:
 
 
 async def post(
-    port: int, path: str, payload: object, *, within_s: float = 60, headers: dict[str, str] | None = None
+    port: int, path: str, payload: object, *, within_s: float = 300, headers: dict[str, str] | None = None
 ) -> Reply:
     body = json.dumps(payload).encode()
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(body)}"]
