@@ -89,7 +89,7 @@ import asyncio, sys
 from pathlib import Path
 from cotenant.clock import SystemClock
 from cotenant.services.compose.runner import ComposeRunner
-asyncio.run(ComposeRunner(Path({str(tmp_path)!r}), SystemClock(), 1.5).run({argv!r}, Path({str(tmp_path)!r})))
+asyncio.run(ComposeRunner(Path({str(tmp_path)!r}), SystemClock(), 5).run({argv!r}, Path({str(tmp_path)!r})))
 """
     daemon = await asyncio.create_subprocess_exec(sys.executable, "-c", driver)
     await until((tmp_path / "began").exists)
