@@ -29,20 +29,20 @@ async def read_json(
     async with asyncio.timeout(timeout_s), asked(site, method, path) as answer:
         body = await answer.body(_LIMIT_BYTES)
     try:
-        told = json.loads(body)
+        answer_json = json.loads(body)
     except ValueError:
-        told = None
-    if answer.status >= 400 or not isinstance(told, dict):
-        error = told.get("error") if isinstance(told, dict) else None
+        answer_json = None
+    if answer.status >= 400 or not isinstance(answer_json, dict):
+        error = answer_json.get("error") if isinstance(answer_json, dict) else None
         text = error.get("message") if isinstance(error, dict) else f"status {answer.status} at {path}"
         raise ApiFailed(str(text))
-    return told
+    return answer_json
 
 
 async def chat_models(site: Site) -> list[str]:
     """Return the names of the chat models at an address. Raises ApiFailed or OSError."""
-    told = await read_json(site, "/v1/models")
-    data = told.get("data")
+    answer_json = await read_json(site, "/v1/models")
+    data = answer_json.get("data")
     rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
     return [
         row["id"]
@@ -70,12 +70,12 @@ class CotenantApi:
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """Return the status of each model, by all of its names. Raises ApiFailed or OSError."""
-        told = (await read_json(self._site, "/api/models")).get("models")
-        if not isinstance(told, list):
+        answer_json = (await read_json(self._site, "/api/models")).get("models")
+        if not isinstance(answer_json, list):
             raise ApiFailed("/api/models lists no models")
         return {
             name: model
-            for model in told
+            for model in answer_json
             if isinstance(model, dict) and "state" in model
             for name in (str(model.get("name")), *model.get("aliases", ()))
         }

@@ -152,10 +152,10 @@ class BenchmarkRun:
         """Return how often each was loaded; None if one is not loaded now, empty if unknown."""
         if self.api is None:
             return []
-        told = await self.api.models()
-        if any(told.get(model, {}).get("state") not in ("ready", "draining") for model in models):
+        statuses = await self.api.models()
+        if any(statuses.get(model, {}).get("state") not in ("ready", "draining") for model in models):
             return None
-        return [told[model].get("loads") for model in models]
+        return [statuses[model].get("loads") for model in models]
 
     async def _loading(self, api: CotenantApi, before: Mapping[str, Mapping[str, object]]) -> list[Wait]:
         movable = [

@@ -21,7 +21,7 @@ def register(subparsers: Any) -> None:
     unload.add_argument("--no-wait", action="store_true", help="return before its memory is free")
     pin = _command(subparsers, "pin", _pin, "keep a model from being evicted, or stop doing so")
     pin.add_argument("--off", action="store_true", help="let it be evicted again")
-    why = _command(subparsers, "why", _why, "tell what was decided about a model, and why")
+    why = _command(subparsers, "why", _why, "show what was decided about a model, and why")
     why.add_argument("--json", action="store_true", help="print the decisions as JSON, with their numbers")
     logs = _command(subparsers, "logs", _logs, "show the log of a model's engine")
     logs.add_argument(

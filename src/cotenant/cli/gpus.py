@@ -69,12 +69,12 @@ def as_text(inventory: Inventory, order: DeviceOrder) -> Iterator[str]:
 
 
 def _modes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
-    """Say what a mode other than the default means for those who want to run something."""
+    """Explain compute modes other than the default."""
     for rank, device in enumerate(devices):
         mode = inventory.reading(device).compute_mode
         if mode is ComputeMode.EXCLUSIVE_PROCESS:
             yield f"GPU{rank} is in Exclusive_Process mode: one process at a time, or several through MPS,"
-            yield f"  which Cotenant starts where it is needed; `{default_mode_command(device)}` lifts it."
+            yield f"  which Cotenant starts if needed; `{default_mode_command(device)}` lifts it."
         elif mode is ComputeMode.PROHIBITED:
             yield f"GPU{rank} is in Prohibited mode and not used; `{default_mode_command(device)}` lifts it."
 
@@ -183,7 +183,7 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
 
 
 def _distinct_width(devices: Sequence[Device]) -> int:
-    """Return how many characters tell the UUIDs apart, so that what is shown can be typed."""
+    """Return the number of characters that distinguish the UUIDs, so that the text shown can be typed."""
     longest = max(len(device.id) for device in devices)
     for width in range(12, longest):
         if len({device.id[:width] for device in devices}) == len(devices):

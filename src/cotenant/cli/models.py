@@ -1,4 +1,4 @@
-"""`cotenant models`: what is served, what it needs, where it would go, and whether all of it fits at once."""
+"""`cotenant models`: the configured models, their memory, and whether all of them fit at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def register(subparsers: Any) -> None:
     remove = actions.add_parser("rm", help="delete the files of a model of models_dir")
     remove.add_argument("name", metavar="NAME", help="the model's name")
     remove.add_argument("--yes", action="store_true", help="do not ask")
-    # Suppressed, or its defaults would wipe out what was given before `rm`.
+    # Suppressed, so that their defaults do not overwrite flags given before `rm`.
     _add_options(remove, dict.fromkeys(("config", "gpus", "devices", "models_dir"), argparse.SUPPRESS))
     remove.set_defaults(run=run_remove)
 
@@ -58,7 +58,7 @@ def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, or what is wrong with the configuration."""
+    """Print the table, or with --check the errors of the configuration."""
     if args.check:
         return _check(args)
     from cotenant.config.capacity import peak, plan_alone
@@ -88,7 +88,7 @@ def _as_text(
 
 
 def run_remove(args: argparse.Namespace) -> int:
-    """Delete a model's files, once the operator has agreed."""
+    """Delete a model's files after confirmation."""
     from cotenant.config.delete_model import plan_removal
 
     removal = plan_removal(_read(args), args.name)
@@ -105,7 +105,10 @@ def run_remove(args: argparse.Namespace) -> int:
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked: this is no terminal", hint="Give --yes to delete these files.")
+        raise UsageError(
+            "cannot ask for confirmation: standard input is no terminal",
+            hint="Give --yes to delete these files.",
+        )
     try:
         return input("Delete them? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
@@ -139,7 +142,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _estimate_errors(database: str | None) -> Mapping[str, float]:
-    """Return how far off predictions were in past runs, by model: |predicted − measured| / measured."""
+    """Return the error of predictions in past runs, by model: |predicted − measured| / measured."""
     from cotenant.daemon.core.settings import default_database
     from cotenant.store.journal import SqlJournal
     from cotenant.store.location import locate

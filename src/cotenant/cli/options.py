@@ -50,7 +50,7 @@ def read_inventory(args: argparse.Namespace) -> Inventory:
 
 
 def kept_to(inventory: Inventory, devices: list[str], *, described: str | None) -> Inventory:
-    """Keep to the devices named, or else to those allotted to this process. Raises UnknownDevice."""
+    """Return the inventory of the devices named, or allotted to this process. Raises UnknownDevice."""
     if described is None and not devices:
         return _allotted(inventory)
     return inventory.select(devices)
@@ -101,6 +101,6 @@ def _order(text: str) -> DeviceOrder:
     except ValueError:
         # Not argparse's own error, which would blame the flag where the variable is wrong.
         raise BadSetting(
-            f"{text!r} is no device order",
+            f"{text!r} is not a device order",
             hint=f"--device-order or COTENANT_DEVICE_ORDER is one of {', '.join(DeviceOrder)}.",
         ) from None

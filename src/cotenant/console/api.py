@@ -41,7 +41,7 @@ class Reply:
     body: bytes = b""
 
     def json(self) -> Any:
-        """Return the JSON of the body. Raises ApiFault for an error, or if it is no JSON."""
+        """Return the JSON of the body. Raises ApiFault for an error, or invalid JSON."""
         try:
             found = json.loads(self.body) if self.body else None
         except ValueError:

@@ -29,19 +29,19 @@ def configuration(host: HostContext) -> Iterator[Observation]:
                 "" if number else refusal.hint,
             )
         return
-    told = host.configuration
-    if told is None or told.path is None:
+    configuration = host.configuration
+    if configuration is None or configuration.path is None:
         yield ok("no configuration file: `serve` uses its flags")
         return
-    for each in told.problems:
+    for each in configuration.problems:
         yield warning(str(each), "It is ignored.")
-    if told.models_dir is not None and not told.models_dir.is_dir():
+    if configuration.models_dir is not None and not configuration.models_dir.is_dir():
         yield problem(
-            f"the models folder {told.models_dir} does not exist",
+            f"the models folder {configuration.models_dir} does not exist",
             "No model in it is served.",
-            f"mkdir -p {told.models_dir}",
+            f"mkdir -p {configuration.models_dir}",
         )
-    yield ok(f"{told.path} can be read; it names {len(told.models)} models")
+    yield ok(f"{configuration.path} can be read; it names {len(configuration.models)} models")
 
 
 def port(host: HostContext) -> Iterator[Observation]:

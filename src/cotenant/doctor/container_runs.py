@@ -60,15 +60,15 @@ def trial(host: HostContext) -> Iterator[Observation]:
 
 def services(host: HostContext) -> Iterator[Observation]:
     """Check which GPUs the running container of each service sees."""
-    told = host.configuration.services if host.configuration is not None else None
-    if not host.containers or told is None:
+    services_section = host.configuration.services if host.configuration is not None else None
+    if not host.containers or services_section is None:
         return
     try:
-        project = read_project(told.compose_files, told.project).name
+        project = read_project(services_section.compose_files, services_section.project).name
     except ComposeFileError as error:
         yield problem(error.message, "No service can be pinned or recreated.", error.hint)
         return
-    for service in (item for item in told.items if item.enabled):
+    for service in (item for item in services_section.items if item.enabled):
         yield _service(host, project, service.name)
 
 

@@ -58,10 +58,13 @@ def state(host: HostContext) -> Iterator[Observation]:
 
 def keys(host: HostContext) -> Iterator[Observation]:
     """Check that others cannot read the API keys."""
-    told = host.configuration
-    if told is None:
+    configuration = host.configuration
+    if configuration is None:
         return
-    secret = [told.server.api_key_file, told.path if told.server.api_keys else None]
+    secret = [
+        configuration.server.api_key_file,
+        configuration.path if configuration.server.api_keys else None,
+    ]
     for path in (each for each in secret if each is not None):
         try:
             mode = path.stat().st_mode

@@ -39,22 +39,22 @@ def memory(host: HostContext) -> Iterator[Observation]:
         )
         return
     total, free = ram.total_bytes, ram.available_bytes
-    told = f"{format_bytes(free)} of {format_bytes(total)} of RAM are available"
+    text = f"{format_bytes(free)} of {format_bytes(total)} of RAM are available"
     wanted = host.configuration.warm_ram_bytes if host.configuration is not None else None
     if wanted is not None and wanted > total:
         yield problem(
-            f"the warm tier should hold {format_bytes(wanted)} of model files, but {told}",
+            f"the warm tier should hold {format_bytes(wanted)} of model files, but {text}",
             "Files would evict each other before they are used.",
             "Lower `warm.ram` in the configuration.",
         )
     elif free < _LITTLE_RAM or (wanted is not None and wanted > free):
         yield warning(
-            told + (f"; the warm tier wants {format_bytes(wanted)}" if wanted else ""),
+            text + (f"; the warm tier wants {format_bytes(wanted)}" if wanted else ""),
             "Model files that are not kept in RAM load at the disk's speed.",
             "ps aux --sort=-rss | head",
         )
     else:
-        yield ok(told)
+        yield ok(text)
 
 
 def disks(host: HostContext) -> Iterator[Observation]:
@@ -122,13 +122,13 @@ def _disk(folder: Path, what: str, little: int, matters: str) -> Iterator[Observ
         yield unknown(f"the disk for {what}, {folder}, could not be checked")
         return
     usage = shutil.disk_usage(existing)
-    told = f"{format_bytes(usage.free)} are free for {what} in {folder}"
+    text = f"{format_bytes(usage.free)} are free for {what} in {folder}"
     if usage.free < MIB:
-        yield problem(told, "Nothing more can be written.", f"df -h {existing}")
+        yield problem(text, "Nothing more can be written.", f"df -h {existing}")
     elif usage.free < little:
-        yield warning(told, matters, f"df -h {existing}")
+        yield warning(text, matters, f"df -h {existing}")
     else:
-        yield ok(told)
+        yield ok(text)
     if os.statvfs(existing).f_favail == 0 and os.statvfs(existing).f_files:
         yield problem(f"no inode is left in {existing}", "No file can be made.", f"df -i {existing}")
 

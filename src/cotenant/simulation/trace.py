@@ -48,8 +48,8 @@ def read_trace(files: Mapping[str, Iterable[str]], *, stretch: float = 1.0) -> T
     """Read the lines of files, by name, each a request log of the daemon or CSV; which its first line shows.
 
     Arrivals are `arrival_s`, seconds from the start, or `at`, Unix seconds or a date as of ISO 8601; they are
-    multiplied by `stretch`. A request tells how long it is served by `service_s`, or else by `prompt_tokens`
-    and `output_tokens`. Other columns are ignored. Raises BadTrace, which names the file and the line.
+    multiplied by `stretch`. A request states its length as `service_s`, or else as `prompt_tokens` and
+    `output_tokens`. Other columns are ignored. Raises BadTrace, which names the file and the line.
     """
     if not (stretch > 0 and math.isfinite(stretch)):
         raise BadTrace(f"a trace cannot be stretched by {stretch}", hint="Give a factor above 0.")
@@ -155,16 +155,16 @@ def _completed(requests: Sequence[Request], known: Sequence[bool]) -> Iterator[R
             hint="One of them is needed to compute how long a request keeps its model busy.",
         )
     by_model: dict[str, list[Request]] = {}
-    for request, told in zip(requests, known, strict=True):
-        if told:
+    for request, is_known in zip(requests, known, strict=True):
+        if is_known:
             by_model.setdefault(request.model, []).append(request)
             by_model.setdefault("", []).append(request)
     middle = {
         model: sorted(own, key=lambda r: (r.service_s or 0.0, r.output_tokens))[len(own) // 2]
         for model, own in by_model.items()
     }
-    for request, told in zip(requests, known, strict=True):
-        if told:
+    for request, is_known in zip(requests, known, strict=True):
+        if is_known:
             yield request
             continue
         like = middle.get(request.model, middle[""])

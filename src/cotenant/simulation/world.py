@@ -197,7 +197,9 @@ class World:
         client.granted_at = self.queue.now
         engine = self._engines.get(residency)
         if engine is None or engine.loading or (engine.asked_to_end and not engine.gone):
-            raise ContractViolation(f"{client.request.model} is granted on #{residency}, which serves nobody")
+            raise ContractViolation(
+                f"{client.request.model} is granted on #{residency}, which does not serve"
+            )
         if len(engine.leases) >= engine.model.slots:
             raise ContractViolation(f"{client.request.model} is granted a slot too many of #{residency}")
         if not engine.leases:
@@ -361,10 +363,10 @@ class World:
 
     def _give_back_memory(self, engine: SimulatedEngine) -> None:
         self.machine.end(engine.residency)
-        tells = self.machine.driver is not Driver.NOTHING
-        if tells and self._happens(self.faults.lost_memory):
+        reports = self.machine.driver is not Driver.NOTHING
+        if reports and self._happens(self.faults.lost_memory):
             later_s = self._rng.uniform(*_LOST_MEMORY_S)
-        elif tells and self._happens(self.faults.late_memory):
+        elif reports and self._happens(self.faults.late_memory):
             later_s = self._rng.uniform(*_LATE_MEMORY_S)
         else:
             self.machine.give_back(engine.residency)

@@ -172,7 +172,7 @@ def test_sizes_may_be_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
         (["."], ". cannot be read: Is a directory"),
-        (["noise"], "noise is no text"),
+        (["noise"], "noise is not text"),
         (["broken.gz"], "broken.gz cannot be read: Error -3 while decompressing"),
         (["wrong.csv"], "wrong.csv line 3: output_tokens is 'x'"),
         (["log.csv", "--until", "soon"], "'soon' is not a duration"),
@@ -184,9 +184,9 @@ def test_sizes_may_be_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["log.csv", "--keep-alive", "long"], "'long' is not a duration"),
         (["log.csv", "--gpus", "many"], "many"),
         (["log.csv", "--gpus", "1GiB"], "1GiB: no device can be used"),
-        (["log.csv", "--model", "a"], "--model 'a' states no size"),
+        (["log.csv", "--model", "a"], "--model 'a' has no size"),
         (["log.csv", "--model", "a=0"], "--model 'a=0': a model takes some memory"),
-        (["log.csv", "--model", "a=1GiB,fast"], "'fast' is none of load, slots"),
+        (["log.csv", "--model", "a=1GiB,fast"], "'fast' is not one of load, slots"),
         (["log.csv", "--model", "a=1GiB,slots=0"], "'0' is not a number of slots"),
         (["log.csv", "--model", "a=1GiB,rate=x"], "'x' is not a number of tokens per second"),
         (["log.csv", "--config", "gone.yaml"], "gone.yaml does not exist"),
@@ -208,7 +208,7 @@ def test_a_log_of_strangers_says_who_they_are_and_how_to_name_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = refused(capsys, write_log(tmp_path / "log.csv", "abcdefgg"))
-    assert "the log asks for g, a, b, c, d and 2 more, of which nothing is known; known: none" in told
+    assert "the log asks for g, a, b, c, d and 2 more, which are not known; known: none" in told
     assert "--model 'g=20GiB', --model '*=8GiB' for all" in told
     late = [write_log(tmp_path / "log.csv", "ab"), "--model", "b=1GiB", "--until", "1s"]
     assert "asks for a, of which nothing is known; known: b" in refused(capsys, *late)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cotenant.cli.client import Daemon
 from cotenant.cli.main import main
-from cotenant.cli.top.command import _Watching
+from cotenant.cli.top.command import _Session
 from cotenant.cli.top.feed import Feed
 from cotenant.cli.top.frame import KEYS, Style, frame
 from cotenant.cli.top.terminal import Terminal, has_colour, keys, plain
@@ -162,7 +162,7 @@ def test_a_filter_leaves_models_that_contain_it() -> None:
     assert " qwen" in shown
     assert " cold " not in shown
     assert choices.model(SNAPSHOT) == SNAPSHOT.models[1]
-    assert "no model has such a name" in picture(choices=Choices(filter="zzz"))
+    assert "no model matches" in picture(choices=Choices(filter="zzz"))
 
 
 def test_the_selection_stops_at_both_ends() -> None:
@@ -394,7 +394,7 @@ def test_a_busy_model_is_unloaded_only_after_a_yes() -> None:
     daemon = _Daemon()
     feed = Feed(cast(Daemon, daemon), 1.0, lambda: None)
     feed.snapshot = SNAPSHOT
-    watching = _Watching(cast(Daemon, daemon), feed, cast(Terminal, _NoTerminal()))
+    watching = _Session(cast(Daemon, daemon), feed, cast(Terminal, _NoTerminal()))
 
     watching._press("u")
     assert watching._choices.question == "llama is answering 1 request: unload it once they are answered?"

@@ -100,7 +100,7 @@ def register(subparsers: Any) -> None:
     replay.add_argument(
         "--draws",
         metavar="N",
-        help="replays of each variant, by seeds from --seed on, which tell a difference from chance "
+        help="replays of each variant, by seeds from --seed on, which separate a difference from chance "
         "(default: 3 where variants are compared, else 1)",
     )
     parser.add_argument("--all-models", action="store_true", help="list every model, however many there are")
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     trace = _read_logs(args.logs, 1 / speed)
     requests = [request for request in trace.requests if request.at <= until_s / speed]
     known = read_known(configuration)
-    tenants, requests, left_out = _meet(configured_tenants(known), stated, requests, known.configuration)
+    tenants, requests, left_out = _match(configured_tenants(known), stated, requests, known.configuration)
     variants = list(_variants(args, policies, known.configuration, tenants))
     notes = [] if known.problem is None else [known.problem]
     study = Study(requests, trace.guessed, left_out, seed, speed, notes)
@@ -155,7 +155,7 @@ def _opened(stack: ExitStack, name: str) -> Iterator[str]:
             hint="Give a log that `cotenant serve --request-log` writes, or CSV.",
         ) from None
     except UnicodeDecodeError:
-        raise BadSetting(f"{name} is no text", hint="A request log and CSV are UTF-8.") from None
+        raise BadSetting(f"{name} is not text", hint="A request log and CSV are UTF-8.") from None
 
 
 def _open(path: Path) -> TextIO:
@@ -166,15 +166,15 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _meet(
+def _match(
     configured: list[Tenant],
     stated: Sequence[StatedModel],
     requests: list[Request],
     configuration: Configuration,
 ) -> tuple[list[Tenant], list[Request], Counter[str]]:
-    """Return who is served, the requests for them by their own names, and how many are for others, by name.
+    """Return the models, their requests by canonical name, and the number of other requests, by name.
 
-    Raises UsageError if none of the requests is for anybody known.
+    Raises UsageError if no request is for a known model.
     """
     from cotenant.daemon.core.fleet import Fleet
 
@@ -188,17 +188,17 @@ def _meet(
     left_out = Counter(request.model for request in requests if request.model not in means)
     kept = [replace(r, model=means[r.model]) for r in requests if r.model in means]
     if not kept:
-        raise UsageError(_nobody(left_out, tenants), hint=_how_to_name(left_out))
+        raise UsageError(_no_known_model(left_out, tenants), hint=_how_to_name(left_out))
     return tenants, kept, left_out
 
 
-def _nobody(left_out: Counter[str], tenants: Sequence[Tenant]) -> str:
+def _no_known_model(left_out: Counter[str], tenants: Sequence[Tenant]) -> str:
     if not left_out:
         return "the log has no requests"
     asked = ", ".join(name for name, _ in left_out.most_common(_NAMED))
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     known = ", ".join(tenant.spec.name for tenant in tenants[:_NAMED]) or "none"
-    return f"the log asks for {asked}{more}, of which nothing is known; known: {known}"
+    return f"the log asks for {asked}{more}, which are not known; known: {known}"
 
 
 def _how_to_name(left_out: Counter[str]) -> str:
@@ -215,7 +215,7 @@ def _variants(
     configuration: Configuration,
     tenants: list[Tenant],
 ) -> Iterator[Variant]:
-    """Yield every combination of what is to be compared. Raises BadSetting, BadDeviceSpec."""
+    """Yield every combination to compare. Raises BadSetting, BadDeviceSpec."""
     from cotenant.daemon.core.settings import scheduler_settings
     from cotenant.simulation.variant import Variant
 
@@ -249,7 +249,7 @@ def _kept_alive(tenants: Sequence[Tenant], keep_alive_s: float | None) -> tuple[
 
 
 def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
-    """Return the cards of a description with what may be used of each; of this machine's GPUs that is all.
+    """Return the cards of a description with their usable memory, all of it for this machine's GPUs.
 
     Raises BadDeviceSpec, UnknownDevice, BadSetting.
     """
@@ -264,7 +264,7 @@ def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
     if spec == _HERE:
         inventory = kept_to(inventory, list(devices.use), described=described)
     if inventory.source.is_live:
-        # What engines of ours and others hold just now says nothing of another day.
+        # The current use by engines and others does not matter for the replay.
         empty = {d.id: replace(inventory.reading(d), free_bytes=d.total_bytes) for d in inventory.devices}
         inventory = replace(inventory, readings=empty)
     found = budgets(inventory, devices.rules)
@@ -310,7 +310,7 @@ def _whole(flag: str, text: str, least: int = 0, most: int = 10**18) -> int:
 
 
 class _Shown:
-    """How far a replay is, on one line of the terminal that is wiped at the end."""
+    """The progress of a replay, on one line of the terminal that is cleared at the end."""
 
     def __init__(self, what: str) -> None:
         self._what = what

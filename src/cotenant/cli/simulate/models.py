@@ -1,4 +1,4 @@
-"""The models that `simulate` serves: those of the configuration, and those of which the size is stated."""
+"""The models of `simulate`: those of the configuration, and those stated by size."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class StatedModel:
-    """A model as stated by NAME=SIZE; None stands for what the configuration's defaults say.
+    """A model stated as NAME=SIZE; None means the default of the configuration.
 
-    `tokens_per_s` is how fast one request generates; `load_s` how long a load takes. A `keep_alive_s` of
-    infinity never unloads.
+    `tokens_per_s` is the speed of one request; `load_s` the load time. An infinite `keep_alive_s` never
+    unloads.
     """
 
     name: str
@@ -44,9 +44,9 @@ class StatedModel:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What past runs tell of the models of a configuration: how long they load, what they were seen to hold.
+    """The models of a configuration with their load times and memory in past runs.
 
-    `problem` says why nothing could be read of them.
+    `problem` says why past runs could not be read.
     """
 
     configuration: Configuration
@@ -63,13 +63,13 @@ def stated_model(text: str) -> StatedModel:
     name, equals, rest = text.partition("=")
     size, *more = rest.split(",")
     if not (equals and name.strip()):
-        raise BadSetting(f"--model {text!r} states no size", hint=_HINT)
+        raise BadSetting(f"--model {text!r} has no size", hint=_HINT)
     try:
         model = StatedModel(name.strip(), parse_bytes(size))
         for word in filter(None, map(str.strip, more)):
             key, _, value = word.partition("=")
             if key not in _FACTS:
-                raise BadSetting(f"{key!r} is none of {', '.join(_FACTS)}", hint=_HINT)
+                raise BadSetting(f"{key!r} is not one of {', '.join(_FACTS)}", hint=_HINT)
             attribute, read = _FACTS[key]
             model = replace(model, **{attribute: read(value)})
     except CotenantError as error:
@@ -105,7 +105,7 @@ def stated_models(path: Path) -> list[StatedModel]:
 
 
 def read_known(configuration: Configuration) -> Known:
-    """Return what past runs of the daemon have learned of the configuration's models, if there is any."""
+    """Return what the daemon learned about the configuration's models in past runs, if anything."""
     from cotenant.daemon.core.settings import default_database
     from cotenant.store.location import locate
 
@@ -127,11 +127,11 @@ def read_known(configuration: Configuration) -> Known:
     try:
         return asyncio.run(ask())
     except StoreError as error:
-        return Known(configuration, problem=f"nothing was taken from past runs: {error.message}")
+        return Known(configuration, problem=f"past runs could not be read: {error.message}")
 
 
 def configured_tenants(known: Known) -> list[Tenant]:
-    """Return the models of the configuration, as the daemon would describe them to its scheduler."""
+    """Return the models of the configuration, as the daemon passes them to its scheduler."""
     from cotenant.daemon.core.fleet import as_learned, spec_of
     from cotenant.daemon.monitors.measured_footprints import with_margin
     from cotenant.simulation.variant import Tenant
@@ -149,7 +149,7 @@ def configured_tenants(known: Known) -> list[Tenant]:
 def stated_tenants(
     stated: Iterable[StatedModel], defaults: ModelDefaults, others: Iterable[str]
 ) -> list[Tenant]:
-    """Return models of stated sizes; that of `*` stands for each of the `others`."""
+    """Return the models of stated sizes; `*` applies to each of the `others`."""
     models: dict[str, StatedModel] = {}
     for model in stated:
         models[model.name] = model
@@ -180,7 +180,7 @@ def _tenant(model: StatedModel, defaults: ModelDefaults) -> Tenant:
 
 
 def configuration_of(config: Path | None, models_dir: str | None, *, stated: bool) -> Configuration:
-    """Read the configuration as `serve` would; if models are stated, only one that is asked for.
+    """Read the configuration as `serve` does; if models are stated, only if one is named.
 
     Raises BadSetting.
     """

@@ -1,4 +1,4 @@
-"""What replays came to, as text and as JSON."""
+"""The results of replays, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _MEASURES: Final[Sequence[tuple[str, Callable[[Summary], float], Callable[[float
     ("p99", lambda score: score.waits.p99_s, lambda seconds: _time(seconds)),
     ("refused", lambda score: score.refusals, lambda count: f"{count:,}"),
 )
-"""What variants are compared by, and how it is written."""
+"""The measures by which variants are compared, and their formats."""
 
 
 @dataclass(slots=True)
 class Study:
-    """What was replayed, and how each variant did; `left_out` counts requests for names unknown.
+    """What was replayed, and the results of each variant; `left_out` counts requests for unknown names.
 
-    Each variant has a result for each draw, by seeds from `seed` on; the first is shown, all are compared.
+    Each variant has a result per draw, with seeds from `seed` on; the first is shown, all are compared.
     """
 
     requests: Sequence[Request]
@@ -47,7 +47,7 @@ class Study:
     results: list[tuple[Variant, Sequence[ReplayResult]]] = field(default_factory=list)
 
     def add(self, variant: Variant, cards: Sequence[ReplayResult]) -> None:
-        """Add a variant's results; the first variant is what others are compared with."""
+        """Add a variant's results; the others are compared with the first variant."""
         self.results.append((variant, cards))
 
     @property
@@ -57,9 +57,9 @@ class Study:
 
     @property
     def logged(self) -> Waits | None:
-        """The waits that the log itself tells of; None if it does not."""
-        told = [request.waited_s for request in self.requests if request.waited_s is not None]
-        return Waits.of(told) if told else None
+        """The waits recorded in the log; None if there are none."""
+        recorded = [request.waited_s for request in self.requests if request.waited_s is not None]
+        return Waits.of(recorded) if recorded else None
 
     @property
     def span_s(self) -> float:
@@ -82,7 +82,7 @@ def lines(study: Study, *, every_model: bool = False) -> Iterator[str]:
     waits = study.logged
     if waits is not None:
         yield (
-            f"As the log tells it, {waits.share:.1%} waited: p50 {_time(waits.p50_s)}, "
+            f"In the log, {waits.share:.1%} waited: p50 {_time(waits.p50_s)}, "
             f"p95 {_time(waits.p95_s)}, p99 {_time(waits.p99_s)}."
         )
     yield from _LEGEND
@@ -155,7 +155,7 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
 
 
 def _comparison(base: str, letter: str, first: Sequence[ReplayResult], other: Sequence[ReplayResult]) -> str:
-    """Say in a sentence what changes from one to the other, and what may be chance."""
+    """Describe in a sentence what differs, and what may be chance."""
     clear, unclear = [], []
     for what, measure, render in _MEASURES:
         before, after = [measure(card.total) for card in first], [measure(card.total) for card in other]
@@ -175,7 +175,7 @@ def _comparison(base: str, letter: str, first: Sequence[ReplayResult], other: Se
 
 
 def _by_model(study: Study, letters: Sequence[str], *, every_model: bool) -> Iterator[str]:
-    """List the models, those asked for most first: all about one variant, or waits and loads of several."""
+    """List the models, most requested first: all columns of one variant, or waits and loads of several."""
     cards = [card for _, card in study.shown]
     order = sorted(cards[0].models, key=lambda name: (-cards[0].models[name].requests, name))
     shown = order if every_model else order[:_MOST_MODELS]
@@ -189,28 +189,27 @@ def _by_model(study: Study, letters: Sequence[str], *, every_model: bool) -> Ite
         )
     yield from table_lines(columns, [(name, [card.models[name] for card in cards]) for name in shown])
     if len(shown) < len(order):
-        yield f"… and {len(order) - len(shown)} more; --all-models lists them, --json tells all."
+        yield f"… and {len(order) - len(shown)} more; --all-models lists them, --json has everything."
 
 
 def _notes(study: Study, letters: Sequence[str]) -> Iterator[str]:
     if study.left_out:
         names = [f"{name} ({count:,})" for name, count in list(study.left_out.items())[:_NAMED]]
         more = len(study.left_out) - len(names)
-        yield (
-            f"Left out: {_count(sum(study.left_out.values()), 'request')} for models of which nothing is "
-            f"known: {', '.join(names)}{f' and {more} more' if more else ''}. --model NAME=SIZE adds one."
-        )
+        count = _count(sum(study.left_out.values()), "request")
+        listed = ", ".join(names) + (f" and {more} more" if more else "")
+        yield f"Left out: {count} for unknown models: {listed}. --model NAME=SIZE adds one."
     if study.guessed:
         yield (
-            f"{_count(study.guessed, 'request')} of the log never ran or did not tell for how long: replayed "
-            "like the middle one of their model."
+            f"{_count(study.guessed, 'request')} of the log never ran or have no length: replayed with the "
+            "median length of their model."
         )
     for letter, (variant, card) in zip(letters, study.shown, strict=True):
         refusals = [*variant.refusals()]
         for refusal in refusals[:_NAMED]:
             yield f"{letter}: {refusal.model} does not fit: {refusal.reason}"
         if len(refusals) > _NAMED:
-            yield f"{letter}: {len(refusals) - _NAMED} more do not fit; --json tells of each."
+            yield f"{letter}: {len(refusals) - _NAMED} more do not fit; --json lists them."
         refused = {code: count for code, count in card.total.refused.items() if code != "does_not_fit"}
         if refused:
             yield f"{letter}: refused: " + ", ".join(f"{code} {count:,}" for code, count in refused.items())

@@ -46,7 +46,7 @@ def _renamed(run: _Run) -> _Run:
 
 def _add_actions(parser: argparse.ArgumentParser, wrapped: Callable[[_Run], _Run]) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    install = actions.add_parser("install", help="write the systemd unit; starts nothing unless told to")
+    install = actions.add_parser("install", help="write the systemd unit; starts nothing without --now")
     _add_scope(install)
     install.add_argument("--config", type=file_path, metavar="FILE", help="the configuration that it serves")
     install.add_argument("--run-as", metavar="USER", default="cotenant", help="user of a system unit")

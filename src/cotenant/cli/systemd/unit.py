@@ -38,7 +38,7 @@ Restart=on-failure
 RestartSec=3
 # Wrong settings (2) and a model that does not fit (3) are not fixed by a restart.
 RestartPreventExitStatus=2 3
-# One engine that runs out of host RAM is handled by the daemon, and is no reason to stop it.
+# One engine that runs out of host RAM is handled by the daemon, which keeps running.
 OOMPolicy=continue
 LimitNOFILE=65536
 LimitMEMLOCK=infinity

@@ -1,4 +1,4 @@
-"""`cotenant top`: cards, models and decisions of a running daemon, live, with keys that give orders."""
+"""`cotenant top`: a live view of a running daemon, with keys that control it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _PAGE: Final = 10
 def register(subparsers: Any) -> None:
     """Add the command to the parser's commands."""
     parser = subparsers.add_parser("top", help="watch a running daemon: cards, models, decisions")
-    parser.add_argument("--once", action="store_true", help="print one picture as text, and end")
+    parser.add_argument("--once", action="store_true", help="print one screen as text, and exit")
     parser.add_argument(
         "--interval",
         type=_interval,
         default=_INTERVAL_S,
         metavar="TIME",
-        help="how often to ask (default: 2s)",
+        help="how often to poll (default: 2s)",
     )
     add_daemon_options(parser)
     parser.set_defaults(run=run)
@@ -47,7 +47,7 @@ def _interval(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch until the user has seen enough; print once where nobody can press keys. Raises DaemonSilent."""
+    """Run until the user quits; print one screen if this is no terminal. Raises DaemonSilent."""
     daemon = Daemon(args)
     if args.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         snapshot = Feed(daemon, args.interval, lambda: None).read()
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         feed = Feed(daemon, args.interval, terminal.wake)
         feed.start()
         try:
-            _Watching(daemon, feed, terminal).run()
+            _Session(daemon, feed, terminal).run()
         except KeyboardInterrupt:
             pass
         finally:
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Watching:
-    """The loop of keys and pictures."""
+class _Session:
+    """The loop that handles keys and draws the screen."""
 
     def __init__(self, daemon: Daemon, feed: Feed, terminal: Terminal) -> None:
         self._daemon = daemon
@@ -95,7 +95,7 @@ class _Watching:
         }
 
     def run(self) -> None:
-        """Show pictures and obey keys until the user quits or the terminal is gone."""
+        """Draw and handle keys until the user quits or the terminal is closed."""
         while not self._terminal.ended:
             if self._choices.message and time.monotonic() > self._message_until:
                 self._choices.message = ""
@@ -108,7 +108,7 @@ class _Watching:
                     return
 
     def _press(self, key: str) -> bool:
-        """Obey a key; False if it ends everything."""
+        """Handle a key; False to quit."""
         choices = self._choices
         if key == "quit":
             return False
@@ -161,7 +161,7 @@ class _Watching:
             return None
         model = self._choices.model(self._feed.snapshot)
         if model is not None:
-            # From here on the selection stays with this model, wherever it moves in the table.
+            # From now on the selection follows this model, even if its row moves.
             self._choices.selected = model["name"]
         return model
 
@@ -209,17 +209,19 @@ class _Watching:
 
         def ask() -> None:
             try:
-                story = self._daemon.text(model_path(name, "why")).splitlines()
+                decisions = self._daemon.text(model_path(name, "why")).splitlines()
             except CotenantError as error:
                 self._say(f"why {name}: {error.message}")
             else:
-                self._show([f"Why is {name} {model['state']}?", "", *(story or ["Nothing was decided yet."])])
+                self._show(
+                    [f"Why is {name} {model['state']}?", "", *(decisions or ["Nothing was decided yet."])]
+                )
             self._terminal.wake()
 
         self._in_background(ask)
 
     def _in_background(self, work: Callable[[], None]) -> None:
-        """A daemon that is slow must not make the keys slow."""
+        """Run in a thread, so that a slow daemon does not block the keys."""
         threading.Thread(target=work, daemon=True).start()
 
     def _say(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What `cotenant top` asks the daemon, in threads of its own."""
+"""Polls the daemon for `cotenant top`, in its own threads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cotenant.cli.top.view import Snapshot
 from cotenant.domain.errors import CotenantError
 
 _KEPT: Final = 50
-_STORIES: Final = 16
+_MOST_MODELS: Final = 16
 _AGAIN_S: Final = 1.0
 
 
 class Feed:
-    """Keeps a Snapshot fresh and calls `changed` whenever there is a new one, from one of its threads.
+    """Keeps a Snapshot up to date and calls `changed` for each new one, from one of its threads.
 
-    While no daemon answers, the last answers stay, with what is wrong; it is asked on and on.
+    While no daemon answers, the last answers stay, with the problem, and it keeps trying.
     """
 
     def __init__(self, daemon: Daemon, interval_s: float, changed: Callable[[], None]) -> None:
@@ -36,26 +36,26 @@ class Feed:
         self.snapshot = Snapshot()
 
     def start(self) -> None:
-        """Begin to ask and to follow."""
+        """Start polling and following."""
         for work in (self._ask, self._follow):
             threading.Thread(target=work, daemon=True).start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._stopped.set()
         self._soon.set()
 
     def refresh(self) -> None:
-        """Ask at once: something was ordered."""
+        """Poll at once."""
         self._soon.set()
 
     def read(self) -> Snapshot:
-        """Ask for everything once. Raises DaemonSilent and what the daemon refuses."""
+        """Fetch everything once. Raises DaemonSilent, or an error of the daemon."""
         models = self._daemon.get("/api/models")["models"]
-        stories = [] if self._decisions else self._stories(models)
+        earlier = [] if self._decisions else self._past_decisions(models)
         with self._lock:
             if not self._decisions:
-                self._decisions.extend(stories)
+                self._decisions.extend(earlier)
             decisions = tuple(self._decisions)
         return Snapshot(
             models=models,
@@ -66,11 +66,11 @@ class Feed:
             taken_at=time.strftime("%H:%M:%S"),
         )
 
-    def _stories(self, models: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Return what was decided before anybody followed, of the models that were asked for."""
-        asked = [model["name"] for model in models if model.get("loads")][:_STORIES]
-        told = [each for name in asked for each in self._daemon.get(model_path(name, "why"))["decisions"]]
-        return sorted(told, key=lambda each: int(each["number"]))[-_KEPT:]
+    def _past_decisions(self, models: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return earlier decisions about the models that were ever loaded."""
+        names = [model["name"] for model in models if model.get("loads")][:_MOST_MODELS]
+        found = [each for name in names for each in self._daemon.get(model_path(name, "why"))["decisions"]]
+        return sorted(found, key=lambda each: int(each["number"]))[-_KEPT:]
 
     def _ask(self) -> None:
         while not self._stopped.is_set():
@@ -89,16 +89,16 @@ class Feed:
                     self._remember(event)
                     self.refresh()
             except (CotenantError, OSError):
-                # The other thread says what is wrong.
+                # The polling thread reports the problem.
                 pass
             if self._stopped.wait(_AGAIN_S):
                 return
-            # A daemon that was started anew counts its decisions from the beginning.
+            # A restarted daemon numbers its decisions from 1 again.
             with self._lock:
                 self._decisions.clear()
 
     def _remember(self, event: Mapping[str, Any]) -> None:
-        """Keep a decision; what came with the stories already, and other events, are left out."""
+        """Keep a new decision; known ones and other events are ignored."""
         with self._lock:
             known = {each["number"] for each in self._decisions}
             if "number" in event and event["number"] not in known:
@@ -106,18 +106,18 @@ class Feed:
 
 
 def _events(pieces: Iterator[bytes]) -> Iterator[Mapping[str, Any]]:
-    """Read server-sent events; what is no JSON object is left out."""
+    """Parse server-sent events; data that is no JSON object is ignored."""
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             if line.startswith(b"data: "):
                 try:
-                    told = json.loads(line[6:])
+                    event = json.loads(line[6:])
                 except ValueError:
                     continue
-                if isinstance(told, dict):
-                    yield told
+                if isinstance(event, dict):
+                    yield event
 
 
 def _last_rates(history: Mapping[str, Any]) -> Mapping[str, float]:

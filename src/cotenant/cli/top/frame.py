@@ -1,4 +1,4 @@
-"""One picture of `cotenant top`, as lines that fit a terminal."""
+"""The screen of `cotenant top`, as lines that fit a terminal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _KEPT: Final = 20
 
 
 class Style(StrEnum):
-    """How a line is set off."""
+    """The style of a line."""
 
     PLAIN = "plain"
     BOLD = "bold"
@@ -56,7 +56,7 @@ class Line:
 
 
 def frame(snapshot: Snapshot, choices: Choices, address: str, width: int, height: int | None) -> list[Line]:
-    """Lay out the whole picture; without a height it is as long as it needs to be."""
+    """Lay out the screen; without a height it is as long as needed."""
     width = max(width, 20)
     if choices.page is not None:
         body = _page(choices, width, (height or 1000) - 1)
@@ -71,7 +71,7 @@ def frame(snapshot: Snapshot, choices: Choices, address: str, width: int, height
 def _page(choices: Choices, width: int, height: int) -> list[Line]:
     heading, *rest = choices.page or ("",)
     lines = [line for text in rest for line in _wrapped(text, width)]
-    # Only here it is known how far the page can be turned.
+    # The scroll limit is known only here.
     choices.page_top = max(0, min(choices.page_top, len(lines) - (height - 1)))
     return [Line(heading, Style.BOLD), *map(Line, lines[choices.page_top :][: height - 1])]
 
@@ -91,12 +91,14 @@ def _bottom(choices: Choices) -> Line:
 
 
 def _tables(snapshot: Snapshot, choices: Choices, address: str, width: int, height: int | None) -> list[Line]:
-    top = [_title(snapshot, choices, address), *_troubles(snapshot)]
+    top = [_title(snapshot, choices, address), *_alerts(snapshot)]
     cards = _cards(snapshot, width)
     rows, selected = _models(snapshot, choices, width, marked=height is not None)
     heading, *models = rows
     decisions = [
-        Line(line) for told in snapshot.decisions[-_KEPT:] for line in _wrapped(_decision(told), width)
+        Line(line)
+        for decision in snapshot.decisions[-_KEPT:]
+        for line in _wrapped(_decision(decision), width)
     ]
     if height is not None:
         room = height - len(top) - 4
@@ -117,7 +119,7 @@ def _title(snapshot: Snapshot, choices: Choices, address: str) -> Line:
     return Line("  ".join([*facts, snapshot.taken_at]), Style.BOLD)
 
 
-def _troubles(snapshot: Snapshot) -> list[Line]:
+def _alerts(snapshot: Snapshot) -> list[Line]:
     lines = [Line(f"! {alert['text']}", Style.BAD) for alert in snapshot.alerts[:3]]
     if len(snapshot.alerts) > 3:
         lines.append(Line(f"! and {len(snapshot.alerts) - 3} more alerts", Style.BAD))
@@ -147,7 +149,7 @@ def _bar(snapshot: Snapshot, device: Mapping[str, Any], width: int) -> str:
     letters = snapshot.letters
     bar = ""
     for name, count in snapshot.holdings(device["uuid"]):
-        # A model that is there is seen, however small.
+        # Even a small model is visible.
         bar += letters.get(name, "#") * _cells(count, total, width)
     others = _others_bytes(snapshot, device, total)
     bar += "×" * (_cells(others, total, width) if others > total / 50 else 0)
@@ -159,7 +161,7 @@ def _cells(count: int, total: int, width: int) -> int:
 
 
 def _others_bytes(snapshot: Snapshot, device: Mapping[str, Any], total: int) -> int:
-    """Return what others hold: as told, or what is in use and not ours where nobody tells."""
+    """Return the memory of others: as reported, else what is used and not ours."""
     if device.get("foreign_bytes") or device.get("free_bytes") is None:
         return int(device.get("foreign_bytes") or 0)
     ours = sum(count for _, count in snapshot.holdings(device["uuid"]))
@@ -178,9 +180,9 @@ def _figures(device: Mapping[str, Any]) -> str:
 
 
 def _models(snapshot: Snapshot, choices: Choices, width: int, *, marked: bool) -> tuple[list[Line], int]:
-    """Return the table with its heading, and the number of the row that is selected."""
+    """Return the table with its heading, and the number of the selected row."""
     shown, current = choices.shown(snapshot), choices.model(snapshot)
-    # A character at each end: the mark of the selection, and one that keeps lines from touching the edge.
+    # One column for the mark of the selection, one for a margin.
     heading, *rows = table_lines(_columns(snapshot, wide=width >= _WIDE), shown, width=width - 2, gap=" ")
     lines = [Line(f" {heading}", Style.BOLD)]
     selected = 0
@@ -190,7 +192,7 @@ def _models(snapshot: Snapshot, choices: Choices, width: int, *, marked: bool) -
         style = Style.PLAIN if model.get("devices") else Style.DIM
         lines.append(Line(f">{row}" if chosen else f" {row}", Style.REVERSE if chosen else style))
     if not shown:
-        lines.append(Line("  no model has such a name" if choices.filter else "  no models", Style.DIM))
+        lines.append(Line("  no model matches" if choices.filter else "  no models", Style.DIM))
     return lines, selected
 
 
@@ -234,10 +236,10 @@ def _state(model: Mapping[str, Any]) -> str:
     return str(model["state"])
 
 
-def _decision(told: Mapping[str, Any]) -> str:
-    time_of_day = str(told.get("time", ""))[11:19]
-    model = f"{told['model']}: " if told.get("model") else ""
-    return f"{time_of_day} {model}{told.get('text', '')}"
+def _decision(decision: Mapping[str, Any]) -> str:
+    time_of_day = str(decision.get("time", ""))[11:19]
+    model = f"{decision['model']}: " if decision.get("model") else ""
+    return f"{time_of_day} {model}{decision.get('text', '')}"
 
 
 def _first(lines: list[Line], room: int) -> list[Line]:
@@ -248,13 +250,13 @@ def _first(lines: list[Line], room: int) -> list[Line]:
 
 
 def _around(lines: list[Line], selected: int, room: int) -> list[Line]:
-    """Keep as many lines as there is room for, the selected one among them."""
+    """Keep as many lines as there is room for, around the selected one."""
     top = max(0, min(selected - room // 2, len(lines) - room))
     return lines[top : top + room]
 
 
 def _cut(line: Line, width: int) -> Line:
-    """Cut to the width, without what a terminal would obey."""
+    """Cut a line to the width, without control characters."""
     clean = "".join(character if character.isprintable() else " " for character in line.text)
     return Line(clean if len(clean) <= width else clean[: width - 1] + "…", line.style)
 

@@ -1,4 +1,4 @@
-"""The terminal as `cotenant top` uses it: plain ANSI, no library."""
+"""The terminal of `cotenant top`, with ANSI codes and no library."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _READ_BYTES: Final = 1024
 
 
 def has_colour() -> bool:
-    """Whether the terminal shows colours and the user wants them (no-color.org)."""
+    """Whether the terminal supports colours and the user wants them (no-color.org)."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") not in ("dumb", "vt100")
 
 
 class Terminal:
-    """The whole screen, for as long as the `with` block lasts; afterwards all is as before.
+    """The full screen, during a `with` block; afterwards it is restored.
 
-    `read` wakes for keys, for a change of size, and for `wake`, which any thread may call.
+    `read` returns on keys, on a change of size, and on `wake`, which any thread may call.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         self._saved = termios.tcgetattr(self._input)
         tty.setcbreak(self._input)
-        for number, handler in ((signal.SIGWINCH, self._resized), (signal.SIGTERM, self._told_to_end)):
+        for number, handler in ((signal.SIGWINCH, self._resized), (signal.SIGTERM, self._terminated)):
             self._handlers[number] = signal.signal(number, handler)
         self._write("\x1b[?1049h\x1b[?25l\x1b[2J")
         return self
@@ -73,21 +73,21 @@ class Terminal:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines."""
+        """The number of columns and of lines."""
         found = shutil.get_terminal_size((80, 24))
-        # The terminal itself: COLUMNS does not follow a change of size.
+        # Ask the terminal: COLUMNS does not follow a change of size.
         with contextlib.suppress(OSError):
             found = os.get_terminal_size(sys.stdout.fileno())
         return max(20, found.columns), max(6, found.lines)
 
     def wake(self) -> None:
-        """End a `read` that waits."""
-        # It may be full of wishes to be woken.
+        """Wake a waiting `read`."""
+        # A full pipe wakes it anyway.
         with contextlib.suppress(BlockingIOError):
             os.write(self._waking, b".")
 
     def read(self, timeout_s: float) -> Sequence[str]:
-        """Wait for something to happen, and return the keys that were pressed, if any."""
+        """Wait for an event, and return the keys that were pressed, if any."""
         ready, _, _ = select.select([self._input, self._woken], [], [], timeout_s)
         if self._woken in ready:
             os.read(self._woken, _READ_BYTES)
@@ -99,7 +99,7 @@ class Terminal:
         return keys(typed)
 
     def draw(self, lines: Sequence[Line]) -> None:
-        """Show a picture in place of the last one, in one write, so that nothing flickers."""
+        """Replace the screen, in one write to avoid flicker."""
         drawn = "\r\n".join(self._drawn(line) for line in lines)
         self._write(f"\x1b[?2026h\x1b[H{drawn}\x1b[J\x1b[?2026l")
 
@@ -115,20 +115,20 @@ class Terminal:
     def _resized(self, number: int, at: FrameType | None) -> None:
         self.wake()
 
-    def _told_to_end(self, number: int, at: FrameType | None) -> None:
+    def _terminated(self, number: int, at: FrameType | None) -> None:
         self.ended = True
         self.wake()
 
 
 def keys(typed: bytes) -> list[str]:
-    """Read what a terminal sends as keys: names of special ones, else the characters."""
+    """Decode the input of a terminal: names of special keys, else characters."""
     found: list[str] = []
     while typed:
         sequence = next(
             (each for each in sorted(_SEQUENCES, key=len, reverse=True) if typed.startswith(each)), None
         )
         if sequence == b"\x1b" and typed[1:2] in (b"[", b"O"):
-            # A special key that means nothing here: its letters must not be taken for orders.
+            # An unknown special key: its letters are no commands.
             end = next((i for i, byte in enumerate(typed[2:], 2) if 0x40 <= byte <= 0x7E), len(typed) - 1)
             typed = typed[end + 1 :]
             continue
@@ -145,5 +145,5 @@ def keys(typed: bytes) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Write it in ASCII, for a terminal that knows no more."""
+    """Convert text to ASCII, for a terminal without Unicode."""
     return text.translate(str.maketrans("×·…↑↓°", "x.~^v ")).encode("ascii", "replace").decode()

@@ -1,4 +1,4 @@
-"""What `cotenant top` shows: what the daemon last said, and what the user has chosen."""
+"""The state of `cotenant top`: the daemon's last answers and the user's choices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LETTERS: Final = ascii_lowercase + ascii_lowercase.upper()
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The daemon's answers at one time of day; `problem` says why there are no newer ones."""
+    """The daemon's answers at one time; `problem` says why there are no newer ones."""
 
     models: Sequence[Mapping[str, Any]] = ()
     devices: Sequence[Mapping[str, Any]] = ()
@@ -24,12 +24,12 @@ class Snapshot:
 
     @property
     def letters(self) -> Mapping[str, str]:
-        """Name each model that has memory by a letter, as long as there are letters."""
+        """A letter for each loaded model, while there are letters."""
         resident = [model["name"] for model in self.models if model.get("devices")]
         return dict(zip(resident, _LETTERS, strict=False))
 
     def holdings(self, uuid: str) -> Sequence[tuple[str, int]]:
-        """Return what each model takes on a device, in bytes, as planned."""
+        """Return the planned bytes of each model on a device."""
         found = []
         for model in self.models:
             if uuid in model.get("devices", ()):
@@ -42,13 +42,13 @@ def _planned_bytes(model: Mapping[str, Any], uuid: str) -> int:
     for share in placement.get("devices", ()):
         if share.get("uuid") == uuid:
             return sum(count or 0 for part, count in share["planned"].items() if part != "total")
-    # While it loads the daemon tells the sum alone.
+    # While a model loads, only the sum is known.
     return int(model.get("predicted_bytes") or 0) // max(1, len(model["devices"]))
 
 
 @dataclass(slots=True)
 class Choices:
-    """What the user has chosen. `page` are the lines of a text that covers the tables, if one does."""
+    """The user's choices. `page` are the lines of a text shown instead of the tables, if there is one."""
 
     selected: str | None = None
     filter: str = ""
@@ -59,17 +59,17 @@ class Choices:
     page_top: int = 0
 
     def shown(self, snapshot: Snapshot) -> Sequence[Mapping[str, Any]]:
-        """Return the models that the filter leaves."""
+        """Return the models that match the filter."""
         wanted = self.filter.casefold()
         return [model for model in snapshot.models if wanted in model["name"].casefold()]
 
     def model(self, snapshot: Snapshot) -> Mapping[str, Any] | None:
-        """Return the model that is selected: the first one until another was."""
+        """Return the selected model, by default the first one."""
         shown = self.shown(snapshot)
         return next((model for model in shown if model["name"] == self.selected), shown[0] if shown else None)
 
     def move(self, snapshot: Snapshot, step: int) -> None:
-        """Select another model, or turn the page that covers the tables."""
+        """Move the selection, or scroll the text."""
         if self.page is not None:
             self.page_top = max(0, self.page_top + step)
             return
