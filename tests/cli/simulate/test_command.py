@@ -208,7 +208,7 @@ def test_a_log_of_strangers_says_who_they_are_and_how_to_name_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = refused(capsys, write_log(tmp_path / "log.csv", "abcdefgg"))
-    assert "the log asks for g, a, b, c, d and 2 more, which are not known; known: none" in told
+    assert "unknown models: g, a, b, c, d and 2 more; known: none" in told
     assert "--model 'g=20GiB', --model '*=8GiB' for all" in told
     late = [write_log(tmp_path / "log.csv", "ab"), "--model", "b=1GiB", "--until", "1s"]
-    assert "asks for a, of which nothing is known; known: b" in refused(capsys, *late)
+    assert "unknown models: a; known: b" in refused(capsys, *late)

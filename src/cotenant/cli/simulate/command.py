@@ -198,7 +198,7 @@ def _no_known_model(left_out: Counter[str], tenants: Sequence[Tenant]) -> str:
     asked = ", ".join(name for name, _ in left_out.most_common(_NAMED))
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     known = ", ".join(tenant.spec.name for tenant in tenants[:_NAMED]) or "none"
-    return f"the log asks for {asked}{more}, which are not known; known: {known}"
+    return f"the log asks only for unknown models: {asked}{more}; known: {known}"
 
 
 def _how_to_name(left_out: Counter[str]) -> str:
