@@ -146,6 +146,10 @@ class Router(Protocol):
         """List what is served, loaded or not."""
         ...
 
+    def resolve(self, name: str) -> str:
+        """Return the own name of the model that a client's name or alias means. Raises UnknownModel."""
+        ...
+
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once, or return None when the request must wait. Raises UnknownModel."""
         ...

@@ -56,13 +56,21 @@ class SlotRouter:
     def models(self):
         return self.served
 
+    def resolve(self, name):
+        for model in self.served:
+            if name == model.name or name in model.aliases:
+                return model.name
+        if name == "local" and len(self.served) == 1:
+            return self.served[0].name
+        raise UnknownModel.among(name, [model.name for model in self.served])
+
     def try_lease(self, name, terms=DEFAULT_TERMS):
-        self._check(name)
+        self.resolve(name)
         self.terms.append(terms)
         return self._grant() if self.free and not self.waiting else None
 
     async def lease(self, name, terms=DEFAULT_TERMS):
-        self._check(name)
+        self.resolve(name)
         turn = asyncio.get_running_loop().create_future()
         self.waiting.append(turn)
         try:
@@ -86,10 +94,6 @@ class SlotRouter:
             turn = self.waiting.pop(0)
             if not turn.done():
                 turn.set_result(self._grant())
-
-    def _check(self, name):
-        if not any(name == model.name or name in model.aliases for model in self.served):
-            raise UnknownModel(f"no {name}")
 
     def _grant(self):
         self.free -= 1

@@ -71,6 +71,7 @@ Expected refusals of the planner are values (`placements.Refusal`), not exceptio
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from cotenant.domain.exit_causes import Cause
@@ -462,6 +463,13 @@ class UnknownModel(RequestError):
     """The name is not served."""
 
     code = "model_not_found"
+
+    @classmethod
+    def among(cls, name: str, served: Iterable[str]) -> UnknownModel:
+        """Say that a name is not served, and which are."""
+        names = ", ".join(served)
+        hint = f"Served: {names}." if names else "No model is served."
+        return cls(f"the model {name!r} is not served here", hint=hint)
 
 
 class WrongKind(RequestError):

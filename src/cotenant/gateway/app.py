@@ -210,7 +210,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._history.run()), loop.create_task(self._count_decisions())]
         if self._proxy.request_log is not None:
-            self._tasks.append(loop.create_task(self._proxy.request_log.run(self._router)))
+            self._tasks.append(loop.create_task(self._proxy.request_log.run()))
 
     def end_streams(self) -> None:
         """End the responses that would never end by themselves: feeds, followed logs, open pages."""
@@ -224,7 +224,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         if self._proxy.request_log is not None:
-            self._proxy.request_log.close(self._router)
+            self._proxy.request_log.close()
 
     async def _count_decisions(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -277,7 +277,7 @@ class Gateway:
         return {"object": "list", "data": [openai_model(model) for model in self._router.models()]}
 
     async def _openai_model(self, request: ApiRequest) -> object:
-        return openai_model(find_model(request.name, self._router.models()))
+        return openai_model(find_model(request.name, self._router))
 
 
 def _has_begun(exchange: Exchange | None, send: Send) -> bool:

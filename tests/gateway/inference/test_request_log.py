@@ -10,20 +10,15 @@ from typing import Any
 
 import pytest
 
-from cotenant.gateway.inference.request_log import Ended, RequestLog
+from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
 from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 from tests.gateway import stub
-from tests.gateway.harness import MODEL, SlotRouter, connected, post, serving
+from tests.gateway.harness import SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine
 from tests.support.waiting import until
 
 SECRET = "the words of a client"
 ASK = {"model": "gpt-4o", "messages": [{"role": "user", "content": SECRET}]}
-
-
-class Models:
-    def models(self):
-        return (MODEL,)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -34,8 +29,8 @@ def sizes(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in folder.iterdir()}
 
 
-def ended(number: float, terms: LeaseTerms = DEFAULT_TERMS) -> Ended:
-    return Ended(number, number + 0.5, number + 2, "gpt-4o", 200, 3, 4, terms)
+def ended(number: float, terms: LeaseTerms = DEFAULT_TERMS) -> RequestRecord:
+    return RequestRecord(number, number + 0.5, number + 2, "gpt-4o", 200, 3, 4, terms)
 
 
 async def test_a_request_is_one_line_of_sizes_under_the_models_own_name(tmp_path: Path):
@@ -94,7 +89,7 @@ async def test_a_full_log_becomes_an_older_one_and_the_oldest_goes(tmp_path: Pat
     log = RequestLog(path, most_bytes=300, kept=2)
     for number in range(8):
         log.add(ended(number))
-        log.close(Models())
+        log.close()
     files = sizes(tmp_path)
     assert files.keys() == {"requests.jsonl", "requests.jsonl.1", "requests.jsonl.2"}
     assert max(files.values()) <= 300
@@ -110,7 +105,7 @@ async def test_what_waits_is_bounded_and_what_is_lost_is_told(
     for number in range(5):
         log.add(ended(number))
     with caplog.at_level(logging.WARNING):
-        log.close(Models())
+        log.close()
     assert len(read(path)) == 3
     assert "lacks 2 requests" in caplog.text
 
@@ -122,11 +117,11 @@ async def test_a_folder_that_goes_away_costs_lines_and_one_complaint(
     log = RequestLog(path)
     for number in range(3):
         log.add(ended(number))
-        log.close(Models())
+        log.close()
     assert caplog.text.count("cannot be written: No such file or directory") == 1
     path.parent.mkdir()
     log.add(ended(9))
-    log.close(Models())
+    log.close()
     assert len(read(path)) == 1
     assert "lacks 3 requests" in caplog.text
 
@@ -136,7 +131,7 @@ async def test_lines_are_written_while_the_daemon_runs(tmp_path: Path, monkeypat
     path = tmp_path / "requests.jsonl"
     log = RequestLog(path)
     log.add(ended(1, LeaseTerms(priority=2, timeout_s=5.0)))
-    writing = asyncio.ensure_future(log.run(Models()))
+    writing = asyncio.ensure_future(log.run())
     await until(lambda: path.exists() and path.stat().st_size > 0)
     writing.cancel()
     (line,) = read(path)

@@ -18,6 +18,7 @@ from cotenant.scheduling.model_spec import ModelSpec
 _LOAD_BYTES_PER_S = 1_000_000_000
 _LOAD_AT_LEAST_S = 1.0
 LOCAL = "local"
+"""A name that any client may use while exactly one model is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ class Fleet:
         """Return the model that a client's name means. Raises UnknownModel with the list."""
         found = self.names.get(name)
         if found is None:
-            served = ", ".join(self.entries) or "none"
-            raise UnknownModel(f"the model {name!r} is not served", hint=f"Served: {served}.")
+            raise UnknownModel.among(name, self.entries)
         return found
 
 

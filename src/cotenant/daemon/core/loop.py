@@ -233,11 +233,13 @@ class Loop:
         held = reading.engine_bytes if reading else None
         return None if held is None else held.get(residency)
 
-    # The router.
-
     def models(self) -> Sequence[ServedModel]:
         """List what is served, loaded or not."""
         return [self._served_model(entry) for entry in self._fleet.entries.values()]
+
+    def resolve(self, name: str) -> str:
+        """Return the own name of the model that a name or alias means. Raises UnknownModel."""
+        return self._fleet.resolve(name)
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> FleetLease | None:
         """Grant a lease at once on a ready model with a free slot. Raises UnknownModel."""

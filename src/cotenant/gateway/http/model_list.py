@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.domain.engines import EngineReport
 from cotenant.domain.placements import Placement, Share
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.http.problems import unknown_model
+from cotenant.interfaces import Router
 from cotenant.planning.describe import parts_as_json
 
-LOCAL = "local"
-"""A name that any client may use while exactly one model is served."""
 
-
-def find_model(name: str, served: Sequence[ServedModel]) -> ServedModel:
+def find_model(name: str, router: Router) -> ServedModel:
     """Return the model with this name or alias. Raises UnknownModel."""
-    for model in served:
-        if name == model.name or name in model.aliases:
-            return model
-    if name == LOCAL and len(served) == 1:
-        return served[0]
-    raise unknown_model(name, served)
+    own = router.resolve(name)
+    return next(model for model in router.models() if model.name == own)
 
 
 def openai_model(model: ServedModel) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from cotenant.asgi import JSON_TYPE, Header, Send, encode_json, send_body
 from cotenant.domain import errors
-from cotenant.domain.errors import CotenantError, UnknownModel
-from cotenant.domain.requests import ServedModel
+from cotenant.domain.errors import CotenantError
 
 _INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
@@ -160,14 +159,6 @@ async def send_problem(
     problem = problem or http_problem(error)
     retry_after_s = error.retry_after_s if isinstance(error, CotenantError) else None
     await send_body(send, problem.status, envelope(error), *problem.headers(retry_after_s), *headers)
-
-
-def unknown_model(name: str, served: Sequence[ServedModel]) -> UnknownModel:
-    """Say that a model is not served, and which are."""
-    names = ", ".join(model.name for model in served)
-    return UnknownModel(
-        f"the model {name!r} is not served here", hint=f"Served: {names}." if names else "No model is served."
-    )
 
 
 def _sentences(error: CotenantError) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cotenant.domain.engine_kinds import ModelFormat
-from cotenant.domain.errors import UnknownModel, WrongKind
+from cotenant.domain.errors import WrongKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.model_list import find_model
@@ -18,10 +18,10 @@ _WHAT_FOR = {
 
 
 class ModelKinds:
-    """The kinds of models by the names that clients use, as far as their files tell.
+    """The kinds of models by their own names, as far as their files tell.
 
-    What is remembered only ever lets a request through: before one is refused, its model is looked up anew,
-    since a name may mean another model by now.
+    What is remembered only ever lets a request through: before one is refused, its model is looked up again,
+    since its file may be another by now.
     """
 
     def __init__(self, router: Router) -> None:
@@ -33,10 +33,7 @@ class ModelKinds:
         known = self._known.get(name)
         if known is not None and not known.isdisjoint(target.kinds):
             return
-        try:
-            model = find_model(name, self._router.models())
-        except UnknownModel:
-            return
+        model = find_model(name, self._router)
         kind = model.kind
         self._known[name] = frozenset([kind]) if is_read(model) else frozenset(ModelKind)
         if self._known[name] & target.kinds:

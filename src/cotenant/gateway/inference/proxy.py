@@ -10,10 +10,10 @@ from typing import Final
 
 from cotenant.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UnknownModel, UpstreamFailed
+from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.limits import Limits
-from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope, unknown_model
+from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.assembly import stream_body
@@ -22,7 +22,7 @@ from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.disconnects import DisconnectWatch
 from cotenant.gateway.inference.model_kinds import ModelKinds
 from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse, whole_body
-from cotenant.gateway.inference.request_log import Ended, RequestLog
+from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.upstream import Connection, Pool
 from cotenant.gateway.inference.waiting import Wait
@@ -62,7 +62,6 @@ class Exchange:
 
     __slots__ = (
         "_answered",
-        "_asked",
         "_assembling",
         "_begun_at",
         "_connection",
@@ -74,6 +73,7 @@ class Exchange:
         "_last_chunk",
         "_listener",
         "_loop",
+        "_name",
         "_options",
         "_proxy",
         "_receive",
@@ -107,7 +107,7 @@ class Exchange:
         self._streaming = False
         self._answered = False
         self._status = 500
-        self._asked: str | None = None
+        self._name: str | None = None
         self._granted_at: float | None = None
         self._tokens = (0, 0)
         self.started = False
@@ -127,11 +127,11 @@ class Exchange:
         self._begun_at = self._loop.time()
         try:
             request = parse(body)
-            name = model_name(request, proxy.router)
+            name = proxy.router.resolve(model_name(request, proxy.router))
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request)
             proxy.kinds.check(name, self._target)
-            self._asked = name
+            self._name = name
             self._streaming = request.get("stream") is True and self._target.streams
             as_stream = stream_body(self._target.path, request, body)
             self._assembling = as_stream is not None
@@ -151,18 +151,16 @@ class Exchange:
         finally:
             proxy.watch.leave(self)
             self._counters.by_class[0 if self._departed else min(self._status // 100, 5)] += 1
-            if proxy.request_log is not None and self._asked is not None:
-                self._log(proxy.request_log, self._asked)
+            if proxy.request_log is not None and self._name is not None:
+                self._log(proxy.request_log, self._name)
             if self._listener is not None:
                 self._listener.cancel()
 
     def _log(self, log: RequestLog, name: str) -> None:
-        if self._counters is self._proxy.counters.nameless:
-            return
         status = _CLIENT_LEFT if self._departed else self._status
         prompt, output = self._tokens
         now, terms = self._loop.time(), self._options.terms
-        log.add(Ended(self._begun_at, self._granted_at, now, name, status, prompt, output, terms))
+        log.add(RequestRecord(self._begun_at, self._granted_at, now, name, status, prompt, output, terms))
 
     # The request.
 
@@ -225,11 +223,7 @@ class Exchange:
         return await lease.death(self._proxy.timing.notice_s) or error
 
     def _lease_at_once(self, name: str) -> Lease | None:
-        router = self._proxy.router
-        try:
-            lease = router.try_lease(name, self._options.terms)
-        except UnknownModel:
-            raise unknown_model(name, router.models()) from None
+        lease = self._proxy.router.try_lease(name, self._options.terms)
         if lease is not None:
             self._counters.at_once += 1
         return lease

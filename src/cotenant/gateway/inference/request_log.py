@@ -9,14 +9,12 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cotenant.domain.errors import UnknownModel
 from cotenant.domain.units import MIB
-from cotenant.gateway.http.model_list import find_model
-from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms, Router
+from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 
 _log = logging.getLogger("cotenant.gateway")
 
@@ -27,10 +25,10 @@ _KEPT: Final = 4
 _OWN_ONLY: Final = 0o600
 
 
-class Ended(NamedTuple):
+class RequestRecord(NamedTuple):
     """A request that has ended, by the event loop's clock; `granted_at` is None if it never got a slot.
 
-    `model` is as the client called it; tokens are 0 where the engine told none.
+    `model` is the model's own name; tokens are 0 where the engine reports none.
     """
 
     begun_at: float
@@ -62,47 +60,37 @@ class RequestLog:
         self._most_waiting = most_waiting
         self._most_bytes = most_bytes
         self._kept = kept
-        self._waiting: list[Ended] = []
+        self._waiting: list[RequestRecord] = []
         self._lost = 0
         self._failing = False
         self._writing = threading.Lock()
 
-    def add(self, request: Ended) -> None:
+    def add(self, request: RequestRecord) -> None:
         """Remember a request to be written."""
         if len(self._waiting) < self._most_waiting:
             self._waiting.append(request)
         else:
             self._lost += 1
 
-    async def run(self, router: Router) -> None:
+    async def run(self) -> None:
         """Write what is added each second, until cancelled."""
         while True:
             await asyncio.sleep(_EVERY_S)
             if self._waiting:
-                batch = self._take(router)
-                await asyncio.to_thread(self._write, *batch)
+                await asyncio.to_thread(self._write, *self._take())
 
-    def close(self, router: Router) -> None:
+    def close(self) -> None:
         """Write what is left."""
         if self._waiting:
-            self._write(*self._take(router))
+            self._write(*self._take())
 
-    def _take(self, router: Router) -> tuple[Sequence[Ended], Mapping[str, str], float]:
-        """Return what waits, the models' own names as JSON, and what makes Unix seconds of the loop's."""
+    def _take(self) -> tuple[Sequence[RequestRecord], float]:
+        """Return what waits, and the Unix time at which the event loop's clock was 0."""
         taken, self._waiting = self._waiting, []
-        served = router.models()
-        names: dict[str, str] = {}
-        for name in {request.model for request in taken}:
-            try:
-                own = find_model(name, served).name
-            except UnknownModel:
-                # It is served no more.
-                own = name
-            names[name] = json.dumps(own)
-        return taken, names, time.time() - asyncio.get_running_loop().time()
+        return taken, time.time() - asyncio.get_running_loop().time()
 
-    def _write(self, batch: Sequence[Ended], names: Mapping[str, str], epoch: float) -> None:
-        content = "".join(_line(request, names, epoch) for request in batch).encode()
+    def _write(self, batch: Sequence[RequestRecord], epoch: float) -> None:
+        content = "".join(_line(request, epoch) for request in batch).encode()
         with self._writing:
             try:
                 self._append(content)
@@ -134,14 +122,14 @@ class RequestLog:
         return self._path.with_name(f"{self._path.name}.{number}")
 
 
-def _line(request: Ended, names: Mapping[str, str], epoch: float) -> str:
+def _line(request: RequestRecord, epoch: float) -> str:
     """Return a line of JSON; put together by hand, as there may be thousands each second."""
     granted_at = request.granted_at
     waited_until = request.ended_at if granted_at is None else granted_at
     service = "null" if granted_at is None else f"{request.ended_at - granted_at:.4f}"
     prompt, output = request.prompt_tokens or "null", request.output_tokens or "null"
     return (
-        f'{{"at": {epoch + request.begun_at:.3f}, "model": {names[request.model]}, '
+        f'{{"at": {epoch + request.begun_at:.3f}, "model": {json.dumps(request.model)}, '
         f'"status": {request.status}, "wait_s": {waited_until - request.begun_at:.4f}, '
         f'"service_s": {service}, "prompt_tokens": {prompt}, "output_tokens": {output}'
         f"{'' if request.terms is DEFAULT_TERMS else _terms(request.terms)}}}\n"

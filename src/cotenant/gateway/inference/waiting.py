@@ -7,9 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from cotenant.domain.decisions import Outlook
-from cotenant.domain.errors import UnknownModel
 from cotenant.domain.units import format_duration
-from cotenant.gateway.http.problems import unknown_model
 from cotenant.gateway.telemetry.counters import ModelCounters
 from cotenant.interfaces import Lease, LeaseTerms, Router
 
@@ -47,8 +45,6 @@ class Wait:
             if tell is not None:
                 await self._comment(tell, every_s)
             lease = await waiting
-        except UnknownModel:
-            raise unknown_model(self._name, self._router.models()) from None
         except asyncio.CancelledError:
             # Granted in the very turn of the loop that cancelled this task: the grant must not be lost.
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:

@@ -199,7 +199,7 @@ class OllamaApi:
         name = text(fields, "model") or name
         if not name:
             raise BadRequest("`model` is required", hint="GET /api/tags lists those served.")
-        return models.find(name, self._proxy.router.models())
+        return models.find(name, self._proxy.router)
 
 
 def _unloads(request: ApiRequest, fields: Fields) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -13,6 +12,7 @@ from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.model_list import find_model
+from cotenant.interfaces import Router
 
 _LATEST: Final = ":latest"
 _REGISTRY: Final = ("registry.ollama.ai/", "library/")
@@ -22,7 +22,7 @@ _FOR_EVER: Final = timedelta(days=365 * 100)
 LOADED: Final = frozenset({"ready", "draining"})
 
 
-def find(name: str, served: Sequence[ServedModel]) -> ServedModel:
+def find(name: str, router: Router) -> ServedModel:
     """Return the model of this name. Raises UnknownModel, in words that clients of Ollama look for.
 
     They may add the tag and the registry that go without saying, and mind no capitals.
@@ -32,7 +32,8 @@ def find(name: str, served: Sequence[ServedModel]) -> ServedModel:
         bare = bare.removeprefix(part)
     for wanted in (name, bare, bare.removesuffix(_LATEST)):
         with suppress(UnknownModel):
-            return find_model(wanted, served)
+            return find_model(wanted, router)
+    served = router.models()
     plain = bare.lower().removesuffix(_LATEST)
     for model in served:
         if plain in (model.name.lower(), *(alias.lower() for alias in model.aliases)):

@@ -9,7 +9,6 @@ from typing import Any, Final
 from cotenant.asgi import TEXT_TYPE, encode_json, send_body
 from cotenant.domain import errors
 from cotenant.domain.decisions import Decision
-from cotenant.gateway.http.model_list import find_model
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
 from cotenant.gateway.http.streams import STREAM_HEADERS, LiveStreams, events_of, merged
@@ -76,7 +75,7 @@ class DecisionRoutes:
         )
 
     async def _why(self, request: ApiRequest) -> object:
-        name = find_model(request.name, self._router.models()).name
+        name = self._router.resolve(request.name)
         decisions = self._operator.why(name)
         if not request.wants_text:
             return {"model": name, "decisions": self._described(decisions)}

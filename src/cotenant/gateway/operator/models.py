@@ -185,7 +185,7 @@ class ModelRoutes:
         return gpus_response(self._operator.devices())
 
     async def _logs(self, request: ApiRequest) -> None:
-        name = self._name(request)
+        name = self._router.resolve(request.name)
         tail = request.whole("tail", _LINES, MAX_LINES)
         follow = request.switch("follow", False)
         path = self._operator.log_path(name)
@@ -206,7 +206,7 @@ class ModelRoutes:
         await send_body(request.send, 200, text, TEXT_TYPE)
 
     async def _order(self, request: ApiRequest, order: Any) -> object:
-        name = self._name(request)
+        name = self._router.resolve(request.name)
         if request.switch("wait", True):
             await order(name)
             return self._model(name)
@@ -215,7 +215,7 @@ class ModelRoutes:
         return None
 
     async def _pin(self, request: ApiRequest, pinned: bool) -> object:
-        name = self._name(request)
+        name = self._router.resolve(request.name)
         self._operator.pin(name, pinned)
         return self._model(name)
 
@@ -240,12 +240,8 @@ class ModelRoutes:
             await send_problem(request.send, whole, problem=BROKEN_CONFIGURATION)
             return None
 
-    def _name(self, request: ApiRequest) -> str:
-        """Return the own name of the model that a path names. Raises UnknownModel."""
-        return find_model(request.name, self._router.models()).name
-
     def _model(self, name: str) -> dict[str, Any]:
-        model = find_model(name, self._router.models())
+        model = find_model(name, self._router)
         status = next((each for each in self._operator.statuses() if each.name == model.name), None)
         return _described(model, status)
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from cotenant.domain.decisions import Decision
-from cotenant.domain.errors import UnknownModel
-from cotenant.gateway.http.model_list import find_model
 from cotenant.interfaces import Router
 
 TAIL_BYTES: Final = 2048
@@ -133,46 +131,32 @@ class ModelCounters:
 
 
 class RequestCounters:
-    """The counters of each model, by its names, and those of requests that name no served model."""
+    """The counters of each model, and those of requests that name no served model."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._by_name: dict[str, ModelCounters] = {}
         self._by_model: dict[str, ModelCounters] = {}
         self.nameless = ModelCounters()
 
-    def of(self, name: str) -> ModelCounters:
-        """Return the counters of the model that clients call so."""
-        return self._by_name.get(name) or self._find(name)
+    def of(self, model: str) -> ModelCounters:
+        """Return the counters of a model, by its own name."""
+        counters = self._by_model.get(model)
+        if counters is None:
+            counters = self._by_model[model] = ModelCounters()
+        return counters
 
     def count(self, decision: Decision) -> None:
         """Count a decision by which a model goes, under its reason, and a failure under its cause."""
         cause = decision.facts.get("cause")
         if cause is not None and decision.model is not None:
-            self._of_model(decision.model).failures[str(cause)] += 1
+            self.of(decision.model).failures[str(cause)] += 1
         reason = decision.facts.get("reason")
         if reason is not None and decision.model is not None:
-            self._of_model(decision.model).unloads[str(reason)] += 1
+            self.of(decision.model).unloads[str(reason)] += 1
 
     def all(self) -> Iterator[tuple[str, ModelCounters]]:
         """Yield every model's name and counters; those of requests without a served model under ""."""
-        # An alias may mean another model by now: it is looked up anew.
-        self._by_name.clear()
         for model in self._router.models():
-            self._of_model(model.name)
+            self.of(model.name)
         yield from self._by_model.items()
         yield "", self.nameless
-
-    def _find(self, name: str) -> ModelCounters:
-        try:
-            model = find_model(name, self._router.models())
-        except UnknownModel:
-            return self.nameless
-        counters = self._by_name[name] = self._of_model(model.name)
-        return counters
-
-    def _of_model(self, model: str) -> ModelCounters:
-        counters = self._by_model.get(model)
-        if counters is None:
-            counters = self._by_model[model] = ModelCounters()
-        return counters
