@@ -13,14 +13,13 @@ import cotenant
 
 _SOURCE = Path(cotenant.__file__).parent
 _PURE = {"domain", "analysis", "planning", "scheduling"}
-_SHELL_BASE = {"domain", "clock", "interfaces", "tls", "analysis", "planning"}
+_SHELL_BASE = {"domain", "clock", "interfaces", "http", "analysis", "planning"}
 _ALLOWED = {
     "domain": {"domain"},
     "clock": set(),
     "concurrency": {"clock"},
     "asgi": set(),
     "atomic_files": set(),
-    "tls": set(),
     "interfaces": {"domain", "clock"},
     "analysis": {"domain", "analysis"},
     "planning": {"domain", "analysis", "planning"},
@@ -29,9 +28,9 @@ _ALLOWED = {
     "gguf_writer": {"domain", "analysis"},
     "demo_model": {"domain", "analysis", "gguf_writer"},
     "model_files": {"domain", "analysis"},
-    "http_client": {"domain", "tls"},
-    "benchmark": {*_SHELL_BASE, "http_client", "benchmark"},
-    "config": {*_SHELL_BASE, "scheduling", "services", "model_files", "http_client", "config"},
+    "http": {"domain", "http"},
+    "benchmark": {*_SHELL_BASE, "benchmark"},
+    "config": {*_SHELL_BASE, "scheduling", "services", "model_files", "config"},
     "hardware": {*_SHELL_BASE, "hardware"},
     "engines": {*_SHELL_BASE, "engines"},
     "gateway": {*_SHELL_BASE, "asgi", "services", "gateway"},
@@ -52,7 +51,6 @@ _ALLOWED = {
         "store",
         "hub",
         "model_files",
-        "http_client",
         "daemon",
     },
     "doctor": {*_SHELL_BASE, "config", "hardware", "engines", "services", "doctor"},
@@ -71,7 +69,6 @@ _ALLOWED = {
         "model_files",
         "demo_model",
         "atomic_files",
-        "http_client",
         "benchmark",
         "cli",
     },

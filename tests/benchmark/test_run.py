@@ -11,7 +11,7 @@ from cotenant.benchmark.results import Load, Report
 from cotenant.benchmark.run import NothingToMeasure, run_benchmark
 from cotenant.cli.bench import lines
 from cotenant.clock import SystemClock
-from cotenant.http_client import Site
+from cotenant.http.client import api_endpoint
 from tests.support.http.chat_site import ChatSite, running
 
 QUICK = Load(requests=2, prompt_tokens=20, max_tokens=6, timeout_s=10)
@@ -19,7 +19,9 @@ QUICK = Load(requests=2, prompt_tokens=20, max_tokens=6, timeout_s=10)
 
 async def measured(site: ChatSite, *models: str, load: Load = QUICK) -> Report:
     async with running(site):
-        return await run_benchmark(Site.of(site.url, "key"), models, load, SystemClock(), lambda *_: None)
+        return await run_benchmark(
+            api_endpoint(site.url, "key"), models, load, SystemClock(), lambda *_: None
+        )
 
 
 async def test_each_is_measured_alone_then_two_together_then_three() -> None:
@@ -102,7 +104,7 @@ async def test_a_daemon_that_is_told_to_stop_in_the_middle_is_the_fault() -> Non
 async def test_an_address_where_nobody_listens_is_an_os_error() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        site = Site.of(f"http://127.0.0.1:{closed.getsockname()[1]}")
+        site = api_endpoint(f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(ConnectionRefusedError):
             await run_benchmark(site, (), QUICK, SystemClock(), lambda *_: None)
 
@@ -138,7 +140,7 @@ async def test_json_holds_every_phase_with_its_figures() -> None:
     ("raw", "told"),
     [
         (b"SSH-2.0-x\r\n", "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nx", "in the middle"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nx", "closed the connection"),
         (b"HTTP/1.1 200 OK\r\n\r\ndata: {nonsense\n\n", "not JSON"),
         (b"HTTP/1.1 200 OK\r\n\r\ndata: [DONE]\n\n", "no text"),
         (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "out of slots"}}\n\n', "out of slots"),

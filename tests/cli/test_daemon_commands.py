@@ -213,9 +213,9 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
     ("answer", "reset", "told"),
     [
         (b"SSH-2.0-OpenSSH_9.2\r\n", False, "is not Cotenant"),
-        (HEAD + b'{"models"', False, "broke off its answer: the connection was closed"),
-        (HEAD + b'{"models"', True, "broke off its answer: Connection reset by peer"),
-        (b"HTTP/1.1 503 Unavailable\r\ncontent-length: 99\r\n\r\n{", False, "broke off its answer"),
+        (HEAD + b'{"models"', False, "did not finish its answer: the server closed the connection"),
+        (HEAD + b'{"models"', True, "did not finish its answer: the server reset the connection"),
+        (b"HTTP/1.1 503 Unavailable\r\ncontent-length: 99\r\n\r\n{", False, "did not finish its answer"),
     ],
 )
 def test_an_answer_that_is_none_or_breaks_off_is_one_clear_line(answer, reset, told, capsys):
@@ -232,4 +232,4 @@ def test_a_followed_log_says_when_the_daemon_is_gone(capfd):
         assert main(["logs", "-f", "llama", "--address", address]) == 1
     told = capfd.readouterr()
     assert told.out == "hello"
-    assert "broke off its answer" in told.err
+    assert "did not finish its answer" in told.err

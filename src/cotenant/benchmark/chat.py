@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from cotenant.benchmark.results import Completion
 from cotenant.clock import Clock
-from cotenant.http_client import Answer, Site, connected, request_bytes
+from cotenant.domain.engines import Endpoint
+from cotenant.http.client import Exchange, Limits, Request, describe
 
 _PATH: Final = "/v1/chat/completions"
 _MAX_EVENT_BYTES: Final = 1 << 20
-_MAX_ERROR_BYTES: Final = 1 << 16
+_MAX_BODY_BYTES: Final = 1 << 28
 _MAX_ERROR_CHARS: Final = 300
 
 
@@ -22,7 +23,7 @@ class ChatFailed(Exception):
 
 
 async def chat(
-    site: Site,
+    endpoint: Endpoint,
     clock: Clock,
     payload: dict[str, Any],
     *,
@@ -31,22 +32,23 @@ async def chat(
 ) -> Completion:
     """Send a request and read the answer; `arrived` is called for every chunk. Raises ChatFailed."""
     asking = {**payload, "stream": True, "stream_options": {"include_usage": True}}
+    limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=_MAX_BODY_BYTES)
     try:
-        async with asyncio.timeout(timeout_s), connected(site) as (reader, writer):
+        with contextlib.closing(await Exchange.connect(endpoint, limits)) as answer:
             sent_at = clock.now()
-            writer.write(request_bytes(site, "POST", _PATH, asking))
-            answer = Answer(reader)
-            await answer.begin()
+            await answer.send(Request(endpoint, "POST", _PATH, asking, accept="text/event-stream"))
             if answer.status != 200:
-                raise ChatFailed(_error_text(answer.status, await answer.body(_MAX_ERROR_BYTES)))
+                raise ChatFailed(_error_text(answer.status, await answer.body()))
             return await _read(answer, clock, sent_at, arrived)
     except TimeoutError:
         raise ChatFailed(f"no complete answer within {timeout_s:g} s") from None
     except OSError as error:
-        raise ChatFailed(error.strerror or str(error) or type(error).__name__) from None
+        raise ChatFailed(describe(error)) from None
 
 
-async def _read(answer: Answer, clock: Clock, sent_at: float, arrived: Callable[[float], None]) -> Completion:
+async def _read(
+    answer: Exchange, clock: Clock, sent_at: float, arrived: Callable[[float], None]
+) -> Completion:
     arrivals: list[float] = []
     usage: dict[str, Any] = {}
     async for event in _events(answer):
@@ -72,10 +74,10 @@ async def _read(answer: Answer, clock: Clock, sent_at: float, arrived: Callable[
     )
 
 
-async def _events(answer: Answer) -> AsyncIterator[dict[str, Any]]:
+async def _events(answer: Exchange) -> AsyncIterator[dict[str, Any]]:
     """Yield the JSON objects of an event stream until it ends."""
     rest = b""
-    async for piece in answer.pieces():
+    async for piece in answer:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             name, _, value = line.partition(b":")

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from cotenant.benchmark.results import MemorySample
 from cotenant.clock import Clock
-from cotenant.http_client import Site, asked
+from cotenant.domain.engines import Endpoint
+from cotenant.http.client import Limits, Request, fetch
 
 _READ_TIMEOUT_S: Final = 10.0
 _LIMIT_BYTES: Final = 1 << 24
@@ -23,13 +24,13 @@ class ApiFailed(Exception):
 
 
 async def read_json(
-    site: Site, path: str, method: str = "GET", timeout_s: float = _READ_TIMEOUT_S
+    endpoint: Endpoint, path: str, method: str = "GET", timeout_s: float = _READ_TIMEOUT_S
 ) -> dict[str, Any]:
     """Return the JSON object at a path. Raises ApiFailed, or OSError where nothing answers at all."""
-    async with asyncio.timeout(timeout_s), asked(site, method, path) as answer:
-        body = await answer.body(_LIMIT_BYTES)
+    limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=_LIMIT_BYTES)
+    answer = await fetch(Request(endpoint, method, path), limits)
     try:
-        answer_json = json.loads(body)
+        answer_json = json.loads(answer.body)
     except ValueError:
         answer_json = None
     if answer.status >= 400 or not isinstance(answer_json, dict):
@@ -39,9 +40,9 @@ async def read_json(
     return answer_json
 
 
-async def chat_models(site: Site) -> list[str]:
+async def chat_models(endpoint: Endpoint) -> list[str]:
     """Return the names of the chat models at an address. Raises ApiFailed or OSError."""
-    answer_json = await read_json(site, "/v1/models")
+    answer_json = await read_json(endpoint, "/v1/models")
     data = answer_json.get("data")
     rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
     return [
@@ -54,14 +55,14 @@ async def chat_models(site: Site) -> list[str]:
 class CotenantApi:
     """The operator's API of a Cotenant."""
 
-    def __init__(self, site: Site, timeout_s: float) -> None:
-        self._site = site
+    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+        self._endpoint = endpoint
         self._timeout_s = timeout_s
 
     @classmethod
-    async def find(cls, site: Site, timeout_s: float) -> CotenantApi | None:
+    async def find(cls, endpoint: Endpoint, timeout_s: float) -> CotenantApi | None:
         """Return the API, or None if the address is not a Cotenant. Raises OSError if nothing answers."""
-        api = cls(site, timeout_s)
+        api = cls(endpoint, timeout_s)
         try:
             await api.models()
         except ApiFailed:
@@ -70,7 +71,7 @@ class CotenantApi:
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """Return the status of each model, by all of its names. Raises ApiFailed or OSError."""
-        answer_json = (await read_json(self._site, "/api/models")).get("models")
+        answer_json = (await read_json(self._endpoint, "/api/models")).get("models")
         if not isinstance(answer_json, list):
             raise ApiFailed("/api/models lists no models")
         return {
@@ -82,14 +83,14 @@ class CotenantApi:
 
     async def capacity_bytes(self) -> int | None:
         """Return the memory of all devices; None if one is unknown. Raises ApiFailed or OSError."""
-        devices = (await read_json(self._site, "/api/devices")).get("devices") or []
+        devices = (await read_json(self._endpoint, "/api/devices")).get("devices") or []
         totals = [device.get("total_bytes") for device in devices]
         return sum(totals) if totals and all(isinstance(total, int) for total in totals) else None
 
     async def order(self, model: str, what: str) -> None:
         """Load or unload a model, and wait until it is done. Raises ApiFailed or OSError."""
         path = f"/api/models/{quote(model, safe='')}/{what}"
-        await read_json(self._site, path, "POST", self._timeout_s)
+        await read_json(self._endpoint, path, "POST", self._timeout_s)
 
     @asynccontextmanager
     async def sampled(

@@ -10,7 +10,7 @@ from typing import Any, Final
 from cotenant.benchmark.chat import ChatFailed, chat
 from cotenant.benchmark.results import Completion, Load, ModelResult, Percentiles, Phase
 from cotenant.clock import Clock
-from cotenant.http_client import Site
+from cotenant.domain.engines import Endpoint
 
 _FAILURES_IN_A_ROW: Final = 3
 _PROBE_WORDS: Final = 64
@@ -39,7 +39,7 @@ class _ModelLoad:
 class LoadGenerator:
     """Sends requests to one address, and learns the tokens per word of each model."""
 
-    site: Site
+    endpoint: Endpoint
     load: Load
     clock: Clock
     step: Callable[[], None] = lambda: None
@@ -51,7 +51,7 @@ class LoadGenerator:
         """Load a model with a short request, and learn its tokens per word. Raises ChatFailed."""
         words = _PROBE_WORDS if model not in self._tokens_per_word else 1
         answer = await chat(
-            self.site, self.clock, self._payload(model, words, 1), timeout_s=self.load.timeout_s
+            self.endpoint, self.clock, self._payload(model, words, 1), timeout_s=self.load.timeout_s
         )
         if words > 1:
             self._tokens_per_word[model] = max(1.0, (answer.prompt_tokens or words) / words)
@@ -97,7 +97,7 @@ class LoadGenerator:
         words = max(1, round(self.load.prompt_tokens / self._tokens_per_word.get(own.model, 1.0)))
         payload = self._payload(own.model, words, self.load.max_tokens)
         return await chat(
-            self.site, self.clock, payload, timeout_s=self.load.timeout_s, arrived=own.arrivals.append
+            self.endpoint, self.clock, payload, timeout_s=self.load.timeout_s, arrived=own.arrivals.append
         )
 
     def _payload(self, model: str, words: int, max_tokens: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cotenant.benchmark.cotenant_api import ApiFailed, CotenantApi, chat_models
 from cotenant.benchmark.load_generator import LoadGenerator
 from cotenant.benchmark.results import Load, MemorySample, Phase, Report, Wait
 from cotenant.clock import Clock
-from cotenant.http_client import Site
+from cotenant.domain.engines import Endpoint
 
 _MOST_TOGETHER: Final = 3
 
@@ -37,7 +37,7 @@ class RelativeClock:
 
 
 async def run_benchmark(
-    site: Site,
+    endpoint: Endpoint,
     models: Sequence[str],
     load: Load,
     clock: Clock,
@@ -50,25 +50,25 @@ async def run_benchmark(
     `keep_loaded` unloads no model, so that cold starts are not measured. Raises NothingToMeasure, or
     OSError where nothing answers.
     """
-    api = await CotenantApi.find(site, load.timeout_s)
+    api = await CotenantApi.find(endpoint, load.timeout_s)
     try:
-        chosen = list(dict.fromkeys(models)) or await chat_models(site)
+        chosen = list(dict.fromkeys(models)) or await chat_models(endpoint)
     except ApiFailed as error:
-        raise NothingToMeasure(f"the models of {site.url} cannot be listed: {error}") from None
+        raise NothingToMeasure(f"the models of {endpoint.url} cannot be listed: {error}") from None
     if not chosen:
-        raise NothingToMeasure(f"{site.url} lists no model that chats")
-    run = BenchmarkRun(site, chosen, load, RelativeClock(clock), progress, api)
+        raise NothingToMeasure(f"{endpoint.url} lists no model that chats")
+    run = BenchmarkRun(endpoint, chosen, load, RelativeClock(clock), progress, api)
     try:
         return await run.run(keep_loaded)
     except ApiFailed as error:
-        raise NothingToMeasure(f"{site.url} no longer reports its models: {error}") from None
+        raise NothingToMeasure(f"{endpoint.url} no longer reports its models: {error}") from None
 
 
 @dataclass(slots=True)
 class BenchmarkRun:
     """A benchmark in progress; `api` is Cotenant's own, None at other servers."""
 
-    site: Site
+    endpoint: Endpoint
     models: list[str]
     load: Load
     clock: Clock
@@ -82,7 +82,7 @@ class BenchmarkRun:
     _steps: int = 1
 
     def __post_init__(self) -> None:
-        self.generator = LoadGenerator(self.site, self.load, self.clock, self._step)
+        self.generator = LoadGenerator(self.endpoint, self.load, self.clock, self._step)
 
     async def run(self, keep_loaded: bool) -> Report:
         """Measure everything. Raises NothingToMeasure, ApiFailed or OSError."""
@@ -101,7 +101,7 @@ class BenchmarkRun:
                 finally:
                     await self._restore(api, before)
         return Report(
-            self.site.url,
+            self.endpoint.url,
             self.load,
             tuple(self.phases),
             tuple(waits),

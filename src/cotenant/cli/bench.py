@@ -16,7 +16,7 @@ from cotenant.domain.errors import BadSetting, DaemonSilent, UnknownModel
 
 if TYPE_CHECKING:
     from cotenant.benchmark.results import Load, ModelResult, Percentiles, Phase, Report
-    from cotenant.http_client import Site
+    from cotenant.domain.engines import Endpoint
 
 _BAR: Final = 24
 _MOST: Final = 1_000_000
@@ -69,14 +69,16 @@ def run(args: argparse.Namespace) -> int:
     load = Load(
         args.concurrency, args.requests, args.prompt_tokens, args.max_tokens, args.ignore_eos, args.timeout
     )
-    site = _site(args)
+    endpoint = _endpoint(args)
     try:
-        report = asyncio.run(_measure(site, args, load))
+        report = asyncio.run(_measure(endpoint, args, load))
     except NothingToMeasure as error:
         raise UnknownModel(str(error), hint="`cotenant models` lists what is served.") from None
     except OSError as error:
+        from cotenant.http.client import describe
+
         raise DaemonSilent(
-            f"nothing answers at {site.url}: {error.strerror or str(error) or type(error).__name__}",
+            f"nothing answers at {endpoint.url}: {describe(error)}",
             hint="Start a daemon with `cotenant serve`, or name it with --address or COTENANT_ADDRESS.",
         ) from None
     if args.plot is not None:
@@ -100,13 +102,15 @@ def _draw(report: Report, path: Path) -> None:
         ) from None
 
 
-async def _measure(site: Site, args: argparse.Namespace, load: Load) -> Report:
+async def _measure(endpoint: Endpoint, args: argparse.Namespace, load: Load) -> Report:
     from cotenant.benchmark.run import run_benchmark
     from cotenant.clock import SystemClock
 
     show = _Bar() if sys.stderr.isatty() else _silent
     try:
-        return await run_benchmark(site, args.models, load, SystemClock(), show, keep_loaded=args.keep_loaded)
+        return await run_benchmark(
+            endpoint, args.models, load, SystemClock(), show, keep_loaded=args.keep_loaded
+        )
     finally:
         if isinstance(show, _Bar):
             show.clear()
@@ -128,11 +132,11 @@ def _silent(what: str, done: int, of: int) -> None:
     """Show no progress: standard error is no terminal."""
 
 
-def _site(args: argparse.Namespace) -> Site:
-    from cotenant.http_client import Site
+def _endpoint(args: argparse.Namespace) -> Endpoint:
+    from cotenant.http.client import api_endpoint
 
     try:
-        return Site.of(Daemon(args).address, args.api_key)
+        return api_endpoint(Daemon(args).address, args.api_key)
     except ValueError as error:
         raise BadSetting(str(error), hint="See --address and --api-key.") from None
 

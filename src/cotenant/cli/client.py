@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import http.client
 import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting, CotenantError, DaemonSilent, RequestError
 
 _DEFAULT: Final = "http://127.0.0.1:8080"
 _READ_TIMEOUT_S: Final = 15.0
-_CHUNK_BYTES: Final = 65536
+_JSON: Final = "application/json"
+_TEXT: Final = "text/plain"
 
 
 def add_daemon_options(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +44,6 @@ class Daemon:
         """Take address and key from the flags. Raises BadSetting."""
         self.address = _checked(args.address)
         self._key: str | None = args.api_key
-        # The environment's proxies are for the world outside; the daemon is on this machine or near it.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str) -> Any:
         """Return the JSON at a path."""
@@ -63,74 +59,71 @@ class Daemon:
 
     def text(self, path: str) -> str:
         """Return the plain text at a path."""
-        with self._open("GET", path, _READ_TIMEOUT_S, "text/plain") as response, self._reading():
-            return str(response.read().decode("utf-8", "replace"))
+        return b"".join(self._body("GET", path, _READ_TIMEOUT_S, accept=_TEXT)).decode("utf-8", "replace")
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield bytes as they come, until the daemon ends them."""
-        with self._open("GET", path, None, "text/plain") as response:
-            while True:
-                with self._reading():
-                    piece = response.read1(_CHUNK_BYTES)
-                if not piece:
-                    return
-                yield piece
+        return self._body("GET", path, None, accept=_TEXT)
 
     def _json(self, method: str, path: str, timeout_s: float | None, payload: object = None) -> Any:
-        body = b"" if payload is None else json.dumps(payload).encode()
-        with self._open(method, path, timeout_s, "application/json", body) as response, self._reading():
-            try:
-                return json.load(response)
-            except ValueError:
-                raise self._stranger() from None
-
-    def _open(self, method: str, path: str, timeout_s: float | None, accept: str, body: bytes = b"") -> Any:
-        headers = {"Accept": accept, **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
-        if body:
-            headers["Content-Type"] = "application/json"
-        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-            self.address + path, headers=headers, method=method, data=None if method == "GET" else body
-        )
+        body = b"".join(self._body(method, path, timeout_s, payload))
         try:
-            return self._opener.open(request, timeout=timeout_s)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error) from None
+            return json.loads(body)
+        except ValueError:
+            raise self._not_cotenant() from None
+
+    def _body(
+        self, method: str, path: str, timeout_s: float | None, payload: object = None, accept: str = _JSON
+    ) -> Iterator[bytes]:
+        """Yield the body of the response as it arrives; `timeout_s` limits each step."""
+        # The daemon's commands need no network library before they run.
+        from cotenant.http import blocking
+        from cotenant.http.client import Limits, Request, describe
+        from cotenant.http.connection import NotHttp
+
+        begun = False
+        limits = Limits(timeout_s, timeout_s, timeout_s, body_bytes=None)
+        try:
+            with blocking.opened(Request(self._endpoint(), method, path, payload, accept), limits) as (
+                status,
+                pieces,
+            ):
+                begun = True
+                if status >= 300:
+                    raise self._refusal(b"".join(pieces))
+                yield from pieces
+        except NotHttp:
+            raise self._not_cotenant() from None
         except OSError as error:
-            reason = getattr(error, "reason", error)
+            if begun:
+                raise DaemonSilent(
+                    f"the daemon at {self.address} did not finish its answer: {describe(error)}",
+                    hint="It has ended, or was restarted; its log says why.",
+                ) from None
             raise DaemonSilent(
-                f"no daemon answers at {self.address}: {getattr(reason, 'strerror', None) or reason}",
+                f"no daemon answers at {self.address}: {describe(error)}",
                 hint="Start one with `cotenant serve`, or say where with --address or COTENANT_ADDRESS.",
             ) from None
-        except http.client.HTTPException:
-            raise self._stranger() from None
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Tell of an answer that breaks off in the middle. Raises DaemonSilent."""
-        try:
-            yield
-        except (OSError, http.client.HTTPException) as error:
-            closed = "no more came" if isinstance(error, TimeoutError) else "the connection was closed"
-            why = getattr(error, "strerror", None) or closed
-            raise DaemonSilent(
-                f"the daemon at {self.address} broke off its answer: {why}",
-                hint="It has ended, or was started anew; its log says why.",
-            ) from None
+    def _endpoint(self) -> Endpoint:
+        parts = urlsplit(self.address)
+        tls = parts.scheme == "https"
+        return Endpoint(
+            parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.path, key=self._key
+        )
 
-    def _refusal(self, answer: urllib.error.HTTPError) -> CotenantError:
-        """Return what the daemon says, as the class of fault that it is, so that the exit status fits."""
+    def _refusal(self, body: bytes) -> CotenantError:
+        """Return the error that the daemon reports, as its own class, so that the exit status fits."""
         try:
-            with self._reading():
-                told = json.load(answer)["error"]
-            message, code = str(told["message"]), told["code"]
+            error = json.loads(body)["error"]
+            message, code = str(error["message"]), error["code"]
         except (ValueError, KeyError, TypeError):
-            return self._stranger()
+            return self._not_cotenant()
         if code == "unauthorized":
             return _fault(code)(message, hint="Give it with --api-key or COTENANT_API_KEY.")
         return _fault(code)(message)
 
-    def _stranger(self) -> DaemonSilent:
+    def _not_cotenant(self) -> DaemonSilent:
         return DaemonSilent(
             f"what answers at {self.address} is not Cotenant", hint="Check --address or COTENANT_ADDRESS."
         )

@@ -8,8 +8,6 @@ import contextlib
 import json
 import os
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +66,9 @@ def _from_hub() -> Path | None:
 def _asker(args: argparse.Namespace, *, made_up: bool) -> Any:
     async def ask(address: str) -> None:
         try:
-            answer = await asyncio.to_thread(_ask, address, next(iter(api_keys(args)), None))
+            answer = await _ask(address, next(iter(api_keys(args)), None))
         except OSError as error:
-            print(f"\nAsked: {_PROMPT}\nNo answer: {_reason(error)}\n")
+            print(f"\nAsked: {_PROMPT}\nNo answer: {error}\n")
         else:
             nonsense = " (random weights: nonsense)" if made_up else ""
             print(f"\nAsked: {_PROMPT}\nAnswer{nonsense}: {answer}\n")
@@ -82,21 +80,18 @@ def _asker(args: argparse.Namespace, *, made_up: bool) -> Any:
     return ask
 
 
-def _reason(error: OSError) -> str:
-    """Return what the server says of a refused request: a model for embeddings cannot chat, say."""
-    if isinstance(error, urllib.error.HTTPError):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return str(json.load(error)["error"]["message"])
-    return str(error)
+async def _ask(address: str, key: str | None) -> str:
+    """Return the model's answer. Raises OSError, with the server's reason if it refuses."""
+    from cotenant.http.client import Limits, Request, api_endpoint, fetch
 
-
-def _ask(address: str, key: str | None) -> str:
-    body = {"model": "local", "max_tokens": 48, "messages": [{"role": "user", "content": _PROMPT}]}
-    request = urllib.request.Request(  # noqa: S310 - the address is ours
-        f"{address}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
-    )
-    with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as response:  # noqa: S310
-        message: str = json.load(response)["choices"][0]["message"]["content"]
-    return json.dumps(message, ensure_ascii=False)
+    payload = {"model": "local", "max_tokens": 48, "messages": [{"role": "user", "content": _PROMPT}]}
+    request = Request(api_endpoint(address, key), "POST", "/v1/chat/completions", payload)
+    response = await fetch(request, Limits(whole_s=_ANSWER_TIMEOUT_S))
+    answer = response.json_object(of_any_status=True) or {}
+    if response.status != 200:
+        reason = f"status {response.status}"
+        with contextlib.suppress(KeyError, TypeError):
+            # A model for embeddings cannot chat, for instance.
+            reason = str(answer["error"]["message"])
+        raise OSError(reason)
+    return json.dumps(answer["choices"][0]["message"]["content"], ensure_ascii=False)

@@ -12,7 +12,7 @@ from cotenant.config.configuration import AdvisorSettings, ModelEntry, Problem
 from cotenant.config.issues import ConfigIssue
 from cotenant.config.schema import Advisor
 from cotenant.domain.advisors import AdvisorMode
-from cotenant.http_client import Site
+from cotenant.http.client import api_endpoint
 
 
 def advisor_settings(section: Advisor, checked: CheckedSettings) -> tuple[AdvisorSettings, list[ConfigIssue]]:
@@ -48,7 +48,7 @@ def advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) ->
 
 def _about_address(address: str, checked: CheckedSettings) -> list[ConfigIssue]:
     try:
-        Site.of(address)
+        api_endpoint(address)
     except ValueError:
         hint = "Write http://host:port or https://host/path, with nothing after the path."
         return [checked.issue(("advisor", "address"), "it is no address of an API", hint)]

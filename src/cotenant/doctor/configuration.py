@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -10,7 +9,10 @@ from typing import Final
 from cotenant.config.configuration import ServerSettings
 from cotenant.doctor.findings import Observation, ok, problem, warning
 from cotenant.doctor.host_context import HostContext
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting
+from cotenant.http import blocking
+from cotenant.http.client import Limits, Request
 
 _ASK_WITHIN_S: Final = 1.0
 _LOWEST_FREE_PORT: Final = 1024
@@ -85,12 +87,9 @@ def _refusal(host: str, number: int) -> OSError | None:
 
 def _is_cotenant(host: str, number: int) -> bool:
     reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    connection = http.client.HTTPConnection(reach, number, timeout=_ASK_WITHIN_S)
+    limits = Limits(_ASK_WITHIN_S, whole_s=_ASK_WITHIN_S)
     try:
-        connection.request("GET", "/health")
-        answer = connection.getresponse()
-        return answer.status in (200, 503) and b"status" in answer.read(4096)
-    except (OSError, http.client.HTTPException):
+        response = blocking.fetch(Request(Endpoint(reach, number), "GET", "/health"), limits)
+    except OSError:
         return False
-    finally:
-        connection.close()
+    return response.status in (200, 503) and b"status" in response.body

@@ -19,7 +19,7 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.domain.advisors import AdvisorMode, Asked
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
 from cotenant.domain.engines import Endpoint
-from cotenant.http_client import Site
+from cotenant.http.client import api_endpoint
 from tests.daemon.core.test_loop import fleet
 from tests.support.waiting import until
 
@@ -29,7 +29,7 @@ Handler = Callable[[dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def served(handler: Handler) -> AsyncIterator[tuple[Site, list[dict[str, Any]]]]:
+async def served(handler: Handler) -> AsyncIterator[tuple[Endpoint, list[dict[str, Any]]]]:
     """Answer every request by `handler`, and keep what was asked."""
     asked: list[dict[str, Any]] = []
 
@@ -47,7 +47,7 @@ async def served(handler: Handler) -> AsyncIterator[tuple[Site, list[dict[str, A
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     try:
-        yield Site.of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), asked
+        yield api_endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), asked
     finally:
         server.close()
 
@@ -69,7 +69,7 @@ def hint(id_: str = "m1", factor: float = 1.0, pin_s: float = 0.0, *, prefetch: 
     return {"id": id_, "keep_alive_factor": factor, "soft_pin_s": pin_s, "prefetch": prefetch}
 
 
-def advisor(loop: Loop, site: Site, clock=None, **settings: object) -> Advisor:
+def advisor(loop: Loop, site: Endpoint, clock=None, **settings: object) -> Advisor:
     told = AdvisorSettings(**{"mode": AdvisorMode.ON, "model": "brain", "timeout_s": 60.0, **settings})  # type: ignore[arg-type]
     made = Advisor(told, RemoteSource(site, "brain"), loop, clock or SystemClock())
     loop.listeners.append(made.decided)

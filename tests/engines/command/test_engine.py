@@ -12,8 +12,8 @@ from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB
 from cotenant.engines.command.engine import CommandHost, fill
-from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
+from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
 from tests.engines.contract import of_kind, running
 from tests.support.engines.orders import fake_server, host_order
@@ -39,8 +39,8 @@ async def test_a_command_is_told_its_port_model_file_and_memory(tmp_path: Path) 
     words = ("{model}", "{path}", "{memory_mib}", "[{gpus}]", "{host}")
     argv = (str(fake_server(tmp_path)), "--port", "{port}", *words)
     async with running(CommandHost(LogFolder(tmp_path / "logs")), ordered(argv)) as engine:
-        answer = await http_probe.get(engine.endpoint, "/told", timeout_s=5)
-        told = json.loads(answer[1] if answer else b"")
+        answer = await probe(engine.endpoint, "/told", timeout_s=5)
+        told = json.loads(answer.body if answer else b"")
     assert told["argv"][2:] == ["tiny", "/models/m.gguf", "600", "[]", "127.0.0.1"]
     assert told["env"]["CUDA_VISIBLE_DEVICES"] == "-1", "it may not see a GPU that it was not planned on"
 

@@ -26,8 +26,8 @@ from cotenant.engines.launch.container import OWNER_LABEL, ContainerLauncher
 from cotenant.engines.launch.container_owner import Owner
 from cotenant.engines.launch.orphans import remove_leftovers
 from cotenant.engines.launch.plan import LaunchPlan
-from cotenant.engines.process import http_probe
 from cotenant.engines.process.ports import ReservedPort
+from cotenant.http.client import probe
 from tests.support.containers.container_bed import GPU_UUIDS, ContainerBed, container_bed
 from tests.support.containers.engine_images import launched, shell_image, shell_plan
 from tests.support.waiting import alive, wait_until
@@ -84,9 +84,9 @@ def podman(bed: ContainerBed, image: str = "") -> ContainerLauncher:
 async def page(port: int, path: str) -> str:
     async with asyncio.timeout(60):
         while True:
-            answer = await http_probe.get(Endpoint("127.0.0.1", port), path, timeout_s=1)
-            if answer is not None and answer[0] == 200:
-                return answer[1].decode()
+            answer = await probe(Endpoint("127.0.0.1", port), path, timeout_s=1)
+            if answer is not None and answer.status == 200:
+                return answer.body.decode()
             await asyncio.sleep(0.02)
 
 

@@ -12,9 +12,9 @@ from cotenant.domain.engines import EngineEnd
 from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
-from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.process import group_lives
+from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
 from tests.support.engines.orders import fake_server, gpu_order, host_order, with_env
 from tests.support.waiting import has_ended, wait_until
@@ -66,9 +66,9 @@ def test_the_engine_gets_its_arguments_and_a_clean_environment(
 
     async def scenario(engine: LlamaEngine) -> None:
         await engine.wait_ready(60)
-        answer = await http_probe.get(engine.endpoint, "/told", timeout_s=5)
+        answer = await probe(engine.endpoint, "/told", timeout_s=5)
         assert answer is not None
-        told = json.loads(answer[1])
+        told = json.loads(answer.body)
         assert told["argv"][told["argv"].index("--ctx-size") + 1] == "512"
         assert told["argv"][told["argv"].index("--port") + 1] == str(engine.endpoint.port)
         assert told["env"]["CUDA_VISIBLE_DEVICES"] == "-1"
@@ -113,7 +113,7 @@ def test_a_later_death_is_told_to_who_waits_for_it(tmp_path: Path) -> None:
     async def scenario(engine: LlamaEngine) -> None:
         await engine.wait_ready(60)
         exited = asyncio.create_task(engine.wait_exit())
-        assert await http_probe.get(engine.endpoint, "/crash", timeout_s=5) is None
+        assert await probe(engine.endpoint, "/crash", timeout_s=5) is None
         end = await exited
         assert end.why.startswith("tiny died: it crashed (SIGSEGV)")
         assert str(engine.log_path) in end.why

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cotenant.gateway.inference.upstream import Pool
+from cotenant.gateway.inference.engine_connections import Pool
 from tests.gateway import stub
 from tests.gateway.harness import CHAT, SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine

@@ -47,7 +47,7 @@ async def test_a_port_that_nobody_listens_on_is_not_well(tmp_path):
 
 
 async def test_only_http_is_asked(tmp_path):
-    assert "is no HTTP address" in str(await wait(watch(tmp_path), "file:///etc/hostname"))
+    assert "is not an HTTP address" in str(await wait(watch(tmp_path), "file:///etc/hostname"))
 
 
 async def test_dockers_own_verdict_counts_for_a_container_with_a_check(tmp_path):

@@ -14,16 +14,17 @@ from cotenant.daemon.advising.prompt import AdvisorPrompt, BadAdvice
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.advisors import AdvisorMode, AdvisorStatus, Asked
 from cotenant.domain.decisions import Decision
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.units import KIB, format_duration
-from cotenant.http_client import Site, asked
+from cotenant.http.client import Limits, Request, describe, fetch
 from cotenant.scheduling.advice import Hint
 from cotenant.scheduling.events import AdviceGiven
 
 _LOG = logging.getLogger("cotenant.advisor")
 _PATH: Final = "/v1/chat/completions"
-_LIMIT_BYTES: Final = 256 * KIB
-_TOLD_BYTES: Final = 300
+_QUOTED_BYTES: Final = 300
+_LIMITS: Final = Limits(connect_s=None, body_bytes=256 * KIB)
 _FAILURES_IN_A_ROW: Final = 3
 _BREAK_S: Final = 300.0
 
@@ -152,13 +153,13 @@ class Advisor:
 class RemoteSource:
     """An OpenAI-compatible address."""
 
-    def __init__(self, site: Site, model: str) -> None:
-        self._site = site
+    def __init__(self, endpoint: Endpoint, model: str) -> None:
+        self._endpoint = endpoint
         self._model = model
 
     async def ask(self, brief: AdvisorPrompt) -> bytes:
         """Ask over the network; no redirect is followed, and a long answer is cut off."""
-        return await completion(self._site, brief, self._model)
+        return await completion(self._endpoint, brief, self._model)
 
 
 class ServedSource:
@@ -184,10 +185,7 @@ class ServedSource:
         abandoned = True
         try:
             endpoint = lease.endpoint
-            site = Site(
-                endpoint.url, endpoint.host, endpoint.port, endpoint.tls, endpoint.prefix, endpoint.key
-            )
-            answer = await completion(site, brief, endpoint.model or self._model)
+            answer = await completion(endpoint, brief, endpoint.model or self._model)
             abandoned = False
             return answer
         except Refused:
@@ -206,15 +204,15 @@ class ServedSource:
             self._loop.post(AdviceGiven(now, AdvisorPrompt(now, {}, {}).advice(hints, shadow=False)))
 
 
-async def completion(site: Site, brief: AdvisorPrompt, model: str) -> bytes:
+async def completion(endpoint: Endpoint, brief: AdvisorPrompt, model: str) -> bytes:
     """Return the body of a chat completion. Raises Unreachable."""
     try:
-        async with asked(site, "POST", _PATH, brief.payload(model)) as answer:
-            if answer.status != 200:
-                told = (await answer.body(_LIMIT_BYTES))[:_TOLD_BYTES].decode("utf-8", "replace")
-                raise Refused(f"it answered with status {answer.status}: {told!r}")
-            return await answer.body(_LIMIT_BYTES)
-    except TimeoutError:
-        raise
+        # The caller limits the time.
+        answer = await fetch(Request(endpoint, "POST", _PATH, brief.payload(model)), _LIMITS)
     except OSError as error:
-        raise Unreachable(error.strerror or str(error) or type(error).__name__) from None
+        raise Unreachable(describe(error)) from None
+    if answer.status != 200:
+        raise Refused(
+            f"it answered with status {answer.status}: {answer.body[:300].decode('utf-8', 'replace')!r}"
+        )
+    return answer.body

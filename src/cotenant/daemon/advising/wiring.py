@@ -7,7 +7,7 @@ from cotenant.config.configuration import AdvisorSettings
 from cotenant.daemon.advising.advisor import Advisor, RemoteSource, ServedSource, Source
 from cotenant.daemon.core.loop import Loop
 from cotenant.domain.advisors import AdvisorMode
-from cotenant.http_client import Site
+from cotenant.http.client import api_endpoint
 
 
 def advisor_of(settings: AdvisorSettings, loop: Loop, clock: Clock) -> Advisor | None:
@@ -18,7 +18,7 @@ def advisor_of(settings: AdvisorSettings, loop: Loop, clock: Clock) -> Advisor |
     if settings.address is None:
         source = ServedSource(loop, clock, settings.model)
     else:
-        source = RemoteSource(Site.of(settings.address, settings.api_key), settings.model)
+        source = RemoteSource(api_endpoint(settings.address, settings.api_key), settings.model)
     advisor = Advisor(settings, source, loop, clock)
     loop.listeners.append(advisor.decided)
     return advisor

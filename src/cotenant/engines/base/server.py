@@ -19,10 +19,10 @@ from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.launch.container import RunAs
 from cotenant.engines.launch.plan import HostLauncher, Launched, Launcher, LaunchPlan, visible_devices
-from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.rotating_log import RotatingLog
+from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
 
 _FIRST_POLL_S: Final = 0.002
@@ -232,8 +232,8 @@ class ServerEngine:
     async def _healthy(self) -> None:
         pause_s = _FIRST_POLL_S
         while True:
-            answer = await http_probe.get(self._endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
-            if answer is not None and answer[0] == _OK:
+            answer = await probe(self._endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
+            if answer is not None and answer.status == _OK:
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)

@@ -25,8 +25,8 @@ from cotenant.engines.llama_cpp.command_line import llama_plan
 from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.image_builds import image_build
 from cotenant.engines.llama_cpp.report import missing_devices, parse_report
-from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
+from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
 
 _SLOTS_TIMEOUT_S: Final = 2.0
@@ -108,11 +108,11 @@ class LlamaEngine(ServerEngine):
 
     async def busy_slots(self) -> int | None:
         """Count the slots that are generating; None if it cannot be told."""
-        answer = await http_probe.get(self._endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
-        if answer is None or answer[0] != _OK:
+        answer = await probe(self._endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
+        if answer is None or answer.status != _OK:
             return None
         try:
-            return sum(bool(slot["is_processing"]) for slot in json.loads(answer[1]))
+            return sum(bool(slot["is_processing"]) for slot in json.loads(answer.body))
         except (ValueError, KeyError, TypeError):
             return None
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import GIB, MIB
-from cotenant.engines.process import http_probe
+from cotenant.http.client import Response, probe
 
 LATEST: Final = ":latest"
 ASK_TIMEOUT_S: Final = 5.0
@@ -93,20 +93,21 @@ class OllamaClient:
 
     async def facts(self, tag: str) -> ModelFacts | None:
         """Return what it shows of a model, which may be nothing."""
-        answer = await http_probe.post(self.address, "/api/show", {"model": tag}, timeout_s=ASK_TIMEOUT_S)
-        return None if answer is None else _facts(http_probe.json_object(answer) or {})
+        answer = await probe(self.address, "/api/show", {"model": tag}, timeout_s=ASK_TIMEOUT_S)
+        return None if answer is None else _facts(answer.json_object() or {})
 
-    async def keep(self, tag: str, keep_alive: int, *, timeout_s: float) -> tuple[int, bytes] | None:
-        """Load a model, or let it go with `keep_alive` 0; return status and body."""
+    async def keep(self, tag: str, keep_alive: int, *, timeout_s: float) -> Response | None:
+        """Load a model, or let it go with `keep_alive` 0; return the response."""
         body = {"model": tag, "keep_alive": keep_alive}
-        answer = await http_probe.post(self.address, "/api/generate", body, timeout_s=timeout_s)
-        if answer is not None and answer[0] == 400 and b"does not support generate" in answer[1]:
+        answer = await probe(self.address, "/api/generate", body, timeout_s=timeout_s)
+        if answer is not None and answer.status == 400 and b"does not support generate" in answer.body:
             # Without a text it loads a model for embeddings too, and embeds nothing.
-            return await http_probe.post(self.address, "/api/embed", body, timeout_s=timeout_s)
+            return await probe(self.address, "/api/embed", body, timeout_s=timeout_s)
         return answer
 
     async def _get(self, path: str) -> Mapping[str, Any] | None:
-        return http_probe.json_object(await http_probe.get(self.address, path, timeout_s=ASK_TIMEOUT_S))
+        answer = await probe(self.address, path, timeout_s=ASK_TIMEOUT_S)
+        return None if answer is None else answer.json_object()
 
 
 def same_tag(first: str, second: str) -> bool:

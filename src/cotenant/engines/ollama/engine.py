@@ -15,7 +15,7 @@ from cotenant.domain.models import Parts
 from cotenant.domain.units import format_duration
 from cotenant.engines.base.external import ExternalEngine
 from cotenant.engines.ollama.client import ASK_TIMEOUT_S, LoadedModel, OllamaClient, same_tag
-from cotenant.engines.process import http_probe
+from cotenant.http.client import Response, tls_problem
 from cotenant.interfaces import EngineOrder
 
 _POLL_EVERY_S: Final = 1.0
@@ -58,7 +58,7 @@ class OllamaEngine(ExternalEngine):
         if answer is None:
             running = await self._client.version()
             if running is None:
-                fault = await http_probe.fault(self.endpoint, timeout_s=ASK_TIMEOUT_S)
+                fault = await tls_problem(self.endpoint, timeout_s=ASK_TIMEOUT_S)
                 why = "" if fault is None else f": {fault}"
                 raise EngineLoadFailed(
                     f"{self._name} could not be loaded: no Ollama answers at {self.endpoint.url}{why}",
@@ -69,11 +69,11 @@ class OllamaEngine(ExternalEngine):
                 f"{self._name} was not loaded by Ollama within {format_duration(timeout_s)}",
                 hint="See Ollama's log (`journalctl -u ollama`).",
             )
-        if answer[0] != 200:
+        if answer.status != 200:
             raise EngineLoadFailed(
-                f"{self._name} could not be loaded: Ollama answers {answer[0]}: {_error(answer[1])}",
+                f"{self._name} could not be loaded: Ollama answers {answer.status}: {_error(answer)}",
                 hint=f"`ollama pull {self._tag}` fetches a model that it does not have."
-                if answer[0] == 404
+                if answer.status == 404
                 else "See Ollama's log (`journalctl -u ollama`).",
             )
         self._seen = await self._loaded_now()
@@ -159,8 +159,9 @@ def _now() -> float:
     return datetime.now().astimezone().timestamp()
 
 
-def _error(body: bytes) -> str:
+def _error(answer: Response) -> str:
     """Return Ollama's words for what went wrong, cut short."""
-    told = http_probe.json_object((200, body))
-    text = str(told["error"]) if told is not None and "error" in told else body.decode("utf-8", "replace")
+    told = answer.json_object(of_any_status=True)
+    known = told is not None and "error" in told
+    text = str(told["error"]) if told and known else answer.body.decode("utf-8", "replace")
     return text.strip()[:300] or "nothing"

@@ -14,7 +14,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.units import format_duration
 from cotenant.engines.base.external import ExternalEngine
 from cotenant.engines.diagnosis.remedies import REMEDIES
-from cotenant.engines.process import http_probe
+from cotenant.http.client import probe, tls_problem
 from cotenant.interfaces import EngineOrder
 
 _PROBE_TIMEOUT_S: Final = 5.0
@@ -81,9 +81,9 @@ class RemoteEngine(ExternalEngine):
 
     async def _problem(self) -> str | None:
         """Say what is wrong with it; None if nothing is. Raises EngineLoadFailed where waiting is no use."""
-        answer = await http_probe.get(self.endpoint, self._health_path, timeout_s=_PROBE_TIMEOUT_S)
+        answer = await probe(self.endpoint, self._health_path, timeout_s=_PROBE_TIMEOUT_S)
         if answer is None:
-            fault = await http_probe.fault(self.endpoint, timeout_s=_PROBE_TIMEOUT_S)
+            fault = await tls_problem(self.endpoint, timeout_s=_PROBE_TIMEOUT_S)
             if fault is None:
                 return "nobody answers there"
             raise EngineLoadFailed(
@@ -91,10 +91,10 @@ class RemoteEngine(ExternalEngine):
                 hint=REMEDIES[Cause.UNTRUSTED_SERVER],
                 cause=Cause.UNTRUSTED_SERVER,
             )
-        if answer[0] in _FORBIDDEN:
+        if answer.status in _FORBIDDEN:
             raise EngineLoadFailed(
-                f"{self._name} at {self.endpoint.url} does not take the key: it answers {answer[0]}",
+                f"{self._name} at {self.endpoint.url} does not take the key: it answers {answer.status}",
                 hint=REMEDIES[Cause.KEY_REFUSED],
                 cause=Cause.KEY_REFUSED,
             )
-        return None if answer[0] < 400 else f"it answers {answer[0]} at {self._health_path}"
+        return None if answer.status < 400 else f"it answers {answer.status} at {self._health_path}"

@@ -17,11 +17,11 @@ from cotenant.domain.errors import BadRecipe
 from cotenant.engines.base.server import ServerEngine, ServerHost, Started
 from cotenant.engines.base.sleeping import Meter
 from cotenant.engines.launch.plan import Launcher, LaunchPlan, visible_devices
-from cotenant.engines.process import http_probe
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
 from cotenant.engines.vllm.sleep import VllmSleep
+from cotenant.http.client import probe
 from cotenant.interfaces import Engine, EngineOrder
 
 _METRICS_TIMEOUT_S: Final = 2.0
@@ -172,10 +172,10 @@ class VllmEngine(ServerEngine):
 
     async def busy_slots(self) -> int | None:
         """Count the requests that it has; None if it does not tell."""
-        answer = await http_probe.get(self.endpoint, "/metrics", timeout_s=_METRICS_TIMEOUT_S)
-        if answer is None or answer[0] != _OK:
+        answer = await probe(self.endpoint, "/metrics", timeout_s=_METRICS_TIMEOUT_S)
+        if answer is None or answer.status != _OK:
             return None
-        counts = _RUNNING.findall(answer[1])
+        counts = _RUNNING.findall(answer.body)
         return int(sum(map(float, counts))) if counts else None
 
     async def stop(self, grace_s: float) -> None:

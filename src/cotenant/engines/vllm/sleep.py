@@ -16,7 +16,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB, format_bytes
 from cotenant.engines.base.sleeping import Meter
-from cotenant.engines.process import http_probe
+from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
 
 RESIDUE_BYTES: Final = 2 * GIB
@@ -58,28 +58,27 @@ class VllmSleep:
             self._answer = await self._canary(endpoint)
             if self._answer is None:
                 return "it did not answer the request that a wake is to be compared with"
-        answer = await http_probe.post(endpoint, f"/sleep?level={self._level}", {}, timeout_s=_SLEEP_WITHIN_S)
-        if answer is None or answer[0] != _OK:
+        answer = await probe(endpoint, f"/sleep?level={self._level}", {}, timeout_s=_SLEEP_WITHIN_S)
+        if answer is None or answer.status != _OK:
             return "it refused to sleep"
-        told = http_probe.json_object(
-            await http_probe.get(endpoint, "/is_sleeping", timeout_s=_SLEEP_WITHIN_S)
-        )
+        answer = await probe(endpoint, "/is_sleeping", timeout_s=_SLEEP_WITHIN_S)
+        told = None if answer is None else answer.json_object()
         if told is None or told.get("is_sleeping") is not True:
             return "it says that it is awake"
         return await self._not_given_back(pid)
 
     async def wake(self, endpoint: Endpoint) -> None:
         """Wake it and try it. Raises EngineLoadFailed if it does not wake, or speaks otherwise than then."""
-        answer = await http_probe.post(endpoint, "/wake_up", {}, timeout_s=_WAKE_WITHIN_S)
-        if answer is None or answer[0] != _OK:
+        answer = await probe(endpoint, "/wake_up", {}, timeout_s=_WAKE_WITHIN_S)
+        if answer is None or answer.status != _OK:
             raise self._failed("it did not wake")
         if self._level == 2:
             # Level 2 leaves the weights' memory empty.
             call = {"method": "reload_weights"}
-            answer = await http_probe.post(endpoint, "/collective_rpc", call, timeout_s=_WAKE_WITHIN_S)
-            if answer is None or answer[0] != _OK:
+            answer = await probe(endpoint, "/collective_rpc", call, timeout_s=_WAKE_WITHIN_S)
+            if answer is None or answer.status != _OK:
                 raise self._failed("it did not read its weights again")
-            await http_probe.post(endpoint, "/reset_prefix_cache", {}, timeout_s=_WAKE_WITHIN_S)
+            await probe(endpoint, "/reset_prefix_cache", {}, timeout_s=_WAKE_WITHIN_S)
         said = await self._canary(endpoint)
         if said is None:
             raise self._failed("it woke and does not answer")
@@ -105,7 +104,8 @@ class VllmSleep:
         embeds = self._order.kind is ModelKind.EMBEDDING
         path = "/v1/embeddings" if embeds else "/v1/completions"
         body = {"model": self._order.name, **(_TO_EMBED if embeds else _TO_COMPLETE)}
-        told = http_probe.json_object(await http_probe.post(endpoint, path, body, timeout_s=_CANARY_WITHIN_S))
+        answer = await probe(endpoint, path, body, timeout_s=_CANARY_WITHIN_S)
+        told = None if answer is None else answer.json_object()
         if told is None:
             return None
         try:

@@ -20,11 +20,11 @@ from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.dialect_assembly import assembler
 from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.disconnects import DisconnectWatch
+from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
 from cotenant.gateway.inference.model_kinds import ModelKinds
 from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse, whole_body
 from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
-from cotenant.gateway.inference.upstream import Connection, Pool
 from cotenant.gateway.inference.waiting import Wait
 from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.interfaces import Lease, Router
@@ -98,7 +98,7 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._counters: ModelCounters = proxy.counters.nameless
         self._options: RequestOptions
-        self._connection: Connection | None = None
+        self._connection: EngineConnection | None = None
         self._listener: asyncio.Task[None] | None = None
         self._wait: Wait | None = None
         self._failed = False
@@ -386,7 +386,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": event})
 
     @property
-    def _reply(self) -> Connection:
+    def _reply(self) -> EngineConnection:
         assert self._connection is not None  # noqa: S101  set by _ask before any response
         return self._connection
 

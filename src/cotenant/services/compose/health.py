@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from cotenant.clock import Clock
+from cotenant.http.client import Limits, describe, get_url
 from cotenant.services.compose.container_engine import Container, ContainerEngine
 from cotenant.services.model import Service
 
@@ -18,7 +15,7 @@ GIVEN_UP: Final = "it was given up because another service failed"
 _POLL_S: Final = 0.25
 _MAX_POLL_S: Final = 2.0
 _ANSWER_WITHIN_S: Final = 5.0
-_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_LIMITS: Final = Limits(_ANSWER_WITHIN_S, whole_s=_ANSWER_WITHIN_S)
 
 
 class HealthWatch:
@@ -56,7 +53,7 @@ class HealthWatch:
 
     async def _judge(self, service: Service, containers: Sequence[Container]) -> tuple[str, bool]:
         if service.health_url is not None:
-            wrong = await asyncio.to_thread(_asked, service.health_url)
+            wrong = await _url_problem(service.health_url)
             return wrong or "", wrong is None
         complaint = ""
         for container in containers:
@@ -105,17 +102,12 @@ class HealthWatch:
         return None
 
 
-def _asked(url: str) -> str | None:
-    """Ask a service's URL; return what is wrong, None if it answers with a status below 400."""
-    if not url.startswith(("http://", "https://")):
-        return f"{url} is no HTTP address"
+async def _url_problem(url: str) -> str | None:
+    """Return what is wrong with a service's URL; None if it answers with a status below 400."""
     try:
-        with _DIRECT.open(url, timeout=_ANSWER_WITHIN_S):
-            return None
-    except urllib.error.HTTPError as error:
-        error.close()
-        return f"{url} answers {error.code}"
-    except urllib.error.URLError as error:
-        return f"{url} does not answer: {error.reason}"
-    except (OSError, http.client.HTTPException, ssl.SSLError, ValueError) as error:
-        return f"{url} does not answer: {error or type(error).__name__}"
+        response = await get_url(url, _LIMITS)
+    except ValueError:
+        return f"{url} is not an HTTP address"
+    except OSError as error:
+        return f"{url} does not answer: {describe(error)}"
+    return None if response.status < 400 else f"{url} answers {response.status}"

@@ -8,7 +8,7 @@ import pytest
 
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.http.timing import Timing
-from cotenant.gateway.inference.upstream import Pool
+from cotenant.gateway.inference.engine_connections import Pool
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, post, serving
 from tests.gateway.stub import StubEngine

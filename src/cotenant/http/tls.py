@@ -11,12 +11,12 @@ import ssl
 
 @functools.cache
 def client_context() -> ssl.SSLContext:
-    """Return what checks certificates, read once: reading takes tens of milliseconds."""
+    """Return the context that checks certificates. It is made once: that takes tens of milliseconds."""
     return ssl.create_default_context()
 
 
 def tls_fault(error: OSError) -> str | None:
-    """Say what is wrong with a server's TLS; None for any other fault, or one that may pass."""
+    """Return what is wrong with a server's TLS; None for any other error, or one that may be temporary."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
     if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):

@@ -1,0 +1,131 @@
+"""Connections to engines, pooled per endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import UpstreamFailed
+from cotenant.http.connection import Connection
+from cotenant.http.tls import client_context, tls_fault
+
+
+class EngineConnection(Connection):
+    """A connection to an engine, which passes on the headers that concern the client.
+
+    Its reader gets UpstreamFailed when nothing more will arrive.
+    """
+
+    __slots__ = ("_pool", "endpoint", "idle_since")
+
+    # Hop-by-hop headers, the engine's name, and its CORS: an engine does not decide what a browser trusts.
+    _dropped_headers = frozenset(
+        {
+            b"connection",
+            b"keep-alive",
+            b"proxy-connection",
+            b"proxy-authenticate",
+            b"te",
+            b"trailer",
+            b"transfer-encoding",
+            b"upgrade",
+            b"server",
+            b"access-control-allow-origin",
+            b"access-control-allow-credentials",
+            b"access-control-allow-headers",
+            b"access-control-allow-methods",
+            b"access-control-expose-headers",
+            b"access-control-max-age",
+        }
+    )
+
+    def __init__(self, pool: Pool, endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.endpoint = endpoint
+        self.idle_since = 0.0
+        self._pool = pool
+
+    def _failure(self, how: str) -> Exception:
+        return UpstreamFailed(f"the engine at {self.endpoint.url} {how}")
+
+    def _closed(self) -> None:
+        self._pool.forget(self)
+
+
+class Pool:
+    """Connections to engines, kept open between requests.
+
+    Idle ones are reused newest first, at most `max_idle` per endpoint, and none older than `max_idle_age_s`:
+    llama.cpp closes after 5 s of silence, and a connection about to be closed costs a second try. Connections
+    that an engine closes remove themselves, so no timer sweeps the pool.
+    """
+
+    def __init__(
+        self, *, max_idle: int = 64, max_idle_age_s: float = 4.0, connect_timeout_s: float = 5.0
+    ) -> None:
+        self._max_idle = max_idle
+        self._max_idle_age_s = max_idle_age_s
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: dict[Endpoint, list[EngineConnection]] = {}
+
+    def idle(self, endpoint: Endpoint) -> EngineConnection | None:
+        """Take an idle connection, or None when one must be made."""
+        connections = self._idle.get(endpoint)
+        if not connections:
+            return None
+        connection = connections.pop()
+        oldest = asyncio.get_running_loop().time() - self._max_idle_age_s
+        if connection.usable and connection.idle_since >= oldest:
+            return connection
+        # The newest is too old or closed, so those under it are of no use either.
+        connection.abort()
+        for other in self._idle.pop(endpoint):
+            other.abort()
+        return None
+
+    async def connect(self, endpoint: Endpoint) -> EngineConnection:
+        """Open a connection. Raises UpstreamFailed."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: EngineConnection(self, endpoint, loop),
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=client_context() if endpoint.tls else None,
+                )
+        except OSError as error:  # TimeoutError is one
+            how = "accepts no connection" if isinstance(error, TimeoutError) else "cannot be reached"
+            if (fault := tls_fault(error)) is not None:
+                how = f"{how}: {fault}"
+            raise UpstreamFailed(f"the engine at {endpoint.url} {how}") from error
+        return connection
+
+    def give_back(self, connection: EngineConnection) -> None:
+        """Keep a connection whose response has ended, or close it."""
+        if not connection.reusable:
+            connection.abort()
+            return
+        connections = self._idle.setdefault(connection.endpoint, [])
+        if len(connections) < self._max_idle:
+            connection.idle_since = asyncio.get_running_loop().time()
+            connections.append(connection)
+        else:
+            connection.abort()
+
+    def forget(self, connection: EngineConnection) -> None:
+        """Drop a connection that is closed."""
+        connections = self._idle.get(connection.endpoint)
+        if connections is None:
+            return
+        if connection in connections:
+            connections.remove(connection)
+        if not connections:
+            del self._idle[connection.endpoint]
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()

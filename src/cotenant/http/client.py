@@ -1,0 +1,248 @@
+"""Small HTTP requests, each on a connection of its own, within limits of time and size.
+
+There is no pool and no proxy. A response ends where HTTP says so, whether or not the server then closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.units import MIB
+from cotenant.http.connection import Connection, Header, ResponseBroken
+from cotenant.http.tls import client_context, tls_fault
+
+_PORTS: Final = {"http": 80, "https": 443}
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_JSON: Final = "application/json"
+_ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many seconds each step may take, and how many bytes a body may have; None is no limit.
+
+    `head_s` runs from the request to the end of the response's head, `silence_s` between pieces of the body,
+    `whole_s` over all steps.
+    """
+
+    connect_s: float | None = 5.0
+    head_s: float | None = None
+    silence_s: float | None = None
+    whole_s: float | None = None
+    body_bytes: int | None = 4 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole response. Header names are in lower case."""
+
+    status: int
+    headers: Sequence[Header]
+    body: bytes
+
+    def json_object(self, *, of_any_status: bool = False) -> Mapping[str, Any] | None:
+        """Return the JSON object of a response with status 200, or of any; None for anything else."""
+        try:
+            found = json.loads(self.body) if self.status == 200 or of_any_status else None
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request; its payload is sent as JSON, None as no body."""
+
+    endpoint: Endpoint
+    method: str
+    path: str
+    payload: object = None
+    accept: str = _JSON
+
+    def encoded(self) -> tuple[bytes, bytes]:
+        """Return head and body as they go over the wire. Raises ValueError for an impossible path."""
+        endpoint, target = self.endpoint, self.endpoint.prefix + self.path
+        if not _is_plain(target):
+            raise ValueError(f"{target!r} has characters that an address cannot have")
+        body = b"" if self.payload is None else json.dumps(self.payload).encode()
+        lines = [f"{self.method} {target} HTTP/1.1", f"Host: {endpoint.authority}", "Connection: close"]
+        lines.append(f"Accept: {self.accept}")
+        if self.method != "GET":
+            lines.append(f"Content-Length: {len(body)}")
+        if body:
+            lines.append(f"Content-Type: {_JSON}")
+        if endpoint.key is not None:
+            lines.append(f"Authorization: Bearer {endpoint.key}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1"), body
+
+
+class Exchange:
+    """One request on a connection of its own, and its response as it arrives."""
+
+    def __init__(self, connection: Connection, limits: Limits, deadline: float | None) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._deadline = deadline
+        self._body_bytes = 0
+
+    @classmethod
+    async def connect(cls, endpoint: Endpoint, limits: Limits) -> Exchange:
+        """Connect; the caller closes it. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        deadline = None if limits.whole_s is None else loop.time() + limits.whole_s
+        async with _limit("no connection", limits.connect_s, deadline):
+            _, connection = await loop.create_connection(
+                lambda: Connection(loop),
+                endpoint.host,
+                endpoint.port,
+                ssl=client_context() if endpoint.tls else None,
+            )
+        return cls(connection, limits, deadline)
+
+    async def send(self, request: Request) -> None:
+        """Send the request and return when the head of its response has arrived.
+
+        Raises OSError, of which ResponseBroken and TimeoutError are two.
+        """
+        self._connection.begin(*request.encoded())
+        async with _limit("no response", self._limits.head_s, self._deadline):
+            while self._connection.status is None:
+                await self._connection.more()
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return self._connection.status or 0
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        """The headers, with names in lower case."""
+        return self._connection.headers
+
+    async def read(self) -> bytes:
+        """Return the next bytes of the body, b"" at its end. Raises OSError."""
+        connection = self._connection
+        while not (piece := connection.take()) and not connection.ended:
+            async with _limit("no more of the response", self._limits.silence_s, self._deadline):
+                await connection.more()
+        self._body_bytes += len(piece)
+        if self._limits.body_bytes is not None and self._body_bytes > self._limits.body_bytes:
+            raise ResponseBroken(f"the response is longer than {self._limits.body_bytes} bytes")
+        return piece
+
+    async def body(self) -> bytes:
+        """Return the rest of the body. Raises OSError."""
+        return b"".join([piece async for piece in self])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self.read():
+            yield piece
+
+    def close(self) -> None:
+        """Close the connection, also in the middle of a response that is not wanted any more."""
+        self._connection.abort()
+
+
+async def fetch(request: Request, limits: Limits) -> Response:
+    """Return the whole response to a request. Raises OSError."""
+    with contextlib.closing(await Exchange.connect(request.endpoint, limits)) as exchange:
+        await exchange.send(request)
+        return Response(exchange.status, exchange.headers, await exchange.body())
+
+
+async def probe(
+    endpoint: Endpoint, path: str, payload: object = None, *, timeout_s: float
+) -> Response | None:
+    """GET a path, or POST a payload to it; None without a whole response within `timeout_s`."""
+    request = Request(endpoint, "GET" if payload is None else "POST", path, payload)
+    try:
+        return await fetch(request, Limits(timeout_s, whole_s=timeout_s))
+    except (OSError, ValueError):
+        return None
+
+
+async def tls_problem(endpoint: Endpoint, *, timeout_s: float) -> str | None:
+    """Return what is wrong with a server's TLS; None without TLS, or for an error that may be temporary."""
+    if endpoint.tls:
+        try:
+            (await Exchange.connect(endpoint, Limits(timeout_s))).close()
+        except OSError as error:
+            return tls_fault(error)
+    return None
+
+
+async def get_url(url: str, limits: Limits) -> Response:
+    """GET a URL, following redirects. Raises OSError, or ValueError for what is not an HTTP URL."""
+    for _ in range(_MAX_REDIRECTS):
+        parts = _http_parts(url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        response = await fetch(Request(_endpoint(parts), "GET", path, accept="*/*"), limits)
+        location = next((value for name, value in response.headers if name == b"location"), None)
+        if response.status not in _REDIRECTS or location is None:
+            return response
+        url = urljoin(url, location.decode("latin-1"))
+    raise ResponseBroken(f"the server redirects more than {_MAX_REDIRECTS} times")
+
+
+def api_endpoint(url: str, key: str | None = None) -> Endpoint:
+    """Read the address of an API; a trailing `/v1`, as OpenAI's clients want it, is dropped.
+
+    Raises ValueError.
+    """
+    parts = _http_parts(url)
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} is not an address")
+    if not _is_plain(url):
+        raise ValueError(f"{url!r} has characters that an address cannot have")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ValueError("the API key has characters that a header cannot carry")
+    return replace(_endpoint(parts), prefix=parts.path.rstrip("/").removesuffix("/v1"), key=key)
+
+
+def describe(error: OSError) -> str:
+    """Return why an exchange failed, in a few words."""
+    if (problem := tls_fault(error)) is not None:
+        return problem
+    # asyncio puts the numbers into a text where a name has several addresses.
+    numbers = [error.errno] if error.errno else [int(found) for found in _ERRNO.findall(str(error))]
+    if numbers and numbers[-1] > 0:
+        return os.strerror(numbers[-1])
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextlib.asynccontextmanager
+async def _limit(problem: str, seconds: float | None, deadline: float | None) -> AsyncIterator[None]:
+    now = asyncio.get_running_loop().time()
+    ends = [at for at in (None if seconds is None else now + seconds, deadline) if at is not None]
+    try:
+        async with asyncio.timeout_at(min(ends, default=None)):
+            yield
+    except TimeoutError:
+        if not ends:
+            raise
+        raise TimeoutError(f"{problem} within {max(0.0, min(ends) - now):.3g} s") from None
+
+
+def _http_parts(url: str) -> SplitResult:
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError(f"{url!r} is not an address")
+    return parts
+
+
+def _endpoint(parts: SplitResult) -> Endpoint:
+    return Endpoint(parts.hostname or "", parts.port or _PORTS[parts.scheme], parts.scheme == "https")
+
+
+def _is_plain(target: str) -> bool:
+    return target.isascii() and target.isprintable() and " " not in target

@@ -1,0 +1,257 @@
+"""One HTTP/1.1 connection to a server, on asyncio.Protocol and httptools.
+
+One request at a time. Body bytes are available as they arrive; what the reader has not taken is bounded by
+pausing the socket, and so is everything else that a server may send without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, cast
+
+import httptools
+
+from cotenant.domain.units import KIB
+
+Header = tuple[bytes, bytes]
+
+_HIGH_WATER_BYTES: Final = 256 * KIB
+"""How much of a body is kept before the socket is paused, and how long a head may be."""
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+_NOT_HTTP: Final = "answered what is not HTTP"
+
+
+class ResponseBroken(ConnectionError):
+    """The response ended early or is not acceptable; the message says how."""
+
+
+class NotHttp(ResponseBroken):
+    """What the server sent is not HTTP."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection, and the response that is being read from it.
+
+    `status` is None until the head has arrived; `headers` are then complete, with names in lower case.
+    `ended` is set when the whole body has arrived, though `take` may still hold some of it; `cut` when this
+    side closed in the middle of a request, so that the server may still be at work on it.
+
+    Subclasses may drop headers, raise an error of their own, and learn of the end of the connection.
+    """
+
+    _dropped_headers: frozenset[bytes] = frozenset()
+
+    __slots__ = (
+        "_begun",
+        "_broken",
+        "_chunks",
+        "_expecting",
+        "_framed",
+        "_interim",
+        "_loop",
+        "_parser",
+        "_paused",
+        "_reusable",
+        "_reused",
+        "_transport",
+        "_untaken_bytes",
+        "_waiter",
+        "cut",
+        "ended",
+        "event_stream",
+        "headers",
+        "status",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport
+        self._waiter: asyncio.Future[None] | None = None
+        self._broken: str | None = None
+        self._reused = False
+        self.cut = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status: int | None = None
+        self.headers: list[Header] = []
+        self.ended = False
+        self.event_stream = False
+        self._chunks: list[bytes] = []
+        self._untaken_bytes = 0
+        self._begun = False
+        self._expecting = False
+        self._framed = False
+        self._interim = False
+        self._paused = False
+        self._reusable = False
+
+    # What the reader calls.
+
+    def begin(self, head: bytes, body: bytes) -> None:
+        """Send a request; the response is reset."""
+        if self.ended:
+            self._reused = True
+            self._reset()
+        self._expecting = True
+        self._transport.writelines((head, body))
+
+    async def more(self) -> None:
+        """Return when something has arrived: the head, bytes of the body, the end.
+
+        Raises ResponseBroken, or what a subclass raises instead, when nothing more will arrive.
+        """
+        if self._broken is not None:
+            raise self._failure(self._broken)
+        waiter = self._waiter = self._loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def take(self) -> bytes:
+        """Return the bytes of the body that have arrived since the last call."""
+        chunks = self._chunks
+        if not chunks:
+            return b""
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._untaken_bytes = 0
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    @property
+    def stale(self) -> bool:
+        """Whether the server had closed a reused connection before this request reached it."""
+        return self._reused and not self._begun
+
+    @property
+    def sized(self) -> bool:
+        """Whether the response declares its length, so that nothing may be added to it."""
+        return any(name == b"content-length" for name, _ in self.headers)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server closed before its response had ended."""
+        return self._broken is not None and not self.ended and not self.cut
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow, as far as is known.
+
+        llama.cpp announces keep-alive on an event stream and then closes: `stale` covers that.
+        """
+        return self._reusable and self._broken is None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection is still open, as far as is known."""
+        return self._broken is None and not self._transport.is_closing()
+
+    def abort(self) -> None:
+        """Close at once; a reader that waits gets an error."""
+        self._hang_up("was cut off")
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came and wake the reader, once for however many chunks it holds."""
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._begun = True
+            self._hang_up(_NOT_HTTP)
+            return
+        self._untaken_bytes += len(data)
+        if self._untaken_bytes > _HIGH_WATER_BYTES and not self._paused and not self.ended:
+            if not self._chunks:
+                # Only a head, interim responses, chunk extensions or trailers are that long without a body.
+                self._hang_up("sends a head without end")
+                return
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a response that only the end of the connection delimits; break any other."""
+        if exc is None and self._broken is None and self.status is not None and not self._framed:
+            self.ended = True
+        self._break(
+            "reset the connection" if isinstance(exc, ConnectionResetError) else "closed the connection"
+        )
+        self._closed()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        """Reject a response to no request."""
+        if not self._expecting:
+            raise ValueError("a response without a request")
+        self._begun = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; note what it says about the body. Trailers are ignored."""
+        if self.status is not None:
+            return
+        name = name.lower()
+        if name in _FRAMING:
+            self._framed = True
+        elif name == b"content-type":
+            self.event_stream = value.startswith(b"text/event-stream")
+        if name not in self._dropped_headers:
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Publish the status, unless it is an interim one (1xx)."""
+        status: int = self._parser.get_status_code()
+        if status < 200:
+            self._interim = True
+            self._framed = False
+            self.headers.clear()
+            return
+        self.status = status
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the body."""
+        self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        """End the response."""
+        if self._interim:
+            self._interim = False
+            return
+        self.ended = True
+        self._expecting = False
+        self._reusable = self._parser.should_keep_alive()
+
+    # What a subclass may do otherwise.
+
+    def _failure(self, how: str) -> Exception:
+        """Return the error for a response that will not be complete."""
+        return (NotHttp if how == _NOT_HTTP else ResponseBroken)(f"the server {how}")
+
+    def _closed(self) -> None:
+        """Note that the connection is closed."""
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _hang_up(self, why: str) -> None:
+        if self._broken is None:
+            self.cut = self._expecting
+            self._break(why)
+
+    def _break(self, how: str) -> None:
+        if self._broken is None:
+            self._broken = how
+            self._transport.abort()
+            self._wake()

@@ -1,0 +1,1 @@
+"""The HTTP client against hostile servers."""  # noqa: A005
