@@ -1,6 +1,6 @@
-"""Services: containers that use a GPU and that Cotenant does not route to, and where they are pinned.
+"""The values of the wing: services, GPUs, assignments, configurations, and the state of applies.
 
-A VRAM budget is counted in GB of 2^30 bytes, as the applications that read it and their documents do.
+A VRAM budget is counted in GB of 2^30 bytes, as in the applications that read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Strategy(StrEnum):
 
 
 class ServiceRole(StrEnum):
-    """What a service does, as far as it matters to where it goes."""
+    """The kind of a service, as far as placement depends on it."""
 
     LLM = "llm"
     OTHER = "other"
@@ -35,10 +35,9 @@ class ServiceRole(StrEnum):
 class Service:
     """A container that uses a GPU, as its operator describes it.
 
-    `model` tells people what runs in it. `vram_bytes` is what it needs, None if nobody said. `budget_env` is
-    the variable by which it takes a VRAM budget in GB; a service without one cannot be told to use less.
-    `health_url` is asked until it answers with a status below 400; without it the container's own check
-    counts, and where there is none, that it still runs.
+    `model` is shown to people. `vram_bytes` is its need, None if unknown. `budget_env` is the variable that
+    sets its VRAM budget in GB; without one it cannot be limited. `health_url` is polled until it returns a
+    status below 400; without it the container's health check counts, and without that, that it keeps running.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Service:
 class ServiceDevice:
     """A GPU as strategies see it.
 
-    `occupied_bytes` is in use there by others than services: foreign processes and the scheduler's residents.
+    `occupied_bytes` is in use there by others than services: foreign processes and the scheduler's models.
     `speed` orders GPUs, faster is more (bytes/s of memory bandwidth); None where it is not known.
     """
 
@@ -73,8 +72,8 @@ class ServiceDevice:
 class Assignment:
     """A service and the GPU to which it is pinned; None leaves it unpinned.
 
-    `device_id` outlives a renumbering of the GPUs, `gpu_index` is what people know. `vram_budget_gb` is what
-    the service is told through its budget variable; None tells it nothing.
+    `device_id` stays valid when GPUs are renumbered, `gpu_index` is what people know. `vram_budget_gb` is
+    passed to the service in its budget variable; None sets no budget.
     """
 
     service: str
@@ -84,14 +83,14 @@ class Assignment:
 
 
 class DeviceNames(StrEnum):
-    """How compose files name a GPU: by NVML's index, or by UUID, which outlives a renumbering."""
+    """How compose files name a GPU: by NVML's index, or by UUID, which survives renumbering."""
 
     INDEX = "index"
     UUID = "uuid"
 
 
 class WarningKind(StrEnum):
-    """What an assignment is warned of."""
+    """The reason of a warning."""
 
     BUDGET_EXCEEDS_GPU = "budget_exceeds_gpu"
     COMBINED_EXCEEDS_GPU = "combined_exceeds_gpu"
@@ -103,7 +102,7 @@ class WarningKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceWarning:
-    """What should be known of an assignment and stops nothing; about one service, one GPU, or both."""
+    """A warning about one service, one GPU, or both. It does not prevent saving or applying."""
 
     kind: WarningKind
     text: str
@@ -113,7 +112,7 @@ class ServiceWarning:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentPlan:
-    """Every enabled service with its GPU, in the order of the services, and what should be known of it."""
+    """Every enabled service with its GPU, in the order of the services, and warnings."""
 
     strategy: Strategy
     assignments: tuple[Assignment, ...]
@@ -130,7 +129,7 @@ class Change:
 
 
 class ProgressState(StrEnum):
-    """How far a service's container is in an apply."""
+    """The progress of a service's container in an apply."""
 
     PENDING = "pending"
     RECREATING = "recreating"
@@ -140,7 +139,7 @@ class ProgressState(StrEnum):
 
 
 class ApplyState(StrEnum):
-    """How an apply stands. `interrupted`: the daemon ended in the middle of it."""
+    """The state of an apply. `interrupted`: the daemon ended in the middle of it."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -151,7 +150,7 @@ class ApplyState(StrEnum):
 
 
 class OnFailure(StrEnum):
-    """What is done when a service does not come back."""
+    """What to do when a service does not come up."""
 
     ROLLBACK = "rollback"
     KEEP = "keep"
@@ -159,7 +158,7 @@ class OnFailure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceProgress:
-    """How far one service is: its container, where it was told to go, and what went wrong, in words."""
+    """The progress of one service: its container, its target GPU, and an error message if it failed."""
 
     service: str
     state: ProgressState
@@ -170,9 +169,9 @@ class ServiceProgress:
 
 @dataclass(frozen=True, slots=True)
 class ApplyStatus:
-    """An apply: which services are recreated and how it stands. Times are Unix seconds.
+    """An apply: its state and the services that it recreates. Times are Unix seconds.
 
-    `number` is the configuration's. `message` says in one sentence how it ended and what was to blame.
+    `number` is the configuration's. `message` states its result and the cause of a failure.
     """
 
     number: int
@@ -200,9 +199,9 @@ class ApplyStatus:
 class ApplyOrder:
     """Which services to recreate, and from what to what.
 
-    `number` is the configuration's. `changed` are the services to recreate, `before` what their containers
-    were created with and `after` what they shall be created with, by service. `restore_number` is the
-    configuration whose files are put back if one fails under `OnFailure.ROLLBACK`, None if there is none.
+    `number` is the configuration's. `changed` are the services to recreate, `before` the assignments with
+    which their containers were created and `after` the new ones, by service. `restore_number` is the
+    configuration whose files are restored if one fails under `OnFailure.ROLLBACK`, None if there is none.
     """
 
     number: int
@@ -215,9 +214,9 @@ class ApplyOrder:
 
 @dataclass(frozen=True, slots=True)
 class SavedConfiguration:
-    """Assignments that were saved at `at` (Unix seconds), and how applying them ended.
+    """Assignments that were saved at `at` (Unix seconds), and the result of applying them.
 
-    `number` counts them, and names them in the history. `apply` is None for one that was never applied.
+    `number` identifies them in the history. `apply` is None for one that was never applied.
     """
 
     number: int
@@ -242,10 +241,10 @@ class SeenDevice:
 
 @dataclass(frozen=True, slots=True)
 class ContainerState:
-    """What a service's container is now, as its engine tells. Unknown is None.
+    """The state of a service's container, as its engine reports it. Unknown is None.
 
     `assignment` is the one with which it was created, None if Cotenant did not pin it. `healthy` is the
-    verdict of its own check, None if it has none.
+    result of its health check, None if it has none.
     """
 
     service: str
@@ -257,7 +256,7 @@ class ContainerState:
 
 @dataclass(frozen=True, slots=True)
 class ServicesView:
-    """GPU configuration as an operator sees it: what is saved, what runs, and what should be known.
+    """GPU configuration as an operator sees it: what is saved, what runs, warnings and problems.
 
     `applied` is the configuration that the containers were last created with, None before the first apply;
     `changes` is what applying the saved one would change. `strategy` is the saved one's, before the first the

@@ -112,7 +112,7 @@ async def test_a_service_that_was_given_other_gpus_has_failed(host):
     ended = await orchestrator.apply(order(1, pin("a", 1), on_failure=OnFailure.KEEP), lambda _: None)
 
     assert ended.state is ApplyState.FAILED
-    assert ended.message == "a did not come up: it was given GPU all where GPU 1 was asked for."
+    assert ended.message == "a did not come up: it got GPU all instead of GPU 1."
 
 
 async def test_what_is_kept_leaves_the_others_untouched(host):

@@ -63,7 +63,7 @@ async def test_a_configured_command_is_the_only_one_asked(path):
 
 @pytest.mark.slow
 async def test_a_command_that_does_not_answer_is_left_in_time(path, monkeypatch):
-    monkeypatch.setattr("cotenant.services.compose.command._ANSWERS_WITHIN_S", 0.3)
+    monkeypatch.setattr("cotenant.services.compose.command._PROBE_TIMEOUT_S", 0.3)
     install(path, {"version": {"hang": True}})
     with pytest.raises(ContainerEngineMissing, match=r"did not answer within 0\.3 s"):
         await find_compose()
@@ -93,7 +93,7 @@ def test_a_call_is_an_argument_vector_with_the_generated_files_last():
         ),
         (" Container a  Recreate\nit went wrong.\n", "it went wrong"),
         ("Error: no such container\n", "Error: no such container"),
-        ("", "it said nothing"),
+        ("", "no output"),
     ],
 )
 def test_the_engines_own_line_is_the_reason(output, expected):

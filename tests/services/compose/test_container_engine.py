@@ -88,7 +88,7 @@ async def test_an_engine_that_fails_is_told_with_its_reason(tmp_path):
 @pytest.mark.parametrize("said", ["", "nonsense", "7", "[7]", '[{"State": []}]', "[" * 5000])
 async def test_an_engine_that_says_nonsense_is_told_of(tmp_path, said):
     program = install(tmp_path, {"ps": {"out": "a\n"}, "inspect": {"out": said}})
-    with pytest.raises(ContainerEngineMissing, match="no shape that is known"):
+    with pytest.raises(ContainerEngineMissing, match="unknown format"):
         await ContainerEngine([str(program)]).containers("p")
 
 

@@ -48,7 +48,7 @@ def test_the_override_has_the_documents_form(tmp_path):
 
     assert text == (
         "# Made by Cotenant at 2025-01-23T10:30:00Z: configuration 7, manual.\n"
-        "# Do not edit: the next save writes it anew. An edited file is kept until that is forced.\n"
+        "# Do not edit: the next save overwrites it. An edited file is overwritten only by force.\n"
         "# To change it: cotenant services set SERVICE=GPU, then cotenant services apply.\n"
         "# By hand: -f x.yml\n"
         "\n"

@@ -1,4 +1,4 @@
-"""The compose command of this machine, and the engine it drives."""
+"""Finds the compose command of this machine and its container engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.services.compose.program import ask
 
-_ANSWERS_WITHIN_S: Final = 10.0
+_PROBE_TIMEOUT_S: Final = 10.0
 _ERROR: Final = re.compile(
     r"^\w*(error|exception)\b|^(critical|fatal)\b|unknown command|cannot connect", re.I
 )
@@ -21,7 +21,7 @@ KNOWN_COMMANDS: Final = (("podman-compose",), ("podman", "compose"), ("docker", 
 
 @dataclass(frozen=True, slots=True)
 class ComposeCommand:
-    """A compose command that answers: its argument vector, and its engine's (`podman` or `docker`)."""
+    """A working compose command: its argument vector, and its engine's (`podman` or `docker`)."""
 
     argv: tuple[str, ...]
     engine: tuple[str, ...]
@@ -35,14 +35,14 @@ class ComposeCommand:
 
 
 async def find_compose(configured: Sequence[str] | None = None) -> ComposeCommand:
-    """Return the configured command, else the first that answers of those known.
+    """Return the configured command, else the first known one that works.
 
     These are podman-compose, podman compose and docker compose, in that order. One whose engine does not
-    answer is no use. Raises ContainerEngineMissing, which says what was tried.
+    respond does not count. Raises ContainerEngineMissing, which lists what was tried.
     """
     tried: list[str] = []
     for argv in [tuple(configured)] if configured else KNOWN_COMMANDS:
-        found = await _asked(argv, tried)
+        found = await _probe(argv, tried)
         if found is not None:
             return found
     raise ContainerEngineMissing(
@@ -51,14 +51,14 @@ async def find_compose(configured: Sequence[str] | None = None) -> ComposeComman
     )
 
 
-async def _asked(argv: tuple[str, ...], tried: list[str]) -> ComposeCommand | None:
-    answer = await ask([*argv, "version"], _ANSWERS_WITHIN_S)
+async def _probe(argv: tuple[str, ...], tried: list[str]) -> ComposeCommand | None:
+    answer = await ask([*argv, "version"], _PROBE_TIMEOUT_S)
     if not answer.ok:
         tried.append(f"{' '.join(argv)}: {reason(answer.errors or answer.output)}")
         return None
     for engine in _engines(argv):
-        # Unlike `--version` this asks docker's daemon too.
-        answer = await ask([*engine, "version", "--format", "{{.Server.Version}}"], _ANSWERS_WITHIN_S)
+        # Unlike `--version` this contacts docker's daemon too.
+        answer = await ask([*engine, "version", "--format", "{{.Server.Version}}"], _PROBE_TIMEOUT_S)
         if answer.ok or (Path(engine[0]).name == "podman" and (await _podman(engine))):
             return ComposeCommand(argv, engine)
         tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.errors or answer.output)}")
@@ -67,7 +67,7 @@ async def _asked(argv: tuple[str, ...], tried: list[str]) -> ComposeCommand | No
 
 async def _podman(engine: tuple[str, ...]) -> bool:
     """Podman has a server only where it is remote."""
-    return (await ask([*engine, "version", "--format", "{{.Client.Version}}"], _ANSWERS_WITHIN_S)).ok
+    return (await ask([*engine, "version", "--format", "{{.Client.Version}}"], _PROBE_TIMEOUT_S)).ok
 
 
 def _engines(argv: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
@@ -80,13 +80,12 @@ def _engines(argv: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
 
 
 def reason(text: str) -> str:
-    """Return the line of a command's output that says what went wrong.
+    """Return the line of a command's output that names the cause of a failure.
 
-    It is the first error: what follows is about its consequences. That a container to be removed was not
-    there is none.
+    It is the first error: later ones are consequences. "No such container" on removal does not count.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     blamed = [line for line in lines if _ERROR.search(line)]
     first = [line for line in blamed if "no such container" not in line.lower()]
-    said = (first or blamed[-1:] or lines[-1:] or ["it said nothing"])[0]
-    return said[:500].rstrip(".")
+    line = (first or blamed[-1:] or lines[-1:] or ["no output"])[0]
+    return line[:500].rstrip(".")

@@ -34,8 +34,8 @@ _PUBLISHED: Final = re.compile(r"(?:(?P<host>.+):)?(?P<port>\d+):\d+(?:/tcp)?")
 class ComposeService:
     """A service as all files together define it.
 
-    `definition` is the merged mapping, variables not put in; `inherited` what `extends` brings on top, which
-    podman-compose joins only after every file. `ports` are those published on this machine over TCP.
+    `definition` is the merged mapping before interpolation; `inherited` what `extends` adds, which
+    podman-compose merges only after every file. `ports` are those published on this machine over TCP.
     """
 
     name: str
@@ -48,14 +48,14 @@ class ComposeService:
 
     @property
     def has_health_check(self) -> bool:
-        """Whether the files give it a check of its own; one that its image brings is not seen here."""
+        """Whether the files define a health check; one of its image is not seen here."""
         check = self.definition.get("healthcheck") or self.inherited.get("healthcheck")
         return isinstance(check, Mapping) and not check.get("disable")
 
 
 @dataclass(frozen=True, slots=True)
 class ComposeProject:
-    """What a set of compose files means together. `directory` is the first one's folder."""
+    """A set of compose files, merged. `directory` is the folder of the first."""
 
     name: str
     directory: Path

@@ -1,4 +1,4 @@
-"""One compose file as YAML, with its two tags and the lines of its services."""
+"""Parses one compose file as YAML, with its two tags and the lines of its services."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _HINT: Final = "Check services.compose.files, or run the compose command's `conf
 
 
 class Reset:
-    """The value of a key tagged `!reset`: what earlier files said there is dropped."""
+    """The value of a key tagged `!reset`: the value of earlier files is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """The value of a key tagged `!override`: it replaces what earlier files said instead of joining it."""
+    """The value of a key tagged `!override`: it replaces the value of earlier files."""
 
     value: Any
 
@@ -37,7 +37,7 @@ class ComposeText:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as compose commands read it. Tags that are not known here leave their value as it is."""
+    """YAML as compose commands read it. Other tags are ignored."""
 
 
 def _tagged(loader: _Loader, tag: str, node: yaml.Node) -> Any:
@@ -74,7 +74,7 @@ def read_compose_text(path: Path) -> ComposeText:
         node = yaml.compose(text, Loader=_Loader)
         root = yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader, with two tags more
     except UnicodeDecodeError:
-        raise ComposeFileError(f"{path}: it is not a UTF-8 text", hint=_HINT) from None
+        raise ComposeFileError(f"{path}: it is not UTF-8 text", hint=_HINT) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -87,21 +87,23 @@ def read_compose_text(path: Path) -> ComposeText:
     if root is None:
         root = {}
     if not isinstance(root, dict):
-        raise ComposeFileError(f"{path}:1: it is no compose file: the top level is not a mapping", hint=_HINT)
+        raise ComposeFileError(
+            f"{path}:1: it is not a compose file: the top level is not a mapping", hint=_HINT
+        )
     if not _bounded(root):
         raise ComposeFileError(f"{path}: its aliases make it too long for a compose file", hint=_HINT)
     return ComposeText(path, root, _service_lines(node))
 
 
 def shape_error(text: ComposeText, service: str | None, what: str) -> ComposeFileError:
-    """Return the complaint that something in a file, or in one of its services, is not what compose wants."""
+    """Return the error that something in a file, or in one of its services, is not valid for compose."""
     line = text.lines.get(service or "", 1)
     about = f"service {service}: " if service else ""
     return ComposeFileError(f"{text.path}:{line}: {about}{what}", hint=_HINT)
 
 
 def _bounded(root: Any) -> bool:
-    """Whether a value stays small when its aliases, which may even hold themselves, are written out."""
+    """Whether a value stays small when its aliases, which may be recursive, are expanded."""
     waiting = [root]
     for _ in range(_MAX_VALUES):
         if not waiting:

@@ -1,4 +1,4 @@
-"""What the container engine tells of a project's containers, through podman's or docker's command line."""
+"""The containers of a project as podman or docker reports them on its command line."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from cotenant.services.model import ContainerState
 _PROJECT: Final = "com.docker.compose.project"
 _SERVICE: Final = "com.docker.compose.service"
 _ONE_OFF: Final = "com.docker.compose.oneoff"
-_LOOKS_WITHIN_S: Final = 30.0
+_INSPECT_TIMEOUT_S: Final = 30.0
 _LOG_LINES: Final = 20
 _CDI_GPU: Final = "nvidia.com/gpu="
-_UNREADABLE: Final = "what it says of them has no shape that is known"
+_UNKNOWN_FORMAT: Final = "its output has an unknown format"
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One container as its engine tells of it.
+    """One container as its engine reports it.
 
-    `gpus` are the names of the GPUs it was created with, `all` among them if it was given every one; None
-    where the engine does not tell. `health` is the engine's word (`starting`, `healthy`, `unhealthy`);
-    `starts_again` says that the engine restarts it when it ends.
+    `gpus` are the names of the GPUs it was created with, with `all` for every GPU; None if the engine does
+    not report them. `health` is the engine's status (`starting`, `healthy`, `unhealthy`); `starts_again` says
+    that the engine restarts it when it exits.
     """
 
     id: str
@@ -48,14 +48,14 @@ class Container:
 
 
 class ContainerEngine:
-    """Podman or docker, asked by its command line."""
+    """Podman or docker, through its command line."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = tuple(argv)
 
     @property
     def checks_itself(self) -> bool:
-        """Whether the engine runs containers' checks by itself: podman leaves that to systemd's timers."""
+        """Whether the engine runs health checks by itself: podman leaves that to systemd's timers."""
         return Path(self._argv[0]).name != "podman"
 
     async def containers(self, project: str, service: str | None = None) -> tuple[Container, ...]:
@@ -65,38 +65,38 @@ class ContainerEngine:
         """
         filters = [f"label={_PROJECT}={project}"] + ([f"label={_SERVICE}={service}"] if service else [])
         options = [option for each in filters for option in ("--filter", each)]
-        complaint = ""
-        # A container may vanish between the two questions.
+        error = ""
+        # A container may disappear between the two commands.
         for _ in range(3):
-            listed = await ask([*self._argv, "ps", "-aq", "--no-trunc", *options], _LOOKS_WITHIN_S)
+            listed = await ask([*self._argv, "ps", "-aq", "--no-trunc", *options], _INSPECT_TIMEOUT_S)
             if not listed.ok:
-                complaint = listed.errors
+                error = listed.errors
                 continue
             ids = sorted(set(listed.output.split()))
             if not ids:
                 return ()
-            looked = await ask([*self._argv, "container", "inspect", *ids], _LOOKS_WITHIN_S)
-            if looked.ok:
-                found = _read(looked.output)
+            inspected = await ask([*self._argv, "container", "inspect", *ids], _INSPECT_TIMEOUT_S)
+            if inspected.ok:
+                found = _read(inspected.output)
                 if found is not None:
                     return tuple(each for each in found if _counts(each, service))
-            complaint = looked.errors or _UNREADABLE
+            error = inspected.errors or _UNKNOWN_FORMAT
         raise ContainerEngineMissing(
-            f"{self._argv[0]} does not tell about its containers: {reason(complaint)}",
-            hint="See that the container engine runs and that the daemon may use it.",
+            f"{self._argv[0]} does not list its containers: {reason(error)}",
+            hint="Check that the container engine runs and that the daemon may use it.",
         )
 
     async def check(self, container: Container, timeout_s: float) -> tuple[bool, str]:
-        """Run a container's own check now; return whether it is healthy, and what the check said."""
+        """Run a container's health check now; return whether it is healthy, and the output of the check."""
         if self.checks_itself:
             return container.health == "healthy", f"its check says {container.health}"
         result = await ask([*self._argv, "healthcheck", "run", container.id], timeout_s)
-        said = (result.output + result.errors).strip() or "unhealthy"
-        return result.ok, f"its check says {reason(said)}"
+        output = (result.output + result.errors).strip() or "unhealthy"
+        return result.ok, f"its check says {reason(output)}"
 
-    async def last_words(self, container: Container) -> str:
-        """Return the last lines of a container's log in one, empty if it said nothing."""
-        log = await ask([*self._argv, "logs", "--tail", str(_LOG_LINES), container.id], _LOOKS_WITHIN_S)
+    async def last_log_lines(self, container: Container) -> str:
+        """Return the last lines of a container's log joined into one, empty if there are none."""
+        log = await ask([*self._argv, "logs", "--tail", str(_LOG_LINES), container.id], _INSPECT_TIMEOUT_S)
         lines = [line.strip() for line in (log.output + log.errors).splitlines() if line.strip()]
         return " | ".join(lines[-3:])[:500]
 
@@ -108,7 +108,7 @@ def _counts(container: Container, service: str | None) -> bool:
 
 
 def states(containers: Iterable[Container], services: Iterable[str]) -> tuple[ContainerState, ...]:
-    """Return how each service stands. One with several containers runs, or is healthy, if all of them are."""
+    """Return the state of each service. With several containers it runs, or is healthy, if all do."""
     by_service: dict[str, list[Container]] = {}
     for container in containers:
         by_service.setdefault(container.service, []).append(container)
@@ -136,14 +136,14 @@ def _read(output: str) -> list[Container] | None:
         return None
 
 
-def _container(told: Mapping[str, Any]) -> Container:
-    state, config = told.get("State") or {}, told.get("Config") or {}
+def _container(inspected: Mapping[str, Any]) -> Container:
+    state, config = inspected.get("State") or {}, inspected.get("Config") or {}
     labels = {str(name): str(value) for name, value in (config.get("Labels") or {}).items()}
     check = config.get("Healthcheck") or {}
     test = check.get("Test") or []
     health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status")
     return Container(
-        id=str(told["Id"]),
+        id=str(inspected["Id"]),
         service=labels.get(_SERVICE, ""),
         labels=labels,
         status=str(state.get("Status", "unknown")),
@@ -151,21 +151,21 @@ def _container(told: Mapping[str, Any]) -> Container:
         exit_code=state.get("ExitCode"),
         oom_killed=bool(state.get("OOMKilled")),
         started_at=str(state.get("StartedAt", "")),
-        restarts=int(told.get("RestartCount") or 0),
-        starts_again=_restart_policy(told) not in ("", "no"),
+        restarts=int(inspected.get("RestartCount") or 0),
+        starts_again=_restart_policy(inspected) not in ("", "no"),
         has_check=bool(test) and test[0] != "NONE",
         health=health or None,
-        gpus=_gpus(told.get("HostConfig") or {}, config.get("CreateCommand")),
+        gpus=_gpus(inspected.get("HostConfig") or {}, config.get("CreateCommand")),
     )
 
 
-def _restart_policy(told: Mapping[str, Any]) -> str:
-    policy = (told.get("HostConfig") or {}).get("RestartPolicy") or {}
+def _restart_policy(inspected: Mapping[str, Any]) -> str:
+    policy = (inspected.get("HostConfig") or {}).get("RestartPolicy") or {}
     return str(policy.get("Name") or "")
 
 
 def _gpus(host: Mapping[str, Any], create_command: Sequence[str] | None) -> frozenset[str] | None:
-    """Podman keeps the command that made a container, docker what it asked of the GPU's driver."""
+    """Podman reports the command that created a container, docker the device requests."""
     if create_command:
         words = [word.removeprefix("--device=") for word in create_command]
         return frozenset(word.removeprefix(_CDI_GPU) for word in words if word.startswith(_CDI_GPU))

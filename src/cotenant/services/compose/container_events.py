@@ -1,4 +1,4 @@
-"""What podman and docker tell of their containers as it happens (`events`), one JSON object a line."""
+"""Reads the event streams of podman and docker (`events`), one JSON object a line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Final
 _SERVICE: Final = "com.docker.compose.service"
 _DIED: Final = frozenset(["died", "die"])
 _KILLED: Final = 137
-_ASKED: Final = frozenset([0, 143])
-"""Exit statuses of a container that ended by itself or did as SIGTERM says."""
+_NORMAL_EXITS: Final = frozenset([0, 143])
+"""Exit statuses of a container that ended normally or on SIGTERM."""
 
 
 class ContainerChange(StrEnum):
@@ -39,28 +39,28 @@ def events_command(engine: str) -> list[str]:
 
 
 def read_event(line: str | bytes) -> ContainerEvent | None:
-    """Read a line of `events`; None for what is of no concern, and for what is no event at all.
+    """Read a line of `events`; None for irrelevant events and for anything else.
 
-    Docker tells a kill for want of memory before the death by it; podman tells the death alone, with status
-    137, which a plain `kill -9` has too: that is `KILLED`.
+    Docker reports an out-of-memory kill before the exit that it causes; podman reports only the exit, with
+    status 137, as for a plain `kill -9`: that is `KILLED`.
     """
     try:
-        told = json.loads(line)
+        event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(told, dict):
+    if not isinstance(event, dict):
         return None
-    actor = _mapping(told.get("Actor"))
-    labels = _mapping(told.get("Attributes")) or _mapping(actor.get("Attributes"))
-    action = str(told.get("Status") or told.get("Action") or told.get("status") or "")
-    name = labels.get(_SERVICE) or told.get("Name") or labels.get("name")
-    identity = told.get("ID") or actor.get("ID") or told.get("id")
+    actor = _mapping(event.get("Actor"))
+    labels = _mapping(event.get("Attributes")) or _mapping(actor.get("Attributes"))
+    action = str(event.get("Status") or event.get("Action") or event.get("status") or "")
+    name = labels.get(_SERVICE) or event.get("Name") or labels.get("name")
+    identity = event.get("ID") or actor.get("ID") or event.get("id")
     if not isinstance(name, str) or not isinstance(identity, str):
         return None
     if action == "oom":
         return ContainerEvent(ContainerChange.OUT_OF_MEMORY, name, identity)
-    status = _number(told.get("ContainerExitCode", labels.get("exitCode", labels.get("containerExitCode"))))
-    if action not in _DIED or status is None or status in _ASKED:
+    status = _number(event.get("ContainerExitCode", labels.get("exitCode", labels.get("containerExitCode"))))
+    if action not in _DIED or status is None or status in _NORMAL_EXITS:
         return None
     change = ContainerChange.KILLED if status == _KILLED else ContainerChange.FAILED
     return ContainerEvent(change, name, identity)

@@ -1,4 +1,4 @@
-"""How a service asks for GPUs in a compose file, in each of the forms that compose commands know."""
+"""How a service requests GPUs in a compose file, in each form that compose commands accept."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _CDI_GPU: Final = "nvidia.com/gpu="
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
-    """One place where a service asks for GPUs.
+    """One place where a service requests GPUs.
 
     `path` are the keys that lead there from the service. `ids` are the GPUs it names, `count` how many it
-    wants; neither means all. `kept` is what else stands in the same list and is no GPU.
+    requests; neither means all. `kept` are the other entries of the same list, which are not GPUs.
     """
 
     path: tuple[str, ...]
@@ -30,15 +30,15 @@ class GpuRequest:
 
 
 def gpu_requests(service: Mapping[str, Any]) -> tuple[GpuRequest, ...]:
-    """Return every place where a service's definition asks for GPUs."""
+    """Return every place where a service's definition requests GPUs."""
     return tuple(_requests(service))
 
 
 def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
     reserved = as_list(_at(service, RESERVED_DEVICES))
-    wanted = [entry for entry in reserved if _asks_for_gpu(entry)]
+    wanted = [entry for entry in reserved if _requests_gpu(entry)]
     if wanted:
-        yield _joined(RESERVED_DEVICES, wanted, [entry for entry in reserved if not _asks_for_gpu(entry)])
+        yield _joined(RESERVED_DEVICES, wanted, [entry for entry in reserved if not _requests_gpu(entry)])
     short = service.get("gpus")
     if short == "all":
         yield GpuRequest(("gpus",))
@@ -63,7 +63,7 @@ def _joined(path: tuple[str, ...], entries: Sequence[Mapping[str, Any]], kept: S
     return GpuRequest(path, tuple(ids), sum(numbers) if numbers and not ids else None, tuple(kept))
 
 
-def _asks_for_gpu(entry: object) -> bool:
+def _requests_gpu(entry: object) -> bool:
     if not isinstance(entry, Mapping):
         return False
     return "gpu" in as_list(entry.get("capabilities")) or entry.get("driver") == "nvidia"
@@ -111,7 +111,7 @@ def _at(mapping: Mapping[str, Any], path: Sequence[str]) -> object:
 
 
 def as_list(value: object) -> Sequence[Any]:
-    """Return what compose takes as a list or as its only item; None is an empty one."""
+    """Return a value as a list: a single value becomes its only item, None an empty list."""
     if isinstance(value, (list, tuple)):
         return value
     return () if value is None else (value,)

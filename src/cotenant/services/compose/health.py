@@ -83,7 +83,7 @@ class HealthWatch:
         """Return what those said that do not run, or were started again, to be put after a complaint."""
         for container in containers:
             if not container.running or container.restarts:
-                words = await self._engine.last_words(container)
+                words = await self._engine.last_log_lines(container)
                 return f": {words}" if words else ""
         return ""
 

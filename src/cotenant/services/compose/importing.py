@@ -1,4 +1,4 @@
-"""Services as their compose files describe them, so that nobody retypes them."""
+"""Reads the settings of services from their compose files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": Fa
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The services that use a GPU, and sentences on what an operator should look at."""
+    """The services that use a GPU, and notes for the operator."""
 
     services: tuple[Service, ...]
     notes: tuple[str, ...] = ()
@@ -41,8 +41,8 @@ class Imported:
 def import_services(files: Sequence[Path]) -> Imported:
     """Read the services that ask for a GPU or carry a `cotenant.*` label. Raises ComposeFileError.
 
-    A label that makes no sense is left out and noted. A service whose variables hold VRAM_BUDGET_GB takes its
-    budget by it, and needs that much if no label says otherwise.
+    An invalid label is ignored and noted. A service with the variable VRAM_BUDGET_GB takes its budget from
+    it, and needs that much unless a label says otherwise.
     """
     notes: list[str] = []
     project = read_project(files)
@@ -57,7 +57,7 @@ def import_services(files: Sequence[Path]) -> Imported:
 
 
 class _Reader:
-    """Turns one service's labels and variables into what Cotenant knows of it."""
+    """Converts one service's labels and variables to a Service."""
 
     def __init__(self, service: ComposeService, notes: list[str]) -> None:
         self._of = service
@@ -79,8 +79,8 @@ class _Reader:
         if vram_bytes is None and budget_gb is not None:
             vram_bytes = int(budget_gb * GIB)
         if vram_bytes is None:
-            self._note("how much VRAM it needs is not said: add the label cotenant.vram_mib.")
-        self._note_surroundings()
+            self._note("the VRAM that it needs is unknown: add the label cotenant.vram_mib.")
+        self._note_environment()
         return Service(
             self._of.name,
             model=self._labels.get("model") or None,
@@ -121,7 +121,7 @@ class _Reader:
         if name is None:
             return None, None
         if not _VARIABLE.fullmatch(name):
-            self._note(f"cotenant.budget_env is {name!r}, which is no name of a variable.")
+            self._note(f"cotenant.budget_env is {name!r}, which is not a variable name.")
             return None, None
         try:
             gb = float(self._of.environment.get(name) or "nan")
@@ -145,7 +145,7 @@ class _Reader:
         self._note(f"cotenant.health is {text!r}, neither a URL nor a port.")
         return None
 
-    def _note_surroundings(self) -> None:
+    def _note_environment(self) -> None:
         visible = self._of.environment.get("CUDA_VISIBLE_DEVICES")
         if visible not in (None, "", "0", "all"):
             self._note(

@@ -1,4 +1,4 @@
-"""Variables in compose files, as the Compose Specification has them ("Interpolation")."""
+"""Variables in compose files, by the Compose Specification ("Interpolation")."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 _NO_BRACED: Final = r"[^}$]|\$(?!\{)"
 _WORD: Final = rf"(?:{_NO_BRACED}|\$\{{(?:{_NO_BRACED}|\$\{{[^}}]*\}})*\}})*"
-"""What stands for a variable may hold variables of its own, which may once more."""
+"""The default of a variable may contain variables, whose defaults may contain variables again."""
 _VARIABLE: Final = re.compile(
     r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)"
     rf"(?:(?P<rule>:?[-?+])(?P<word>{_WORD}))?\}})"
@@ -18,9 +18,9 @@ _VARIABLE: Final = re.compile(
 
 
 def interpolated(text: str, variables: Mapping[str, str]) -> str:
-    """Put values in for `$NAME`, `${NAME}`, `${NAME:-default}` and their kin; a name not set is empty.
+    """Replace `$NAME`, `${NAME}`, `${NAME:-default}` and the other forms of Compose; an unset name is empty.
 
-    A value that must be there (`${NAME:?why}`) and is not becomes empty too: the compose command says so.
+    A required value (`${NAME:?why}`) that is missing becomes empty too: the compose command reports it.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -44,7 +44,7 @@ def escaped(text: str) -> str:
 
 
 def project_variables(directory: Path) -> dict[str, str]:
-    """Return what a compose command would put in: the project's `.env` under the environment."""
+    """Return the variables of a compose command: the project's `.env`, overridden by the environment."""
     found: dict[str, str] = {}
     try:
         lines = (directory / ".env").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""In which order services are recreated, so that memory is freed before it is needed. Pure."""
+"""The order in which services are recreated, so that memory is freed before it is needed. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 from cotenant.services.model import Assignment
 
 UNPINNED_GPU: Final = 0
-"""Where a container works that may see every GPU: CUDA begins with the first."""
+"""The GPU that a container uses if it sees every GPU: CUDA starts with the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A service to recreate: what its container was created with, and what it shall be created with.
+    """A service to recreate: the assignment of its present container, and the new one.
 
     `before` is None where it has no container that uses a GPU, or one that is not pinned.
     """
@@ -36,7 +36,7 @@ class Move:
 
     @property
     def frees(self) -> bool:
-        """Whether its old GPU has more room afterwards: it goes, or is told to use less."""
+        """Whether its old GPU has more free memory afterwards: it leaves, or gets a smaller budget."""
         if self.leaves != self.arrives:
             return True
         before, after = _budget(self.before), _budget(self.after)
@@ -44,7 +44,7 @@ class Move:
 
     @property
     def needs(self) -> bool:
-        """Whether its new GPU has less room afterwards: it comes, or may use more."""
+        """Whether its new GPU has less free memory afterwards: it arrives, or gets a larger budget."""
         if self.leaves != self.arrives:
             return True
         before, after = _budget(self.before), _budget(self.after)
@@ -53,10 +53,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is done with one service, once the memory of all in `after` is free.
+    """What to do with one service, once the memory of all in `after` is free.
 
-    A service's memory is free when it has been recreated, or stopped. `stop_first` has it stopped before
-    anything else, because it is in a circle of services that wait for each other.
+    A service's memory is free when it has been recreated or stopped. `stop_first` stops it before anything
+    else, because it is in a cycle of services that wait for each other.
     """
 
     service: str
@@ -68,8 +68,8 @@ def ordered(moves: Sequence[Move]) -> tuple[Step, ...]:
     """Return a step for each move, in an order in which none waits for a later one but those stopped first.
 
     A service that needs memory on a GPU waits for all that free some there. Services that would wait for each
-    other in a circle, as two that change places, cannot all stay up: one of the circle is stopped, a service
-    that is not latency critical if there is one. The same moves always give the same steps.
+    other in a cycle, such as two that swap GPUs, cannot all keep running: one of the cycle is stopped, a
+    service that is not latency-critical if there is one. The same moves always give the same steps.
     """
     waits = {move.service: _waits_for(move, moves) for move in moves}
     by_name = {move.service: move for move in moves}
@@ -80,12 +80,12 @@ def ordered(moves: Sequence[Move]) -> tuple[Step, ...]:
         left = [move for move in moves if move.service not in done]
         ready = [move for move in left if set(waits[move.service]) <= freed]
         if not ready:
-            circle = _circle(left[0].service, waits, freed)
-            victim = min(circle, key=lambda name: (by_name[name].latency_critical, circle.index(name)))
+            cycle = _cycle(left[0].service, waits, freed)
+            victim = min(cycle, key=lambda name: (by_name[name].latency_critical, cycle.index(name)))
             stopped.add(victim)
             freed.add(victim)
             continue
-        # Those that free memory first, so that the least has to wait.
+        # Services that free memory come first, so that as few as possible have to wait.
         chosen = min(ready, key=lambda move: (not move.frees, left.index(move)))
         done.append(chosen.service)
         freed.add(chosen.service)
@@ -102,8 +102,8 @@ def _waits_for(move: Move, moves: Sequence[Move]) -> tuple[str, ...]:
     )
 
 
-def _circle(start: str, waits: Mapping[str, Sequence[str]], freed: set[str]) -> list[str]:
-    """Follow what `start` waits for until a service comes twice; those from there on are the circle."""
+def _cycle(start: str, waits: Mapping[str, Sequence[str]], freed: set[str]) -> list[str]:
+    """Follow what `start` waits for until a service repeats; the services from there on are the cycle."""
     path = [start]
     while True:
         following = next(name for name in waits[path[-1]] if name not in freed)

@@ -75,7 +75,7 @@ def header(configuration: SavedConfiguration, *more: str) -> str:
     at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = (
         f"Made by Cotenant at {at}: configuration {configuration.number}, {configuration.strategy}.",
-        "Do not edit: the next save writes it anew. An edited file is kept until that is forced.",
+        "Do not edit: the next save overwrites it. An edited file is overwritten only by force.",
         "To change it: cotenant services set SERVICE=GPU, then cotenant services apply.",
         *more,
     )

@@ -1,4 +1,4 @@
-"""How an assignment is written: its device, its budget, and the label that a container carries."""
+"""How an assignment is written to compose files: its device, its budget, and the container's label."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ASSIGNMENT_LABEL: Final = "cotenant.assignment"
 
 
 def device_of(assignment: Assignment, devices: Sequence[ServiceDevice]) -> ServiceDevice | None:
-    """Return the GPU that is meant: the one of that id wherever it is now, else the one of that index."""
+    """Return the GPU of an assignment: by its id at any index, else by its index."""
     same = [device for device in devices if device.id == assignment.device_id]
     return next(iter(same or [device for device in devices if device.index == assignment.gpu_index]), None)
 
 
 def device_name(assignment: Assignment, devices: Sequence[ServiceDevice], names: DeviceNames) -> str:
-    """Return what `device_ids` hold for a pinned service; a GPU that is not there keeps the name it had."""
+    """Return what `device_ids` hold for a pinned service; a missing GPU keeps its former name."""
     device = device_of(assignment, devices)
     if names is DeviceNames.UUID:
         uuid = device.id if device else assignment.device_id
@@ -61,7 +61,7 @@ def labelled_assignment(service: str, labels: Mapping[str, str]) -> Assignment |
 
 
 def same_pin(one: Assignment | None, other: Assignment | None) -> bool:
-    """Whether two assignments make the same container; without a GPU there is nothing to tell it."""
+    """Whether two assignments create the same container; without a GPU both leave it unpinned."""
     if one is None or one.gpu_index is None or other is None or other.gpu_index is None:
         return (one is None or one.gpu_index is None) and (other is None or other.gpu_index is None)
     return one == other

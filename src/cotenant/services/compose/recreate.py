@@ -133,8 +133,8 @@ class RecreationPass:
         wanted = await asyncio.to_thread(_pinned_to, self._tools.generated.override, name)
         for container in created if wanted else ():
             if container.gpus is not None and container.gpus != wanted:
-                given = ", ".join(sorted(container.gpus)) or "none"
-                return f"it was given GPU {given} where GPU {', '.join(wanted)} was asked for"
+                actual = ", ".join(sorted(container.gpus)) or "none"
+                return f"it got GPU {actual} instead of GPU {', '.join(wanted)}"
         return None
 
     async def _mark_recreating(self, name: str, message: str | None = None) -> None:
