@@ -120,7 +120,7 @@ def test_wrong_flags_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         call("--gpus", "nonsense")
     with pytest.raises(UnknownDevice):
         call("--gpus", TWO, "--devices", "2")
-    with pytest.raises(BadSetting, match="'fastest' is not a device order"):
+    with pytest.raises(BadSetting, match="--device-order 'fastest' is not known"):
         call("--device-order", "fastest")
     monkeypatch.setenv("COTENANT_DEVICE_ORDER", "slowest")
     with pytest.raises(BadSetting, match="'slowest'"):

@@ -64,7 +64,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
         (["plan", "--n-gpu-layers", "-7"], "--n-gpu-layers"),
         (["plan", "--tensor-split", "a,b"], "'a' is not a number"),
         (["plan", "--smart-split", "--tensor-split", "1,2"], "exclude each other"),
-        (["gpus", "--device-order", "best"], "'best' is not a device order"),
+        (["gpus", "--device-order", "best"], "--device-order 'best' is not known"),
         (["levitate"], "invalid choice: 'levitate'"),
         (["plan", "--n-cxt", "1"], "unrecognized arguments: --n-cxt"),
         ([], "required: COMMAND"),

@@ -32,7 +32,7 @@ def test_it_names_every_command_and_flag_that_the_help_names() -> None:
         if line.startswith("    ") and line[4] != " ":
             assert f"## cotenant {line.split()[0]}\n" in page
     for text in (
-        "which GPU comes first: free_desc, total_desc, index (default: free_desc)",
+        "`--device-order free_desc|total_desc|index`: which GPU comes first (default: free_desc)",
         "`--kv-unified`, `--no-kv-unified`: one KV stream",
         "### cotenant services set",
         "`[SERVICE=GPU[:BUDGET] ...]`",

@@ -42,4 +42,4 @@ def test_so_is_the_flag_of_a_single_model(
     write_demo_model(model)
     log = tmp_path / "gone" / "log.jsonl"
     assert main(["serve", str(model), "--gpus", "4GiB", "--request-log", str(log)]) == 2
-    assert f"--request-log {log} cannot be a file" in capsys.readouterr().err
+    assert f"--request-log: {log} cannot be a file" in capsys.readouterr().err

@@ -6,9 +6,12 @@ import argparse
 import os
 from typing import Any
 
+from cotenant.cli.recipe_options import add_setting
 from cotenant.clock import SystemClock
-from cotenant.domain.devices import DeviceOrder, Inventory
-from cotenant.domain.errors import BadSetting, UnknownDevice
+from cotenant.domain.devices import Inventory
+from cotenant.domain.errors import UnknownDevice
+from cotenant.domain.settings import setting_of
+from cotenant.planning.budgets import BudgetRules
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -22,13 +25,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "or name:total MiB:used MiB, or a YAML file",
     )
     add_devices_option(group)
-    group.add_argument(
-        "--device-order",
-        metavar="ORDER",
-        type=_order,
-        default=os.environ.get("COTENANT_DEVICE_ORDER") or DeviceOrder.FREE_DESC.value,
-        help=f"which GPU comes first: {', '.join(DeviceOrder)} (default: %(default)s)",
-    )
+    add_setting(group, setting_of(BudgetRules, "order"))
 
 
 def add_devices_option(parser: Any) -> None:
@@ -93,14 +90,3 @@ def _kept(inventory: Inventory, variable: str, *, by_place: bool = False) -> Inv
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _order(text: str) -> DeviceOrder:
-    try:
-        return DeviceOrder(text)
-    except ValueError:
-        # Not argparse's own error, which would blame the flag where the variable is wrong.
-        raise BadSetting(
-            f"{text!r} is not a device order",
-            hint=f"--device-order or COTENANT_DEVICE_ORDER is one of {', '.join(DeviceOrder)}.",
-        ) from None

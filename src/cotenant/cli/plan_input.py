@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cotenant.cli.options import add_device_options, read_inventory
 from cotenant.cli.recipe_options import add_recipe_options, file_path, read_recipe, read_rules
+from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
 from cotenant.domain.models import ModelKind, ModelShape
@@ -57,8 +58,8 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
     """Read the model's header and the devices. Raises ModelFileError, UsageError."""
     from cotenant.model_files import load_model
 
-    rules, shape = read_rules(args), load_model(path)
-    recipe = with_micro_batch(read_recipe(args), shape.kind)
+    recipe, rules = read_recipe(args), read_rules(args)
+    shape = load_model(path)
     if shape.kind is ModelKind.PROJECTOR:
         raise UnsupportedModelFile(
             f"{path} is a vision projector, not a model of its own", hint="Give it with --mmproj."
@@ -75,19 +76,10 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
     return PlanInput(
         path=path,
         projector_path=args.mmproj,
-        request=PlanRequest(name or served_name(path), shape, recipe, projector_bytes),
+        request=PlanRequest(
+            name or clean_name(path), shape, with_micro_batch(recipe, shape.kind), projector_bytes
+        ),
         inventory=inventory,
         budgets=budgets(inventory, rules),
         rules=rules,
     )
-
-
-def served_name(path: Path) -> str:
-    """Return the name that a file is served under: without its suffix and its part number."""
-    stem = path.name.removesuffix(".gguf") if path.is_file() else path.name
-    head, separator, tail = stem.rpartition("-of-")
-    if separator and tail.isdecimal():
-        first, dash, number = head.rpartition("-")
-        if dash and number.isdecimal():
-            return first
-    return stem

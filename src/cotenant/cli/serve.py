@@ -6,13 +6,14 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.doctor import machine_checks
 from cotenant.cli.options import kept_to
-from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
-from cotenant.cli.recipe_options import file_path, flag, given_flags, member, switch, whole
+from cotenant.cli.plan_input import add_model_options, model_path, read_plan_input
+from cotenant.cli.recipe_options import add_setting, file_path, flag, given_flags, switch
 from cotenant.cli.render import (
     analysis_lines,
     comparison_lines,
@@ -23,22 +24,23 @@ from cotenant.cli.render import (
     warning_lines,
 )
 from cotenant.clock import SystemClock
+from cotenant.config.configuration import DeviceSettings, ModelDefaults, ServerSettings
+from cotenant.config.names import NAME, clean_name
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.sharing import MpsGroup, MpsMode
+from cotenant.domain.settings import setting_of, settings_of
 from cotenant.domain.units import format_bytes, format_duration, parse_duration
 from cotenant.planning.budgets import BudgetRules, budgets
+from cotenant.scheduling.model_spec import SchedulerSettings
 
 if TYPE_CHECKING:
     from cotenant.analysis.calibration import Comparison
     from cotenant.config.configuration import (
         Configuration,
-        DeviceSettings,
         ModelEntry,
-        SchedulingSettings,
-        ServerSettings,
     )
+    from cotenant.config.yaml_document import Document
     from cotenant.daemon.core.inputs import AfterReady
     from cotenant.daemon.core.settings import DaemonOptions
     from cotenant.interfaces import Engine
@@ -57,29 +59,20 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Add the model, its recipe, and what the server is told."""
     add_model_options(parser)
     group = parser.add_argument_group("server")
-    flag(group, "--host", str, "127.0.0.1", "ADDRESS", "address to listen on")
-    flag(group, "--port", whole("--port", 0), 8080, "N", "port to listen on; 0: any free one")
     flag(group, "--name", str, "", "NAME", "name that clients use (default: the file's; `local` works too)")
     group.add_argument(
         "--api-key", action="append", default=[], metavar="KEY", help="key that clients must send"
     )
-    flag(group, "--api-key-file", file_path, None, "FILE", "file with one key a line")
-    flag(
-        group,
-        "--request-log",
-        file_path,
-        None,
-        "FILE",
-        "write a line for each request: model and sizes, never content",
-    )
-    switch(group, "--insecure", False, "listen on a public address without a key")
-    flag(group, "--max-queue", whole("--max-queue", 0), 256, "N", "requests that may wait for a model")
-    flag(group, "--timeout", parse_duration, "10m", "TIME", "how long a request waits for its turn")
+    for setting in settings_of(ServerSettings):
+        if setting.group:
+            add_setting(group, setting)
+    add_setting(group, setting_of(SchedulerSettings, "max_queue"))
+    add_setting(group, setting_of(ModelDefaults, "timeout_s"))
     engine = parser.add_argument_group("engine")
     flag(engine, "--llama-server", file_path, None, "FILE", "use this llama-server")
     flag(engine, "--load-timeout", parse_duration, "10m", "TIME", "how long a model may take to load")
-    member(engine, "--mps", MpsMode, MpsMode.AUTO, "when engines share cards through CUDA MPS")
-    member(engine, "--mps-group", MpsGroup, MpsGroup.ALL, "which cards one MPS daemon serves")
+    add_setting(engine, setting_of(DeviceSettings, "mps"))
+    add_setting(engine, setting_of(DeviceSettings, "mps_group"))
     switch(engine, "--use-fit-params", False, "leave layers and split to llama.cpp's own fitting")
 
 
@@ -100,29 +93,19 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
             f"{path} is a Hugging Face folder, which can be planned but not served yet",
             hint="Give a GGUF file: llama.cpp runs no other.",
         )
-    from cotenant.config.configuration import Configuration, ModelEntry
+    from cotenant.config.settings import read_configuration
     from cotenant.daemon.core.inputs import DaemonInputs
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
     _log_to_stderr()
     given = read_plan_input(args, path, name=args.name or None)
-    entry = ModelEntry(
-        name=given.request.name,
-        path=path,
-        recipe=given.request.recipe,
-        shape=given.shape,
-        signature=(),
-        parts=(path,),
-        projector_path=given.projector_path,
-        projector_bytes=given.request.projector_bytes,
-        keep_alive_s=None,
-        timeout_s=args.timeout,
-        preload=True,
-    )
-    configuration = Configuration(
-        server=_server(args), devices=_devices(args, given), scheduling=_scheduling(args), models=(entry,)
-    )
+    document = _document_of(path, args)
+    environment = {name: value for name, value in os.environ.items() if name != "COTENANT_MODELS_DIR"}
+    configuration = read_configuration(document, environment=environment, flags=_flags(args))
+    (entry,) = configuration.models
+    use = tuple(str(device.id) for device in given.inventory.devices)
+    configuration = replace(configuration, devices=replace(configuration.devices, use=use))
     clock = SystemClock()
     job = DaemonInputs(
         configuration,
@@ -146,12 +129,10 @@ def _serve_configuration(args: argparse.Namespace) -> None:
 
     _log_to_stderr()
     path = find_configuration(args.config, os.environ)
-    flags = {**given_flags(args), "gpus": args.gpus, "devices": args.devices or None}
-    flags["api_key"] = args.api_key or None
     library = Library()
 
     def read(change: Change) -> Configuration:
-        return read_configuration(path, flags=flags, library=library, unsettled=change.unsettled)
+        return read_configuration(path, flags=_flags(args), library=library, unsettled=change.unsettled)
 
     configuration = read(Change())
     nothing = not configuration.models and configuration.models_dir is None and configuration.ollama is None
@@ -188,29 +169,30 @@ def _plain_keys(args: argparse.Namespace) -> list[str]:
     return args.api_key or [key for key in [os.environ.get("COTENANT_API_KEY")] if key]
 
 
-def _server(args: argparse.Namespace) -> ServerSettings:
-    from cotenant.config.configuration import ServerSettings
-
-    keys = tuple(_plain_keys(args))
-    log = args.request_log
-    if log is not None and (log.is_dir() or not log.parent.is_dir()):
-        raise UsageError(f"--request-log {log} cannot be a file", hint="Give a file in a folder that exists.")
-    return ServerSettings(
-        args.host, args.port, keys, args.api_key_file, args.insecure, request_log=args.request_log
-    )
+def _flags(args: argparse.Namespace) -> dict[str, object]:
+    """Return the flags that were given and are settings."""
+    return {
+        **given_flags(args),
+        "gpus": args.gpus,
+        "devices": args.devices or None,
+        "api_key": args.api_key or None,
+    }
 
 
-def _devices(args: argparse.Namespace, given: PlanInput) -> DeviceSettings:
-    from cotenant.config.configuration import DeviceSettings
+def _document_of(path: Path, args: argparse.Namespace) -> Document:
+    """Return the configuration of one model, which stays loaded, as a file would have it.
 
-    use = tuple(str(device.id) for device in given.inventory.devices)
-    return DeviceSettings(use, given.rules, args.gpus, mps=args.mps, mps_group=args.mps_group)
+    The file's own name is an alias where it is served under a cleaned one.
+    """
+    from cotenant.config.yaml_document import Document
 
-
-def _scheduling(args: argparse.Namespace) -> SchedulingSettings:
-    from cotenant.config.configuration import SchedulingSettings
-
-    return SchedulingSettings(max_queue=args.max_queue)
+    entry: dict[str, object] = {"path": str(path), "preload": "true", "keep_alive": "forever"}
+    if args.name:
+        entry["name"] = args.name
+    elif path.stem != clean_name(path) and NAME.fullmatch(path.stem):
+        entry["aliases"] = [path.stem]
+    entry["mmproj"] = str(args.mmproj or "none")
+    return Document("", {"models": [entry]})
 
 
 def _options(args: argparse.Namespace) -> DaemonOptions:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import AdvisorSettings, ModelEntry, Problem
+from cotenant.config.fields import values_of
 from cotenant.config.issues import ConfigIssue
 from cotenant.config.schema import Advisor
 from cotenant.domain.advisors import AdvisorMode
@@ -17,15 +16,7 @@ from cotenant.http.client import api_endpoint
 
 def advisor_settings(section: Advisor, checked: CheckedSettings) -> tuple[AdvisorSettings, list[ConfigIssue]]:
     """Return the section with all defaults filled in, and what is wrong between its parts."""
-    told: dict[str, Any] = {
-        "mode": section.mode,
-        "address": section.address,
-        "model": section.model,
-        "api_key": section.api_key,
-        "every_s": section.every,
-        "timeout_s": section.timeout,
-    }
-    settings = replace(AdvisorSettings(), **{key: value for key, value in told.items() if value is not None})
+    settings = AdvisorSettings(**values_of(section, AdvisorSettings))
     if settings.mode is AdvisorMode.OFF:
         return settings, []
     if settings.api_key is not None and settings.address is None:

@@ -1,4 +1,4 @@
-"""Settings that are right one by one, before they are resolved to a Configuration."""
+"""Settings as checked one by one, before they are put together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cotenant.config.yaml_document import Document
 
 @dataclass(frozen=True, slots=True)
 class CheckedSettings:
-    """Settings of all sources, each of them valid, and the source that gave each."""
+    """Settings as checked one by one, and where each came from."""
 
     settings: Settings
     document: Document | None
@@ -21,15 +21,17 @@ class CheckedSettings:
 
     @property
     def base(self) -> Path:
-        """The folder that the file's relative paths start from."""
-        return Path.cwd() if self.document is None else Path(self.document.name).absolute().parent
+        """The folder against which the file's relative paths are meant."""
+        return (
+            Path(self.document.name).absolute().parent if self.document and self.document.name else Path.cwd()
+        )
 
     def issue(self, key: KeyPath, what: str, hint: str) -> ConfigIssue:
-        """Return an issue of a setting, with the place where it was given."""
+        """Return a issue about a setting, told with its place."""
         for length in range(len(key), 0, -1):
             source = self.sources.get(key[:length])
             if source is not None:
                 return ConfigIssue(source, what, hint)
-        if self.document is None:
+        if self.document is None or not self.document.name:
             return ConfigIssue("the configuration", what, hint, key=key)
         return ConfigIssue(self.document.name, what, hint, key=key, line=self.document.line_of(key))

@@ -12,11 +12,13 @@ from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.profiles import Profile
+from cotenant.domain.settings import setting
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.planner import PlanRequest
-from cotenant.scheduling.policy import DEFAULT_POLICY
+from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.services.settings import ServicesSettings
 
 
@@ -28,13 +30,33 @@ class ServerSettings:
     the file `request_log`, if there is one.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_keys: tuple[str, ...] = ()
-    api_key_file: Path | None = None
-    insecure: bool = False
-    allowed_hosts: tuple[str, ...] = ()
-    request_log: Path | None = None
+    host: str = setting("127.0.0.1", "address to listen on", group="server", metavar="ADDRESS")
+    port: int = setting(
+        8080,
+        "0: any free one",
+        help="port to listen on; 0: any free one",
+        most=65535,
+        group="server",
+    )
+    api_keys: tuple[str, ...] = setting(
+        (),
+        "any of them does",
+        flag="api_key",
+        reads="api_key",
+        shown="none",
+    )
+    api_key_file: Path | None = setting(None, "file with one key a line", group="server", metavar="FILE")
+    insecure: bool = setting(False, "listen on a public address without a key", group="server")
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "names in public DNS under which browsers may reach it", flag=None, shown="none"
+    )
+    request_log: Path | None = setting(
+        None,
+        "file that gets a line for each request: model and sizes, never content",
+        help="write a line for each request: model and sizes, never content",
+        group="server",
+        metavar="FILE",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +67,13 @@ class DeviceSettings:
     Multi-Process Service, `mps_group` which cards one daemon of it serves.
     """
 
-    use: tuple[str, ...] = ()
+    use: tuple[str, ...] = setting(
+        (), "all, or a list of indices or UUIDs", flag="devices", reads="devices", shown="all"
+    )
     rules: BudgetRules = field(default_factory=BudgetRules)
-    gpus: str | None = None
-    mps: MpsMode = MpsMode.AUTO
-    mps_group: MpsGroup = MpsGroup.ALL
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulingSettings:
-    """Who waits, who goes, and how many may wait at all (`max_queue` of each model)."""
-
-    policy: str = DEFAULT_POLICY
-    overdue_s: float = 120.0
-    min_residency_s: float = 1.0
-    drain_share: float = 0.1
-    drain_limit_s: float = 60.0
-    reclaim_bound_s: float = 10.0
-    max_queue: int = 256
-    max_queue_total: int = 1024
-    max_loaded: int | None = None
-    prefetch: bool = False
+    gpus: str | None = setting(None, "describe GPUs in place of this machine's, as --gpus does")
+    mps: MpsMode = setting(MpsMode.AUTO, "when engines share cards through CUDA MPS", group="engine")
+    mps_group: MpsGroup = setting(MpsGroup.ALL, "which cards one MPS daemon serves", group="engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +84,29 @@ class ModelDefaults:
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    keep_alive_s: float | None = 300.0
-    timeout_s: float = 600.0
+    keep_alive_s: float | None = setting(
+        300.0,
+        "how long it stays loaded after a request; 0: not at all; -1 or forever: always",
+        key="keep_alive",
+        reads="keep_alive",
+        shown="5m",
+    )
+    timeout_s: float = setting(
+        600.0,
+        "how long a request waits for the model",
+        key="timeout",
+        help="how long a request waits for its turn",
+        reads="timeout",
+        group="server",
+        metavar="TIME",
+        shown="10m",
+    )
+    profile: Profile | None = setting(
+        None,
+        "a set of defaults under one name; whatever is set here wins",
+        help="low-memory: small context, one slot, quantised cache, as many layers on GPUs as fit; "
+        "whatever else is given wins",
+    )
     timeouts_s: Mapping[ModelKind, float] = field(default_factory=dict)
     vision_timeout_s: float | None = None
 
@@ -110,18 +139,35 @@ class ModelEntry:
     parts: tuple[Path, ...]
     projector_path: Path | None = None
     projector_bytes: int = 0
-    aliases: tuple[str, ...] = ()
-    gpus: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = setting((), "other names for it", flag=None, reads="name", shown="none")
+    gpus: tuple[str, ...] = setting(
+        (), "auto, or a list of indices or UUIDs", flag=None, reads="model_devices", shown="auto"
+    )
     keep_alive_s: float | None = 300.0
-    preload: bool = False
-    pinned: bool = False
-    priority: int = 0
+    preload: bool = setting(False, "load it at start", flag=None)
+    pinned: bool = setting(False, "never evict it for another", flag=None)
+    priority: int = setting(0, "higher is first", flag=None, least=-100, most=100)
     timeout_s: float = 600.0
     env: Mapping[str, str] = field(default_factory=dict)
-    args: tuple[str, ...] = ()
+    args: tuple[str, ...] = setting(
+        (), "further arguments of its engine, applied last", flag=None, shown="none"
+    )
     from_folder: bool = False
-    mps_threads_percent: int | None = None
-    mps_margin_bytes: int | None = 512 * MIB
+    mps_threads_percent: int | None = setting(
+        None,
+        "its share of a card's multiprocessors under MPS, such as 30%",
+        key="mps_threads",
+        flag=None,
+        reads="percent",
+        shown="all",
+    )
+    mps_margin_bytes: int | None = setting(
+        512 * MIB,
+        "MiB above the plan that it may take of a card under MPS; none: no limit",
+        key="mps_memory_margin_mib",
+        flag=None,
+        reads="mib_or_none",
+    )
     options: EngineOptions = NO_OPTIONS
     launch: LaunchOptions = ON_HOST
     stated_bytes: int | None = None
@@ -148,21 +194,39 @@ class AlertSettings:
     A card that is fuller than `memory_percent` for `memory_for_s` is told of.
     """
 
-    webhook: str | None = None
-    memory_percent: int = 90
-    memory_for_s: float = 60.0
+    webhook: str | None = setting(
+        None,
+        "each alert is posted there as JSON, when it begins and when it ends",
+        flag=None,
+        reads="web_address",
+    )
+    memory_percent: int = setting(
+        90, "raise an alert above this usage of a GPU; clear it 5 points below", flag=None, least=1, most=100
+    )
+    memory_for_s: float = setting(
+        60.0, "how long a GPU must be above it", key="for", flag=None, reads="duration"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class AdvisorSettings:
     """Whom to ask for advice, and how often; without `address` the model is one that we serve."""
 
-    mode: AdvisorMode = AdvisorMode.OFF
-    address: str | None = None
-    model: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    every_s: float = 60.0
-    timeout_s: float = 30.0
+    mode: AdvisorMode = setting(
+        AdvisorMode.OFF,
+        "off; shadow: tell what it would have done; on: follow it within bounds",
+        flag=None,
+    )
+    address: str | None = setting(
+        None,
+        "an OpenAI-compatible address; without it, the model is one served here",
+        flag=None,
+        reads="web_address",
+    )
+    model: str | None = setting(None, "the model to ask", flag=None)
+    api_key: str | None = setting(None, "key of the address", flag=None, reads="api_key", secret=True)
+    every_s: float = setting(60.0, "how often it is asked", key="every", flag=None, reads="timeout")
+    timeout_s: float = setting(30.0, "longest wait for its answer", key="timeout", flag=None, reads="timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +252,7 @@ class Configuration:
     server: ServerSettings = field(default_factory=ServerSettings)
     devices: DeviceSettings = field(default_factory=DeviceSettings)
     defaults: ModelDefaults = field(default_factory=ModelDefaults)
-    scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
+    scheduling: SchedulerSettings = field(default_factory=SchedulerSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
     advisor: AdvisorSettings = field(default_factory=AdvisorSettings)
     warm_ram_bytes: int | None = None

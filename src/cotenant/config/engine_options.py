@@ -47,9 +47,9 @@ def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
     refused = [
         EntryProblem(key, f"{kind} takes no {key}", "Leave it out.")
         for key in sorted(keys_of_some_kinds() - traits.keys)
-        if getattr(model, key) is not None
+        if model.value_of(key) is not None
     ]
-    if traits.needs is not None and getattr(model, traits.needs) is None:
+    if traits.needs is not None and model.value_of(traits.needs) is None:
         refused.append(
             EntryProblem("", f"it has no {traits.needs}, which {kind} needs", f"Add `{traits.needs}:`.")
         )

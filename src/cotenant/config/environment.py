@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
+from cotenant.config.fields import SECTIONS
 from cotenant.config.issues import KeyPath
 
 PREFIX: Final = "COTENANT_"
-_RECIPE: Final = (
-    *("parallel", "n_batch", "n_ubatch", "cache_type_k", "cache_type_v", "flash_attn", "kv_unified"),
-    *("n_gpu_layers", "tensor_split", "smart_split", "split_mode", "split_policy", "mmap", "mlock"),
-)
-_BY_SECTION: Final[Mapping[str, Sequence[str]]] = {
-    "server": ("host", "port", "api_key_file", "insecure", "request_log"),
-    "devices": ("gpus", "reserve_mib", "min_budget_mib", "overhead_mib", "mps", "mps_group"),
-    "defaults": (*_RECIPE, "profile", "keep_alive", "timeout", "max_loaded"),
-    "scheduling": (
-        *("policy", "overdue", "min_residency", "drain_share", "drain_limit", "reclaim_bound"),
-        *("max_queue", "max_queue_total", "prefetch"),
-    ),
-}
 SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
-    **{name: (section, name) for section, names in _BY_SECTION.items() for name in names},
-    "api_key": ("server", "api_keys"),
-    "devices": ("devices", "use"),
-    "device_order": ("devices", "order"),
-    "n_ctx": ("defaults", "ctx"),
+    **{
+        each.flag: (section, each.key)
+        for section, settings in SECTIONS.items()
+        for each in settings
+        if each.flag and section != "models"
+    },
     "warm_ram_mib": ("warm", "ram_mib"),
     "models_dir": ("models_dir",),
     "database": ("database",),
@@ -39,7 +29,9 @@ _OTHER_NAMES: Final = {
     "gpu_layers": "n_gpu_layers",
 }
 """Names that users of Ollama know; ours win where both are set."""
-_PATHS: Final = frozenset(["models_dir", "api_key_file", "database", "request_log"])
+_PATHS: Final = frozenset(
+    ["models_dir", "database", *(each.flag for each in SECTIONS["server"] if each.type is Path)]
+)
 
 
 def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:

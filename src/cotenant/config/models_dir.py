@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Set
+import re
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Final
 
 from cotenant.config.configuration import Problem
-from cotenant.config.model_file_cache import Library, ModelFile, first_part, part_paths
-from cotenant.config.projectors import pair, subject
+from cotenant.config.model_file_cache import Library, ModelFile, first_part, part_paths, stem
 from cotenant.domain.errors import ModelFileError
+
+_PRECISIONS: Final = ("f16", "bf16", "q8_0", "f32")
+"""In the order in which one is chosen of several: what llama.cpp's converter writes comes first."""
+_SAYS_NOTHING: Final = frozenset(["mmproj", "model", "", *_PRECISIONS])
+_WORD_BREAK: Final = re.compile(r"[-. ]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset
         here = list(group)
         models = [file for file in here if not file.is_projector]
         projectors = [file for file in here if file.is_projector]
-        paired = [Found(model, pair(model, models, projectors)) for model in models]
+        paired = [Found(model, _projector_of(model, models, projectors)) for model in models]
         found += paired
         problems += _unpaired(paired, projectors)
     return Catalogue(tuple(found), tuple(problems))
@@ -87,12 +93,50 @@ def _downloading(path: Path) -> bool:
 
 
 def _unpaired(found: list[Found], projectors: list[ModelFile]) -> Iterator[Problem]:
-    used = {subject(each.projector) for each in found if each.projector}
+    used = {_subject(each.projector) for each in found if each.projector}
     for projector in projectors:
-        if subject(projector) in used:
+        if _subject(projector) in used:
             continue
-        if found and not subject(projector):
+        if found and not _subject(projector):
             why = "its name does not say which of the models beside it it is for"
         else:
             why = "no model beside it has the name that it is for"
         yield Problem(projector.path, f"{why}; name it under `mmproj:` of a model")
+
+
+def _projector_of(
+    model: ModelFile, others: Sequence[ModelFile], projectors: Sequence[ModelFile]
+) -> ModelFile | None:
+    """Return the projector of `model` among those of its folder; `others` are all models there.
+
+    llama.cpp's converter writes `mmproj-NAME-F16.gguf`: it belongs to the models whose names begin with NAME.
+    One that names no model (`mmproj-F16.gguf`) belongs to all of the folder, if they all have the
+    same architecture and size.
+    """
+    words = tuple(_words(model))
+    named = [p for p in projectors if (about := _subject(p)) and words[: len(about)] == about]
+    if named:
+        longest = max(len(_subject(projector)) for projector in named)
+        return _preferred([projector for projector in named if len(_subject(projector)) == longest])
+    nameless = [projector for projector in projectors if not _subject(projector)]
+    shapes = {(other.shape.architecture, other.shape.n_embd, other.shape.n_layers) for other in others}
+    return _preferred(nameless) if nameless and len(shapes) == 1 else None
+
+
+def _subject(projector: ModelFile) -> tuple[str, ...]:
+    """Return the words of a projector's name that say which model it is for."""
+    return tuple(word for word in _words(projector) if word not in _SAYS_NOTHING)
+
+
+def _words(file: ModelFile) -> list[str]:
+    return _WORD_BREAK.split(stem(file.path).lower())
+
+
+def _preferred(projectors: Sequence[ModelFile]) -> ModelFile:
+    def rank(projector: ModelFile) -> tuple[int, str]:
+        words = _words(projector)
+        return next(
+            (n for n, p in enumerate(_PRECISIONS) if p in words), len(_PRECISIONS)
+        ), projector.path.name
+
+    return min(projectors, key=rank)

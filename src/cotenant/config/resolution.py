@@ -19,7 +19,6 @@ from cotenant.config.configuration import (
     ModelEntry,
     OllamaSettings,
     Problem,
-    SchedulingSettings,
     ServerSettings,
 )
 from cotenant.config.engine_options import (
@@ -33,19 +32,12 @@ from cotenant.config.engine_options import (
     unread_shape,
     weights_bytes,
 )
+from cotenant.config.fields import values_of
 from cotenant.config.issues import ConfigIssue, KeyPath, refusal, shown
 from cotenant.config.model_file_cache import Library, ModelFile, signature
 from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
-from cotenant.config.schema import (
-    Model,
-    RecipeSection,
-    explicit_values,
-    keep_alive_of,
-    mps_shares_of,
-    recipe_of,
-    timeouts_of,
-)
+from cotenant.config.schema import Model, RecipeSection
 from cotenant.config.services import services_settings
 from cotenant.domain.engine_kinds import EngineKind, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
@@ -56,6 +48,7 @@ from cotenant.domain.recipes import check_recipe, with_micro_batch
 from cotenant.domain.units import MIB
 from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
+from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.services.settings import ServicesSettings
 
 _FLAG: Final = re.compile(r"--(?=[a-z])[a-z-]+")
@@ -86,14 +79,15 @@ class _Resolution:
     def configuration(self) -> Configuration:
         """Return the whole; it means nothing if there are issues."""
         settings = self._settings
-        self._defaults = ModelDefaults(
-            self._recipe(("defaults",), {}, settings.defaults),
-            keep_alive_of(
-                settings.defaults, keep_alive_s(settings.defaults.profile, ModelDefaults().keep_alive_s)
+        defaults = settings.defaults
+        self._defaults = replace(
+            ModelDefaults(
+                self._recipe(("defaults",), {}, defaults),
+                keep_alive_s=keep_alive_s(defaults.profile, ModelDefaults().keep_alive_s),
+                timeouts_s=defaults.timeouts.by_kind,
+                vision_timeout_s=defaults.timeouts.vision,
             ),
-            settings.defaults.timeout or ModelDefaults().timeout_s,
-            timeouts_of(settings.defaults.timeouts),
-            settings.defaults.timeouts.vision,
+            **values_of(defaults, ModelDefaults),
         )
         listed = [
             entry for number, model in enumerate(settings.models) if (entry := self._entry(number, model))
@@ -107,7 +101,7 @@ class _Resolution:
         self.issues += issues
         document = self._checked.document
         return Configuration(
-            path=Path(document.name) if document else None,
+            path=Path(document.name) if document and document.name else None,
             server=self._server(),
             devices=self._devices(),
             defaults=self._defaults,
@@ -137,15 +131,8 @@ class _Resolution:
                 f"{request_log} cannot be a file",
                 "Give a file in a folder that exists.",
             )
-        return replace(
-            ServerSettings(
-                api_keys=tuple(server.api_keys or ()),
-                api_key_file=key_file,
-                allowed_hosts=tuple(server.allowed_hosts or ()),
-                request_log=request_log,
-            ),
-            **explicit_values(server, "host", "port", "insecure"),
-        )
+        values = values_of(server, ServerSettings)
+        return ServerSettings(**{**values, "api_key_file": key_file, "request_log": request_log})
 
     def _devices(self) -> DeviceSettings:
         devices = self._settings.devices
@@ -153,30 +140,20 @@ class _Resolution:
         from_file = ("devices", "gpus") not in self._checked.sources
         if gpus is not None and from_file and gpus.lower().endswith((".yaml", ".yml")):
             gpus = str(self._path(gpus))
-        mib = explicit_values(devices, "reserve_mib", "min_budget_mib", "overhead_mib")
-        sizes = {key.replace("_mib", "_bytes"): count * MIB for key, count in mib.items()}
-        rules = replace(BudgetRules(), **explicit_values(devices, "order"), **sizes)
-        return replace(
-            DeviceSettings(devices.use or (), rules, gpus), **explicit_values(devices, "mps", "mps_group")
-        )
+        rules = BudgetRules(**values_of(devices, BudgetRules))
+        return DeviceSettings(rules=rules, **{**values_of(devices, DeviceSettings), "gpus": gpus})
 
-    def _scheduling(self) -> SchedulingSettings:
-        scheduling, defaults = self._settings.scheduling, self._settings.defaults
-        seconds = explicit_values(scheduling, "overdue", "min_residency", "drain_limit", "reclaim_bound")
-        return replace(
-            SchedulingSettings(max_loaded=defaults.max_loaded or max_loaded(defaults.profile)),
-            **explicit_values(
-                scheduling, "policy", "drain_share", "max_queue", "max_queue_total", "prefetch"
-            ),
-            **{f"{key}_s": value for key, value in seconds.items()},
+    def _scheduling(self) -> SchedulerSettings:
+        defaults = self._settings.defaults
+        return SchedulerSettings(
+            **{
+                **values_of(self._settings.scheduling, SchedulerSettings),
+                "max_loaded": defaults.max_loaded or max_loaded(defaults.profile),
+            }
         )
 
     def _alerts(self) -> AlertSettings:
-        alerts = self._settings.alerts
-        told = explicit_values(alerts, "webhook", "memory_percent", "for_")
-        if "for_" in told:
-            told["memory_for_s"] = told.pop("for_")
-        return replace(AlertSettings(), **told)
+        return AlertSettings(**values_of(self._settings.alerts, AlertSettings))
 
     def _services(self) -> ServicesSettings | None:
         section = self._settings.services
@@ -200,7 +177,7 @@ class _Resolution:
 
     def _entry(self, number: int, model: Model) -> tuple[int, ModelEntry] | None:
         key: KeyPath = ("models", number)
-        recipe = self._recipe(key, recipe_of(self._settings.defaults), model)
+        recipe = self._recipe(key, self._settings.defaults.recipe, model)
         recipe = replace(recipe, engine=kind_of(model))
         problems = entry_problems(model, recipe)
         for problem in problems:
@@ -215,20 +192,15 @@ class _Resolution:
         for variable in model.env or {}:
             if not _VARIABLE.fullmatch(variable):
                 self._report((*key, "env", variable), "it is no name of a variable", "Write NAME: value.")
-        return number, replace(
+        entry = replace(
             base,
-            aliases=tuple(model.aliases or ()),
-            gpus=model.gpus or (),
-            keep_alive_s=keep_alive_of(model, self._defaults.keep_alive_s),
+            keep_alive_s=self._defaults.keep_alive_s,
             env=dict(model.env or {}),
-            args=tuple(model.args or ()),
             from_folder=False,
-            timeout_s=model.timeout or base.timeout_s,
             launch=launch_of(model, self._base),
             options=options_of(model, ollama.address if ollama else None, os.environ),
-            **explicit_values(model, "preload", "pinned", "priority"),
-            **mps_shares_of(model),
         )
+        return number, replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
 
     def _base_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
         """Return what a model is, read from its file where its kind of engine has one."""
@@ -241,7 +213,7 @@ class _Resolution:
             if file is None:
                 return None
             longest = file.shape.n_ctx_train
-            if longest and model.ctx is None and model.n_ctx is None:
+            if longest and "n_ctx" not in model.recipe:
                 # vLLM refuses a context beyond what the model takes, where llama.cpp goes on.
                 recipe = replace(recipe, n_ctx=min(recipe.n_ctx, longest))
             return self._served(model.name or path.name, file, None, recipe)
@@ -324,14 +296,13 @@ class _Resolution:
             return None
 
     def _recipe(self, key: KeyPath, defaults: Mapping[str, Any], section: RecipeSection) -> Recipe:
-        """Return the recipe of a section over the defaults."""
-        own = recipe_of(section)
+        """Build a recipe; a micro-batch larger than the batch is cut to it, as llama.cpp does."""
+        own = section.recipe
         if own.get("smart_split") and own.get("tensor_split"):
             self._report(key, "smart_split and tensor_split exclude each other", "Keep one.")
         told = {**defaults, **own}
-        recipe = with_micro_batch(
-            replace(Recipe(), **told, **recipe_values(self._settings.defaults.profile, told))
-        )
+        recipe = replace(Recipe(), **told, **recipe_values(self._settings.defaults.profile, told))
+        recipe = with_micro_batch(recipe)
         try:
             check_recipe(recipe)
         except BadRecipe as error:

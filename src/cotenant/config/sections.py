@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    create_model,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from cotenant.config import scalars, service_scalars
+from cotenant.config.fields import MAX_MIB, is_list, scalar_of
 from cotenant.config.scalars import Scalar
 from cotenant.domain.errors import UsageError
-from cotenant.domain.models import CacheType
-from cotenant.domain.recipes import MAX_BATCH, MAX_CTX
+from cotenant.domain.models import MAX_CTX
+from cotenant.domain.settings import Setting
 
 CONFIG_ISSUE = "issue"
 """The type of pydantic's errors that carry our own words."""
-MAX_MIB = 1 << 30
-MAX_COUNT = 1_000_000
 
 
 def wrong(what: str, hint: str) -> PydanticCustomError:
@@ -51,15 +59,9 @@ Name = Annotated[str, As(scalars.name())]
 PathText = Annotated[str, As(scalars.path())]
 ProjectorText = Annotated[str, As(scalars.path(absent="none"))]
 Switch = Annotated[bool, As(scalars.switch())]
-Duration = Annotated[float, As(scalars.duration())]
 Timeout = Annotated[float, As(scalars.duration(least=0.001))]
-KeepAlive = Annotated[float, As(scalars.keep_alive())]
 Mib = Annotated[int, As(scalars.whole(0, MAX_MIB))]
-Count = Annotated[int, As(scalars.whole(0, MAX_COUNT))]
 Ctx = Annotated[int, As(scalars.whole(1, MAX_CTX))]
-Batch = Annotated[int, As(scalars.whole(1, MAX_BATCH))]
-Cache = Annotated[CacheType, As(scalars.member(CacheType))]
-Devices = Annotated[tuple[str, ...], As(scalars.words(everything="all"))]
 Command = Annotated[tuple[str, ...], As(service_scalars.command(everything=""))]
 ModelDevices = Annotated[tuple[str, ...], As(scalars.words(everything="auto"))]
 
@@ -74,4 +76,21 @@ class Section(BaseModel):
     def _without_empty(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: value for key, value in data.items() if value is not None or key not in known}
+
+    def value_of(self, key: str) -> Any:
+        """Return what stands under a key of the file; None for what is not given, or for no key."""
+        fields = type(self).model_fields.items()
+        return next((getattr(self, name) for name, field in fields if key in (field.alias, name)), None)
+
+
+def section_of(settings: Iterable[Setting]) -> Any:
+    """Return a section with an optional field for each setting: by the setting's name, read by its key."""
+    declared: dict[str, Any] = {}
+    for each in settings:
+        item = Annotated[Any, As(scalar_of(each))]
+        kind = list[item] if is_list(each) else item
+        alias = each.key if each.key != each.name else None
+        declared[each.name] = (kind | None, Field(default=None, alias=alias, description=each.text))
+    return create_model("Section", __base__=Section, **declared)

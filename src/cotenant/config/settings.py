@@ -48,19 +48,19 @@ def find_configuration(given: Path | None, environment: Mapping[str, str]) -> Pa
 
 
 def read_configuration(
-    path: Path | None,
+    source: Path | Document | None,
     *,
     environment: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
     library: Library | None = None,
     unsettled: Set[Path] = frozenset(),
 ) -> Configuration:
-    """Read the configuration: `flags` over `environment` over the file at `path`, if any.
+    """Read the configuration: `flags` over `environment` over the file, or the document, `source`, if any.
 
     `environment` is the process's own if None. `library` makes later readings quick: give the same one each
     time. `unsettled` are files still being written (`watch.Change`), left out for now. Raises BadSetting.
     """
-    document = None if path is None else read_document(path)
+    document = read_document(source) if isinstance(source, Path) else source
     checked = check(document, os.environ if environment is None else environment, flags or {})
     return resolve(checked, library or Library(), unsettled)
 

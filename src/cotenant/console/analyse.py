@@ -10,7 +10,7 @@ from cotenant.console.live_updates import View
 from cotenant.console.memory_bar import WIDTH, Segment, layout
 from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import Json
-from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
+from cotenant.domain.models import MAX_BATCH, MAX_CTX, MAX_PARALLEL
 
 PIECE: Final = "/ui/fragments/analyse"
 PARTS: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}

@@ -11,6 +11,7 @@ from typing import Any
 
 from cotenant.clock import Clock
 from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.names import clean_name
 from cotenant.daemon.core.fleet import Fleet, may_use
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
@@ -135,7 +136,7 @@ def _subject(asked: PlanAsked, configuration: Configuration) -> _Subject:
     if asked.path is None:
         raise BadRequest("no model is named", hint="Give model, path or headers.")
     path = _reachable(asked.path, configuration)
-    return _Subject(path.name.removesuffix(".gguf"), load_model(path), recipe, path)
+    return _Subject(clean_name(path), load_model(path), recipe, path)
 
 
 def _served(fleet: Fleet, name: str) -> _Subject:
@@ -184,7 +185,8 @@ def _normal(folder: Path) -> Path:
 def _recipe(asked: PlanAsked, subject: _Subject) -> Recipe:
     """Return the recipe asked for. Raises BadRecipe."""
     changed: dict[str, Any] = dict(asked.recipe)
-    recipe = with_micro_batch(replace(subject.recipe, **changed), subject.shape.kind)
+    recipe = replace(subject.recipe, **changed)
+    recipe = with_micro_batch(recipe, subject.shape.kind)
     check_recipe(recipe)
     return recipe
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind
+from cotenant.domain.settings import setting
 
 
 class CacheType(StrEnum):
@@ -51,6 +52,10 @@ class SplitPolicy(StrEnum):
     SPEED = "speed"
 
 
+MAX_CTX = 1 << 24
+MAX_PARALLEL = 256
+"""`LLAMA_MAX_SEQ` of llama.cpp."""
+MAX_BATCH = 1 << 20
 ALL_LAYERS = "all"
 MOST_LAYERS = "auto"
 
@@ -67,21 +72,75 @@ class Recipe:
     """
 
     engine: EngineKind = DEFAULT_KIND
-    n_ctx: int = 4096
-    parallel: int = 4
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    cache_type_k: CacheType = CacheType.F16
-    cache_type_v: CacheType = CacheType.F16
-    flash_attention: FlashAttention = FlashAttention.AUTO
-    kv_unified: bool = True
-    n_gpu_layers: int | str = ALL_LAYERS
-    split_mode: SplitMode = SplitMode.LAYER
-    split_policy: SplitPolicy = SplitPolicy.FILL
-    tensor_split: tuple[float, ...] = ()
-    smart_split: bool = True
-    mmap: bool = True
-    mlock: bool = False
+    n_ctx: int = setting(
+        4096,
+        "context in tokens, of all slots together",
+        key="ctx",
+        flag="n_ctx",
+        least=1,
+        most=MAX_CTX,
+        group="context",
+    )
+    parallel: int = setting(4, "requests served at once (slots)", least=1, most=MAX_PARALLEL, group="context")
+    n_batch: int = setting(
+        2048, "tokens of a prompt taken at a time", least=1, most=MAX_BATCH, group="context"
+    )
+    n_ubatch: int = setting(
+        512,
+        "tokens computed at a time; sizes the compute buffer",
+        least=1,
+        most=MAX_BATCH,
+        group="context",
+    )
+    cache_type_k: CacheType = setting(CacheType.F16, "element type of the K cache", group="context")
+    cache_type_v: CacheType = setting(CacheType.F16, "element type of the V cache", group="context")
+    flash_attention: FlashAttention = setting(
+        FlashAttention.AUTO, "flash attention; auto is planned as on", key="flash_attn", group="context"
+    )
+    kv_unified: bool = setting(
+        True,
+        "one KV stream shared by all slots",
+        help="one KV stream shared by all slots, instead of one for each",
+        group="context",
+    )
+    n_gpu_layers: int | str = setting(
+        ALL_LAYERS,
+        "layers on GPUs: a number, auto for the most that fit, -1 for all",
+        help="layers on GPUs, the output layer being one; auto: the most that fit; -1: all",
+        reads="layers",
+        group="layout",
+        metavar="N|auto|-1",
+    )
+    tensor_split: tuple[float, ...] = setting(
+        (),
+        "split by hand: proportions or layer counts, devices in planned order",
+        help="split by hand, over devices in planned order: proportions (0.6,0.4) or layer counts (20,13)",
+        reads="tensor_split",
+        group="layout",
+        metavar="LIST",
+    )
+    smart_split: bool = setting(
+        True,
+        "compute the split from exact layer sizes",
+        help="compute the split from exact layer sizes; --no-smart-split: in proportion to free memory",
+        group="layout",
+        shown="on without --tensor-split",
+    )
+    split_mode: SplitMode = setting(
+        SplitMode.LAYER, "how the engine splits a model; none: one GPU", group="layout"
+    )
+    split_policy: SplitPolicy = setting(
+        SplitPolicy.FILL,
+        "fill: the fewest GPUs; balance: evenly; speed: the fastest memory first",
+        group="layout",
+    )
+    mmap: bool = setting(True, "map the file instead of reading it into memory", group="host memory")
+    mlock: bool = setting(
+        False,
+        "lock the model in RAM",
+        help="lock the model in RAM, so that it is never swapped out",
+        group="host memory",
+    )
 
 
 class AttentionKind(StrEnum):

@@ -7,11 +7,9 @@ from typing import Final
 
 from cotenant.domain.errors import BadRecipe
 from cotenant.domain.models import FlashAttention, ModelKind, Recipe
+from cotenant.domain.settings import settings_of
 
-MAX_CTX: Final = 1 << 24
-MAX_PARALLEL: Final = 256
-"""`LLAMA_MAX_SEQ` of llama.cpp."""
-MAX_BATCH: Final = 1 << 20
+_BOUNDED: Final = tuple(each for each in settings_of(Recipe) if each.type is int)
 
 
 def with_micro_batch(recipe: Recipe, kind: ModelKind = ModelKind.TEXT) -> Recipe:
@@ -25,10 +23,12 @@ def with_micro_batch(recipe: Recipe, kind: ModelKind = ModelKind.TEXT) -> Recipe
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise BadRecipe for values out of range or at odds with each other."""
-    _in_range("--n-ctx", recipe.n_ctx, MAX_CTX)
-    _in_range("--parallel", recipe.parallel, MAX_PARALLEL)
-    _in_range("--n-batch", recipe.n_batch, MAX_BATCH)
-    _in_range("--n-ubatch", recipe.n_ubatch, MAX_BATCH)
+    for each in _BOUNDED:
+        value = getattr(recipe, each.name)
+        if not each.least <= value <= each.most:
+            raise BadRecipe(
+                f"{each.option} {value} is out of range", hint=f"From {each.least} to {each.most:,}."
+            )
     if recipe.n_ubatch > recipe.n_batch:
         raise BadRecipe(
             f"--n-ubatch {recipe.n_ubatch} is more than --n-batch {recipe.n_batch}",
@@ -44,8 +44,3 @@ def check_recipe(recipe: Recipe) -> None:
             f"--cache-type-v {recipe.cache_type_v} needs flash attention, which is off",
             hint="Use --flash-attn on, or keep V in f16.",
         )
-
-
-def _in_range(flag: str, value: int, most: int) -> None:
-    if not 1 <= value <= most:
-        raise BadRecipe(f"{flag} {value} is out of range", hint=f"From 1 to {most:,}.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, Inventory, Reading
 from cotenant.domain.placements import Budget
+from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB, format_bytes
 from cotenant.planning.compute_modes import left_out_by_mode
 
@@ -21,10 +22,31 @@ class BudgetRules:
     was measured (`calibration.learned_overheads`).
     """
 
-    order: DeviceOrder = DeviceOrder.FREE_DESC
-    reserve_bytes: int = 1024 * MIB
-    min_budget_bytes: int = 1024 * MIB
-    overhead_bytes: int = 512 * MIB
+    order: DeviceOrder = setting(DeviceOrder.FREE_DESC, "which GPU comes first", flag="device_order")
+    reserve_bytes: int = setting(
+        1024 * MIB,
+        "MiB kept free on every device",
+        key="reserve_mib",
+        reads="mib",
+        group="budget",
+        metavar="MIB",
+    )
+    min_budget_bytes: int = setting(
+        1024 * MIB,
+        "a GPU with less than this left is not used",
+        key="min_budget_mib",
+        reads="mib",
+        group="budget",
+        metavar="MIB",
+    )
+    overhead_bytes: int = setting(
+        512 * MIB,
+        "MiB per GPU for the CUDA context and its pools",
+        key="overhead_mib",
+        reads="mib",
+        group="budget",
+        metavar="MIB",
+    )
     overheads: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from cotenant.domain.settings import setting
 from cotenant.planning.device_choice import Fit
 from cotenant.scheduling.policy import DEFAULT_POLICY
+
+MAX_COUNT: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +43,31 @@ class SchedulerSettings:
     reported.
     """
 
-    policy: str = DEFAULT_POLICY
+    policy: str = setting(DEFAULT_POLICY, "how victims of an eviction are valued", reads="policy")
     reserve_bytes: int = 0
-    overdue_s: float = 120.0
-    min_residency_s: float = 1.0
-    drain_share: float = 0.1
-    drain_limit_s: float = 60.0
-    reclaim_bound_s: float = 10.0
-    max_queue: int = 256
-    max_queue_total: int = 1024
-    max_loaded: int | None = None
+    overdue_s: float = setting(
+        120.0, "after this wait a request goes before all others", key="overdue", reads="duration"
+    )
+    min_residency_s: float = setting(
+        1.0, "a loaded model stays at least this long", key="min_residency", reads="duration"
+    )
+    drain_share: float = setting(
+        0.1, "share of the time that busy models may be drained for overdue requests", reads="share"
+    )
+    drain_limit_s: float = setting(60.0, "longest single drain", key="drain_limit", reads="duration")
+    reclaim_bound_s: float = setting(
+        10.0,
+        "how long to wait for memory to be seen free after an engine has gone",
+        key="reclaim_bound",
+        reads="duration",
+    )
+    max_queue: int = setting(
+        256, "requests that may wait for one model", help="requests that may wait for a model", most=MAX_COUNT
+    )
+    max_queue_total: int = setting(1024, "requests that may wait in all", most=MAX_COUNT)
+    max_loaded: int | None = setting(
+        None, "models loaded at once; without it, as many as fit", least=1, most=MAX_COUNT
+    )
     backoff_s: float = 5.0
     backoff_limit_s: float = 300.0
-    prefetch: bool = False
+    prefetch: bool = setting(False, "load models that are likely next into free memory")

@@ -17,8 +17,7 @@ from cotenant.cli.recipe_options import add_recipe_options, read_recipe
 from cotenant.clock import ManualClock
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import HeaderGone
-from cotenant.domain.models import CacheType, FlashAttention, Recipe, SplitMode, SplitPolicy
-from cotenant.domain.recipes import MAX_CTX
+from cotenant.domain.models import MAX_CTX, CacheType, FlashAttention, Recipe, SplitMode, SplitPolicy
 from cotenant.gateway.plans.command import changes_of, recipe_flags
 from cotenant.gateway.plans.headers import Headers, SentHeader
 from tests.gateway.harness import SlotRouter, fetch, serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cotenant.config.configuration import Configuration
@@ -85,18 +85,5 @@ def read_api_keys(keys: list[str], key_file: Path | None) -> tuple[str, ...]:
 
 
 def scheduler_settings(configuration: Configuration) -> SchedulerSettings:
-    """Return what the scheduler is told by a configuration."""
-    told = configuration.scheduling
-    return SchedulerSettings(
-        policy=str(told.policy),
-        reserve_bytes=configuration.devices.rules.reserve_bytes,
-        overdue_s=told.overdue_s,
-        min_residency_s=told.min_residency_s,
-        drain_share=told.drain_share,
-        drain_limit_s=told.drain_limit_s,
-        reclaim_bound_s=told.reclaim_bound_s,
-        max_queue=told.max_queue,
-        max_queue_total=told.max_queue_total,
-        max_loaded=told.max_loaded,
-        prefetch=told.prefetch,
-    )
+    """Return the scheduler's settings under a configuration."""
+    return replace(configuration.scheduling, reserve_bytes=configuration.devices.rules.reserve_bytes)

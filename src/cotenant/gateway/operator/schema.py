@@ -16,7 +16,7 @@ from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile
-from cotenant.gateway.plans.schema import RecipeTold
+from cotenant.gateway.plans.schema import RecipeResponse
 
 Bytes = dict[str, int | None]
 
@@ -61,7 +61,7 @@ class PlacementResponse(BaseModel):
     warnings: list[str]
 
 
-class ServedRecipeResponse(RecipeTold):
+class ServedRecipeResponse(RecipeResponse):
     """How a model runs; the context is shared by its slots."""
 
     engine: EngineKind

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from cotenant.domain.models import Recipe
+from cotenant.domain.settings import settings_of
 from cotenant.domain.units import MIB
 from cotenant.interfaces import PlanFound
 from cotenant.planning.budgets import BudgetRules
 
-_FLAGS: Final = {
-    "n_ctx": "--n-ctx",
-    "parallel": "--parallel",
-    "n_batch": "--n-batch",
-    "n_ubatch": "--n-ubatch",
-    "cache_type_k": "--cache-type-k",
-    "cache_type_v": "--cache-type-v",
-    "flash_attention": "--flash-attn",
-    "n_gpu_layers": "--n-gpu-layers",
-    "split_mode": "--split-mode",
-    "split_policy": "--split-policy",
-}
-_SWITCHES: Final = {
-    "kv_unified": "--kv-unified",
-    "smart_split": "--smart-split",
-    "mmap": "--mmap",
-    "mlock": "--mlock",
-}
-_FIELDS: Final = {flag.removeprefix("--"): name for name, flag in _FLAGS.items()}
-_RULES: Final = ("reserve-mib", "min-budget-mib", "overhead-mib")
+_FIELDS: Final = {each.option.removeprefix("--"): each.name for each in settings_of(Recipe)}
+_RULES: Final = {each.option.removeprefix("--"): each for each in settings_of(BudgetRules) if each.reads}
 
 
 def serve_command(found: PlanFound) -> str:
@@ -47,18 +30,17 @@ def plan_command(found: PlanFound) -> str:
 
 def recipe_flags(recipe: Recipe) -> list[str]:
     """Return the flags of all that differs from what the command line takes by itself."""
-    usual = Recipe()
     flags: list[str] = []
-    for name, flag in _FLAGS.items():
-        value = getattr(recipe, name)
-        if value != getattr(usual, name):
-            flags += [flag, str(value)]
-    if recipe.tensor_split:
-        flags += ["--tensor-split", ",".join(f"{share:g}" for share in recipe.tensor_split)]
-    for name, flag in _SWITCHES.items():
-        value = getattr(recipe, name)
-        if value != getattr(usual, name):
-            flags.append(flag if value else f"--no-{flag.removeprefix('--')}")
+    for each in settings_of(Recipe):
+        value = getattr(recipe, each.name)
+        if value == each.default:
+            continue
+        if each.type is bool:
+            flags.append(each.option if value else f"--no-{each.option.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            flags += [each.option, ",".join(f"{share:g}" for share in value)]
+        else:
+            flags += [each.option, str(value)]
     return flags
 
 
@@ -81,12 +63,7 @@ def _model(found: PlanFound) -> Iterator[str]:
 
 
 def _rules(found: PlanFound) -> Iterator[str]:
-    usual = BudgetRules()
-    told: tuple[tuple[str, Any, Any], ...] = (
-        ("--reserve-mib", found.reserve_bytes, usual.reserve_bytes),
-        ("--min-budget-mib", found.min_budget_bytes, usual.min_budget_bytes),
-        ("--overhead-mib", found.overhead_bytes, usual.overhead_bytes),
-    )
-    for flag, value, default in told:
-        if value != default:
-            yield from (flag, str(value // MIB))
+    for each in _RULES.values():
+        value = getattr(found, each.name)
+        if value != each.default:
+            yield from (each.option, str(value // MIB))

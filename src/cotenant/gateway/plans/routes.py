@@ -7,7 +7,6 @@ POST /api/plan/headers?name=NAME&size=N     the beginning of a file that lies el
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from typing import Any, Final
 
 from cotenant.clock import Clock
@@ -20,6 +19,7 @@ from cotenant.domain.errors import (
     UnsupportedMediaType,
 )
 from cotenant.domain.models import Recipe
+from cotenant.domain.settings import settings_of
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Limits
@@ -28,7 +28,7 @@ from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, SentHeader, join_headers, read_header
-from cotenant.gateway.plans.schema import AskedPlan, HeaderTold, PlanTold, RecipeTold
+from cotenant.gateway.plans.schema import HeaderResponse, PlanRequest, PlanResponse
 from cotenant.interfaces import PlanAsked, PlanFound, Planner
 from cotenant.planning.describe import plan_as_json
 
@@ -60,7 +60,7 @@ class PlanRoutes:
                 "/api/plan",
                 self._plan,
                 "Plan a model without loading it: a served one, a file, or headers that were sent",
-                Reply(PlanTold, "where it would lie, or why it would not and what would fit"),
+                Reply(PlanResponse, "where it would lie, or why it would not and what would fit"),
                 (
                     *BODY_ERRORS,
                     errors.UnknownRoute,
@@ -70,7 +70,7 @@ class PlanRoutes:
                     errors.BadRecipe,
                     errors.BadSplit,
                 ),
-                body=Body(AskedPlan, required=True, examples=_EXAMPLES),
+                body=Body(PlanRequest, required=True, examples=_EXAMPLES),
             ),
             Route(
                 "POST",
@@ -78,7 +78,7 @@ class PlanRoutes:
                 self._take_header,
                 "Send the beginning of a GGUF file that lies elsewhere, to plan it. 416 says in "
                 "X-Cotenant-Needed-Bytes how much to send",
-                Reply(HeaderTold, "what it is, and its id for a plan"),
+                Reply(HeaderResponse, "what it is, and its id for a plan"),
                 # A file that cannot be read is a client's fault here: problems.UNREADABLE_MODEL.
                 (
                     errors.BadAssignment,
@@ -108,7 +108,7 @@ class PlanRoutes:
         )
 
     async def _plan(self, request: ApiRequest) -> object:
-        asked = read_body(AskedPlan, await request.body() or b"{}")
+        asked = read_body(PlanRequest, await request.body() or b"{}")
         try:
             found = await self._planner.plan(self._wanted(asked))
         except ModelFileError as error:
@@ -150,7 +150,7 @@ class PlanRoutes:
             more = message.get("more_body", False)
         return bytes(body)
 
-    def _wanted(self, asked: AskedPlan) -> PlanAsked:
+    def _wanted(self, asked: PlanRequest) -> PlanAsked:
         """Return what is asked for. Raises BadAssignment, HeaderGone and ModelFileError."""
         named = [name for name in ("model", "path", "headers") if getattr(asked, name) is not None]
         if len(named) != 1:
@@ -175,7 +175,7 @@ class PlanRoutes:
         )
 
 
-def plan_answer(found: PlanFound) -> PlanTold:
+def plan_answer(found: PlanFound) -> PlanResponse:
     """Tell a plan: the fields of docs/design.md, and what led to it."""
     told: Any = plan_as_json(found.result, found.budgets, found.shape.n_layers)
     devices: list[dict[str, Any]] = [
@@ -184,13 +184,13 @@ def plan_answer(found: PlanFound) -> PlanTold:
     ]
     remedies = [{**remedy, "changes": changes_of(remedy["flags"])} for remedy in told["remedies"]]
     shape = found.shape
-    return PlanTold.model_validate(
+    return PlanResponse.model_validate(
         {
             "shortfalls": [],
             **told,
             "devices": devices,
             "remedies": remedies,
-            "recipe": _recipe(found.recipe),
+            "recipe": {each.name: getattr(found.recipe, each.name) for each in settings_of(Recipe)},
             "reserve_mib": found.reserve_bytes // MIB,
             "min_budget_mib": found.min_budget_bytes // MIB,
             "overhead_mib": found.overhead_bytes // MIB,
@@ -212,9 +212,9 @@ def plan_answer(found: PlanFound) -> PlanTold:
     )
 
 
-def header_answer(sent: SentHeader) -> HeaderTold:
+def header_answer(sent: SentHeader) -> HeaderResponse:
     """Tell what a header is of."""
-    return HeaderTold(
+    return HeaderResponse(
         id=sent.id,
         name=sent.name,
         kind=sent.kind,
@@ -222,12 +222,6 @@ def header_answer(sent: SentHeader) -> HeaderTold:
         parts=sent.parts,
         part=sent.part,
     )
-
-
-def _recipe(recipe: Recipe) -> RecipeTold:
-    told = asdict(recipe)
-    del told["engine"]
-    return RecipeTold.model_validate({**told, "tensor_split": list(recipe.tensor_split)})
 
 
 def _file_name(request: ApiRequest) -> str:

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, create_model
 
-from cotenant.domain.models import (
-    ALL_LAYERS,
-    MOST_LAYERS,
-    CacheType,
-    FlashAttention,
-    ModelKind,
-    SplitMode,
-    SplitPolicy,
-)
-from cotenant.domain.recipes import MAX_BATCH, MAX_CTX, MAX_PARALLEL
+from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS, ModelKind, Recipe
+from cotenant.domain.settings import Setting, settings_of
 from cotenant.gateway.http.bodies import RequestModel, ResponseModel
 
 MAX_HEADERS: Final = 64
@@ -31,37 +23,41 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _request_type(setting: Setting) -> Any:
+    """Return what a request may say of a field of the recipe."""
+    if setting.reads == "layers":
+        number = Annotated[int, Field(ge=0, le=_MAX_LAYERS), BeforeValidator(_whole)]
+        return number | Annotated[str, Field(pattern=f"^({ALL_LAYERS}|{MOST_LAYERS})$")]
+    if setting.reads == "tensor_split":
+        return Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=_MAX_DEVICES)]
+    if setting.type is int:
+        return Annotated[int, Field(ge=setting.least, le=setting.most), BeforeValidator(_whole)]
+    return setting.type
+
+
+def _response_type(setting: Setting) -> Any:
+    return list[float] if setting.reads == "tensor_split" else setting.type
+
+
+_DESCRIPTIONS: Final = {"layers": "a number, the output layer being one; auto: the most that fit; all"}
+_REQUESTED: Final[dict[str, Any]] = {
+    each.name: (
+        _request_type(each) | None,
+        Field(default=None, description=_DESCRIPTIONS.get(each.reads)),
+    )
+    for each in settings_of(Recipe)
+}
+_ANSWERED: Final[dict[str, Any]] = {each.name: (_response_type(each), ...) for each in settings_of(Recipe)}
+_RecipeRequest: Any = create_model("_RecipeRequest", __base__=RequestModel, **_REQUESTED)
+_RecipeResponse: Any = create_model("_RecipeResponse", __base__=ResponseModel, **_ANSWERED)
 Mib = Annotated[int, Field(ge=0, le=_MAX_MIB), BeforeValidator(_whole)]
-Batch = Annotated[int, Field(ge=1, le=MAX_BATCH), BeforeValidator(_whole)]
-Layers = (
-    Annotated[int, Field(ge=0, le=_MAX_LAYERS), BeforeValidator(_whole)]
-    | Annotated[str, Field(pattern=f"^({ALL_LAYERS}|{MOST_LAYERS})$")]
-)
 
 
-class AskedRecipe(RequestModel):
+class RecipeRequest(_RecipeRequest):  # type: ignore[misc]
     """How the model would run; what is left out is as the model is served, or as configured."""
 
-    n_ctx: Annotated[int, Field(ge=1, le=MAX_CTX), BeforeValidator(_whole)] | None = None
-    parallel: Annotated[int, Field(ge=1, le=MAX_PARALLEL), BeforeValidator(_whole)] | None = None
-    n_batch: Batch | None = None
-    n_ubatch: Batch | None = None
-    cache_type_k: CacheType | None = None
-    cache_type_v: CacheType | None = None
-    flash_attention: FlashAttention | None = None
-    kv_unified: bool | None = None
-    n_gpu_layers: Layers | None = Field(
-        default=None, description="a number, the output layer being one; auto: the most that fit; all"
-    )
-    split_mode: SplitMode | None = None
-    split_policy: SplitPolicy | None = None
-    tensor_split: Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=_MAX_DEVICES)] | None = None
-    smart_split: bool | None = None
-    mmap: bool | None = None
-    mlock: bool | None = None
 
-
-class AskedPlan(RequestModel):
+class PlanRequest(RequestModel):
     """What to plan: exactly one of model, path and headers."""
 
     model: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
@@ -77,7 +73,7 @@ class AskedPlan(RequestModel):
         ]
         | None
     ) = Field(default=None, description="ids of headers that were sent: of every part, and of its projector")
-    recipe: AskedRecipe = Field(default_factory=AskedRecipe)
+    recipe: RecipeRequest = Field(default_factory=RecipeRequest)
     gpus: Annotated[str, Field(min_length=1, max_length=_MAX_SPEC)] | None = Field(
         default=None,
         description="GPUs in place of the detected ones: 24GiB,24GiB or RTX A400:4094:329 "
@@ -91,7 +87,7 @@ class AskedPlan(RequestModel):
     overhead_mib: Mib | None = None
 
 
-class PartsTold(ResponseModel):
+class PartsResponse(ResponseModel):
     """Bytes by what they are for."""
 
     weights: int
@@ -112,11 +108,11 @@ class PlannedDevice(ResponseModel):
     budget_bytes: int
     planned_bytes: int
     layers: list[int] | None
-    parts: PartsTold
+    parts: PartsResponse
     left_out: str | None
 
 
-class ShortfallTold(ResponseModel):
+class ShortfallResponse(ResponseModel):
     """How far a device's budget is from what would go there."""
 
     uuid: str
@@ -125,7 +121,7 @@ class ShortfallTold(ResponseModel):
     missing_bytes: int
 
 
-class RemedyTold(ResponseModel):
+class RemedyResponse(ResponseModel):
     """One change after which it fits: in words, as flags, and as what would be asked here."""
 
     text: str
@@ -133,27 +129,11 @@ class RemedyTold(ResponseModel):
     changes: dict[str, int | str]
 
 
-class RecipeTold(ResponseModel):
+class RecipeResponse(_RecipeResponse):  # type: ignore[misc]
     """The recipe that was planned."""
 
-    n_ctx: int
-    parallel: int
-    n_batch: int
-    n_ubatch: int
-    cache_type_k: CacheType
-    cache_type_v: CacheType
-    flash_attention: FlashAttention
-    kv_unified: bool
-    n_gpu_layers: int | str
-    split_mode: SplitMode
-    split_policy: SplitPolicy
-    tensor_split: list[float]
-    smart_split: bool
-    mmap: bool
-    mlock: bool
 
-
-class FileTold(ResponseModel):
+class FileResponse(ResponseModel):
     """What the model file says of itself; `path` is null where it is not on this machine."""
 
     path: str | None
@@ -166,7 +146,7 @@ class FileTold(ResponseModel):
     n_ctx_train: int | None
 
 
-class PlanTold(ResponseModel):
+class PlanResponse(ResponseModel):
     """How a model would lie over the devices, in planned order, or why it would not and what would fit."""
 
     fits: bool
@@ -175,24 +155,24 @@ class PlanTold(ResponseModel):
     n_gpu_layers: int
     tensor_split: list[int]
     devices: list[PlannedDevice]
-    host: PartsTold | None
+    host: PartsResponse | None
     estimated: list[str]
     warnings: list[str]
     refusal: str | None
-    shortfalls: list[ShortfallTold]
-    remedies: list[RemedyTold]
-    recipe: RecipeTold
+    shortfalls: list[ShortfallResponse]
+    remedies: list[RemedyResponse]
+    recipe: RecipeResponse
     reserve_mib: int
     min_budget_mib: int
     overhead_mib: int
-    file: FileTold
+    file: FileResponse
     gpus: str | None = Field(description="the GPUs described; null for the detected ones")
     problems: list[str]
     command: str = Field(description="serves the model so")
     plan_command: str = Field(description="shows this plan in a terminal")
 
 
-class HeaderTold(ResponseModel):
+class HeaderResponse(ResponseModel):
     """A header that was understood: `id` names it in a plan for as long as it is kept, half an hour or so.
 
     `parts` is how many files the model is split into, `part` which of them this is, counted from 1.

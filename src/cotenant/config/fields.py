@@ -1,0 +1,125 @@
+"""Which classes declare the settings of each section, and how each declared setting is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, get_origin
+
+from cotenant.config import scalars
+from cotenant.config.configuration import (
+    AdvisorSettings,
+    AlertSettings,
+    DeviceSettings,
+    ModelDefaults,
+    ModelEntry,
+    ServerSettings,
+)
+from cotenant.config.scalars import Scalar
+from cotenant.domain.models import Recipe
+from cotenant.domain.settings import Setting, settings_of
+from cotenant.domain.units import MIB
+from cotenant.planning.budgets import BudgetRules
+from cotenant.scheduling.model_spec import SchedulerSettings
+from cotenant.scheduling.policy import POLICIES
+
+MAX_MIB: Final = 1 << 30
+_OF_DEFAULTS: Final = "max_loaded"
+"""The scheduler's setting that stands under `defaults`."""
+
+
+def recipe_settings() -> Iterator[Setting]:
+    """Yield what says how a model runs: for one model, or for all."""
+    yield from settings_of(Recipe)
+    yield from (each for each in settings_of(ModelDefaults) if each.key != "profile")
+
+
+def _defaults() -> Iterator[Setting]:
+    yield from recipe_settings()
+    yield from (each for each in settings_of(ModelDefaults) if each.key == "profile")
+    yield from (each for each in settings_of(SchedulerSettings) if each.name == _OF_DEFAULTS)
+
+
+def _devices() -> Iterator[Setting]:
+    yield from settings_of(BudgetRules)
+    yield from settings_of(DeviceSettings)
+
+
+def _scheduling() -> Iterator[Setting]:
+    yield from (each for each in settings_of(SchedulerSettings) if each.name != _OF_DEFAULTS)
+
+
+SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
+    "server": tuple(settings_of(ServerSettings)),
+    "devices": tuple(_devices()),
+    "defaults": tuple(_defaults()),
+    "scheduling": tuple(_scheduling()),
+    "alerts": tuple(settings_of(AlertSettings)),
+    "advisor": tuple(settings_of(AdvisorSettings)),
+    "models": (*recipe_settings(), *settings_of(ModelEntry)),
+}
+"""The settings that each section of `cotenant.yaml` takes, those aside that `schema` adds by hand."""
+
+
+_READERS: Final[Mapping[str, Callable[[], Scalar]]] = {
+    "api_key": scalars.api_key,
+    "devices": lambda: scalars.words(everything="all"),
+    "duration": scalars.duration,
+    "keep_alive": scalars.keep_alive,
+    "layers": scalars.layers,
+    "mib": lambda: scalars.whole(0, MAX_MIB),
+    "mib_or_none": lambda: scalars.mib_or_none(MAX_MIB),
+    "model_devices": lambda: scalars.words(everything="auto"),
+    "name": scalars.name,
+    "percent": scalars.percent,
+    "policy": lambda: scalars.one_of(POLICIES),
+    "share": scalars.share,
+    "tensor_split": scalars.tensor_split,
+    "timeout": lambda: scalars.duration(least=0.001),
+    "web_address": scalars.web_address,
+}
+_IN_MIB: Final = frozenset(["mib", "mib_or_none"])
+_WHOLE_LISTS: Final = frozenset(["devices", "model_devices", "tensor_split"])
+"""Readers that take a whole list, where others take one of its items."""
+
+
+def is_list(setting: Setting) -> bool:
+    """Whether the setting is a list, of which `scalar_of` reads one item."""
+    return get_origin(setting.type) is tuple and setting.reads not in _WHOLE_LISTS
+
+
+def scalar_of(setting: Setting) -> Scalar:
+    """Return how a setting's value is read, of a list one item."""
+    if setting.reads:
+        return _READERS[setting.reads]()
+    if setting.type is bool:
+        return scalars.switch()
+    if setting.type is int:
+        return scalars.whole(setting.least, setting.most)
+    if setting.type is Path:
+        return scalars.path()
+    if isinstance(setting.type, type) and issubclass(setting.type, StrEnum):
+        return scalars.member(setting.type)
+    return scalars.text()
+
+
+def in_units_of_field(setting: Setting, value: Any) -> Any:
+    """Return a value as its field has it: in bytes where the file says MiB, None where it says infinity."""
+    if value == math.inf:
+        return None
+    if setting.reads in _IN_MIB:
+        return int(value) * MIB
+    return tuple(value) if isinstance(value, list) else value
+
+
+def in_units_of_file(setting: Setting, value: Any) -> Any:
+    """Return a field's value as the file and flags have it: in MiB where the field counts bytes."""
+    return value // MIB if setting.reads in _IN_MIB and value is not None else value
+
+
+def values_of(section: Any, owner: type) -> dict[str, Any]:
+    """Return what a section of the file says, by the names of the fields of `owner`."""
+    values = ((each, getattr(section, each.name, None)) for each in settings_of(owner))
+    return {each.name: in_units_of_field(each, value) for each, value in values if value is not None}
