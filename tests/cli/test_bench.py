@@ -69,8 +69,8 @@ def test_three_real_models_are_measured_drawn_and_left_as_they_were(
     [
         (["--plot", "picture.gif"], "picture.gif is neither SVG nor PNG"),
         (["--plot", "nowhere/at/all.svg"], "cannot be written"),
-        (["--requests", "0"], "'0' is not a number from 1"),
-        (["--concurrency", "many"], "'many' is not a number"),
+        (["--requests", "0"], "'0' is not a whole number from 1"),
+        (["--concurrency", "many"], "'many' is not a whole number"),
         (["--address", "ftp://there"], "is not an address"),
         (["--address", "http://127.0.0.1:8080/v1?x=1"], "is not an address"),
     ],

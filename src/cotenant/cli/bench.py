@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cotenant.cli.client import Daemon, add_daemon_options
-from cotenant.cli.table import Column, print_result, table_lines
+from cotenant.cli.recipe_options import whole
+from cotenant.cli.table import Column, print_result, progress_line, table_lines
 from cotenant.domain.errors import BadSetting, DaemonSilent, UnknownModel
 
 if TYPE_CHECKING:
@@ -31,21 +31,18 @@ def register(subparsers: Any) -> None:
         help="measure models alone and together at a running daemon, or at any OpenAI-compatible address",
     )
     parser.add_argument("models", metavar="MODEL", nargs="*", help="names to measure (default: all listed)")
-    parser.add_argument(
-        "--concurrency", type=_count, default=1, metavar="N", help="requests at once per model"
-    )
-    parser.add_argument(
-        "--requests", type=_count, default=8, metavar="N", help="requests per model and phase"
-    )
-    parser.add_argument("--prompt-tokens", type=_count, default=128, metavar="N", help="length of prompts")
-    parser.add_argument("--max-tokens", type=_count, default=128, metavar="N", help="length of answers")
+    for name, default, metavar, text in (
+        ("--concurrency", 1, "N", "requests at once per model"),
+        ("--requests", 8, "N", "requests per model and phase"),
+        ("--prompt-tokens", 128, "N", "length of prompts"),
+        ("--max-tokens", 128, "N", "length of answers"),
+        ("--timeout", 300, "SECONDS", "longest wait for an answer"),
+    ):
+        parser.add_argument(name, type=whole(name, 1, _MOST), default=default, metavar=metavar, help=text)
     parser.add_argument(
         "--ignore-eos",
         action="store_true",
         help="generate exactly --max-tokens per answer (llama.cpp and vLLM support it; others may refuse)",
-    )
-    parser.add_argument(
-        "--timeout", type=_count, default=300, metavar="SECONDS", help="longest wait for an answer"
     )
     parser.add_argument(
         "--keep-loaded", action="store_true", help="unload nothing: no cold start and no swap is measured"
@@ -106,30 +103,15 @@ async def _measure(endpoint: Endpoint, args: argparse.Namespace, load: Load) -> 
     from cotenant.benchmark.run import run_benchmark
     from cotenant.clock import SystemClock
 
-    show = _Bar() if sys.stderr.isatty() else _silent
-    try:
+    with progress_line() as show:
+
+        def progress(what: str, done: int, of: int) -> None:
+            filled = round(_BAR * done / of)
+            show(f"{'█' * filled}{'·' * (_BAR - filled)} {done}/{of} {what}")
+
         return await run_benchmark(
-            endpoint, args.models, load, SystemClock(), show, keep_loaded=args.keep_loaded
+            endpoint, args.models, load, SystemClock(), progress, keep_loaded=args.keep_loaded
         )
-    finally:
-        if isinstance(show, _Bar):
-            show.clear()
-
-
-class _Bar:
-    """A progress bar on one line of the terminal, cleared at the end."""
-
-    def __call__(self, what: str, done: int, of: int) -> None:
-        filled = round(_BAR * done / of)
-        bar = "█" * filled + "·" * (_BAR - filled)
-        print(f"\r\033[K{bar} {done}/{of} {what}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _silent(what: str, done: int, of: int) -> None:
-    """Show no progress: standard error is no terminal."""
 
 
 def _endpoint(args: argparse.Namespace) -> Endpoint:
@@ -160,16 +142,6 @@ def _check_plot(path: Path | None) -> None:
         )
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise BadSetting(f"--plot {path} cannot be written", hint="Give a file in a folder that exists.")
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= _MOST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST}")
-    return number
 
 
 class _Row(NamedTuple):

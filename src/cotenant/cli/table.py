@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -63,3 +65,23 @@ def print_result(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> 
     else:
         print(*lines, sep="\n")
     return 0
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows a text on one line of standard error, cleared at the end.
+
+    Where that is no terminal it shows nothing.
+    """
+    terminal, last = sys.stderr.isatty(), ""
+
+    def show(text: str) -> None:
+        nonlocal last
+        if terminal and text != last:
+            last = text
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        show("")

@@ -41,8 +41,10 @@ def control_daemons(host: HostContext) -> Iterator[Observation]:
         else:
             serves = "every card" if daemon.cards is None else ", ".join(daemon.cards)
             yield ok(f"{where} serves {serves}")
-    seeing = host.path("/proc/self").exists()
-    stale = [each for each in _known(host) if seeing and _left_behind(each)]
+    known = [*MpsDirectories.all_ours(host.state_dir), MpsDirectories.by_default(host.environ)]
+    stale = [each for each in known if (pid := each.recorded_pid()) is not None and not is_of_mps(pid)]
+    if not host.path("/proc/self").exists():
+        stale = []
     for directories in stale:
         yield warning(
             f"{directories.pipe} was left behind by an MPS daemon that no longer runs",
@@ -51,12 +53,3 @@ def control_daemons(host: HostContext) -> Iterator[Observation]:
         )
     if not found and not stale and cards:
         yield ok("MPS is installed and does not run" + ("" if exclusive else "; it is not needed"))
-
-
-def _known(host: HostContext) -> list[MpsDirectories]:
-    return [*MpsDirectories.all_ours(host.state_dir), MpsDirectories.by_default(host.environ)]
-
-
-def _left_behind(directories: MpsDirectories) -> bool:
-    pid = directories.recorded_pid()
-    return pid is not None and not is_of_mps(pid)

@@ -7,14 +7,14 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from cotenant.cli.recipe_options import file_path
+from cotenant.cli.recipe_options import file_path, whole
 from cotenant.cli.simulate.models import (
     EVERY_OTHER,
     StatedModel,
@@ -26,7 +26,7 @@ from cotenant.cli.simulate.models import (
     stated_models,
     stated_tenants,
 )
-from cotenant.cli.table import print_result
+from cotenant.cli.table import print_result, progress_line
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.units import parse_duration
 from cotenant.scheduling.policy import POLICIES
@@ -95,10 +95,15 @@ def register(subparsers: Any) -> None:
     replay.add_argument("--until", metavar="TIME", help="only the first part of the log, as 2h")
     replay.add_argument("--speed", metavar="FACTOR", default="1", help="requests come so many times as fast")
     replay.add_argument(
-        "--seed", metavar="N", default="0", help="draws the spread of load times (default: 0)"
+        "--seed",
+        type=whole("--seed", 0, 10**18),
+        metavar="N",
+        default=0,
+        help="draws the spread of load times (default: 0)",
     )
     replay.add_argument(
         "--draws",
+        type=whole("--draws", 1, _MOST_DRAWS),
         metavar="N",
         help="replays of each variant, by seeds from --seed on, which separate a difference from chance "
         "(default: 3 where variants are compared, else 1)",
@@ -112,8 +117,7 @@ def run(args: argparse.Namespace) -> int:
     """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
     from cotenant.cli.simulate.table import Study, as_json, lines
 
-    seed, speed = _whole("--seed", args.seed), _number("--speed", args.speed)
-    draws = None if args.draws is None else _whole("--draws", args.draws, least=1, most=_MOST_DRAWS)
+    seed, speed, draws = args.seed, _number("--speed", args.speed), args.draws
     until_s = math.inf if args.until is None else parse_duration(args.until)
     stated = [*(stated_models(args.sizes) if args.sizes else ()), *map(stated_model, args.model)]
     policies = _policies(args.policy)
@@ -127,12 +131,13 @@ def run(args: argparse.Namespace) -> int:
     study = Study(requests, trace.guessed, left_out, seed, speed, notes)
     draws = draws or (_DRAWS if len(variants) > 1 else 1)
     for number, variant in enumerate(variants, start=1):
-        show = _Shown(f"{number} of {len(variants)}: {variant.name}") if sys.stderr.isatty() else None
-        try:
-            cards = [variant.run(requests, seed=seed + n, progress=show) for n in range(draws)]
-        finally:
-            if show is not None:
-                show.clear()
+        with progress_line() as show:
+            what = f"{number} of {len(variants)}: {variant.name}"
+
+            def progress(share: float, what: str = what, show: Callable[[str], None] = show) -> None:
+                show(f"{math.floor(100 * share):3} % of {what}")
+
+            cards = [variant.run(requests, seed=seed + n, progress=progress) for n in range(draws)]
         study.add(variant, cards)
     return print_result(args, as_json(study), lines(study, every_model=args.all_models))
 
@@ -301,26 +306,3 @@ def _number(flag: str, text: str) -> float:
             f"{flag} {text!r} is not a number above 0", hint="2 is twice as fast, 0.5 half as fast."
         )
     return value
-
-
-def _whole(flag: str, text: str, least: int = 0, most: int = 10**18) -> int:
-    if not (text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
-        raise UsageError(f"{flag} {text!r} is not a whole number", hint=f"Give one from {least} to {most:,}.")
-    return int(text)
-
-
-class _Shown:
-    """The progress of a replay, on one line of the terminal that is cleared at the end."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._percent = -1
-
-    def __call__(self, share: float) -> None:
-        percent = math.floor(100 * share)
-        if percent != self._percent:
-            self._percent = percent
-            print(f"\r\x1b[K{percent:3} % of {self._what}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

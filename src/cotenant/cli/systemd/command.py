@@ -161,7 +161,7 @@ def _plan(args: argparse.Namespace, target: _Target) -> UnitPlan:
     if not _USER.fullmatch(args.run_as):
         raise BadSetting(f"--run-as {args.run_as!r} is not a user name", hint="Use letters, digits, - and _.")
     # A group that does not exist keeps a unit from starting at all.
-    groups = [name for name in _GROUPS if not target.here or _group_exists(name)]
+    groups = [name for name in _GROUPS if not target.here or _exists(grp.getgrnam, name)]
     return UnitPlan(command, args.run_as, groups)
 
 
@@ -173,7 +173,7 @@ def _program() -> list[str]:
 def _print_missing(args: argparse.Namespace, target: _Target) -> None:
     if not target.here:
         return
-    if not target.for_user and not _user_exists(args.run_as):
+    if not target.for_user and not _exists(pwd.getpwnam, args.run_as):
         print(f"The user {args.run_as} does not exist yet:")
         print(f"  sudo useradd --system --home-dir /var/lib/cotenant --shell /usr/sbin/nologin {args.run_as}")
     if args.config is None:
@@ -211,7 +211,9 @@ def _status(args: argparse.Namespace) -> int:
     unit = "absent" if text is None else "installed" if is_untouched(text) else "edited"
     enabled = active = None
     if target.managed and text is not None:
-        enabled, active = _ask(target, "is-enabled"), _ask(target, "is-active")
+        enabled, active = (
+            _run(target, what, UNIT_NAME).stdout.strip() or None for what in ("is-enabled", "is-active")
+        )
     lines = [f"{target.path}: {unit}"]
     if enabled is not None:
         lines.append(f"systemd says: {enabled}, {active}")
@@ -246,45 +248,26 @@ def _cannot(path: Path, what: str, error: OSError) -> UnitFault:
 
 
 def _systemctl(target: _Target, *words: str) -> None:
-    try:
-        done = subprocess.run(
-            [*target.systemctl, *words],
-            capture_output=True,
-            text=True,
-            timeout=_SYSTEMCTL_TIMEOUT_S,
-            check=False,
-        )
-        said, failed = done.stderr.strip(), done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired) as error:
-        said, failed = str(error), True
-    if failed:
+    """Run systemctl. Raises UnitFault."""
+    done = _run(target, *words)
+    if done.returncode != 0:
         raise UnitFault(
-            f"`{target.command(*words)}` failed: {' '.join(said.split())[:200] or 'no reason given'}",
+            f"`{target.command(*words)}` failed: {' '.join(done.stderr.split())[:200] or 'no reason given'}",
             hint=f"The unit is at {target.path}; see `journalctl -u cotenant`.",
         )
 
 
-def _ask(target: _Target, what: str) -> str | None:
+def _run(target: _Target, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [*target.systemctl, *words]
     try:
-        done = subprocess.run(
-            [*target.systemctl, what, UNIT_NAME], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+        return subprocess.run(argv, capture_output=True, text=True, timeout=_SYSTEMCTL_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(argv, 1, "", str(error))
 
 
-def _group_exists(name: str) -> bool:
+def _exists(find: Callable[[str], object], name: str) -> bool:
     try:
-        grp.getgrnam(name)
-    except KeyError:
-        return False
-    return True
-
-
-def _user_exists(name: str) -> bool:
-    try:
-        pwd.getpwnam(name)
+        find(name)
     except KeyError:
         return False
     return True
