@@ -67,6 +67,8 @@ async def scheduled(engine_port: int) -> None:
     from cotenant.daemon.core.effects import Effects
     from cotenant.daemon.core.fleet import spec_of
     from cotenant.daemon.core.loop import Loop
+    from cotenant.daemon.core.operator import FleetOperator
+    from cotenant.daemon.core.router import FleetRouter
     from cotenant.domain.devices import HOST_ID, Device, DeviceKind
     from cotenant.domain.engine_kinds import EngineKind
     from cotenant.domain.engines import Endpoint, EngineBuild, EngineForm
@@ -101,26 +103,21 @@ async def scheduled(engine_port: int) -> None:
         async def start(self, order) -> Stub:
             return Stub()
 
+    async def nothing_to_reload() -> list[str]:
+        return []
+
     clock = SystemClock()
-    loop = Loop(Scheduler(SchedulerSettings()), clock)
-    loop.attach(
-        Effects(
-            Host(),
-            clock,
-            loop.post,
-            cpu_fallback=lambda entry, placement: placement,
-            in_flight=loop.in_flight,
-            load_timeout_s=10,
-        )
-    )
+    effects = Effects(Host(), clock, cpu_fallback=lambda entry, placement: placement, load_timeout_s=10)
+    loop = Loop(Scheduler(SchedulerSettings()), clock, effects)
     host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=1 << 40)
     loop.post(DevicesRead(clock.now(), (DeviceReading(host, clock.now(), 1 << 40, 1 << 40, live=False),)))
     entry = ModelEntry("stub", Path("stub"), Recipe(parallel=64), dense(2, 1 << 20), (), ())
     loop.serve([entry], ModelsChanged(clock.now(), (spec_of(entry, BudgetRules(), None),)))
-    await loop.load("stub")
+    operator = FleetOperator(loop, nothing_to_reload)
+    await operator.load("stub")
     sock = bind(HOST, 0)
     print(sock.getsockname()[1], flush=True)
-    await serve(plain_gateway(loop, loop), sock, stop=asyncio.Event(), grace_s=0)
+    await serve(plain_gateway(FleetRouter(loop), operator), sock, stop=asyncio.Event(), grace_s=0)
 
 
 async def aiohttp(engine_port: int) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cotenant.domain.advisors import AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, Outlook
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate
 from cotenant.domain.devices import Inventory
 from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
@@ -161,7 +161,7 @@ class Router(Protocol):
         """
         ...
 
-    def outlook(self, name: str) -> Outlook | None:
+    def wait_estimate(self, name: str) -> WaitEstimate | None:
         """Tell what a request for this model that waits now may expect; None if it need not wait."""
         ...
 

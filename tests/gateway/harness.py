@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from cotenant.domain.decisions import Outlook
+from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineDied, UnknownModel
 from cotenant.domain.models import ModelKind
@@ -47,7 +47,7 @@ class SlotRouter:
         self.released: list[bool] = []
         self.most_held = 0
         self.terms: list[LeaseTerms] = []
-        self.outlooks: dict[str, Outlook] = {}
+        self.estimates: dict[str, WaitEstimate] = {}
         self.death: EngineDied | None = None
 
     async def seen_dead(self):
@@ -83,8 +83,8 @@ class SlotRouter:
             if turn in self.waiting:
                 self.waiting.remove(turn)
 
-    def outlook(self, name):
-        return self.outlooks.get(name)
+    def wait_estimate(self, name):
+        return self.estimates.get(name)
 
     def take_back(self, lease, abandoned):
         self.held.remove(lease)  # a second release of the same lease raises KeyError

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from cotenant.domain.advisors import MAX_PREFETCHES, MAX_SOFT_PINS, Advice, Hint
 from cotenant.domain.decisions import DecisionKind
 from cotenant.scheduling import events
-from cotenant.scheduling.advice import MOST_PREFETCHES, MOST_SOFT_PINS, Advice, Hint
 from tests.scheduling.harness import Bench, card, model
 
 
@@ -96,7 +96,7 @@ def test_soft_pins_are_few() -> None:
     names = [f"m{number}" for number in range(12)]
     bench = Bench.of([model(name, 1) for name in names], [card(0)])
     advise(bench, **{name: {"soft_pin_s": 60.0} for name in names})
-    assert sum(bool(s.pinned_until) for s in bench.state.advised.values()) == MOST_SOFT_PINS
+    assert sum(bool(s.pinned_until) for s in bench.state.advised.values()) == MAX_SOFT_PINS
 
 
 def test_a_soft_pin_ends() -> None:
@@ -134,7 +134,7 @@ def test_few_are_loaded_ahead_for_one_advice() -> None:
     advise(bench, **{name: {"prefetch": True} for name in names})
     while bench.loading:
         bench.ready(next(iter(bench.loading)))
-    assert len(bench.state.residencies) == MOST_PREFETCHES
+    assert len(bench.state.residencies) == MAX_PREFETCHES
 
 
 def test_advice_that_took_too_long_or_met_other_models_is_dropped() -> None:

@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cotenant.domain.advisors import Advice, Hint
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.scheduling import events, invariants
-from cotenant.scheduling.advice import Advice, Hint
 from cotenant.scheduling.policy import POLICIES
 from tests.scheduling.harness import GB, Bench, card, fit_nowhere, fit_over, model
 

@@ -92,14 +92,15 @@ def test_the_idle_are_evicted_and_the_busy_never() -> None:
 
 
 def test_no_more_is_evicted_than_needed_and_only_on_the_needed_card() -> None:
-    models = [model("a", 10), model("b", 10), model("c", 4), model("d", 20), model("new", 4)]
-    bench = Bench.of(models, [card(0), card(1)])
-    for name in ("a", "d", "b", "c"):
+    """Both cards are full: of card 0 two of a, b and c would have to go, of card 1 only d, and not e."""
+    sizes = {"a": 10, "d": 20, "b": 10, "c": 4, "e": 4}
+    bench = Bench.of([*(model(*each) for each in sizes.items()), model("new", 12)], [card(0), card(1)])
+    for name in sizes:
         bench.touch(name)
         bench.now += 1
+    assert not bench.stopping
     bench.ask("new")
-    assert len(bench.stopping) <= 1
-    assert "d" not in bench.stopping
+    assert set(bench.stopping) == {"d"}
 
 
 def test_a_model_over_two_cards_evicts_on_both() -> None:

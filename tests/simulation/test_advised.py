@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
+from cotenant.domain.advisors import Advice, Hint
 from cotenant.scheduling import events
-from cotenant.scheduling.advice import Advice, Hint
 from cotenant.simulation.faults import NO_FAULTS
 from tests.simulation.seeded import SeededWorld, seeded_world
 

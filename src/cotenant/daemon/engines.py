@@ -5,71 +5,55 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from cotenant.clock import Clock
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.monitors.attribution import EngineUsage
-from cotenant.daemon.monitors.measured_footprints import Footprints
+from cotenant.daemon.monitors.measured_footprints import MeasuredFootprints
 from cotenant.daemon.monitors.ollama_daemons import OllamaDaemons
 from cotenant.daemon.monitors.orphans import OrphanCleaner
-from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.sleeping_engines import SleepingEngines
 from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
-from cotenant.engines.hosts import EngineHosts, HostInputs
-from cotenant.engines.process.log_folder import LogFolder
-from cotenant.interfaces import GpuProbe
+from cotenant.engines.hosts import EngineHosts
 
 
-class EngineWiring:
-    """The hosts of all kinds, and their watchers once there is something to watch (`attach`)."""
+class EngineMonitors:
+    """Watches what engines hold beyond their processes; `known_bytes` is what models took in past runs."""
 
     def __init__(
-        self, log_dir: Path, llama_server: Path | None, probe: GpuProbe, inventory: Inventory, clock: Clock
+        self,
+        hosts: EngineHosts,
+        loop: Loop,
+        view: FleetView,
+        active: ActiveConfiguration,
+        known_bytes: Mapping[str, int],
     ) -> None:
-        self.hosts = EngineHosts(
-            HostInputs(
-                LogFolder(log_dir),
-                ProbeMeter(probe, clock),
-                exclusive=_exclusive_cards(inventory),
-                llama_server=llama_server,
-                cuda_version=inventory.cuda_version,
-            )
-        )
-
-    def attach(self, loop: Loop, served: ActiveConfiguration, known_bytes: Mapping[str, int]) -> None:
-        """Watch what is served; `known_bytes` is what models took in past runs."""
-        self._leftovers = OrphanCleaner(served)
-        self._footprints = Footprints(loop, served, known_bytes)
-        self._ollama = OllamaDaemons(loop, served)
-        self._sleeping = SleepingEngines(self.hosts, loop, lambda: [e.name for e in served.models])
-        loop.listeners.append(self._sleeping.decided)
+        self._hosts = hosts
+        self._orphans = OrphanCleaner(active)
+        self._footprints = MeasuredFootprints(view, active, known_bytes)
+        self._ollama = OllamaDaemons(view, active)
+        sleeping = SleepingEngines(hosts, view, lambda: [e.name for e in active.models], loop.wake_watchers)
+        loop.feed.listeners.append(sleeping.decided)
+        active.listeners.append(self._orphans.served_changed)
 
     def usage(self) -> EngineUsage:
-        """Return what is held for us by no process of a residency's engine."""
-        return replace(self._ollama.usage(), asleep=frozenset(self.hosts.asleep.values()))
+        """Return the GPU memory that our engines hold beside the processes of residencies."""
+        return replace(self._ollama.usage(), asleep=frozenset(self._hosts.asleep.values()))
 
-    def served_changed(self) -> None:
-        """Take in that other models may be served now."""
-        self._leftovers.served_changed()
-
-    def measured(self) -> None:
-        """Take in the last Readings."""
+    def measured(self, inventory: Inventory | None) -> None:
+        """Learn from the last Readings."""
         self._footprints.measured()
 
     async def run(self) -> None:
         """Remove containers that a killed daemon left behind, and watch Ollama daemons, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._leftovers.run())
+            tasks.create_task(self._orphans.run())
             tasks.create_task(self._ollama.run())
 
-    async def close(self) -> None:
-        """End what sleeps; engines are gone by now."""
-        await self.hosts.end_sleeping()
 
-
-def _exclusive_cards(inventory: Inventory) -> frozenset[DeviceId]:
+def exclusive_cards(inventory: Inventory) -> frozenset[DeviceId]:
+    """Return the cards that admit one process at a time."""
     return frozenset(
         reading.device_id
         for reading in inventory.readings.values()

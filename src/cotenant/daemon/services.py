@@ -14,9 +14,15 @@ from cotenant.services.settings import ServicesSettings
 
 
 def services_of(
-    settings: ServicesSettings, store: ServiceStore, probe: GpuProbe, operator: Operator, state_dir: Path
-) -> Services:
-    """Return the operator of the services in `settings`, which keeps its state under `state_dir`."""
+    settings: ServicesSettings | None,
+    store: ServiceStore,
+    probe: GpuProbe,
+    operator: Operator,
+    state_dir: Path,
+) -> Services | None:
+    """Return the operator of the configured services, with its state under `state_dir`; None without any."""
+    if settings is None:
+        return None
 
     def claims() -> Mapping[DeviceId, int]:
         return {DeviceId(device.uuid): device.claimed_bytes for device in operator.devices()}

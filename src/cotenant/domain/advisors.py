@@ -1,22 +1,29 @@
-"""How an advisor does, as operators are told."""
+"""Advice on which models to keep or load, and how asking for it goes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+MIN_KEEP_ALIVE_FACTOR: Final = 0.25
+MAX_KEEP_ALIVE_FACTOR: Final = 4.0
+MAX_SOFT_PINS: Final = 4
+MAX_SOFT_PIN_S: Final = 600.0
+MAX_PREFETCHES: Final = 2
 
 
 class AdvisorMode(StrEnum):
-    """What becomes of an advisor's advice: with `shadow` it is only told."""
+    """Whether advice is followed; with `shadow` it is only logged."""
 
     OFF = "off"
     SHADOW = "shadow"
     ON = "on"
 
 
-class Asked(StrEnum):
-    """How a question to the advisor ended; skipped where it was not put at all."""
+class QuestionOutcome(StrEnum):
+    """How a question to the advisor ended; skipped if it was not asked at all."""
 
     ANSWERED = "answered"
     INVALID = "invalid"
@@ -26,13 +33,36 @@ class Asked(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AdvisorStatus:
-    """Its mode, its questions by how they ended, and how many decisions its advice changed.
+    """Its mode, its questions by outcome, and how many decisions its advice changed.
 
-    With `broken` it is left alone for a while after failures in a row, the last of which is `last_failure`.
+    While `broken` it is not asked, after failures in a row; `last_failure` is the last of them.
     """
 
     mode: str
-    asked: Mapping[Asked, int] = field(default_factory=dict)
+    asked: Mapping[QuestionOutcome, int] = field(default_factory=dict)
     decisions: int = 0
     broken: bool = False
     last_failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is advised for one model, by the state in which it had been loaded `loads` times.
+
+    The factor multiplies its keep-alive. For `soft_pin_s` seconds others are evicted before it. `prefetch`
+    loads it ahead of any request.
+    """
+
+    loads: int
+    keep_alive_factor: float = 1.0
+    soft_pin_s: float = 0.0
+    prefetch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Hints by model, based on the state at the instant `asked_at`. With `shadow` they are only logged."""
+
+    asked_at: float
+    hints: Mapping[str, Hint] = field(default_factory=dict)
+    shadow: bool = False

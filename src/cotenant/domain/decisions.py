@@ -49,7 +49,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class WaitEstimate:
     """What a waiting request may expect: its place in line, and seconds until it is served, if known."""
 
     position: int

@@ -7,46 +7,26 @@ bounds, moves a model down the order of victims without taking it out, and loads
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
+from cotenant.domain.advisors import (
+    MAX_KEEP_ALIVE_FACTOR,
+    MAX_PREFETCHES,
+    MAX_SOFT_PIN_S,
+    MAX_SOFT_PINS,
+    MIN_KEEP_ALIVE_FACTOR,
+    Advice,
+)
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.units import format_duration
 from cotenant.scheduling.state import ActiveAdvice, ModelState, Outbox, State
 
-LEAST_FACTOR: Final = 0.25
-MOST_FACTOR: Final = 4.0
-MOST_SOFT_PINS: Final = 4
-MOST_PIN_S: Final = 600.0
-MOST_PREFETCHES: Final = 2
 STANDS_S: Final = 600.0
 """How long a keep-alive factor stands, and a wish to have a model loaded."""
 STALE_S: Final = 120.0
 _PINNED_TIMES: Final = 8.0
 _PINNED_LEAST: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What is advised for one model; `loads` is how often it had been loaded when that was thought out."""
-
-    loads: int
-    keep_alive_factor: float = 1.0
-    soft_pin_s: float = 0.0
-    prefetch: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """Hints by model, from the state as it was at the instant `asked_at`: that is its version.
-
-    With `shadow` it is told what would have been done, and nothing is.
-    """
-
-    asked_at: float
-    hints: Mapping[str, Hint] = field(default_factory=dict)
-    shadow: bool = False
 
 
 def take_advice(state: State, advice: Advice, out: Outbox) -> None:
@@ -63,15 +43,15 @@ def take_advice(state: State, advice: Advice, out: Outbox) -> None:
             continue
         standing = state.advised.get(name, ActiveAdvice())
         pinned_now = standing.pinned_until > out.at
-        pin = hint.soft_pin_s > 0 and not model.pinned and (pinned_now or soft_pins < MOST_SOFT_PINS)
-        prefetch = hint.prefetch and model.residency is None and prefetches < MOST_PREFETCHES
+        pin = hint.soft_pin_s > 0 and not model.pinned and (pinned_now or soft_pins < MAX_SOFT_PINS)
+        prefetch = hint.prefetch and model.residency is None and prefetches < MAX_PREFETCHES
         soft_pins += (pin and not pinned_now) - (pinned_now and not pin)
         prefetches += prefetch
-        factor = _within(hint.keep_alive_factor, LEAST_FACTOR, MOST_FACTOR, 1.0)
+        factor = _within(hint.keep_alive_factor, MIN_KEEP_ALIVE_FACTOR, MAX_KEEP_ALIVE_FACTOR, 1.0)
         fresh = ActiveAdvice(
             factor,
             out.at + STANDS_S if factor != 1.0 else 0.0,
-            out.at + _within(hint.soft_pin_s, 0.0, MOST_PIN_S, 0.0) if pin else 0.0,
+            out.at + _within(hint.soft_pin_s, 0.0, MAX_SOFT_PIN_S, 0.0) if pin else 0.0,
             out.at + STANDS_S if prefetch else 0.0,
         )
         _tell(model, standing, fresh, out, shadow=advice.shadow)

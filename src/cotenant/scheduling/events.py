@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cotenant.domain.advisors import Advice
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.advice import Advice
 from cotenant.scheduling.model_spec import ModelSpec
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from cotenant.domain.advisors import MAX_KEEP_ALIVE_FACTOR, MAX_SOFT_PINS, MIN_KEEP_ALIVE_FACTOR
 from cotenant.domain.residencies import ResidencyState, UnloadReason
-from cotenant.scheduling.advice import LEAST_FACTOR, MOST_FACTOR, MOST_SOFT_PINS
 from cotenant.scheduling.state import State
 
 _SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
@@ -75,8 +75,8 @@ def _tickets_wait_once(state: State) -> None:
 
 
 def _advice_is_bounded(state: State) -> None:
-    if sum(bool(standing.pinned_until) for standing in state.advised.values()) > MOST_SOFT_PINS:
-        raise InvariantViolation(f"advice: more than {MOST_SOFT_PINS} models are softly pinned")
+    if sum(bool(standing.pinned_until) for standing in state.advised.values()) > MAX_SOFT_PINS:
+        raise InvariantViolation(f"advice: more than {MAX_SOFT_PINS} models are softly pinned")
     for name, standing in state.advised.items():
-        if not LEAST_FACTOR <= standing.factor <= MOST_FACTOR:
+        if not MIN_KEEP_ALIVE_FACTOR <= standing.factor <= MAX_KEEP_ALIVE_FACTOR:
             raise InvariantViolation(f"advice: the keep-alive of {name} is multiplied by {standing.factor}")

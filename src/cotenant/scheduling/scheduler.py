@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cotenant.domain.decisions import DecisionKind, Outlook
+from cotenant.domain.decisions import DecisionKind, WaitEstimate
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
 from cotenant.planning.ledger import Ledger
@@ -106,7 +106,7 @@ class Scheduler:
                 return self._wake_for(residency, at)
         return self.handle(events.LeaseReleased(at, lease))
 
-    def outlook(self, name: str, now: float) -> Outlook | None:
+    def wait_estimate(self, name: str, now: float) -> WaitEstimate | None:
         """Tell what one more request for a model may expect; None if it would be served at once."""
         model = self.state.model(name)
         residency = self.state.residency_of(model)
@@ -117,7 +117,7 @@ class Scheduler:
             eta = max(0.0, residency.since + model.load_s - now)
         elif residency is None:
             eta = model.load_s
-        return Outlook(len(model.queue), eta, what_it_waits_for(self.state, model))
+        return WaitEstimate(len(model.queue), eta, what_it_waits_for(self.state, model))
 
     def _settle(self, out: Outbox) -> None:
         state = self.state

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from cotenant.clock import SystemClock
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import spec_of
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.operator import FleetOperator
+from cotenant.daemon.core.router import FleetRouter
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
 from cotenant.domain.engine_kinds import EngineKind
@@ -34,6 +39,7 @@ from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.events import DevicesRead, ModelsChanged, TimerFired
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.scheduling.state import Ticket
 from tests.support.models.shapes import dense
 from tests.support.waiting import until
 
@@ -87,22 +93,36 @@ class Host:
         return engine
 
 
+@dataclass
+class Parts:
+    """A loop with what stands on it."""
+
+    loop: Loop
+    router: FleetRouter
+    operator: FleetOperator
+    view: FleetView
+
+    @classmethod
+    def on(cls, loop: Loop) -> Parts:
+        async def reload() -> list[str]:
+            return []
+
+        return cls(loop, FleetRouter(loop), FleetOperator(loop, reload), FleetView(loop))
+
+
 def fleet(
     *sizes_mib: int, at_once: bool = True, fails: bool = False, host: Host | None = None, **settings: object
-) -> tuple[Loop, Host]:
+) -> tuple[Parts, Host]:
     clock = SystemClock()
     rules = SchedulerSettings(min_residency_s=0.0, **settings)  # type: ignore[arg-type]
-    loop, host = Loop(Scheduler(rules), clock), host or Host(at_once=at_once, fails=fails)
-    loop.attach(
-        Effects(
-            host,  # type: ignore[arg-type]
-            clock,
-            loop.post,
-            cpu_fallback=lambda entry, placement: placement,
-            in_flight=loop.in_flight,
-            load_timeout_s=60,
-        )
+    host = host or Host(at_once=at_once, fails=fails)
+    effects = Effects(
+        host,  # type: ignore[arg-type]
+        clock,
+        cpu_fallback=lambda entry, placement: placement,
+        load_timeout_s=60,
     )
+    loop = Loop(Scheduler(rules), clock, effects)
     card = Device(DeviceId("GPU-0"), DeviceKind.GPU, "card", index=0, total_bytes=GIB)
     loop.post(DevicesRead(clock.now(), (DeviceReading(card, clock.now(), GIB, GIB, live=False),)))
     entries = [
@@ -119,87 +139,87 @@ def fleet(
     ]
     specs = tuple(spec_of(entry, RULES, 0.0) for entry in entries)
     loop.serve(entries, ModelsChanged(clock.now(), specs))
-    return loop, host
+    return Parts.on(loop), host
 
 
 async def test_a_cold_model_is_loaded_for_the_first_that_asks_and_serves_all_names() -> None:
-    loop, host = fleet(100)
-    assert loop.try_lease("m0") is None
-    lease = await loop.lease("alias0")
+    daemon, host = fleet(100)
+    assert daemon.router.try_lease("m0") is None
+    lease = await daemon.router.lease("alias0")
     assert len(host.engines) == 1
-    assert loop.try_lease("local") is None, "its one slot is taken"
+    assert daemon.router.try_lease("local") is None, "its one slot is taken"
     lease.release()
     lease.release()
-    again = loop.try_lease("local")
+    again = daemon.router.try_lease("local")
     assert again is not None
     with pytest.raises(UnknownModel, match="served"):
-        loop.try_lease("other")
-    await loop.stop(0)
+        daemon.router.try_lease("other")
+    await daemon.loop.stop(0)
 
 
 async def test_a_client_that_leaves_while_waiting_loses_nothing() -> None:
-    loop, host = fleet(100, at_once=False)
-    leaving, staying = (asyncio.create_task(loop.lease("m0")) for _ in range(2))
+    daemon, host = fleet(100, at_once=False)
+    leaving, staying = (asyncio.create_task(daemon.router.lease("m0")) for _ in range(2))
     await until(lambda: bool(host.engines))
     leaving.cancel()
     host.engines[0].ready.set()
     (await staying).release()
-    assert loop.try_lease("m0") is not None
-    await loop.stop(0)
+    assert daemon.router.try_lease("m0") is not None
+    await daemon.loop.stop(0)
 
 
 async def test_a_grant_in_the_turn_of_the_departure_comes_back() -> None:
-    loop, _host = fleet(100)
-    first = await loop.lease("m0")
-    leaving = asyncio.create_task(loop.lease("m0"))
+    daemon, _host = fleet(100)
+    first = await daemon.router.lease("m0")
+    leaving = asyncio.create_task(daemon.router.lease("m0"))
     await asyncio.sleep(0)
     first.release()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    assert loop.try_lease("m0") is not None
-    await loop.stop(0)
+    assert daemon.router.try_lease("m0") is not None
+    await daemon.loop.stop(0)
 
 
 async def test_every_refusal_has_its_error() -> None:
-    loop, _ = fleet(100, 5000, at_once=False, max_queue=1)
+    daemon, _ = fleet(100, 5000, at_once=False, max_queue=1)
     with pytest.raises(DoesNotFit):
-        await loop.lease("m1")
-    waiting = asyncio.create_task(loop.lease("m0"))
+        await daemon.router.lease("m1")
+    waiting = asyncio.create_task(daemon.router.lease("m0"))
     await asyncio.sleep(0)
     with pytest.raises(QueueFull) as full:
-        await loop.lease("m0")
+        await daemon.router.lease("m0")
     assert full.value.retry_after_s
     waiting.cancel()
     await asyncio.wait([waiting])
     with pytest.raises(WaitTimeout, match="the model to be loaded"):
-        await loop.lease("m0", LeaseTerms(timeout_s=0.05))
-    last = asyncio.create_task(loop.lease("m0"))
+        await daemon.router.lease("m0", LeaseTerms(timeout_s=0.05))
+    last = asyncio.create_task(daemon.router.lease("m0"))
     await asyncio.sleep(0)
-    stopping = asyncio.create_task(loop.stop(1))
+    stopping = asyncio.create_task(daemon.loop.stop(1))
     with pytest.raises(ShuttingDown):
         await last
     await stopping
 
 
 async def test_a_load_that_fails_twice_is_told_to_who_waits() -> None:
-    loop, host = fleet(100, fails=True)
+    daemon, host = fleet(100, fails=True)
     with pytest.raises(EngineLoadFailed, match="out of memory"):
-        await loop.lease("m0")
+        await daemon.router.lease("m0")
     assert len(host.engines) == 2
-    failed = [decision for decision in loop.why("m0") if decision.kind is DecisionKind.FAILED]
+    failed = [decision for decision in daemon.operator.why("m0") if decision.kind is DecisionKind.FAILED]
     assert [decision.facts["cause"] for decision in failed] == [Cause.HOST_MEMORY.value] * 2
     with pytest.raises(EngineLoadFailed):
-        await loop.load("m0")
-    await loop.stop(0)
+        await daemon.operator.load("m0")
+    await daemon.loop.stop(0)
 
 
 async def test_one_makes_room_for_another_and_the_story_says_so() -> None:
-    loop, host = fleet(700, 700)
-    (await loop.lease("m0")).release()
-    (await loop.lease("m1")).release()
+    daemon, host = fleet(700, 700)
+    (await daemon.router.lease("m0")).release()
+    (await daemon.router.lease("m1")).release()
     assert host.engines[0].ended.is_set()
-    story = loop.why("m0")
+    story = daemon.operator.why("m0")
     assert [decision.kind for decision in story] == [
         DecisionKind.LOAD,
         DecisionKind.READY,
@@ -208,72 +228,78 @@ async def test_one_makes_room_for_another_and_the_story_says_so() -> None:
     ]
     assert "for m1" in story[2].text
     assert [decision.number for decision in story] == sorted(decision.number for decision in story)
-    await loop.stop(0)
+    await daemon.loop.stop(0)
 
 
 async def test_the_operator_waits_for_what_was_asked() -> None:
-    loop, host = fleet(100)
-    followed = loop.decisions()
+    daemon, host = fleet(100)
+    followed = daemon.operator.decisions()
     first = asyncio.create_task(anext(followed))
     await asyncio.sleep(0)
-    await loop.load("alias0")
+    await daemon.operator.load("alias0")
     assert (await first).kind is DecisionKind.LOAD
-    assert loop.statuses()[0].state == "ready"
-    assert loop.log_path("m0") == Path("m0.log")
-    loop.pin("m0", True)
-    assert loop.statuses()[0].pinned
-    await loop.unload("m0")
-    assert loop.statuses()[0].state == "cold"
-    assert loop.devices()[0].claimed_bytes == 0
+    assert daemon.operator.statuses()[0].state == "ready"
+    assert daemon.operator.log_path("m0") == Path("m0.log")
+    daemon.operator.pin("m0", True)
+    assert daemon.operator.statuses()[0].pinned
+    await daemon.operator.unload("m0")
+    assert daemon.operator.statuses()[0].state == "cold"
+    assert daemon.operator.devices()[0].claimed_bytes == 0
     assert host.engines[0].ended.is_set()
-    await loop.stop(0)
+    await daemon.loop.stop(0)
 
 
 async def test_a_broken_law_is_noticed_at_rest_and_ends_the_daemon(caplog: pytest.LogCaptureFixture) -> None:
     told: list[bool] = []
-    loop = Loop(Scheduler(SchedulerSettings()), SystemClock(), on_violation=lambda: told.append(True))
+    effects = Effects(
+        Host(at_once=True, fails=False), SystemClock(), cpu_fallback=lambda e, p: p, load_timeout_s=60
+    )  # type: ignore[arg-type]
+    loop = Loop(
+        Scheduler(SchedulerSettings()), SystemClock(), effects, on_violation=lambda: told.append(True)
+    )
     loop.post(TimerFired(0.0))
     assert not told
-    loop._scheduler.state.tickets[TicketId(1)] = None  # type: ignore[assignment]
-    loop._check_invariants()
+    lost = Ticket((0, 0.0, 1), TicketId(1), "m", at=0.0, deadline=math.inf)
+    loop.scheduler.state.tickets[lost.id] = lost
+    loop.post(TimerFired(0.0))
     assert told
     assert "law 4" in caplog.text
 
 
 async def test_a_load_given_up_in_the_turn_it_was_asked_for_ends_too() -> None:
-    loop, _host = fleet(100)
-    loading = asyncio.create_task(loop.load("m0"))
+    daemon, _host = fleet(100)
+    loading = asyncio.create_task(daemon.operator.load("m0"))
     await asyncio.sleep(0)
     async with asyncio.timeout(60):
-        await loop.unload("m0")
+        await daemon.operator.unload("m0")
         with pytest.raises(EngineLoadFailed):
             await loading
-    assert loop.statuses()[0].state == "cold"
-    assert (await loop.lease("m0")).endpoint.port == 9
-    await loop.stop(0)
+    assert daemon.operator.statuses()[0].state == "cold"
+    assert (await daemon.router.lease("m0")).endpoint.port == 9
+    await daemon.loop.stop(0)
 
 
 async def test_a_load_of_a_model_that_is_removed_meanwhile_ends() -> None:
-    loop, _host = fleet(600, 600)
-    lease = await loop.lease("m0")
-    loading = asyncio.create_task(loop.load("m1"))
+    daemon, _host = fleet(600, 600)
+    lease = await daemon.router.lease("m0")
+    loading = asyncio.create_task(daemon.operator.load("m1"))
     await asyncio.sleep(0)
-    kept = loop.entry("m0")
+    kept = daemon.view.entry("m0")
     assert kept is not None
-    loop.serve([kept], ModelsChanged(0.0, (spec_of(kept, RULES, 0.0),)))
+    daemon.loop.serve([kept], ModelsChanged(0.0, (spec_of(kept, RULES, 0.0),)))
     with pytest.raises(UnknownModel, match="m1"):
         await asyncio.wait_for(loading, 60)
     lease.release()
-    await loop.stop(0)
+    await daemon.loop.stop(0)
 
 
 async def test_the_end_of_an_engine_is_told_even_if_its_stop_is_cut_short() -> None:
-    loop, host = fleet(100, at_once=False)
-    loading = asyncio.create_task(loop.load("m0"))
+    daemon, host = fleet(100, at_once=False)
+    loading = asyncio.create_task(daemon.operator.load("m0"))
     await until(lambda: bool(host.engines))
     engine, hanging = host.engines[0], asyncio.Event()
     engine.stop = lambda grace_s: hanging.wait()  # type: ignore[method-assign,assignment,return-value]
-    (running,) = loop.effects.running.values()
+    (running,) = daemon.loop.effects.running.values()
     assert running.task is not None
     running.task.cancel()
     await asyncio.sleep(0)
@@ -282,31 +308,31 @@ async def test_the_end_of_an_engine_is_told_even_if_its_stop_is_cut_short() -> N
     host.engines[1].ready.set()
     await asyncio.wait_for(loading, 60)
     hanging.set()
-    await loop.stop(0)
+    await daemon.loop.stop(0)
 
 
 async def test_what_is_decided_about_any_model_is_remembered_in_one_order() -> None:
-    loop, _ = fleet(100, 100)
-    await loop.load("m0")
-    await loop.load("m1")
-    told = loop.recent()
+    daemon, _ = fleet(100, 100)
+    await daemon.operator.load("m0")
+    await daemon.operator.load("m1")
+    told = daemon.operator.recent()
     assert [decision.number for decision in told] == sorted(decision.number for decision in told)
     assert {decision.model for decision in told} == {"m0", "m1"}
-    status = loop.statuses()[0]
+    status = daemon.operator.statuses()[0]
     assert list(status.bytes_by_device) == list(status.devices)
     assert sum(status.bytes_by_device.values()) == status.predicted_bytes
-    assert loop.models()[0].file is not None
-    assert loop.models()[0].recipe == loop.entry("m0").recipe
-    await loop.stop(0)
+    assert daemon.router.models()[0].file is not None
+    assert daemon.router.models()[0].recipe == daemon.view.entry("m0").recipe
+    await daemon.loop.stop(0)
 
 
 async def test_processes_of_others_are_told_without_our_engines() -> None:
-    loop, host = fleet(100)
-    await loop.load("m0")
-    (device,) = loop.devices()
+    daemon, host = fleet(100)
+    await daemon.operator.load("m0")
+    (device,) = daemon.operator.devices()
     ours, other = host.engines[0].pid, GpuProcess(7, "blender", GIB)
     reading = Reading(DeviceId(device.uuid), 0.0, processes=(GpuProcess(ours, "engine", GIB), other))
     assert device.processes is None
-    loop.readings = {reading.device_id: reading}
-    assert loop.devices()[0].processes == (other,)
-    await loop.stop(0)
+    daemon.loop.record_readings({reading.device_id: reading})
+    assert daemon.operator.devices()[0].processes == (other,)
+    await daemon.loop.stop(0)

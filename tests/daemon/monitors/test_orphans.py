@@ -41,7 +41,7 @@ async def served(*configurations: Configuration) -> AsyncIterator[ActiveConfigur
     rest = iter(configurations)
     being_served = ActiveConfiguration(next(rest), lambda _: next(rest), Posted(), ManualClock())  # type: ignore[arg-type]
     leftovers = OrphanCleaner(being_served)
-    being_served.changed = leftovers.served_changed
+    being_served.listeners.append(leftovers.served_changed)
     clearing = asyncio.create_task(leftovers.run())
     yield being_served
     clearing.cancel()

@@ -30,7 +30,7 @@ async def test_a_load_is_watched_though_its_process_is_long_in_coming(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     host = SlowToStart()
-    loop, _ = fleet(100, host=host)
+    daemon, _ = fleet(100, host=host)
     looks = 0
 
     def look_at(pid: int, paths: object) -> LoadedBytes:
@@ -42,15 +42,15 @@ async def test_a_load_is_watched_though_its_process_is_long_in_coming(
         return entry_of(name)
 
     monkeypatch.setattr(load_progress, "loaded_bytes", look_at)
-    entry_of = loop.entry
-    monkeypatch.setattr(loop, "entry", count_pauses)
-    watcher = LoadWatcher(loop, SystemClock(), every_s=0.005)
-    loop.listeners.append(watcher.decided)
-    loading = asyncio.create_task(loop.load("m0"))
+    entry_of = daemon.view.entry
+    monkeypatch.setattr(daemon.view, "entry", count_pauses)
+    watcher = LoadWatcher(daemon.view, SystemClock(), every_s=0.005)
+    daemon.loop.feed.listeners.append(watcher.decided)
+    loading = asyncio.create_task(daemon.operator.load("m0"))
     await until(lambda: looks > 2)
     host.may_start.set()
-    (running,) = loop.effects.running.values()
+    (running,) = daemon.loop.effects.running.values()
     await until(lambda: running.loaded_bytes == LoadedBytes(5, 10))
     host.engines[0].ready.set()
     await loading
-    await loop.stop(0)
+    await daemon.loop.stop(0)

@@ -36,7 +36,7 @@ async def test_a_model_whose_file_goes_while_it_is_loaded_counts_as_cold_and_fau
     kept = Kept()
     recorder = Recorder(kept, SimpleNamespace(entry=lambda name: entry))  # type: ignore[arg-type]
     recorder.decided(Decision(1, 0.0, DecisionKind.LOAD, "a", "loads"))
-    await asyncio.wait(recorder._looking)
+    await recorder._checks.finished()
     recorder.decided(Decision(2, 1.0, DecisionKind.READY, "a", "ready", facts={"load_s": 2.5}))
 
     assert [(load.seconds, load.warmth) for load in kept.loads] == [(2.5, Warmth.COLD)]

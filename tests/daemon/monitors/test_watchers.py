@@ -41,8 +41,15 @@ class Posted:
     def post(self, event: object) -> None:
         self.events.append(event)
 
+    def record_readings(self, readings: object) -> None:
+        pass
+
     def serve(self, models: object, changed: ModelsChanged) -> None:
         self.events.append(changed)
+
+
+def watching(probe: object, posted: Posted, *use: str) -> CardWatcher:
+    return CardWatcher(probe, use, BudgetRules(), posted, posted, SystemClock())  # type: ignore[arg-type]
 
 
 def cards(*indices: int, source: InventorySource = InventorySource.NVML) -> Inventory:
@@ -51,34 +58,34 @@ def cards(*indices: int, source: InventorySource = InventorySource.NVML) -> Inve
     return Inventory(source, tuple(devices), readings)
 
 
-def seen(inventories: list[Inventory], *use: str) -> list[list[str]]:
+async def seen(inventories: list[Inventory], *use: str) -> list[list[str]]:
     """Watch one inventory after the other; return the devices told each time."""
     posted, rest = Posted(), iter(inventories)
     probe = SimpleNamespace(inventory=lambda: next(rest))
-    watcher = CardWatcher(probe, use, BudgetRules(), posted, ManualClock(), lambda: None)  # type: ignore[arg-type]
+    watcher = watching(probe, posted, *use)
     watcher.read(next(rest))
-    for inventory in rest:
-        watcher._tell(watcher._selected(inventory))
+    for _ in inventories[1:]:
+        await watcher.read_once()
     told = [event for event in posted.events if isinstance(event, DevicesRead)]
     return [[str(reading.device.id) for reading in event.readings] for event in told]
 
 
-def test_a_card_that_goes_and_comes_back_is_told_both_times() -> None:
-    assert seen([cards(0, 1), cards(1), cards(0, 1)], "GPU-0", "GPU-1") == [
+async def test_a_card_that_goes_and_comes_back_is_told_both_times() -> None:
+    assert await seen([cards(0, 1), cards(1), cards(0, 1)], "GPU-0", "GPU-1") == [
         ["GPU-0", "GPU-1"],
         ["GPU-1"],
         ["GPU-0", "GPU-1"],
     ]
 
 
-def test_cards_that_were_not_allowed_at_the_start_stay_out() -> None:
-    assert seen([cards(1), cards(0, 1)], "GPU-1") == [["GPU-1"], ["GPU-1"]]
+async def test_cards_that_were_not_allowed_at_the_start_stay_out() -> None:
+    assert await seen([cards(1), cards(0, 1)], "GPU-1") == [["GPU-1"], ["GPU-1"]]
 
 
-def test_without_a_driver_there_are_no_cards_and_never_host_ram_in_their_place() -> None:
+async def test_without_a_driver_there_are_no_cards_and_never_host_ram_in_their_place() -> None:
     host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=GIB)
     gone = Inventory(InventorySource.HOST, (host,), {HOST_ID: Reading(HOST_ID, 0.0, free_bytes=GIB)})
-    assert seen([cards(0), gone]) == [["GPU-0"], []]
+    assert await seen([cards(0), gone]) == [["GPU-0"], []]
 
 
 class Stirring(Posted):
@@ -86,8 +93,11 @@ class Stirring(Posted):
 
     def __init__(self, *, reclaims: bool) -> None:
         super().__init__()
-        self.reclaims = reclaims
+        self.reclaiming = reclaims
         self.changed = asyncio.Event()
+
+    def is_reclaiming(self) -> bool:
+        return self.reclaiming
 
     async def memory_changed(self) -> None:
         await self.changed.wait()
@@ -97,7 +107,7 @@ class Stirring(Posted):
 async def looks(posted: Stirring, count: int) -> None:
     """Run a watcher until the cards have been told so many times."""
     probe = SimpleNamespace(inventory=lambda: cards(0))
-    watcher = CardWatcher(probe, (), BudgetRules(), posted, SystemClock(), lambda: None)  # type: ignore[arg-type]
+    watcher = watching(probe, posted)
     watcher.read(cards(0))
     running = asyncio.create_task(watcher.run())
     try:
@@ -135,7 +145,7 @@ def test_a_driver_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
 
     async def watch_for_a_moment() -> None:
         probe, posted = SimpleNamespace(inventory=hang), Stirring(reclaims=True)
-        watcher = CardWatcher(probe, (), BudgetRules(), posted, SystemClock(), lambda: None)  # type: ignore[arg-type]
+        watcher = watching(probe, posted)
         watcher.read(cards(0))
         running = asyncio.create_task(watcher.run())
         assert await asyncio.to_thread(hangs.wait, 60)

@@ -61,20 +61,19 @@ class Bench:
         self.changes = 0
         self.sharing = Sharing(
             replace(rules, **facts),  # type: ignore[arg-type]
-            lambda: models,
-            changed=self._changed,
-            fail=lambda residency, why: None,
         )
+        self.models = models
+        self.sharing.listeners.append(self._changed)
 
     def _changed(self) -> None:
         self.changes += 1
 
     def admits(self, *cards: tuple[Device, ComputeMode | None], **facts) -> list[int | None]:
-        found = self.sharing.admissions(machine(*cards, **facts))
+        found = self.sharing.admissions(machine(*cards, **facts), (), self.models)
         return [found[device.id].max_engines for device, _ in cards]
 
     def groups(self, *cards: tuple[Device, ComputeMode | None]) -> list[str | None]:
-        found = self.sharing.admissions(machine(*cards))
+        found = self.sharing.admissions(machine(*cards), (), self.models)
         return [found[device.id].group for device, _ in cards]
 
 
@@ -105,8 +104,8 @@ def test_a_card_that_a_stranger_holds_is_kept_out_of_the_others_daemon() -> None
         (*free.devices, *stranger.devices),
         {**free.readings, **stranger.readings},
     )
-    assert [each.group for each in bench.sharing.admissions(both).values()] == ["mps", None]
-    assert [each.group for each in bench.sharing.admissions(both, ours=[9]).values()] == ["mps", "mps"]
+    assert [each.group for each in bench.sharing.admissions(both, (), TWO).values()] == ["mps", None]
+    assert [each.group for each in bench.sharing.admissions(both, [9], TWO).values()] == ["mps", "mps"]
 
 
 def test_required_shares_every_card_but_amd_s_and_host_ram() -> None:
@@ -151,7 +150,7 @@ def placement(*devices: Device) -> Placement:
 async def test_an_engine_is_kept_away_from_a_daemon_that_numbers_cards_anew() -> None:
     bench = Bench(found=(found("2", problem="it numbers anew"),), program=None)
     bench.admits((card(0), EXCLUSIVE))
-    told = await bench.sharing.environment(ResidencyId(1), entry("a"), placement(card(0)))
+    told = await bench.sharing.environment(ResidencyId(1), entry("a"), placement(card(0)), print)
     assert told == {"CUDA_MPS_PIPE_DIRECTORY": "/x/mps/none"}
 
 
@@ -159,7 +158,7 @@ async def test_a_card_with_an_engine_started_alone_is_shared_once_that_has_gone(
     models = [entry("a")]
     bench = Bench(models)
     assert bench.admits((card(0), EXCLUSIVE)) == [1]
-    assert await bench.sharing.environment(ResidencyId(1), models[0], placement(card(0))) == {}
+    assert await bench.sharing.environment(ResidencyId(1), models[0], placement(card(0)), print) == {}
     models.append(entry("b"))
     admission = bench.sharing.admissions(machine((card(0), EXCLUSIVE)))[card(0).id]
     assert "was started without MPS: unload that engine" in admission.why
@@ -173,10 +172,10 @@ async def test_a_daemon_is_never_started_for_a_card_with_an_engine_without_it() 
     bench = Bench(models)
     cards = [(card(0), EXCLUSIVE), (card(1), EXCLUSIVE)]
     bench.groups(*cards)
-    await bench.sharing.environment(ResidencyId(1), models[0], placement(card(0)))
+    await bench.sharing.environment(ResidencyId(1), models[0], placement(card(0)), print)
     models.append(entry("b"))
     assert bench.groups(*cards) == [None, "mps"]
-    bench.sharing._groups["mps"].users.add(ResidencyId(2))
+    bench.sharing._groups["mps"].users[ResidencyId(2)] = print
     bench.sharing.ended(ResidencyId(1))
     assert bench.groups(*cards) == ["mps-2", "mps"]
 
@@ -185,4 +184,4 @@ async def test_a_daemon_is_never_started_for_a_card_with_an_engine_without_it() 
 async def test_a_model_in_host_ram_is_told_nothing(mode: MpsMode) -> None:
     bench = Bench(mode=mode)
     host = placement(Device(HOST_ID, DeviceKind.HOST, "host RAM"))
-    assert await bench.sharing.environment(ResidencyId(1), entry("a"), host) == {}
+    assert await bench.sharing.environment(ResidencyId(1), entry("a"), host, print) == {}

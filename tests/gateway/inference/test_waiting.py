@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cotenant.domain.decisions import Outlook
+from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import WaitTimeout
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.waiting import wait_comment
@@ -22,21 +22,21 @@ QUICK = Timing(comment_s=0.02)
 
 
 @pytest.mark.parametrize(
-    ("outlook", "place", "said"),
+    ("estimate", "place", "said"),
     [
         (None, None, b": waiting\n\n"),
         (
-            Outlook(2, 12.0, "loading llama-7b"),
+            WaitEstimate(2, 12.0, "loading llama-7b"),
             2,
             b": waiting, 2nd in line, about 12.0 s (loading llama-7b)\n\n",
         ),
-        (Outlook(1, None, "a free\nslot"), 1, b": waiting, 1st in line (a free slot)\n\n"),
-        (Outlook(13, None, ""), 13, b": waiting, 13th in line\n\n"),
-        (Outlook(103, None, ""), 103, b": waiting, 103rd in line\n\n"),
+        (WaitEstimate(1, None, "a free\nslot"), 1, b": waiting, 1st in line (a free slot)\n\n"),
+        (WaitEstimate(13, None, ""), 13, b": waiting, 13th in line\n\n"),
+        (WaitEstimate(103, None, ""), 103, b": waiting, 103rd in line\n\n"),
     ],
 )
-def test_a_comment_says_place_time_and_reason_as_far_as_known(outlook, place, said):
-    assert wait_comment(outlook, place) == said
+def test_a_comment_says_place_time_and_reason_as_far_as_known(estimate, place, said):
+    assert wait_comment(estimate, place) == said
 
 
 async def test_a_stream_that_must_wait_begins_with_comments_and_goes_on_with_the_answer():
@@ -45,13 +45,13 @@ async def test_a_stream_that_must_wait_begins_with_comments_and_goes_on_with_the
         serving(router := SlotRouter(engine.endpoint, slots=1), timing=QUICK) as port,
         connected(port) as client,
     ):
-        router.outlooks["llama"] = Outlook(2, 3.0, "loading")
+        router.estimates["llama"] = WaitEstimate(2, 3.0, "loading")
         held = router.try_lease("llama")
         client.post(ASK, headers=WISH)
         status, headers = await client.head()
         assert (status, headers["content-type"]) == (200, "text/event-stream")
         assert await client.chunk() == b": waiting, 2nd in line, about 3.0 s (loading)\n\n"
-        router.outlooks["llama"] = Outlook(5, 9.0, "loading")
+        router.estimates["llama"] = WaitEstimate(5, 9.0, "loading")
         while (comment := await client.chunk()).endswith(b"3.0 s (loading)\n\n"):
             pass
         assert b"2nd in line, about 9.0 s" in comment, "others came later: the place stays"

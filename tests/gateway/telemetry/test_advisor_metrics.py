@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cotenant.domain.advisors import AdvisorStatus, Asked
+from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from tests.gateway.harness import SlotRouter, fetch, serving
 
 
 class Book:
     def status(self) -> AdvisorStatus:
-        return AdvisorStatus("on", {Asked.ANSWERED: 5, Asked.INVALID: 2}, 3, broken=True)
+        return AdvisorStatus("on", {QuestionOutcome.ANSWERED: 5, QuestionOutcome.INVALID: 2}, 3, broken=True)
 
 
 async def test_questions_decisions_and_the_breaker_are_published() -> None:

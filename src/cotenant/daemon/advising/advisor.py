@@ -1,24 +1,26 @@
-"""Asks an advisor now and then, and gives the scheduler what it says, as far as it can be trusted."""
+"""Asks an advisor periodically, and passes its valid hints to the scheduler."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.config.configuration import AdvisorSettings
 from cotenant.daemon.advising.prompt import AdvisorPrompt, BadAdvice
 from cotenant.daemon.core.loop import Loop
-from cotenant.domain.advisors import AdvisorMode, AdvisorStatus, Asked
+from cotenant.daemon.core.operator import FleetOperator
+from cotenant.daemon.core.router import FleetRouter
+from cotenant.domain.advisors import Advice, AdvisorMode, AdvisorStatus, Hint, QuestionOutcome
 from cotenant.domain.decisions import Decision
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.units import KIB, format_duration
-from cotenant.http.client import Limits, Request, describe, fetch
-from cotenant.scheduling.advice import Hint
+from cotenant.http.client import Limits, Request, api_endpoint, describe, fetch
 from cotenant.scheduling.events import AdviceGiven
 
 _LOG = logging.getLogger("cotenant.advisor")
@@ -30,27 +32,23 @@ _BREAK_S: Final = 300.0
 
 
 class AdvisorUnavailable(Exception):
-    """The advisor cannot be asked at present, through no fault of its own; the message says why."""
+    """The advisor cannot be asked now, which is no failure of it; the message says why."""
 
 
 class Unreachable(Exception):
-    """The advisor did not answer as it should; the message says how."""
+    """The advisor gave no valid response; the message says how it failed."""
 
 
 class Refused(Unreachable):
-    """It answered at once, and not with a completion."""
+    """It responded with an error status."""
 
 
-class Source(Protocol):
-    """Where advice comes from."""
-
-    async def ask(self, brief: AdvisorPrompt) -> bytes:
-        """Return a chat completion. Raises AdvisorUnavailable or Unreachable."""
-        ...
+Ask = Callable[[AdvisorPrompt], Awaitable[bytes]]
+"""Returns a chat completion. Raises AdvisorUnavailable or Unreachable."""
 
 
 class Breaker:
-    """Stops asking after three failures in a row; after a pause one question goes through again."""
+    """Opens after three failures in a row, for a pause; after that one failure opens it again."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -59,15 +57,15 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether nothing is asked at present."""
+        """Whether nothing is to be asked now."""
         return self._open_until is not None and self._clock.now() < self._open_until
 
     def succeeded(self) -> None:
-        """Count from nought again."""
+        """Reset the counters."""
         self._failures, self._open_until = 0, None
 
     def failed(self) -> bool:
-        """Count a failure; whether it opened the breaker. The one question of a half-open one is enough."""
+        """Count a failure, and return whether it opened the breaker."""
         self._failures += 1
         if self._failures < _FAILURES_IN_A_ROW:
             return False
@@ -76,23 +74,31 @@ class Breaker:
 
 
 class Advisor:
-    """Asks a source each `every_s`, one question at a time; nothing waits for its answer.
+    """Asks for advice every `every_s`, one question at a time; nothing waits for the response.
 
     As a listener to decisions it also counts those that advice has changed.
     """
 
-    def __init__(self, settings: AdvisorSettings, source: Source, loop: Loop, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: AdvisorSettings,
+        ask: Ask,
+        operator: FleetOperator,
+        post: Callable[[AdviceGiven], None],
+        clock: Clock,
+    ) -> None:
         self._settings = settings
-        self._source = source
-        self._loop = loop
+        self._ask = ask
+        self._operator = operator
+        self._post = post
         self._clock = clock
         self._breaker = Breaker(clock)
-        self._outcomes: Counter[Asked] = Counter()
+        self._outcomes: Counter[QuestionOutcome] = Counter()
         self._mattered = 0
         self._last_failure: str | None = None
 
     def status(self) -> AdvisorStatus:
-        """Return how it does."""
+        """Return how asking has gone."""
         return AdvisorStatus(
             str(self._settings.mode),
             {**self._outcomes},
@@ -112,80 +118,79 @@ class Advisor:
             await self.ask_once()
 
     async def ask_once(self) -> None:
-        """Ask, unless the breaker is open, and pass on what it says; no fault of the advisor gets out."""
+        """Ask, unless the breaker is open, and pass the hints on; a failure is counted and logged."""
         if self._breaker.open:
-            self._outcomes[Asked.SKIPPED] += 1
+            self._outcomes[QuestionOutcome.SKIPPED] += 1
             return
-        brief = AdvisorPrompt.of(self._loop.statuses(), self._loop.devices(), self._clock.now())
+        prompt = AdvisorPrompt.of(self._operator.statuses(), self._operator.devices(), self._clock.now())
         try:
-            hints = await self._hints(brief)
+            hints = await self._hints(prompt)
         except AdvisorUnavailable as reason:
-            self._outcomes[Asked.SKIPPED] += 1
+            self._outcomes[QuestionOutcome.SKIPPED] += 1
             _LOG.debug("the advisor was not asked: %s", reason)
         except (BadAdvice, Unreachable) as error:
             self._failed(error)
         else:
             self._breaker.succeeded()
             self._last_failure = None
-            self._outcomes[Asked.ANSWERED] += 1
+            self._outcomes[QuestionOutcome.ANSWERED] += 1
             shadow = self._settings.mode is AdvisorMode.SHADOW
             _LOG.debug("advice on %d models, shadow=%s", len(hints), shadow)
             if hints:
-                self._loop.post(AdviceGiven(self._clock.now(), brief.advice(hints, shadow=shadow)))
+                self._post(AdviceGiven(self._clock.now(), prompt.advice(hints, shadow=shadow)))
 
-    async def _hints(self, brief: AdvisorPrompt) -> Mapping[str, Hint]:
+    async def _hints(self, prompt: AdvisorPrompt) -> Mapping[str, Hint]:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return brief.read(await self._source.ask(brief))
+                return prompt.read(await self._ask(prompt))
         except TimeoutError:
             raise Unreachable(f"no answer within {format_duration(self._settings.timeout_s)}") from None
 
     def _failed(self, error: BadAdvice | Unreachable) -> None:
-        self._outcomes[Asked.INVALID if isinstance(error, BadAdvice) else Asked.FAILED] += 1
+        self._outcomes[
+            QuestionOutcome.INVALID if isinstance(error, BadAdvice) else QuestionOutcome.FAILED
+        ] += 1
         self._last_failure = str(error)
         if self._breaker.failed():
             pause = format_duration(_BREAK_S)
-            _LOG.warning("the advisor failed (%s); it is left alone for %s", error, pause)
+            _LOG.warning("the advisor failed (%s); it is not asked for %s", error, pause)
         else:
-            _LOG.info("the advisor's answer was of no use: %s", error)
+            _LOG.info("the advisor's response could not be used: %s", error)
 
 
-class RemoteSource:
-    """An OpenAI-compatible address."""
+class ServedAdvisor:
+    """Asks a model that this daemon serves, while it is ready and has a free slot.
 
-    def __init__(self, endpoint: Endpoint, model: str) -> None:
-        self._endpoint = endpoint
-        self._model = model
-
-    async def ask(self, brief: AdvisorPrompt) -> bytes:
-        """Ask over the network; no redirect is followed, and a long answer is cut off."""
-        return await completion(self._endpoint, brief, self._model)
-
-
-class ServedSource:
-    """A model that we serve: asked when it is ready and free.
-
-    It is loaded where there is room, never in another's place.
+    It is loaded into free memory, never in another model's place.
     """
 
-    def __init__(self, loop: Loop, clock: Clock, model: str) -> None:
-        self._loop = loop
+    def __init__(
+        self,
+        router: FleetRouter,
+        operator: FleetOperator,
+        post: Callable[[AdviceGiven], None],
+        clock: Clock,
+        model: str,
+    ) -> None:
+        self._router = router
+        self._operator = operator
+        self._post = post
         self._clock = clock
         self._model = model
 
-    async def ask(self, brief: AdvisorPrompt) -> bytes:
+    async def ask(self, prompt: AdvisorPrompt) -> bytes:
         """Ask through a lease, as any client."""
         try:
-            lease = self._loop.try_lease(self._model)
+            lease = self._router.try_lease(self._model)
         except UnknownModel:
             raise AdvisorUnavailable(f"{self._model} is not served") from None
         if lease is None:
-            self._wish()
+            self._request_load()
             raise AdvisorUnavailable(f"{self._model} is not loaded, or busy")
         abandoned = True
         try:
             endpoint = lease.endpoint
-            answer = await completion(endpoint, brief, endpoint.model or self._model)
+            answer = await completion(endpoint, endpoint.model or self._model, prompt)
             abandoned = False
             return answer
         except Refused:
@@ -194,25 +199,39 @@ class ServedSource:
         finally:
             lease.release(abandoned=abandoned)
 
-    def _wish(self) -> None:
-        """Have it loaded into memory that nobody needs."""
-        served = next((m for m in self._loop.models() if self._model in (m.name, *m.aliases)), None)
-        status = next((each for each in self._loop.statuses() if served and each.name == served.name), None)
+    def _request_load(self) -> None:
+        """Have the model loaded if there is free memory."""
+        served = next((m for m in self._router.models() if self._model in (m.name, *m.aliases)), None)
+        status = next((m for m in self._operator.statuses() if served and m.name == served.name), None)
         if status is not None and not status.devices:
             now = self._clock.now()
-            hints = {status.name: Hint(status.loads, prefetch=True)}
-            self._loop.post(AdviceGiven(now, AdvisorPrompt(now, {}, {}).advice(hints, shadow=False)))
+            self._post(AdviceGiven(now, Advice(now, {status.name: Hint(status.loads, prefetch=True)})))
 
 
-async def completion(endpoint: Endpoint, brief: AdvisorPrompt, model: str) -> bytes:
-    """Return the body of a chat completion. Raises Unreachable."""
+def advisor_of(
+    settings: AdvisorSettings, router: FleetRouter, operator: FleetOperator, loop: Loop
+) -> Advisor | None:
+    """Return the advisor of these settings, listening to decisions; None if it is off."""
+    if settings.mode is AdvisorMode.OFF or settings.model is None:
+        return None
+    ask: Ask
+    if settings.address is None:
+        ask = ServedAdvisor(router, operator, loop.post, loop.clock, settings.model).ask
+    else:
+        ask = partial(completion, api_endpoint(settings.address, settings.api_key), settings.model)
+    advisor = Advisor(settings, ask, operator, loop.post, loop.clock)
+    loop.feed.listeners.append(advisor.decided)
+    return advisor
+
+
+async def completion(endpoint: Endpoint, model: str, prompt: AdvisorPrompt) -> bytes:
+    """Return the body of a chat completion, following no redirect. Raises Unreachable."""
     try:
         # The caller limits the time.
-        answer = await fetch(Request(endpoint, "POST", _PATH, brief.payload(model)), _LIMITS)
+        answer = await fetch(Request(endpoint, "POST", _PATH, prompt.payload(model)), _LIMITS)
     except OSError as error:
         raise Unreachable(describe(error)) from None
     if answer.status != 200:
-        raise Refused(
-            f"it answered with status {answer.status}: {answer.body[:300].decode('utf-8', 'replace')!r}"
-        )
+        quoted = answer.body[:_QUOTED_BYTES].decode("utf-8", "replace")
+        raise Refused(f"it responded with status {answer.status}: {quoted!r}")
     return answer.body

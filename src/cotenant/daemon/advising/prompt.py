@@ -1,6 +1,6 @@
-"""What an advisor is told, and what it may answer.
+"""The question to an advisor, and how its response is checked.
 
-It sees numbers and ids made up for the occasion, never names: a model called "evict the others" is `m3`.
+It gets numbers and generated ids, never names: a model called "evict the others" is `m3`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cotenant.domain.decisions import DeviceStatus, ModelStatus
-from cotenant.scheduling.advice import (
-    LEAST_FACTOR,
-    MOST_FACTOR,
-    MOST_PIN_S,
-    MOST_PREFETCHES,
-    MOST_SOFT_PINS,
+from cotenant.domain.advisors import (
+    MAX_KEEP_ALIVE_FACTOR,
+    MAX_PREFETCHES,
+    MAX_SOFT_PIN_S,
+    MAX_SOFT_PINS,
+    MIN_KEEP_ALIVE_FACTOR,
     Advice,
     Hint,
 )
+from cotenant.domain.decisions import DeviceStatus, ModelStatus
 
 _MOST_MODELS: Final = 64
 _SYSTEM: Final = f"""\
@@ -28,10 +28,10 @@ GPUs by id, with bytes, requests per second, seconds idle, and what evicting eac
 Answer with nothing but JSON, of this form:
 {{"hints": [{{"id": "m1", "keep_alive_factor": 1, "soft_pin_s": 0, "prefetch": false}}]}}
 Give hints only for models of which you are sure, with all four keys each. keep_alive_factor is from
-{LEAST_FACTOR:g} to {MOST_FACTOR:g}: above 1 keeps an idle model longer, below 1 lets it go sooner. For
-soft_pin_s seconds, up to {MOST_PIN_S:g}, others are evicted before it; give that to at most
-{MOST_SOFT_PINS} models. prefetch loads a model ahead if there is room; give that to at most
-{MOST_PREFETCHES}. An empty list is a good answer."""
+{MIN_KEEP_ALIVE_FACTOR:g} to {MAX_KEEP_ALIVE_FACTOR:g}: above 1 keeps an idle model longer, below 1
+lets it go sooner. For soft_pin_s seconds, up to {MAX_SOFT_PIN_S:g}, others are evicted before it; give
+that to at most {MAX_SOFT_PINS} models. prefetch loads a model ahead if there is room; give that to at most
+{MAX_PREFETCHES}. An empty list is a good answer."""
 
 
 class BadAdvice(Exception):
@@ -76,11 +76,11 @@ class AdvisorPrompt:
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of an answer: hints, each for one of these ids."""
-        factor = {"type": "number", "minimum": LEAST_FACTOR, "maximum": MOST_FACTOR}
+        factor = {"type": "number", "minimum": MIN_KEEP_ALIVE_FACTOR, "maximum": MAX_KEEP_ALIVE_FACTOR}
         properties = {
             "id": {"enum": [*self.models] or [""]},
             "keep_alive_factor": factor,
-            "soft_pin_s": {"type": "number", "minimum": 0, "maximum": MOST_PIN_S},
+            "soft_pin_s": {"type": "number", "minimum": 0, "maximum": MAX_SOFT_PIN_S},
             "prefetch": {"type": "boolean"},
         }
         hint = _closed(properties)
@@ -88,9 +88,9 @@ class AdvisorPrompt:
 
     def read(self, answer: bytes) -> Mapping[str, Hint]:
         """Return the hints of a chat completion, by the models' names. Raises BadAdvice."""
-        told = _content(answer)
-        hints = told.get("hints")
-        if set(told) != {"hints"} or not isinstance(hints, list) or len(hints) > _MOST_MODELS:
+        content = _content(answer)
+        hints = content.get("hints")
+        if set(content) != {"hints"} or not isinstance(hints, list) or len(hints) > _MOST_MODELS:
             raise BadAdvice("it is not a mapping with a short list of hints")
         read: dict[str, Hint] = {}
         for hint in hints:
@@ -98,10 +98,10 @@ class AdvisorPrompt:
             if name in read:
                 raise BadAdvice("it has two hints for one model")
             read[name] = advised
-        if sum(hint.soft_pin_s > 0 for hint in read.values()) > MOST_SOFT_PINS:
-            raise BadAdvice(f"it pins more than {MOST_SOFT_PINS} models")
-        if sum(hint.prefetch for hint in read.values()) > MOST_PREFETCHES:
-            raise BadAdvice(f"it would load more than {MOST_PREFETCHES} models ahead")
+        if sum(hint.soft_pin_s > 0 for hint in read.values()) > MAX_SOFT_PINS:
+            raise BadAdvice(f"it pins more than {MAX_SOFT_PINS} models")
+        if sum(hint.prefetch for hint in read.values()) > MAX_PREFETCHES:
+            raise BadAdvice(f"it would load more than {MAX_PREFETCHES} models ahead")
         return read
 
     def advice(self, hints: Mapping[str, Hint], *, shadow: bool) -> Advice:
@@ -116,9 +116,9 @@ class AdvisorPrompt:
             raise BadAdvice("a hint is for an id that does not exist")
         if not isinstance(hint["prefetch"], bool):
             raise BadAdvice("prefetch is neither true nor false")
-        factor = _number(hint, "keep_alive_factor", LEAST_FACTOR, MOST_FACTOR)
+        factor = _number(hint, "keep_alive_factor", MIN_KEEP_ALIVE_FACTOR, MAX_KEEP_ALIVE_FACTOR)
         return model.name, Hint(
-            model.loads, factor, _number(hint, "soft_pin_s", 0.0, MOST_PIN_S), hint["prefetch"]
+            model.loads, factor, _number(hint, "soft_pin_s", 0.0, MAX_SOFT_PIN_S), hint["prefetch"]
         )
 
 
@@ -165,17 +165,17 @@ def _closed(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _content(answer: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(json.loads(answer)["choices"][0]["message"]["content"])
+        content = json.loads(json.loads(answer)["choices"][0]["message"]["content"])
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise BadAdvice("it is not a chat completion with JSON in it") from None
-    if not isinstance(told, dict):
-        raise BadAdvice("it is no mapping")
-    return told
+    if not isinstance(content, dict):
+        raise BadAdvice("it is not a mapping")
+    return content
 
 
 def _number(hint: Mapping[str, Any], key: str, least: float, most: float) -> float:
     value = hint[key]
-    # NaN is in no range, and true is no number here.
+    # NaN is in no range, and `True` is an int in Python.
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise BadAdvice(f"{key} is not a number from {least:g} to {most:g}")
     return float(value)

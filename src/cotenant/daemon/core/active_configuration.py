@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from cotenant.clock import Clock
@@ -22,7 +22,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class ActiveConfiguration:
-    """The configuration in force and how to read it again; a broken one leaves it as it is."""
+    """The configuration that is served, and how to read it again; an invalid file changes nothing.
+
+    `discovered` are models that Ollama daemons have beside the configured ones. `learned_bytes` is what to
+    plan for models that were measured. `listeners` are called when what is served may have changed.
+    """
 
     configuration: Configuration
     reread: Callable[[Change], Configuration] | None
@@ -30,36 +34,36 @@ class ActiveConfiguration:
     clock: Clock
     use_fit_params: bool = False
     load_times: Mapping[str, LoadTimes] = field(default_factory=dict)
-    changed: Callable[[], None] = lambda: None
-    offered: tuple[ModelEntry, ...] = ()
-    learned: dict[str, int] = field(default_factory=dict)
-    # A reading that began earlier and ends later must not put what it read in place of what is newer.
+    learned_bytes: dict[str, int] = field(default_factory=dict)
+    discovered: tuple[ModelEntry, ...] = ()
+    listeners: list[Callable[[], None]] = field(default_factory=list)
+    # One at a time: a read that starts first and ends last must not replace a newer one.
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def models(self) -> tuple[ModelEntry, ...]:
-        """The models of the configuration, and those that hubs offer beside them."""
+        """The models of the configuration, and the discovered ones whose names are free."""
         names = {name for entry in self.configuration.models for name in (entry.name, *entry.aliases)}
-        return (*self.configuration.models, *(e for e in self.offered if e.name not in names))
+        return (*self.configuration.models, *(e for e in self.discovered if e.name not in names))
 
-    def offer(self, entries: tuple[ModelEntry, ...]) -> None:
-        """Serve these beside the configuration's."""
-        if entries != self.offered:
-            self.offered = entries
-            self.announce()
+    def set_discovered(self, entries: tuple[ModelEntry, ...]) -> None:
+        """Serve these in addition to the configuration's."""
+        if entries != self.discovered:
+            self.discovered = entries
+            self.publish()
 
     def learn(self, known: Mapping[str, int]) -> None:
-        """Plan by what models were seen to take, from their next load on."""
-        if any(self.learned.get(name) != count for name, count in known.items()):
-            self.learned.update(known)
-            self.announce()
+        """Plan models by what they were measured to hold, from their next load on."""
+        if any(self.learned_bytes.get(name) != count for name, count in known.items()):
+            self.learned_bytes.update(known)
+            self.publish()
 
-    def announce(self, *, replaced: frozenset[str] = frozenset()) -> None:
-        """Have the loop serve the models of the configuration, and what hubs offer."""
+    def publish(self, *, replaced: frozenset[str] = frozenset()) -> None:
+        """Have the loop serve `models`; those in `replaced` must be loaded anew to take effect."""
         rules = self.configuration.devices.rules
         specs = tuple(
             spec_of(
-                as_learned(entry, self.learned.get(entry.name)),
+                as_learned(entry, self.learned_bytes.get(entry.name)),
                 rules,
                 self.load_times.get(entry.name, LoadTimes()).expected_s,
                 use_fit_params=self.use_fit_params,
@@ -67,33 +71,38 @@ class ActiveConfiguration:
             for entry in self.models
         )
         self.loop.serve(self.models, ModelsChanged(self.clock.now(), specs, replaced))
-        self.changed()
+        self.notify()
 
-    async def reload(self, change: Change | None = None) -> Sequence[str]:
-        """Read it again and take over what changed, in sentences. Raises BadSetting and changes nothing."""
+    def notify(self) -> None:
+        """Call the listeners."""
+        for listener in self.listeners:
+            listener()
+
+    async def reload(self, change: Change | None = None) -> tuple[str, ...]:
+        """Read it again, apply what changed, and say what. Raises BadSetting and then changes nothing."""
         if self.reread is None:
             raise BadSetting(
                 "there is no configuration file to read again",
                 hint="Start with --config, or a cotenant.yaml.",
             )
         async with self._turn:
-            fresh = self._with_what_was_learned(await asyncio.to_thread(self.reread, change or Change()))
+            fresh = self._with_learned_overheads(await asyncio.to_thread(self.reread, change or Change()))
             changes = diff(self.configuration, fresh)
             if changes:
-                self._take_over(fresh, changes)
-        return changes.sentences()
+                self._apply(fresh, changes)
+        return tuple(changes.sentences())
 
-    def _with_what_was_learned(self, fresh: Configuration) -> Configuration:
-        """Carry the overheads learned from past runs over: no file says them."""
+    def _with_learned_overheads(self, fresh: Configuration) -> Configuration:
+        """Keep the overheads learned from past runs, which no file contains."""
         overheads = self.configuration.devices.rules.overheads
         rules = replace(fresh.devices.rules, overheads=overheads)
         return replace(fresh, devices=replace(fresh.devices, rules=rules))
 
-    def _take_over(self, fresh: Configuration, changes: Changes) -> None:
+    def _apply(self, fresh: Configuration, changes: Changes) -> None:
         for name in changes.settings:
             _LOG.warning("%s changed: it takes effect at the next start", name)
         self.configuration = fresh
-        self.announce(replaced=frozenset(entry.name for entry in changes.reloaded))
+        self.publish(replaced=frozenset(entry.name for entry in changes.reloaded))
         for entry in (*changes.added, *changes.reloaded):
             if entry.preload:
                 self.loop.post(LoadAsked(self.clock.now(), entry.name))

@@ -1,4 +1,4 @@
-"""Commands carried out: each start of an engine ends in exactly one EngineExited."""
+"""Starts and stops engines: each start ends in exactly one EngineExited."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from cotenant.clock import Clock
+from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
 from cotenant.domain.engines import EngineEnd, EngineReport
@@ -29,14 +31,17 @@ CpuFallback = Callable[[ModelEntry, Placement], Placement | Refusal]
 
 @dataclass(slots=True)
 class Running:
-    """An engine that has been started for a residency, and its `end` once that has come.
+    """An engine that was started for a residency; `end` is set once it has ended.
 
-    `loaded_bytes` is how far its load was when last seen.
+    `post` takes the events about it, and `in_flight` counts its leases. `loaded_bytes` is how much of the
+    model was read when last seen.
     """
 
     model: str
     placement: Placement
     end: asyncio.Future[EngineEnd]
+    post: Post
+    in_flight: Callable[[], int]
     engine: Engine | None = None
     slot_reaper: AbandonedSlotReaper | None = None
     report: EngineReport | None = None
@@ -44,35 +49,51 @@ class Running:
     broken: str | None = None
     loaded_bytes: LoadedBytes | None = None
 
+    @property
+    def ready_engine(self) -> Engine:
+        """The engine of a residency that is ready."""
+        if self.engine is None:
+            raise RuntimeError(f"the engine of {self.model} is not ready")
+        return self.engine
+
+    def record_progress(self, seen: LoadedBytes) -> None:
+        """Keep the most that was read: an engine drops from its memory what it has copied to its devices."""
+        before = self.loaded_bytes
+        if before is not None and before.read_bytes is not None and seen.read_bytes is not None:
+            seen = LoadedBytes(max(before.read_bytes, seen.read_bytes), seen.total_bytes)
+        self.loaded_bytes = seen
+
 
 class EngineSharing(Protocol):
     """Has engines share cards; each `environment` is followed by one `ended`."""
 
     async def environment(
-        self, residency: ResidencyId, entry: ModelEntry, placement: Placement
+        self, residency: ResidencyId, entry: ModelEntry, placement: Placement, fail: Callable[[str], None]
     ) -> Mapping[str, str]:
-        """Return what an engine must be told. Raises CotenantError."""
+        """Return the environment variables for an engine. Raises CotenantError.
+
+        `fail` is called with the reason if the engine later loses what it shares.
+        """
         ...
 
     def ended(self, residency: ResidencyId) -> None:
-        """Its engine has gone."""
+        """Its engine has ended."""
         ...
 
 
 class Effects:
-    """Starts and stops engines, and tells the loop how that went.
+    """Starts and stops engines, and posts what becomes of them.
 
-    `cpu_fallback` turns a placement on described GPUs into one that this machine can run.
+    `cpu_fallback` turns a placement on described GPUs into one that this machine can run. `log_paths` has the
+    log of each model's last engine.
     """
 
     def __init__(
         self,
         host: EngineHost,
         clock: Clock,
-        post: Post,
         *,
         cpu_fallback: CpuFallback,
-        in_flight: Callable[[ResidencyId], int],
         load_timeout_s: float,
         use_fit_params: bool = False,
         sharing: EngineSharing | None = None,
@@ -80,51 +101,44 @@ class Effects:
         self._host = host
         self._sharing = sharing
         self._clock = clock
-        self._post = post
         self._cpu_fallback = cpu_fallback
-        self._in_flight = in_flight
         self._load_timeout_s = load_timeout_s
         self._use_fit_params = use_fit_params
-        self._ending: set[asyncio.Task[None]] = set()
+        self._stopping = BackgroundTasks()
         self.running: dict[ResidencyId, Running] = {}
+        self.log_paths: dict[str, Path | None] = {}
 
-    def start(self, residency: ResidencyId, entry: ModelEntry, placement: Placement) -> None:
-        """Start an engine; EngineReady or EngineExited follows."""
+    def start(
+        self,
+        residency: ResidencyId,
+        entry: ModelEntry,
+        placement: Placement,
+        post: Post,
+        in_flight: Callable[[], int],
+    ) -> None:
+        """Start an engine; EngineReady or EngineExited is posted."""
         loop = asyncio.get_running_loop()
-        running = self.running[residency] = Running(entry.name, placement, loop.create_future())
+        running = Running(entry.name, placement, loop.create_future(), post, in_flight)
+        self.running[residency] = running
         running.task = loop.create_task(self._run(residency, entry, running))
 
     def stop(self, residency: ResidencyId) -> None:
-        """End an engine; EngineExited follows."""
+        """End an engine; EngineExited is posted."""
         running = self.running.get(residency)
         if running is None or running.task is None:
             return
         if running.engine is None:
-            # Not at once: a task that is cancelled before its first step never runs, nor tells of its end.
+            # Not at once: a task cancelled before its first step never runs, so it would post nothing.
             asyncio.get_running_loop().call_soon(running.task.cancel)
         else:
-            ending = asyncio.get_running_loop().create_task(running.engine.stop(_GRACE_S))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._stopping.start(running.engine.stop(_GRACE_S))
 
-    def fail(self, residency: ResidencyId, why: str) -> None:
-        """End an engine that has lost what it needs; EngineExited follows, with `why`."""
+    def _fail(self, residency: ResidencyId, why: str) -> None:
+        """End an engine that has lost what it needs; EngineExited is posted with `why`."""
         running = self.running.get(residency)
         if running is not None:
             running.broken = why
             self.stop(residency)
-
-    def engine(self, residency: ResidencyId) -> Engine:
-        """Return the engine of a residency that is ready."""
-        engine = self.running[residency].engine
-        if engine is None:
-            raise KeyError(residency)
-        return engine
-
-    def slot_reaper(self, residency: ResidencyId) -> AbandonedSlotReaper | None:
-        """Return who watches the engine's abandoned slots, if the engine lives."""
-        running = self.running.get(residency)
-        return running.slot_reaper if running else None
 
     def pids(self) -> dict[int, ResidencyId]:
         """Return the processes of all engines that are processes of ours."""
@@ -155,9 +169,9 @@ class Effects:
                 if running.engine is not None:
                     await asyncio.shield(running.engine.stop(0))
             finally:
-                self._tell_end(residency, running, end)
+                self._report_end(residency, running, end)
 
-    def _tell_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
+    def _report_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
         if self._sharing is not None:
             self._sharing.ended(residency)
         if running.slot_reaper is not None:
@@ -167,7 +181,7 @@ class Effects:
             end = EngineEnd(f"{running.model} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
         running.end.set_result(end)
         cause = Cause.UNKNOWN if end.cause is None else end.cause
-        self._post(EngineExited(self._clock.now(), residency, end.why, cause))
+        running.post(EngineExited(self._clock.now(), residency, end.why, cause))
 
     async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> EngineEnd:
         """Load, serve, and return why it ended."""
@@ -176,7 +190,9 @@ class Effects:
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
         shared: Mapping[str, str] = {}
         if self._sharing is not None:
-            shared = await self._sharing.environment(residency, entry, running.placement)
+            shared = await self._sharing.environment(
+                residency, entry, running.placement, lambda why: self._fail(residency, why)
+            )
         order = EngineOrder(
             entry.name,
             entry.path,
@@ -190,11 +206,12 @@ class Effects:
             options=entry.options,
         )
         engine = running.engine = await self._host.start(order)
+        self.log_paths[entry.name] = engine.log_path
         await engine.wait_ready(self._load_timeout_s)
         running.placement = carried_out
         running.report = engine.report()
-        running.slot_reaper = AbandonedSlotReaper(engine, lambda: self._in_flight(residency))
-        self._post(EngineReady(self._clock.now(), residency))
+        running.slot_reaper = AbandonedSlotReaper(engine, running.in_flight)
+        running.post(EngineReady(self._clock.now(), residency))
         return await engine.wait_exit()
 
 

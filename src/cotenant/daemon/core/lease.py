@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
 
 from cotenant.domain.engines import Endpoint, EngineEnd
 from cotenant.domain.errors import EngineDied
 from cotenant.domain.residencies import LeaseId, ResidencyId
 
 
-class ReleaseSlot(Protocol):
-    """Takes a slot back, at once or, `abandoned`, when the engine has freed it."""
-
-    def __call__(self, lease: LeaseId, residency: ResidencyId, *, abandoned: bool) -> None:
-        """Take it back."""
-        ...
-
-
 class FleetLease:
-    """A slot of an engine, until released."""
+    """A slot of an engine, until released. `release(lease, residency, abandoned=…)` frees it."""
 
     __slots__ = ("_end", "_id", "_release", "_residency", "endpoint")
 
     def __init__(
         self,
-        release: ReleaseSlot,
+        release: Callable[..., None],
         lease: LeaseId,
         residency: ResidencyId,
         endpoint: Endpoint,
@@ -38,13 +30,13 @@ class FleetLease:
         self.endpoint = endpoint
 
     async def death(self, within_s: float) -> EngineDied | None:
-        """Tell what the engine died of, if it is seen within `within_s` seconds to have died."""
+        """Return why the engine died, if it is seen to have died within `within_s` seconds."""
         await asyncio.wait({self._end}, timeout=within_s)
         end = self._end.result() if self._end.done() else None
         return None if end is None or end.cause is None else EngineDied(end.why, cause=end.cause)
 
     def release(self, *, abandoned: bool = False) -> None:
-        """Give the slot back; a second call does nothing."""
+        """Free the slot; a second call does nothing."""
         if self._id is not None:
             lease, self._id = self._id, None
             self._release(lease, self._residency, abandoned=abandoned)

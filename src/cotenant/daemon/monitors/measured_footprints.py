@@ -6,30 +6,28 @@ from collections.abc import Mapping
 from typing import Final
 
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
-from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.domain.residencies import ResidencyState
 
 _MARGIN: Final = 1.05
 _CHANGED: Final = 1.02
 
 
-class Footprints:
+class MeasuredFootprints:
     """Watches Readings for what commands take, and has the next load planned by it.
 
     What a model took in past runs is where it begins. A stated `memory:` is never overruled.
     """
 
-    def __init__(self, loop: Loop, served: ActiveConfiguration, known: Mapping[str, int]) -> None:
-        self._loop = loop
+    def __init__(self, view: FleetView, served: ActiveConfiguration, known: Mapping[str, int]) -> None:
+        self._view = view
         self._served = served
         self._seen = dict(known)
-        for name, count in known.items():
-            served.learned[name] = with_margin(count)
 
     def measured(self) -> None:
         """Take in what the last Readings say of each command that is loaded."""
-        for residency, _ in self._loop.loaded():
-            entry = self._loop.entry(residency.model)
+        for residency, _ in self._view.loaded():
+            entry = self._view.entry(residency.model)
             if entry is None or not entry.recipe.engine.traits.learns_from_readings:
                 continue
             held = residency.measured_bytes

@@ -15,7 +15,7 @@ from cotenant.config.names import NAME
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.fleet import may_use
-from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.monitors.attribution import EngineUsage
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_kinds import EngineKind
@@ -72,9 +72,9 @@ class OllamaDaemons:
     """
 
     def __init__(
-        self, loop: Loop, served: ActiveConfiguration, *, poll_every_s: float = _POLL_EVERY_S
+        self, view: FleetView, served: ActiveConfiguration, *, poll_every_s: float = _POLL_EVERY_S
     ) -> None:
-        self._loop = loop
+        self._view = view
         self._served = served
         self._poll_every_s = poll_every_s
         self._daemons: dict[Endpoint, _Daemon] = {}
@@ -89,7 +89,7 @@ class OllamaDaemons:
             await self.poll()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_every_s):
-                    await self._loop.memory_changed()
+                    await self._view.memory_changed()
 
     async def poll(self) -> None:
         """Ask every daemon once, and serve and count what it says."""
@@ -102,17 +102,17 @@ class OllamaDaemons:
         await asyncio.gather(*(self._ask(daemon) for daemon in self._daemons.values()))
         settings = configuration.ollama
         if settings is not None and (daemon := self._daemons.get(settings.address)) is not None:
-            self._served.offer(_entries(configuration, daemon))
+            self._served.set_discovered(_entries(configuration, daemon))
         self._learn()
         if before != {address: daemon.loaded for address, daemon in self._daemons.items()}:
-            self._served.changed()
+            self._served.notify()
 
     def usage(self) -> EngineUsage:
         """Return what the daemons hold, of which models."""
         held: dict[ResidencyId, Mapping[DeviceId, int]] = {}
         ours: set[tuple[Endpoint, str]] = set()
-        for residency, running in self._loop.loaded():
-            entry = self._loop.entry(residency.model)
+        for residency, running in self._view.loaded():
+            entry = self._view.entry(residency.model)
             address = None if entry is None else _address(entry)
             if entry is None or address is None:
                 continue
@@ -152,7 +152,7 @@ class OllamaDaemons:
             if seen is not None:
                 self._estimates.discard(entry.name)
                 known[entry.name] = int(_MARGIN * (seen.gpu_bytes or seen.total_bytes))
-            elif entry.name not in self._served.learned or entry.name in self._estimates:
+            elif entry.name not in self._served.learned_bytes or entry.name in self._estimates:
                 shown = daemon.of(tag)
                 if shown is not None:
                     model, facts = shown
@@ -177,7 +177,7 @@ class OllamaDaemons:
     def _gpus_of(self, address: Endpoint) -> Iterator[Device]:
         """Yield the GPUs that models of a daemon may use."""
         entries = [entry for entry in self._served.models if _address(entry) == address]
-        for device in self._loop.devices_read():
+        for device in self._view.devices():
             if device.kind is DeviceKind.HOST:
                 continue
             if not entries or any(may_use(entry.gpus, device) for entry in entries):

@@ -1,4 +1,4 @@
-"""What is kept of each run for the next: decisions, load times, and what loads really took."""
+"""Records decisions, load times and measured footprints, so that the next run plans by them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import time
 from dataclasses import replace
 
 from cotenant.analysis.calibration import compare
+from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.daemon.core.effects import Running
-from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.devices import Inventory
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.warm import WarmTier, presence
@@ -23,25 +25,23 @@ _MOSTLY = 0.9
 
 
 class Recorder:
-    """Listens to decisions and Readings, and writes the journal."""
+    """Writes decisions and what loads took to the journal."""
 
-    def __init__(self, journal: Journal, loop: Loop) -> None:
+    def __init__(self, journal: Journal, view: FleetView) -> None:
         self._journal = journal
-        self._loop = loop
+        self._view = view
         self._warmth: dict[str, Warmth] = {}
         self._measured: set[ResidencyId] = set()
-        self._looking: set[asyncio.Task[None]] = set()
+        self._checks = BackgroundTasks()
 
     def decided(self, decision: Decision) -> None:
-        """Keep a decision, and a load's time when it is over."""
+        """Record a decision and, when a load has ended, its time."""
         self._journal.record_decision(DecisionRecord(time.time(), decision))
-        entry = self._loop.entry(decision.model) if decision.model else None
+        entry = self._view.entry(decision.model) if decision.model else None
         if entry is None:
             return
         if decision.kind is DecisionKind.LOAD:
-            looking = asyncio.get_running_loop().create_task(self._look(entry))
-            self._looking.add(looking)
-            looking.add_done_callback(self._looking.discard)
+            self._checks.start(self._check_warmth(entry))
         elif decision.kind is DecisionKind.READY:
             warmth = self._warmth.get(entry.name, Warmth.COLD)
             seconds = float(decision.facts["load_s"])
@@ -49,26 +49,26 @@ class Recorder:
                 LoadRecord(time.time(), entry.name, seconds, entry.shape.tensor_bytes, warmth)
             )
 
-    def measured(self) -> None:
-        """Keep what each loaded model is seen to hold, once per load and device."""
-        loaded = self._loop.loaded()
+    def measured(self, inventory: Inventory | None) -> None:
+        """Record what each loaded model is measured to hold, once per load and device."""
+        loaded = self._view.loaded()
         self._measured &= {residency.id for residency, _ in loaded}
         for residency, running in loaded:
             if residency.id not in self._measured and residency.measured_bytes is not None:
                 self._measured.add(residency.id)
                 self._record_footprints(residency, running)
 
-    async def _look(self, entry: ModelEntry) -> None:
+    async def _check_warmth(self, entry: ModelEntry) -> None:
         try:
             found = await asyncio.to_thread(presence, entry.parts)
         except OSError:
-            # The file has gone; the load will tell.
+            # The file is gone; the load will report it.
             return
         warm = (found.resident_bytes or 0) >= _MOSTLY * found.total_bytes
         self._warmth[entry.name] = Warmth.WARM if warm else Warmth.COLD
 
     def _record_footprints(self, residency: Residency, running: Running) -> None:
-        entry = self._loop.entry(residency.model)
+        entry = self._view.entry(residency.model)
         if entry is None:
             return
         engine = running.engine.build if running.engine else None
@@ -86,23 +86,23 @@ class Recorder:
                     predicted=row.planned,
                     engine=f"{engine.form} {engine.version}" if engine else None,
                     reported=row.reported,
-                    measured_bytes=self._loop.measured_bytes(residency.id, row.device.id),
+                    measured_bytes=self._view.measured_bytes(residency.id, row.device.id),
                 )
             )
 
 
 class CacheWarmer:
-    """Reads a model's file ahead while the model waits for others to make room."""
+    """Reads a model's file into the page cache while others are evicted for the model."""
 
-    def __init__(self, tier: WarmTier, loop: Loop) -> None:
+    def __init__(self, tier: WarmTier, view: FleetView) -> None:
         self._tier = tier
-        self._loop = loop
+        self._view = view
         self._passes: dict[str, asyncio.Task[object]] = {}
 
     def decided(self, decision: Decision) -> None:
-        """Warm whoever room is being made for."""
-        for name in self._loop.models_awaiting_room():
-            entry = self._loop.entry(name)
+        """Read ahead for the models that others are being evicted for."""
+        for name in self._view.models_awaiting_room():
+            entry = self._view.entry(name)
             running = self._passes.get(name)
             if entry is not None and (running is None or running.done()):
                 warming = self._tier.warm(entry.parts, f"{name} waits for room")

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Collection, Set
 from typing import Final
 
-from cotenant.daemon.core.loop import Loop
+from cotenant.concurrency.background_tasks import BackgroundTasks
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.engines.hosts import EngineHosts
 
@@ -19,11 +20,18 @@ _ROOM_CHANGED: Final = (DecisionKind.WAITING, DecisionKind.FREED)
 class SleepingEngines:
     """Ends sleeping engines when a model waits for memory, and those of models that are no longer served."""
 
-    def __init__(self, hosts: EngineHosts, loop: Loop, served: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self,
+        hosts: EngineHosts,
+        view: FleetView,
+        served: Callable[[], Collection[str]],
+        memory_freed: Callable[[], None],
+    ) -> None:
         self._hosts = hosts
-        self._loop = loop
+        self._view = view
         self._served = served
-        self._ending: set[asyncio.Task[None]] = set()
+        self._memory_freed = memory_freed
+        self._ending = BackgroundTasks()
 
     def decided(self, decision: Decision) -> None:
         """Free memory if a decision says that a model needs it."""
@@ -39,17 +47,15 @@ class SleepingEngines:
             asyncio.get_running_loop().call_soon(self._make_room)
 
     def _make_room(self) -> None:
-        waiting = set(self._loop.models_without_room())
+        waiting = set(self._view.models_without_room())
         if waiting:
             self._release(waiting)
 
     def _release(self, keep: Set[str]) -> None:
-        ending = asyncio.get_running_loop().create_task(self._end(keep))
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+        self._ending.start(self._end(keep))
 
     async def _end(self, keep: Set[str]) -> None:
         ended = await self._hosts.end_sleeping(keep)
         if ended:
             _LOG.info("ended sleeping engines, since their memory is needed: %s", ", ".join(ended))
-            self._loop.wake_watchers()
+            self._memory_freed()

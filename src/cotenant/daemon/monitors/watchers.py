@@ -1,4 +1,4 @@
-"""Reads the cards again and again, and gives the scheduler what it reads."""
+"""Reads the cards periodically and posts the Readings to the scheduler."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import run_in_detached_thread
+from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.monitors.attribution import NO_USAGE, EngineUsage, with_child_processes
 from cotenant.daemon.monitors.readings import device_readings
@@ -18,7 +19,6 @@ from cotenant.domain.residencies import ResidencyId
 from cotenant.interfaces import GpuProbe
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.compute_modes import Admission
-from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.events import DevicesRead
 
 _RECLAIM_S: Final = 0.05
@@ -27,15 +27,15 @@ _QUIET_S: Final = 10.0
 
 
 Admissions = Callable[[Inventory, Collection[int]], Mapping[DeviceId, Admission]]
-"""Says how many engines each device admits, given the processes on it that are or were ours."""
+"""Returns how many engines each device admits, given the processes that are or were ours."""
 
 
 class CardWatcher:
-    """Reads the cards and tells the loop: each second while anything is loaded, and where an engine changes.
+    """Reads the cards every second while a model is loaded, every ten otherwise, and when memory changes.
 
-    Another model may wait for the memory of one that ended: until it is seen back, it is looked for often.
-
-    Described cards and host RAM are read once: nothing that the engines do shows in them.
+    While memory of an engine that has ended is not yet seen to be free, another model may wait for it: the
+    cards are then read every 50 ms. Described cards and host RAM are read once, since engines do not show in
+    them. `listeners` get each inventory, None while the driver does not answer.
     """
 
     def __init__(
@@ -44,97 +44,92 @@ class CardWatcher:
         use: Sequence[str],
         rules: BudgetRules,
         loop: Loop,
+        view: FleetView,
         clock: Clock,
-        after_reading: Callable[[], None],
+        *,
         admissions: Admissions = lambda inventory, ours: {},
-        measured: Callable[[Inventory | None], None] = lambda _: None,
         usage: Callable[[], EngineUsage] = lambda: NO_USAGE,
     ) -> None:
-        self._measured = measured
-        self._usage = usage
-        self._admissions = admissions
-        self._last: tuple[Inventory, float, Mapping[int, ResidencyId]] | None = None
         self._probe = probe
         self._use = use
         self._rules = rules
         self._loop = loop
+        self._view = view
         self._clock = clock
-        self._after_reading = after_reading
-        self._real = False
+        self._admissions = admissions
+        self._usage = usage
+        self.listeners: list[Callable[[Inventory | None], None]] = []
+        self._last: tuple[Inventory, Mapping[int, ResidencyId], float] | None = None
+        self._is_live = False
         self._took_s = 0.0
 
     @property
     def last(self) -> Inventory | None:
-        """What was measured last; None where the driver is gone."""
+        """The last inventory; None while the driver does not answer."""
         return None if self._last is None else self._last[0]
 
     def read(self, inventory: Inventory) -> None:
-        """Tell the loop what an inventory says."""
-        self._real = inventory.source.is_live
-        self._tell(inventory)
+        """Post the inventory that was made at the start."""
+        self._is_live = inventory.source.is_live
+        self._post(inventory, {}, self._clock.now())
 
     async def run(self) -> None:
         """Read until cancelled."""
-        while self._real:
+        while self._is_live:
             await self._pause()
-            engines = self._loop.effects.pids()
-            began = self._clock.now()
-            inventory = await run_in_detached_thread(self._probe.inventory)
-            self._took_s = self._clock.now() - began
-            # Dated by its beginning: what ends meanwhile is not seen to be gone.
-            self._tell(self._selected(inventory), engines, began)
+            await self.read_once()
+
+    async def read_once(self) -> None:
+        """Read the cards and post what they show."""
+        engines = self._loop.effects.pids()
+        began = self._clock.now()
+        inventory = await run_in_detached_thread(self._probe.inventory)
+        self._took_s = self._clock.now() - began
+        # Dated by its start: memory that is freed during the read may not show.
+        self._post(self._selected(inventory), engines, began)
+
+    def republish(self) -> None:
+        """Post the last Readings again: what devices admit has changed."""
+        if self._last is not None:
+            self._loop.post(self._event(*self._last))
 
     async def _pause(self) -> None:
-        if self._loop.reclaims:
-            # Of a core, at most a fifth: with many cards a look takes its time.
+        if self._view.is_reclaiming():
+            # At most a fifth of a core: with many cards a read takes long.
             await asyncio.sleep(max(_RECLAIM_S, 4 * self._took_s))
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_BUSY_S if self._loop.effects.running else _QUIET_S):
-                await self._loop.memory_changed()
-
-    def republish(self) -> None:
-        """Tell the loop the same measurements: what devices admit has changed."""
-        if self._last is not None:
-            self._loop.post(DevicesRead(self._clock.now(), self._readings(*self._last)))
+                await self._view.memory_changed()
 
     def _selected(self, inventory: Inventory) -> Inventory | None:
-        """Keep to the cards allowed; none at all where the driver is gone, never host RAM in their place."""
+        """Keep the cards in use; None where the driver does not answer, never host RAM in their place."""
         if not inventory.source.is_live:
             return None
         present = []
         for name in self._use:
-            try:
+            with contextlib.suppress(UnknownDevice):
                 inventory.select([name])
-            except UnknownDevice:
-                continue
-            present.append(name)
-        if self._use and not present:
-            return None
-        return inventory.select(present)
+                present.append(name)
+        return None if self._use and not present else inventory.select(present)
 
-    def _tell(
-        self,
-        inventory: Inventory | None,
-        before: Mapping[int, ResidencyId] | None = None,
-        measured_at: float | None = None,
-    ) -> None:
-        now = self._clock.now()
-        if inventory is not None:
-            self._loop.readings = inventory.readings
-        at = now if measured_at is None else measured_at
-        # Those that ended while the cards were measured, too: what they held is nobody else's.
-        engines = {**(before or {}), **self._loop.effects.pids()}
-        if inventory is not None:
-            engines = with_child_processes(inventory, engines)
-        self._last = None if inventory is None else (inventory, at, engines)
-        readings = () if inventory is None else self._readings(inventory, at, engines)
-        self._loop.post(DevicesRead(now, readings))
-        self._measured(inventory)
-        self._after_reading()
+    def _post(self, inventory: Inventory | None, before: Mapping[int, ResidencyId], at: float) -> None:
+        """Post an inventory that was read at `at`; `before` are the engines' processes from then.
 
-    def _readings(
-        self, inventory: Inventory, at: float, engines: Mapping[int, ResidencyId]
-    ) -> tuple[DeviceReading, ...]:
+        The memory of an engine that ended during the read is still counted as ours.
+        """
+        if inventory is None:
+            self._last = None
+            self._loop.post(DevicesRead(self._clock.now(), ()))
+        else:
+            engines = with_child_processes(inventory, {**before, **self._loop.effects.pids()})
+            self._last = (inventory, engines, at)
+            self._loop.record_readings(inventory.readings)
+            self._loop.post(self._event(*self._last))
+        for listener in self.listeners:
+            listener(inventory)
+
+    def _event(self, inventory: Inventory, engines: Mapping[int, ResidencyId], at: float) -> DevicesRead:
         admissions = self._admissions(inventory, engines)
-        return device_readings(inventory, self._rules, engines, at, admissions, self._usage())
+        readings = device_readings(inventory, self._rules, engines, at, admissions, self._usage())
+        return DevicesRead(self._clock.now(), readings)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.sharing.mps_rules import MpsRules, wanted_by
 from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory
@@ -39,13 +40,14 @@ _ALL: Final = "mps"
 class _Group:
     """Cards that one daemon serves, and the engines that use it.
 
-    `broken` are engines of a daemon that has died; they must be gone before the next one starts.
+    `users` are the engines, each with the callback that ends it. `broken` are engines of a daemon that has
+    died; they must be gone before the next one starts.
     """
 
     cards: dict[DeviceId, Device]
     found: FoundDaemon | None = None
     daemon: MpsDaemon | None = None
-    users: set[ResidencyId] = field(default_factory=set)
+    users: dict[ResidencyId, Callable[[str], None]] = field(default_factory=dict)
     broken: set[ResidencyId] = field(default_factory=set)
     cleared: asyncio.Event = field(default_factory=asyncio.Event)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -62,47 +64,46 @@ class _Group:
 class Sharing:
     """Decides which devices engines share through MPS, and keeps the daemons for it.
 
-    `changed` is called when `admissions` would answer otherwise than before, `fail` to end an engine whose
-    daemon has died. Without `ceilings` nothing bounds the memory of an engine. Daemons that ran already are
-    used and left running.
+    `listeners` are called when `admissions` would return something else than before. Without `ceilings`
+    nothing limits the memory of an engine. Daemons that already run are used, and left running.
     """
 
     def __init__(
         self,
         rules: MpsRules,
-        models: Callable[[], Sequence[ModelEntry]],
         *,
-        changed: Callable[[], None],
-        fail: Callable[[ResidencyId, str], None],
         ceilings: bool = True,
     ) -> None:
         self._rules = rules
-        self._models = models
-        self._changed = changed
-        self._fail = fail
+        self.listeners: list[Callable[[], None]] = []
         self._ceilings = ceilings
         found = rules.found
         self._groups: dict[str, _Group] = {}
         self._adopted = {f"found-{number}": each for number, each in enumerate(found) if not each.problem}
         self._misnumbering = next((each for each in found if each.problem), None)
         self._alone: dict[ResidencyId, frozenset[DeviceId]] = {}
-        self._works: set[asyncio.Task[None]] = set()
+        self._stops = BackgroundTasks()
         for each in found:
             if each.problem:
                 _LOG.warning("the MPS daemon at %s is not used: %s", each.directories.pipe, each.problem)
 
-    def admissions(self, inventory: Inventory, ours: Collection[int] = ()) -> dict[DeviceId, Admission]:
-        """Return how many engines each device admits as things stand; `ours` are processes of our engines."""
+    def admissions(
+        self, inventory: Inventory, ours: Collection[int] = (), models: Sequence[ModelEntry] = ()
+    ) -> dict[DeviceId, Admission]:
+        """Return how many engines each device admits now.
+
+        `ours` are processes of our engines, `models` those that are served.
+        """
         if self._rules.mode is not MpsMode.OFF:
-            self._regroup(inventory, ours)
+            self._regroup(inventory, ours, models)
         return {device.id: self._admission(inventory, device) for device in inventory.devices}
 
     async def environment(
-        self, residency: ResidencyId, entry: ModelEntry, placement: Placement
+        self, residency: ResidencyId, entry: ModelEntry, placement: Placement, fail: Callable[[str], None]
     ) -> dict[str, str]:
-        """Return what an engine must be told, its daemon running. Raises MpsError.
+        """Start the daemon that an engine needs, and return the environment for the engine. Raises MpsError.
 
-        Every call is followed by one of `ended`.
+        `fail` is called with the reason if that daemon dies. Every call is followed by one of `ended`.
         """
         shares = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
         devices = frozenset(share.device.id for share in shares)
@@ -111,7 +112,7 @@ class Sharing:
             self._alone[residency] = devices
             return self._kept_away()
         group = self._groups[key]
-        group.users.add(residency)
+        group.users[residency] = fail
         try:
             directories = await self._running(group)
         except MpsError as error:
@@ -124,9 +125,9 @@ class Sharing:
     def ended(self, residency: ResidencyId) -> None:
         """An engine has gone: the last one's daemon follows soon."""
         if self._alone.pop(residency, None) and self._rules.mode is not MpsMode.OFF:
-            self._changed()
+            self._notify()
         for group in self._groups.values():
-            group.users.discard(residency)
+            group.users.pop(residency, None)
             if residency in group.broken:
                 group.broken.discard(residency)
                 if not group.broken:
@@ -139,7 +140,7 @@ class Sharing:
         for group in self._groups.values():
             if group.idle is not None:
                 group.idle.cancel()
-        await asyncio.gather(*self._works, return_exceptions=True)
+        await self._stops.finished()
         await asyncio.gather(*(self._stop(group) for group in self._groups.values()))
 
     def _admission(self, inventory: Inventory, device: Device) -> Admission:
@@ -175,12 +176,12 @@ class Sharing:
         """Return the devices whose engine runs without MPS: in Exclusive_Process mode no server gets them."""
         return {device for devices in self._alone.values() for device in devices}
 
-    def _regroup(self, inventory: Inventory, ours: Collection[int]) -> None:
+    def _regroup(self, inventory: Inventory, ours: Collection[int], models: Sequence[ModelEntry]) -> None:
         """Put the cards that are to be shared into groups; those of a daemon in use stay as they are."""
         self._groups = {key: group for key, group in self._groups.items() if group.is_settled}
         settled = {card for group in self._groups.values() for card in group.cards}
         for device in inventory.devices:
-            if device.id in settled or not self._is_to_be_shared(inventory, device, ours):
+            if device.id in settled or not self._is_to_be_shared(inventory, device, ours, models):
                 continue
             adopted = next((key for key, each in self._adopted.items() if each.serves(device)), None)
             if adopted is None and self._rules.program is None:
@@ -196,7 +197,9 @@ class Sharing:
         open_ones = (key for key in keys if key not in self._groups or not self._groups[key].is_settled)
         return next(open_ones)
 
-    def _is_to_be_shared(self, inventory: Inventory, device: Device, ours: Collection[int]) -> bool:
+    def _is_to_be_shared(
+        self, inventory: Inventory, device: Device, ours: Collection[int], models: Sequence[ModelEntry]
+    ) -> bool:
         reading = inventory.reading(device)
         usable = device.vendor is Vendor.NVIDIA and reading.compute_mode is not ComputeMode.PROHIBITED
         if not usable or device.id in self._taken():
@@ -211,7 +214,7 @@ class Sharing:
             return True
         if not exclusive or served:
             return exclusive
-        return self._rules.max_loaded != 1 and wanted_by(self._models(), device) > 1
+        return self._rules.max_loaded != 1 and wanted_by(models, device) > 1
 
     def _kept_away(self) -> dict[str, str]:
         """Return what keeps an engine from a daemon that would number its cards anew."""
@@ -262,12 +265,13 @@ class Sharing:
         await daemon.clean()
         self._forget(group)
         group.daemon, group.watcher = None, None
-        group.broken, group.users = {*group.users}, set()
+        ending, group.users = group.users, {}
+        group.broken = {*ending}
         _LOG.error("the MPS daemon %s has died: %d engines start anew", daemon.pid, len(group.broken))
         if group.broken:
             group.cleared.clear()
-        for residency in [*group.broken]:
-            self._fail(residency, f"the MPS daemon of its card, process {daemon.pid}, died")
+        for fail in ending.values():
+            fail(f"the MPS daemon of its card, process {daemon.pid}, died")
 
     def _forget(self, group: _Group) -> None:
         """Count no longer on a daemon that was found and has gone."""
@@ -283,17 +287,19 @@ class Sharing:
         )
         group.failure = error.message
         asyncio.get_running_loop().call_later(_FAILED_FOR_S, self._try_again, group)
-        self._changed()
+        self._notify()
 
     def _try_again(self, group: _Group) -> None:
         group.failure = None
-        self._changed()
+        self._notify()
+
+    def _notify(self) -> None:
+        for listener in self.listeners:
+            listener()
 
     def _stop_unused(self, group: _Group) -> None:
         group.idle = None
-        task = asyncio.get_running_loop().create_task(self._stop(group))
-        self._works.add(task)
-        task.add_done_callback(self._works.discard)
+        self._stops.start(self._stop(group))
 
     async def _stop(self, group: _Group) -> None:
         async with group.turn:

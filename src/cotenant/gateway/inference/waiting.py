@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from cotenant.domain.decisions import Outlook
+from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.units import format_duration
 from cotenant.gateway.telemetry.counters import ModelCounters
 from cotenant.interfaces import Lease, LeaseTerms, Router
@@ -66,29 +66,29 @@ class Wait:
     async def _comment(self, tell: Tell, every_s: float) -> None:
         """Tell how the wait goes until it ends.
 
-        An outlook is that of the end of the line; the request's own place never gets worse.
+        An estimate is that of the end of the line; the request's own place never gets worse.
         """
         await asyncio.wait({self._lease}, timeout=0)
         place: int | None = None
         while not self._lease.done():
-            outlook = self._router.outlook(self._name)
-            if outlook is not None:
-                place = outlook.position if place is None else min(place, outlook.position)
-            await tell(wait_comment(outlook, place))
+            estimate = self._router.wait_estimate(self._name)
+            if estimate is not None:
+                place = estimate.position if place is None else min(place, estimate.position)
+            await tell(wait_comment(estimate, place))
             await asyncio.wait({self._lease}, timeout=every_s)
 
 
-def wait_comment(outlook: Outlook | None, place: int | None) -> bytes:
+def wait_comment(estimate: WaitEstimate | None, place: int | None) -> bytes:
     """Render `: waiting, 2nd in line, about 12.0 s (loading llama-7b)` and what ends an event."""
     text = ": waiting"
     if place:
         text += f", {_ordinal(place)} in line"
-    if outlook is None:
+    if estimate is None:
         return text.encode() + b"\n\n"
-    if outlook.eta_s is not None:
-        text += f", about {format_duration(outlook.eta_s)}"
-    if outlook.waits_for:
-        text += f" ({' '.join(outlook.waits_for.split())})"
+    if estimate.eta_s is not None:
+        text += f", about {format_duration(estimate.eta_s)}"
+    if estimate.waits_for:
+        text += f" ({' '.join(estimate.waits_for.split())})"
     return text.encode() + b"\n\n"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from cotenant.domain.advisors import AdvisorStatus, Asked
+from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 
 
 def of_advisor(status: AdvisorStatus) -> Iterator[Metric]:
@@ -14,7 +14,7 @@ def of_advisor(status: AdvisorStatus) -> Iterator[Metric]:
     asked = CounterMetricFamily(
         "cotenant_advisor_questions", "Questions to the advisor, by how they ended", labels=("outcome",)
     )
-    for outcome in Asked:
+    for outcome in QuestionOutcome:
         asked.add_metric((outcome.value,), status.asked.get(outcome, 0))
     broken = GaugeMetricFamily("cotenant_advisor_broken", "1 while it is left alone after failures")
     broken.add_metric((), status.broken)

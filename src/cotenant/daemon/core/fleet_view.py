@@ -1,0 +1,64 @@
+"""What the monitors read of the scheduler and the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cotenant.config.configuration import ModelEntry
+from cotenant.daemon.core.effects import Running
+from cotenant.daemon.core.loop import Loop
+from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.residencies import ResidencyId, ResidencyState
+from cotenant.scheduling.state import Residency
+
+
+class FleetView:
+    """Queries that change nothing."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._state = loop.scheduler.state
+
+    def entry(self, name: str) -> ModelEntry | None:
+        """Return a model's entry, by its own name."""
+        return self._loop.fleet.entries.get(name)
+
+    def loaded(self) -> Sequence[tuple[Residency, Running]]:
+        """Return the residencies that have an engine, with it."""
+        residencies = self._state.residencies
+        return [
+            (residencies[r], engine) for r, engine in self._loop.effects.running.items() if r in residencies
+        ]
+
+    def models_awaiting_room(self) -> Sequence[str]:
+        """Name the models that others are being evicted for."""
+        return tuple(self._state.reservations)
+
+    def models_without_room(self) -> Sequence[str]:
+        """Name the models that are requested while nothing is done about it: no load, no eviction."""
+        if self._state.loading_devices():
+            return ()
+        now = self._loop.clock.now()
+        return [
+            name
+            for name, model in self._state.models.items()
+            if model.cold_and_wanted and name not in self._state.reservations and model.retry_at <= now
+        ]
+
+    def is_reclaiming(self) -> bool:
+        """Whether memory of an engine that has ended is not yet seen to be free."""
+        return any(r.state is ResidencyState.RECLAIMING for r in self._state.residencies.values())
+
+    def devices(self) -> Sequence[Device]:
+        """Return the devices of the last Readings, in planned order."""
+        return [reading.device for reading in self._state.ledger.readings.values()]
+
+    def measured_bytes(self, residency: ResidencyId, device: DeviceId) -> int | None:
+        """Return what a residency holds on a device by its last Reading."""
+        reading = self._state.ledger.readings.get(device)
+        held = reading.engine_bytes if reading else None
+        return None if held is None else held.get(residency)
+
+    async def memory_changed(self) -> None:
+        """Return when the next engine becomes ready or ends, or memory is freed otherwise."""
+        await self._loop.memory_changed()

@@ -1,0 +1,94 @@
+"""What operators see of the models and devices, and what they may do with them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.status import device_statuses, model_status
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus
+from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
+from cotenant.domain.residencies import ResidencyState
+from cotenant.scheduling import events
+
+Reload = Callable[[], Awaitable[Sequence[str]]]
+
+
+class FleetOperator:
+    """The Operator over a Loop. Names may be aliases; `reload` reads the configuration again."""
+
+    def __init__(self, loop: Loop, reload: Reload) -> None:
+        self._loop = loop
+        self._state = loop.scheduler.state
+        self._reload = reload
+
+    def statuses(self) -> Sequence[ModelStatus]:
+        """Return the status of every model."""
+        now, running = self._loop.clock.now(), self._loop.effects.running
+        return [
+            model_status(
+                self._state, entry, model, now, running.get(model.residency) if model.residency else None
+            )
+            for name, entry in self._loop.fleet.entries.items()
+            if (model := self._state.models.get(name)) is not None
+        ]
+
+    def devices(self) -> Sequence[DeviceStatus]:
+        """Return how the memory of every device is used."""
+        return device_statuses(self._state, self._loop.readings, self._loop.effects.pids())
+
+    def why(self, name: str) -> Sequence[Decision]:
+        """Return the last decisions about a model, oldest first. Raises UnknownModel."""
+        return self._loop.feed.about(self._loop.fleet.resolve(name))
+
+    def recent(self) -> Sequence[Decision]:
+        """Return the last decisions about any model, oldest first."""
+        return self._loop.feed.recent()
+
+    def decisions(self) -> AsyncIterator[Decision]:
+        """Yield decisions as they are made; a slow reader loses the oldest."""
+        return self._loop.feed.subscribe()
+
+    def log_path(self, name: str) -> Path | None:
+        """Return the log of the model's engine, running or last run. Raises UnknownModel."""
+        return self._loop.effects.log_paths.get(self._loop.fleet.resolve(name))
+
+    async def load(self, name: str) -> None:
+        """Load a model, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""
+        resolved = self._loop.fleet.resolve(name)
+        self._loop.post(events.LoadAsked(self._loop.clock.now(), resolved))
+        await self._loop.until(lambda: self._load_has_ended(resolved))
+        model = self._state.model(resolved)
+        residency = self._state.residency_of(model)
+        if residency is None or residency.state is not ResidencyState.READY:
+            failure = model.last_failure or f"{resolved} was not loaded"
+            if "does not fit" in failure:
+                raise DoesNotFit(failure)
+            raise EngineLoadFailed(failure, cause=model.last_cause)
+
+    async def unload(self, name: str) -> None:
+        """Unload a model once it is idle, and return when its memory is free. Raises UnknownModel."""
+        resolved = self._loop.fleet.resolve(name)
+        self._loop.post(events.UnloadAsked(self._loop.clock.now(), resolved))
+        model = self._state.models[resolved]
+        residency = model.residency
+        await self._loop.until(lambda: residency is None or model.residency != residency)
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Keep a model loaded whatever happens, or stop doing so. Raises UnknownModel."""
+        self._loop.post(events.PinAsked(self._loop.clock.now(), self._loop.fleet.resolve(name), pinned))
+
+    async def reload(self) -> Sequence[str]:
+        """Read the configuration again and say what changed. Raises BadSetting and then changes nothing."""
+        return await self._reload()
+
+    def _load_has_ended(self, name: str) -> bool:
+        """Whether the model is ready, or is neither loading nor to be loaded any more."""
+        model = self._state.models.get(name)
+        if model is None:
+            return True
+        residency = self._state.residency_of(model)
+        if residency is not None and residency.state is ResidencyState.READY:
+            return True
+        return not model.wanted and (residency is None or residency.state is not ResidencyState.LOADING)

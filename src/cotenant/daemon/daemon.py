@@ -1,0 +1,332 @@
+"""One run of `serve`: its parts, wired from top to bottom, and its life from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from typing import Final
+
+from cotenant.analysis.calibration import compare
+from cotenant.clock import SystemClock
+from cotenant.console.app import Console
+from cotenant.daemon.advising.advisor import advisor_of
+from cotenant.daemon.alerting.alerts import Alerts
+from cotenant.daemon.alerting.container_deaths import ContainerWatch
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.core.effects import Effects
+from cotenant.daemon.core.fleet_view import FleetView
+from cotenant.daemon.core.inputs import AfterReady, Announcer, DaemonInputs
+from cotenant.daemon.core.loop import Loop
+from cotenant.daemon.core.operator import FleetOperator
+from cotenant.daemon.core.router import FleetRouter
+from cotenant.daemon.core.settings import scheduler_settings
+from cotenant.daemon.cpu_fallback import place_on_this_machine
+from cotenant.daemon.engines import EngineMonitors, exclusive_cards
+from cotenant.daemon.monitors.load_progress import LoadWatcher
+from cotenant.daemon.monitors.measured_footprints import with_margin
+from cotenant.daemon.monitors.process_memory import ProbeMeter
+from cotenant.daemon.monitors.recorder import CacheWarmer, Recorder
+from cotenant.daemon.monitors.watchers import CardWatcher
+from cotenant.daemon.plans import Plans
+from cotenant.daemon.services import services_of
+from cotenant.daemon.sharing.mps import Sharing
+from cotenant.daemon.sharing.mps_rules import MpsRules
+from cotenant.daemon.systemd_notify import ServiceManager
+from cotenant.domain.errors import BadSetting
+from cotenant.domain.records import LoadTimes
+from cotenant.domain.vendors import InventorySource
+from cotenant.engines.hosts import EngineHosts, HostInputs
+from cotenant.engines.process.log_folder import LogFolder
+from cotenant.gateway.app import Gateway
+from cotenant.gateway.inference.request_log import RequestLog
+from cotenant.gateway.server import serve
+from cotenant.hardware.gpus.host import HostProbe
+from cotenant.hardware.gpus.xid_events import XidWatch
+from cotenant.hardware.model_cache.warm import WarmTier
+from cotenant.hub.puller import HubPuller
+from cotenant.interfaces import EngineHost
+from cotenant.scheduling.events import LoadAsked, StopAsked
+from cotenant.scheduling.scheduler import Scheduler
+from cotenant.store.store import Store
+
+_LOG = logging.getLogger(__name__)
+_LAST_ENGINES_S: Final = 5.0
+
+
+class Daemon:
+    """Everything that serves, made of `inputs`.
+
+    `load_times` and `seen_bytes` are what models' loads took in past runs.
+    """
+
+    def __init__(
+        self,
+        inputs: DaemonInputs,
+        announcer: Announcer,
+        keys: tuple[str, ...],
+        sock: socket.socket,
+        store: Store,
+        mps: MpsRules,
+        load_times: Mapping[str, LoadTimes],
+        seen_bytes: Mapping[str, int],
+    ) -> None:
+        configuration, options, clock = inputs.configuration, inputs.options, SystemClock()
+        self._inputs = inputs
+        self._announcer = announcer
+        self._keys = keys
+        self._sock = sock
+        self._clock = clock
+        self._systemd = ServiceManager()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._hangup = asyncio.Event()
+
+        # Each part gets those above it; where one reports to a part below it, that part adds a listener.
+        self._hosts = _engine_hosts(inputs, sock.getsockname()[1], clock)
+        self._sharing = Sharing(mps, ceilings=not options.use_fit_params)
+        effects = _effects(inputs, self._hosts, self._sharing, clock)
+        scheduler = Scheduler(scheduler_settings(configuration))
+        self._loop = loop = Loop(scheduler, clock, effects, on_violation=self._stop.set)
+        self._active = active = ActiveConfiguration(
+            configuration,
+            inputs.reread,
+            loop,
+            clock,
+            options.use_fit_params,
+            load_times,
+            {name: with_margin(count) for name, count in seen_bytes.items()},
+        )
+        self._router = FleetRouter(loop)
+        self._operator = FleetOperator(loop, active.reload)
+
+        view = FleetView(loop)
+        self._engines = EngineMonitors(self._hosts, loop, view, active, seen_bytes)
+        self._advisor = advisor_of(configuration.advisor, self._router, self._operator, loop)
+        self._alerts = Alerts(configuration.alerts, clock)
+        recorder = Recorder(store.journal, view)
+        loop.feed.listeners += [
+            recorder.decided,
+            LoadWatcher(view, clock).decided,
+            self._alerts.decided,
+        ]
+        if configuration.warm_ram_bytes is not None:
+            tier = WarmTier(configuration.warm_ram_bytes, clock, HostProbe(clock).memory)
+            loop.feed.listeners.append(CacheWarmer(tier, view).decided)
+
+        self._cards = CardWatcher(
+            inputs.probe,
+            configuration.devices.use,
+            configuration.devices.rules,
+            loop,
+            view,
+            clock,
+            admissions=lambda inventory, ours: self._sharing.admissions(
+                inventory, ours, active.configuration.models
+            ),
+            usage=self._engines.usage,
+        )
+        self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.measured]
+        self._sharing.listeners.append(self._cards.republish)
+        active.listeners.append(self._cards.republish)
+        self._services = services_of(
+            configuration.services, store.services, inputs.probe, self._operator, options.state_dir
+        )
+
+    async def serve(self, after_ready: AfterReady | None) -> None:
+        """Load, serve, drain, stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        try:
+            self._cards.read(self._inputs.inventory)
+            self._active.publish()
+            if self._services is not None:
+                await self._services.start()
+            if await self._loaded_first():
+                await self._serve_until_stopped(after_ready)
+        finally:
+            self._hosts.forbid_sleep()
+            await self._loop.stop(0 if self._hurry.is_set() else _LAST_ENGINES_S)
+            await self._hosts.end_sleeping()
+            await self._sharing.close()
+            if self._services is not None:
+                await self._services.close()
+
+    def _on_signal(self) -> None:
+        self._systemd.stopping()
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def _loaded_first(self) -> bool:
+        """Load the one model of `serve MODEL` before anything is served; False if told to stop meanwhile.
+
+        Other models load while requests are served. Raises EngineLoadFailed or DoesNotFit.
+        """
+        alone = self._inputs.alone
+        if alone is None:
+            for entry in self._inputs.configuration.models:
+                if entry.preload:
+                    self._loop.post(LoadAsked(self._clock.now(), entry.name))
+            return True
+        started = self._clock.now()
+        if not await self._unless_stopped(self._operator.load(alone.name)):
+            return False
+        # There is none if it has died since: it is loaded again when it is asked for.
+        for running in self._loop.effects.running.values():
+            if running.engine is not None:
+                rows = compare(running.placement, running.report) if running.report else ()
+                self._announcer.loaded(running.engine, self._clock.now() - started, rows)
+        return True
+
+    async def _serve_until_stopped(self, after_ready: AfterReady | None) -> None:
+        gateway = self._gateway()
+        _freeze_garbage()
+        address = _address(self._sock)
+        ready = asyncio.Event()
+
+        def on_ready() -> None:
+            self._announcer.serving(address, self._active.configuration)
+            self._report_ready(address)
+            ready.set()
+
+        async with asyncio.TaskGroup() as tasks:
+            others = [
+                tasks.create_task(work)
+                for work in (
+                    self._cards.run(),
+                    self._active.watch(),
+                    self._reload_on_hangup(address),
+                    self._refuse_when_stopped(),
+                    self._systemd.keep_alive(),
+                    *self._watchers(),
+                )
+            ]
+            if after_ready is not None:
+                others.append(tasks.create_task(_after(ready, after_ready, address)))
+            grace_s = self._inputs.options.grace_s
+            serving = tasks.create_task(
+                serve(gateway, self._sock, stop=self._stop, grace_s=grace_s, on_ready=on_ready)
+            )
+            hurried = tasks.create_task(self._hurry.wait())
+            await asyncio.wait({serving, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (serving, hurried, *others):
+                task.cancel()
+
+    def _gateway(self) -> Gateway:
+        server, active, examine = self._inputs.configuration.server, self._active, self._inputs.examine
+        return Gateway(
+            self._router,
+            self._operator,
+            request_log=None if server.request_log is None else RequestLog(server.request_log),
+            services=self._services,
+            alerts=self._alerts,
+            advisor=self._advisor,
+            api_keys=self._keys,
+            hosts=(*server.allowed_hosts, server.host),
+            console=Console,
+            examine=None if examine is None else lambda: examine(active.configuration),
+            puller=HubPuller(lambda: active.configuration.models_dir, arrived=active.reload),
+            planner=Plans(
+                lambda: active.configuration,
+                lambda: self._cards.last,
+                self._operator,
+                self._loop.effects.pids,
+                self._clock,
+            ),
+        )
+
+    def _watchers(self) -> Iterator[Coroutine[None, None, None]]:
+        """Yield the optional monitors."""
+        yield self._alerts.run()
+        if self._advisor is not None:
+            yield self._advisor.run()
+        yield self._engines.run()
+        if self._inputs.inventory.source is InventorySource.NVML:
+            yield XidWatch(self._alerts.fault).run()
+        services = self._inputs.configuration.services
+        if services is not None:
+            yield ContainerWatch(self._alerts, services.command).run()
+
+    def _report_ready(self, address: str) -> None:
+        count = len(self._active.configuration.models)
+        self._systemd.ready(f"Serving {count} model{'' if count == 1 else 's'} at {address}/v1")
+
+    async def _reload_on_hangup(self, address: str) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            self._systemd.reloading()
+            try:
+                changed = await self._active.reload()
+                _LOG.info("configuration read again: %s", "; ".join(changed) or "nothing changed")
+            except BadSetting as error:
+                _LOG.error("the configuration was left as it was: %s (%s)", error.message, error.hint)
+            self._report_ready(address)
+
+    async def _refuse_when_stopped(self) -> None:
+        """Admit nothing more once told to stop; what is being answered has its grace."""
+        await self._stop.wait()
+        self._loop.post(StopAsked(self._clock.now()))
+
+    async def _unless_stopped(self, work: Awaitable[None]) -> bool:
+        """Do the work unless told to stop first; whether it was done."""
+        working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+                return True
+            return False
+        finally:
+            for task in (working, waiting):
+                task.cancel()
+            await asyncio.gather(working, waiting, return_exceptions=True)
+
+
+def _engine_hosts(inputs: DaemonInputs, port: int, clock: SystemClock) -> EngineHosts:
+    return EngineHosts(
+        HostInputs(
+            # By port, since two daemons of one user must not write one file.
+            LogFolder(inputs.options.log_dir / str(port)),
+            ProbeMeter(inputs.probe, clock),
+            exclusive=exclusive_cards(inputs.inventory),
+            llama_server=inputs.options.llama_server,
+            cuda_version=inputs.inventory.cuda_version,
+        )
+    )
+
+
+def _effects(inputs: DaemonInputs, host: EngineHost, sharing: Sharing, clock: SystemClock) -> Effects:
+    rules = inputs.configuration.devices.rules
+    return Effects(
+        host,
+        clock,
+        cpu_fallback=lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
+        load_timeout_s=inputs.options.load_timeout_s,
+        use_fit_params=inputs.options.use_fit_params,
+        sharing=sharing,
+    )
+
+
+async def _after(ready: asyncio.Event, action: AfterReady, address: str) -> None:
+    await ready.wait()
+    await action(address)
+
+
+def _freeze_garbage() -> None:
+    """Spare the collector what was imported, which lives as long as the daemon.
+
+    To look through it takes tens of milliseconds, in which no request goes on.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
