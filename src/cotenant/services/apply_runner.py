@@ -11,7 +11,8 @@ from typing import Final
 
 from cotenant.concurrency.broadcast import Broadcast
 from cotenant.domain.errors import ApplyRunning, CotenantError, StoreError
-from cotenant.services.interfaces import Orchestrator, ServiceStore
+from cotenant.services.compose.orchestrator import ComposeOrchestrator
+from cotenant.services.interfaces import ServiceStore
 from cotenant.services.model import ApplyOrder, ApplyState, ApplyStatus
 
 _LOG: Final = logging.getLogger("cotenant.services")
@@ -24,7 +25,9 @@ class ApplyRunner:
     `status` is the last apply of this run, or the one found at its start; None if there was none.
     """
 
-    def __init__(self, orchestrator: Orchestrator, store: ServiceStore, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, orchestrator: ComposeOrchestrator, store: ServiceStore, wall: Callable[[], float]
+    ) -> None:
         self._orchestrator = orchestrator
         self._store = store
         self._wall = wall

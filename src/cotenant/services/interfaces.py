@@ -1,20 +1,15 @@
-"""What the operator of services needs from the database and from the container engine."""
+"""What the operator of services needs from the database, which is above this room."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from cotenant.services.model import (
-    ApplyOrder,
     ApplyStatus,
     Assignment,
-    ContainerState,
     SavedConfiguration,
     SeenDevice,
-    Service,
-    ServiceDevice,
     Strategy,
 )
 
@@ -61,48 +56,4 @@ class ServiceStore(Protocol):
 
     async def devices(self) -> Sequence[SeenDevice]:
         """Return every GPU ever seen under its index, in index order."""
-        ...
-
-
-class Orchestrator(Protocol):
-    """Writes the files that pin services to GPUs, and recreates containers by the host's compose command."""
-
-    def compose_services(self) -> Sequence[str]:
-        """Return the names in the compose files. Raises ComposeFileError."""
-        ...
-
-    def write(
-        self,
-        configuration: SavedConfiguration,
-        services: Sequence[Service],
-        devices: Sequence[ServiceDevice],
-        *,
-        force: bool = False,
-    ) -> None:
-        """Write the generated files, all or none, and keep them under the configuration's number.
-
-        Raises GeneratedFileEdited unless `force`, GeneratedFileFailed, and ComposeFileError: what a service
-        requests in its own file decides what has to be written.
-        """
-        ...
-
-    def edited(self) -> Sequence[Path]:
-        """Return the generated files that somebody changed or removed since they were written."""
-        ...
-
-    async def containers(self) -> Sequence[ContainerState]:
-        """Return the state of the containers. Raises ContainerEngineMissing and ComposeFileError."""
-        ...
-
-    async def apply(self, order: ApplyOrder, report: Callable[[ApplyStatus], None]) -> ApplyStatus:
-        """Recreate the changed services and return the result; `report` is called at every step.
-
-        A service that does not come up is a result, not an exception. Raises ContainerEngineMissing,
-        ComposeFileError, GeneratedFileEdited and GeneratedFileFailed before anything is changed. If
-        cancelled, it leaves what it has done, recorded on disk.
-        """
-        ...
-
-    async def unfinished(self) -> ApplyStatus | None:
-        """Return the apply that an earlier run of the daemon did not finish, as its containers now are."""
         ...

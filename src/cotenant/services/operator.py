@@ -23,8 +23,9 @@ from cotenant.services.assign.changes import difference
 from cotenant.services.assign.fallback import fall_back
 from cotenant.services.assign.strategies import assign
 from cotenant.services.assign.warnings import warnings_of
+from cotenant.services.compose.orchestrator import ComposeOrchestrator
 from cotenant.services.devices import seen_devices, service_devices
-from cotenant.services.interfaces import Orchestrator, ServiceStore
+from cotenant.services.interfaces import ServiceStore
 from cotenant.services.model import (
     ApplyOrder,
     ApplyState,
@@ -61,7 +62,7 @@ class Services:
         self,
         settings: ServicesSettings,
         store: ServiceStore,
-        orchestrator: Orchestrator,
+        orchestrator: ComposeOrchestrator,
         measure: Measure,
         claims: Claims,
         wall: Callable[[], float] = time.time,

@@ -1,7 +1,8 @@
-"""The scheduler's tables, and how the values of `domain.records` become rows. Times are Unix seconds."""
+"""The scheduler's tables, and the conversion of `domain.records` to rows. Times are Unix seconds."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Final
 
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, MetaData, Row, String, Table
@@ -16,6 +17,8 @@ metadata: Final = MetaData()
 _Count = BigInteger().with_variant(Integer(), "sqlite")
 """Bytes and numbers. SQLite's integers hold 64 bits under any name, and its keys must be named INTEGER."""
 
+_PARTS: Final = ("weights", "kv", "compute", "overhead")
+
 footprints: Final = Table(
     "footprints",
     metadata,
@@ -27,14 +30,8 @@ footprints: Final = Table(
     Column("device_id", String, nullable=False),
     Column("device_name", String, nullable=False),
     Column("engine", String),
-    Column("predicted_weights_bytes", _Count, nullable=False),
-    Column("predicted_kv_bytes", _Count, nullable=False),
-    Column("predicted_compute_bytes", _Count, nullable=False),
-    Column("predicted_overhead_bytes", _Count, nullable=False),
-    Column("reported_weights_bytes", _Count),
-    Column("reported_kv_bytes", _Count),
-    Column("reported_compute_bytes", _Count),
-    Column("reported_overhead_bytes", _Count),
+    *(Column(f"predicted_{part}_bytes", _Count, nullable=False) for part in _PARTS),
+    *(Column(f"reported_{part}_bytes", _Count) for part in _PARTS),
     Column("measured_bytes", _Count),
 )
 
@@ -63,23 +60,12 @@ decisions: Final = Table(
     Column("facts", JSON, nullable=False),
 )
 
-_PARTS: Final = ("weights", "kv", "compute", "overhead")
-
 
 def footprint_row(record: FootprintRecord) -> dict[str, Any]:
     """Render a record for `footprints`."""
-    return {
-        "at": record.at,
-        "model": record.model,
-        "file_fingerprint": record.file_fingerprint,
-        "recipe_fingerprint": record.recipe_fingerprint,
-        "device_id": record.device_id,
-        "device_name": record.device_name,
-        "engine": record.engine,
-        **_part_columns("predicted", record.predicted),
-        **_part_columns("reported", record.reported),
-        "measured_bytes": record.measured_bytes,
-    }
+    row = asdict(record)
+    del row["predicted"], row["reported"]
+    return row | _part_columns("predicted", record.predicted) | _part_columns("reported", record.reported)
 
 
 def footprint_of(row: Row[Any]) -> FootprintRecord:
@@ -103,13 +89,7 @@ def footprint_of(row: Row[Any]) -> FootprintRecord:
 
 def load_row(record: LoadRecord) -> dict[str, Any]:
     """Render a record for `loads`."""
-    return {
-        "at": record.at,
-        "model": record.model,
-        "seconds": record.seconds,
-        "bytes": record.bytes,
-        "warmth": record.warmth.value,
-    }
+    return {**asdict(record), "warmth": record.warmth.value}
 
 
 def load_of(row: Row[Any]) -> LoadRecord:

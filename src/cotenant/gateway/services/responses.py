@@ -16,18 +16,14 @@ from cotenant.gateway.services.schema import (
     ConfigurationResponse,
     DetectResponse,
     Gpus,
-    HistoryResponse,
     PreviewResponse,
     SaveResponse,
-    StatusResponse,
 )
 from cotenant.services.model import (
     ApplyStatus,
     Assignment,
     AssignmentPlan,
     Change,
-    ContainerState,
-    SavedConfiguration,
     SeenDevice,
     ServicesView,
     ServiceWarning,
@@ -98,19 +94,9 @@ def preview_response(plan: AssignmentPlan, changes: Sequence[Change]) -> Preview
     return PreviewResponse.model_validate({**_plan(plan), "diff": changes})
 
 
-def apply_response(status: ApplyStatus) -> ApplyResponse:
-    """Return the state of an apply."""
-    return ApplyResponse.model_validate(status)
-
-
 def apply_event(status: ApplyStatus) -> bytes:
     """Render a step of an apply as an event named `apply`."""
-    return b"event: apply\ndata: %b\n\n" % apply_response(status).model_dump_json().encode()
-
-
-def status_response(apply: ApplyStatus | None, containers: Sequence[ContainerState]) -> StatusResponse:
-    """Return the last apply and the containers."""
-    return StatusResponse.model_validate({"apply": apply, "containers": containers})
+    return b"event: apply\ndata: %b\n\n" % ApplyResponse.model_validate(status).model_dump_json().encode()
 
 
 def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectResponse:
@@ -126,11 +112,6 @@ def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectRes
         for each in seen
     ]
     return DetectResponse.model_validate({"gpus": gpus, "problems": _problems(view)})
-
-
-def history_response(configurations: Sequence[SavedConfiguration]) -> HistoryResponse:
-    """Return the configurations saved."""
-    return HistoryResponse.model_validate({"history": configurations})
 
 
 def _plan(plan: AssignmentPlan) -> dict[str, Any]:

@@ -17,13 +17,10 @@ from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
 from cotenant.gateway.services import examples
 from cotenant.gateway.services.responses import (
-    apply_response,
     configuration_response,
     detect_response,
-    history_response,
     preview_response,
     save_response,
-    status_response,
 )
 from cotenant.gateway.services.schema import (
     MAX_NUMBER,
@@ -172,17 +169,18 @@ class GpuConfigRoutes:
 
     async def _save(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(ConfigurationRequest, await request.body())
-        plan = await services.save(asked.strategy, _assignments(asked.assignments), force=asked.force)
+        body = read_body(ConfigurationRequest, await request.body())
+        plan = await services.save(body.strategy, _assignments(body.assignments), force=body.force)
         return save_response(plan)
 
     async def _apply(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(ApplyRequest, await request.body() or b"{}")
-        return apply_response(await services.apply(force=asked.force))
+        body = read_body(ApplyRequest, await request.body() or b"{}")
+        return ApplyResponse.model_validate(await services.apply(force=body.force))
 
     async def _status(self, request: ApiRequest) -> object:
-        return status_response(*await self._needed().status())
+        apply, containers = await self._needed().status()
+        return StatusResponse.model_validate({"apply": apply, "containers": containers})
 
     async def _detect(self, request: ApiRequest) -> object:
         services = self._needed()
@@ -195,23 +193,23 @@ class GpuConfigRoutes:
 
     async def _preview_assignments(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(PreviewRequest, await request.body())
-        found = await services.preview(asked.strategy, _assignments(asked.assignments))
+        body = read_body(PreviewRequest, await request.body())
+        found = await services.preview(body.strategy, _assignments(body.assignments))
         return preview_response(*found)
 
     async def _rollback(self, request: ApiRequest) -> object:
         services = self._needed()
-        asked = read_body(RollbackRequest, await request.body() or b"{}")
-        number = asked.number
+        body = read_body(RollbackRequest, await request.body() or b"{}")
+        number = body.number
         if number is None and request.text("number") is not None:
             number = request.whole("number", 0, MAX_NUMBER)
             if not number:
                 raise BadAssignment("number=0 is in no history", field="number")
-        return apply_response(await services.rollback(number))
+        return ApplyResponse.model_validate(await services.rollback(number))
 
     async def _history(self, request: ApiRequest) -> object:
         limit = request.whole("limit", _HISTORY, _MAX_HISTORY)
-        return history_response(await self._needed().history(limit))
+        return HistoryResponse.model_validate({"history": await self._needed().history(limit)})
 
     def _needed(self) -> Services:
         if self._services is None:
@@ -223,10 +221,10 @@ class GpuConfigRoutes:
         return self._services
 
 
-def _assignments(asked: Sequence[AssignmentRequest]) -> list[Assignment]:
+def _assignments(requested: Sequence[AssignmentRequest]) -> list[Assignment]:
     """Return the assignments requested. Raises BadAssignment for a service that is named twice."""
     first: dict[str, int] = {}
-    for number, each in enumerate(asked):
+    for number, each in enumerate(requested):
         if each.service in first:
             raise BadAssignment(
                 f"{each.service} is there already, as assignments[{first[each.service]}]",
@@ -241,7 +239,7 @@ def _assignments(asked: Sequence[AssignmentRequest]) -> list[Assignment]:
             DeviceId(each.gpu_uuid) if each.gpu_uuid is not None and each.gpu_index is None else None,
             each.vram_budget_override,
         )
-        for each in asked
+        for each in requested
     ]
 
 

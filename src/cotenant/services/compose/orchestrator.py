@@ -1,4 +1,4 @@
-"""The Orchestrator over compose files and the host's compose command."""
+"""Pins services by compose files and recreates them by the host's compose command."""
 
 from __future__ import annotations
 
@@ -84,7 +84,11 @@ class ComposeOrchestrator:
         *,
         force: bool = False,
     ) -> None:
-        """Write the generated files, all or none, as `Orchestrator.write` says."""
+        """Write the generated files, all or none, and keep them under the configuration's number.
+
+        Raises GeneratedFileEdited unless `force`, GeneratedFileFailed, and ComposeFileError: what a service
+        requests in its own file decides what has to be written.
+        """
         project = self._project()
         pinned = pins(configuration.assignments, services, devices, project, self._settings.device_ids)
         reset = render_reset(configuration, pinned)
@@ -113,10 +117,12 @@ class ComposeOrchestrator:
         return states(found, project.services)
 
     async def apply(self, order: ApplyOrder, report: Callable[[ApplyStatus], None]) -> ApplyStatus:
-        """Recreate the changed services, as `Orchestrator.apply` says.
+        """Recreate the changed services and return the result; `report` is called at every step.
 
-        Raises GeneratedFileEdited if a file of another configuration was changed by hand. If cancelled, a
-        compose command that is running continues to its end.
+        A service that does not come up is a result, not an exception. Raises ContainerEngineMissing,
+        ComposeFileError, GeneratedFileEdited (a file of another configuration was changed by hand) and
+        GeneratedFileFailed before anything is changed. If cancelled, it leaves what it has done, recorded on
+        disk; a compose command that is running continues to its end.
         """
         project = await asyncio.to_thread(self._project)
         self._check(project, order)
