@@ -185,7 +185,7 @@ def test_unknown_is_a_question_mark_with_its_reason_and_never_zero() -> None:
     assert lines[2].split() == ["GPU0", "0", "RTX", "3090", "GPU-a", "?", "?", "?", "?", "?", "?", "?"]
     assert "  GPU0  unknown: the driver does not list them" in lines
     assert lines[-1] == (
-        "Problem: GPU 0 NVIDIA GeForce RTX 3090: the driver does not tell its memory (Unknown Error)"
+        "Problem: GPU 0 NVIDIA GeForce RTX 3090: the driver does not report its memory (Unknown Error)"
     )
     (device,) = gpus.as_json(found, DeviceOrder.INDEX)["devices"]
     facts = ("total_bytes", "used_bytes", "free_bytes", "compute_mode", "compute_capability", "processes")

@@ -286,7 +286,7 @@ def remote(folder: Path) -> Subject:
         ),
         "does not take the key",
         end,
-        "serves no more: nobody answers there",
+        "no longer serves: there is no answer",
         lambda engine: False,
         slow=of_kind(plain, EngineKind.REMOTE, replace(options, address=replace(address, port=1))),
         has_log=False,

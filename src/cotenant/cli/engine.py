@@ -47,7 +47,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the action asked for. Raises EngineMissing or EngineInstallFailed."""
+    """Run the action. Raises EngineMissing or EngineInstallFailed."""
     status: int = args.action(args)
     return status
 
@@ -83,7 +83,7 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _inventory() -> Inventory:
-    """Measure this machine's own devices: described ones have no say in what must be installed."""
+    """Measure this machine's own devices: described ones do not decide what must be installed."""
     from cotenant.hardware.gpus.inventory import probe
 
     return probe(None, SystemClock()).inventory()

@@ -18,13 +18,13 @@ from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 
 UNREAD_PERCENT: Final = 130
-"""Per cent of its files that a command's model is taken to need, until it is seen: KV cache and buffers."""
+"""Assumed memory of a model that is not read, in per cent of its files, until it is measured."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class EntryProblem:
-    """What is wrong with one key of an entry."""
+    """A problem with one key of an entry."""
 
     key: str
     message: str
@@ -41,7 +41,7 @@ def kind_of(model: Model) -> EngineKind:
 
 
 def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
-    """Say which keys do not go with the entry's engine, and which are missing."""
+    """Return which keys the entry's engine does not take, and which are missing."""
     kind = kind_of(model)
     traits = kind.traits
     refused = [
@@ -67,7 +67,7 @@ def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
 
 
 def launch_of(model: Model, base: Path) -> LaunchOptions:
-    """Return in what an entry's engine runs; an image that is a file is meant against `base`."""
+    """Return how an entry's engine is started; an image that is a file is relative to `base`."""
     options = LaunchOptions(model.launcher, model.image)
     if model.image is not None and options.by_image_file is not None:
         return replace(options, image=os.path.abspath(base / os.path.expanduser(model.image)))
@@ -113,7 +113,7 @@ def endpoint(address: str) -> Endpoint:
 
 
 def unread_shape(name: str, kind: ModelKind) -> ModelShape:
-    """Describe a model whose file is not read: all that is known is what it is for."""
+    """Describe a model whose file is not read: only its kind is known."""
     return ModelShape(
         name=name,
         architecture="unknown",
@@ -144,7 +144,7 @@ def weights_bytes(path: Path) -> int:
 
 
 def missing_variable(model: Model, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the variable that shall hold the key and is not set."""
+    """Return the variable that should hold the key and is not set."""
     name = model.api_key_env
     return name if name is not None and not environment.get(name) else None
 

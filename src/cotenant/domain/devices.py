@@ -1,4 +1,4 @@
-"""Devices, what was measured of them, and the inventory of a machine."""
+"""Devices, their measurements, and the inventory of a machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DeviceOrder(StrEnum):
 class Device:
     """One memory pool: a card, a MIG slice, or host RAM. Unknown is None.
 
-    `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` made up:
+    `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` describes:
     it can be planned upon, but no process of this machine can run on it. `runtime_name` is what the vendor's
     runtime calls it, a UUID or an index, where that is not the id; `render_node` is the number of its device
     file under /dev/dri, where the runtime needs it.
@@ -76,7 +76,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process that holds memory on a device. `used_bytes` is None where the driver does not tell."""
+    """A process that holds memory on a device. `used_bytes` is None if the driver does not report it."""
 
     pid: int
     name: str | None
@@ -94,7 +94,7 @@ class Display:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensors:
-    """What a device's driver reports beside its memory; unknown is None.
+    """What a device's driver reports besides its memory; unknown is None.
 
     A sensor with a Display is shown by `cotenant top` and on the console's cards.
     """
@@ -216,7 +216,7 @@ def launch_environment(devices: Sequence[Device]) -> dict[str, str]:
 
     Host RAM takes no number. Described devices are left out, since CUDA stops at the first entry that it does
     not know; so a process planned on host RAM or on described devices sees no GPU at all, and cannot take
-    memory that nobody planned. A plan never mixes vendors.
+    memory that was not planned. A plan never mixes vendors.
     """
     real = [d for d in devices if d.kind is not DeviceKind.HOST and not d.described]
     vendor = real[0].vendor if real else None

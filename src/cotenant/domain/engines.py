@@ -1,4 +1,4 @@
-"""What is known of the programs that run models, and what they report."""
+"""The programs that run models, and what they report."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class EngineBuild:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an engine listens, and how it is spoken to.
+    """Where an engine listens, and how it is addressed.
 
-    `prefix` stands before every path. `model` is the name by which it knows the model, None for that of the
+    `prefix` comes before every path. `model` is the name by which it knows the model, None for that of the
     request; `key` is sent as a bearer token.
     """
 
@@ -80,7 +80,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class EngineEnd:
-    """How an engine's process ended, in whole sentences; `cause` is None where that was wanted."""
+    """How an engine's process ended, in whole sentences; `cause` is None if it was stopped on purpose."""
 
     why: str
     cause: Cause | None = None
@@ -98,6 +98,6 @@ class ReportedDevice:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What an engine said of its memory."""
+    """What an engine reported of its memory."""
 
     devices: tuple[ReportedDevice, ...]

@@ -1,4 +1,4 @@
-"""Why an engine ended, as far as it can be told."""
+"""Why an engine ended, as far as it is known."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A cause, told in words.
+    """A cause, in words.
 
     `summary` continues "the engine could not be loaded: " and has no full stop. `evidence` are lines of the
     log, the telling one first. `remedy` is what to do, in whole sentences; a command in it that needs root is

@@ -36,13 +36,13 @@ class InventorySource(StrEnum):
 
     @property
     def is_described(self) -> bool:
-        """Whether the devices are made up."""
+        """Whether the devices are only described."""
         return self in (InventorySource.DESCRIBED, InventorySource.FOLLOWED)
 
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
-    """How a batch system tells a process its GPUs: the first of `variables` that is set lists them.
+    """How a batch system allots GPUs to a process: the first of `variables` that is set lists them.
 
     If `by_place`, numbers count the GPUs that earlier variables leave, else they are the driver's indices.
     """
@@ -80,7 +80,7 @@ def _rocm(names: Sequence[str]) -> Mapping[str, str]:
     numbers = ",".join(str(number) for number in range(len(names)))
     return {
         "ROCR_VISIBLE_DEVICES": ",".join(names),
-        # HIP numbers anew what ROCr leaves, and reads CUDA's variable where its own is missing: both are set,
+        # HIP renumbers what ROCr leaves, and reads CUDA's variable where its own is missing: both are set,
         # and alike, as some engines refuse to start where they differ.
         "HIP_VISIBLE_DEVICES": numbers,
         "CUDA_VISIBLE_DEVICES": numbers,

@@ -44,7 +44,7 @@ class PlanRequest:
 
 
 def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
-    """Lay a model over devices, in their order, or say why it cannot be.
+    """Place a model on devices, in their order, or return why it does not fit.
 
     Host RAM is used as a device only where it is the sole one, or where the recipe asks for no layer on a
     GPU. Raises BadSplit for a manual split that does not match.
@@ -96,7 +96,7 @@ def _groups(gpus: list[Budget]) -> list[list[Budget]]:
 
 
 def _why_left_out(budgets: Sequence[Budget]) -> str:
-    """Say why nothing can be used, devices of one reason together."""
+    """Say why nothing can be used, grouped by reason."""
     by_reason: dict[str, list[str]] = {}
     for budget in budgets:
         by_reason.setdefault(budget.left_out or "", []).append(budget.device.label)
@@ -106,7 +106,7 @@ def _why_left_out(budgets: Sequence[Budget]) -> str:
 def leave_to_engine(
     request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules
 ) -> Placement | Refusal:
-    """Lay a model out evenly, budgets or not, for an engine that will fit itself to these devices.
+    """Spread a model evenly, even beyond budgets, for an engine that fits itself to these devices.
 
     Only an engine that is planned per layer does so; for others it is `place`.
     """
@@ -169,7 +169,7 @@ class _Attempt:
         return self._laid_out(usable, costs, ranges, *warning)
 
     def evenly(self, usable: list[Budget]) -> Placement:
-        """Reach the least maximum fraction of a budget, above 1 if need be."""
+        """Minimise the largest fraction of a budget that is used, which may exceed 1."""
         costs = self._costs(begin=0)
         problem, _ = self._problem(usable, costs)
         return self._laid_out(usable, costs, least_fraction(problem)[1])

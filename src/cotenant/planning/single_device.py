@@ -1,4 +1,4 @@
-"""Models whose bytes are stated or were seen, and not computed: they lie whole on one device, or nowhere."""
+"""Plans models whose bytes are stated or measured, not computed: on one device, or on none."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import left_out_warnings
 
 UNKNOWN_SHARE: Final = 0.8
-"""What part of a GPU a model is given for its first load, when nobody knows what it takes."""
+"""The share of a GPU that a model gets for its first load if its memory is unknown."""
 
 
 def place_on_one_device(
     name: str, shape: ModelShape, recipe: Recipe, needed_bytes: int | None, budgets: Sequence[Budget]
 ) -> Placement | Refusal:
-    """Put a model on the first device that has room for `needed_bytes`, or say why none has.
+    """Place a model on the first device that has room for `needed_bytes`, or return why none has.
 
-    None is not known: it gets UNKNOWN_SHARE of a GPU. Host RAM is used only where it is the sole device.
+    None is unknown: it gets UNKNOWN_SHARE of a GPU. Host RAM is used only if it is the only device.
     """
     usable = [budget for budget in budgets if budget.left_out is None]
     gpus = [budget for budget in usable if budget.device.kind is not DeviceKind.HOST]
@@ -29,7 +29,7 @@ def place_on_one_device(
     for budget in gpus or usable:
         needed = _needed(needed_bytes, budget)
         if needed is None:
-            reason = f"what it takes of {budget.device.label} is not known: state it, as `memory: 6GiB`"
+            reason = f"its memory on {budget.device.label} is not known: state it, as `memory: 6GiB`"
             return Refusal(name, reason, warnings=left_out)
         if needed <= budget.budget_bytes:
             return _placement(name, shape, recipe, budgets, budget, needed, left_out)

@@ -1,11 +1,11 @@
 """vLLM's models: whole on one GPU, or every matrix cut alike over 2, 4 or 8 equal ones.
 
 Sources, vLLM 0.10.2 to 0.32. `request_memory` (`v1/worker/utils.py`): `--gpu-memory-utilization` times the
-card's total must be free once the CUDA context and NCCL are up, whatever else is told.
+card's total must be free once the CUDA context and NCCL are up, whatever the other arguments.
 `Worker.determine_available_memory` (`v1/worker/gpu_worker.py`): with `--kv-cache-memory-bytes` the KV cache
 is just that. Without it, it is that share less weights, peak activations and all that anybody else took of
 the card meanwhile, since free memory is what is compared; it stops if somebody gave memory back. CUDA graphs
-come on top, or since 0.20 out of the share unless told otherwise. `_check_enough_kv_cache_memory`
+come on top, or since 0.20 out of the share unless disabled. `_check_enough_kv_cache_memory`
 (`v1/core/kv_cache_utils.py`): the cache holds one request of the longest length and a block that stays empty.
 """
 
@@ -23,9 +23,9 @@ from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_b
 
 WAYS: Final = (1, 2, 4, 8)
 GRAPH_BYTES: Final = 512 * MIB
-"""CUDA graphs and NCCL's buffers, which vLLM takes beside its utilization; an estimate."""
+"""CUDA graphs and NCCL's buffers, which vLLM takes on top of its utilization; an estimate."""
 PROCESS_BYTES: Final = 2304 * MIB
-"""Host RAM of server, engine core and worker on the CPU: 0.7 GiB each beside weights (0.32, as measured)."""
+"""Host RAM of server, engine core and worker on the CPU: 0.7 GiB each without weights (0.32, as measured)."""
 _ACTIVATION_MARGIN_BYTES: Final = 256 * MIB
 _BLOCK_TOKENS: Final = 128
 """The largest block of attention's backends: 16 to 64 tokens on a card, 128 on the CPU."""
@@ -37,7 +37,7 @@ _F32: Final = 4
 def place_tensor_parallel(
     name: str, shape: ModelShape, recipe: Recipe, budgets: Sequence[Budget], rules: BudgetRules
 ) -> Placement | Refusal:
-    """Lay a model over the fewest equal GPUs that have room for it, or say why none have.
+    """Place a model on the fewest equal GPUs that have room for it, or return why none have.
 
     Host RAM is used only where it is the sole device, for builds of vLLM without CUDA.
     """
@@ -69,7 +69,7 @@ def place_tensor_parallel(
 
 
 def parts_per_gpu(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
-    """Return what each of `ways` GPUs bears, the context and graphs aside.
+    """Return what each of `ways` GPUs holds, without context and graphs.
 
     All matrices are cut, so weights divide evenly; KV heads that are fewer than the ways are kept by several.
     vLLM keeps the KV cache of sliding layers in pages of the others' size: they count in full.
@@ -99,9 +99,9 @@ def batch_tokens(recipe: Recipe, kind: ModelKind) -> int:
 def utilization(share: Share) -> float | None:
     """Return `--gpu-memory-utilization` for a share of a device, rounded up to 0.0001; None if unknown.
 
-    It covers what is planned beside context and graphs. What else is on the card does not enter: vLLM checks
-    that as much is free as it starts, and admission has seen to that. On the CPU it covers its processes too
-    (`CPUWorker.determine_available_memory`).
+    It covers what is planned, without context and graphs. Other memory on the card does not count: vLLM only
+    checks that this much is free when it starts, and admission ensures that. On the CPU it covers its
+    processes too (`CPUWorker.determine_available_memory`).
     """
     total = share.device.total_bytes
     if not total:
@@ -146,7 +146,7 @@ def _elements(shape: ModelShape, number: int, ways: int) -> int:
 
 
 def _cache_known(shape: ModelShape) -> bool:
-    """Whether vLLM's KV cache is ours to the byte, so that it can be told its size.
+    """Whether vLLM's KV cache is computed to the byte, so that its size can be set.
 
     It pads caches of layers that are not alike to pages of one size, by rules that change with its releases.
     """

@@ -14,7 +14,7 @@ _MOST_RATE: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """What a policy may look at. Times are the scheduler's."""
+    """What a policy may use. Times are those of the scheduler's clock."""
 
     model: str
     demand: Demand
@@ -41,7 +41,7 @@ def greedy_dual_size_frequency(victim: Victim) -> float:
 
 
 def expected_delay(victim: Victim) -> float:
-    """Chance of being asked for soon × the waiting that a reload causes, per second of the horizon.
+    """Probability of a request soon × the waiting that a reload causes, per second of the horizon.
 
     The waiting is `load_s · (1 + rate · load_s / 2)`: the request that misses, and those that queue behind it
     (delayed hits; Atre et al., SIGCOMM 2020).

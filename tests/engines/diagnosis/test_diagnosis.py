@@ -323,11 +323,11 @@ def test_an_unknown_death_says_so_and_shows_the_last_lines() -> None:
 
     assert found.cause is Cause.UNKNOWN
     assert found.sentence == (
-        "it exited with status 7 and why is not known; its last lines (number 6 | number 7 | number 8)"
+        "it exited with status 7 for an unknown reason; its last lines (number 6 | number 7 | number 8)"
     )
     log = f"0.00.100.000 E some_function: the reason nobody foresaw\n0.00.200.000 I fine\n{ENDING}"
     assert diagnose(1, log).evidence == ("the reason nobody foresaw",)
-    assert diagnose(7, "").sentence == "it exited with status 7 and why is not known; it printed nothing"
+    assert diagnose(7, "").sentence == "it exited with status 7 for an unknown reason; it printed nothing"
 
 
 @pytest.mark.parametrize(

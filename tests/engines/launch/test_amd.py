@@ -70,7 +70,7 @@ def test_what_is_not_there_or_not_told_is_refused_by_name(devices: Path) -> None
     (devices / "dri" / "renderD129").unlink()
     with pytest.raises(EngineLacksDevice, match="renderD129: No such file"):
         options(amd(1, render_node=129))
-    with pytest.raises(EngineLacksDevice, match="does not tell the render node of GPU 1 MI210"):
+    with pytest.raises(EngineLacksDevice, match="does not report the render node of GPU 1 MI210"):
         options(amd(1, render_node=None))
 
 

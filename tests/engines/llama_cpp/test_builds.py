@@ -121,7 +121,7 @@ def test_a_program_that_is_no_llama_server_is_refused(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\necho hello\n")
     program.chmod(0o755)
     found = server_build(program)
-    assert found.problem == "it does not tell its version"
+    assert found.problem == "it does not report its version"
     with pytest.raises(EngineMissing, match="lists no options"):
         server_flags(found)
 

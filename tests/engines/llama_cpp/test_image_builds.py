@@ -69,7 +69,7 @@ def test_an_image_that_is_not_there_is_told_with_the_command_that_fetches_it(fol
 def test_an_image_without_a_server_names_what_was_tried(folder: Path) -> None:
     (folder / "id").write_text("sha256:1")
     (folder / "docker").write_text(DOCKER.format(folder=folder).replace("/app/", "/opt/"))
-    with pytest.raises(EngineMissing, match="no llama-server that tells its options") as told:
+    with pytest.raises(EngineMissing, match="no llama-server that lists its options") as told:
         image_build(terms("other"))
     assert "not found in PATH" in told.value.message
 

@@ -205,7 +205,7 @@ def test_a_live_file_is_read_anew_and_stands_while_it_is_broken(file: Path) -> N
         assert used() == [700 * MIB]
         (problem,) = probe.inventory().problems
         assert str(file) in problem
-        assert "what it said before stands" in problem
+        assert "its last content is used" in problem
     file.unlink()
     assert used() == [700 * MIB]
     file.write_text("{live: false, gpus: [{total: 2GiB}, {total: 1GiB}]}")

@@ -104,7 +104,7 @@ def test_a_kernel_that_tells_nothing_leaves_the_memory_unknown_with_the_reason(t
 
     reading = found.reading(found.devices[0])
     assert (found.devices[0].total_bytes, reading.used_bytes, reading.free_bytes) == (None, None, None)
-    assert reading.problem == "the kernel does not tell its memory in /proc/meminfo"
+    assert reading.problem == "the kernel does not report its memory in /proc/meminfo"
 
 
 def test_this_machine_is_read() -> None:

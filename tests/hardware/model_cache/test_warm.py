@@ -92,7 +92,7 @@ def test_a_file_larger_than_the_budget_is_read_from_its_start_as_far_as_it_goes(
     path = cold_file(tmp_path / "model", 4 * SIZE)
     done = asyncio.run(tier(tmp_path, budget=SIZE).warm([path], "asked"))
     assert done.covered_bytes == SIZE
-    assert done.stopped == "the budget holds no more of it"
+    assert done.stopped == "the budget is used up"
     fd = os.open(path, os.O_RDONLY)
     assert page_cache.resident_range(fd, 0, SIZE) == SIZE
     assert page_cache.resident_range(fd, 3 * SIZE, SIZE) == 0

@@ -1,4 +1,4 @@
-"""What models are seen to take whose bytes nobody can compute, for their next loads."""
+"""Learns the memory of models that cannot be computed, for their next loads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _CHANGED: Final = 1.02
 
 
 class MeasuredFootprints:
-    """Watches Readings for what commands take, and has the next load planned by it.
+    """Reads from Readings what such models hold, so that their next load is planned by it.
 
-    What a model took in past runs is where it begins. A stated `memory:` is never overruled.
+    It starts with what models held in past runs. A stated `memory:` always wins.
     """
 
     def __init__(self, view: FleetView, served: ActiveConfiguration, known: Mapping[str, int]) -> None:
@@ -25,7 +25,7 @@ class MeasuredFootprints:
         self._seen = dict(known)
 
     def measured(self) -> None:
-        """Take in what the last Readings say of each command that is loaded."""
+        """Update what is known of each loaded model by the last Readings."""
         for residency, _ in self._view.loaded():
             entry = self._view.entry(residency.model)
             if entry is None or not entry.recipe.engine.traits.learns_from_readings:
@@ -39,5 +39,5 @@ class MeasuredFootprints:
 
 
 def with_margin(seen_bytes: int) -> int:
-    """Return what to plan for a model that was seen to hold so much."""
+    """Return the bytes to plan for a model that was measured to hold `seen_bytes`."""
     return int(_MARGIN * seen_bytes)

@@ -1,4 +1,4 @@
-"""Ollama daemons: what they have is served, what they hold is counted, for whomever they hold it."""
+"""Monitors Ollama daemons: serves what they have, and counts the memory that they hold."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class _Daemon:
     by_name: dict[str, tuple[OllamaModel, ModelFacts]] = field(default_factory=dict)
 
     def of(self, tag: str) -> tuple[OllamaModel, ModelFacts] | None:
-        """Return the model of a tag, and what was shown of it."""
+        """Return the model of a tag, and its facts."""
         return self.by_name.get(tag.removesuffix(LATEST))
 
     def are_one(self, first: str, second: str) -> bool:
-        """Whether two tags, loaded, are one: models of the same weights are loaded once, as one of them."""
+        """Whether two loaded tags are one: models with the same weights are loaded once, under one tag."""
         if same_tag(first, second):
             return True
         known, other = self.of(first), self.of(second)
@@ -65,10 +65,10 @@ class _Daemon:
 
 
 class OllamaDaemons:
-    """Asks every Ollama daemon that models are configured of, each second.
+    """Asks every configured Ollama daemon each second.
 
-    Ollama chooses a model's GPUs itself and does not tell them: on a machine with several, what it holds is
-    counted where it was planned, and what others had it load on the first GPU that its models may use.
+    Ollama chooses a model's GPUs itself and does not report them: on a machine with several, what it holds is
+    counted where it was planned, and models of other clients on the first GPU that it may use.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class OllamaDaemons:
         self._daemons: dict[Endpoint, _Daemon] = {}
         # Since the daemons were last asked: what has gone meanwhile is still in their answer.
         self._lately_ours: set[tuple[Endpoint, str]] = set()
-        # What was never seen loaded is estimated anew: GPUs may be read, or a model be made anew, meanwhile.
+        # Models that were never seen loaded are estimated again: GPUs or models may have changed meanwhile.
         self._estimates: set[str] = set()
 
     async def run(self) -> None:
@@ -92,7 +92,7 @@ class OllamaDaemons:
                     await self._view.memory_changed()
 
     async def poll(self) -> None:
-        """Ask every daemon once, and serve and count what it says."""
+        """Ask every daemon once, and serve and count what it reports."""
         configuration = self._served.configuration
         wanted = _addresses(configuration)
         self._daemons = {a: self._daemons.get(a) or _Daemon(OllamaClient(a)) for a in wanted}
@@ -126,7 +126,7 @@ class OllamaDaemons:
         models = None if loaded is None else await daemon.asked.models()
         if loaded is None or models is None:
             if daemon.answers is not False:
-                _LOG.warning("no Ollama answers at %s: it is asked again", daemon.asked.address.url)
+                _LOG.warning("no Ollama answers at %s: it will be asked again", daemon.asked.address.url)
             daemon.answers, daemon.loaded = False, ()
             return
         if not daemon.answers:
@@ -140,7 +140,7 @@ class OllamaDaemons:
         daemon.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in daemon.facts.items()}
 
     def _learn(self) -> None:
-        """Plan each model by what it was last seen to hold, else by an estimate."""
+        """Plan each model by what it last held, else by an estimate."""
         known: dict[str, int] = {}
         for entry in self._served.models:
             address = _address(entry)

@@ -1,4 +1,4 @@
-"""Engines that run as no process of ours: they are asked, watched and let go, never started or killed."""
+"""External engines: servers that others run. They are asked and watched, never started or killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineRepo
 
 
 class ExternalEngine:
-    """A part of a server that somebody else runs, seen as an engine; kinds override what differs."""
+    """A model of a server that others run, as an engine. Kinds override what differs."""
 
     def __init__(self, name: str, endpoint: Endpoint, build: EngineBuild) -> None:
         self._name = name
@@ -39,11 +39,11 @@ class ExternalEngine:
         return None
 
     async def wait_exit(self) -> EngineEnd:
-        """Return when it serves no more, with how and why."""
+        """Return when it no longer serves, with the reason."""
         return await asyncio.shield(self._end)
 
     async def busy_slots(self) -> int | None:
-        """None is held up: such servers end what a client has left."""
+        """Always 0: these servers cancel requests whose client has disconnected."""
         return 0
 
     def report(self) -> EngineReport | None:
@@ -51,19 +51,19 @@ class ExternalEngine:
         return None
 
     async def stop(self, grace_s: float) -> None:
-        """Let it go."""
+        """Stop using it."""
         self._ended(EngineEnd(f"{self._name} was stopped"))
 
     async def _watch(self) -> None:
-        """Look until it serves no more, and say so."""
+        """Watch it until it no longer serves, then call `_ended`."""
 
     def _start_watching(self) -> None:
-        """Look after it from now on."""
+        """Start watching it."""
         if self._watcher is None and not self._end.done():
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     def _stop_watching(self) -> None:
-        """Look after it no more."""
+        """Stop watching it."""
         if self._watcher is not None and self._watcher is not asyncio.current_task():
             self._watcher.cancel()
 

@@ -1,4 +1,4 @@
-"""Engines that are a server process of ours: started, watched until ready, stopped."""
+"""Engines that are a server process of ours: started, checked until ready, stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _POLL_GROWTH: Final = 1.5
 _HEALTH_TIMEOUT_S: Final = 5.0
 _EVIDENCE_BYTES: Final = MIB // 4
 _LAST_WORDS_BYTES: Final = MIB // 8
-"""How much of a served engine's log is read for its end: earlier lines are of other requests."""
+"""How much of the log of an engine that was ready is read: earlier lines are about other requests."""
 _ROTATE_EVERY_S: Final = 1.0
 _FAILED_LOAD_GRACE_S: Final = 0.0
 _OK: Final = 200
@@ -108,7 +108,7 @@ class ServerEngine:
     """
 
     _dies_with_status_0 = False
-    """Whether a failure may look like a success: then its log is asked."""
+    """Whether a failure may end with status 0: then its log is read."""
 
     def __init__(self, started: Started, build: EngineBuild, *, model: str | None = None) -> None:
         self._name = started.plan.name
@@ -149,7 +149,7 @@ class ServerEngine:
         return self._process.returncode is not None
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when it answers, milliseconds after it can.
+        """Return within milliseconds of its first answer.
 
         Raises EngineLoadFailed, EngineLoadTimeout or, if it came up without the GPUs that it was planned on,
         EngineLacksDevice; the process is gone by then.
@@ -193,7 +193,7 @@ class ServerEngine:
         return EngineEnd(why, found.cause)
 
     async def busy_slots(self) -> int | None:
-        """Count the slots that are generating; None if it cannot be told."""
+        """Count the slots that are generating; None if unknown."""
         return None
 
     def report(self) -> EngineReport | None:
@@ -205,17 +205,17 @@ class ServerEngine:
         self._stopping = self._stopping or not self.ended
         if not await self._process.stop(grace_s):
             _log.error(
-                "%s (process group %d) does not go away though killed: a driver still holds it",
+                "%s (process group %d) was killed but does not end: a driver still holds it",
                 self._name,
                 self.pid,
             )
         await asyncio.wait({self._monitor_task})
 
     async def _check(self) -> None:
-        """Look whether what has come up is what was planned. Raises EngineError."""
+        """Check that what has started is what was planned. Raises EngineError."""
 
     def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
-        """Read the log for the cause of the end; it may take 0.2 s: not for the loop."""
+        """Read the log for the cause of the end. It may take 0.2 s: call it in a thread."""
         log = self._log.tail(_LAST_WORDS_BYTES if was_ready else _EVIDENCE_BYTES)
         return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive)
 
@@ -239,7 +239,7 @@ class ServerEngine:
             pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
 
     async def _monitor(self) -> None:
-        """Keep the log small while the process lives, and the port until then."""
+        """Rotate the log while the process lives, and release the port after that."""
         try:
             while not self.ended:
                 exited = asyncio.create_task(self._process.wait())

@@ -7,14 +7,14 @@ from typing import Protocol, runtime_checkable
 
 
 class Meter(Protocol):
-    """Measures what processes of ours hold, for those who must see memory come back."""
+    """Measures the memory that our processes hold."""
 
     async def held_bytes(self, group: int) -> int | None:
-        """Return what a process group holds on all GPUs; None where no driver tells."""
+        """Return what a process group holds on all GPUs; None if the driver does not report it."""
         ...
 
     async def free_host_bytes(self) -> int | None:
-        """Return the host RAM that is free; None if it cannot be told."""
+        """Return the free host RAM; None if unknown."""
         ...
 
 

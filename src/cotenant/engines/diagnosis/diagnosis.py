@@ -88,16 +88,18 @@ def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: b
     if number is not None:
         return _by_signal(number, lines)
     last = _last(lines)
-    told = "its last lines" if last else "it printed nothing"
-    return _diagnosis(Cause.UNKNOWN, f"it {describe_exit(returncode)} and why is not known; {told}", last)
+    evidence = "its last lines" if last else "it printed nothing"
+    return _diagnosis(
+        Cause.UNKNOWN, f"it {describe_exit(returncode)} for an unknown reason; {evidence}", last
+    )
 
 
 def describe_exit(returncode: int) -> str:
     """Say how a process ended: `exited with status 1`, `was killed by signal 15 (SIGTERM)`."""
     if returncode >= 0:
         number = _signal(returncode)
-        told = "" if number is None else f", as a shell does after signal {number:d} ({number.name})"
-        return f"exited with status {returncode}{told}"
+        meaning = "" if number is None else f", as a shell does after signal {number:d} ({number.name})"
+        return f"exited with status {returncode}{meaning}"
     known = _signal(returncode)
     if known is None:
         return f"was killed by signal {-returncode}"
@@ -114,7 +116,7 @@ def _signal(returncode: int) -> signal.Signals | None:
 
 
 def _clean(log: str) -> Iterator[str]:
-    """Yield the lines that are not blank, without terminal codes, cut where nobody would read on."""
+    """Yield the lines that are not blank, without terminal codes, cut to a readable length."""
     for line in _ESCAPE.sub("", log[-_READ_CHARS:]).splitlines():
         if line and not line.isspace():
             yield line[:_LINE_CHARS]
@@ -156,14 +158,14 @@ def _last(lines: list[str]) -> tuple[str, ...]:
     """Return the last lines that say something, of errors if there are any."""
     telling = [line for line in lines if not EMPTY_WORDS.search(line)] or lines
     errors = [line for line in telling if _ERROR.match(line)]
-    told: list[str] = []
+    last: list[str] = []
     for line in reversed(errors or telling):
         shown = _shown(line)
-        if shown and shown not in told:
-            told.append(shown)
-        if len(told) == _LAST_LINES:
+        if shown and shown not in last:
+            last.append(shown)
+        if len(last) == _LAST_LINES:
             break
-    return tuple(reversed(told))
+    return tuple(reversed(last))
 
 
 def _shown(line: str) -> str:

@@ -1,4 +1,4 @@
-"""What to do about each cause. Commands that need root are told, never run."""
+"""What to do about each cause. Commands that need root are shown, never run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The signs by which a log tells what ended an engine, the surest first.
+"""Patterns in a log that show what ended an engine, the most certain first.
 
 Wordings are those of llama.cpp, Ollama, vLLM, PyTorch, CUDA, the NVIDIA driver, podman and docker; real
 excerpts, each with its source, are in `tests/engines/diagnosis/logs`. A sign stands above another where both
@@ -69,7 +69,7 @@ _CONTAINER: Final = _signs(
     (
         Cause.DEVICE_MISSING,
         r"could not select device driver",
-        "docker has not been told how to give GPUs to containers",
+        "docker is not configured to give GPUs to containers",
     ),
     (
         Cause.DEVICE_MISSING,
@@ -122,7 +122,7 @@ _MEMORY: Final = _signs(
     (
         Cause.CONTEXT_TOO_LARGE,
         r"max seq len \((\d+)\).{0,60}larger than",
-        "the memory left beside the weights does not hold its context of {0} tokens",
+        "the memory left after the weights does not hold its context of {0} tokens",
     ),
     (
         Cause.CONTEXT_TOO_LARGE,
@@ -133,12 +133,12 @@ _MEMORY: Final = _signs(
         Cause.CONTEXT_TOO_LARGE,
         r"failed to allocate buffer for (?:the )?kv cache|kv_cache_init\(\) failed|No available memory for "
         r"the cache blocks",
-        "the memory left beside the weights does not hold its context",
+        "the memory left after the weights does not hold its context",
     ),
     (
         _GPU_MEMORY,
         r"Free memory on device (?:cuda:\d+ )?\(([\d.]+)/([\d.]+) GiB\) on startup is less than",
-        "only {0} of {1} GiB of its GPU are free, less than it is told to take",
+        "only {0} of {1} GiB of its GPU are free, less than it is configured to use",
     ),
     (
         _GPU_MEMORY,
@@ -160,7 +160,7 @@ _MEMORY: Final = _signs(
     (
         Cause.HOST_MEMORY,
         r"Available memory on node \d+ \(([\d.]+)/([\d.]+) GiB\) on .{1,20} is less than",
-        "only {0} of {1} GiB of RAM are free, less than it is told to take",
+        "only {0} of {1} GiB of RAM are free, less than it is configured to use",
     ),
     (
         Cause.HOST_MEMORY,

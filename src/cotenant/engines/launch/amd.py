@@ -51,8 +51,8 @@ def amd_options(model: str, cards: Sequence[Device], style: CardStyle, *, rootle
 def _render_node(model: str, card: Device) -> str:
     if card.render_node is None:
         raise EngineLacksDevice(
-            f"{model} cannot be loaded: AMD's driver does not tell the render node of {card.label}, without "
-            "which a container cannot be given it",
+            f"{model} cannot be loaded: AMD's driver does not report the render node of {card.label}, and "
+            "without it a container cannot be given the card",
             hint="Give the model `launcher: host`, or other GPUs by `gpus:`.",
         )
     return f"dri/renderD{card.render_node}"

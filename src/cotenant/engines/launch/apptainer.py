@@ -48,14 +48,14 @@ class ApptainerLauncher:
 
 
 class ApptainerProcess:
-    """A command of Apptainer's, and beneath it the engine."""
+    """Apptainer's process, and the engine below it."""
 
     def __init__(self, process: ContainerProcess) -> None:
         self._process = process
 
     @property
     def pid(self) -> int:
-        """The engine's process id: the first below Apptainer's own, which stay to watch it."""
+        """The engine's process id: the first process below Apptainer's own, which stay to watch it."""
         pid = self._process.pid
         while (below := _only_child(pid)) is not None and _name(pid).lower().startswith(_OWN_NAMES):
             pid = below
@@ -76,7 +76,7 @@ class ApptainerProcess:
 
 
 def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
-    """Say what to run. There is no choice of devices: the variables alone hide the others."""
+    """Return what to run. Apptainer cannot choose devices: variables hide the others."""
     cards = real_cards(plan.devices)
     env = {"GGML_NO_BACKTRACE": "1", **launch_environment(cards), **plan.env}
     argv = [program, "exec", "--cleanenv", "--no-home", "--pwd", "/tmp"]  # noqa: S108  the image's own

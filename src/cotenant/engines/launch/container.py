@@ -84,7 +84,7 @@ class ContainerLauncher:
 def container_job(
     plan: LaunchPlan, kind: LauncherKind, program: str, image: str, user: RunAs
 ) -> ContainerJob:
-    """Say what to create. Raises EngineLacksDevice, EngineLoadFailed for files that its user cannot read."""
+    """Return what to create. Raises EngineLacksDevice, EngineLoadFailed for files that are not readable."""
     _refuse_unreadable(plan, user)
     env = _environment(plan)
     name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
@@ -98,7 +98,7 @@ def container_job(
     for variable in [variable for variable, value in env.items() if "\n" in value]:
         create += ["--env", f"{variable}={env.pop(variable)}"]
     create += ["--entrypoint", plan.argv[0], image, *plan.argv[1:]]
-    hint = f"If {image} is not here, run `{kind} pull {image}`; what {kind} said is in the engine's log."
+    hint = f"If {image} is not here, run `{kind} pull {image}`; the output of {kind} is in the engine's log."
     return ContainerJob(plan.name, hint, name, (program,), tuple(create), env)
 
 
@@ -112,7 +112,7 @@ def _identity(plan: LaunchPlan) -> Iterator[str]:
 
 
 def _walls(kind: LauncherKind, user: RunAs) -> Iterator[str]:
-    """Yield what keeps it in: no rights that an engine does not need.
+    """Yield the options that isolate it: no rights that an engine does not need.
 
     It has the host's network, as it listens on the loopback address alone. Its output is kept once, in the
     engine's log.
@@ -146,8 +146,8 @@ def _mounts(plan: LaunchPlan, env: Mapping[str, str], user: RunAs) -> Iterator[s
 def readable_files(reads: Sequence[Path]) -> Iterator[Path]:
     """Yield what must be in a container for an engine to open `reads`.
 
-    Besides them these are the other parts of a split file, and what links in a folder point to: hubs keep a
-    model's files elsewhere.
+    These include the other parts of a split file, and the targets of links in a folder: hubs keep a model's
+    files in another folder.
     """
     seen: set[Path] = set()
     for path in reads:
@@ -181,7 +181,7 @@ def _mount(path: Path) -> str:
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
     cards = renumbered(real_cards(plan.devices))
-    # Its user has neither a home nor a name in most images, and some engines end for want of one.
+    # Its user has neither a home nor a name in most images, and some engines need one.
     given = {"HOME": "/tmp", "USER": "cotenant", "GGML_NO_BACKTRACE": "1", **launch_environment(cards)}  # noqa: S108
     if not cards:
         # Many images ask for all cards, and some runtimes listen.
@@ -199,8 +199,9 @@ def renumbered(cards: Sequence[Device]) -> list[Device]:
 
 
 def _refuse_unreadable(plan: LaunchPlan, user: RunAs) -> None:
-    """A daemon that is root reads what its engines' user cannot. Folders above do not count: they are not
-    mounted."""
+    """Refuse files that the engine's user cannot read although the daemon, as root, can.
+
+    Parent folders do not matter: they are not mounted."""
     if not user.daemon_is_root:
         return
     for path in readable_files(plan.reads):

@@ -1,4 +1,4 @@
-"""Whose a container is: the daemon that started it, named so that nobody else can be meant."""
+"""The owner of a container: the daemon that started it, identified without ambiguity."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Return when a process started; None where the system does not tell, or it has gone."""
+    """Return when a process started; None if it has ended or the system does not report it."""
     try:
         # After the name, which may hold anything.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What an engine needs to be started, and who starts it."""
+"""How an engine is started: the plan, and the Protocol of launchers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cotenant.interfaces import EngineOrder
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """One engine's start, whoever carries it out.
+    """How one engine is started, by any launcher.
 
-    `argv` begins with the program and is tied to nothing, unless `ties_itself` says that the program ends
-    with the process that starts it; `has_family` says that it starts processes, which must not outlive it.
+    `argv` begins with the program. `ties_itself` says that the program ends with the process that starts it;
+    others are started under a guard. `has_family` says that it starts processes, which must not outlive it.
     `devices` are the GPUs that it may see, none for host RAM. `env` goes on
     top of what the launcher gives every engine. `reads` are the files and folders that it opens, at these
     paths. It listens on `port` of the loopback address and answers 200 at `health_path` once it serves.
@@ -110,7 +110,7 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
 def visible_devices(order: EngineOrder) -> tuple[Device, ...]:
     """Return the GPUs that the engine may see, in planned order; none when it is to run in host RAM.
 
-    GPUs that bear nothing are hidden rather than given 0 layers: a listed GPU costs a context and pipeline
+    GPUs that hold nothing are hidden rather than given 0 layers: a listed GPU costs a context and pipeline
     copies. Described GPUs do not exist, so a placement on them runs in host RAM.
     """
     if runs_on_described(order.placement):

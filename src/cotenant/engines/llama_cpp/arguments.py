@@ -1,4 +1,4 @@
-"""What llama.cpp is told, whichever way it is started."""
+"""The arguments of llama.cpp, for a llama-server and for the embedded engine."""
 
 from __future__ import annotations
 

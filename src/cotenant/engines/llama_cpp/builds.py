@@ -1,4 +1,4 @@
-"""Which programs of this machine can run a model, and which GPUs each sees."""
+"""Finds the programs of this machine that run llama.cpp, and the GPUs that each sees."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.engines.process.environment import scrubbed
 
-_Told = TypeVar("_Told")
+_Result = TypeVar("_Result")
 
 SERVER_NAME: Final = "llama-server"
 
 _ASK_WITHIN_S: Final = 60.0
-"""A first CUDA initialisation over eight GPUs takes seconds; a program that never answers is no engine."""
+"""A first CUDA initialisation over eight GPUs takes seconds; one that never answers is not an engine."""
 _DEVICE_LINE: Final = re.compile(r"^\s+(\w+): (.+) \((\d+) MiB, (\d+) MiB free\)$", re.MULTILINE)
 _VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 _VENDOR: Final = re.compile(r"^(?:nvidia|amd|intel|geforce|radeon|\(tm\)|\(r\)|\s)+", re.IGNORECASE)
@@ -51,7 +51,7 @@ class Builds:
 
 
 def discover(configured: Path | None = None) -> Builds:
-    """Ask every program for its devices, each once per process unless its file changes.
+    """Ask every program for its devices, once per process unless its file changes.
 
     Raises EngineMissing if the configured program is not there.
     """
@@ -76,9 +76,9 @@ def discover(configured: Path | None = None) -> Builds:
 def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None = None) -> EngineBuild:
     """Pick the build for GPUs `needed`, or for host RAM if there are none.
 
-    A configured program is used or refused, never passed over; else the embedded engine if it sees the GPUs;
-    else the server on PATH if that does. Raises EngineLacksDevice rather than settle for the CPU, and
-    EngineMissing where nothing runs at all.
+    A configured program is used or refused, never skipped. Without one: the embedded engine if it sees the
+    GPUs, then the server on PATH if it does. Raises EngineLacksDevice instead of using the CPU, and
+    EngineMissing if no engine runs at all.
     """
     candidates = (builds.configured,) if builds.configured else (builds.embedded, builds.on_path)
     usable = [build for build in candidates if build is not None and build.problem is None]
@@ -119,7 +119,7 @@ def server_flags(build: EngineBuild) -> ServerFlags:
 
 
 def server_build(program: Path) -> EngineBuild:
-    """Describe a llama-server; a problem of its own is in the result."""
+    """Describe a llama-server; what is wrong with it is in the result."""
     return _cached("devices", program, partial(_ask_server, program))
 
 
@@ -136,14 +136,14 @@ def embedded_build() -> EngineBuild | None:
 _cache: dict[tuple[str, str, int, int], Any] = {}
 
 
-def _cached(what: str, file: Path, ask: Callable[[], _Told]) -> _Told:
-    """Ask once per state of a file; two threads that ask at once both ask, which does no harm."""
+def _cached(what: str, file: Path, ask: Callable[[], _Result]) -> _Result:
+    """Ask once per state of a file. Two threads may both ask, which is harmless."""
     stat = file.stat()
     key = (what, str(file), stat.st_mtime_ns, stat.st_size)
     if key not in _cache:
         _cache[key] = ask()
-    told: _Told = _cache[key]
-    return told
+    result: _Result = _cache[key]
+    return result
 
 
 def _matches(seen: EngineDevice, device: Device) -> bool:
@@ -178,7 +178,7 @@ def _ask_server(program: Path) -> EngineBuild:
     listed = _run([str(program), "--list-devices"])
     version = _VERSION_LINE.search(_run([str(program), "--version"]).output)
     if listed.problem is not None or version is None:
-        return build(version="unknown", problem=listed.problem or "it does not tell its version")
+        return build(version="unknown", problem=listed.problem or "it does not report its version")
     devices = tuple(
         EngineDevice(name, description, int(total) * MIB, int(free) * MIB)
         for name, description, total, free in _DEVICE_LINE.findall(listed.output)
@@ -191,9 +191,11 @@ def _ask_embedded() -> EngineBuild:
     answer = _run([sys.executable, "-P", "-m", "cotenant.engines.llama_cpp.list_devices"])
     if answer.problem is not None:
         return build(version="unknown", problem=answer.problem)
-    # Backends chat on the same terminal while they start.
-    told = json.loads(next(line for line in answer.output.splitlines() if line.startswith("{")))
-    return build(version=told["version"], devices=tuple(EngineDevice(**device) for device in told["devices"]))
+    # Backends print to the same output while they start.
+    result = json.loads(next(line for line in answer.output.splitlines() if line.startswith("{")))
+    return build(
+        version=result["version"], devices=tuple(EngineDevice(**device) for device in result["devices"])
+    )
 
 
 def _ask_help(program: str) -> ServerFlags:
@@ -229,5 +231,7 @@ def _problem(returncode: int, output: str) -> str:
     if missing := _MISSING_LIBRARY.search(output):
         hint = " (install the package libgomp1)" if missing[1].startswith("libgomp") else ""
         return f"the library {missing[1]} is missing{hint}"
-    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
+    last = next(
+        (line.strip() for line in reversed(output.splitlines()) if line.strip()), "it printed nothing"
+    )
     return f"it fails with status {returncode}: {last}"

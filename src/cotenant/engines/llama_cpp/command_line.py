@@ -14,16 +14,16 @@ from cotenant.interfaces import EngineOrder
 
 
 def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments) -> LaunchPlan:
-    """Render `arguments` for one build. Raises EngineMissing if a llama-server cannot be told them."""
+    """Render `arguments` for one build. Raises EngineMissing if a llama-server does not know one of them."""
     embedded = build.form is EngineForm.EMBEDDED
     if embedded:
         worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
-        told = [*worker, arguments.to_json()]
+        words = [*worker, arguments.to_json()]
     else:
-        told = [*server_argv(arguments, _flags(build, order))]
+        words = [*server_argv(arguments, _flags(build, order))]
     return LaunchPlan(
         order.name,
-        (build.program, *told),
+        (build.program, *words),
         arguments.port,
         visible_devices(order),
         order.env,

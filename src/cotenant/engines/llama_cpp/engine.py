@@ -1,4 +1,4 @@
-"""llama.cpp engines of this machine, each on the build that can use its devices."""
+"""llama.cpp engines on this machine, each on a build that can use its devices."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class LlamaEngine(ServerEngine):
         self._report: EngineReport | None = None
 
     async def busy_slots(self) -> int | None:
-        """Count the slots that are generating; None if it cannot be told."""
+        """Count the slots that are generating; None if unknown."""
         answer = await probe(self._endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
         if answer is None or answer.status != _OK:
             return None
@@ -122,18 +122,18 @@ class LlamaEngine(ServerEngine):
             return self._report
         report = parse_report(self._log.head(_LOAD_LOG_BYTES).splitlines())
         if report is not None and any(device.parts.compute for device in report.devices):
-            # Compute buffers come last. Kept, since the log will be set aside when it has grown.
+            # Compute buffers come last. Kept, since the log is rotated when it has grown.
             self._report = report
         return report
 
     def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
-        """As for any server; what the build must not do again is noted."""
+        """As for any server; a build that died of an illegal instruction is remembered."""
         if returncode == -signal.SIGILL and self._on_illegal_instruction is not None:
             self._on_illegal_instruction()
         return super()._diagnose(returncode, was_ready=was_ready)
 
     async def _check(self) -> None:
-        """Hold the engine to the GPUs that it was planned on: it would take what is left without a word."""
+        """Check that the engine uses the GPUs that it was planned on: it silently goes on with fewer."""
         planned = visible_devices(self._order)
         report = await self._report_soon()
         if report is None or not planned:

@@ -1,4 +1,4 @@
-"""What the arguments of an engine depend on in this machine's processor."""
+"""Facts about this machine's processor that an engine's arguments depend on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HostFacts:
 
 
 def read_host_facts() -> HostFacts:
-    """Measure this machine; what cannot be read counts as not there."""
+    """Measure this machine; what cannot be read counts as absent."""
     allowed = os.sched_getaffinity(0)
     cores = physical_cores(allowed)
     quota = cpu_quota()

@@ -1,4 +1,4 @@
-"""llama.cpp in images: where an image has its llama-server, and which options that knows."""
+"""llama.cpp in images: where an image has its llama-server, and which options it knows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _known: dict[tuple[str, str, str], ImageBuild] = {}
 
 
 def image_build(terms: LaunchOptions) -> ImageBuild:
-    """Ask an image for its llama-server, once until the image changes; it takes a second, without GPUs.
+    """Find the llama-server of an image, once until the image changes; it takes a second and needs no GPU.
 
     Raises EngineMissing if there is no such image, or no llama-server in it.
     """
@@ -73,7 +73,7 @@ def _identity(kind: LauncherKind, program: str, image: str) -> str:
 
 
 def _asked(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
-    told: list[str] = []
+    failures: list[str] = []
     for place in _PLACES:
         answer = _inside(launcher, program, [place, "--help"])
         flags = ServerFlags.parse(answer.output)
@@ -83,9 +83,9 @@ def _asked(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
                 EngineKind.LLAMA_CPP, EngineForm.SERVER, place, version[1] if version else "unknown"
             )
             return ImageBuild(build, flags)
-        told.append(f"{place}: {answer.last}")
+        failures.append(f"{place}: {answer.last}")
     raise EngineMissing(
-        f"the image {image} has no llama-server that tells its options ({'; '.join(told)})",
+        f"the image {image} has no llama-server that lists its options ({'; '.join(failures)})",
         hint="Use an image of llama.cpp's server, or `engine: command` with a `command:`.",
     )
 

@@ -93,7 +93,7 @@ def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
             say(line.rstrip())
             lines.append(line.strip())
     if pip.returncode != 0:
-        last = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line), "it said nothing")
+        last = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line), "it printed nothing")
         raise EngineInstallFailed(f"pip failed: {last}", hint=f"The command was: {shown(plan.command)}")
     importlib.invalidate_caches()
     build = embedded_build()

@@ -1,4 +1,4 @@
-"""The engine's own arithmetic: what a load would take, without loading."""
+"""llama.cpp's own estimate of a load's memory, without loading."""
 
 from __future__ import annotations
 

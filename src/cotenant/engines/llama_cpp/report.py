@@ -107,7 +107,7 @@ def _device(seen: _Seen, buffer: str) -> str:
         return buffer
     name, bracket, endpoint = buffer.partition("[")
     if bracket:
-        # RPC buffers are numbered per server; only the server's address tells its devices apart.
+        # RPC buffers are numbered per server; only the server's address distinguishes its devices.
         by_address = [n for n, text in seen.descriptions.items() if text == endpoint.rstrip("]")]
         return by_address[0] if by_address else name
     return name.removesuffix("_Mapped").removesuffix("_Private").removesuffix("_Split")

@@ -48,8 +48,8 @@ class ServerFlags:
 def server_argv(arguments: LlamaArguments, flags: ServerFlags) -> list[str]:
     """Render for one binary, without the program itself.
 
-    What the binary does not know is said in an older way or, where its default is the same, left out. Raises
-    EngineMissing when it cannot be told something that matters.
+    An option that the binary does not know is written in an older way or, where its default is the same, left
+    out. Raises EngineMissing if an option that matters is unknown.
     """
     return [
         *_words(

@@ -29,7 +29,7 @@ _FLASH: Final = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
 
 
 class _Unusable(Exception):
-    """An extra argument that cannot be obeyed."""
+    """An extra argument that cannot be applied."""
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -108,7 +108,7 @@ def _place(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
 
 
 def _add_extra(params: Any, words: Sequence[str]) -> None:
-    """Obey `--some-name VALUE`, `--some-name=VALUE`, `--switch` and `--no-switch`.
+    """Apply `--some-name VALUE`, `--some-name=VALUE`, `--switch` and `--no-switch`.
 
     The name is llama-server's where CommonParams has an attribute of that name. Raises _Unusable otherwise.
     """

@@ -39,7 +39,7 @@ class OllamaModel:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that it has loaded: bytes on GPUs and in all, and when it lets it go, in Unix seconds."""
+    """A loaded model: bytes on GPUs and in total, and when it is unloaded, in Unix seconds."""
 
     tag: str
     gpu_bytes: int
@@ -49,11 +49,11 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What it shows of a model.
+    """What Ollama shows of a model.
 
-    `weights` names the file of its weights: Ollama loads models that share one once, and lists the one that
-    was first. `embeds` is None where it does not say. `token_bytes` is what one token takes of an F16 KV
-    cache; `n_ctx` what the model's own parameters say; `n_ctx_train` bounds it.
+    `weights` names the file of its weights: models that share one are loaded once, and listed under the name
+    that was loaded first. `embeds` is None if unknown. `token_bytes` is what one token takes of an F16 KV
+    cache; `n_ctx` is the model's own parameter, bounded by `n_ctx_train`.
     """
 
     weights: str = ""
@@ -63,7 +63,7 @@ class ModelFacts:
     n_ctx_train: int | None = None
 
     def estimate_bytes(self, file_bytes: int, default_ctx: int) -> int:
-        """Estimate what a model takes that was never loaded: its file, its KV cache, and a margin."""
+        """Estimate the bytes of a model that was never loaded: its file, its KV cache, and a margin."""
         n_ctx = self.n_ctx or default_ctx
         if self.n_ctx_train is not None:
             n_ctx = min(n_ctx, self.n_ctx_train)
@@ -71,25 +71,25 @@ class ModelFacts:
 
 
 class OllamaClient:
-    """Asks one Ollama daemon. What is None is not known: nobody answered, or not as Ollama does."""
+    """Asks one Ollama daemon. None is unknown: there was no answer, or not one of Ollama."""
 
     def __init__(self, address: Endpoint) -> None:
         self.address = address
 
     async def version(self) -> str | None:
         """Return its version."""
-        told = await self._get("/api/version")
-        return None if told is None else str(told.get("version", "unknown"))
+        answer = await self._get("/api/version")
+        return None if answer is None else str(answer.get("version", "unknown"))
 
     async def models(self) -> tuple[OllamaModel, ...] | None:
         """List what it could load."""
-        told = await self._get("/api/tags")
-        return None if told is None else tuple(_each(told, _model))
+        answer = await self._get("/api/tags")
+        return None if answer is None else tuple(_each(answer, _model))
 
     async def loaded(self) -> tuple[LoadedModel, ...] | None:
-        """List what it has loaded, or loads, for whomever."""
-        told = await self._get("/api/ps")
-        return None if told is None else tuple(_each(told, _loaded_model))
+        """List what it has loaded or loads, for any client."""
+        answer = await self._get("/api/ps")
+        return None if answer is None else tuple(_each(answer, _loaded_model))
 
     async def facts(self, tag: str) -> ModelFacts | None:
         """Return what it shows of a model, which may be nothing."""
@@ -97,11 +97,11 @@ class OllamaClient:
         return None if answer is None else _facts(answer.json_object() or {})
 
     async def keep(self, tag: str, keep_alive: int, *, timeout_s: float) -> Response | None:
-        """Load a model, or let it go with `keep_alive` 0; return the response."""
+        """Load a model, or unload it with `keep_alive` 0; return the response."""
         body = {"model": tag, "keep_alive": keep_alive}
         answer = await probe(self.address, "/api/generate", body, timeout_s=timeout_s)
         if answer is not None and answer.status == 400 and b"does not support generate" in answer.body:
-            # Without a text it loads a model for embeddings too, and embeds nothing.
+            # Without a text it loads an embedding model too, and embeds nothing.
             return await probe(self.address, "/api/embed", body, timeout_s=timeout_s)
         return answer
 
@@ -111,21 +111,21 @@ class OllamaClient:
 
 
 def same_tag(first: str, second: str) -> bool:
-    """Whether two tags are of one model: `:latest` may be left out."""
+    """Whether two tags mean one model: `:latest` may be left out."""
     return first.removesuffix(LATEST) == second.removesuffix(LATEST)
 
 
 def default_context(version: str, gpu_bytes: int) -> int:
-    """Return the context that Ollama gives to models that state none, on GPUs of these bytes in all."""
+    """Return Ollama's default context, on GPUs of these bytes in total."""
     found = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", version)
     if found and (0, 0, 0) < tuple(map(int, found.groups())) < _SINCE_VERSION:
         return _PLAIN_CONTEXT
     return next((n_ctx for least, n_ctx in _CONTEXT_BY_GPU_BYTES if gpu_bytes >= least), _PLAIN_CONTEXT)
 
 
-def _each(told: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Read | None]) -> Iterator[_Read]:
-    """Read the entries of a list of models; what is not as Ollama writes it is passed over."""
-    models = told.get("models")
+def _each(answer: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Read | None]) -> Iterator[_Read]:
+    """Read the entries of a list of models; entries of another form are skipped."""
+    models = answer.get("models")
     for entry in models if isinstance(models, list) else ():
         found = read(entry) if isinstance(entry, dict) else None
         if found is not None:
@@ -137,13 +137,13 @@ def _model(entry: Mapping[str, Any]) -> OllamaModel | None:
     if not isinstance(tag, str) or not isinstance(size, int):
         return None
     details = entry.get("details")
-    told = details if isinstance(details, dict) else {}
-    quantisation = told.get("quantization_level")
+    details = details if isinstance(details, dict) else {}
+    quantisation = details.get("quantization_level")
     return OllamaModel(
         tag,
         max(0, size),
         str(entry.get("digest", "")),
-        str(told.get("family", "")),
+        str(details.get("family", "")),
         quantisation if isinstance(quantisation, str) else None,
     )
 
@@ -171,11 +171,11 @@ def _instant(text: object) -> float | None:
         return None
 
 
-def _facts(told: Mapping[str, Any]) -> ModelFacts:
-    weights = re.search(r"^FROM (\S+)$", str(told.get("modelfile", "")), re.MULTILINE)
-    capabilities = told.get("capabilities")
-    n_ctx = re.search(r"^num_ctx\s+(\d{1,9})\s*$", str(told.get("parameters", "")), re.MULTILINE)
-    given = told.get("model_info")
+def _facts(answer: Mapping[str, Any]) -> ModelFacts:
+    weights = re.search(r"^FROM (\S+)$", str(answer.get("modelfile", "")), re.MULTILINE)
+    capabilities = answer.get("capabilities")
+    n_ctx = re.search(r"^num_ctx\s+(\d{1,9})\s*$", str(answer.get("parameters", "")), re.MULTILINE)
+    given = answer.get("model_info")
     info: Mapping[str, Any] = given if isinstance(given, dict) else {}
     kind = info.get("general.architecture")
 

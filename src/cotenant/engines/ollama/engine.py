@@ -27,7 +27,7 @@ _UNLOAD_WITHIN_S: Final = 30.0
 
 
 class OllamaHost:
-    """Has Ollama daemons load models; `poll_every_s` is how often each is asked what it has loaded."""
+    """Loads models in Ollama daemons; `poll_every_s` is how often each is asked what it has loaded."""
 
     def __init__(self, *, poll_every_s: float = _POLL_EVERY_S) -> None:
         self._poll_every_s = poll_every_s
@@ -53,7 +53,7 @@ class OllamaEngine(ExternalEngine):
         self._weights: dict[str, str] = {}
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Have it loaded. Raises EngineLoadFailed with Ollama's own words, or EngineLoadTimeout."""
+        """Load it. Raises EngineLoadFailed with Ollama's own message, or EngineLoadTimeout."""
         answer = await self._client.keep(self._tag, _FOREVER, timeout_s=timeout_s)
         if answer is None:
             running = await self._client.version()
@@ -80,7 +80,7 @@ class OllamaEngine(ExternalEngine):
         self._start_watching()
 
     def report(self) -> EngineReport | None:
-        """Return what Ollama says that it holds."""
+        """Return the bytes that Ollama reports."""
         seen = self._seen
         if seen is None:
             return None
@@ -93,9 +93,9 @@ class OllamaEngine(ExternalEngine):
         )
 
     async def stop(self, grace_s: float) -> None:
-        """Have it unloaded, and return when Ollama lists it no more; requests of others are waited for."""
+        """Unload it, and return when Ollama no longer lists it; requests of other clients finish first."""
         if not self._end.done():
-            # Else its going would be taken for another client's doing.
+            # Otherwise the unload would look like another client's.
             self._stop_watching()
             await self._unload()
         await super().stop(grace_s)
@@ -105,13 +105,13 @@ class OllamaEngine(ExternalEngine):
             return
         try:
             async with asyncio.timeout(_UNLOAD_WITHIN_S):
-                while await self._loaded_now() is not None:  # noqa: ASYNC110  only asking tells
+                while await self._loaded_now() is not None:  # noqa: ASYNC110  Ollama must be asked
                     await asyncio.sleep(_GONE_POLL_S)
         except TimeoutError:
             return
 
     async def _watch(self) -> None:
-        """See to it that it stays loaded, whatever `keep_alive` other clients send for it."""
+        """Keep it loaded, whatever `keep_alive` other clients send for it."""
         silent = 0
         while True:
             await asyncio.sleep(self._poll_every_s)
@@ -119,7 +119,7 @@ class OllamaEngine(ExternalEngine):
             if loaded is None:
                 silent += 1
                 if silent >= _SILENT_TIMES:
-                    why = f"{self._name} is served no more: Ollama at {self.endpoint.url} does not answer"
+                    why = f"{self._name} is no longer served: Ollama at {self.endpoint.url} does not answer"
                     return self._ended(EngineEnd(why, Cause.UNKNOWN))
                 continue
             silent = 0
@@ -136,7 +136,7 @@ class OllamaEngine(ExternalEngine):
         return await self._find_in(await self._client.loaded() or ())
 
     async def _find_in(self, loaded: tuple[LoadedModel, ...]) -> LoadedModel | None:
-        """Find this model, which may be listed by another name that has the same weights."""
+        """Find this model, which may be listed under another name with the same weights."""
         for each in loaded:
             if same_tag(each.tag, self._tag):
                 return each
@@ -160,8 +160,8 @@ def _now() -> float:
 
 
 def _error(answer: Response) -> str:
-    """Return Ollama's words for what went wrong, cut short."""
-    told = answer.json_object(of_any_status=True)
-    known = told is not None and "error" in told
-    text = str(told["error"]) if told and known else answer.body.decode("utf-8", "replace")
+    """Return Ollama's error message, shortened."""
+    parsed = answer.json_object(of_any_status=True)
+    known = parsed is not None and "error" in parsed
+    text = str(parsed["error"]) if parsed and known else answer.body.decode("utf-8", "replace")
     return text.strip()[:300] or "nothing"

@@ -20,5 +20,5 @@ def engine_environment(
 
 
 def scrubbed(ambient: Mapping[str, str]) -> dict[str, str]:
-    """Return `ambient` without the variables that engines obey or that are ours alone."""
+    """Return `ambient` without the variables that engines read or that belong to Cotenant."""
     return {name: value for name, value in ambient.items() if not name.startswith(_FOREIGN)}

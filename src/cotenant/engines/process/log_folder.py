@@ -12,7 +12,7 @@ from cotenant.engines.process.rotating_log import DEFAULT_MAX_BYTES, RotatingLog
 class LogFolder:
     """Hands out log files, none to two engines that live.
 
-    A log that outgrows `max_bytes` is set aside; of each, two older ones are kept.
+    A log larger than `max_bytes` is rotated; of each, two older ones are kept.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:

@@ -14,7 +14,8 @@ class ReservedPort:
     """A free port of the loopback address, held without listening until closed.
 
     The socket allows both kinds of sharing: current engines bind with SO_REUSEPORT, older ones with
-    SO_REUSEADDR; both work beside a socket that does not listen. The kernel gives the number to nobody else.
+    SO_REUSEADDR; both work while another socket is bound but does not listen. The kernel gives the number
+    to no one else.
     """
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ class RotatingLog:
         self._kept = kept
 
     def open(self) -> int:
-        """Set an earlier run's log aside and return a file descriptor to append to. Raises OSError."""
+        """Rotate an earlier run's log and return a file descriptor to append to. Raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._shift()

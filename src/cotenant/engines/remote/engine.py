@@ -25,7 +25,7 @@ _FORBIDDEN: Final = frozenset({401, 403})
 
 
 class RemoteHost:
-    """Reaches other servers; each is looked at every `watch_every_s`, and given up after three bad looks."""
+    """Reaches other servers; each is checked every `watch_every_s`, and given up after three failures."""
 
     def __init__(self, *, watch_every_s: float = _WATCH_EVERY_S) -> None:
         self._watch_every_s = watch_every_s
@@ -53,7 +53,7 @@ class RemoteEngine(ExternalEngine):
         Raises EngineLoadFailed if it does not take the key or its certificate is not trusted,
         EngineLoadTimeout.
         """
-        last = "nobody answers there"
+        last = "there is no answer"
         try:
             async with asyncio.timeout(timeout_s):
                 while (problem := await self._problem()) is not None:
@@ -63,7 +63,7 @@ class RemoteEngine(ExternalEngine):
             waited = format_duration(timeout_s)
             raise EngineLoadTimeout(
                 f"{self._name} at {self.endpoint.url} was not ready within {waited}: {last}",
-                hint="Look whether that server runs and whether `address:` is right.",
+                hint="Check that the server runs and that `address:` is right.",
             ) from None
         self._start_watching()
 
@@ -76,16 +76,16 @@ class RemoteEngine(ExternalEngine):
             except EngineLoadFailed as error:
                 problem, silent, cause = error.message, _SILENT_TIMES, error.cause
             silent = 0 if problem is None else silent + 1
-        why = f"{self._name} at {self.endpoint.url} serves no more: {problem}"
+        why = f"{self._name} at {self.endpoint.url} no longer serves: {problem}"
         self._ended(EngineEnd(why, cause))
 
     async def _problem(self) -> str | None:
-        """Say what is wrong with it; None if nothing is. Raises EngineLoadFailed where waiting is no use."""
+        """Return what is wrong with it, or None. Raises EngineLoadFailed if waiting does not help."""
         answer = await probe(self.endpoint, self._health_path, timeout_s=_PROBE_TIMEOUT_S)
         if answer is None:
             fault = await tls_problem(self.endpoint, timeout_s=_PROBE_TIMEOUT_S)
             if fault is None:
-                return "nobody answers there"
+                return "there is no answer"
             raise EngineLoadFailed(
                 f"{self._name} at {self.endpoint.url} cannot be reached: {fault}",
                 hint=REMEDIES[Cause.UNTRUSTED_SERVER],

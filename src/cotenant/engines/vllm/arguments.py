@@ -1,4 +1,4 @@
-"""What vLLM's server is told, in words that every release from 0.10.2 to 0.32 understands.
+"""The arguments of vLLM's server, which every release from 0.10.2 to 0.32 understands.
 
 Sources: `engine/arg_utils.py` of 0.10.2, 0.13, 0.16, 0.20 and 0.32. `--task` went with 0.13, and
 `--kv-cache-memory-bytes` came with 0.10.2.
@@ -15,7 +15,7 @@ from cotenant.interfaces import EngineOrder
 from cotenant.planning.tensor_parallel import batch_tokens, utilization
 
 _CONVERSIONS: Final = {ModelKind.EMBEDDING: "embed", ModelKind.RERANK: "classify"}
-"""What a model that generates text is made into; one that already embeds or ranks stays as it is."""
+"""What a model that generates text is converted to; one that already embeds or ranks stays as it is."""
 
 
 def vllm_argv(order: EngineOrder, port: int) -> tuple[str, ...]:
@@ -67,11 +67,11 @@ def sleep_level(order: EngineOrder) -> int:
 
 
 def vllm_environment(order: EngineOrder) -> dict[str, str]:
-    """Return what vLLM needs besides arguments."""
-    # Since 0.20 its share of the card holds an estimate of the CUDA graphs, which the plan counts beside it.
-    told = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
+    """Return the environment variables that vLLM needs."""
+    # Since 0.20 its share includes an estimate of the CUDA graphs, which the plan counts separately.
+    variables = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
     if sleep_level(order):
         # Sleeping is offered in its development mode only. It listens on the loopback address alone, so that
-        # nobody else can put it to sleep.
-        told["VLLM_SERVER_DEV_MODE"] = "1"
-    return told
+        # no other machine can put it to sleep.
+        variables["VLLM_SERVER_DEV_MODE"] = "1"
+    return variables

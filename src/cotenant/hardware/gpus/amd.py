@@ -28,7 +28,7 @@ from cotenant.hardware.gpus.host import HostProbe
 _log = logging.getLogger(__name__)
 
 _UNIQUE: Final = re.compile(r"GPU-[0-9a-fA-F]{8,}")
-"""ROCr names a card without a number of its own `GPU-XX`, which tells no card from another."""
+"""ROCr names a card without a number of its own `GPU-XX`, which does not distinguish cards."""
 _NO_LIBRARY: Final = (
     "this machine has AMD's compute device /dev/kfd but no usable `amdsmi`, so no GPU can be used: install "
     "ROCm's amd-smi-lib, and its Python package of the same version (`pip install amdsmi`)."
@@ -50,9 +50,9 @@ class _Card:
 class AmdProbe:
     """Finds AMD's GPUs; without any, the RAM of this machine.
 
-    Each query is guarded on its own: what one card refuses is unknown, and hides nothing else. A machine
-    without AMD's driver is no problem and nothing is said of it. The session with the driver stays open
-    between inventories, and is opened anew after it failed.
+    Each query is guarded on its own: what one card refuses is unknown and hides nothing else. A machine
+    without AMD's driver is not a problem. The session with the driver stays open between inventories,
+    and is opened again after it failed.
 
     `library` stands in for the module `amdsmi`, `devices` for the folder `/dev`.
     """
@@ -109,15 +109,15 @@ class AmdProbe:
         self._try("amdsmi_shut_down")
 
     def _refused(self, error: Exception) -> tuple[str, ...]:
-        return (f"AMD's driver refuses: {_told(error)}.",) if self._present else ()
+        return (f"AMD's driver refuses: {_text(error)}.",) if self._present else ()
 
     def _try(self, name: str, *arguments: Any) -> tuple[Any, Exception | None]:
-        # Anything: beside its own errors the module raises AttributeError for a function that the library is
+        # Anything: besides its own errors the module raises AttributeError for a function that the library is
         # too old for, ValueError for numbers that it cannot read, and UnicodeDecodeError for a garbled name.
         try:
             return getattr(self._library, name)(*arguments), None
         except Exception as error:
-            _log.debug("%s: %s", name, _told(error))
+            _log.debug("%s: %s", name, _text(error))
             return None, error
 
     def _ask(self, name: str, *arguments: Any) -> Any:
@@ -187,7 +187,7 @@ class AmdProbe:
             used_bytes=used,
             free_bytes=max(0, total - used) if total is not None and used is not None else None,
             processes=self._processes(handle),
-            problem=None if known else "the driver does not tell its memory",
+            problem=None if known else "the driver does not report its memory",
             utilisation_percent=self._number(self._ask("amdsmi_get_gpu_activity", handle), "gfx_activity"),
             temperature_c=self._temperature(handle),
             power_w=self._power(handle),
@@ -200,9 +200,9 @@ class AmdProbe:
         metric = getattr(getattr(self._library, "AmdSmiTemperatureMetric", None), "CURRENT", None)
         # Data-centre cards have no sensor at the edge, and small ones none at the hottest spot.
         for sensor in ("EDGE", "HOTSPOT", "JUNCTION"):
-            told = self._ask("amdsmi_get_temp_metric", handle, getattr(kinds, sensor, None), metric)
-            if isinstance(told, int):
-                return told
+            value = self._ask("amdsmi_get_temp_metric", handle, getattr(kinds, sensor, None), metric)
+            if isinstance(value, int):
+                return value
         return None
 
     def _clock_mhz(self, handle: Any) -> int | None:
@@ -210,9 +210,9 @@ class AmdProbe:
         return self._number(self._ask("amdsmi_get_clock_info", handle, kind), "clk")
 
     def _power(self, handle: Any) -> int | None:
-        told = self._ask("amdsmi_get_power_info", handle)
+        value = self._ask("amdsmi_get_power_info", handle)
         names = ("current_socket_power", "average_socket_power")
-        return next((watts for name in names if (watts := self._number(told, name)) is not None), None)
+        return next((watts for name in names if (watts := self._number(value, name)) is not None), None)
 
     def _memory(self, handle: Any) -> tuple[int | None, int | None]:
         """Return total and used bytes, both or neither; the exact ones, else those in whole MiB."""
@@ -248,9 +248,9 @@ def _load() -> Any:
         with contextlib.redirect_stdout(said):
             return import_module("amdsmi")
     except Exception as error:
-        _log.debug("amdsmi: %s %s", _told(error), said.getvalue().strip())
+        _log.debug("amdsmi: %s %s", _text(error), said.getvalue().strip())
         return None
 
 
-def _told(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or type(error).__name__

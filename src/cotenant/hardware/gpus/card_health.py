@@ -17,7 +17,7 @@ _SLOWDOWNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CardHealth:
-    """What a card tells of itself. Unknown, or not there on this model, is None.
+    """What a card reports of itself. Unknown or unsupported is None.
 
     `uncorrected_errors` are of the memory since the driver was loaded; `repairs_pending` damaged memory that
     waits for a reset to be mapped away, `repairs_failed` that there is nothing left to map it to. Links are
@@ -104,4 +104,4 @@ class _Reader:
         reasons = self._ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
         if reasons is None:
             return ()
-        return tuple(told for name, told in _SLOWDOWNS if reasons & getattr(self._nvml, name, 0))
+        return tuple(text for name, text in _SLOWDOWNS if reasons & getattr(self._nvml, name, 0))

@@ -1,4 +1,4 @@
-"""GPUs that somebody describes in place of those of this machine."""
+"""GPUs that are described, in place of those of this machine."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class DescribedProbe:
     `spec` is a comma-separated list (`24GiB,2xRTX 3090,RTX A400:4094:329`) or a YAML file's path. Raises
     BadDeviceSpec on construction.
 
-    A file that says `live: true` is followed: it is read anew for each inventory, so that whoever writes it
-    plays the driver. While it is broken, what it last said stands, with the problem.
+    A file that says `live: true` is followed: it is read again for each inventory, so that its writer
+    plays the driver. While it is broken, its last content is used, with the problem.
 
-    Without `files` no file is looked at: for a spec that somebody else wrote.
+    Without `files` no file is read: for a spec from an untrusted source.
     """
 
     def __init__(self, clock: Clock, spec: str, *, files: bool = True) -> None:
@@ -64,7 +64,7 @@ class DescribedProbe:
         try:
             self._gpus = _identified(read_file(self._file))
         except BadDeviceSpec as error:
-            return (f"{error.message}: what it said before stands.",)
+            return (f"{error.message}: its last content is used.",)
         return ()
 
 
@@ -91,7 +91,7 @@ def _is_file(spec: str) -> bool:
 
 
 def _identified(read: DescribedFile) -> tuple[tuple[DeviceId, DescribedGpu], ...]:
-    """Give each GPU an id that the same description always gives, and whose first digits tell it apart."""
+    """Give each GPU an id that the same description always gives, with distinct first digits."""
     found: dict[DeviceId, DescribedGpu] = {}
     for where, gpu in read.gpus:
         index = len(found)

@@ -22,7 +22,7 @@ _MAX_NAME = 96
 
 @dataclass(frozen=True, slots=True)
 class DescribedGpu:
-    """A GPU as somebody described it.
+    """A GPU as described.
 
     `uuid` is None where one is to be made up, `processes` where they are left open. Raises BadDeviceSpec on
     values that no GPU has.
@@ -75,7 +75,7 @@ def parse_entry(text: str) -> list[DescribedGpu]:
 
 
 def complete(name: str | None, total_bytes: int | None, used_bytes: int = 0) -> DescribedGpu:
-    """Fill in what a known card's name tells, or name a size. Raises BadDeviceSpec."""
+    """Fill in what is known of a named card, or name it by its size. Raises BadDeviceSpec."""
     card = find_card(name) if name else None
     if total_bytes is None:
         if card is None:

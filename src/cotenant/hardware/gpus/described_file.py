@@ -25,7 +25,7 @@ _MAX_FILE_BYTES = 256 * 1024
 class DescribedFile:
     """The GPUs of a file, each with where it stands there (`entry 2`).
 
-    `live` says that the file changes as a driver's answers do, and is to be read anew at each look.
+    `live` says that the file changes as a driver's answers do, and is read again for each inventory.
     """
 
     gpus: tuple[tuple[str, DescribedGpu], ...]
@@ -39,10 +39,10 @@ def read_file(path: Path) -> DescribedFile:
         unknown = sorted(str(key) for key in document if key not in _FILE_KEYS)
         if unknown:
             raise BadDeviceSpec(
-                f"{path} has a key {_shown(unknown[0])} beside or in place of gpus", hint=_EXAMPLE
+                f"{path} has a key {_shown(unknown[0])} besides or instead of gpus", hint=_EXAMPLE
             )
         try:
-            hint = "true where the file is to be read again at each look, else false."
+            hint = "true if the file is to be read again each time, else false."
             live = _optional(document, "live", {"true": True, "false": False}.get, hint)
         except BadDeviceSpec as error:
             raise BadDeviceSpec(f"{path}: {error.message}", hint=error.hint) from None

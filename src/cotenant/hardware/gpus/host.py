@@ -11,7 +11,7 @@ from cotenant.domain.devices import HOST_ID, Device, DeviceKind, Inventory, Read
 from cotenant.domain.vendors import InventorySource
 
 HOST_NAME = "host RAM"
-_NO_MEMINFO = "the kernel does not tell its memory in /proc/meminfo"
+_NO_MEMINFO = "the kernel does not report its memory in /proc/meminfo"
 
 
 @dataclass(frozen=True, slots=True)

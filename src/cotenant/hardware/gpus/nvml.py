@@ -55,9 +55,9 @@ class _Memory:
 class NvmlProbe:
     """Finds NVIDIA's GPUs and MIG slices; without any, the RAM of this machine.
 
-    Each query is guarded on its own: what one card refuses is unknown, and hides nothing else. The session
+    Each query is guarded on its own: what one card refuses is unknown and hides nothing else. The session
     with the driver stays open between inventories, since opening one can take a second per card where no
-    other process keeps the driver awake; it is opened anew after the driver as a whole refused.
+    other process keeps the driver awake; it is opened again after the driver as a whole refused.
 
     `library` stands in for the module `pynvml`, `devices` for the folder `/dev`.
     """
@@ -154,7 +154,7 @@ class NvmlProbe:
             if uuid is None:
                 continue
             memory = self._memory(handle)
-            # The bandwidth stays unknown: the driver tells the card's, and not a slice's share of it.
+            # The bandwidth stays unknown: the driver reports the card's, not a slice's share of it.
             device = Device(
                 DeviceId(uuid),
                 DeviceKind.MIG,
@@ -217,10 +217,10 @@ class NvmlProbe:
             info, error = attempt(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
         if isinstance(error, nvml.NVMLError_NotSupported):
             return _Memory(
-                problem="the driver does not tell its memory, as where a GPU shares the host's RAM"
+                problem="the driver does not report its memory, as where a GPU shares the host's RAM"
             )
         if info is None or info.total == 0:
-            return _Memory(problem=f"the driver does not tell its memory ({error or '0 bytes in all'})")
+            return _Memory(problem=f"the driver does not report its memory ({error or '0 bytes in all'})")
         # Drivers differ on whether `used` contains what the driver reserves; this does not, like nvidia-smi.
         return _Memory(info.total, max(0, info.total - info.free - reserved), info.free)
 

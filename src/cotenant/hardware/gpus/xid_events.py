@@ -40,14 +40,14 @@ def xid_text(label: str, code: int) -> str:
 
 
 class XidWatch:
-    """Waits in a thread for the driver to report errors, and tells each in the event loop's thread.
+    """Waits in a thread for the driver to report errors, and reports each in the event loop's thread.
 
     Waiting costs nothing: the driver wakes it. What the driver does not offer (as for vGPUs, and in some
     containers) is left out silently. `library` stands in for the module `pynvml`.
     """
 
-    def __init__(self, told: Callable[[str, str], None], library: Any = None) -> None:
-        self._told = told
+    def __init__(self, report: Callable[[str, str], None], library: Any = None) -> None:
+        self._report = report
         self._library = library
         self._stop = threading.Event()
 
@@ -55,9 +55,9 @@ class XidWatch:
         """Wait for errors until cancelled."""
         loop = asyncio.get_running_loop()
 
-        def tell(label: str, code: int) -> None:
+        def report_in_loop(label: str, code: int) -> None:
             try:
-                loop.call_soon_threadsafe(self._told, label, xid_text(label, code))
+                loop.call_soon_threadsafe(self._report, label, xid_text(label, code))
             except RuntimeError:
                 # The loop has ended while the driver was waited for.
                 self._stop.set()
@@ -66,7 +66,7 @@ class XidWatch:
 
         def watch() -> None:
             try:
-                self._watch(tell)
+                self._watch(report_in_loop)
             finally:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(done.set)
@@ -78,20 +78,20 @@ class XidWatch:
         finally:
             self._stop.set()
 
-    def _watch(self, tell: Callable[[str, int], None]) -> None:
+    def _watch(self, report_in_loop: Callable[[str, int], None]) -> None:
         nvml = nvml_library(self._library)
         try:
             nvml.nvmlInit()
         except nvml.NVMLError:
             return
         try:
-            self._wait(nvml, tell)
+            self._wait(nvml, report_in_loop)
         except (nvml.NVMLError, nvml.NVMLLibraryMismatchError) as error:
             _LOG.info("the driver's error events are not followed: %s", error)
         finally:
             answer(nvml, nvml.nvmlShutdown)
 
-    def _wait(self, nvml: Any, tell: Callable[[str, int], None]) -> None:
+    def _wait(self, nvml: Any, report_in_loop: Callable[[str, int], None]) -> None:
         events = nvml.nvmlEventSetCreate()
         try:
             labels = self._register(nvml, events)
@@ -101,7 +101,7 @@ class XidWatch:
                 except nvml.NVMLError_Timeout:
                     continue
                 pci = answer(nvml, nvml.nvmlDeviceGetPciInfo, event.device)
-                tell(labels.get(_bus(pci), "a GPU"), int(event.eventData))
+                report_in_loop(labels.get(_bus(pci), "a GPU"), int(event.eventData))
         finally:
             answer(nvml, nvml.nvmlEventSetFree, events)
 

@@ -11,14 +11,14 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class LoadedBytes:
-    """Bytes of its files that a process has read, of all; None where the kernel does not tell."""
+    """Bytes of its files that a process has read, of all; None if the kernel does not report it."""
 
     read_bytes: int | None
     total_bytes: int
 
 
 def loaded_bytes(pid: int, paths: Sequence[Path], *, proc: Path = _PROC) -> LoadedBytes:
-    """Tell how much of some files a process has in memory by mapping them, or has read by calls.
+    """Return how much of some files a process has mapped into memory, or has read.
 
     The page cache does not show it: of a file that is there already nothing is left to be read from the disk,
     and yet its load takes long. What counts is how much is mapped and touched (`/proc/PID/smaps`) or, if that

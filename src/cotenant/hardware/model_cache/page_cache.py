@@ -28,7 +28,7 @@ _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
 def resident_bytes(path: Path) -> int | None:
-    """Return how many bytes of a file are in the page cache, in whole pages; None if it cannot be told.
+    """Return how many bytes of a file are in the page cache, in whole pages; None if unknown.
 
     Reads nothing of the file and loads nothing: about a millisecond a gigabyte at most.
     """
@@ -45,7 +45,7 @@ def resident_bytes(path: Path) -> int | None:
 
 
 def resident_range(fd: int, offset: int, length: int) -> int | None:
-    """Return how many bytes of a part of an open file are in the page cache; None if it cannot be told."""
+    """Return how many bytes of a part of an open file are in the page cache; None if unknown."""
     if length <= 0:
         return 0
     pages = _by_cachestat(fd, offset, length)

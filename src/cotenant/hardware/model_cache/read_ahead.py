@@ -66,7 +66,7 @@ class ReadAhead:
             thread.start()
 
     def cancel(self, why: str = "cancelled") -> None:
-        """Issue no more reads. Those in flight, a block each, return into nothing. Never blocks."""
+        """Issue no further reads. Results of those in flight are dropped. Never blocks."""
         self.stopped = self.stopped or why
 
     def wait(self, timeout_s: float | None = None) -> bool:

@@ -1,6 +1,6 @@
 """Host RAM as a tier above the disk: files of models that are likely next, kept in the page cache.
 
-It lives beside the other readings of this machine's memory, whose limits by control group it needs.
+It needs the limits of control groups, which `gpus/host.py` reads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Warmed:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """How much of a model's files is in the page cache; `resident_bytes` is None if it cannot be told."""
+    """How much of a model's files is in the page cache; `resident_bytes` is None if unknown."""
 
     total_bytes: int
     resident_bytes: int | None
@@ -52,8 +52,8 @@ class WarmTier:
     """Reads files ahead, one pass at a time, within `budget_bytes` of page cache and never under pressure.
 
     Available memory is kept above `floor_bytes`, and a pass ends as soon as it is not, or as soon as tasks of
-    this machine wait for memory more than MAX_PRESSURE_PERCENT of the time (where the kernel tells). What was
-    warmed least recently makes way; pages that an engine has mapped stay whatever happens.
+    this machine wait for memory more than MAX_PRESSURE_PERCENT of the time (if the kernel reports it). What
+    was warmed least recently is dropped first; pages that an engine has mapped stay whatever happens.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class WarmTier:
         finally:
             if reading.covered_bytes:
                 self._warmed[files] = reading.covered_bytes
-        return self._told(reading, self._clock.now() - started, files, reason)
+        return self._report(reading, self._clock.now() - started, files, reason)
 
-    def _told(self, reading: ReadAhead, seconds: float, files: tuple[Path, ...], reason: str) -> Warmed:
+    def _report(self, reading: ReadAhead, seconds: float, files: tuple[Path, ...], reason: str) -> Warmed:
         stopped = reading.stopped
         if stopped is None and reading.covered_bytes < reading.total_bytes:
-            stopped = "the budget holds no more of it"
+            stopped = "the budget is used up"
         _log.info(
             "read %s of %s ahead in %s, %s%s",
             format_bytes(reading.read_bytes),
@@ -168,7 +168,7 @@ class WarmTier:
 def read_pressure(path: Path = _PRESSURE) -> float | None:
     """Return the share of the last ten seconds in which some task waited for memory, in percent.
 
-    None where the kernel does not tell (`/proc/pressure/memory`, Linux 4.20 with CONFIG_PSI).
+    None if the kernel does not report it (`/proc/pressure/memory`, Linux 4.20 with CONFIG_PSI).
     """
     try:
         words = path.read_text(encoding="ascii").splitlines()[0].split()

@@ -1,4 +1,4 @@
-"""What an engine is told so that it runs under MPS, within its share."""
+"""The variables that make an engine run under MPS, within its share."""
 
 from __future__ import annotations
 

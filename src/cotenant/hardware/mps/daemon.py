@@ -73,7 +73,7 @@ class MpsDaemon:
 
     @property
     def adopted(self) -> bool:
-        """Whether somebody else started it."""
+        """Whether it was not started by Cotenant."""
         return self._child is None
 
     @property
@@ -194,7 +194,7 @@ def _spawned(program: Path, directories: MpsDirectories, cards: Sequence[str], s
 def daemon_environment(directories: MpsDirectories, cards: Sequence[str]) -> dict[str, str]:
     """Return the variables of a control daemon for some cards.
 
-    UUIDs here and in clients: given indices, MPS numbers the cards anew, and a client that keeps its own
+    UUIDs here and in clients: given indices, MPS renumbers the cards, and a client that keeps its own
     finds none.
     """
     return {
@@ -243,4 +243,4 @@ def _said(directories: MpsDirectories) -> str:
             text = (directories.log / name).read_text(encoding="utf-8", errors="replace").strip()
             if text:
                 return text[-_SAID_CHARACTERS:]
-    return "it said nothing"
+    return "it printed nothing"

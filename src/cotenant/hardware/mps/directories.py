@@ -41,7 +41,7 @@ class MpsDirectories:
 
     @classmethod
     def by_default(cls, environ: Mapping[str, str]) -> MpsDirectories:
-        """Return the directories that a client finds without being told: the environment's or NVIDIA's."""
+        """Return the directories that a client uses by default: the environment's or NVIDIA's."""
         return cls(
             Path(environ.get(PIPE_VARIABLE) or _DEFAULT_PIPE),
             Path(environ.get(LOG_VARIABLE) or _DEFAULT_LOG),
@@ -59,7 +59,7 @@ class MpsDirectories:
         yield from (cls(folder / "pipe", folder / "log") for folder in folders)
 
     def variables(self) -> dict[str, str]:
-        """Return what the control program must be told of them."""
+        """Return the variables of the control program."""
         return {PIPE_VARIABLE: str(self.pipe), LOG_VARIABLE: str(self.log)}
 
     def create(self, cards: Sequence[str]) -> None:
@@ -131,7 +131,7 @@ def _name(cards: Sequence[str]) -> str:
 
 
 def _keep_to_owner(folder: Path) -> None:
-    """Refuse a folder that another owns, or a link to elsewhere: whoever can write there is every client."""
+    """Refuse a folder of another user, or a link: who can write there can act as any client."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise MpsFailed(f"{folder} is not a folder of this user", hint="Move it away.")

@@ -1,4 +1,4 @@
-"""MPS daemons that run on this machine already, whoever started them."""
+"""MPS daemons that already run on this machine, started by Cotenant or not."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def _problem(cards: Sequence[str]) -> str | None:
     if all(card.startswith(("GPU-", "MIG-")) for card in cards):
         return None
     return (
-        f"it was started with CUDA_VISIBLE_DEVICES={','.join(cards)}, so that it numbers its clients' cards "
-        "anew: it should be started with UUIDs"
+        f"it was started with CUDA_VISIBLE_DEVICES={','.join(cards)}, so that it renumbers its "
+        "clients' cards: it should be started with UUIDs"
     )

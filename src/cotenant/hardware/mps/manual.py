@@ -60,7 +60,7 @@ def stop_manually(control: MpsControl, within_s: float) -> None:
 
 
 def remove_orphans(directories: MpsDirectories) -> None:
-    """Remove what a daemon of ours that is gone has left, unless somebody is starting one there."""
+    """Remove what an ended daemon of ours has left, unless another is being started there."""
     if not directories.ours:
         return
     lock = directories.try_lock()
