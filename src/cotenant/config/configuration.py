@@ -33,14 +33,13 @@ class ServerSettings:
     host: str = setting("127.0.0.1", "address to listen on", group="server", metavar="ADDRESS")
     port: int = setting(
         8080,
-        "0: any free one",
-        help="port to listen on; 0: any free one",
+        "port to listen on; 0: any free one",
         most=65535,
         group="server",
     )
     api_keys: tuple[str, ...] = setting(
         (),
-        "any of them does",
+        "keys, any of which a client must send",
         flag="api_key",
         reads="api_key",
         shown="none",
