@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli.main import main
+from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.mps.control import VARIABLE
 from tests.support.gpus.fake_mps import client, mps_processes, stand_in
@@ -34,10 +35,8 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("COTENANT_STATE_DIR", str(made / "s"))
         monkeypatch.setenv(VARIABLE, str(stand_in(made / "bin")))
         monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(made / "nobody"))
-        monkeypatch.setattr(
-            "cotenant.hardware.gpus.inventory.NvmlProbe",
-            lambda clock: DescribedProbe(clock, str(made / "gpus.yaml")),
-        )
+        described = {Vendor.NVIDIA: lambda clock: DescribedProbe(clock, str(made / "gpus.yaml"))}
+        monkeypatch.setattr("cotenant.hardware.gpus.inventory.PROBES", described)
         yield made
         for pid in mps_processes(made / "s"):
             os.kill(pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """Writes what is documented of `cotenant.yaml` from the declared settings.
 
 `python -m cotenant.config.documentation docs` writes `cotenant.schema.json`, by which editors complete and
-check the file, and the tables of `configuration.md`, each between `<!-- settings: SECTION -->` and `<!-- end -->`.
+check the file, and the tables of `configuration.md`. A table stands between `<!-- settings: SECTION -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
