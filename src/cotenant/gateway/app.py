@@ -111,14 +111,16 @@ class Gateway:
         self._metrics = Metrics(self._proxy.counters, operator, alerts, advisor)
         self._models = ModelRoutes(router, operator, self._streams, timing)
         local_time = LocalTime(clock)
-        told_alerts = AlertRoutes(alerts, local_time)
-        decisions = DecisionRoutes(router, operator, told_alerts, services, self._streams, local_time, timing)
+        alert_routes = AlertRoutes(alerts, local_time)
+        decisions = DecisionRoutes(
+            router, operator, alert_routes, services, self._streams, local_time, timing
+        )
         self._table = RouteTable(
             (
                 *self._own_routes(),
                 *self._models.routes,
                 *decisions.routes,
-                *told_alerts.routes,
+                *alert_routes.routes,
                 *self._history.routes,
                 *self._access.routes,
                 *DoctorRoutes(examine).routes,
@@ -262,7 +264,7 @@ class Gateway:
         await send_body(request.send, 200, body, (b"content-type", content_type.encode()))
 
     async def _health(self, request: ApiRequest) -> object:
-        """Tell states and not names: this answer needs no key."""
+        """Return states but no names: this response needs no key."""
         return {"status": "ok", "models": Counter(model.state for model in self._router.models())}
 
     async def _openapi(self, request: ApiRequest) -> object:

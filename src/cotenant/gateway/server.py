@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6 and host == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
-        # Two sockets may bind the same port while neither listens, so only this tells that it is free.
+        # Two sockets may bind the same port while neither listens, so only this shows that it is free.
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except OSError as error:
@@ -63,7 +63,7 @@ async def serve(
 ) -> None:
     """Serve on a listening socket until `stop` is set, then close it and end.
 
-    Requests in flight have `grace_s` to end by themselves; then they are cancelled and their clients told.
+    Requests in flight have `grace_s` to end by themselves; then they are cancelled with an error.
     When this coroutine is cancelled there is no grace.
     """
     config = uvicorn.Config(
@@ -103,7 +103,7 @@ async def serve(
 
 
 class _State(ServerState):
-    """uvicorn's books of a server, with word of a connection's end."""
+    """uvicorn's ServerState that also reports closed connections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ async def _wait_closed(state: _State, timeout_s: float) -> None:
 
 
 async def _cut_off(state: _State) -> None:
-    """Cancel what requests are left, let them say so, and close every connection."""
+    """Cancel the remaining requests, let them send an error, and close every connection."""
     for task in state.tasks:
         task.cancel()
     for connection in list(state.connections):
@@ -132,8 +132,8 @@ async def _cut_off(state: _State) -> None:
         connection.transport.abort()
 
 
-class _GatheringTransport(asyncio.Transport):
-    """A transport that writes once a turn of the loop.
+class _BatchingTransport(asyncio.Transport):
+    """A transport that writes once per iteration of the event loop.
 
     uvicorn writes the head of a response and its body apart; each write is a system call that wakes the
     client, and the second is a tenth of what a request costs.
@@ -181,7 +181,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._bytes_since_progress = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(_GatheringTransport(cast(asyncio.Transport, transport)))
+        super().connection_made(_BatchingTransport(cast(asyncio.Transport, transport)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

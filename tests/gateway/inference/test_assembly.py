@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.http.timing import Timing
-from cotenant.gateway.inference.assembly import SHORT_TOKENS, assemble, stream_body
+from cotenant.gateway.inference.assembly import SHORT_TOKENS, stream_body
+from cotenant.gateway.inference.dialect_assembly import assemble
 from tests.gateway.harness import CHAT, SlotRouter, post, serving
 from tests.gateway.stub import STREAM_HEAD, StubEngine
 
@@ -68,6 +69,7 @@ def test_a_request_without_a_small_limit_is_asked_as_a_stream(request_: dict[str
 
 def test_tool_calls_reasoning_and_text_come_together() -> None:
     status, body = assemble(
+        CHAT.encode(),
         sse(
             delta({"role": "assistant", "content": None}),
             delta({"reasoning_content": "let me "}),
@@ -102,7 +104,7 @@ def test_tool_calls_reasoning_and_text_come_together() -> None:
             delta({"tool_calls": [{"index": 0, "function": {"arguments": 'ty":1}'}}]}),
             delta({}, "tool_calls"),
             {"choices": [], "usage": {"total_tokens": 9}, "object": "chat.completion.chunk"},
-        )
+        ),
     )
     answer = json.loads(body)
     assert status == 200
@@ -122,7 +124,9 @@ def test_tool_calls_reasoning_and_text_come_together() -> None:
 
 
 def test_an_error_in_the_stream_is_the_answer() -> None:
-    status, body = assemble(sse(delta({"content": "a"}), {"error": {"code": 400, "message": "too long"}}))
+    status, body = assemble(
+        CHAT.encode(), sse(delta({"content": "a"}), {"error": {"code": 400, "message": "too long"}})
+    )
     assert (status, json.loads(body)) == (400, {"error": {"code": 400, "message": "too long"}})
 
 
@@ -131,7 +135,7 @@ def test_an_error_in_the_stream_is_the_answer() -> None:
 )
 def test_a_stream_that_does_not_end_properly_is_no_answer(events: bytes) -> None:
     with pytest.raises(UpstreamFailed):
-        assemble(events)
+        assemble(CHAT.encode(), events)
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
@@ -151,7 +155,7 @@ def test_events_of_any_shape_are_an_answer_or_the_engines_fault(events: list[dic
     last = {"choices": [{"finish_reason": "stop"}]}
     stream = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in (*events, last))
     try:
-        status, body = assemble(stream)
+        status, body = assemble(CHAT.encode(), stream)
     except UpstreamFailed:
         return
     assert 200 <= status < 600
@@ -160,13 +164,13 @@ def test_events_of_any_shape_are_an_answer_or_the_engines_fault(events: list[dic
 
 def test_events_nested_without_end_are_the_engines_fault() -> None:
     with pytest.raises(UpstreamFailed):
-        assemble(b'data: {"choices":' + b"[" * 100_000 + b"\n\n")
+        assemble(CHAT.encode(), b'data: {"choices":' + b"[" * 100_000 + b"\n\n")
 
 
 def test_a_tool_call_of_an_absurd_number_is_the_engines_fault() -> None:
     call = {"choices": [{"delta": {"tool_calls": [{"index": 10**12}]}, "finish_reason": "stop"}]}
     with pytest.raises(UpstreamFailed):
-        assemble(b"data: " + json.dumps(call).encode() + b"\n\n")
+        assemble(CHAT.encode(), b"data: " + json.dumps(call).encode() + b"\n\n")
 
 
 async def test_the_client_sees_a_plain_answer_and_the_engine_a_stream() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.inference.assembly import SHORT_TOKENS, stream_body
-from cotenant.gateway.inference.dialect_assembly import assembler
+from cotenant.gateway.inference.dialect_assembly import assemble
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine
@@ -58,7 +58,8 @@ WHOLE = {
 
 
 def test_a_message_is_put_together_of_its_blocks() -> None:
-    status, body = assembler(MESSAGES)(
+    status, body = assemble(
+        MESSAGES,
         sse(
             START,
             *block(
@@ -79,7 +80,7 @@ def test_a_message_is_put_together_of_its_blocks() -> None:
             *block(3, {"type": "tool_use", "id": "t2", "name": "wait", "input": {}}),
             {**END, "delta": {"stop_reason": "tool_use", "stop_sequence": None}},
             {"type": "message_stop"},
-        )
+        ),
     )
     assert status == 200
     assert json.loads(body) == {
@@ -100,7 +101,7 @@ def test_a_message_is_put_together_of_its_blocks() -> None:
 
 
 def test_a_response_is_what_its_last_event_says() -> None:
-    status, body = assembler(RESPONSES)(sse({"type": "response.created", "response": {}}, WHOLE))
+    status, body = assemble(RESPONSES, sse({"type": "response.created", "response": {}}, WHOLE))
     assert (status, json.loads(body)) == (200, WHOLE["response"])
 
 
@@ -109,7 +110,7 @@ def test_a_response_is_what_its_last_event_says() -> None:
     "error", [{"error": {"code": 503, "message": "full"}}, {"type": "error", "code": 503, "message": "full"}]
 )
 def test_an_error_in_the_stream_becomes_that_error(path: bytes, error: dict[str, object]) -> None:
-    status, body = assembler(path)(sse({"type": "ping"}, error))
+    status, body = assemble(path, sse({"type": "ping"}, error))
     assert (status, json.loads(body)["error"]["message"]) == (503, "full")
 
 
@@ -127,7 +128,7 @@ def test_an_error_in_the_stream_becomes_that_error(path: bytes, error: dict[str,
 )
 def test_what_breaks_off_or_has_another_shape_is_a_fault_of_the_engine(path: bytes, events: bytes) -> None:
     with pytest.raises(UpstreamFailed):
-        assembler(path)(events)
+        assemble(path, events)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ async def test_who_leaves_in_line_is_told_as_never_served(tmp_path: Path):
 
 async def test_a_full_log_becomes_an_older_one_and_the_oldest_goes(tmp_path: Path):
     path = tmp_path / "requests.jsonl"
-    log = RequestLog(path, most_bytes=300, kept=2)
+    log = RequestLog(path, max_bytes=300, kept=2)
     for number in range(8):
         log.add(ended(number))
         log.close()
@@ -101,7 +101,7 @@ async def test_what_waits_is_bounded_and_what_is_lost_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     path = tmp_path / "requests.jsonl"
-    log = RequestLog(path, most_waiting=3)
+    log = RequestLog(path, max_waiting=3)
     for number in range(5):
         log.add(ended(number))
     with caplog.at_level(logging.WARNING):

@@ -1,1 +1,1 @@
-"""Who may ask, and from where: API keys, sessions, allowed hosts. It must not know what is asked."""
+"""Access control: API keys, browser sessions, allowed hosts. It must not know what requests are for."""

@@ -1,4 +1,4 @@
-"""Who may ask and order: bearers of a key, and browsers that signed in; and from where."""
+"""Access control: API keys, sessions of browsers, and the hosts and pages that requests come from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FRESH: Final[Header] = (b"cache-control", b"no-store")
 
 
 class AccessControl:
-    """Checks every request before anything else looks at it."""
+    """Checks every request before it is handled."""
 
     def __init__(
         self, keys: ApiKeys, hosts: AllowedHosts, sessions: Sessions, attempts: LoginAttempts
@@ -57,56 +57,53 @@ class AccessControl:
         )
 
     def check(self, scope: Scope, *, is_open: bool) -> None:
-        """Pass a request; `is_open` says that its path needs no key.
+        """Check a request; `is_open` says that its path needs no key.
 
-        Who bears the right key is no browser that was led here: its host and origin are not looked at.
+        Requests with a valid key skip the host and origin checks: a page cannot forge the key.
         Raises Unauthorized, UntrustedHost or ForeignPage.
         """
         headers = scope["headers"]
         host = origin = None
-        bears_key = False
+        has_key = False
         for name, value in headers:
             if name == b"host":
                 host = value
             elif name == b"origin":
                 origin = value
             elif name in (b"authorization", b"x-api-key"):
-                bears_key = True
-        if bears_key and self._keys.needed and not is_open:
+                has_key = True
+        if has_key and self._keys.needed and not is_open:
             self._keys.check(headers)
             return
         if host is not None:
             self._hosts.check_host(host)
-        orders = scope["method"] not in _SAFE
-        if orders and origin is not None:
+        changes_state = scope["method"] not in _SAFE
+        if changes_state and origin is not None:
             self._hosts.check_origin(origin, host)
         if self._keys.needed and not is_open:
-            self._check_session(headers, host, orders)
+            self._check_session(headers, host, changes_state)
 
-    def _check_session(self, headers: Sequence[Header], host: bytes | None, orders: bool) -> None:
+    def _check_session(self, headers: Sequence[Header], host: bytes | None, changes_state: bool) -> None:
         session = self._session(headers, host)
         if session is None:
             self._keys.check(headers)
-        elif orders and not same(session.csrf, _value(headers, _CSRF)):
-            raise ForeignPage(
-                "the order does not bear this session's token", hint="Reload the page and try again."
-            )
+        elif changes_state and not same(session.csrf, _value(headers, _CSRF)):
+            raise ForeignPage("the request lacks this session's token", hint="Reload the page and try again.")
 
     def _session(self, headers: Sequence[Header], host: bytes | None) -> BrowserSession | None:
         token = _cookie(headers, _cookie_name(host))
         return self._sessions.find(token) if token else None
 
     async def _show(self, request: ApiRequest) -> None:
-        """Say whether a key is needed and whether this browser has signed in."""
         session = self._session(request.headers, request.header(b"host"))
         await self._send(request, session)
 
     async def _begin(self, request: ApiRequest) -> None:
-        """Take a key and set the cookie; where none is needed any will do, and there is no cookie.
+        """Check the key and set the cookie. Without API keys, any key is accepted and no cookie is set.
 
         Raises Unauthorized, BadRequest, BadAssignment or TooManyAttempts.
         """
-        asked = read_body(SessionRequest, await request.body() or b"{}")
+        body = read_body(SessionRequest, await request.body() or b"{}")
         if not self._keys.needed:
             await self._show(request)
             return
@@ -116,7 +113,7 @@ class AccessControl:
             raise TooManyAttempts(
                 "too many wrong keys", hint=f"Wait {max(1, round(wait_s))} s.", retry_after_s=wait_s
             )
-        if not self._keys.has(asked.key.strip().encode("utf-8", "replace")):
+        if not self._keys.has(body.key.strip().encode("utf-8", "replace")):
             self._attempts.failed(client)
             raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
         token, session = self._sessions.begin()
@@ -143,7 +140,7 @@ def _set_cookie(request: ApiRequest, token: str, lifetime_s: int) -> Header:
 
 
 def _cookie_name(host: bytes | None) -> str:
-    """Return a name of this daemon's own: browsers do not tell the ports of a host apart."""
+    """Return a cookie name that holds the port: browsers share cookies between the ports of a host."""
     port = (host or b"").rpartition(b"]")[2].partition(b":")[2].decode("latin-1")
     return f"{_COOKIE}_{port}" if port.isdigit() else _COOKIE
 

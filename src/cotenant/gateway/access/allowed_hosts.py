@@ -1,4 +1,4 @@
-"""Under which names the daemon may be asked, so that no web page reaches it through a name of its own."""
+"""Host names under which the daemon answers, against web pages that reach it by DNS rebinding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WEB: Final = ("http", "https")
 
 
 class AllowedHosts:
-    """Passes the names that nobody outside can point at this machine: addresses, `localhost`, names without a
+    """Allows the names that nobody outside can point at this machine: addresses, `localhost`, names without a
     dot or under a domain of local networks, and those in `allowed`.
 
     DNS rebinding needs a name in public DNS whose owner changes where it leads.
@@ -25,7 +25,7 @@ class AllowedHosts:
         self._passed: set[bytes] = set()
 
     def check_host(self, host: bytes) -> None:
-        """Pass the header `Host`. Raises UntrustedHost."""
+        """Check the header `Host`. Raises UntrustedHost."""
         if host in self._passed:
             return
         name = _name(host.decode("latin-1"))
@@ -38,14 +38,14 @@ class AllowedHosts:
             self._passed.add(host)
 
     def check_origin(self, origin: bytes, host: bytes | None) -> None:
-        """Pass an order from a page of this daemon, or from what is no web page. Raises ForeignPage."""
+        """Check where a request that changes something comes from. Raises ForeignPage."""
         text = origin.decode("latin-1")
         scheme, _, where = text.partition("://")
         if where and (origin.partition(b"://")[2] == host or scheme.lower() not in _WEB):
             return
         if _name(where) not in self._allowed:
             raise ForeignPage(
-                f"a page of {text[:80]} may not give orders here",
+                f"a page of {text[:80]} may not change anything here",
                 hint="Use the console at this address, the command line, or an API key.",
             )
 

@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""API keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cotenant.domain.errors import Unauthorized
 
 
 class ApiKeys:
-    """The keys that open the gateway; an empty ring opens it to everyone."""
+    """The API keys that the gateway accepts; without any it is open to everyone."""
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
         self._keys = tuple(key.encode() for key in keys)
@@ -22,17 +22,17 @@ class ApiKeys:
 
     def has(self, offered: bytes) -> bool:
         """Whether it is one of the keys."""
-        # Every key is compared, so that the time taken does not tell which one came close.
+        # Every key is compared, so that the time taken does not reveal which one came close.
         return sum(hmac.compare_digest(key, offered) for key in self._keys) > 0
 
     def check(self, headers: Sequence[Header]) -> None:
-        """Pass a request that bears a key, as `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
+        """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
         if not self._keys:
             return
         offered = _offered_key(headers)
         if offered is None:
             raise Unauthorized(
-                "the request bears no API key",
+                "the request has no API key",
                 hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
             )
         if not self.has(offered):

@@ -1,4 +1,4 @@
-"""What requests and answers about a browser's session look like."""
+"""Bodies of requests and responses about a browser's session."""
 
 from __future__ import annotations
 

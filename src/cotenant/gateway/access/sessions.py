@@ -1,4 +1,4 @@
-"""Browsers that signed in with a key: a cookie in its place, and a token that other sites cannot know."""
+"""Sessions of browsers that signed in with a key: a cookie, and a CSRF token that other sites cannot know."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MOST_CLIENTS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """One browser; `csrf` is what its orders must bear beside the cookie."""
+    """One browser's session; requests that change something send `csrf` as well as the cookie."""
 
     csrf: str
     ends_at: float
 
 
 class Sessions:
-    """Sessions in memory, of bounded life and number: the oldest gives way. A restart ends them all.
+    """Sessions in memory, of bounded lifetime and number: the oldest is dropped. A restart ends them all.
 
     Only digests of the cookies' tokens are kept.
     """
@@ -45,7 +45,7 @@ class Sessions:
         return token, session
 
     def find(self, token: str) -> BrowserSession | None:
-        """Return the session of a cookie, if it still is one."""
+        """Return the session of a cookie, None if it has ended."""
         session = self._by_digest.get(_digest(token))
         if session is not None and session.ends_at <= self._now():
             self.end(token)
@@ -53,19 +53,19 @@ class Sessions:
         return session
 
     def end(self, token: str) -> None:
-        """End a session, if it is one."""
+        """End a session, if there is one."""
         self._by_digest.pop(_digest(token), None)
 
 
 class LoginAttempts:
-    """Wrong keys by client, so that nobody guesses on and on: five within a minute, then a pause."""
+    """Wrong keys by client: after five within a minute the client must wait, which stops guessing."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._failed: dict[str, list[float]] = {}
 
     def wait_s(self, client: str) -> float | None:
-        """Return how long a client has to wait before its next attempt; None for not at all."""
+        """Return the seconds that a client must wait before its next attempt; None if it need not."""
         recent = self._recent(client)
         return None if len(recent) < _ATTEMPTS else recent[0] + _WITHIN_S - self._now()
 
@@ -83,7 +83,7 @@ class LoginAttempts:
 
 
 def same(one: str, other: str) -> bool:
-    """Compare two tokens in a time that does not tell how alike they are."""
+    """Compare two tokens in constant time."""
     return hmac.compare_digest(one.encode(), other.encode("utf-8", "replace"))
 
 

@@ -1,4 +1,4 @@
-"""JSON bodies as what they are meant to be."""
+"""JSON bodies, parsed and validated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cotenant.domain.errors import BadAssignment, BadRequest
 
 _NAMED: Final = 3
-"""How many faults of one body are told."""
+"""How many errors of one body a response names."""
 
 
 class RequestModel(BaseModel):
@@ -29,17 +29,17 @@ Body = TypeVar("Body", bound=RequestModel)
 
 
 def read_body(kind: type[Body], body: bytes) -> Body:
-    """Return a body as what it is meant to be. Raises BadRequest, or BadAssignment that names the field."""
+    """Parse and validate a body. Raises BadRequest, or BadAssignment that names the field."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
     if faults[0]["type"] == "json_invalid":
         raise BadRequest("the body is not JSON", hint="Send one JSON object in UTF-8.")
-    told = [_explain(fault) for fault in faults[:_NAMED]]
-    more = len(faults) - len(told)
+    named = [_explain(fault) for fault in faults[:_NAMED]]
+    more = len(faults) - len(named)
     raise BadAssignment(
-        "; ".join(told) + (f"; and {more} more" if more else ""),
+        "; ".join(named) + (f"; and {more} more" if more else ""),
         hint="/openapi.json describes what it takes.",
         field=_dotted(faults[0]["loc"]),
     )
@@ -59,7 +59,7 @@ def _explain(fault: Any) -> str:
 
 
 def _dotted(path: Sequence[str | int]) -> str:
-    """Write a place in a body as people do: `assignments[1].gpu_index`."""
+    """Write the place of a field: `assignments[1].gpu_index`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

@@ -1,4 +1,4 @@
-"""How much one request may bring."""
+"""Limits on the size of a request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Limits:
     headers: int = 100
 
     def check_head(self, headers: Sequence[Header]) -> None:
-        """Pass a head that keeps the bounds and declares a body that does.
+        """Check the size of a head, and of the body that it declares.
 
         Raises HeadersTooLarge or RequestTooLarge.
         """
@@ -34,7 +34,7 @@ class Limits:
             raise HeadersTooLarge(f"the headers are over the limit of {format_bytes(self.head_bytes)}")
 
     def check_body(self, size_bytes: int) -> None:
-        """Pass a body of this size, or raise RequestTooLarge."""
+        """Check the size of a body. Raises RequestTooLarge."""
         if size_bytes > self.body_bytes:
             raise RequestTooLarge(
                 f"the body is over the limit of {format_bytes(self.body_bytes)}",

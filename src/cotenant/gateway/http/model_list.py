@@ -1,4 +1,4 @@
-"""The models served, as OpenAI lists them and as the operator wants to see them."""
+"""Descriptions of the models served: OpenAI's, and the operator's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def openai_model(model: ServedModel) -> dict[str, Any]:
 
 
 def admin_model(model: ServedModel) -> dict[str, Any]:
-    """Describe where a model sits and what it weighs, in bytes; what is not known is None."""
+    """Describe a model, its placement and its sizes in bytes; what is not known is None."""
     build = model.build
     return {
         "name": model.name,
@@ -73,7 +73,7 @@ def _on_device(share: Share) -> dict[str, Any]:
 
 
 def _compared(row: Comparison) -> dict[str, Any]:
-    """Set planned bytes against reported ones. An engine does not report its driver's overhead."""
+    """Compare planned and reported bytes. An engine does not report its driver's overhead."""
     return {
         "planned": {**parts_as_json(row.planned), "total": row.planned.total},
         "reported": row.reported

@@ -1,4 +1,4 @@
-"""Faults as HTTP: a status and an error in OpenAI's envelope."""
+"""Errors as HTTP responses: a status, and an error object in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ _SERVER: Final = "server_error"
 
 @dataclass(frozen=True, slots=True)
 class HttpProblem:
-    """How one class of fault is told to a client.
+    """How one class of error is sent to a client.
 
-    `param` names the field at fault. `retry_after_s` is sent where waiting helps and the fault itself does
-    not say how long; `hopeless` tells the openai client not to repeat a request that the same daemon will
-    refuse again.
+    `param` names the field at fault. `retry_after_s` is sent where waiting helps and the error itself does
+    not say how long. `hopeless` tells the openai client not to retry: the same daemon will refuse again.
     """
 
     status: int
@@ -32,7 +31,7 @@ class HttpProblem:
     hopeless: bool = False
 
     def headers(self, retry_after_s: float | None = None) -> list[Header]:
-        """Return the headers that go with the status; the fault's own `retry_after_s` is worth more."""
+        """Return the headers of the response; the error's own `retry_after_s` comes first."""
         headers = [JSON_TYPE]
         wait_s = self.retry_after_s if retry_after_s is None else retry_after_s
         if wait_s is not None:
@@ -118,7 +117,7 @@ UNREADABLE_MODEL: Final = HttpProblem(422, _INVALID, hopeless=True)
 
 
 def http_problem(error: BaseException) -> HttpProblem:
-    """Return how the fault is told; a fault that is none of ours is a plain 500."""
+    """Return the mapping of an error; one that is not a CotenantError is a plain 500."""
     for kind in type(error).__mro__:
         if kind in HTTP_PROBLEMS:
             return HTTP_PROBLEMS[kind]
@@ -126,7 +125,7 @@ def http_problem(error: BaseException) -> HttpProblem:
 
 
 def envelope(error: BaseException) -> bytes:
-    """Render the fault as OpenAI's error object. What is not a CotenantError tells nothing of itself."""
+    """Render an error as OpenAI's error object; nothing is revealed of one that is not a CotenantError."""
     problem = http_problem(error)
     if isinstance(error, CotenantError):
         param = error.field if isinstance(error, errors.BadAssignment) else problem.param
@@ -138,7 +137,7 @@ def envelope(error: BaseException) -> bytes:
 
 
 def encode_error(message: str, kind: str, param: str | None, code: str, cause: str | None = None) -> bytes:
-    """Render OpenAI's error object; `cause` is a field of ours, there only for faults of engines."""
+    """Render OpenAI's error object; `cause` is a field of ours, only there for errors of engines."""
     error = {"message": message, "type": kind, "param": param, "code": code}
     return encode_json({"error": error if cause is None else {**error, "cause": cause}})
 
@@ -155,7 +154,7 @@ def is_envelope(body: bytes) -> bool:
 async def send_problem(
     send: Send, error: BaseException, headers: Iterable[Header] = (), problem: HttpProblem | None = None
 ) -> None:
-    """Answer with the fault, told as its class is or as `problem` says."""
+    """Send an error, mapped by its class or by `problem`."""
     problem = problem or http_problem(error)
     retry_after_s = error.retry_after_s if isinstance(error, CotenantError) else None
     await send_body(send, problem.status, envelope(error), *problem.headers(retry_after_s), *headers)

@@ -1,4 +1,4 @@
-"""One request to the operator's API, as its handlers read it."""
+"""A request to the daemon's own API, as handlers read it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MAX_BODY_BYTES: Final = MIB
 
 
 class ApiRequest:
-    """One request. `name` is what its path names where the template has a place for it, decoded.
+    """One request. `name` is the decoded name in its path, where the template has one.
 
-    `client` is the address that it comes from.
+    `client` is the address of the client.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, name: str = "") -> None:
@@ -39,7 +39,7 @@ class ApiRequest:
 
     @property
     def is_https(self) -> bool:
-        """Whether the browser speaks TLS, with us or with a proxy before us, who says so."""
+        """Whether the browser uses TLS, to us or to a proxy that says so."""
         return b"https" in (self._headers.get(b"x-forwarded-proto"), self._scheme)
 
     @property
@@ -59,26 +59,26 @@ class ApiRequest:
             raise BadRequest(f"{name}={text[:40]!r} is not 0 or 1")
         return default if text is None else text == "1"
 
-    def whole(self, name: str, default: int, most: int) -> int:
-        """Read `?name=N`, at most `most`. Raises BadRequest."""
+    def integer(self, name: str, default: int, maximum: int) -> int:
+        """Read `?name=N`, at most `maximum`. Raises BadRequest."""
         text = self.text(name)
         if text is None:
             return default
         if not text.isascii() or not text.isdigit() or len(text) > 9:
             raise BadRequest(f"{name}={text[:40]!r} is not a whole number")
-        return min(int(text), most)
+        return min(int(text), maximum)
 
     async def body(self) -> bytes:
         """Read the body, which is JSON or empty.
 
-        Raises RequestTooLarge, UnsupportedMediaType, or BadRequest for a client that leaves in the middle.
+        Raises RequestTooLarge, UnsupportedMediaType, or BadRequest for a client that disconnects early.
         """
         pieces: list[bytes] = []
         size, more = 0, True
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise BadRequest("the client left before its request was whole")
+                raise BadRequest("the client disconnected before its request was complete")
             piece: bytes = message.get("body", b"")
             size += len(piece)
             if size > _MAX_BODY_BYTES:

@@ -11,9 +11,9 @@ from cotenant.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, looks at a log.
+    """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, reads of a log.
 
-    `notice_s` is what the daemon gets to notice that an engine which was lost is dead.
+    `notice_s` is the time in which the daemon should notice that a lost engine is dead.
     """
 
     comment_s: float = 5.0

@@ -1,9 +1,9 @@
-"""A plain answer, asked of the engine as a stream and put together here.
+"""Plain responses that are requested from the engine as streams and assembled here.
 
-llama.cpp stops a stream within 0.1 s of its reader's leaving. Of a plain request it looks only after a second
-in which no slot had any result: while others stream, it goes on to the last token, for nobody. So a plain
-request that may run long is sent as a stream, which costs 5 µs a token. A short one passes through byte for
-byte: what it could waste is bounded by its own limit.
+llama.cpp stops a stream within 0.1 s of its reader's disconnect. For a plain request it checks only after a
+second without results in any slot: while others stream, it generates to the last token although nobody reads.
+So a plain request that may run long is sent as a stream, which costs 5 µs a token. A short one passes through
+byte for byte: what it could waste is bounded by its own limit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from cotenant.asgi import encode_json
 from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.inference.dialects import error_status
 
 SHORT_TOKENS: Final = 256
 """A request limited to this many tokens is passed through as it is."""
@@ -52,19 +53,8 @@ def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes |
     return (_WITH_USAGE if path in _TELLING_USAGE else _AS_STREAM) + body[body.index(b"{") + 1 :]
 
 
-def assemble(events: bytes) -> tuple[int, bytes]:
-    """Return status and JSON body of the plain answer that a finished stream of events amounts to.
-
-    An error event becomes that error. Raises UpstreamFailed if the stream ended without saying why it stops,
-    or is of no shape that could be put together.
-    """
-    try:
-        return _assembled(events)
-    except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
-        raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
-
-
-def _assembled(events: bytes) -> tuple[int, bytes]:
+def assemble_completion(events: bytes) -> tuple[int, bytes]:
+    """Return status and JSON body of the completion that a finished stream amounts to."""
     answer: dict[str, Any] = {}
     choice: dict[str, Any] = {}
     for event in events_in(events):
@@ -83,7 +73,7 @@ def _assembled(events: bytes) -> tuple[int, bytes]:
 
 
 def events_in(stream: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a stream's events. Raises UpstreamFailed for what is no JSON."""
+    """Yield the objects of a stream's events. Raises UpstreamFailed for what is not JSON."""
     try:
         for line in stream.split(b"\n"):
             if not line.startswith(_PREFIX) or line[len(_PREFIX) :].strip() == _DONE:
@@ -164,9 +154,3 @@ def _finish(choice: dict[str, Any]) -> None:
             message[name] = "".join(value)
     for call in message.get("tool_calls", []):
         call["function"]["arguments"] = "".join(call["function"]["arguments"])
-
-
-def error_status(error: Any) -> int:
-    """Return the status that an engine's error has by its own word, else that of a broken engine."""
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code <= 599 else 502

@@ -1,4 +1,4 @@
-"""Plain answers of OpenAI's responses and Anthropic's messages, asked of engines as streams (`assembly`)."""
+"""Plain responses in each dialect, assembled from engines' streams (see `assembly`)."""
 
 from __future__ import annotations
 
@@ -11,39 +11,30 @@ from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.inference.assembly import (
     MESSAGES_PATH,
     RESPONSES_PATH,
-    assemble,
-    error_status,
+    assemble_completion,
     events_in,
 )
+from cotenant.gateway.inference.dialects import error_status
 
 _ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _TEXTS: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
 _PARTIAL: Final = "partial_json"
 
-Assembler = Callable[[bytes], tuple[int, bytes]]
 
+def assemble(path: bytes, events: bytes) -> tuple[int, bytes]:
+    """Return status and JSON body of the response that a finished stream of a path's events amounts to.
 
-def assembler(path: bytes) -> Assembler:
-    """Return what puts an answer of this path together: status and JSON body of a finished stream of events.
-
-    An error event becomes that error. It raises UpstreamFailed if the stream ended without saying why it
-    stops, or is of no shape that could be put together.
+    An error event becomes that error. Raises UpstreamFailed if the stream ended without saying why it stops,
+    or has events of an unknown shape.
     """
-    return _ASSEMBLERS.get(path, assemble)
-
-
-def _guarded(assembled: Assembler) -> Assembler:
-    def guarded(events: bytes) -> tuple[int, bytes]:
-        try:
-            return assembled(events)
-        except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
-            raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
-
-    return guarded
+    try:
+        return _ASSEMBLERS.get(path, assemble_completion)(events)
+    except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
+        raise UpstreamFailed("the engine's stream has events of an unknown shape") from None
 
 
 def _response(events: bytes) -> tuple[int, bytes]:
-    """Return the whole response, which the last event of a stream bears."""
+    """Return the whole response, which is in the last event of a stream."""
     for event in events_in(events):
         if event.get("error") or event["type"] == "error":
             return _error(event.get("error") or event)
@@ -109,7 +100,7 @@ def _error(error: Any) -> tuple[int, bytes]:
     return error_status(error), encode_json({"error": error})
 
 
-_ASSEMBLERS: Final[Mapping[bytes, Assembler]] = {
-    RESPONSES_PATH: _guarded(_response),
-    MESSAGES_PATH: _guarded(_message),
+_ASSEMBLERS: Final[Mapping[bytes, Callable[[bytes], tuple[int, bytes]]]] = {
+    RESPONSES_PATH: _response,
+    MESSAGES_PATH: _message,
 }

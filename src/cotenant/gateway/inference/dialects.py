@@ -1,7 +1,7 @@
-"""The APIs that clients speak: which of their paths go to engines, and how each tells an error.
+"""The APIs that clients use: which of their paths go to engines, and the form of errors in each.
 
 Engines are asked in the dialect of the client, but for Ollama's, which is translated (`ollama_api`). Some do
-not answer every path: what one says to that is told as NotOffered.
+not answer every path: their errors about that become NotOffered.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _GENERATING: Final = frozenset({ModelKind.TEXT})
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A path of engines, and who asks for it.
+    """A path that goes to engines.
 
     `kinds` are those of the models that answer it. `everywhere` says that every engine has it; `streams` that
-    a request may ask for a stream of events. `in_anthropic` says that errors are told in Anthropic's form.
+    a request may ask for a stream of events. `in_anthropic` says that errors take Anthropic's form.
     """
 
     path: bytes
@@ -34,7 +34,7 @@ class Target:
     def event(self, body: bytes) -> bytes:
         """Put an error in OpenAI's envelope, or a whole answer, into an event of this dialect's streams."""
         if self.in_anthropic and (error := _error_in(body)) is not None:
-            return b"event: error\ndata: " + anthropic_error(_status(error), body) + b"\n\n"
+            return b"event: error\ndata: " + anthropic_error(error_status(error), body) + b"\n\n"
         return b"data: " + body + b"\n\n"
 
 
@@ -75,8 +75,8 @@ _ANTHROPIC_TYPES: Final = {
 def anthropic_error(status: int, body: bytes) -> bytes:
     """Render an error as Anthropic's API does, with what ended an engine where that is known."""
     usual = "invalid_request_error" if status < 500 else "api_error"
-    told = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message_of(body), **_cause_in(body)}
-    return encode_json({"type": "error", "error": told})
+    rendered = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message_of(body), **_cause_in(body)}
+    return encode_json({"type": "error", "error": rendered})
 
 
 def ollama_error(status: int, body: bytes) -> bytes:
@@ -85,7 +85,7 @@ def ollama_error(status: int, body: bytes) -> bytes:
 
 
 def message_of(body: bytes) -> str:
-    """Return what an error says, whatever its form."""
+    """Return the message of an error in any form."""
     error = _error_in(body)
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else body.decode("utf-8", "replace")
@@ -99,7 +99,7 @@ def is_foreign(status: int, body: bytes) -> bool:
 
 
 class ErrorTranslator:
-    """Passes a response on, errors in the form of another dialect. `started` is set once it has begun."""
+    """Forwards a response, errors in the form of another dialect. `started` is set once it has begun."""
 
     def __init__(self, send: Send, form: ErrorForm) -> None:
         self._send = send
@@ -118,9 +118,9 @@ class ErrorTranslator:
         else:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
-                await self._tell(self._head)
+                await self._send_error(self._head)
 
-    async def _tell(self, head: Message) -> None:
+    async def _send_error(self, head: Message) -> None:
         self.started = True
         body = self._form(head["status"], self._body)
         kept = [header for header in head["headers"] if header[0] not in (b"content-type", b"content-length")]
@@ -143,6 +143,7 @@ def _cause_in(body: bytes) -> dict[str, str]:
     return {"cause": cause} if isinstance(cause, str) else {}
 
 
-def _status(error: Any) -> int:
+def error_status(error: Any) -> int:
+    """Return the status that an engine's error names, else that of a broken engine."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code <= 599 else 502

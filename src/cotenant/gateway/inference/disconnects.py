@@ -1,4 +1,4 @@
-"""Which clients must be listened to for their departure."""
+"""Watches for clients that disconnect."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from typing import Final, Protocol
 
 
 class Listener(Protocol):
-    """A request whose client may leave."""
+    """A request whose client may disconnect."""
 
     def listen(self) -> None:
-        """Notice from now on when the client leaves."""
+        """Watch from now on for the client's disconnect."""
         ...
 
 
 class DisconnectWatch:
-    """Has requests listen for their clients' departure once they last, on one timer for all.
+    """Calls `listen` of requests that last longer than the interval, on one timer for all.
 
-    Most answers come sooner, and are spared the task that listening takes; an engine frees a slot no faster.
+    Most responses come sooner and need no task that listens; an engine frees a slot no faster anyway.
     """
 
     _INTERVAL_S: Final = 0.1
 
     def __init__(self) -> None:
-        self._unheard: set[Listener] = set()
+        self._new: set[Listener] = set()
         self._armed = False
 
     def enter(self, request: Listener) -> None:
-        """Have it listen in a moment."""
-        self._unheard.add(request)
+        """Have a request listen in a moment."""
+        self._new.add(request)
         if not self._armed:
             self._armed = True
-            asyncio.get_running_loop().call_later(self._INTERVAL_S, self._turn)
+            asyncio.get_running_loop().call_later(self._INTERVAL_S, self._listen)
 
     def leave(self, request: Listener) -> None:
-        """Forget one that has ended."""
-        self._unheard.discard(request)
+        """Forget a request that has ended."""
+        self._new.discard(request)
 
-    def _turn(self) -> None:
+    def _listen(self) -> None:
         self._armed = False
-        for request in self._unheard:
+        for request in self._new:
             request.listen()
-        self._unheard.clear()
+        self._new.clear()

@@ -1,4 +1,4 @@
-"""Which models answer which paths: one for embeddings cannot chat, nor can one that chats rank documents."""
+"""Which kinds of models answer which paths: an embedding model cannot chat, a chat model cannot rank."""
 
 from __future__ import annotations
 

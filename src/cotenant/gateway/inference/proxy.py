@@ -1,4 +1,4 @@
-"""One client request carried to an engine and its response carried back."""
+"""Forwards a client's request to an engine, and the response back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cotenant.gateway.http.problems import encode_error, envelope, http_problem,
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.assembly import stream_body
-from cotenant.gateway.inference.dialect_assembly import assembler
+from cotenant.gateway.inference.dialect_assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.disconnects import DisconnectWatch
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
@@ -25,7 +25,7 @@ from cotenant.gateway.inference.model_kinds import ModelKinds
 from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse, whole_body
 from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
-from cotenant.gateway.inference.waiting import Wait
+from cotenant.gateway.inference.waiting import LeaseWait
 from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.interfaces import Lease, Router
 
@@ -33,8 +33,8 @@ _log = logging.getLogger("cotenant.gateway")
 
 _MAX_ERROR_BYTES: Final = 64 * KIB
 _MAX_ASSEMBLED_BYTES: Final = 256 * MIB
-_CLIENT_LEFT: Final = 499
-"""The status under which a request is logged whose client did not wait for an answer."""
+_CLIENT_CLOSED_REQUEST: Final = 499
+"""The status in the log of a request whose client disconnected first."""
 
 
 class Proxy:
@@ -54,7 +54,7 @@ class Proxy:
 
 
 class Exchange:
-    """One request on its way: its client, its lease and its connection to the engine.
+    """One request in progress: its client, its lease and its connection to the engine.
 
     `started` is set when the response has begun, after which no other can be sent; `waited_s` is how long it
     waited for its lease, while the model was loaded or in line.
@@ -66,7 +66,7 @@ class Exchange:
         "_begun_at",
         "_connection",
         "_counters",
-        "_departed",
+        "_disconnected",
         "_failed",
         "_granted_at",
         "_headers",
@@ -100,9 +100,9 @@ class Exchange:
         self._options: RequestOptions
         self._connection: EngineConnection | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._wait: Wait | None = None
+        self._wait: LeaseWait | None = None
         self._failed = False
-        self._departed = False
+        self._disconnected = False
         self._assembling = False
         self._streaming = False
         self._answered = False
@@ -115,7 +115,7 @@ class Exchange:
         self._last_chunk = b""
 
     async def run(self) -> None:
-        """Read the request, get a slot, and carry the response.
+        """Read the request, get a slot, and forward the response.
 
         Raises a CotenantError only while nothing has been sent to the client.
         """
@@ -137,7 +137,7 @@ class Exchange:
             self._assembling = as_stream is not None
             await self._answer(name, as_stream or body)
         except CotenantError as error:
-            if self._departed:
+            if self._disconnected:
                 return
             self._status = http_problem(error).status
             if not self.started:
@@ -150,14 +150,14 @@ class Exchange:
             raise
         finally:
             proxy.watch.leave(self)
-            self._counters.by_class[0 if self._departed else min(self._status // 100, 5)] += 1
+            self._counters.by_class[0 if self._disconnected else min(self._status // 100, 5)] += 1
             if proxy.request_log is not None and self._name is not None:
                 self._log(proxy.request_log, self._name)
             if self._listener is not None:
                 self._listener.cancel()
 
     def _log(self, log: RequestLog, name: str) -> None:
-        status = _CLIENT_LEFT if self._departed else self._status
+        status = _CLIENT_CLOSED_REQUEST if self._disconnected else self._status
         prompt, output = self._tokens
         now, terms = self._loop.time(), self._options.terms
         log.add(RequestRecord(self._begun_at, self._granted_at, now, name, status, prompt, output, terms))
@@ -165,10 +165,10 @@ class Exchange:
     # The request.
 
     async def _answer(self, name: str, body: bytes) -> None:
-        """Carry the request on a lease; on another if its engine dies before any of the answer was sent."""
+        """Forward the request on a lease; on another if its engine dies before the response has begun."""
         counters = self._counters
         while True:
-            lease = self._lease_at_once(name) or await self._wait_for_lease(name)
+            lease = self._try_lease(name) or await self._wait_for_lease(name)
             if lease is None:
                 return
             counters.in_flight += 1
@@ -183,17 +183,17 @@ class Exchange:
                     await self._pass_response(status)
                 return
             except UpstreamFailed as error:
-                if self._departed:
+                if self._disconnected:
                     return
                 repeated = self._may_repeat()
-                what = "is asked again" if repeated else "failed"
+                what = "is retried" if repeated else "failed"
                 _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), error.message)
                 if not repeated:
                     raise await self._fault(lease, error) from None
             finally:
                 counters.in_flight -= 1
-                self._part_from_engine(lease)
-            if not await self._turn_from(lease):
+                self._release(lease)
+            if not await self._leave_engine(lease):
                 return
 
     def _may_repeat(self) -> bool:
@@ -205,24 +205,24 @@ class Exchange:
         self._failed = True
         return True
 
-    async def _turn_from(self, lease: Lease) -> bool:
-        """Forget an engine that failed, once the daemon has seen it dead; False if the client leaves.
+    async def _leave_engine(self, lease: Lease) -> bool:
+        """LeaseWait until the daemon has seen a failed engine dead; False if the client disconnects.
 
         A process that dies takes its time, seconds if a driver cleans up after it, and its socket may take
         connections until then: the second try must not be wasted on it.
         """
         self._connection = None
         await lease.death(self._proxy.timing.notice_s)
-        return not self._departed
+        return not self._disconnected
 
     async def _fault(self, lease: Lease, error: UpstreamFailed) -> CotenantError:
-        """Say what a lost engine died of, if the daemon finds that it did; else what was seen from here."""
+        """Return why a lost engine died if the daemon knows, else what was seen from here."""
         connection = self._connection
         if connection is not None and not connection.lost:
             return error
         return await lease.death(self._proxy.timing.notice_s) or error
 
-    def _lease_at_once(self, name: str) -> Lease | None:
+    def _try_lease(self, name: str) -> Lease | None:
         lease = self._proxy.router.try_lease(name, self._options.terms)
         if lease is not None:
             self._counters.at_once += 1
@@ -230,7 +230,7 @@ class Exchange:
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
         """Return a lease when the router grants one, or None if the client left first."""
-        self._wait = wait = Wait(self._proxy.router, self._counters, name, self._options.terms)
+        self._wait = wait = LeaseWait(self._proxy.router, self._counters, name, self._options.terms)
         comments = self._streaming and self._options.wait_comments
         try:
             return await wait.lease(self._comment if comments else None, self._proxy.timing.comment_s)
@@ -244,19 +244,19 @@ class Exchange:
             await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         await self._send({"type": "http.response.body", "body": comment, "more_body": True})
 
-    # The client's departure.
+    # The client's disconnect.
 
     def listen(self) -> None:
-        """Notice from now on when the client leaves."""
+        """Watch from now on for the client's disconnect."""
         if self._listener is None:
-            self._listener = asyncio.get_running_loop().create_task(self._await_departure())
+            self._listener = asyncio.get_running_loop().create_task(self._await_disconnect())
 
-    async def _await_departure(self) -> None:
+    async def _await_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._departed = True
+        self._disconnected = True
         if self._wait is not None:
-            self._wait.leave()
+            self._wait.cancel()
         if self._connection is not None:
             self._connection.abort()
 
@@ -270,15 +270,15 @@ class Exchange:
         head = engine_head(self._target.path, endpoint, self._headers, len(body))
         while True:
             self._connection = connection
-            if self._departed:
+            if self._disconnected:
                 connection.abort()
-                raise UpstreamFailed("the client left")
+                raise UpstreamFailed("the client disconnected")
             connection.begin(head, body)
             try:
                 while connection.status is None:
                     await connection.more()
             except UpstreamFailed:
-                if self._departed or not connection.stale:
+                if self._disconnected or not connection.stale:
                     raise
             else:
                 return connection.status
@@ -286,7 +286,7 @@ class Exchange:
             connection = await pool.connect(endpoint)
 
     async def _pass_response(self, status: int) -> None:
-        """Pass the body on as it comes, from its first byte: until then the request may go elsewhere."""
+        """Forward the body as it comes. Until its first byte, the request may go to another engine."""
         reply = self._reply
         send = self._send
         chunk = reply.take()
@@ -317,7 +317,7 @@ class Exchange:
         self._count_tokens(before + self._last_chunk + chunk if before else self._last_chunk + chunk)
 
     async def _pass_assembled(self) -> None:
-        """Put a stream together into the plain answer that the client asked for."""
+        """Assemble a stream into the plain response that the client requested."""
         reply = self._reply
         pieces: list[bytes] = []
         size = 0
@@ -333,7 +333,7 @@ class Exchange:
                 break
             await reply.more()
         events = b"".join(pieces)
-        status, body = assembler(self._target.path)(events)
+        status, body = assemble(self._target.path, events)
         self._count_tokens(body)
         await self._send_whole(status, body, [JSON_TYPE])
 
@@ -356,7 +356,7 @@ class Exchange:
         if reply.ended and is_envelope(body):
             await self._send_whole(status, body, reply.headers)
             return
-        what = f"the engine answered {status} without saying why"
+        what = f"the engine answered {status} without a reason"
         if status >= 500:
             raise UpstreamFailed(what)
         error = encode_error(what, "invalid_request_error", None, "engine_refused")
@@ -374,7 +374,7 @@ class Exchange:
         await send_body(self._send, status, body, *headers)
 
     async def _end_early(self, error: CotenantError) -> None:
-        """Tell the client of a stream why it ends here; leave any other body short, so that it is seen to be.
+        """Send the client of a stream the reason why it ends here. Any other body stays visibly incomplete.
 
         A server cuts the connection when an application returns with its body unfinished.
         """
@@ -390,7 +390,7 @@ class Exchange:
         assert self._connection is not None  # noqa: S101  set by _ask before any response
         return self._connection
 
-    def _part_from_engine(self, lease: Lease) -> None:
+    def _release(self, lease: Lease) -> None:
         connection = self._connection
         if connection is None:
             lease.release()

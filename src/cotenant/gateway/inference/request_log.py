@@ -1,4 +1,4 @@
-"""A line for each request to a model: when, which, how long. Never what was asked or answered."""
+"""A log line for each request to a model: when, which, how long. Never any content."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 _log = logging.getLogger("cotenant.gateway")
 
 _EVERY_S: Final = 1.0
-_MOST_WAITING: Final = 20_000
-_MOST_BYTES: Final = 64 * MIB
+_MAX_WAITING: Final = 20_000
+_MAX_BYTES: Final = 64 * MIB
 _KEPT: Final = 4
 _OWN_ONLY: Final = 0o600
 
@@ -44,21 +44,21 @@ class RequestRecord(NamedTuple):
 class RequestLog:
     """Appends to a file, a second late and in a thread; adding a request costs an append to a list.
 
-    At most `most_waiting` requests wait to be written; what cannot be written is lost, and counted in the
-    daemon's own log. A file over `most_bytes` becomes `NAME.1`, older ones `NAME.2` and so on, `kept` in all.
+    At most `max_waiting` requests wait to be written; what cannot be written is lost, and counted in the
+    daemon's own log. A file over `max_bytes` becomes `NAME.1`, older ones `NAME.2` and so on, `kept` in all.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        most_waiting: int = _MOST_WAITING,
-        most_bytes: int = _MOST_BYTES,
+        max_waiting: int = _MAX_WAITING,
+        max_bytes: int = _MAX_BYTES,
         kept: int = _KEPT,
     ) -> None:
         self._path = path
-        self._most_waiting = most_waiting
-        self._most_bytes = most_bytes
+        self._max_waiting = max_waiting
+        self._max_bytes = max_bytes
         self._kept = kept
         self._waiting: list[RequestRecord] = []
         self._lost = 0
@@ -66,8 +66,8 @@ class RequestLog:
         self._writing = threading.Lock()
 
     def add(self, request: RequestRecord) -> None:
-        """Remember a request to be written."""
-        if len(self._waiting) < self._most_waiting:
+        """Queue a request to be written."""
+        if len(self._waiting) < self._max_waiting:
             self._waiting.append(request)
         else:
             self._lost += 1
@@ -106,7 +106,7 @@ class RequestLog:
             self._lost = 0
 
     def _append(self, content: bytes) -> None:
-        if self._path.exists() and self._path.stat().st_size + len(content) > self._most_bytes:
+        if self._path.exists() and self._path.stat().st_size + len(content) > self._max_bytes:
             self._shift()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         with open(os.open(self._path, flags, _OWN_ONLY), "ab") as file:
@@ -137,9 +137,9 @@ def _line(request: RequestRecord, epoch: float) -> str:
 
 
 def _terms(terms: LeaseTerms) -> str:
-    """Return what a client asked of its lease, as further fields."""
-    told = {name: getattr(terms, name) for name in ("priority", "keep_alive_s", "timeout_s")}
-    return "".join(f', "{name}": {_plain(value)}' for name, value in told.items() if value is not None)
+    """Return the terms that a client asked for, as further fields."""
+    given = {name: getattr(terms, name) for name in ("priority", "keep_alive_s", "timeout_s")}
+    return "".join(f', "{name}": {_plain(value)}' for name, value in given.items() if value is not None)
 
 
 def _plain(value: float) -> str:

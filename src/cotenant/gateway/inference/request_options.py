@@ -1,12 +1,12 @@
-"""What a request asks of its lease, in headers of ours and in Ollama's `keep_alive`.
+"""Options of a request for its lease, in headers of ours and in Ollama's `keep_alive`.
 
     X-Cotenant-Keep-Alive     how long the model stays loaded: `10m`, `0` (not at all), `-1` or `forever`
     X-Cotenant-Priority       -10 to 10; a higher one goes first
     X-Cotenant-Timeout        how long to wait for a slot at most: `30s`; `0` does not wait
     X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits
 
-Whoever may send requests may order them: keys are the operator's to hand out. The body's `keep_alive` gives
-way to the header, and is passed on as it came: engines ignore what they do not know.
+Every client may set them: the operator decides who gets a key. The header takes precedence over the body's
+`keep_alive`, which is forwarded unchanged: engines ignore what they do not know.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _priority(text: str) -> int:
         priority = _MOST_PRIORITY + 1
     if abs(priority) > _MOST_PRIORITY:
         raise BadRequest(
-            f"X-Cotenant-Priority {text!r} is no priority"[:120],
+            f"X-Cotenant-Priority {text!r} is not a priority"[:120],
             hint=f"Write a whole number from {-_MOST_PRIORITY} to {_MOST_PRIORITY}.",
         )
     return priority

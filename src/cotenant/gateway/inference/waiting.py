@@ -1,4 +1,4 @@
-"""A request's wait in line for its lease, and what its client is told meanwhile."""
+"""A request's wait for its lease, and the comments that its client gets meanwhile."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from cotenant.interfaces import Lease, LeaseTerms, Router
 
 _SUFFIXES: Final = {1: "st", 2: "nd", 3: "rd"}
 
-Tell = Callable[[bytes], Awaitable[None]]
+SendComment = Callable[[bytes], Awaitable[None]]
 
 
-class Wait:
-    """One request's wait, which ends with its lease or when its client leaves; `waited_s` once it has."""
+class LeaseWait:
+    """One request's wait for its lease; `waited_s` is set when it ends."""
 
     def __init__(self, router: Router, counters: ModelCounters, name: str, terms: LeaseTerms) -> None:
         self._router = router
         self._counters = counters
         self._name = name
         self._lease = asyncio.ensure_future(router.lease(name, terms))
-        self._left = False
+        self._cancelled = False
         self.waited_s = 0.0
 
-    def leave(self) -> None:
-        """End it, as the client has gone."""
-        self._left = True
+    def cancel(self) -> None:
+        """Cancel it: the client has disconnected."""
+        self._cancelled = True
         self._lease.cancel()
 
-    async def lease(self, tell: Tell | None, every_s: float) -> Lease | None:
-        """Return the lease when it is granted, or None if the client left first.
+    async def lease(self, send_comment: SendComment | None, every_s: float) -> Lease | None:
+        """Return the lease when it is granted, None if the client disconnects first.
 
-        The client is told how its wait goes each `every_s`, as a comment in its event stream. Raises
+        Every `every_s` a comment in the event stream says how the wait goes. Raises
         UnknownModel and what Router.lease does.
         """
         loop, waiting = asyncio.get_running_loop(), self._lease
         since = loop.time()
         self._counters.waiting += 1
         try:
-            if tell is not None:
-                await self._comment(tell, every_s)
+            if send_comment is not None:
+                await self._comment(send_comment, every_s)
             lease = await waiting
         except asyncio.CancelledError:
             # Granted in the very turn of the loop that cancelled this task: the grant must not be lost.
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 waiting.result().release()
             task = asyncio.current_task()
-            if self._left and task is not None and not task.cancelling():
+            if self._cancelled and task is not None and not task.cancelling():
                 return None
             raise
         finally:
@@ -58,13 +58,13 @@ class Wait:
             self._counters.waiting -= 1
             self.waited_s = loop.time() - since
             self._counters.wait_s.observe(self.waited_s)
-        if self._left:
+        if self._cancelled:
             lease.release()
             return None
         return lease
 
-    async def _comment(self, tell: Tell, every_s: float) -> None:
-        """Tell how the wait goes until it ends.
+    async def _comment(self, send_comment: SendComment, every_s: float) -> None:
+        """Send comments until the wait ends.
 
         An estimate is that of the end of the line; the request's own place never gets worse.
         """
@@ -74,7 +74,7 @@ class Wait:
             estimate = self._router.wait_estimate(self._name)
             if estimate is not None:
                 place = estimate.position if place is None else min(place, estimate.position)
-            await tell(wait_comment(estimate, place))
+            await send_comment(wait_comment(estimate, place))
             await asyncio.wait({self._lease}, timeout=every_s)
 
 

@@ -83,7 +83,7 @@ class DecisionRoutes:
         return None
 
     async def _recent(self, request: ApiRequest) -> object:
-        limit = request.whole("limit", _DECISIONS, _MAX_DECISIONS)
+        limit = request.integer("limit", _DECISIONS, _MAX_DECISIONS)
         decisions = self._operator.recent()
         return {"decisions": self._described(decisions[max(0, len(decisions) - limit) :])}
 

@@ -18,7 +18,7 @@ _READ_BYTES: Final = 64 * KIB
 class LogReader:
     """Reads a log from its last lines on, through rotation and through a change of files.
 
-    `path` is asked each time: a model that is loaded anew may write elsewhere.
+    `path` is called each time: a model that is loaded again may write to another file.
     """
 
     def __init__(self, path: Callable[[], Path | None], tail_lines: int) -> None:
@@ -43,7 +43,7 @@ class LogReader:
         return self._open(path)
 
     async def follow(self, poll_s: float) -> AsyncGenerator[bytes, None]:
-        """Yield pieces as they are written, for ever."""
+        """Yield pieces as they are written, without end."""
         try:
             while True:
                 fresh = self.read()

@@ -186,7 +186,7 @@ class ModelRoutes:
 
     async def _logs(self, request: ApiRequest) -> None:
         name = self._router.resolve(request.name)
-        tail = request.whole("tail", _LINES, MAX_LINES)
+        tail = request.integer("tail", _LINES, MAX_LINES)
         follow = request.switch("follow", False)
         path = self._operator.log_path(name)
         if path is None:

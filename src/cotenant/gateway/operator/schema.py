@@ -1,4 +1,4 @@
-"""The types of what is answered about models, devices and decisions, for the OpenAPI document.
+"""Response types for models, devices and decisions, for the OpenAPI document.
 
 The answers themselves are made from the domain's values; these types are made from the same values where they
 can be, and a test holds answers to the document.

@@ -202,13 +202,13 @@ class GpuConfigRoutes:
         body = read_body(RollbackRequest, await request.body() or b"{}")
         number = body.number
         if number is None and request.text("number") is not None:
-            number = request.whole("number", 0, MAX_NUMBER)
+            number = request.integer("number", 0, MAX_NUMBER)
             if not number:
                 raise BadAssignment("number=0 is in no history", field="number")
         return ApplyResponse.model_validate(await services.rollback(number))
 
     async def _history(self, request: ApiRequest) -> object:
-        limit = request.whole("limit", _HISTORY, _MAX_HISTORY)
+        limit = request.integer("limit", _HISTORY, _MAX_HISTORY)
         return HistoryResponse.model_validate({"history": await self._needed().history(limit)})
 
     def _needed(self) -> Services:

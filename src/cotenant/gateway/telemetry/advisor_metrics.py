@@ -1,4 +1,4 @@
-"""How the advisor does, for Prometheus."""
+"""Metrics of the advisor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 
 
 def of_advisor(status: AdvisorStatus) -> Iterator[Metric]:
-    """Yield its questions by outcome, whether it is left alone, and the decisions that it changed."""
+    """Yield its questions by outcome, whether its breaker is open, and the decisions that it changed."""
     asked = CounterMetricFamily(
         "cotenant_advisor_questions", "Questions to the advisor, by how they ended", labels=("outcome",)
     )

@@ -12,14 +12,14 @@ from cotenant.domain.decisions import Decision
 from cotenant.interfaces import Router
 
 TAIL_BYTES: Final = 2048
-"""How much of an answer's end is looked at for its tokens: llama.cpp writes them last."""
+"""How much of a response's end is searched for its tokens: llama.cpp writes them last."""
 
 _USAGE_BYTES: Final = 512
 
 _WAIT_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _FIRST_TOKEN_BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _SPEED_BOUNDS: Final = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
-# Inside a generated text the quotes would bear backslashes, so only the engine's own fields match.
+# Inside a generated text the quotes are escaped, so only the engine's own fields match.
 _USAGE: Final = re.compile(
     rb'"usage":{"(prompt|completion)_tokens":(\d+),"(?:prompt|completion)_tokens":(\d+)'
 )
@@ -48,7 +48,7 @@ class Histogram:
 class ModelCounters:
     """One model's requests.
 
-    `by_class` counts ended requests by the first digit of their status; at 0 those whose client left first.
+    `by_class` counts ended requests by the first digit of their status, those whose client left first at 0.
     """
 
     __slots__ = (
@@ -81,7 +81,7 @@ class ModelCounters:
         self.failures: Counter[str] = Counter()
 
     def read_tokens(self, answer_end: bytes) -> tuple[int, int]:
-        """Count the tokens that the end of an answer tells in `usage` and `timings`.
+        """Count the tokens that the end of a response gives in `usage` and `timings`.
 
         Returns those of the prompt and of the answer.
         """
@@ -102,7 +102,7 @@ class ModelCounters:
         return self._since(*before)
 
     def read_prompt(self, answer_start: bytes) -> tuple[int, int]:
-        """Count the prompt of a stream in Anthropic's dialect, which tells it first of all.
+        """Count the prompt of a stream in Anthropic's dialect, which gives it first.
 
         Returns as `read_tokens` does.
         """

@@ -72,7 +72,7 @@ class _Totals(NamedTuple):
 class History:
     """Curves of equal length: what was not known, or not there yet, is None.
 
-    A device or model that is gone goes with all its points, so that memory stays bounded: 120 points of
+    The points of a device or model that is gone are dropped, so that memory stays bounded: 120 points of
     three curves at most.
     """
 

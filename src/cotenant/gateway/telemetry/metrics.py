@@ -1,7 +1,7 @@
 """`/metrics` for Prometheus: what the operator knows and what the gateway has counted.
 
-A scrape reads `statuses()`, `devices()` and the counters once each: it loads nothing and keeps nothing alive.
-What is not known has no sample. Counters bear no `gpu` label, as models move.
+A scrape reads `statuses()`, `devices()` and the counters once each: it loads no model and keeps none loaded.
+What is not known has no sample. Counters have no `gpu` label, as models move.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CLASSES: Final = ("left", "1xx", "2xx", "3xx", "4xx", "5xx")
 
 
 class Metrics:
-    """Collects everything anew on each scrape."""
+    """Collects all metrics on each scrape."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Metrics:
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition in the format that a scraper accepts, and its content type.
 
-        Facts are read at once; rendering them takes far longer and is done beside the event loop.
+        Values are read at once; rendering takes far longer and runs in a thread.
         """
         encode, content_type = choose_encoder(accept)
         snapshot = CollectorRegistry(auto_describe=False)
