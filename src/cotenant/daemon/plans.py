@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from typing import Any
 from cotenant.clock import Clock
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.names import clean_name
-from cotenant.daemon.core.fleet import Fleet, may_use
+from cotenant.daemon.core.fleet import Fleet, only_allowed
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
-from cotenant.domain.placements import Budget
 from cotenant.domain.recipes import check_recipe, with_micro_batch
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
@@ -107,8 +106,8 @@ def _plan(
             hint="Choose the model that it goes with.",
         )
     recipe = _recipe(asked, subject)
-    pinned_to = subject.gpus if asked.gpus is None else ()
-    found = tuple(_allowed(budgets(inventory, rules), pinned_to))
+    allowed = subject.gpus if asked.gpus is None else ()
+    found = tuple(only_allowed(budgets(inventory, rules), allowed))
     request = PlanRequest(subject.name, subject.shape, recipe, subject.projector_bytes, subject.stated_bytes)
     return PlanFound(
         subject.name,
@@ -220,12 +219,3 @@ def _as_it_is(reading: Reading, status: DeviceStatus, rules: BudgetRules) -> Rea
     if reading.free_bytes is None:
         return reading
     return replace(reading, free_bytes=min(reading.free_bytes, status.plannable_bytes + rules.reserve_bytes))
-
-
-def _allowed(found: Sequence[Budget], gpus: tuple[str, ...]) -> Iterator[Budget]:
-    """Leave out what the model's `gpus:` does not name."""
-    for budget in found:
-        if may_use(gpus, budget.device):
-            yield budget
-        else:
-            yield replace(budget, budget_bytes=0, left_out="the model is pinned to other GPUs")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, Inventory, Reading
+from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, GpuProcess, Inventory, Reading
 from cotenant.domain.placements import Budget
 from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB, format_bytes
 from cotenant.planning.compute_modes import left_out_by_mode
+
+FREE_UNKNOWN: Final = "its free memory is unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +67,33 @@ def overhead_bytes(device: Device, rules: BudgetRules) -> int:
     return rules.overheads.get(device.name, rules.overhead_bytes)
 
 
-def _budget(device: Device, reading: Reading, rules: BudgetRules) -> Budget:
+def why_left_out(
+    device: Device, reading: Reading, others: Sequence[GpuProcess], most_bytes: int, rules: BudgetRules
+) -> str | None:
+    """Return why nothing is planned on a device; None if something may be.
+
+    `others` are the processes on it that are not ours, `most_bytes` is what could be free for us at most.
+    """
     if reading.free_bytes is None:
-        return Budget(device, None, 0, left_out=reading.problem or "its free memory is unknown")
-    budget = max(0, reading.free_bytes - rules.reserve_bytes)
-    left_out = left_out_by_mode(device, reading, reading.processes or ())
-    if left_out is None and device.kind is not DeviceKind.HOST and budget < rules.min_budget_bytes:
-        left_out = (
-            f"{format_bytes(reading.free_bytes)} free less {format_bytes(rules.reserve_bytes)} of reserve "
-            f"is under the minimum of {format_bytes(rules.min_budget_bytes)}"
-        )
-    return Budget(device, reading.free_bytes, 0 if left_out else budget, left_out)
+        return reading.problem or FREE_UNKNOWN
+    by_mode = left_out_by_mode(device, reading, tuple(others))
+    too_small = (
+        device.kind is not DeviceKind.HOST and most_bytes - rules.reserve_bytes < rules.min_budget_bytes
+    )
+    if by_mode is not None or not too_small:
+        return by_mode
+    return (
+        f"{format_bytes(max(0, most_bytes))} free less {format_bytes(rules.reserve_bytes)} of reserve "
+        f"is under the minimum of {format_bytes(rules.min_budget_bytes)}"
+    )
 
 
 def left_out_warnings(budgets: Sequence[Budget]) -> tuple[str, ...]:
     """Say which devices are not used, and why."""
     return tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
+
+
+def _budget(device: Device, reading: Reading, rules: BudgetRules) -> Budget:
+    free = reading.free_bytes
+    left_out = why_left_out(device, reading, reading.processes or (), free or 0, rules)
+    return Budget(device, free, 0 if left_out else max(0, (free or 0) - rules.reserve_bytes), left_out)

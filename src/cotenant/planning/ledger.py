@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cotenant.domain.devices import Device, DeviceId
 from cotenant.domain.placements import Budget
 from cotenant.domain.residencies import ResidencyId
+from cotenant.planning.budgets import FREE_UNKNOWN
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission
 
 
@@ -148,7 +149,7 @@ class Ledger:
         device, group = reading.device, reading.admission.group
         left_out = reading.left_out or left_out
         if left_out or reading.free_bytes is None:
-            return Budget(device, reading.free_bytes, 0, left_out or "its free memory is unknown", group)
+            return Budget(device, reading.free_bytes, 0, left_out or FREE_UNKNOWN, group)
         room = max(0, self.available_bytes(device.id) + freed)
         return Budget(device, reading.free_bytes, room, group=group)
 

@@ -79,16 +79,19 @@ def _fit(entry: ModelEntry, rules: BudgetRules, *, use_fit_params: bool) -> Fit:
     lay_out = leave_to_engine if use_fit_params else place
 
     def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
-        return lay_out(request, [_allowed(budget, entry.gpus) for budget in budgets], rules)
+        return lay_out(request, only_allowed(budgets, entry.gpus), rules)
 
     return fit
 
 
-def _allowed(budget: Budget, gpus: tuple[str, ...]) -> Budget:
-    """Leave out a device that the model's `gpus:` does not name."""
-    if may_use(gpus, budget.device):
-        return budget
-    return replace(budget, budget_bytes=0, left_out="the model is pinned to other GPUs")
+def only_allowed(budgets: Sequence[Budget], gpus: Sequence[str]) -> list[Budget]:
+    """Leave out the devices that a model's `gpus:` does not name."""
+    return [
+        budget
+        if may_use(gpus, budget.device)
+        else replace(budget, budget_bytes=0, left_out="the model's `gpus:` names other devices")
+        for budget in budgets
+    ]
 
 
 def may_use(gpus: Sequence[str], device: Device) -> bool:

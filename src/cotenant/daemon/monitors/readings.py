@@ -11,8 +11,8 @@ from cotenant.domain.devices import Device, DeviceId, GpuProcess, Inventory, Rea
 from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes
 from cotenant.domain.vendors import InventorySource
-from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.compute_modes import ANY_NUMBER, Admission, left_out_by_mode
+from cotenant.planning.budgets import BudgetRules, why_left_out
+from cotenant.planning.compute_modes import ANY_NUMBER, Admission
 from cotenant.planning.ledger import DeviceReading
 
 _HOLDERS_NAMED = 3
@@ -77,7 +77,7 @@ def _reading(
         foreign_bytes=foreign if live else usage.ollama_foreign_bytes.get(device.id, 0),
         engine_bytes=held,
         holders=_named(others),
-        left_out=_left_out(device, reading, others, capacity - (foreign or 0), rules),
+        left_out=why_left_out(device, reading, others, capacity - (foreign or 0), rules),
     )
 
 
@@ -95,20 +95,6 @@ def _held(
             residency = engines[process.pid]
             held[residency] = held.get(residency, 0) + process.used_bytes
     return held
-
-
-def _left_out(
-    device: Device, reading: Reading, others: tuple[GpuProcess, ...], most: int, rules: BudgetRules
-) -> str | None:
-    if reading.free_bytes is None:
-        return reading.problem or "its free memory is unknown"
-    by_mode = left_out_by_mode(device, reading, others)
-    if by_mode is not None:
-        return by_mode
-    most -= rules.reserve_bytes
-    if device.kind != "host" and most < rules.min_budget_bytes:
-        return f"{format_bytes(max(0, most))} is under the minimum of {format_bytes(rules.min_budget_bytes)}"
-    return None
 
 
 def _named(others: tuple[GpuProcess, ...]) -> str:
