@@ -127,3 +127,12 @@ def test_what_does_not_go_with_an_engine_is_told(tmp_path: Path, text: str, says
     assert "cotenant.yaml, line 2" in caught.value.message
     assert says in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["ctx", "n_ctx", "kv_unified"])
+def test_a_recipe_key_that_an_engine_does_not_take_is_refused_once_as_it_is_written(
+    tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(BadSetting) as caught:
+        only(tmp_path, f"engine: remote, name: x, address: 'http://a', parallel: 1, {key}: 1")
+    assert [each.rpartition(": ")[2] for each in caught.value.complaints] == [f"remote takes no {key}"]

@@ -80,9 +80,9 @@ class Section(BaseModel):
         return {key: value for key, value in data.items() if value is not None or key not in known}
 
     def value_of(self, key: str) -> Any:
-        """Return what stands under a key of the file; None for what is not given, or for no key."""
+        """Return the value of a key as the file spells it; None for one that is not given or unknown."""
         fields = type(self).model_fields.items()
-        return next((getattr(self, name) for name, field in fields if key in (field.alias, name)), None)
+        return next((getattr(self, name) for name, field in fields if key == (field.alias or name)), None)
 
 
 def section_of(settings: Iterable[Setting]) -> Any:
