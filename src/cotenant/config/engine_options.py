@@ -16,9 +16,17 @@ from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.settings import settings_of
 
 UNREAD_PERCENT: Final = 130
 """Assumed memory of a model that is not read, in per cent of its files, until it is measured."""
+_RECIPE_KEYS: Final = frozenset(
+    name
+    for each in settings_of(Recipe)
+    if not each.every_engine
+    for name in (each.key, each.flag or each.key)
+)
+"""Keys of a recipe, in both spellings, that not every kind of engine takes."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -44,9 +52,10 @@ def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
     """Return which keys the entry's engine does not take, and which are missing."""
     kind = kind_of(model)
     traits = kind.traits
+    recipe_keys = frozenset() if traits.whole_recipe else _RECIPE_KEYS
     refused = [
         EntryProblem(key, f"{kind} takes no {key}", "Leave it out.")
-        for key in sorted(keys_of_some_kinds() - traits.keys)
+        for key in sorted((keys_of_some_kinds() - _RECIPE_KEYS | recipe_keys) - traits.keys)
         if model.value_of(key) is not None
     ]
     if traits.needs is not None and model.value_of(traits.needs) is None:

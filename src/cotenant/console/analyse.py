@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
@@ -10,33 +11,25 @@ from cotenant.console.live_updates import View
 from cotenant.console.memory_bar import WIDTH, Segment, layout
 from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import Json
-from cotenant.domain.models import MAX_BATCH, MAX_CTX, MAX_PARALLEL
+from cotenant.domain.models import Recipe
+from cotenant.domain.settings import settings_of
 
 PIECE: Final = "/ui/fragments/analyse"
 PARTS: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
-EXAMPLES: Final = ("24GiB", "2xRTX 3090", "RTX A5500:24564:2048,RTX A400:4094:329")
-_CACHE_TYPES: Final = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")
 _POLICIES: Final = (
     ("fill", "Fill", "the fewest GPUs"),
     ("balance", "Balance", "evenly over all"),
     ("speed", "Speed", "the fastest memory first"),
 )
-_WHOLE: Final = {"n_ctx": MAX_CTX, "parallel": MAX_PARALLEL, "n_batch": MAX_BATCH, "n_ubatch": MAX_BATCH}
-"""The most of each; the least is 1."""
-_CHOSEN: Final = ("cache_type_k", "cache_type_v", "flash_attention", "split_mode", "split_policy")
-_SWITCHED: Final = ("kv_unified", "mmap", "mlock")
-_MOST: Final = 1 << 16
-_MIB: Final = ("reserve_mib", "min_budget_mib", "overhead_mib")
-_WORDS: Final = {
-    "n_ctx": "Context",
-    "parallel": "Slots",
-    "n_batch": "Batch",
-    "n_ubatch": "Micro-batch",
-    "n_gpu_layers": "Layers on GPUs",
-    "reserve_mib": "Reserve",
-    "min_budget_mib": "Least budget",
-    "overhead_mib": "Overhead",
-}
+EXAMPLES: Final = ("24GiB", "2xRTX 3090", "RTX A5500:24564:2048,RTX A400:4094:329")
+_FORM: Final = {each.name: each for each in settings_of(Recipe) if each.label}
+_CHOSEN: Final = {name: list(each.type) for name, each in _FORM.items() if isinstance(each.default, StrEnum)}
+_SWITCHED: Final = [name for name, each in _FORM.items() if each.type is bool]
+_IN_FRONT: Final = ("n_ctx", "parallel", "n_gpu_layers", "cache_type_k", "cache_type_v", "split_policy")
+"""Fields that have a place of their own in the form; the others are under "More settings"."""
+_MAX_OTHER: Final = 1 << 16
+_RULES: Final = {"reserve_mib": "Reserve", "min_budget_mib": "Least budget", "overhead_mib": "Overhead"}
+_NUMBERS: Final = (*(name for name, each in _FORM.items() if each.type is int), *_RULES)
 
 
 async def show(request: PageRequest) -> View:
@@ -51,8 +44,11 @@ async def show(request: PageRequest) -> View:
             "chosen": chosen if chosen in names else (names[0] if names else ""),
             "cards": cards,
             "piece": PIECE,
-            "cache_types": _CACHE_TYPES,
+            "choices": _CHOSEN,
             "policies": _POLICIES,
+            "more": [each for name, each in _FORM.items() if name not in _IN_FRONT],
+            "switches": _SWITCHED,
+            "rules": _RULES,
             "examples": EXAMPLES,
         },
     )
@@ -75,6 +71,7 @@ async def plan(request: PageRequest) -> View:
         "plan": None,
         "faults": faults,
         "waiting": _waiting(request.form) if payload is None else "",
+        "recipe_faults": ["recipe", "n_gpu_layers", *_NUMBERS],
         "header_gone": any("there is no header" in text for text in faults.values()),
     }
     if told is not None:
@@ -96,10 +93,10 @@ def _payload(form: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any] 
         return payload
     recipe: dict[str, Any] = {name: form[name] for name in _CHOSEN if form.get(name)}
     recipe |= {name: form.get(name) == "1" for name in _SWITCHED if f"has-{name}" in form}
-    for name in (*_WHOLE, *_MIB):
+    for name in _NUMBERS:
         value = _whole(form, name, faults)
         if value is not None:
-            (payload if name in _MIB else recipe)[name] = value
+            (payload if name in _RULES else recipe)[name] = value
     layers = form.get("layers", "")
     if layers == "number":
         recipe["n_gpu_layers"] = _whole(form, "n_gpu_layers", faults)
@@ -129,10 +126,12 @@ def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | 
     text = form.get(name, "").replace(",", "").strip()
     if not text:
         return None
-    least, most = int(name in _WHOLE), _WHOLE.get(name, _MOST)
+    declared = _FORM.get(name)
+    least, most = (declared.least, declared.most) if declared and declared.type is int else (0, _MAX_OTHER)
     value = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else -1
     if not least <= value <= most:
-        faults[name] = f"{_WORDS[name]}: {text[:20]!r} is not a whole number from {least} to {most:,}."
+        label = declared.label if declared else _RULES[name]
+        faults[name] = f"{label}: {text[:20]!r} is not a whole number from {least} to {most:,}."
         return None
     return value
 

@@ -56,8 +56,9 @@ class EngineTraits:
     """What one kind of engine is like.
 
     `keys` are the keys of a model's entry that it takes, of those that some kind does not take; `needs` the
-    one that an entry must have. `command` starts it where the entry has no `command:`, and `health_path`
-    answers 200 once it serves. `daemon_address` is where the daemon usually listens that has all models of
+    one that an entry must have. `whole_recipe` says that it takes every key of a recipe. `command` starts it
+    where the entry has no `command:`, and `health_path` answers 200 once it serves. `daemon_address` is where
+    the daemon usually listens that has all models of
     this kind, None for kinds without one. `cache_types` are the types that a KV cache may have, K and V
     alike; empty for no limit. `tokenizes` says that it answers `/tokenize`, and `learns_from_readings` that
     what it is measured to hold is planned for its next load.
@@ -67,6 +68,7 @@ class EngineTraits:
     reads: ModelFormat
     keys: frozenset[str]
     needs: str | None = None
+    whole_recipe: bool = False
     command: tuple[str, ...] = ()
     health_path: str = "/health"
     daemon_address: str | None = None
@@ -86,21 +88,6 @@ _PROCESS: Final = frozenset(
 """Keys of engines that are processes of ours."""
 _CONTEXT: Final = frozenset(["ctx", "n_ctx"])
 _CACHE: Final = frozenset(["n_batch", "cache_type_k", "cache_type_v"])
-_LAYERS: Final = frozenset(
-    [
-        "n_ubatch",
-        "flash_attn",
-        "kv_unified",
-        "n_gpu_layers",
-        "split_mode",
-        "split_policy",
-        "tensor_split",
-        "smart_split",
-        "mmap",
-        "mlock",
-        "mmproj",
-    ]
-)
 _SERVER: Final = frozenset(["address", "api_key", "api_key_env"])
 """Keys of servers that others run."""
 
@@ -108,8 +95,9 @@ ENGINE_TRAITS: Final[Mapping[EngineKind, EngineTraits]] = {
     EngineKind.LLAMA_CPP: EngineTraits(
         PlanMethod.PER_LAYER,
         ModelFormat.GGUF,
-        keys=_PROCESS | _CONTEXT | _CACHE | _LAYERS,
+        keys=_PROCESS | {"mmproj"},
         needs="path",
+        whole_recipe=True,
         tokenizes=True,
     ),
     EngineKind.VLLM: EngineTraits(

@@ -80,10 +80,19 @@ class Recipe:
         least=1,
         most=MAX_CTX,
         group="context",
+        label="Context",
     )
-    parallel: int = setting(4, "requests served at once (slots)", least=1, most=MAX_PARALLEL, group="context")
+    parallel: int = setting(
+        4,
+        "requests served at once (slots)",
+        least=1,
+        most=MAX_PARALLEL,
+        group="context",
+        label="Slots",
+        every_engine=True,
+    )
     n_batch: int = setting(
-        2048, "tokens of a prompt taken at a time", least=1, most=MAX_BATCH, group="context"
+        2048, "tokens of a prompt taken at a time", least=1, most=MAX_BATCH, group="context", label="Batch"
     )
     n_ubatch: int = setting(
         512,
@@ -91,17 +100,27 @@ class Recipe:
         least=1,
         most=MAX_BATCH,
         group="context",
+        label="Micro-batch",
     )
-    cache_type_k: CacheType = setting(CacheType.F16, "element type of the K cache", group="context")
-    cache_type_v: CacheType = setting(CacheType.F16, "element type of the V cache", group="context")
+    cache_type_k: CacheType = setting(
+        CacheType.F16, "element type of the K cache", group="context", label="K cache"
+    )
+    cache_type_v: CacheType = setting(
+        CacheType.F16, "element type of the V cache", group="context", label="V cache"
+    )
     flash_attention: FlashAttention = setting(
-        FlashAttention.AUTO, "flash attention; auto is planned as on", key="flash_attn", group="context"
+        FlashAttention.AUTO,
+        "flash attention; auto is planned as on",
+        key="flash_attn",
+        group="context",
+        label="Flash attention",
     )
     kv_unified: bool = setting(
         True,
         "one KV stream shared by all slots",
         help="one KV stream shared by all slots, instead of one for each",
         group="context",
+        label="one KV stream for all slots",
     )
     n_gpu_layers: int | str = setting(
         ALL_LAYERS,
@@ -109,6 +128,7 @@ class Recipe:
         help="layers on GPUs, the output layer being one; auto: the most that fit; -1: all",
         reads="layers",
         group="layout",
+        label="Layers on GPUs",
         metavar="N|auto|-1",
     )
     tensor_split: tuple[float, ...] = setting(
@@ -127,19 +147,23 @@ class Recipe:
         shown="on without --tensor-split",
     )
     split_mode: SplitMode = setting(
-        SplitMode.LAYER, "how the engine splits a model; none: one GPU", group="layout"
+        SplitMode.LAYER, "how the engine splits a model; none: one GPU", group="layout", label="Split mode"
     )
     split_policy: SplitPolicy = setting(
         SplitPolicy.FILL,
         "fill: the fewest GPUs; balance: evenly; speed: the fastest memory first",
         group="layout",
+        label="Split",
     )
-    mmap: bool = setting(True, "map the file instead of reading it into memory", group="host memory")
+    mmap: bool = setting(
+        True, "map the file instead of reading it into memory", group="host memory", label="map the file"
+    )
     mlock: bool = setting(
         False,
         "lock the model in RAM",
         help="lock the model in RAM, so that it is never swapped out",
         group="host memory",
+        label="lock it in RAM",
     )
 
 

@@ -18,7 +18,9 @@ class Setting:
     `help` does so at greater length on the command line. `reads` names how a value is read where the field's
     type does not say (`config/fields.py`), `least` and `most` bound a whole number. `group` is the heading of
     its flag in `--help`, `metavar` the placeholder of its value there. `shown` is its default in the
-    documentation, where it is not simply the field's.
+    documentation, where it is not simply the field's. `label` is its name in the console's form, which has no
+    field for a setting without one. `every_engine` says of a recipe's setting that every kind of engine takes
+    it; the others are taken by llama.cpp and by the kinds whose traits name them.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Setting:
     group: str
     metavar: str
     shown: str
+    label: str
+    every_engine: bool
 
     @property
     def option(self) -> str:
@@ -54,6 +58,8 @@ def setting(
     group: str = "",
     metavar: str = "N",
     shown: str = "",
+    label: str = "",
+    every_engine: bool = False,
     secret: bool = False,
 ) -> Any:
     """Declare a dataclass field that users set; see Setting. Names that are left empty are the field's own.
@@ -71,6 +77,8 @@ def setting(
         "group": group,
         "metavar": metavar,
         "shown": shown,
+        "label": label,
+        "every_engine": every_engine,
     }
     return field(default=default, repr=not secret, metadata={_KEY: declared})
 
