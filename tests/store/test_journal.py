@@ -40,7 +40,7 @@ def test_the_oldest_records_beyond_the_bound_are_forgotten(
 ) -> None:
     from cotenant.store import repositories
 
-    monkeypatch.setattr(repositories, "DECISIONS", replace(repositories.DECISIONS, kept=5))
+    monkeypatch.setattr(repositories, "MAX_DECISIONS", 5)
     keep(place, *map(decision, range(20)))
     assert [record.decision.number for record in kept(place)] == [15, 16, 17, 18, 19]
 

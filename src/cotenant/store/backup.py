@@ -76,7 +76,6 @@ class RestoreResult:
 
 def take(session: Session, at: float) -> Backup:
     """Read everything worth keeping in one transaction; `at` is Unix seconds."""
-    footprints, loads = session.records.learned()
     return Backup(
         format=FORMAT,
         version=FORMAT_VERSION,
@@ -86,8 +85,8 @@ def take(session: Session, at: float) -> Backup:
         configuration=session.services.current(),
         history=tuple(reversed(session.services.history())),
         settings={key: dict(value) for key, value in session.services.settings().items()},
-        footprints=tuple(footprints),
-        loads=tuple(loads),
+        footprints=tuple(session.records.footprints.newest()),
+        loads=tuple(session.records.loads.newest()),
     )
 
 
@@ -126,7 +125,9 @@ def restore(
         number = services.save(backup.configuration.strategy, after, at).number
     for key, value in backup.settings.items():
         services.set_setting(key, value, at)
-    learned = session.records.learn(backup.footprints, backup.loads)
+    records = session.records
+    learned = records.footprints.merge(backup.footprints, lambda record: record.at)
+    learned += records.loads.merge(backup.loads, lambda record: record.at)
     return RestoreResult(number, restored, len(backup.settings), learned)
 
 

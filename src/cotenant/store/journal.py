@@ -55,18 +55,18 @@ class SqlJournal:
 
     async def load_times(self) -> Mapping[str, LoadTimes]:
         """Return the expected duration of each model's next load, from its last ones."""
-        return expected_load_times(await self._ask(lambda records: records.loads(_LEARNED_FROM)))
+        return expected_load_times(await self._ask(lambda records: records.loads.newest(_LEARNED_FROM)))
 
     async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
         """Return the last `limit` decisions, about one model or all, oldest first."""
-        return await self._ask(lambda records: records.decisions(limit, model))
+        return await self._ask(lambda records: records.decisions.newest(limit, model))
 
     async def close(self) -> None:
         """Write what is pending, and close; what is recorded later is dropped."""
         await asyncio.to_thread(self._writer.close)
 
     async def _footprints(self) -> list[FootprintRecord]:
-        return await self._ask(lambda records: records.footprints(_LEARNED_FROM))
+        return await self._ask(lambda records: records.footprints.newest(_LEARNED_FROM))
 
     async def _ask(self, read: Callable[[Records], list[T]]) -> list[T]:
         empty: list[T] = []

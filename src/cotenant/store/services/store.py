@@ -36,7 +36,7 @@ from cotenant.store.writer import Writer
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_KEPT: Final = 1_000
+_MAX_HISTORY: Final = 1_000
 _LOCK: Final = 0x436F5473
 
 
@@ -47,7 +47,7 @@ class ServiceRows:
         self._connection = connection
 
     def current(self) -> SavedConfiguration | None:
-        """Return the newest entry of the history, with the assignments as `gpu_configurations` has them."""
+        """Return the newest entry of the history, with the assignments of `gpu_configurations`."""
         newest = self.history(1)
         if not newest:
             return None
@@ -66,9 +66,9 @@ class ServiceRows:
         at: float,
         publish: Callable[[int], None] | None = None,
     ) -> SavedConfiguration:
-        """Write a configuration and its entry in the history, then have it published under its number.
+        """Write a configuration and its entry in the history, then call `publish` with its number.
 
-        A service that it leaves out keeps its row, no longer enabled. Raises StoreError for a name that the
+        A service that it leaves out keeps its row, but disabled. Raises StoreError for a name that the
         table cannot hold or that comes twice, and whatever `publish` raises.
         """
         check_names(assignment.service for assignment in assignments)
@@ -77,20 +77,20 @@ class ServiceRows:
         saved = SavedConfiguration(number, at, strategy, tuple(assignments))
         self._configure(saved)
         self._connection.execute(insert(history), history_row(saved))
-        self._connection.execute(delete(history).where(history.c.number <= number - _KEPT))
+        self._connection.execute(delete(history).where(history.c.number <= number - _MAX_HISTORY))
         if publish is not None:
             publish(number)
         return saved
 
     def record_apply(self, number: int, status: ApplyStatus) -> None:
-        """Keep how applying a configuration stands. Raises StoreError if there is no such number."""
+        """Store the state of applying a configuration. Raises StoreError if there is no such number."""
         found = self._connection.execute(
             update(history).where(history.c.number == number).values(apply=apply_json(status))
         )
         if not found.rowcount:
             raise StoreError(
                 f"there is no GPU configuration {number} whose apply could be recorded",
-                hint="It was replaced by a restore, or is older than what the history keeps.",
+                hint="It was replaced by a restore, or the history no longer keeps it.",
             )
 
     def history(self, limit: int | None = None) -> list[SavedConfiguration]:
@@ -103,12 +103,12 @@ class ServiceRows:
         return self._newest(history.c.apply["state"].as_string() == ApplyState.SUCCEEDED.value)
 
     def last_apply(self) -> ApplyStatus | None:
-        """Return how the newest apply stands."""
+        """Return the state of the newest apply."""
         found = self._newest(history.c.apply.is_not(None))
         return None if found is None else found.apply
 
     def replace_history(self, entries: Sequence[SavedConfiguration]) -> None:
-        """Have exactly these in the history."""
+        """Replace the history by these entries."""
         self._connection.execute(delete(history))
         if entries:
             self._connection.execute(insert(history), [history_row(entry) for entry in entries])
@@ -123,10 +123,10 @@ class ServiceRows:
         return not any(self._connection.execute(found).one())
 
     def see_devices(self, seen: Sequence[SeenDevice]) -> None:
-        """Keep the GPUs that there are now, and follow those that were renumbered.
+        """Store which GPUs are present now, and follow those that were renumbered.
 
-        An assignment to one of them is given the index that it has now: so a card that returns is pinned to
-        again. GPUs that are gone, and assignments to them, stay as they are.
+        An assignment to one of them gets its present index, so that a GPU that returns is used again. GPUs
+        that are gone, and assignments to them, stay as they are.
         """
         self.lock()
         by_index = {device.gpu_index: device for device in seen}
@@ -165,9 +165,9 @@ class ServiceRows:
         self._put(settings, settings.c.key == key, row)
 
     def lock(self) -> None:
-        """Wait until no other program writes GPU configuration, for the rest of the transaction.
+        """Lock GPU configuration against other writers for the rest of the transaction.
 
-        SQLite's transactions are alone from their beginning.
+        SQLite locks the whole database when a transaction begins.
         """
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
