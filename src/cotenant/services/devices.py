@@ -13,19 +13,19 @@ def service_devices(
     inventory: Inventory,
     claims: Mapping[DeviceId, int],
     services: Sequence[Service],
-    pinned: Sequence[Assignment],
+    assigned: Sequence[Assignment],
 ) -> tuple[ServiceDevice, ...]:
     """Return every GPU of known size, in index order, with the bytes that services cannot use.
 
-    `claims` are the bytes of the scheduler's models, `pinned` where `services` run now. A GPU that cannot be
-    measured or used counts as unhealthy.
+    `claims` are the bytes of the scheduler's models, `assigned` the GPUs on which `services` run now. A GPU
+    that cannot be measured or used counts as unhealthy.
     """
     taken = occupied(
         [
             GpuUse(index, _used_bytes(inventory, device, claims), claims.get(device.id, 0))
             for index, device in _gpus(inventory)
         ],
-        _running(inventory, services, pinned),
+        _running(inventory, services, assigned),
     )
     return tuple(
         ServiceDevice(
@@ -71,9 +71,9 @@ def _used_bytes(inventory: Inventory, device: Device, claims: Mapping[DeviceId, 
 
 
 def _running(
-    inventory: Inventory, services: Sequence[Service], pinned: Sequence[Assignment]
+    inventory: Inventory, services: Sequence[Service], assigned: Sequence[Assignment]
 ) -> list[RunningService]:
-    where = {each.service: each for each in pinned}
+    where = {each.service: each for each in assigned}
     indices = {device.id: index for index, device in _gpus(inventory)}
     running = []
     for service in services:

@@ -4,13 +4,18 @@ import yaml
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
-from cotenant.services.compose.compose_files import read_project
-from cotenant.services.compose.override import pins, render_assignments, render_override, render_reset
-from cotenant.services.compose.pinning import (
+from cotenant.services.compose.assignment_text import (
     ASSIGNMENT_LABEL,
     assignment_label,
     labelled_assignment,
-    same_pin,
+    same_assignment,
+)
+from cotenant.services.compose.compose_files import read_project
+from cotenant.services.compose.override import (
+    assigned_services,
+    render_assignments,
+    render_override,
+    render_reset,
 )
 from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, Strategy
 from tests.services.compose.harness import AT, DEVICES, pin, saved
@@ -37,7 +42,7 @@ def rendered(folder, definitions: dict, *assignments: Assignment, names=DeviceNa
     path = folder / "docker-compose.prod.yml"
     path.write_text(yaml.safe_dump({"services": definitions}))
     configuration = saved(7, *assignments)
-    pinned = pins(assignments, SERVICES, DEVICES, read_project([path]), names)
+    pinned = assigned_services(assignments, SERVICES, DEVICES, read_project([path]), names)
     return render_override(configuration, pinned, "-f x.yml"), render_reset(configuration, pinned)
 
 
@@ -145,10 +150,10 @@ def test_a_container_tells_its_assignment_by_its_label():
 
 
 def test_without_a_gpu_nothing_tells_two_containers_apart():
-    assert same_pin(None, pin("a", None, 3.0))
-    assert same_pin(pin("a", 1), pin("a", 1))
-    assert not same_pin(pin("a", 1), pin("a", 1, 2.0))
-    assert not same_pin(None, pin("a", 0))
+    assert same_assignment(None, pin("a", None, 3.0))
+    assert same_assignment(pin("a", 1), pin("a", 1))
+    assert not same_assignment(pin("a", 1), pin("a", 1, 2.0))
+    assert not same_assignment(None, pin("a", 0))
 
 
 def test_the_assignments_file_has_the_documents_form():

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.domain.errors import ContainerEngineMissing
+from cotenant.services.compose.assignment_text import labelled_assignment
 from cotenant.services.compose.command import reason
-from cotenant.services.compose.pinning import labelled_assignment
 from cotenant.services.compose.program import ask
 from cotenant.services.model import ContainerState
 

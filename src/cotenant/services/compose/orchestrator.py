@@ -20,7 +20,7 @@ from cotenant.services.compose.override import (
     ASSIGNMENTS_NAME,
     OVERRIDE_NAME,
     RESET_NAME,
-    pins,
+    assigned_services,
     render_assignments,
     render_override,
     render_reset,
@@ -90,12 +90,14 @@ class ComposeOrchestrator:
         requests in its own file decides what has to be written.
         """
         project = self._project()
-        pinned = pins(configuration.assignments, services, devices, project, self._settings.device_ids)
-        reset = render_reset(configuration, pinned)
+        assigned = assigned_services(
+            configuration.assignments, services, devices, project, self._settings.device_ids
+        )
+        reset = render_reset(configuration, assigned)
         contents = {
             ASSIGNMENTS_NAME: render_assignments(configuration),
             RESET_NAME: reset,
-            OVERRIDE_NAME: render_override(configuration, pinned, self._by_hand(reset is not None)),
+            OVERRIDE_NAME: render_override(configuration, assigned, self._by_hand(reset is not None)),
         }
         self._generated.write(configuration.number, contents, force=force)
 

@@ -19,16 +19,16 @@ from typing import Any, Final
 import yaml
 
 from cotenant.domain.units import GIB
-from cotenant.services.compose.compose_files import ComposeProject, ComposeService
-from cotenant.services.compose.gpu_requests import RESERVED_DEVICES
-from cotenant.services.compose.interpolation import escaped
-from cotenant.services.compose.pinning import (
+from cotenant.services.compose.assignment_text import (
     ASSIGNMENT_LABEL,
     assignment_label,
     budget_text,
     device_name,
     device_of,
 )
+from cotenant.services.compose.compose_files import ComposeProject, ComposeService
+from cotenant.services.compose.gpu_requests import RESERVED_DEVICES
+from cotenant.services.compose.interpolation import escaped
 from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, ServiceDevice
 
 ASSIGNMENTS_NAME: Final = "gpu-assignments.yml"
@@ -38,8 +38,8 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Pin:
-    """A service to pin: its assignment, its compose definition, its settings and its GPU."""
+class AssignedService:
+    """A service with a GPU: its assignment, its compose definition, its settings and its GPU."""
 
     assignment: Assignment
     compose: ComposeService
@@ -48,17 +48,17 @@ class Pin:
     device_name: str
 
 
-def pins(
+def assigned_services(
     assignments: Sequence[Assignment],
     services: Sequence[Service],
     devices: Sequence[ServiceDevice],
     project: ComposeProject,
     names: DeviceNames,
-) -> tuple[Pin, ...]:
-    """Return the services to pin, without those that are not in the compose files."""
+) -> tuple[AssignedService, ...]:
+    """Return the services to assign, without those that are not in the compose files."""
     known = {service.name: service for service in services}
     return tuple(
-        Pin(
+        AssignedService(
             assignment,
             project.services[assignment.service],
             known.get(assignment.service),
@@ -98,20 +98,22 @@ def render_assignments(configuration: SavedConfiguration) -> str:
     )
 
 
-def render_override(configuration: SavedConfiguration, pinned: Sequence[Pin], by_hand: str) -> str:
+def render_override(
+    configuration: SavedConfiguration, assigned: Sequence[AssignedService], by_hand: str
+) -> str:
     """Return the override; `by_hand` are the `-f` options that pass it to compose by hand."""
     top = header(configuration, f"By hand: {by_hand}") + "\n"
-    if not pinned:
+    if not assigned:
         return top + "services: {}\n"
-    return top + "services:\n" + "".join(_pin(pin) for pin in pinned)
+    return top + "services:\n" + "".join(_service_block(each) for each in assigned)
 
 
-def render_reset(configuration: SavedConfiguration, pinned: Sequence[Pin]) -> str | None:
-    """Return the file that removes the GPU requests of pinned services; None if there are none."""
+def render_reset(configuration: SavedConfiguration, assigned: Sequence[AssignedService]) -> str | None:
+    """Return the file that removes the GPU requests of assigned services; None if there are none."""
     services: dict[str, Any] = {}
-    for pin in pinned:
-        for path in _dropped(pin):
-            place = services.setdefault(pin.assignment.service, {})
+    for each in assigned:
+        for path in _dropped(each):
+            place = services.setdefault(each.assignment.service, {})
             for key in path[:-1]:
                 place = place.setdefault(key, {})
             place[path[-1]] = None
@@ -121,26 +123,26 @@ def render_reset(configuration: SavedConfiguration, pinned: Sequence[Pin]) -> st
     return f"{top}\nservices:\n" + _tree(services, "  ")
 
 
-def _pin(pin: Pin) -> str:
-    device = f"  # {_one_line(pin.device.name)}" if pin.device else ""
+def _service_block(assigned: AssignedService) -> str:
+    device = f"  # {_one_line(assigned.device.name)}" if assigned.device else ""
     lines = [
-        f"  {yaml_key(pin.assignment.service)}:",
+        f"  {yaml_key(assigned.assignment.service)}:",
         "    labels:",
-        f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(pin.assignment))}",
+        f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(assigned.assignment))}",
         "    deploy:",
         "      resources:",
         "        reservations:",
         "          devices:",
         "            - driver: nvidia",
-        f"              device_ids: [{_quoted(pin.device_name)}]{device}",
+        f"              device_ids: [{_quoted(assigned.device_name)}]{device}",
         "              capabilities: [gpu]",
-        *(f"            - {_flow(entry)}" for entry in _kept(pin, RESERVED_DEVICES)),
+        *(f"            - {_flow(entry)}" for entry in _kept(assigned, RESERVED_DEVICES)),
     ]
-    budget, service = pin.assignment.vram_budget_gb, pin.service
+    budget, service = assigned.assignment.vram_budget_gb, assigned.service
     if budget is not None and service is not None and service.budget_env is not None:
         lines.append("    environment:")
         lines.append(f"      - {service.budget_env}={budget_text(budget)}{_adjusted(budget, service)}")
-    others = _kept(pin, ("devices",))
+    others = _kept(assigned, ("devices",))
     if others:
         lines.append("    devices:")
         lines.extend(f"      - {_flow(entry)}" for entry in others)
@@ -153,25 +155,29 @@ def _adjusted(budget_gb: float, service: Service) -> str:
     return f"  # adjusted: it asks for {service.vram_bytes / GIB:.1f}"
 
 
-def _dropped(pin: Pin) -> list[tuple[str, ...]]:
+def _dropped(assigned: AssignedService) -> list[tuple[str, ...]]:
     """Return the keys that have to be removed before the override adds its own.
 
     Only those in the service's own definition: podman-compose keeps a `!reset` of an absent key and drops
     what later files put in its place.
     """
-    definition = pin.compose.definition
-    paths = [request.path for request in pin.compose.gpus if _present(definition, request.path)]
-    name = pin.service.budget_env if pin.service and pin.assignment.vram_budget_gb is not None else None
+    definition = assigned.compose.definition
+    paths = [request.path for request in assigned.compose.gpus if _present(definition, request.path)]
+    name = (
+        assigned.service.budget_env
+        if assigned.service and assigned.assignment.vram_budget_gb is not None
+        else None
+    )
     variables = definition.get("environment")
     if isinstance(variables, Mapping) and name in variables and not isinstance(variables[name], str):
         paths.append(("environment", str(name)))
     return paths
 
 
-def _kept(pin: Pin, path: tuple[str, ...]) -> tuple[Any, ...]:
-    if not _present(pin.compose.definition, path):
+def _kept(assigned: AssignedService, path: tuple[str, ...]) -> tuple[Any, ...]:
+    if not _present(assigned.compose.definition, path):
         return ()
-    return tuple(entry for request in pin.compose.gpus if request.path == path for entry in request.kept)
+    return tuple(entry for request in assigned.compose.gpus if request.path == path for entry in request.kept)
 
 
 def _present(mapping: Any, path: Sequence[str]) -> bool:

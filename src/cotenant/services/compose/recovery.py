@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cotenant.services.compose.apply_progress import ApplyRecord
-from cotenant.services.compose.pinning import same_pin
+from cotenant.services.compose.assignment_text import same_assignment
 from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
@@ -54,11 +54,11 @@ def _seen(
         doing = command_running and progress.state is ProgressState.RECREATING
         state = ProgressState.RECREATING if doing else ProgressState.FAILED
         message = "its compose command is still running" if doing else "it is down"
-    elif same_pin(container.assignment, after):
+    elif same_assignment(container.assignment, after):
         well = container.healthy is not False
         state = ProgressState.HEALTHY if well else ProgressState.FAILED
         message = "it runs as configured" if well else "it runs as configured, and its check fails"
-    elif same_pin(container.assignment, before):
+    elif same_assignment(container.assignment, before):
         state, message = ProgressState.PENDING, "it runs as before"
     else:
         gpu = container.assignment.gpu_index if container.assignment else None

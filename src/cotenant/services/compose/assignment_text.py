@@ -60,7 +60,7 @@ def labelled_assignment(service: str, labels: Mapping[str, str]) -> Assignment |
     )
 
 
-def same_pin(one: Assignment | None, other: Assignment | None) -> bool:
+def same_assignment(one: Assignment | None, other: Assignment | None) -> bool:
     """Whether two assignments create the same container; without a GPU both leave it unpinned."""
     if one is None or one.gpu_index is None or other is None or other.gpu_index is None:
         return (one is None or one.gpu_index is None) and (other is None or other.gpu_index is None)
