@@ -39,7 +39,7 @@ from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import Model, RecipeSection
 from cotenant.config.services import services_settings
-from cotenant.domain.engine_kinds import EngineKind, ModelFormat
+from cotenant.domain.engine_kinds import OLLAMA_ADDRESS, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
 from cotenant.domain.models import ModelKind, Recipe
@@ -171,9 +171,7 @@ class _Resolution:
         section = self._settings.ollama
         if section is None:
             return None
-        return OllamaSettings(
-            endpoint(section.address or EngineKind.OLLAMA.traits.daemon_address or ""), section.gpus or ()
-        )
+        return OllamaSettings(endpoint(section.address or OLLAMA_ADDRESS), section.gpus or ())
 
     def _entry(self, number: int, model: Model) -> tuple[int, ModelEntry] | None:
         key: KeyPath = ("models", number)

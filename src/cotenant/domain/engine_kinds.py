@@ -27,6 +27,7 @@ class EngineKind(StrEnum):
         return ENGINE_TRAITS[self]
 
 
+OLLAMA_ADDRESS: Final = "http://127.0.0.1:11434"
 DEFAULT_KIND: Final = EngineKind.LLAMA_CPP
 """The kind of a model whose entry names none."""
 
@@ -112,7 +113,7 @@ ENGINE_TRAITS: Final[Mapping[EngineKind, EngineTraits]] = {
         PlanMethod.WHOLE,
         ModelFormat.NOTHING,
         keys=_SERVER | {"model", "memory", "kind", "gpus"},
-        daemon_address="http://127.0.0.1:11434",
+        daemon_address=OLLAMA_ADDRESS,
     ),
     EngineKind.COMMAND: EngineTraits(
         PlanMethod.WHOLE,
