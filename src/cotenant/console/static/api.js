@@ -1,11 +1,11 @@
-// The public HTTP API, as scripts of a page call it.
+// Calls of the public HTTP API.
 
 const token = document.querySelector('meta[name="cotenant-csrf"]')?.content;
 
-/** Headers that every order of a signed-in browser bears. */
+/** Headers of every order of a signed-in browser. */
 export const csrfHeaders = token ? { "X-Cotenant-CSRF": token } : {};
 
-/** A refusal of the API: `message` says what happened and what to do, `param` names the field at fault. */
+/** An error of the API: `message` says what happened and what to do, `param` names the wrong field. */
 export class ApiError extends Error {
   constructor(status, message, code, param) {
     super(message);
@@ -15,13 +15,13 @@ export class ApiError extends Error {
   }
 }
 
-/** Ask the API and return its JSON; `body` is sent as JSON. Throws ApiError; goes to the login if need be. */
+/** Call the API and return its JSON; `body` is sent as JSON. Throws ApiError; redirects to the login if needed. */
 export async function api(method, path, body, options = {}) {
   const response = await request(method, path, body, options);
   return response.json();
 }
 
-/** Do as `api`, but return the response, for what is read as it comes. */
+/** Do as `api`, but return the response, to read it as a stream. */
 export async function request(method, path, body, { signal, headers } = {}) {
   const sent = { Accept: "application/json", ...csrfHeaders, ...headers };
   if (body !== undefined) sent["Content-Type"] = "application/json";
@@ -43,7 +43,7 @@ export async function request(method, path, body, { signal, headers } = {}) {
   throw fault;
 }
 
-/** Read what an answer that is none says. */
+/** Read the error of a response. */
 export function readFault(status, text) {
   try {
     const told = JSON.parse(text).error;
@@ -54,7 +54,7 @@ export function readFault(status, text) {
   }
 }
 
-/** Ask for a key, and come back here. */
+/** Go to the login page, which returns here. */
 export function goToLogin() {
   location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
 }

@@ -1,8 +1,8 @@
-// Changes words and values in an element that is otherwise as it was sent before: nothing is parsed or compared.
+// Changes text and attributes of an element whose structure is unchanged: no HTML is parsed or compared.
 
 const known = new WeakMap();
 
-/** Change nodes by their numbers; false, having changed nothing, if the element does not have that many. */
+/** Change nodes by number; returns false, without a change, if the element has another number of nodes. */
 export function change(element, count, changes) {
   if (!element) return true;
   const nodes = known.get(element) ?? nodesOf(element);
@@ -16,7 +16,7 @@ export function change(element, count, changes) {
   return true;
 }
 
-/** Number an element's nodes anew at its next change, since it was made another. */
+/** Forget the numbering of an element's nodes, because its structure has changed. */
 export function forget(element) {
   known.delete(element);
 }
@@ -26,7 +26,7 @@ function set(element, name, value) {
   else element.setAttribute(name, value);
 }
 
-// What scripts have put there the server does not count.
+// Nodes added by scripts are not counted by the server.
 function nodesOf(element) {
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
   const nodes = [element];

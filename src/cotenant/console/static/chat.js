@@ -1,11 +1,11 @@
-// A small chat with one model, through the same address as any client's.
+// A small chat with one model, through the public API.
 
 import { request } from "./api.js";
 import { clearFaults, showFault } from "./faults.js";
 
 const MOST_IMAGE_BYTES = 8 * 2 ** 20;
 
-/** Serve the chat of a panel. Nothing of it is kept when the page is left. */
+/** Set up the chat of a panel. It is not saved. */
 export function startChat(panel) {
   const model = panel.dataset.chat;
   const form = panel.querySelector("[data-say]");
@@ -95,7 +95,7 @@ export function startChat(panel) {
       else {
         messages.pop();
         if (!stopped) {
-          // Nothing came of it: the words go back to where they can be sent again.
+          // It failed: put the text back into the field, to send it again.
           own.parentElement.remove();
           answer.parentElement.remove();
           text.value = words;

@@ -1,4 +1,4 @@
-// What every page does: keeps itself fresh, asks before what cannot be taken back, and shows faults in place.
+// Script of every page: live updates, confirmations and errors.
 
 import { startFilters } from "./filters.js";
 import { startLive } from "./live.js";
@@ -20,7 +20,7 @@ document.addEventListener("click", async (event) => {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
-    // Not over plain HTTP from another machine: the text is selected instead.
+    // The clipboard is not available over plain HTTP from another machine: select the text instead.
     const code = button.parentElement.querySelector("code");
     if (code) getSelection().selectAllChildren(code);
     button.textContent = "Selected";

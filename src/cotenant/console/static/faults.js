@@ -1,6 +1,6 @@
-// Faults are shown where they happen, until the next try or until they are put away.
+// Errors are shown where they happen, until the next try or until they are closed.
 
-/** Show a message in the nearest place for faults of an element, or at the foot of the page. */
+/** Show a message in the nearest `data-faults` of an element, or at the bottom of the page. */
 export function showFault(element, message) {
   const place = placeOf(element);
   clearFaults(element);
@@ -19,7 +19,7 @@ export function showFault(element, message) {
   place.append(note);
 }
 
-/** Put away what was shown for an element. */
+/** Remove the messages of an element. */
 export function clearFaults(element) {
   for (const note of placeOf(element).querySelectorAll("[data-fault]")) note.remove();
 }

@@ -1,8 +1,8 @@
-// Search and choice over the rows of a list, kept in the address so that a reload shows the same.
+// Search and filters over the rows of a list, kept in the address so that they survive a reload.
 
 const lists = [];
 
-/** Serve `[data-filters=ID]`, whose fields narrow the children of `#ID`. */
+/** Set up `[data-filters=ID]`, whose fields filter the children of `#ID`. */
 export function startFilters() {
   for (const bar of document.querySelectorAll("[data-filters]")) {
     const rows = document.getElementById(bar.dataset.filters);

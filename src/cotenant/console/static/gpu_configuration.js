@@ -1,9 +1,9 @@
-// What the page of GPU configuration does beside its form: it notices what others do.
+// Script of the GPU configuration page: it reacts to changes made elsewhere.
 
 const form = () => document.getElementById("gpu-form");
 let wasRunning = false;
 
-/** Say that another browser or terminal has saved, and hold applies back while one is going on. */
+/** Show that the configuration was saved elsewhere, and disable Apply while an apply is running. */
 function look() {
   const saved = Number(document.getElementById("gpu-saved")?.dataset.number ?? 0);
   const elsewhere = document.getElementById("gpu-elsewhere");
@@ -14,7 +14,7 @@ function look() {
   document.getElementById("gpu-running").hidden = !running;
   const ended = wasRunning && !running;
   wasRunning = running;
-  // What runs is another than before: the differences are told anew, and what was typed stays.
+  // The applied configuration has changed: render the differences again, keeping typed values.
   if (ended) window.htmx.trigger(form(), "change");
 }
 

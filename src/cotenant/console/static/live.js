@@ -1,4 +1,4 @@
-// One stream a tab: pieces of the page that changed on the server take the place of the old ones.
+// One event stream per tab: it brings the parts of the page that changed on the server.
 
 import { goToLogin } from "./api.js";
 import { change, forget } from "./change.js";
@@ -15,7 +15,7 @@ let timer = 0;
 let lost = false;
 let turn = Promise.resolve();
 
-/** Follow the page, while anybody sees it: browsers allow few connections to one host. */
+/** Follow the page while it is visible: browsers allow few connections per host. */
 export function startLive() {
   if (!address) return;
   document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
@@ -63,8 +63,8 @@ function say(text) {
   document.body.classList.toggle("stale", lost);
 }
 
-// The first message of a stream is the whole page: it is taken in slices, between which keys and clicks have
-// their turn. What came before is always done by then.
+// The first message of a stream has the whole page: it is processed in slices, so that keys and clicks are
+// handled in between. Messages are processed one after the other.
 async function update(text) {
   const start = performance.now();
   let [began, tookMs] = [start, 0];
@@ -95,7 +95,7 @@ async function update(text) {
   if (strange.length) startOver();
 }
 
-// A new stream begins with the whole page.
+// A new stream starts with the whole page.
 function startOver(error) {
   if (error) reportError(error);
   if (source) later();

@@ -1,4 +1,4 @@
-// An engine's log as it is written, with a search.
+// A live log of an engine, with a search.
 
 import { ApiError, request } from "./api.js";
 
@@ -6,7 +6,7 @@ const TAIL = 500;
 const MOST_LINES = 5000;
 const AGAIN_MS = 3000;
 
-/** Follow the log of a panel, while anybody sees it. */
+/** Follow the log of a panel while it is visible. */
 export function startLog(panel) {
   const lines = panel.querySelector("[data-lines]");
   const state = panel.querySelector("[data-log-state]");

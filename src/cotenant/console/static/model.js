@@ -1,4 +1,4 @@
-// The page of one model: its log as it is written, and a chat to try it.
+// Script of a model's page: its log and a chat.
 
 import { startChat } from "./chat.js";
 import { startLog } from "./log.js";

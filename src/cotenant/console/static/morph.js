@@ -1,12 +1,12 @@
-// Makes one tree like another and touches only what differs, so that focus, selection, hover and scroll stay.
+// Changes one tree into another, touching only what differs, to keep focus, selection, hover and scroll.
 //
-//   data-own      the script's own: neither changed nor removed
-//   data-client   names of attributes that scripts set and the server does not know
-//   id, data-key  which child is which
+//   data-own      owned by a script: neither changed nor removed
+//   data-client   attributes set by scripts, unknown to the server
+//   id, data-key  identify children
 
 const HX = /^hx-/;
 
-/** Make `from` like `to`; elements whose htmx attributes changed, and new ones, are added to `fresh`. */
+/** Change `from` into `to`; new elements, and those whose htmx attributes changed, are added to `fresh`. */
 export function morph(from, to, fresh) {
   if (from.nodeType !== Node.ELEMENT_NODE) {
     if (from.nodeValue !== to.nodeValue) from.nodeValue = to.nodeValue;
@@ -66,7 +66,7 @@ function keyOf(node) {
 }
 
 function skipOwn(node) {
-  // What a script has put there stays at its place, behind what the server knows.
+  // Elements added by scripts stay, after those of the server.
   while (node?.nodeType === Node.ELEMENT_NODE && node.hasAttribute("data-own") && node.hasAttribute("data-fault"))
     node = node.nextSibling;
   return node;

@@ -1,9 +1,9 @@
-// Buttons that order something through htmx: the token, the question before, and the fault after.
+// Buttons that send orders through htmx: CSRF token, confirmation and error.
 
 import { csrfHeaders, goToLogin, readFault } from "./api.js";
 import { clearFaults, showFault } from "./faults.js";
 
-/** Serve the buttons. */
+/** Set up the buttons. */
 export function startOrders() {
   document.addEventListener("htmx:configRequest", (event) => Object.assign(event.detail.headers, csrfHeaders));
   document.addEventListener("htmx:confirm", onConfirm);
@@ -29,7 +29,7 @@ async function onConfirm(event) {
   if (await ask(elt.dataset.ask, elt.dataset.askText ?? "", elt.dataset.askYes ?? "Go on")) issueRequest(true);
 }
 
-/** Ask once; resolves to whether it shall be done. The focus goes back to where it was. */
+/** Ask for confirmation; resolves to the answer and restores the focus. */
 export function ask(title, text, yes) {
   const dialog = document.getElementById("ask");
   document.getElementById("ask-title").textContent = title;

@@ -1,4 +1,4 @@
-// Curves of the last ten minutes: `data-plot` says of what, `data-of` of which device or model.
+// Plots of the last ten minutes: `data-plot` is the quantity, `data-of` the device or model.
 
 import { api } from "./api.js";
 import { showAt } from "./tips.js";
@@ -95,7 +95,7 @@ function clock(seconds) {
 function tell(plot) {
   const at = plot.cursor.idx;
   if (at === null || at === undefined || plot.cursor.left < 0) {
-    // New points move every plot's cursor: only the one that is pointed at may end what it says.
+    // New points move every plot's cursor: only the plot under the pointer may hide its tooltip.
     if (telling === plot) showAt(null);
     if (telling === plot) telling = null;
     return;
@@ -145,7 +145,7 @@ async function refresh() {
     draw();
     performance.measure("cotenant:plots", "cotenant:plots");
   } catch {
-    // The banner tells that the connection is lost.
+    // The banner shows that the connection is lost.
   }
 }
 

@@ -1,9 +1,9 @@
-// The button that chooses colours: the system's, light, dark.
+// The button that selects the theme: system, light, dark.
 
 const ORDER = ["system", "light", "dark"];
 const SAID = { system: "as the system has them", light: "light", dark: "dark" };
 
-/** Serve the button; every tab of this browser follows. */
+/** Set up the button; all tabs of this browser follow. */
 export function startTheme() {
   const button = document.getElementById("theme");
   label(button);
@@ -12,7 +12,7 @@ export function startTheme() {
     try {
       localStorage.setItem("cotenant.theme", next);
     } catch {
-      // Then it holds for this page alone.
+      // Without storage it applies to this page only.
     }
     take(next, button);
   });

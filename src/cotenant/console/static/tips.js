@@ -1,9 +1,9 @@
-// What the pointer or the focus is on, said in words beside it: `data-tip`.
+// Tooltips for the element under the pointer or with the focus: `data-tip`.
 
 const tip = document.getElementById("tip");
 let target = null;
 
-/** Serve tips, and the arrow keys that go along a bar. */
+/** Set up tooltips, and the arrow keys that move along a bar. */
 export function startTips() {
   document.addEventListener("pointerover", (event) => show(event.target.closest?.("[data-tip]")));
   document.addEventListener("focusin", (event) => show(event.target.closest?.("[data-tip]")));
@@ -16,7 +16,7 @@ export function startTips() {
   });
 }
 
-/** Say something beside an element, as long as it is under the pointer or has the focus; null ends it. */
+/** Show a tooltip next to an element while it is under the pointer or has the focus; null hides it. */
 export function show(element) {
   if (element === target) return;
   target?.classList.remove("told");
@@ -28,7 +28,7 @@ export function show(element) {
   placeAt(element.getBoundingClientRect());
 }
 
-/** Say something at a place of the window that is not an element; null ends it. */
+/** Show a tooltip at a position of the window; null hides it. */
 export function showAt(text, rect) {
   show(null);
   tip.hidden = text === null;
