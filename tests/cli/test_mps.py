@@ -64,7 +64,7 @@ def test_a_daemon_is_started_shown_and_ended(run: Run, folder: Path) -> None:
     assert run("stop")[1].startswith("Ended process ")
     assert not mps_processes(folder / "s")
     assert run("status")[1] == "No MPS daemon is running that this user can reach.\n"
-    assert run("stop")[1] == "No MPS daemon that Cotenant started is running.\n"
+    assert run("stop")[1] == "No MPS daemon started by Cotenant is running.\n"
 
 
 def test_each_card_can_have_a_daemon_and_be_named(run: Run, folder: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_a_killed_daemon_left_is_removed(run: Run, folder: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not mps_processes(folder / "s"))
     assert "none runs" in run("status")[1]
-    assert run("stop")[1].startswith("Removed what was left at ")
+    assert run("stop")[1].startswith("Removed leftovers at ")
     assert run("status")[1] == "No MPS daemon is running that this user can reach.\n"
 
 
