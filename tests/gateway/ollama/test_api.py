@@ -444,7 +444,7 @@ async def test_an_answer_of_no_known_shape_is_told_as_such():
 @pytest.mark.parametrize(
     ("script", "why"),
     [
-        (garble, "no shape that is known"),
+        (garble, "unknown shape"),
         (break_off, "closed the connection"),
         (complain, "context is full"),
         (stop_short, "before the answer"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cotenant.asgi import Header
+from cotenant.asgi import Header, Receive
 from cotenant.domain.errors import HeadersTooLarge, RequestTooLarge
 from cotenant.domain.units import KIB, MIB, format_bytes
 
@@ -40,3 +40,20 @@ class Limits:
                 f"the body is over the limit of {format_bytes(self.body_bytes)}",
                 hint="Send less, or images in a smaller size.",
             )
+
+
+async def whole_body(receive: Receive, limits: Limits) -> bytes | None:
+    """Read a whole body, None if the client disconnects. Raises RequestTooLarge."""
+    pieces: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
+        limits.check_body(size)
+        pieces.append(piece)
+        more = message.get("more_body", False)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

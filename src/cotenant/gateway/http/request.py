@@ -9,12 +9,12 @@ from urllib.parse import parse_qs
 from cotenant.asgi import Header, Receive, Scope, Send
 from cotenant.domain.errors import (
     BadRequest,
-    RequestTooLarge,
     UnsupportedMediaType,
 )
-from cotenant.domain.units import MIB, format_bytes
+from cotenant.domain.units import MIB
+from cotenant.gateway.http.limits import Limits, whole_body
 
-_MAX_BODY_BYTES: Final = MIB
+_LIMITS: Final = Limits(body_bytes=MIB)
 
 
 class ApiRequest:
@@ -73,21 +73,17 @@ class ApiRequest:
 
         Raises RequestTooLarge, UnsupportedMediaType, or BadRequest for a client that disconnects early.
         """
-        pieces: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise BadRequest("the client disconnected before its request was complete")
-            piece: bytes = message.get("body", b"")
-            size += len(piece)
-            if size > _MAX_BODY_BYTES:
-                raise RequestTooLarge(f"the body is over the limit of {format_bytes(_MAX_BODY_BYTES)}")
-            pieces.append(piece)
-            more = message.get("more_body", False)
-        if size:
+        body = await self.octets(_LIMITS)
+        if body:
             self._check_content_type()
-        return b"".join(pieces)
+        return body
+
+    async def octets(self, limits: Limits) -> bytes:
+        """Read the body as bytes. Raises RequestTooLarge, or BadRequest if the client disconnects."""
+        body = await whole_body(self.receive, limits)
+        if body is None:
+            raise BadRequest("the client disconnected before its request was complete")
+        return body
 
     def header(self, name: bytes) -> bytes | None:
         """Return a header, by its name in lower case."""

@@ -12,7 +12,7 @@ from cotenant.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_bo
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
-from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.limits import Limits, whole_body
 from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.http.timing import Timing
@@ -22,7 +22,7 @@ from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.disconnects import DisconnectWatch
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
 from cotenant.gateway.inference.model_kinds import ModelKinds
-from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse, whole_body
+from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse
 from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.waiting import LeaseWait

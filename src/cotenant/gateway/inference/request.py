@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from cotenant.asgi import Header, Receive
+from cotenant.asgi import Header
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest
-from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.inference.request_options import TERM_HEADERS
 from cotenant.interfaces import Router
 
@@ -39,23 +38,6 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
 _decoder: Final = json.JSONDecoder()
 _scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type: ignore[attr-defined]
-
-
-async def whole_body(receive: Receive, limits: Limits) -> bytes | None:
-    """Return the body, or None if the client left. Raises RequestTooLarge."""
-    pieces: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        piece: bytes = message["body"]
-        size += len(piece)
-        limits.check_body(size)
-        pieces.append(piece)
-        more = message["more_body"]
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def parse(body: bytes) -> dict[str, Any]:

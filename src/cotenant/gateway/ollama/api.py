@@ -3,8 +3,8 @@
     GET  /api/version, /api/tags, /api/ps
     POST /api/show, /api/chat, /api/generate, /api/embed, /api/embeddings, /api/pull
 
-Chats, prompts and embeddings go the way of any other request (`ollama_exchange`). What changes what is on
-disk, but for a pull, is the operator's to do and is refused.
+Chats, prompts and embeddings go the way of any other request (`ollama_exchange`). Requests that
+change what is on disk are refused, except pulls: that is the operator's task.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from cotenant.asgi import send_json
 from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.limits import whole_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Handler
 from cotenant.gateway.http.streams import LiveStreams, unless_disconnected
 from cotenant.gateway.inference.dialects import CHAT, COMPLETIONS, Target
 from cotenant.gateway.inference.model_kinds import is_read
 from cotenant.gateway.inference.proxy import Proxy
-from cotenant.gateway.inference.request import parse, whole_body
+from cotenant.gateway.inference.request import parse
 from cotenant.gateway.inference.request_options import read_request_options
 from cotenant.gateway.ollama import models
 from cotenant.gateway.ollama.embed import Embedder
-from cotenant.gateway.ollama.exchange import Lines, Wrap, as_chat, as_generated, exchange, timestamp
+from cotenant.gateway.ollama.exchange import LineSender, Wrap, as_chat, as_generated, exchange, timestamp
 from cotenant.gateway.ollama.fields import Fields, items, objects, switch, text
 from cotenant.gateway.ollama.pull import PullRoute
 from cotenant.gateway.ollama.requests import (
@@ -98,7 +99,7 @@ class OllamaApi:
             for model in self._proxy.router.models()
             if model.state in models.LOADED
         ]
-        running.sort(key=lambda told: told["expires_at"], reverse=True)
+        running.sort(key=lambda each: each["expires_at"], reverse=True)
         await send_json(request.send, 200, {"models": running})
 
     async def _show(self, request: ApiRequest) -> None:
@@ -151,21 +152,23 @@ class OllamaApi:
         self, request: ApiRequest, fields: Fields, target: Target, engine_request: dict[str, Any], wrap: Wrap
     ) -> None:
         streaming = switch(fields, "stream", True)
-        lines = Lines(request.send, text(fields, "model"), wrap, lambda: asked.waited_s, streaming=streaming)
+        lines = LineSender(
+            request.send, text(fields, "model"), wrap, lambda: asked.waited_s, streaming=streaming
+        )
         asked = exchange(self._proxy, request, target, engine_request, lines)
         await asked.run()
 
     # Loading and unloading.
 
     async def _load(self, request: ApiRequest, fields: Fields, model: ServedModel, wrap: Wrap) -> None:
-        """Load a model, or have it go once it is idle: what a request without a question asks for."""
+        """Load a model, or unload it once it is idle: a request without a prompt asks for that."""
         unloads = _unloads(request, fields)
         if not unloads:
             _check_writes(model, "chat" if wrap is as_chat else "generate")
         if await self._hold(request, fields, model):
-            told = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
+            body = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
             head = {"model": text(fields, "model"), "created_at": timestamp()}
-            await send_json(request.send, 200, {**head, **told})
+            await send_json(request.send, 200, {**head, **body})
 
     async def _hold(self, request: ApiRequest, fields: Fields, model: ServedModel) -> bool:
         if _unloads(request, fields) and model.state not in _MAY_UNLOAD:
@@ -190,7 +193,7 @@ class OllamaApi:
     # What all of them need.
 
     async def _fields(self, request: ApiRequest) -> dict[str, Any] | None:
-        """Read the body, None if the client left. Raises BadRequest or RequestTooLarge."""
+        """Read the body, None if the client disconnects. Raises BadRequest or RequestTooLarge."""
         body = await whole_body(request.receive, self._proxy.limits)
         return None if body is None else parse(body)
 
@@ -207,7 +210,7 @@ def _unloads(request: ApiRequest, fields: Fields) -> bool:
 
 
 def _continues(model: ServedModel) -> bool:
-    """Whether a model was made to go on with texts, so that Ollama too gives it the prompt as it is."""
+    """Whether a model only continues texts; Ollama too gives it the prompt unchanged."""
     return is_read(model) and model.file is not None and model.file.chat_template is False
 
 
@@ -228,12 +231,12 @@ def _checked_embedder(model: ServedModel) -> ServedModel:
 def _check_images(model: ServedModel, asked: bool) -> None:
     if asked and is_read(model) and not model.vision:
         raise WrongKind(
-            f"{model.name} takes no images", hint="Put its vision projector (mmproj) beside its file."
+            f"{model.name} takes no images", hint="Put its vision projector (mmproj) next to its file."
         )
 
 
 async def _no_blob(request: ApiRequest) -> None:
-    """Say what is true, since clients ask before they send one."""
+    """Answer truthfully: clients check before they upload one."""
     raise UnknownRoute(f"there is no {request.path.removeprefix(BLOBS)[:80]} here")
 
 

@@ -1,7 +1,7 @@
-"""A translated request on its way to an engine, and the answer on its way back in Ollama's form.
+"""Forwards a translated request to an engine, and its response back in Ollama's form.
 
-Both stand between the client and an Exchange, which so treats the request like any other: its wait, its
-lease, a second engine where the first dies, a client that leaves.
+Both stand between the client and an Exchange, which treats the request like any other: its wait, its lease,
+a retry if the engine dies, a client that disconnects.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from cotenant.gateway.http.problems import encode_error
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import Target, ollama_error
 from cotenant.gateway.inference.proxy import Exchange, Proxy
-from cotenant.gateway.ollama.responses import Added, Spans, StreamReader, counts, done_reason
+from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, Timestamps, counts, done_reason
 
 _NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _MOST_BYTES: Final = 256 * MIB
 _OK: Final = 200
 
 Wrap = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
-"""Makes the part of a line that holds an answer, the thoughts before it, and calls of tools."""
+"""Makes the part of a line that holds an answer, the thinking before it, and tool calls."""
 
 
-class Translated:
-    """A receiver that has the translated request for the Exchange, and then the client's own messages."""
+class TranslatedReceive:
+    """An ASGI receive that gives the Exchange the translated request, then the client's own messages."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -44,7 +44,7 @@ class Translated:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-class Lines:
+class LineSender:
     """Sends an engine's stream as Ollama's: a line for each piece, or all as one object at the end.
 
     `waited_s` is asked, at the end, for how long the request waited for its model.
@@ -59,9 +59,9 @@ class Lines:
         self._waited_s = waited_s
         self._streaming = streaming
         self._now = asyncio.get_running_loop().time
-        self._spans = Spans(self._now())
+        self._timestamps = Timestamps(self._now())
         self._reader = StreamReader()
-        self._added: list[Added] = []
+        self._added: list[StreamPiece] = []
         self._whole: list[bytes] | None = None
         self._size = 0
         self._passing = False
@@ -90,8 +90,8 @@ class Lines:
             self._whole.append(piece)
             piece = b"" if more else b"data: " + b"".join(self._whole).replace(b"\n", b" ") + b"\n"
         for added in self._reader.read(piece):
-            if self._spans.first_at is None:
-                self._spans.first_at = self._now()
+            if self._timestamps.first_at is None:
+                self._timestamps.first_at = self._now()
             if self._streaming:
                 await self._line(self._part(added, []), more=True)
             else:
@@ -105,12 +105,12 @@ class Lines:
         if self._reader.finish_reason is None:
             raise UpstreamFailed("the engine's stream ended before the answer was complete")
         calls = self._reader.calls()
-        self._spans.waited_s = self._waited_s()
+        self._timestamps.waited_s = self._waited_s()
         if calls and self._streaming:
-            await self._line(self._part(Added(), calls), more=True)
+            await self._line(self._part(StreamPiece(), calls), more=True)
             calls = []
         self._ended = True
-        whole = Added(
+        whole = StreamPiece(
             "".join(added.answer for added in self._added),
             "".join(added.thoughts for added in self._added),
             [each for added in self._added for each in added.probabilities],
@@ -119,7 +119,7 @@ class Lines:
             **self._part(whole, calls),
             "done": True,
             "done_reason": done_reason(self._reader),
-            **counts(self._reader, self._spans, self._now()),
+            **counts(self._reader, self._timestamps, self._now()),
         }
         if self._streaming:
             await self._line(last, more=False)
@@ -127,7 +127,7 @@ class Lines:
             await send_json(self._send, _OK, {**self._head(), **last})
 
     async def _fail(self, why: str) -> None:
-        """Tell the fault: with a status of its own where nothing was sent yet, else as the last line."""
+        """Send an error: with its own status if nothing was sent yet, else as the last line."""
         self._ended = True
         error = encode_error(why, "server_error", None, "upstream_failed", self._reader.cause)
         if self._begun:
@@ -146,13 +146,13 @@ class Lines:
     def _head(self) -> dict[str, Any]:
         return {"model": self._model, "created_at": timestamp()}
 
-    def _part(self, added: Added, calls: list[dict[str, Any]]) -> dict[str, Any]:
-        told = {**self._wrap(added.answer, added.thoughts, calls), "done": False}
-        return {**told, "logprobs": added.probabilities} if added.probabilities else told
+    def _part(self, added: StreamPiece, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        part = {**self._wrap(added.answer, added.thoughts, calls), "done": False}
+        return {**part, "logprobs": added.probabilities} if added.probabilities else part
 
 
-class Kept:
-    """Keeps an engine's answer until it is whole. `status` is None as long as there is none."""
+class BufferedResponse:
+    """Buffers an engine's response. `status` is None until it begins."""
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -175,21 +175,21 @@ class Kept:
         if self._size <= _MOST_BYTES:
             self._pieces.append(piece)
 
-    async def pass_on(self, send: Send) -> None:
-        """Send it as it came, if it came."""
+    async def forward(self, send: Send) -> None:
+        """Forward it unchanged, if there is one."""
         if self.status is not None:
             await send(self._head)
             await send({"type": "http.response.body", "body": self.body})
 
     def payload(self) -> dict[str, Any]:
-        """Return the object that it is. Raises UpstreamFailed if it is none, or without measure."""
+        """Parse it as a JSON object. Raises UpstreamFailed if it is not one, or too large."""
         _check_size(self._size)
         try:
             found = json.loads(self.body)
         except (ValueError, RecursionError):
             raise UpstreamFailed("the engine's answer is not JSON") from None
         if not isinstance(found, dict):
-            raise UpstreamFailed("the engine's answer is no JSON object")
+            raise UpstreamFailed("the engine's answer is not a JSON object")
         return found
 
 
@@ -200,7 +200,7 @@ def exchange(
     # Many clients, curl among them, name another type, or none.
     headers: list[Header] = [header for header in request.headers if header[0] != b"content-type"]
     headers.append((b"content-type", b"application/json"))
-    receive = Translated(json.dumps(engine_request).encode(), request.receive)
+    receive = TranslatedReceive(json.dumps(engine_request).encode(), request.receive)
     return Exchange(proxy, target, headers, receive, send)
 
 

@@ -1,47 +1,33 @@
-"""Fields of a request in Ollama's API, each read with one clear complaint for what it should not be."""
+"""Fields of a request in Ollama's API. Reading one raises BadRequest if its value has the wrong type."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from cotenant.domain.errors import BadRequest
 
 Fields = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def text(fields: Fields, name: str, default: str = "") -> str:
-    """Read a text. Raises BadRequest."""
-    value = fields.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, str):
-        raise _wrong(name, "a text", value)
-    return value
+    """Read a text."""
+    return _read(fields, name, str, "a text", default)
 
 
 def switch(fields: Fields, name: str, default: bool) -> bool:
-    """Read true or false. Raises BadRequest."""
-    value = fields.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise _wrong(name, "true or false", value)
-    return value
+    """Read true or false."""
+    return _read(fields, name, bool, "true or false", default)
 
 
 def items(fields: Fields, name: str) -> Sequence[Any]:
-    """Read a list, empty where there is none. Raises BadRequest."""
-    value = fields.get(name)
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise _wrong(name, "a list", value)
-    return value
+    """Read a list, empty where there is none."""
+    return _read(fields, name, list, "a list", [])
 
 
 def objects(fields: Fields, name: str) -> Sequence[Mapping[str, Any]]:
-    """Read a list of objects. Raises BadRequest."""
+    """Read a list of objects, empty where there is none."""
     found = items(fields, name)
     for value in found:
         if not isinstance(value, dict):
@@ -50,12 +36,16 @@ def objects(fields: Fields, name: str) -> Sequence[Mapping[str, Any]]:
 
 
 def mapping(fields: Fields, name: str) -> Mapping[str, Any]:
-    """Read an object, empty where there is none. Raises BadRequest."""
+    """Read an object, empty where there is none."""
+    return _read(fields, name, dict, "an object", {})
+
+
+def _read(fields: Fields, name: str, kind: type[T], expected: str, default: T) -> T:
     value = fields.get(name)
     if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _wrong(name, "an object", value)
+        return default
+    if not isinstance(value, kind):
+        raise _wrong(name, expected, value)
     return value
 
 

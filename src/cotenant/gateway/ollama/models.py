@@ -23,9 +23,9 @@ LOADED: Final = frozenset({"ready", "draining"})
 
 
 def find(name: str, router: Router) -> ServedModel:
-    """Return the model of this name. Raises UnknownModel, in words that clients of Ollama look for.
+    """Return the model of this name. Raises UnknownModel with the text that Ollama's clients look for.
 
-    They may add the tag and the registry that go without saying, and mind no capitals.
+    The default tag and registry may be added, and case does not matter.
     """
     bare = name
     for part in _REGISTRY:
@@ -116,7 +116,7 @@ def details(model: ServedModel) -> dict[str, Any]:
 
 
 def digest(model: ServedModel) -> str:
-    """Return what tells this state of a model from others: no checksum of its weights, which are not read."""
+    """Return an identifier of this state of a model. It is no checksum: the weights are not read."""
     size = model.file.bytes if model.file else None
     return hashlib.sha256(f"{model.name} {size} {model.created_at}".encode()).hexdigest()
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 from cotenant.asgi import Header, encode_json, send_json
 from cotenant.domain.errors import BadRequest, CotenantError
 from cotenant.domain.hub import PullStep
-from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.limits import Limits, whole_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.streams import LiveStreams, unless_disconnected
-from cotenant.gateway.inference.request import parse, whole_body
+from cotenant.gateway.inference.request import parse
 from cotenant.gateway.ollama.fields import switch, text
 from cotenant.interfaces import Puller
 
@@ -21,7 +21,7 @@ _SUCCESS: Final = {"status": "success"}
 
 
 class PullRoute:
-    """Answers /api/pull. A client that leaves ends the pull; what has come is kept for the next try."""
+    """Answers /api/pull. A client that disconnects ends the pull; what has arrived is kept."""
 
     def __init__(self, puller: Puller, streams: LiveStreams, limits: Limits) -> None:
         self._puller = puller
@@ -43,7 +43,7 @@ class PullRoute:
                 if await unless_disconnected(request.receive, _to_the_end(steps)):
                     await send_json(request.send, 200, _SUCCESS)
                 return
-            # A name that means nothing, a hub that is silent: told with a status of their own.
+            # An unknown name or a silent hub gets a status of its own.
             first = await unless_disconnected(request.receive, anext(steps))
             if first is not None:
                 await self._streams.run(request.receive, request.send, [_NDJSON], _lines(first, steps))
@@ -56,20 +56,20 @@ async def _to_the_end(steps: AsyncIterator[PullStep]) -> bool:
 
 
 async def _lines(first: PullStep, steps: AsyncIterator[PullStep]) -> AsyncGenerator[bytes, None]:
-    yield encode_json(_as_told(first)) + b"\n"
+    yield encode_json(_as_json(first)) + b"\n"
     try:
         async for step in steps:
-            yield encode_json(_as_told(step)) + b"\n"
+            yield encode_json(_as_json(step)) + b"\n"
     except CotenantError as error:
         yield encode_json({"error": f"{error.message}. {error.hint}".rstrip(". ")}) + b"\n"
     else:
         yield encode_json(_SUCCESS) + b"\n"
 
 
-def _as_told(step: PullStep) -> dict[str, Any]:
-    told: dict[str, Any] = {"status": step.what}
+def _as_json(step: PullStep) -> dict[str, Any]:
+    described: dict[str, Any] = {"status": step.what}
     if step.sha256 is not None:
-        told["digest"] = f"sha256:{step.sha256}"
+        described["digest"] = f"sha256:{step.sha256}"
     if step.total_bytes is not None:
-        told |= {"total": step.total_bytes, "completed": step.completed_bytes}
-    return told
+        described |= {"total": step.total_bytes, "completed": step.completed_bytes}
+    return described

@@ -1,6 +1,6 @@
 """Requests in Ollama's API as requests in OpenAI's, which every engine answers.
 
-Translated requests always ask for a stream: `ollama_answers` makes of it what the client wants.
+Translated requests always ask for a stream: `responses` converts it to what the client wants.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FRACTIONS: Final = (
     "mirostat_eta",
 )
 _RENAMED: Final[Mapping[str, str]] = {"num_predict": "max_tokens", "num_keep": "n_keep"}
-"""Options that OpenAI, or llama.cpp beside it, has by another name."""
+"""Options that have another name in OpenAI's API, or as llama.cpp's addition to it."""
 
 _IMAGE_TYPES: Final = (
     (b"\x89PNG", "image/png"),
@@ -41,12 +41,12 @@ _IMAGE_TYPES: Final = (
     (b"BM", "image/bmp"),
 )
 _MAGIC_CHARACTERS: Final = 8
-_MOST_LOG_PROBABILITIES: Final = 20
+_MAX_LOG_PROBABILITIES: Final = 20
 _NO_CALL: Final = "call_0"
 _OF_CHATS: Final = ("format", "images", "suffix")
 _STREAM: Final = {"stream": True, "stream_options": {"include_usage": True}}
 
-_told_of: set[tuple[str, ...]] = set()
+_logged: set[tuple[str, ...]] = set()
 
 
 def chat_request(fields: Fields, model: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def generate_request(fields: Fields, model: str) -> dict[str, Any]:
 def raw_request(fields: Fields, model: str) -> dict[str, Any]:
     """Translate a request to /api/generate, whose prompt is to stand alone, into one to /v1/completions.
 
-    Raises BadRequest, or NotOffered for what is told of chats only.
+    Raises BadRequest, or NotOffered for what only chats can have.
     """
     for name in ("system", "template", "context"):
         if fields.get(name):
@@ -147,25 +147,25 @@ def _kept(fields: Fields) -> dict[str, Any]:
 def _options(fields: Fields) -> dict[str, Any]:
     """Translate the options of sampling; those of loading are the operator's to set, and are left out."""
     options = mapping(fields, "options")
-    told: dict[str, Any] = {}
+    translated: dict[str, Any] = {}
     for name in (*_WHOLE, *_FRACTIONS):
         value = options.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BadRequest(f"`options.{name}` is not a number but {value!r}"[:120])
-        told[_RENAMED.get(name, name)] = _whole(value) if name in _WHOLE else value
-    if told.get("max_tokens", 1) <= 0:
+        translated[_RENAMED.get(name, name)] = _whole(value) if name in _WHOLE else value
+    if translated.get("max_tokens", 1) <= 0:
         # Ollama's 0 and -1 are no limit, and -2 the context's own: llama.cpp stops there in any case.
-        del told["max_tokens"]
+        del translated["max_tokens"]
     stop = options.get("stop")
     if stop is not None:
         stops = stop if isinstance(stop, list) else [stop]
         if any(not isinstance(each, str) for each in stops):
             raise BadRequest("`options.stop` is not a text or a list of texts")
-        told["stop"] = stops
-    _tell_of_ignored(tuple(sorted(options.keys() - {*_WHOLE, *_FRACTIONS, "stop"})))
-    return told
+        translated["stop"] = stops
+    _log_ignored(tuple(sorted(options.keys() - {*_WHOLE, *_FRACTIONS, "stop"})))
+    return translated
 
 
 def _whole(number: float) -> int:
@@ -173,10 +173,10 @@ def _whole(number: float) -> int:
     return int(number) if math.isfinite(number) else 0
 
 
-def _tell_of_ignored(names: tuple[str, ...]) -> None:
-    """Say once what is ignored: clients send the same options with every request."""
-    if names and names not in _told_of and len(_told_of) < 100:
-        _told_of.add(names)
+def _log_ignored(names: tuple[str, ...]) -> None:
+    """Log once what is ignored: clients send the same options with every request."""
+    if names and names not in _logged and len(_logged) < 100:
+        _logged.add(names)
         shown = ", ".join(name[:40] for name in names[:20])
         _LOG.info("options of Ollama's API are ignored, since the configuration sets them: %s", shown)
 
@@ -205,12 +205,12 @@ def _thinking(fields: Fields) -> dict[str, Any]:
 
 
 def _log_probabilities(fields: Fields) -> dict[str, Any]:
-    most = fields.get("top_logprobs") or 0
-    if type(most) is not int or not 0 <= most <= _MOST_LOG_PROBABILITIES:
-        raise BadRequest(f"`top_logprobs` is not a number from 0 to {_MOST_LOG_PROBABILITIES}")
+    count = fields.get("top_logprobs") or 0
+    if type(count) is not int or not 0 <= count <= _MAX_LOG_PROBABILITIES:
+        raise BadRequest(f"`top_logprobs` is not a number from 0 to {_MAX_LOG_PROBABILITIES}")
     if not switch(fields, "logprobs", False):
         return {}
-    return {"logprobs": True, **({"top_logprobs": most} if most else {})}
+    return {"logprobs": True, **({"top_logprobs": count} if count else {})}
 
 
 def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
@@ -218,10 +218,10 @@ def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
     open_calls: list[tuple[str, str]] = []
     n_calls = 0
     for message in objects(fields, "messages"):
-        told: dict[str, Any] = {"role": text(message, "role", "user")}
-        told["content"] = _content(text(message, "content"), items(message, "images"))
+        translated: dict[str, Any] = {"role": text(message, "role", "user")}
+        translated["content"] = _content(text(message, "content"), items(message, "images"))
         if thinking := text(message, "thinking"):
-            told["reasoning_content"] = thinking
+            translated["reasoning_content"] = thinking
         calls = []
         for call in objects(message, "tool_calls"):
             function = mapping(call, "function")
@@ -233,17 +233,17 @@ def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
                 {"id": number, "type": "function", "function": {"name": name, "arguments": arguments}}
             )
         if calls:
-            told["tool_calls"] = calls
-        if told["role"] == "tool":
+            translated["tool_calls"] = calls
+        if translated["role"] == "tool":
             name = text(message, "tool_name") or text(message, "name")
-            told["tool_call_id"] = text(message, "tool_call_id") or _answered(open_calls, name)
-        yield told
+            translated["tool_call_id"] = text(message, "tool_call_id") or _answered(open_calls, name)
+        yield translated
 
 
 def _answered(open_calls: list[tuple[str, str]], name: str) -> str:
     """Take the oldest call that a result is of: of the tool that it names, if it does.
 
-    Ollama minds no result without a call, as clients that cut old messages off send it.
+    Like Ollama, accept a result without a call: clients that drop old messages send it.
     """
     for call in open_calls:
         if not name or call[0] == name:

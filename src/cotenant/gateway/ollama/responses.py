@@ -1,4 +1,4 @@
-"""Answers of engines, which are OpenAI's streams, as Ollama's API tells them: in lines, or as one object."""
+"""Responses of engines, OpenAI's streams, in the form of Ollama's API: as lines or as one object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NORM_ERROR: Final = 1e-5
 
 
 @dataclass(slots=True)
-class Spans:
+class Timestamps:
     """When things happened, in seconds of the event loop; `waited_s` is the wait for the model."""
 
     began_at: float
@@ -27,8 +27,8 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
-    """What an event adds to the answer, to the thoughts before it, and to the probabilities of its tokens."""
+class StreamPiece:
+    """What an event adds to the answer, to the thinking before it, and to the probabilities of tokens."""
 
     answer: str = ""
     thoughts: str = ""
@@ -41,8 +41,8 @@ class _Call:
     name: str = ""
     arguments: list[str] = field(default_factory=list)
 
-    def told(self, index: int) -> dict[str, Any]:
-        """Return it as Ollama tells calls. Raises ValueError for arguments that are no JSON."""
+    def as_json(self, index: int) -> dict[str, Any]:
+        """Return it in Ollama's form. Raises ValueError for arguments that are not JSON."""
         arguments = json.loads("".join(self.arguments) or "{}")
         function = {"index": index, "name": self.name, "arguments": arguments}
         return {**({"id": self.id} if self.id else {}), "function": function}
@@ -50,9 +50,9 @@ class _Call:
 
 @dataclass(slots=True)
 class StreamReader:
-    """Takes an engine's stream of events in pieces, and tells what each piece adds.
+    """Parses an engine's stream of events, piece by piece.
 
-    `error` is what the engine, or the gateway, said of a stream that failed; `cause` what ended the engine.
+    `error` is the message of the engine, or the gateway, if the stream failed, `cause` what ended the engine.
     """
 
     error: str | None = None
@@ -63,26 +63,26 @@ class StreamReader:
     _rest: bytes = b""
     _calls: list[_Call] = field(default_factory=list)
 
-    def read(self, piece: bytes) -> list[Added]:
+    def read(self, piece: bytes) -> list[StreamPiece]:
         """Take a piece; return what each event adds.
 
-        Raises UpstreamFailed for what is no stream of such events.
+        Raises UpstreamFailed for anything but a stream of such events.
         """
         *lines, self._rest = (self._rest + piece).split(b"\n")
         try:
             added = [found for event in _events(lines) if (found := self._take(event))]
         except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
-            raise UpstreamFailed("the engine's stream has events of no shape that is known") from None
+            raise UpstreamFailed("the engine's stream has events of an unknown shape") from None
         return added
 
     def calls(self) -> list[dict[str, Any]]:
         """Return the calls of tools, once the stream has ended. Raises UpstreamFailed if one is no JSON."""
         try:
-            return [call.told(index) for index, call in enumerate(self._calls)]
+            return [call.as_json(index) for index, call in enumerate(self._calls)]
         except (ValueError, RecursionError):
             raise UpstreamFailed("the model called a tool with arguments that are not JSON") from None
 
-    def _take(self, event: dict[str, Any]) -> Added | None:
+    def _take(self, event: dict[str, Any]) -> StreamPiece | None:
         if "error" in event:
             error = event["error"]
             self.error = str(error.get("message") if isinstance(error, dict) else error)
@@ -100,7 +100,7 @@ class StreamReader:
             probabilities += map(_log_probability, (choice.get("logprobs") or {}).get("content") or ())
             for call in delta.get("tool_calls") or ():
                 self._take_call(call)
-        return Added(answer, thoughts, probabilities) if answer or thoughts or probabilities else None
+        return StreamPiece(answer, thoughts, probabilities) if answer or thoughts or probabilities else None
 
     def _take_call(self, piece: dict[str, Any]) -> None:
         index = piece.get("index", len(self._calls))
@@ -116,9 +116,9 @@ class StreamReader:
 
 def _log_probability(token: dict[str, Any]) -> dict[str, Any]:
     """Return one of OpenAI's as Ollama's: the same, but for what llama.cpp adds."""
-    told = {name: token[name] for name in ("token", "logprob", "bytes") if token.get(name) is not None}
+    found = {name: token[name] for name in ("token", "logprob", "bytes") if token.get(name) is not None}
     others = token.get("top_logprobs")
-    return {**told, "top_logprobs": list(map(_log_probability, others))} if others else told
+    return {**found, "top_logprobs": list(map(_log_probability, others))} if others else found
 
 
 def _events(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
@@ -134,19 +134,19 @@ def done_reason(reader: StreamReader) -> str:
     return "length" if reader.finish_reason == "length" else "stop"
 
 
-def counts(reader: StreamReader, spans: Spans, now: float) -> dict[str, int]:
-    """Return tokens and nanoseconds: as the engine tells them, else as they were seen from here."""
+def counts(reader: StreamReader, timestamps: Timestamps, now: float) -> dict[str, int]:
+    """Return tokens and nanoseconds: the engine's own where it reports them, else as measured here."""
     timings, usage = reader.timings, reader.usage
-    first_at = now if spans.first_at is None else spans.first_at
-    asked_at = spans.began_at + spans.waited_s
+    first_at = now if timestamps.first_at is None else timestamps.first_at
+    asked_at = timestamps.began_at + timestamps.waited_s
     prompt = usage.get("prompt_tokens", timings.get("prompt_n", 0) + timings.get("cache_n", 0))
     return {
-        "total_duration": _ns(now - spans.began_at),
-        "load_duration": _ns(spans.waited_s),
+        "total_duration": _ns(now - timestamps.began_at),
+        "load_duration": _ns(timestamps.waited_s),
         "prompt_eval_count": prompt,
-        "prompt_eval_duration": _told_ns(timings.get("prompt_ms"), first_at - asked_at),
+        "prompt_eval_duration": _reported_ns(timings.get("prompt_ms"), first_at - asked_at),
         "eval_count": usage.get("completion_tokens", timings.get("predicted_n", 0)),
-        "eval_duration": _told_ns(timings.get("predicted_ms"), now - first_at),
+        "eval_duration": _reported_ns(timings.get("predicted_ms"), now - first_at),
     }
 
 
@@ -161,7 +161,7 @@ def vectors(answer: Mapping[str, Any], dimensions: int | None) -> list[list[floa
     except (TypeError, AttributeError, LookupError, ValueError):
         found = []
     if not found:
-        raise UpstreamFailed("the engine's embeddings have no shape that is known")
+        raise UpstreamFailed("the engine's embeddings have an unknown shape")
     return [_normed(vector[:dimensions]) for vector in found]
 
 
@@ -170,7 +170,7 @@ def _normed(vector: list[float]) -> list[float]:
     return [number / norm for number in vector] if norm and abs(norm - 1) > _NORM_ERROR else vector
 
 
-def _told_ns(ms: float | None, seen_s: float) -> int:
+def _reported_ns(ms: float | None, seen_s: float) -> int:
     return _ns(seen_s) if ms is None else round(ms * _NS_PER_MS)
 
 

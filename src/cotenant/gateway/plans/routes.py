@@ -125,7 +125,7 @@ class PlanRoutes:
                 hint=f"Send it with Content-Type: {OCTETS}.",
             )
         async with self._taking:
-            first = await self._octets(request)
+            first = await request.octets(self._limits)
             try:
                 sent = await asyncio.to_thread(read_header, name, size, first)
             except HeaderIncomplete as error:
@@ -137,18 +137,6 @@ class PlanRoutes:
                 return None
         self._headers.keep(sent)
         return header_answer(sent)
-
-    async def _octets(self, request: ApiRequest) -> bytes:
-        """Read the body as it is. Raises RequestTooLarge, or BadRequest for a client that leaves."""
-        body, more = bytearray(), True
-        while more:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                raise BadRequest("the client left before its request was whole")
-            body += message.get("body", b"")
-            self._limits.check_body(len(body))
-            more = message.get("more_body", False)
-        return bytes(body)
 
     def _wanted(self, asked: PlanRequest) -> PlanAsked:
         """Return what is asked for. Raises BadAssignment, HeaderGone and ModelFileError."""
