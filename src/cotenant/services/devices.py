@@ -27,19 +27,14 @@ def service_devices(
         ],
         _running(inventory, services, assigned),
     )
-    return tuple(
-        ServiceDevice(
-            device.id,
-            index,
-            device.name,
-            device.total_bytes,
-            taken[index],
-            device.bandwidth_bytes_per_s,
-            _healthy(inventory, device),
-        )
-        for index, device in _gpus(inventory)
-        if device.total_bytes is not None
-    )
+    found = []
+    for index, device in _gpus(inventory):
+        if device.total_bytes is not None:
+            reading, speed = inventory.reading(device), device.bandwidth_bytes_per_s
+            healthy = reading.free_bytes is not None and reading.compute_mode is not ComputeMode.PROHIBITED
+            total, used = device.total_bytes, taken[index]
+            found.append(ServiceDevice(device.id, index, device.name, total, used, speed, healthy))
+    return tuple(found)
 
 
 def seen_devices(inventory: Inventory, at: float) -> tuple[SeenDevice, ...]:
@@ -51,7 +46,7 @@ def seen_devices(inventory: Inventory, at: float) -> tuple[SeenDevice, ...]:
             name=device.name,
             total_bytes=device.total_bytes,
             available_bytes=inventory.reading(device).free_bytes,
-            compute_capability=_capability(device),
+            compute_capability=".".join(map(str, device.compute_capability or ())) or None,
             last_seen_at=at,
         )
         for index, device in _gpus(inventory)
@@ -81,13 +76,3 @@ def _running(
         index = each.gpu_index if each.device_id is None else indices.get(each.device_id)
         running.append(RunningService(service, index, each.vram_budget_gb))
     return running
-
-
-def _healthy(inventory: Inventory, device: Device) -> bool:
-    reading = inventory.reading(device)
-    return reading.free_bytes is not None and reading.compute_mode is not ComputeMode.PROHIBITED
-
-
-def _capability(device: Device) -> str | None:
-    known = device.compute_capability
-    return None if known is None else f"{known[0]}.{known[1]}"

@@ -1,6 +1,6 @@
 """Responses about GPU configuration, made from the values of `services.model`.
 
-Fields of the same name are copied by the models themselves; what is written here is only what differs.
+The models copy fields of the same name themselves; this file has only what differs.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _MAX_ASSIGNMENTS: Final = 1000
 
 
 def _whole(value: Any) -> Any:
-    """Take 3.0 for 3: JSON does not tell them apart, and JSON schema calls both an integer."""
+    """Accept 3.0 as 3: JSON does not distinguish them, and JSON schema calls both an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -31,16 +31,16 @@ ServiceName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za
 
 
 class AssignmentRequest(RequestModel):
-    """A service and where it shall go; without a GPU the strategy chooses, and manual leaves it unpinned."""
+    """A service and its GPU; without one the strategy chooses, and manual leaves it unpinned."""
 
     service: ServiceName
     gpu_index: GpuIndex | None = None
     gpu_uuid: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         default=None,
-        description="counts where gpu_index is null: a GPU that is not here now keeps its service",
+        description="used if gpu_index is null: a GPU that is absent now keeps its service",
     )
     vram_budget_override: Annotated[float, Field(gt=0, le=MAX_BUDGET_GB)] | None = Field(
-        default=None, description="GB that the service is told through its budget variable"
+        default=None, description="GB that the service gets in its budget variable"
     )
 
 
@@ -56,17 +56,17 @@ class PreviewRequest(RequestModel):
 class ConfigurationRequest(PreviewRequest):
     """Assignments to save. Services that are left out are placed by the strategy; manual unpins them."""
 
-    force: bool = Field(default=False, description="overwrite generated files that somebody edited")
+    force: bool = Field(default=False, description="overwrite generated files that were edited")
 
 
 class ApplyRequest(RequestModel):
     """How to apply."""
 
-    force: bool = Field(default=False, description="overwrite generated files that somebody edited")
+    force: bool = Field(default=False, description="overwrite generated files that were edited")
 
 
 class RollbackRequest(RequestModel):
-    """Where to go back to."""
+    """The configuration to go back to."""
 
     number: Number | None = Field(
         default=None, description="a configuration of the history; without it, the one applied before"
@@ -74,7 +74,7 @@ class RollbackRequest(RequestModel):
 
 
 class Gpu(ResponseModel):
-    """A GPU and how full it is."""
+    """A GPU and its memory use."""
 
     index: int
     name: str
@@ -86,7 +86,7 @@ class Gpu(ResponseModel):
 
 
 class Gpus(ResponseModel):
-    """The GPUs detected; `problems` says so if there is none."""
+    """The GPUs detected; `problems` says if there is none."""
 
     gpus: list[Gpu]
     problems: list[str] = Field(default_factory=list)
@@ -99,7 +99,7 @@ class _FromDomain(ResponseModel):
 
 
 class AssignmentResponse(_FromDomain):
-    """A service and its GPU. With a UUID and no index, its GPU is not here now."""
+    """A service and its GPU. With a UUID and no index, its GPU is absent now."""
 
     service: str
     gpu_index: int | None
@@ -108,7 +108,7 @@ class AssignmentResponse(_FromDomain):
 
 
 class WarningResponse(_FromDomain):
-    """What should be known and stops nothing; about a service, a GPU, or both."""
+    """A warning about a service, a GPU, or both. It does not prevent saving or applying."""
 
     kind: WarningKind
     text: str
@@ -146,7 +146,7 @@ class ServiceResponse(_FromDomain):
 
 
 class ServiceGpu(_FromDomain):
-    """A GPU as strategies see it: `vram_occupied_mb` is in use there by others than services."""
+    """A GPU as strategies see it: `vram_occupied_mb` is in use by others than services."""
 
     index: int
     name: str
@@ -157,7 +157,7 @@ class ServiceGpu(_FromDomain):
 
 
 class ProgressResponse(_FromDomain):
-    """How far one service is."""
+    """The progress of one service."""
 
     service: str
     state: ProgressState
@@ -167,7 +167,7 @@ class ProgressResponse(_FromDomain):
 
 
 class ApplyResponse(_FromDomain):
-    """How an apply stands, and each service that it recreates."""
+    """The state of an apply, and each service that it recreates."""
 
     number: int
     state: ApplyState
@@ -179,7 +179,7 @@ class ApplyResponse(_FromDomain):
 
 
 class SavedConfigurationResponse(_FromDomain):
-    """A configuration that was saved, and how applying it stands; null if it was never applied."""
+    """A saved configuration, and the state of its apply; null if it was never applied."""
 
     number: int
     saved_at: datetime = Field(validation_alias="at")
@@ -191,8 +191,8 @@ class SavedConfigurationResponse(_FromDomain):
 class ConfigurationResponse(ResponseModel):
     """Everything about the pinning of services, as it is now.
 
-    `assignments` are those saved last, `applied` is what the containers were last created with, and `changes`
-    how the two differ: what applying would do.
+    `assignments` are those saved last, `applied` is the configuration of the running containers, and
+    `changes` are the differences: what applying would do.
     """
 
     strategy: Strategy
@@ -210,7 +210,7 @@ class ConfigurationResponse(ResponseModel):
 
 
 class SaveResponse(ResponseModel):
-    """Assignments as they were saved, with what should be known of them."""
+    """Assignments as they were saved, with warnings."""
 
     success: bool
     warnings: list[str]
@@ -240,14 +240,14 @@ class ContainerResponse(_FromDomain):
 
 
 class StatusResponse(ResponseModel):
-    """The last apply, going on or ended, and the containers as they are."""
+    """The last apply, running or ended, and the present containers."""
 
     apply: ApplyResponse | None
     containers: list[ContainerResponse]
 
 
 class SeenGpu(_FromDomain):
-    """A GPU as it was last seen; one that is not `present` has gone since."""
+    """A GPU as it was last seen; one that is not `present` is gone."""
 
     index: int = Field(validation_alias="gpu_index")
     name: str | None
