@@ -26,7 +26,7 @@ class GpuProbe(Protocol):
     """Finds the devices of this machine, or describes some that it does not have."""
 
     def inventory(self) -> Inventory:
-        """Measure every device now. Never raises for the hardware's sake: problems are in the Inventory."""
+        """Measure every device now. Never raises because of the hardware: problems are in the Inventory."""
         ...
 
 
@@ -83,7 +83,7 @@ class Engine(Protocol):
         ...
 
     async def busy_slots(self) -> int | None:
-        """Count the slots that are generating; None if it cannot be told."""
+        """Count the slots that are generating; None if unknown."""
         ...
 
     def report(self) -> EngineReport | None:
@@ -167,7 +167,7 @@ class Router(Protocol):
 
 
 class Operator(Protocol):
-    """What an operator sees of the daemon and may tell it. Names may be aliases; all raise UnknownModel."""
+    """What an operator sees of the daemon, and orders to it. Names may be aliases; all raise UnknownModel."""
 
     def statuses(self) -> Sequence[ModelStatus]:
         """How every model is doing."""
@@ -239,7 +239,7 @@ class PlanFound:
     """How a model would lie: the result over `budgets`, in planned order, with all that led to it.
 
     `recipe` is the one planned, before layers became a number. `path` is None where the file is elsewhere.
-    `gpus` is what was asked for; `described_as` also tells GPUs that the daemon was started with.
+    `gpus` is what was requested; `described_as` also names GPUs that the daemon was started with.
     """
 
     name: str
@@ -258,7 +258,7 @@ class PlanFound:
 
 
 class Planner(Protocol):
-    """Plans what is asked for, without loading it."""
+    """Plans a model without loading it."""
 
     async def plan(self, asked: PlanAsked) -> PlanFound:
         """Lay a model over devices, or say why it cannot be and what would fit.
@@ -301,7 +301,7 @@ class Puller(Protocol):
     """Fetches models from a hub into the folder that is served."""
 
     def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
-        """Fetch a model by its name on the hub, telling how it goes; it is complete and checked at the end.
+        """Fetch a model by its name on the hub and yield the progress; it is verified at the end.
 
         Closing the generator ends the pull; what has come is kept for the next. Raises BadHubName, HubError
         or NotOffered.
@@ -312,7 +312,7 @@ class Puller(Protocol):
 class Journal(Protocol):
     """Remembers what models took and what was decided, from one run of the daemon to the next.
 
-    Recording returns at once and never fails: what cannot be kept is told once in the log and left out.
+    Recording returns at once and never fails: what cannot be kept is logged once and left out.
     Answers are empty while nothing can be read.
     """
 
@@ -337,7 +337,7 @@ class Journal(Protocol):
         ...
 
     async def seen_bytes(self) -> Mapping[str, int]:
-        """Return what each model was last measured to hold, where a driver told."""
+        """Return what each model was last measured to hold, where a driver reported it."""
         ...
 
     async def load_times(self) -> Mapping[str, LoadTimes]:
