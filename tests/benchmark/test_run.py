@@ -10,17 +10,17 @@ from cotenant.benchmark.plot import svg
 from cotenant.benchmark.results import Load, Report
 from cotenant.benchmark.run import NothingToMeasure, run_benchmark
 from cotenant.cli.bench import lines
-from cotenant.clock import SystemClock
+from cotenant.clock import Clock, ManualClock, SystemClock
 from cotenant.http.client import api_endpoint
 from tests.support.http.chat_site import ChatSite, running
 
-QUICK = Load(requests=2, prompt_tokens=20, max_tokens=6, timeout_s=10)
+QUICK = Load(requests=2, prompt_tokens=20, max_tokens=6, timeout_s=60)
 
 
-async def measured(site: ChatSite, *models: str, load: Load = QUICK) -> Report:
+async def measured(site: ChatSite, *models: str, load: Load = QUICK, clock: Clock | None = None) -> Report:
     async with running(site):
         return await run_benchmark(
-            api_endpoint(site.url, "key"), models, load, SystemClock(), lambda *_: None
+            api_endpoint(site.url, "key"), models, load, clock or SystemClock(), lambda *_: None
         )
 
 
@@ -35,8 +35,10 @@ async def test_each_is_measured_alone_then_two_together_then_three() -> None:
 
 @pytest.mark.slow
 async def test_a_server_that_serves_one_at_a_time_keeps_about_half_of_each_of_two() -> None:
-    site = ChatSite(("a", "b"), one_at_a_time=True, token_s=0.016)
-    report = await measured(site, load=Load(requests=2, prompt_tokens=8, max_tokens=20, timeout_s=10))
+    clock = ManualClock()
+    site = ChatSite(("a", "b"), one_at_a_time=True, token_s=0.016, clock=clock)
+    load = Load(requests=2, prompt_tokens=8, max_tokens=20, timeout_s=60)
+    report = await measured(site, load=load, clock=clock)
     shares = [result.share_kept for result in report.phases[-1].results]
     assert shares == [pytest.approx(0.5, abs=0.25)] * 2
 
@@ -69,8 +71,8 @@ async def test_no_two_prompts_begin_alike_so_that_no_cache_helps() -> None:
 
 
 async def test_as_many_are_asked_at_once_as_the_user_wants() -> None:
-    site = ChatSite(("a",), token_s=0.005)
-    await measured(site, load=Load(concurrency=3, requests=6, prompt_tokens=8, max_tokens=8, timeout_s=10))
+    site = ChatSite(("a",), token_s=0.05)
+    await measured(site, load=Load(concurrency=3, requests=6, prompt_tokens=8, max_tokens=8, timeout_s=60))
     assert site.most_at_once == {"a": 3}
 
 

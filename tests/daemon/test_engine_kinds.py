@@ -144,7 +144,7 @@ def test_what_others_have_ollama_load_is_counted_and_its_models_are_listed(tmp_p
         ) as daemon:
             daemon.address()
             wait_until(lambda: {"tiny", "embedder", "huge:70b"} == set(states(daemon)))
-            ask(f"http://127.0.0.1:{hub}/api/embed", {"model": "embedder", "input": "x", "keep_alive": 60})
+            ask(f"http://127.0.0.1:{hub}/api/embed", {"model": "embedder", "input": "x", "keep_alive": 3600})
             wait_until(lambda: card(daemon)["foreign_bytes"] == 100 * MIB)
             kinds = {model["name"]: model["kind"] for model in get(daemon, "/api/models")["models"]}
             assert kinds == {"tiny": "text", "embedder": "embedding", "huge:70b": "text"}
@@ -236,11 +236,11 @@ def test_what_sleeps_gives_way_to_whoever_needs_the_rest_of_it(tmp_path: Path) -
     with serve(tmp_path, config, machine) as daemon:
         assert complete(daemon, "sleeper").status == 200
         assert complete(daemon, "large").status == 200, daemon.output
-        assert states(daemon) == {"sleeper": "cold", "large": "ready"}
-        assert machine.card()["used_mib"] == 840
+        wait_until(lambda: states(daemon) == {"sleeper": "cold", "large": "ready"})
+        wait_until(lambda: machine.card()["used_mib"] == 840)
         assert complete(daemon, "sleeper").status == 200
         assert daemon.terminate() == 0
-        assert "ended what slept, for its memory is needed: sleeper" in daemon.output
+        assert "memory is needed: sleeper" in daemon.output
 
 
 def test_a_command_is_learned_by_what_it_is_seen_to_take(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def fake(folder: Path) -> Subject:
         kill_process,
         "died: it crashed",
         process_lives,
-        slow=with_env(order, FAKE_READY_AFTER_S=60),
+        slow=with_env(order, FAKE_READY_AFTER_S=600),
         counts_slots=True,
         reports=True,
     )
@@ -154,7 +154,7 @@ def podman(folder: Path) -> Subject:
         kill,
         "signal 9",
         process_lives,
-        slow=with_env(order, FAKE_READY_AFTER_S=60),
+        slow=with_env(order, FAKE_READY_AFTER_S=600),
         counts_slots=True,
         reports=True,
         cleanup=stack,
@@ -176,7 +176,7 @@ def vllm(folder: Path) -> Subject:
         kill_process,
         "died: it crashed",
         process_lives,
-        slow=with_env(order, STAND_IN_READY_AFTER_S=60),
+        slow=with_env(order, STAND_IN_READY_AFTER_S=600),
         counts_slots=True,
     )
 
@@ -211,7 +211,7 @@ def command(folder: Path) -> Subject:
         kill_process,
         "died: it crashed",
         process_lives,
-        slow=with_env(order, FAKE_READY_AFTER_S=60),
+        slow=with_env(order, FAKE_READY_AFTER_S=600),
     )
 
 

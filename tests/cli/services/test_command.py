@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from cotenant.services.model import ApplyState, Assignment, ProgressState, Strat
 from tests.cli.test_daemon_commands import running
 from tests.support.daemon.plain_operator import PlainOperator
 from tests.support.daemon.plain_service_operator import A400, PlainServices
+from tests.support.waiting import wait_until
 
 WARNING = "ai-enrichment VRAM budget (6.8 GB) exceeds GPU 1 (4 GB). Auto-adjusted to 3.5 GB."
 
@@ -52,9 +52,7 @@ def meanwhile(services: PlainServices, act: Callable[[], None]) -> Iterator[None
     before = len(services.applies)
 
     def wait_and_act() -> None:
-        deadline = time.monotonic() + 60
-        while len(services.applies) == before and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_until(lambda: len(services.applies) > before)
         act()
 
     thread = threading.Thread(target=wait_and_act)

@@ -92,7 +92,10 @@ def engine_of(daemon: Serving, name: str) -> int:
     """Find the engine of a model among the daemon's children."""
     children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
     for pid in map(int, children.read_text(encoding="utf-8").split()):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        except FileNotFoundError:  # It has just gone.
+            continue
         if alive(pid) and "--alias" in words and words[words.index("--alias") + 1] == name:
             return pid
     raise AssertionError(f"no engine runs {name}")

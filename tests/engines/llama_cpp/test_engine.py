@@ -40,21 +40,27 @@ def run(
             async with asyncio.timeout(60):
                 await scenario(engine)
         finally:
-            await engine.stop(5)
+            await engine.stop(60)
             assert not group_lives(engine.pid)
 
     asyncio.run(main())
 
 
 def test_an_engine_is_ready_when_health_says_so(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
     async def scenario(engine: LlamaEngine) -> None:
-        started = asyncio.get_running_loop().time()
-        await engine.wait_ready(60)
-        assert asyncio.get_running_loop().time() - started >= 0.05
+        waiting = asyncio.create_task(engine.wait_ready(60))
+        while (answer := await probe(engine.endpoint, "/health", timeout_s=60)) is None:
+            await asyncio.sleep(0.01)
+        assert answer.status == 503
+        assert not waiting.done()
+        gate.touch()
+        await waiting
         assert not engine.ended
         await engine.wait_ready(60)
 
-    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_READY_AFTER_S=0.1), scenario)
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_READY_ONCE=gate), scenario)
 
 
 def test_the_engine_gets_its_arguments_and_a_clean_environment(
@@ -66,7 +72,7 @@ def test_the_engine_gets_its_arguments_and_a_clean_environment(
 
     async def scenario(engine: LlamaEngine) -> None:
         await engine.wait_ready(60)
-        answer = await probe(engine.endpoint, "/told", timeout_s=5)
+        answer = await probe(engine.endpoint, "/told", timeout_s=60)
         assert answer is not None
         told = json.loads(answer.body)
         assert told["argv"][told["argv"].index("--ctx-size") + 1] == "512"
@@ -84,7 +90,7 @@ def test_a_load_that_takes_too_long_is_ended(tmp_path: Path) -> None:
             await engine.wait_ready(0.1)
         assert engine.ended
 
-    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_READY_AFTER_S=60, FAKE_IGNORE_TERM=1), scenario)
+    run(tmp_path, with_env(host_order(Path("m.gguf")), FAKE_READY_AFTER_S=600, FAKE_IGNORE_TERM=1), scenario)
 
 
 def test_a_death_while_loading_is_explained_at_once(tmp_path: Path) -> None:
@@ -113,7 +119,7 @@ def test_a_later_death_is_told_to_who_waits_for_it(tmp_path: Path) -> None:
     async def scenario(engine: LlamaEngine) -> None:
         await engine.wait_ready(60)
         exited = asyncio.create_task(engine.wait_exit())
-        assert await probe(engine.endpoint, "/crash", timeout_s=5) is None
+        assert await probe(engine.endpoint, "/crash", timeout_s=60) is None
         end = await exited
         assert end.why.startswith("tiny died: it crashed (SIGSEGV)")
         assert str(engine.log_path) in end.why
@@ -126,7 +132,7 @@ def test_an_engine_that_was_stopped_did_not_die(tmp_path: Path) -> None:
     async def scenario(engine: LlamaEngine) -> None:
         await engine.wait_ready(60)
         exited = asyncio.create_task(engine.wait_exit())
-        await engine.stop(5)
+        await engine.stop(60)
         assert await exited == EngineEnd("tiny was stopped")
 
     run(tmp_path, host_order(Path("m.gguf")), scenario)
@@ -149,7 +155,7 @@ def test_busy_slots_are_counted(tmp_path: Path) -> None:
     async def scenario(engine: LlamaEngine) -> None:
         await engine.wait_ready(60)
         assert await engine.busy_slots() == 1
-        await engine.stop(5)
+        await engine.stop(60)
         assert await engine.busy_slots() is None
 
     run(tmp_path, host_order(Path("m.gguf")), scenario)
@@ -198,10 +204,10 @@ def test_two_engines_of_one_name_write_two_logs_and_a_restart_reuses_the_first(t
         engines = [await host.start(order), await host.start(order)]
         assert [engine.log_path.name for engine in engines] == ["tiny.log", "tiny.2.log"]
         assert engines[0].endpoint.port != engines[1].endpoint.port
-        await engines[0].stop(5)
+        await engines[0].stop(60)
         again = await host.start(order)
         assert again.log_path.name == "tiny.log"
-        await asyncio.gather(engines[1].stop(5), again.stop(5))
+        await asyncio.gather(engines[1].stop(60), again.stop(60))
 
     asyncio.run(main())
 

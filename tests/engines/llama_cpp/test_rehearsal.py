@@ -42,7 +42,7 @@ def fitting_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineBui
 
 def test_the_table_is_read_and_the_engine_ended(fitting_server: EngineBuild) -> None:
     order = with_env(gpu_order((20, 0, 13)), FAKE_SAYS=TABLE)
-    report = rehearse(fitting_server, order, timeout_s=20)
+    report = rehearse(fitting_server, order, timeout_s=60)
     assert report.devices == (
         ReportedDevice("CUDA0", gpu(0).pci_bus_id, parts(2000, 96, 133.29)),
         ReportedDevice("CUDA1", gpu(2).pci_bus_id, parts(1000, 32, 133.54)),

@@ -118,7 +118,6 @@ async def test_it_stays_loaded_though_another_client_sets_a_keep_alive_of_its_ow
         await complete(engine)
         assert expires_at(address) > kept, "a request without one keeps ours"
         ask(f"{address.url}/api/generate", {"model": "tiny", "keep_alive": 200})
-        assert expires_at(address) < kept
         async with asyncio.timeout(60):
             while await asyncio.to_thread(expires_at, address) < kept:
                 await asyncio.sleep(0.02)

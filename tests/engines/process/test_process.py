@@ -46,8 +46,8 @@ def test_an_end_is_noticed_at_once(run: object) -> None:
 
 def test_a_polite_child_ends_by_sigterm() -> None:
     async def scenario() -> tuple[bool, int | None]:
-        child = start(["/bin/sleep", "60"])
-        return await child.stop(5.0), child.returncode
+        child = start(["/bin/sleep", "600"])
+        return await child.stop(60), child.returncode
 
     assert asyncio.run(scenario()) == (True, -15)
 
@@ -79,9 +79,9 @@ def test_a_child_that_dies_takes_its_family_along(tmp_path: Path) -> None:
 
 def test_stopping_twice_and_after_the_end_is_harmless() -> None:
     async def scenario() -> None:
-        child = start(["/bin/sleep", "60"])
-        assert await asyncio.gather(child.stop(5.0), child.stop(5.0)) == [True, True]
-        assert await child.stop(5.0)
+        child = start(["/bin/sleep", "600"])
+        assert await asyncio.gather(child.stop(60), child.stop(60)) == [True, True]
+        assert await child.stop(60)
 
     asyncio.run(scenario())
 
@@ -91,11 +91,11 @@ def test_a_guarded_program_dies_with_its_parent(tmp_path: Path) -> None:
         import subprocess, sys, time
         sys.path.insert(0, {str(Path(__file__).resolve().parents[3] / "src")!r})
         from cotenant.engines.process.process import guarded
-        child = subprocess.Popen(guarded(["/bin/sleep", "60"]), start_new_session=True)
+        child = subprocess.Popen(guarded(["/bin/sleep", "600"]), start_new_session=True)
         while open(f"/proc/{{child.pid}}/comm").read() != "sleep\\n":
             time.sleep(0.01)
         print(child.pid, flush=True)
-        time.sleep(60)
+        time.sleep(600)
     """
     with subprocess.Popen(python(parent_code), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
@@ -136,7 +136,7 @@ def test_a_guarded_family_is_asked_to_end_before_it_is_killed() -> None:
         comm = Path(f"/proc/{child.pid}/cmdline")
         await asyncio.to_thread(wait_until, lambda: b"guard.py" not in comm.read_bytes())
         await asyncio.to_thread(wait_until, lambda: _handles_sigterm(child.pid))
-        assert await child.stop(5.0)
+        assert await child.stop(60)
         assert not group_lives(child.pid)
         return child.returncode
 

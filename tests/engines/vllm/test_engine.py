@@ -169,7 +169,7 @@ async def test_a_sleeping_engine_is_the_same_process_when_it_wakes(tmp_path: Pat
     host, order = VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), sleeper(tmp_path, level)
     engine = await loaded(host, order)
     try:
-        await engine.stop(2)
+        await engine.stop(60)
         assert (await engine.wait_exit()).why == "tiny was put to sleep"
         assert host.asleep == {"tiny": engine.pid}
         again = await loaded(host, order)
@@ -211,7 +211,7 @@ async def test_its_server_ends_in_good_order_when_its_worker_has_died(
 async def test_another_recipe_does_not_wake_what_sleeps(tmp_path: Path) -> None:
     host, order = VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), sleeper(tmp_path)
     engine = await loaded(host, order)
-    await engine.stop(2)
+    await engine.stop(60)
     recipe = replace(order.placement.recipe, n_ctx=1024)
     other = await loaded(host, replace(order, placement=replace(order.placement, recipe=recipe)))
     try:
@@ -237,7 +237,7 @@ async def test_a_sleep_that_does_not_work_ends_the_engine(
     monkeypatch.setattr("cotenant.engines.vllm.sleep._SEEN_WITHIN_S", 0.1)
     host = VllmHost(LogFolder(tmp_path / "logs"), scales)
     engine = await loaded(host, with_env(sleeper(tmp_path), **env))
-    await engine.stop(2)
+    await engine.stop(60)
     assert engine.ended
     assert host.asleep == {}
     assert (await engine.wait_exit()).why == "tiny was stopped"
@@ -251,7 +251,7 @@ async def test_a_wake_that_does_not_work_ends_the_engine_and_the_next_load_is_a_
     host = VllmHost(LogFolder(tmp_path / "logs"), NoMeter())
     order = with_env(sleeper(tmp_path), STAND_IN_BAD_WAKE=wake)
     engine = await loaded(host, order)
-    await engine.stop(2)
+    await engine.stop(60)
     with pytest.raises(EngineLoadFailed, match="tiny could not be woken"):
         await (await host.start(order)).wait_ready(60)
     assert engine.ended
@@ -267,7 +267,7 @@ async def test_a_wake_that_does_not_work_ends_the_engine_and_the_next_load_is_a_
 async def test_what_sleeps_ends_when_it_is_to_make_room_and_a_kept_one_does_not(tmp_path: Path) -> None:
     host = VllmHost(LogFolder(tmp_path / "logs"), NoMeter())
     engine = await loaded(host, sleeper(tmp_path))
-    await engine.stop(2)
+    await engine.stop(60)
     assert await host.end_sleeping({"tiny"}) == []
     assert not engine.ended
     assert await host.end_sleeping() == ["tiny"]

@@ -147,12 +147,12 @@ def test_a_cancelled_reader_returns_at_once_and_issues_no_more_reads(tmp_path: P
     def memory() -> HostMemory:
         if threading.current_thread().name == "read-ahead":
             reached.set()
-            go_on.wait(5)
+            go_on.wait(60)
         return HostMemory(64 * GIB, 32 * GIB)
 
     async def scenario() -> None:
         task = asyncio.create_task(tier(tmp_path, memory=memory).warm([path], "asked"))
-        await asyncio.to_thread(reached.wait, 5)
+        await asyncio.to_thread(reached.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

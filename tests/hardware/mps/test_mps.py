@@ -97,7 +97,7 @@ async def test_a_daemon_answers_and_goes_leaving_nothing(place: Place) -> None:
     assert place.control.servers() == ()
     assert os.getpgid(daemon.pid) == daemon.pid, "it leads a group of its own"
     assert (variables_of(daemon.pid) or {})["CUDA_VISIBLE_DEVICES"] == ",".join(place.cards)
-    await daemon.stop(2)
+    await daemon.stop(60)
     assert not mps_processes(place.state)
     assert not left_in_pipes(place.state)
     assert not place.control.answers()
@@ -109,7 +109,7 @@ async def test_its_directories_are_their_owner_s_alone(place: Place) -> None:
     daemon = await place.start()
     for folder in (place.directories.pipe, place.directories.log, place.directories.pipe.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    await daemon.stop(2)
+    await daemon.stop(60)
 
 
 async def test_its_end_is_noticed_and_cleaned_up_after(place: Place) -> None:
@@ -122,7 +122,7 @@ async def test_its_end_is_noticed_and_cleaned_up_after(place: Place) -> None:
     assert not left_in_pipes(place.state)
     again = await place.start()
     assert again.pid != daemon.pid
-    await again.stop(2)
+    await again.stop(60)
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ async def test_files_and_servers_of_a_killed_daemon_are_in_nobody_s_way(stood_in
     daemon._lock = None
     again = await stood_in.start()
     assert server not in mps_processes(stood_in.state)
-    await again.stop(1)
+    await again.stop(1)  # Its client stays.
 
 
 async def test_the_second_who_starts_one_for_the_same_cards_uses_the_first_s(place: Place) -> None:
@@ -148,9 +148,9 @@ async def test_the_second_who_starts_one_for_the_same_cards_uses_the_first_s(pla
     mine, theirs = (second, first) if first.adopted else (first, second)
     assert theirs.adopted
     assert theirs.pid == mine.pid
-    await theirs.stop(2)
+    await theirs.stop(60)
     assert await asyncio.to_thread(place.control.answers), "an adopted one runs on"
-    await mine.stop(2)
+    await mine.stop(60)
 
 
 async def test_the_end_of_an_adopted_daemon_is_noticed(place: Place) -> None:

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from cotenant.clock import ManualClock
+
 
 @dataclass
 class ChatSite:
@@ -23,6 +25,8 @@ class ChatSite:
     failing: set[str] = field(default_factory=set)
     one_at_a_time: bool = False
     token_s: float = 0.0
+    clock: ManualClock | None = None
+    """Moved forward by each token, in place of waiting for it."""
     raw: Callable[[str], bytes] | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     now: dict[str, int] = field(default_factory=dict)
@@ -79,9 +83,16 @@ class ChatSite:
     async def _pace(self) -> None:
         if self.one_at_a_time:
             async with self._turn:
-                await asyncio.sleep(self.token_s)
+                await self._pass_time()
         else:
+            await self._pass_time()
+
+    async def _pass_time(self) -> None:
+        if self.clock is None:
             await asyncio.sleep(self.token_s)
+        else:
+            await asyncio.sleep(0)
+            self.clock.advance(self.token_s)
 
     @staticmethod
     def _event(writer: asyncio.StreamWriter, event: object) -> None:
