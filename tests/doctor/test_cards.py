@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pynvml
@@ -7,6 +8,8 @@ import pytest
 
 from cotenant.doctor import cards
 from cotenant.doctor.findings import Level
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory
+from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.card_health import read_health
 from tests.doctor.support import HEALTH, HealthNvml, SickCard, levels, machine, only, write
 from tests.support.gpus.fake_nvml import MIB, PaperCard, Process
@@ -135,3 +138,10 @@ def test_a_desktop_on_the_card_is_no_warning(tmp_path: Path) -> None:
 
     (found,) = cards.foreign_processes(machine(tmp_path, card))
     assert found.level is Level.OK
+
+
+def test_amds_cards_are_not_taken_for_nvidias_though_their_ids_look_alike(tmp_path: Path) -> None:
+    card = Device(DeviceId("GPU-1122334455667788"), DeviceKind.GPU, "Instinct MI210", vendor=Vendor.AMD)
+    host = replace(machine(tmp_path), inventory=lambda: Inventory(InventorySource.AMDSMI, (card,), {}))
+    assert host.cards() == (card,)
+    assert host.nvidia_cards() == ()

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 
 
 class ExternalEngine:
-    """A model of a server that others run, as an engine. Kinds override what differs."""
+    """A model of a server that others run, as an engine. Kinds override what differs.
+
+    `endpoint` is where requests go, and `build` what is known of the server; no process or log is ours.
+    """
 
     def __init__(self, name: str, endpoint: Endpoint, build: EngineBuild) -> None:
         self._name = name
-        self._endpoint = endpoint
-        self._build = build
+        self.endpoint = endpoint
+        self.pid = None
+        self.build = build
+        self.log_path = None
         self._end: asyncio.Future[EngineEnd] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where requests go."""
-        return self._endpoint
-
-    @property
-    def pid(self) -> None:
-        """No process of ours."""
-        return
-
-    @property
-    def build(self) -> EngineBuild:
-        """What is known of the server."""
-        return self._build
-
-    @property
-    def log_path(self) -> Path | None:
-        """No log of ours."""
-        return None
 
     async def wait_exit(self) -> EngineEnd:
         """Return when it no longer serves, with the reason."""

@@ -103,8 +103,9 @@ class ServerHost:
 class ServerEngine:
     """One server process that serves one model.
 
-    `model` is the name that requests to it must have, None for that of the model. Kinds of engines override
-    what they do differently.
+    `model` is the name that requests to it must have, None for that of the model. `endpoint` is where it
+    listens, known before it is ready, and `build` the program. Kinds of engines override what they do
+    differently.
     """
 
     _dies_with_status_0 = False
@@ -113,30 +114,20 @@ class ServerEngine:
     def __init__(self, started: Started, build: EngineBuild, *, model: str | None = None) -> None:
         self._name = started.plan.name
         self._health_path = started.plan.health_path
-        self._build = build
+        self.build = build
         self._process = started.process
         self._port = started.port
         self._log = started.log
         self._exclusive = started.exclusive
         self._loop = asyncio.get_running_loop()
         self._stopping = False
-        self._endpoint = Endpoint(LOOPBACK, started.port.number, model=model)
+        self.endpoint = Endpoint(LOOPBACK, started.port.number, model=model)
         self._monitor_task = asyncio.create_task(self._monitor())
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where it listens; known before it is ready."""
-        return self._endpoint
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
-
-    @property
-    def build(self) -> EngineBuild:
-        """The program that runs."""
-        return self._build
 
     @property
     def log_path(self) -> Path:
@@ -232,7 +223,7 @@ class ServerEngine:
     async def _healthy(self) -> None:
         pause_s = _FIRST_POLL_S
         while True:
-            answer = await probe(self._endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
+            answer = await probe(self.endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
             if answer is not None and answer.status == _OK:
                 return
             await asyncio.sleep(pause_s)

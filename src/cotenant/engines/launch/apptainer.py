@@ -39,40 +39,23 @@ class ApptainerLauncher:
                 f"{plan.name} cannot be loaded: there is no image {self._image}",
                 hint="Make it with `apptainer pull`, or correct `image:`.",
             )
-        process = await ContainerProcess.start(group_job(plan, self._program, self._image), output_fd)
-        return ApptainerProcess(process)
+        return await ApptainerProcess.start(group_job(plan, self._program, self._image), output_fd)
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without devices."""
         return [self._program, "exec", "--cleanenv", "--no-home", self._image, *argv]
 
 
-class ApptainerProcess:
+class ApptainerProcess(ContainerProcess):
     """Apptainer's process, and the engine below it."""
-
-    def __init__(self, process: ContainerProcess) -> None:
-        self._process = process
 
     @property
     def pid(self) -> int:
         """The engine's process id: the first process below Apptainer's own, which stay to watch it."""
-        pid = self._process.pid
+        pid = super().pid
         while (below := _only_child(pid)) is not None and _name(pid).lower().startswith(_OWN_NAMES):
             pid = below
         return pid
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit status, minus the signal's number if a signal killed it, None while it runs."""
-        return self._process.returncode
-
-    async def wait(self) -> int:
-        """Return the exit status once it has ended."""
-        return await self._process.wait()
-
-    async def stop(self, grace_s: float) -> bool:
-        """End its group, by force after `grace_s`."""
-        return await self._process.stop(grace_s)
 
 
 def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:

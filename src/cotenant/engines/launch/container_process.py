@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
@@ -75,7 +75,7 @@ class ContainerProcess:
         self._exit = asyncio.create_task(self._reap())
 
     @classmethod
-    async def start(cls, job: ContainerJob | GroupJob, output_fd: int) -> ContainerProcess:
+    async def start(cls, job: ContainerJob | GroupJob, output_fd: int) -> Self:
         """Start it and return once its process is known, or it has ended.
 
         Raises EngineLoadFailed if there is no container to start, OSError if there is no keeper.

@@ -108,7 +108,7 @@ class LlamaEngine(ServerEngine):
 
     async def busy_slots(self) -> int | None:
         """Count the slots that are generating; None if unknown."""
-        answer = await probe(self._endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
+        answer = await probe(self.endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
         if answer is None or answer.status != _OK:
             return None
         try:
