@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,6 @@ from cotenant.cli.render import (
 )
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import DeviceSettings, ModelDefaults, ServerSettings
-from cotenant.config.names import NAME, clean_name
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
 from cotenant.domain.placements import Budget, Placement, Refusal
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         Configuration,
         ModelEntry,
     )
-    from cotenant.config.yaml_document import Document
     from cotenant.daemon.core.inputs import AfterReady
     from cotenant.daemon.core.settings import DaemonOptions
     from cotenant.interfaces import Engine
@@ -93,16 +92,13 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
             f"{path} is a Hugging Face folder, which can be planned but not served yet",
             hint="Give a GGUF file: llama.cpp runs no other.",
         )
-    from cotenant.config.settings import read_configuration
     from cotenant.daemon.core.inputs import DaemonInputs
     from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
     _log_to_stderr()
     given = read_plan_input(args, path, name=args.name or None)
-    document = _document_of(path, args)
-    environment = {name: value for name, value in os.environ.items() if name != "COTENANT_MODELS_DIR"}
-    configuration = read_configuration(document, environment=environment, flags=_flags(args))
+    configuration = one_model(args, path)
     (entry,) = configuration.models
     use = tuple(str(device.id) for device in given.inventory.devices)
     configuration = replace(configuration, devices=replace(configuration.devices, use=use))
@@ -179,20 +175,30 @@ def _flags(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _document_of(path: Path, args: argparse.Namespace) -> Document:
-    """Return the configuration of one model, which stays loaded, as a file would have it.
-
-    The file's own name is an alias where it is served under a cleaned one.
-    """
+def one_model(args: argparse.Namespace, path: Path) -> Configuration:
+    """Return the configuration of one model, which stays loaded, read as a file is. Raises BadSetting."""
+    from cotenant.config.settings import read_configuration
     from cotenant.config.yaml_document import Document
 
-    entry: dict[str, object] = {"path": str(path), "preload": "true", "keep_alive": "forever"}
+    projector = str(args.mmproj or "none")
+    entry = {"path": str(path), "preload": "true", "keep_alive": "forever", "mmproj": projector}
+    environment = {name: value for name, value in os.environ.items() if name != "COTENANT_MODELS_DIR"}
+    configuration = read_configuration(
+        Document("", {"models": [entry]}), environment=environment, flags=_flags(args)
+    )
+    (served,) = configuration.models
     if args.name:
-        entry["name"] = args.name
-    elif path.stem != clean_name(path) and NAME.fullmatch(path.stem):
-        entry["aliases"] = [path.stem]
-    entry["mmproj"] = str(args.mmproj or "none")
-    return Document("", {"models": [entry]})
+        # Any text will do: a file's entry takes fewer characters.
+        served = replace(served, name=args.name)
+    elif (former := _former_name(path)) != served.name:
+        served = replace(served, aliases=(former,))
+    return replace(configuration, models=(served,))
+
+
+def _former_name(path: Path) -> str:
+    """Return the name that `serve MODEL` gave a file before it used that of `models_dir`."""
+    stem = path.name.removesuffix(".gguf")
+    return re.sub(r"-\d+-of-\d+$", "", stem)
 
 
 def _options(args: argparse.Namespace) -> DaemonOptions:

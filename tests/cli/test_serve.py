@@ -1,0 +1,43 @@
+"""`cotenant serve MODEL`: a configuration of one model, under the name that `models_dir` gives its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cotenant.cli.main import build_parser
+from cotenant.cli.serve import one_model
+from cotenant.config.settings import read_configuration
+from tests.support.models.gguf_models import build_tiny_llama
+
+
+@pytest.mark.parametrize(
+    ("file", "former"),
+    [
+        ("tiny.gguf", None),
+        ("My Model (v2).gguf", "My Model (v2)"),
+        ("tiny-1-of-2.gguf", "tiny"),
+        ("tiny.v1", None),
+    ],
+)
+def test_a_file_has_the_name_that_models_dir_gives_it_and_answers_to_its_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, former: str | None
+) -> None:
+    build_tiny_llama(tmp_path / file)
+    monkeypatch.chdir(tmp_path)
+    entry = one_model(build_parser().parse_args(["serve", file]), Path(file)).models[0]
+
+    if file.endswith(".gguf"):
+        flags = {"models_dir": tmp_path}
+        assert [entry.name] == [
+            each.name for each in read_configuration(None, environment={}, flags=flags).models
+        ]
+    assert entry.aliases == (() if former is None else (former,))
+    assert (entry.path, entry.preload, entry.keep_alive_s) == (tmp_path / file, True, None)
+
+
+def test_a_name_that_is_given_is_kept_as_it_is(tmp_path: Path) -> None:
+    path = build_tiny_llama(tmp_path / "My Model.gguf")
+    entry = one_model(build_parser().parse_args(["serve", "--name", "my model", str(path)]), path).models[0]
+    assert (entry.name, entry.aliases) == ("my model", ())
