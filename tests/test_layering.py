@@ -13,12 +13,13 @@ import cotenant
 
 _SOURCE = Path(cotenant.__file__).parent
 _PURE = {"domain", "analysis", "planning", "scheduling"}
-_SHELL_BASE = {"domain", "clock", "interfaces", "http", "analysis", "planning"}
+_SHELL_BASE = {"domain", "clock", "interfaces", "http", "programs", "analysis", "planning"}
 _ALLOWED = {
     "domain": {"domain"},
     "clock": set(),
     "concurrency": {"clock"},
     "asgi": set(),
+    "programs": {"programs"},
     "atomic_files": set(),
     "interfaces": {"domain", "clock"},
     "analysis": {"domain", "analysis"},

@@ -13,7 +13,8 @@ import pytest
 from cotenant.config.configuration import Configuration
 from cotenant.doctor import container_runs, containers
 from cotenant.doctor.findings import Level
-from cotenant.doctor.host_context import Answer, HostContext
+from cotenant.doctor.host_context import HostContext
+from cotenant.programs.run import Finished
 from cotenant.services.model import Service
 from cotenant.services.settings import ServicesSettings
 from tests.doctor.support import machine, only
@@ -35,11 +36,11 @@ def bed() -> ContainerBed:
 
 @pytest.fixture
 def host(bed: ContainerBed, tmp_path: Path) -> HostContext:
-    def run(argv: Sequence[str], within_s: float) -> Answer:
+    def run(argv: Sequence[str], within_s: float) -> Finished:
         done = subprocess.run(
             argv, env={**os.environ, **bed.environment}, capture_output=True, text=True, timeout=within_s
         )
-        return Answer(done.returncode, done.stdout + done.stderr)
+        return Finished(done.returncode, done.stdout + done.stderr)
 
     return replace(
         machine(tmp_path, PaperCard("GPU-a"), PaperCard("GPU-b"), containers=True),

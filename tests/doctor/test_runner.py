@@ -14,9 +14,10 @@ import pytest
 
 from cotenant.cli.doctor import as_json, as_text
 from cotenant.doctor.findings import Area, Finding, Level, Observation, ok
-from cotenant.doctor.host_context import Answer, HostContext, Once, measure_devices, run_program
+from cotenant.doctor.host_context import HostContext, Once, measure_devices
 from cotenant.doctor.runner import CHECKS, Check, run_checks
 from cotenant.domain.devices import Inventory
+from cotenant.programs.run import Finished, run_program
 from tests.doctor.support import SickCard, machine
 from tests.support.waiting import alive, wait_until
 
@@ -75,7 +76,7 @@ def test_a_machine_with_nothing_on_it_is_examined_in_full(tmp_path: Path) -> Non
         root=tmp_path / "empty",
         environ={},
         find=lambda name: None,
-        run=lambda argv, within_s: Answer(None, "", "there are no programs"),
+        run=lambda argv, within_s: Finished(None, problem="there are no programs"),
     )
 
     found = run_checks(bare, [check for check in CHECKS if check.area is not Area.ENGINES])
@@ -92,7 +93,7 @@ def test_every_check_fails_softly_when_everything_it_asks_fails(tmp_path: Path) 
         root=tmp_path,
         environ={},
         find=lambda name: f"/usr/bin/{name}",
-        run=lambda argv, within_s: Answer(139, "\x00 not JSON {", None),
+        run=lambda argv, within_s: Finished(139, "\x00 not JSON {"),
         inventory=broken,
     )
 
@@ -136,7 +137,7 @@ def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None
     assert answer.problem.startswith("it did not answer within")
     wait_until(lambda: not alive(int(pid.read_text())))
     assert run_program(["/no/such/program"], 60).problem == "it cannot be started: No such file or directory"
-    assert run_program(["sh", "-c", "echo out; echo err >&2; exit 3"], 60) == Answer(3, "out\nerr\n")
+    assert run_program(["sh", "-c", "echo out; echo err >&2; exit 3"], 60) == Finished(3, "out\nerr\n")
 
 
 def test_the_worst_comes_first_within_its_area_and_lines_keep_to_eighty_columns() -> None:

@@ -40,7 +40,7 @@ def trial(host: HostContext) -> Iterator[Observation]:
         argv = (engine, "run", "--rm", "--pull=never", "--network=none", *gpus)
         answer = host.run((*argv, "--entrypoint", "sh", image, "-c", _LOOK), _RUN_WITHIN_S)
         seen = answer.output.split()
-        if not answer.worked:
+        if not answer.ok:
             yield problem(
                 f"{engine} cannot start a container with a GPU: {answer.reason}",
                 "Services that are pinned to a GPU do not start.",
@@ -78,12 +78,12 @@ def _service(host: HostContext, project: str, service: str) -> Observation:
     filters = [word for label in labels for word in ("--filter", f"label={label}")]
     for engine in (name for name in _ENGINES if host.find(name) is not None):
         listed = host.run((engine, "ps", *filters, "--format", "{{.Names}}"), _ASK_WITHIN_S)
-        names = listed.output.split() if listed.worked else []
+        names = listed.output.split() if listed.ok else []
         if not names:
             continue
         answer = host.run((engine, "exec", names[0], "sh", "-c", _LOOK), _ASK_WITHIN_S)
         seen = [path for path in answer.output.split() if path.startswith("/dev/")]
-        if not answer.worked:
+        if not answer.ok:
             return unknown(
                 f"the service {service} could not be asked for its GPU: {answer.reason}",
                 "Its image may have no shell.",
@@ -105,6 +105,6 @@ def _service(host: HostContext, project: str, service: str) -> Observation:
 
 def _local_image(host: HostContext, engine: str) -> str | None:
     answer = host.run((engine, "images", "--format", "{{.Repository}}:{{.Tag}}"), _ASK_WITHIN_S)
-    images = [name for name in answer.output.split() if answer.worked and "<none>" not in name]
+    images = [name for name in answer.output.split() if answer.ok and "<none>" not in name]
     likely = [name for part in _LIKELY for name in images if part in name]
     return next(iter((*likely, *images)), None)

@@ -10,7 +10,8 @@ from typing import Any, Final
 import yaml
 
 from cotenant.doctor.findings import Observation, ok, problem, unknown, warning
-from cotenant.doctor.host_context import Answer, HostContext
+from cotenant.doctor.host_context import HostContext
+from cotenant.programs.run import Finished
 from cotenant.services.compose.command import KNOWN_COMMANDS
 
 ASK_WITHIN_S: Final = 3.5
@@ -30,7 +31,7 @@ def docker(host: HostContext) -> Iterator[Observation]:
     answer = host.run(("docker", "info", "--format", "{{json .}}"), ASK_WITHIN_S)
     info = _mapping(answer)
     errors = info.get("ServerErrors")
-    if not answer.worked or errors:
+    if not answer.ok or errors:
         reason = str(errors[0]) if isinstance(errors, list) and errors else answer.reason
         yield warning(
             f"docker is installed, but its daemon does not answer: {reason}",
@@ -59,7 +60,7 @@ def podman(host: HostContext) -> Iterator[Observation]:
         return
     answer = host.run(("podman", "info", "--format", "json"), ASK_WITHIN_S)
     version = (_mapping(answer).get("version") or {}).get("Version", "of unknown version")
-    if answer.worked:
+    if answer.ok:
         yield ok(f"podman {version} works")
     else:
         yield warning(
@@ -81,7 +82,7 @@ def compose(host: HostContext) -> Iterator[Observation]:
                 tried.append(f"{name}: there is no {command[0]}")
             continue
         answer = host.run((*command, "version"), ASK_WITHIN_S)
-        if answer.worked:
+        if answer.ok:
             yield ok(f"{name} works")
             return
         tried.append(f"{name}: {answer.reason}")
@@ -110,7 +111,7 @@ def toolkit(host: HostContext) -> Iterator[Observation]:
         return
     answer = host.run(("nvidia-ctk", "--version"), ASK_WITHIN_S)
     lines = answer.output.strip().splitlines()
-    if answer.worked and lines:
+    if answer.ok and lines:
         yield ok(lines[0])
     else:
         yield warning(
@@ -151,7 +152,7 @@ def apptainer(host: HostContext) -> Iterator[Observation]:
     for name in ("apptainer", "singularity"):
         if host.find(name) is not None:
             answer = host.run((name, "--version"), ASK_WITHIN_S)
-            if answer.worked:
+            if answer.ok:
                 yield ok(answer.output.strip().splitlines()[0] if answer.output else name)
             else:
                 yield warning(f"{name} does not run: {answer.reason}", "Engines cannot run in it.")
@@ -217,7 +218,7 @@ def _absent(host: HostContext, name: str) -> Observation:
     )
 
 
-def _mapping(answer: Answer) -> Mapping[str, Any]:
+def _mapping(answer: Finished) -> Mapping[str, Any]:
     """Read the JSON of an answer that may begin with warnings."""
     start = answer.output.find("{")
     try:

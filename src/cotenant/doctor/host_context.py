@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,51 +16,9 @@ from cotenant.domain.devices import Device, DeviceKind, Inventory
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.inventory import probe
+from cotenant.programs.run import Finished, run_program
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The output of a program. `problem` says why there is none; the status is None then."""
-
-    status: int | None
-    output: str
-    problem: str | None = None
-
-    @property
-    def worked(self) -> bool:
-        """Whether it exited with status 0."""
-        return self.status == 0
-
-    @property
-    def reason(self) -> str:
-        """The last line of its output, or why there is none."""
-        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
-        return self.problem or (lines[-1][:200] if lines else f"status {self.status}")
-
-
-Runner = Callable[[Sequence[str], float], Answer]
-
-
-def run_program(argv: Sequence[str], within_s: float) -> Answer:
-    """Run a program in its own process group, and kill the group if it takes longer than `within_s`."""
-    try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return Answer(None, "", f"it cannot be started: {error.strerror}")
-    with process:
-        try:
-            output, _ = process.communicate(timeout=within_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            return Answer(None, "", f"it did not answer within {within_s:.0f} s")
-    return Answer(process.returncode, output.decode("utf-8", "replace"))
+Runner = Callable[[Sequence[str], float], Finished]
 
 
 class Once:

@@ -95,7 +95,7 @@ def _kernel_log(host: HostContext) -> tuple[list[str] | None, str]:
             ("journalctl", "--dmesg", "--boot", "--no-pager", "--output=cat"), _JOURNAL_WITHIN_S
         )
         # A user who may not read the kernel's log gets an empty one, and no error.
-        if answer.worked and answer.output.count("\n") > 1:
+        if answer.ok and answer.output.count("\n") > 1:
             return answer.output.splitlines(), ""
     return None, reason
 

@@ -8,7 +8,6 @@ import os
 import pwd
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from cotenant.cli.recipe_options import file_path
 from cotenant.cli.systemd.unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
 from cotenant.cli.table import print_result
 from cotenant.domain.errors import BadSetting, UnitFault
+from cotenant.programs.run import Finished, run_program
 
 _RUNNING: Final = Path("/run/systemd/system")
 """This folder exists if systemd is the machine's service manager (sd_booted)."""
@@ -212,7 +212,7 @@ def _status(args: argparse.Namespace) -> int:
     enabled = active = None
     if target.managed and text is not None:
         enabled, active = (
-            _run(target, what, UNIT_NAME).stdout.strip() or None for what in ("is-enabled", "is-active")
+            _run(target, what, UNIT_NAME).output.strip() or None for what in ("is-enabled", "is-active")
         )
     lines = [f"{target.path}: {unit}"]
     if enabled is not None:
@@ -250,19 +250,16 @@ def _cannot(path: Path, what: str, error: OSError) -> UnitFault:
 def _systemctl(target: _Target, *words: str) -> None:
     """Run systemctl. Raises UnitFault."""
     done = _run(target, *words)
-    if done.returncode != 0:
+    if not done.ok:
+        said = " ".join(done.said.split())[:200] or "no reason given"
         raise UnitFault(
-            f"`{target.command(*words)}` failed: {' '.join(done.stderr.split())[:200] or 'no reason given'}",
+            f"`{target.command(*words)}` failed: {said}",
             hint=f"The unit is at {target.path}; see `journalctl -u cotenant`.",
         )
 
 
-def _run(target: _Target, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [*target.systemctl, *words]
-    try:
-        return subprocess.run(argv, capture_output=True, text=True, timeout=_SYSTEMCTL_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(argv, 1, "", str(error))
+def _run(target: _Target, *words: str) -> Finished:
+    return run_program([*target.systemctl, *words], _SYSTEMCTL_TIMEOUT_S, merge_errors=False)
 
 
 def _exists(find: Callable[[str], object], name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Final
 from cotenant.daemon.alerting.alerts import Alerts
 from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.engines.process.process import ChildProcess, guarded
+from cotenant.programs.run import run_async
 from cotenant.services.compose.command import find_compose
 from cotenant.services.compose.container_events import (
     ContainerChange,
@@ -19,7 +20,6 @@ from cotenant.services.compose.container_events import (
     events_command,
     read_event,
 )
-from cotenant.services.compose.program import ask
 
 _LOG = logging.getLogger(__name__)
 _ENGINES: Final = ("podman", "docker")
@@ -100,7 +100,7 @@ class ContainerWatch:
     async def _tell(self, engine: str, event: ContainerEvent) -> None:
         change = event.change
         if change is ContainerChange.KILLED:
-            looked = await ask(
+            looked = await run_async(
                 [engine, "container", "inspect", "--format", "{{.State.OOMKilled}}", event.container_id],
                 _ASK_S,
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch import container_supervisor
 from cotenant.engines.launch.container import ENGINE_LABEL, MODEL_LABEL, OWNER_LABEL
 from cotenant.engines.launch.container_owner import Owner
+from cotenant.programs.run import run_program
 
 _ANSWERS_WITHIN_S: Final = 10.0
 _WITH_CONTAINERS: Final = tuple(kind for kind in LauncherKind if kind.traits.keeps_containers)
@@ -63,11 +63,7 @@ def _ours(engine: Sequence[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _ask(argv: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWERS_WITHIN_S, check=False
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.info("%s does not tell about its containers: %s", argv[0], error)
-        return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+    done = run_program(argv, _ANSWERS_WITHIN_S, merge_errors=False)
+    if done.problem is not None:
+        _log.info("%s does not list its containers: %s", argv[0], done.problem)
+    return done.output if done.ok else ""

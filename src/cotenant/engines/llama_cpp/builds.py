@@ -7,10 +7,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,6 +22,7 @@ from cotenant.domain.units import MIB
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.engines.process.environment import scrubbed
+from cotenant.programs.run import Finished, run_program
 
 _Result = TypeVar("_Result")
 
@@ -202,29 +202,9 @@ def _ask_help(program: str) -> ServerFlags:
     return ServerFlags.parse(_run([program, "--help"]).output)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    output: str
-    problem: str | None = None
-
-
-def _run(command: list[str]) -> _Answer:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_ASK_WITHIN_S,
-            env=scrubbed(os.environ),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return _Answer("", f"it did not answer within {_ASK_WITHIN_S:.0f} s")
-    except OSError as error:
-        return _Answer("", f"it cannot be started: {error.strerror}")
-    output = done.stdout.decode("utf-8", "replace")
-    return _Answer(output, None if done.returncode == 0 else _problem(done.returncode, output))
+def _run(command: list[str]) -> Finished:
+    done = run_program(command, _ASK_WITHIN_S, env=scrubbed(os.environ))
+    return replace(done, problem=_problem(done.status, done.output)) if done.status else done
 
 
 def _problem(returncode: int, output: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
@@ -18,6 +18,7 @@ from cotenant.engines.launch import container_supervisor
 from cotenant.engines.launch.launchers import kind_of, launcher_for, program_of
 from cotenant.engines.launch.plan import ImageLauncher
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
+from cotenant.programs.run import Finished, run_program
 
 _PLACES: Final = ("llama-server", "/app/llama-server")
 """On the PATH, or where llama.cpp's own images have it."""
@@ -63,10 +64,10 @@ def _identity(kind: LauncherKind, program: str, image: str) -> str:
                 hint="Make it with `apptainer pull`, or correct `image:`.",
             ) from error
         return f"{stat.st_mtime_ns}-{stat.st_size}"
-    found = _run([program, "image", "inspect", "--format", "{{.Id}}", image])
-    if found.status != 0:
+    found = run_program([program, "image", "inspect", "--format", "{{.Id}}", image], _ANSWERS_WITHIN_S)
+    if not found.ok:
         raise EngineMissing(
-            f"{kind} has no image {image}: {found.last}",
+            f"{kind} has no image {image}: {found.reason}",
             hint=f"Run `{kind} pull {image}`, or correct `image:`.",
         )
     return found.output.strip()
@@ -77,52 +78,23 @@ def _asked(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
     for place in _PLACES:
         answer = _inside(launcher, program, [place, "--help"])
         flags = ServerFlags.parse(answer.output)
-        if answer.status == 0 and flags.known:
+        if answer.ok and flags.known:
             version = _VERSION_LINE.search(_inside(launcher, program, [place, "--version"]).output)
             build = EngineBuild(
                 EngineKind.LLAMA_CPP, EngineForm.SERVER, place, version[1] if version else "unknown"
             )
             return ImageBuild(build, flags)
-        failures.append(f"{place}: {answer.last}")
+        failures.append(f"{place}: {answer.reason}")
     raise EngineMissing(
         f"the image {image} has no llama-server that lists its options ({'; '.join(failures)})",
         hint="Use an image of llama.cpp's server, or `engine: command` with a `command:`.",
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    output: str
-
-    @property
-    def last(self) -> str:
-        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
-        return lines[-1][:300] if lines else f"it ended with status {self.status}"
-
-
-def _inside(launcher: ImageLauncher, program: str, argv: Sequence[str]) -> _Answer:
+def _inside(launcher: ImageLauncher, program: str, argv: Sequence[str]) -> Finished:
     """Run a command of the image that only describes itself."""
     name = f"cotenant-asks-{secrets.token_hex(4)}"
-    answer = _run(launcher.command_in_image(argv, name))
-    if answer.status < 0:
+    answer = run_program(launcher.command_in_image(argv, name), _ANSWERS_WITHIN_S, cwd=Path("/"))
+    if answer.status is None or answer.status < 0:
         container_supervisor.remove([program], name)
     return answer
-
-
-def _run(argv: Sequence[str]) -> _Answer:
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_ANSWERS_WITHIN_S,
-            cwd="/",
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return _Answer(-1, f"it did not answer within {_ANSWERS_WITHIN_S:g} s")
-    except OSError as error:
-        return _Answer(-1, f"{argv[0]} cannot be started: {error.strerror}")
-    return _Answer(done.returncode, done.stdout.decode("utf-8", "replace"))

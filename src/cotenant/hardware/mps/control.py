@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Final
 
 from cotenant.domain.errors import MpsFailed, MpsMissing
 from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.programs.run import run_program
 
 PROGRAM: Final = "nvidia-cuda-mps-control"
 VARIABLE: Final = "COTENANT_MPS_CONTROL"
@@ -73,29 +73,15 @@ class MpsControl:
 
     def ask(self, command: str, *, answers_within_s: float = _ANSWERS_WITHIN_S) -> str:
         """Give one command and return what is printed."""
-        try:
-            done = subprocess.run(
-                [str(self.program)],
-                input=f"{command}\n",
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=answers_within_s,
-                env={**os.environ, **self.directories.variables()},
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise MpsFailed(
-                f"the MPS daemon at {self.directories.pipe} did not answer {command!r} "
-                f"within {answers_within_s:g} s"
-            ) from None
-        except OSError as error:
-            raise MpsFailed(f"{self.program} cannot be started: {error.strerror}") from None
-        if done.returncode != 0:
-            said = done.stdout.strip() or f"status {done.returncode}"
+        env = {**os.environ, **self.directories.variables()}
+        done = run_program([str(self.program)], answers_within_s, input_text=f"{command}\n", env=env)
+        if done.problem is not None:
+            what = f"{self.program} could not give {command!r} to the MPS daemon at {self.directories.pipe}"
+            raise MpsFailed(f"{what}: {done.problem}")
+        if not done.ok:
+            said = done.output.strip() or f"status {done.status}"
             raise MpsFailed(f"the MPS daemon at {self.directories.pipe} refused {command!r}: {said}")
-        return done.stdout
+        return done.output
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from cotenant.domain.errors import MpsFailed
-from cotenant.domain.units import format_duration
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.daemon import READY_WITHIN_S, daemon_environment
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon
 from cotenant.hardware.mps.processes import is_of_mps, kill_orphans
+from cotenant.programs.run import run_program
 
 _POLL_S: Final = 0.02
 _GONE_WITHIN_S: Final = 3.0
@@ -74,29 +73,18 @@ def remove_orphans(directories: MpsDirectories) -> None:
 
 
 def _started(control: MpsControl, cards: Sequence[str]) -> FoundDaemon:
-    try:
-        done = subprocess.run(
-            [str(control.program), "-d"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=READY_WITHIN_S,
-            env={**os.environ, **daemon_environment(control.directories, cards)},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise MpsFailed(f"{control.program} -d did not return in {format_duration(READY_WITHIN_S)}") from None
-    except OSError as error:
-        raise MpsFailed(f"{control.program} cannot be started: {error.strerror}") from None
+    argv = [str(control.program), "-d"]
+    env = {**os.environ, **daemon_environment(control.directories, cards)}
+    done = run_program(argv, READY_WITHIN_S, env=env, kill_children=False)
+    if done.problem is not None:
+        raise MpsFailed(f"`{' '.join(argv)}` failed: {done.problem}")
     deadline = time.monotonic() + READY_WITHIN_S
-    while done.returncode == 0 and time.monotonic() < deadline:
+    while done.ok and time.monotonic() < deadline:
         found = find_daemon(control)
         if found is not None:
             return found
         time.sleep(_POLL_S)
-    said = done.stdout.strip() or f"status {done.returncode}"
+    said = done.output.strip() or f"status {done.status}"
     raise MpsFailed(
         f"the MPS daemon could not be started: {said}", hint=f"Its logs are in {control.directories.log}."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.domain.errors import ContainerEngineMissing
-from cotenant.services.compose.program import ask
+from cotenant.programs.run import run_async
 
 _PROBE_TIMEOUT_S: Final = 10.0
 _ERROR: Final = re.compile(
@@ -52,22 +52,22 @@ async def find_compose(configured: Sequence[str] | None = None) -> ComposeComman
 
 
 async def _probe(argv: tuple[str, ...], tried: list[str]) -> ComposeCommand | None:
-    answer = await ask([*argv, "version"], _PROBE_TIMEOUT_S)
+    answer = await run_async([*argv, "version"], _PROBE_TIMEOUT_S)
     if not answer.ok:
-        tried.append(f"{' '.join(argv)}: {reason(answer.errors or answer.output)}")
+        tried.append(f"{' '.join(argv)}: {reason(answer.said)}")
         return None
     for engine in _engines(argv):
         # Unlike `--version` this contacts docker's daemon too.
-        answer = await ask([*engine, "version", "--format", "{{.Server.Version}}"], _PROBE_TIMEOUT_S)
+        answer = await run_async([*engine, "version", "--format", "{{.Server.Version}}"], _PROBE_TIMEOUT_S)
         if answer.ok or (Path(engine[0]).name == "podman" and (await _podman(engine))):
             return ComposeCommand(argv, engine)
-        tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.errors or answer.output)}")
+        tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.said)}")
     return None
 
 
 async def _podman(engine: tuple[str, ...]) -> bool:
     """Podman has a server only where it is remote."""
-    return (await ask([*engine, "version", "--format", "{{.Client.Version}}"], _PROBE_TIMEOUT_S)).ok
+    return (await run_async([*engine, "version", "--format", "{{.Client.Version}}"], _PROBE_TIMEOUT_S)).ok
 
 
 def _engines(argv: tuple[str, ...]) -> Sequence[tuple[str, ...]]:

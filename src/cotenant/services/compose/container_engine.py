@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.domain.errors import ContainerEngineMissing
+from cotenant.programs.run import run_async
 from cotenant.services.compose.assignment_text import labelled_assignment
 from cotenant.services.compose.command import reason
-from cotenant.services.compose.program import ask
 from cotenant.services.model import ContainerState
 
 _PROJECT: Final = "com.docker.compose.project"
@@ -68,19 +68,19 @@ class ContainerEngine:
         error = ""
         # A container may disappear between the two commands.
         for _ in range(3):
-            listed = await ask([*self._argv, "ps", "-aq", "--no-trunc", *options], _INSPECT_TIMEOUT_S)
+            listed = await run_async([*self._argv, "ps", "-aq", "--no-trunc", *options], _INSPECT_TIMEOUT_S)
             if not listed.ok:
-                error = listed.errors
+                error = listed.said
                 continue
             ids = sorted(set(listed.output.split()))
             if not ids:
                 return ()
-            inspected = await ask([*self._argv, "container", "inspect", *ids], _INSPECT_TIMEOUT_S)
+            inspected = await run_async([*self._argv, "container", "inspect", *ids], _INSPECT_TIMEOUT_S)
             if inspected.ok:
                 found = _read(inspected.output)
                 if found is not None:
                     return tuple(each for each in found if _counts(each, service))
-            error = inspected.errors or _UNKNOWN_FORMAT
+            error = _UNKNOWN_FORMAT if inspected.ok else inspected.said
         raise ContainerEngineMissing(
             f"{self._argv[0]} does not list its containers: {reason(error)}",
             hint="Check that the container engine runs and that the daemon may use it.",
@@ -90,13 +90,15 @@ class ContainerEngine:
         """Run a container's health check now; return whether it is healthy, and the output of the check."""
         if self.checks_itself:
             return container.health == "healthy", f"its check says {container.health}"
-        result = await ask([*self._argv, "healthcheck", "run", container.id], timeout_s)
-        output = (result.output + result.errors).strip() or "unhealthy"
+        result = await run_async([*self._argv, "healthcheck", "run", container.id], timeout_s)
+        output = result.problem or (result.output + result.errors).strip() or "unhealthy"
         return result.ok, f"its check says {reason(output)}"
 
     async def last_log_lines(self, container: Container) -> str:
         """Return the last lines of a container's log joined into one, empty if there are none."""
-        log = await ask([*self._argv, "logs", "--tail", str(_LOG_LINES), container.id], _INSPECT_TIMEOUT_S)
+        log = await run_async(
+            [*self._argv, "logs", "--tail", str(_LOG_LINES), container.id], _INSPECT_TIMEOUT_S
+        )
         lines = [line.strip() for line in (log.output + log.errors).splitlines() if line.strip()]
         return " | ".join(lines[-3:])[:500]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock
+from cotenant.programs.run import Finished
 from cotenant.services.compose.command import reason
-from cotenant.services.compose.program import Finished, work
+from cotenant.services.compose.program import work
 
 _LOCK: Final = "compose.lock"
 _LOG: Final = "compose.log"
@@ -87,8 +88,4 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _error_line(finished: Finished) -> str | None:
-    if finished.ok:
-        return None
-    if finished.errors:
-        return finished.errors
-    return reason(finished.output)
+    return None if finished.ok else finished.problem or reason(finished.output)

@@ -1,0 +1,162 @@
+"""Runs a program to its end: without a terminal, in a process group of its own, within a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+_MAX_OUTPUT_BYTES: Final = 4 << 20
+_MAX_REASON_CHARS: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a program ended, and the last 4 MiB of what it printed.
+
+    `status` is None if it could not be started or was killed at its time limit; `problem` then says so.
+    `errors` is its standard error where that is kept apart.
+    """
+
+    status: int | None
+    output: str = ""
+    errors: str = ""
+    problem: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it succeeded."""
+        return self.status == 0
+
+    @property
+    def said(self) -> str:
+        """All that is known of a failure: the problem, else what it printed, errors first."""
+        return self.problem or self.errors or self.output
+
+    @property
+    def reason(self) -> str:
+        """Why it failed: the problem, else the last line that it printed, else its status."""
+        lines = [line.strip() for line in (self.errors or self.output).splitlines() if line.strip()]
+        return self.problem or (lines[-1][:_MAX_REASON_CHARS] if lines else f"status {self.status}")
+
+
+def run_program(
+    argv: Sequence[str],
+    timeout_s: float,
+    *,
+    input_text: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    merge_errors: bool = True,
+    kill_children: bool = True,
+) -> Finished:
+    """Run a program and return how it ended. It blocks. `env` replaces the environment.
+
+    With `merge_errors` its standard error is part of the output. What it has started and left running is
+    killed at its end, unless `kill_children` is False: some programs start a daemon.
+    """
+    try:
+        with _running(argv, input_text, env, cwd, merge_errors=merge_errors) as run:
+            poll = select.poll()
+            poll.register(run.pidfd, select.POLLIN)
+            if poll.poll(timeout_s * 1000):
+                return run.finish(kill=kill_children)
+            return _too_slow(timeout_s)
+    except OSError as error:
+        return _not_started(error)
+
+
+async def run_async(argv: Sequence[str], timeout_s: float) -> Finished:
+    """Run a program without blocking the loop, its standard error apart; it is killed with this task."""
+    try:
+        with _running(argv, "", None, None, merge_errors=False) as run:
+            async with asyncio.timeout(timeout_s):
+                await readable(run.pidfd)
+            return run.finish(kill=True)
+    except TimeoutError:
+        return _too_slow(timeout_s)
+    except OSError as error:
+        return _not_started(error)
+
+
+async def readable(descriptor: int) -> None:
+    """Return when a descriptor can be read; that of a process, when the process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def read_tail(file: IO[bytes]) -> str:
+    """Return the last 4 MiB of a file."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _MAX_OUTPUT_BYTES))
+    return file.read().decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    output: IO[bytes]
+    errors: IO[bytes]
+
+    def finish(self, *, kill: bool) -> Finished:
+        if kill:
+            _kill_group(self.process)
+        return Finished(self.process.wait(), read_tail(self.output), read_tail(self.errors))
+
+
+@contextlib.contextmanager
+def _running(
+    argv: Sequence[str],
+    input_text: str,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    *,
+    merge_errors: bool,
+) -> Iterator[_Running]:
+    """Start a program; its group is killed at the end of the block unless it has finished. Raises OSError."""
+    # Files, not pipes: they never block the program, nor stay open through what it leaves running.
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(input_text.encode())
+        given.seek(0)
+        errors = subprocess.STDOUT if merge_errors else err
+        process = subprocess.Popen(
+            argv, stdin=given, stdout=out, stderr=errors, env=env, cwd=cwd, start_new_session=True
+        )
+        try:
+            pidfd = os.pidfd_open(process.pid)
+            try:
+                yield _Running(process, pidfd, out, err)
+            finally:
+                os.close(pidfd)
+        finally:
+            _kill_group(process)
+            process.wait()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a group whose leader is not reaped: until then its id cannot be another group's."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _not_started(error: OSError) -> Finished:
+    return Finished(None, problem=f"it cannot be started: {error.strerror}")
+
+
+def _too_slow(timeout_s: float) -> Finished:
+    return Finished(None, problem=f"it did not answer within {timeout_s:g} s")
