@@ -541,6 +541,14 @@ async def test_models_are_listed_shown_and_told_to_be_loaded():
     assert version["version"].count(".") == 2
 
 
+async def test_a_keep_alive_beyond_the_calendar_expires_in_a_century():
+    operator = PlainOperator(ModelStatus("llama", "ready", keep_alive_left_s=1e12))
+    async with serving(SlotRouter(stub.Endpoint("127.0.0.1", 1)), operator) as port:
+        running = await fetch(port, "GET", "/api/ps")
+    assert running.status == 200
+    assert int(running.json()["models"][0]["expires_at"][:4]) < 2200
+
+
 async def test_a_name_may_have_the_tag_the_registry_and_the_capitals_that_ollama_minds_not():
     for name in ("Seen", "library/seen", "registry.ollama.ai/library/seen:latest", "SEEN:LATEST"):
         reply, [(_, asked)] = await ask({"model": name, "messages": HELLO, "stream": False})

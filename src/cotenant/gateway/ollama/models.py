@@ -18,7 +18,7 @@ _LATEST: Final = ":latest"
 _REGISTRY: Final = ("registry.ollama.ai/", "library/")
 _CAPABILITIES: Final = {ModelKind.TEXT: ["completion", "tools"], ModelKind.EMBEDDING: ["embedding"]}
 _UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
-_FOR_EVER: Final = timedelta(days=365 * 100)
+_CENTURY_S: Final = 100 * 365 * 86400.0
 LOADED: Final = frozenset({"ready", "draining"})
 
 
@@ -64,7 +64,7 @@ def running(model: ServedModel, status: ModelStatus | None, now: datetime) -> di
         known = (status.measured_bytes, status.reported_bytes, status.predicted_bytes)
         size = next((each for each in known if each is not None), 0)
     in_host_ram = model.placement is not None and model.placement.n_gpu_layers == 0
-    expires_at = now + (_FOR_EVER if left_s is None else timedelta(seconds=left_s))
+    expires_at = now + timedelta(seconds=_CENTURY_S if left_s is None else min(left_s, _CENTURY_S))
     return {
         "name": _tagged(model),
         "model": _tagged(model),

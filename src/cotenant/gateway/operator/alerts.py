@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from cotenant.asgi import encode_json
 from cotenant.domain.alerts import Alert
@@ -11,7 +10,7 @@ from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Reply, Route
 from cotenant.gateway.http.streams import events_of
 from cotenant.gateway.http.timing import LocalTime
-from cotenant.gateway.operator.schema import AlertsResponse
+from cotenant.gateway.operator.schema import AlertResponse, AlertsResponse
 from cotenant.interfaces import AlertBook
 
 
@@ -35,21 +34,15 @@ class AlertRoutes:
         """Follow alerts as events named `alert`."""
         return events_of(
             self._book.follow(),
-            lambda alert: b"event: alert\ndata: %b\n\n" % encode_json(self._as_json(alert)),
+            lambda alert: b"event: alert\ndata: %b\n\n" % encode_json(self._response(alert)),
         )
 
     async def _list(self, request: ApiRequest) -> object:
         return {
-            "active": [self._as_json(alert) for alert in self._book.active()],
-            "recent": [self._as_json(alert) for alert in self._book.recent()],
+            "active": [self._response(alert) for alert in self._book.active()],
+            "recent": [self._response(alert) for alert in self._book.recent()],
         }
 
-    def _as_json(self, alert: Alert) -> dict[str, Any]:
-        return {
-            "alert": alert.kind,
-            "subject": alert.subject,
-            "active": alert.active,
-            "at": alert.at,
-            "time": self._local_time.text(alert.at),
-            "text": alert.text,
-        }
+    def _response(self, alert: Alert) -> AlertResponse:
+        time = self._local_time.text(alert.at)
+        return AlertResponse(alert.kind, alert.subject, alert.active, alert.at, time, alert.text)

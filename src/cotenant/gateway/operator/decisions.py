@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from cotenant.asgi import TEXT_TYPE, encode_json, send_body
 from cotenant.domain import errors
@@ -15,7 +15,7 @@ from cotenant.gateway.http.streams import STREAM_HEADERS, LiveStreams, events_of
 from cotenant.gateway.http.timing import LocalTime, Timing
 from cotenant.gateway.operator.alerts import AlertRoutes
 from cotenant.gateway.operator.models import MODEL, NAME, NO_SUCH_MODEL
-from cotenant.gateway.operator.schema import DecisionsResponse, WhyResponse
+from cotenant.gateway.operator.schema import DecisionResponse, DecisionsResponse, WhyResponse
 from cotenant.gateway.services.responses import apply_event
 from cotenant.interfaces import Operator, Router
 from cotenant.services.operator import Services
@@ -78,14 +78,15 @@ class DecisionRoutes:
         name = self._router.resolve(request.name)
         decisions = self._operator.why(name)
         if not request.wants_text:
-            return {"model": name, "decisions": self._described(decisions)}
+            return {"model": name, "decisions": [self._response(each) for each in decisions]}
         await send_body(request.send, 200, self._as_text(decisions).encode(), TEXT_TYPE)
         return None
 
     async def _recent(self, request: ApiRequest) -> object:
         limit = request.integer("limit", _DECISIONS, _MAX_DECISIONS)
         decisions = self._operator.recent()
-        return {"decisions": self._described(decisions[max(0, len(decisions) - limit) :])}
+        last = decisions[max(0, len(decisions) - limit) :]
+        return {"decisions": [self._response(each) for each in last]}
 
     async def _events(self, request: ApiRequest) -> None:
         if request.method == "HEAD":
@@ -100,23 +101,14 @@ class DecisionRoutes:
         )
 
     def _event(self, decision: Decision) -> bytes:
-        data = encode_json(self._as_json(decision))
+        data = encode_json(self._response(decision))
         return b"id: %d\nevent: %b\ndata: %b\n\n" % (decision.number, decision.kind.encode(), data)
 
-    def _described(self, decisions: Iterable[Decision]) -> Sequence[dict[str, Any]]:
-        return [self._as_json(decision) for decision in decisions]
-
-    def _as_json(self, decision: Decision) -> dict[str, Any]:
-        return {
-            "number": decision.number,
-            "at": decision.at,
-            "time": self._local_time.text(decision.at),
-            "kind": decision.kind,
-            "model": decision.model,
-            "text": decision.text,
-            "cause": decision.cause,
-            "facts": dict(decision.facts),
-        }
+    def _response(self, made: Decision) -> DecisionResponse:
+        time = self._local_time.text(made.at)
+        return DecisionResponse(
+            made.number, made.at, time, made.kind, made.model, made.text, made.cause, dict(made.facts)
+        )
 
     def _as_text(self, decisions: Iterable[Decision]) -> str:
         """Render one line each: `10:02:11  evict  idle 312 s, …`; with the date unless it is today's."""

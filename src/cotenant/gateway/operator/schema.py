@@ -1,12 +1,13 @@
-"""Response types for models, devices and decisions, for the OpenAPI document.
+"""Response types for models, devices and decisions.
 
-The answers themselves are made from the domain's values; these types are made from the same values where they
-can be, and a test holds answers to the document.
+The dataclasses are sent as they are. The pydantic models describe what is rendered from the domain's values,
+for the OpenAPI document; a test compares responses with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_type_hints
 
 from pydantic import BaseModel, create_model
@@ -89,7 +90,8 @@ class DevicesResponse(BaseModel):
     devices: list[DeviceStatus]
 
 
-class AlertResponse(BaseModel):
+@dataclass(frozen=True, slots=True)
+class AlertResponse:
     """Something that has begun to be wrong, or is so no longer; `time` is local, with its offset."""
 
     alert: AlertKind
@@ -107,7 +109,8 @@ class AlertsResponse(BaseModel):
     recent: list[AlertResponse]
 
 
-class DecisionResponse(BaseModel):
+@dataclass(frozen=True, slots=True)
+class DecisionResponse:
     """One step of a model's story; `time` is local, with its offset."""
 
     number: int
@@ -117,7 +120,7 @@ class DecisionResponse(BaseModel):
     model: str | None
     text: str
     cause: str
-    facts: dict[str, float | int | str]
+    facts: Mapping[str, float | int | str]
 
 
 class DecisionsResponse(BaseModel):
