@@ -90,10 +90,10 @@ def test_under_memory_pressure_the_more_idle_one_goes(model: Path, tmp_path: Pat
         assert states(daemon)["gpt2"] == "ready"
         assert reasons(daemon, "gpt2-small") == ["overcommitted"]
         (told,) = [d["text"] for d in story(daemon, "gpt2-small") if d["kind"] == "evict"]
-        assert "others have taken memory" in told
+        assert "other processes have taken memory" in told
         ask(daemon, "gpt2")
         assert daemon.terminate() == 0
-        assert "others grew (stranger (pid 4000000, 400 MiB))" in daemon.output
+        assert "other processes took memory (stranger (pid 4000000, 400 MiB))" in daemon.output
 
 
 def test_two_active_models_both_stay(model: Path, tmp_path: Path) -> None:

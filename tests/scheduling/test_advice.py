@@ -76,7 +76,7 @@ def test_a_soft_pin_makes_another_go_and_why_says_so() -> None:
     advise(bench, a={"soft_pin_s": 100.0})
     bench.ask("c")
     assert "b" in bench.stopping
-    assert bench.told(DecisionKind.ADVISED, "a")[-1] == "kept by the advisor: in its place goes b"
+    assert bench.told(DecisionKind.ADVISED, "a")[-1] == "kept by the advisor: b is evicted in its place"
 
 
 def test_without_advice_the_other_goes() -> None:

@@ -124,7 +124,7 @@ def test_a_card_that_comes_to_admit_fewer_keeps_its_engines_and_is_marked() -> N
     bench.touch("a")
     bench.touch("b")
     bench.read(card(0), admits={0: 1})
-    assert "bears 2 engines and admits 1" in bench.told(DecisionKind.OVERCOMMITTED)[0]
+    assert "has 2 engines and admits 1" in bench.told(DecisionKind.OVERCOMMITTED)[0]
     assert bench.state.crowded
     assert not bench.stopping
     bench.read(card(0), admits={0: 2})

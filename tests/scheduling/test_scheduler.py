@@ -334,7 +334,7 @@ def test_foreign_growth_evicts_the_idle_of_that_card_and_is_told() -> None:
     bench.touch("b")
     bench.read(card(0), card(1), foreign={0: 18})
     assert set(bench.stopping) == {"a"}
-    assert "others grew" in bench.told(DecisionKind.OVERCOMMITTED)[0]
+    assert "other processes took memory" in bench.told(DecisionKind.OVERCOMMITTED)[0]
     bench.gone("a")
     bench.read(card(0), card(1), foreign={0: 18})
     assert "has room again" in bench.told(DecisionKind.OVERCOMMITTED)[1]

@@ -78,7 +78,7 @@ def quant_of(file: str) -> str | None:
 class PullStep:
     """How a pull goes: what is being done, and how far one file of `total_bytes` has come.
 
-    The last step bears the paths of the model's `files`.
+    The last step has the paths of the model's `files`.
     """
 
     what: str

@@ -29,7 +29,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one device bears of a model.
+    """The part of a model on one device.
 
     `first` and `last` are block numbers, inclusive, or None when the device holds no block. `count` is its
     entry of the tensor split: its blocks, plus one where the output layer is. `proportion` replaces `count`
@@ -50,7 +50,7 @@ class Share:
 
     @property
     def device(self) -> Device:
-        """The device that bears this share."""
+        """The device of this share."""
         return self.budget.device
 
     @property

@@ -1,4 +1,4 @@
-"""What an advisor outside may change: how long models stay, who goes first, what is loaded ahead.
+"""What an external advisor may change: keep-alives, the order of eviction, and loads ahead of requests.
 
 Advice never decides whether there is room, nor makes room: it stretches or shortens keep-alives within
 bounds, moves a model down the order of victims without taking it out, and loads into unneeded memory.
@@ -30,7 +30,7 @@ _PINNED_LEAST: Final = 0.01
 
 
 def take_advice(state: State, advice: Advice, out: Outbox) -> None:
-    """Let advice stand as far as it is sound and still meant for what there is."""
+    """Apply advice as far as it is within bounds and not outdated."""
     stale = _stale(state, advice, out.at)
     if stale is not None:
         out.tell(DecisionKind.ADVISED, None, f"advice dropped: {stale}", dropped=len(advice.hints))
@@ -60,7 +60,7 @@ def take_advice(state: State, advice: Advice, out: Outbox) -> None:
 
 
 def expire_advice(state: State, at: float) -> None:
-    """Forget what has stood its time, and what was meant for models that are not served any more."""
+    """Drop advice whose time is over, and advice for models that are no longer served."""
     for name, standing in [*state.advised.items()]:
         kept = ActiveAdvice(
             standing.factor if standing.factor_until > at else 1.0,
@@ -80,7 +80,7 @@ def expire_advice(state: State, at: float) -> None:
 def kept_s(state: State, model: ModelState) -> float | None:
     """Return how long a model stays after its last request; None for ever.
 
-    What a client or the operator said of one request is left alone, and so is a pinned model.
+    A keep-alive that a client gave with its request is not changed, nor that of a pinned model.
     """
     if model.keep_alive_s is not None:
         return model.keep_alive_s
@@ -90,7 +90,7 @@ def kept_s(state: State, model: ModelState) -> float | None:
 
 
 def advised_keep(state: State, model: ModelState) -> str:
-    """Say what advice did to a keep-alive; nothing where it did nothing."""
+    """Say how advice changed a keep-alive; empty if it did not."""
     standing = state.advised.get(model.spec.name)
     if standing is None or standing.factor == 1.0 or model.keep_alive_s is not None:
         return ""
@@ -98,7 +98,7 @@ def advised_keep(state: State, model: ModelState) -> str:
 
 
 def soft_pinned_cost(state: State, name: str, at: float, cost: float) -> float:
-    """Return what evicting a model costs, given its soft pin: more, and never beyond reach."""
+    """Return the cost of evicting a model: higher with a soft pin, but always finite."""
     standing = state.advised.get(name)
     if standing is None or standing.pinned_until <= at:
         return cost

@@ -1,4 +1,4 @@
-"""What the scheduler wants done.
+"""Commands from the scheduler to the shell.
 
 Every StartEngine is followed by EngineReady or EngineExited; every StopEngine by EngineExited.
 """
@@ -15,7 +15,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Ticke
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Let a waiting request use a residency; give the lease back if it has gone meanwhile."""
+    """Let a waiting request use a residency; release the lease if the client has left."""
 
     ticket: TicketId
     lease: LeaseId
@@ -61,7 +61,7 @@ class WakeAt:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Make a decision known."""
+    """Publish a decision."""
 
     decision: Decision
 

@@ -101,7 +101,7 @@ class PinAsked(Event):
 
 @dataclass(frozen=True, slots=True)
 class AdviceGiven(Event):
-    """An advisor has thought about the state."""
+    """An advisor has responded."""
 
     advice: Advice
 

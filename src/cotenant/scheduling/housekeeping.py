@@ -22,7 +22,7 @@ _GONE = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
 
 
 def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox) -> None:
-    """Take in Readings: release what is seen back, and move models off lost devices."""
+    """Record Readings: release claims whose bytes are free again, and unload models of lost devices."""
     lost = state.ledger.read(readings)
     measured: dict[ResidencyId, int] = {}
     for reading in readings:
@@ -48,23 +48,23 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
 
 
 def _mark_crowded(state: State, out: Outbox) -> None:
-    """Note where a device has come to admit fewer engines than it bears: they stay, and no more come."""
+    """Report devices that now admit fewer engines than they have: those stay, and no more are started."""
     crowded = dict(state.ledger.crowded())
     for device in crowded.keys() - state.crowded:
         admission = state.ledger.readings[device].admission
-        text = f"{device} bears {state.ledger.engines(device)} engines and admits {admission.max_engines}"
+        text = f"{device} has {state.ledger.engines(device)} engines and admits {admission.max_engines}"
         out.tell(DecisionKind.OVERCOMMITTED, None, f"{text}: {admission.why}")
     state.crowded = set(crowded)
 
 
 def release_returned(state: State, out: Outbox) -> None:
-    """Release the claims of ended engines whose bytes are back."""
+    """Release the claims of ended engines whose bytes are free again."""
     for residency in [r for r in state.residencies.values() if r.state is ResidencyState.RECLAIMING]:
         reclaim(state, residency, out)
 
 
 def relieve(state: State, out: Outbox) -> None:
-    """Where others have grown into our room, evict idle models of that device, cheapest first."""
+    """Evict idle models of devices that are overcommitted by other processes, cheapest first."""
     over_now = dict(state.ledger.overcommitted())
     for device in state.overcommitted - over_now.keys():
         out.tell(DecisionKind.OVERCOMMITTED, None, f"{device} has room again")
@@ -73,7 +73,8 @@ def relieve(state: State, out: Outbox) -> None:
         out.tell(
             DecisionKind.OVERCOMMITTED,
             None,
-            f"{device} is short of {format_bytes(over_now[device])}: others grew ({holders or 'unnamed'})",
+            f"{device} is short of {format_bytes(over_now[device])}: "
+            f"other processes took memory ({holders or 'not named by the driver'})",
             missing_bytes=over_now[device],
         )
     state.overcommitted = set(over_now)
@@ -85,7 +86,7 @@ def relieve(state: State, out: Outbox) -> None:
             if leaving >= missing:
                 break
             leaving += residency.bytes_by_device[device]
-            why = "evicted: others have taken memory of its device"
+            why = "evicted: other processes have taken memory of its device"
             unload(state, residency, out, UnloadReason.OVERCOMMITTED, why)
 
 
@@ -112,7 +113,7 @@ def gone_at(state: State, residency: Residency) -> float | None:
 
 
 def prefetch(state: State, out: Outbox) -> None:
-    """Load what is likely wanted soon into room that nobody needs; one at a time."""
+    """Load a model that is likely requested soon into free memory that no request needs; one at a time."""
     if state.stopping or state.tickets or state.loading_devices():
         return
     if not state.settings.prefetch and not state.advised:
@@ -131,7 +132,7 @@ def prefetch(state: State, out: Outbox) -> None:
 
 
 def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState]]:
-    """Yield cold models with the chance that each is wanted soon, None where an advisor has said so."""
+    """Yield cold models with the chance of a request soon; None if an advisor asks for the load."""
     cold = _cold(state, now)
     yield from ((None, model) for model in cold if expected(state, model, now))
     if state.settings.prefetch:
@@ -141,13 +142,13 @@ def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState
 
 
 def stop(state: State, out: Outbox) -> None:
-    """Let every model go as its requests end."""
+    """Unload every model once its requests have ended."""
     for residency in [*state.residencies.values()]:
         leave(state, residency, out, UnloadReason.SHUTDOWN, "unloaded: the daemon is shutting down")
 
 
 def next_instant(state: State, now: float) -> float | None:
-    """Return when time alone will change something; None if it will not."""
+    """Return the next instant at which something changes without an event; None if there is none."""
     return min((instant for instant in _instants(state, now) if instant > now), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Cold models: in which order, onto which devices, in whose place."""
+"""Places cold models: in which order, on which devices, and which models are evicted for them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
             out.tell(
                 DecisionKind.DRAIN,
                 reservation.model,
-                f"gave up draining after {format_duration(drained_s)}: its turn comes again",
+                f"gave up draining after {format_duration(drained_s)}: it is tried again later",
             )
             cancel(state, reservation, out)
         elif not reservation.victims:
@@ -56,7 +56,7 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
 
 
 def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
-    """Let busy victims serve on; those already going are gone."""
+    """Let busy victims admit requests again; those already unloading are unloaded."""
     _end_reservation(state, reservation, out)
     for victim in reservation.victims:
         resume(state.residencies[victim], out)
@@ -159,13 +159,13 @@ def _tell_kept_by_advice(
     otherwise: tuple[tuple[Candidate, ...], Placement] | None,
     out: Outbox,
 ) -> None:
-    """Say whom an advisor's word has kept loaded, and who goes for it."""
+    """Report which models advice has kept loaded, and which are evicted in their place."""
     gone = {victim.residency for victim in victims}
     names = ", ".join(sorted(state.residencies[residency].model for residency in gone))
     for candidate in otherwise[0] if otherwise else ():
         if candidate.residency not in gone:
             kept = state.residencies[candidate.residency].model
-            text = f"kept by the advisor: in its place goes {names}"
+            text = f"kept by the advisor: {names} is evicted in its place"
             out.tell(DecisionKind.ADVISED, kept, text, mattered=1)
 
 

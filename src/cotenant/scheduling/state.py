@@ -38,9 +38,9 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class LastSeen:
-    """A card by the last Reading that shows an engine there: what was free, others' and the engine's own.
+    """A card by the last Reading that shows an engine there: free bytes, others' bytes and the engine's own.
 
-    None where the driver does not tell processes apart.
+    None where the driver does not report memory by process.
     """
 
     free_bytes: int
@@ -122,9 +122,9 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class ActiveAdvice:
-    """What an advisor's word does for a model, each until an instant, 0 where it does not stand.
+    """The advice in force for a model: each part until an instant, 0 if there is none.
 
-    A factor on its keep-alive, a place late among victims, a load ahead of any request.
+    A factor on its keep-alive, a soft pin (others are evicted first), a load ahead of any request.
     """
 
     factor: float = 1.0
@@ -135,7 +135,7 @@ class ActiveAdvice:
 
 @dataclass(slots=True)
 class State:
-    """The scheduler's whole memory; `restless` says that something waits for room.
+    """The whole state of the scheduler; `restless` says that a model waits for memory.
 
     `changed_at` is when models or devices came or went last.
     """
@@ -198,7 +198,7 @@ class State:
     def overdue_after_s(self) -> float:
         """Return how long a request may wait before it counts as overdue.
 
-        Bounded: under overload waits grow, and if this grew with them nobody would ever be overdue.
+        Bounded, since waits grow under overload: without a bound no request would ever become overdue.
         """
         if len(self.waits) < _RECENT_WAITS:
             return self.settings.overdue_s
@@ -226,11 +226,11 @@ class Outbox:
         self.commands: list[Command] = []
 
     def add(self, command: Command) -> None:
-        """Want something done."""
+        """Queue a command for the shell."""
         self.commands.append(command)
 
     def tell(self, kind: DecisionKind, model: str | None, text: str, **facts: float | int | str) -> None:
-        """Make a decision known, with the numbers behind it."""
+        """Queue the publication of a decision, with the numbers behind it."""
         self._state.decisions += 1
         decision = Decision(self._state.decisions, self.at, kind, model, text, self._cause, facts)
         self.commands.append(Tell(decision))

@@ -146,9 +146,9 @@ def exited(state: State, residency: Residency, out: Outbox) -> None:
 
 
 def remember(state: State, holder: ResidencyId, reading: DeviceReading) -> None:
-    """Keep how a card was when an engine was last seen to hold memory there.
+    """Record how a card was when an engine was last seen to hold memory there.
 
-    Its process may have passed that on before anybody is told of its end.
+    The engine may be gone from later Readings before its end is reported.
     """
     residency = state.residencies.get(holder)
     if (
@@ -183,7 +183,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
             DecisionKind.NOT_FREED,
             residency.model,
             f"its engine is gone, but its memory was not seen back within {format_duration(waited_s)}; "
-            f"holding the cards: {holders or 'nobody that the driver names'}",
+            f"processes on the cards: {holders or 'none that the driver names'}",
             waited_s=waited_s,
         )
     elif residency.bytes_by_device:
@@ -214,7 +214,7 @@ def _where(residency: Residency) -> str:
 
 
 def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:
-    """Whether a Reading after the end shows the bytes free, or held by neither the engine nor an heir."""
+    """Whether a later Reading shows the bytes free, or held by neither the engine nor a process it left."""
     reading = state.ledger.readings.get(device)
     if reading is None or not reading.live:
         return True
@@ -241,7 +241,7 @@ def _inherited(residency: Residency, reading: DeviceReading) -> bool:
 
 
 def _last_seen(reading: DeviceReading | None, engine: ResidencyId) -> LastSeen | None:
-    """Return how a card was; None where no driver measures it, or not now."""
+    """Return how a card was; None if no driver measures it now."""
     if reading is None or not reading.live or reading.free_bytes is None:
         return None
     held = None if reading.engine_bytes is None else reading.engine_bytes.get(engine, 0)

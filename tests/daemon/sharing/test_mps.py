@@ -251,7 +251,7 @@ def test_where_mps_fails_to_start_models_take_turns_and_the_reason_is_told(machi
         ask(daemon, "b")
         assert states(daemon) == {"a": "cold", "b": "ready"}
         assert "no CUDA-capable device" in why(daemon, "a")
-        assert "each card bears one engine" in daemon.output or daemon.terminate() == 0
+        assert "each card takes one engine" in daemon.output or daemon.terminate() == 0
 
 
 def test_required_without_a_control_program_refuses_to_start(machine: Machine) -> None:

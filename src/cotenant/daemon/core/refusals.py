@@ -1,4 +1,4 @@
-"""Waits that ended in a no, as the faults that their clients are told."""
+"""Refusals as the errors that clients get."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FAULTS: Final[dict[RefusalCode, type[CotenantError]]] = {
 
 
 def fault_of(refusal: Refuse) -> CotenantError:
-    """Return the fault; that of a load bears what was found behind it."""
+    """Return the error for a refusal; that of a failed load has the cause."""
     if refusal.code is RefusalCode.LOAD_FAILED:
         return EngineLoadFailed(refusal.text, retry_after_s=refusal.retry_after_s, cause=refusal.cause)
     return _FAULTS[refusal.code](refusal.text, retry_after_s=refusal.retry_after_s)

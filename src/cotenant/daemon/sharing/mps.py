@@ -158,7 +158,7 @@ class Sharing:
         if self._rules.program is None:
             return "nvidia-cuda-mps-control is not on the PATH", "install it for `devices.mps: auto` to use"
         if group is not None and group.failure is not None:
-            return f"MPS could not be started ({group.failure})", "mend that (`cotenant mps logs`)"
+            return f"MPS could not be started ({group.failure})", "fix that (`cotenant mps logs`)"
         if any(device.id in devices for devices in self._alone.values()):
             return "the engine there was started without MPS", "unload that engine"
         return "no other model is to use it", "let another (`gpus:`, `max_loaded:`)"
@@ -208,7 +208,7 @@ class Sharing:
         others = [process for process in reading.processes or () if process.pid not in ours]
         served = any(is_mps_server(process) for process in others)
         if exclusive and others and not served:
-            # A daemon for a card that a stranger holds would start for none of its cards.
+            # A daemon for a card that another process holds would not start for any of its cards.
             return False
         if self._rules.mode is MpsMode.REQUIRED:
             return True
@@ -282,9 +282,7 @@ class Sharing:
         """Fall back to one engine a card for a while, where MPS is not required."""
         if self._rules.mode is MpsMode.REQUIRED:
             return
-        _LOG.error(
-            "MPS cannot be used, so that each card bears one engine: %s (%s)", error.message, error.hint
-        )
+        _LOG.error("MPS cannot be used, so each card takes one engine: %s (%s)", error.message, error.hint)
         group.failure = error.message
         asyncio.get_running_loop().call_later(_FAILED_FOR_S, self._try_again, group)
         self._notify()
