@@ -57,7 +57,7 @@ def print_plan(given: PlanInput, result: Placement | Refusal) -> None:
 
 
 def print_json(given: PlanInput, result: Placement | Refusal, **more: object) -> None:
-    """Print the plan's fixed JSON, with more fields beside it."""
+    """Print the plan's fixed JSON, with further fields."""
     from cotenant.planning.describe import plan_as_json
 
     described = plan_as_json(result, given.budgets, given.shape.n_layers)

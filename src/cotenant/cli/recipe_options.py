@@ -21,7 +21,7 @@ from cotenant.planning.budgets import BudgetRules
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add every flag of a Recipe and of BudgetRules, device order aside."""
+    """Add every flag of a Recipe and of BudgetRules, except the device order."""
     add_setting(parser, setting_of(ModelDefaults, "profile"))
     add_settings(parser, [*settings_of(Recipe), *settings_of(BudgetRules)])
 

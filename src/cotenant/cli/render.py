@@ -117,7 +117,7 @@ def refusal_lines(refusal: Refusal) -> Iterator[str]:
 
 
 def comparison_lines(rows: Sequence[Comparison], title: str) -> Iterator[str]:
-    """Set planned bytes beside the engine's, part by part, in MiB."""
+    """Compare planned bytes with the engine's, part by part, in MiB."""
     yield f"{title} (MiB):"
     yield f"  {'':<34}{'weights':>19}{'KV':>19}{'compute':>19}{'difference':>12}"
     for row in rows:

@@ -1,4 +1,4 @@
-"""`cotenant serve`: plan a model, load it, and answer OpenAI's API until told to stop."""
+"""`cotenant serve`: plan a model, load it, and answer OpenAI's API until it is stopped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def register(subparsers: Any) -> None:
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
-    """Add the model, its recipe, and what the server is told."""
+    """Add the flags of the model, its recipe and the server."""
     add_model_options(parser)
     group = parser.add_argument_group("server")
     flag(group, "--name", str, "", "NAME", "name that clients use (default: the file's; `local` works too)")

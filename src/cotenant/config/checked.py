@@ -21,13 +21,13 @@ class CheckedSettings:
 
     @property
     def base(self) -> Path:
-        """The folder against which the file's relative paths are meant."""
+        """The folder that the file's relative paths start from."""
         return (
             Path(self.document.name).absolute().parent if self.document and self.document.name else Path.cwd()
         )
 
     def issue(self, key: KeyPath, what: str, hint: str) -> ConfigIssue:
-        """Return a issue about a setting, told with its place."""
+        """Return an issue of a setting, with the place where it was given."""
         for length in range(len(key), 0, -1):
             source = self.sources.get(key[:length])
             if source is not None:

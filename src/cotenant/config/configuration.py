@@ -1,4 +1,4 @@
-"""Everything that the daemon is told, checked and with all defaults filled in."""
+"""The whole configuration of the daemon, checked and with all defaults filled in."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class ModelEntry:
 
     `recipe` has every default filled in. `gpus` are indices or UUIDs, empty for any device. It is unloaded
     `keep_alive_s` after its last request, None never; a request waits for it `timeout_s` at most.
-    `parts` are all its files, the projector's aside; `signature` changes whenever one of them does.
+    `parts` are all its files except the projector; `signature` changes whenever one of them does.
     `from_folder` says that it is served for being in `models_dir`, without an entry of its own.
     `path` is None where its file is not read; `options` are what its kind of engine needs besides,
     `launch` in what it runs, and `stated_bytes` what the operator says that it takes or, if
@@ -190,7 +190,7 @@ class OllamaSettings:
 class AlertSettings:
     """When something is worth telling; `webhook` is posted to, None for nowhere.
 
-    A card that is fuller than `memory_percent` for `memory_for_s` is told of.
+    An alert is raised for a card that is fuller than `memory_percent` for `memory_for_s`.
     """
 
     webhook: str | None = setting(

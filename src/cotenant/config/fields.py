@@ -60,7 +60,7 @@ SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
     "advisor": tuple(settings_of(AdvisorSettings)),
     "models": (*recipe_settings(), *settings_of(ModelEntry)),
 }
-"""The settings that each section of `cotenant.yaml` takes, those aside that `schema` adds by hand."""
+"""The settings that each section of `cotenant.yaml` takes, except those that `schema` adds by hand."""
 
 
 _READERS: Final[Mapping[str, Callable[[], Scalar]]] = {

@@ -164,8 +164,8 @@ class _Resolution:
         return settings
 
     def _database(self) -> str | None:
-        told = self._settings.database
-        return told if told is None or "://" in told else str(self._path(told))
+        database = self._settings.database
+        return database if database is None or "://" in database else str(self._path(database))
 
     def _ollama(self) -> OllamaSettings | None:
         section = self._settings.ollama
@@ -264,14 +264,14 @@ class _Resolution:
 
     def _projector(self, key: KeyPath, model: Model, file: ModelFile) -> ModelFile | None:
         if model.mmproj is None:
-            return self._projector_beside(file)
+            return self._projector_in_folder(file)
         path = self._path(model.mmproj)
         projector = None if path is None else self._open((*key, "mmproj"), path)
         if projector is not None and not projector.is_projector:
             self._report((*key, "mmproj"), f"{path} is not a vision projector", "Give an mmproj file.")
         return projector
 
-    def _projector_beside(self, file: ModelFile) -> ModelFile | None:
+    def _projector_in_folder(self, file: ModelFile) -> ModelFile | None:
         """Find it as in `models_dir`, so that an entry changes only what it says."""
         if not find_projectors(file.path):
             return None
@@ -298,8 +298,8 @@ class _Resolution:
         own = section.recipe
         if own.get("smart_split") and own.get("tensor_split"):
             self._report(key, "smart_split and tensor_split exclude each other", "Keep one.")
-        told = {**defaults, **own}
-        recipe = replace(Recipe(), **told, **recipe_values(self._settings.defaults.profile, told))
+        values = {**defaults, **own}
+        recipe = replace(Recipe(), **values, **recipe_values(self._settings.defaults.profile, values))
         recipe = with_micro_batch(recipe)
         try:
             check_recipe(recipe)
@@ -356,7 +356,7 @@ class _Resolution:
         return entries, problems
 
     def _path(self, text: str | None) -> Path | None:
-        """Return a path of the file, meant against its folder; None for none."""
+        """Return a path, relative to the folder of the file; None for none."""
         return Path(os.path.abspath(self._base / text)) if text else None
 
     def _report(self, key: KeyPath, what: str, hint: str) -> None:

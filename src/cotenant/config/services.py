@@ -22,7 +22,7 @@ def services_settings(
 ) -> tuple[ServicesSettings, list[ConfigIssue]]:
     """Return the section with all defaults filled in, and what is wrong between its parts.
 
-    Paths are meant against the folder of the file. Whether compose files exist is not looked at: models are
+    Relative paths start from the folder of the file. Whether compose files exist is not looked at: models are
     served without them.
     """
     files = tuple(_path(checked, file) for file in section.compose.files)

@@ -56,7 +56,7 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Read YAML, told as being the file `name`. Raises BadSetting."""
+    """Read YAML as the text of the file `name`. Raises BadSetting."""
     if len(text) > _MAX_BYTES:
         raise refusal([ConfigIssue(name, "it is over 1 MiB, too large for a configuration", _EXAMPLE)])
     try:

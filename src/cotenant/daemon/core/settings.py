@@ -1,4 +1,4 @@
-"""What `serve` is told."""
+"""Options of `serve` that are not in the configuration, and checks of address and keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def default_database() -> str:
 
 @dataclass(frozen=True, slots=True)
 class DaemonOptions:
-    """What `serve` is told beside the configuration.
+    """Options of `serve` that are not in the configuration.
 
     `grace_s` is what requests in flight get at shutdown.
     """

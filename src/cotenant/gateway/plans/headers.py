@@ -102,8 +102,8 @@ def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
     if part == 1:
         shape = model_shape(header) if parts <= 1 else None
         kind = shape.kind if shape else None
-        told = header.metadata.get("general.architecture")
-        architecture = told if isinstance(told, str) else None
+        named = header.metadata.get("general.architecture")
+        architecture = named if isinstance(named, str) else None
     return SentHeader(secrets.token_urlsafe(12), name, header, part, max(1, parts), kind, architecture)
 
 

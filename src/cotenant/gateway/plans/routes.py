@@ -165,17 +165,17 @@ class PlanRoutes:
 
 def plan_answer(found: PlanFound) -> PlanResponse:
     """Tell a plan: the fields of docs/design.md, and what led to it."""
-    told: Any = plan_as_json(found.result, found.budgets, found.shape.n_layers)
+    planned: Any = plan_as_json(found.result, found.budgets, found.shape.n_layers)
     devices: list[dict[str, Any]] = [
         {**device, "total_bytes": budget.device.total_bytes, "left_out": budget.left_out}
-        for device, budget in zip(told["devices"], found.budgets, strict=True)
+        for device, budget in zip(planned["devices"], found.budgets, strict=True)
     ]
-    remedies = [{**remedy, "changes": changes_of(remedy["flags"])} for remedy in told["remedies"]]
+    remedies = [{**remedy, "changes": changes_of(remedy["flags"])} for remedy in planned["remedies"]]
     shape = found.shape
     return PlanResponse.model_validate(
         {
             "shortfalls": [],
-            **told,
+            **planned,
             "devices": devices,
             "remedies": remedies,
             "recipe": {each.name: getattr(found.recipe, each.name) for each in settings_of(Recipe)},
