@@ -12,15 +12,9 @@ from tests.support.daemon.api import get, port_of
 from tests.support.daemon.serving import Serving
 from tests.support.gpus.paper_machine import fake_fleet
 from tests.support.http.client import Reply, post
-from tests.support.models.gguf_models import build_tiny_llama
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_llama(tmp_path_factory.mktemp("model") / "model.gguf")
 
 
 async def ask(daemon: Serving, name: str, **more: object) -> Reply:

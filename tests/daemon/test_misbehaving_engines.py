@@ -16,7 +16,6 @@ from tests.support.daemon.api import get, port_of, story
 from tests.support.daemon.serving import Serving
 from tests.support.gpus.paper_machine import PaperMachine, fake_fleet
 from tests.support.http.client import Reply, post
-from tests.support.models.gguf_models import build_tiny_llama
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -24,11 +23,6 @@ pytestmark = pytest.mark.slow
 TEXT = "/v1/completions"
 ROOM = "4GiB"
 OUT_OF_MEMORY = "CUDA error: out of memory"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_llama(tmp_path_factory.mktemp("model") / "model.gguf")
 
 
 @pytest.fixture

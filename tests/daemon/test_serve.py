@@ -23,11 +23,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
 def daemon(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with serving(model, tmp_path_factory.mktemp("state"), "--parallel", "2", "--n-ctx", "8192") as running:
         running.address()
