@@ -108,11 +108,7 @@ class Daemon:
         self._advisor = advisor_of(configuration.advisor, self._router, self._operator, loop)
         self._alerts = Alerts(configuration.alerts, clock)
         recorder = Recorder(store.journal, view)
-        loop.feed.listeners += [
-            recorder.decided,
-            LoadWatcher(view, clock).decided,
-            self._alerts.decided,
-        ]
+        loop.feed.listeners += [recorder.decided, LoadWatcher(view, clock).decided, self._alerts.decided]
         if configuration.warm_ram_bytes is not None:
             tier = WarmTier(configuration.warm_ram_bytes, clock, HostProbe(clock).memory)
             loop.feed.listeners.append(CacheWarmer(tier, view).decided)
