@@ -1,1 +1,1 @@
-"""Which GPU each service is pinned to: strategies, warnings, budgets. Pure: values in, values out."""
+"""Which GPU each service is assigned to: strategies, warnings, budgets. Pure: values in, values out."""
