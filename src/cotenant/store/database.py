@@ -16,7 +16,7 @@ from cotenant.domain.errors import StoreError
 from cotenant.store import postgres, sqlite
 from cotenant.store.location import Location
 from cotenant.store.repositories import Records
-from cotenant.store.services.store import ServiceRows
+from cotenant.store.services.rows import ServiceRows
 
 _AWAY_HINT: Final = "Check that it runs and that the URL, the user and the password are right."
 _UNUSABLE_HINT: Final = "Check the disk, the rights on the file and its folder, and who else holds it locked."

@@ -1,0 +1,212 @@
+"""GPU configuration in the database: which GPU each service is assigned to, and how applying that ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, insert, select, update
+
+from cotenant.domain.errors import StoreError
+from cotenant.services.model import (
+    ApplyState,
+    ApplyStatus,
+    Assignment,
+    SavedConfiguration,
+    SeenDevice,
+    Strategy,
+)
+from cotenant.store.services.tables import (
+    NAME_LENGTH,
+    apply_json,
+    assignment_of,
+    assignment_row,
+    configurations,
+    device_of,
+    device_row,
+    devices,
+    history,
+    history_of,
+    history_row,
+    settings,
+)
+
+_MAX_HISTORY: Final = 1_000
+_LOCK: Final = 0x436F5473
+
+
+class ServiceRows:
+    """GPU configuration as one connection sees it, in a transaction that the caller begins."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def current(self) -> SavedConfiguration | None:
+        """Return the newest entry of the history, with the assignments of `gpu_configurations`."""
+        newest = self.history(1)
+        if not newest:
+            return None
+        rows = self._connection.execute(
+            select(configurations).where(configurations.c.enabled).order_by(configurations.c.position)
+        )
+        saved = newest[0]
+        return SavedConfiguration(
+            saved.number, saved.at, saved.strategy, tuple(map(assignment_of, rows)), saved.apply
+        )
+
+    def save(
+        self,
+        strategy: Strategy,
+        assignments: Sequence[Assignment],
+        at: float,
+        publish: Callable[[int], None] | None = None,
+    ) -> SavedConfiguration:
+        """Write a configuration and its entry in the history, then call `publish` with its number.
+
+        A service that it leaves out keeps its row, but disabled. Raises StoreError for a name that the
+        table cannot hold or that comes twice, and whatever `publish` raises.
+        """
+        check_names(assignment.service for assignment in assignments)
+        self.lock()
+        number = self.last_number() + 1
+        saved = SavedConfiguration(number, at, strategy, tuple(assignments))
+        self._configure(saved)
+        self._connection.execute(insert(history), history_row(saved))
+        self._connection.execute(delete(history).where(history.c.number <= number - _MAX_HISTORY))
+        if publish is not None:
+            publish(number)
+        return saved
+
+    def record_apply(self, number: int, status: ApplyStatus) -> None:
+        """Store the state of applying a configuration. Raises StoreError if there is no such number."""
+        found = self._connection.execute(
+            update(history).where(history.c.number == number).values(apply=apply_json(status))
+        )
+        if not found.rowcount:
+            raise StoreError(
+                f"there is no GPU configuration {number} whose apply could be recorded",
+                hint="It was replaced by a restore, or the history no longer keeps it.",
+            )
+
+    def history(self, limit: int | None = None) -> list[SavedConfiguration]:
+        """Return the last configurations, newest first."""
+        query = select(history).order_by(history.c.number.desc()).limit(limit)
+        return [history_of(row) for row in self._connection.execute(query)]
+
+    def applied(self) -> SavedConfiguration | None:
+        """Return the newest configuration whose apply succeeded."""
+        return self._newest(history.c.apply["state"].as_string() == ApplyState.SUCCEEDED.value)
+
+    def last_apply(self) -> ApplyStatus | None:
+        """Return the state of the newest apply."""
+        found = self._newest(history.c.apply.is_not(None))
+        return None if found is None else found.apply
+
+    def replace_history(self, entries: Sequence[SavedConfiguration]) -> None:
+        """Replace the history by these entries."""
+        self._connection.execute(delete(history))
+        if entries:
+            self._connection.execute(insert(history), [history_row(entry) for entry in entries])
+
+    def last_number(self) -> int:
+        """Return the number of the configuration saved last, 0 before the first."""
+        return self._connection.execute(select(func.max(history.c.number))).scalar() or 0
+
+    def is_empty(self) -> bool:
+        """Whether no GPU configuration was ever saved."""
+        found = select(exists().select_from(configurations), exists().select_from(history))
+        return not any(self._connection.execute(found).one())
+
+    def see_devices(self, seen: Sequence[SeenDevice]) -> None:
+        """Store which GPUs are present now, and follow those that were renumbered.
+
+        An assignment to one of them gets its present index, so that a GPU that returns is used again. GPUs
+        that are gone, and assignments to them, stay as they are.
+        """
+        self.lock()
+        by_index = {device.gpu_index: device for device in seen}
+        for device in by_index.values():
+            moved = (devices.c.device_id == device.device_id) & (devices.c.gpu_index != device.gpu_index)
+            self._connection.execute(delete(devices).where(moved))
+            self._put(devices, devices.c.gpu_index == device.gpu_index, device_row(device))
+        for device in seen:
+            self._connection.execute(
+                update(configurations)
+                .where(configurations.c.device_id == device.device_id)
+                .values(gpu_index=device.gpu_index)
+            )
+
+    def devices(self) -> list[SeenDevice]:
+        """Return every GPU seen under its index, in index order."""
+        rows = self._connection.execute(select(devices).order_by(devices.c.gpu_index))
+        return [device_of(row) for row in rows]
+
+    def setting(self, key: str) -> Mapping[str, object] | None:
+        """Return a value of `system_settings`."""
+        value: Mapping[str, object] | None = self._connection.execute(
+            select(settings.c.value).where(settings.c.key == key)
+        ).scalar()
+        return value
+
+    def settings(self) -> dict[str, Mapping[str, object]]:
+        """Return every value of `system_settings`, by key."""
+        rows = self._connection.execute(select(settings.c.key, settings.c.value).order_by(settings.c.key))
+        return {row.key: row.value for row in rows}
+
+    def set_setting(self, key: str, value: Mapping[str, object], at: float | None = None) -> None:
+        """Store a value of `system_settings`, as of `at` (Unix seconds, None for now)."""
+        self.lock()
+        row = {"key": key, "value": dict(value), "updated_at": time.time() if at is None else at}
+        self._put(settings, settings.c.key == key, row)
+
+    def lock(self) -> None:
+        """Lock GPU configuration against other writers for the rest of the transaction.
+
+        SQLite locks the whole database when a transaction begins.
+        """
+        if self._connection.dialect.name == "postgresql":
+            self._connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+
+    def _configure(self, saved: SavedConfiguration) -> None:
+        self._connection.execute(update(configurations).where(configurations.c.enabled).values(enabled=False))
+        for position, assignment in enumerate(saved.assignments):
+            row = {
+                **assignment_row(assignment),
+                "strategy": saved.strategy.value,
+                "enabled": True,
+                "updated_at": saved.at,
+                "position": position,
+            }
+            same = configurations.c.service_name == assignment.service
+            self._put(configurations, same, row, at_first={"created_at": saved.at})
+
+    def _newest(self, such: ColumnElement[bool]) -> SavedConfiguration | None:
+        query = select(history).where(such).order_by(history.c.number.desc()).limit(1)
+        row = self._connection.execute(query).first()
+        return None if row is None else history_of(row)
+
+    def _put(
+        self,
+        table: Table,
+        same: ColumnElement[bool],
+        row: Mapping[str, Any],
+        at_first: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Update the row that is there, or insert it."""
+        if not self._connection.execute(update(table).where(same).values(**row)).rowcount:
+            self._connection.execute(insert(table).values(**row, **(at_first or {})))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise StoreError for a service name that `gpu_configurations` cannot hold, or that comes twice."""
+    seen = set[str]()
+    for name in names:
+        if not 0 < len(name) <= NAME_LENGTH:
+            raise StoreError(
+                f"a service's name has {len(name)} characters, and the database holds 1 to {NAME_LENGTH}",
+                hint=f"Rename {name[:20]!r}… in the compose file.",
+            )
+        if name in seen:
+            raise StoreError(f"service {name!r} is assigned twice", hint="Assign each service once.")
+        seen.add(name)
