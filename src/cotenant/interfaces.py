@@ -211,7 +211,7 @@ class Operator(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PlanAsked:
+class PlanQuery:
     """What to plan, and on what, without loading it.
 
     The model is one that is served (`model`), a file (`path`), or what `shape` says of a file named `name`,
@@ -235,7 +235,7 @@ class PlanAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanFound:
+class PlanAnswer:
     """How a model would lie: the result over `budgets`, in planned order, with all that led to it.
 
     `recipe` is the one planned, before layers became a number. `path` is None where the file is elsewhere.
@@ -260,7 +260,7 @@ class PlanFound:
 class Planner(Protocol):
     """Plans a model without loading it."""
 
-    async def plan(self, asked: PlanAsked) -> PlanFound:
+    async def plan(self, asked: PlanQuery) -> PlanAnswer:
         """Lay a model over devices, or say why it cannot be and what would fit.
 
         Raises UnknownModel, ModelFileError, BadRequest for a path that it may not look at, BadDeviceSpec,

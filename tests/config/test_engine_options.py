@@ -135,4 +135,4 @@ def test_a_recipe_key_that_an_engine_does_not_take_is_refused_once_as_it_is_writ
 ) -> None:
     with pytest.raises(BadSetting) as caught:
         only(tmp_path, f"engine: remote, name: x, address: 'http://a', parallel: 1, {key}: 1")
-    assert [each.rpartition(": ")[2] for each in caught.value.complaints] == [f"remote takes no {key}"]
+    assert [each.rpartition(": ")[2] for each in caught.value.problems] == [f"remote takes no {key}"]

@@ -201,11 +201,11 @@ def test_what_is_wrong_is_told_with_its_place_and_a_hint(
 ) -> None:
     with pytest.raises(BadSetting) as caught:
         read(text)
-    first = caught.value.complaints[0]
+    first = caught.value.problems[0]
     assert first.startswith(f"{folder / 'cotenant.yaml'}, line {line}: "), first
     assert what in first
     assert hint in caught.value.hint
-    assert "hunter2" not in f"{caught.value.complaints}{caught.value.hint}"
+    assert "hunter2" not in f"{caught.value.problems}{caught.value.hint}"
 
 
 def test_the_database_is_a_path_or_a_url(read: Reader, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

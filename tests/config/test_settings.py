@@ -218,7 +218,7 @@ def test_all_that_is_wrong_is_kept_beside_the_first_in_the_file(read: Reader) ->
         read("modles: []\nserver:\n  port: x\ndefaults: {parallel: 0}\n")
     assert caught.value.message.endswith("modles: unknown setting (and 2 more)")
     assert "cotenant models --check" in caught.value.hint
-    lines = [complaint.partition(", line ")[2].partition(":")[0] for complaint in caught.value.complaints]
+    lines = [complaint.partition(", line ")[2].partition(":")[0] for complaint in caught.value.problems]
     assert lines == ["1", "3", "4"]
 
 

@@ -21,7 +21,7 @@ from cotenant.domain.errors import UnsupportedModelFile
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource
-from cotenant.interfaces import PlanAsked
+from cotenant.interfaces import PlanQuery
 from tests.support.daemon.planner import entry, inventory, planner
 from tests.support.models.real_shapes import real_shape
 
@@ -51,43 +51,43 @@ def desk(cards: Inventory) -> Plans:
 
 
 async def test_what_our_models_hold_may_go():
-    found = await desk(measured()).plan(PlanAsked(model="llama-70b"))
+    found = await desk(measured()).plan(PlanQuery(model="llama-70b"))
     assert [budget.free_bytes for budget in found.budgets] == [18 * GIB]
 
 
 async def test_beside_what_is_loaded_only_the_rest_is_there():
-    found = await desk(measured()).plan(PlanAsked(model="llama-70b", beside_loaded=True))
+    found = await desk(measured()).plan(PlanQuery(model="llama-70b", beside_loaded=True))
     assert [(b.free_bytes, b.budget_bytes) for b in found.budgets] == [(8 * GIB, 7 * GIB)]
 
 
 @pytest.mark.parametrize(("pid", "left_out"), [(OURS, False), (THEIRS, True)])
 async def test_an_exclusive_card_is_taken_by_others_and_not_by_us(pid: int, left_out: bool):
-    found = await desk(measured(ComputeMode.EXCLUSIVE_PROCESS, pid)).plan(PlanAsked(model="llama-70b"))
+    found = await desk(measured(ComputeMode.EXCLUSIVE_PROCESS, pid)).plan(PlanQuery(model="llama-70b"))
     assert (found.budgets[0].left_out is not None) is left_out
 
 
 async def test_a_model_is_planned_on_the_cards_that_its_configuration_names():
     pinned = planner(entry(gpus=("1",)), cards=inventory())
-    here = await pinned.plan(PlanAsked(model="llama-70b"))
-    elsewhere = await pinned.plan(PlanAsked(model="llama-70b", gpus="2xRTX 3090"))
+    here = await pinned.plan(PlanQuery(model="llama-70b"))
+    elsewhere = await pinned.plan(PlanQuery(model="llama-70b", gpus="2xRTX 3090"))
     assert [budget.left_out is None for budget in here.budgets] == [False, True]
     assert [budget.left_out is None for budget in elsewhere.budgets] == [True, True]
 
 
 async def test_a_driver_that_is_gone_leaves_no_device_and_says_so():
     lost = planner(cards=Inventory(InventorySource.NVML, (), {}))
-    found = await lost.plan(PlanAsked(model="llama-70b"))
+    found = await lost.plan(PlanQuery(model="llama-70b"))
     assert "there is no device" in found.result.reason
 
 
 async def test_a_projector_is_no_model():
     shape = replace(real_shape("llama-70b"), kind=ModelKind.PROJECTOR)
     with pytest.raises(UnsupportedModelFile, match="vision projector"):
-        await planner().plan(PlanAsked(shape=shape, name="mmproj"))
+        await planner().plan(PlanQuery(shape=shape, name="mmproj"))
 
 
 @pytest.mark.parametrize("kind", [ModelKind.EMBEDDING, ModelKind.RERANK])
 async def test_what_pools_is_planned_as_it_is_served(kind: ModelKind):
     shape = replace(real_shape("llama-70b"), kind=kind)
-    found = await planner().plan(PlanAsked(shape=shape, name="bert", recipe={"n_batch": 1024}))
+    found = await planner().plan(PlanQuery(shape=shape, name="bert", recipe={"n_batch": 1024}))
     assert (found.recipe.n_batch, found.recipe.n_ubatch) == (1024, 1024)

@@ -172,7 +172,7 @@ def test_a_port_that_cotenant_holds_is_well(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_mistake_of_a_configuration_is_a_problem(tmp_path: Path) -> None:
-    refusal = BadSetting("2 mistakes", hint="See the docs.", complaints=("c.yaml:1: no", "c.yaml:7: neither"))
+    refusal = BadSetting("2 mistakes", hint="See the docs.", problems=("c.yaml:1: no", "c.yaml:7: neither"))
     found = list(configuration.configuration(paper(tmp_path, configuration=None, refusal=refusal)))
 
     assert [each.seen for each in found] == ["c.yaml:1: no", "c.yaml:7: neither"]

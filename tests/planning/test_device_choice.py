@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
-from cotenant.planning.device_choice import choose
+from cotenant.planning.device_choice import choose_devices
 from tests.support.models.shapes import gpu
 
 
@@ -31,7 +31,7 @@ def fit_of(size: int):
 
 
 def chosen(size: int, budgets: Sequence[Budget], used: Sequence[int] = (), **how: bool) -> list[int]:
-    placed = choose(fit_of(size), budgets, [budgets[index].device.id for index in used], **how)
+    placed = choose_devices(fit_of(size), budgets, [budgets[index].device.id for index in used], **how)
     return [share.device.index or 0 for share in placed.used_shares] if isinstance(placed, Placement) else []
 
 
@@ -60,7 +60,7 @@ def test_a_model_that_is_better_spread_is_laid_over_all_at_once() -> None:
         calls.append(len(budgets))
         return fit_of(1)(budgets)
 
-    choose(fit, [gpu(0, 8), gpu(1, 8)], (), together=True)
+    choose_devices(fit, [gpu(0, 8), gpu(1, 8)], (), together=True)
     assert calls == [2]
 
 

@@ -16,8 +16,8 @@ from cotenant.planning.eviction import (
     Candidate,
     cheapest_anywhere,
     cheapest_on_device,
+    engines_by_device,
     freed_by,
-    places_left_by,
 )
 
 CARD, OTHER = DeviceId("GPU-0"), DeviceId("GPU-1")
@@ -33,7 +33,7 @@ def numbers(victims: tuple[Candidate, ...] | None) -> list[int] | None:
 
 
 @pytest.mark.parametrize(
-    ("sizes_and_costs", "needed", "places", "victims"),
+    ("sizes_and_costs", "needed", "min_victims", "victims"),
     [
         ([(10, 1.0), (10, 2.0)], 5, 0, [0]),
         ([(10, 1.0), (4, 0.5), (4, 0.6)], 8, 0, [0]),  # one that costs less than two small ones
@@ -46,10 +46,10 @@ def numbers(victims: tuple[Candidate, ...] | None) -> list[int] | None:
     ],
 )
 def test_the_cheapest_sufficient_set_goes(
-    sizes_and_costs: list[tuple[int, float]], needed: int, places: int, victims: list[int] | None
+    sizes_and_costs: list[tuple[int, float]], needed: int, min_victims: int, victims: list[int] | None
 ) -> None:
     candidates = [candidate(n, cost, size) for n, (size, cost) in enumerate(sizes_and_costs)]
-    assert numbers(cheapest_on_device(candidates, CARD, needed, places)) == victims
+    assert numbers(cheapest_on_device(candidates, CARD, needed, min_victims)) == victims
 
 
 def test_memory_of_another_device_does_not_help() -> None:
@@ -102,4 +102,4 @@ def test_victims_free_bytes_and_places_by_device() -> None:
     both = Candidate(ResidencyId(9), 1.0, {CARD: 1, OTHER: 2})
     victims = [candidate(1, 1.0, 10), both]
     assert freed_by(victims) == {CARD: 11, OTHER: 2}
-    assert places_left_by(victims) == {CARD: 2, OTHER: 1}
+    assert engines_by_device(victims) == {CARD: 2, OTHER: 1}

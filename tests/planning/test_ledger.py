@@ -55,9 +55,9 @@ def test_others_that_grow_overcommit_a_device() -> None:
 
 def test_a_device_that_admits_no_further_engine_is_left_out_with_the_reason() -> None:
     full = ledger(reading(admission=Admission(1, "one at a time")), claim(10))
-    assert full.missing_places(CARD.id) == 1
+    assert full.engines_to_remove(CARD.id) == 1
     assert [budget.left_out for budget in full.budgets()] == ["one at a time"]
-    assert [budget.left_out for budget in full.budgets(places={CARD.id: 1})] == [None]
+    assert [budget.left_out for budget in full.budgets(leaving={CARD.id: 1})] == [None]
     assert [budget.left_out for budget in full.budgets(any_number=True)] == [None]
     assert list(full.crowded()) == []
 

@@ -16,7 +16,15 @@ from cotenant.planning.device_choice import Fit
 from cotenant.planning.ledger import DeviceReading
 from cotenant.planning.single_device import place_without_memory
 from cotenant.scheduling import events, invariants
-from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
+from cotenant.scheduling.commands import (
+    Command,
+    Grant,
+    PublishDecision,
+    Refuse,
+    StartEngine,
+    StopEngine,
+    WakeAt,
+)
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.scheduler import Scheduler
 
@@ -138,7 +146,7 @@ class Bench:
                     self.stopping[name] = residency
                 case WakeAt(at):
                     self.wake_at = at
-                case Tell(decision):
+                case PublishDecision(decision):
                     self.story.append(decision)
         invariants.check(self.state)
         return commands

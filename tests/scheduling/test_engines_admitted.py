@@ -151,5 +151,5 @@ def test_prefetching_takes_no_place_that_there_is_not() -> None:
     bench.gone("b")
     bench.ready("a")
     bench.send(events.TimerFired(bench.now))
-    assert bench.state.models["b"].demand.chance_soon(bench.now, bench.state.everyone) > 0.5
+    assert bench.state.models["b"].demand.chance_soon(bench.now, bench.state.all_gaps) > 0.5
     assert set(bench.loading) == set()

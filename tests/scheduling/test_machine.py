@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
                 continue
             assert not state.ledger.claims[residency.id].bytes_by_device
             assert residency.state is not ResidencyState.RECLAIMING, "it has no bytes to be seen back"
-            assert residency.leaves is None or residency.leaves[0] not in FOR_ROOM
+            assert residency.pending_unload is None or residency.pending_unload[0] not in FOR_ROOM
         if self.max_loaded is not None:
             assert state.loaded_count() <= self.max_loaded
 

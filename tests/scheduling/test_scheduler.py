@@ -419,7 +419,7 @@ def loaded_with(bench: Bench, qps: dict[str, float], idle: dict[str, float], unt
         model.last_used = until - idle[name]
         model.demand = Demand()
         for number in reversed(range(max(1, round(60 * qps[name])))):
-            model.demand.arrive(model.last_used - number / max(qps[name], 1), bench.state.everyone)
+            model.demand.arrive(model.last_used - number / max(qps[name], 1), bench.state.all_gaps)
     bench.now = until
 
 

@@ -74,7 +74,7 @@ def test_foresight_counts_those_who_would_queue_behind_the_reload() -> None:
     cost = foresight([Request(10.0, "one", 0, 1), *(Request(10.0 + n, "many", 0, 1) for n in range(3))])
 
     def victim(name: str) -> Victim:
-        return Victim(name, demand=None, load_s=5.0, bytes=1, now=0.0, everyone=None)  # type: ignore[arg-type]
+        return Victim(name, demand=None, load_s=5.0, bytes=1, now=0.0, all_gaps=None)  # type: ignore[arg-type]
 
     assert cost(victim("many")) > cost(victim("one")) > cost(victim("never")) == 0
 

@@ -133,7 +133,7 @@ def _check(args: argparse.Namespace) -> int:
     try:
         configuration = _read(args)
     except BadSetting as error:
-        print(*error.complaints, sep="\n")
+        print(*error.problems, sep="\n")
         return 2
     print(f"{configuration.path or 'The environment'} is right: {len(configuration.models)} models.")
     for problem in configuration.problems:

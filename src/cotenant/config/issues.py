@@ -34,7 +34,7 @@ def refusal(issues: Sequence[ConfigIssue]) -> BadSetting:
     return BadSetting(
         f"{first} (and {more} more)" if more else str(first),
         hint=f"{first.hint} `cotenant models --check` lists all of them." if more else first.hint,
-        complaints=tuple(str(issue) for issue in issues),
+        problems=tuple(str(issue) for issue in issues),
     )
 
 

@@ -20,7 +20,7 @@ from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.recipes import check_recipe, with_micro_batch
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
-from cotenant.interfaces import Operator, PlanAsked, PlanFound
+from cotenant.interfaces import Operator, PlanAnswer, PlanQuery
 from cotenant.model_files import load_model
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
@@ -64,7 +64,7 @@ class Plans:
         self._our_pids = our_pids
         self._clock = clock
 
-    async def plan(self, asked: PlanAsked) -> PlanFound:
+    async def plan(self, asked: PlanQuery) -> PlanAnswer:
         """Lay a model over devices, or say why it cannot be and what would fit.
 
         Raises UnknownModel, ModelFileError, BadRequest, BadDeviceSpec, BadRecipe and BadSplit.
@@ -82,7 +82,7 @@ class Plans:
             hint = error.hint.replace(", or a YAML file's path", "")
             raise BadDeviceSpec(error.message, hint=hint) from None
 
-    def _present(self, asked: PlanAsked, rules: BudgetRules) -> Inventory:
+    def _present(self, asked: PlanQuery, rules: BudgetRules) -> Inventory:
         found = self._cards() or _NO_DEVICES
         statuses = {status.uuid: status for status in self._operator.devices()}
         ours = frozenset(self._our_pids())
@@ -97,8 +97,8 @@ class Plans:
 
 
 def _plan(
-    asked: PlanAsked, configuration: Configuration, inventory: Inventory, rules: BudgetRules
-) -> PlanFound:
+    asked: PlanQuery, configuration: Configuration, inventory: Inventory, rules: BudgetRules
+) -> PlanAnswer:
     subject = _subject(asked, configuration)
     if subject.shape.kind is ModelKind.PROJECTOR:
         raise UnsupportedModelFile(
@@ -109,7 +109,7 @@ def _plan(
     allowed = subject.gpus if asked.gpus is None else ()
     found = tuple(only_allowed(budgets(inventory, rules), allowed))
     request = PlanRequest(subject.name, subject.shape, recipe, subject.projector_bytes, subject.stated_bytes)
-    return PlanFound(
+    return PlanAnswer(
         subject.name,
         subject.path,
         subject.shape,
@@ -126,7 +126,7 @@ def _plan(
     )
 
 
-def _subject(asked: PlanAsked, configuration: Configuration) -> _Subject:
+def _subject(asked: PlanQuery, configuration: Configuration) -> _Subject:
     if asked.model is not None:
         return _served(Fleet.of(configuration.models), asked.model)
     recipe = configuration.defaults.recipe
@@ -181,7 +181,7 @@ def _normal(folder: Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
-def _recipe(asked: PlanAsked, subject: _Subject) -> Recipe:
+def _recipe(asked: PlanQuery, subject: _Subject) -> Recipe:
     """Return the recipe asked for. Raises BadRecipe."""
     changed: dict[str, Any] = dict(asked.recipe)
     recipe = replace(subject.recipe, **changed)
@@ -190,7 +190,7 @@ def _recipe(asked: PlanAsked, subject: _Subject) -> Recipe:
     return recipe
 
 
-def _rules(asked: PlanAsked, rules: BudgetRules) -> BudgetRules:
+def _rules(asked: PlanQuery, rules: BudgetRules) -> BudgetRules:
     told = {
         "reserve_bytes": asked.reserve_bytes,
         "min_budget_bytes": asked.min_budget_bytes,

@@ -22,10 +22,10 @@ def configuration(host: HostContext) -> Iterator[Observation]:
     """Check whether the configuration can be read and works."""
     if host.refusal is not None:
         refusal = host.refusal
-        complaints = refusal.complaints if isinstance(refusal, BadSetting) else (refusal.message,)
-        for number, complaint in enumerate(complaints):
+        problems = refusal.problems if isinstance(refusal, BadSetting) else (refusal.message,)
+        for number, text in enumerate(problems):
             yield problem(
-                complaint,
+                text,
                 "The daemon does not start with this configuration.",
                 # The hint is for the first mistake.
                 "" if number else refusal.hint,

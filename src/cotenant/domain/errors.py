@@ -131,14 +131,14 @@ class BadSplit(UsageError):
 class BadSetting(UsageError):
     """An environment variable or a setting of the daemon that cannot be used.
 
-    The message tells the first problem of a configuration; `complaints` are all of them, one line each.
+    The message tells the first problem of a configuration; `problems` are all of them, one line each.
     """
 
     code = "bad_setting"
 
-    def __init__(self, message: str, *, hint: str = "", complaints: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, *, hint: str = "", problems: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint=hint)
-        self.complaints = complaints or (message,)
+        self.problems = problems or (message,)
 
 
 class BadHubName(UsageError):

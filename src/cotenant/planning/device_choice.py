@@ -11,7 +11,7 @@ Fit = Callable[[Sequence[Budget]], Placement | Refusal]
 """Lays one model over the devices of these budgets."""
 
 
-def choose(
+def choose_devices(
     fit: Fit, budgets: Sequence[Budget], used: Collection[DeviceId], *, together: bool = False
 ) -> Placement | Refusal:
     """Place a model on one device if one can bear it, else on as few as possible.

@@ -34,21 +34,21 @@ class Candidate:
 
 
 def cheapest_on_device(
-    candidates: Sequence[Candidate], device: DeviceId, needed_bytes: int, needed_places: int = 0
+    candidates: Sequence[Candidate], device: DeviceId, needed_bytes: int, min_victims: int = 0
 ) -> tuple[Candidate, ...] | None:
     """Return the set with the least total cost that frees `needed_bytes` on one device; None if none does.
 
-    At least `needed_places` of them go, where the device admits no more engines than it has. Exact up to
+    At least `min_victims` of them go, where the device admits no more engines than it has. Exact up to
     12 candidates on the device; beyond, cheapest per byte first, then whoever is not needed is spared. Ties
     go to fewer victims, then to lower ids.
     """
     here = [c for c in candidates if c.bytes_by_device.get(device, 0) > 0]
-    if sum(c.bytes_by_device[device] for c in here) < needed_bytes or len(here) < needed_places:
+    if sum(c.bytes_by_device[device] for c in here) < needed_bytes or len(here) < min_victims:
         return None
     if len(here) > _EXHAUSTIVE:
-        return _greedy(here, device, needed_bytes, needed_places)
+        return _greedy(here, device, needed_bytes, min_victims)
     best: tuple[tuple[float, int, tuple[int, ...]], tuple[Candidate, ...]] | None = None
-    for count in range(needed_places, len(here) + 1):
+    for count in range(min_victims, len(here) + 1):
         for chosen in combinations(here, count):
             if sum(c.bytes_by_device[device] for c in chosen) >= needed_bytes:
                 key = (sum(c.cost for c in chosen), count, tuple(c.residency for c in chosen))
@@ -91,23 +91,23 @@ def freed_by(victims: Sequence[Holder]) -> dict[DeviceId, int]:
     return freed
 
 
-def places_left_by(victims: Sequence[Holder]) -> dict[DeviceId, int]:
+def engines_by_device(victims: Sequence[Holder]) -> dict[DeviceId, int]:
     """Count the engines that go with victims, by device."""
     return dict(Counter(device for victim in victims for device in victim.bytes_by_device))
 
 
 def _greedy(
-    here: Sequence[Candidate], device: DeviceId, needed_bytes: int, needed_places: int
+    here: Sequence[Candidate], device: DeviceId, needed_bytes: int, min_victims: int
 ) -> tuple[Candidate, ...]:
     chosen: list[Candidate] = []
     freed = 0
     for candidate in sorted(here, key=lambda c: (c.cost / c.bytes_by_device[device], c.residency)):
-        if freed >= needed_bytes and len(chosen) >= needed_places:
+        if freed >= needed_bytes and len(chosen) >= min_victims:
             break
         chosen.append(candidate)
         freed += candidate.bytes_by_device[device]
     for candidate in sorted(chosen, key=lambda c: (-c.cost, c.residency)):
-        if len(chosen) > needed_places and freed - candidate.bytes_by_device[device] >= needed_bytes:
+        if len(chosen) > min_victims and freed - candidate.bytes_by_device[device] >= needed_bytes:
             chosen.remove(candidate)
             freed -= candidate.bytes_by_device[device]
     return tuple(chosen)

@@ -92,36 +92,36 @@ class Ledger:
         """Count the claims on a device: an engine each, from the decision until its bytes are seen back."""
         return sum(device in claim.bytes_by_device for claim in self.claims.values())
 
-    def missing_places(self, device: DeviceId, *, places: int = 0) -> int:
-        """Return how many engines must go, beyond `places` that others leave, before one more may come."""
+    def engines_to_remove(self, device: DeviceId, *, leaving: int = 0) -> int:
+        """Return how many engines must be stopped, besides `leaving` ones, before one more may start."""
         most = self.readings[device].admission.max_engines
-        return 0 if most is None else max(0, self.engines(device) - places + 1 - most)
+        return 0 if most is None else max(0, self.engines(device) - leaving + 1 - most)
 
-    def full(self, places: Mapping[DeviceId, int] | None = None) -> list[str]:
-        """Say of each device that admits no further engine why, as if `places` of engines had come back."""
-        gone = places or {}
+    def full(self, leaving: Mapping[DeviceId, int] | None = None) -> list[str]:
+        """Say of each device that admits no further engine why, once `leaving` engines are gone."""
+        gone = leaving or {}
         return [
             f"{reading.device.label}: {reading.admission.why}"
             for device, reading in self.readings.items()
-            if reading.left_out is None and self.missing_places(device, places=gone.get(device, 0))
+            if reading.left_out is None and self.engines_to_remove(device, leaving=gone.get(device, 0))
         ]
 
     def budgets(
         self,
         *,
         freed: Mapping[DeviceId, int] | None = None,
-        places: Mapping[DeviceId, int] | None = None,
+        leaving: Mapping[DeviceId, int] | None = None,
         busy: Collection[DeviceId] = (),
         any_number: bool = False,
     ) -> tuple[Budget, ...]:
-        """Return what may be planned per device, as if `freed` bytes and `places` of engines had come back.
+        """Return what may be planned per device once `freed` bytes are free and `leaving` engines are gone.
 
         `busy` devices are left out, and so are those that admit no further engine unless `any_number`.
         """
-        more, gone = freed or {}, places or {}
+        more, gone = freed or {}, leaving or {}
         left_out = dict.fromkeys(busy, "a load is under way there")
         for device, reading in self.readings.items():
-            if not any_number and self.missing_places(device, places=gone.get(device, 0)):
+            if not any_number and self.engines_to_remove(device, leaving=gone.get(device, 0)):
                 left_out.setdefault(device, reading.admission.why)
         return tuple(
             self._budget(reading, more.get(device, 0), left_out.get(device))

@@ -22,27 +22,27 @@ from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.units import format_duration
 from cotenant.scheduling.state import ActiveAdvice, ModelState, Outbox, State
 
-STANDS_S: Final = 600.0
+ADVICE_VALID_S: Final = 600.0
 """How long a keep-alive factor stands, and a wish to have a model loaded."""
-STALE_S: Final = 120.0
-_PINNED_TIMES: Final = 8.0
-_PINNED_LEAST: Final = 0.01
+MAX_ADVICE_AGE_S: Final = 120.0
+_SOFT_PIN_FACTOR: Final = 8.0
+_SOFT_PIN_MIN_COST: Final = 0.01
 
 
-def take_advice(state: State, advice: Advice, out: Outbox) -> None:
+def apply_advice(state: State, advice: Advice, out: Outbox) -> None:
     """Apply advice as far as it is within bounds and not outdated."""
     stale = _stale(state, advice, out.at)
     if stale is not None:
-        out.tell(DecisionKind.ADVISED, None, f"advice dropped: {stale}", dropped=len(advice.hints))
+        out.publish(DecisionKind.ADVISED, None, f"advice dropped: {stale}", dropped=len(advice.hints))
         return
-    soft_pins = sum(standing.pinned_until > out.at for standing in state.advised.values())
+    soft_pins = sum(active.pinned_until > out.at for active in state.advised.values())
     prefetches = 0
     for name, hint in advice.hints.items():
         model = state.models.get(name)
         if model is None or model.removed or model.loads != hint.loads:
             continue
-        standing = state.advised.get(name, ActiveAdvice())
-        pinned_now = standing.pinned_until > out.at
+        active = state.advised.get(name, ActiveAdvice())
+        pinned_now = active.pinned_until > out.at
         pin = hint.soft_pin_s > 0 and not model.pinned and (pinned_now or soft_pins < MAX_SOFT_PINS)
         prefetch = hint.prefetch and model.residency is None and prefetches < MAX_PREFETCHES
         soft_pins += (pin and not pinned_now) - (pinned_now and not pin)
@@ -50,34 +50,34 @@ def take_advice(state: State, advice: Advice, out: Outbox) -> None:
         factor = _within(hint.keep_alive_factor, MIN_KEEP_ALIVE_FACTOR, MAX_KEEP_ALIVE_FACTOR, 1.0)
         fresh = ActiveAdvice(
             factor,
-            out.at + STANDS_S if factor != 1.0 else 0.0,
+            out.at + ADVICE_VALID_S if factor != 1.0 else 0.0,
             out.at + _within(hint.soft_pin_s, 0.0, MAX_SOFT_PIN_S, 0.0) if pin else 0.0,
-            out.at + STANDS_S if prefetch else 0.0,
+            out.at + ADVICE_VALID_S if prefetch else 0.0,
         )
-        _tell(model, standing, fresh, out, shadow=advice.shadow)
+        _publish_change(model, active, fresh, out, shadow=advice.shadow)
         if not advice.shadow:
             state.advised[name] = fresh
 
 
 def expire_advice(state: State, at: float) -> None:
     """Drop advice whose time is over, and advice for models that are no longer served."""
-    for name, standing in [*state.advised.items()]:
+    for name, active in [*state.advised.items()]:
         kept = ActiveAdvice(
-            standing.factor if standing.factor_until > at else 1.0,
-            standing.factor_until if standing.factor_until > at else 0.0,
-            standing.pinned_until if standing.pinned_until > at else 0.0,
-            standing.prefetch_until if standing.prefetch_until > at else 0.0,
+            active.factor if active.factor_until > at else 1.0,
+            active.factor_until if active.factor_until > at else 0.0,
+            active.pinned_until if active.pinned_until > at else 0.0,
+            active.prefetch_until if active.prefetch_until > at else 0.0,
         )
         model = state.models.get(name)
         if model is not None and model.residency is not None:
             kept = replace(kept, prefetch_until=0.0)
         if model is None or kept == ActiveAdvice():
             del state.advised[name]
-        elif kept != standing:
+        elif kept != active:
             state.advised[name] = kept
 
 
-def kept_s(state: State, model: ModelState) -> float | None:
+def effective_keep_alive_s(state: State, model: ModelState) -> float | None:
     """Return how long a model stays after its last request; None for ever.
 
     A keep-alive that a client gave with its request is not changed, nor that of a pinned model.
@@ -85,36 +85,36 @@ def kept_s(state: State, model: ModelState) -> float | None:
     if model.keep_alive_s is not None:
         return model.keep_alive_s
     keep = model.spec.keep_alive_s
-    standing = state.advised.get(model.spec.name)
-    return keep if keep is None or standing is None else keep * standing.factor
+    active = state.advised.get(model.spec.name)
+    return keep if keep is None or active is None else keep * active.factor
 
 
-def advised_keep(state: State, model: ModelState) -> str:
+def advised_keep_alive(state: State, model: ModelState) -> str:
     """Say how advice changed a keep-alive; empty if it did not."""
-    standing = state.advised.get(model.spec.name)
-    if standing is None or standing.factor == 1.0 or model.keep_alive_s is not None:
+    active = state.advised.get(model.spec.name)
+    if active is None or active.factor == 1.0 or model.keep_alive_s is not None:
         return ""
-    return f", ×{standing.factor:g} by the advisor"
+    return f", ×{active.factor:g} by the advisor"
 
 
 def soft_pinned_cost(state: State, name: str, at: float, cost: float) -> float:
     """Return the cost of evicting a model: higher with a soft pin, but always finite."""
-    standing = state.advised.get(name)
-    if standing is None or standing.pinned_until <= at:
+    active = state.advised.get(name)
+    if active is None or active.pinned_until <= at:
         return cost
-    return cost * _PINNED_TIMES + _PINNED_LEAST
+    return cost * _SOFT_PIN_FACTOR + _SOFT_PIN_MIN_COST
 
 
-def expected(state: State, model: ModelState, at: float) -> bool:
+def prefetch_advised(state: State, model: ModelState, at: float) -> bool:
     """Whether the advisor has the model loaded ahead."""
-    standing = state.advised.get(model.spec.name)
-    return standing is not None and standing.prefetch_until > at
+    active = state.advised.get(model.spec.name)
+    return active is not None and active.prefetch_until > at
 
 
-def fulfilled(state: State, model: ModelState) -> None:
+def prefetch_started(state: State, model: ModelState) -> None:
     """Note that a model was loaded ahead: once for each time that it is advised."""
-    standing = state.advised[model.spec.name]
-    state.advised[model.spec.name] = replace(standing, prefetch_until=0.0)
+    active = state.advised[model.spec.name]
+    state.advised[model.spec.name] = replace(active, prefetch_until=0.0)
 
 
 def _stale(state: State, advice: Advice, now: float) -> str | None:
@@ -122,7 +122,7 @@ def _stale(state: State, advice: Advice, now: float) -> str | None:
         return "it is from the future"
     if advice.asked_at < state.changed_at:
         return "the models or the devices have changed since it was asked for"
-    if now - advice.asked_at > STALE_S:
+    if now - advice.asked_at > MAX_ADVICE_AGE_S:
         return f"it took {format_duration(now - advice.asked_at)}"
     return None
 
@@ -131,10 +131,12 @@ def _within(value: float, least: float, most: float, otherwise: float) -> float:
     return min(max(value, least), most) if math.isfinite(value) else otherwise
 
 
-def _tell(model: ModelState, old: ActiveAdvice, new: ActiveAdvice, out: Outbox, *, shadow: bool) -> None:
+def _publish_change(
+    model: ModelState, old: ActiveAdvice, new: ActiveAdvice, out: Outbox, *, shadow: bool
+) -> None:
     parts = []
     if new.factor != old.factor:
-        parts.append(f"keep-alive ×{new.factor:g} for {format_duration(STANDS_S)}")
+        parts.append(f"keep-alive ×{new.factor:g} for {format_duration(ADVICE_VALID_S)}")
     if new.pinned_until and old.pinned_until <= out.at:
         parts.append(f"evicted after others for {format_duration(new.pinned_until - out.at)}")
     if new.prefetch_until and old.prefetch_until <= out.at:
@@ -142,4 +144,4 @@ def _tell(model: ModelState, old: ActiveAdvice, new: ActiveAdvice, out: Outbox, 
     if parts:
         begin = "the advisor would have it" if shadow else "by the advisor"
         text = f"{begin}: {'; '.join(parts)}"
-        out.tell(DecisionKind.ADVISED, model.spec.name, text, shadow=int(shadow), factor=new.factor)
+        out.publish(DecisionKind.ADVISED, model.spec.name, text, shadow=int(shadow), factor=new.factor)

@@ -60,10 +60,10 @@ class WakeAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class PublishDecision:
     """Publish a decision."""
 
     decision: Decision
 
 
-Command = Grant | Refuse | StartEngine | StopEngine | WakeAt | Tell
+Command = Grant | Refuse | StartEngine | StopEngine | WakeAt | PublishDecision

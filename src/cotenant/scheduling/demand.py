@@ -37,13 +37,13 @@ class Demand:
     requests: int = 0
     _rate: float = 0.0
 
-    def arrive(self, at: float, everyone: GapHistogram) -> None:
-        """Count a request, for this model and for `everyone`."""
+    def arrive(self, at: float, all_gaps: GapHistogram) -> None:
+        """Count a request, for this model and for `all_gaps`."""
         self.requests += 1
         if self.last_at is not None:
             gap = max(0.0, at - self.last_at)
             self.gaps.add(gap)
-            everyone.add(gap)
+            all_gaps.add(gap)
             self._rate *= math.exp(-gap / _RATE_MEMORY_S)
         self._rate += 1 / _RATE_MEMORY_S
         self.last_at = at
@@ -58,7 +58,7 @@ class Demand:
         """Return seconds since the last request; infinite if there was none."""
         return math.inf if self.last_at is None else max(0.0, now - self.last_at)
 
-    def chance_soon(self, now: float, everyone: GapHistogram) -> float:
+    def chance_soon(self, now: float, all_gaps: GapHistogram) -> float:
         """Return the chance of a request within five minutes, given how long there has been none.
 
         The model's own gaps, shrunk towards everyone's by four pseudo-counts ("Serverless in the Wild",
@@ -68,7 +68,7 @@ class Demand:
             return 0.0
         idle = self.idle_s(now)
         outlasted, soon = self.gaps.beyond(idle)
-        all_outlasted, all_soon = everyone.beyond(idle)
+        all_outlasted, all_soon = all_gaps.beyond(idle)
         prior = all_soon / all_outlasted if all_outlasted else 0.0
         return (soon + _PSEUDO_COUNTS * prior) / (outlasted + _PSEUDO_COUNTS)
 

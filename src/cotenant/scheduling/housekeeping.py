@@ -10,12 +10,24 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
-from cotenant.planning.device_choice import choose
+from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.advice import advised_keep, expected, fulfilled, kept_s
+from cotenant.scheduling.advice import (
+    advised_keep_alive,
+    effective_keep_alive_s,
+    prefetch_advised,
+    prefetch_started,
+)
 from cotenant.scheduling.placing import drain_credit_s, evictable_at, eviction_cost, longest_wait_s
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
-from cotenant.scheduling.transitions import drop_leases, leave, reclaim, remember, start, unload
+from cotenant.scheduling.transitions import (
+    drop_leases,
+    reclaim,
+    record_last_seen,
+    start,
+    unload,
+    unload_when_idle,
+)
 
 _PREFETCH_CHANCE = 0.5
 _GONE = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
@@ -28,14 +40,14 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
     for reading in readings:
         for holder, count in (reading.engine_bytes or {}).items():
             measured[holder] = measured.get(holder, 0) + count
-            remember(state, holder, reading)
+            record_last_seen(state, holder, reading)
     for holder, count in measured.items():
         if holder in state.residencies:
             state.residencies[holder].measured_bytes = count
     if lost:
         state.changed_at = out.at
     for device in lost:
-        out.tell(
+        out.publish(
             DecisionKind.DEVICE_LOST, None, f"{device} is gone: its models move to others where they fit"
         )
         for residency in _on(state, device):
@@ -43,7 +55,7 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
     release_returned(state, out)
-    relieve(state, out)
+    evict_for_others(state, out)
     _mark_crowded(state, out)
 
 
@@ -53,7 +65,7 @@ def _mark_crowded(state: State, out: Outbox) -> None:
     for device in crowded.keys() - state.crowded:
         admission = state.ledger.readings[device].admission
         text = f"{device} has {state.ledger.engines(device)} engines and admits {admission.max_engines}"
-        out.tell(DecisionKind.OVERCOMMITTED, None, f"{text}: {admission.why}")
+        out.publish(DecisionKind.OVERCOMMITTED, None, f"{text}: {admission.why}")
     state.crowded = set(crowded)
 
 
@@ -63,14 +75,14 @@ def release_returned(state: State, out: Outbox) -> None:
         reclaim(state, residency, out)
 
 
-def relieve(state: State, out: Outbox) -> None:
+def evict_for_others(state: State, out: Outbox) -> None:
     """Evict idle models of devices that are overcommitted by other processes, cheapest first."""
     over_now = dict(state.ledger.overcommitted())
     for device in state.overcommitted - over_now.keys():
-        out.tell(DecisionKind.OVERCOMMITTED, None, f"{device} has room again")
+        out.publish(DecisionKind.OVERCOMMITTED, None, f"{device} has room again")
     for device in over_now.keys() - state.overcommitted:
         holders = state.ledger.readings[device].holders
-        out.tell(
+        out.publish(
             DecisionKind.OVERCOMMITTED,
             None,
             f"{device} is short of {format_bytes(over_now[device])}: "
@@ -93,20 +105,22 @@ def relieve(state: State, out: Outbox) -> None:
 def unload_expired(state: State, out: Outbox) -> None:
     """Unload models whose keep-alive has run out."""
     for residency in [*state.residencies.values()]:
-        due = gone_at(state, residency)
+        due = keep_alive_ends_at(state, residency)
         if due is not None and due <= out.at:
             model = state.models[residency.model]
-            idle, advised = format_duration(out.at - model.last_used), advised_keep(state, model)
+            idle, advised = format_duration(out.at - model.last_used), advised_keep_alive(state, model)
             why = f"unloaded: idle {idle}, its keep-alive{advised}"
             if advised:
-                out.tell(DecisionKind.ADVISED, residency.model, f"its keep-alive ends{advised}", mattered=1)
+                out.publish(
+                    DecisionKind.ADVISED, residency.model, f"its keep-alive ends{advised}", mattered=1
+                )
             unload(state, residency, out, UnloadReason.KEEP_ALIVE, why)
 
 
-def gone_at(state: State, residency: Residency) -> float | None:
+def keep_alive_ends_at(state: State, residency: Residency) -> float | None:
     """Return when an idle model's keep-alive runs out; None if it does not."""
     model = state.models[residency.model]
-    keep = kept_s(state, model)
+    keep = effective_keep_alive_s(state, model)
     if not residency.idle or model.pinned or model.queue or keep is None or math.isinf(keep):
         return None
     return model.last_used + keep
@@ -121,12 +135,12 @@ def prefetch(state: State, out: Outbox) -> None:
     if state.settings.max_loaded is not None and state.loaded_count() >= state.settings.max_loaded:
         return
     for chance, model in _likely(state, out.at):
-        placement = choose(model.spec.fit, state.ledger.budgets(), (), together=model.spec.together)
+        placement = choose_devices(model.spec.fit, state.ledger.budgets(), (), together=model.spec.together)
         if isinstance(placement, Placement):
             why = "the advisor expects it" if chance is None else f"likely wanted soon ({chance:.0%})"
             if chance is None:
-                fulfilled(state, model)
-                out.tell(DecisionKind.ADVISED, model.spec.name, "loaded ahead by the advisor", mattered=1)
+                prefetch_started(state, model)
+                out.publish(DecisionKind.ADVISED, model.spec.name, "loaded ahead by the advisor", mattered=1)
             start(state, model, placement, out, f"{why}, and there is room")
             return
 
@@ -134,9 +148,9 @@ def prefetch(state: State, out: Outbox) -> None:
 def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState]]:
     """Yield cold models with the chance of a request soon; None if an advisor asks for the load."""
     cold = _cold(state, now)
-    yield from ((None, model) for model in cold if expected(state, model, now))
+    yield from ((None, model) for model in cold if prefetch_advised(state, model, now))
     if state.settings.prefetch:
-        chances = [(model.demand.chance_soon(now, state.everyone), model) for model in cold]
+        chances = [(model.demand.chance_soon(now, state.all_gaps), model) for model in cold]
         ranked = sorted(chances, key=lambda pair: (-pair[0], pair[1].spec.name))
         yield from (pair for pair in ranked if pair[0] >= _PREFETCH_CHANCE)
 
@@ -144,7 +158,9 @@ def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState
 def stop(state: State, out: Outbox) -> None:
     """Unload every model once its requests have ended."""
     for residency in [*state.residencies.values()]:
-        leave(state, residency, out, UnloadReason.SHUTDOWN, "unloaded: the daemon is shutting down")
+        unload_when_idle(
+            state, residency, out, UnloadReason.SHUTDOWN, "unloaded: the daemon is shutting down"
+        )
 
 
 def next_instant(state: State, now: float) -> float | None:
@@ -154,10 +170,10 @@ def next_instant(state: State, now: float) -> float | None:
 
 def _instants(state: State, now: float) -> Iterator[float]:
     yield from (ticket.deadline for ticket in state.tickets.values())
-    for standing in state.advised.values():
-        yield from (standing.factor_until, standing.pinned_until, standing.prefetch_until)
+    for active in state.advised.values():
+        yield from (active.factor_until, active.pinned_until, active.prefetch_until)
     for residency in state.residencies.values():
-        due = gone_at(state, residency)
+        due = keep_alive_ends_at(state, residency)
         if due is not None:
             yield due
         if residency.state is ResidencyState.RECLAIMING and residency.ended_at is not None:

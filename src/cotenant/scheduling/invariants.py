@@ -62,7 +62,7 @@ def _leases_are_served(state: State) -> None:
 
 def _nothing_pinned_is_evicted(state: State) -> None:
     for residency in state.residencies.values():
-        evicted = residency.leaves is not None and residency.leaves[0] in _EVICTED
+        evicted = residency.pending_unload is not None and residency.pending_unload[0] in _EVICTED
         unloading = residency.state is ResidencyState.UNLOADING
         if unloading and evicted and state.models[residency.model].pinned:
             raise InvariantViolation(f"law 3: {residency.model} is pinned and evicted")
@@ -75,8 +75,8 @@ def _tickets_wait_once(state: State) -> None:
 
 
 def _advice_is_bounded(state: State) -> None:
-    if sum(bool(standing.pinned_until) for standing in state.advised.values()) > MAX_SOFT_PINS:
+    if sum(bool(active.pinned_until) for active in state.advised.values()) > MAX_SOFT_PINS:
         raise InvariantViolation(f"advice: more than {MAX_SOFT_PINS} models are softly pinned")
-    for name, standing in state.advised.items():
-        if not MIN_KEEP_ALIVE_FACTOR <= standing.factor <= MAX_KEEP_ALIVE_FACTOR:
-            raise InvariantViolation(f"advice: the keep-alive of {name} is multiplied by {standing.factor}")
+    for name, active in state.advised.items():
+        if not MIN_KEEP_ALIVE_FACTOR <= active.factor <= MAX_KEEP_ALIVE_FACTOR:
+            raise InvariantViolation(f"advice: the keep-alive of {name} is multiplied by {active.factor}")

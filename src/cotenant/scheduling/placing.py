@@ -11,19 +11,19 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import RefusalCode, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
-from cotenant.planning.device_choice import choose
+from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.eviction import (
     Candidate,
     cheapest_anywhere,
     cheapest_on_device,
+    engines_by_device,
     freed_by,
-    places_left_by,
 )
 from cotenant.scheduling.advice import soft_pinned_cost
 from cotenant.scheduling.policy import Victim
 from cotenant.scheduling.requests import refuse_all
 from cotenant.scheduling.state import ModelState, Outbox, Reservation, Residency, State
-from cotenant.scheduling.transitions import leave, placement_bytes, resume, start
+from cotenant.scheduling.transitions import placement_bytes, resume, start, unload_when_idle
 
 _UNLIMITED: Final = 1 << 62
 _TIE: Final = 1e-9
@@ -44,7 +44,7 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
         if not model.cold_and_wanted or state.stopping:
             cancel(state, reservation, out)
         elif reservation.drains and reservation.victims and drained_s >= state.settings.drain_limit_s:
-            out.tell(
+            out.publish(
                 DecisionKind.DRAIN,
                 reservation.model,
                 f"gave up draining after {format_duration(drained_s)}: it is tried again later",
@@ -111,26 +111,27 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         start(state, model, now_free, out, _why_now(model, out.at))
         return
     if not crowded and busy and isinstance(_chosen(state, model, set()), Placement):
-        _tell_waiting(model, out, "waits for the load under way on its device")
+        _publish_waiting(model, out, "waits for the load under way on its device")
         return
     if _make_room(state, model, out, busy, crowded=crowded):
         return
     refusal = _never_fits(state, model)
     if refusal is not None:
-        out.tell(DecisionKind.REFUSED, model.spec.name, f"does not fit: {refusal}")
+        out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {refusal}")
         model.wanted = False
         model.last_failure, model.last_cause = f"{model.spec.name} does not fit: {refusal}", None
         refuse_all(state, model, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
     else:
         text = "waits for room: what is loaded is in use, pinned or newly loaded"
-        _tell_waiting(model, out, "; ".join((text, *state.ledger.full())))
+        _publish_waiting(model, out, "; ".join((text, *state.ledger.full())))
 
 
 def _chosen(state: State, model: ModelState, busy: set[DeviceId]) -> Placement | Refusal:
     """Choose devices with the room that there is now, what is reserved left aside."""
     used = {device for claim in state.ledger.claims.values() for device in claim.bytes_by_device}
-    budgets = state.ledger.budgets(freed=_withheld(state), places=_places_withheld(state), busy=busy)
-    return choose(model.spec.fit, budgets, used, together=model.spec.together)
+    freed, leaving = _reserved(state)
+    budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
+    return choose_devices(model.spec.fit, budgets, used, together=model.spec.together)
 
 
 def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId], *, crowded: bool) -> bool:
@@ -140,7 +141,7 @@ def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId]
     if found is not None:
         if state.advised:
             plain = [*_candidates(state, out.at, overdue, busy=False, advised=False)]
-            _tell_kept_by_advice(state, found[0], _victims(state, model, plain, busy, crowded), out)
+            _publish_kept_by_advice(state, found[0], _victims(state, model, plain, busy, crowded), out)
         _reserve(state, model, *found, out, drains=False)
         return True
     if not overdue or drain_credit_s(state, out.at) < 1 or any(r.drains for r in state.reservations.values()):
@@ -153,7 +154,7 @@ def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId]
     return True
 
 
-def _tell_kept_by_advice(
+def _publish_kept_by_advice(
     state: State,
     victims: tuple[Candidate, ...],
     otherwise: tuple[tuple[Candidate, ...], Placement] | None,
@@ -166,7 +167,7 @@ def _tell_kept_by_advice(
         if candidate.residency not in gone:
             kept = state.residencies[candidate.residency].model
             text = f"kept by the advisor: {names} is evicted in its place"
-            out.tell(DecisionKind.ADVISED, kept, text, mattered=1)
+            out.publish(DecisionKind.ADVISED, kept, text, mattered=1)
 
 
 def _candidates(
@@ -194,7 +195,7 @@ def eviction_cost(state: State, residency: Residency, now: float, *, advised: bo
     With `advised`, what an advisor would rather keep costs more.
     """
     model = state.models[residency.model]
-    victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.everyone)
+    victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.all_gaps)
     cost = state.policy(victim) + _TIE / (1 + max(0.0, now - model.last_used))
     return soft_pinned_cost(state, residency.model, now, cost) if advised else cost
 
@@ -204,7 +205,7 @@ def _victims(
 ) -> tuple[tuple[Candidate, ...], Placement] | None:
     """Find the cheapest sufficient victims on one device, or else on several."""
     best: tuple[float, tuple[Candidate, ...], Placement] | None = None
-    withheld, places = _withheld(state), _places_withheld(state)
+    reserved_bytes, reserved_engines = _reserved(state)
     for budget in state.ledger.budgets(busy=busy, any_number=True):
         if budget.left_out is not None:
             continue
@@ -212,10 +213,10 @@ def _victims(
         alone = model.spec.fit([replace(budget, budget_bytes=_UNLIMITED)])
         if isinstance(alone, Refusal):
             continue
-        free = state.ledger.available_bytes(device) + withheld.get(device, 0)
+        free = state.ledger.available_bytes(device) + reserved_bytes.get(device, 0)
         needed = placement_bytes(alone)[device] - free
-        missing = state.ledger.missing_places(device, places=places.get(device, 0))
-        victims = cheapest_on_device(candidates, device, max(needed, 0), missing)
+        min_victims = state.ledger.engines_to_remove(device, leaving=reserved_engines.get(device, 0))
+        victims = cheapest_on_device(candidates, device, max(needed, 0), min_victims)
         if victims is not None and crowded and not victims:
             victims = _cheapest_one(candidates)
         if victims is None:
@@ -228,8 +229,9 @@ def _victims(
         return best[1], best[2]
 
     def fits(victims: Sequence[Candidate]) -> Placement | None:
-        freed, gone = _sum(withheld, freed_by(victims)), _sum(places, places_left_by(victims))
-        result = model.spec.fit(state.ledger.budgets(freed=freed, places=gone, busy=busy))
+        freed = _sum(reserved_bytes, freed_by(victims))
+        leaving = _sum(reserved_engines, engines_by_device(victims))
+        result = model.spec.fit(state.ledger.budgets(freed=freed, leaving=leaving, busy=busy))
         return result if isinstance(result, Placement) else None
 
     found = cheapest_anywhere(candidates, fits)
@@ -275,8 +277,8 @@ def _reserve(
             f"whose first request had waited {format_duration(waited)}"
         )
         if not residency.idle:
-            out.tell(DecisionKind.DRAIN, residency.model, f"admits no more requests: {why}")
-        leave(state, residency, out, UnloadReason.EVICTED, why)
+            out.publish(DecisionKind.DRAIN, residency.model, f"admits no more requests: {why}")
+        unload_when_idle(state, residency, out, UnloadReason.EVICTED, why)
 
 
 def _end_reservation(state: State, reservation: Reservation, out: Outbox) -> None:
@@ -286,24 +288,19 @@ def _end_reservation(state: State, reservation: Reservation, out: Outbox) -> Non
         state.drain_credit_at = out.at
 
 
-def _withheld(state: State) -> dict[DeviceId, int]:
-    """Return, as negative room, what reservations will need beyond what their victims still hold."""
-    withheld: dict[DeviceId, int] = {}
+def _reserved(state: State) -> tuple[dict[DeviceId, int], dict[DeviceId, int]]:
+    """Return what reservations need beyond what their victims still hold: bytes and engines, as negatives."""
+    reserved_bytes: dict[DeviceId, int] = {}
+    reserved_engines: dict[DeviceId, int] = {}
     for reservation in state.reservations.values():
+        victims = [state.residencies[victim] for victim in reservation.victims]
+        freed, leaving = freed_by(victims), engines_by_device(victims)
         for device, count in reservation.bytes_by_device.items():
-            held = sum(state.residencies[v].bytes_by_device.get(device, 0) for v in reservation.victims)
-            withheld[device] = withheld.get(device, 0) - max(0, count - held)
-    return withheld
-
-
-def _places_withheld(state: State) -> dict[DeviceId, int]:
-    """Return, as negative places, those that reservations will take beyond what their victims still hold."""
-    withheld: dict[DeviceId, int] = {}
-    for reservation in state.reservations.values():
-        for device in reservation.bytes_by_device:
-            held = sum(device in state.residencies[v].bytes_by_device for v in reservation.victims)
-            withheld[device] = withheld.get(device, 0) - max(0, 1 - held)
-    return withheld
+            needed = max(0, count - freed.get(device, 0))
+            reserved_bytes[device] = reserved_bytes.get(device, 0) - needed
+            needed = max(0, 1 - leaving.get(device, 0))
+            reserved_engines[device] = reserved_engines.get(device, 0) - needed
+    return reserved_bytes, reserved_engines
 
 
 def _sum(one: dict[DeviceId, int], other: dict[DeviceId, int]) -> dict[DeviceId, int]:
@@ -324,7 +321,7 @@ def _never_fits(state: State, model: ModelState) -> str | None:
         return result.reason
     names = ", ".join(sorted(residency.model for residency in pinned))
     reason = f"beside {names}, pinned: {result.reason}"
-    full = state.ledger.full(places_left_by(others))
+    full = state.ledger.full(engines_by_device(others))
     return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
 
 
@@ -332,7 +329,7 @@ def _emptied(state: State, gone: Sequence[Residency]) -> list[Budget]:
     """Return budgets as if these were not in the ledger, Readings aside: they lag behind."""
     freed = freed_by(gone)
     budgets = []
-    for budget in state.ledger.budgets(places=places_left_by(gone)):
+    for budget in state.ledger.budgets(leaving=engines_by_device(gone)):
         reading = state.ledger.readings[budget.device.id]
         if budget.left_out is None:
             claimed = state.ledger.claimed_bytes(budget.device.id) - freed.get(budget.device.id, 0)
@@ -350,7 +347,7 @@ def _why_now(model: ModelState, now: float) -> str:
     return f"{waits}, the first for {format_duration(longest_wait_s(model, now))}"
 
 
-def _tell_waiting(model: ModelState, out: Outbox, text: str) -> None:
+def _publish_waiting(model: ModelState, out: Outbox, text: str) -> None:
     if model.last_waiting_text != text:
         model.last_waiting_text = text
-        out.tell(DecisionKind.WAITING, model.spec.name, text, queued=len(model.queue))
+        out.publish(DecisionKind.WAITING, model.spec.name, text, queued=len(model.queue))

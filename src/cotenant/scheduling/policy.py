@@ -21,7 +21,7 @@ class Victim:
     load_s: float
     bytes: int
     now: float
-    everyone: GapHistogram
+    all_gaps: GapHistogram
 
 
 Policy = Callable[[Victim], float]
@@ -48,7 +48,7 @@ def expected_delay(victim: Victim) -> float:
     """
     rate = min(victim.demand.rate(victim.now), _MOST_RATE)
     delay = victim.load_s * (1 + rate * victim.load_s / 2)
-    return victim.demand.chance_soon(victim.now, victim.everyone) * delay / _HORIZON_S
+    return victim.demand.chance_soon(victim.now, victim.all_gaps) * delay / _HORIZON_S
 
 
 POLICIES: Final[Mapping[str, Policy]] = {

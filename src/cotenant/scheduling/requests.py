@@ -14,8 +14,8 @@ from cotenant.scheduling.transitions import unload
 def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
     """Put a request in line, or refuse it at once. Raises UnknownModel."""
     model = state.model(event.model)
-    model.demand.arrive(event.at, state.everyone)
-    refusal = _refused_at_once(state, model, out.at)
+    model.demand.arrive(event.at, state.all_gaps)
+    refusal = _immediate_refusal(state, model, out.at)
     if refusal is not None:
         code, text, retry_after_s = refusal
         cause = model.last_cause if code is RefusalCode.LOAD_FAILED else None
@@ -67,8 +67,8 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
     model = state.models[residency.model]
     model.last_used = out.at
     model.failures = 0
-    if residency.in_flight == 0 and residency.state is ResidencyState.DRAINING and residency.leaves:
-        unload(state, residency, out, *residency.leaves)
+    if residency.in_flight == 0 and residency.state is ResidencyState.DRAINING and residency.pending_unload:
+        unload(state, residency, out, *residency.pending_unload)
     elif model.queue:
         dispatch(state, model, out)
 
@@ -126,7 +126,7 @@ def what_it_waits_for(state: State, model: ModelState) -> str:
     return "; ".join(("room on a GPU", *state.ledger.full()))
 
 
-def _refused_at_once(
+def _immediate_refusal(
     state: State, model: ModelState, now: float
 ) -> tuple[RefusalCode, str, float | None] | None:
     if state.stopping:

@@ -10,7 +10,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Resid
 from cotenant.domain.units import format_duration
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events
-from cotenant.scheduling.advice import expire_advice, kept_s, take_advice
+from cotenant.scheduling.advice import apply_advice, effective_keep_alive_s, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
 from cotenant.scheduling.housekeeping import (
     next_instant,
@@ -33,9 +33,9 @@ from cotenant.scheduling.requests import (
     what_it_waits_for,
 )
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
-from cotenant.scheduling.transitions import became_ready, exited, leave, resume
+from cotenant.scheduling.transitions import became_ready, exited, resume, unload_when_idle
 
-_LIVED_S = 30.0
+_STABLE_S = 30.0
 
 
 class Scheduler:
@@ -65,7 +65,7 @@ class Scheduler:
             events.LoadAsked: self._load_asked,
             events.UnloadAsked: self._unload_asked,
             events.PinAsked: self._pin_asked,
-            events.AdviceGiven: lambda event, out: take_advice(self.state, event.advice, out),
+            events.AdviceGiven: lambda event, out: apply_advice(self.state, event.advice, out),
             events.StopAsked: self._stop_asked,
             events.TimerFired: self._timer_fired,
         }
@@ -88,7 +88,7 @@ class Scheduler:
         residency = state.residencies[model.residency]
         if residency.state is not ResidencyState.READY or residency.in_flight >= residency.slots:
             return None
-        model.demand.arrive(at, state.everyone)
+        model.demand.arrive(at, state.all_gaps)
         state.waits.append(0.0)
         return grant(state, model, residency, keep_alive_s), residency.id
 
@@ -96,7 +96,7 @@ class Scheduler:
         """Take a lease back; more than that happens only where somebody waits, or the model is to go."""
         state = self.state
         holder = state.leases.get(lease)
-        if holder is not None and not state.restless:
+        if holder is not None and not state.awaiting_room:
             residency = state.residencies[holder]
             if residency.state is ResidencyState.READY and not state.models[residency.model].queue:
                 del state.leases[lease]
@@ -128,7 +128,9 @@ class Scheduler:
         fulfil_reservations(state, out)
         schedule(state, out)
         prefetch(state, out)
-        state.restless = bool(state.reservations) or any(m.cold_and_wanted for m in state.models.values())
+        state.awaiting_room = bool(state.reservations) or any(
+            m.cold_and_wanted for m in state.models.values()
+        )
         instant = next_instant(state, out.at)
         if instant is not None and instant != self._wake_at:
             self._wake_at = instant
@@ -136,7 +138,7 @@ class Scheduler:
 
     def _wake_for(self, residency: Residency, at: float) -> list[Command]:
         model = self.state.models[residency.model]
-        keep = kept_s(self.state, model)
+        keep = effective_keep_alive_s(self.state, model)
         if (
             residency.in_flight
             or keep is None
@@ -173,7 +175,7 @@ class Scheduler:
                 refuse_all(self.state, model, RefusalCode.LOAD_FAILED, event.why, out, wait_s, event.cause)
                 model.wanted = False
         elif residency.state is not ResidencyState.UNLOADING:
-            if residency.ready_at is not None and event.at - residency.ready_at >= _LIVED_S:
+            if residency.ready_at is not None and event.at - residency.ready_at >= _STABLE_S:
                 model.failures = 0
             self._failed(model, event, out, reason=UnloadReason.ENGINE_DIED.value)
         exited(self.state, residency, out)
@@ -188,7 +190,7 @@ class Scheduler:
         model.retry_at = event.at + pause
         again = f"; next attempt in {format_duration(pause)} at the earliest" if pause else ""
         text, cause = f"{event.why.rstrip('.')}{again}", event.cause.value
-        out.tell(DecisionKind.FAILED, model.spec.name, text, failures=model.failures, cause=cause, **facts)
+        out.publish(DecisionKind.FAILED, model.spec.name, text, failures=model.failures, cause=cause, **facts)
 
     def _models_changed(self, event: events.ModelsChanged, out: Outbox) -> None:
         state = self.state
@@ -205,7 +207,9 @@ class Scheduler:
                 ResidencyState.RECLAIMING,
             ):
                 state.models[name].wanted = True
-                leave(state, residency, out, UnloadReason.CHANGED, "unloaded: its configuration changed")
+                unload_when_idle(
+                    state, residency, out, UnloadReason.CHANGED, "unloaded: its configuration changed"
+                )
 
     def _serve(self, name: str, spec: ModelSpec, out: Outbox) -> None:
         known = self.state.models.get(name)
@@ -227,7 +231,9 @@ class Scheduler:
         if residency is None:
             del self.state.models[name]
         else:
-            leave(self.state, residency, out, UnloadReason.REMOVED, "unloaded: it is not served any more")
+            unload_when_idle(
+                self.state, residency, out, UnloadReason.REMOVED, "unloaded: it is not served any more"
+            )
 
     def _load_asked(self, event: events.LoadAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
@@ -240,16 +246,18 @@ class Scheduler:
         model.wanted = model.pinned = False
         residency = self.state.residency_of(model)
         if residency is not None:
-            leave(self.state, residency, out, UnloadReason.OPERATOR, "unloaded: the operator asked for it")
+            unload_when_idle(
+                self.state, residency, out, UnloadReason.OPERATOR, "unloaded: the operator asked for it"
+            )
 
     def _pin_asked(self, event: events.PinAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
         model.pinned = event.pinned
         residency = self.state.residency_of(model)
-        if event.pinned and residency is not None and residency.leaves is not None:
+        if event.pinned and residency is not None and residency.pending_unload is not None:
             self._cancel_unload(model, residency, out)
         text = "pinned: it stays loaded" if event.pinned else "no longer pinned"
-        out.tell(DecisionKind.PINNED, event.model, text)
+        out.publish(DecisionKind.PINNED, event.model, text)
 
     def _cancel_unload(self, model: ModelState, residency: Residency, out: Outbox) -> None:
         """Keep a model that was about to go; one whose engine is ending already is loaded anew."""
@@ -257,7 +265,7 @@ class Scheduler:
             cancel(self.state, reservation, out)
         resume(residency, out)
         if residency.state is not ResidencyState.READY:
-            residency.leaves = (UnloadReason.OPERATOR, "unloaded before it was pinned")
+            residency.pending_unload = (UnloadReason.OPERATOR, "unloaded before it was pinned")
             model.wanted = True
 
     def _stop_asked(self, event: events.StopAsked, out: Outbox) -> None:

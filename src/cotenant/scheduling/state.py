@@ -15,7 +15,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId, UnloadReason
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling.commands import Command, Tell
+from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.demand import Demand, GapHistogram
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.policy import Policy
@@ -53,7 +53,7 @@ class Residency:
     """A model on its devices.
 
     `last_seen` is how each card that a driver measures was when the engine was last seen to hold memory
-    there, or else when it ended; `leaves` why it goes, as soon as it is idle.
+    there, or else when it ended; `pending_unload` why it goes, as soon as it is idle.
     """
 
     id: ResidencyId
@@ -68,7 +68,7 @@ class Residency:
     ended_at: float | None = None
     last_seen: dict[DeviceId, LastSeen] = field(default_factory=dict)
     measured_bytes: int | None = None
-    leaves: tuple[UnloadReason, str] | None = None
+    pending_unload: tuple[UnloadReason, str] | None = None
 
     @property
     def bytes(self) -> int:
@@ -135,7 +135,7 @@ class ActiveAdvice:
 
 @dataclass(slots=True)
 class State:
-    """The whole state of the scheduler; `restless` says that a model waits for memory.
+    """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
     `changed_at` is when models or devices came or went last.
     """
@@ -148,7 +148,7 @@ class State:
     leases: dict[LeaseId, ResidencyId] = field(default_factory=dict)
     tickets: dict[TicketId, Ticket] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
-    everyone: GapHistogram = field(default_factory=GapHistogram)
+    all_gaps: GapHistogram = field(default_factory=GapHistogram)
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_WAITS))
     overcommitted: set[DeviceId] = field(default_factory=set)
     crowded: set[DeviceId] = field(default_factory=set)
@@ -157,7 +157,7 @@ class State:
     drain_credit_s: float = 0.0
     drain_credit_at: float = 0.0
     stopping: bool = False
-    restless: bool = False
+    awaiting_room: bool = False
     ids: int = 0
     decisions: int = 0
 
@@ -229,11 +229,11 @@ class Outbox:
         """Queue a command for the shell."""
         self.commands.append(command)
 
-    def tell(self, kind: DecisionKind, model: str | None, text: str, **facts: float | int | str) -> None:
+    def publish(self, kind: DecisionKind, model: str | None, text: str, **facts: float | int | str) -> None:
         """Queue the publication of a decision, with the numbers behind it."""
         self._state.decisions += 1
         decision = Decision(self._state.decisions, self.at, kind, model, text, self._cause, facts)
-        self.commands.append(Tell(decision))
+        self.commands.append(PublishDecision(decision))
 
     def __iter__(self) -> Iterator[Command]:
         return iter(self.commands)

@@ -67,7 +67,7 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     model.residency = residency.id
     model.loads += 1
     model.last_waiting_text = ""
-    out.tell(
+    out.publish(
         DecisionKind.LOAD,
         residency.model,
         f"{_where(residency)}, about {format_duration(model.load_s)}; {why}",
@@ -89,16 +89,18 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
     move(residency, READY, out.at)
     residency.ready_at = out.at
     state.ledger.claims[residency.id].shown_at = out.at
-    out.tell(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
+    out.publish(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
 
 
 def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
     """Have the engine stopped."""
     held_s = out.at - (residency.ready_at if residency.ready_at is not None else residency.since)
     move(residency, UNLOADING, out.at)
-    residency.leaves = (reason, why)
-    frees = f"; frees {format_bytes(residency.bytes)} on {places(residency)}" if residency.bytes else ""
-    out.tell(
+    residency.pending_unload = (reason, why)
+    frees = (
+        f"; frees {format_bytes(residency.bytes)} on {device_labels(residency)}" if residency.bytes else ""
+    )
+    out.publish(
         _KINDS.get(reason, DecisionKind.UNLOAD),
         residency.model,
         f"{why}{frees}",
@@ -113,10 +115,10 @@ def drain(residency: Residency, reason: UnloadReason, why: str, at: float) -> No
     """Admit no more requests; it is unloaded when the last one ends."""
     if residency.state is READY:
         move(residency, DRAINING, at)
-    residency.leaves = (reason, why)
+    residency.pending_unload = (reason, why)
 
 
-def leave(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
+def unload_when_idle(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
     """Unload at once if nothing uses it, else drain first."""
     if residency.state in (UNLOADING, RECLAIMING):
         return
@@ -130,7 +132,7 @@ def resume(residency: Residency, out: Outbox) -> None:
     """Admit requests again: the room is not needed any more."""
     if residency.state is DRAINING:
         move(residency, READY, out.at)
-        residency.leaves = None
+        residency.pending_unload = None
 
 
 def exited(state: State, residency: Residency, out: Outbox) -> None:
@@ -145,7 +147,7 @@ def exited(state: State, residency: Residency, out: Outbox) -> None:
     reclaim(state, residency, out)
 
 
-def remember(state: State, holder: ResidencyId, reading: DeviceReading) -> None:
+def record_last_seen(state: State, holder: ResidencyId, reading: DeviceReading) -> None:
     """Record how a card was when an engine was last seen to hold memory there.
 
     The engine may be gone from later Readings before its end is reported.
@@ -179,7 +181,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
         return
     if missing:
         holders = "; ".join(filter(None, (state.ledger.readings[device].holders for device in missing)))
-        out.tell(
+        out.publish(
             DecisionKind.NOT_FREED,
             residency.model,
             f"its engine is gone, but its memory was not seen back within {format_duration(waited_s)}; "
@@ -187,7 +189,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
             waited_s=waited_s,
         )
     elif residency.bytes_by_device:
-        out.tell(
+        out.publish(
             DecisionKind.FREED,
             residency.model,
             f"its {format_bytes(residency.bytes)} are back after {format_duration(waited_s)}",
@@ -202,7 +204,7 @@ def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
     return {share.device.id: share.parts.total for share in placement.used_shares}
 
 
-def places(residency: Residency) -> str:
+def device_labels(residency: Residency) -> str:
     """Name the devices of a residency for people."""
     return ", ".join(share.device.label for share in residency.placement.used_shares)
 
@@ -210,7 +212,7 @@ def places(residency: Residency) -> str:
 def _where(residency: Residency) -> str:
     if not residency.bytes_by_device:
         return "connecting to where it is served"
-    return f"loading on {places(residency)}: {format_bytes(residency.bytes)}"
+    return f"loading on {device_labels(residency)}: {format_bytes(residency.bytes)}"
 
 
 def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:

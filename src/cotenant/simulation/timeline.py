@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cotenant.scheduling.commands import Command, StartEngine, Tell
+from cotenant.scheduling.commands import Command, PublishDecision, StartEngine
 from cotenant.scheduling.events import DevicesRead, Event
 
 _KEPT: Final = 30
@@ -43,7 +43,7 @@ def _event(event: Event) -> str:
 
 def _command(command: Command) -> str:
     match command:
-        case Tell(decision):
+        case PublishDecision(decision):
             return f"{decision.kind} {decision.model or ''}: {decision.text}"
         case StartEngine(residency, model, placement):
             where = ", ".join(str(share.device.id) for share in placement.used_shares)

@@ -8,7 +8,7 @@ from random import Random
 
 from cotenant.domain.devices import Device
 from cotenant.domain.placements import Placement, Refusal
-from cotenant.planning.device_choice import choose
+from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.events import LoadAsked
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
@@ -100,7 +100,7 @@ class Variant:
     def _plan(self, tenant: Tenant) -> Placement | Refusal:
         ledger = Ledger(self.settings.reserve_bytes)
         ledger.read(Machine(self.cards).readings(0.0))
-        return choose(tenant.spec.fit, ledger.budgets(), (), together=tenant.spec.together)
+        return choose_devices(tenant.spec.fit, ledger.budgets(), (), together=tenant.spec.together)
 
     def _model(self, tenant: Tenant) -> SimulatedModel:
         planned = self._plan(tenant)

@@ -13,7 +13,15 @@ from typing import Final
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
 from cotenant.scheduling import events, invariants
-from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
+from cotenant.scheduling.commands import (
+    Command,
+    Grant,
+    PublishDecision,
+    Refuse,
+    StartEngine,
+    StopEngine,
+    WakeAt,
+)
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.event_queue import EventQueue
@@ -254,7 +262,7 @@ class World:
                     self._stop(self._engines.get(residency))
                 case WakeAt(at):
                     self._wake_at(at)
-                case Tell(decision):
+                case PublishDecision(decision):
                     self.totals.count_unload(decision)
         self._check()
 

@@ -11,7 +11,7 @@ from cotenant.domain.errors import NotOffered, UnknownRoute
 from cotenant.domain.hub import PullStep
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.problems import send_problem
-from cotenant.interfaces import Operator, PlanAsked, PlanFound, Router
+from cotenant.interfaces import Operator, PlanAnswer, PlanQuery, Router
 from tests.support.daemon.plain_operator import PlainOperator
 
 
@@ -43,7 +43,7 @@ class NoPuller:
 class NoPlanner:
     """No model can be planned."""
 
-    async def plan(self, asked: PlanAsked) -> PlanFound:
+    async def plan(self, asked: PlanQuery) -> PlanAnswer:
         raise NotImplementedError
 
 

@@ -19,7 +19,15 @@ from cotenant.daemon.core.refusals import fault_of
 from cotenant.domain.devices import DeviceId, Reading
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
 from cotenant.scheduling import events, invariants
-from cotenant.scheduling.commands import Command, Grant, Refuse, StartEngine, StopEngine, Tell, WakeAt
+from cotenant.scheduling.commands import (
+    Command,
+    Grant,
+    PublishDecision,
+    Refuse,
+    StartEngine,
+    StopEngine,
+    WakeAt,
+)
 from cotenant.scheduling.scheduler import Scheduler
 
 _LOG = logging.getLogger("cotenant.decisions")
@@ -90,7 +98,7 @@ class Loop:
                     self.effects.stop(residency)
                 case WakeAt(at):
                     self._wake_at(at)
-                case Tell(decision):
+                case PublishDecision(decision):
                     self.feed.publish(decision)
         for condition in self._conditions:
             condition.set()

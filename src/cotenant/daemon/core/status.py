@@ -14,7 +14,7 @@ from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.housekeeping import gone_at
+from cotenant.scheduling.housekeeping import keep_alive_ends_at
 from cotenant.scheduling.state import ModelState, Residency, State
 
 
@@ -24,7 +24,7 @@ def model_status(
     """Describe one model; `running` is its engine, if it has one."""
     residency = state.residency_of(model)
     idle_s = model.demand.idle_s(now)
-    due = gone_at(state, residency) if residency else None
+    due = keep_alive_ends_at(state, residency) if residency else None
     return ModelStatus(
         name=model.spec.name,
         state=str(residency.state) if residency else "cold",

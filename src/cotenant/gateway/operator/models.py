@@ -236,7 +236,7 @@ class ModelRoutes:
         try:
             return {"changed": await self._operator.reload()}
         except BadSetting as error:
-            whole = BadSetting("; ".join(error.complaints), hint=error.hint)
+            whole = BadSetting("; ".join(error.problems), hint=error.hint)
             await send_problem(request.send, whole, problem=BROKEN_CONFIGURATION)
             return None
 

@@ -9,19 +9,19 @@ from typing import Final
 from cotenant.domain.models import Recipe
 from cotenant.domain.settings import settings_of
 from cotenant.domain.units import MIB
-from cotenant.interfaces import PlanFound
+from cotenant.interfaces import PlanAnswer
 from cotenant.planning.budgets import BudgetRules
 
 _FIELDS: Final = {each.option.removeprefix("--"): each.name for each in settings_of(Recipe)}
 _RULES: Final = {each.option.removeprefix("--"): each for each in settings_of(BudgetRules) if each.reads}
 
 
-def serve_command(found: PlanFound) -> str:
+def serve_command(found: PlanAnswer) -> str:
     """Return what serves the model so, on the machine that has these devices."""
     return shlex.join(["cotenant", "serve", *_model(found), *recipe_flags(found.recipe), *_rules(found)])
 
 
-def plan_command(found: PlanFound) -> str:
+def plan_command(found: PlanAnswer) -> str:
     """Return what shows the plan in a terminal, on any machine if the GPUs are described."""
     gpus = [] if found.described_as is None else ["--gpus", found.described_as]
     flags = [*recipe_flags(found.recipe), *_rules(found), *gpus]
@@ -56,13 +56,13 @@ def changes_of(flags: str) -> dict[str, int | str]:
     return changes
 
 
-def _model(found: PlanFound) -> Iterator[str]:
+def _model(found: PlanAnswer) -> Iterator[str]:
     yield str(found.path) if found.path else f"{found.name}.gguf"
     if found.projector_path:
         yield from ("--mmproj", str(found.projector_path))
 
 
-def _rules(found: PlanFound) -> Iterator[str]:
+def _rules(found: PlanAnswer) -> Iterator[str]:
     for each in _RULES.values():
         value = getattr(found, each.name)
         if value != each.default:

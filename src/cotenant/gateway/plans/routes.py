@@ -29,7 +29,7 @@ from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Ro
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, SentHeader, join_headers, read_header
 from cotenant.gateway.plans.schema import HeaderResponse, PlanRequest, PlanResponse
-from cotenant.interfaces import PlanAsked, PlanFound, Planner
+from cotenant.interfaces import PlanAnswer, Planner, PlanQuery
 from cotenant.planning.describe import plan_as_json
 
 OCTETS: Final = "application/octet-stream"
@@ -138,7 +138,7 @@ class PlanRoutes:
         self._headers.keep(sent)
         return header_answer(sent)
 
-    def _wanted(self, asked: PlanRequest) -> PlanAsked:
+    def _wanted(self, asked: PlanRequest) -> PlanQuery:
         """Return what is asked for. Raises BadAssignment, HeaderGone and ModelFileError."""
         named = [name for name in ("model", "path", "headers") if getattr(asked, name) is not None]
         if len(named) != 1:
@@ -148,7 +148,7 @@ class PlanRoutes:
         recipe = asked.recipe.model_dump(exclude_none=True)
         if "tensor_split" in recipe:
             recipe["tensor_split"] = tuple(recipe["tensor_split"])
-        return PlanAsked(
+        return PlanQuery(
             model=asked.model,
             path=asked.path,
             shape=sent.shape if sent else None,
@@ -163,7 +163,7 @@ class PlanRoutes:
         )
 
 
-def plan_answer(found: PlanFound) -> PlanResponse:
+def plan_answer(found: PlanAnswer) -> PlanResponse:
     """Tell a plan: the fields of docs/design.md, and what led to it."""
     planned: Any = plan_as_json(found.result, found.budgets, found.shape.n_layers)
     devices: list[dict[str, Any]] = [
