@@ -170,7 +170,7 @@ def test_a_configuration_is_replaced_only_by_force_and_then_kept_beside_the_data
     assert "--force" in fail(capsys, "restore", str(file), "--gpus", "24GiB")
     lines = call(capsys, "restore", str(file), "--gpus", "24GiB", "--force")
     (safe,) = filled.parent.glob("cotenant.replaced-*.json")
-    assert lines[-1] == f"What was there before is kept in {safe}"
+    assert lines[-1] == f"The replaced configuration is kept in {safe}"
     assert json.loads(safe.read_text())["configuration"]["number"] == 1
 
 

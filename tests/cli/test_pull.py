@@ -85,4 +85,4 @@ def test_the_demo_does_without_a_hub_that_cannot_be_reached(hub, monkeypatch, ca
     assert demo._from_hub() is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert demo._from_hub() is None
-    assert "It is not to be had: HF_HUB_OFFLINE is set" in capsys.readouterr().out
+    assert "It cannot be pulled: HF_HUB_OFFLINE is set" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`cotenant analyze`: what a model file holds, what it weighs, and where it would go."""
+"""`cotenant analyze`: what a model file contains, its sizes, and where it would be placed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from cotenant.analysis.calibration import Comparison
+from cotenant.cli.flags import file_path
 from cotenant.cli.plan import DOES_NOT_FIT, print_json, print_plan
 from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
-from cotenant.cli.recipe_options import file_path
 from cotenant.cli.render import analysis_lines, comparison_lines
 from cotenant.domain.errors import UsageError
 from cotenant.domain.models import ModelShape
@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the file holds, then its plan."""
+    """Print what the file contains, then its plan."""
     path = model_path(args)
     if path is None:
         raise UsageError("no model is given", hint="cotenant analyze --model FILE.gguf")
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     result = plan(given.request, given.budgets, given.rules)
     placed = result if isinstance(result, Placement) else None
     if args.json:
-        more = {} if not args.verify else {"verification": placed and _verified_as_json(given, placed, args)}
+        more = {"verification": placed and _verified_as_json(given, placed, args)} if args.verify else {}
         print_json(given, result, analysis=_as_json(given.shape), **more)
     else:
         print(*analysis_lines(path, given.shape), sep="\n")

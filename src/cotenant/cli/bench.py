@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cotenant.cli.client import Daemon, add_daemon_options
-from cotenant.cli.recipe_options import whole
+from cotenant.cli.flags import whole
 from cotenant.cli.table import Column, print_result, progress_line, table_lines
 from cotenant.domain.errors import BadSetting, DaemonSilent, UnknownModel
 

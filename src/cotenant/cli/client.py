@@ -1,4 +1,4 @@
-"""A running daemon, as the commands that ask it see it."""
+"""A client of the running daemon, for the commands that need one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model_path(name: str, action: str = "") -> str:
 
 
 class Daemon:
-    """Speaks HTTP to the daemon. Raises DaemonSilent if there is none, and what the daemon refuses."""
+    """Speaks HTTP to the daemon. Raises DaemonSilent if none answers, else the error that it reports."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Take address and key from the flags. Raises BadSetting."""
@@ -50,11 +50,11 @@ class Daemon:
         return self._json("GET", path, _READ_TIMEOUT_S)
 
     def post(self, path: str, payload: object = None) -> Any:
-        """Give an order, with what goes with it, and return the answer's JSON, however long it takes."""
+        """Send a POST and return the JSON of the response. There is no time limit."""
         return self._json("POST", path, None, payload)
 
     def put(self, path: str, payload: object) -> Any:
-        """Replace what is at a path and return the answer's JSON."""
+        """Send a PUT and return the JSON of the response. There is no time limit."""
         return self._json("PUT", path, None, payload)
 
     def text(self, path: str) -> str:
@@ -62,7 +62,7 @@ class Daemon:
         return b"".join(self._body("GET", path, _READ_TIMEOUT_S, accept=_TEXT)).decode("utf-8", "replace")
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Yield bytes as they come, until the daemon ends them."""
+        """Yield bytes as they arrive, until the daemon ends the response."""
         return self._body("GET", path, None, accept=_TEXT)
 
     def _json(self, method: str, path: str, timeout_s: float | None, payload: object = None) -> Any:
@@ -102,7 +102,7 @@ class Daemon:
                 ) from None
             raise DaemonSilent(
                 f"no daemon answers at {self.address}: {describe(error)}",
-                hint="Start one with `cotenant serve`, or say where with --address or COTENANT_ADDRESS.",
+                hint="Start one with `cotenant serve`, or name it with --address or COTENANT_ADDRESS.",
             ) from None
 
     def _endpoint(self) -> Endpoint:
@@ -113,19 +113,19 @@ class Daemon:
         )
 
     def _refusal(self, body: bytes) -> CotenantError:
-        """Return the error that the daemon reports, as its own class, so that the exit status fits."""
+        """Return the error that the daemon reports, with its own class, which decides the exit status."""
         try:
             error = json.loads(body)["error"]
             message, code = str(error["message"]), error["code"]
         except (ValueError, KeyError, TypeError):
             return self._not_cotenant()
         if code == "unauthorized":
-            return _fault(code)(message, hint="Give it with --api-key or COTENANT_API_KEY.")
-        return _fault(code)(message)
+            return _error_class(code)(message, hint="Give it with --api-key or COTENANT_API_KEY.")
+        return _error_class(code)(message)
 
     def _not_cotenant(self) -> DaemonSilent:
         return DaemonSilent(
-            f"what answers at {self.address} is not Cotenant", hint="Check --address or COTENANT_ADDRESS."
+            f"the server at {self.address} is not Cotenant", hint="Check --address or COTENANT_ADDRESS."
         )
 
 
@@ -144,7 +144,7 @@ def _checked(address: str) -> str:
     return given.rstrip("/")
 
 
-def _fault(code: object) -> type[CotenantError]:
+def _error_class(code: object) -> type[CotenantError]:
     """Return the class with this code; RequestError for one that this version does not know."""
     kinds: list[type[CotenantError]] = [CotenantError]
     for kind in kinds:

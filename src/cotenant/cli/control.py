@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cotenant.cli.client import Daemon, add_daemon_options, model_path
-from cotenant.cli.recipe_options import whole
+from cotenant.cli.flags import whole
 from cotenant.cli.table import print_result
 from cotenant.domain.units import format_bytes
 
@@ -24,9 +24,7 @@ def register(subparsers: Any) -> None:
     why = _command(subparsers, "why", _why, "show what was decided about a model, and why")
     why.add_argument("--json", action="store_true", help="print the decisions as JSON, with their numbers")
     logs = _command(subparsers, "logs", _logs, "show the log of a model's engine")
-    logs.add_argument(
-        "-f", "--follow", action="store_true", help="go on printing what is added, until Ctrl-C"
-    )
+    logs.add_argument("-f", "--follow", action="store_true", help="continue to print new lines, until Ctrl-C")
     logs.add_argument(
         "-n", "--lines", type=whole("--lines", 0), default=100, metavar="N", help="last lines (default: 100)"
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cotenant.cli.table import Column, table_lines
+from cotenant.cli.table import Column, print_result, table_lines
 from cotenant.clock import SystemClock
 from cotenant.services.model import SeenDevice
 from cotenant.store.location import Location, locate
@@ -29,10 +28,10 @@ def register(subparsers: Any) -> None:
     backup = _action(actions, "backup", _backup, "write GPU configuration and what was learned to a file")
     backup.add_argument("file", metavar="FILE", type=Path, help="a JSON file; compressed if it ends in .gz")
     backup.add_argument("--force", action="store_true", help="replace the file if there is one")
-    restore = _action(actions, "restore", _restore, "put a backup back, also on a machine with other GPUs")
+    restore = _action(actions, "restore", _restore, "restore a backup, also on a machine with other GPUs")
     restore.add_argument("file", metavar="FILE", type=Path, help="a file that `cotenant db backup` wrote")
     restore.add_argument(
-        "--force", action="store_true", help="replace a GPU configuration, which is first backed up itself"
+        "--force", action="store_true", help="replace a GPU configuration, which is backed up first"
     )
     restore.add_argument(
         "--gpus",
@@ -85,24 +84,22 @@ def _current(args: argparse.Namespace, location: Location) -> int:
     from cotenant.store.maintenance import database_status
 
     found = database_status(location)
-    if args.json:
-        answer = {
-            "database": str(location),
-            "kind": "sqlite" if location.url is None else "postgresql",
-            "revision": found.revision,
-            "head": found.head,
-            "up_to_date": found.revision == found.head,
-        }
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
-    elif found.revision is None:
-        print(f"{location} has no tables yet; `cotenant db upgrade` or `cotenant serve` makes them")
+    value = {
+        "database": str(location),
+        "kind": "sqlite" if location.url is None else "postgresql",
+        "revision": found.revision,
+        "head": found.head,
+        "up_to_date": found.revision == found.head,
+    }
+    if found.revision is None:
+        text = " no tables yet; `cotenant db upgrade` or `cotenant serve` creates them"
     elif found.newer:
-        print(f"{location} has revision {found.revision}, newer than this Cotenant's {found.head}")
+        text = f" revision {found.revision}, newer than this Cotenant's {found.head}"
     elif found.revision == found.head:
-        print(f"{location} has revision {found.revision}, which is up to date")
+        text = f" revision {found.revision}, which is up to date"
     else:
-        print(f"{location} has revision {found.revision}; `cotenant db upgrade` brings it to {found.head}")
-    return 0
+        text = f" revision {found.revision}; `cotenant db upgrade` upgrades it to {found.head}"
+    return print_result(args, value, [f"{location} has{text}"])
 
 
 def _backup(args: argparse.Namespace, location: Location) -> int:
@@ -122,9 +119,9 @@ def _restore(args: argparse.Namespace, location: Location) -> int:
 
     replaced = _replaced_file(location) if args.force else None
     result = restore(location, args.file, _gpus_here(args.gpus), replaced=replaced)
-    print("\n".join(_as_text(result)))
+    print(*_as_text(result), sep="\n")
     if replaced is not None and replaced.exists():
-        print(f"What was there before is kept in {replaced}")
+        print(f"The replaced configuration is kept in {replaced}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`cotenant demo`: the main job in one command, as `make run` does it."""
+"""`cotenant demo`: serves a model and asks it one question, as `make run` does."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _HUB_WITHIN_S = 4.0
 def register(subparsers: Any) -> None:
     """Add the command to the parser's commands."""
     parser = subparsers.add_parser(
-        "demo", help="serve a model, made on the spot if none is given, and ask it"
+        "demo", help="serve a model, a generated one if none is given, and ask it a question"
     )
     add_serve_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve, ask one question, say what to try next, and go on serving."""
+    """Serve, ask one question, print what to try next, and continue to serve."""
     path = model_path(args) or _from_hub()
     if path is not None:
-        serve_model(args, path, _asker(args, made_up=False))
+        serve_model(args, path, _asker(args, random_weights=False))
         return 0
     from cotenant.demo_model import write_demo_model
 
@@ -45,32 +45,32 @@ def run(args: argparse.Namespace) -> int:
             "everything around it is real. Serve your own with: make run MODEL=path/to/model.gguf", flush=True
         )
         write_demo_model(path)
-        serve_model(args, path, _asker(args, made_up=True))
+        serve_model(args, path, _asker(args, random_weights=True))
     return 0
 
 
 def _from_hub() -> Path | None:
-    """Pull a small instruct model, once; None where the hub cannot be reached soon or gives nothing."""
-    from cotenant.cli.pull import pull, shown
+    """Pull a small instruct model, once; None if the hub does not respond soon or refuses."""
+    from cotenant.cli.pull import StepPrinter, pull
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cotenant" / "models"
     print(f"No model given: trying {_MODEL}.", flush=True)
     try:
-        files = asyncio.run(pull(_MODEL, cache, shown(), list_within_s=_HUB_WITHIN_S))
+        files = asyncio.run(pull(_MODEL, cache, StepPrinter(), list_within_s=_HUB_WITHIN_S))
     except HubError as error:
-        print(f"It is not to be had: {error.message}.")
+        print(f"It cannot be pulled: {error.message}.")
         return None
     return files[-1]
 
 
-def _asker(args: argparse.Namespace, *, made_up: bool) -> Any:
+def _asker(args: argparse.Namespace, *, random_weights: bool) -> Any:
     async def ask(address: str) -> None:
         try:
             answer = await _ask(address, next(iter(api_keys(args)), None))
         except OSError as error:
             print(f"\nAsked: {_PROMPT}\nNo answer: {error}\n")
         else:
-            nonsense = " (random weights: nonsense)" if made_up else ""
+            nonsense = " (random weights: nonsense)" if random_weights else ""
             print(f"\nAsked: {_PROMPT}\nAnswer{nonsense}: {answer}\n")
         print("Try next, in another terminal:")
         print(f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' \\")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cotenant.cli.options import add_llama_server_option
 from cotenant.cli.table import print_result
 from cotenant.domain.errors import CotenantError
 
@@ -34,13 +35,7 @@ def register(subparsers: Any) -> None:
         metavar="FILE",
         help="the configuration to check for (default: the one `serve` would read)",
     )
-    parser.add_argument(
-        "--llama-server",
-        metavar="FILE",
-        type=Path,
-        default=os.environ.get("COTENANT_LLAMA_SERVER") or None,
-        help="a llama-server to use before any other",
-    )
+    add_llama_server_option(parser)
     parser.add_argument(
         "--containers",
         action="store_true",
@@ -51,7 +46,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings. Returns 1 if there is a problem; warnings alone are no failure."""
+    """Print the findings. Returns 1 if there is a problem; warnings alone are not a failure."""
     from cotenant.doctor.findings import Level
     from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, run_checks
 
@@ -114,7 +109,7 @@ def _lines(finding: Finding, *, colours: bool) -> Iterator[str]:
         mark = f"\x1b[{_COLOURS[finding.level.value]}m{mark}\x1b[0m"
     first, *rest = _wrapped(finding.seen)
     yield f"  {mark} {first}"
-    lines = [*rest]
+    lines = rest
     if finding.matters:
         lines += _wrapped(f"Why: {finding.matters}")
     if finding.fix:
@@ -129,7 +124,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _summary(counts: dict[str, int]) -> str:
-    parts = [
+    return ", ".join(
         f"{counts[level]} {one if counts[level] == 1 else many}"
         for level, one, many in (
             ("problem", "problem", "problems"),
@@ -138,8 +133,7 @@ def _summary(counts: dict[str, int]) -> str:
             ("ok", "ok", "ok"),
         )
         if counts[level] or level in ("problem", "warning")
-    ]
-    return ", ".join(parts)
+    )
 
 
 def _counts(findings: Sequence[Finding]) -> dict[str, int]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cotenant.cli.options import add_llama_server_option
+from cotenant.cli.table import print_result
 from cotenant.clock import SystemClock
 from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.engines import EngineBuild
@@ -27,13 +26,7 @@ def register(subparsers: Any) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="show what can run models and which GPUs each sees")
     listing.add_argument("--json", action="store_true", help="print JSON")
-    listing.add_argument(
-        "--llama-server",
-        metavar="FILE",
-        type=Path,
-        default=os.environ.get("COTENANT_LLAMA_SERVER") or None,
-        help="a llama-server to use before any other",
-    )
+    add_llama_server_option(listing)
     listing.set_defaults(run=run, action=_list)
     installing = actions.add_parser("install", help="install the embedded engine for this machine's GPUs")
     installing.add_argument(
@@ -55,15 +48,10 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from cotenant.engines.llama_cpp.builds import discover
 
-    configured = None if args.llama_server is None else Path(args.llama_server)
-    builds = discover(configured)
-    inventory = _inventory()
+    builds, inventory = discover(args.llama_server), _inventory()
     chosen, refusal = _chosen(builds, inventory)
-    if args.json:
-        print(json.dumps(_as_json(builds, chosen, refusal), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(_as_text(builds, inventory, chosen, refusal)))
-    return 0
+    value = _as_json(builds, chosen, refusal)
+    return print_result(args, value, _as_text(builds, inventory, chosen, refusal))
 
 
 def _install(args: argparse.Namespace) -> int:
@@ -78,7 +66,7 @@ def _install(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     build = install(plan, say=lambda line: print(f"  {line}", flush=True))
-    print(f"{build.form} {build.version} is installed and {_sight(build)}.")
+    print(f"{build.form} {build.version} is installed and {_devices_text(build)}.")
     return 0 if build.sees_gpus or flavour is Flavour.CPU else 1
 
 
@@ -104,7 +92,7 @@ def _as_text(
 ) -> Iterator[str]:
     for build in builds.all:
         mark = "*" if build is chosen else " "
-        yield f"{mark} {build.form} {build.version}: {build.problem or _sight(build)}"
+        yield f"{mark} {build.form} {build.version}: {build.problem or _devices_text(build)}"
         yield f"    {build.program}"
     if refusal is not None:
         yield f"None would be used: {refusal.message}."
@@ -114,7 +102,7 @@ def _as_text(
         yield f"* runs models on {where}."
 
 
-def _sight(build: EngineBuild) -> str:
+def _devices_text(build: EngineBuild) -> str:
     if not build.sees_gpus:
         return "sees no GPU: CPU only"
     return "sees " + ", ".join(f"{device.name} ({device.description})" for device in build.devices)

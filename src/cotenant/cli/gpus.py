@@ -117,7 +117,7 @@ def _columns(uuid_width: int) -> Sequence[Column[_Row]]:
 
 
 def short_name(name: str) -> str:
-    """Return a GPU's name without its maker's."""
+    """Return a GPU's name without the manufacturer's."""
     return name.removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
@@ -183,7 +183,7 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
 
 
 def _distinct_width(devices: Sequence[Device]) -> int:
-    """Return the number of characters that distinguish the UUIDs, so that the text shown can be typed."""
+    """Return how many characters make the UUIDs unique: what is shown can be given to `--devices`."""
     longest = max(len(device.id) for device in devices)
     for width in range(12, longest):
         if len({device.id[:width] for device in devices}) == len(devices):

@@ -1,4 +1,4 @@
-"""The `cotenant` command: finds the subcommand, and turns every fault into one clear line."""
+"""The `cotenant` command: runs a subcommand, and reports every error in one line with a hint."""
 
 from __future__ import annotations
 

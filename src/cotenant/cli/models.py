@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cotenant.cli.flags import file_path
 from cotenant.cli.options import read_inventory
-from cotenant.cli.recipe_options import file_path
 from cotenant.cli.table import Column, print_result, table_lines
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UsageError
@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
     """Add the command to the parser's commands."""
     parser = subparsers.add_parser("models", help="list the configured models, and what all of them need")
     parser.set_defaults(run=run)
-    _add_options(parser, {"config": None, "gpus": None, "devices": None, "models_dir": None})
+    _add_options(parser, default=None)
     parser.add_argument("--json", action="store_true", help="print the models as JSON")
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and list everything wrong with it"
@@ -36,25 +36,24 @@ def register(subparsers: Any) -> None:
     remove.add_argument("name", metavar="NAME", help="the model's name")
     remove.add_argument("--yes", action="store_true", help="do not ask")
     # Suppressed, so that their defaults do not overwrite flags given before `rm`.
-    _add_options(remove, dict.fromkeys(("config", "gpus", "devices", "models_dir"), argparse.SUPPRESS))
+    _add_options(remove, default=argparse.SUPPRESS)
     remove.set_defaults(run=run_remove)
 
 
-def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+def _add_options(parser: argparse.ArgumentParser, *, default: str | None) -> None:
     parser.add_argument(
         "--config",
         type=file_path,
         metavar="FILE",
-        default=defaults["config"],
+        default=default,
         help="configuration (default: $COTENANT_CONFIG, ./cotenant.yaml, ~/.config/cotenant/cotenant.yaml)",
     )
-    for name, metavar, text in (
-        ("models_dir", "FOLDER", "every GGUF in it is served"),
-        ("gpus", "SPEC", "describe GPUs in place of this machine's"),
-        ("devices", "LIST", "plan on these devices only"),
+    for flag, metavar, text in (
+        ("--models-dir", "FOLDER", "every GGUF in it is served"),
+        ("--gpus", "SPEC", "describe GPUs in place of this machine's"),
+        ("--devices", "LIST", "plan on these devices only"),
     ):
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, metavar=metavar, default=defaults[name], help=text)
+        parser.add_argument(flag, metavar=metavar, default=default, help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,8 +93,8 @@ def run_remove(args: argparse.Namespace) -> int:
     removal = plan_removal(_read(args), args.name)
     print(f"{removal.name}: {len(removal.files)} files, {format_bytes(removal.frees_bytes)}:")
     for path in removal.files:
-        print(f"  {path}" + (" (a link: what it points to stays)" if path in removal.links else ""))
-    if not args.yes and not _agreed():
+        print(f"  {path}" + (" (a link: its target stays)" if path in removal.links else ""))
+    if not args.yes and not _confirmed():
         print("Nothing was deleted.")
         return 1
     removal.carry_out()
@@ -103,10 +102,10 @@ def run_remove(args: argparse.Namespace) -> int:
     return 0
 
 
-def _agreed() -> bool:
+def _confirmed() -> bool:
     if not sys.stdin.isatty():
         raise UsageError(
-            "cannot ask for confirmation: standard input is no terminal",
+            "cannot ask for confirmation: standard input is not a terminal",
             hint="Give --yes to delete these files.",
         )
     try:
@@ -151,14 +150,14 @@ def _estimate_errors(database: str | None) -> Mapping[str, float]:
     if location.path is not None and not location.path.is_file():
         return {}
 
-    async def ask() -> Mapping[str, float]:
+    async def read() -> Mapping[str, float]:
         journal = SqlJournal(location)
         try:
             return await journal.estimate_errors()
         finally:
             await journal.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(read())
 
 
 def _columns(errors: Mapping[str, float]) -> Sequence[Column[ModelOutlook]]:
@@ -181,18 +180,16 @@ def _percent(share: float | None) -> str:
 
 def _where(row: ModelOutlook) -> str:
     if not isinstance(row.result, Placement):
-        return "nowhere: " + (
-            f"{format_bytes(row.missing_bytes)} short" if row.missing_bytes else row.result.reason
-        )
+        short = f"{format_bytes(row.missing_bytes)} short" if row.missing_bytes else row.result.reason
+        return f"nowhere: {short}"
     shares = row.result.used_shares
     if any(share.device.kind is DeviceKind.HOST for share in shares) or not shares:
         return "host RAM"
     names = [f"GPU {'?' if share.device.index is None else share.device.index}" for share in shares]
     if len(shares) == 1:
         return names[0]
-    return (
-        " + ".join(f"{name} ({share.count})" for name, share in zip(names, shares, strict=True)) + " layers"
-    )
+    counted = [f"{name} ({share.count})" for name, share in zip(names, shares, strict=True)]
+    return f"{' + '.join(counted)} layers"
 
 
 def _keep_alive(seconds: float | None) -> str:

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cotenant.cli.flags import whole
 from cotenant.cli.options import add_devices_option, read_inventory
-from cotenant.cli.recipe_options import whole
 from cotenant.cli.table import print_result
 from cotenant.domain.devices import ComputeMode, Device, DeviceKind, Inventory
 from cotenant.domain.errors import MpsFailed

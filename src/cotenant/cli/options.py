@@ -1,12 +1,13 @@
-"""Flags that several commands share, and their environment variables."""
+"""Flags of devices and engines that several commands share, with their environment variables."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
-from cotenant.cli.recipe_options import add_setting
+from cotenant.cli.flags import add_setting
 from cotenant.clock import SystemClock
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import UnknownDevice
@@ -39,6 +40,17 @@ def add_devices_option(parser: Any) -> None:
     )
 
 
+def add_llama_server_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--llama-server` to a command that only looks at engines."""
+    parser.add_argument(
+        "--llama-server",
+        metavar="FILE",
+        type=Path,
+        default=os.environ.get("COTENANT_LLAMA_SERVER") or None,
+        help="a llama-server to use before any other",
+    )
+
+
 def read_inventory(args: argparse.Namespace) -> Inventory:
     """Measure or describe the devices that the flags ask for. Raises BadDeviceSpec or UnknownDevice."""
     from cotenant.hardware.gpus.inventory import probe
@@ -54,10 +66,10 @@ def kept_to(inventory: Inventory, devices: list[str], *, described: str | None) 
 
 
 def _allotted(inventory: Inventory) -> Inventory:
-    """Keep to the GPUs that a batch system or the user allotted to this process by environment variables.
+    """Keep only the GPUs that a batch system or the user allotted to this process by environment variables.
 
-    Engines get variables of our own, so the ones set for us would be lost. As in CUDA and ROCm, a list ends
-    at the first entry that means nothing, and an empty one hides every GPU.
+    Engines get variables that Cotenant sets, which replace these. As in CUDA and ROCm, a list ends at the
+    first invalid entry, and an empty one hides every GPU.
     """
     vendor = inventory.vendor
     for allotment in vendor.traits.allotments if vendor else ():
@@ -67,7 +79,7 @@ def _allotted(inventory: Inventory) -> Inventory:
     return inventory
 
 
-def _kept(inventory: Inventory, variable: str, *, by_place: bool = False) -> Inventory:
+def _kept(inventory: Inventory, variable: str, *, by_place: bool) -> Inventory:
     given = os.environ.get(variable)
     if given is None or not inventory.has_gpus:
         return inventory

@@ -7,15 +7,16 @@ import json
 from typing import Any
 
 from cotenant.cli.options import read_inventory
-from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
-from cotenant.cli.recipe_options import read_recipe, read_rules
-from cotenant.cli.render import (
-    device_lines,
-    placement_lines,
-    recipe_line,
-    refusal_lines,
-    warning_lines,
+from cotenant.cli.plan_input import (
+    PlanInput,
+    add_model_options,
+    model_path,
+    read_plan_input,
+    read_recipe,
+    read_rules,
 )
+from cotenant.cli.render import device_lines, recipe_line, result_lines
+from cotenant.cli.table import print_result
 from cotenant.domain.placements import Placement, Refusal
 
 DOES_NOT_FIT = 3
@@ -50,10 +51,7 @@ def print_plan(given: PlanInput, result: Placement | Refusal) -> None:
     print(recipe_line(given.request.recipe))
     print(*device_lines(given.inventory, given.budgets, given.rules.order), sep="\n")
     print()
-    lines = placement_lines(result) if isinstance(result, Placement) else refusal_lines(result)
-    print(*lines, sep="\n")
-    for line in warning_lines(result.warnings):
-        print(line)
+    print(*result_lines(result), sep="\n")
 
 
 def print_json(given: PlanInput, result: Placement | Refusal, **more: object) -> None:
@@ -71,9 +69,8 @@ def _print_budgets(args: argparse.Namespace) -> int:
     read_recipe(args)
     rules, inventory = read_rules(args), read_inventory(args)
     found = budgets(inventory, rules)
-    if args.json:
-        print(json.dumps({"devices": budgets_as_json(found)}, indent=2, ensure_ascii=False))
-    else:
-        print(*device_lines(inventory, found, rules.order), sep="\n")
-        print("Give a model to plan it: cotenant plan --model FILE")
-    return 0
+    lines = (
+        *device_lines(inventory, found, rules.order),
+        "Give a model to plan it: cotenant plan --model FILE",
+    )
+    return print_result(args, {"devices": budgets_as_json(found)}, lines)

@@ -1,4 +1,4 @@
-"""From flags to what the planner takes: shared by `analyze`, `plan`, `serve` and `demo`."""
+"""The planner's input, read from flags: shared by `analyze`, `plan`, `serve` and `demo`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from cotenant.cli.flags import add_setting, add_settings, file_path, is_given, read_settings
 from cotenant.cli.options import add_device_options, read_inventory
-from cotenant.cli.recipe_options import add_recipe_options, file_path, read_recipe, read_rules
+from cotenant.config.configuration import ModelDefaults
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
-from cotenant.domain.errors import UnsupportedModelFile, UsageError
-from cotenant.domain.models import ModelKind, ModelShape
+from cotenant.domain.errors import BadRecipe, UnsupportedModelFile, UsageError
+from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.placements import Budget
-from cotenant.domain.recipes import with_micro_batch
+from cotenant.domain.profiles import recipe_values
+from cotenant.domain.recipes import check_recipe, with_micro_batch
+from cotenant.domain.settings import setting_of, settings_of
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest
 
 
 @dataclass(frozen=True, slots=True)
 class PlanInput:
-    """A model file as read, the request made of it, and the devices it is planned on."""
+    """A model file, the request to plan it, and the devices to plan it on."""
 
     path: Path
     projector_path: Path | None
@@ -42,6 +45,34 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mmproj", type=file_path, metavar="FILE", help="the vision projector of the model")
     add_device_options(parser)
     add_recipe_options(parser)
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add every flag of a Recipe and of BudgetRules, except the device order."""
+    add_setting(parser, setting_of(ModelDefaults, "profile"))
+    add_settings(parser, [*settings_of(Recipe), *settings_of(BudgetRules)])
+
+
+def read_recipe(args: argparse.Namespace) -> Recipe:
+    """Build the Recipe that the flags describe. Raises BadRecipe for flags that contradict each other.
+
+    A micro-batch larger than the batch is cut to it, as llama.cpp does.
+    """
+    values = read_settings(args, Recipe)
+    given = {each.name: values[each.name] for each in settings_of(Recipe) if is_given(args, each)}
+    if given.get("smart_split") and values["tensor_split"]:
+        raise BadRecipe(
+            "--smart-split and --tensor-split exclude each other",
+            hint="Leave --smart-split out to split manually.",
+        )
+    recipe = with_micro_batch(Recipe(**{**values, **recipe_values(args.profile, given)}))
+    check_recipe(recipe)
+    return recipe
+
+
+def read_rules(args: argparse.Namespace) -> BudgetRules:
+    """Build the BudgetRules that the flags describe."""
+    return BudgetRules(**read_settings(args, BudgetRules))
 
 
 def model_path(args: argparse.Namespace) -> Path | None:

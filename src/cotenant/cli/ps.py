@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 def lines(models: Sequence[Model], devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Render the models as columns, and a bar for each device."""
-    yield from table_lines(_columns({device["uuid"]: _short(device) for device in devices}), models)
+    yield from table_lines(_columns({device["uuid"]: device_index(device) for device in devices}), models)
     if not models:
         yield "no models"
     for model in models:
@@ -65,7 +65,7 @@ def _columns(names: Mapping[str, str]) -> Sequence[Column[Model]]:
 
 
 def measured_bytes(model: Model) -> int | None:
-    """Return what was measured, else what the engine reports."""
+    """Return the memory as measured, else as the engine reports it."""
     measured: int | None = model.get("measured_bytes")
     return model.get("reported_bytes") if measured is None else measured
 
@@ -84,11 +84,11 @@ def _device(device: Mapping[str, Any], label_width: int) -> str:
         ours = min(_BAR, round(claimed / total * _BAR))
         others = min(_BAR - ours, round((foreign or 0) / total * _BAR))
         bar = "█" * ours + "×" * others + "·" * (_BAR - ours - others)
-    said = f"{format_bytes(claimed)} ours, {format_bytes(foreign)} others', {format_bytes(free)} free"
-    busy = device.get("utilisation_percent")
-    said += f" of {format_bytes(total)}" + ("" if busy is None else f", {busy:.0f}% busy")
+    used = f"{format_bytes(claimed)} ours, {format_bytes(foreign)} others', {format_bytes(free)} free"
+    percent = device.get("utilisation_percent")
+    busy = "" if percent is None else f", {percent:.0f}% busy"
     over = ", OVERCOMMITTED" if device["overcommitted"] else ""
-    return f"{_label(device):<{label_width}}  {bar}  {said}{over}"
+    return f"{_label(device):<{label_width}}  {bar}  {used} of {format_bytes(total)}{busy}{over}"
 
 
 def _label(device: Mapping[str, Any]) -> str:
@@ -96,8 +96,9 @@ def _label(device: Mapping[str, Any]) -> str:
     return str(device["name"]) if index is None else f"GPU {index} {device['name']}"
 
 
-def _short(device: Mapping[str, Any]) -> str:
-    return "host" if device["index"] is None else str(device["index"])
+def device_index(device: Mapping[str, Any]) -> str:
+    """Return a device's index, `host` for host RAM."""
+    return "host" if device.get("index") is None else str(device["index"])
 
 
 def _bytes(count: int | None) -> str:

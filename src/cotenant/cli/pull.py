@@ -7,11 +7,12 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.cli.recipe_options import file_path
+from cotenant.cli.flags import file_path
 from cotenant.domain.errors import UsageError
 from cotenant.domain.hub import PullStep
 from cotenant.domain.units import format_bytes
@@ -37,13 +38,14 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Pull the model. A daemon that serves the folder notices by itself."""
     folder = _models_dir(args)
-    show = _as_json if args.json else _StepPrinter(interactive=sys.stdout.isatty())
-    asyncio.run(pull(args.name, folder, show))
+    asyncio.run(pull(args.name, folder, _print_json if args.json else StepPrinter()))
     return 0
 
 
-async def pull(name: str, folder: Path, show: Any, list_within_s: float = 15.0) -> tuple[Path, ...]:
-    """Pull into `folder`, passing each step to `show`; return the files. Raises what a pull raises."""
+async def pull(
+    name: str, folder: Path, show: Callable[[PullStep], None], list_within_s: float = 15.0
+) -> tuple[Path, ...]:
+    """Pull into `folder`, pass each step to `show`, and return the files. Raises HubError."""
     from cotenant.hub.puller import HubPuller
 
     files: tuple[Path, ...] = ()
@@ -52,11 +54,6 @@ async def pull(name: str, folder: Path, show: Any, list_within_s: float = 15.0) 
             show(step)
             files = tuple(map(Path, step.files))
     return files
-
-
-def shown() -> Any:
-    """Return a function that shows steps on this terminal."""
-    return _StepPrinter(interactive=sys.stdout.isatty())
 
 
 def _models_dir(args: argparse.Namespace) -> Path:
@@ -74,7 +71,7 @@ def _models_dir(args: argparse.Namespace) -> Path:
     return configuration.models_dir
 
 
-def _as_json(step: PullStep) -> None:
+def _print_json(step: PullStep) -> None:
     line = {
         "status": step.what,
         "file": step.file,
@@ -86,14 +83,15 @@ def _as_json(step: PullStep) -> None:
     print(json.dumps(line), flush=True)
 
 
-class _StepPrinter:
-    """Shows steps as lines; on a terminal the progress of a file is one line that changes."""
+class StepPrinter:
+    """Prints steps as lines; on a terminal the progress of a file is one line that changes."""
 
-    def __init__(self, *, interactive: bool) -> None:
-        self._interactive = interactive
+    def __init__(self) -> None:
+        self._interactive = sys.stdout.isatty()
         self._last: str | None = None
 
     def __call__(self, step: PullStep) -> None:
+        """Print a step."""
         if step.files:
             self._end_line()
             print(*step.files, sep="\n", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cotenant.analysis.calibration import Comparison
@@ -39,7 +40,8 @@ def analysis_lines(path: object, shape: ModelShape) -> Iterator[str]:
     if shape.n_expert:
         yield f"  Experts: {shape.n_expert_used} of {shape.n_expert} per token"
     trained = f"{shape.n_ctx_train:,} tokens" if shape.n_ctx_train else "unknown"
-    window = f", window of {shape.sliding_window:,} in {_sliding(shape)}" if _sliding_layers(shape) else ""
+    sliding = sum(layer.attention == "sliding" for layer in shape.layers)
+    window = f", window of {shape.sliding_window:,} in {sliding} layers" if sliding else ""
     yield f"  Trained context: {trained}   Attention: {_attention(shape)}{window}"
     yield f"  Kind: {shape.kind}   Chat template: {'yes' if shape.chat_template else 'no'}"
 
@@ -60,16 +62,19 @@ def device_lines(inventory: Inventory, budgets: Sequence[Budget], order: DeviceO
     yield f"Devices {_ORDERS[order]}:"
     for rank, budget in enumerate(budgets):
         free, total = format_mib(budget.free_bytes), format_mib(budget.device.total_bytes)
-        yield (
-            f"  {_ranked(rank, budget.device):<44} {free:>8} / {total:>8} MiB free"
-            + (
-                f", left out: {budget.left_out}"
-                if budget.left_out
-                else f", budget {format_mib(budget.budget_bytes)}"
-            )
+        use = (
+            f"left out: {budget.left_out}" if budget.left_out else f"budget {format_mib(budget.budget_bytes)}"
         )
+        yield f"  {_ranked(rank, budget.device):<44} {free:>8} / {total:>8} MiB free, {use}"
     for problem in inventory.problems:
         yield f"  Problem: {problem}"
+
+
+def result_lines(result: Placement | Refusal) -> Iterator[str]:
+    """Draw the plan, or say why there is none; then list the warnings."""
+    yield from placement_lines(result) if isinstance(result, Placement) else refusal_lines(result)
+    for warning in result.warnings:
+        yield f"Warning: {warning}"
 
 
 def placement_lines(placement: Placement) -> Iterator[str]:
@@ -82,23 +87,16 @@ def placement_lines(placement: Placement) -> Iterator[str]:
         layers = f"{on_host} layers" if placement.n_gpu_layers and on_host else "input layer"
         what = "whole model" if not placement.n_gpu_layers else layers
         yield f"  Host RAM: {what} | {format_mib(placement.host.total)} MiB ({_parts(placement.host)})"
-    legend = "  ".join(f"{fill} {name}" for name, fill in _FILLS.items())
-    yield f"  {legend}"
+    yield "  " + "  ".join(f"{fill} {name}" for name, fill in _FILLS.items())
     if placement.estimated:
         yield f"  estimated, not exact: {', '.join(placement.estimated)}"
     if placement.n_gpu_layers:
-        counts = ",".join(str(count) for count in placement.tensor_split)
+        counts = ",".join(map(str, placement.tensor_split))
         yield f"TENSOR SPLIT: --tensor-split {counts} --n-gpu-layers {placement.n_gpu_layers}"
 
 
-def warning_lines(warnings: Sequence[str]) -> Iterator[str]:
-    """List what should be known and stops nothing."""
-    for warning in warnings:
-        yield f"Warning: {warning}"
-
-
 def refusal_lines(refusal: Refusal) -> Iterator[str]:
-    """Say what does not fit, where and by how much, and what would."""
+    """Say what does not fit, where and by how much, and what would fit."""
     yield f"DOES NOT FIT: {refusal.reason}"
     for shortfall in refusal.shortfalls:
         missing = (
@@ -195,23 +193,15 @@ def _ranked(rank: int, device: Device) -> str:
 
 
 def _attention(shape: ModelShape) -> str:
-    kinds: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
     for layer in shape.layers:
         name = str(layer.attention)
         if layer.state_elements:
             name = "recurrent" if not layer.k_elements else f"{name} + recurrent"
-        kinds[name] = kinds.get(name, 0) + 1
+        kinds[name] += 1
     if len(kinds) == 1:
         return next(iter(kinds))
     return ", ".join(f"{count} {name}" for name, count in kinds.items())
-
-
-def _sliding_layers(shape: ModelShape) -> int:
-    return sum(layer.attention == "sliding" for layer in shape.layers)
-
-
-def _sliding(shape: ModelShape) -> str:
-    return f"{_sliding_layers(shape)} layers"
 
 
 def _count(number: int) -> str:

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.doctor import machine_checks
+from cotenant.cli.flags import add_setting, file_path, flag, given_flags, switch
 from cotenant.cli.options import kept_to
 from cotenant.cli.plan_input import add_model_options, model_path, read_plan_input
-from cotenant.cli.recipe_options import add_setting, file_path, flag, given_flags, switch
 from cotenant.cli.render import (
     analysis_lines,
     comparison_lines,
     device_lines,
-    placement_lines,
     recipe_line,
-    refusal_lines,
-    warning_lines,
+    result_lines,
 )
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import DeviceSettings, ModelDefaults, ServerSettings
@@ -36,10 +34,7 @@ from cotenant.scheduling.model_spec import SchedulerSettings
 
 if TYPE_CHECKING:
     from cotenant.analysis.calibration import Comparison
-    from cotenant.config.configuration import (
-        Configuration,
-        ModelEntry,
-    )
+    from cotenant.config.configuration import Configuration, ModelEntry
     from cotenant.daemon.core.inputs import AfterReady
     from cotenant.daemon.core.settings import DaemonOptions
     from cotenant.interfaces import Engine
@@ -86,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | None = None) -> None:
-    """Plan, load and serve one model file, telling on standard output how it goes."""
+    """Plan, load and serve one model file, and print the progress."""
     if path.is_dir():
         raise UnsupportedModelFile(
             f"{path} is a Hugging Face folder, which can be planned but not served yet",
@@ -102,16 +97,15 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
     (entry,) = configuration.models
     use = tuple(str(device.id) for device in given.inventory.devices)
     configuration = replace(configuration, devices=replace(configuration.devices, use=use))
-    clock = SystemClock()
-    job = DaemonInputs(
+    inputs = DaemonInputs(
         configuration,
         _options(args),
-        probe(args.gpus, clock),
+        probe(args.gpus, SystemClock()),
         given.inventory,
         alone=entry,
         examine=machine_checks(args.llama_server),
     )
-    run_daemon(job, _Terminal(given.inventory, given.budgets, given.rules), after_ready)
+    run_daemon(inputs, _Terminal(given.inventory, given.budgets, given.rules), after_ready)
 
 
 def _serve_configuration(args: argparse.Namespace) -> None:
@@ -137,32 +131,26 @@ def _serve_configuration(args: argparse.Namespace) -> None:
             "there is nothing to serve: no model is given, and no configuration names one",
             hint="Give a model, --models-dir FOLDER, or a cotenant.yaml (docs/configuration.md).",
         )
-    clock = SystemClock()
-    cards = probe(configuration.devices.gpus, clock)
-    inventory = kept_to(
-        cards.inventory(), list(configuration.devices.use), described=configuration.devices.gpus
-    )
-    rules = configuration.devices.rules
-    job = DaemonInputs(
+    devices = configuration.devices
+    gpus = probe(devices.gpus, SystemClock())
+    inventory = kept_to(gpus.inventory(), list(devices.use), described=devices.gpus)
+    inputs = DaemonInputs(
         configuration,
         _options(args),
-        cards,
+        gpus,
         inventory,
         reread=read,
         examine=machine_checks(args.llama_server),
     )
-    run_daemon(job, _Terminal(inventory, budgets(inventory, rules), rules))
+    run_daemon(inputs, _Terminal(inventory, budgets(inventory, devices.rules), devices.rules))
 
 
 def api_keys(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the keys that clients may use, from flags, environment and file. Raises BadSetting."""
     from cotenant.daemon.core.settings import read_api_keys
 
-    return read_api_keys(_plain_keys(args), args.api_key_file)
-
-
-def _plain_keys(args: argparse.Namespace) -> list[str]:
-    return args.api_key or [key for key in [os.environ.get("COTENANT_API_KEY")] if key]
+    key = os.environ.get("COTENANT_API_KEY")
+    return read_api_keys(args.api_key or ([key] if key else []), args.api_key_file)
 
 
 def _flags(args: argparse.Namespace) -> dict[str, object]:
@@ -188,7 +176,7 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
     )
     (served,) = configuration.models
     if args.name:
-        # Any text will do: a file's entry takes fewer characters.
+        # The flag allows any text, a file's entry fewer characters.
         served = replace(served, name=args.name)
     elif (former := _former_name(path)) != served.name:
         served = replace(served, aliases=(former,))
@@ -197,8 +185,7 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
 
 def _former_name(path: Path) -> str:
     """Return the name that `serve MODEL` gave a file before it used that of `models_dir`."""
-    stem = path.name.removesuffix(".gguf")
-    return re.sub(r"-\d+-of-\d+$", "", stem)
+    return re.sub(r"-\d+-of-\d+$", "", path.name.removesuffix(".gguf"))
 
 
 def _options(args: argparse.Namespace) -> DaemonOptions:
@@ -216,20 +203,19 @@ def _log_to_stderr() -> None:
 
 
 class _Terminal:
-    """Announces on standard output."""
+    """Prints the plan, the load and the address on standard output."""
 
-    def __init__(self, inventory: Inventory, devices: Sequence[Budget], rules: BudgetRules) -> None:
+    def __init__(self, inventory: Inventory, device_budgets: Sequence[Budget], rules: BudgetRules) -> None:
         self._inventory = inventory
-        self._budgets = devices
+        self._budgets = device_budgets
         self._rules = rules
 
     def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
         _print(*analysis_lines(entry.path, entry.shape), "", recipe_line(entry.recipe))
         _print(*device_lines(self._inventory, self._budgets, self._rules.order), "")
-        _print(*(placement_lines(result) if isinstance(result, Placement) else refusal_lines(result)))
-        _print(*warning_lines(result.warnings))
+        _print(*result_lines(result))
         if isinstance(result, Placement):
-            self._described()
+            self._print_described()
 
     def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
         build = engine.build
@@ -245,7 +231,7 @@ class _Terminal:
             _print(f"Serving {configuration.models[0].name} at {address}/v1")
             return
         _print(*device_lines(self._inventory, self._budgets, self._rules.order))
-        self._described()
+        self._print_described()
         for problem in configuration.problems:
             _print(f"Warning: {problem}")
         for entry in configuration.models:
@@ -256,7 +242,7 @@ class _Terminal:
         count = len(configuration.models)
         _print(f"Serving {count} model{'' if count == 1 else 's'} at {address}/v1")
 
-    def _described(self) -> None:
+    def _print_described(self) -> None:
         if any(device.described for device in self._inventory.devices):
             _print("The GPUs are described, not of this machine: engines run in host RAM, on the CPU.")
 

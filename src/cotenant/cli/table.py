@@ -19,7 +19,7 @@ def cut_end(text: str, width: int) -> str:
 
 
 def cut_middle(text: str, width: int) -> str:
-    """Shorten a text to `width` characters in its middle, where its end is what tells it from others."""
+    """Shorten a text to `width` characters in its middle, for texts that differ at the end."""
     end = (width - 1) // 2
     return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
@@ -71,7 +71,7 @@ def print_result(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> 
 def progress_line() -> Iterator[Callable[[str], None]]:
     """Yield a function that shows a text on one line of standard error, cleared at the end.
 
-    Where that is no terminal it shows nothing.
+    It shows nothing if standard error is not a terminal.
     """
     terminal, last = sys.stderr.isatty(), ""
 

@@ -185,7 +185,7 @@ def test_sizes_may_be_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["log.csv", "--gpus", "many"], "many"),
         (["log.csv", "--gpus", "1GiB"], "1GiB: no device can be used"),
         (["log.csv", "--model", "a"], "--model 'a' has no size"),
-        (["log.csv", "--model", "a=0"], "--model 'a=0': a model takes some memory"),
+        (["log.csv", "--model", "a=0"], "--model 'a=0': the size must be above 0"),
         (["log.csv", "--model", "a=1GiB,fast"], "'fast' is not one of load, slots"),
         (["log.csv", "--model", "a=1GiB,slots=0"], "'0' is not a number of slots"),
         (["log.csv", "--model", "a=1GiB,rate=x"], "'x' is not a number of tokens per second"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.analysis.gguf import GgufHeader
-from cotenant.cli.recipe_options import add_recipe_options, read_recipe
+from cotenant.cli.plan_input import add_recipe_options, read_recipe
 from cotenant.clock import ManualClock
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import HeaderGone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from cotenant.cli.services.tables import (
     preview_lines,
     where,
 )
+from cotenant.cli.table import print_result
 from cotenant.domain.errors import BadSetting
 from cotenant.services.model import Strategy
 
@@ -28,7 +28,7 @@ _UNPINNED: Final = ("none", "-")
 
 def register(subparsers: Any) -> None:
     """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("services", help="pin containers to GPUs, and apply and take back")
+    parser = subparsers.add_parser("services", help="pin containers to GPUs, apply that, and roll it back")
     actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=type(parser))
     _register_import(actions)
     _register_read(actions, "list", _list, "show services and their GPUs")
@@ -38,8 +38,8 @@ def register(subparsers: Any) -> None:
     preview.add_argument("--strategy", metavar="NAME", type=_strategy, help=_strategies())
     _register_set(actions)
     apply = _register_order(actions, "apply", _apply, "recreate the services whose assignment changed")
-    apply.add_argument("--force", action="store_true", help="overwrite generated files that somebody edited")
-    _register_read(actions, "status", _status, "show how the last apply stands and how containers do")
+    apply.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
+    _register_read(actions, "status", _status, "show the state of the last apply and of the containers")
     rollback = _register_order(actions, "rollback", _rollback, "go back to what was applied before")
     rollback.add_argument("number", metavar="NUMBER", type=_number, nargs="?", help="one of the history")
     history = _register_read(actions, "history", _history, "list the configurations saved")
@@ -73,7 +73,7 @@ def _register_set(actions: Any) -> None:
         "placed by the strategy if one is given",
     )
     parser.add_argument("--strategy", metavar="NAME", type=_strategy, help=_strategies())
-    parser.add_argument("--force", action="store_true", help="overwrite generated files that somebody edited")
+    parser.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
     add_daemon_options(parser)
     parser.set_defaults(run=_set)
 
@@ -92,7 +92,7 @@ def _register_order(actions: Any, name: str, run: Callable[[argparse.Namespace],
         "--wait",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="wait for its end, showing how far each service is; the exit status tells how it ended",
+        help="wait until it ends and show the progress of each service; the exit status is its result",
     )
     add_daemon_options(parser)
     parser.set_defaults(run=run)
@@ -100,21 +100,22 @@ def _register_order(actions: Any, name: str, run: Callable[[argparse.Namespace],
 
 
 def _import(args: argparse.Namespace) -> int:
-    # It needs YAML, which no other command should wait for.
+    # Only this command needs YAML, which takes long to import.
     from cotenant.cli.services.importing import run
 
     return run(args)
 
 
 def _list(args: argparse.Namespace) -> int:
-    return _show(args, Daemon(args).get(_PATH), configuration_lines)
+    shown = Daemon(args).get(_PATH)
+    return print_result(args, shown, configuration_lines(shown))
 
 
 def _preview(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
     shown = daemon.get(_PATH)
     preview = daemon.get(f"{_PATH}/preview?strategy={args.strategy or shown['strategy']}")
-    return _show(args, preview, lambda response: preview_lines(response, shown))
+    return print_result(args, preview, preview_lines(preview, shown))
 
 
 def _set(args: argparse.Namespace) -> int:
@@ -139,8 +140,9 @@ def _set(args: argparse.Namespace) -> int:
         budget = "" if budget_gb is None else f", budget {budget_gb:g} GB"
         place = where(each, shown["gpus"])
         print(f"{each['service']}: {'' if each['gpu_index'] is None else 'GPU '}{place}{budget}")
-    print(*(f"Warning: {warning}" for warning in saved["warnings"]), sep="\n", end="")
-    print(f"{chr(10) if saved['warnings'] else ''}Saved. `cotenant services apply` recreates the containers.")
+    for warning in saved["warnings"]:
+        print(f"Warning: {warning}")
+    print("Saved. `cotenant services apply` recreates the containers.")
     return 0
 
 
@@ -157,30 +159,19 @@ def _rollback(args: argparse.Namespace) -> int:
 def _follow(args: argparse.Namespace, daemon: Daemon, apply: Mapping[str, Any]) -> int:
     if args.wait:
         return follow(daemon, apply)
-    print(f"Apply {apply['number']} has started; `cotenant services status` shows how far it is.")
+    print(f"Apply {apply['number']} has started; `cotenant services status` shows its progress.")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    def lines(status: Mapping[str, Any]) -> Iterable[str]:
-        yield from apply_lines(status["apply"])
-        yield ""
-        yield from container_lines(status["containers"])
-
-    return _show(args, Daemon(args).get(STATUS), lines)
+    status = Daemon(args).get(STATUS)
+    lines = (*apply_lines(status["apply"]), "", *container_lines(status["containers"]))
+    return print_result(args, status, lines)
 
 
 def _history(args: argparse.Namespace) -> int:
     response = Daemon(args).get(f"{_PATH}/history?limit={args.limit}")
-    return _show(args, response, lambda response: history_lines(response["history"]))
-
-
-def _show(args: argparse.Namespace, response: Any, lines: Callable[[Any], Iterable[str]]) -> int:
-    if args.json:
-        print(json.dumps(response, indent=2, ensure_ascii=False))
-    else:
-        print(*lines(response), sep="\n")
-    return 0
+    return print_result(args, response, history_lines(response["history"]))
 
 
 def _saved_assignments(shown: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

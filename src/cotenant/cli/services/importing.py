@@ -1,4 +1,4 @@
-"""`cotenant services import`: from compose files to the `services:` section of the configuration."""
+"""`cotenant services import`: writes the `services:` section of the configuration from compose files."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def section_lines(files: Sequence[Path], services: Sequence[Service], target: Pa
     yield f"  strategy: {Strategy.VRAM_BASED}"
     yield "  items:"
     for service in services:
-        settings = _settings_of(service)
         yield f"    - name: {_scalar(service.name)}"
-        yield from (f"      {key}: {_scalar(value)}" for key, value in settings.items())
+        yield from (f"      {key}: {_scalar(value)}" for key, value in _settings_of(service).items())
 
 
 def append_section(target: Path, section: str) -> None:
@@ -64,7 +63,8 @@ def append_section(target: Path, section: str) -> None:
     from cotenant.config.yaml_document import parse_document
 
     before = _text(target)
-    if "services" in parse_document(before, str(target)).settings:
+    earlier = parse_document(before, str(target)).settings
+    if "services" in earlier:
         raise BadSetting(
             f"{target} has a `services:` section already",
             hint="Without --write the new one is printed: copy from it what you need.",
@@ -76,12 +76,9 @@ def append_section(target: Path, section: str) -> None:
         document = parse_document(after, str(target))
     except BadSetting:
         document = None
-    if document is None or set(document.settings) != {
-        *parse_document(before, str(target)).settings,
-        "services",
-    }:
+    if document is None or set(document.settings) != {*earlier, "services"}:
         raise BadSetting(
-            f"{target} cannot simply be added to",
+            f"the section cannot be appended to {target}",
             hint="Without --write the section is printed: paste it where it belongs.",
         )
     check(document, {}, {})

@@ -1,4 +1,4 @@
-"""Waiting for an apply, and showing how far each service is."""
+"""Waits for an apply, and shows the progress of each service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def follow(daemon: Daemon, started: Mapping[str, Any]) -> int:
         while True:
             display.show(apply)
             if not apply["running"]:
-                return _exit_status(apply)
+                break
             time.sleep(_POLL_S)
             found = daemon.get(STATUS)["apply"]
             if found is None or found["number"] != started["number"]:
@@ -34,17 +34,14 @@ def follow(daemon: Daemon, started: Mapping[str, Any]) -> int:
                 return 1
             apply = found
     except KeyboardInterrupt:
-        print("The apply continues; `cotenant services status` shows how far it is.", file=sys.stderr)
+        print("The apply continues; `cotenant services status` shows its progress.", file=sys.stderr)
         raise
-
-
-def _exit_status(apply: Mapping[str, Any]) -> int:
-    if apply["state"] == "succeeded":
-        if not apply["services"]:
-            print("Nothing had to be recreated: every container runs as saved.")
-        return 0
-    print("`cotenant services rollback` goes back to what was applied before.", file=sys.stderr)
-    return 1
+    if apply["state"] != "succeeded":
+        print("`cotenant services rollback` restores what was applied before.", file=sys.stderr)
+        return 1
+    if not apply["services"]:
+        print("Nothing had to be recreated: every container runs as saved.")
+    return 0
 
 
 class _RedrawnDisplay:

@@ -11,7 +11,7 @@ from cotenant.cli.table import Column, table_lines
 from cotenant.domain.units import GIB, MIB, format_bytes, format_duration
 
 _MIN_WIDTH: Final = 8
-"""Characters that a column keeps however narrow the terminal is."""
+"""Characters that a column keeps on a terminal of any width."""
 
 Json = Mapping[str, Any]
 
@@ -154,9 +154,8 @@ def _change(change: Json | None) -> str:
 
 
 def _place(assignment: Json | None) -> str:
-    if assignment is None or assignment["gpu_index"] is None:
-        return "not pinned"
-    return f"GPU {assignment['gpu_index']}"
+    index = assignment and assignment["gpu_index"]
+    return "not pinned" if index is None else f"GPU {index}"
 
 
 def _filled(gpu: Json, assignments: Sequence[Json], services: Mapping[str, Json]) -> str:
@@ -171,7 +170,7 @@ def _filled(gpu: Json, assignments: Sequence[Json], services: Mapping[str, Json]
 
 
 def _takes_mb(assignment: Json, service: Json) -> float:
-    """Return what a service will take: its budget, else what it needs."""
+    """Return the memory that a service will use: its budget, else its need."""
     budget_gb = assignment["vram_budget_override"]
     return (service.get("vram_mb") or 0) if budget_gb is None else budget_gb * GIB / MIB
 

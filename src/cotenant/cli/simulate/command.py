@@ -1,4 +1,4 @@
-"""`cotenant simulate`: a log of requests replayed on other GPUs or by other rules, by the same scheduler."""
+"""`cotenant simulate`: replays a log of requests on other GPUs or by other rules, with the same scheduler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from cotenant.cli.recipe_options import file_path, whole
+from cotenant.cli.flags import file_path, whole
 from cotenant.cli.simulate.models import (
     EVERY_OTHER,
     StatedModel,
@@ -57,9 +57,9 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "simulate", help="replay a log of requests on other GPUs or by other rules", epilog=_EPILOG
     )
-    parser.add_argument("logs", metavar="LOG", nargs="+", help="requests; several files are put together")
+    parser.add_argument("logs", metavar="LOG", nargs="+", help="requests; several files are merged")
     what = parser.add_argument_group(
-        "what to compare; each may be given several times, the first is compared with"
+        "what to compare; each may be given several times, the others are compared with the first"
     )
     what.add_argument(
         "--gpus",
@@ -93,7 +93,9 @@ def register(subparsers: Any) -> None:
     )
     replay = parser.add_argument_group("replay")
     replay.add_argument("--until", metavar="TIME", help="only the first part of the log, as 2h")
-    replay.add_argument("--speed", metavar="FACTOR", default="1", help="requests come so many times as fast")
+    replay.add_argument(
+        "--speed", metavar="FACTOR", default="1", help="requests arrive this many times as fast"
+    )
     replay.add_argument(
         "--seed",
         type=whole("--seed", 0, 10**18),
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
     from cotenant.cli.simulate.table import Study, as_json, lines
 
-    seed, speed, draws = args.seed, _number("--speed", args.speed), args.draws
+    seed, speed = args.seed, _number("--speed", args.speed)
     until_s = math.inf if args.until is None else parse_duration(args.until)
     stated = [*(stated_models(args.sizes) if args.sizes else ()), *map(stated_model, args.model)]
     policies = _policies(args.policy)
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     variants = list(_variants(args, policies, known.configuration, tenants))
     notes = [] if known.problem is None else [known.problem]
     study = Study(requests, trace.guessed, left_out, seed, speed, notes)
-    draws = draws or (_DRAWS if len(variants) > 1 else 1)
+    draws = args.draws or (_DRAWS if len(variants) > 1 else 1)
     for number, variant in enumerate(variants, start=1):
         with progress_line() as show:
             what = f"{number} of {len(variants)}: {variant.name}"
@@ -137,8 +139,8 @@ def run(args: argparse.Namespace) -> int:
             def progress(share: float, what: str = what, show: Callable[[str], None] = show) -> None:
                 show(f"{math.floor(100 * share):3} % of {what}")
 
-            cards = [variant.run(requests, seed=seed + n, progress=progress) for n in range(draws)]
-        study.add(variant, cards)
+            results = [variant.run(requests, seed=seed + n, progress=progress) for n in range(draws)]
+        study.results.append((variant, results))
     return print_result(args, as_json(study), lines(study, every_model=args.all_models))
 
 
@@ -189,9 +191,9 @@ def _match(
     by_size = stated_tenants(stated, configuration.defaults, others)
     own = {tenant.spec.name for tenant in by_size}
     tenants = [*(tenant for tenant in configured if tenant.spec.name not in own), *by_size]
-    means = {**names, **{name: name for name in own}}
-    left_out = Counter(request.model for request in requests if request.model not in means)
-    kept = [replace(r, model=means[r.model]) for r in requests if r.model in means]
+    canonical = {**names, **{name: name for name in own}}
+    left_out = Counter(request.model for request in requests if request.model not in canonical)
+    kept = [replace(r, model=canonical[r.model]) for r in requests if r.model in canonical]
     if not kept:
         raise UsageError(_no_known_model(left_out, tenants), hint=_how_to_name(left_out))
     return tenants, kept, left_out
@@ -203,7 +205,7 @@ def _no_known_model(left_out: Counter[str], tenants: Sequence[Tenant]) -> str:
     asked = ", ".join(name for name, _ in left_out.most_common(_NAMED))
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     known = ", ".join(tenant.spec.name for tenant in tenants[:_NAMED]) or "none"
-    return f"the log asks only for unknown models: {asked}{more}; known: {known}"
+    return f"the log has only requests for unknown models: {asked}{more}; known: {known}"
 
 
 def _how_to_name(left_out: Counter[str]) -> str:
@@ -225,8 +227,7 @@ def _variants(
     from cotenant.simulation.variant import Variant
 
     machines = {spec: _cards(spec, configuration) for spec in args.gpus or [_HERE]}
-    keep_alives: dict[str, float | None] = {text: keep_alive(text) for text in args.keep_alive or ()}
-    keep_alives = keep_alives or {"": None}
+    keep_alives = {text: keep_alive(text) if text else None for text in args.keep_alive or ("",)}
     combinations = [*product(machines, dict.fromkeys(policies), keep_alives)]
     if len(combinations) > _MOST_VARIANTS:
         raise UsageError(

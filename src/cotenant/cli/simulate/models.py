@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EVERY_OTHER: Final = "*"
 _HINT: Final = (
-    "Write NAME=20GiB, and after commas what else is known: load=8s, slots=4, rate=60, keep_alive=5m."
+    "Write NAME=20GiB, and after commas other facts if known: load=8s, slots=4, rate=60, keep_alive=5m."
 )
 
 
@@ -75,7 +75,7 @@ def stated_model(text: str) -> StatedModel:
     except CotenantError as error:
         raise BadSetting(f"--model {text!r}: {error.message}", hint=_HINT) from None
     if not model.bytes:
-        raise BadSetting(f"--model {text!r}: a model takes some memory", hint=_HINT)
+        raise BadSetting(f"--model {text!r}: the size must be above 0", hint=_HINT)
     return model
 
 
@@ -116,7 +116,7 @@ def read_known(configuration: Configuration) -> Known:
     from cotenant.daemon.monitors.recorder import learned
     from cotenant.store.journal import SqlJournal
 
-    async def ask() -> Known:
+    async def read() -> Known:
         journal = SqlJournal(location)
         try:
             with_overheads = await learned(journal, configuration)
@@ -125,7 +125,7 @@ def read_known(configuration: Configuration) -> Known:
             await journal.close()
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(read())
     except StoreError as error:
         return Known(configuration, problem=f"past runs could not be read: {error.message}")
 
@@ -150,9 +150,7 @@ def stated_tenants(
     stated: Iterable[StatedModel], defaults: ModelDefaults, others: Iterable[str]
 ) -> list[Tenant]:
     """Return the models of stated sizes; `*` applies to each of the `others`."""
-    models: dict[str, StatedModel] = {}
-    for model in stated:
-        models[model.name] = model
+    models = {model.name: model for model in stated}
     every_other = models.pop(EVERY_OTHER, None)
     if every_other is not None:
         for name in others:
@@ -199,7 +197,7 @@ def keep_alive(text: str) -> float:
     return seconds
 
 
-def _whole(text: str) -> int:
+def _slots(text: str) -> int:
     if not (text.isdecimal() and 0 < int(text[:9]) <= 1024):
         raise BadSetting(f"{text!r} is not a number of slots from 1 to 1024", hint=_HINT)
     return int(text)
@@ -215,7 +213,7 @@ def _rate(text: str) -> float:
     return rate
 
 
-def _yes(text: str) -> bool:
+def _pinned(text: str) -> bool:
     if text:
         raise BadSetting("pinned takes no value", hint=_HINT)
     return True
@@ -223,9 +221,9 @@ def _yes(text: str) -> bool:
 
 _FACTS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
     "load": ("load_s", parse_duration),
-    "slots": ("slots", _whole),
+    "slots": ("slots", _slots),
     "rate": ("tokens_per_s", _rate),
     "keep_alive": ("keep_alive_s", keep_alive),
     "timeout": ("timeout_s", parse_duration),
-    "pinned": ("pinned", _yes),
+    "pinned": ("pinned", _pinned),
 }

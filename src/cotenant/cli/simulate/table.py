@@ -14,7 +14,7 @@ from cotenant.simulation.variant import Variant
 from cotenant.simulation.workload import Request
 
 _LEGEND: Final = (
-    "waited: requests that did at all; p50 to p99: waits for a load or a slot; evicted: unloads to make room",
+    "waited: share that waited; p50 to p99: waits for a load or a slot; evicted: unloads to make room",
     "for another model; placed: by loads, KV cache and overhead too; held: of the cards' memory over time;",
     "idle: of what was held.",
 )
@@ -23,10 +23,10 @@ _NAMED: Final = 5
 _NOTEWORTHY: Final = 0.02
 
 _MEASURES: Final[Sequence[tuple[str, Callable[[Summary], float], Callable[[float], str]]]] = (
-    ("loads", lambda score: score.loads, lambda count: f"{count:,}"),
-    ("mean wait", lambda score: score.waits.mean_s, lambda seconds: _time(seconds)),
-    ("p99", lambda score: score.waits.p99_s, lambda seconds: _time(seconds)),
-    ("refused", lambda score: score.refusals, lambda count: f"{count:,}"),
+    ("loads", lambda summary: summary.loads, lambda count: f"{count:,}"),
+    ("mean wait", lambda summary: summary.waits.mean_s, lambda seconds: _time(seconds)),
+    ("p99", lambda summary: summary.waits.p99_s, lambda seconds: _time(seconds)),
+    ("refused", lambda summary: summary.refusals, lambda count: f"{count:,}"),
 )
 """The measures by which variants are compared, and their formats."""
 
@@ -46,14 +46,10 @@ class Study:
     notes: list[str]
     results: list[tuple[Variant, Sequence[ReplayResult]]] = field(default_factory=list)
 
-    def add(self, variant: Variant, cards: Sequence[ReplayResult]) -> None:
-        """Add a variant's results; the others are compared with the first variant."""
-        self.results.append((variant, cards))
-
     @property
     def shown(self) -> list[tuple[Variant, ReplayResult]]:
         """The variants with their first draws."""
-        return [(variant, cards[0]) for variant, cards in self.results]
+        return [(variant, draws[0]) for variant, draws in self.results]
 
     @property
     def logged(self) -> Waits | None:
@@ -92,7 +88,7 @@ def lines(study: Study, *, every_model: bool = False) -> Iterator[str]:
         for letter, (_, others) in zip(letters[1:], study.results[1:], strict=True):
             yield _comparison(letters[0], letter, first, others)
         if len(first) > 1:
-            yield f"×: the median of {len(first)} draws of load times, and the least and the most of them."
+            yield f"×: the median of {len(first)} draws of load times, and their least and greatest."
     yield ""
     yield from _by_model(study, letters, every_model=every_model)
     notes = [*_notes(study, letters)]
@@ -117,7 +113,7 @@ def as_json(study: Study) -> dict[str, Any]:
 
 
 def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) -> dict[str, Any]:
-    card = draws[0]
+    shown = draws[0]
     return {
         "name": variant.name,
         "devices": [
@@ -126,18 +122,18 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
         ],
         "policy": "clairvoyant" if variant.clairvoyant else variant.settings.policy,
         "settings": asdict(variant.settings),
-        "total": card.total.as_json(),
-        "span_s": card.span_s,
-        "held_share": card.held_share,
-        "idle_share": card.idle_share,
-        "slowest_model": card.worst_model,
+        "total": shown.total.as_json(),
+        "span_s": shown.span_s,
+        "held_share": shown.held_share,
+        "idle_share": shown.idle_share,
+        "slowest_model": shown.worst_model,
         "models": [
             {
                 "name": tenant.spec.name,
                 "slots": tenant.spec.slots,
                 "keep_alive_s": tenant.spec.keep_alive_s,
                 "load_s": tenant.spec.load_s,
-                **card.models[tenant.spec.name].as_json(),
+                **shown.models[tenant.spec.name].as_json(),
             }
             for tenant in variant.tenants
         ],
@@ -155,10 +151,10 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
 
 
 def _comparison(base: str, letter: str, first: Sequence[ReplayResult], other: Sequence[ReplayResult]) -> str:
-    """Describe in a sentence what differs, and what may be chance."""
+    """Describe in one sentence which measures differ, and which may differ by chance."""
     clear, unclear = [], []
     for what, measure, render in _MEASURES:
-        before, after = [measure(card.total) for card in first], [measure(card.total) for card in other]
+        before, after = [measure(draw.total) for draw in first], [measure(draw.total) for draw in other]
         ratios = sorted(b / a for a, b in zip(before, after, strict=True) if a)
         if before == after:
             continue
@@ -176,10 +172,11 @@ def _comparison(base: str, letter: str, first: Sequence[ReplayResult], other: Se
 
 def _by_model(study: Study, letters: Sequence[str], *, every_model: bool) -> Iterator[str]:
     """List the models, most requested first: all columns of one variant, or waits and loads of several."""
-    cards = [card for _, card in study.shown]
-    order = sorted(cards[0].models, key=lambda name: (-cards[0].models[name].requests, name))
+    results = [result for _, result in study.shown]
+    first = results[0].models
+    order = sorted(first, key=lambda name: (-first[name].requests, name))
     shown = order if every_model else order[:_MOST_MODELS]
-    if len(cards) == 1:
+    if len(results) == 1:
         columns = _MODEL_COLUMNS
     else:
         columns = (
@@ -187,7 +184,7 @@ def _by_model(study: Study, letters: Sequence[str], *, every_model: bool) -> Ite
             *(_of_variant(f"mean {x}", n, lambda s: _time(s.waits.mean_s)) for n, x in enumerate(letters)),
             *(_of_variant(f"loads {x}", n, lambda s: f"{s.loads:,}") for n, x in enumerate(letters)),
         )
-    yield from table_lines(columns, [(name, [card.models[name] for card in cards]) for name in shown])
+    yield from table_lines(columns, [(name, [result.models[name] for result in results]) for name in shown])
     if len(shown) < len(order):
         yield f"… and {len(order) - len(shown)} more; --all-models lists them, --json has everything."
 
@@ -204,13 +201,13 @@ def _notes(study: Study, letters: Sequence[str]) -> Iterator[str]:
             f"{_count(study.guessed, 'request')} of the log never ran or have no length: replayed with the "
             "median length of their model."
         )
-    for letter, (variant, card) in zip(letters, study.shown, strict=True):
+    for letter, (variant, result) in zip(letters, study.shown, strict=True):
         refusals = [*variant.refusals()]
         for refusal in refusals[:_NAMED]:
             yield f"{letter}: {refusal.model} does not fit: {refusal.reason}"
         if len(refusals) > _NAMED:
             yield f"{letter}: {len(refusals) - _NAMED} more do not fit; --json lists them."
-        refused = {code: count for code, count in card.total.refused.items() if code != "does_not_fit"}
+        refused = {code: count for code, count in result.total.refused.items() if code != "does_not_fit"}
         if refused:
             yield f"{letter}: refused: " + ", ".join(f"{code} {count:,}" for code, count in refused.items())
     for note in study.notes:
@@ -226,56 +223,58 @@ def _time(seconds: float) -> str:
 
 
 class _Row(NamedTuple):
-    """A variant with the letter that stands for it and its first draw."""
+    """A variant with its letter and its first draw."""
 
     letter: str
     variant: Variant
-    card: ReplayResult
+    result: ReplayResult
 
     @property
     def slowest(self) -> str:
         """Name the model whose requests wait longest."""
-        worst = self.card.worst_model
-        return "-" if worst is None else f"{worst} ({_time(self.card.models[worst].waits.mean_s)})"
+        worst = self.result.worst_model
+        return "-" if worst is None else f"{worst} ({_time(self.result.models[worst].waits.mean_s)})"
 
 
 _COLUMNS: Final[Sequence[Column[_Row]]] = (
     Column("", lambda row: row.letter),
     Column("variant", lambda row: row.variant.name),
-    Column("answered", lambda row: f"{row.card.total.answered:,}", right=True),
-    Column("refused", lambda row: f"{row.card.total.refusals:,}", right=True),
-    Column("waited", lambda row: f"{row.card.total.waits.share:.1%}", right=True),
-    Column("p50", lambda row: _time(row.card.total.waits.p50_s), right=True),
-    Column("p95", lambda row: _time(row.card.total.waits.p95_s), right=True),
-    Column("p99", lambda row: _time(row.card.total.waits.p99_s), right=True),
-    Column("loads", lambda row: f"{row.card.total.loads:,}", right=True),
-    Column("evicted", lambda row: f"{row.card.total.evictions:,}", right=True),
-    Column("unloaded", lambda row: f"{row.card.total.all_unloads:,}", right=True),
-    Column("placed", lambda row: format_bytes(row.card.total.loaded_bytes), right=True),
-    Column("held", lambda row: f"{row.card.held_share:.0%}", right=True),
-    Column("idle", lambda row: f"{row.card.idle_share:.0%}", right=True),
+    Column("answered", lambda row: f"{row.result.total.answered:,}", right=True),
+    Column("refused", lambda row: f"{row.result.total.refusals:,}", right=True),
+    Column("waited", lambda row: f"{row.result.total.waits.share:.1%}", right=True),
+    Column("p50", lambda row: _time(row.result.total.waits.p50_s), right=True),
+    Column("p95", lambda row: _time(row.result.total.waits.p95_s), right=True),
+    Column("p99", lambda row: _time(row.result.total.waits.p99_s), right=True),
+    Column("loads", lambda row: f"{row.result.total.loads:,}", right=True),
+    Column("evicted", lambda row: f"{row.result.total.evictions:,}", right=True),
+    Column("unloaded", lambda row: f"{row.result.total.all_unloads:,}", right=True),
+    Column("placed", lambda row: format_bytes(row.result.total.loaded_bytes), right=True),
+    Column("held", lambda row: f"{row.result.held_share:.0%}", right=True),
+    Column("idle", lambda row: f"{row.result.idle_share:.0%}", right=True),
     Column("waits longest", lambda row: row.slowest),
 )
 
 _ModelRow = tuple[str, Sequence[Summary]]
-"""A model's name, and its score in each variant."""
+"""A model's name, and its summary in each variant."""
 
 
 def _of_variant(heading: str, number: int, cell: Callable[[Summary], str]) -> Column[_ModelRow]:
-    """Return a column of a model's score in one variant."""
+    """Return a column of a model's summary in one variant."""
     return Column(heading, lambda row: cell(row[1][number]), right=True)
 
 
 _MODEL_COLUMNS: Final[Sequence[Column[_ModelRow]]] = (
     Column("model", lambda row: row[0]),
-    _of_variant("requests", 0, lambda score: f"{score.requests:,}"),
-    _of_variant("refused", 0, lambda score: f"{score.refusals:,}"),
-    _of_variant("waited", 0, lambda score: f"{score.waits.share:.1%}"),
-    _of_variant("mean", 0, lambda score: _time(score.waits.mean_s)),
-    _of_variant("p95", 0, lambda score: _time(score.waits.p95_s)),
-    _of_variant("longest", 0, lambda score: _time(score.waits.max_s)),
-    _of_variant("loads", 0, lambda score: f"{score.loads:,}"),
-    _of_variant("evicted", 0, lambda score: f"{score.evictions:,}"),
-    _of_variant("unloaded", 0, lambda score: f"{score.all_unloads:,}"),
-    _of_variant("loaded for", 0, lambda score: format_duration(score.loaded_s) if score.loaded_s else "-"),
+    _of_variant("requests", 0, lambda summary: f"{summary.requests:,}"),
+    _of_variant("refused", 0, lambda summary: f"{summary.refusals:,}"),
+    _of_variant("waited", 0, lambda summary: f"{summary.waits.share:.1%}"),
+    _of_variant("mean", 0, lambda summary: _time(summary.waits.mean_s)),
+    _of_variant("p95", 0, lambda summary: _time(summary.waits.p95_s)),
+    _of_variant("longest", 0, lambda summary: _time(summary.waits.max_s)),
+    _of_variant("loads", 0, lambda summary: f"{summary.loads:,}"),
+    _of_variant("evicted", 0, lambda summary: f"{summary.evictions:,}"),
+    _of_variant("unloaded", 0, lambda summary: f"{summary.all_unloads:,}"),
+    _of_variant(
+        "loaded for", 0, lambda summary: format_duration(summary.loaded_s) if summary.loaded_s else "-"
+    ),
 )

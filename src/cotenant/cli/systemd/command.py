@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.atomic_files import write_durably
-from cotenant.cli.recipe_options import file_path
+from cotenant.cli.flags import file_path
 from cotenant.cli.systemd.unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
 from cotenant.cli.table import print_result
 from cotenant.domain.errors import BadSetting, UnitFault
@@ -31,7 +31,7 @@ _Run = Callable[[argparse.Namespace], int]
 
 
 def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands, also under the name that it had before."""
+    """Add the command to the parser's commands, also under its former name."""
     _add_actions(subparsers.add_parser("systemd", help="run the daemon under systemd"), lambda run: run)
     _add_actions(subparsers.add_parser("service"), _renamed)
 
@@ -65,8 +65,8 @@ def _add_actions(parser: argparse.ArgumentParser, wrapped: Callable[[_Run], _Run
 
 def _add_scope(parser: argparse.ArgumentParser) -> None:
     scope = parser.add_mutually_exclusive_group()
-    scope.add_argument("--user", action="store_true", help="a unit of this user (the default, but for root)")
-    scope.add_argument("--system", action="store_true", help="a unit of the machine (the default for root)")
+    scope.add_argument("--user", action="store_true", help="a unit of this user (default except for root)")
+    scope.add_argument("--system", action="store_true", help="a unit of the machine (default for root)")
     parser.add_argument(
         "--root", type=file_path, metavar="FOLDER", help="a root file system other than this machine's"
     )
@@ -79,7 +79,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The unit that a command is about, and the `systemctl` that manages it."""
+    """The unit that a command works on, and the `systemctl` that manages it."""
 
     path: Path
     for_user: bool
@@ -102,7 +102,7 @@ class _Target:
         return self.here and _RUNNING.is_dir() and shutil.which("systemctl") is not None
 
     def command(self, *words: str) -> str:
-        return " ".join([*([] if self.for_user else ["sudo"]), *self.systemctl, *words])
+        return " ".join([*(() if self.for_user else ("sudo",)), *self.systemctl, *words])
 
     def text(self) -> str | None:
         try:
@@ -111,7 +111,8 @@ class _Target:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise UnitFault(
-                f"{self.path} cannot be read: {error}", hint="Look at it, or remove it."
+                f"{self.path} cannot be read: {error}",
+                hint="Check it, or remove it.",
             ) from None
 
 
@@ -189,8 +190,9 @@ def _uninstall(args: argparse.Namespace) -> int:
         return 0
     _refuse_edited(target, args, "removed")
     if args.dry_run:
-        print(f"Would run: {target.command('disable', '--now', UNIT_NAME)}" if target.managed else "", end="")
-        print(f"\nWould remove {target.path}")
+        if target.managed:
+            print(f"Would run: {target.command('disable', '--now', UNIT_NAME)}")
+        print(f"Would remove {target.path}")
         return 0
     if target.managed:
         _systemctl(target, "disable", "--now", UNIT_NAME)

@@ -113,7 +113,7 @@ def is_untouched(text: str) -> bool:
 
 
 def unit_path(root: Path, *, user_folder: Path | None) -> Path:
-    """Return where the unit goes: below `root`, or in the user's configuration folder."""
+    """Return the unit's path: below `root`, or in the user's configuration folder."""
     if user_folder is not None:
         return root / str(user_folder / "systemd" / "user" / UNIT_NAME).lstrip("/")
     return root / "etc" / "systemd" / "system" / UNIT_NAME
@@ -124,7 +124,7 @@ def _checksum(body: str) -> str:
 
 
 def _word(text: str) -> str:
-    """Quote one argument of ExecStart, where `%` and `$` mean something to systemd."""
+    """Quote one argument of ExecStart, where `%` and `$` are special to systemd."""
     plain = text.replace("%", "%%").replace("$", "$$")
     if shlex.quote(text) == text:
         return plain

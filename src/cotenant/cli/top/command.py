@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options, model_path
@@ -47,7 +47,7 @@ def _interval(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until the user quits; print one screen if this is no terminal. Raises DaemonSilent."""
+    """Run until the user quits; print one screen if this is not a terminal. Raises DaemonSilent."""
     daemon = Daemon(args)
     if args.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         snapshot = Feed(daemon, args.interval, lambda: None).read()
@@ -89,7 +89,7 @@ class _Session:
             "u": self._unload,
             "p": self._pin,
             "w": self._why,
-            "?": self._help,
+            "?": lambda: self._show(HELP),
             "/": self._filter,
             "escape": self._back,
         }
@@ -150,10 +150,7 @@ class _Session:
         else:
             self._choices.filter = ""
 
-    def _help(self) -> None:
-        self._show(HELP)
-
-    def _show(self, lines: tuple[str, ...] | list[str]) -> None:
+    def _show(self, lines: Sequence[str]) -> None:
         self._choices.page, self._choices.page_top = lines, 0
 
     def _chosen(self) -> Mapping[str, Any] | None:
@@ -188,18 +185,16 @@ class _Session:
             return
         name = model["name"]
 
-        def give() -> None:
+        def send() -> None:
             try:
                 self._daemon.post(model_path(name, action) + "?wait=0")
-                self._say(
-                    f"{action} {name}: ordered" if action.endswith("load") else f"{action} {name}: done"
-                )
+                self._notify(f"{action} {name}: {'requested' if action.endswith('load') else 'done'}")
             except CotenantError as error:
-                self._say(f"{action} {name}: {error.message}")
+                self._notify(f"{action} {name}: {error.message}")
             self._feed.refresh()
             self._terminal.wake()
 
-        self._in_background(give)
+        self._in_background(send)
 
     def _why(self) -> None:
         model = self._chosen()
@@ -207,22 +202,22 @@ class _Session:
             return
         name = model["name"]
 
-        def ask() -> None:
+        def fetch() -> None:
             try:
                 decisions = self._daemon.text(model_path(name, "why")).splitlines()
             except CotenantError as error:
-                self._say(f"why {name}: {error.message}")
+                self._notify(f"why {name}: {error.message}")
             else:
                 self._show(
                     [f"Why is {name} {model['state']}?", "", *(decisions or ["Nothing was decided yet."])]
                 )
             self._terminal.wake()
 
-        self._in_background(ask)
+        self._in_background(fetch)
 
     def _in_background(self, work: Callable[[], None]) -> None:
         """Run in a thread, so that a slow daemon does not block the keys."""
         threading.Thread(target=work, daemon=True).start()
 
-    def _say(self, message: str) -> None:
+    def _notify(self, message: str) -> None:
         self._choices.message, self._message_until = message, time.monotonic() + _MESSAGE_S

@@ -22,7 +22,7 @@ _AGAIN_S: Final = 1.0
 class Feed:
     """Keeps a Snapshot up to date and calls `changed` for each new one, from one of its threads.
 
-    While no daemon answers, the last answers stay, with the problem, and it keeps trying.
+    While no daemon answers, the last snapshot stays, with the problem, and the feed retries.
     """
 
     def __init__(self, daemon: Daemon, interval_s: float, changed: Callable[[], None]) -> None:
@@ -37,7 +37,7 @@ class Feed:
 
     def start(self) -> None:
         """Start polling and following."""
-        for work in (self._ask, self._follow):
+        for work in (self._poll, self._follow):
             threading.Thread(target=work, daemon=True).start()
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ class Feed:
         found = [each for name in names for each in self._daemon.get(model_path(name, "why"))["decisions"]]
         return sorted(found, key=lambda each: int(each["number"]))[-_KEPT:]
 
-    def _ask(self) -> None:
+    def _poll(self) -> None:
         while not self._stopped.is_set():
             try:
                 self.snapshot = self.read()
@@ -121,9 +121,5 @@ def _events(pieces: Iterator[bytes]) -> Iterator[Mapping[str, Any]]:
 
 
 def _last_rates(history: Mapping[str, Any]) -> Mapping[str, float]:
-    rates = {}
-    for model in history["models"]:
-        curve = model["tokens_per_s"]
-        if curve and curve[-1] is not None:
-            rates[model["name"]] = curve[-1]
-    return rates
+    curves = {model["name"]: model["tokens_per_s"] for model in history["models"]}
+    return {name: curve[-1] for name, curve in curves.items() if curve and curve[-1] is not None}

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from cotenant.cli.gpus import short_name
-from cotenant.cli.ps import measured_bytes
+from cotenant.cli.ps import device_index, measured_bytes
 from cotenant.cli.table import Column, table_lines
 from cotenant.cli.top.view import Choices, Snapshot
 from cotenant.domain.devices import Sensors
@@ -24,11 +24,11 @@ HELP: Final = (
     "  u           unload it; asks first if it is answering requests",
     "  p           pin it, so that it is never evicted, or unpin it",
     "  w           why: its last decisions",
-    "  /           show only models whose name contains what you type; Esc ends that",
+    "  /           show only models whose name contains what you type; Esc shows all again",
     "  q           quit",
     "",
     "Each letter in a card's bar is memory of the model with that letter, × of others,",
-    "· is free. Figures are of the last seconds; - stands for what is not known.",
+    "· is free. Figures cover the last seconds; - means unknown.",
 )
 _MIN_BAR: Final = 10
 _MAX_BAR: Final = 60
@@ -101,11 +101,11 @@ def _tables(snapshot: Snapshot, choices: Choices, address: str, width: int, heig
         for line in _wrapped(_decision(decision), width)
     ]
     if height is not None:
-        room = height - len(top) - 4
-        cards = _first(cards, max(1, room // 2))
-        room -= len(cards)
-        kept = min(len(decisions), max(_DECISIONS, room - len(models)), max(0, room - 2))
-        models = _around(models, selected, max(1, room - kept))
+        left = height - len(top) - 4
+        cards = _first(cards, max(1, left // 2))
+        left -= len(cards)
+        kept = min(len(decisions), max(_DECISIONS, left - len(models)), max(0, left - 2))
+        models = _around(models, selected, max(1, left - kept))
         decisions = decisions[len(decisions) - kept :]
     recent = [Line(""), Line("last decisions", Style.BOLD), *decisions] if decisions else []
     return [*top, *cards, Line(""), heading, *models, *recent]
@@ -131,14 +131,14 @@ def _alerts(snapshot: Snapshot) -> list[Line]:
 def _cards(snapshot: Snapshot, width: int) -> list[Line]:
     labels = [_label(device) for device in snapshot.devices]
     label_width = min(max(map(len, labels), default=0), max(8, width // 4))
-    said = [_figures(device) for device in snapshot.devices]
-    said_width = max(map(len, said), default=0)
-    bar_width = max(_MIN_BAR, min(_MAX_BAR, width - label_width - said_width - 4))
+    figures = [_figures(device) for device in snapshot.devices]
+    figures_width = max(map(len, figures), default=0)
+    bar_width = max(_MIN_BAR, min(_MAX_BAR, width - label_width - figures_width - 4))
     lines = []
-    for device, label, figures in zip(snapshot.devices, labels, said, strict=True):
+    for device, label, numbers in zip(snapshot.devices, labels, figures, strict=True):
         bar = _bar(snapshot, device, bar_width)
         over = Style.BAD if device.get("overcommitted") else Style.PLAIN
-        lines.append(Line(f"{label[:label_width]:<{label_width}} [{bar}] {figures}", over))
+        lines.append(Line(f"{label[:label_width]:<{label_width}} [{bar}] {numbers}", over))
     return lines or [Line("no devices", Style.DIM)]
 
 
@@ -198,7 +198,7 @@ def _models(snapshot: Snapshot, choices: Choices, width: int, *, marked: bool) -
 
 def _columns(snapshot: Snapshot, *, wide: bool) -> Sequence[Column[Mapping[str, Any]]]:
     """Return the columns of the models; the last ones only on a wide terminal."""
-    indices = {device["uuid"]: _index(device) for device in snapshot.devices}
+    indices = {device["uuid"]: device_index(device) for device in snapshot.devices}
     letters, tokens = snapshot.letters, snapshot.tokens_per_s
     columns: list[Column[Mapping[str, Any]]] = [
         Column("", lambda model: letters.get(model["name"], "#" if model.get("devices") else " ")),
@@ -242,17 +242,17 @@ def _decision(decision: Mapping[str, Any]) -> str:
     return f"{time_of_day} {model}{decision.get('text', '')}"
 
 
-def _first(lines: list[Line], room: int) -> list[Line]:
-    if len(lines) <= room:
+def _first(lines: list[Line], most: int) -> list[Line]:
+    if len(lines) <= most:
         return lines
-    kept = max(0, room - 1)
+    kept = max(0, most - 1)
     return [*lines[:kept], Line(f"… and {len(lines) - kept} more", Style.DIM)]
 
 
-def _around(lines: list[Line], selected: int, room: int) -> list[Line]:
-    """Keep as many lines as there is room for, around the selected one."""
-    top = max(0, min(selected - room // 2, len(lines) - room))
-    return lines[top : top + room]
+def _around(lines: list[Line], selected: int, most: int) -> list[Line]:
+    """Keep at most `most` lines, around the selected one."""
+    top = max(0, min(selected - most // 2, len(lines) - most))
+    return lines[top : top + most]
 
 
 def _cut(line: Line, width: int) -> Line:
@@ -265,10 +265,6 @@ def _label(device: Mapping[str, Any]) -> str:
     if device.get("index") is None:
         return str(device["name"])
     return f"GPU {device['index']} {short_name(device['name'])}"
-
-
-def _index(device: Mapping[str, Any]) -> str:
-    return "host" if device.get("index") is None else str(device["index"])
 
 
 def _gib(count: int | None) -> str:

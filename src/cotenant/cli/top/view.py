@@ -30,11 +30,11 @@ class Snapshot:
 
     def holdings(self, uuid: str) -> Sequence[tuple[str, int]]:
         """Return the planned bytes of each model on a device."""
-        found = []
-        for model in self.models:
-            if uuid in model.get("devices", ()):
-                found.append((model["name"], _planned_bytes(model, uuid)))
-        return found
+        return [
+            (model["name"], _planned_bytes(model, uuid))
+            for model in self.models
+            if uuid in model.get("devices", ())
+        ]
 
 
 def _planned_bytes(model: Mapping[str, Any], uuid: str) -> int:

@@ -1,4 +1,4 @@
-"""Flags of declared settings, with their COTENANT_ variables, and what other flags are made of."""
+"""Flags with their COTENANT_ variables: those of declared settings, and parts of others."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cotenant.config.configuration import ModelDefaults
 from cotenant.config.fields import in_units_of_field, in_units_of_file, scalar_of
 from cotenant.config.issues import shown
 from cotenant.domain.errors import BadRecipe, UsageError
-from cotenant.domain.models import Recipe
-from cotenant.domain.profiles import recipe_values
-from cotenant.domain.recipes import check_recipe, with_micro_batch
-from cotenant.domain.settings import Setting, setting_of, settings_of
-from cotenant.planning.budgets import BudgetRules
-
-
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add every flag of a Recipe and of BudgetRules, except the device order."""
-    add_setting(parser, setting_of(ModelDefaults, "profile"))
-    add_settings(parser, [*settings_of(Recipe), *settings_of(BudgetRules)])
+from cotenant.domain.settings import Setting, settings_of
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
@@ -48,8 +37,8 @@ def add_setting(group: Any, setting: Setting) -> None:
             value = scalar.read(text)
         except UsageError as error:
             what = error.message.replace(shown(text), repr(text), 1)
-            blamed = f"{variable(setting.option)} sets it too. " if is_set(setting.option) else ""
-            raise type(error)(f"{setting.option} {what}", hint=blamed + error.hint) from None
+            source = f"{variable(setting.option)} sets it too. " if _is_set(setting.option) else ""
+            raise type(error)(f"{setting.option} {what}", hint=source + error.hint) from None
         return Path(value) if setting.type is Path else value
 
     metavar = setting.metavar
@@ -58,41 +47,18 @@ def add_setting(group: Any, setting: Setting) -> None:
     flag(group, setting.option, parse, default, metavar, setting.help, shown=setting.shown)
 
 
-def read_recipe(args: argparse.Namespace) -> Recipe:
-    """Build the Recipe that the flags describe. Raises BadRecipe for flags at odds with each other.
-
-    A micro-batch larger than the batch is cut to it, as llama.cpp does.
-    """
-    values = read_settings(args, Recipe)
-    given = {each.name: values[each.name] for each in settings_of(Recipe) if _is_given(args, each)}
-    if given.get("smart_split") and values["tensor_split"]:
-        raise BadRecipe(
-            "--smart-split and --tensor-split exclude each other",
-            hint="Leave --smart-split out to split by hand.",
-        )
-    recipe = Recipe(**{**values, **recipe_values(args.profile, given)})
-    recipe = with_micro_batch(recipe)
-    check_recipe(recipe)
-    return recipe
-
-
-def read_rules(args: argparse.Namespace) -> BudgetRules:
-    """Build the BudgetRules that the flags describe."""
-    return BudgetRules(**read_settings(args, BudgetRules))
-
-
 def read_settings(args: argparse.Namespace, owner: type) -> dict[str, Any]:
     """Return the values of all flags that `owner` declares, by the names of its fields."""
     return {each.name: in_units_of_field(each, getattr(args, str(each.flag))) for each in settings_of(owner)}
 
 
-def _is_given(args: argparse.Namespace, setting: Setting) -> bool:
+def is_given(args: argparse.Namespace, setting: Setting) -> bool:
     """Whether a setting was set by its flag or its variable."""
-    return setting.flag in getattr(args, "given", ()) or is_set(setting.option)
+    return setting.flag in getattr(args, "given", ()) or _is_set(setting.option)
 
 
 class _Given(argparse.Action):
-    """Stores a value, and that its flag was given: a flag beats a configuration file, a default does not."""
+    """Stores a value, and that its flag was given: unlike a default, it overrides the file."""
 
     def __call__(
         self,
@@ -102,11 +68,11 @@ class _Given(argparse.Action):
         option: str | None = None,
     ) -> None:
         setattr(namespace, self.dest, values)
-        _note_given(namespace, self.dest)
+        _record_given(namespace, self.dest)
 
 
 class _GivenSwitch(argparse.BooleanOptionalAction):
-    """Stores a yes or no, and that its flag was given."""
+    """Stores a Boolean, and that its flag was given."""
 
     def __call__(
         self,
@@ -116,10 +82,10 @@ class _GivenSwitch(argparse.BooleanOptionalAction):
         option: str | None = None,
     ) -> None:
         super().__call__(parser, namespace, values, option)
-        _note_given(namespace, self.dest)
+        _record_given(namespace, self.dest)
 
 
-def _note_given(namespace: argparse.Namespace, dest: str) -> None:
+def _record_given(namespace: argparse.Namespace, dest: str) -> None:
     namespace.given = {*getattr(namespace, "given", ()), dest}
 
 
@@ -138,7 +104,7 @@ def flag(
     *,
     shown: str = "",
 ) -> None:
-    """Add a flag with a value; its COTENANT_ variable, if set, is the default. `shown` tells the default."""
+    """Add a flag with a value. Its COTENANT_ variable, if set, is the default; `shown` describes it."""
     given = os.environ.get(variable(name)) or None
     if not shown and isinstance(default, (int, str)) and default != "":
         shown = str(default)
@@ -153,14 +119,13 @@ def flag(
 
 
 def switch(group: Any, name: str, default: bool, text: str, *, shown: str = "") -> None:
-    """Add a flag and its `--no-` twin."""
+    """Add a flag and its `--no-` form."""
     shown = shown or ("on" if default else "off")
     given = os.environ.get(variable(name))
     if given is not None:
-        words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False}
-        if given.lower() not in {*words, "off"}:
+        default = given.lower() in ("1", "true", "yes", "on")
+        if not default and given.lower() not in ("0", "false", "no", "off"):
             raise BadRecipe(f"{variable(name)}={given!r} is neither yes nor no", hint="Use 1 or 0.")
-        default = words.get(given.lower(), False)
     group.add_argument(name, action=_GivenSwitch, default=default, help=f"{text} (default: {shown})")
 
 
@@ -169,13 +134,12 @@ def variable(name: str) -> str:
     return "COTENANT_" + name.removeprefix("--").replace("-", "_").upper()
 
 
-def is_set(name: str) -> bool:
-    """Whether the environment variable of a flag is set."""
+def _is_set(name: str) -> bool:
     return bool(os.environ.get(variable(name)))
 
 
 def whole(name: str, least: int, most: int = 1 << 31) -> Callable[[str], int]:
-    """Return a parser of whole numbers that names the flag when it refuses."""
+    """Return a parser of whole numbers whose errors name the flag."""
 
     def parse(text: str) -> int:
         try:
