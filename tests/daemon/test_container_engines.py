@@ -123,13 +123,13 @@ def test_what_a_kill_of_everything_left_is_gone_after_the_next_start(
         post(f"{running.address()}/api/models/shell/load")
         (pid,) = pids(bed)
         family = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text()
-        keepers = [
+        supervisors = [
             c for c in family.split() if "container_supervisor" in Path(f"/proc/{c}/cmdline").read_text()
         ]
-        os.kill(int(keepers[0]), signal.SIGSTOP)
+        os.kill(int(supervisors[0]), signal.SIGSTOP)
         running.process.kill()
         running.process.wait()
-        os.kill(int(keepers[0]), signal.SIGKILL)
+        os.kill(int(supervisors[0]), signal.SIGKILL)
         assert alive(pid)
     with daemon(tmp_path, bed, model) as running:
         running.address()

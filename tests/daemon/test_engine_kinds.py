@@ -206,7 +206,7 @@ def test_vllm_sleeps_in_place_of_ending_if_that_works(tmp_path: Path, fault: str
         assert json.loads(again.body)["choices"] == json.loads(first.body)["choices"]
         wait_until(lambda: machine.card()["used_mib"] == 700)
         told = " ".join(decision["text"] for decision in story(daemon, "vllm"))
-        assert ("answers otherwise than before it slept" in told) is (fault == "gibberish")
+        assert ("its answer differs from the one before it slept" in told) is (fault == "gibberish")
     wait_until(lambda: machine.card()["used_mib"] == 0)
 
 

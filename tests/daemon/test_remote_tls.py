@@ -95,7 +95,7 @@ def test_a_certificate_that_is_wrong_is_one_clear_line_at_once(tmp_path: Path) -
             for name, wrong in (
                 ("elsewhere", "its certificate is not trusted: Hostname mismatch"),
                 ("alone", "its certificate is not trusted: self-signed certificate"),
-                ("plain", "it does not speak TLS as it should"),
+                ("plain", "it does not speak TLS correctly"),
             ):
                 refused = complete(daemon, name)
                 assert refused.status == 503, refused.body

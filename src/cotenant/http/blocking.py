@@ -17,7 +17,7 @@ def fetch(request: Request, limits: Limits) -> Response:
 
 @contextlib.contextmanager
 def opened(request: Request, limits: Limits) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Give the status of the response, and its body as it arrives. Raises OSError, also while reading."""
+    """Yield the status of the response, and its body as it arrives. Raises OSError, also while reading."""
     with (
         asyncio.Runner() as runner,
         contextlib.closing(runner.run(Exchange.connect(request.endpoint, limits))) as exchange,

@@ -1,6 +1,6 @@
 """Small HTTP requests, each on a connection of its own, within limits of time and size.
 
-There is no pool and no proxy. A response ends where HTTP says so, whether or not the server then closes.
+There is no pool and no proxy. A response ends where HTTP defines it, whether or not the server then closes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Request:
     accept: str = _JSON
 
     def encoded(self) -> tuple[bytes, bytes]:
-        """Return head and body as they go over the wire. Raises ValueError for an impossible path."""
+        """Return the bytes of the head and of the body. Raises ValueError for an impossible path."""
         endpoint, target = self.endpoint, self.endpoint.prefix + self.path
         if not _is_plain(target):
             raise ValueError(f"{target!r} has characters that an address cannot have")
@@ -149,7 +149,7 @@ class Exchange:
             yield piece
 
     def close(self) -> None:
-        """Close the connection, also in the middle of a response that is not wanted any more."""
+        """Close the connection, also before the response has ended."""
         self._connection.abort()
 
 
@@ -171,6 +171,22 @@ async def probe(
         return None
 
 
+async def probe_ok(
+    endpoint: Endpoint, path: str, payload: object = None, *, timeout_s: float
+) -> Response | None:
+    """Return what `probe` returns, but None if the status is not 200."""
+    response = await probe(endpoint, path, payload, timeout_s=timeout_s)
+    return response if response is not None and response.status == 200 else None
+
+
+async def probe_json(
+    endpoint: Endpoint, path: str, payload: object = None, *, timeout_s: float
+) -> Mapping[str, Any] | None:
+    """Return the JSON object of a response with status 200; None for anything else."""
+    response = await probe(endpoint, path, payload, timeout_s=timeout_s)
+    return None if response is None else response.json_object()
+
+
 async def tls_problem(endpoint: Endpoint, *, timeout_s: float) -> str | None:
     """Return what is wrong with a server's TLS; None without TLS, or for an error that may be temporary."""
     if endpoint.tls:
@@ -182,7 +198,7 @@ async def tls_problem(endpoint: Endpoint, *, timeout_s: float) -> str | None:
 
 
 async def get_url(url: str, limits: Limits) -> Response:
-    """GET a URL, following redirects. Raises OSError, or ValueError for what is not an HTTP URL."""
+    """GET a URL and follow redirects. Raises OSError, or ValueError if it is not an HTTP URL."""
     for _ in range(_MAX_REDIRECTS):
         parts = _http_parts(url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -195,7 +211,7 @@ async def get_url(url: str, limits: Limits) -> Response:
 
 
 def api_endpoint(url: str, key: str | None = None) -> Endpoint:
-    """Read the address of an API; a trailing `/v1`, as OpenAI's clients want it, is dropped.
+    """Read the address of an API; a trailing `/v1`, which OpenAI's clients need, is dropped.
 
     Raises ValueError.
     """
@@ -205,7 +221,7 @@ def api_endpoint(url: str, key: str | None = None) -> Endpoint:
     if not _is_plain(url):
         raise ValueError(f"{url!r} has characters that an address cannot have")
     if key is not None and not (key.isascii() and key.isprintable()):
-        raise ValueError("the API key has characters that a header cannot carry")
+        raise ValueError("the API key has characters that a header cannot have")
     return replace(_endpoint(parts), prefix=parts.path.rstrip("/").removesuffix("/v1"), key=key)
 
 
@@ -213,7 +229,7 @@ def describe(error: OSError) -> str:
     """Return why an exchange failed, in a few words."""
     if (problem := tls_fault(error)) is not None:
         return problem
-    # asyncio puts the numbers into a text where a name has several addresses.
+    # If a name has several addresses, asyncio has the numbers only in its message.
     numbers = [error.errno] if error.errno else [int(found) for found in _ERRNO.findall(str(error))]
     if numbers and numbers[-1] > 0:
         return os.strerror(numbers[-1])

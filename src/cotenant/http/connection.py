@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a server, on asyncio.Protocol and httptools.
 
-One request at a time. Body bytes are available as they arrive; what the reader has not taken is bounded by
-pausing the socket, and so is everything else that a server may send without end.
+One request at a time. Body bytes are available as they arrive. The socket is paused if the reader does not
+take them, which also bounds everything else that a server may send without end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cotenant.domain.units import KIB
 Header = tuple[bytes, bytes]
 
 _HIGH_WATER_BYTES: Final = 256 * KIB
-"""How much of a body is kept before the socket is paused, and how long a head may be."""
+"""How much of a body is buffered before the socket is paused, and how long a head may be."""
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _NOT_HTTP: Final = "answered what is not HTTP"
 
@@ -34,9 +34,9 @@ class Connection(asyncio.Protocol):
 
     `status` is None until the head has arrived; `headers` are then complete, with names in lower case.
     `ended` is set when the whole body has arrived, though `take` may still hold some of it; `cut` when this
-    side closed in the middle of a request, so that the server may still be at work on it.
+    side closed during a request, so that the server may still process it.
 
-    Subclasses may drop headers, raise an error of their own, and learn of the end of the connection.
+    Subclasses may drop headers, raise an error of their own, and handle the end of the connection.
     """
 
     _dropped_headers: frozenset[bytes] = frozenset()
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._reusable = False
 
-    # What the reader calls.
+    # Called by the reader.
 
     def begin(self, head: bytes, body: bytes) -> None:
         """Send a request; the response is reset."""
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def sized(self) -> bool:
-        """Whether the response declares its length, so that nothing may be added to it."""
+        """Whether the response declares its length, so that nothing can be added to it."""
         return any(name == b"content-length" for name, _ in self.headers)
 
     @property
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may follow, as far as is known.
+        """Whether another request can follow, as far as this side knows.
 
         llama.cpp announces keep-alive on an event stream and then closes: `stale` covers that.
         """
@@ -148,21 +148,21 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether the connection is still open, as far as is known."""
+        """Whether the connection is still open, as far as this side knows."""
         return self._broken is None and not self._transport.is_closing()
 
     def abort(self) -> None:
-        """Close at once; a reader that waits gets an error."""
+        """Close at once; a waiting reader gets an error."""
         self._hang_up("was cut off")
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came and wake the reader, once for however many chunks it holds."""
+        """Parse the data and wake the reader, once for all chunks in it."""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
         self._untaken_bytes += len(data)
         if self._untaken_bytes > _HIGH_WATER_BYTES and not self._paused and not self.ended:
             if not self._chunks:
-                # Only a head, interim responses, chunk extensions or trailers are that long without a body.
+                # Without a body: an endless head, interim responses, chunk extensions or trailers.
                 self._hang_up("sends a head without end")
                 return
             self._paused = True
@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End a response that only the end of the connection delimits; break any other."""
+        """End a response that only the end of the connection delimits; any other response is broken."""
         if exc is None and self._broken is None and self.status is not None and not self._framed:
             self.ended = True
         self._break(
@@ -188,16 +188,16 @@ class Connection(asyncio.Protocol):
         )
         self._closed()
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """Reject a response to no request."""
+        """Reject a response without a request."""
         if not self._expecting:
             raise ValueError("a response without a request")
         self._begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; note what it says about the body. Trailers are ignored."""
+        """Keep a header, and note what it says about the body. Ignore trailers."""
         if self.status is not None:
             return
         name = name.lower()
@@ -231,7 +231,7 @@ class Connection(asyncio.Protocol):
         self._expecting = False
         self._reusable = self._parser.should_keep_alive()
 
-    # What a subclass may do otherwise.
+    # Overridden by subclasses.
 
     def _failure(self, how: str) -> Exception:
         """Return the error for a response that will not be complete."""

@@ -1,6 +1,6 @@
-"""How the certificates of other servers are checked: against the authorities that this machine trusts.
+"""Checks the certificates of other servers against the authorities that this machine trusts.
 
-OpenSSL reads them from where the system keeps them, and from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+OpenSSL reads them from the system's folder, and from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ssl
 
 @functools.cache
 def client_context() -> ssl.SSLContext:
-    """Return the context that checks certificates. It is made once: that takes tens of milliseconds."""
+    """Return the context that checks certificates. It is created once: that takes tens of milliseconds."""
     return ssl.create_default_context()
 
 
@@ -22,4 +22,4 @@ def tls_fault(error: OSError) -> str | None:
     if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return None
     reason = (error.reason or "unknown").replace("_", " ").lower()
-    return f"it does not speak TLS as it should: {reason}"
+    return f"it does not speak TLS correctly: {reason}"

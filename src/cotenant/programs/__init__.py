@@ -1,4 +1,4 @@
-"""Other programs: run to their end within a time limit, with their output.
+"""Runs other programs until they end, within a time limit, and returns their output.
 
 It knows the operating system only. It must not know what any program is for.
 """

@@ -1,4 +1,4 @@
-"""Runs a program to its end: without a terminal, in a process group of its own, within a time limit."""
+"""Runs a program until it ends: without a terminal, in its own process group, within a time limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Finished:
     """How a program ended, and the last 4 MiB of what it printed.
 
     `status` is None if it could not be started or was killed at its time limit; `problem` then says so.
-    `errors` is its standard error where that is kept apart.
+    `errors` is its standard error if that is separate from the output.
     """
 
     status: int | None
@@ -37,13 +37,13 @@ class Finished:
         return self.status == 0
 
     @property
-    def said(self) -> str:
-        """All that is known of a failure: the problem, else what it printed, errors first."""
+    def failure_text(self) -> str:
+        """What is known of a failure: the problem, else its standard error, else its output."""
         return self.problem or self.errors or self.output
 
     @property
     def reason(self) -> str:
-        """Why it failed: the problem, else the last line that it printed, else its status."""
+        """Why it failed: the problem, else its last line, else its status."""
         lines = [line.strip() for line in (self.errors or self.output).splitlines() if line.strip()]
         return self.problem or (lines[-1][:_MAX_REASON_CHARS] if lines else f"status {self.status}")
 
@@ -60,8 +60,8 @@ def run_program(
 ) -> Finished:
     """Run a program and return how it ended. It blocks. `env` replaces the environment.
 
-    With `merge_errors` its standard error is part of the output. What it has started and left running is
-    killed at its end, unless `kill_children` is False: some programs start a daemon.
+    With `merge_errors` its standard error is part of the output. Child processes that still run when it ends
+    are killed, unless `kill_children` is False: some programs start a daemon.
     """
     try:
         with _running(argv, input_text, env, cwd, merge_errors=merge_errors) as run:
@@ -75,7 +75,7 @@ def run_program(
 
 
 async def run_async(argv: Sequence[str], timeout_s: float) -> Finished:
-    """Run a program without blocking the loop, its standard error apart; it is killed with this task."""
+    """Run a program without blocking the loop, its standard error separate; it is killed with this task."""
     try:
         with _running(argv, "", None, None, merge_errors=False) as run:
             async with asyncio.timeout(timeout_s):
@@ -128,13 +128,14 @@ def _running(
     merge_errors: bool,
 ) -> Iterator[_Running]:
     """Start a program; its group is killed at the end of the block unless it has finished. Raises OSError."""
-    # Files, not pipes: they never block the program, nor stay open through what it leaves running.
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        given.write(input_text.encode())
-        given.seek(0)
+    # Files, not pipes: a full pipe blocks the program, and a child may keep a pipe open.
+    temporary = tempfile.TemporaryFile
+    with temporary() as stdin, temporary() as out, temporary() as err:
+        stdin.write(input_text.encode())
+        stdin.seek(0)
         errors = subprocess.STDOUT if merge_errors else err
         process = subprocess.Popen(
-            argv, stdin=given, stdout=out, stderr=errors, env=env, cwd=cwd, start_new_session=True
+            argv, stdin=stdin, stdout=out, stderr=errors, env=env, cwd=cwd, start_new_session=True
         )
         try:
             pidfd = os.pidfd_open(process.pid)
@@ -148,7 +149,7 @@ def _running(
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a group whose leader is not reaped: until then its id cannot be another group's."""
+    """Kill a group unless its leader is reaped: then its id may belong to another group."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

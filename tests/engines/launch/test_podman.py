@@ -24,7 +24,7 @@ from cotenant.domain.vendors import Vendor
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch.container import OWNER_LABEL, ContainerLauncher
 from cotenant.engines.launch.container_owner import Owner
-from cotenant.engines.launch.orphans import remove_leftovers
+from cotenant.engines.launch.orphans import remove_orphaned_containers
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.process.ports import ReservedPort
 from cotenant.http.client import probe
@@ -203,7 +203,7 @@ async def test_what_a_killed_keeper_kept_is_removed(
 ) -> None:
     engine = await launched(podman(bed), shell_plan(model, port), tmp_path / "log")
     await page(port, "/health")
-    os.kill(keeper_of(os.getpid()), signal.SIGKILL)
+    os.kill(supervisor_of(os.getpid()), signal.SIGKILL)
     assert await engine.wait() == -signal.SIGKILL
     assert not alive(engine.pid)
     assert containers(bed) == []
@@ -228,14 +228,14 @@ def test_what_a_daemon_and_its_keeper_left_is_removed_at_the_next_start_and_no_o
         shell_image(bed), "sh",
     )  # fmt: skip
     try:
-        keeper = keeper_of(daemon.pid)
-        assert remove_leftovers() == ()
-        os.kill(keeper, signal.SIGSTOP)
+        supervisor = supervisor_of(daemon.pid)
+        assert remove_orphaned_containers() == ()
+        os.kill(supervisor, signal.SIGSTOP)
         daemon.kill()
         daemon.wait()
-        os.kill(keeper, signal.SIGKILL)
+        os.kill(supervisor, signal.SIGKILL)
         assert alive(engine)
-        (removed,) = remove_leftovers()
+        (removed,) = remove_orphaned_containers()
         assert removed.startswith("cotenant-tiny-")
         assert not alive(engine)
         assert containers(bed) == ["theirs"]
@@ -261,8 +261,10 @@ def started_daemon(folder: Path, port: int) -> tuple[subprocess.Popen[str], int]
         return daemon, int(daemon.stdout.readline())
 
 
-def keeper_of(pid: int) -> int:
-    """Find the one child of a process that keeps a container."""
+def supervisor_of(pid: int) -> int:
+    """Find the one child of a process that supervises a container."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (keeper,) = [c for c in children if b"container_supervisor" in Path(f"/proc/{c}/cmdline").read_bytes()]
-    return int(keeper)
+    (supervisor,) = [
+        c for c in children if b"container_supervisor" in Path(f"/proc/{c}/cmdline").read_bytes()
+    ]
+    return int(supervisor)

@@ -112,7 +112,7 @@ async def test_an_embedding_model_is_loaded_too(address: Endpoint) -> None:
 async def test_it_stays_loaded_though_another_client_sets_a_keep_alive_of_its_own(
     address: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cotenant.engines.ollama.engine._RENEW_WITHIN_S", 1000.0)
+    monkeypatch.setattr("cotenant.engines.ollama.engine._RENEW_BEFORE_S", 1000.0)
     async with running(OllamaHost(poll_every_s=0.02), ordered(address, "tiny")) as engine:
         kept = ask(f"{address.url}/api/ps")["models"][0]["expires_at"]
         await complete(engine)

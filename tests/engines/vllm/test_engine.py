@@ -234,7 +234,7 @@ async def test_another_recipe_does_not_wake_what_sleeps(tmp_path: Path) -> None:
 async def test_a_sleep_that_does_not_work_ends_the_engine(
     tmp_path: Path, scales: Scales, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cotenant.engines.vllm.sleep._SEEN_WITHIN_S", 0.1)
+    monkeypatch.setattr("cotenant.engines.vllm.sleep._FREED_TIMEOUT_S", 0.1)
     host = VllmHost(LogFolder(tmp_path / "logs"), scales)
     engine = await loaded(host, with_env(sleeper(tmp_path), **env))
     await engine.stop(60)

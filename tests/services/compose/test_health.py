@@ -64,7 +64,7 @@ def _config(more: dict) -> dict:
 async def test_one_that_ended_for_want_of_memory_says_so(tmp_path):
     state = {"Status": "exited", "Running": False, "ExitCode": 137, "OOMKilled": True}
     wrong = await wait(watch(tmp_path, state=state, logs="loading weights\n"), timeout_s=60)
-    assert wrong == "its container ended with status 137 for want of host memory: loading weights"
+    assert wrong == "its container ended with status 137 because host memory ran out: loading weights"
 
 
 async def test_one_that_is_started_again_has_its_time(tmp_path):

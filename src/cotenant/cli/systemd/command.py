@@ -253,7 +253,7 @@ def _systemctl(target: _Target, *words: str) -> None:
     """Run systemctl. Raises UnitFault."""
     done = _run(target, *words)
     if not done.ok:
-        said = " ".join(done.said.split())[:200] or "no reason given"
+        said = " ".join(done.failure_text.split())[:200] or "no reason given"
         raise UnitFault(
             f"`{target.command(*words)}` failed: {said}",
             hint=f"The unit is at {target.path}; see `journalctl -u cotenant`.",

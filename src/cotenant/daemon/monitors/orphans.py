@@ -8,7 +8,7 @@ from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch.launchers import kind_of
-from cotenant.engines.launch.orphans import remove_leftovers
+from cotenant.engines.launch.orphans import remove_orphaned_containers
 
 
 class OrphanCleaner:
@@ -32,7 +32,7 @@ class OrphanCleaner:
             self._changed.clear()
             fresh = self._kinds() - cleared
             if fresh:
-                await asyncio.to_thread(remove_leftovers, fresh)
+                await asyncio.to_thread(remove_orphaned_containers, fresh)
                 cleared |= fresh
             await self._changed.wait()
 

@@ -1,4 +1,4 @@
-"""What the kinds of engines share: a server process of ours, and a server that others run.
+"""What all kinds of engines share: server processes of ours, and servers that others run.
 
-It must not know any one kind.
+It must not know any kind.
 """

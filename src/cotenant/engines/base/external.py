@@ -1,4 +1,4 @@
-"""External engines: servers that others run. They are asked and watched, never started or killed."""
+"""External engines: servers that others run. They are queried and watched, never started or killed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineRepo
 
 
 class ExternalEngine:
-    """A model of a server that others run, as an engine. Kinds override what differs.
+    """A model of a server that others run, as an engine. Kinds override methods of this class.
 
-    `endpoint` is where requests go, and `build` what is known of the server; no process or log is ours.
+    `endpoint` is where requests go, `build` what is known of the server. It has no process or log of ours.
     """
 
     def __init__(self, name: str, endpoint: Endpoint, build: EngineBuild) -> None:
@@ -23,7 +23,7 @@ class ExternalEngine:
         self._watcher: asyncio.Task[None] | None = None
 
     async def wait_exit(self) -> EngineEnd:
-        """Return when it no longer serves, with the reason."""
+        """Return the reason when it no longer serves."""
         return await asyncio.shield(self._end)
 
     async def busy_slots(self) -> int | None:
@@ -31,7 +31,7 @@ class ExternalEngine:
         return 0
 
     def report(self) -> EngineReport | None:
-        """Read back the bytes that it says it took; None if it did not say."""
+        """Return the bytes that it reports to have taken; None if it does not report them."""
         return None
 
     async def stop(self, grace_s: float) -> None:
@@ -42,12 +42,10 @@ class ExternalEngine:
         """Watch it until it no longer serves, then call `_ended`."""
 
     def _start_watching(self) -> None:
-        """Start watching it."""
         if self._watcher is None and not self._end.done():
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     def _stop_watching(self) -> None:
-        """Stop watching it."""
         if self._watcher is not None and self._watcher is not asyncio.current_task():
             self._watcher.cancel()
 

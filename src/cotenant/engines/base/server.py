@@ -1,4 +1,4 @@
-"""Engines that are a server process of ours: started, checked until ready, stopped."""
+"""Engines that are server processes of ours: starts them, waits until they are ready, stops them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cotenant.engines.launch.plan import HostLauncher, Launched, Launcher, Launc
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.rotating_log import RotatingLog
-from cotenant.http.client import probe
+from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
 
 _FIRST_POLL_S: Final = 0.002
@@ -30,18 +30,16 @@ _LAST_POLL_S: Final = 0.02
 _POLL_GROWTH: Final = 1.5
 _HEALTH_TIMEOUT_S: Final = 5.0
 _EVIDENCE_BYTES: Final = MIB // 4
-_LAST_WORDS_BYTES: Final = MIB // 8
+_LAST_LOG_BYTES: Final = MIB // 8
 """How much of the log of an engine that was ready is read: earlier lines are about other requests."""
 _ROTATE_EVERY_S: Final = 1.0
-_FAILED_LOAD_GRACE_S: Final = 0.0
-_OK: Final = 200
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Started:
-    """A server process that was just started, with its port and its log.
+    """A server process that was just started, with its port and log.
 
     `exclusive` says that it runs on a card which admits one process at a time.
     """
@@ -103,13 +101,12 @@ class ServerHost:
 class ServerEngine:
     """One server process that serves one model.
 
-    `model` is the name that requests to it must have, None for that of the model. `endpoint` is where it
-    listens, known before it is ready, and `build` the program. Kinds of engines override what they do
-    differently.
+    Requests to it must name `model`; None stands for the model's own name. `endpoint` is where it listens,
+    known before it is ready, and `build` is its program. Kinds of engines override methods of this class.
     """
 
     _dies_with_status_0 = False
-    """Whether a failure may end with status 0: then its log is read."""
+    """Whether a failure may end with status 0: its log is read then."""
 
     def __init__(self, started: Started, build: EngineBuild, *, model: str | None = None) -> None:
         self._name = started.plan.name
@@ -131,19 +128,19 @@ class ServerEngine:
 
     @property
     def log_path(self) -> Path:
-        """The file that takes its output."""
+        """The file with its output."""
         return self._log.path
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has ended."""
         return self._process.returncode is not None
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return within milliseconds of its first answer.
 
-        Raises EngineLoadFailed, EngineLoadTimeout or, if it came up without the GPUs that it was planned on,
-        EngineLacksDevice; the process is gone by then.
+        Raises EngineLoadFailed, EngineLoadTimeout or, if it does not use its planned GPUs, EngineLacksDevice;
+        the process has ended by then.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -151,17 +148,17 @@ class ServerEngine:
                 if not self.ended:
                     await self._check()
         except TimeoutError:
-            await self.stop(_FAILED_LOAD_GRACE_S)
+            await self.stop(0)
             raise EngineLoadTimeout(
                 f"{self._name} was not ready within {format_duration(timeout_s)}",
                 hint=f"{REMEDIES[Cause.LOAD_TIMEOUT]} {self._log_hint()}",
             ) from None
         except EngineError:
-            await self.stop(_FAILED_LOAD_GRACE_S)
+            await self.stop(0)
             raise
         returncode = self._process.returncode
         if returncode is not None:
-            await self.stop(_FAILED_LOAD_GRACE_S)
+            await self.stop(0)
             found = await asyncio.to_thread(self._diagnose, returncode, was_ready=False)
             raise EngineLoadFailed(
                 f"{self._name} could not be loaded: {found.sentence}",
@@ -170,7 +167,7 @@ class ServerEngine:
             )
 
     async def wait_exit(self) -> EngineEnd:
-        """Return when the process has gone, with how and why."""
+        """Return when the process has ended, with how and why."""
         returncode = await self._process.wait()
         if self._stopping:
             return EngineEnd(f"{self._name} was stopped")
@@ -188,26 +185,26 @@ class ServerEngine:
         return None
 
     def report(self) -> EngineReport | None:
-        """Read back the bytes that the engine says it took; None if it did not say."""
+        """Return the bytes that the engine reports to have taken; None if it does not report them."""
         return None
 
     async def stop(self, grace_s: float) -> None:
-        """Ask it to end, insist after `grace_s`, and return when the process group is gone."""
+        """Ask it to end, kill it after `grace_s`, and return when the process group has ended."""
         self._stopping = self._stopping or not self.ended
         if not await self._process.stop(grace_s):
             _log.error(
-                "%s (process group %d) was killed but does not end: a driver still holds it",
+                "%s (process group %d) was killed but has not ended: a driver still holds it",
                 self._name,
                 self.pid,
             )
         await asyncio.wait({self._monitor_task})
 
     async def _check(self) -> None:
-        """Check that what has started is what was planned. Raises EngineError."""
+        """Check that the engine runs as planned. Raises EngineError."""
 
     def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
-        """Read the log for the cause of the end. It may take 0.2 s: call it in a thread."""
-        log = self._log.tail(_LAST_WORDS_BYTES if was_ready else _EVIDENCE_BYTES)
+        """Find the cause of the end in the log. It takes up to 0.2 s: call it in a thread."""
+        log = self._log.tail(_LAST_LOG_BYTES if was_ready else _EVIDENCE_BYTES)
         return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive)
 
     async def _healthy_or_ended(self) -> None:
@@ -223,14 +220,13 @@ class ServerEngine:
     async def _healthy(self) -> None:
         pause_s = _FIRST_POLL_S
         while True:
-            answer = await probe(self.endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
-            if answer is not None and answer.status == _OK:
+            if await probe_ok(self.endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S) is not None:
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
 
     async def _monitor(self) -> None:
-        """Rotate the log while the process lives, and release the port after that."""
+        """Rotate the log while the process runs, then release the port."""
         try:
             while not self.ended:
                 exited = asyncio.create_task(self._process.wait())

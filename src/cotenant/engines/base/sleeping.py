@@ -1,4 +1,4 @@
-"""Hosts that put engines to sleep in place of ending them."""
+"""Hosts that put engines to sleep instead of ending them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Meter(Protocol):
 
 @runtime_checkable
 class SleepingHost(Protocol):
-    """A host that keeps engines asleep. Once `sleeps` is false, it ends all engines that stop."""
+    """A host whose engines can sleep. Once `sleeps` is false, it ends engines instead."""
 
     sleeps: bool
 
     @property
     def asleep(self) -> Mapping[str, int]:
-        """The process of each model that sleeps."""
+        """The process id of each sleeping model."""
         ...
 
     async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:
-        """End what sleeps, except the models in `keep`, and return the names."""
+        """End the sleeping engines of models that are not in `keep`, and return their names."""
         ...

@@ -1,4 +1,4 @@
-"""An engine in a container, as the daemon holds it."""
+"""An engine in a container, and the supervisor process that the daemon starts for it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch import container_supervisor
-from cotenant.engines.process.process import group_lives
+from cotenant.engines.process.process import GROUP_GONE_WITHIN_S, wait_group_gone
 
-_REMOVES_WITHIN_S: Final = 60.0
-_GROUP_GONE_WITHIN_S: Final = 10.0
-_GROUP_POLL_S: Final = 0.01
+_REMOVE_TIMEOUT_S: Final = 60.0
 _SHELL_OFFSET: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerJob:
-    """A container to create and start: `engine` is the program of its engine, `create` the whole command.
+    """A container to create and start: `engine` is the container engine's program, `create` the command.
 
-    `{env_file}` in `create` becomes a file with `env`, which so appears in no list of processes. `hint` is
-    what to do where it cannot be created.
+    `{env_file}` in `create` becomes the name of a file with `env`, so that no list of processes shows it.
+    `hint` says what to do if the container cannot be created.
     """
 
     model: str
@@ -43,7 +41,7 @@ class ContainerJob:
 
 @dataclass(frozen=True, slots=True)
 class GroupJob:
-    """A command whose container is a child of its own: its group is ended. `env` goes on top of ours."""
+    """A command whose container is its child: its process group is ended. `env` goes on top of ours."""
 
     model: str
     hint: str
@@ -52,10 +50,10 @@ class GroupJob:
 
 
 class ContainerProcess:
-    """A keeper (`container_supervisor`) and the engine that it keeps.
+    """A supervisor process (`container_supervisor`) and its engine.
 
-    The keeper survives a daemon that is killed, for as long as it takes to kill the engine. A keeper that is
-    killed itself is noticed, and what it kept is removed.
+    The supervisor outlives a daemon that is killed, for as long as it takes to kill the engine. If the
+    supervisor itself is killed, this process removes the engine.
     """
 
     def __init__(self, popen: subprocess.Popen[bytes], job: ContainerJob | GroupJob) -> None:
@@ -64,21 +62,22 @@ class ContainerProcess:
         self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
-        self._told: dict[str, Any] = {}
+        self._reported: dict[str, Any] = {}
         self._rest = b""
         if popen.stdin is None or popen.stdout is None:
-            raise ValueError("a keeper is spoken to through pipes")
-        self._orders, self._reports = popen.stdin, popen.stdout
-        self._loop.add_reader(self._reports, self._hear)
+            raise ValueError("a supervisor needs pipes for its input and output")
+        self._commands, self._reports = popen.stdin, popen.stdout
+        self._loop.add_reader(self._reports, self._receive)
         self._pidfd = os.pidfd_open(popen.pid)
         self._loop.add_reader(self._pidfd, self._ended.set)
         self._exit = asyncio.create_task(self._reap())
 
     @classmethod
     async def start(cls, job: ContainerJob | GroupJob, output_fd: int) -> Self:
-        """Start it and return once its process is known, or it has ended.
+        """Start it and return once its process id is known, or it has ended.
 
-        Raises EngineLoadFailed if there is no container to start, OSError if there is no keeper.
+        Raises EngineLoadFailed if the container cannot be created, OSError if the supervisor cannot be
+        started.
         """
         popen = subprocess.Popen(  # noqa: ASYNC220  exec takes 1 to 2 ms
             [sys.executable, "-I", "-S", container_supervisor.__file__],
@@ -89,21 +88,21 @@ class ContainerProcess:
         )
         process = cls(popen, job)
         try:
-            process._order(_told_to_keeper(job))
+            process._send(json.dumps(asdict(job)))
             await process._begun
         except asyncio.CancelledError:
-            process._orders.close()
+            process._commands.close()
             await asyncio.shield(process._exit)
             raise
-        if (why := process._told.get("failed")) is not None:
+        if (why := process._reported.get("failed")) is not None:
             await process.wait()
             raise _not_created(job, why)
         return process
 
     @property
     def pid(self) -> int:
-        """The engine's process id on this machine; the keeper's if it never came to have one."""
-        return int(self._told.get("pid", self._popen.pid))
+        """The engine's process id on this machine; the supervisor's if the engine did not start."""
+        return int(self._reported.get("pid", self._popen.pid))
 
     @property
     def returncode(self) -> int | None:
@@ -115,30 +114,33 @@ class ContainerProcess:
         return await asyncio.shield(self._exit)
 
     async def stop(self, grace_s: float) -> bool:
-        """End it, by force after `grace_s`; False if the container engine does not get rid of it."""
+        """End it, by force after `grace_s`; False if the container engine cannot remove it."""
         if not self._exit.done():
-            self._order(f"stop {grace_s}".encode())
+            self._send(f"stop {grace_s}")
         try:
-            async with asyncio.timeout(grace_s + _REMOVES_WITHIN_S):
+            async with asyncio.timeout(grace_s + _REMOVE_TIMEOUT_S):
                 await self.wait()
         except TimeoutError:
             return False
         return True
 
-    def _order(self, line: bytes) -> None:
+    def _send(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError, ValueError):
-            self._orders.write(line + b"\n")
-            self._orders.flush()
+            self._commands.write(f"{line}\n".encode())
+            self._commands.flush()
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         more = os.read(self._reports.fileno(), 65536)
         if not more:
             self._loop.remove_reader(self._reports)
-        *lines, self._rest = (self._rest + more).split(b"\n")
-        for line in lines:
-            self._told.update(json.loads(line))
-        if self._told and not self._begun.done():
+        self._read(more)
+        if self._reported and not self._begun.done():
             self._begun.set_result(None)
+
+    def _read(self, reports: bytes) -> None:
+        *lines, self._rest = (self._rest + reports).split(b"\n")
+        for line in lines:
+            self._reported.update(json.loads(line))
 
     async def _reap(self) -> int:
         await self._ended.wait()
@@ -148,58 +150,41 @@ class ContainerProcess:
         returned = self._popen.wait()
         if not self._begun.done():
             self._begun.set_result(None)
-        # What it said last may not have been heard yet; nobody else holds the other end.
-        self._hear_rest()
+        # Its last reports may not have been read yet. No other process has the other end, so this ends.
+        self._read(self._reports.read())
         self._reports.close()
         with contextlib.suppress(BrokenPipeError):
-            self._orders.close()
-        told = "code" in self._told or "failed" in self._told
-        group = self._told.get("pid")
-        if not told:
-            await asyncio.to_thread(_abandoned, self._job, group)
+            self._commands.close()
+        complete = "code" in self._reported or "failed" in self._reported
+        group = self._reported.get("pid")
+        if not complete:
+            await asyncio.to_thread(_remove, self._job, group)
         if isinstance(self._job, GroupJob) and group is not None:
-            await _gone(group)
-        return _status(self._told) if told else returned or -signal.SIGKILL
-
-    def _hear_rest(self) -> None:
-        rest = self._rest + self._reports.read()
-        for line in rest.splitlines():
-            self._told.update(json.loads(line))
+            # A driver may hold a killed process for longer.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GROUP_GONE_WITHIN_S):
+                    await wait_group_gone(group)
+        return _status(self._reported) if complete else returned or -signal.SIGKILL
 
 
 def _not_created(job: ContainerJob | GroupJob, why: str) -> EngineLoadFailed:
-    """Say why there is no container; of a card that is missing the remedy is not to look at the image."""
+    """Return the error for a container that was not created; the hint differs if a card is missing."""
     found = diagnose(1, why)
     hint = found.remedy if found.cause is Cause.DEVICE_MISSING else job.hint
     what = f"{job.model} could not be loaded: no container could be started: {why}"
     return EngineLoadFailed(what, hint=hint, cause=found.cause)
 
 
-async def _gone(group: int) -> None:
-    """Wait for those whom the kill of a group has still to reach; not for what a driver holds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_GROUP_GONE_WITHIN_S):
-            while group_lives(group):  # noqa: ASYNC110  nothing tells of a grandchild's end
-                await asyncio.sleep(_GROUP_POLL_S)
-
-
-def _told_to_keeper(job: ContainerJob | GroupJob) -> bytes:
-    if isinstance(job, GroupJob):
-        return json.dumps({"run": job.argv, "env": dict(job.env)}).encode()
-    told = {"name": job.name, "engine": job.engine, "create": job.create, "env": dict(job.env)}
-    return json.dumps(told).encode()
-
-
-def _status(told: Mapping[str, Any]) -> int:
-    """Return the exit status in the form of a child's: container engines add 128 to a signal's number."""
-    if told.get("oom"):
+def _status(reported: Mapping[str, Any]) -> int:
+    """Return the exit status as of a child process: container engines add 128 to a signal's number."""
+    if reported.get("oom"):
         return -signal.SIGKILL
-    code = int(told.get("code", 1))
+    code = int(reported.get("code", 1))
     return _SHELL_OFFSET - code if _SHELL_OFFSET < code < _SHELL_OFFSET + signal.NSIG else code
 
 
-def _abandoned(job: ContainerJob | GroupJob, group: int | None) -> None:
-    """Remove what a keeper left that was killed."""
+def _remove(job: ContainerJob | GroupJob, group: int | None) -> None:
+    """Remove the container, or kill the process group, of a supervisor that was killed."""
     if isinstance(job, ContainerJob):
         container_supervisor.remove(job.engine, job.name)
     elif group is not None:

@@ -1,11 +1,11 @@
-"""Stands between the daemon and an engine in a container, so that neither's end is missed by the other.
+"""Supervises an engine in a container: ends it when the daemon ends, and reports its end to the daemon.
 
-As a script (`python -I -S container_supervisor.py`) it reads one JSON object from its input, a line, starts
-what that says, and tells on its output, a JSON object a line, how it goes: `pid`, or `failed`, then `code`.
-Its input is the daemon's life: `stop SECONDS` ends the engine, and the end of the input kills it. Killing
-the client of a container engine would not: the container is no child of its.
+As a script (`python -I -S container_supervisor.py`) it reads a job from its input, one line of JSON, and
+starts it. It reports on its output, one JSON object a line: `pid` or `failed`, then `code`. The line
+`stop SECONDS` on its input ends the engine. The end of the input means that the daemon is gone, and kills the
+engine. To kill the client of a container engine is not enough: the container is not a child of the client.
 
-The engine's output, and complaints, go to the standard error.
+The engine's output and error messages go to the standard error.
 """
 
 from __future__ import annotations
@@ -20,47 +20,26 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-_ANSWERS_WITHIN_S: Final = 30.0
-_CREATES_WITHIN_S: Final = 600.0
-_LOOKS_EVERY_S: Final = 0.05
+_ASK_TIMEOUT_S: Final = 30.0
+_CREATE_TIMEOUT_S: Final = 600.0
+_POLL_S: Final = 0.05
 _TRIES: Final = 5
 _INPUT: Final = 0
 _LOG: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How an engine ended: its exit status, negative for a signal; `oom` if it outgrew its memory limit."""
+class ExitStatus:
+    """How an engine ended: its exit status, negative for a signal; `oom` if it exceeded its memory limit."""
 
     code: int
     oom: bool = False
 
 
-class Kept(Protocol):
-    """A started engine."""
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """Ends with the engine."""
-        ...
-
-    def pid(self) -> int | None:
-        """Return the engine's process on this machine; None before it is known."""
-        ...
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        ...
-
-    def end(self) -> Ended:
-        """Remove what is left of it, and tell how it ended."""
-        ...
-
-
-class KeptContainer:
-    """A container that was created and is started here; the client's end is the container's."""
+class SupervisedContainer:
+    """A created container, which is started here. `process` is its client, which ends with the container."""
 
     def __init__(self, engine: Sequence[str], name: str) -> None:
         self._engine = engine
@@ -74,21 +53,21 @@ class KeptContainer:
         )
 
     def pid(self) -> int | None:
-        """Return the container's first process, as the host numbers it."""
+        """Return the container's first process id on the host; None before it is known."""
         return int(self._state().get("Pid") or 0) or None
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its first process.
 
-        The kernel keeps signals from a first process that has no handler for them: SIGTERM, which would end
-        it anywhere else, becomes SIGKILL.
+        The kernel does not deliver a signal to a first process that has no handler for it. So SIGTERM, which
+        would end any other process, becomes SIGKILL.
         """
-        if number == signal.SIGTERM and not _minds(self.pid(), number):
+        if number == signal.SIGTERM and not _handles(self.pid(), number):
             number = signal.SIGKILL
         _ask([*self._engine, "kill", "--signal", number.name, self._name])
 
-    def end(self) -> Ended:
-        """Remove it. A client that lost its container leaves a status of its own."""
+    def end(self) -> ExitStatus:
+        """Remove it, and return how it ended: the client's status if the container's is unknown."""
         state = self._state()
         remove(self._engine, self._name)
         returned = self.process.wait()
@@ -98,21 +77,19 @@ class KeptContainer:
             or not state.get("StartedAt")
             or state.get("Status") == "created"
         ):
-            return Ended(returned or 1)
-        return Ended(int(state.get("ExitCode") or 0), bool(state.get("OOMKilled")))
+            return ExitStatus(returned or 1)
+        return ExitStatus(int(state.get("ExitCode") or 0), bool(state.get("OOMKilled")))
 
     def _state(self) -> Mapping[str, Any]:
         answer = _ask([*self._engine, "container", "inspect", "--format", "{{json .State}}", self._name])
-        if answer is None:
+        try:
+            state = json.loads(answer or "")
+        except ValueError:
             return {}
-        with contextlib.suppress(ValueError):
-            found = json.loads(answer)
-            if isinstance(found, dict):
-                return found
-        return {}
+        return state if isinstance(state, dict) else {}
 
 
-class KeptGroup:
+class SupervisedGroup:
     """A process group, for container engines whose containers are ordinary children."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -126,8 +103,8 @@ class KeptGroup:
             start_new_session=True,
         )
 
-    def pid(self) -> int | None:
-        """Return the group's leader."""
+    def pid(self) -> int:
+        """Return the process id of the group's leader."""
         return self.process.pid
 
     def signal(self, number: signal.Signals) -> None:
@@ -135,48 +112,48 @@ class KeptGroup:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def end(self) -> Ended:
-        """Kill what the leader left behind."""
-        # Until the leader is reaped its id cannot be another's, so this hits nobody else.
+    def end(self) -> ExitStatus:
+        """Kill the rest of the group, and return how the leader ended."""
+        # The leader is not reaped yet, so its id cannot belong to another group.
         self.signal(signal.SIGKILL)
-        return Ended(self.process.wait())
+        return ExitStatus(self.process.wait())
 
 
-class Orders:
-    """What the daemon says on the input. Once it is `silent` the daemon is gone."""
+class Commands:
+    """The daemon's commands, read from the input. Once it is `closed` the daemon is gone."""
 
     def __init__(self) -> None:
         self._rest = b""
-        self.silent = False
+        self.closed = False
 
     def job(self) -> Mapping[str, Any] | None:
-        """Wait for the job; None if the daemon went before."""
-        while b"\n" not in self._rest and not self.silent:
-            self._take()
+        """Wait for the job; None if the daemon ends first."""
+        while b"\n" not in self._rest and not self.closed:
+            self._read()
         line, _, self._rest = self._rest.partition(b"\n")
-        job = json.loads(line) if line and not self.silent else None
+        job = json.loads(line) if line and not self.closed else None
         return job if isinstance(job, dict) else None
 
     def grace_s(self) -> float | None:
-        """Return the grace of an order to stop that has come; 0 once the daemon is gone, else None."""
-        self._take()
+        """Return the grace of a stop command that has arrived, 0 once the daemon is gone, else None."""
+        self._read()
         line, ended, rest = self._rest.partition(b"\n")
         if ended and line.startswith(b"stop "):
             self._rest = rest
             return float(line.removeprefix(b"stop "))
-        return 0.0 if self.silent else None
+        return 0.0 if self.closed else None
 
-    def _take(self) -> None:
+    def _read(self) -> None:
         more = os.read(_INPUT, 65536)
         self._rest += more
-        self.silent = self.silent or not more
+        self.closed = self.closed or not more
 
 
 def remove(engine: Sequence[str], name: str) -> bool:
-    """Kill a container and remove it; whether it is gone. Without the kill it would have a grace of 10 s."""
+    """Kill and remove a container; return whether it is gone. Without the kill it gets a grace of 10 s."""
     for attempt in range(_TRIES):
         if attempt:
-            time.sleep(_LOOKS_EVERY_S * 2**attempt)
+            time.sleep(_POLL_S * 2**attempt)
         _ask([*engine, "kill", "--signal", "SIGKILL", name])
         _ask([*engine, "rm", "--force", name])
         listed = _ask([*engine, "ps", "--all", "--quiet", "--filter", f"name=^{name}$"])
@@ -185,19 +162,19 @@ def remove(engine: Sequence[str], name: str) -> bool:
     return False
 
 
-def _ask(argv: Sequence[str], timeout_s: float = _ANSWERS_WITHIN_S) -> str | None:
-    """Return what a command says on its output, None if it fails."""
+def _ask(argv: Sequence[str]) -> str | None:
+    """Return the output of a command, None if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_TIMEOUT_S, check=False
         )
         if done.returncode == 0:
             return done.stdout.decode("utf-8", "replace")
     return None
 
 
-def _minds(pid: int | None, number: signal.Signals) -> bool:
-    """Whether a process handles a signal, or ignores it on purpose; assumed where that cannot be seen."""
+def _handles(pid: int | None, number: signal.Signals) -> bool:
+    """Whether a process handles a signal, or ignores it on purpose; True if that cannot be read."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
             masks = dict(line.split(":", 1) for line in status if line.startswith(("SigIgn:", "SigCgt:")))
@@ -206,13 +183,13 @@ def _minds(pid: int | None, number: signal.Signals) -> bool:
     return any(int(mask, 16) >> (number - 1) & 1 for mask in masks.values())
 
 
-def _tell(**told: object) -> None:
+def _report(**facts: object) -> None:
     with contextlib.suppress(BrokenPipeError):
-        os.write(1, json.dumps(told).encode() + b"\n")
+        os.write(1, json.dumps(facts).encode() + b"\n")
 
 
 def _create(job: Mapping[str, Any]) -> str | None:
-    """Create the container; return why that is not possible, None if it was."""
+    """Create the container; return why that fails, or None."""
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="cotenant-env-") as variables:
             variables.writelines(f"{name}={value}\n" for name, value in job["env"].items())
@@ -221,13 +198,13 @@ def _create(job: Mapping[str, Any]) -> str | None:
                 [word.replace("{env_file}", variables.name) for word in job["create"]],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=_CREATES_WITHIN_S,
+                timeout=_CREATE_TIMEOUT_S,
                 check=False,
             )
     except OSError as error:
         return f"{job['engine'][0]} cannot be started: {error.strerror}"
     except subprocess.TimeoutExpired:
-        return f"{job['engine'][0]} did not create a container within {_CREATES_WITHIN_S:g} s"
+        return f"{job['engine'][0]} did not create a container within {_CREATE_TIMEOUT_S:g} s"
     os.write(_LOG, done.stderr)
     if done.returncode == 0:
         return None
@@ -236,74 +213,70 @@ def _create(job: Mapping[str, Any]) -> str | None:
     return (errors or lines or [f"{job['engine'][0]} ended with status {done.returncode}"])[0][:500]
 
 
-def _start(job: Mapping[str, Any], orders: Orders) -> Kept | None:
-    if "run" in job:
+def _start(job: Mapping[str, Any], commands: Commands) -> SupervisedContainer | SupervisedGroup | None:
+    if "argv" in job:
         try:
-            return KeptGroup(job["run"], job["env"])
+            return SupervisedGroup(job["argv"], job["env"])
         except OSError as error:
-            _tell(failed=f"{job['run'][0]} cannot be started: {error.strerror}")
+            _report(failed=f"{job['argv'][0]} cannot be started: {error.strerror}")
             return None
     failed = _create(job)
-    if failed is not None or (_readable(0) and orders.grace_s() is not None):
+    if failed is not None or (_wait_input(0) and commands.grace_s() is not None):
         remove(job["engine"], job["name"])
-        _tell(failed=failed or "it was stopped before it began")
+        _report(failed=failed or "it was stopped before it began")
         return None
-    return KeptContainer(job["engine"], job["name"])
+    return SupervisedContainer(job["engine"], job["name"])
 
 
-def _readable(timeout_s: float | None, *others: int) -> bool:
-    """Wait until an order has come or another descriptor is ready; whether there is an order."""
+def _wait_input(timeout_s: float | None, *others: int) -> bool:
+    """Wait until the input or another descriptor can be read; return whether the input can."""
     return _INPUT in select.select([_INPUT, *others], [], [], timeout_s)[0]
 
 
-def _keep(kept: Kept, orders: Orders) -> None:
-    """Return once it has ended, by itself or by order."""
-    end = os.pidfd_open(kept.process.pid)
-    told = False
+def _supervise(engine: SupervisedContainer | SupervisedGroup, commands: Commands) -> None:
+    """Return once the engine has ended, by itself or by command."""
+    end = os.pidfd_open(engine.process.pid)
+    reported = False
     kill_at: float | None = None
     try:
         while not select.select([end], [], [], 0)[0]:
-            if not told and (pid := kept.pid()) is not None:
-                told = True
-                _tell(pid=pid)
-            pause_s = None if told else _LOOKS_EVERY_S
+            if not reported and (pid := engine.pid()) is not None:
+                reported = True
+                _report(pid=pid)
+            pause_s = None if reported else _POLL_S
             if kill_at is not None:
                 pause_s = max(0.0, min(kill_at - time.monotonic(), 1.0))
-            if orders.silent:
-                # Its end stays readable for ever.
+            if commands.closed:
+                # A closed input is always readable.
                 select.select([end], [], [], pause_s)
-            elif _readable(pause_s, end) and (grace_s := orders.grace_s()) is not None:
+            elif _wait_input(pause_s, end) and (grace_s := commands.grace_s()) is not None:
                 kill_at = time.monotonic() + grace_s
                 if grace_s > 0:
-                    kept.signal(signal.SIGTERM)
+                    engine.signal(signal.SIGTERM)
             if kill_at is not None and time.monotonic() >= kill_at:
-                kept.signal(signal.SIGKILL)
-                # Again after a while: it may not have been there yet.
+                engine.signal(signal.SIGKILL)
+                # Repeated: the first process of the container may not have existed yet.
                 kill_at = time.monotonic() + 1.0
     finally:
         os.close(end)
 
 
-def _carry_on(*_: object) -> None:
-    """Handle a signal by nothing."""
-
-
 def _main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # A service manager signals the daemon's whole group; the daemon says when the engine shall end. A
-        # signal that is ignored would be so in the engine too.
-        signal.signal(number, _carry_on)
-    orders = Orders()
-    job = orders.job()
-    if job is None or (kept := _start(job, orders)) is None:
+        # A service manager signals the daemon's whole group, but the daemon decides when the engine ends.
+        # Not SIG_IGN: the engine would inherit it.
+        signal.signal(number, lambda *_: None)
+    commands = Commands()
+    job = commands.job()
+    if job is None or (engine := _start(job, commands)) is None:
         return
-    _keep(kept, orders)
-    ended = kept.end()
-    if ended.oom:
+    _supervise(engine, commands)
+    status = engine.end()
+    if status.oom:
         os.write(
             _LOG, b"E container: it was killed: out of the memory that the container may use (OOMKilled)\n"
         )
-    _tell(code=ended.code, oom=ended.oom)
+    _report(code=status.code, oom=status.oom)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Engines in containers whose daemon is gone: found by their labels, and removed."""
+"""Finds the containers of daemons that have ended, by their labels, and removes them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,31 @@ from cotenant.engines.launch.container import ENGINE_LABEL, MODEL_LABEL, OWNER_L
 from cotenant.engines.launch.container_owner import Owner
 from cotenant.programs.run import run_program
 
-_ANSWERS_WITHIN_S: Final = 10.0
+_ASK_TIMEOUT_S: Final = 10.0
 _WITH_CONTAINERS: Final = tuple(kind for kind in LauncherKind if kind.traits.keeps_containers)
-"""Those of Apptainer are children of their keeper, and end with it."""
+"""Those of Apptainer are children of their supervisor, and end with it."""
+
 _log = logging.getLogger(__name__)
 
 
-def remove_leftovers(kinds: Iterable[LauncherKind] = _WITH_CONTAINERS) -> tuple[str, ...]:
-    """Remove them from those container engines that are there; return their names. It takes a second.
+def remove_orphaned_containers(kinds: Iterable[LauncherKind] = _WITH_CONTAINERS) -> tuple[str, ...]:
+    """Remove them from the container engines that are installed; return their names. It takes a second.
 
-    A container is one of them if its label names a process that has ended: the keeper of a killed daemon
-    removes it as well, unless it was killed too. Those of living daemons are left alone.
+    A container is an orphan if its label names a process that has ended. The supervisor of a killed daemon
+    removes it too, unless the supervisor was killed as well. Containers of running daemons stay.
     """
     removed: list[str] = []
     for kind in kinds:
         program = shutil.which(kind) if kind in _WITH_CONTAINERS else None
-        for container in _ours([program]) if program else ():
+        if program is None:
+            continue
+        for container in _containers(program):
             name = str(container.get("Name", "")).lstrip("/")
             labels = (container.get("Config") or {}).get("Labels") or {}
             running = bool((container.get("State") or {}).get("Running"))
-            if (
-                program
-                and name
-                and _left_behind(labels, running)
-                and container_supervisor.remove([program], name)
-            ):
+            if name and _is_orphan(labels, running) and container_supervisor.remove([program], name):
                 _log.warning(
-                    "removed the container %s, in which a Cotenant that is gone ran %s",
+                    "removed the container %s of model %s, whose Cotenant has ended",
                     name,
                     labels.get(MODEL_LABEL),
                 )
@@ -48,22 +46,22 @@ def remove_leftovers(kinds: Iterable[LauncherKind] = _WITH_CONTAINERS) -> tuple[
     return tuple(removed)
 
 
-def _left_behind(labels: Mapping[str, str], running: bool) -> bool:
+def _is_orphan(labels: Mapping[str, str], running: bool) -> bool:
     owner = Owner.parse(labels.get(OWNER_LABEL, ""))
-    # One that runs and is of another boot is of another machine, whose daemon cannot be seen.
+    # A running container of another boot belongs to another machine, whose processes are not visible here.
     return owner is not None and (owner.gone or (owner.another_boot and not running))
 
 
-def _ours(engine: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    listed = _ask([*engine, "ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={ENGINE_LABEL}"])
-    for each in listed.split():
-        # One by one: any may go while we look.
-        told = _ask([*engine, "container", "inspect", each])
-        yield from json.loads(told) if told else ()
+def _containers(program: str) -> Iterator[Mapping[str, Any]]:
+    listed = _ask([program, "ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={ENGINE_LABEL}"])
+    for container_id in listed.split():
+        # One at a time: a container may disappear meanwhile, and then the command fails.
+        answer = _ask([program, "container", "inspect", container_id])
+        yield from json.loads(answer) if answer else ()
 
 
 def _ask(argv: Sequence[str]) -> str:
-    done = run_program(argv, _ANSWERS_WITHIN_S, merge_errors=False)
+    done = run_program(argv, _ASK_TIMEOUT_S, merge_errors=False)
     if done.problem is not None:
         _log.info("%s does not list its containers: %s", argv[0], done.problem)
     return done.output if done.ok else ""

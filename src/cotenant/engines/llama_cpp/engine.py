@@ -26,14 +26,13 @@ from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.image_builds import image_build
 from cotenant.engines.llama_cpp.report import missing_devices, parse_report
 from cotenant.engines.process.log_folder import LogFolder
-from cotenant.http.client import probe
+from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
 
 _SLOTS_TIMEOUT_S: Final = 2.0
 _LOAD_LOG_BYTES: Final = 4 * MIB
 _REPORT_WITHIN_S: Final = 0.5
 _REPORT_POLL_S: Final = 0.02
-_OK: Final = 200
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +42,8 @@ class LlamaHost(ServerHost):
 
     `configured` is the operator's own llama-server. `cuda_version` is the driver's, for advice only.
 
-    A build that once met an illegal instruction with repacked weights never repacks them again: on some
-    virtual machines that is AMX, advertised and absent, so the scheduler's next attempt loads.
+    A build that has once died of an illegal instruction with repacked weights never repacks them again: some
+    virtual machines advertise AMX but do not have it. The scheduler's next attempt then loads.
     """
 
     def __init__(
@@ -108,8 +107,8 @@ class LlamaEngine(ServerEngine):
 
     async def busy_slots(self) -> int | None:
         """Count the slots that are generating; None if unknown."""
-        answer = await probe(self.endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
-        if answer is None or answer.status != _OK:
+        answer = await probe_ok(self.endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
+        if answer is None:
             return None
         try:
             return sum(bool(slot["is_processing"]) for slot in json.loads(answer.body))
@@ -117,12 +116,12 @@ class LlamaEngine(ServerEngine):
             return None
 
     def report(self) -> EngineReport | None:
-        """Read back the bytes that the engine says it took; None if it did not say."""
+        """Return the bytes that the engine reports to have taken; None if it does not report them."""
         if self._report is not None:
             return self._report
         report = parse_report(self._log.head(_LOAD_LOG_BYTES).splitlines())
         if report is not None and any(device.parts.compute for device in report.devices):
-            # Compute buffers come last. Kept, since the log is rotated when it has grown.
+            # Compute buffers come last. The report is kept, since the log may be rotated.
             self._report = report
         return report
 
@@ -133,7 +132,7 @@ class LlamaEngine(ServerEngine):
         return super()._diagnose(returncode, was_ready=was_ready)
 
     async def _check(self) -> None:
-        """Check that the engine uses the GPUs that it was planned on: it silently goes on with fewer."""
+        """Check that the engine uses its planned GPUs: it silently continues with fewer."""
         planned = visible_devices(self._order)
         report = await self._report_soon()
         if report is None or not planned:

@@ -1,4 +1,4 @@
-"""A client of an Ollama daemon: what it has, what it has loaded, and what it shows of each model.
+"""A client of an Ollama daemon: its models, its loaded models, and the details of each.
 
 Its API: https://github.com/ollama/ollama/blob/main/docs/api.md.
 """
@@ -13,13 +13,13 @@ from typing import Any, Final, TypeVar
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import GIB, MIB
-from cotenant.http.client import Response, probe
+from cotenant.http.client import Response, probe, probe_json
 
 LATEST: Final = ":latest"
 ASK_TIMEOUT_S: Final = 5.0
 _KV_ELEMENT_BYTES: Final = 2
-_BESIDE_BYTES: Final = 512 * MIB
-_PLAIN_CONTEXT: Final = 4096
+_MARGIN_BYTES: Final = 512 * MIB
+_SMALL_CONTEXT: Final = 4096
 _CONTEXT_BY_GPU_BYTES: Final = ((47 * GIB, 262144), (23 * GIB, 32768))
 _SINCE_VERSION: Final = (0, 15, 5)
 
@@ -28,7 +28,7 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class OllamaModel:
-    """A model that the daemon has: its tag, its file's bytes, and what it is."""
+    """A model that the daemon has: its tag, its file's bytes, and its kind."""
 
     tag: str
     file_bytes: int
@@ -49,11 +49,11 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What Ollama shows of a model.
+    """The details of a model.
 
-    `weights` names the file of its weights: models that share one are loaded once, and listed under the name
-    that was loaded first. `embeds` is None if unknown. `token_bytes` is what one token takes of an F16 KV
-    cache; `n_ctx` is the model's own parameter, bounded by `n_ctx_train`.
+    `weights` names the file of its weights: models with the same file are loaded once, and listed under the
+    name that was loaded first. `embeds` is None if unknown. `token_bytes` is the size of one token in an F16
+    KV cache. `n_ctx` is the model's own parameter, bounded by `n_ctx_train`.
     """
 
     weights: str = ""
@@ -67,11 +67,11 @@ class ModelFacts:
         n_ctx = self.n_ctx or default_ctx
         if self.n_ctx_train is not None:
             n_ctx = min(n_ctx, self.n_ctx_train)
-        return file_bytes + n_ctx * self.token_bytes + _BESIDE_BYTES
+        return file_bytes + n_ctx * self.token_bytes + _MARGIN_BYTES
 
 
 class OllamaClient:
-    """Asks one Ollama daemon. None is unknown: there was no answer, or not one of Ollama."""
+    """A client of one Ollama daemon. Its methods return None if there is no answer, or not one of Ollama."""
 
     def __init__(self, address: Endpoint) -> None:
         self.address = address
@@ -82,17 +82,17 @@ class OllamaClient:
         return None if answer is None else str(answer.get("version", "unknown"))
 
     async def models(self) -> tuple[OllamaModel, ...] | None:
-        """List what it could load."""
+        """List the models that it has."""
         answer = await self._get("/api/tags")
         return None if answer is None else tuple(_each(answer, _model))
 
     async def loaded(self) -> tuple[LoadedModel, ...] | None:
-        """List what it has loaded or loads, for any client."""
+        """List the models that are loaded or loading, for any client."""
         answer = await self._get("/api/ps")
         return None if answer is None else tuple(_each(answer, _loaded_model))
 
     async def facts(self, tag: str) -> ModelFacts | None:
-        """Return what it shows of a model, which may be nothing."""
+        """Return the details of a model, which may be empty."""
         answer = await probe(self.address, "/api/show", {"model": tag}, timeout_s=ASK_TIMEOUT_S)
         return None if answer is None else _facts(answer.json_object() or {})
 
@@ -101,17 +101,16 @@ class OllamaClient:
         body = {"model": tag, "keep_alive": keep_alive}
         answer = await probe(self.address, "/api/generate", body, timeout_s=timeout_s)
         if answer is not None and answer.status == 400 and b"does not support generate" in answer.body:
-            # Without a text it loads an embedding model too, and embeds nothing.
+            # Without a text this loads an embedding model and embeds nothing.
             return await probe(self.address, "/api/embed", body, timeout_s=timeout_s)
         return answer
 
     async def _get(self, path: str) -> Mapping[str, Any] | None:
-        answer = await probe(self.address, path, timeout_s=ASK_TIMEOUT_S)
-        return None if answer is None else answer.json_object()
+        return await probe_json(self.address, path, timeout_s=ASK_TIMEOUT_S)
 
 
 def same_tag(first: str, second: str) -> bool:
-    """Whether two tags mean one model: `:latest` may be left out."""
+    """Whether two tags name the same model: `:latest` may be omitted."""
     return first.removesuffix(LATEST) == second.removesuffix(LATEST)
 
 
@@ -119,8 +118,8 @@ def default_context(version: str, gpu_bytes: int) -> int:
     """Return Ollama's default context, on GPUs of these bytes in total."""
     found = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", version)
     if found and (0, 0, 0) < tuple(map(int, found.groups())) < _SINCE_VERSION:
-        return _PLAIN_CONTEXT
-    return next((n_ctx for least, n_ctx in _CONTEXT_BY_GPU_BYTES if gpu_bytes >= least), _PLAIN_CONTEXT)
+        return _SMALL_CONTEXT
+    return next((n_ctx for least, n_ctx in _CONTEXT_BY_GPU_BYTES if gpu_bytes >= least), _SMALL_CONTEXT)
 
 
 def _each(answer: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Read | None]) -> Iterator[_Read]:
@@ -165,7 +164,7 @@ def _instant(text: object) -> float | None:
     if not isinstance(text, str):
         return None
     try:
-        # Nine digits of a second, which Go writes, are three more than Python reads.
+        # Go writes nine digits of a second; Python reads six.
         return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
     except (ValueError, OverflowError):
         return None

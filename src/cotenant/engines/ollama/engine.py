@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
-from datetime import datetime
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
@@ -22,8 +22,8 @@ _POLL_EVERY_S: Final = 1.0
 _GONE_POLL_S: Final = 0.05
 _SILENT_TIMES: Final = 3
 _FOREVER: Final = -1
-_RENEW_WITHIN_S: Final = 120.0
-_UNLOAD_WITHIN_S: Final = 30.0
+_RENEW_BEFORE_S: Final = 120.0
+_UNLOAD_TIMEOUT_S: Final = 30.0
 
 
 class OllamaHost:
@@ -95,23 +95,23 @@ class OllamaEngine(ExternalEngine):
     async def stop(self, grace_s: float) -> None:
         """Unload it, and return when Ollama no longer lists it; requests of other clients finish first."""
         if not self._end.done():
-            # Otherwise the unload would look like another client's.
+            # Otherwise the watcher takes the unload for another client's.
             self._stop_watching()
             await self._unload()
         await super().stop(grace_s)
 
     async def _unload(self) -> None:
-        if await self._client.keep(self._tag, 0, timeout_s=_UNLOAD_WITHIN_S) is None:
+        if await self._client.keep(self._tag, 0, timeout_s=_UNLOAD_TIMEOUT_S) is None:
             return
         try:
-            async with asyncio.timeout(_UNLOAD_WITHIN_S):
-                while await self._loaded_now() is not None:  # noqa: ASYNC110  Ollama must be asked
+            async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
+                while await self._loaded_now() is not None:  # noqa: ASYNC110  Ollama only answers questions
                     await asyncio.sleep(_GONE_POLL_S)
         except TimeoutError:
             return
 
     async def _watch(self) -> None:
-        """Keep it loaded, whatever `keep_alive` other clients send for it."""
+        """Keep it loaded, also if other clients send another `keep_alive` for it."""
         silent = 0
         while True:
             await asyncio.sleep(self._poll_every_s)
@@ -128,8 +128,8 @@ class OllamaEngine(ExternalEngine):
                 return self._ended(
                     EngineEnd(f"{self._name} was unloaded by Ollama or another client of it", Cause.UNKNOWN)
                 )
-            left_s = None if self._seen.expires_at is None else self._seen.expires_at - _now()
-            if left_s is not None and left_s < _RENEW_WITHIN_S:
+            left_s = None if self._seen.expires_at is None else self._seen.expires_at - time.time()
+            if left_s is not None and left_s < _RENEW_BEFORE_S:
                 await self._client.keep(self._tag, _FOREVER, timeout_s=ASK_TIMEOUT_S)
 
     async def _loaded_now(self) -> LoadedModel | None:
@@ -155,13 +155,8 @@ class OllamaEngine(ExternalEngine):
         return self._weights[tag]
 
 
-def _now() -> float:
-    return datetime.now().astimezone().timestamp()
-
-
 def _error(answer: Response) -> str:
     """Return Ollama's error message, shortened."""
     parsed = answer.json_object(of_any_status=True)
-    known = parsed is not None and "error" in parsed
-    text = str(parsed["error"]) if parsed and known else answer.body.decode("utf-8", "replace")
+    text = str(parsed["error"]) if parsed and "error" in parsed else answer.body.decode("utf-8", "replace")
     return text.strip()[:300] or "nothing"

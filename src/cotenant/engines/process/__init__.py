@@ -1,4 +1,4 @@
-"""One child process with its family, its port, its environment and its log.
+"""One child process: its group, its port, its environment and its log.
 
 It must not know which kind of engine runs in it.
 """

@@ -1,4 +1,4 @@
-"""The environment of an engine: what it needs and nothing that would steer it."""
+"""The environment of an engine: what it needs, without variables that change its settings."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 from cotenant.domain.devices import Device, launch_environment
 
 _FOREIGN: Final = ("LLAMA_", "GGML_", "MTMD_", "AIP_", "COTENANT_")
-"""llama-server obeys `LLAMA_ARG_*`, `LLAMA_API_KEY` and, as cloud runtimes set them, `AIP_*`."""
+"""llama-server reads `LLAMA_ARG_*`, `LLAMA_API_KEY` and, as cloud runtimes set them, `AIP_*`."""
 
 
 def engine_environment(
     ambient: Mapping[str, str], devices: Sequence[Device], extra: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return `ambient` without what steers engines, with `devices` alone visible, then `extra`."""
-    # Without it an abort starts a debugger on the dying engine and hides the reason in its output.
+    """Return `ambient` without engines' settings, with only `devices` visible, and with `extra`."""
+    # Otherwise an abort starts a debugger on the engine, whose output hides the reason.
     return {**scrubbed(ambient), "GGML_NO_BACKTRACE": "1", **launch_environment(devices), **extra}
 
 

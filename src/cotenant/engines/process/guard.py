@@ -2,8 +2,8 @@
 
 As a script (`python -I -S guard.py PARENT_PID [--family] PROGRAM ARG…`) it does so for a program that cannot
 do it itself, then becomes that program: same process id, no extra process. It costs 14 ms. With `--family` it
-leaves a child that waits for the program's end and then kills the rest of its group: the kernel tells of a
-parent's death to its children alone, and a program's own children would live on, with their memory.
+starts a child that waits for the program's end and then kills the rest of its group: the kernel signals a
+parent's death only to direct children, so the program's own children would keep running, with their memory.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Final
 
 FAMILY: Final = "--family"
 _PR_SET_PDEATHSIG: Final = 1
-_POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when the thread that started it ends, even while it is loading.
 
-    The setting survives `exec`. A parent that is gone already is noticed by its id.
+    The setting survives `exec`. If the parent has already ended, this process exits.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
 
 
-def _outlive(leader: int) -> None:
-    """Wait until the leader of this process's group is gone, however it went, then kill the group."""
-    for number in _POLITE:
+def _kill_group_after(leader: int) -> None:
+    """Wait until the leader of this process's group has ended for any reason, then kill the group."""
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
@@ -46,9 +46,9 @@ def _become(parent_pid: int, argv: list[str]) -> None:
         argv = argv[1:]
         leader = os.getpid()
         if os.getpgrp() == leader and os.fork() == 0:
-            _outlive(leader)
+            _kill_group_after(leader)
     try:
-        os.execv(argv[0], argv)  # noqa: S606  a shell has no business here
+        os.execv(argv[0], argv)  # noqa: S606  no shell is needed
     except OSError as error:
         os.write(2, f"E {argv[0]}: cannot be started: {error.strerror}\n".encode())
         os._exit(127)

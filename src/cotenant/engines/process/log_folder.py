@@ -10,7 +10,7 @@ from cotenant.engines.process.rotating_log import DEFAULT_MAX_BYTES, RotatingLog
 
 
 class LogFolder:
-    """Hands out log files, none to two engines that live.
+    """Hands out log files; no two running engines share one.
 
     A log larger than `max_bytes` is rotated; of each, two older ones are kept.
     """
@@ -21,7 +21,7 @@ class LogFolder:
         self._in_use: dict[Path, Callable[[], bool]] = {}
 
     def log(self, name: str, ended: Callable[[], bool]) -> RotatingLog:
-        """Return a log for a model's engine; it is the engine's until `ended` says so."""
+        """Return a log for a model's engine; it is reserved until `ended` returns true."""
         self._in_use = {path: gone for path, gone in self._in_use.items() if not gone()}
         stem = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "model"
         path, number = self._path / f"{stem}.log", 1

@@ -1,4 +1,4 @@
-"""A port that is known before its user listens on it."""
+"""A port that is reserved before an engine listens on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ReservedPort:
 
     The socket allows both kinds of sharing: current engines bind with SO_REUSEPORT, older ones with
     SO_REUSEADDR; both work while another socket is bound but does not listen. The kernel gives the number
-    to no one else.
+    to no other process.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class ReservedPort:
         os.fchown(self._socket.fileno(), uid, -1)
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Release the port."""
         self._socket.close()
 
     def __enter__(self) -> Self:

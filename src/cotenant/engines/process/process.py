@@ -1,4 +1,4 @@
-"""One child process with its whole family."""
+"""One child process, and the processes that it starts."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from typing import Final
 from cotenant.engines.process import guard
 
 _GROUP_POLL_S: Final = 0.01
-_GROUP_GONE_WITHIN_S: Final = 10.0
+GROUP_GONE_WITHIN_S: Final = 10.0
 _PROC: Final = Path("/proc")
 
 
 def guarded(argv: Sequence[str], *, family: bool = False) -> list[str]:
-    """Return a command that ties a foreign program to this process before it becomes that program.
+    """Return a command that starts another program so that it ends with this process.
 
-    With `family`, what the program starts is tied too, by a small process of its group.
+    With `family`, the processes that the program starts end with it too: a small process of its group kills
+    them.
     """
-    kin = [guard.FAMILY] if family else []
-    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *kin, *argv]
+    options = [guard.FAMILY] if family else []
+    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *options, *argv]
 
 
 class ChildProcess:
     """A process that leads a session and a group of its own.
 
-    Its end is noticed at once, through a pidfd; whatever it forked is killed then. `command` must tie itself
-    to this process (`guarded`, or `guard.die_with_parent`): the tie is to the *thread* that starts it, so
-    `start` belongs in the thread of the event loop.
+    A pidfd reports its end at once; the rest of its group is killed then. `command` must end with this
+    process (`guarded`, or `guard.die_with_parent`). It ends with the *thread* that starts it, so call `start`
+    in the thread of the event loop.
     """
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
@@ -77,22 +78,18 @@ class ChildProcess:
         """
         if not self._exit.done():
             self._signal(signal.SIGTERM)
-            await self._exited_within(grace_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.wait()
         if not self._exit.done():
             self._signal(signal.SIGKILL)
         try:
-            async with asyncio.timeout(_GROUP_GONE_WITHIN_S):
+            async with asyncio.timeout(GROUP_GONE_WITHIN_S):
                 await self.wait()
-                while group_lives(self.pid):  # noqa: ASYNC110  nothing tells of a grandchild's end
-                    await asyncio.sleep(_GROUP_POLL_S)
+                await wait_group_gone(self.pid)
         except TimeoutError:
             return False
         return True
-
-    async def _exited_within(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -101,13 +98,19 @@ class ChildProcess:
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        # Before the leader is reaped its id cannot be another's, so this hits nobody else.
+        # The leader is not reaped yet, so its id cannot belong to another group.
         self._signal(signal.SIGKILL)
         self._exit.set_result(self._popen.wait())
 
 
+async def wait_group_gone(group: int) -> None:
+    """Return when a process group has no member that runs."""
+    while group_lives(group):  # noqa: ASYNC110  nothing reports the end of a grandchild
+        await asyncio.sleep(_GROUP_POLL_S)
+
+
 def group_lives(group: int) -> bool:
-    """Whether a process group has a member that runs. Unreaped ones hold nothing and do not count."""
+    """Whether a process group has a member that runs. Zombies hold nothing and do not count."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -119,7 +122,7 @@ def group_lives(group: int) -> bool:
 
 def _runs_in(folder: Path, group: int) -> bool:
     try:
-        # After the name, which may hold anything: state, parent, group.
+        # The name may have any characters; state, parent and group follow it.
         state, _, member_of = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
     except (OSError, ValueError):
         return False

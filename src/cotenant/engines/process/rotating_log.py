@@ -1,4 +1,4 @@
-"""A log file that a child writes and this process keeps small."""
+"""A log file that a child process writes and this process rotates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEFAULT_KEPT: Final = 2
 
 
 class RotatingLog:
-    """A file that takes a child's output directly, so that no pipe can fill up and block the child.
+    """A file that a child writes to directly, so that no full pipe can block the child.
 
-    When it is over `max_bytes` it is copied to `NAME.1` (older ones to `NAME.2` and so on, `kept` in all) and
-    cut to nothing; the child appends, so it writes on at the start. What it writes between the copy and the
-    cut, microseconds apart, is lost.
+    When it exceeds `max_bytes` it is copied to `NAME.1` (older ones to `NAME.2` and so on, `kept` in all) and
+    truncated; the child appends, so it continues at the start. What the child writes between the copy and the
+    truncation, microseconds apart, is lost.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, kept: int = DEFAULT_KEPT) -> None:
@@ -45,7 +45,7 @@ class RotatingLog:
             return False
 
     def rotate(self) -> None:
-        """Copy and cut. Raises OSError."""
+        """Copy and truncate. Raises OSError."""
         self._shift()
         with self.path.open("rb+") as source, self._older(1).open("wb") as target:
             shutil.copyfileobj(source, target, MIB)

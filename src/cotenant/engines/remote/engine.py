@@ -25,13 +25,13 @@ _FORBIDDEN: Final = frozenset({401, 403})
 
 
 class RemoteHost:
-    """Reaches other servers; each is checked every `watch_every_s`, and given up after three failures."""
+    """Reaches other servers; each is checked every `watch_every_s`, and abandoned after three failures."""
 
     def __init__(self, *, watch_every_s: float = _WATCH_EVERY_S) -> None:
         self._watch_every_s = watch_every_s
 
     async def start(self, order: EngineOrder) -> RemoteEngine:
-        """Begin to reach it. Raises BadRecipe."""
+        """Start connecting. Raises BadRecipe."""
         address = order.options.address
         if address is None:
             raise BadRecipe(f"{order.name} has no address", hint="Give it an `address:`.")

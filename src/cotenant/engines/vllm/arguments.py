@@ -1,7 +1,7 @@
-"""The arguments of vLLM's server, which every release from 0.10.2 to 0.32 understands.
+"""The arguments of vLLM's server, for every release from 0.10.2 to 0.32.
 
-Sources: `engine/arg_utils.py` of 0.10.2, 0.13, 0.16, 0.20 and 0.32. `--task` went with 0.13, and
-`--kv-cache-memory-bytes` came with 0.10.2.
+Sources: `engine/arg_utils.py` of 0.10.2, 0.13, 0.16, 0.20 and 0.32. 0.13 removed `--task`, and
+0.10.2 added `--kv-cache-memory-bytes`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def vllm_environment(order: EngineOrder) -> dict[str, str]:
     # Since 0.20 its share includes an estimate of the CUDA graphs, which the plan counts separately.
     variables = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
     if sleep_level(order):
-        # Sleeping is offered in its development mode only. It listens on the loopback address alone, so that
-        # no other machine can put it to sleep.
+        # It can sleep in its development mode only. It listens on the loopback address, so that no other
+        # machine can put it to sleep.
         variables["VLLM_SERVER_DEV_MODE"] = "1"
     return variables

@@ -1,4 +1,4 @@
-"""vLLM's server on this machine: started, asked, put to sleep and woken."""
+"""vLLM's server on this machine: starts it, queries it, puts it to sleep and wakes it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
 from cotenant.engines.vllm.sleep import VllmSleep
-from cotenant.http.client import probe
+from cotenant.http.client import probe_ok
 from cotenant.interfaces import Engine, EngineOrder
 
 _METRICS_TIMEOUT_S: Final = 2.0
 _RUNNING: Final = re.compile(
     rb"^vllm:num_requests_(?:running|waiting)(?:\{[^\n]*\})? ([0-9.e+]+)", re.MULTILINE
 )
-_OK: Final = 200
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +43,10 @@ class _Parked:
 class VllmHost(ServerHost):
     """Starts vLLM engines, or wakes those that sleep.
 
-    An engine of a model that sleeps is kept, asleep, in place of being ended. It is woken for the same model,
-    recipe and devices, and ended by `end_sleeping`, or when a sleep or a wake does not do what it should.
-    `exclusive` are the cards that admit one process at a time: there nothing sleeps, since it would keep its
-    card from all others. Once `sleeps` is false, all engines are ended.
+    The engine of a model with `sleep:` sleeps instead of ending. It is woken for the same model, recipe and
+    devices. It is ended by `end_sleeping`, or if a sleep or a wake fails its check. `exclusive` are the cards
+    that admit one process at a time: no engine sleeps there, since it would block its card. Once `sleeps` is
+    false, all engines are ended.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class VllmHost(ServerHost):
         """Start loading, or wake. Raises BadRecipe or EngineMissing before anything runs."""
         program = order.options.command
         if not program or order.model_path is None:
-            raise BadRecipe(f"{order.name} has no folder that vLLM could read", hint="Give it a `path:`.")
+            raise BadRecipe(f"{order.name} has no folder that vLLM can read", hint="Give it a `path:`.")
         parked = self._parked.pop(order.name, None)
         if parked is not None:
             if _same(parked.order, order) and not parked.engine.ended:
@@ -97,26 +96,26 @@ class VllmHost(ServerHost):
         return VllmEngine(order, started, build, self, sleeper)
 
     def park(self, engine: VllmEngine, order: EngineOrder) -> None:
-        """Keep an engine that sleeps, for the next load of its model."""
+        """Keep a sleeping engine for the next load of its model."""
         self._parked[order.name] = _Parked(engine, order)
 
     @property
     def asleep(self) -> Mapping[str, int]:
-        """The process of each model that sleeps."""
+        """The process id of each sleeping model."""
         return {name: parked.engine.pid for name, parked in self._parked.items()}
 
     async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:
-        """End what sleeps, except the models in `keep`, and return the names: others need its memory."""
-        going = [name for name in self._parked if name not in keep]
-        engines = [self._parked.pop(name).engine for name in going]
+        """End the sleeping engines of models that are not in `keep`, and return their names."""
+        names = [name for name in self._parked if name not in keep]
+        engines = [self._parked.pop(name).engine for name in names]
         await asyncio.gather(*(engine.end(0) for engine in engines))
-        return going
+        return names
 
 
 class VllmEngine(ServerEngine):
-    """One vLLM server. With a `sleeper`, stopping it puts it to sleep if that works, and else ends it."""
+    """One vLLM server. With a `sleeper`, `stop` puts it to sleep, or ends it if that fails."""
 
-    # Its server shuts down in good order when the process that has the model has died.
+    # Its server shuts down with status 0 when the process with the model has died.
     _dies_with_status_0 = True
 
     def __init__(
@@ -142,9 +141,9 @@ class VllmEngine(ServerEngine):
         self._stopping = False
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when it answers; one that slept is woken and tested first.
+        """Return when it answers; a sleeping engine is woken and tested first.
 
-        Raises as for any server; one that does not wake is gone by then.
+        Raises as for any server; an engine that does not wake has ended by then.
         """
         if self._waking and self._sleeper is not None:
             self._waking = False
@@ -172,14 +171,12 @@ class VllmEngine(ServerEngine):
 
     async def busy_slots(self) -> int | None:
         """Count the requests that it has; None if unknown."""
-        answer = await probe(self.endpoint, "/metrics", timeout_s=_METRICS_TIMEOUT_S)
-        if answer is None or answer.status != _OK:
-            return None
-        counts = _RUNNING.findall(answer.body)
+        answer = await probe_ok(self.endpoint, "/metrics", timeout_s=_METRICS_TIMEOUT_S)
+        counts = [] if answer is None else _RUNNING.findall(answer.body)
         return int(sum(map(float, counts))) if counts else None
 
     async def stop(self, grace_s: float) -> None:
-        """Put it to sleep if it may and that gives the memory back; else end it."""
+        """Put it to sleep if that is allowed and frees the memory; else end it."""
         if self._asleep.is_set():
             return
         sleeper = self._sleeper

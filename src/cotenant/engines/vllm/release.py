@@ -1,4 +1,4 @@
-"""The release of an installed vLLM, from its package's metadata: asking the program takes ten seconds."""
+"""The release of an installed vLLM, read from its package's metadata: the program takes ten seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RELEASE: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
 def installed_release(program: Sequence[str]) -> str | None:
-    """Return the version of what `program` starts, such as `0.32.0`; None if its metadata is not found.
+    """Return the version of `program`'s vLLM, such as `0.32.0`; None if its metadata is not found.
 
     A script of a Python environment names its interpreter in its first line, and the interpreter's
     environment lists its packages.
@@ -36,7 +36,7 @@ def installed_release(program: Sequence[str]) -> str | None:
 
 
 def check_release(release: str | None) -> None:
-    """Raise EngineMissing if a release is known to be too old; a build from source is taken for a new one."""
+    """Raise EngineMissing if a release is known to be too old; a build from source counts as new."""
     match = _RELEASE.match(release or "")
     if match is None or ".dev" in match.string:
         return

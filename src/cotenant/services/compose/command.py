@@ -54,14 +54,14 @@ async def find_compose(configured: Sequence[str] | None = None) -> ComposeComman
 async def _probe(argv: tuple[str, ...], tried: list[str]) -> ComposeCommand | None:
     answer = await run_async([*argv, "version"], _PROBE_TIMEOUT_S)
     if not answer.ok:
-        tried.append(f"{' '.join(argv)}: {reason(answer.said)}")
+        tried.append(f"{' '.join(argv)}: {reason(answer.failure_text)}")
         return None
     for engine in _engines(argv):
         # Unlike `--version` this contacts docker's daemon too.
         answer = await run_async([*engine, "version", "--format", "{{.Server.Version}}"], _PROBE_TIMEOUT_S)
         if answer.ok or (Path(engine[0]).name == "podman" and (await _podman(engine))):
             return ComposeCommand(argv, engine)
-        tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.said)}")
+        tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.failure_text)}")
     return None
 
 

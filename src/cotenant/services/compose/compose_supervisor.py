@@ -1,8 +1,9 @@
-"""Stands between the daemon and a compose command, and stays with it when the daemon dies.
+"""Supervises a compose command, also after the daemon has died.
 
-As a script (`python -I -S custodian.py LOCK_FD LIMIT_S PROGRAM ARG…`) it runs the program in a group of its
-own and ends with its status. It keeps the lock for as long, which the program must not inherit: podman hands
-what it inherits to the containers' monitors, and those live on. At the limit it kills the group.
+As a script (`python -I -S compose_supervisor.py LOCK_FD LIMIT_S PROGRAM ARG…`) it runs the program in a
+process group of its own and exits with the program's status. It holds the lock until then. The program must
+not inherit the lock: podman passes what it inherits to the containers' monitors, which keep running. At the
+limit the supervisor kills the group.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _kill(program: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _GRACE_S
     while _runs(program.pid) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    # Also where the leader has gone: what it forked may have stayed. Until it is reaped its id is its own.
+    # Also if the leader has ended: its children may still run. It is not reaped, so its id is not reused.
     os.killpg(program.pid, signal.SIGKILL)
     program.wait()
 

@@ -70,7 +70,7 @@ class ContainerEngine:
         for _ in range(3):
             listed = await run_async([*self._argv, "ps", "-aq", "--no-trunc", *options], _INSPECT_TIMEOUT_S)
             if not listed.ok:
-                error = listed.said
+                error = listed.failure_text
                 continue
             ids = sorted(set(listed.output.split()))
             if not ids:
@@ -80,7 +80,7 @@ class ContainerEngine:
                 found = _read(inspected.output)
                 if found is not None:
                     return tuple(each for each in found if _counts(each, service))
-            error = _UNKNOWN_FORMAT if inspected.ok else inspected.said
+            error = _UNKNOWN_FORMAT if inspected.ok else inspected.failure_text
         raise ContainerEngineMissing(
             f"{self._argv[0]} does not list its containers: {reason(error)}",
             hint="Check that the container engine runs and that the daemon may use it.",

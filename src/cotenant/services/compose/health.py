@@ -1,4 +1,4 @@
-"""Waiting until a recreated service is well."""
+"""Waits until a recreated service is healthy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cotenant.services.model import Service
 GIVEN_UP: Final = "it was given up because another service failed"
 _POLL_S: Final = 0.25
 _MAX_POLL_S: Final = 2.0
-_ANSWER_WITHIN_S: Final = 5.0
-_LIMITS: Final = Limits(_ANSWER_WITHIN_S, whole_s=_ANSWER_WITHIN_S)
+_PROBE_TIMEOUT_S: Final = 5.0
+_LIMITS: Final = Limits(_PROBE_TIMEOUT_S, whole_s=_PROBE_TIMEOUT_S)
 
 
 class HealthWatch:
-    """Judges one project's services. `settle_s` is how long a container without a check has to stay up."""
+    """Checks one project's services. A container without a health check must stay up for `settle_s`."""
 
     def __init__(self, engine: ContainerEngine, project: str, clock: Clock, settle_s: float) -> None:
         self._engine = engine
@@ -28,77 +28,75 @@ class HealthWatch:
         self._settle_s = settle_s
 
     async def wait(self, service: Service, given_up: Callable[[], bool]) -> str | None:
-        """Wait until a service is well; return what is wrong if it does not get well in its time.
+        """Wait until a service is healthy; return None, or what is wrong if its time runs out.
 
-        Its URL counts if it has one, else its container's own check, else that it stays up. Ends early when
-        its container ends for good, or with GIVEN_UP when `given_up` turns true.
+        Its URL decides if it has one, else its container's health check, else that it stays up. Returns early
+        if its container ends for good, and GIVEN_UP once `given_up` returns true.
         """
         deadline = self._clock.now() + service.health_timeout_s
-        complaint, pause_s = "it did not start", _POLL_S
+        pause_s = _POLL_S
         while True:
             containers = await self._engine.containers(self._project, service.name)
             ended = await self._ended(containers)
             if ended is not None:
                 return ended
-            complaint, well = await self._judge(service, containers)
-            if well:
+            problem = await self._problem(service, containers)
+            if problem is None:
                 return None
             if self._clock.now() >= deadline:
                 within = f"it was not healthy within {service.health_timeout_s:g} s"
-                return f"{within}: {complaint}{await self._last_words(containers)}"
+                return f"{within}: {problem}{await self._last_log(containers)}"
             if given_up():
                 return GIVEN_UP
             await asyncio.sleep(min(pause_s, max(0.0, deadline - self._clock.now())))
             pause_s = min(pause_s * 1.5, _MAX_POLL_S)
 
-    async def _judge(self, service: Service, containers: Sequence[Container]) -> tuple[str, bool]:
+    async def _problem(self, service: Service, containers: Sequence[Container]) -> str | None:
         if service.health_url is not None:
-            wrong = await _url_problem(service.health_url)
-            return wrong or "", wrong is None
-        complaint = ""
+            return await _url_problem(service.health_url)
         for container in containers:
             if container.has_check:
-                well, complaint = await self._engine.check(container, _ANSWER_WITHIN_S)
-                if not well:
-                    return complaint, False
+                healthy, problem = await self._engine.check(container, _PROBE_TIMEOUT_S)
+                if not healthy:
+                    return problem
         if all(container.has_check for container in containers):
-            return complaint, True
-        return await self._stays_up(service, containers)
+            return None
+        return await self._restart_problem(service, containers)
 
-    async def _stays_up(self, service: Service, containers: Sequence[Container]) -> tuple[str, bool]:
-        """Look again after a while: a container that was restarted meanwhile has another start time."""
+    async def _restart_problem(self, service: Service, containers: Sequence[Container]) -> str | None:
+        """Look again after `settle_s`: a container that was restarted meanwhile has another start time."""
         if not all(container.running for container in containers):
-            return f"its container is {containers[0].status}", False
+            return f"its container is {containers[0].status}"
         await asyncio.sleep(self._settle_s)
         now = {each.id: each for each in await self._engine.containers(self._project, service.name)}
         for container in containers:
             later = now.get(container.id)
             if later is None or not later.running:
-                return "its container does not stay up", False
+                return "its container does not stay up"
             if (later.started_at, later.restarts) != (container.started_at, container.restarts):
-                return f"its container restarts{await self._last_words([later])}", False
-        return "", True
+                return f"its container restarts{await self._last_log([later])}"
+        return None
 
-    async def _last_words(self, containers: Sequence[Container]) -> str:
-        """Return what those said that do not run, or were started again, to be put after a complaint."""
+    async def _last_log(self, containers: Sequence[Container]) -> str:
+        """Return the last log lines of one that has ended or was restarted, to append to a problem."""
         for container in containers:
             if not container.running or container.restarts:
-                words = await self._engine.last_log_lines(container)
-                return f": {words}" if words else ""
+                lines = await self._engine.last_log_lines(container)
+                return f": {lines}" if lines else ""
         return ""
 
     async def _ended(self, containers: Sequence[Container]) -> str | None:
         if not containers:
             return "it has no container"
         for container in containers:
-            over = container.status in ("exited", "dead", "stopped") and not container.running
-            # One that its engine starts again may yet come up.
-            if over and not container.starts_again:
-                why = " for want of host memory" if container.oom_killed else ""
-                told = await self._last_words([container])
-                return f"its container ended with status {container.exit_code}{why}{told}"
+            ended = container.status in ("exited", "dead", "stopped") and not container.running
+            # Its engine may restart it, and then it may still become healthy.
+            if ended and not container.starts_again:
+                why = " because host memory ran out" if container.oom_killed else ""
+                log = await self._last_log([container])
+                return f"its container ended with status {container.exit_code}{why}{log}"
             if container.status == "created":
-                return "its container was made and not started"
+                return "its container was created but not started"
         return None
 
 

@@ -1,4 +1,4 @@
-"""Commands of the container engine as child processes: bounded, and each in a group of its own."""
+"""Runs commands of the container engine, each under a supervisor process with a time limit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from cotenant.services.compose import compose_supervisor
 _left_behind: list[subprocess.Popen[bytes]] = []
 
 
-async def work(argv: Sequence[str], timeout_s: float, *, cwd: Path, log: Path, lock: int) -> Finished:
+async def run_supervised(
+    argv: Sequence[str], timeout_s: float, *, cwd: Path, log: Path, lock: int
+) -> Finished:
     """Run a command that changes something, its output in the file `log`; at its limit its group is killed.
 
-    If this task is cancelled, or the daemon dies, the command goes on alone, within its limit: half-way it
-    may have removed a container and not yet made the next. `lock` is a locked file, kept locked for as long.
+    If this task is cancelled, or the daemon dies, the command continues alone, within its limit: it may have
+    removed a container and not yet created the next. `lock` is a locked file; it stays locked until then.
     """
-    supervisor = [sys.executable, "-I", "-S", compose_supervisor.__file__]
-    custodian_argv = [*supervisor, str(lock), str(timeout_s), *argv]
+    supervisor = [sys.executable, "-I", "-S", compose_supervisor.__file__, str(lock), str(timeout_s)]
     with log.open("wb") as sink:
-        process = subprocess.Popen(  # noqa: ASYNC220  it must outlive the loop; exec takes 1 to 2 ms
-            custodian_argv,
+        process = subprocess.Popen(  # noqa: ASYNC220  it outlives the loop; exec takes 1 to 2 ms
+            [*supervisor, *argv],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,

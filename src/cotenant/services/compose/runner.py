@@ -12,7 +12,7 @@ from typing import Final
 from cotenant.clock import Clock
 from cotenant.programs.run import Finished
 from cotenant.services.compose.command import reason
-from cotenant.services.compose.program import work
+from cotenant.services.compose.program import run_supervised
 
 _LOCK: Final = "compose.lock"
 _LOG: Final = "compose.log"
@@ -60,7 +60,7 @@ class ComposeRunner:
         if lock is None:
             return "another compose command of this project did not end"
         try:
-            return _error_line(await work(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
+            return _error_line(await run_supervised(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
         finally:
             os.close(lock)
 
