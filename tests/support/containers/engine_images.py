@@ -46,7 +46,8 @@ while test $# -gt 0; do
     shift
 done
 trap 'exit 0' TERM
-cat "$model" > /tmp/health || exit 1
+cat "$model" > /dev/null || exit 1
+echo ok > /tmp/health
 httpd -f -p "127.0.0.1:$port" -h /tmp &
 while :; do wait; done
 """
