@@ -1,4 +1,4 @@
-"""Writing files so that a power cut leaves the old one or the new one."""
+"""Writing files so that a power cut leaves either the old or the new content."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def write_durably(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Put a whole new file in place of `path`. Raises OSError, and then `path` is as it was.
+    """Replace `path` by a new file. Raises OSError, and then `path` is unchanged.
 
-    `mode` are its permissions; None: 0644, less what the umask takes.
+    `mode` are its permissions; None: 0644 minus the umask.
     """
     replacement = staged(path, content, mode)
     try:
@@ -24,7 +24,7 @@ def write_durably(path: Path, content: bytes, mode: int | None = None) -> None:
 
 
 def staged(path: Path, content: bytes, mode: int | None = None) -> Path:
-    """Write a file beside `path`, on the disk for good, to be renamed to it. Raises OSError."""
+    """Write and sync a temporary file in the folder of `path`, to be renamed to it. Raises OSError."""
     replacement = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(
@@ -44,7 +44,7 @@ def staged(path: Path, content: bytes, mode: int | None = None) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut, where the file system can promise that."""
+    """Sync a folder, so that its file names survive a power cut, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that only move forward; the origin means nothing."""
+    """Seconds that never decrease; their origin is arbitrary."""
 
     def now(self) -> float:
         """Return the current instant in seconds."""
@@ -23,7 +23,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that stands still until told otherwise."""
+    """A clock that changes only by `advance`."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now

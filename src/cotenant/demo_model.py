@@ -1,7 +1,7 @@
-"""A small llama that is made on the spot, for trying things out without a download.
+"""A small llama model that is generated locally, to try things out without a download.
 
-Its weights are random, so it babbles: syllables that sound like words and mean nothing. Everything else is
-real: any llama.cpp loads it, tokenises, applies its chat template and generates.
+Its weights are random, so it generates meaningless syllables. Everything else is real: any llama.cpp loads
+it, tokenises, applies its chat template and generates.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def write_demo_model(path: Path) -> None:
 
 
 def _vocabulary() -> list[tuple[str, int]]:
-    """Tokens with their kinds: the special ones, every byte, and syllables alone and at a word's start."""
+    """Return tokens with their kinds: special ones, every byte, and syllables alone and at a word's start."""
     syllables = ["".join(pair) for pair in product("bdfgklmnprstvz", "aeiou")]
     return [
         ("<unk>", _UNKNOWN),
@@ -111,10 +111,10 @@ def _data(spec: TensorSpec, rng: random.Random, vocabulary: Sequence[tuple[str, 
     if len(spec.dims) == 1:
         return struct.pack("<f", 1.0) * spec.dims[0]
     if spec.name != "output.weight":
-        # Embeddings outweigh what blocks add to them: otherwise it repeats one word for ever.
+        # Embeddings are larger than what blocks add to them: otherwise it repeats one word for ever.
         exponent = 0 if spec.name == "token_embd.weight" else -5
         return _random_halves(rng, spec.n_bytes // 2, exponent=exponent)
-    # A zero row never wins, so that only syllables come out: no stray bytes, no early end.
+    # A row of zeros is never chosen, so that only syllables are generated: no bytes, no early end.
     row_bytes = spec.dims[0] * 2
     rows = (
         _random_halves(rng, spec.dims[0], exponent=-3) if kind == _NORMAL else bytes(row_bytes)
@@ -124,7 +124,7 @@ def _data(spec: TensorSpec, rng: random.Random, vocabulary: Sequence[tuple[str, 
 
 
 def _random_halves(rng: random.Random, count: int, *, exponent: int) -> bytes:
-    """Half-precision numbers of either sign with a magnitude in [2^exponent, 2^(exponent + 1))."""
+    """Return half-precision numbers of either sign with a magnitude in [2^exponent, 2^(exponent + 1))."""
     data = bytearray(rng.randbytes(2 * count))
     keep_sign_and_mantissa = bytes(byte & 0b1000_0011 | (exponent + 15) << 2 for byte in range(256))
     data[1::2] = data[1::2].translate(keep_sign_and_mantissa)

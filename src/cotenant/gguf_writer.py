@@ -1,7 +1,8 @@
-"""Write GGUF version 3: the header of given metadata and tensors, for files made on the spot."""
+"""Write the header of a GGUF file (version 3) from metadata and tensors."""
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be: `dims` innermost first, `type_name` as ggml spells it (`F16`, `Q4_K`)."""
+    """A tensor to write: `dims` innermost first, `type_name` as ggml spells it (`F16`, `Q4_K`)."""
 
     name: str
     dims: tuple[int, ...]
@@ -31,10 +32,7 @@ class TensorSpec:
     def n_bytes(self) -> int:
         """Size of the data. Raises KeyError on an unknown type."""
         kind = GGML_TYPES[TYPE_IDS[self.type_name]]
-        elements = 1
-        for dim in self.dims:
-            elements *= dim
-        return elements // kind.block_elements * kind.block_bytes
+        return math.prod(self.dims) // kind.block_elements * kind.block_bytes
 
 
 def padded(n: int, alignment: int = ALIGNMENT) -> int:

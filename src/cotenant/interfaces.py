@@ -1,4 +1,4 @@
-"""What the shell implements, as the rest of the program sees it."""
+"""The Protocols that the shell implements for the rest of the program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cotenant.domain.requests import ServedModel
 
 
 class GpuProbe(Protocol):
-    """Finds the devices of this machine, or describes some that it does not have."""
+    """Finds the devices of this machine, or describes others."""
 
     def inventory(self) -> Inventory:
         """Measure every device now. Never raises because of the hardware: problems are in the Inventory."""
@@ -32,10 +32,10 @@ class GpuProbe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineOrder:
-    """What to run: a model under a name, laid out by a placement.
+    """What to run: a named model with its placement.
 
-    `model_path` is None where the engine knows the model by another name. `options` are what the operator
-    says of the engine. `use_fit_params` leaves the split to the engine's own fitting. `env` and `args`
+    `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
+    engine. `use_fit_params` leaves the split to the engine's own fitting. `env` and `args`
     are the operator's additions, applied last. `launch` says whether it runs in a container.
     """
 
@@ -52,7 +52,7 @@ class EngineOrder:
 
 
 class Engine(Protocol):
-    """One supervised process that runs one model, or a part of a server that somebody else runs."""
+    """One supervised process that runs one model, or a part of a server that others run."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -61,25 +61,25 @@ class Engine(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """The process id, also its group's; None where the process is not ours."""
+        """The process id, also that of its group; None if the process is not ours."""
         ...
 
     @property
     def build(self) -> EngineBuild:
-        """The program that runs."""
+        """The program that is running."""
         ...
 
     @property
     def log_path(self) -> Path | None:
-        """The file that takes its output; None where that is not ours."""
+        """The file with its output; None if the process is not ours."""
         ...
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when it answers. Raises EngineLoadFailed or EngineLoadTimeout, the process gone by then."""
+        """Return when it answers. Raises EngineLoadFailed or EngineLoadTimeout once its process is gone."""
         ...
 
     async def wait_exit(self) -> EngineEnd:
-        """Return when the process has gone, with how and why."""
+        """Wait until the process is gone, and return how it ended and why."""
         ...
 
     async def busy_slots(self) -> int | None:
@@ -91,7 +91,7 @@ class Engine(Protocol):
         ...
 
     async def stop(self, grace_s: float) -> None:
-        """Ask it to end, insist after `grace_s`, and return when the process group is gone."""
+        """Ask it to stop, kill it after `grace_s` seconds, and return when the process group is gone."""
         ...
 
 
@@ -112,23 +112,24 @@ class Lease(Protocol):
         ...
 
     async def death(self, within_s: float) -> EngineDied | None:
-        """Tell what the engine died of, if it is seen within `within_s` seconds to have died."""
+        """Return why the engine died, if that is detected within `within_s` seconds; else None."""
         ...
 
     def release(self, *, abandoned: bool = False) -> None:
-        """Give the slot back, once.
+        """Return the slot; call it once.
 
         `abandoned` says that the engine may still be generating for a client that left: the slot then counts
-        as taken until the engine is seen to have freed it.
+        as taken until the engine has freed it.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """What a request asks of its lease; None stands for the model's own setting.
+    """The terms of a request for its lease; None means the model's own setting.
 
-    `keep_alive_s` is how long the model stays loaded after it, 0 not at all. A higher `priority` goes first.
+    `keep_alive_s` is how long the model stays loaded after it; 0 unloads it at once. A higher `priority` goes
+    first.
     """
 
     priority: int | None = None
@@ -140,18 +141,18 @@ DEFAULT_TERMS = LeaseTerms()
 
 
 class Router(Protocol):
-    """Knows which models there are and hands out leases on them."""
+    """Knows the served models and grants leases on them."""
 
     def models(self) -> Sequence[ServedModel]:
-        """List what is served, loaded or not."""
+        """List the served models, loaded or not."""
         ...
 
     def resolve(self, name: str) -> str:
-        """Return the own name of the model that a client's name or alias means. Raises UnknownModel."""
+        """Return the name of the model with this name or alias. Raises UnknownModel."""
         ...
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
-        """Grant a lease at once, or return None when the request must wait. Raises UnknownModel."""
+        """Grant a lease at once, or return None if the request must wait. Raises UnknownModel."""
         ...
 
     async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease:
@@ -162,19 +163,19 @@ class Router(Protocol):
         ...
 
     def wait_estimate(self, name: str) -> WaitEstimate | None:
-        """Tell what a request for this model that waits now may expect; None if it need not wait."""
+        """Return what one more request may expect; None if it need not wait."""
         ...
 
 
 class Operator(Protocol):
-    """What an operator sees of the daemon, and orders to it. Names may be aliases; all raise UnknownModel."""
+    """The operator's view of the daemon, and commands to it. Names may be aliases; all raise UnknownModel."""
 
     def statuses(self) -> Sequence[ModelStatus]:
-        """How every model is doing."""
+        """The state of every model."""
         ...
 
     def devices(self) -> Sequence[DeviceStatus]:
-        """How every device's memory is shared."""
+        """The memory of every device and its users."""
         ...
 
     def why(self, name: str) -> Sequence[Decision]:
@@ -194,11 +195,11 @@ class Operator(Protocol):
         ...
 
     async def unload(self, name: str) -> None:
-        """Unload it once its requests are answered; return when its memory is free."""
+        """Unload it once its requests have ended; return when its memory is free."""
         ...
 
     def pin(self, name: str, pinned: bool) -> None:
-        """Keep it loaded whatever happens, or stop doing so."""
+        """Never evict it, or allow that again."""
         ...
 
     async def reload(self) -> Sequence[str]:
@@ -206,7 +207,7 @@ class Operator(Protocol):
         ...
 
     def decisions(self) -> AsyncIterator[Decision]:
-        """Follow decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
+        """Yield decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
         ...
 
 
@@ -214,11 +215,11 @@ class Operator(Protocol):
 class PlanQuery:
     """What to plan, and on what, without loading it.
 
-    The model is one that is served (`model`), a file (`path`), or what `shape` says of a file named `name`,
-    with a projector of `projector_bytes`. `recipe` are the fields of a Recipe that shall be other than the
-    model's own or, where it has none, the configured ones. `gpus` describes GPUs in place of the detected
-    ones. `beside_loaded` counts what Cotenant's models hold as taken; they may go otherwise. Bytes that are
-    None are the configured ones.
+    The model is a served one (`model`), a file (`path`), or what `shape` states for a file named `name`, with
+    a projector of `projector_bytes`. `recipe` are the fields of a Recipe that replace the model's own or, if
+    it has none, the configured ones. `gpus` describes GPUs that replace the detected ones. `beside_loaded`
+    counts the memory of Cotenant's models as taken; otherwise they may be evicted. Bytes that are None are
+    the configured ones.
     """
 
     model: str | None = None
@@ -236,9 +237,9 @@ class PlanQuery:
 
 @dataclass(frozen=True, slots=True)
 class PlanAnswer:
-    """How a model would lie: the result over `budgets`, in planned order, with all that led to it.
+    """The plan of a model: the result for `budgets`, in planned order, with its inputs.
 
-    `recipe` is the one planned, before layers became a number. `path` is None where the file is elsewhere.
+    `recipe` is the planned one, before layers became a number. `path` is None if the file is elsewhere.
     `gpus` is what was requested; `described_as` also names GPUs that the daemon was started with.
     """
 
@@ -261,39 +262,39 @@ class Planner(Protocol):
     """Plans a model without loading it."""
 
     async def plan(self, asked: PlanQuery) -> PlanAnswer:
-        """Lay a model over devices, or say why it cannot be and what would fit.
+        """Place a model on devices, or say why that is impossible and what would fit.
 
-        Raises UnknownModel, ModelFileError, BadRequest for a path that it may not look at, BadDeviceSpec,
+        Raises UnknownModel, ModelFileError, BadRequest for a path that is not allowed, BadDeviceSpec,
         BadRecipe and BadSplit.
         """
         ...
 
 
 class AdvisorBook(Protocol):
-    """How the advisor does."""
+    """The state of the advisor."""
 
     def status(self) -> AdvisorStatus:
-        """Its questions so far, and whether it is left alone."""
+        """Its questions so far, and whether it is not asked any more."""
         ...
 
 
 class AlertBook(Protocol):
-    """What is wrong, and what has been."""
+    """Current and past alerts."""
 
     def active(self) -> Sequence[Alert]:
-        """What is wrong now, oldest first."""
+        """The current alerts, oldest first."""
         ...
 
     def recent(self) -> Sequence[Alert]:
-        """The last beginnings and ends, oldest first."""
+        """The last beginnings and ends of alerts, oldest first."""
         ...
 
     def totals(self) -> Mapping[AlertKind, int]:
-        """How many of each kind have begun."""
+        """The number of alerts that began, by kind."""
         ...
 
     def follow(self) -> AsyncIterator[Alert]:
-        """Follow alerts as they begin and end. A slow reader misses the oldest."""
+        """Yield alerts as they begin and end. A slow reader misses the oldest."""
         ...
 
 
@@ -303,29 +304,29 @@ class Puller(Protocol):
     def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
         """Fetch a model by its name on the hub and yield the progress; it is verified at the end.
 
-        Closing the generator ends the pull; what has come is kept for the next. Raises BadHubName, HubError
-        or NotOffered.
+        Closing the generator stops the pull; the received bytes are kept for the next pull. Raises
+        BadHubName, HubError or NotOffered.
         """
         ...
 
 
 class Journal(Protocol):
-    """Remembers what models took and what was decided, from one run of the daemon to the next.
+    """Stores footprints, load times and decisions from one run of the daemon to the next.
 
-    Recording returns at once and never fails: what cannot be kept is logged once and left out.
+    Recording returns at once and never fails: what cannot be stored is logged once and dropped.
     Answers are empty while nothing can be read.
     """
 
     def record_footprint(self, record: FootprintRecord) -> None:
-        """Keep what a load took on one device."""
+        """Store the memory that a load took on one device."""
         ...
 
     def record_load(self, record: LoadRecord) -> None:
-        """Keep how long a load took."""
+        """Store how long a load took."""
         ...
 
     def record_decision(self, record: DecisionRecord) -> None:
-        """Keep a decision."""
+        """Store a decision."""
         ...
 
     async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
@@ -333,15 +334,15 @@ class Journal(Protocol):
         ...
 
     async def estimate_errors(self) -> Mapping[str, float]:
-        """Return how far off predictions were per model, as a fraction of what was measured."""
+        """Return the error of predictions per model, as a fraction of the measured bytes."""
         ...
 
     async def seen_bytes(self) -> Mapping[str, int]:
-        """Return what each model was last measured to hold, where a driver reported it."""
+        """Return the last measured bytes of each model, if a driver reported them."""
         ...
 
     async def load_times(self) -> Mapping[str, LoadTimes]:
-        """Return how long each model's next load should take, by its last ones."""
+        """Return the expected time of each model's next load, from its last loads."""
         ...
 
     async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
@@ -349,5 +350,5 @@ class Journal(Protocol):
         ...
 
     async def close(self) -> None:
-        """Keep what is still to be kept, and close."""
+        """Store what is pending, and close."""
         ...

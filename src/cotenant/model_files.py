@@ -1,4 +1,4 @@
-"""Model files on disk: opening them, finding the parts that belong together, telling what they hold."""
+"""Model files on disk: open them, find the parts of one model, and read their headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from cotenant.domain.errors import CorruptModelFile, ModelFileMissing, NotAModel
 from cotenant.domain.models import ModelShape
 
 _INDEX = "model.safetensors.index.json"
-_SENTENCE = "sentence_bert_config.json"
 
 
 class FileSource:
@@ -34,7 +33,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         try:
-            # Not to wait for a writer, should it be a pipe.
+            # O_NONBLOCK: do not wait for a writer if it is a pipe.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _missing(path, error) from None
@@ -73,7 +72,7 @@ def load_model(path: Path) -> ModelShape:
 
 
 def open_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file and of the parts beside it, joined. Raises ModelFileError."""
+    """Read the joined header of a GGUF file and its other parts in the same folder. Raises ModelFileError."""
     with FileSource(path) as source:
         first = read_gguf(source)
     others = [path.with_name(name) for name in part_names(path.name, first)[1:]]
@@ -91,20 +90,20 @@ def open_header(path: Path) -> GgufHeader:
 
 
 def find_projectors(path: Path) -> tuple[Path, ...]:
-    """List the multimodal projectors beside a model, by the name that llama.cpp's converter gives them."""
+    """List the multimodal projectors in a model's folder, by the names of llama.cpp's converter."""
     try:
-        beside = sorted(path.parent.iterdir())
+        found = sorted(path.parent.iterdir())
     except OSError:
         return ()
     return tuple(
         other
-        for other in beside
+        for other in found
         if other.suffix == ".gguf" and "mmproj" in other.name.lower() and other.name != path.name
     )
 
 
 def _folder_shape(folder: Path) -> ModelShape:
-    config = _read_json(folder / "config.json", CONFIG_LIMIT) if _has(folder, "config.json") else None
+    config = _read_json_if_there(folder / "config.json")
     shards = _shards(folder)
     if config is None or not shards:
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))
@@ -118,14 +117,14 @@ def _folder_shape(folder: Path) -> ModelShape:
     for shard in shards:
         with FileSource(shard) as source:
             headers.append(read_safetensors(source))
-    sentence = _read_json(folder / _SENTENCE, CONFIG_LIMIT) if _has(folder, _SENTENCE) else None
+    sentence = _read_json_if_there(folder / "sentence_bert_config.json")
     return safetensors_shape(config, headers, str(folder), sentence=sentence)
 
 
 def _shards(folder: Path) -> Sequence[Path]:
-    if not _has(folder, _INDEX):
-        return sorted(folder.glob("*.safetensors"))
     index = folder / _INDEX
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
     shards = [folder / name for name in shard_names(_read_json(index, HEADER_LIMIT), str(index))]
     for shard in shards:
         if not shard.exists():
@@ -142,8 +141,8 @@ def _read_json(path: Path, limit: int) -> JsonObject:
         return parse_json_object(source.read_at(0, source.size), str(path))
 
 
-def _has(folder: Path, name: str) -> bool:
-    return (folder / name).exists()
+def _read_json_if_there(path: Path) -> JsonObject | None:
+    return _read_json(path, CONFIG_LIMIT) if path.exists() else None
 
 
 def _missing(path: Path, error: OSError) -> ModelFileMissing:

@@ -1,4 +1,4 @@
-"""Advice on which models to keep or load, and how asking for it goes."""
+"""Advice on which models to keep or load, and the state of the advisor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AdvisorMode(StrEnum):
 
 
 class QuestionOutcome(StrEnum):
-    """How a question to the advisor ended; skipped if it was not asked at all."""
+    """How a question to the advisor ended; skipped if it was not sent."""
 
     ANSWERED = "answered"
     INVALID = "invalid"
@@ -47,7 +47,7 @@ class AdvisorStatus:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What is advised for one model, by the state in which it had been loaded `loads` times.
+    """Advice for one model; it is dropped if the model was not loaded exactly `loads` times.
 
     The factor multiplies its keep-alive. For `soft_pin_s` seconds others are evicted before it. `prefetch`
     loads it ahead of any request.

@@ -1,4 +1,4 @@
-"""What an operator should hear of without having asked."""
+"""Alerts, which operators get without asking."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class AlertKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that has begun to be wrong, or (`active` false) is so no longer.
+    """A problem that began (`active`) or ended.
 
-    `subject` is the card, model or container, as people call it; `at` is seconds of the daemon's clock.
+    `subject` is the card, model or container, by its display name; `at` is seconds of the daemon's clock.
     """
 
     kind: AlertKind

@@ -1,4 +1,4 @@
-"""What was decided and why, as operators and clients are told."""
+"""What was decided and why, for operators and clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cotenant.domain.exit_causes import Cause
 
 
 class DecisionKind(StrEnum):
-    """What a decision is about."""
+    """The kind of a decision."""
 
     LOAD = "load"
     READY = "ready"
@@ -32,10 +32,10 @@ class DecisionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One step of a model's story: a sentence with its numbers, and the event that caused it.
+    """One step in the life of a model: a sentence with its numbers, and the event that caused it.
 
-    `at` is seconds of the scheduler's clock; `number` orders decisions and names them in logs. `model` is
-    None where a decision concerns a device or the configuration. Where a model goes, the fact `reason` holds
+    `at` is seconds of the scheduler's clock; `number` orders decisions and identifies them in logs. `model`
+    is None if a decision is about a device or the configuration. If a model is unloaded, the fact `reason` is
     the UnloadReason.
     """
 
@@ -50,7 +50,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class WaitEstimate:
-    """What a waiting request may expect: its place in line, and seconds until it is served, if known."""
+    """What a waiting request may expect: its position in the queue, and seconds until served, if known."""
 
     position: int
     eta_s: float | None
@@ -59,10 +59,10 @@ class WaitEstimate:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load has come that began `running_s` ago and, by the last loads, takes `expected_s`.
+    """The progress of a load that began `running_s` ago; `expected_s` is estimated from the last loads.
 
-    `read_bytes` of the `total_bytes` of its files are what the engine has taken in, from the disk or from the
-    page cache; None where the kernel does not tell, or nobody has looked yet.
+    The engine has read `read_bytes` of the `total_bytes` of its files, from the disk or the page cache; None
+    if the kernel does not report it, or before the first measurement.
     """
 
     running_s: float
@@ -73,10 +73,10 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """How a model is doing now. Rates are per second over the last minute; what is not known is None.
+    """The current state of a model. Rates are per second over the last minute; unknown is None.
 
-    `bytes_by_device` is what it claims on each of its devices. `load` is there while it is loading. `runtime`
-    is the kind of its engine. `last_cause` is what was found behind `last_failure`, if that was its engine's.
+    `bytes_by_device` is what it claims on each of its devices. `load` is set while it is loading. `runtime`
+    is the kind of its engine. `last_cause` is the cause of `last_failure`, if its engine failed.
     """
 
     name: str
@@ -106,9 +106,8 @@ class ModelStatus:
 class DeviceStatus(Sensors):
     """How a device's memory is shared, in bytes: our claims, what others hold, what is left to plan.
 
-    Its sensors are as in its Reading. It admits `max_engines` at
-    once, None for any number, shared through MPS if `mps`; `left_out` says why it is not used, if so.
-    `processes` are those of others, None where they are not told.
+    Its sensors are those of its Reading. It admits `max_engines` at once, None for any number, shared through
+    MPS if `mps`; `left_out` says why it is not used. `processes` are those of others, None if unknown.
     """
 
     uuid: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import NewType
 
@@ -33,7 +33,7 @@ class ComputeMode(StrEnum):
 
 
 class DeviceOrder(StrEnum):
-    """How devices are ordered before a model is laid over them."""
+    """How devices are ordered before a model is placed on them."""
 
     FREE_DESC = "free_desc"
     TOTAL_DESC = "total_desc"
@@ -45,9 +45,9 @@ class Device:
     """One memory pool: a card, a MIG slice, or host RAM. Unknown is None.
 
     `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` describes:
-    it can be planned upon, but no process of this machine can run on it. `runtime_name` is what the vendor's
-    runtime calls it, a UUID or an index, where that is not the id; `render_node` is the number of its device
-    file under /dev/dri, where the runtime needs it.
+    plans may use it, but no process of this machine can run on it. `runtime_name` is its name in the vendor's
+    runtime, a UUID or an index, if that is not the id; `render_node` is the number of its device
+    file under /dev/dri, if the runtime needs it.
     """
 
     id: DeviceId
@@ -124,8 +124,8 @@ class Sensors:
 class Reading(Sensors):
     """A dated measurement of one device; `at` is seconds of the clock that took it. Unknown is None.
 
-    `problem` says in one sentence why something is unknown; a device with unknown `free_bytes` is never
-    planned upon. `processes` is None where the driver does not list them.
+    `problem` says in one sentence why something is unknown; a device with unknown `free_bytes` is
+    never planned on. `processes` is None if the driver does not list them.
     """
 
     device_id: DeviceId
@@ -149,16 +149,16 @@ class Inventory:
     readings: Mapping[DeviceId, Reading]
     driver_version: str | None = None
     cuda_version: str | None = None
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
 
     @property
     def has_gpus(self) -> bool:
-        """Whether any device is something else than host RAM."""
+        """Whether any device is not host RAM."""
         return any(device.kind is not DeviceKind.HOST for device in self.devices)
 
     @property
     def vendor(self) -> Vendor | None:
-        """The vendor of its GPUs, which are all of one; None without GPUs."""
+        """The vendor of its GPUs, the same for all; None without GPUs."""
         return next((device.vendor for device in self.devices if device.vendor is not None), None)
 
     def reading(self, device: Device) -> Reading:
@@ -178,23 +178,16 @@ class Inventory:
         return tuple(sorted(self.devices, key=size, reverse=True))
 
     def select(self, names: Sequence[str]) -> Inventory:
-        """Keep the devices that `names` mean: indices, UUIDs or unambiguous UUID prefixes.
+        """Keep the devices with these `names`: indices, UUIDs or unambiguous UUID prefixes.
 
         An index means the card, or all slices of a card in MIG mode. `all` or nothing keeps every device.
-        Raises UnknownDevice with the right names.
+        Raises UnknownDevice, which lists the valid names.
         """
         if not names or list(names) == ["all"]:
             return self
         wanted = {device.id for name in names for device in self._find(name)}
         kept = tuple(device for device in self.devices if device.id in wanted)
-        return Inventory(
-            source=self.source,
-            devices=kept,
-            readings={device.id: self.reading(device) for device in kept},
-            driver_version=self.driver_version,
-            cuda_version=self.cuda_version,
-            problems=self.problems,
-        )
+        return replace(self, devices=kept, readings={device.id: self.reading(device) for device in kept})
 
     def _find(self, name: str) -> tuple[Device, ...]:
         by_index = [d for d in self.devices if d.index is not None and str(d.index) == name]
@@ -214,8 +207,8 @@ class Inventory:
 def launch_environment(devices: Sequence[Device]) -> dict[str, str]:
     """Return the variables that make a vendor's runtime number exactly `devices`, in their order, from 0.
 
-    Host RAM takes no number. Described devices are left out, since CUDA stops at the first entry that it does
-    not know; so a process planned on host RAM or on described devices sees no GPU at all, and cannot take
+    Host RAM has no number. Described devices are left out, since CUDA stops at the first entry that it does
+    not know. A process planned on host RAM or on described devices thus sees no GPU, and cannot take
     memory that was not planned. A plan never mixes vendors.
     """
     real = [d for d in devices if d.kind is not DeviceKind.HOST and not d.described]

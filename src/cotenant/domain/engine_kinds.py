@@ -1,4 +1,4 @@
-"""The kinds of engines, and what the rest of the program must know of each (docs/extending.md).
+"""The kinds of engines, and what the rest of the program must know about each (docs/extending.md).
 
 A new kind is a member and an entry of ENGINE_TRAITS here, a folder of `engines/` and a line in
 `engines/hosts.py`.
@@ -23,7 +23,7 @@ class EngineKind(StrEnum):
 
     @property
     def traits(self) -> EngineTraits:
-        """What the rest of the program must know of this kind."""
+        """What the rest of the program must know about this kind."""
         return ENGINE_TRAITS[self]
 
 
@@ -44,7 +44,7 @@ class PlanMethod(StrEnum):
 
 
 class ModelFormat(StrEnum):
-    """What is read to know a model before it is loaded."""
+    """The files that describe a model before it is loaded."""
 
     GGUF = "gguf"
     FOLDER = "folder"
@@ -54,15 +54,14 @@ class ModelFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineTraits:
-    """What one kind of engine is like.
+    """The properties of one kind of engine.
 
-    `keys` are the keys of a model's entry that it takes, of those that some kind does not take; `needs` the
-    one that an entry must have. `whole_recipe` says that it takes every key of a recipe. `command` starts it
-    where the entry has no `command:`, and `health_path` answers 200 once it serves. `daemon_address` is where
-    the daemon usually listens that has all models of
-    this kind, None for kinds without one. `cache_types` are the types that a KV cache may have, K and V
-    alike; empty for no limit. `tokenizes` says that it answers `/tokenize`, and `learns_from_readings` that
-    what it is measured to hold is planned for its next load.
+    `keys` are the keys of a model's entry that it accepts, among those that some kinds do not accept; `needs`
+    is the one that an entry must have. With `whole_recipe` it accepts every key of a recipe. `command` starts
+    it if the entry has no `command:`, and `health_path` answers 200 once it serves. `daemon_address` is the
+    usual address of the daemon that runs all models of this kind, None for kinds without one. `cache_types`
+    are the types of KV cache that it supports, K and V alike; empty for no limit. `tokenizes` says that it
+    answers `/tokenize`, and `learns_from_readings` that its measured memory is planned for its next load.
     """
 
     planning: PlanMethod

@@ -1,4 +1,4 @@
-"""What the operator says of a model's engine beyond its recipe."""
+"""The operator's settings for a model's engine beyond its recipe."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class EngineOptions:
 
     `command` starts it and `stop` ends it: both may hold the words in braces that `docs/engines.md` lists;
     without `stop` it gets SIGTERM. `health_path` answers 200 once it serves. `address` is a server that
-    others run, with its key. `model` is the model's name on the server, None where it is the same.
-    `sleep` is the level at which it sleeps in place of ending, 0 never: at level 1 the weights wait in host
-    RAM, at level 2 nowhere, so that they are read again.
+    others run, with its key. `model` is the model's name on the server, None if it is the same.
+    `sleep` is the level at which it sleeps instead of stopping, 0 for never: at level 1 the weights stay in
+    host RAM; at level 2 they are discarded and read again.
     """
 
     command: tuple[str, ...] = ()

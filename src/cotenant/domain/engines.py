@@ -11,7 +11,7 @@ from cotenant.domain.models import Parts
 
 
 class EngineForm(StrEnum):
-    """The forms that llama.cpp's program has; of another kind of engine the form is its name."""
+    """The forms of llama.cpp's program; for other kinds of engines the form is the name of the kind."""
 
     SERVER = "llama-server"
     EMBEDDED = "xllamacpp"
@@ -36,7 +36,7 @@ class EngineDevice:
 class EngineBuild:
     """A program on this machine that can run models, and the GPUs that it sees.
 
-    `program` is the file to execute; `problem` says in one sentence why the build cannot be used, if so.
+    `program` is the file to execute; `problem` says in one sentence why the build cannot be used.
     """
 
     kind: EngineKind
@@ -69,12 +69,12 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The address as a URL without a path of its own."""
+        """The base URL."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"
 
     @property
     def authority(self) -> str:
-        """Host and port, as a URL and the Host header have them."""
+        """Host and port, as in a URL and the Host header."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -88,7 +88,7 @@ class EngineEnd:
 
 @dataclass(frozen=True, slots=True)
 class ReportedDevice:
-    """Bytes that an engine says it put on one device, under the engine's own name for it."""
+    """Bytes that an engine reports for one device, under the engine's own name for it."""
 
     name: str
     pci_bus_id: str | None
@@ -98,6 +98,6 @@ class ReportedDevice:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What an engine reported of its memory."""
+    """The memory that an engine reported."""
 
     devices: tuple[ReportedDevice, ...]

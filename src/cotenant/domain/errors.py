@@ -1,71 +1,7 @@
-"""Every exception that Cotenant raises.
+"""Every exception that Cotenant raises, as one tree.
 
-CotenantError
-├── UsageError                 the caller asked for something that cannot be
-│   ├── BadQuantity            bytes or a duration that do not parse
-│   ├── BadDeviceSpec          --gpus
-│   ├── UnknownDevice          --devices names no device
-│   ├── BadRecipe              a recipe value out of range or at odds with another
-│   ├── BadSplit               --tensor-split does not fit devices or layers
-│   ├── BadSetting             an environment variable or a setting of the daemon
-│   ├── BadHubName             a name that means no model of a hub
-│   ├── BadTrace               a recorded workload that does not parse
-│   ├── InsecureBind           a public address without a key
-│   └── PortTaken              the address is in use
-├── ModelFileError             the model file is no use
-│   ├── ModelFileMissing       no such file, a directory, or unreadable
-│   ├── NotAModelFile          something else than GGUF or safetensors
-│   ├── CorruptModelFile       damaged, truncated or hostile
-│   ├── SplitPartMissing       a part of a split file is absent
-│   └── UnsupportedModelFile   sound, but nothing that can be planned or served
-├── DoesNotFit                 a Refusal, where only an exception can carry it
-├── StoreError                 the database of past runs cannot be used
-├── DaemonSilent               no daemon answers at the address
-├── UnitFault                  a systemd unit that cannot be written, removed or told of
-├── MpsError                   a fault of CUDA's Multi-Process Service
-│   ├── MpsMissing             this machine has no control program
-│   └── MpsFailed              a control daemon cannot be started, asked or ended
-├── HubError                   a fault of fetching a model from a hub
-│   ├── HubSilent              it cannot be reached, or answers nonsense
-│   ├── NotOnHub               no such repository or file, or no right to it
-│   ├── NoRoomOnDisk           the files are larger than what is free
-│   └── PullFailed             what came is not what was promised, or cannot be written
-├── ServiceError               a fault of containers that are pinned to GPUs
-│   ├── ComposeFileError       a compose file that is missing or cannot be read
-│   ├── ContainerEngineMissing no compose command works on this machine
-│   ├── GeneratedFileEdited    somebody changed a generated file
-│   └── GeneratedFileFailed    a generated file cannot be written
-├── EngineError                a fault of the process that runs a model
-│   ├── EngineMissing          no engine can be started on this machine
-│   ├── EngineLacksDevice      the engine's build cannot use the planned device
-│   ├── EngineLoadFailed       died or complained while loading
-│   ├── EngineLoadTimeout      never became ready
-│   ├── EngineDied             died after it was ready
-│   └── EngineInstallFailed    pip could not install a build
-└── RequestError               a fault of one request
-    ├── BadRequest             malformed
-    ├── RequestTooLarge        over the body limit
-    ├── HeadersTooLarge        over the limit on headers
-    ├── UnsupportedMediaType   a body that is not JSON by its own word
-    ├── Unauthorized           no key or a wrong one
-    ├── TooManyAttempts        too many wrong keys in a short time
-    ├── ForeignPage            an order from a web page of another site
-    ├── UntrustedHost          a host name that anybody may point here
-    ├── HeaderIncomplete       the beginning of a model file without all of its header
-    ├── HeaderGone             a header that was sent once and is not kept any more
-    ├── BadAssignment          a service, GPU or budget that cannot be
-    ├── ApplyRunning           one apply at a time
-    ├── NothingToRollBack      no earlier configuration was applied
-    ├── UnknownModel           the name is not served
-    ├── WrongKind              the model is of a kind that does not answer this
-    ├── NotOffered             neither the gateway nor the model's engine offers it
-    ├── UnknownRoute           no such path
-    ├── MethodNotAllowed       the path exists, the method does not
-    ├── QueueFull              too many wait already
-    ├── WaitTimeout            waited its whole time for a slot
-    ├── UpstreamFailed         the engine broke the connection
-    └── ShuttingDown           the daemon ends before the answer does
-
+CotenantError has the branches UsageError (a wrong call or setting), ModelFileError, DoesNotFit, StoreError,
+DaemonSilent, UnitFault, MpsError, HubError, ServiceError, EngineError and RequestError (one HTTP request).
 Expected refusals of the planner are values (`placements.Refusal`), not exceptions.
 """
 
@@ -80,7 +16,7 @@ from cotenant.domain.exit_causes import Cause
 class CotenantError(Exception):
     """A fault with a stable `code`, a message that says what happened and a hint that says what to do.
 
-    `retry_after_s` is when another attempt may succeed, where that can be told.
+    `retry_after_s` is when another attempt may succeed, if that is known.
     """
 
     code: ClassVar[str] = "error"
@@ -93,7 +29,7 @@ class CotenantError(Exception):
 
 
 class UsageError(CotenantError):
-    """The caller asked for something that cannot be."""
+    """The caller asked for something impossible."""
 
     code = "usage"
 
@@ -105,25 +41,25 @@ class BadQuantity(UsageError):
 
 
 class BadDeviceSpec(UsageError):
-    """Hypothetical GPUs that do not parse."""
+    """A description of GPUs (`--gpus`) that does not parse."""
 
     code = "bad_device_spec"
 
 
 class UnknownDevice(UsageError):
-    """A device filter names no device."""
+    """A device filter (`--devices`) names no device."""
 
     code = "unknown_device"
 
 
 class BadRecipe(UsageError):
-    """A recipe value out of range or at odds with another."""
+    """A recipe value that is out of range or contradicts another."""
 
     code = "bad_recipe"
 
 
 class BadSplit(UsageError):
-    """A manual split that does not fit the devices or the layers."""
+    """A manual split (`--tensor-split`) that does not match the devices or the layers."""
 
     code = "bad_split"
 
@@ -131,7 +67,7 @@ class BadSplit(UsageError):
 class BadSetting(UsageError):
     """An environment variable or a setting of the daemon that cannot be used.
 
-    The message tells the first problem of a configuration; `problems` are all of them, one line each.
+    The message is the first problem of a configuration; `problems` are all of them, one line each.
     """
 
     code = "bad_setting"
@@ -142,7 +78,7 @@ class BadSetting(UsageError):
 
 
 class BadHubName(UsageError):
-    """A name that means no model of a hub."""
+    """A name that is not the name of a model on a hub."""
 
     code = "bad_hub_name"
 
@@ -166,13 +102,13 @@ class PortTaken(UsageError):
 
 
 class ModelFileError(CotenantError):
-    """The model file is no use."""
+    """The model file cannot be used."""
 
     code = "model_file"
 
 
 class ModelFileMissing(ModelFileError):
-    """No such file, a directory in its place, or no right to read it."""
+    """The file does not exist, is a directory, or may not be read."""
 
     code = "model_file_missing"
 
@@ -190,13 +126,13 @@ class CorruptModelFile(ModelFileError):
 
 
 class SplitPartMissing(ModelFileError):
-    """A part of a split file is absent, or a later part was given for the first."""
+    """A part of a split file is missing, or a later part was given instead of the first."""
 
     code = "split_part_missing"
 
 
 class UnsupportedModelFile(ModelFileError):
-    """A sound file of a kind that cannot be planned or served as asked."""
+    """A valid file of a kind that cannot be planned or served."""
 
     code = "unsupported_model_file"
 
@@ -208,7 +144,7 @@ class DoesNotFit(CotenantError):
 
 
 class StoreError(CotenantError):
-    """The database of past runs is not one that this program may use."""
+    """The database of past runs cannot be used."""
 
     code = "store"
 
@@ -220,7 +156,7 @@ class DaemonSilent(CotenantError):
 
 
 class UnitFault(CotenantError):
-    """A systemd unit that cannot be written, removed or told of."""
+    """A systemd unit cannot be written, removed or announced to systemd."""
 
     code = "unit_fault"
 
@@ -238,7 +174,7 @@ class MpsMissing(MpsError):
 
 
 class MpsFailed(MpsError):
-    """A control daemon cannot be started, asked or ended."""
+    """A control daemon cannot be started, queried or stopped."""
 
     code = "mps_failed"
 
@@ -256,19 +192,19 @@ class HubSilent(HubError):
 
 
 class NotOnHub(HubError):
-    """No such repository or file there, or no right to it."""
+    """The repository or file does not exist, or access is denied."""
 
     code = "not_on_hub"
 
 
 class NoRoomOnDisk(HubError):
-    """The files are larger than what is free on the disk."""
+    """The files are larger than the free space on the disk."""
 
     code = "no_room_on_disk"
 
 
 class PullFailed(HubError):
-    """What came is not what was promised, or cannot be written."""
+    """The received file is not the expected one, or cannot be written."""
 
     code = "pull_failed"
 
@@ -280,7 +216,7 @@ class ServiceError(CotenantError):
 
 
 class ComposeFileError(ServiceError):
-    """A compose file that is missing or cannot be read."""
+    """A compose file is missing or cannot be read."""
 
     code = "compose_file"
 
@@ -304,7 +240,7 @@ class GeneratedFileFailed(ServiceError):
 
 
 class EngineError(CotenantError):
-    """A fault of the process that runs a model; `cause` is what was found to be behind it."""
+    """A fault of the process that runs a model; `cause` is the diagnosed cause."""
 
     code = "engine"
     usual_cause: ClassVar[Cause] = Cause.UNKNOWN
@@ -336,7 +272,7 @@ class EngineLacksDevice(EngineError):
 
 
 class EngineLoadFailed(EngineError):
-    """The engine died or complained while loading."""
+    """The engine died or reported an error while loading."""
 
     code = "engine_load_failed"
 
@@ -385,7 +321,7 @@ class HeadersTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """A body that is something else than JSON by its own word."""
+    """A body whose content type is not JSON."""
 
     code = "unsupported_media_type"
 
@@ -403,19 +339,19 @@ class TooManyAttempts(RequestError):
 
 
 class ForeignPage(RequestError):
-    """An order from a web page of another site, or without the token of its session."""
+    """A command from a web page of another site, or without the token of its session."""
 
     code = "foreign_page"
 
 
 class UntrustedHost(RequestError):
-    """A request for a host name that is not known to be this machine's."""
+    """A request for a host name that is not known as a name of this machine."""
 
     code = "untrusted_host"
 
 
 class HeaderIncomplete(RequestError):
-    """The beginning of a model file that ends before its header does; `needed_bytes` are to be sent next."""
+    """The start of a model file without its whole header; the client must send `needed_bytes` next."""
 
     code = "header_incomplete"
 
@@ -432,13 +368,13 @@ class HeaderIncomplete(RequestError):
 
 
 class HeaderGone(RequestError):
-    """A header that was sent once, and is not kept any more."""
+    """A header that was sent before and is no longer stored."""
 
     code = "header_gone"
 
 
 class BadAssignment(RequestError):
-    """An assignment that cannot be; `field` names what is wrong with it, as `assignments[1].gpu_index`."""
+    """An invalid assignment; `field` names the wrong field, such as `assignments[1].gpu_index`."""
 
     code = "bad_assignment"
 
@@ -448,7 +384,7 @@ class BadAssignment(RequestError):
 
 
 class ApplyRunning(RequestError):
-    """An apply is going on, and there is one at a time."""
+    """An apply is running already; only one may run at a time."""
 
     code = "apply_running"
 
@@ -466,20 +402,20 @@ class UnknownModel(RequestError):
 
     @classmethod
     def among(cls, name: str, served: Iterable[str]) -> UnknownModel:
-        """Say that a name is not served, and which are."""
+        """Return the error that lists the names that are served."""
         names = ", ".join(served)
         hint = f"Served: {names}." if names else "No model is served."
         return cls(f"the model {name!r} is not served here", hint=hint)
 
 
 class WrongKind(RequestError):
-    """The model is of a kind that does not answer this: one for embeddings cannot chat."""
+    """The kind of the model does not support this request: an embedding model cannot chat."""
 
     code = "wrong_kind"
 
 
 class NotOffered(RequestError):
-    """A part of a dialect that the gateway, or the engine of the model, does not offer."""
+    """A part of an API that the gateway, or the engine of the model, does not support."""
 
     code = "not_offered"
 
@@ -503,18 +439,18 @@ class QueueFull(RequestError):
 
 
 class WaitTimeout(RequestError):
-    """The request waited its whole time for a slot."""
+    """The request got no slot before its timeout."""
 
     code = "wait_timeout"
 
 
 class UpstreamFailed(RequestError):
-    """The engine broke the connection or answered what is not HTTP."""
+    """The engine broke the connection or sent something that is not HTTP."""
 
     code = "upstream_failed"
 
 
 class ShuttingDown(RequestError):
-    """The daemon ends before the answer does."""
+    """The daemon stops before the answer is complete."""
 
     code = "shutting_down"

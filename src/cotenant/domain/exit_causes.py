@@ -1,4 +1,4 @@
-"""Why an engine ended, as far as it is known."""
+"""Why an engine ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """What ended an engine. The values are labels of a metric: they stay."""
+    """What ended an engine. The values are labels of a metric: do not change them."""
 
     DEVICE_BUSY = "device_busy"
     GPU_MEMORY_LOADING = "gpu_memory_loading"
@@ -54,7 +54,8 @@ class Diagnosis:
     """A cause, in words.
 
     `summary` continues "the engine could not be loaded: " and has no full stop. `evidence` are lines of the
-    log, the telling one first. `remedy` is what to do, in whole sentences; a command in it that needs root is
+    log, the most important one
+    first. `remedy` is what to do, in whole sentences; a command in it that needs root is
     for the reader to run.
     """
 

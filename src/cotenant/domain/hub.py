@@ -1,4 +1,4 @@
-"""Models of a hub: how they are named, and how a pull goes."""
+"""Models of a hub: their names, and the progress of a pull."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _QUANT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A model of a hub: `hf.co/ORG/REPO`, and after a colon which quantisation of it, None for the usual."""
+    """A model of a hub: `hf.co/ORG/REPO`, and after a colon the quantisation, None for the default."""
 
     org: str
     repo: str
@@ -48,7 +48,7 @@ class HubName:
 
     @property
     def repository(self) -> str:
-        """The repository as its hub names it."""
+        """The name of the repository on its hub."""
         return f"{self.org}/{self.repo}"
 
     @property
@@ -58,7 +58,7 @@ class HubName:
 
 
 def hub_name(folder: str, file: str) -> HubName | None:
-    """Return the name by which a file was pulled, given its folder's name and its own; None if it was not."""
+    """Return the hub name of a file, from its folder's name and its own; None if it was not pulled."""
     org, separator, repo = folder.partition(_SEPARATOR)
     if not (separator and org and repo):
         return None
@@ -76,7 +76,7 @@ def quant_of(file: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PullStep:
-    """How a pull goes: what is being done, and how far one file of `total_bytes` has come.
+    """The progress of a pull: the current step, and the received bytes of one file of `total_bytes`.
 
     The last step has the paths of the model's `files`.
     """

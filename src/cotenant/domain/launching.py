@@ -18,27 +18,27 @@ class LauncherKind(StrEnum):
 
     @property
     def traits(self) -> LauncherTraits:
-        """What the rest of the program must know of this launcher."""
+        """What the rest of the program must know about this launcher."""
         return LAUNCHER_TRAITS[self]
 
 
 class CardStyle(StrEnum):
-    """How a launcher's options name the cards that a container gets."""
+    """How a launcher's options name the cards of a container."""
 
     CDI = "cdi"
-    """`--device` with the name of the Container Device Interface, as podman."""
+    """`--device` with the name of the Container Device Interface: podman."""
     GPUS = "gpus"
-    """`--gpus`, as docker."""
+    """`--gpus`: docker."""
     SWITCH = "switch"
-    """One option for all cards of a vendor, as Apptainer."""
+    """One option for all cards of a vendor: Apptainer."""
 
 
 @dataclass(frozen=True, slots=True)
 class LauncherTraits:
-    """What one launcher is like.
+    """The properties of one launcher.
 
-    `programs` are the names of its command line, the first that is installed is used; none for the host.
-    `image_suffixes` are those of its images where these are files; without any, images have names.
+    `programs` are the names of its command line, of which the first installed one is used; none for the host.
+    `image_suffixes` are those of its image files; empty if its images have names.
     `keeps_containers` says that its containers outlive a killed daemon and must be removed.
     """
 
@@ -49,7 +49,7 @@ class LauncherTraits:
 
     @property
     def runs_images(self) -> bool:
-        """Whether it starts engines in images, and in nothing else."""
+        """Whether it starts engines in images only."""
         return bool(self.programs)
 
 
@@ -67,7 +67,7 @@ LAUNCHER_TRAITS: Final[Mapping[LauncherKind, LauncherTraits]] = {
 class LaunchOptions:
     """How the operator wants a model's engine started, in containers of `image`.
 
-    `kind` None takes what suits the image: Apptainer for a .sif file, else podman or docker, whichever is
+    `kind` None chooses by the image: Apptainer for a .sif file, else podman or docker, whichever is
     installed. Without an image it is started on the host.
     """
 
@@ -76,7 +76,7 @@ class LaunchOptions:
 
     @property
     def by_image_file(self) -> LauncherKind | None:
-        """The launcher whose images are files, if `kind` or the image's suffix means one."""
+        """The launcher of image files that `kind` or the image's suffix selects; None if neither does."""
         if self.kind is not None:
             return self.kind if self.kind.traits.image_suffixes else None
         name = self.image or ""

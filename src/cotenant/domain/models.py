@@ -1,8 +1,8 @@
-"""Models, how they run, what they are made of, and what they weigh."""
+"""Models: recipe, shape and memory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind
@@ -168,7 +168,7 @@ class Recipe:
 
 
 class AttentionKind(StrEnum):
-    """What a layer remembers of each token."""
+    """What a layer caches for each token."""
 
     FULL = "full"
     SLIDING = "sliding"
@@ -186,7 +186,7 @@ class ModelKind(StrEnum):
 
     @property
     def pools(self) -> bool:
-        """Whether it makes one vector or one score of a text, and no text."""
+        """Whether it computes one vector or one score for a text, and generates no text."""
         return self in (ModelKind.EMBEDDING, ModelKind.RERANK)
 
 
@@ -198,7 +198,7 @@ class LayerShape:
     routed experts, `largest_tensor_bytes` its largest single matrix. `k_elements` and `v_elements` are what
     one cached token takes (0 for a LATENT layer's V and for layers that reuse an earlier layer's cache);
     `state_elements` is the F32 state per sequence of a recurrent layer, which may also have attention. A
-    `skipped` layer (next-token prediction) keeps its place in the count but is not loaded: it weighs 0.
+    `skipped` layer (next-token prediction) is counted but not loaded: its size is 0.
     """
 
     index: int
@@ -216,13 +216,13 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What a model file says of itself, in bytes and counts, free of any file format.
+    """What a model file states, in bytes and counts, independent of the file format.
 
     `input_bytes` (the token embedding) stays in host RAM; `output_bytes` (output norm and matrix; for a tied
     model a second copy of the embedding) goes to the device of the last layer; `shared_bytes` (rope factors)
     goes to every device used. `n_ff_expert` and `n_expert_used` describe a mixture of experts.
-    `kv_exact` says that the closed form of the KV cache is known to hold for this architecture;
-    `compute_known` the same of the compute buffer. `notes` are sentences about what is not known.
+    `kv_exact` says that the formula for the KV cache is known to be exact for this architecture;
+    `compute_known` says the same of the compute buffer. `notes` are sentences about what is not known.
     """
 
     name: str
@@ -248,7 +248,7 @@ class ModelShape:
     causal: bool = True
     kv_exact: bool = True
     compute_known: bool = True
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def n_layers(self) -> int:
@@ -258,7 +258,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Bytes on one device, by what they are for."""
+    """Bytes on one device, by purpose."""
 
     weights: int = 0
     kv: int = 0

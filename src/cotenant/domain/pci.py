@@ -1,4 +1,4 @@
-"""PCI bus ids, which join what the driver says with what an engine prints."""
+"""PCI bus ids, which identify a card both for the driver and for an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model goes, or why it goes nowhere."""
+"""The placement of a model, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MAX_DEVICES: Final = 15
 class Budget:
     """A device and the bytes that may be planned on it: worst-case free less the reserve.
 
-    `left_out` says why the device is not used at all, if so. A process sees devices of one `group` together,
-    None being a group as well: those of an MPS daemon, and all that are used without one.
+    `left_out` says why the device is not used. A process can use devices of one `group` together: those of an
+    MPS daemon, or (None) all that are used without one.
     """
 
     device: Device
@@ -33,7 +33,7 @@ class Share:
 
     `first` and `last` are block numbers, inclusive, or None when the device holds no block. `count` is its
     entry of the tensor split: its blocks, plus one where the output layer is. `proportion` replaces `count`
-    in the engine's arguments where the operator gave one.
+    in the engine's arguments if the operator gave one.
     """
 
     budget: Budget
@@ -61,9 +61,9 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A model laid over devices, in planned order, with its recipe resolved to numbers.
+    """A model placed on devices, in planned order, with its recipe resolved to numbers.
 
-    `n_gpu_layers` counts as llama.cpp does; `host` is what stays in RAM beside the devices' shares.
+    `n_gpu_layers` counts as llama.cpp does; `host` is what stays in RAM besides the devices' shares.
     """
 
     model: str
@@ -77,7 +77,7 @@ class Placement:
 
     @property
     def used_shares(self) -> tuple[Share, ...]:
-        """The shares of devices that bear something; the engine sees only these devices."""
+        """The shares that are not empty; the engine sees only these devices."""
         return tuple(share for share in self.shares if share.used)
 
     @property
@@ -87,7 +87,7 @@ class Placement:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether any used device is something else than host RAM."""
+        """Whether any used device is not host RAM."""
         return any(share.device.kind is not DeviceKind.HOST for share in self.used_shares)
 
     def with_warnings(self, *more: str) -> Placement:
@@ -97,7 +97,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """How far one device's budget is from what the plan would put there."""
+    """The bytes that a plan needs on one device, and its budget."""
 
     device: Device
     needed_bytes: int
@@ -105,13 +105,13 @@ class Shortfall:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes over the budget, 0 when it holds."""
+        """Bytes over the budget, 0 if the plan fits."""
         return max(0, self.needed_bytes - self.budget_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """One change, computed and not guessed, after which the model fits; `flags` is what to type."""
+    """One change after which the model fits, checked by planning it; `flags` is what to type."""
 
     text: str
     flags: str = ""
@@ -119,7 +119,7 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A no, with its reason, the shortfall per device and what would fit."""
+    """Why a model cannot be placed: the reason, the shortfall per device and what would fit."""
 
     model: str
     reason: str

@@ -1,4 +1,4 @@
-"""Profiles: sets of settings under one name, for machines of a kind. What is set explicitly wins."""
+"""Profiles: named sets of settings for a kind of machine. Explicit settings take precedence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cotenant.domain.models import MOST_LAYERS, CacheType, FlashAttention
 
 
 class Profile(StrEnum):
-    """The profiles there are."""
+    """The known profiles."""
 
     LOW_MEMORY = "low-memory"
 
@@ -30,23 +30,23 @@ _KEEP_ALIVE_S: Final[Mapping[Profile, float]] = {Profile.LOW_MEMORY: 60.0}
 _MAX_LOADED: Final[Mapping[Profile, int]] = {Profile.LOW_MEMORY: 1}
 
 
-def recipe_values(profile: Profile | None, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a profile adds to a recipe of which `told` is set, both by the names of Recipe's fields.
+def recipe_values(profile: Profile | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a profile adds to the `given` ones, by the names of Recipe's fields.
 
-    Where flash attention was turned off, V keeps its type: a quantised one needs it.
+    If flash attention is off, V keeps its type: a quantised one needs it.
     """
     if profile is None:
         return {}
-    values = {name: value for name, value in _RECIPES[profile].items() if name not in told}
-    if told.get("flash_attention") is FlashAttention.OFF:
+    values = {name: value for name, value in _RECIPES[profile].items() if name not in given}
+    if given.get("flash_attention") is FlashAttention.OFF:
         values.pop("cache_type_v", None)
-    if told.get("tensor_split"):
+    if given.get("tensor_split"):
         values.pop("n_gpu_layers", None)
     return values
 
 
 def keep_alive_s(profile: Profile | None, default: float | None) -> float | None:
-    """Return how long a model stays loaded that says nothing of it; None: for ever."""
+    """Return the keep-alive of a model that sets none; None: for ever."""
     return default if profile is None else _KEEP_ALIVE_S[profile]
 
 

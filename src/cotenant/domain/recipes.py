@@ -1,4 +1,4 @@
-"""Which recipes an engine can run: it hangs or dies on some of the others."""
+"""Which recipes an engine can run; it hangs or dies on some others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def with_micro_batch(recipe: Recipe, kind: ModelKind = ModelKind.TEXT) -> Recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise BadRecipe for values out of range or at odds with each other."""
+    """Raise BadRecipe for values that are out of range or contradict each other."""
     for each in _BOUNDED:
         value = getattr(recipe, each.name)
         if not each.least <= value <= each.most:
@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.n_ubatch > recipe.n_batch:
         raise BadRecipe(
             f"--n-ubatch {recipe.n_ubatch} is more than --n-batch {recipe.n_batch}",
-            hint="A batch is worked off in micro-batches: raise --n-batch or lower --n-ubatch.",
+            hint="A batch is computed in micro-batches: raise --n-batch or lower --n-ubatch.",
         )
     if recipe.parallel > recipe.n_ctx:
         raise BadRecipe(

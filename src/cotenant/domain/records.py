@@ -1,4 +1,4 @@
-"""What is remembered from one run of the daemon to the next."""
+"""What is stored from one run of the daemon to the next."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Warmth(StrEnum):
 class FootprintRecord:
     """What one load of a model took on one device; `at` is Unix seconds. Unknown is None.
 
-    `measured_bytes` is how much the driver's count of used memory rose. The fingerprints tell the file and
-    the recipe apart from others under the same name; `engine` is the engine's form and version.
+    `measured_bytes` is the increase of the used memory that the driver reports. The fingerprints identify
+    the file and the recipe among others of the same name; `engine` is the engine's form and version.
     """
 
     at: float
@@ -63,7 +63,7 @@ class LoadTimes:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """A decision and the Unix second at which it was made; its own `at` means nothing after the run."""
+    """A decision and the Unix second at which it was made; its own `at` is valid within its run only."""
 
     at: float
     decision: Decision

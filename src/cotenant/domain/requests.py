@@ -11,9 +11,9 @@ from cotenant.domain.placements import Placement
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a model's file says of it; `bytes` are those of all its parts. Unknown is None.
+    """What a model's file states; `bytes` are those of all its parts. Unknown is None.
 
-    Without a `chat_template` in its file a model continues texts, and was not made for chats.
+    A model without a `chat_template` in its file continues texts and is not made for chats.
     """
 
     path: str
@@ -29,7 +29,7 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that clients may name; `created_at` is Unix seconds. What is not known yet is None.
+    """A model that clients may name; `created_at` is Unix seconds. Unknown is None.
 
     `recipe` is how it runs when it is loaded; `vision` says that it takes images.
     """

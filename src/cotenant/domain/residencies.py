@@ -11,7 +11,7 @@ TicketId = NewType("TicketId", int)
 
 
 class ResidencyState(StrEnum):
-    """Where a residency stands."""
+    """The state of a residency."""
 
     LOADING = "loading"
     READY = "ready"
@@ -21,7 +21,7 @@ class ResidencyState(StrEnum):
 
 
 class UnloadReason(StrEnum):
-    """Why a model that was loaded, or on its way, is no more."""
+    """Why a loaded or loading model is unloaded."""
 
     KEEP_ALIVE = "keep_alive"
     EVICTED = "evicted"

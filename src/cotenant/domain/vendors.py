@@ -1,9 +1,9 @@
-"""Vendors of GPUs, and what the rest of the program must know of each (docs/extending.md)."""
+"""Vendors of GPUs, and what the rest of the program must know about each (docs/extending.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -16,7 +16,7 @@ class Vendor(StrEnum):
 
     @property
     def traits(self) -> VendorTraits:
-        """What the rest of the program must know of this vendor."""
+        """What the rest of the program must know about this vendor."""
         return VENDOR_TRAITS[self]
 
 
@@ -31,7 +31,7 @@ class InventorySource(StrEnum):
 
     @property
     def is_live(self) -> bool:
-        """Whether Readings show what engines take: a driver measures, or a file is followed in its place."""
+        """Whether Readings show what engines take: a driver measures, or a file is read again and again."""
         return self not in (InventorySource.DESCRIBED, InventorySource.HOST)
 
     @property
@@ -53,7 +53,7 @@ class Allotment:
 
 @dataclass(frozen=True, slots=True)
 class VendorTraits:
-    """What one vendor's GPUs are like.
+    """The properties of one vendor's GPUs.
 
     `backend` is what llama.cpp calls its devices, and `cotenant engine install` the engine for them.
     `environment` returns the variables that show a process only the GPUs of these names, numbered from 0;
@@ -63,7 +63,7 @@ class VendorTraits:
     backend: str
     environment: Callable[[Sequence[str]], Mapping[str, str]]
     hidden: Mapping[str, str]
-    allotments: tuple[Allotment, ...] = field(default=())
+    allotments: tuple[Allotment, ...] = ()
 
 
 def _cuda(names: Sequence[str]) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
-"""What an external advisor may change: keep-alives, the order of eviction, and loads ahead of requests.
+"""What an external advisor may change: keep-alives, the order of eviction, and loads before requests.
 
-Advice never decides whether there is room, nor makes room: it stretches or shortens keep-alives within
-bounds, moves a model down the order of victims without taking it out, and loads into unneeded memory.
+Advice never decides whether there is room and never evicts a model. It changes keep-alives within bounds,
+moves a model later in the order of eviction, and loads models into memory that no request needs.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ from cotenant.domain.units import format_duration
 from cotenant.scheduling.state import ActiveAdvice, ModelState, Outbox, State
 
 ADVICE_VALID_S: Final = 600.0
-"""How long a keep-alive factor stands, and a wish to have a model loaded."""
+"""How long a keep-alive factor and a prefetch are valid."""
 MAX_ADVICE_AGE_S: Final = 120.0
 _SOFT_PIN_FACTOR: Final = 8.0
 _SOFT_PIN_MIN_COST: Final = 0.01
 
 
 def apply_advice(state: State, advice: Advice, out: Outbox) -> None:
-    """Apply advice as far as it is within bounds and not outdated."""
-    stale = _stale(state, advice, out.at)
-    if stale is not None:
+    """Apply advice that is within bounds and not outdated."""
+    age_s = out.at - advice.asked_at
+    if not age_s >= 0:
+        stale = "it is from the future"
+    elif advice.asked_at < state.changed_at:
+        stale = "the models or the devices have changed since it was asked for"
+    elif age_s > MAX_ADVICE_AGE_S:
+        stale = f"it took {format_duration(age_s)}"
+    else:
+        stale = ""
+    if stale:
         out.publish(DecisionKind.ADVISED, None, f"advice dropped: {stale}", dropped=len(advice.hints))
         return
     soft_pins = sum(active.pinned_until > out.at for active in state.advised.values())
@@ -60,17 +68,16 @@ def apply_advice(state: State, advice: Advice, out: Outbox) -> None:
 
 
 def expire_advice(state: State, at: float) -> None:
-    """Drop advice whose time is over, and advice for models that are no longer served."""
+    """Drop expired advice, and advice for models that are no longer served."""
     for name, active in [*state.advised.items()]:
-        kept = ActiveAdvice(
-            active.factor if active.factor_until > at else 1.0,
-            active.factor_until if active.factor_until > at else 0.0,
-            active.pinned_until if active.pinned_until > at else 0.0,
-            active.prefetch_until if active.prefetch_until > at else 0.0,
-        )
         model = state.models.get(name)
-        if model is not None and model.residency is not None:
-            kept = replace(kept, prefetch_until=0.0)
+        kept = ActiveAdvice()
+        if active.factor_until > at:
+            kept = replace(kept, factor=active.factor, factor_until=active.factor_until)
+        if active.pinned_until > at:
+            kept = replace(kept, pinned_until=active.pinned_until)
+        if active.prefetch_until > at and (model is None or model.residency is None):
+            kept = replace(kept, prefetch_until=active.prefetch_until)
         if model is None or kept == ActiveAdvice():
             del state.advised[name]
         elif kept != active:
@@ -80,7 +87,7 @@ def expire_advice(state: State, at: float) -> None:
 def effective_keep_alive_s(state: State, model: ModelState) -> float | None:
     """Return how long a model stays after its last request; None for ever.
 
-    A keep-alive that a client gave with its request is not changed, nor that of a pinned model.
+    Advice does not change the keep-alive that a client sent with its request.
     """
     if model.keep_alive_s is not None:
         return model.keep_alive_s
@@ -90,7 +97,7 @@ def effective_keep_alive_s(state: State, model: ModelState) -> float | None:
 
 
 def advised_keep_alive(state: State, model: ModelState) -> str:
-    """Say how advice changed a keep-alive; empty if it did not."""
+    """Return a text on how advice changed the keep-alive; empty if it did not."""
     active = state.advised.get(model.spec.name)
     if active is None or active.factor == 1.0 or model.keep_alive_s is not None:
         return ""
@@ -106,25 +113,15 @@ def soft_pinned_cost(state: State, name: str, at: float, cost: float) -> float:
 
 
 def prefetch_advised(state: State, model: ModelState, at: float) -> bool:
-    """Whether the advisor has the model loaded ahead."""
+    """Whether the advisor wants the model loaded before any request."""
     active = state.advised.get(model.spec.name)
     return active is not None and active.prefetch_until > at
 
 
 def prefetch_started(state: State, model: ModelState) -> None:
-    """Note that a model was loaded ahead: once for each time that it is advised."""
+    """Record that the advised load was started; it is started once."""
     active = state.advised[model.spec.name]
     state.advised[model.spec.name] = replace(active, prefetch_until=0.0)
-
-
-def _stale(state: State, advice: Advice, now: float) -> str | None:
-    if not advice.asked_at <= now:
-        return "it is from the future"
-    if advice.asked_at < state.changed_at:
-        return "the models or the devices have changed since it was asked for"
-    if now - advice.asked_at > MAX_ADVICE_AGE_S:
-        return f"it took {format_duration(now - advice.asked_at)}"
-    return None
 
 
 def _within(value: float, least: float, most: float, otherwise: float) -> float:

@@ -26,7 +26,7 @@ class Grant:
 class Refuse:
     """End a waiting request without a grant; `retry_after_s` is when another attempt may make sense.
 
-    `cause` is what was found behind a load that failed.
+    `cause` is the diagnosed cause of a failed load.
     """
 
     ticket: TicketId
@@ -47,14 +47,14 @@ class StartEngine:
 
 @dataclass(frozen=True, slots=True)
 class StopEngine:
-    """End an engine and see its process gone."""
+    """Stop an engine and wait until its process is gone."""
 
     residency: ResidencyId
 
 
 @dataclass(frozen=True, slots=True)
 class WakeAt:
-    """Send TimerFired at this instant; it replaces the one asked for before."""
+    """Send TimerFired at this instant; it replaces the previous one."""
 
     at: float
 

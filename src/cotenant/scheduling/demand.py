@@ -1,4 +1,4 @@
-"""How often a model is asked for, and how soon it may be asked for again."""
+"""How often a model is requested, and how soon the next request is likely."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GapHistogram:
         self.counts[_bucket(gap_s)] += 1.0
 
     def beyond(self, age_s: float) -> tuple[float, float]:
-        """Return how many gaps outlasted `age_s`, and how many of these ended within the horizon after."""
+        """Return how many gaps were longer than `age_s`, and how many of these ended within the horizon."""
         first, last = _bucket(age_s), _bucket(age_s + _HORIZON_S)
         return sum(self.counts[first:]), sum(self.counts[first : last + 1])
 
@@ -38,7 +38,7 @@ class Demand:
     _rate: float = 0.0
 
     def arrive(self, at: float, all_gaps: GapHistogram) -> None:
-        """Count a request, for this model and for `all_gaps`."""
+        """Count a request; its gap goes into the model's own histogram and `all_gaps`."""
         self.requests += 1
         if self.last_at is not None:
             gap = max(0.0, at - self.last_at)
@@ -59,10 +59,10 @@ class Demand:
         return math.inf if self.last_at is None else max(0.0, now - self.last_at)
 
     def chance_soon(self, now: float, all_gaps: GapHistogram) -> float:
-        """Return the chance of a request within five minutes, given how long there has been none.
+        """Return the chance of a request within five minutes, given the time since the last one.
 
-        The model's own gaps, shrunk towards everyone's by four pseudo-counts ("Serverless in the Wild",
-        Shahrad et al., ATC 2020, uses such histograms for keep-alive).
+        The model's own gaps, shrunk towards those of all models by four pseudo-counts ("Serverless in the
+        Wild", Shahrad et al., ATC 2020, uses such histograms for keep-alive).
         """
         if self.last_at is None:
             return 0.0

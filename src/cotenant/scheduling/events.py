@@ -1,4 +1,4 @@
-"""What happens to the scheduler. Every event says when, in seconds of the daemon's clock."""
+"""Events, the inputs of the scheduler. Instants are seconds of the daemon's clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Event:
 class RequestArrived(Event):
     """A client wants a model and waits until `deadline`.
 
-    `keep_alive_s` is how long the model stays loaded after it; None leaves that to the model.
+    `keep_alive_s` is how long the model stays loaded after it; None uses the model's own.
     """
 
     ticket: TicketId
@@ -41,21 +41,21 @@ class RequestLeft(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseReleased(Event):
-    """A request is answered, or given up by its client."""
+    """A request has ended: it is answered, or its client has left."""
 
     lease: LeaseId
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReady(Event):
-    """An engine answers: its model is loaded."""
+    """An engine is ready: its model is loaded."""
 
     residency: ResidencyId
 
 
 @dataclass(frozen=True, slots=True)
 class EngineExited(Event):
-    """An engine's process is gone, asked to or not; `why` tells it, `cause` is what was found behind it."""
+    """An engine's process is gone; `why` is the reason as text, `cause` the diagnosed cause."""
 
     residency: ResidencyId
     why: str
@@ -64,14 +64,14 @@ class EngineExited(Event):
 
 @dataclass(frozen=True, slots=True)
 class DevicesRead(Event):
-    """All devices were measured, in planned order. One that is missing is lost."""
+    """All devices were measured, in planned order. A missing device is lost."""
 
     readings: tuple[DeviceReading, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelsChanged(Event):
-    """The models served are these from now on; those in `replaced` must be loaded anew to take effect."""
+    """These models are served from now on; those in `replaced` must be reloaded to take effect."""
 
     models: tuple[ModelSpec, ...]
     replaced: frozenset[str] = frozenset()
@@ -79,21 +79,21 @@ class ModelsChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class LoadAsked(Event):
-    """The operator wants a model loaded, or it is to be loaded at start."""
+    """The operator wants a model loaded, or it is preloaded at start."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class UnloadAsked(Event):
-    """The operator wants a model unloaded once its requests are answered."""
+    """The operator wants a model unloaded once its requests have ended."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class PinAsked(Event):
-    """The operator wants a model kept loaded, or no longer."""
+    """The operator pins or unpins a model."""
 
     model: str
     pinned: bool
@@ -108,9 +108,9 @@ class AdviceGiven(Event):
 
 @dataclass(frozen=True, slots=True)
 class StopAsked(Event):
-    """The daemon is to end: nothing is admitted any more."""
+    """The daemon is stopping: no request is admitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimerFired(Event):
-    """An instant that the scheduler asked for has come."""
+    """The instant of the last WakeAt has come."""

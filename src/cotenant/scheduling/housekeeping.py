@@ -60,7 +60,7 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
 
 
 def _mark_crowded(state: State, out: Outbox) -> None:
-    """Report devices that now admit fewer engines than they have: those stay, and no more are started."""
+    """Report devices that admit fewer engines than they have: these stay, and no more are started."""
     crowded = dict(state.ledger.crowded())
     for device in crowded.keys() - state.crowded:
         admission = state.ledger.readings[device].admission
@@ -76,7 +76,7 @@ def release_returned(state: State, out: Outbox) -> None:
 
 
 def evict_for_others(state: State, out: Outbox) -> None:
-    """Evict idle models of devices that are overcommitted by other processes, cheapest first."""
+    """Evict idle models, cheapest first, from devices that other processes overcommitted."""
     over_now = dict(state.ledger.overcommitted())
     for device in state.overcommitted - over_now.keys():
         out.publish(DecisionKind.OVERCOMMITTED, None, f"{device} has room again")
@@ -103,7 +103,7 @@ def evict_for_others(state: State, out: Outbox) -> None:
 
 
 def unload_expired(state: State, out: Outbox) -> None:
-    """Unload models whose keep-alive has run out."""
+    """Unload models whose keep-alive has expired."""
     for residency in [*state.residencies.values()]:
         due = keep_alive_ends_at(state, residency)
         if due is not None and due <= out.at:
@@ -118,7 +118,7 @@ def unload_expired(state: State, out: Outbox) -> None:
 
 
 def keep_alive_ends_at(state: State, residency: Residency) -> float | None:
-    """Return when an idle model's keep-alive runs out; None if it does not."""
+    """Return when an idle model's keep-alive expires; None if it does not."""
     model = state.models[residency.model]
     keep = effective_keep_alive_s(state, model)
     if not residency.idle or model.pinned or model.queue or keep is None or math.isinf(keep):
@@ -127,7 +127,7 @@ def keep_alive_ends_at(state: State, residency: Residency) -> float | None:
 
 
 def prefetch(state: State, out: Outbox) -> None:
-    """Load a model that is likely requested soon into free memory that no request needs; one at a time."""
+    """Load one model that is likely requested soon into free memory that no request needs."""
     if state.stopping or state.tickets or state.loading_devices():
         return
     if not state.settings.prefetch and not state.advised:

@@ -13,11 +13,11 @@ _EVICTED = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED)
 
 
 class InvariantViolation(AssertionError):
-    """A fault of the scheduler: the message says which law, and by what."""
+    """A fault of the scheduler: the message names the law and what breaks it."""
 
 
 def check(state: State) -> None:
-    """Raise InvariantViolation at the first law that does not hold."""
+    """Raise InvariantViolation for the first law that does not hold."""
     _claims_fit(state)
     _engines_are_admitted(state)
     _claims_and_residencies_match(state)
@@ -71,7 +71,7 @@ def _nothing_pinned_is_evicted(state: State) -> None:
 def _tickets_wait_once(state: State) -> None:
     queued = Counter(ticket.id for model in state.models.values() for ticket in model.queue)
     if queued.keys() != state.tickets.keys() or any(count > 1 for count in queued.values()):
-        raise InvariantViolation("law 4: a ticket is in no line, or in two")
+        raise InvariantViolation("law 4: a ticket is in no queue, or in two")
 
 
 def _advice_is_bounded(state: State) -> None:

@@ -1,4 +1,4 @@
-"""What the scheduler knows of a model before it has ever run."""
+"""What the scheduler knows about a model before its first load."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_COUNT: Final = 1_000_000
 class ModelSpec:
     """A model and the rules for it.
 
-    `fit` lays it over devices; `together` says that it is better spread than packed on one. `slots` requests
-    run at once. It is unloaded `keep_alive_s` after its last request, None never. `load_s` is a first guess
-    of its load time, replaced by what is seen. A higher `priority` waits less.
+    `fit` places it on devices; with `together` it is spread over all rather than packed on one. `slots`
+    requests run at once. It is unloaded `keep_alive_s` after its last request, None never. `load_s` is the
+    first estimate of its load time, replaced by measurements. A higher `priority` waits less.
     """
 
     name: str
@@ -35,11 +35,11 @@ class ModelSpec:
 class SchedulerSettings:
     """The policy's numbers, in seconds where they say so.
 
-    `policy` names how victims are valued (see `policy`). A request is overdue after `overdue_s`, or three
-    times the 95th percentile of recent waits if that is longer, but never later than after three times
-    `overdue_s`; it may then drain busy models, for at most `drain_share` of the time and `drain_limit_s` at a
-    go. A model stays loaded for `min_residency_s`, or its own load time if that is longer, unless an overdue
-    request needs its room. Bytes not seen back `reclaim_bound_s` after a process has gone are given up, and
+    `policy` names the eviction policy. A request is overdue after `overdue_s`, or three times the 95th
+    percentile of recent waits if that is longer, but never later than after three times `overdue_s`; it may
+    then drain busy models, for at most `drain_share` of the time and `drain_limit_s` each. A model stays
+    loaded for `min_residency_s`, or its own load time if that is longer, unless an overdue request needs its
+    room. If the bytes of a gone process are not free after `reclaim_bound_s`, the claim ends, which is
     reported.
     """
 

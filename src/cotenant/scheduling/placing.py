@@ -37,7 +37,7 @@ def schedule(state: State, out: Outbox) -> None:
 
 
 def fulfil_reservations(state: State, out: Outbox) -> None:
-    """Load where the victims are gone; give up where nobody wants the model, or a drain takes too long."""
+    """Load models whose victims are gone; cancel if no one wants the model, or a drain takes too long."""
     for reservation in [*state.reservations.values()]:
         model = state.models[reservation.model]
         drained_s = out.at - reservation.at
@@ -56,7 +56,7 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
 
 
 def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
-    """Let busy victims admit requests again; those already unloading are unloaded."""
+    """End a reservation: busy victims admit requests again; those already unloading are unloaded."""
     _end_reservation(state, reservation, out)
     for victim in reservation.victims:
         resume(state.residencies[victim], out)
@@ -80,7 +80,7 @@ def drain_credit_s(state: State, now: float) -> float:
 
 
 def _in_order(state: State, now: float) -> list[ModelState]:
-    """Overdue ones first, the oldest first; then by waiting per second of load."""
+    """Return overdue models first, oldest first; then the others by waiting per second of load."""
     overdue_after = state.overdue_after_s()
 
     def key(model: ModelState) -> tuple[int, int, float, str]:
@@ -127,7 +127,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
 
 
 def _chosen(state: State, model: ModelState, busy: set[DeviceId]) -> Placement | Refusal:
-    """Choose devices with the room that there is now, what is reserved left aside."""
+    """Choose devices by the room that is free now, without what is reserved."""
     used = {device for claim in state.ledger.claims.values() for device in claim.bytes_by_device}
     freed, leaving = _reserved(state)
     budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
@@ -173,7 +173,10 @@ def _publish_kept_by_advice(
 def _candidates(
     state: State, now: float, overdue: bool, *, busy: bool, advised: bool = True
 ) -> Iterator[Candidate]:
-    """Yield who may go: idle and ripe, or, for the overdue, idle; with `busy`, those in use as well."""
+    """Yield residencies that may be evicted: idle ones past their minimum residency.
+
+    For an overdue request the minimum residency does not count; with `busy`, those in use count as well.
+    """
     taken = {victim for r in state.reservations.values() for victim in r.victims}
     for residency in state.residencies.values():
         model = state.models[residency.model]
@@ -190,9 +193,9 @@ def _candidates(
 
 
 def eviction_cost(state: State, residency: Residency, now: float, *, advised: bool = True) -> float:
-    """Return what evicting a residency costs by the policy; of equals, the longest idle costs least.
+    """Return what evicting a residency costs by the policy; among equals the longest idle costs least.
 
-    With `advised`, what an advisor would rather keep costs more.
+    With `advised`, a soft pin of the advisor raises the cost.
     """
     model = state.models[residency.model]
     victim = Victim(residency.model, model.demand, model.load_s, residency.bytes, now, state.all_gaps)
@@ -242,7 +245,7 @@ def _victims(
 
 
 def _cheapest_one(candidates: list[Candidate]) -> tuple[Candidate] | None:
-    """Return the victim, on whichever device, whose place among the loaded models is to be had for least."""
+    """Return the cheapest victim on any device, to stay within the limit of loaded models."""
     return (min(candidates, key=lambda c: (c.cost, c.residency)),) if candidates else None
 
 
@@ -308,7 +311,7 @@ def _sum(one: dict[DeviceId, int], other: dict[DeviceId, int]) -> dict[DeviceId,
 
 
 def _never_fits(state: State, model: ModelState) -> str | None:
-    """Return the planner's reason if the model would not fit though all that is not pinned were gone."""
+    """Return the planner's reason if the model does not fit even without all models that are not pinned."""
     pinned: list[Residency] = []
     others: list[Residency] = []
     for residency in state.residencies.values():
@@ -326,7 +329,7 @@ def _never_fits(state: State, model: ModelState) -> str | None:
 
 
 def _emptied(state: State, gone: Sequence[Residency]) -> list[Budget]:
-    """Return budgets as if these were not in the ledger, Readings aside: they lag behind."""
+    """Return budgets as if `gone` were not in the ledger; Readings do not count, since they lag behind."""
     freed = freed_by(gone)
     budgets = []
     for budget in state.ledger.budgets(leaving=engines_by_device(gone)):

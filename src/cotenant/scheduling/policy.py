@@ -1,4 +1,4 @@
-"""Eviction policies: what it costs to evict a model, one number per victim. The cheapest goes first."""
+"""Eviction policies: the cost of evicting a model. The cheapest is evicted first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_RATE: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """What a policy may use. Times are those of the scheduler's clock."""
+    """The inputs of a policy. Times are those of the scheduler's clock."""
 
     model: str
     demand: Demand
@@ -28,14 +28,14 @@ Policy = Callable[[Victim], float]
 
 
 def least_recently_used(victim: Victim) -> float:
-    """The model that was used last stays: the cost falls with the idle time."""
+    """The least recently used model is evicted: the cost falls with the idle time."""
     return 1.0 / (1.0 + victim.demand.idle_s(victim.now))
 
 
 def greedy_dual_size_frequency(victim: Victim) -> float:
     """Frequency × reload time (Cherkasova 1998; FaasCache used it for keep-alive, ASPLOS 2021).
 
-    The search weighs it against the bytes that it must free, so that it is not divided by size here.
+    It is not divided by size, since the search compares it with the bytes to free.
     """
     return victim.demand.rate(victim.now) * victim.load_s
 
@@ -43,7 +43,7 @@ def greedy_dual_size_frequency(victim: Victim) -> float:
 def expected_delay(victim: Victim) -> float:
     """Probability of a request soon × the waiting that a reload causes, per second of the horizon.
 
-    The waiting is `load_s · (1 + rate · load_s / 2)`: the request that misses, and those that queue behind it
+    The waiting is `load_s · (1 + rate · load_s / 2)`: the request that misses, and those that queue after it
     (delayed hits; Atre et al., SIGCOMM 2020).
     """
     rate = min(victim.demand.rate(victim.now), _MOST_RATE)

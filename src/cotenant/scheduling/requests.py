@@ -1,4 +1,4 @@
-"""Tickets and leases: who waits, who is served, and how every wait ends."""
+"""Tickets and leases: which requests wait or are served, and how every wait ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cotenant.scheduling.transitions import unload
 
 
 def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
-    """Put a request in line, or refuse it at once. Raises UnknownModel."""
+    """Queue a request, or refuse it at once. Raises UnknownModel."""
     model = state.model(event.model)
     model.demand.arrive(event.at, state.all_gaps)
     refusal = _immediate_refusal(state, model, out.at)
@@ -34,7 +34,7 @@ def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
 
 
 def dispatch(state: State, model: ModelState, out: Outbox) -> None:
-    """Grant free slots to those first in line."""
+    """Grant free slots to the first requests of the queue."""
     residency = state.residency_of(model)
     if residency is None:
         return
@@ -46,7 +46,7 @@ def dispatch(state: State, model: ModelState, out: Outbox) -> None:
 
 
 def grant(state: State, model: ModelState, residency: Residency, keep_alive_s: float | None) -> LeaseId:
-    """Hand out one slot."""
+    """Grant one slot."""
     lease = LeaseId(state.next_id())
     state.leases[lease] = residency.id
     residency.in_flight += 1
@@ -55,9 +55,9 @@ def grant(state: State, model: ModelState, residency: Residency, keep_alive_s: f
 
 
 def released(state: State, lease: LeaseId, out: Outbox) -> None:
-    """Take a slot back; a lease whose engine died meanwhile has ended already.
+    """Return a slot to its residency; a lease whose engine died has ended already.
 
-    An engine that has served a request is no crash loop: its next failure counts as the first.
+    An engine that has served a request is not in a crash loop: its next failure counts as the first.
     """
     holder = state.leases.pop(lease, None)
     if holder is None:
@@ -74,7 +74,7 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
 
 
 def expire(state: State, out: Outbox) -> None:
-    """End the waits whose time has passed, saying what they waited for."""
+    """Refuse the requests whose deadline has passed, saying what they waited for."""
     late = [ticket for ticket in state.tickets.values() if ticket.deadline <= out.at]
     for ticket in late:
         waited = format_duration(out.at - ticket.at)
@@ -111,7 +111,7 @@ def end(
 
 
 def what_it_waits_for(state: State, model: ModelState) -> str:
-    """Say in words what stands between a waiting request and its answer."""
+    """Return as text what the waiting requests of a model need."""
     residency, reservation = state.residency_of(model), state.reservations.get(model.spec.name)
     if residency is not None:
         waits = {

@@ -1,4 +1,4 @@
-"""Events in, commands out; nothing else happens here."""
+"""The scheduler: events in, commands out."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Scheduler:
     """Decides what is loaded where, who is served and who waits.
 
     Pure in its events: the same events give the same commands. `try_grant` and `release` are the hot path for
-    a model that is ready with a free slot; they do what RequestArrived and LeaseReleased would, in O(1).
-    `policy` stands in for the one that the settings name.
+    a model that is ready with a free slot; they have the effect of RequestArrived and LeaseReleased, in
+    O(1). `policy` replaces the one that the settings name.
     """
 
     def __init__(self, settings: SchedulerSettings, policy: Policy | None = None) -> None:
@@ -71,7 +71,7 @@ class Scheduler:
         }
 
     def handle(self, event: events.Event) -> list[Command]:
-        """Take in one event. Raises UnknownModel for a name that is not served."""
+        """Process one event. Raises UnknownModel for a name that is not served."""
         out = Outbox(self.state, event.at, type(event).__name__)
         self._handlers[type(event)](event, out)
         self._settle(out)
@@ -80,7 +80,7 @@ class Scheduler:
     def try_grant(
         self, name: str, at: float, keep_alive_s: float | None = None
     ) -> tuple[LeaseId, ResidencyId] | None:
-        """Grant a lease if the model is ready, with a free slot and nobody in line. Raises UnknownModel."""
+        """Grant a lease if the model is ready, with a free slot and an empty queue. Raises UnknownModel."""
         state = self.state
         model = state.model(name)
         if model.residency is None or model.queue or state.stopping:
@@ -93,7 +93,7 @@ class Scheduler:
         return grant(state, model, residency, keep_alive_s), residency.id
 
     def release(self, lease: LeaseId, at: float) -> list[Command]:
-        """Take a lease back; more than that happens only where somebody waits, or the model is to go."""
+        """End a lease; LeaseReleased is handled as an event only if a request waits or the model leaves."""
         state = self.state
         holder = state.leases.get(lease)
         if holder is not None and not state.awaiting_room:
@@ -107,7 +107,7 @@ class Scheduler:
         return self.handle(events.LeaseReleased(at, lease))
 
     def wait_estimate(self, name: str, now: float) -> WaitEstimate | None:
-        """Tell what one more request for a model may expect; None if it would be served at once."""
+        """Return what one more request may expect; None if it would be served at once."""
         model = self.state.model(name)
         residency = self.state.residency_of(model)
         if residency and residency.state is ResidencyState.READY and residency.in_flight < residency.slots:
@@ -181,7 +181,7 @@ class Scheduler:
         exited(self.state, residency, out)
 
     def _failed(self, model: ModelState, event: events.EngineExited, out: Outbox, **facts: str) -> None:
-        """Try again at once after a first failure, which may be an accident; then after longer pauses."""
+        """Record a failure. The first one is retried at once; later ones after pauses that double."""
         settings = self.state.settings
         model.failures += 1
         model.last_failure, model.last_cause = event.why, event.cause
@@ -260,7 +260,7 @@ class Scheduler:
         out.publish(DecisionKind.PINNED, event.model, text)
 
     def _cancel_unload(self, model: ModelState, residency: Residency, out: Outbox) -> None:
-        """Keep a model that was about to go; one whose engine is ending already is loaded anew."""
+        """Keep a model that was to be unloaded; if its engine is stopping already, it is loaded again."""
         for reservation in [r for r in self.state.reservations.values() if residency.id in r.victims]:
             cancel(self.state, reservation, out)
         resume(residency, out)

@@ -1,10 +1,9 @@
-"""Everything the scheduler remembers. Only the modules of this room change it."""
+"""The state of the scheduler. Only the modules of this folder change it."""
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -38,9 +37,9 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class LastSeen:
-    """A card by the last Reading that shows an engine there: free bytes, others' bytes and the engine's own.
+    """A card in the last Reading that shows an engine there: free bytes, others' bytes and the engine's own.
 
-    None where the driver does not report memory by process.
+    None if the driver does not report memory by process.
     """
 
     free_bytes: int
@@ -52,8 +51,8 @@ class LastSeen:
 class Residency:
     """A model on its devices.
 
-    `last_seen` is how each card that a driver measures was when the engine was last seen to hold memory
-    there, or else when it ended; `pending_unload` why it goes, as soon as it is idle.
+    `last_seen` is the last measurement of each card that shows memory of the engine, or else the one at its
+    end. `pending_unload` is why it is unloaded once it is idle.
     """
 
     id: ResidencyId
@@ -104,7 +103,7 @@ class ModelState:
 
     @property
     def cold_and_wanted(self) -> bool:
-        """Whether it should be loaded and is nowhere yet."""
+        """Whether it should be loaded and has no residency."""
         return self.residency is None and (bool(self.queue) or self.wanted)
 
 
@@ -124,7 +123,7 @@ class Reservation:
 class ActiveAdvice:
     """The advice in force for a model: each part until an instant, 0 if there is none.
 
-    A factor on its keep-alive, a soft pin (others are evicted first), a load ahead of any request.
+    A factor on its keep-alive, a soft pin (others are evicted first), a load before any request.
     """
 
     factor: float = 1.0
@@ -137,7 +136,7 @@ class ActiveAdvice:
 class State:
     """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
-    `changed_at` is when models or devices came or went last.
+    `changed_at` is when models or devices were last added or removed.
     """
 
     settings: SchedulerSettings
@@ -174,20 +173,20 @@ class State:
         return found
 
     def residency_of(self, model: ModelState) -> Residency | None:
-        """Return where a model is, if anywhere."""
+        """Return the residency of a model, if it has one."""
         return None if model.residency is None else self.residencies[model.residency]
 
     def loaded_count(self) -> int:
-        """Count the models that are loaded or on their way, and those that room is being made for.
+        """Count the models that are loaded or loading, and those with a reservation.
 
-        One that takes no memory, as it is served elsewhere, does not count.
+        A model that takes no memory, since it is served elsewhere, does not count.
         """
         gone = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
         loaded = sum(bool(r.bytes_by_device) and r.state not in gone for r in self.residencies.values())
         return loaded + len(self.reservations)
 
     def loading_devices(self) -> set[DeviceId]:
-        """Return the devices on which a load is under way."""
+        """Return the devices on which a model is loading."""
         return {
             device
             for residency in self.residencies.values()
@@ -206,12 +205,12 @@ class State:
         return min(max(self.settings.overdue_s, usual), _OVERDUE_TIMES * self.settings.overdue_s)
 
     def enqueue(self, model: ModelState, ticket: Ticket) -> None:
-        """Put a ticket in its place in line."""
+        """Insert a ticket into its queue."""
         insort(model.queue, ticket)
         self.tickets[ticket.id] = ticket
 
     def dequeue(self, ticket: Ticket) -> None:
-        """Take a ticket out of its line: it has ended."""
+        """Remove a ticket from its queue: it has ended."""
         del self.tickets[ticket.id]
         self.models[ticket.model].queue.remove(ticket)
 
@@ -234,6 +233,3 @@ class Outbox:
         self._state.decisions += 1
         decision = Decision(self._state.decisions, self.at, kind, model, text, self._cause, facts)
         self.commands.append(PublishDecision(decision))
-
-    def __iter__(self) -> Iterator[Command]:
-        return iter(self.commands)

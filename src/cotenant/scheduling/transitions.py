@@ -40,7 +40,7 @@ _SEEN_BACK: Final = 0.75
 
 
 class InvalidTransition(AssertionError):
-    """A step that the life of a residency does not have: a fault of the scheduler."""
+    """A transition that is not allowed: a fault of the scheduler."""
 
 
 def move(residency: Residency, to: ResidencyState, at: float) -> None:
@@ -52,7 +52,7 @@ def move(residency: Residency, to: ResidencyState, at: float) -> None:
 
 
 def start(state: State, model: ModelState, placement: Placement, out: Outbox, why: str) -> Residency:
-    """Claim the placement's bytes and have the engine started."""
+    """Claim the placement's bytes and start the engine."""
     residency = Residency(
         id=ResidencyId(state.next_id()),
         model=model.spec.name,
@@ -67,10 +67,13 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     model.residency = residency.id
     model.loads += 1
     model.last_waiting_text = ""
+    where = f"loading on {device_labels(residency)}: {format_bytes(residency.bytes)}"
+    if not residency.bytes_by_device:
+        where = "connecting to where it is served"
     out.publish(
         DecisionKind.LOAD,
         residency.model,
-        f"{_where(residency)}, about {format_duration(model.load_s)}; {why}",
+        f"{where}, about {format_duration(model.load_s)}; {why}",
         bytes=residency.bytes,
         expected_s=model.load_s,
     )
@@ -79,7 +82,7 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
 
 
 def became_ready(state: State, residency: Residency, out: Outbox) -> None:
-    """The engine answers."""
+    """Record that the engine is ready."""
     model = state.models[residency.model]
     took_s = out.at - residency.since
     model.load_s = took_s if model.loads == 1 else (1 - _LOAD_MEMORY) * model.load_s + _LOAD_MEMORY * took_s
@@ -93,7 +96,7 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
 
 
 def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
-    """Have the engine stopped."""
+    """Stop the engine."""
     held_s = out.at - (residency.ready_at if residency.ready_at is not None else residency.since)
     move(residency, UNLOADING, out.at)
     residency.pending_unload = (reason, why)
@@ -111,32 +114,27 @@ def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason
     out.add(StopEngine(residency.id))
 
 
-def drain(residency: Residency, reason: UnloadReason, why: str, at: float) -> None:
-    """Admit no more requests; it is unloaded when the last one ends."""
+def unload_when_idle(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
+    """Unload at once if nothing uses it; else admit no more requests, and unload when the last one ends."""
+    if residency.state in (UNLOADING, RECLAIMING):
+        return
+    if not residency.in_flight:
+        unload(state, residency, out, reason, why)
+        return
     if residency.state is READY:
-        move(residency, DRAINING, at)
+        move(residency, DRAINING, out.at)
     residency.pending_unload = (reason, why)
 
 
-def unload_when_idle(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
-    """Unload at once if nothing uses it, else drain first."""
-    if residency.state in (UNLOADING, RECLAIMING):
-        return
-    if residency.in_flight:
-        drain(residency, reason, why, out.at)
-    else:
-        unload(state, residency, out, reason, why)
-
-
 def resume(residency: Residency, out: Outbox) -> None:
-    """Admit requests again: the room is not needed any more."""
+    """Admit requests again: the room is not needed."""
     if residency.state is DRAINING:
         move(residency, READY, out.at)
         residency.pending_unload = None
 
 
 def exited(state: State, residency: Residency, out: Outbox) -> None:
-    """The process is gone: no lease survives it, and its claim waits for the bytes to be seen back."""
+    """The process is gone: its leases end, and its claim stays until the bytes are seen back."""
     drop_leases(state, residency)
     move(residency, RECLAIMING, out.at)
     residency.ended_at = out.at
@@ -148,9 +146,9 @@ def exited(state: State, residency: Residency, out: Outbox) -> None:
 
 
 def record_last_seen(state: State, holder: ResidencyId, reading: DeviceReading) -> None:
-    """Record how a card was when an engine was last seen to hold memory there.
+    """Record the last measurement of a card that shows memory of an engine.
 
-    The engine may be gone from later Readings before its end is reported.
+    Later Readings may not show the engine before its exit is reported.
     """
     residency = state.residencies.get(holder)
     if (
@@ -165,14 +163,14 @@ def record_last_seen(state: State, holder: ResidencyId, reading: DeviceReading) 
 
 
 def drop_leases(state: State, residency: Residency) -> None:
-    """End the leases of an engine that can serve them no more."""
+    """End the leases of an engine that can no longer serve them."""
     for lease in [lease for lease, holder in state.leases.items() if holder == residency.id]:
         del state.leases[lease]
     residency.in_flight = 0
 
 
 def reclaim(state: State, residency: Residency, out: Outbox) -> None:
-    """Release the claim if its bytes are seen back on every device, or the bound has passed."""
+    """Release the claim if its bytes are free on every device, or `reclaim_bound_s` has passed."""
     if residency.ended_at is None:
         return
     waited_s = out.at - residency.ended_at
@@ -209,12 +207,6 @@ def device_labels(residency: Residency) -> str:
     return ", ".join(share.device.label for share in residency.placement.used_shares)
 
 
-def _where(residency: Residency) -> str:
-    if not residency.bytes_by_device:
-        return "connecting to where it is served"
-    return f"loading on {device_labels(residency)}: {format_bytes(residency.bytes)}"
-
-
 def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:
     """Whether a later Reading shows the bytes free, or held by neither the engine nor a process it left."""
     reading = state.ledger.readings.get(device)
@@ -225,16 +217,16 @@ def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:
     if reading.engine_bytes is not None:
         return residency.id not in reading.engine_bytes and not _inherited(residency, reading)
     if residency.ready_at is None:
-        # How much of it had been taken when it died is not known: a later Reading is all there is to see.
+        # It is unknown how much was taken when it died: any later Reading counts.
         return True
     expected = _SEEN_BACK * residency.bytes_by_device[device]
     return reading.free_bytes - residency.last_seen[device].free_bytes >= expected
 
 
 def _inherited(residency: Residency, reading: DeviceReading) -> bool:
-    """Whether others hold about as much more as the engine held: some process has outlived it.
+    """Whether others hold about as much more as the engine held: one of its processes has survived it.
 
-    Others who grow by chance at that moment delay the next load, by no more than the wait's bound.
+    Another process that grows at that moment delays the next load, by at most `reclaim_bound_s`.
     """
     before = residency.last_seen[reading.device.id]
     if before.foreign_bytes is None or not before.engine_bytes or reading.foreign_bytes is None:
@@ -243,7 +235,7 @@ def _inherited(residency: Residency, reading: DeviceReading) -> bool:
 
 
 def _last_seen(reading: DeviceReading | None, engine: ResidencyId) -> LastSeen | None:
-    """Return how a card was; None if no driver measures it now."""
+    """Return the state of a card; None if no driver measures it now."""
     if reading is None or not reading.live or reading.free_bytes is None:
         return None
     held = None if reading.engine_bytes is None else reading.engine_bytes.get(engine, 0)
