@@ -71,7 +71,7 @@ def test_without_a_service_manager_nothing_is_said_and_nothing_waits() -> None:
 
 def test_a_service_manager_that_is_gone_is_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready("Serving")
-    assert "could not be told" in caplog.text
+    assert "could not be sent to systemd" in caplog.text
 
 
 @pytest.mark.slow

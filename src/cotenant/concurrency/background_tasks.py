@@ -8,7 +8,7 @@ from typing import Any
 
 
 class BackgroundTasks:
-    """Starts tasks that nobody awaits, and holds a reference so that none is garbage-collected."""
+    """Starts tasks that are not awaited, and holds references to them so that none is garbage-collected."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

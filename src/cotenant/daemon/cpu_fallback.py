@@ -1,4 +1,4 @@
-"""Plans on described GPUs, carried out by a machine that has none of them."""
+"""Runs plans for described GPUs on a machine that does not have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of `serve`: its parts, wired from top to bottom, and its life from start to end."""
+"""One run of `serve`: its parts, how they are connected, and its life from start to end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cotenant.daemon.alerting.container_deaths import ContainerWatch
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet_view import FleetView
-from cotenant.daemon.core.inputs import AfterReady, Announcer, DaemonInputs
+from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.operator import FleetOperator
 from cotenant.daemon.core.router import FleetRouter
@@ -58,7 +58,7 @@ _LAST_ENGINES_S: Final = 5.0
 
 
 class Daemon:
-    """Everything that serves, made of `inputs`.
+    """The parts of a running daemon, built from `inputs`.
 
     `load_times` and `seen_bytes` are what models' loads took in past runs.
     """
@@ -66,7 +66,7 @@ class Daemon:
     def __init__(
         self,
         inputs: DaemonInputs,
-        announcer: Announcer,
+        reporter: StartReporter,
         keys: tuple[str, ...],
         sock: socket.socket,
         store: Store,
@@ -76,7 +76,7 @@ class Daemon:
     ) -> None:
         configuration, options, clock = inputs.configuration, inputs.options, SystemClock()
         self._inputs = inputs
-        self._announcer = announcer
+        self._reporter = reporter
         self._keys = keys
         self._sock = sock
         self._clock = clock
@@ -85,7 +85,7 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._hangup = asyncio.Event()
 
-        # Each part gets those above it; where one reports to a part below it, that part adds a listener.
+        # Each part gets those above it. If one reports to a part below it, that part adds a listener.
         self._hosts = _engine_hosts(inputs, sock.getsockname()[1], clock)
         self._sharing = Sharing(mps, ceilings=not options.use_fit_params)
         effects = _effects(inputs, self._hosts, self._sharing, clock)
@@ -158,7 +158,7 @@ class Daemon:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def _loaded_first(self) -> bool:
-        """Load the one model of `serve MODEL` before anything is served; False if told to stop meanwhile.
+        """Load the one model of `serve MODEL` before anything is served; False if asked to stop meanwhile.
 
         Other models load while requests are served. Raises EngineLoadFailed or DoesNotFit.
         """
@@ -171,11 +171,11 @@ class Daemon:
         started = self._clock.now()
         if not await self._unless_stopped(self._operator.load(alone.name)):
             return False
-        # There is none if it has died since: it is loaded again when it is asked for.
+        # If the engine has died since, the model is loaded again at its next request.
         for running in self._loop.effects.running.values():
             if running.engine is not None:
                 rows = compare(running.placement, running.report) if running.report else ()
-                self._announcer.loaded(running.engine, self._clock.now() - started, rows)
+                self._reporter.loaded(running.engine, self._clock.now() - started, rows)
         return True
 
     async def _serve_until_stopped(self, after_ready: AfterReady | None) -> None:
@@ -185,7 +185,7 @@ class Daemon:
         ready = asyncio.Event()
 
         def on_ready() -> None:
-            self._announcer.serving(address, self._active.configuration)
+            self._reporter.serving(address, self._active.configuration)
             self._report_ready(address)
             ready.set()
 
@@ -264,12 +264,12 @@ class Daemon:
             self._report_ready(address)
 
     async def _refuse_when_stopped(self) -> None:
-        """Admit nothing more once told to stop; what is being answered has its grace."""
+        """Admit nothing more once asked to stop; requests in flight have the grace period."""
         await self._stop.wait()
         self._loop.post(StopAsked(self._clock.now()))
 
     async def _unless_stopped(self, work: Awaitable[None]) -> bool:
-        """Do the work unless told to stop first; whether it was done."""
+        """Do the work unless asked to stop first; return whether it was done."""
         working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -314,9 +314,9 @@ async def _after(ready: asyncio.Event, action: AfterReady, address: str) -> None
 
 
 def _freeze_garbage() -> None:
-    """Spare the collector what was imported, which lives as long as the daemon.
+    """Exclude imported modules from garbage collection, since they live as long as the daemon.
 
-    To look through it takes tens of milliseconds, in which no request goes on.
+    Scanning them takes tens of milliseconds, during which no request proceeds.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Wires the hosts of all kinds of engines with the monitors of those that are not exactly one process."""
+"""Connects the hosts of all engine kinds with the monitors of engines that are not exactly one process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EngineMonitors:
         active.listeners.append(self._orphans.served_changed)
 
     def usage(self) -> EngineUsage:
-        """Return the GPU memory that our engines hold beside the processes of residencies."""
+        """Return the GPU memory that our engines hold outside of the processes of residencies."""
         return replace(self._ollama.usage(), asleep=frozenset(self._hosts.asleep.values()))
 
     def measured(self, inventory: Inventory | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import uvloop
 
 from cotenant.config.configuration import ModelEntry
-from cotenant.daemon.core.inputs import AfterReady, Announcer, DaemonInputs
+from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.settings import check_address, default_database, read_api_keys
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.daemon import Daemon
@@ -24,7 +24,7 @@ from cotenant.planning.planner import leave_to_engine
 from cotenant.store.store import Store
 
 
-def run(inputs: DaemonInputs, announcer: Announcer, after_ready: AfterReady | None = None) -> None:
+def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second one skips the grace period. SIGHUP reloads the configuration.
 
     `after_ready` is called with the address once requests are answered. Raises InsecureBind, PortTaken,
@@ -36,15 +36,15 @@ def run(inputs: DaemonInputs, announcer: Announcer, after_ready: AfterReady | No
     mps = MpsRules.of(inputs.configuration, inputs.options.state_dir)
     with bind(server.host, server.port) as sock:
         if inputs.alone is not None:
-            _announce_plan(inputs, inputs.alone, announcer)
+            _report_plan(inputs, inputs.alone, reporter)
         store = Store(inputs.configuration.database or default_database())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(inputs, announcer, keys, sock, store, mps, after_ready))
+            runner.run(_run(inputs, reporter, keys, sock, store, mps, after_ready))
 
 
 async def _run(
     inputs: DaemonInputs,
-    announcer: Announcer,
+    reporter: StartReporter,
     keys: tuple[str, ...],
     sock: socket.socket,
     store: Store,
@@ -55,17 +55,17 @@ async def _run(
         journal = store.journal
         inputs = replace(inputs, configuration=await learned(journal, inputs.configuration))
         load_times, seen_bytes = await journal.load_times(), await journal.seen_bytes()
-        daemon = Daemon(inputs, announcer, keys, sock, store, mps, load_times, seen_bytes)
+        daemon = Daemon(inputs, reporter, keys, sock, store, mps, load_times, seen_bytes)
         await daemon.serve(after_ready)
     finally:
         await store.close()
 
 
-def _announce_plan(inputs: DaemonInputs, entry: ModelEntry, announcer: Announcer) -> None:
+def _report_plan(inputs: DaemonInputs, entry: ModelEntry, reporter: StartReporter) -> None:
     rules = inputs.configuration.devices.rules
     decide = leave_to_engine if inputs.options.use_fit_params else plan
     result = decide(entry.request, budgets(inputs.inventory, rules), rules)
-    announcer.planned(entry, result)
+    reporter.planned(entry, result)
     if isinstance(result, Refusal):
         raise DoesNotFit(f"{result.model} does not fit: {result.reason}", hint=_first_remedy(result))
     running = place_on_this_machine(entry.request, result, rules)

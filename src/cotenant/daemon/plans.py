@@ -1,16 +1,16 @@
-"""Plans that somebody asks for without loading anything: of served models, of files, on any devices."""
+"""Plans that a client requests without loading anything: of served models or of files, on any devices."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cotenant.clock import Clock
-from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.configuration import Configuration
 from cotenant.config.names import clean_name
 from cotenant.daemon.core.fleet import Fleet, only_allowed
 from cotenant.domain.decisions import DeviceStatus
@@ -26,12 +26,12 @@ from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest
 
-_NO_DEVICES = Inventory(InventorySource.NVML, (), {}, problems=("the driver tells of no GPU now",))
+_NO_DEVICES = Inventory(InventorySource.NVML, (), {}, problems=("the driver reports no GPU now",))
 
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """A model to plan, and what it is planned with unless asked otherwise."""
+    """A model to plan, and the defaults of its plan, named as in ModelEntry."""
 
     name: str
     shape: ModelShape
@@ -43,36 +43,29 @@ class _Subject:
     stated_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Plans:
-    """A Planner over the configuration in force and the cards as they were read last.
+    """A Planner for the active configuration and the last Readings of the cards.
 
-    Of files, those beside models of the configuration are read, and no others: an answer would tell who may
-    not look there what lies on the machine.
+    It reads only files in the folders of configured models: an answer about other files would reveal what is
+    on the machine.
     """
 
-    def __init__(
-        self,
-        configuration: Callable[[], Configuration],
-        cards: Callable[[], Inventory | None],
-        operator: Operator,
-        our_pids: Callable[[], Collection[int]],
-        clock: Clock,
-    ) -> None:
-        self._configuration = configuration
-        self._cards = cards
-        self._operator = operator
-        self._our_pids = our_pids
-        self._clock = clock
+    _configuration: Callable[[], Configuration]
+    _cards: Callable[[], Inventory | None]
+    _operator: Operator
+    _our_pids: Callable[[], Collection[int]]
+    _clock: Clock
 
     async def plan(self, asked: PlanQuery) -> PlanAnswer:
-        """Lay a model over devices, or say why it cannot be and what would fit.
+        """Place a model on devices, or return why it does not fit and what would fit.
 
         Raises UnknownModel, ModelFileError, BadRequest, BadDeviceSpec, BadRecipe and BadSplit.
         """
         configuration = self._configuration()
         rules = _rules(asked, configuration.devices.rules)
         inventory = self._described(asked.gpus) if asked.gpus else self._present(asked, rules)
-        # A header takes milliseconds to read, and a hard plan too: requests to models are not to wait.
+        # Reading a header or planning takes milliseconds; requests to models must not wait for that.
         return await asyncio.to_thread(_plan, asked, configuration, inventory, rules)
 
     def _described(self, spec: str) -> Inventory:
@@ -89,7 +82,7 @@ class Plans:
         readings = {
             device.id: _without_ours(found, found.reading(device), status, ours)
             if not asked.beside_loaded
-            else _as_it_is(found.reading(device), status, self._configuration().devices.rules)
+            else _with_ours(found.reading(device), status, self._configuration().devices.rules)
             for device in found.devices
             if (status := statuses.get(device.id)) is not None
         }
@@ -128,7 +121,9 @@ def _plan(
 
 def _subject(asked: PlanQuery, configuration: Configuration) -> _Subject:
     if asked.model is not None:
-        return _served(Fleet.of(configuration.models), asked.model)
+        fleet = Fleet.of(configuration.models)
+        entry = fleet.entries[fleet.resolve(asked.model)]
+        return _Subject(**{each.name: getattr(entry, each.name) for each in fields(_Subject)})
     recipe = configuration.defaults.recipe
     if asked.shape is not None:
         return _Subject(asked.name, asked.shape, recipe, projector_bytes=asked.projector_bytes)
@@ -138,65 +133,40 @@ def _subject(asked: PlanQuery, configuration: Configuration) -> _Subject:
     return _Subject(clean_name(path), load_model(path), recipe, path)
 
 
-def _served(fleet: Fleet, name: str) -> _Subject:
-    entry = fleet.entries[fleet.resolve(name)]
-    return _Subject(
-        entry.name,
-        entry.shape,
-        entry.recipe,
-        entry.path,
-        entry.projector_path,
-        entry.projector_bytes,
-        entry.gpus,
-        entry.stated_bytes,
-    )
-
-
 def _reachable(text: str, configuration: Configuration) -> Path:
-    """Return a path within the folders that models are served from. Raises BadRequest, whatever is there."""
-    # Normalised before it is opened: what `..` means must not depend on links.
+    """Return a path within the folders that models are served from. Raises BadRequest for any other."""
+    # Normalised before it is opened: the meaning of `..` must not depend on links.
     path = Path(os.path.normpath(os.path.expanduser(text)))
     folders = sorted(_folders(configuration))
     if not path.is_absolute() and configuration.models_dir is not None:
         path = Path(os.path.normpath(configuration.models_dir.expanduser() / path))
     if "\0" not in text and any(path.is_relative_to(folder) for folder in folders):
         return path
-    named = ", ".join(map(str, folders)) or "none"
+    listed = ", ".join(map(str, folders)) or "none"
     raise BadRequest(
         f"{text[:200]!r} is in no folder that models are served from",
-        hint=f"Folders: {named}. Send the file's header instead, or use `cotenant plan --model FILE`.",
+        hint=f"Folders: {listed}. Send the file's header instead, or use `cotenant plan --model FILE`.",
     )
 
 
 def _folders(configuration: Configuration) -> set[Path]:
-    found = {_normal(part.parent) for entry in configuration.models for part in _files(entry)}
-    return found | ({_normal(configuration.models_dir)} if configuration.models_dir else set())
-
-
-def _files(entry: ModelEntry) -> Sequence[Path]:
-    return entry.parts if entry.path is None else (entry.path, *entry.parts)
-
-
-def _normal(folder: Path) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(folder)))
+    folders = {file.parent for entry in configuration.models for file in (entry.path, *entry.parts) if file}
+    if configuration.models_dir:
+        folders.add(configuration.models_dir)
+    return {Path(os.path.abspath(folder.expanduser())) for folder in folders}
 
 
 def _recipe(asked: PlanQuery, subject: _Subject) -> Recipe:
     """Return the recipe asked for. Raises BadRecipe."""
     changed: dict[str, Any] = dict(asked.recipe)
-    recipe = replace(subject.recipe, **changed)
-    recipe = with_micro_batch(recipe, subject.shape.kind)
+    recipe = with_micro_batch(replace(subject.recipe, **changed), subject.shape.kind)
     check_recipe(recipe)
     return recipe
 
 
 def _rules(asked: PlanQuery, rules: BudgetRules) -> BudgetRules:
-    told = {
-        "reserve_bytes": asked.reserve_bytes,
-        "min_budget_bytes": asked.min_budget_bytes,
-        "overhead_bytes": asked.overhead_bytes,
-    }
-    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    names = ("reserve_bytes", "min_budget_bytes", "overhead_bytes")
+    given = {name: value for name in names if (value := getattr(asked, name)) is not None}
     if asked.overhead_bytes is not None:
         given["overheads"] = {}
     return replace(rules, **given)
@@ -207,15 +177,15 @@ def _without_ours(
 ) -> Reading:
     """Return what a device would show if no model of ours were loaded."""
     if not inventory.source.is_live or reading.free_bytes is None or status.total_bytes is None:
-        # What our engines take does not show in it.
+        # The Reading does not show what our engines take.
         return reading
     free = max(reading.free_bytes, status.total_bytes - (status.foreign_bytes or 0))
     others = None if reading.processes is None else tuple(p for p in reading.processes if p.pid not in ours)
     return replace(reading, free_bytes=free, processes=others)
 
 
-def _as_it_is(reading: Reading, status: DeviceStatus, rules: BudgetRules) -> Reading:
-    """Return what is free beside our models, those included that are still taking their memory."""
+def _with_ours(reading: Reading, status: DeviceStatus, rules: BudgetRules) -> Reading:
+    """Return what is free in addition to our models, as if those still loading had all of their memory."""
     if reading.free_bytes is None:
         return reading
     return replace(reading, free_bytes=min(reading.free_bytes, status.plannable_bytes + rules.reserve_bytes))

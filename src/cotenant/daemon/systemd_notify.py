@@ -1,4 +1,4 @@
-"""Telling systemd how the daemon stands (the protocol of sd_notify(3)), where systemd started it."""
+"""Reports the daemon's state to systemd (the protocol of sd_notify(3)), if systemd started it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _OURS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class ServiceManager:
-    """Sends states to the service manager that started this process; without one it says nothing.
+    """Sends states to the service manager that started this process; without one it does nothing.
 
-    `environment` is read once and rid of the variables meant for this process alone, so that no engine
-    inherits them and speaks for the daemon.
+    The variables for this process alone are read and removed from `environment`, so that no engine inherits
+    them and speaks for the daemon.
     """
 
     def __init__(self, environment: MutableMapping[str, str] | None = None) -> None:
         environment = os.environ if environment is None else environment
         address, period_us, pid = (environment.pop(name, "") for name in _OURS)
-        # A leading @ stands for the abstract namespace.
+        # A leading @ means the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         meant = not pid or pid == str(os.getpid())
         self.watchdog_s: float | None = (
@@ -32,19 +32,19 @@ class ServiceManager:
         )
 
     def ready(self, status: str) -> None:
-        """Tell that requests are answered from now on."""
+        """Report that requests are answered from now on."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def stopping(self) -> None:
-        """Tell that it is ending."""
+        """Report that the daemon is ending."""
         self._send("STOPPING=1\nSTATUS=Requests in flight are being answered")
 
     def reloading(self) -> None:
-        """Tell that the configuration is being read again; `ready` ends it."""
+        """Report that the configuration is being read again; `ready` ends this state."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     async def keep_alive(self) -> None:
-        """Tell again and again that the event loop is alive, if that is asked, until cancelled."""
+        """Report periodically that the event loop is alive, if systemd wants it, until cancelled."""
         while self.watchdog_s is not None:
             self._send("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_s / 3)
@@ -57,4 +57,4 @@ class ServiceManager:
                 sender.setblocking(False)
                 sender.sendto(state.encode(), self._address)
         except OSError as error:
-            _LOG.warning("systemd could not be told %r: %s", state.partition("\n")[0], error)
+            _LOG.warning("%r could not be sent to systemd: %s", state.partition("\n")[0], error)

@@ -1,4 +1,4 @@
-"""A plan beside the engine's own arithmetic, without loading."""
+"""Compares a plan with the engine's own calculation, without loading."""
 
 from __future__ import annotations
 

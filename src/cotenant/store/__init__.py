@@ -1,4 +1,4 @@
-"""What is remembered from one run to the next, in SQLite or PostgreSQL.
+"""Data that outlives a run of the daemon, in SQLite or PostgreSQL.
 
-It must not know what the values are used for.
+It must not know what the data is used for.
 """

@@ -23,10 +23,10 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """Everything in a database that is worth keeping.
+    """The content of a database that a backup keeps.
 
     `devices` are the GPUs known when it was made, `created_at` is ISO 8601 in UTC. Decisions are left out:
-    they describe one machine's past, and nothing is learned from them.
+    they describe the past of one machine, and no plan uses them.
     """
 
     format: str

@@ -55,7 +55,7 @@ def database_status(location: Location) -> DatabaseStatus:
 
 
 def upgrade(location: Location) -> DatabaseStatus:
-    """Bring the tables up to date, making them where there are none; return what was before."""
+    """Bring the tables up to date, creating missing ones; return the status before."""
     before = database_status(location)
     with _opened(location):
         return before
@@ -104,19 +104,11 @@ def _opened(location: Location, *, snapshot: bool = False) -> Iterator[Session]:
 
 @contextmanager
 def _store_errors(location: Location) -> Iterator[None]:
-    """Raise what goes wrong with the database as a StoreError."""
+    """Raise errors of the database as StoreError."""
     try:
         yield
-    except (Unusable, SQLAlchemyError) as error:
-        if isinstance(error, SQLAlchemyError) and sqlite.is_damage(error):
-            raise _damaged(location) from error
+    except (Unusable, SQLAlchemyError, sqlite.Damaged) as error:
+        if isinstance(error, sqlite.Damaged) or sqlite.is_damage(error):
+            hint = "Move it away, and restore a backup; `cotenant serve` renames it by itself."
+            raise StoreError(f"{location} is damaged", hint=hint) from error
         raise unusable(location, explain(error)) from error
-    except sqlite.Damaged as error:
-        raise _damaged(location) from error
-
-
-def _damaged(location: Location) -> StoreError:
-    return StoreError(
-        f"{location} is damaged",
-        hint="Move it away, and restore a backup; `cotenant serve` renames it by itself.",
-    )

@@ -14,7 +14,7 @@ from cotenant.domain.errors import StoreError
 from cotenant.store.versions import HEAD
 
 APPLICATION_ID: Final = 0x436F5465
-"""`CoTe` in the file's header. A database without it is another program's and is never written."""
+"""`CoTe` in the file's header. A database without it belongs to another program and is never written."""
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 

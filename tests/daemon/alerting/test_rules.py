@@ -73,7 +73,7 @@ def test_cards_that_were_never_seen_are_not_lost() -> None:
 def test_three_failures_within_five_minutes_are_a_loop(times: tuple[float, ...], loops: bool) -> None:
     rules = AlertRules()
 
-    alerts = [alert for at in times for alert in rules.restarted(at, "llama")]
+    alerts = [alert for at in times for alert in rules.failed(at, "llama")]
 
     assert bool(alerts) is loops
     assert all(alert.kind is AlertKind.RESTART_LOOP for alert in alerts)
@@ -81,7 +81,7 @@ def test_three_failures_within_five_minutes_are_a_loop(times: tuple[float, ...],
 
 def test_a_loop_is_told_once_and_is_over_after_ten_quiet_minutes() -> None:
     rules = AlertRules()
-    alerts = [alert for at in range(0, 100, 10) for alert in rules.restarted(at, "llama")]
+    alerts = [alert for at in range(0, 100, 10) for alert in rules.failed(at, "llama")]
     assert len(alerts) == 1
 
     assert rules.tick(600) == []
@@ -89,27 +89,27 @@ def test_a_loop_is_told_once_and_is_over_after_ten_quiet_minutes() -> None:
 
     assert (over.kind, over.active) == (AlertKind.RESTART_LOOP, False)
     assert rules.tick(9999) == []
-    assert not rules.restarted(9999, "llama")
+    assert not rules.failed(9999, "llama")
 
 
 def test_a_fault_and_a_kill_are_told_with_their_text() -> None:
     rules = AlertRules()
 
-    (fault,) = rules.fault(0, "GPU 0", "GPU 0: Xid 79")
-    (kill,) = rules.killed(1, "ai-llm", "ai-llm was killed")
+    (fault,) = rules.incident(0, AlertKind.GPU_FAULT, "GPU 0", "GPU 0: Xid 79")
+    (kill,) = rules.incident(1, AlertKind.OUT_OF_MEMORY, "ai-llm", "ai-llm was killed")
 
     assert (fault.text, kill.kind) == ("GPU 0: Xid 79", AlertKind.OUT_OF_MEMORY)
-    assert rules.fault(2, "GPU 0", "GPU 0: Xid 79") == []
+    assert rules.incident(2, AlertKind.GPU_FAULT, "GPU 0", "GPU 0: Xid 79") == []
 
 
 def test_what_is_remembered_is_bounded() -> None:
     rules = AlertRules()
     for number in range(2000):
-        rules.restarted(0, f"model-{number}")
-        rules.fault(0, f"card-{number}", "x")
+        rules.failed(0, f"model-{number}")
+        rules.incident(0, AlertKind.GPU_FAULT, f"card-{number}", "x")
 
     assert len(rules.active) <= 256
-    assert len(rules._restarts) <= 256
+    assert len(rules._failures) <= 256
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 90), st.one_of(st.none(), st.floats(0, 100))), max_size=60))

@@ -157,7 +157,7 @@ def test_a_gpu_that_shares_the_hosts_ram_is_unknown_with_the_reason() -> None:
     found = inventory(PaperCard("GPU-a", name="NVIDIA GB10", refuses=refuses))
 
     problem = found.reading(found.devices[0]).problem
-    assert problem == "the driver does not report its memory, as where a GPU shares the host's RAM"
+    assert problem == "the driver does not report its memory, as for a GPU that shares the host's RAM"
 
 
 def test_processes_that_no_list_tells_are_unknown_and_not_none() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -32,7 +33,7 @@ _BREAK_S: Final = 300.0
 
 
 class AdvisorUnavailable(Exception):
-    """The advisor cannot be asked now, which is no failure of it; the message says why."""
+    """The advisor cannot be asked now, which does not count as its failure; the message says why."""
 
 
 class Unreachable(Exception):
@@ -40,7 +41,7 @@ class Unreachable(Exception):
 
 
 class Refused(Unreachable):
-    """It responded with an error status."""
+    """The advisor responded with an error status."""
 
 
 Ask = Callable[[AdvisorPrompt], Awaitable[bytes]]
@@ -48,7 +49,7 @@ Ask = Callable[[AdvisorPrompt], Awaitable[bytes]]
 
 
 class Breaker:
-    """Opens after three failures in a row, for a pause; after that one failure opens it again."""
+    """A circuit breaker: opens for a while after three failures in a row; then one failure opens it again."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -57,7 +58,7 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether nothing is to be asked now."""
+        """Whether the advisor must not be asked now."""
         return self._open_until is not None and self._clock.now() < self._open_until
 
     def succeeded(self) -> None:
@@ -98,7 +99,7 @@ class Advisor:
         self._last_failure: str | None = None
 
     def status(self) -> AdvisorStatus:
-        """Return how asking has gone."""
+        """Return the outcomes of the questions so far."""
         return AdvisorStatus(
             str(self._settings.mode),
             {**self._outcomes},
@@ -137,7 +138,7 @@ class Advisor:
             shadow = self._settings.mode is AdvisorMode.SHADOW
             _LOG.debug("advice on %d models, shadow=%s", len(hints), shadow)
             if hints:
-                self._post(AdviceGiven(self._clock.now(), prompt.advice(hints, shadow=shadow)))
+                self._post(AdviceGiven(self._clock.now(), Advice(prompt.asked_at, hints, shadow)))
 
     async def _hints(self, prompt: AdvisorPrompt) -> Mapping[str, Hint]:
         try:
@@ -158,25 +159,18 @@ class Advisor:
             _LOG.info("the advisor's response could not be used: %s", error)
 
 
+@dataclass(frozen=True, slots=True)
 class ServedAdvisor:
     """Asks a model that this daemon serves, while it is ready and has a free slot.
 
-    It is loaded into free memory, never in another model's place.
+    The model is loaded into free memory only: nothing is evicted for it.
     """
 
-    def __init__(
-        self,
-        router: FleetRouter,
-        operator: FleetOperator,
-        post: Callable[[AdviceGiven], None],
-        clock: Clock,
-        model: str,
-    ) -> None:
-        self._router = router
-        self._operator = operator
-        self._post = post
-        self._clock = clock
-        self._model = model
+    _router: FleetRouter
+    _operator: FleetOperator
+    _post: Callable[[AdviceGiven], None]
+    _clock: Clock
+    _model: str
 
     async def ask(self, prompt: AdvisorPrompt) -> bytes:
         """Ask through a lease, as any client."""

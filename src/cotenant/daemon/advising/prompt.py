@@ -16,7 +16,6 @@ from cotenant.domain.advisors import (
     MAX_SOFT_PIN_S,
     MAX_SOFT_PINS,
     MIN_KEEP_ALIVE_FACTOR,
-    Advice,
     Hint,
 )
 from cotenant.domain.decisions import DeviceStatus, ModelStatus
@@ -35,12 +34,12 @@ that to at most {MAX_SOFT_PINS} models. prefetch loads a model ahead if there is
 
 
 class BadAdvice(Exception):
-    """An answer that is not what was asked for; the message says what is wrong with it."""
+    """An invalid answer; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdvisorPrompt:
-    """One question to an advisor: its messages, and what the ids in them stand for."""
+    """One question to an advisor: its messages, and what the ids in them mean."""
 
     asked_at: float
     models: Mapping[str, ModelStatus]
@@ -48,7 +47,7 @@ class AdvisorPrompt:
 
     @classmethod
     def of(cls, models: Sequence[ModelStatus], devices: Sequence[DeviceStatus], now: float) -> AdvisorPrompt:
-        """Describe the state; of very many models those in use go first."""
+        """Describe the state; if there are very many models, those in use come first."""
         chosen = sorted(models, key=lambda m: (not m.devices, -m.requests_per_s, m.idle_s or 0.0, m.name))
         ids = {f"m{number}": model for number, model in enumerate(chosen[:_MOST_MODELS], 1)}
         gpus = {device.uuid: f"g{number}" for number, device in enumerate(devices)}
@@ -103,10 +102,6 @@ class AdvisorPrompt:
         if sum(hint.prefetch for hint in read.values()) > MAX_PREFETCHES:
             raise BadAdvice(f"it would load more than {MAX_PREFETCHES} models ahead")
         return read
-
-    def advice(self, hints: Mapping[str, Hint], *, shadow: bool) -> Advice:
-        """Return hints as advice on the state that was described."""
-        return Advice(self.asked_at, hints, shadow)
 
     def _hint(self, hint: object) -> tuple[str, Hint]:
         if not isinstance(hint, dict) or set(hint) != {"id", "keep_alive_factor", "soft_pin_s", "prefetch"}:

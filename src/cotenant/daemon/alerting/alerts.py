@@ -1,4 +1,4 @@
-"""Alerts: what was seen, as told to the log, to those who follow, and to a webhook."""
+"""Alerts, sent to the log, to subscribers and to a webhook."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BACKLOG: Final = 64
 
 
 class Alerts:
-    """Judges what is seen by AlertRules and tells each alert once when it begins and once when it ends."""
+    """Applies AlertRules to observations, and publishes each alert when it begins and when it ends."""
 
     def __init__(self, settings: AlertSettings, clock: Clock) -> None:
         self._rules = AlertRules(settings.memory_percent, settings.memory_for_s)
@@ -34,40 +34,40 @@ class Alerts:
         self._totals: Counter[AlertKind] = Counter()
         self._subscribers: Broadcast[Alert] = Broadcast(_BACKLOG)
 
-    # What is seen.
+    # Observations.
 
     def measured(self, inventory: Inventory | None) -> None:
-        """Take in the cards as read; None where the driver does not answer."""
-        self._tell(self._rules.cards(self._clock.now(), _cards(inventory) if inventory else {}))
+        """Check the cards as read; None if the driver does not answer."""
+        self._publish(self._rules.cards(self._clock.now(), _cards(inventory) if inventory else {}))
 
     def decided(self, decision: Decision) -> None:
         """Count the failures of a model's engine."""
         if decision.kind is DecisionKind.FAILED and decision.model is not None:
-            self._tell(self._rules.restarted(self._clock.now(), decision.model))
+            self._publish(self._rules.failed(self._clock.now(), decision.model))
 
     def fault(self, subject: str, text: str) -> None:
-        """Take in an error that a card's driver reported."""
-        self._tell(self._rules.fault(self._clock.now(), subject, text))
+        """Record an error that a card's driver reported."""
+        self._publish(self._rules.incident(self._clock.now(), AlertKind.GPU_FAULT, subject, text))
 
     def container_ended(self, name: str) -> None:
-        """Take in that a container ended with an error."""
-        self._tell(self._rules.restarted(self._clock.now(), name))
+        """Record that a container ended with an error."""
+        self._publish(self._rules.failed(self._clock.now(), name))
 
     def container_killed(self, name: str) -> None:
-        """Take in that a container was killed for want of memory."""
+        """Record that the kernel killed a container because memory ran out."""
         text = f"{name} was killed by the kernel: it was out of memory"
-        self._tell(self._rules.killed(self._clock.now(), name, text))
+        self._publish(self._rules.incident(self._clock.now(), AlertKind.OUT_OF_MEMORY, name, text))
 
     async def run(self) -> None:
-        """Note the passing of time, and post what there is to post, until cancelled."""
+        """End alerts whose time is over and post alerts to the webhook, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             if self._webhook is not None:
                 tasks.create_task(self._webhook.run())
             while True:
                 await asyncio.sleep(_TICK_S)
-                self._tell(self._rules.tick(self._clock.now()))
+                self._publish(self._rules.tick(self._clock.now()))
 
-    def _tell(self, alerts: Sequence[Alert]) -> None:
+    def _publish(self, alerts: Sequence[Alert]) -> None:
         for alert in alerts:
             level = logging.WARNING if alert.active else logging.INFO
             _LOG.log(level, "%s %s: %s", alert.kind, "begins" if alert.active else "is over", alert.text)
@@ -77,31 +77,31 @@ class Alerts:
             if self._webhook is not None:
                 self._webhook.post(alert)
 
-    # What is shown.
+    # Queries.
 
     def active(self) -> Sequence[Alert]:
-        """Return what is wrong now, oldest first."""
+        """Return the active alerts, oldest first."""
         return tuple(self._rules.active.values())
 
     def recent(self) -> Sequence[Alert]:
-        """Return the last beginnings and ends, oldest first."""
+        """Return the last alerts that began or ended, oldest first."""
         return tuple(self._recent)
 
     def totals(self) -> Mapping[AlertKind, int]:
-        """Return how many of each kind have begun."""
+        """Return how many alerts of each kind have begun."""
         return {kind: self._totals[kind] for kind in AlertKind}
 
     def follow(self) -> AsyncIterator[Alert]:
-        """Follow alerts as they begin and end; a slow reader misses the oldest."""
+        """Yield alerts as they begin and end; a slow reader loses the oldest."""
         return self._subscribers.subscribe()
 
 
 def _cards(inventory: Inventory) -> dict[str, CardMemory]:
     cards = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
-    named = Counter(device.label for device in cards)
+    labels = Counter(device.label for device in cards)
     seen = {}
     for device in cards:
-        # Slices of one card bear the same name where they are of the same size.
-        label = device.label if named[device.label] == 1 else f"{device.label} ({device.id})"
+        # Slices of one card have the same name if they have the same size.
+        label = device.label if labels[device.label] == 1 else f"{device.label} ({device.id})"
         seen[str(device.id)] = CardMemory(label, inventory.reading(device).used_bytes, device.total_bytes)
     return seen

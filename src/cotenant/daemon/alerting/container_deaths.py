@@ -1,4 +1,4 @@
-"""Following what the container engine tells of containers that die."""
+"""Containers that die, as the container engine reports them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _ENGINES: Final = ("podman", "docker")
 _AGAIN_S: Final = (1.0, 5.0, 30.0, 120.0)
 _STEADY_S: Final = 60.0
 _GRACE_S: Final = 1.0
-_ASK_S: Final = 10.0
+_INSPECT_S: Final = 10.0
 _LINE_BYTES: Final = 1 << 16
 
 
 class ContainerWatch:
-    """Follows the events of the engine that runs the services, and tells alerts of what they mean.
+    """Follows the events of the engine that runs the services, and reports them to the alerts.
 
-    That is the engine which the compose command drives (`compose`, None to look for one); where none works,
-    the first engine on the PATH. Its command is a child that dies with this process; one that ends is started
-    again, later each time, until it has run for a minute.
+    It is the engine that the compose command uses (`compose`; None: find one), else the first engine on the
+    PATH. `ENGINE events` runs as a child that dies with this process. If it ends, it is started again, after
+    longer pauses each time until it has run for a minute.
     """
 
     def __init__(self, alerts: Alerts, compose: Sequence[str] | None = None) -> None:
@@ -43,7 +43,7 @@ class ContainerWatch:
         self._compose = compose
 
     async def run(self) -> None:
-        """Follow until cancelled; return at once where there is no container engine."""
+        """Follow the events until cancelled; return at once if there is no container engine."""
         engine = await self._engine()
         attempt = 0
         loop = asyncio.get_running_loop()
@@ -52,7 +52,7 @@ class ContainerWatch:
             await self._follow(engine)
             attempt = 0 if loop.time() - began > _STEADY_S else attempt + 1
             if attempt == 1:
-                _LOG.info("%s events ended; it is started again from time to time", engine)
+                _LOG.info("%s events ended; it will be started again", engine)
             await asyncio.sleep(_AGAIN_S[min(attempt, len(_AGAIN_S) - 1)])
 
     async def _engine(self) -> str | None:
@@ -95,16 +95,16 @@ class ContainerWatch:
                 return
             event = read_event(line)
             if event is not None:
-                await self._tell(engine, event)
+                await self._report(engine, event)
 
-    async def _tell(self, engine: str, event: ContainerEvent) -> None:
+    async def _report(self, engine: str, event: ContainerEvent) -> None:
         change = event.change
         if change is ContainerChange.KILLED:
-            looked = await run_async(
+            inspected = await run_async(
                 [engine, "container", "inspect", "--format", "{{.State.OOMKilled}}", event.container_id],
-                _ASK_S,
+                _INSPECT_S,
             )
-            if looked.ok and looked.output.strip() == "true":
+            if inspected.ok and inspected.output.strip() == "true":
                 change = ContainerChange.OUT_OF_MEMORY
         if change is ContainerChange.OUT_OF_MEMORY:
             self._alerts.container_killed(event.name)

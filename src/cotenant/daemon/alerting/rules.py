@@ -1,9 +1,9 @@
-"""When an alert begins and when it ends: a state machine without a clock of its own."""
+"""When an alert begins and when it ends: a state machine that gets the time from its caller."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,17 +11,17 @@ from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.units import format_bytes, format_duration
 
 _RELIEF_PERCENT: Final = 5
-"""How far below its limit a card's memory must fall: at the limit itself it would come and go."""
+"""How far below its limit a card's memory must fall, so that the alert does not begin and end often."""
 _LOOP_COUNT: Final = 3
 _LOOP_WITHIN_S: Final = 300.0
 _QUIET_S: Final = 600.0
-"""After so long without another, a fault counts as over."""
+"""A fault is over when no other has followed it for this long."""
 _EPISODES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class CardMemory:
-    """A card as measured: its name for people, and its memory; unknown is None."""
+    """A card as measured: its display name and its memory; unknown is None."""
 
     label: str
     used_bytes: int | None
@@ -29,11 +29,11 @@ class CardMemory:
 
 
 class AlertRules:
-    """Takes in what was seen and returns the alerts that begin or end with it.
+    """Receives observations and returns the alerts that begin or end because of them.
 
-    A card is told of once it has been fuller than `memory_percent` for `memory_for_s`, and again when it is 5
-    percentage points below. What comes as a blow (a fault, a kill, restarts in a row) is told once, and is
-    over when nothing more of it was heard for ten minutes.
+    A card's alert begins once its memory has been above `memory_percent` for `memory_for_s`, and ends 5
+    percentage points below. An incident (a fault, a kill, failures in a row) raises one alert, which ends
+    when the incident has not occurred again for ten minutes.
     """
 
     def __init__(self, memory_percent: int = 90, memory_for_s: float = 60.0) -> None:
@@ -42,86 +42,73 @@ class AlertRules:
         self._for_s = memory_for_s
         self._cards: dict[str, str] = {}
         self._full_since: dict[str, float] = {}
-        self._restarts: dict[str, deque[float]] = {}
-        self._heard: dict[tuple[AlertKind, str], float] = {}
+        self._failures: dict[str, deque[float]] = {}
+        self._incidents: dict[tuple[AlertKind, str], float] = {}
         self.active: dict[tuple[AlertKind, str], Alert] = {}
 
-    def cards(self, now: float, seen: Mapping[str, CardMemory]) -> Sequence[Alert]:
-        """Take in all cards that answered, by their ids."""
-        told = [self._memory(now, card) for card in seen.values()]
+    def cards(self, now: float, seen: Mapping[str, CardMemory]) -> list[Alert]:
+        """Record all cards that answered, by their ids."""
+        alerts = [alert for card in seen.values() for alert in self._memory(now, card)]
         for uuid, label in self._cards.items():
             if uuid not in seen:
                 self._full_since.pop(label, None)
-                told.append(self._end(now, AlertKind.MEMORY_HIGH, label, "it does not answer any more"))
-                told.append(self._begin(now, AlertKind.CARD_LOST, label, f"{label} does not answer any more"))
+                alerts += self._end(now, AlertKind.MEMORY_HIGH, label, "it does not answer any more")
+                alerts += self._begin(now, AlertKind.CARD_LOST, label, f"{label} does not answer any more")
         for uuid, card in seen.items():
             self._cards[uuid] = card.label
-            told.append(self._end(now, AlertKind.CARD_LOST, card.label, f"{card.label} answers again"))
-        return [alert for alert in told if alert]
+            alerts += self._end(now, AlertKind.CARD_LOST, card.label, f"{card.label} answers again")
+        return alerts
 
-    def _memory(self, now: float, card: CardMemory) -> Alert | None:
+    def _memory(self, now: float, card: CardMemory) -> list[Alert]:
         used, total, label = card.used_bytes, card.total_bytes, card.label
         if used is None or not total:
-            return None
-        filled = f"{used / total:.0%} of {format_bytes(total)} in use"
-        if used <= total * self._relief:
-            self._full_since.pop(label, None)
-            return self._end(now, AlertKind.MEMORY_HIGH, label, f"{label}: {filled}")
+            return []
+        text = f"{label}: {used / total:.0%} of {format_bytes(total)} in use"
         if used <= total * self._limit:
-            # Between the two an alert stays as it is, and the wait for one begins anew.
             self._full_since.pop(label, None)
-            return None
+            # Between the two limits an active alert stays active.
+            relieved = used <= total * self._relief
+            return self._end(now, AlertKind.MEMORY_HIGH, label, text) if relieved else []
         since = self._full_since.setdefault(label, now)
         if now - since < self._for_s:
-            return None
+            return []
         lasted = f" for {format_duration(now - since)}" if now > since else ""
-        text = f"{label}: {filled}{lasted}"
-        return self._begin(now, AlertKind.MEMORY_HIGH, label, text)
+        return self._begin(now, AlertKind.MEMORY_HIGH, label, text + lasted)
 
-    def fault(self, now: float, subject: str, text: str) -> Sequence[Alert]:
-        """Take in that a card's driver reported an error."""
-        return self._incident(now, AlertKind.GPU_FAULT, subject, text)
-
-    def killed(self, now: float, subject: str, text: str) -> Sequence[Alert]:
-        """Take in that the kernel killed something for want of memory."""
-        return self._incident(now, AlertKind.OUT_OF_MEMORY, subject, text)
-
-    def restarted(self, now: float, subject: str) -> Sequence[Alert]:
-        """Take in that something ended by itself or was started again."""
-        if len(self._restarts) >= _EPISODES and subject not in self._restarts:
-            self._restarts.pop(next(iter(self._restarts)))
-        times = self._restarts.setdefault(subject, deque(maxlen=_LOOP_COUNT))
+    def failed(self, now: float, subject: str) -> list[Alert]:
+        """Record that an engine or a container ended by itself."""
+        if len(self._failures) >= _EPISODES and subject not in self._failures:
+            self._failures.pop(next(iter(self._failures)))
+        times = self._failures.setdefault(subject, deque(maxlen=_LOOP_COUNT))
         times.append(now)
         if len(times) < _LOOP_COUNT or now - times[0] > _LOOP_WITHIN_S:
-            return ()
+            return []
         text = f"{subject} failed {_LOOP_COUNT} times within {format_duration(max(1.0, now - times[0]))}"
-        return self._incident(now, AlertKind.RESTART_LOOP, subject, text)
+        return self.incident(now, AlertKind.RESTART_LOOP, subject, text)
 
-    def tick(self, now: float) -> Sequence[Alert]:
-        """Take in that time has passed."""
-        over = [key for key, at in self._heard.items() if now - at >= _QUIET_S]
-        told = []
-        for kind, subject in over:
-            del self._heard[kind, subject]
-            self._restarts.pop(subject, None)
+    def incident(self, now: float, kind: AlertKind, subject: str, text: str) -> list[Alert]:
+        """Record something that has no end of its own, such as an error that a driver reports."""
+        if len(self._incidents) >= _EPISODES and (kind, subject) not in self._incidents:
+            return []
+        self._incidents[kind, subject] = now
+        return self._begin(now, kind, subject, text)
+
+    def tick(self, now: float) -> list[Alert]:
+        """End the incidents that have not occurred again for ten minutes."""
+        alerts: list[Alert] = []
+        for kind, subject in [key for key, at in self._incidents.items() if now - at >= _QUIET_S]:
+            del self._incidents[kind, subject]
+            self._failures.pop(subject, None)
             text = f"{subject}: nothing more for {format_duration(_QUIET_S)}"
-            told.append(self._end(now, kind, subject, text))
-        return [alert for alert in told if alert]
+            alerts += self._end(now, kind, subject, text)
+        return alerts
 
-    def _incident(self, now: float, kind: AlertKind, subject: str, text: str) -> Sequence[Alert]:
-        if len(self._heard) >= _EPISODES and (kind, subject) not in self._heard:
-            return ()
-        self._heard[kind, subject] = now
-        alert = self._begin(now, kind, subject, text)
-        return [alert] if alert else []
-
-    def _begin(self, now: float, kind: AlertKind, subject: str, text: str) -> Alert | None:
+    def _begin(self, now: float, kind: AlertKind, subject: str, text: str) -> list[Alert]:
         if (kind, subject) in self.active:
-            return None
+            return []
         self.active[kind, subject] = alert = Alert(kind, subject, now, True, text)
-        return alert
+        return [alert]
 
-    def _end(self, now: float, kind: AlertKind, subject: str, text: str) -> Alert | None:
-        if self.active.pop((kind, subject), None) is None:
-            return None
-        return Alert(kind, subject, now, False, text)
+    def _end(self, now: float, kind: AlertKind, subject: str, text: str) -> list[Alert]:
+        ended = self.active.pop((kind, subject), None)
+        return [Alert(kind, subject, now, False, text)] if ended else []

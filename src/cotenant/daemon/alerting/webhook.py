@@ -1,4 +1,4 @@
-"""Posting alerts to a URL of the operator's."""
+"""Posts alerts to a URL that the operator configures."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WAITING: Final = 64
 
 
 class Webhook:
-    """Posts each alert as JSON, one after the other, in a thread: nothing waits for it.
+    """Posts each alert as JSON, one after another, in a thread: nothing waits for it.
 
-    A post that fails is repeated after each of `pauses_s`, then given up. While the other side is down, at
-    most 64 alerts wait, and the oldest are dropped.
+    A post that fails is repeated after each of `pauses_s`, then given up. While the receiver is down, at
+    most 64 alerts wait; the oldest are dropped.
     """
 
     def __init__(self, url: str, *, pauses_s: Sequence[float] = (1.0, 5.0, 25.0)) -> None:
@@ -34,8 +34,8 @@ class Webhook:
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(_WAITING)
 
     def post(self, alert: Alert) -> None:
-        """Have an alert posted."""
-        told = {
+        """Queue an alert to be posted."""
+        body = {
             "alert": alert.kind,
             "state": "active" if alert.active else "over",
             "subject": alert.subject,
@@ -45,10 +45,10 @@ class Webhook:
         }
         if self._queue.full():
             self._queue.get_nowait()
-        self._queue.put_nowait(json.dumps(told, ensure_ascii=False).encode())
+        self._queue.put_nowait(json.dumps(body, ensure_ascii=False).encode())
 
     async def run(self) -> None:
-        """Post what comes, until cancelled."""
+        """Post queued alerts until cancelled."""
         while True:
             await self._deliver(await self._queue.get())
 
@@ -58,7 +58,7 @@ class Webhook:
             if problem is None:
                 return
             if pause_s is None:
-                # The URL may hold a secret, as those of chats do.
+                # The URL itself may contain a secret.
                 host = urlsplit(self._url).hostname
                 _LOG.warning("an alert could not be posted to the webhook at %s: %s", host, problem)
                 return

@@ -20,8 +20,8 @@ class AbandonedSlotReaper:
     """Keeps a slot taken after its client left, until the engine is seen to have freed it.
 
     `in_flight` counts the engine's leases, abandoned ones included. A request just sent may not be in a slot
-    yet, so one look is not believed: two in a row are. llama.cpp looks for departed clients when its result
-    queue has been still for a second, and asking for its slots stirs that queue: hence the slow pace.
+    yet, so a slot counts as freed only after two polls in a row. llama.cpp checks for clients that left when
+    its result queue has been quiet for a second, and a poll disturbs that queue: polls are therefore slow.
     """
 
     def __init__(self, engine: Engine, in_flight: Callable[[], int], *, poll_s: float = POLL_S) -> None:
@@ -38,7 +38,7 @@ class AbandonedSlotReaper:
             self._task = asyncio.get_running_loop().create_task(self._settle())
 
     def close(self) -> None:
-        """Stop looking: the engine is gone."""
+        """Stop polling: the engine is gone."""
         self._abandoned.clear()
         if self._task is not None:
             self._task.cancel()
@@ -55,7 +55,7 @@ class AbandonedSlotReaper:
                 if unseen < _POLLS_UNSEEN:
                     continue
                 _LOG.warning(
-                    "the engine does not show its slots: %d are taken for free", len(self._abandoned)
+                    "the engine does not report its slots: %d are assumed to be free", len(self._abandoned)
                 )
                 busy, freed_before = live, len(self._abandoned)
             unseen = 0

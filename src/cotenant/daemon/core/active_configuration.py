@@ -24,8 +24,8 @@ _LOG = logging.getLogger(__name__)
 class ActiveConfiguration:
     """The configuration that is served, and how to read it again; an invalid file changes nothing.
 
-    `discovered` are models that Ollama daemons have beside the configured ones. `learned_bytes` is what to
-    plan for models that were measured. `listeners` are called when what is served may have changed.
+    `discovered` are models that Ollama daemons have in addition to the configured ones. `learned_bytes` is
+    what to plan for models that were measured. `listeners` are called when what is served may have changed.
     """
 
     configuration: Configuration
@@ -59,7 +59,7 @@ class ActiveConfiguration:
             self.publish()
 
     def publish(self, *, replaced: frozenset[str] = frozenset()) -> None:
-        """Have the loop serve `models`; those in `replaced` must be loaded anew to take effect."""
+        """Have the loop serve `models`; those in `replaced` must be loaded again to take effect."""
         rules = self.configuration.devices.rules
         specs = tuple(
             spec_of(

@@ -1,4 +1,4 @@
-"""What a run of the daemon is given, and whom it tells."""
+"""What a run of the daemon gets, and how it reports its start."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from cotenant.domain.placements import Placement, Refusal
 from cotenant.interfaces import Engine, GpuProbe
 
 
-class Announcer(Protocol):
-    """Told how serving goes, in the order of these methods."""
+class StartReporter(Protocol):
+    """Shows the user how the start of `serve` proceeds. The methods are called in this order."""
 
     def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
-        """Tell the plan of a model that is served by itself, fitting or not."""
+        """Show the plan of the model of `serve MODEL`, whether it fits or not."""
         ...
 
     def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
-        """Tell planned bytes against those that the engine reports, of a model served by itself."""
+        """Compare the planned bytes of the model of `serve MODEL` with those that its engine reports."""
         ...
 
     def serving(self, address: str, configuration: Configuration) -> None:
-        """Tell the address: requests are answered from now on."""
+        """Show the address: requests are answered from now on."""
         ...
 
 
@@ -35,9 +35,9 @@ class Announcer(Protocol):
 class DaemonInputs:
     """What to serve and on what.
 
-    `alone` is the one model of `serve MODEL`: it is planned aloud, must load, and is never unloaded. `reread`
-    reads the configuration again; None where there is no file to read. `examine` looks the machine over for a
-    configuration, in a thread; None where nobody can.
+    `alone` is the one model of `serve MODEL`: its plan is shown, it must load, and it is never unloaded.
+    `reread` reads the configuration again; None if there is no file. `examine` checks the machine for a
+    configuration, in a thread; None if that is not available.
     """
 
     configuration: Configuration

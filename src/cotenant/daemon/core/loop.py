@@ -81,7 +81,7 @@ class Loop:
         self.feed.keep_only(self.fleet.entries)
 
     def record_readings(self, readings: Mapping[DeviceId, Reading]) -> None:
-        """Keep the devices' last Readings for those who show them; DevicesRead tells the scheduler."""
+        """Keep the devices' last Readings for the status pages; the scheduler gets them by DevicesRead."""
         self.readings = readings
 
     def _execute(self, commands: Sequence[Command]) -> None:
@@ -104,7 +104,7 @@ class Loop:
             condition.set()
 
     def _check_invariants(self) -> None:
-        """Check them while nothing runs; after a violation no promise holds, so the daemon ends."""
+        """Check them while nothing runs; after a violation nothing is guaranteed, so the daemon ends."""
         try:
             invariants.check(self.scheduler.state)
         except invariants.InvariantViolation as violation:

@@ -22,7 +22,7 @@ def state_dir() -> Path:
 
 
 def default_database() -> str:
-    """Return where things are remembered if nobody says: a path."""
+    """Return the path of the database if none is configured."""
     return str(state_dir() / "cotenant.db")
 
 
@@ -42,7 +42,7 @@ class DaemonOptions:
 
 
 def check_address(host: str, port: int, api_keys: tuple[str, ...], *, insecure: bool) -> None:
-    """Raise InsecureBind for a public address without a key, BadSetting for a port that is none."""
+    """Raise InsecureBind for a public address without a key, BadSetting for a port out of range."""
     if not 0 <= port <= 65535:
         raise BadSetting(f"port {port} is not a port", hint="Use 1 to 65535, or 0 for any free one.")
     if not api_keys and not insecure and not is_loopback(host):

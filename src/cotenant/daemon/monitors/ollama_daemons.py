@@ -1,4 +1,4 @@
-"""Monitors Ollama daemons: serves what they have, and counts the memory that they hold."""
+"""Monitors Ollama daemons: serves their models, and counts the memory that they hold."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class OllamaDaemons:
                     await self._view.memory_changed()
 
     async def poll(self) -> None:
-        """Ask every daemon once, and serve and count what it reports."""
+        """Ask every daemon once, serve its models, and count their memory."""
         configuration = self._served.configuration
         wanted = _addresses(configuration)
         self._daemons = {a: self._daemons.get(a) or _Daemon(OllamaClient(a)) for a in wanted}
@@ -108,7 +108,7 @@ class OllamaDaemons:
             self._served.notify()
 
     def usage(self) -> EngineUsage:
-        """Return what the daemons hold, of which models."""
+        """Return the memory that the daemons hold, by residency."""
         held: dict[ResidencyId, Mapping[DeviceId, int]] = {}
         ours: set[tuple[Endpoint, str]] = set()
         for residency, running in self._view.loaded():
@@ -156,7 +156,8 @@ class OllamaDaemons:
                 shown = daemon.of(tag)
                 if shown is not None:
                     model, facts = shown
-                    n_ctx = default_context(daemon.version, self._gpu_bytes(address))
+                    gpu_bytes = sum(device.total_bytes or 0 for device in self._gpus_of(address))
+                    n_ctx = default_context(daemon.version, gpu_bytes)
                     self._estimates.add(entry.name)
                     known[entry.name] = facts.estimate_bytes(model.file_bytes, n_ctx)
         self._served.learn(known)
@@ -170,9 +171,6 @@ class OllamaDaemons:
             if theirs and device is not None:
                 foreign[device.id] = foreign.get(device.id, 0) + sum(each.gpu_bytes for each in theirs)
         return foreign
-
-    def _gpu_bytes(self, address: Endpoint) -> int:
-        return sum(device.total_bytes or 0 for device in self._gpus_of(address))
 
     def _gpus_of(self, address: Endpoint) -> Iterator[Device]:
         """Yield the GPUs that models of a daemon may use."""

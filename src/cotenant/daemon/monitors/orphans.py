@@ -1,4 +1,4 @@
-"""Containers that a killed daemon left behind: removed once models are served that run in such."""
+"""Removes containers that a killed daemon left behind, once a served model uses that container engine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cotenant.engines.launch.orphans import remove_orphaned_containers
 
 
 class OrphanCleaner:
-    """Clears up with each container engine when a model first uses it, at the start or after a reload.
+    """Cleans up in each container engine when a model first uses it, at the start or after a reload.
 
-    Who serves no model in an image has no container engine started for it, which may take seconds.
+    A container engine is not started, which may take seconds, unless a served model runs in an image.
     """
 
     def __init__(self, served: ActiveConfiguration) -> None:
@@ -22,11 +22,11 @@ class OrphanCleaner:
         self._changed = asyncio.Event()
 
     def served_changed(self) -> None:
-        """Other models may be served now."""
+        """Check again: the served models may have changed."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Clear up until cancelled."""
+        """Clean up until cancelled."""
         cleared: set[LauncherKind] = set()
         while True:
             self._changed.clear()

@@ -1,4 +1,4 @@
-"""Measures what processes hold, for engines that must see their memory come back."""
+"""Measures what processes hold, for engines that must check that their memory is freed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cotenant.interfaces import GpuProbe
 
 
 class ProbeMeter:
-    """Asks the driver."""
+    """A meter that asks the driver."""
 
     def __init__(self, probe: GpuProbe, clock: Clock) -> None:
         self._probe = probe
         self._host = HostProbe(clock)
 
     async def held_bytes(self, group: int) -> int | None:
-        """Return what a process group holds on all GPUs; None where no driver tells."""
+        """Return what a process group holds on all GPUs; None if no driver reports it."""
         return await run_in_detached_thread(lambda: self._held(group))
 
     async def free_host_bytes(self) -> int | None:
-        """Return the host RAM that is free; None if it cannot be told."""
+        """Return the host RAM that is free; None if it is unknown."""
         return await asyncio.to_thread(lambda: self._host.memory().available_bytes)
 
     def _held(self, group: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Inventories as the scheduler reads them."""
+"""Converts inventories into the Readings of the scheduler."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _reading(
     free = reading.free_bytes
     capacity = device.total_bytes
     if not live or capacity is None:
-        # What is free when nothing of ours runs is all that there is to share.
+        # What is free while none of our engines runs is all that can be shared.
         capacity = free or 0
     held = _held(reading.processes, engines) if live else None
     asleep = [process for process in reading.processes or () if group_of(process.pid) in usage.asleep]
@@ -84,7 +84,7 @@ def _reading(
 def _held(
     processes: tuple[GpuProcess, ...] | None, engines: Mapping[int, ResidencyId]
 ) -> dict[ResidencyId, int] | None:
-    """Return what each of our engines holds; None if the driver does not tell it of every one."""
+    """Return what each of our engines holds; None if the driver does not report it for each."""
     if processes is None:
         return None
     held: dict[ResidencyId, int] = {}

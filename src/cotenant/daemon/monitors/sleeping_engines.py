@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Set
+from dataclasses import dataclass, field
 from typing import Final
 
 from cotenant.concurrency.background_tasks import BackgroundTasks
@@ -17,21 +18,15 @@ _IN_NEED: Final = (DecisionKind.REFUSED, DecisionKind.OVERCOMMITTED)
 _ROOM_CHANGED: Final = (DecisionKind.WAITING, DecisionKind.FREED)
 
 
+@dataclass(frozen=True, slots=True)
 class SleepingEngines:
     """Ends sleeping engines when a model waits for memory, and those of models that are no longer served."""
 
-    def __init__(
-        self,
-        hosts: EngineHosts,
-        view: FleetView,
-        served: Callable[[], Collection[str]],
-        memory_freed: Callable[[], None],
-    ) -> None:
-        self._hosts = hosts
-        self._view = view
-        self._served = served
-        self._memory_freed = memory_freed
-        self._ending = BackgroundTasks()
+    _hosts: EngineHosts
+    _view: FleetView
+    _served: Callable[[], Collection[str]]
+    _memory_freed: Callable[[], None]
+    _ending: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def decided(self, decision: Decision) -> None:
         """Free memory if a decision says that a model needs it."""

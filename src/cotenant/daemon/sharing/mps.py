@@ -1,4 +1,4 @@
-"""Engines that share cards through MPS: which may, under which daemon, and when that daemon lives."""
+"""Engines that share cards through MPS: which ones may, through which daemon, and when that daemon runs."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ class _Group:
 
     @property
     def is_settled(self) -> bool:
-        """Whether its cards cannot be grouped anew now."""
+        """Whether its cards must stay in this group now."""
         return self.daemon is not None or bool(self.users or self.broken or self.failure)
 
 
 class Sharing:
     """Decides which devices engines share through MPS, and keeps the daemons for it.
 
-    `listeners` are called when `admissions` would return something else than before. Without `ceilings`
-    nothing limits the memory of an engine. Daemons that already run are used, and left running.
+    `listeners` are called when the result of `admissions` may have changed. Without `ceilings`
+    nothing limits the memory of an engine. Daemons that already run are used, and never stopped.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Sharing:
         return client_environment(directories, ClientShare(entry.name, ceilings, entry.mps_threads_percent))
 
     def ended(self, residency: ResidencyId) -> None:
-        """An engine has gone: the last one's daemon follows soon."""
+        """Record that an engine has ended; a daemon without engines is stopped soon after."""
         if self._alone.pop(residency, None) and self._rules.mode is not MpsMode.OFF:
             self._notify()
         for group in self._groups.values():
@@ -136,7 +136,7 @@ class Sharing:
                 group.idle = asyncio.get_running_loop().call_later(_UNUSED_S, self._stop_unused, group)
 
     async def close(self) -> None:
-        """End every daemon of ours; engines are gone by now."""
+        """Stop every daemon that we started; the engines have ended already."""
         for group in self._groups.values():
             if group.idle is not None:
                 group.idle.cancel()
@@ -151,7 +151,7 @@ class Sharing:
         return alone(device, *self._why_alone(device)) if exclusive else ANY_NUMBER
 
     def _why_alone(self, device: Device) -> tuple[str, str]:
-        """Say why an exclusive device is not shared, and what would change that beside its compute mode."""
+        """Return why an exclusive device is not shared, and what other than its compute mode would help."""
         group = next((each for each in self._groups.values() if device.id in each.cards), None)
         if self._rules.mode is MpsMode.OFF:
             return "MPS is off", "set `devices.mps: auto`"
@@ -160,11 +160,11 @@ class Sharing:
         if group is not None and group.failure is not None:
             return f"MPS could not be started ({group.failure})", "fix that (`cotenant mps logs`)"
         if any(device.id in devices for devices in self._alone.values()):
-            return "the engine there was started without MPS", "unload that engine"
+            return "the engine that already runs on it was started without MPS", "unload that engine"
         return "no other model is to use it", "let another (`gpus:`, `max_loaded:`)"
 
     def _key_of(self, devices: frozenset[DeviceId]) -> str | None:
-        """Return the group whose daemon serves all these devices now, if there is one."""
+        """Return the key of the group whose daemon serves all these devices now, if there is one."""
         if not devices or devices & self._taken():
             return None
         for key, group in self._groups.items():
@@ -173,11 +173,11 @@ class Sharing:
         return None
 
     def _taken(self) -> set[DeviceId]:
-        """Return the devices whose engine runs without MPS: in Exclusive_Process mode no server gets them."""
+        """Return the devices whose engine runs without MPS: an exclusive one is closed to MPS servers."""
         return {device for devices in self._alone.values() for device in devices}
 
     def _regroup(self, inventory: Inventory, ours: Collection[int], models: Sequence[ModelEntry]) -> None:
-        """Put the cards that are to be shared into groups; those of a daemon in use stay as they are."""
+        """Put the cards to share into groups; groups whose daemon is in use do not change."""
         self._groups = {key: group for key, group in self._groups.items() if group.is_settled}
         settled = {card for group in self._groups.values() for card in group.cards}
         for device in inventory.devices:
@@ -192,10 +192,9 @@ class Sharing:
             group.cards[device.id] = device
 
     def _open_key(self) -> str:
-        """Name the group that still takes cards: a daemon that runs is given no more of them."""
+        """Return the key of the group that still takes cards: a running daemon gets no more of them."""
         keys = (_ALL if number == 1 else f"{_ALL}-{number}" for number in itertools.count(1))
-        open_ones = (key for key in keys if key not in self._groups or not self._groups[key].is_settled)
-        return next(open_ones)
+        return next(key for key in keys if key not in self._groups or not self._groups[key].is_settled)
 
     def _is_to_be_shared(
         self, inventory: Inventory, device: Device, ours: Collection[int], models: Sequence[ModelEntry]
@@ -208,7 +207,7 @@ class Sharing:
         others = [process for process in reading.processes or () if process.pid not in ours]
         served = any(is_mps_server(process) for process in others)
         if exclusive and others and not served:
-            # A daemon for a card that another process holds would not start for any of its cards.
+            # If another process holds one card, a daemon would not start for any of its cards.
             return False
         if self._rules.mode is MpsMode.REQUIRED:
             return True
@@ -217,7 +216,7 @@ class Sharing:
         return self._rules.max_loaded != 1 and wanted_by(models, device) > 1
 
     def _kept_away(self) -> dict[str, str]:
-        """Return what keeps an engine from a daemon that would number its cards anew."""
+        """Return variables that keep an engine away from a daemon that would renumber its cards."""
         if self._misnumbering is None or self._rules.mode is MpsMode.OFF:
             return {}
         return {PIPE_VARIABLE: str(self._rules.state_dir / "mps" / "none")}
@@ -267,14 +266,14 @@ class Sharing:
         group.daemon, group.watcher = None, None
         ending, group.users = group.users, {}
         group.broken = {*ending}
-        _LOG.error("the MPS daemon %s has died: %d engines start anew", daemon.pid, len(group.broken))
+        _LOG.error("the MPS daemon %s has died: %d engines are started again", daemon.pid, len(group.broken))
         if group.broken:
             group.cleared.clear()
         for fail in ending.values():
             fail(f"the MPS daemon of its card, process {daemon.pid}, died")
 
     def _forget(self, group: _Group) -> None:
-        """Count no longer on a daemon that was found and has gone."""
+        """Stop using a daemon that was found running and has ended."""
         self._adopted = {key: found for key, found in self._adopted.items() if found is not group.found}
         group.found = None
 
@@ -309,7 +308,7 @@ class Sharing:
             await daemon.stop(_QUIT_WITHIN_S)
             group.daemon, group.watcher = None, None
             if not daemon.adopted:
-                _LOG.info("ended the MPS daemon, process %s: no engine uses it", daemon.pid)
+                _LOG.info("stopped the MPS daemon, process %s: no engine uses it", daemon.pid)
 
 
 def _spawn(argv: Sequence[str], env: Mapping[str, str], output_fd: int) -> ChildProcess:

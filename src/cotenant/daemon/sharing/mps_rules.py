@@ -1,4 +1,4 @@
-"""What Cotenant was told of MPS, and what this machine has for it."""
+"""The settings of MPS, and what this machine has for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cotenant.hardware.mps.discovery import FoundDaemon, find_daemons
 class MpsRules:
     """When engines run under MPS, and with what.
 
-    `program` is None where this machine has none; `found` are the daemons that ran already.
+    `program` is None if this machine has none; `found` are the daemons that run already.
     """
 
     mode: MpsMode
@@ -33,7 +33,7 @@ class MpsRules:
     def of(
         cls, configuration: Configuration, state_dir: Path, environ: Mapping[str, str] | None = None
     ) -> MpsRules:
-        """Collect them. Raises MpsMissing where MPS is required and there is no control program."""
+        """Collect the rules. Raises MpsMissing if MPS is required and there is no control program."""
         variables = os.environ if environ is None else environ
         devices = configuration.devices
         program = None if devices.mps is MpsMode.OFF else find_program(variables)

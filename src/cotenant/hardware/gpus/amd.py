@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.clock import Clock
-from cotenant.domain.devices import (
-    Device,
-    DeviceId,
-    DeviceKind,
-    GpuProcess,
-    Inventory,
-    Reading,
-)
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Inventory, Reading
 from cotenant.domain.pci import normalise_bus_id
 from cotenant.domain.units import MIB
 from cotenant.domain.vendors import InventorySource, Vendor
@@ -28,7 +21,7 @@ from cotenant.hardware.gpus.host import HostProbe
 _log = logging.getLogger(__name__)
 
 _UNIQUE: Final = re.compile(r"GPU-[0-9a-fA-F]{8,}")
-"""ROCr names a card without a number of its own `GPU-XX`, which does not distinguish cards."""
+"""A UUID. ROCr names every card without a unique id `GPU-XX`."""
 _NO_LIBRARY: Final = (
     "this machine has AMD's compute device /dev/kfd but no usable `amdsmi`, so no GPU can be used: install "
     "ROCm's amd-smi-lib, and its Python package of the same version (`pip install amdsmi`)."
@@ -50,11 +43,11 @@ class _Card:
 class AmdProbe:
     """Finds AMD's GPUs; without any, the RAM of this machine.
 
-    Each query is guarded on its own: what one card refuses is unknown and hides nothing else. A machine
-    without AMD's driver is not a problem. The session with the driver stays open between inventories,
-    and is opened again after it failed.
+    Each query may fail on its own: what one card refuses is unknown, and everything else is still reported.
+    A machine without AMD's driver is not a problem. The session with the driver stays open between
+    inventories, and is opened again after it failed.
 
-    `library` stands in for the module `amdsmi`, `devices` for the folder `/dev`.
+    Tests replace `library`, the module `amdsmi`, and `devices`, the folder `/dev`.
     """
 
     def __init__(
@@ -72,7 +65,7 @@ class AmdProbe:
         self._open = False
 
     def inventory(self) -> Inventory:
-        """Measure every device now. Raises nothing: what is wrong is among the problems."""
+        """Measure every device now. Raises nothing: errors are among the problems."""
         if self._library is None:
             self._library = _load()
         if self._library is None:
@@ -112,8 +105,8 @@ class AmdProbe:
         return (f"AMD's driver refuses: {_text(error)}.",) if self._present else ()
 
     def _try(self, name: str, *arguments: Any) -> tuple[Any, Exception | None]:
-        # Anything: besides its own errors the module raises AttributeError for a function that the library is
-        # too old for, ValueError for numbers that it cannot read, and UnicodeDecodeError for a garbled name.
+        # Any exception: apart from its own errors the module raises AttributeError for a function that the
+        # library is too old for, ValueError for invalid numbers, and UnicodeDecodeError for an invalid name.
         try:
             return getattr(self._library, name)(*arguments), None
         except Exception as error:
@@ -154,7 +147,7 @@ class AmdProbe:
         render_node = self._number(numbers, "drm_render")
         if _UNIQUE.fullmatch(unique):
             return _Card(handle, index, unique, DeviceId(unique), render_node)
-        # A card that ROCr cannot name by UUID is named by its number, which may move between boots.
+        # If ROCr has no UUID for a card, its number names it, which may change between boots.
         uuid = self._ask("amdsmi_get_gpu_device_uuid", handle) or self._ask(
             "amdsmi_get_gpu_device_bdf", handle
         )
@@ -180,14 +173,13 @@ class AmdProbe:
             runtime_name=card.runtime_name,
             render_node=card.render_node,
         )
-        known = total is not None and used is not None
         reading = Reading(
             card.uuid,
             at=self._clock.now(),
             used_bytes=used,
-            free_bytes=max(0, total - used) if total is not None and used is not None else None,
+            free_bytes=None if total is None or used is None else max(0, total - used),
             processes=self._processes(handle),
-            problem=None if known else "the driver does not report its memory",
+            problem="the driver does not report its memory" if total is None else None,
             utilisation_percent=self._number(self._ask("amdsmi_get_gpu_activity", handle), "gfx_activity"),
             temperature_c=self._temperature(handle),
             power_w=self._power(handle),
@@ -198,7 +190,7 @@ class AmdProbe:
     def _temperature(self, handle: Any) -> int | None:
         kinds = getattr(self._library, "AmdSmiTemperatureType", None)
         metric = getattr(getattr(self._library, "AmdSmiTemperatureMetric", None), "CURRENT", None)
-        # Data-centre cards have no sensor at the edge, and small ones none at the hottest spot.
+        # Data-centre cards have no edge sensor, and small cards no hotspot sensor.
         for sensor in ("EDGE", "HOTSPOT", "JUNCTION"):
             value = self._ask("amdsmi_get_temp_metric", handle, getattr(kinds, sensor, None), metric)
             if isinstance(value, int):
@@ -242,13 +234,13 @@ class AmdProbe:
 
 def _load() -> Any:
     """Import `amdsmi`; None where it or the library behind it is missing."""
-    # The module prints to standard output where its library is missing, then fails in a way of its own.
-    said = io.StringIO()
+    # If its library is missing, the module prints to standard output and raises an exception of its own.
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             return import_module("amdsmi")
     except Exception as error:
-        _log.debug("amdsmi: %s %s", _text(error), said.getvalue().strip())
+        _log.debug("amdsmi: %s %s", _text(error), printed.getvalue().strip())
         return None
 
 

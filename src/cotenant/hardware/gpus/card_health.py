@@ -17,7 +17,7 @@ _SLOWDOWNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CardHealth:
-    """What a card reports of itself. Unknown or unsupported is None.
+    """What a card reports about itself. Unknown or unsupported is None.
 
     `uncorrected_errors` are of the memory since the driver was loaded; `repairs_pending` damaged memory that
     waits for a reset to be mapped away, `repairs_failed` that there is nothing left to map it to. Links are
@@ -40,12 +40,12 @@ class CardHealth:
 
     @property
     def label(self) -> str:
-        """Name the card for people, as a Device does."""
+        """The display name, like that of a Device."""
         return f"GPU {self.index} {self.name}"
 
 
 def read_health(library: Any = None) -> tuple[CardHealth, ...]:
-    """Ask every card; one that does not answer is left out. `library` stands in for the module `pynvml`."""
+    """Ask every card; one that does not answer is left out. Tests replace `library`, the module `pynvml`."""
     nvml = nvml_library(library)
     reader = _Reader(nvml)
     nvml.nvmlInit()
@@ -57,7 +57,7 @@ def read_health(library: Any = None) -> tuple[CardHealth, ...]:
 
 
 class _Reader:
-    """Asks one fact at a time: what is refused is unknown, and hides nothing else."""
+    """Asks for one fact at a time: what the driver refuses is unknown, and the rest is still read."""
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml

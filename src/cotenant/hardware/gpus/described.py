@@ -1,16 +1,21 @@
-"""GPUs that are described, in place of those of this machine."""
+"""GPUs from a description, used instead of those of this machine."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from cotenant.clock import Clock
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec
 from cotenant.domain.vendors import InventorySource, Vendor
-from cotenant.hardware.gpus.described_entry import EXAMPLE, MAX_DEVICES, DescribedGpu, parse_entry
+from cotenant.hardware.gpus.described_entry import (
+    EXAMPLE,
+    MAX_DEVICES,
+    DescribedGpu,
+    parse_entry,
+    read_entries,
+)
 from cotenant.hardware.gpus.described_file import DescribedFile, read_file
 
 _NAMESPACE = uuid.UUID("6fb4c1de-3c0f-5d1e-9d5a-0c7e9b1f2a34")
@@ -23,7 +28,7 @@ class DescribedProbe:
     BadDeviceSpec on construction.
 
     A file that says `live: true` is followed: it is read again for each inventory, so that its writer
-    plays the driver. While it is broken, its last content is used, with the problem.
+    acts as the driver. While it is invalid, its last valid content is used and the problem is reported.
 
     Without `files` no file is read: for a spec from an untrusted source.
     """
@@ -31,7 +36,11 @@ class DescribedProbe:
     def __init__(self, clock: Clock, spec: str, *, files: bool = True) -> None:
         self._clock = clock
         self._file = _file_of(spec) if files else None
-        read = read_file(self._file) if self._file else DescribedFile(tuple(_read_entries(spec)))
+        entries = (
+            (f"GPU description, entry {number} ({text.strip()[:60]!r})", text)
+            for number, text in enumerate(spec.split(","), start=1)
+        )
+        read = read_file(self._file) if self._file else DescribedFile(read_entries(entries, parse_entry))
         self._live = read.live
         self._gpus = _identified(read)
 
@@ -58,7 +67,7 @@ class DescribedProbe:
         return Inventory(source, devices, readings, problems=problems)
 
     def _follow(self) -> tuple[str, ...]:
-        """Read the file again, and say what is wrong with it, if anything."""
+        """Read the file again, and return what is wrong with it, if anything."""
         if self._file is None:
             return ()
         try:
@@ -70,35 +79,21 @@ class DescribedProbe:
 
 def _file_of(spec: str) -> Path | None:
     named = spec.strip().lower().endswith((".yaml", ".yml"))
-    return Path(spec.strip()) if named or _is_file(spec) else None
-
-
-def _read_entries(spec: str) -> Iterator[tuple[str, DescribedGpu]]:
-    for number, text in enumerate(spec.split(","), start=1):
-        where = f"GPU description, entry {number} ({text.strip()[:60]!r})"
-        try:
-            gpus = parse_entry(text)
-        except BadDeviceSpec as error:
-            raise BadDeviceSpec(f"{where}: {error.message}", hint=error.hint) from None
-        yield from ((where, gpu) for gpu in gpus)
-
-
-def _is_file(spec: str) -> bool:
     try:
-        return Path(spec).is_file()
+        return Path(spec.strip()) if named or Path(spec).is_file() else None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _identified(read: DescribedFile) -> tuple[tuple[DeviceId, DescribedGpu], ...]:
-    """Give each GPU an id that the same description always gives, with distinct first digits."""
+    """Give each GPU a UUID with distinct first digits, which the same description always produces."""
     found: dict[DeviceId, DescribedGpu] = {}
     for where, gpu in read.gpus:
         index = len(found)
         if index == MAX_DEVICES:
             raise BadDeviceSpec(f"{where}: more than {MAX_DEVICES} GPUs", hint=EXAMPLE)
-        made_up = f"GPU-{uuid.uuid5(_NAMESPACE, f'{index}:{gpu.name}:{gpu.total_bytes}')}"
-        id_ = DeviceId(gpu.uuid or made_up)
+        derived = f"GPU-{uuid.uuid5(_NAMESPACE, f'{index}:{gpu.name}:{gpu.total_bytes}')}"
+        id_ = DeviceId(gpu.uuid or derived)
         if id_ in found:
             raise BadDeviceSpec(f"{where}: the UUID {id_} is there twice", hint="Each GPU has its own UUID.")
         found[id_] = gpu
@@ -116,6 +111,6 @@ def _device(index: int, id_: DeviceId, gpu: DescribedGpu) -> Device:
         compute_capability=gpu.compute_capability,
         bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
         described=True,
-        # Planned as NVIDIA's are: with compute modes, MIG and MPS.
+        # Planned like NVIDIA's GPUs: with compute modes, MIG and MPS.
         vendor=Vendor.NVIDIA,
     )

@@ -1,9 +1,11 @@
-"""One hypothetical GPU, and the short form in which it is written."""
+"""One described GPU, and the short form in which it is written."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.errors import BadDeviceSpec, BadQuantity
@@ -15,6 +17,7 @@ EXAMPLE = (
     "Write sizes (24GiB,24GiB), known names (2xRTX 3090), name:total MiB:used MiB, or a YAML file's path."
 )
 
+T = TypeVar("T")
 _COUNTED = re.compile(r"(\d{1,4})\s*[x×]\s*(.+)", re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _MAX_NAME = 96
@@ -24,8 +27,8 @@ _MAX_NAME = 96
 class DescribedGpu:
     """A GPU as described.
 
-    `uuid` is None where one is to be made up, `processes` where they are left open. Raises BadDeviceSpec on
-    values that no GPU has.
+    `uuid` is None if it is to be derived, `processes` if they are unknown. Raises BadDeviceSpec for values
+    that no GPU has.
     """
 
     name: str
@@ -49,6 +52,19 @@ class DescribedGpu:
         if self.used_bytes > self.total_bytes:
             used, total = self.used_bytes // MIB, self.total_bytes // MIB
             raise BadDeviceSpec(f"{used:,} MiB used are more than {total:,} MiB in all", hint=EXAMPLE)
+
+
+def read_entries(
+    entries: Iterable[tuple[str, T]], read: Callable[[T], Sequence[DescribedGpu]]
+) -> tuple[tuple[str, DescribedGpu], ...]:
+    """Read entries, each given with its place; return that place with each GPU. Raises BadDeviceSpec."""
+    found: list[tuple[str, DescribedGpu]] = []
+    for where, entry in entries:
+        try:
+            found += [(where, gpu) for gpu in read(entry)]
+        except BadDeviceSpec as error:
+            raise BadDeviceSpec(f"{where}: {error.message}", hint=error.hint) from None
+    return tuple(found)
 
 
 def parse_entry(text: str) -> list[DescribedGpu]:
@@ -75,7 +91,7 @@ def parse_entry(text: str) -> list[DescribedGpu]:
 
 
 def complete(name: str | None, total_bytes: int | None, used_bytes: int = 0) -> DescribedGpu:
-    """Fill in what is known of a named card, or name it by its size. Raises BadDeviceSpec."""
+    """Add what is known of a named card, or name a card by its size. Raises BadDeviceSpec."""
     card = find_card(name) if name else None
     if total_bytes is None:
         if card is None:

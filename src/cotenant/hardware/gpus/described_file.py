@@ -1,10 +1,10 @@
-"""Hypothetical GPUs in a YAML file."""
+"""Described GPUs in a YAML file."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,13 @@ import yaml
 from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.errors import BadDeviceSpec
 from cotenant.domain.pci import normalise_bus_id
-from cotenant.hardware.gpus.described_entry import DescribedGpu, complete, parse_entry, read_size
+from cotenant.hardware.gpus.described_entry import (
+    DescribedGpu,
+    complete,
+    parse_entry,
+    read_entries,
+    read_size,
+)
 
 _EXAMPLE = "A file lists GPUs: `- {name: RTX A5500, total_mib: 24564, used_mib: 19304}`."
 _FILE_KEYS = ("gpus", "live")
@@ -23,9 +29,9 @@ _MAX_FILE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class DescribedFile:
-    """The GPUs of a file, each with where it stands there (`entry 2`).
+    """The GPUs of a file, each with its place in the file (`entry 2`).
 
-    `live` says that the file changes as a driver's answers do, and is read again for each inventory.
+    `live`: the file changes, as a driver's answers do, and is read again for each inventory.
     """
 
     gpus: tuple[tuple[str, DescribedGpu], ...]
@@ -39,7 +45,7 @@ def read_file(path: Path) -> DescribedFile:
         unknown = sorted(str(key) for key in document if key not in _FILE_KEYS)
         if unknown:
             raise BadDeviceSpec(
-                f"{path} has a key {_shown(unknown[0])} besides or instead of gpus", hint=_EXAMPLE
+                f"{path} has a key {_shown(unknown[0])} other than gpus or live", hint=_EXAMPLE
             )
         try:
             hint = "true if the file is to be read again each time, else false."
@@ -49,17 +55,12 @@ def read_file(path: Path) -> DescribedFile:
         document = document.get("gpus")
     if not isinstance(document, list) or not document:
         raise BadDeviceSpec(f"{path} holds no list of GPUs", hint=_EXAMPLE)
-    return DescribedFile(tuple(_entries(path, document)), bool(live))
+    entries = ((f"{path}, entry {number}", entry) for number, entry in enumerate(document, start=1))
+    return DescribedFile(read_entries(entries, _gpus), bool(live))
 
 
-def _entries(path: Path, document: list[Any]) -> Iterator[tuple[str, DescribedGpu]]:
-    for number, entry in enumerate(document, start=1):
-        where = f"{path}, entry {number}"
-        try:
-            gpus = parse_entry(entry) if isinstance(entry, str) else [_gpu(entry)]
-        except BadDeviceSpec as error:
-            raise BadDeviceSpec(f"{where}: {error.message}", hint=error.hint) from None
-        yield from ((where, gpu) for gpu in gpus)
+def _gpus(entry: Any) -> list[DescribedGpu]:
+    return parse_entry(entry) if isinstance(entry, str) else [_gpu(entry)]
 
 
 def _load(path: Path) -> Any:
@@ -88,7 +89,7 @@ def _gpu(entry: Any) -> DescribedGpu:
     if name is None and total is None:
         raise BadDeviceSpec("it has neither a name nor a total", hint=_EXAMPLE)
     gpu = complete(name, total, _size(entry, "used") or 0)
-    given = {key.field: _optional(entry, name, key.read, key.hint) for name, key in _GPU_KEYS.items()}
+    given = {key.field or name: _optional(entry, name, key.read, key.hint) for name, key in _GPU_KEYS.items()}
     given["processes"] = _processes(entry)
     return replace(gpu, **{field: value for field, value in given.items() if value is not None})
 
@@ -157,38 +158,26 @@ def _capability(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """One key of a GPU's entry: the field of DescribedGpu that it sets, and how it is read."""
+    """One key of a GPU's entry: how it is read, and its field of DescribedGpu if that has another name."""
 
-    field: str
     read: Callable[[str], Any]
     hint: str
+    field: str | None = None
 
 
 _SIZES: Final = ("name", "total", "total_mib", "used", "used_mib")
 _PROCESSES_HINT: Final = "Write `processes: [{pid: 1234, name: python3, used_mib: 500}]`."
 _GPU_KEYS: Final = {
-    "uuid": _Key("uuid", _pattern(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}", str), "A UUID begins with GPU- or MIG-."),
-    "pci_bus_id": _Key("pci_bus_id", normalise_bus_id, "Write it as nvidia-smi does: 0000:01:00.0."),
-    "compute_capability": _Key(
-        "compute_capability",
-        _pattern(r"\d{1,2}\.\d", _capability),
-        "Write it with a point, such as 8.6.",
-    ),
-    "compute_mode": _Key(
-        "compute_mode", _pattern("|".join(ComputeMode), ComputeMode), f"One of {', '.join(ComputeMode)}."
-    ),
+    "uuid": _Key(_pattern(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}", str), "A UUID begins with GPU- or MIG-."),
+    "pci_bus_id": _Key(normalise_bus_id, "Write it as nvidia-smi does: 0000:01:00.0."),
+    "compute_capability": _Key(_pattern(r"\d{1,2}\.\d", _capability), "Write it with a point, such as 8.6."),
+    "compute_mode": _Key(_pattern("|".join(ComputeMode), ComputeMode), f"One of {', '.join(ComputeMode)}."),
     "bandwidth_gb_s": _Key(
-        "bandwidth_bytes_per_s",
         _pattern(r"\d{1,6}(\.\d{1,3})?", lambda text: round(float(text) * 10**9) or None),
         "A number of GB/s above zero, such as 936.",
+        "bandwidth_bytes_per_s",
     ),
-    "utilisation_percent": _Key(
-        "utilisation_percent", _pattern(r"[0-9]{1,3}", _percent), "A whole number from 0 to 100."
-    ),
-    "temperature_c": _Key(
-        "temperature_c", _pattern(r"-?[0-9]{1,3}", int), "A whole number of degrees Celsius, such as 61."
-    ),
-    "power_w": _Key(
-        "power_w", _pattern(r"[0-9]{1,5}(\.[0-9]{1,3})?", float), "A number of watts, such as 214.5."
-    ),
+    "utilisation_percent": _Key(_pattern(r"[0-9]{1,3}", _percent), "A whole number from 0 to 100."),
+    "temperature_c": _Key(_pattern(r"-?[0-9]{1,3}", int), "A whole number of degrees Celsius, such as 61."),
+    "power_w": _Key(_pattern(r"[0-9]{1,5}(\.[0-9]{1,3})?", float), "A number of watts, such as 214.5."),
 }

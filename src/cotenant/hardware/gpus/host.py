@@ -37,7 +37,7 @@ class HostProbe:
         self._cgroup = cgroup
 
     def inventory(self, problems: tuple[str, ...] = ()) -> Inventory:
-        """Measure the RAM now; `problems` says why there is no GPU, where something is wrong."""
+        """Measure the RAM now; `problems` says why there is no GPU, if something is wrong."""
         memory = self.memory()
         total, available = memory.total_bytes, memory.available_bytes
         device = Device(HOST_ID, DeviceKind.HOST, HOST_NAME, total_bytes=total)

@@ -1,4 +1,4 @@
-"""Which devices Cotenant works with."""
+"""The probe of the devices that Cotenant uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MachineProbe:
     """The first vendor's cards that are found, in order; without any, the RAM of this machine.
 
     Cards of two vendors are never planned on together: one engine runs on one vendor's. Once cards were
-    found, their vendor alone is asked, so that a driver that fails later leaves no cards, and never others.
+    found, only their vendor is asked: if its driver fails later there are no cards, never another vendor's.
     """
 
     def __init__(self, *probes: GpuProbe) -> None:

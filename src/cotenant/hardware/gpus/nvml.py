@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.clock import Clock
-from cotenant.domain.devices import (
-    ComputeMode,
-    Device,
-    DeviceId,
-    DeviceKind,
-    GpuProcess,
-    Inventory,
-    Reading,
-)
+from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, GpuProcess, Inventory, Reading
 from cotenant.domain.pci import normalise_bus_id
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.host import HostProbe
@@ -55,11 +47,11 @@ class _Memory:
 class NvmlProbe:
     """Finds NVIDIA's GPUs and MIG slices; without any, the RAM of this machine.
 
-    Each query is guarded on its own: what one card refuses is unknown and hides nothing else. The session
-    with the driver stays open between inventories, since opening one can take a second per card where no
-    other process keeps the driver awake; it is opened again after the driver as a whole refused.
+    Each query may fail on its own: what one card refuses is unknown, and everything else is still reported.
+    The session with the driver stays open between inventories, since opening one can take a second per card
+    if no other process uses the driver; it is opened again after the driver as a whole refused.
 
-    `library` stands in for the module `pynvml`, `devices` for the folder `/dev`.
+    Tests replace `library`, the module `pynvml`, and `devices`, the folder `/dev`.
     """
 
     def __init__(
@@ -77,7 +69,7 @@ class NvmlProbe:
         self._open = False
 
     def inventory(self) -> Inventory:
-        """Measure every device now. Raises nothing: what is wrong is among the problems."""
+        """Measure every device now. Raises nothing: errors are among the problems."""
         nvml = self._nvml
         try:
             if not self._open:
@@ -185,6 +177,9 @@ class NvmlProbe:
         )
 
     def _reading(self, handle: Any, device: Device, memory: _Memory, mode: ComputeMode | None) -> Reading:
+        nvml = self._nvml
+        rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
+        milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
         return Reading(
             device.id,
             at=self._clock.now(),
@@ -192,22 +187,12 @@ class NvmlProbe:
             free_bytes=memory.free,
             compute_mode=mode,
             processes=self._processes(handle),
-            utilisation_percent=self._utilisation_percent(handle),
-            temperature_c=self._ask(
-                self._nvml.nvmlDeviceGetTemperature, handle, self._nvml.NVML_TEMPERATURE_GPU
-            ),
-            power_w=self._power_w(handle),
-            clock_mhz=self._ask(self._nvml.nvmlDeviceGetClockInfo, handle, self._nvml.NVML_CLOCK_SM),
+            utilisation_percent=None if rates is None else rates.gpu,
+            temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+            power_w=None if milliwatts is None else milliwatts / 1000,
+            clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
             problem=memory.problem,
         )
-
-    def _utilisation_percent(self, handle: Any) -> int | None:
-        rates = self._ask(self._nvml.nvmlDeviceGetUtilizationRates, handle)
-        return None if rates is None else rates.gpu
-
-    def _power_w(self, handle: Any) -> float | None:
-        milliwatts = self._ask(self._nvml.nvmlDeviceGetPowerUsage, handle)
-        return None if milliwatts is None else milliwatts / 1000
 
     def _memory(self, handle: Any) -> _Memory:
         nvml = self._nvml
@@ -217,11 +202,11 @@ class NvmlProbe:
             info, error = attempt(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
         if isinstance(error, nvml.NVMLError_NotSupported):
             return _Memory(
-                problem="the driver does not report its memory, as where a GPU shares the host's RAM"
+                problem="the driver does not report its memory, as for a GPU that shares the host's RAM"
             )
         if info is None or info.total == 0:
             return _Memory(problem=f"the driver does not report its memory ({error or '0 bytes in all'})")
-        # Drivers differ on whether `used` contains what the driver reserves; this does not, like nvidia-smi.
+        # Drivers differ on whether `used` includes what they reserve; this value does not, as in nvidia-smi.
         return _Memory(info.total, max(0, info.total - info.free - reserved), info.free)
 
     def _compute_mode(self, handle: Any) -> ComputeMode | None:
@@ -240,7 +225,7 @@ class NvmlProbe:
         bus_bits = self._ask(nvml.nvmlDeviceGetMemoryBusWidth, handle)
         if not clock_mhz or not bus_bits:
             return None
-        # Two transfers per clock: NVML's clock of GDDR and HBM alike is half of the data rate.
+        # Two transfers per clock: NVML's memory clock is half of the data rate, for GDDR and for HBM.
         return int(2 * clock_mhz * 1_000_000 * bus_bits // 8)
 
     def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
@@ -255,7 +240,7 @@ class NvmlProbe:
         ]
         if all(listed is None for listed in lists):
             return None
-        # Each list gives all that the process holds, so a process that is on two of them counts once.
+        # Each list has all that a process holds, so a process on two lists counts once.
         used: dict[int, int | None] = {}
         for process in (process for listed in lists for process in listed or ()):
             known = [count for count in (used.get(process.pid), process.usedGpuMemory) if count is not None]

@@ -1,4 +1,4 @@
-"""One question to NVML, whose refusal is an answer."""
+"""Queries to NVML that return an error of the driver instead of raising it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 
-def nvml_library(stand_in: Any = None) -> Any:
-    """Return the module `pynvml`, or what stands in for it."""
-    if stand_in is not None:
-        return stand_in
-    # Late: the module takes 40 ms to load, which `--help` need not pay.
+def nvml_library(replacement: Any = None) -> Any:
+    """Return the module `pynvml`, or its replacement in tests."""
+    if replacement is not None:
+        return replacement
+    # Imported late: it takes 40 ms, which `--help` need not wait for.
     import pynvml
 
     return pynvml

@@ -31,19 +31,19 @@ _MEANINGS: Final = {
     120: "the card's system processor has failed",
     140: "unrecovered ECC error: the card must be reset",
 }
-"""The commoner codes, by NVIDIA's catalogue of Xid errors."""
+"""The common codes, by NVIDIA's catalogue of Xid errors."""
 
 
 def xid_text(label: str, code: int) -> str:
-    """Say what an Xid code means for people."""
+    """Return what an Xid code means, for display."""
     return f"{label}: Xid {code}, {_MEANINGS.get(code, 'see `dmesg` and the catalogue of Xid errors')}"
 
 
 class XidWatch:
     """Waits in a thread for the driver to report errors, and reports each in the event loop's thread.
 
-    Waiting costs nothing: the driver wakes it. What the driver does not offer (as for vGPUs, and in some
-    containers) is left out silently. `library` stands in for the module `pynvml`.
+    Waiting costs nothing: the driver wakes the thread. If the driver has no error events (as for vGPUs, and
+    in some containers), nothing is reported. Tests replace `library`, the module `pynvml`.
     """
 
     def __init__(self, report: Callable[[str, str], None], library: Any = None) -> None:

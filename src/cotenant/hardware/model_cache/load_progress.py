@@ -11,7 +11,7 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class LoadedBytes:
-    """Bytes of its files that a process has read, of all; None if the kernel does not report it."""
+    """Bytes of its files that a process has read, and their total; None if the kernel does not report it."""
 
     read_bytes: int | None
     total_bytes: int
@@ -20,8 +20,8 @@ class LoadedBytes:
 def loaded_bytes(pid: int, paths: Sequence[Path], *, proc: Path = _PROC) -> LoadedBytes:
     """Return how much of some files a process has mapped into memory, or has read.
 
-    The page cache does not show it: of a file that is there already nothing is left to be read from the disk,
-    and yet its load takes long. What counts is how much is mapped and touched (`/proc/PID/smaps`) or, if that
+    The page cache does not show it: the load of a file that is cached already takes long as well, although
+    nothing is read from the disk. This counts how much is mapped and touched (`/proc/PID/smaps`) or, if that
     is more, what its reads have returned (`rchar` of `/proc/PID/io`): engines do one or the other. Walking
     the mappings takes some milliseconds a gigabyte: not for the thread of an event loop. Raises OSError if a
     file is missing.

@@ -82,7 +82,7 @@ def _by_cachestat(fd: int, offset: int, length: int) -> int | None:
 def _by_mincore(fd: int, offset: int, length: int) -> int | None:
     """Count cached pages with mincore(2).
 
-    To those who neither own the file nor may write it, Linux says that every page is there.
+    For a file that this user neither owns nor may write, Linux reports that every page is cached.
     """
     if os.fstat(fd).st_uid != os.geteuid() and not os.access(f"/proc/self/fd/{fd}", os.W_OK):
         return None

@@ -17,11 +17,11 @@ READS_IN_FLIGHT: Final = 4
 
 
 class ReadAhead:
-    """One pass over some files, in their order, by threads that hold no lock of the interpreter as they read.
+    """One pass over some files, in order, by threads that do not hold the interpreter lock while they read.
 
-    `may_go_on` is asked before the first block and every `ask_every_s`: a sentence from it ends the pass
-    and becomes `stopped`. `on_end` is called once, from a thread, when the last read has returned.
-    `limit_bytes` bounds how much is covered. What the page cache holds already is passed over.
+    `may_go_on` is called before the first block and every `ask_every_s`: a reason that it returns ends the
+    pass and becomes `stopped`. `on_end` is called once, from a thread, when the last read has returned.
+    `limit_bytes` bounds how much is covered. What the page cache holds already is skipped.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class ReadAhead:
                 if path != opened:
                     if fd >= 0:
                         os.close(fd)
-                        # Its number is another's as soon as anybody opens a file.
+                        # Its number may be reused as soon as another thread opens a file.
                         fd = -1
-                    # A descriptor a thread: the kernel keeps its own read-ahead state for each.
+                    # One descriptor per thread: the kernel keeps its own read-ahead state for each.
                     fd, opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
                 read = 0
                 if resident_range(fd, offset, length) != length:

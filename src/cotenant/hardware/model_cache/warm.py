@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 class Warmed:
     """What a pass did: `covered_bytes` of `total_bytes` are in RAM, of which it read `read_bytes`.
 
-    `stopped` says in one sentence why it ended early, if so.
+    `stopped` says why it ended early, if so.
     """
 
     total_bytes: int = 0
@@ -74,9 +74,9 @@ class WarmTier:
         self._turn = asyncio.Lock()
 
     async def warm(self, paths: Sequence[Path], reason: str) -> Warmed:
-        """Read the files into the page cache, as far as the budget goes, and log it with the reason.
+        """Read the files into the page cache, within the budget, and log it with the reason.
 
-        Cancelling the task issues no further read and returns at once. Never raises for the disk's sake.
+        Cancelling the task issues no further read and returns at once. Errors of the disk are not raised.
         """
         files = tuple(paths)
         async with self._turn:
@@ -86,7 +86,7 @@ class WarmTier:
             return await self._read(files, room, reason)
 
     def drop(self, paths: Sequence[Path]) -> None:
-        """Give the files' pages back to the kernel, except those that a process has mapped.
+        """Remove the files' pages from the page cache, except those that a process has mapped.
 
         Takes milliseconds a gigabyte: not for the thread of an event loop.
         """
@@ -134,7 +134,7 @@ class WarmTier:
         return Warmed(reading.total_bytes, reading.covered_bytes, reading.read_bytes, seconds, stopped)
 
     def _prepare(self, files: tuple[Path, ...]) -> tuple[int, str | None]:
-        """Return the bytes that may be read of the files, or a sentence on why none."""
+        """Return the bytes that may be read of the files, or why none."""
         try:
             wanted_bytes = sum(path.stat().st_size for path in files)
         except OSError as error:
@@ -155,7 +155,7 @@ class WarmTier:
         return max(0, min(wanted_bytes, budget))
 
     def _trouble(self) -> str | None:
-        """Say why nothing should be read ahead now, if so."""
+        """Return why nothing should be read ahead now, if so."""
         available = self._memory().available_bytes
         if available is not None and available < self._floor_bytes:
             return f"only {format_bytes(available)} of memory are available"
@@ -182,7 +182,7 @@ def _unreadable(error: OSError) -> str:
 
 
 def presence(paths: Sequence[Path]) -> Presence:
-    """Tell how much of some files is in the page cache. Raises OSError if one is missing."""
+    """Return how much of some files is in the page cache. Raises OSError if one is missing."""
     total_bytes = sum(path.stat().st_size for path in paths)
     found = [resident_bytes(path) for path in paths]
     known = [count for count in found if count is not None]

@@ -10,7 +10,7 @@ from cotenant.domain.units import MIB
 from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
 
 MODEL_VARIABLE: Final = "COTENANT_MODEL"
-"""Tells `cotenant mps status` which model a client runs."""
+"""Shows `cotenant mps status` which model a client runs."""
 MEMORY_VARIABLE: Final = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 THREADS_VARIABLE: Final = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 
@@ -39,5 +39,5 @@ def client_environment(directories: MpsDirectories, share: ClientShare) -> dict[
 
 
 def limits_of(variables: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Return a client's limits on memory and on SMs as its environment states them; None for none."""
+    """Return a client's limits on memory and on SMs as its environment sets them; None for no limit."""
     return variables.get(MEMORY_VARIABLE), variables.get(THREADS_VARIABLE)

@@ -1,4 +1,4 @@
-"""The control program of MPS: found, and asked (nvidia-cuda-mps-control(1))."""
+"""Finds the control program of MPS and sends commands through it (nvidia-cuda-mps-control(1))."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_program(environ: Mapping[str, str]) -> Path | None:
 
 
 def no_program(environ: Mapping[str, str]) -> MpsMissing:
-    """Say that there is no control program, and where it comes from."""
+    """Return the error for a missing control program, with where it comes from."""
     given = environ.get(VARIABLE)
     return MpsMissing(
         f"{VARIABLE} names {given}, which cannot be run" if given else f"{PROGRAM} is not on the PATH",
@@ -54,11 +54,11 @@ class MpsControl:
         return True
 
     def servers(self) -> tuple[int, ...]:
-        """List the processes that compute for clients, one for each user at work."""
+        """List the processes that compute for clients, one for each active user."""
         return _numbers(self.ask("get_server_list"))
 
     def server_status(self, server: int) -> str:
-        """Return a server's state in the program's own word, such as ACTIVE or FAULT."""
+        """Return a server's state as the program names it, such as ACTIVE or FAULT."""
         words = self.ask(f"get_server_status {server}").split()
         return words[-1] if words else "unknown"
 

@@ -1,4 +1,4 @@
-"""One MPS control daemon: started in the foreground and watched, or adopted where it runs already."""
+"""One MPS control daemon: started in the foreground and watched, or adopted if it runs already."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ Spawn = Callable[[Sequence[str], Mapping[str, str], int], Child]
 class MpsDaemon:
     """A control daemon that answers.
 
-    One of our own dies with this process, and its directories are left empty. An adopted one is only used and
-    watched: it runs on when we are done.
+    One that we started dies with this process, and its directories are left empty. An adopted one is only
+    used and watched: it keeps running after us.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class MpsDaemon:
                 os.close(lock)
 
     async def wait_end(self) -> None:
-        """Return when it has gone by itself; never after `stop`."""
+        """Return when it has ended by itself; never after `stop`."""
         if self._child is not None:
             await self._child.wait()
         else:
@@ -134,7 +134,7 @@ class MpsDaemon:
             await asyncio.get_running_loop().create_future()
 
     async def stop(self, within_s: float) -> None:
-        """End it by `quit`, insist after `within_s`, and leave nothing behind; let an adopted one be."""
+        """End it by `quit`, kill it after `within_s`, and clean up; an adopted daemon is left running."""
         self._stopping = True
         if self._child is None:
             self._unwatch()
@@ -151,7 +151,7 @@ class MpsDaemon:
         await self.clean()
 
     async def clean(self) -> None:
-        """Remove what is left of a daemon of ours that has gone: its servers, its sockets."""
+        """Remove what a daemon of ours that has ended left behind: its servers and sockets."""
         if self._child is None or self._child.returncode is None:
             return
         await asyncio.to_thread(kill_orphans, self.directories.pipe)
@@ -194,8 +194,8 @@ def _spawned(program: Path, directories: MpsDirectories, cards: Sequence[str], s
 def daemon_environment(directories: MpsDirectories, cards: Sequence[str]) -> dict[str, str]:
     """Return the variables of a control daemon for some cards.
 
-    UUIDs here and in clients: given indices, MPS renumbers the cards, and a client that keeps its own
-    finds none.
+    Daemon and clients need UUIDs: given indices, MPS renumbers the cards, and a client that keeps its own
+    indices finds none.
     """
     return {
         **directories.variables(),

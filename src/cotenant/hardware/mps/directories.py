@@ -1,4 +1,4 @@
-"""Where an MPS control daemon listens and logs, and whose cards it serves."""
+"""Where an MPS control daemon listens and logs, and which cards it serves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CARDS_FILE: Final = "cards"
 _OWNER_ONLY: Final = 0o700
 _LONGEST_NAME: Final = "control_privileged"
 _MAX_SOCKET_PATH: Final = 107
-"""`sun_path` of unix(7), less its ending zero."""
+"""`sun_path` of unix(7), without its final zero byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class MpsDirectories:
         return {PIPE_VARIABLE: str(self.pipe), LOG_VARIABLE: str(self.log)}
 
     def create(self, cards: Sequence[str]) -> None:
-        """Make them for their owner alone, and note the cards. Raises MpsFailed."""
+        """Create the directories, accessible to their owner only, and record the cards. Raises MpsFailed."""
         if len(os.fsencode(self.pipe / _LONGEST_NAME)) > _MAX_SOCKET_PATH:
             raise MpsFailed(
                 f"{self.pipe} is too long a path for MPS's sockets",
@@ -81,14 +81,14 @@ class MpsDirectories:
             ) from None
 
     def cards(self) -> tuple[str, ...]:
-        """Return the cards noted by `create`; none if there is no note."""
+        """Return the cards that `create` recorded; empty if there is no record."""
         try:
             return tuple((self.pipe.parent / _CARDS_FILE).read_text(encoding="utf-8").split())
         except (OSError, UnicodeDecodeError):
             return ()
 
     def recorded_pid(self) -> int | None:
-        """Return the process that says it listens here, dead or alive; None if none says so."""
+        """Return the process that the PID file names, running or not; None without one."""
         try:
             text = (self.pipe / _PID_FILE).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
@@ -96,9 +96,9 @@ class MpsDirectories:
         return int(text) if text.isdecimal() and 0 < int(text) < 1 << 31 else None
 
     def try_lock(self) -> int | None:
-        """Take the right to start a daemon here until the descriptor is closed; None if another has it.
+        """Lock the right to start a daemon here until the descriptor is closed; None if it is taken.
 
-        The kernel gives it back when its holder is killed. Raises MpsFailed.
+        The kernel releases it when its holder is killed. Raises MpsFailed.
         """
         try:
             fd = os.open(self.pipe.parent / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -112,9 +112,9 @@ class MpsDirectories:
         return fd
 
     def remove_sockets(self) -> None:
-        """Remove what a daemon that is gone has left in its pipe directory. Only for those of ours."""
+        """Remove what a daemon that has ended left in its pipe directory. Only for our own directories."""
         if not self.ours:
-            raise ValueError(f"{self.pipe} is another's")
+            raise ValueError(f"{self.pipe} belongs to another daemon")
         try:
             left = [path for path in self.pipe.iterdir() if not path.is_dir()]
         except OSError:
@@ -124,14 +124,15 @@ class MpsDirectories:
 
 
 def _name(cards: Sequence[str]) -> str:
-    # Short, for the sockets' sake. A MIG slice of an old driver is `MIG-GPU-<card>/<instance>/<instance>`.
+    # Short, since the path of a socket is limited.
+    # A MIG slice of an old driver is `MIG-GPU-<card>/<instance>/<instance>`.
     if len(cards) == 1 and "/" not in cards[0]:
         return cards[0][:16]
     return f"cards-{hashlib.sha256(','.join(sorted(cards)).encode()).hexdigest()[:8]}"
 
 
 def _keep_to_owner(folder: Path) -> None:
-    """Refuse a folder of another user, or a link: who can write there can act as any client."""
+    """Refuse a folder of another user, or a link: anyone who can write there can act as any client."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise MpsFailed(f"{folder} is not a folder of this user", hint="Move it away.")

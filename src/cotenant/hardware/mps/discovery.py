@@ -17,7 +17,7 @@ class FoundDaemon:
     """A control daemon that answers.
 
     `cards` are the UUIDs, or their beginnings, that it was started with, None for every card. `problem` says
-    in one clause why engines cannot use it, if so.
+    why engines cannot use it, if so.
     """
 
     control: MpsControl
@@ -40,7 +40,7 @@ class FoundDaemon:
 def find_daemons(program: Path, state_dir: Path, environ: Mapping[str, str]) -> Iterator[FoundDaemon]:
     """Yield those in Cotenant's own directories, then the one that clients find by default.
 
-    Asks each: not for the thread of an event loop.
+    Asks each daemon, so do not call it in the thread of an event loop.
     """
     ours = [*MpsDirectories.all_ours(state_dir)]
     by_default = MpsDirectories.by_default(environ)

@@ -1,4 +1,4 @@
-"""MPS daemons that run on their own, started and ended by an operator."""
+"""MPS daemons that an operator starts and ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def start_manually(program: Path, directories: MpsDirectories, cards: Sequence[s
     lock = directories.try_lock()
     if lock is None:
         raise MpsFailed(
-            f"a running Cotenant has {directories.pipe.parent}",
+            f"a running Cotenant uses {directories.pipe.parent}",
             hint="It starts and ends its MPS daemon by itself.",
         )
     try:
@@ -45,7 +45,7 @@ def start_manually(program: Path, directories: MpsDirectories, cards: Sequence[s
 
 
 def stop_manually(control: MpsControl, within_s: float) -> None:
-    """End a daemon with its servers and clean up after it. Raises MpsFailed if it does not go."""
+    """End a daemon with its servers and clean up after it. Raises MpsFailed if it does not end."""
     pid = control.directories.recorded_pid()
     control.quit(within_s)
     deadline = time.monotonic() + _GONE_WITHIN_S

@@ -16,7 +16,7 @@ _PROGRAMS: Final = "nvidia-cuda-mps-"
 
 
 def variables_of(pid: int) -> dict[str, str] | None:
-    """Return a process's environment as it was started; None if it is gone, or another user's."""
+    """Return a process's environment as it was started; None if it has ended or is another user's."""
     try:
         content = (_PROC / str(pid) / "environ").read_bytes()
     except OSError:
@@ -49,7 +49,7 @@ def orphans_of(pipe: Path) -> Iterator[int]:
 
 
 def kill_orphans(pipe: Path) -> None:
-    """Kill the servers that a control daemon left behind when it was killed: they hold their cards."""
+    """Kill the servers that a killed control daemon left behind: they still hold their cards."""
     for pid in orphans_of(pipe):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What the MPS daemons of this machine do: their servers, the clients of each, and the clients' limits."""
+"""The MPS daemons of this machine: their servers, the clients of each, and the clients' limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cotenant.hardware.mps.processes import orphans_of, variables_of
 class ClientStatus:
     """A process that computes through MPS. `model` is None for one that Cotenant did not start.
 
-    `memory` and `threads` are its limits as its environment states them, None for none or another user's.
+    `memory` and `threads` are its limits from its environment; None for no limit or another user's.
     """
 
     pid: int
@@ -29,7 +29,7 @@ class ClientStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """The process that holds the cards for the clients of one user; `state` is MPS's own word for it."""
+    """The process that holds the cards for the clients of one user; `state` is as MPS names it."""
 
     pid: int
     state: str
@@ -38,7 +38,7 @@ class ServerStatus:
 
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
-    """A control daemon, or what one has left: then `pid` is None and nothing answers.
+    """A control daemon, or what one left behind: then `pid` is None and nothing answers.
 
     `cards` are UUIDs, None for every card; `problem` says what is wrong with it, if anything.
     """
@@ -54,7 +54,7 @@ class DaemonStatus:
 
 
 def daemon_statuses(program: Path, state_dir: Path, environ: Mapping[str, str]) -> Iterator[DaemonStatus]:
-    """Yield the daemons that answer, then the directories of ours where none does but something is left."""
+    """Yield the daemons that answer, then our directories without a daemon where something is left."""
     answering = set()
     for found in find_daemons(program, state_dir, environ):
         answering.add(found.directories.pipe)

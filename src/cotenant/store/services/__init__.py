@@ -1,4 +1,4 @@
-"""GPU configuration of services in the database: tables, rows and the book that the daemon uses.
+"""GPU configuration of services in the database: tables, rows, and the store that the daemon uses.
 
 It must not know compose files.
 """

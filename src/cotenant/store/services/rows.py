@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, insert, select, update
@@ -50,10 +51,7 @@ class ServiceRows:
         rows = self._connection.execute(
             select(configurations).where(configurations.c.enabled).order_by(configurations.c.position)
         )
-        saved = newest[0]
-        return SavedConfiguration(
-            saved.number, saved.at, saved.strategy, tuple(map(assignment_of, rows)), saved.apply
-        )
+        return replace(newest[0], assignments=tuple(map(assignment_of, rows)))
 
     def save(
         self,
