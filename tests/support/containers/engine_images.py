@@ -22,7 +22,7 @@ echo "engine $MODEL begins as $(id -u)"
 test -n "$SAYS" && echo "$SAYS" >&2
 test -n "$EXITS" && exit "$EXITS"
 if test -n "$STUBBORN"; then trap '' TERM; else trap 'exit 0' TERM; fi
-cat "$MODEL" > /tmp/health || exit 1
+head -c 64 "$MODEL" > /tmp/health || exit 1
 env > /tmp/env
 ls /dev > /tmp/devices
 grep Cap /proc/self/status > /tmp/rights
@@ -46,8 +46,7 @@ while test $# -gt 0; do
     shift
 done
 trap 'exit 0' TERM
-cat "$model" > /dev/null || exit 1
-echo ok > /tmp/health
+head -c 64 "$model" > /tmp/health || exit 1
 httpd -f -p "127.0.0.1:$port" -h /tmp &
 while :; do wait; done
 """
@@ -58,7 +57,7 @@ def shell_image(bed: ContainerBed) -> str:
     if not bed.podman("images", "--quiet", IMAGE):
         root = bed.folder / "rootfs"
         (root / "tmp").chmod(0o1777)
-        for applet in ("id", "grep", "printf"):
+        for applet in ("id", "grep", "printf", "head"):
             if not (root / "bin" / applet).exists():
                 (root / "bin" / applet).symlink_to("busybox")
         server = root / "bin" / "llama-server"
@@ -117,7 +116,7 @@ def fake_image(bed: ContainerBed) -> str:
 
 
 def shell_plan(model: Path, port: int, **env: str) -> LaunchPlan:
-    """A server that is ready once `/health` is its model's text; `/env`, `/devices` say what it sees."""
+    """A server that is ready once `/health` is the first bytes of its model; `/env`, `/devices` say what it sees."""
     told = {"PORT": str(port), "MODEL": str(model), **env}
     return LaunchPlan("tiny", ("sh", "-c", SERVER), port, env=told, reads=(model,))
 
