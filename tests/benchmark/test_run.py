@@ -85,7 +85,7 @@ async def test_a_model_that_fails_is_left_out_and_named_and_the_others_are_measu
 async def test_where_nothing_answers_at_all_that_is_the_fault() -> None:
     with pytest.raises(NothingToMeasure, match="a is broken"):
         await measured(ChatSite(("a",), failing={"a"}))
-    with pytest.raises(NothingToMeasure, match="no model that chats"):
+    with pytest.raises(NothingToMeasure, match="no chat model"):
         await measured(ChatSite(()))
 
 
@@ -146,7 +146,7 @@ async def test_json_holds_every_phase_with_its_figures() -> None:
         (b"HTTP/1.1 200 OK\r\n\r\ndata: {nonsense\n\n", "not JSON"),
         (b"HTTP/1.1 200 OK\r\n\r\ndata: [DONE]\n\n", "no text"),
         (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "out of slots"}}\n\n', "out of slots"),
-        (b"HTTP/1.1 200 OK\r\n\r\ndata: " + b"x" * (2 << 20), "no end"),
+        (b"HTTP/1.1 200 OK\r\n\r\ndata: " + b"x" * (2 << 20), "is too long"),
         (b"HTTP/1.1 302 F\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", "status 302"),
     ],
 )

@@ -197,7 +197,7 @@ def test_state_that_others_may_change_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "state" / "cotenant.db").touch()
     (tmp_path / "state" / "cotenant.db").chmod(0o666)
     found = only(files.state(host), Level.PROBLEM)
-    assert "cotenant.db is writable by everybody" in found.seen
+    assert "cotenant.db is writable by every user" in found.seen
     assert found.fix == f"chmod -R o-w {tmp_path / 'state'}"
 
 

@@ -19,7 +19,7 @@ _MAX_ERROR_CHARS: Final = 300
 
 
 class ChatFailed(Exception):
-    """A request failed; the message says why, in the server's words if it has any."""
+    """A request failed; the message is the server's if it sent one."""
 
 
 async def chat(
@@ -31,12 +31,12 @@ async def chat(
     arrived: Callable[[float], None] = lambda _at: None,
 ) -> Completion:
     """Send a request and read the answer; `arrived` is called for every chunk. Raises ChatFailed."""
-    asking = {**payload, "stream": True, "stream_options": {"include_usage": True}}
+    streamed = {**payload, "stream": True, "stream_options": {"include_usage": True}}
     limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=_MAX_BODY_BYTES)
     try:
         with contextlib.closing(await Exchange.connect(endpoint, limits)) as answer:
             sent_at = clock.now()
-            await answer.send(Request(endpoint, "POST", _PATH, asking, accept="text/event-stream"))
+            await answer.send(Request(endpoint, "POST", _PATH, streamed, accept="text/event-stream"))
             if answer.status != 200:
                 raise ChatFailed(_error_text(answer.status, await answer.body()))
             return await _read(answer, clock, sent_at, arrived)
@@ -61,16 +61,15 @@ async def _read(
             arrived(arrivals[-1])
     if not arrivals:
         raise ChatFailed("the answer had no text")
-    counted = usage.get("completion_tokens")
-    known = isinstance(counted, int) and counted > 0
-    prompt = usage.get("prompt_tokens")
+    counted, prompt = usage.get("completion_tokens"), usage.get("prompt_tokens")
+    tokens = counted if isinstance(counted, int) and counted > 0 else None
     return Completion(
         sent_at,
         tuple(arrivals),
         arrivals[-1],
-        counted if known and isinstance(counted, int) else len(arrivals),
-        known,
-        prompt if isinstance(prompt, int) else None,
+        tokens or len(arrivals),
+        usage=tokens is not None,
+        prompt_tokens=prompt if isinstance(prompt, int) else None,
     )
 
 
@@ -91,7 +90,7 @@ async def _events(answer: Exchange) -> AsyncIterator[dict[str, Any]]:
             if isinstance(event, dict):
                 yield event
         if len(rest) > _MAX_EVENT_BYTES:
-            raise ChatFailed("an event of the stream has no end")
+            raise ChatFailed("an event of the stream is too long")
 
 
 def _has_text(event: dict[str, Any]) -> bool:

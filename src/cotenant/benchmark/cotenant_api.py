@@ -87,16 +87,16 @@ class CotenantApi:
         totals = [device.get("total_bytes") for device in devices]
         return sum(totals) if totals and all(isinstance(total, int) for total in totals) else None
 
-    async def order(self, model: str, what: str) -> None:
+    async def request(self, model: str, action: str) -> None:
         """Load or unload a model, and wait until it is done. Raises ApiFailed or OSError."""
-        path = f"/api/models/{quote(model, safe='')}/{what}"
+        path = f"/api/models/{quote(model, safe='')}/{action}"
         await read_json(self._endpoint, path, "POST", self._timeout_s)
 
     @asynccontextmanager
     async def sampled(
         self, into: list[MemorySample], clock: Clock, every_s: float = 0.25
     ) -> AsyncIterator[None]:
-        """Record the memory of each model repeatedly while the block runs."""
+        """Record the memory of each model every `every_s` seconds while the block runs."""
         sampling = asyncio.create_task(self._sample(into, clock, every_s))
         try:
             yield
@@ -116,7 +116,7 @@ class CotenantApi:
 
 
 def _held_bytes(model: Mapping[str, Any]) -> int:
-    """Return a model's memory: as measured, else as its engine reports, else as planned."""
+    """Return a model's memory: as measured, else as its engine reports it, else as planned."""
     if not model.get("devices"):
         return 0
     for key in ("measured_bytes", "reported_bytes", "predicted_bytes"):

@@ -45,7 +45,7 @@ class LoadGenerator:
     step: Callable[[], None] = lambda: None
     arrivals: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     _tokens_per_word: dict[str, float] = field(default_factory=dict)
-    _asked: int = 0
+    _sent: int = 0
 
     async def warm_up(self, model: str) -> Completion:
         """Load a model with a short request, and learn its tokens per word. Raises ChatFailed."""
@@ -83,7 +83,7 @@ class LoadGenerator:
         while not finished.is_set() and not own.given_up:
             first = not own.settled(self.load)
             try:
-                own.answers.append(await self._ask(own))
+                own.answers.append(await self._request(own))
                 own.in_a_row = 0
             except ChatFailed as error:
                 own.failures.append(str(error))
@@ -93,7 +93,7 @@ class LoadGenerator:
             if all(other.settled(self.load) for other in loads):
                 finished.set()
 
-    async def _ask(self, own: _ModelLoad) -> Completion:
+    async def _request(self, own: _ModelLoad) -> Completion:
         words = max(1, round(self.load.prompt_tokens / self._tokens_per_word.get(own.model, 1.0)))
         payload = self._payload(own.model, words, self.load.max_tokens)
         return await chat(
@@ -102,8 +102,8 @@ class LoadGenerator:
 
     def _payload(self, model: str, words: int, max_tokens: int) -> dict[str, Any]:
         # Each prompt begins differently, so that no server reuses the cache of the last prompt.
-        self._asked += 1
-        text = " ".join((str(self._asked), *(_WORDS[(self._asked + n) % len(_WORDS)] for n in range(words))))
+        self._sent += 1
+        text = " ".join((str(self._sent), *(_WORDS[(self._sent + n) % len(_WORDS)] for n in range(words))))
         payload = {"model": model, "max_tokens": max_tokens, "messages": [{"role": "user", "content": text}]}
         return {**payload, "ignore_eos": True} if self.load.exact else payload
 

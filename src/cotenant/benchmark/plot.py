@@ -21,6 +21,8 @@ _COLOURS: Final = ("#2f6bd8", "#b35c09", "#1c7d5f", "#a43f8c", "#6a58cc", "#bf3f
 """Dark enough for white text, light enough for a black background."""
 _LETTER: Final = 7.4
 """The width of a letter of 12 px in the widest common font."""
+_MAX_LABEL: Final = int((_LEFT - 36) / _LETTER)
+"""The longest label of a bar, in letters."""
 _STYLE: Final = """
 text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; font-size: 12px; fill: #59636f }
 .paper { fill: #fff }
@@ -56,9 +58,8 @@ def svg(report: Report) -> str:
     rates_y = _TOP + _ROW * len(report.phases) + _GAP
     memory_y = rates_y + _PANEL + _GAP - _LINE
     height = (memory_y if report.memory else rates_y) + _PANEL + _BOTTOM
-    graphs = [_rates(report, colours, until_s, rates_y)]
-    if report.memory:
-        graphs.append(_memory(report, colours, until_s, memory_y))
+    rates = _rates(report, until_s, rates_y)
+    step_s = _round_up(until_s / 8, _STEPS)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
         f'viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="title words">',
@@ -68,14 +69,16 @@ def svg(report: Report) -> str:
         f'<rect class="paper" width="{WIDTH}" height="{height}" rx="8"/>',
         *_head(report),
         *_bars(report.phases, colours),
-        *(line for graph in graphs for line in graph.lines(report)),
+        *rates.lines(report.phases, colours),
+        *_phase_names(report, rates),
+        *(_memory(report, until_s, memory_y).lines(report.phases, colours) if report.memory else ()),
+        *(
+            _text(rates.x_of(number * step_s), height - 16, f"{number * step_s:g} s", anchor="middle")
+            for number in range(math.floor(until_s / step_s) + 1)
+        ),
+        "</svg>",
     ]
-    step = _round_up(until_s / 8, _STEPS)
-    for number in range(math.floor(until_s / step) + 1):
-        parts.append(
-            _text(graphs[0].x_of(number * step), height - 16, f"{number * step:g} s", anchor="middle")
-        )
-    return "\n".join((*parts, "</svg>")) + "\n"
+    return "\n".join(parts) + "\n"
 
 
 def _text(x: float, y: float, words: str, style: str = "", anchor: str = "") -> str:
@@ -99,13 +102,9 @@ def _head(report: Report) -> Iterator[str]:
     at_once = f"{load.concurrency} at once" if load.concurrency > 1 else "one at a time"
     shared = any(len(phase.models) > 1 for phase in report.phases)
     brackets = "; in brackets what a model keeps of its own rate alone" if shared else ""
+    requests = f"{load.requests} request{'s' if load.requests != 1 else ''} each, {at_once}"
     yield _text(24, 36, "Tokens per second, alone and together", "title")
-    yield _text(
-        24,
-        57,
-        f"{load.requests} request{'s' if load.requests != 1 else ''} each, {at_once}, "
-        f"answers of at most {load.max_tokens} tokens{brackets}",
-    )
+    yield _text(24, 57, f"{requests}, answers of at most {load.max_tokens} tokens{brackets}")
 
 
 def _bars(phases: Sequence[Phase], colours: Mapping[str, str]) -> Iterator[str]:
@@ -116,7 +115,9 @@ def _bars(phases: Sequence[Phase], colours: Mapping[str, str]) -> Iterator[str]:
         y = _TOP + number * _ROW
         middle = y + _BAR / 2 + 4
         label = phase.models[0] if len(phase.models) == 1 else _COUNTS[len(phase.models)]
-        yield _text(_LEFT - 12, middle, _cut(label, int((_LEFT - 36) / _LETTER)), "name", "end")
+        if len(label) > _MAX_LABEL:
+            label = f"{label[: _MAX_LABEL - 1]}…"
+        yield _text(_LEFT - 12, middle, label, "name", "end")
         x = float(_LEFT)
         for result in phase.results:
             width = result.tokens_per_s * scale
@@ -149,8 +150,6 @@ class _Graph:
     label: Callable[[float], str]
     series: Mapping[str, Sequence[float]]
     instants: Sequence[float]
-    colours: Mapping[str, str]
-    names_phases: bool = False
 
     def x_of(self, at: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * at / self.until_s
@@ -158,15 +157,13 @@ class _Graph:
     def y_of(self, value: float) -> float:
         return self.y + _PANEL * (1 - value / self.most)
 
-    def lines(self, report: Report) -> Iterator[str]:
+    def lines(self, phases: Sequence[Phase], colours: Mapping[str, str]) -> Iterator[str]:
         """Yield the title, the phases, the axis and the areas."""
-        yield _text(24, self.y - (_LINE + 8 if self.names_phases else 18), self.title, "panel")
-        for phase in report.phases:
+        yield _text(24, self.y - 24, self.title, "panel")
+        for phase in phases:
             x = self.x_of(phase.begun_at)
             width = self.x_of(phase.ended_at) - x
             yield f'<rect class="phase" x="{x:.1f}" y="{self.y}" width="{width:.1f}" height="{_PANEL}"/>'
-        if self.names_phases:
-            yield from self._phase_names(report)
         for value in (0, self.most / 2, self.most):
             y = self.y_of(value)
             yield f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -175,22 +172,11 @@ class _Graph:
         for model, values in self.series.items():
             above = [low + value for low, value in zip(below, values, strict=True)]
             points = [*self._line(above), *reversed([*self._line(below)])]
-            yield f'<polygon points="{" ".join(points)}" fill="{self.colours[model]}"/>'
+            yield f'<polygon points="{" ".join(points)}" fill="{colours[model]}"/>'
             below = above
 
-    def _phase_names(self, report: Report) -> Iterator[str]:
-        """Yield what happened when, where there is room for it."""
-        spans: list[tuple[float, float, Sequence[str]]]
-        spans = [(each.begun_at, each.ended_at, (_COUNTS[len(each.models)],)) for each in report.phases]
-        if report.waits and spans:
-            spans.append((spans[-1][1], self.until_s, ("cold starts and swaps", "cold starts", "cold")))
-        for begun_at, ended_at, texts in spans:
-            left, right = self.x_of(begun_at), self.x_of(ended_at)
-            if text := _first_that_fits(texts, right - left):
-                yield _text((left + right) / 2, self.y - 6, text, anchor="middle")
-
     def _line(self, values: Sequence[float]) -> Iterator[str]:
-        """Yield points, without those in the middle of a level stretch: memory stays constant for minutes."""
+        """Yield points, without those between two of the same height: memory stays constant for minutes."""
         heights = [f"{self.y_of(value):.1f}" for value in values]
         last = len(heights) - 1
         for number, (at, height) in enumerate(zip(self.instants, heights, strict=True)):
@@ -198,25 +184,37 @@ class _Graph:
                 yield f"{self.x_of(at):.1f},{height}"
 
 
-def _rates(report: Report, colours: Mapping[str, str], until_s: float, y: float) -> _Graph:
+def _phase_names(report: Report, graph: _Graph) -> Iterator[str]:
+    """Yield a name above each phase of a graph that is wide enough for it."""
+    spans: list[tuple[float, float, Sequence[str]]]
+    spans = [(each.begun_at, each.ended_at, (_COUNTS[len(each.models)],)) for each in report.phases]
+    if report.waits and spans:
+        spans.append((spans[-1][1], graph.until_s, ("cold starts and swaps", "cold starts", "cold")))
+    for begun_at, ended_at, texts in spans:
+        left, right = graph.x_of(begun_at), graph.x_of(ended_at)
+        if text := _first_that_fits(texts, right - left):
+            yield _text((left + right) / 2, graph.y - 6, text, anchor="middle")
+
+
+def _rates(report: Report, until_s: float, y: float) -> _Graph:
     width_s = max(_LEAST_BIN_S, until_s / _BINS)
-    series = {model: _binned(report.tokens[model], width_s, until_s) for model in colours}
+    series = {model: _binned(times, width_s, until_s) for model, times in report.tokens.items()}
     instants = [min((n + 0.5) * width_s, until_s) for n in range(math.floor(until_s / width_s) + 1)]
     most = _round_up(max(_highest(series) * 1.03, 1.0), _EVEN)
-    title = "Tokens per second over time"
     return _Graph(
-        title, y, until_s, most, lambda v: f"{v:,.0f}", series, instants, colours, names_phases=True
+        "Tokens per second over time", y, until_s, most, lambda rate: f"{rate:,.0f}", series, instants
     )
 
 
-def _memory(report: Report, colours: Mapping[str, str], until_s: float, y: float) -> _Graph:
-    series = {m: [float(each.bytes_by_model.get(m, 0)) for each in report.memory] for m in colours}
-    most = _highest(series)
-    unit = GIB if most >= GIB else MIB
-    most = _round_up(max(most * 1.03 / unit, 1.0), _EVEN) * unit
+def _memory(report: Report, until_s: float, y: float) -> _Graph:
+    series = {m: [each.bytes_by_model.get(m, 0) for each in report.memory] for m in report.tokens}
     instants = [sample.at for sample in report.memory]
-    title = "Memory held over time"
-    return _Graph(title, y, until_s, most, lambda v: format_bytes(round(v)), series, instants, colours)
+    highest = _highest(series)
+    unit = GIB if highest >= GIB else MIB
+    most = _round_up(max(highest * 1.03 / unit, 1.0), _EVEN) * unit
+    return _Graph(
+        "Memory held over time", y, until_s, most, lambda size: format_bytes(round(size)), series, instants
+    )
 
 
 def _highest(series: Mapping[str, Sequence[float]]) -> float:
@@ -239,11 +237,7 @@ def _first_that_fits(texts: Sequence[str], width: float) -> str:
     return next((text for text in texts if len(text) * _LETTER <= width), "")
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def _round_up(value: float, numbers: Sequence[float]) -> float:
-    """Return the next of these numbers, or of their multiples by a power of ten; the last of them is 10."""
+    """Round up to one of these numbers times a power of ten; the last of them is 10."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * number for number in numbers if power * number >= value)

@@ -17,8 +17,8 @@ _SIGNS: Final = frozenset("…–×")
 def png(picture: str) -> bytes:
     """Draw an SVG picture in its light colours, twice as large.
 
-    Text uses the bundled font, so that it looks the same on every machine; the machine's fonts are used only
-    if it may lack a letter. Raises ImportError without the extra.
+    Text uses the bundled font, so that it looks the same on every machine. The machine's fonts are used only
+    if the bundled one may lack a letter. Raises ImportError without the extra.
     """
     from font_source_sans_pro import font_files_ttf
     from resvg_py import svg_to_bytes

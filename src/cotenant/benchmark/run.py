@@ -56,7 +56,7 @@ async def run_benchmark(
     except ApiFailed as error:
         raise NothingToMeasure(f"the models of {endpoint.url} cannot be listed: {error}") from None
     if not chosen:
-        raise NothingToMeasure(f"{endpoint.url} lists no model that chats")
+        raise NothingToMeasure(f"{endpoint.url} lists no chat model")
     run = BenchmarkRun(endpoint, chosen, load, RelativeClock(clock), progress, api)
     try:
         return await run.run(keep_loaded)
@@ -135,12 +135,12 @@ class BenchmarkRun:
                 return None
         loads = await self._loads(models)
         if loads is None:
-            self.left_out.append(f"{what}: they do not fit together, so that one unloads another")
+            self.left_out.append(f"{what}: they do not fit together: one unloads another")
             return None
         self._begin(what, self.load.requests * len(models))
         phase = await self.generator.phase(models, alone)
         if await self._loads(models) != loads:
-            phase = replace(phase, note="a model was unloaded meanwhile, so that its loading is counted")
+            phase = replace(phase, note="a model was unloaded during the phase: its reload is included")
         self.phases.append(phase)
         for result in phase.results:
             if result.failure is not None:
@@ -158,33 +158,26 @@ class BenchmarkRun:
         return [statuses[model].get("loads") for model in models]
 
     async def _loading(self, api: CotenantApi, before: Mapping[str, Mapping[str, object]]) -> list[Wait]:
-        movable = [
-            model
-            for model in dict.fromkeys(model for phase in self.phases for model in phase.models)
-            if not before.get(model, {}).get("pinned")
-        ]
-        swaps = [*zip(movable, (*movable[1:], *movable[:1]), strict=True)] if len(movable) > 1 else []
-        waits: list[Wait] = []
-        self._begin("cold start and swap", len(movable) + len(swaps))
-        for model in movable:
-            if (seconds := await self._wait(api, model, None)) is not None:
-                waits.append(Wait(model, seconds))
-        for leaving, model in swaps:
-            if (seconds := await self._wait(api, model, leaving)) is not None:
-                waits.append(Wait(model, seconds, leaving))
-        return waits
+        models = dict.fromkeys(model for phase in self.phases for model in phase.models)
+        movable = [model for model in models if not before.get(model, {}).get("pinned")]
+        loads: list[tuple[str, str | None]] = [(model, None) for model in movable]
+        if len(movable) > 1:
+            loads += zip((*movable[1:], movable[0]), movable, strict=True)
+        self._begin("cold start and swap", len(loads))
+        waits = [await self._wait(api, model, leaving) for model, leaving in loads]
+        return [wait for wait in waits if wait is not None]
 
-    async def _wait(self, api: CotenantApi, model: str, leaving: str | None) -> float | None:
-        """Return the time to a cold model's first token; `leaving` is unloaded first."""
+    async def _wait(self, api: CotenantApi, model: str, leaving: str | None) -> Wait | None:
+        """Measure the time to a cold model's first token; `leaving` is unloaded first. None if it fails."""
         try:
-            await api.order(model, "unload")
+            await api.request(model, "unload")
             if leaving is not None:
-                await api.order(leaving, "load")
+                await api.request(leaving, "load")
             began = self.clock.now()
             if leaving is not None:
-                await api.order(leaving, "unload")
+                await api.request(leaving, "unload")
             await self.generator.warm_up(model)
-            return self.clock.now() - began
+            return Wait(model, self.clock.now() - began, leaving)
         except (ChatFailed, ApiFailed, OSError) as error:
             self.left_out.append(f"loading {model}: {error}")
             return None
@@ -198,7 +191,7 @@ class BenchmarkRun:
                 continue
             what = "load" if was.get("state") in ("ready", "loading") else "unload"
             try:
-                await api.order(model, what)
+                await api.request(model, what)
             except (ApiFailed, OSError) as error:
                 self.left_out.append(f"{model} could not be restored: {error}")
 

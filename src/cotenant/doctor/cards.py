@@ -11,7 +11,7 @@ from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.units import format_bytes
 from cotenant.hardware.gpus.card_health import CardHealth, read_health
 
-_MUCH: Final = 0.1
+_LARGE_SHARE: Final = 0.1
 """The share of a card that others may hold without a warning, as a desktop does."""
 _PERFORMANCE_STATE: Final = 0
 _HOT_C: Final = 90
@@ -80,7 +80,7 @@ def foreign_processes(host: HostContext) -> Iterator[Observation]:
             continue
         others = [process for process in processes if not _is_ours(host, process)]
         held = sum(process.used_bytes or 0 for process in others)
-        if others and held > _MUCH * (device.total_bytes or held):
+        if others and held > _LARGE_SHARE * (device.total_bytes or held):
             yield warning(
                 f"{device.label}: others hold {format_bytes(held)} ({_named(others)})",
                 "Models get the rest; if others take more later, an engine may fail.",

@@ -12,7 +12,7 @@ from cotenant.services.compose.compose_files import read_project
 
 _RUN_WITHIN_S: Final = 60.0
 _ASK_WITHIN_S: Final = 10.0
-_LOOK: Final = "ls -d /dev/nvidia[0-9]* /dev/dxg /dev/kfd 2>/dev/null; true"
+_LIST_DEVICES: Final = "ls -d /dev/nvidia[0-9]* /dev/dxg /dev/kfd 2>/dev/null; true"
 """Device nodes exist if the container got the GPU; no tool is needed that an image may lack."""
 _ENGINES: Final = ("podman", "docker")
 _LIKELY: Final = ("cuda", "ubuntu", "debian", "alpine", "busybox")
@@ -23,22 +23,22 @@ def trial(host: HostContext) -> Iterator[Observation]:
     if not host.containers:
         return
     if not host.nvidia_cards():
-        yield ok("no container was tried: there is no NVIDIA card")
+        yield ok("no container was tested: there is no NVIDIA card")
         return
     indices = sorted({card.index for card in host.nvidia_cards() if card.index is not None})
-    for engine in (name for name in _ENGINES if host.find(name) is not None):
+    for engine in filter(host.find, _ENGINES):
         image = host.image or _local_image(host, engine)
         if image is None:
             yield unknown(
-                f"{engine} has no image to try a container with",
+                f"{engine} has no local image to test a container with",
                 "Whether its containers see a GPU is unknown.",
-                f"{engine} pull docker.io/library/debian:stable-slim   # then again",
+                f"{engine} pull docker.io/library/debian:stable-slim   # then check again",
             )
             continue
         named = [word for index in indices for word in ("--device", f"nvidia.com/gpu={index}")]
         gpus = named if engine == "podman" else ["--gpus", "all"]
         argv = (engine, "run", "--rm", "--pull=never", "--network=none", *gpus)
-        answer = host.run((*argv, "--entrypoint", "sh", image, "-c", _LOOK), _RUN_WITHIN_S)
+        answer = host.run((*argv, "--entrypoint", "sh", image, "-c", _LIST_DEVICES), _RUN_WITHIN_S)
         seen = answer.output.split()
         if not answer.ok:
             yield problem(
@@ -60,15 +60,15 @@ def trial(host: HostContext) -> Iterator[Observation]:
 
 def services(host: HostContext) -> Iterator[Observation]:
     """Check which GPUs the running container of each service sees."""
-    services_section = host.configuration.services if host.configuration is not None else None
-    if not host.containers or services_section is None:
+    settings = host.services
+    if not host.containers or settings is None:
         return
     try:
-        project = read_project(services_section.compose_files, services_section.project).name
+        project = read_project(settings.compose_files, settings.project).name
     except ComposeFileError as error:
         yield problem(error.message, "No service can be pinned or recreated.", error.hint)
         return
-    for service in (item for item in services_section.items if item.enabled):
+    for service in (item for item in settings.items if item.enabled):
         yield _service(host, project, service.name)
 
 
@@ -76,16 +76,16 @@ def _service(host: HostContext, project: str, service: str) -> Observation:
     # Another project may have a service of the same name.
     labels = (f"com.docker.compose.project={project}", f"com.docker.compose.service={service}")
     filters = [word for label in labels for word in ("--filter", f"label={label}")]
-    for engine in (name for name in _ENGINES if host.find(name) is not None):
+    for engine in filter(host.find, _ENGINES):
         listed = host.run((engine, "ps", *filters, "--format", "{{.Names}}"), _ASK_WITHIN_S)
         names = listed.output.split() if listed.ok else []
         if not names:
             continue
-        answer = host.run((engine, "exec", names[0], "sh", "-c", _LOOK), _ASK_WITHIN_S)
+        answer = host.run((engine, "exec", names[0], "sh", "-c", _LIST_DEVICES), _ASK_WITHIN_S)
         seen = [path for path in answer.output.split() if path.startswith("/dev/")]
         if not answer.ok:
             return unknown(
-                f"the service {service} could not be asked for its GPU: {answer.reason}",
+                f"the service {service} could not be checked for its GPU: {answer.reason}",
                 "Its image may have no shell.",
                 f"{engine} inspect {names[0]}",
             )

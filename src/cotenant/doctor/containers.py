@@ -72,7 +72,7 @@ def podman(host: HostContext) -> Iterator[Observation]:
 
 def compose(host: HostContext) -> Iterator[Observation]:
     """Check for a compose command that works, if services need one."""
-    services = host.configuration.services if host.configuration is not None else None
+    services = host.services
     configured = services.command if services is not None else None
     tried = []
     for command in (configured,) if configured else KNOWN_COMMANDS:
@@ -100,7 +100,7 @@ def compose(host: HostContext) -> Iterator[Observation]:
 
 def toolkit(host: HostContext) -> Iterator[Observation]:
     """Check for NVIDIA's container toolkit, if there are cards and a container engine."""
-    if not host.nvidia_cards() or not _engine(host):
+    if not host.nvidia_cards() or not _has_engine(host):
         return
     if host.find("nvidia-ctk") is None:
         yield warning(
@@ -203,13 +203,12 @@ def _paths(spec: Mapping[str, Any]) -> Iterator[str]:
                 yield entry["hostPath"]
 
 
-def _engine(host: HostContext) -> bool:
+def _has_engine(host: HostContext) -> bool:
     return any(host.find(name) is not None for name in ("docker", "podman"))
 
 
 def _absent(host: HostContext, name: str) -> Observation:
-    services = host.configuration.services if host.configuration is not None else None
-    if services is None or _engine(host):
+    if host.services is None or _has_engine(host):
         return ok(f"{name} is not installed and not needed")
     return problem(
         f"{name} is not installed, nor is another container engine",

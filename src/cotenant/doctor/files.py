@@ -11,8 +11,6 @@ from typing import Final
 from cotenant.doctor.findings import Observation, ok, problem, warning
 from cotenant.doctor.host_context import HostContext
 
-_OTHERS_MAY_WRITE: Final = stat.S_IWOTH
-_OTHERS_MAY_READ: Final = stat.S_IROTH
 _MOST_FILES: Final = 2000
 
 
@@ -39,17 +37,17 @@ def state(host: HostContext) -> Iterator[Observation]:
         return
     found = _below(folder)
     foreign = [path for path, status in found if status.st_uid != os.getuid()]
-    open_to_all = [path for path, status in found if status.st_mode & _OTHERS_MAY_WRITE]
+    open_to_all = [path for path, status in found if status.st_mode & stat.S_IWOTH]
     if foreign:
         yield problem(
             f"{foreign[0]} belongs to another user{_and_more(foreign)}",
-            "The daemon cannot write it; perhaps it once ran as root.",
+            "The daemon cannot write it. A daemon that ran as root may have created it.",
             f"sudo chown -R {os.getuid()} {folder}",
         )
     if open_to_all:
         yield problem(
-            f"{open_to_all[0]} is writable by everybody{_and_more(open_to_all)}",
-            "Whoever changes it controls the daemon.",
+            f"{open_to_all[0]} is writable by every user{_and_more(open_to_all)}",
+            "A user who changes it controls the daemon.",
             f"chmod -R o-w {folder}",
         )
     if not foreign and not open_to_all:
@@ -74,14 +72,14 @@ def keys(host: HostContext) -> Iterator[Observation]:
                 "The daemon does not start without it.",
             )
             continue
-        if mode & _OTHERS_MAY_READ:
+        if mode & stat.S_IROTH:
             yield warning(
-                f"{path} holds API keys and is readable by everybody",
-                "Whoever has a key can use and control the daemon.",
+                f"{path} holds API keys and is readable by every user",
+                "Anyone who has a key can use and control the daemon.",
                 f"chmod 600 {path}",
             )
         else:
-            yield ok(f"the API keys in {path} are not readable by everybody")
+            yield ok(f"the API keys in {path} are not readable by every user")
 
 
 def _below(folder: Path) -> list[tuple[Path, os.stat_result]]:

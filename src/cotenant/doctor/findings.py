@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad a finding is. `UNKNOWN` could not be checked; it does not count as a problem."""
+    """The severity of a finding. `UNKNOWN` could not be checked; it does not count as a problem."""
 
     PROBLEM = "problem"
     WARNING = "warning"
@@ -45,7 +45,7 @@ class Finding(Observation):
 
 
 def ok(seen: str) -> Observation:
-    """Report that all is well."""
+    """Report that there is no problem."""
     return Observation(Level.OK, seen)
 
 
@@ -55,7 +55,7 @@ def warning(seen: str, matters: str, fix: str = "") -> Observation:
 
 
 def problem(seen: str, matters: str, fix: str = "") -> Observation:
-    """Report that something which was asked for cannot work."""
+    """Report that something which was requested cannot work."""
     return Observation(Level.PROBLEM, seen, matters, fix)
 
 

@@ -1,4 +1,4 @@
-"""The machine that the checks look at, and the configuration to check it for."""
+"""The machine to check, and the configuration that it is checked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cotenant.domain.errors import CotenantError
 from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.inventory import probe
 from cotenant.programs.run import Finished, run_program
+from cotenant.services.settings import ServicesSettings
 
 Runner = Callable[[Sequence[str], float], Finished]
 
@@ -74,6 +75,11 @@ class HostContext:
             return self.path(absolute).read_text(errors="replace")
         except OSError:
             return None
+
+    @property
+    def services(self) -> ServicesSettings | None:
+        """The configured services; None if there are none."""
+        return None if self.configuration is None else self.configuration.services
 
     def cards(self) -> tuple[Device, ...]:
         """Return the GPUs and MIG slices."""

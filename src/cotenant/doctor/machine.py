@@ -34,7 +34,7 @@ def memory(host: HostContext) -> Iterator[Observation]:
     if ram.total_bytes is None or ram.available_bytes is None:
         yield unknown(
             "memory could not be checked: /proc/meminfo does not show it",
-            "Therefore nothing is planned in host RAM.",
+            "Nothing is planned in host RAM.",
             "Mount /proc in the container.",
         )
         return
@@ -72,18 +72,18 @@ def limits(host: HostContext) -> Iterator[Observation]:
     """Check how many files may be open and how much memory may be locked."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
-        enough = hard == resource.RLIM_INFINITY or hard >= _FEW_FILES
+        may_raise = hard == resource.RLIM_INFINITY or hard >= _FEW_FILES
         yield warning(
             f"{soft} files may be open at once",
             "A client needs two: about half as many can be served at a time.",
             "ulimit -n 65536   # in a systemd unit: LimitNOFILE=65536"
-            if enough
+            if may_raise
             else "echo '* - nofile 65536' | sudo tee /etc/security/limits.d/cotenant.conf",
         )
     else:
         yield ok(f"{'any number of' if soft < 0 else soft} files may be open at once")
-    locked = [] if host.configuration is None else host.configuration.models
-    names = [entry.name for entry in locked if entry.recipe.mlock]
+    models = () if host.configuration is None else host.configuration.models
+    names = [entry.name for entry in models if entry.recipe.mlock]
     most, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if names and most != resource.RLIM_INFINITY:
         yield warning(
@@ -130,7 +130,7 @@ def _disk(folder: Path, what: str, little: int, matters: str) -> Iterator[Observ
     else:
         yield ok(text)
     if os.statvfs(existing).f_favail == 0 and os.statvfs(existing).f_files:
-        yield problem(f"no inode is left in {existing}", "No file can be made.", f"df -i {existing}")
+        yield problem(f"no inode is left in {existing}", "No file can be created.", f"df -i {existing}")
 
 
 def _kernel_clock() -> int | None:

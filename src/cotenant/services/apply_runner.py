@@ -63,7 +63,7 @@ class ApplyRunner:
             _LOG.warning("the state of the last apply is unknown: %s", error.message)
 
     def subscribe(self) -> AsyncIterator[ApplyStatus]:
-        """Yield every step from now on; a slow reader misses the oldest."""
+        """Yield every step from now on. A slow reader loses the oldest ones."""
         return self._updates.subscribe()
 
     async def close(self) -> None:

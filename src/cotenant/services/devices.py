@@ -1,4 +1,4 @@
-"""The GPUs of this machine as strategies for services see them, and as the store remembers them."""
+"""The GPUs of this machine, as input of the strategies and as records of the store."""
 
 from __future__ import annotations
 

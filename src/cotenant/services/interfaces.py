@@ -1,4 +1,4 @@
-"""What the operator of services needs from the database, which is above this room."""
+"""The database as services use it: the store implements this Protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cotenant.services.model import (
 class ServiceStore(Protocol):
     """Remembers the GPU of each service, in the tables of GPU configuration.
 
-    Unlike a Journal it never loses anything silently: what cannot be written or read raises StoreError.
+    Unlike a Journal it loses nothing silently: a failed read or write raises StoreError.
     """
 
     async def current(self) -> SavedConfiguration | None:
@@ -51,7 +51,7 @@ class ServiceStore(Protocol):
         ...
 
     async def see_devices(self, devices: Sequence[SeenDevice]) -> None:
-        """Store which GPUs are present now; those that are gone keep the time when they were last seen."""
+        """Store which GPUs are present now; missing ones keep the time when they were last seen."""
         ...
 
     async def devices(self) -> Sequence[SeenDevice]:

@@ -1,4 +1,4 @@
-"""The values of the wing: services, GPUs, assignments, configurations, and the state of applies.
+"""The values of this package: services, GPUs, assignments, configurations, and the state of applies.
 
 A VRAM budget is counted in GB of 2^30 bytes, as in the applications that read it.
 """
@@ -25,7 +25,7 @@ class Strategy(StrEnum):
 
 
 class ServiceRole(StrEnum):
-    """The kind of a service, as far as placement depends on it."""
+    """The kind of a service: `isolation_first` keeps LLMs apart."""
 
     LLM = "llm"
     OTHER = "other"
@@ -53,9 +53,9 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class ServiceDevice:
-    """A GPU as strategies see it.
+    """A GPU, as input of the strategies.
 
-    `occupied_bytes` is in use there by others than services: foreign processes and the scheduler's models.
+    `occupied_bytes` is in use by others than services: foreign processes and the scheduler's models.
     `speed` orders GPUs, faster is more (bytes/s of memory bandwidth); None where it is not known.
     """
 
@@ -150,7 +150,7 @@ class ApplyState(StrEnum):
 
 
 class OnFailure(StrEnum):
-    """What to do when a service does not come up."""
+    """What to do when a service does not start or does not become healthy."""
 
     ROLLBACK = "rollback"
     KEEP = "keep"

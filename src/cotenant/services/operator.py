@@ -144,9 +144,7 @@ class Services:
 
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
         """Return the last apply and the containers as they are; none if there is no container engine."""
-        status = self._runner.status
-        if status is None:
-            status = await self._store.last_apply()
+        status = self._runner.status or await self._store.last_apply()
         try:
             return status, await self._orchestrator.containers()
         except (ContainerEngineMissing, ComposeFileError):
@@ -162,7 +160,7 @@ class Services:
         return await self._store.devices()
 
     def changes(self) -> AsyncIterator[ApplyStatus]:
-        """Follow applies step by step. A slow reader misses the oldest."""
+        """Follow applies step by step. A slow reader loses the oldest steps."""
         return self._runner.subscribe()
 
     # Changing.
@@ -188,7 +186,7 @@ class Services:
         """
         async with self._changing:
             self._runner.check_idle()
-            # Before saving: without a container engine nothing is saved either.
+            # This comes before saving: without a container engine nothing is saved.
             containers = await self._orchestrator.containers()
             saved = await self._store.current()
             if saved is None:
@@ -196,11 +194,11 @@ class Services:
             return await self._start(saved, containers, force=force)
 
     async def rollback(self, number: int | None = None) -> ApplyStatus:
-        """Start to go back to the configuration applied before, or to `number`; return at once.
+        """Start to restore the configuration applied before, or `number`; return at once.
 
-        After a failed apply that is the last good one, even if it was restored already: what is saved is then
-        what runs. This adds an entry to the history. Before the first apply, nothing was pinned. Raises
-        NothingToRollBack and what `apply` raises.
+        After a failed apply that is the last good one, even if it was restored already: then the saved
+        configuration is the one that runs. This adds an entry to the history. Before the first apply, nothing
+        was pinned. Raises NothingToRollBack and what `apply` raises.
         """
         async with self._changing:
             self._runner.check_idle()
@@ -293,24 +291,23 @@ class Services:
         known = {service.name for service in self._settings.items}
         ids = {device.index: device.id for device in devices}
         seen: set[str] = set()
-        for at, each in enumerate(assignments):
+        for number, each in enumerate(assignments):
+            field = f"assignments[{number}]"
             if each.service not in known:
                 raise BadAssignment(
                     f"there is no service {each.service!r}",
                     hint=f"Services: {', '.join(sorted(known)) or 'none'}.",
-                    field=f"assignments[{at}].service",
+                    field=f"{field}.service",
                 )
             if each.service in seen:
                 raise BadAssignment(
-                    f"{each.service} is assigned twice",
-                    hint="Keep one.",
-                    field=f"assignments[{at}].service",
+                    f"{each.service} is assigned twice", hint="Keep one.", field=f"{field}.service"
                 )
             if each.gpu_index is not None and each.gpu_index not in ids:
                 raise BadAssignment(
                     f"there is no GPU {each.gpu_index}",
                     hint=f"GPUs: {', '.join(map(str, sorted(ids))) or 'none'}.",
-                    field=f"assignments[{at}].gpu_index",
+                    field=f"{field}.gpu_index",
                 )
             seen.add(each.service)
         return tuple(
@@ -321,17 +318,16 @@ class Services:
     def _target(self, history: Sequence[SavedConfiguration], number: int | None) -> SavedConfiguration:
         """Return the configuration to go back to. Raises NothingToRollBack."""
         if number is not None:
-            for entry in history:
-                if entry.number == number:
-                    return entry
-            raise NothingToRollBack(
-                f"there is no configuration {number}",
-                hint="`cotenant services history` lists them.",
-            )
+            entry = next((entry for entry in history if entry.number == number), None)
+            if entry is None:
+                raise NothingToRollBack(
+                    f"there is no configuration {number}", hint="`cotenant services history` lists them."
+                )
+            return entry
         tried = [entry for entry in history if entry.apply is not None]
         if not tried:
             raise NothingToRollBack("nothing was applied yet", hint="There is nothing to undo.")
-        good = _succeeded(history)
+        good = [entry for entry in history if entry.apply and entry.apply.state is ApplyState.SUCCEEDED]
         if good and good[0].number == tried[0].number:
             good = [entry for entry in good if difference(good[0].assignments, entry.assignments)]
         if good:
@@ -347,7 +343,3 @@ def _differences(
 
 
 _ABSENT: Final = ContainerState("")
-
-
-def _succeeded(history: Sequence[SavedConfiguration]) -> list[SavedConfiguration]:
-    return [entry for entry in history if entry.apply and entry.apply.state is ApplyState.SUCCEEDED]

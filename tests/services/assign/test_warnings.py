@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cotenant.services.assign.warnings import gb, warnings_of
+from cotenant.services.assign.warnings import size_text, warnings_of
 from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceRole, WarningKind
 from tests.services.assign.service_cases import (
     A400,
@@ -153,4 +153,4 @@ def test_user_assigns_same_gpu_to_all_is_allowed() -> None:
     ("mib", "text"), [(24564, "24 GB"), (4094, "4 GB"), (6963, "6.8 GB"), (329, "329 MB"), (0, "0 MB")]
 )
 def test_sizes_read_as_in_the_design(mib: int, text: str) -> None:
-    assert gb(mib * 2**20) == text
+    assert size_text(mib * 2**20) == text

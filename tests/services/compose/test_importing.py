@@ -71,7 +71,7 @@ def test_surroundings_that_get_in_the_way_are_noted(tmp_path):
 
     assert "a: it sets CUDA_VISIBLE_DEVICES=1" in told
     assert "a: it has no health check and publishes 8091" in told
-    assert "b: its request for GPUs comes by `extends`" in told
+    assert "b: its request for GPUs comes from `extends`" in told
 
 
 def test_a_file_without_such_services_says_so(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cotenant.domain.devices import DeviceId
 from cotenant.services.assign.memory import adjusted_budgets, assigned_device, needed_bytes
 from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceWarning, WarningKind
 
@@ -62,7 +61,7 @@ def _need(service: Service | None, budget_gb: float | None = None) -> int:
 
 
 def _budget(device: ServiceDevice, service: Service | None, free_bytes: int) -> float | None:
-    """Return the budget for a service next to everything that is placed there already."""
+    """Return the budget of a service on a GPU with these bytes free; None if it needs no budget."""
     if service is None:
         return None
     taken = replace(device, occupied_bytes=device.total_bytes - free_bytes)
@@ -70,11 +69,10 @@ def _budget(device: ServiceDevice, service: Service | None, free_bytes: int) -> 
 
 
 def _warning(assignment: Assignment, what: str) -> ServiceWarning:
-    card: DeviceId | str | int | None = assignment.gpu_index
-    card = assignment.device_id if card is None else card
+    gpu = assignment.device_id if assignment.gpu_index is None else assignment.gpu_index
     return ServiceWarning(
         WarningKind.GPU_MISSING,
-        f"GPU {card} is missing. {assignment.service} {what}.",
+        f"GPU {gpu} is missing. {assignment.service} {what}.",
         service=assignment.service,
         gpu_index=assignment.gpu_index,
     )

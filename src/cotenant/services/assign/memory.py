@@ -23,9 +23,9 @@ def needed_bytes(service: Service, budget_gb: float | None = None) -> int:
 
 
 def assigned_device(assignment: Assignment, devices: Iterable[ServiceDevice]) -> ServiceDevice | None:
-    """Return the GPU that an assignment names, None if it is not there or the assignment names none.
+    """Return the GPU that an assignment names; None if it is missing or the assignment names none.
 
-    The id counts if there is one: after a renumbering an index may be another GPU's.
+    The id counts if there is one: after a renumbering the index may name another GPU.
     """
     for device in devices:
         if assignment.device_id is not None:
@@ -78,13 +78,13 @@ def occupied(gpus: Sequence[GpuUse], running: Iterable[RunningService]) -> dict[
 
 
 Placed = Sequence[tuple[Service, float | None]]
-"""Services on one GPU, each with the budget set by hand."""
+"""Services on one GPU, each with its manual budget."""
 
 
 def adjusted_budgets(device: ServiceDevice, placed: Placed) -> dict[str, float]:
     """Return budgets in GB (2^30 bytes) for services on one GPU that cannot hold all; none if all fit.
 
-    Only services with a budget variable get one, and a budget set by hand stays. The rule: the GPU's total,
+    Only services with a budget variable get one, and a manual budget stays. The rule: the GPU's total,
     less what others occupy, less the other services there, less a headroom of 128 MiB, rounded down to 0.1
     GB. Several such services are reduced in proportion to their needs. On the reference GPU, 4,094 MiB with
     329 in use, that is 3.5 GB for one that needs 6.8. A service that would get less than 0.1 GB gets no

@@ -77,14 +77,13 @@ def _of_devices(
             continue
         device = assigned_device(assignment, devices)
         if device is None:
-            named = (
-                f"GPU {assignment.gpu_index}" if assignment.gpu_index is not None else assignment.device_id
-            )
+            index = assignment.gpu_index
+            gpu = assignment.device_id if index is None else f"GPU {index}"
             yield ServiceWarning(
                 WarningKind.GPU_MISSING,
-                f"{named} is missing. {name} is left unpinned and uses whichever GPU is available.",
+                f"{gpu} is missing. {name} is left unpinned and uses whichever GPU is available.",
                 service=name,
-                gpu_index=assignment.gpu_index,
+                gpu_index=index,
             )
         elif not device.healthy:
             yield ServiceWarning(
@@ -149,8 +148,8 @@ def _of_one(
 
 def _of_llm(device: ServiceDevice, service: Service, need: int, free: int) -> str:
     who, whole = service.model or service.name, need > device.total_bytes
-    size, room = _apart(need, device.total_bytes if whole else max(0, free))
-    has = room if whole else f"{room} free of {gb(device.total_bytes)}"
+    size, limit = _distinct_sizes(need, device.total_bytes if whole else max(0, free))
+    has = limit if whole else f"{limit} free of {size_text(device.total_bytes)}"
     return f"{who} requires ~{size}, GPU {device.index} only has {has}"
 
 
@@ -174,7 +173,7 @@ def _of_all(device: ServiceDevice, placed: Placed) -> Iterator[ServiceWarning]:
 
 
 def _reduced(device: ServiceDevice, service: Service, budget: float | None, placed: Placed) -> str:
-    """Say which budget the service has instead, and whether the rule gives it."""
+    """Return a sentence with the service's actual budget, and whether it follows the rule."""
     alone = [(one, None if one is service else given) for one, given in placed]
     together = [
         (one, None if needed_bytes(one, given) < needed_bytes(one) else given) for one, given in placed
@@ -186,21 +185,21 @@ def _reduced(device: ServiceDevice, service: Service, budget: float | None, plac
 def _exceeded(device: ServiceDevice, size: int, room: int, word: str) -> tuple[str, str]:
     """Return a size and what it exceeds: the whole GPU, or what is free or left of it."""
     if size > device.total_bytes:
-        shown, total = _apart(size, device.total_bytes)
+        shown, total = _distinct_sizes(size, device.total_bytes)
         return shown, f"GPU {device.index} ({total})"
-    shown, rest = _apart(size, max(0, room))
-    return shown, f"what is {word} on GPU {device.index} ({rest} of {gb(device.total_bytes)})"
+    shown, rest = _distinct_sizes(size, max(0, room))
+    return shown, f"what is {word} on GPU {device.index} ({rest} of {size_text(device.total_bytes)})"
 
 
-def _apart(one: int, other: int) -> tuple[str, str]:
+def _distinct_sizes(one: int, other: int) -> tuple[str, str]:
     """Render two sizes so that they differ: in MB if they are equal in GB."""
-    if gb(one) != gb(other):
-        return gb(one), gb(other)
+    if size_text(one) != size_text(other):
+        return size_text(one), size_text(other)
     return f"{one / MIB:,.0f} MB", f"{other / MIB:,.0f} MB"
 
 
-def gb(count: int) -> str:
-    """Render bytes as the design does: `6.8 GB` of 2^30 bytes, `24 GB`, `329 MB` below half a GB."""
+def size_text(count: int) -> str:
+    """Render bytes: `6.8 GB` of 2^30 bytes, `24 GB`, `329 MB` below half a GB."""
     if count < GIB // 2:
         return f"{count / MIB:.0f} MB"
     return f"{count / GIB:.1f}".removesuffix(".0") + " GB"

@@ -1,4 +1,4 @@
-"""One apply from start to end: forward, and back if a service does not come up."""
+"""One apply from start to end: it recreates services, and rolls back if one does not come up."""
 
 from __future__ import annotations
 

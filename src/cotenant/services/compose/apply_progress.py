@@ -83,7 +83,7 @@ class ApplyProgress:
         return replace(self._status, services=tuple(self._services.values()))
 
     def of(self, service: str) -> ServiceProgress:
-        """How far one service is."""
+        """Return the progress of one service."""
         return self._services[service]
 
     async def start(self) -> None:

@@ -59,23 +59,22 @@ async def _probe(argv: tuple[str, ...], tried: list[str]) -> ComposeCommand | No
     for engine in _engines(argv):
         # Unlike `--version` this contacts docker's daemon too.
         answer = await run_async([*engine, "version", "--format", "{{.Server.Version}}"], _PROBE_TIMEOUT_S)
-        if answer.ok or (Path(engine[0]).name == "podman" and (await _podman(engine))):
+        if not answer.ok and Path(engine[0]).name == "podman":
+            # Podman has a server only where it is remote.
+            answer = await run_async(
+                [*engine, "version", "--format", "{{.Client.Version}}"], _PROBE_TIMEOUT_S
+            )
+        if answer.ok:
             return ComposeCommand(argv, engine)
         tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.failure_text)}")
     return None
 
 
-async def _podman(engine: tuple[str, ...]) -> bool:
-    """Podman has a server only where it is remote."""
-    return (await run_async([*engine, "version", "--format", "{{.Client.Version}}"], _PROBE_TIMEOUT_S)).ok
-
-
 def _engines(argv: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
     words = [Path(word).name for word in argv]
-    if any(word.startswith("podman") for word in words):
-        return ((argv[0],),) if words[0] == "podman" else (("podman",),)
-    if any(word.startswith("docker") for word in words):
-        return ((argv[0],),) if words[0] == "docker" else (("docker",),)
+    for engine in ("podman", "docker"):
+        if any(word.startswith(engine) for word in words):
+            return ((argv[0] if words[0] == engine else engine,),)
     return (("podman",), ("docker",))
 
 

@@ -154,7 +154,7 @@ def _untagged(value: Any) -> Any:
 def _inherited(
     services: Mapping[str, Any], name: str, texts: Sequence[ComposeText], seen: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return what the services that one extends give to it; `seen` are those on the way to it."""
+    """Return what a service gets by `extends`; `seen` are the services that led to it."""
     extends = services[name].get("extends")
     if not extends:
         return {}

@@ -72,7 +72,7 @@ def read_compose_text(path: Path) -> ComposeText:
     try:
         text = content.decode("utf-8")
         node = yaml.compose(text, Loader=_Loader)
-        root = yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader, with two tags more
+        root = yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader, with two more tags
     except UnicodeDecodeError:
         raise ComposeFileError(f"{path}: it is not UTF-8 text", hint=_HINT) from None
     except yaml.MarkedYAMLError as error:
@@ -117,13 +117,8 @@ def _bounded(root: Any) -> bool:
 
 
 def _service_lines(root: yaml.Node | None) -> dict[str, int]:
-    services = _child(root, "services")
+    sections = root.value if isinstance(root, yaml.MappingNode) else ()
+    services = next((value for key, value in sections if key.value == "services"), None)
     if not isinstance(services, yaml.MappingNode):
         return {}
     return {str(key.value): key.start_mark.line + 1 for key, _ in services.value}
-
-
-def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    return next((value for key, value in node.value if key.value == name), None)

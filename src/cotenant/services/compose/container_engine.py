@@ -12,6 +12,7 @@ from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.programs.run import run_async
 from cotenant.services.compose.assignment_text import labelled_assignment
 from cotenant.services.compose.command import reason
+from cotenant.services.compose.gpu_requests import CDI_GPU
 from cotenant.services.model import ContainerState
 
 _PROJECT: Final = "com.docker.compose.project"
@@ -19,8 +20,6 @@ _SERVICE: Final = "com.docker.compose.service"
 _ONE_OFF: Final = "com.docker.compose.oneoff"
 _INSPECT_TIMEOUT_S: Final = 30.0
 _LOG_LINES: Final = 20
-_CDI_GPU: Final = "nvidia.com/gpu="
-_UNKNOWN_FORMAT: Final = "its output has an unknown format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,15 @@ class ContainerEngine:
             if not ids:
                 return ()
             inspected = await run_async([*self._argv, "container", "inspect", *ids], _INSPECT_TIMEOUT_S)
-            if inspected.ok:
-                found = _read(inspected.output)
-                if found is not None:
-                    return tuple(each for each in found if _counts(each, service))
-            error = _UNKNOWN_FORMAT if inspected.ok else inspected.failure_text
+            if not inspected.ok:
+                error = inspected.failure_text
+                continue
+            try:
+                found = [_container(each) for each in json.loads(inspected.output)]
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                error = "its output has an unknown format"
+                continue
+            return tuple(each for each in found if _counts(each, service))
         raise ContainerEngineMissing(
             f"{self._argv[0]} does not list its containers: {reason(error)}",
             hint="Check that the container engine runs and that the daemon may use it.",
@@ -131,15 +134,8 @@ def _state(service: str, containers: Sequence[Container]) -> ContainerState:
     )
 
 
-def _read(output: str) -> list[Container] | None:
-    try:
-        return [_container(each) for each in json.loads(output)]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
-
-
 def _container(inspected: Mapping[str, Any]) -> Container:
-    state, config = inspected.get("State") or {}, inspected.get("Config") or {}
+    state, config, host = (inspected.get(key) or {} for key in ("State", "Config", "HostConfig"))
     labels = {str(name): str(value) for name, value in (config.get("Labels") or {}).items()}
     check = config.get("Healthcheck") or {}
     test = check.get("Test") or []
@@ -154,27 +150,22 @@ def _container(inspected: Mapping[str, Any]) -> Container:
         oom_killed=bool(state.get("OOMKilled")),
         started_at=str(state.get("StartedAt", "")),
         restarts=int(inspected.get("RestartCount") or 0),
-        starts_again=_restart_policy(inspected) not in ("", "no"),
+        starts_again=str((host.get("RestartPolicy") or {}).get("Name") or "") not in ("", "no"),
         has_check=bool(test) and test[0] != "NONE",
         health=health or None,
-        gpus=_gpus(inspected.get("HostConfig") or {}, config.get("CreateCommand")),
+        gpus=_gpus(host, config.get("CreateCommand")),
     )
 
 
-def _restart_policy(inspected: Mapping[str, Any]) -> str:
-    policy = (inspected.get("HostConfig") or {}).get("RestartPolicy") or {}
-    return str(policy.get("Name") or "")
-
-
 def _gpus(host: Mapping[str, Any], create_command: Sequence[str] | None) -> frozenset[str] | None:
-    """Podman reports the command that created a container, docker the device requests."""
+    """Return the GPUs: podman reports the command that created a container, docker the device requests."""
     if create_command:
         words = [word.removeprefix("--device=") for word in create_command]
-        return frozenset(word.removeprefix(_CDI_GPU) for word in words if word.startswith(_CDI_GPU))
+        return frozenset(word.removeprefix(CDI_GPU) for word in words if word.startswith(CDI_GPU))
     if "DeviceRequests" not in host:
         return None
     names: set[str] = set()
     for request in host["DeviceRequests"] or []:
-        ids = [str(name).removeprefix(_CDI_GPU) for name in request.get("DeviceIDs") or []]
+        ids = [str(name).removeprefix(CDI_GPU) for name in request.get("DeviceIDs") or []]
         names.update(ids or ["all"])
     return frozenset(names)

@@ -56,15 +56,13 @@ class GeneratedFiles:
         return next((each.number for each in self._written() if self._in_place(each)), None)
 
     def edited(self) -> tuple[Path, ...]:
-        """Return those that differ from what was written: changed, removed, or never ours."""
-        written = self._written()
-        found = []
-        for name in NAMES:
-            present = self._sum(name)
-            expected = {each.sums.get(name) for each in written} or {None}
-            if present not in expected:
-                found.append(self._folder / name)
-        return tuple(found)
+        """Return those that differ from what was written: changed, removed, or not written by Cotenant."""
+        written = self._written() or (_Written(None, {}),)
+        return tuple(
+            self._folder / name
+            for name in NAMES
+            if self._sum(name) not in [each.sums.get(name) for each in written]
+        )
 
     def write(self, number: int, contents: Mapping[str, str | None], *, force: bool = False) -> None:
         """Put the files of a configuration in place, and keep them under its number.
@@ -105,13 +103,13 @@ class GeneratedFiles:
         GeneratedFileEdited where files of another configuration were changed, and GeneratedFileFailed.
         """
         written = self._written()
-        gone_or_changed = self.edited()
-        changed = [path for path in gone_or_changed if path.exists()]
+        edited = self.edited()
+        changed = [path for path in edited if path.exists()]
         if not written or written[0].number != number:
             if changed:
                 raise _edited(changed)
             self.restore(number)
-        elif gone_or_changed and not changed:
+        elif edited and not changed:
             self.restore(number)
 
     def undo_interrupted_write(self) -> None:
@@ -204,9 +202,8 @@ class GeneratedFiles:
         return all(self._sum(name) == written.sums.get(name) for name in NAMES)
 
     def _sum(self, name: str) -> str | None:
-        path = self._folder / name
         try:
-            return _sum(_content(path))
+            return _sum(_content(self._folder / name))
         except OSError:
             return "unreadable"
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 RESERVED_DEVICES: Final = ("deploy", "resources", "reservations", "devices")
-_CDI_GPU: Final = "nvidia.com/gpu="
+CDI_GPU: Final = "nvidia.com/gpu="
+"""The prefix of a GPU's name in the Container Device Interface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,7 @@ def _joined(path: tuple[str, ...], entries: Sequence[Mapping[str, Any]], kept: S
     ids = [str(name) for entry in entries for name in as_list(entry.get("device_ids"))]
     counts = [entry.get("count") for entry in entries if not entry.get("device_ids")]
     numbers = [count for count in counts if isinstance(count, int) and not isinstance(count, bool)]
-    everything = "all" in ids or len(numbers) < len(counts)
-    if everything:
+    if "all" in ids or len(numbers) < len(counts):
         return GpuRequest(path, kept=tuple(kept))
     return GpuRequest(path, tuple(ids), sum(numbers) if numbers and not ids else None, tuple(kept))
 
@@ -71,7 +71,7 @@ def _requests_gpu(entry: object) -> bool:
 
 def _cdi_name(entry: object) -> str | None:
     source = entry.get("source") if isinstance(entry, Mapping) else entry
-    return source.removeprefix(_CDI_GPU) if isinstance(source, str) and source.startswith(_CDI_GPU) else None
+    return source.removeprefix(CDI_GPU) if isinstance(source, str) and source.startswith(CDI_GPU) else None
 
 
 def _visible(service: Mapping[str, Any]) -> tuple[str, ...]:

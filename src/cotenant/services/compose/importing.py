@@ -16,15 +16,7 @@ from cotenant.services.compose.gpu_requests import gpu_requests
 from cotenant.services.model import Service, ServiceRole
 
 _PREFIX: Final = "cotenant."
-_LABELS: Final = (
-    "vram_mib",
-    "role",
-    "latency_critical",
-    "budget_env",
-    "model",
-    "health",
-    "assignment",
-)
+_LABELS: Final = ("vram_mib", "role", "latency_critical", "budget_env", "model", "health", "assignment")
 _BUDGET_VARIABLE: Final = "VRAM_BUDGET_GB"
 _VARIABLE: Final = re.compile(r"[A-Za-z_]\w*")
 _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -153,7 +145,7 @@ class _Reader:
             )
         if gpu_requests(self._of.inherited):
             self._note(
-                "its request for GPUs comes by `extends`, which podman-compose joins to a pin: "
+                "its request for GPUs comes from `extends`, which podman-compose adds to a pin: "
                 "move it into the service itself."
             )
 

@@ -102,17 +102,17 @@ class ComposeOrchestrator:
         self._generated.write(configuration.number, contents, force=force)
 
     def edited(self) -> Sequence[Path]:
-        """Return the generated files that somebody changed or removed since they were written."""
+        """Return the generated files that were changed or removed since Cotenant wrote them."""
         return self._generated.edited()
 
     async def containers(self) -> Sequence[ContainerState]:
-        """Return how the container of each service in the compose files is.
+        """Return the state of the container of each service in the compose files.
 
         Raises ContainerEngineMissing and ComposeFileError.
         """
         project = await asyncio.to_thread(self._project)
         command = self._found or await find_compose(self._settings.command)
-        # Forgotten if it fails: another command may work next time.
+        # It is forgotten if it fails: another command may work next time.
         self._found = None
         found = await ContainerEngine(command.engine).containers(project.name)
         self._found = command
@@ -150,7 +150,7 @@ class ComposeOrchestrator:
             self._applying = False
 
     async def unfinished(self) -> ApplyStatus | None:
-        """Return the apply that an earlier run of the daemon did not end, as its containers now are.
+        """Return the apply that an earlier run of the daemon did not finish, by the state of its containers.
 
         Waits for a while for a compose command that the earlier run left; it ends at its time limit. The same
         apply is reported until another one starts.
@@ -183,8 +183,6 @@ class ComposeOrchestrator:
         base = self._files[0].parent
         names = [RESET_NAME, OVERRIDE_NAME] if with_reset else [OVERRIDE_NAME]
         paths = [*self._files, *(self._generated.override.with_name(name) for name in names)]
-        return " ".join(f"-f {_relative(path, base)}" for path in paths)
-
-
-def _relative(path: Path, base: Path) -> Path:
-    return path.relative_to(base) if path.is_relative_to(base) else path
+        return " ".join(
+            f"-f {path.relative_to(base) if path.is_relative_to(base) else path}" for path in paths
+        )

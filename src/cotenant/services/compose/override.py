@@ -119,12 +119,12 @@ def render_reset(configuration: SavedConfiguration, assigned: Sequence[AssignedS
             place[path[-1]] = None
     if not services:
         return None
-    top = header(configuration, f"It stands before {OVERRIDE_NAME}: compose commands join lists of devices.")
+    top = header(configuration, f"It comes before {OVERRIDE_NAME}: compose commands join lists of devices.")
     return f"{top}\nservices:\n" + _tree(services, "  ")
 
 
 def _service_block(assigned: AssignedService) -> str:
-    device = f"  # {_one_line(assigned.device.name)}" if assigned.device else ""
+    device = f"  # {' '.join(assigned.device.name.split())}" if assigned.device else ""
     lines = [
         f"  {yaml_key(assigned.assignment.service)}:",
         "    labels:",
@@ -210,7 +210,3 @@ def _quoted(text: str) -> str:
 
 def _flow(entry: Any) -> str:
     return escaped(json.dumps(entry))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The state of an apply whose daemon ended in the middle of it, found out from the containers."""
+"""The state of an apply that its daemon did not finish, derived from the containers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cotenant.services.model import (
 def interrupted(
     record: ApplyRecord, containers: Sequence[ContainerState] | None, *, command_running: bool, at: float
 ) -> ApplyStatus:
-    """Return the apply as its containers now are; None for them if no engine answers.
+    """Return the apply by the state of its containers; these are None if no engine answers.
 
     `command_running` says that the compose command of that run has not ended. `at` is Unix seconds.
     """
     found = None if containers is None else {each.service: each for each in containers}
     services = tuple(_seen(each, record, found, command_running) for each in record.status.services)
     details = [f"{each.service}: {each.message}" for each in services]
-    advice = "Wait for it, then look again" if command_running else "Apply again to finish, or roll back"
+    advice = "Wait for it, then check again" if command_running else "Apply again to finish, or roll back"
     return replace(
         record.status,
         state=ApplyState.INTERRUPTED,

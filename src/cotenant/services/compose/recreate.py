@@ -38,8 +38,8 @@ class ApplyTools:
 class RecreationPass:
     """One pass over services that gives them the `target` assignments.
 
-    Once a service fails, no other is recreated unless `continue_on_failure`, and nothing waits any more for
-    those that are starting if `stop_waiting_on_failure`. `failures` holds the reasons, by service.
+    After a service fails, no other is recreated unless `continue_on_failure`, and the pass stops waiting for
+    starting services if `stop_waiting_on_failure`. `failures` holds the reasons, by service.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RecreationPass:
     def _stopped_by_failure(self) -> bool:
         return bool(self.failures) and not self._continue_on_failure
 
-    def _waits_no_longer(self) -> bool:
+    def _stops_waiting(self) -> bool:
         return bool(self.failures) and self._stop_waiting_on_failure
 
     async def _stop(self, name: str) -> None:
@@ -125,11 +125,11 @@ class RecreationPass:
         container_id = created[0].id if created else None
         await self._progress.set_service_state(name, ProgressState.WAITING_HEALTHY, container_id=container_id)
         return await self._wrong_gpu(name, created) or await self._tools.watch.wait(
-            self._services[name], self._waits_no_longer
+            self._services[name], self._stops_waiting
         )
 
     async def _wrong_gpu(self, name: str, created: Sequence[Container]) -> str | None:
-        """Return what is wrong with the containers' GPUs, as far as their engine reports them."""
+        """Return what is wrong with the containers' GPUs; None if nothing is, or if they are not reported."""
         wanted = await asyncio.to_thread(_pinned_to, self._tools.generated.override, name)
         for container in created if wanted else ():
             if container.gpus is not None and container.gpus != wanted:

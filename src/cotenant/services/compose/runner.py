@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock
-from cotenant.programs.run import Finished
 from cotenant.services.compose.command import reason
 from cotenant.services.compose.program import run_supervised
 
@@ -60,7 +59,8 @@ class ComposeRunner:
         if lock is None:
             return "another compose command of this project did not end"
         try:
-            return _error_line(await run_supervised(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock))
+            finished = await run_supervised(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock)
+            return None if finished.ok else finished.problem or reason(finished.output)
         finally:
             os.close(lock)
 
@@ -85,7 +85,3 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _error_line(finished: Finished) -> str | None:
-    return None if finished.ok else finished.problem or reason(finished.output)
