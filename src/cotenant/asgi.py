@@ -1,4 +1,4 @@
-"""The ASGI 3 interface, and how whole responses and endless streams are sent."""
+"""The types of the ASGI 3 interface, and helpers that send complete responses and endless streams."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LAST_WRITE_S: Final = 1.0
 def encode_json(payload: object) -> bytes:
     """Render a payload as compact UTF-8 JSON; dataclasses and pydantic models become objects."""
     text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), default=_plain)
-    # Half of a surrogate pair, which a client's JSON may hold, has no UTF-8; this is JSON's escape for it.
+    # A lone surrogate, which a client's JSON may contain, has no UTF-8 form: it becomes a JSON escape.
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -38,11 +38,11 @@ def _plain(value: Any) -> Any:
         return value.model_dump(mode="json")
     if isinstance(value, deque):
         return list(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be encoded as JSON")
 
 
 async def send_body(send: Send, status: int, body: bytes, *headers: Header) -> None:
-    """Send a whole response."""
+    """Send a complete response."""
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
@@ -67,16 +67,16 @@ async def send_stream(
     closing: asyncio.Event,
     heartbeat_s: float | None = None,
 ) -> None:
-    """Send pieces as they come, until they end, the client disconnects or `closing` is set.
+    """Send pieces as they arrive, until they end, the client disconnects or `closing` is set.
 
-    A comment of server-sent events is sent after every `heartbeat_s` seconds of silence.
+    An event-stream comment is sent after every `heartbeat_s` seconds without a piece.
     """
     await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
-    # An empty piece makes the head leave at once: a client learns that it is being served.
+    # An empty piece sends the head at once, so that the client knows that the request was accepted.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     pump = asyncio.create_task(_pump(send, pieces, heartbeat_s))
-    departed = asyncio.create_task(disconnected(receive))
-    tasks = {pump, departed, asyncio.create_task(closing.wait())}
+    leaving = asyncio.create_task(disconnected(receive))
+    tasks = {pump, leaving, asyncio.create_task(closing.wait())}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -85,7 +85,7 @@ async def send_stream(
         await asyncio.wait(tasks)
     if not pump.cancelled():
         pump.result()
-    if departed.cancelled():
+    if leaving.cancelled():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WRITE_S):
                 await send({"type": "http.response.body", "body": b""})

@@ -36,7 +36,7 @@ def test_a_model_served_here_goes_by_any_of_its_names(read: Reader) -> None:
 
 def test_one_that_is_not_served_is_told_and_stops_nothing(read: Reader) -> None:
     (problem,) = read(f"{MODEL}advisor: {{mode: on, model: missing}}").problems
-    assert str(problem) == "advisor: missing is not served here, so that nobody gives advice"
+    assert str(problem) == "advisor: missing is not served here, so there is no advice"
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_one_that_is_not_served_is_told_and_stops_nothing(read: Reader) -> None:
     [
         ("{mode: on}", "there is no model to ask"),
         ("{mode: always, model: m}", "always is not known"),
-        ("{mode: on, model: m, address: 'ftp://x'}", "it is no URL"),
-        ("{mode: on, model: m, address: 'http://x/v1?key=secret'}", "it is no address of an API"),
-        ("{mode: on, model: brain, api_key: secret}", "advisor.api_key: it is the key of no address"),
+        ("{mode: on, model: m, address: 'ftp://x'}", "it is not a URL"),
+        ("{mode: on, model: m, address: 'http://x/v1?key=secret'}", "it is not the address of an API"),
+        ("{mode: on, model: brain, api_key: secret}", "advisor.api_key: there is no address for this key"),
         ("{mode: on, model: m, every: 0}", "advisor.every"),
         ("{mode: on, model: m, pin: all}", "advisor.pin"),
     ],

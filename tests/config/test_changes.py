@@ -17,7 +17,7 @@ def test_what_the_engine_was_told_makes_it_load_anew(read: Reader, given: str) -
     changes = diff(read(BEFORE % "pinned: no"), read(BEFORE % given))
     assert [model.name for model in changes.reloaded] == ["a"]
     assert not changes.adjusted
-    assert changes.sentences() == ("a changed: it is loaded anew",)
+    assert changes.sentences() == ("a changed: it is loaded again",)
 
 
 @pytest.mark.parametrize(

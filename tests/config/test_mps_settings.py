@@ -36,10 +36,10 @@ def test_a_model_has_a_margin_of_memory_or_no_ceiling(read: Reader) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("mps_threads: 0", "0 is no percentage"),
-        ("mps_threads: 101%", "101% is no percentage"),
-        ("mps_threads: half", "half is no percentage"),
-        ("mps_threads: [30]", "one value is wanted"),
+        ("mps_threads: 0", "0 is not a percentage"),
+        ("mps_threads: 101%", "101% is not a percentage"),
+        ("mps_threads: half", "half is not a percentage"),
+        ("mps_threads: [30]", "one value is expected"),
         ("mps_memory_margin_mib: -1", "-1 is not a whole number"),
         ("mps_memory_margin_mib: some", "some is not a whole number"),
     ],

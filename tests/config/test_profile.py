@@ -59,8 +59,8 @@ def test_alerts_have_defaults_and_take_what_is_given(read: Reader) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("alerts: {webhook: 'ftp://secret.example.org'}", "it is no URL"),
-        ("alerts: {webhook: 'http://'}", "it is no URL"),
+        ("alerts: {webhook: 'ftp://secret.example.org'}", "it is not a URL"),
+        ("alerts: {webhook: 'http://'}", "it is not a URL"),
         ("alerts: {memory_percent: 101}", "1 to 100"),
         ("alerts: {for: soon}", "soon"),
         ("alerts: {form: 1m}", "for"),

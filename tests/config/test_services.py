@@ -148,7 +148,7 @@ def item(text: str) -> str:
         (
             'services:\n  compose: {files: a, command: "\'x"}',
             2,
-            "services.compose.command: 'x has a quotation",
+            "services.compose.command: 'x has an unclosed quotation",
             "list",
         ),
         (
@@ -157,8 +157,18 @@ def item(text: str) -> str:
             "compose.command: the command or one",
             "[podman",
         ),
-        ("services:\n  compose: {files: a, project: A B}", 2, "A B cannot be the name of a project", "Small"),
-        (item("{name: a}"), 5, "services.items[1].name: the service a is there already, as items[0]", "Keep"),
+        (
+            "services:\n  compose: {files: a, project: A B}",
+            2,
+            "A B cannot be the name of a project",
+            "lowercase",
+        ),
+        (
+            item("{name: a}"),
+            5,
+            "services.items[1].name: the service a is listed already, as items[0]",
+            "Keep",
+        ),
         (item("{name: b, vram_mib: -5}"), 5, "services.items[1].vram_mib: -5 is not a whole number", "digit"),
         (item("{name: b, vram: 7}"), 5, "services.items[1].vram: 7 has no unit", "6.8GiB"),
         (item("{name: b, vram: -7GiB}"), 5, "'-7GiB' is not a size", "unit"),
@@ -175,7 +185,7 @@ def item(text: str) -> str:
             "Did you mean vram_m",
         ),
         (item("{vram_mib: 5}"), 5, "services.items[1]: it has no name", "Add `name:`."),
-        (item("{name: a/b}"), 5, "a/b cannot be the name of a service", "Letters"),
+        (item("{name: a/b}"), 5, "a/b cannot be the name of a service", "letters"),
         (item("{name: b, role: llmm}"), 5, "services.items[1].role: llmm is not known", "Did you mean llm?"),
         (item("{name: b, vram_budget_env: 1X}"), 5, "1X cannot be the name of a variable", "VRAM_BUDGET_GB"),
         (item("{name: b, health: 0}"), 5, "services.items[1].health: 0 is neither a port nor a URL", "8090"),
@@ -193,7 +203,7 @@ def item(text: str) -> str:
         ("services: {compose: {files: a}, parallel: 0}", 1, "services.parallel: 0 is not a whole", "digits"),
         ("services: {compose: {files: a}, on_failure: x}", 1, "services.on_failure: x is not", "rollback"),
         ("services: {compose: {files: a}, device_ids: x}", 1, "services.device_ids: x is not", "uuid"),
-        ("database: mysql://me:hunter2@x/y", 1, "database: mysql is no database", "postgresql+psycopg"),
+        ("database: mysql://me:hunter2@x/y", 1, "database: mysql is not a supported", "postgresql+psycopg"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place_and_a_hint(

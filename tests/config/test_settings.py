@@ -151,7 +151,7 @@ WRONG = [
     ),
     ("scheduling: {drain_share: 2}", 1, "scheduling.drain_share: 2 is not a share from 0 to 1", "0.1"),
     ("scheduling: {policy: fifo}", 1, "scheduling.policy: fifo is not known", "cost, gdsf, lru"),
-    ("warm: {ram_mib: [1]}", 1, "warm.ram_mib: it is a list where one value is wanted", "examples"),
+    ("warm: {ram_mib: [1]}", 1, "warm.ram_mib: it is a list where one value is expected", "examples"),
     ("models_dir: nowhere", 1, "nowhere cannot be read: No such file or directory", "folder of GGUF"),
     ("models:\n  path: x", 1, "models: {'path': 'x'} is not a list", "docs/configuration.md"),
     ("models:\n  - name: x", 2, "models[0]: it has no path", "Add `path:`."),
@@ -171,14 +171,19 @@ WRONG = [
         "models[0].engine: llama.cp is not known",
         "llama.cpp",
     ),
-    ("models:\n- path: models/tiny.gguf\n  name: a b", 3, "models[0].name: a b cannot be a name", "Letters"),
+    ("models:\n- path: models/tiny.gguf\n  name: a b", 3, "models[0].name: a b cannot be a name", "letters"),
     (
         "models:\n- path: models/tiny.gguf\n  mmproj: models/tiny.gguf",
         3,
         "is not a vision projector",
         "mmproj",
     ),
-    ("models:\n- path: models/tiny.gguf\n  env: {a=b: 1}", 3, "models[0].env.a=b: it is no name of", "NAME"),
+    (
+        "models:\n- path: models/tiny.gguf\n  env: {a=b: 1}",
+        3,
+        "models[0].env.a=b: it is not a variable",
+        "NAME",
+    ),
     ("models:\n- path: models/tiny.gguf\n  args: --x", 3, "models[0].args: --x is not a list", "docs"),
     ("models:\n- path: models/tiny.gguf\n  gpus: [0, '']", 3, "models[0].gpus: ", ""),
     (
@@ -193,11 +198,11 @@ WRONG = [
         "models[1].aliases[1]: the name a is taken by models[0]",
         "own names",
     ),
-    ("server: {host: a}\nserver: {host: b}", 2, "server: it is there twice, first on line 1", "Keep one."),
+    ("server: {host: a}\nserver: {host: b}", 2, "server: it is given twice, first on line 1", "Keep one."),
     ("server: {}\na: [", 2, "it is not YAML", "docs/configuration.md"),
     ("[1, 2]", 1, "it is not a mapping of settings", "docs/configuration.md"),
     ("models: &m [*m]", 1, "nested too deep", "docs/configuration.md"),
-    ('server: {host: "a\\0"}', 1, "server.host: it has a character that no setting may have", "Retype"),
+    ('server: {host: "a\\0"}', 1, "server.host: it has a character that is not allowed", "Retype"),
 ]
 
 

@@ -49,7 +49,7 @@ async def test_without_models_a_file_is_asked_for():
 async def test_a_plan_shows_bars_layers_and_the_command():
     page = await plan(fresh="1")
     assert page.status == 200
-    for said in ("fits", "weights", "KV cache", "layers 0–", "and the output layer", "To serve it so"):
+    for said in ("fits", "weights", "KV cache", "layers 0–", "and the output layer", "To serve it like this"):
         assert said in page.text
     assert 'data-copy="cotenant serve /models/llama-70b.gguf"' in page.text
     assert told(page)["recipe"]["n_ctx"] == 4096
@@ -115,7 +115,7 @@ async def test_a_header_that_is_gone_is_asked_for_again():
     assert "data-header-gone" in (await plan(source="file", headers="gone")).text
 
 
-@pytest.mark.parametrize(("source", "said"), [("file", "Choose a GGUF file"), ("path", "Type where")])
+@pytest.mark.parametrize(("source", "said"), [("file", "Choose a GGUF file"), ("path", "Type the path")])
 async def test_without_a_model_it_says_what_to_do(source: str, said: str) -> None:
     page = await plan(source=source, model="")
     assert said in page.text

@@ -1,4 +1,4 @@
-"""From the `advisor` section to AdvisorSettings."""
+"""Reads the `advisor` section into AdvisorSettings."""
 
 from __future__ import annotations
 
@@ -15,32 +15,27 @@ from cotenant.http.client import api_endpoint
 
 
 def advisor_settings(section: Advisor, checked: CheckedSettings) -> tuple[AdvisorSettings, list[ConfigIssue]]:
-    """Return the section with all defaults filled in, and what is wrong between its parts."""
+    """Return the section with all defaults filled in, and conflicts between its keys."""
     settings = AdvisorSettings(**values_of(section, AdvisorSettings))
     if settings.mode is AdvisorMode.OFF:
         return settings, []
     if settings.api_key is not None and settings.address is None:
         hint = "Give `address:`, or leave the key out: a model served here needs none."
-        return settings, [checked.issue(("advisor", "api_key"), "it is the key of no address", hint)]
+        return settings, [checked.issue(("advisor", "api_key"), "there is no address for this key", hint)]
     if settings.model is None:
         return settings, [checked.issue(("advisor", "mode"), "there is no model to ask", "Give `model:`.")]
     if settings.address is not None:
-        return settings, _about_address(settings.address, checked)
+        try:
+            api_endpoint(settings.address)
+        except ValueError:
+            hint = "Write http://host:port or https://host/path, with nothing after the path."
+            return settings, [checked.issue(("advisor", "address"), "it is not the address of an API", hint)]
     return settings, []
 
 
 def advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) -> list[Problem]:
-    """Tell of a model that is to give advice and is not served: it may come later, with its file."""
+    """Return a problem if the advisor's model is not served; no error, as its file may be added later."""
     names = {name for entry in models for name in (entry.name, *entry.aliases)}
     if settings.mode is AdvisorMode.OFF or settings.address is not None or settings.model in names:
         return []
-    return [Problem(Path("advisor"), f"{settings.model} is not served here, so that nobody gives advice")]
-
-
-def _about_address(address: str, checked: CheckedSettings) -> list[ConfigIssue]:
-    try:
-        api_endpoint(address)
-    except ValueError:
-        hint = "Write http://host:port or https://host/path, with nothing after the path."
-        return [checked.issue(("advisor", "address"), "it is no address of an API", hint)]
-    return []
+    return [Problem(Path("advisor"), f"{settings.model} is not served here, so there is no advice")]

@@ -1,4 +1,4 @@
-"""Where each model would go alone, and how many of them are loaded at once at the peak."""
+"""Where each model would be placed alone, and how many models fit at the same time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cotenant.planning.planner import place
 
 @dataclass(frozen=True, slots=True)
 class ModelOutlook:
-    """A model planned on devices that it has to itself. `needed_bytes` is None where nothing tells."""
+    """A model planned on devices without other models. `needed_bytes` is None if it is unknown."""
 
     model: ModelEntry
     result: Placement | Refusal
@@ -27,7 +27,8 @@ class ModelOutlook:
 class Peak:
     """All models at once against what the devices offer, in bytes.
 
-    `together` fit side by side; `waiting` fit, but not beside those; `nowhere` do not fit even alone.
+    `together` fit at the same time; `waiting` fit, but not in addition to those; `nowhere` do not fit even
+    alone.
     """
 
     needed_bytes: int
@@ -39,7 +40,7 @@ class Peak:
 
 
 def plan_alone(model: ModelEntry, inventory: Inventory, rules: BudgetRules) -> ModelOutlook:
-    """Plan one model on what is free now, with nothing else of ours loaded."""
+    """Plan one model on the memory that is free now, with no other model loaded."""
     result = _place(model, inventory, budgets(inventory, rules), rules)
     if isinstance(result, Placement):
         return ModelOutlook(model, result, sum(share.parts.total for share in result.used_shares), 0)
@@ -48,7 +49,7 @@ def plan_alone(model: ModelEntry, inventory: Inventory, rules: BudgetRules) -> M
 
 
 def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules) -> Peak:
-    """Load all models side by side, as far as they go: pinned and preloaded ones, then the largest."""
+    """Place as many models as fit at the same time: pinned and preloaded ones first, then the largest."""
     alone = {model.name: plan_alone(model, inventory, rules) for model in models}
     left = budgets(inventory, rules)
     usable = [budget for budget in left if budget.left_out is None]
@@ -65,12 +66,12 @@ def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules)
             continue
         result = _place(model, inventory, left, rules)
         if isinstance(result, Placement):
-            left = _less(left, result, rules)
+            left = _without(left, result, rules)
         (together if isinstance(result, Placement) else waiting).append(model.name)
     return Peak(
         needed_bytes=sum(outlook.needed_bytes or 0 for outlook in alone.values()),
         offered_bytes=sum(budget.budget_bytes for budget in usable),
-        devices=_named([budget.device for budget in usable]),
+        devices=_device_count([budget.device for budget in usable]),
         together=tuple(together),
         waiting=tuple(waiting),
         nowhere=tuple(nowhere),
@@ -87,18 +88,18 @@ def _place(
         return Refusal(model.name, error.message)
 
 
-def _less(left: Sequence[Budget], placement: Placement, rules: BudgetRules) -> tuple[Budget, ...]:
+def _without(left: Sequence[Budget], placement: Placement, rules: BudgetRules) -> tuple[Budget, ...]:
     taken: dict[DeviceId, int] = {share.device.id: share.parts.total for share in placement.used_shares}
 
-    def less(budget: Budget) -> Budget:
+    def remaining_budget(budget: Budget) -> Budget:
         remaining = max(0, budget.budget_bytes - taken.get(budget.device.id, 0))
         full = budget.device.kind is not DeviceKind.HOST and remaining < rules.min_budget_bytes
         return replace(budget, budget_bytes=remaining, left_out=budget.left_out or ("full" if full else None))
 
-    return tuple(less(budget) for budget in left)
+    return tuple(map(remaining_budget, left))
 
 
-def _named(devices: Sequence[Device]) -> str:
+def _device_count(devices: Sequence[Device]) -> str:
     cards = sum(device.kind is not DeviceKind.HOST for device in devices)
     if not devices:
         return "no device"

@@ -7,33 +7,31 @@ from dataclasses import dataclass, fields
 
 from cotenant.config.configuration import Configuration, ModelEntry
 
-_OF_THE_ENGINE = frozenset(
-    [
-        "path",
-        "parts",
-        "signature",
-        "shape",
-        "recipe",
-        "projector_path",
-        "projector_bytes",
-        "gpus",
-        "env",
-        "args",
-        "mps_threads_percent",
-        "mps_margin_bytes",
-        "options",
-        "launch",
-        "stated_bytes",
-    ]
+_ENGINE_FIELDS = frozenset(
+    (
+        *(
+            "path",
+            "parts",
+            "signature",
+            "shape",
+            "recipe",
+            "projector_path",
+            "projector_bytes",
+            "gpus",
+            "env",
+        ),
+        *("args", "mps_threads_percent", "mps_margin_bytes", "options", "launch", "stated_bytes"),
+    )
 )
+"""Fields of ModelEntry that the running engine depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Models by what is to be done, as they are to be; those removed, as they were.
+    """Models by what is to be done: with their new entries, those removed with their old ones.
 
-    A `reloaded` model's engine must start again; an `adjusted` one's runs on, only the rules for it changed.
-    `settings` are the others that changed, as `server.port`.
+    The engine of a `reloaded` model must be restarted; that of an `adjusted` one keeps running, since only
+    its scheduling rules changed. `settings` are other settings that changed, such as `server.port`.
     """
 
     added: tuple[ModelEntry, ...] = ()
@@ -46,22 +44,22 @@ class Changes:
         return bool(self.added or self.removed or self.reloaded or self.adjusted or self.settings)
 
     def sentences(self) -> Sequence[str]:
-        """Say what changes, one line each."""
+        """Describe each change in one line."""
         return (
             *(f"{model.name} is new" for model in self.added),
-            *(f"{model.name} is gone" for model in self.removed),
-            *(f"{model.name} changed: it is loaded anew" for model in self.reloaded),
-            *(f"{model.name} has other rules: it stays loaded" for model in self.adjusted),
+            *(f"{model.name} is removed" for model in self.removed),
+            *(f"{model.name} changed: it is loaded again" for model in self.reloaded),
+            *(f"{model.name} has new rules: it stays loaded" for model in self.adjusted),
             *(f"{setting} changed" for setting in self.settings),
         )
 
 
 def diff(old: Configuration, new: Configuration) -> Changes:
-    """Compare two configurations, models by their names."""
+    """Compare two configurations; models are matched by name."""
     before = {model.name: model for model in old.models}
     after = {model.name: model for model in new.models}
     kept = [(before[name], model) for name, model in after.items() if name in before]
-    reloaded = [new for old, new in kept if _differ(old, new) & _OF_THE_ENGINE]
+    reloaded = [new for old, new in kept if _differ(old, new) & _ENGINE_FIELDS]
     adjusted = [new for old, new in kept if _differ(old, new) and new not in reloaded]
     return Changes(
         added=tuple(model for name, model in after.items() if name not in before),

@@ -1,4 +1,4 @@
-"""Settings as checked one by one, before they are put together."""
+"""Settings that are valid one by one, before they are combined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cotenant.config.yaml_document import Document
 
 @dataclass(frozen=True, slots=True)
 class CheckedSettings:
-    """Settings as checked one by one, and where each came from."""
+    """Settings that are valid one by one, and the source of each."""
 
     settings: Settings
     document: Document | None
@@ -21,13 +21,13 @@ class CheckedSettings:
 
     @property
     def base(self) -> Path:
-        """The folder that the file's relative paths start from."""
+        """The folder that relative paths in the file are resolved against."""
         return (
             Path(self.document.name).absolute().parent if self.document and self.document.name else Path.cwd()
         )
 
     def issue(self, key: KeyPath, what: str, hint: str) -> ConfigIssue:
-        """Return an issue of a setting, with the place where it was given."""
+        """Return an issue with a setting, and where the setting was given."""
         for length in range(len(key), 0, -1):
             source = self.sources.get(key[:length])
             if source is not None:

@@ -24,10 +24,10 @@ from cotenant.services.settings import ServicesSettings
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where to listen and who may ask; keys of `api_key_file` are still to be read.
+    """Where to listen and who has access. The keys of `api_key_file` are read later.
 
-    `allowed_hosts` are names in public DNS under which browsers may reach it. A line for each request goes to
-    the file `request_log`, if there is one.
+    `allowed_hosts` are names in public DNS under which browsers may reach it. If `request_log` is set, the
+    daemon writes a line for each request to that file.
     """
 
     host: str = setting("127.0.0.1", "address to listen on", group="server", metavar="ADDRESS")
@@ -60,10 +60,10 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
-    """Which devices may be planned on and how far; an empty `use` means all of them.
+    """Which devices may be used and how much of each; an empty `use` means all of them.
 
-    `gpus` describes hypothetical GPUs, as `--gpus` does. `mps` is when engines share cards through CUDA's
-    Multi-Process Service, `mps_group` which cards one daemon of it serves.
+    `gpus` describes hypothetical GPUs, as `--gpus` does. `mps` says when engines share cards through CUDA's
+    Multi-Process Service, `mps_group` which cards one MPS daemon serves.
     """
 
     use: tuple[str, ...] = setting(
@@ -77,9 +77,9 @@ class DeviceSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
-    """What holds for a model that says nothing of its own; `keep_alive_s` None never unloads.
+    """Defaults for models that do not set a value themselves; `keep_alive_s` None never unloads.
 
-    `timeouts_s` go before `timeout_s`: by kind, and `vision_timeout_s` for models that take images.
+    `timeouts_s` (by kind) and `vision_timeout_s` (models that take images) override `timeout_s`.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -110,24 +110,25 @@ class ModelDefaults:
     vision_timeout_s: float | None = None
 
     def timeout_for(self, kind: ModelKind, *, vision: bool) -> float:
-        """Return how long a request waits for a model that sets nothing of its own."""
-        of_kind = self.timeouts_s.get(kind, self.timeout_s)
-        return of_kind if not vision or self.vision_timeout_s is None else self.vision_timeout_s
+        """Return how long a request waits for a model that does not set a timeout itself."""
+        if vision and self.vision_timeout_s is not None:
+            return self.vision_timeout_s
+        return self.timeouts_s.get(kind, self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A model to serve, its file read.
+    """A model to serve, with what its file says.
 
     `recipe` has every default filled in. `gpus` are indices or UUIDs, empty for any device. It is unloaded
     `keep_alive_s` after its last request, None never; a request waits for it `timeout_s` at most.
-    `parts` are all its files except the projector; `signature` changes whenever one of them does.
-    `from_folder` says that it is served for being in `models_dir`, without an entry of its own.
-    `path` is None where its file is not read; `options` are what its kind of engine needs besides,
-    `launch` in what it runs, and `stated_bytes` what the operator says that it takes or, if
-    `stated_is_guess`, what its file suggests until it is seen.
+    `parts` are all its files except the projector; `signature` changes when one of them changes.
+    `from_folder` is true if it has no entry and is served because its file is in `models_dir`.
+    `path` is None if its file is not read. `options` are further options of its kind of engine, `launch` says
+    how its engine is started. `stated_bytes` is the memory that the operator states or, if `stated_is_guess`,
+    an estimate from the file size until it is measured.
     Under MPS it gets `mps_threads_percent` of each card's SMs, None for all, and at most `mps_margin_bytes`
-    of memory beyond what is planned, None for no such limit.
+    of memory above the plan, None for no limit.
     """
 
     name: str
@@ -174,13 +175,13 @@ class ModelEntry:
 
     @property
     def request(self) -> PlanRequest:
-        """What the planner is asked for it."""
+        """The request for the planner."""
         return PlanRequest(self.name, self.shape, self.recipe, self.projector_bytes, self.stated_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class OllamaSettings:
-    """An Ollama daemon, all of whose models are served; it uses the GPUs of `gpus`, empty for any."""
+    """An Ollama daemon: all its models are served. It uses the GPUs in `gpus`, empty for any."""
 
     address: Endpoint
     gpus: tuple[str, ...] = ()
@@ -188,14 +189,14 @@ class OllamaSettings:
 
 @dataclass(frozen=True, slots=True)
 class AlertSettings:
-    """When something is worth telling; `webhook` is posted to, None for nowhere.
+    """When alerts are raised, and the URL of the webhook, None for no webhook.
 
-    An alert is raised for a card that is fuller than `memory_percent` for `memory_for_s`.
+    A card raises an alert when its memory use is above `memory_percent` for `memory_for_s` seconds.
     """
 
     webhook: str | None = setting(
         None,
-        "each alert is posted there as JSON, when it begins and when it ends",
+        "URL that gets each alert as JSON, when it begins and when it ends",
         flag=None,
         reads="web_address",
     )
@@ -209,11 +210,11 @@ class AlertSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdvisorSettings:
-    """Whom to ask for advice, and how often; without `address` the model is one that we serve."""
+    """The model that gives advice, and how often it is asked; without `address`, a model served here."""
 
     mode: AdvisorMode = setting(
         AdvisorMode.OFF,
-        "off; shadow: tell what it would have done; on: follow it within bounds",
+        "off; shadow: report what it would have done; on: follow it within bounds",
         flag=None,
     )
     address: str | None = setting(
@@ -230,7 +231,7 @@ class AdvisorSettings:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What stops nothing but should be known: a file that is not served, a name that was changed."""
+    """A problem that does not stop the daemon: a file that is not served, a name that was changed."""
 
     path: Path
     text: str
@@ -241,10 +242,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """All of it. `path` is None where no file was read; `warm_ram_bytes` is None where the tier is off.
+    """The whole configuration. `path` is None if no file was read, `warm_ram_bytes` if `warm` is off.
 
-    `services` is None without a section of that name. `database` is a path or a URL, None for the file in
-    the state directory.
+    `services` is None without a `services` section. `database` is a path or a URL, None for the file in the
+    state directory.
     """
 
     path: Path | None = None

@@ -1,4 +1,4 @@
-"""Deleting a model's files, and nothing else."""
+"""Deletes the files of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cotenant.domain.errors import ModelFileError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """The files to delete; `links` of them are links, whose targets stay. `frees_bytes` counts the others."""
+    """The files to delete. `links` are symbolic links: their targets stay; `frees_bytes` is without them."""
 
     name: str
     files: tuple[Path, ...]
@@ -21,7 +21,7 @@ class Removal:
     frees_bytes: int
 
     def carry_out(self) -> None:
-        """Delete the files, the first part last, so that an interrupted removal can be repeated.
+        """Delete the files, the first part last, so that an interrupted deletion can be repeated.
 
         Raises ModelFileError.
         """
@@ -36,17 +36,17 @@ class Removal:
 
 
 def plan_removal(configuration: Configuration, name: str) -> Removal:
-    """Return what deleting a model would delete: all its parts, and a projector that is its alone.
+    """Return the files to delete: all parts of a model, and its projector if no other model uses it.
 
-    Raises UsageError for a name that is not served, an entry of its own, or a file outside of `models_dir`.
+    Raises UsageError for a name that is not served, a model with an entry, or a file outside of `models_dir`.
     """
     entry = _entry(configuration, name)
     folder = configuration.models_dir
     if not entry.from_folder or folder is None:
         raise UsageError(
-            f"{name} has an entry of its own in {configuration.path}, which would then name no file",
-            hint="Delete the entry first; then its file goes by the name that `cotenant models` shows, if it "
-            "is in models_dir.",
+            f"{name} has an entry in {configuration.path}, which would then refer to a missing file",
+            hint="Delete the entry first; then, if its file is in models_dir, use the name that "
+            "`cotenant models` shows.",
         )
     files = [*entry.parts]
     others = (other for other in configuration.models if other is not entry)
@@ -69,11 +69,11 @@ def _entry(configuration: Configuration, name: str) -> ModelEntry:
 
 
 def _refuse_outside(path: Path, folder: Path) -> None:
-    """Refuse a file whose folder, links followed, is not in `models_dir`; the file may be a link itself."""
+    """Raise UsageError if the file's folder, with links resolved, is not in `models_dir`."""
     inside = os.path.realpath(folder)
     holder = os.path.realpath(path.parent)
     if os.path.commonpath((inside, holder)) != inside:
         raise UsageError(
             f"{path} is in {holder}, outside of models_dir {folder}",
-            hint="Delete it by hand, if it is to go.",
+            hint="Delete it yourself, if you want to.",
         )

@@ -1,7 +1,7 @@
-"""Writes what is documented of `cotenant.yaml` from the declared settings.
+"""Writes the documentation of `cotenant.yaml` from the declared settings.
 
-`python -m cotenant.config.documentation docs` writes `cotenant.schema.json`, by which editors complete and
-check the file, and the tables of `configuration.md`. A table stands between `<!-- settings: SECTION -->` and
+`python -m cotenant.config.documentation docs` writes `cotenant.schema.json`, with which editors complete and
+check the file, and the tables in `configuration.md`. A table is between `<!-- settings: SECTION -->` and
 `<!-- end -->`.
 """
 
@@ -30,14 +30,14 @@ _UNITS: Final = ((3600, "h"), (60, "m"), (1, "s"))
 def json_schema() -> str:
     """Render the schema."""
     schema: dict[str, Any] = Settings.model_json_schema()
-    # A switch of its own rather than a mapping: `warm: off`.
+    # `warm: off` is allowed besides a mapping.
     warm = schema["properties"]["warm"]
     schema["properties"]["warm"] = {"anyOf": [warm, {"enum": ["off", False]}]}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def with_tables(page: str) -> str:
-    """Return the page with each of its tables written anew. Raises LookupError for an unknown section."""
+    """Return the page with its tables rewritten. Raises LookupError for an unknown section."""
     return _TABLE.sub(lambda found: f"{found[1]}{''.join(_rows(found[2]))}{found[3]}", page)
 
 
@@ -74,7 +74,7 @@ def _default(setting: Setting) -> str:
 
 
 def main(folder: Path) -> None:
-    """Write both files anew."""
+    """Rewrite both files."""
     (folder / SCHEMA).write_text(json_schema(), encoding="utf-8")
     page = folder / PAGE
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a model's entry says of its engine, checked against the traits of its kind."""
+"""The engine options of a model's entry, checked against the traits of its engine kind."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.settings import settings_of
 
 UNREAD_PERCENT: Final = 130
-"""Assumed memory of a model that is not read, in per cent of its files, until it is measured."""
+"""Assumed memory of a model whose file is not read, in percent of its file size, until it is measured."""
 _RECIPE_KEYS: Final = frozenset(
     name
     for each in settings_of(Recipe)
     if not each.every_engine
     for name in (each.key, each.flag or each.key)
 )
-"""Keys of a recipe, in both spellings, that not every kind of engine takes."""
+"""Recipe keys, in both spellings, that not every engine kind supports."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -49,7 +49,7 @@ def kind_of(model: Model) -> EngineKind:
 
 
 def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
-    """Return which keys the entry's engine does not take, and which are missing."""
+    """Return the keys that the entry's engine does not support, and those that are missing."""
     kind = kind_of(model)
     traits = kind.traits
     recipe_keys = frozenset() if traits.whole_recipe else _RECIPE_KEYS
@@ -76,7 +76,7 @@ def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
 
 
 def launch_of(model: Model, base: Path) -> LaunchOptions:
-    """Return how an entry's engine is started; an image that is a file is relative to `base`."""
+    """Return how an entry's engine is started; an image file is relative to `base`."""
     options = LaunchOptions(model.launcher, model.image)
     if model.image is not None and options.by_image_file is not None:
         return replace(options, image=os.path.abspath(base / os.path.expanduser(model.image)))
@@ -97,9 +97,9 @@ def _wrong_launch(model: Model) -> list[EntryProblem]:
 
 
 def options_of(model: Model, daemon: str | None, environment: Mapping[str, str]) -> EngineOptions:
-    """Return the options of an entry that `entry_problems` finds nothing wrong with.
+    """Return the options of an entry that has no `entry_problems`.
 
-    `daemon` is the address of the daemon that entries without their own use, None for the kind's usual one.
+    `daemon` is the address for entries without an `address`, None for the default of the kind.
     """
     traits = kind_of(model).traits
     address = model.address or (traits.daemon_address and (daemon or traits.daemon_address))
@@ -114,7 +114,7 @@ def options_of(model: Model, daemon: str | None, environment: Mapping[str, str])
 
 
 def endpoint(address: str) -> Endpoint:
-    """Return where a URL points; a path of `/v1` at its end is left out, since every request has it."""
+    """Parse a URL; a `/v1` at its end is removed, since every request path begins with it."""
     parts = urlsplit(address)
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     port = parts.port or _PORTS[parts.scheme]
@@ -143,7 +143,7 @@ def unread_shape(name: str, kind: ModelKind) -> ModelShape:
 
 
 def weights_bytes(path: Path) -> int:
-    """Return the bytes of a file, or of the files of a folder; 0 where nothing can be read."""
+    """Return the size in bytes of a file, or of the files in a folder; 0 if it cannot be read."""
     try:
         if path.is_dir():
             return sum(each.stat().st_size for each in path.iterdir() if each.is_file())
@@ -153,7 +153,7 @@ def weights_bytes(path: Path) -> int:
 
 
 def missing_variable(model: Model, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the variable that should hold the key and is not set."""
+    """Return the variable that should contain the API key, if it is not set."""
     name = model.api_key_env
     return name if name is not None and not environment.get(name) else None
 

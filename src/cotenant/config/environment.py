@@ -22,22 +22,22 @@ SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "models_dir": ("models_dir",),
     "database": ("database",),
 }
-"""Flags, by name with underscores, and the settings that they set."""
+"""Flags, by name with underscores, and the key paths of their settings."""
 _OTHER_NAMES: Final = {
     "num_parallel": "parallel",
     "max_loaded_models": "max_loaded",
     "gpu_layers": "n_gpu_layers",
 }
-"""Names that users of Ollama know; ours win where both are set."""
+"""Names from Ollama; Cotenant's own names take precedence."""
 _PATHS: Final = frozenset(
     ["models_dir", "database", *(each.flag for each in SECTIONS["server"] if each.type is Path)]
 )
 
 
 def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return the settings that the environment gives, nested, and the variable that gave each.
+    """Return the settings in the environment, nested, and the variable of each.
 
-    An empty variable counts as not set; other variables of ours are not settings and are left alone.
+    An empty variable counts as not set. Variables that are not settings are ignored.
     """
     names = {**{name: name for name in SETTINGS}, **_OTHER_NAMES}
     given: dict[str, tuple[object, str]] = {}
@@ -49,10 +49,10 @@ def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], di
 
 
 def from_flags(flags: Mapping[str, object]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Return the settings that flags give, and the flag that gave each.
+    """Return the settings in the flags, nested, and the flag of each.
 
-    `flags` are by name with underscores (`n_ctx`), as texts or parsed; None means that a flag was not given,
-    and names that are no settings are left alone.
+    `flags` are by name with underscores (`n_ctx`), as texts or parsed; None means that a flag was not given.
+    Names that are not settings are ignored.
     """
     return _nested(
         {
@@ -74,7 +74,7 @@ def _nested(given: Mapping[str, tuple[object, str]]) -> tuple[dict[str, Any], di
         if name == "api_key":
             value = list(value) if isinstance(value, (list, tuple)) else [value]
         elif name in _PATHS and "://" not in str(value):
-            # Against the current directory, while those of the file are against its own.
+            # Relative to the current directory; paths in the file are relative to its folder.
             value = os.path.abspath(os.path.expanduser(str(value)))
         section[last] = value
         sources[SETTINGS[name]] = source

@@ -1,4 +1,4 @@
-"""Which classes declare the settings of each section, and how each declared setting is read."""
+"""The declared settings of each section, and how each setting is parsed."""
 
 from __future__ import annotations
 
@@ -27,40 +27,29 @@ from cotenant.scheduling.policy import POLICIES
 
 MAX_MIB: Final = 1 << 30
 _OF_DEFAULTS: Final = "max_loaded"
-"""The scheduler's setting that stands under `defaults`."""
+"""The scheduler's setting that belongs to the section `defaults`."""
 
 
 def recipe_settings() -> Iterator[Setting]:
-    """Yield what says how a model runs: for one model, or for all."""
+    """Yield the settings that `defaults` and each model have in common."""
     yield from settings_of(Recipe)
     yield from (each for each in settings_of(ModelDefaults) if each.key != "profile")
 
 
-def _defaults() -> Iterator[Setting]:
-    yield from recipe_settings()
-    yield from (each for each in settings_of(ModelDefaults) if each.key == "profile")
-    yield from (each for each in settings_of(SchedulerSettings) if each.name == _OF_DEFAULTS)
-
-
-def _devices() -> Iterator[Setting]:
-    yield from settings_of(BudgetRules)
-    yield from settings_of(DeviceSettings)
-
-
-def _scheduling() -> Iterator[Setting]:
-    yield from (each for each in settings_of(SchedulerSettings) if each.name != _OF_DEFAULTS)
-
-
 SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
     "server": tuple(settings_of(ServerSettings)),
-    "devices": tuple(_devices()),
-    "defaults": tuple(_defaults()),
-    "scheduling": tuple(_scheduling()),
+    "devices": (*settings_of(BudgetRules), *settings_of(DeviceSettings)),
+    "defaults": (
+        *recipe_settings(),
+        *(each for each in settings_of(ModelDefaults) if each.key == "profile"),
+        *(each for each in settings_of(SchedulerSettings) if each.name == _OF_DEFAULTS),
+    ),
+    "scheduling": tuple(each for each in settings_of(SchedulerSettings) if each.name != _OF_DEFAULTS),
     "alerts": tuple(settings_of(AlertSettings)),
     "advisor": tuple(settings_of(AdvisorSettings)),
     "models": (*recipe_settings(), *settings_of(ModelEntry)),
 }
-"""The settings that each section of `cotenant.yaml` takes, except those that `schema` adds by hand."""
+"""The settings of each section of `cotenant.yaml`, except those that `schema` declares itself."""
 
 
 _READERS: Final[Mapping[str, Callable[[], Scalar]]] = {
@@ -86,12 +75,12 @@ _WHOLE_LISTS: Final = frozenset(["devices", "model_devices", "tensor_split"])
 
 
 def is_list(setting: Setting) -> bool:
-    """Whether the setting is a list, of which `scalar_of` reads one item."""
+    """Whether the setting is a list whose items `scalar_of` reads one by one."""
     return get_origin(setting.type) is tuple and setting.reads not in _WHOLE_LISTS
 
 
 def scalar_of(setting: Setting) -> Scalar:
-    """Return how a setting's value is read, of a list one item."""
+    """Return how a setting's value, or one item of its list, is read."""
     if setting.reads:
         return _READERS[setting.reads]()
     if setting.type is bool:
@@ -106,7 +95,7 @@ def scalar_of(setting: Setting) -> Scalar:
 
 
 def in_units_of_field(setting: Setting, value: Any) -> Any:
-    """Return a value as its field has it: in bytes where the file says MiB, None where it says infinity."""
+    """Convert a value of the file to the unit of its field: MiB to bytes, infinity to None."""
     if value == math.inf:
         return None
     if setting.reads in _IN_MIB:
@@ -115,11 +104,11 @@ def in_units_of_field(setting: Setting, value: Any) -> Any:
 
 
 def in_units_of_file(setting: Setting, value: Any) -> Any:
-    """Return a field's value as the file and flags have it: in MiB where the field counts bytes."""
+    """Convert a field's value to the unit of the file and flags: bytes to MiB."""
     return value // MIB if setting.reads in _IN_MIB and value is not None else value
 
 
 def values_of(section: Any, owner: type) -> dict[str, Any]:
-    """Return what a section of the file says, by the names of the fields of `owner`."""
+    """Return the values in a section of the file, by the field names of `owner`."""
     values = ((each, getattr(section, each.name, None)) for each in settings_of(owner))
     return {each.name: in_units_of_field(each, value) for each, value in values if value is not None}

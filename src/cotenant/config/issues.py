@@ -1,4 +1,4 @@
-"""What is wrong with a setting, and where it was given."""
+"""Problems with settings, and where each setting was given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class ConfigIssue:
-    """One thing wrong: `source` is the file, or the variable or flag that gave the value."""
+    """A problem with a setting; `source` is the file, variable or flag that set it."""
 
     source: str
     what: str
@@ -29,7 +29,7 @@ class ConfigIssue:
 
 
 def refusal(issues: Sequence[ConfigIssue]) -> BadSetting:
-    """Return the exception that tells the first issue and how many more there are, and carries all."""
+    """Return an exception whose message names the first issue and the number of others; it contains all."""
     first, more = issues[0], len(issues) - 1
     return BadSetting(
         f"{first} (and {more} more)" if more else str(first),
@@ -39,7 +39,7 @@ def refusal(issues: Sequence[ConfigIssue]) -> BadSetting:
 
 
 def dotted(key: KeyPath) -> str:
-    """Render a key path as people write it: `models[0].ctx`."""
+    """Format a key path: `models[0].ctx`."""
     text = ""
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else f".{shown(part)}" if text else shown(part)
@@ -47,13 +47,13 @@ def dotted(key: KeyPath) -> str:
 
 
 def shown(value: Any) -> str:
-    """Render a value or a key on one line, cut where it is long."""
+    """Format a value or a key on one line, at most 60 characters."""
     text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the hint for an unknown name: the nearest right one, else all of them."""
+    """Return a hint for an unknown name: the closest known name, else all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name[:_MAX_SHOWN].lower(), names, n=1, cutoff=0.5)
     return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(names)}."

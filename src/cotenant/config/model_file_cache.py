@@ -1,4 +1,4 @@
-"""Model files as last read, so that a second look opens only those that changed."""
+"""A cache of parsed model files: only files that changed are read again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_PARTS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class FileSignature:
-    """What changes when a file's content does."""
+    """Changes when a file's content changes."""
 
     inode: int
     size: int
@@ -28,7 +28,7 @@ class FileSignature:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model file with its parts: first part, all of them, what they hold."""
+    """A model file: `path` is its first part, `parts` are all parts, `shape` is their content."""
 
     path: Path
     parts: tuple[Path, ...]
@@ -37,22 +37,22 @@ class ModelFile:
 
     @property
     def is_projector(self) -> bool:
-        """Whether it is a vision projector, no model of its own."""
+        """Whether it is a vision projector instead of a model."""
         return self.shape.kind is ModelKind.PROJECTOR
 
 
 class Library:
-    """Reads model files, each once until it changes. Not for several threads at a time."""
+    """Reads model files, each once until it changes. Not thread-safe."""
 
     def __init__(self) -> None:
         self._read: dict[Path, tuple[tuple[FileSignature | None, ...], ModelFile | ModelFileError]] = {}
 
     def open(self, path: Path) -> ModelFile:
-        """Return what a GGUF file holds, with the parts that its name promises. Raises ModelFileError."""
+        """Return a GGUF file with the parts that its name implies. Raises ModelFileError."""
         return self._opened(path, part_paths(path), is_folder=False)
 
     def open_folder(self, path: Path) -> ModelFile:
-        """Return what a Hugging Face folder holds, its parts being its weights. Raises ModelFileError."""
+        """Return a Hugging Face folder; its parts are its weights. Raises ModelFileError."""
         parts = (path / "config.json", *sorted(path.glob("*.safetensors")))
         return self._opened(path, parts, is_folder=True)
 
@@ -78,7 +78,7 @@ def _load(
         if is_folder and path.is_file():
             raise UnsupportedModelFile(
                 f"{path} is a file",
-                hint="vLLM is given a Hugging Face folder; a GGUF file goes without `engine:`.",
+                hint="vLLM needs a Hugging Face folder; for a GGUF file, leave out `engine:`.",
             )
         shape = load_model(path)
     except ModelFileError as error:
@@ -87,12 +87,12 @@ def _load(
         return ModelFileMissing(f"{path} cannot be read: {error.strerror}", hint="Check the path.")
     found = tuple(each for each in seen if each is not None)
     if len(found) < len(seen):
-        return ModelFileMissing(f"{path} is only now being written", hint="Try again.")
+        return ModelFileMissing(f"{path} is still being written", hint="Try again.")
     return ModelFile(path, parts, found, shape)
 
 
 def signature(path: Path | str) -> FileSignature | None:
-    """Return a regular file's signature, a link's target's; None if there is none that can be seen."""
+    """Return the signature of a regular file (of its target for a link); None if it is not accessible."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -103,7 +103,7 @@ def signature(path: Path | str) -> FileSignature | None:
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
-    """List all parts of a split model by the name of its first, else just the file."""
+    """Return all parts of a split model, given its first part; for other files just the file."""
     match = _PART.fullmatch(path.name.removesuffix(".gguf"))
     if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= _MOST_PARTS:
         return (path,)
@@ -112,7 +112,7 @@ def part_paths(path: Path) -> tuple[Path, ...]:
 
 
 def first_part(path: Path) -> Path:
-    """Return the first part of the split model that a file belongs to, else the file."""
+    """Return the first part of the split model that a file belongs to; for other files the file."""
     match = _PART.fullmatch(path.name.removesuffix(".gguf"))
     return path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf") if match else path
 

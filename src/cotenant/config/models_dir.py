@@ -1,4 +1,4 @@
-"""The models of a folder: every GGUF in it and in its folders, one level down."""
+"""The models in a folder: every GGUF file in it and in its subfolders, one level down."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cotenant.config.model_file_cache import Library, ModelFile, first_part, par
 from cotenant.domain.errors import ModelFileError
 
 _PRECISIONS: Final = ("f16", "bf16", "q8_0", "f32")
-"""In the order in which one is chosen of several: what llama.cpp's converter writes comes first."""
-_SAYS_NOTHING: Final = frozenset(["mmproj", "model", "", *_PRECISIONS])
+"""In order of preference: what llama.cpp's converter writes comes first."""
+_FILLER_WORDS: Final = frozenset(["mmproj", "model", "", *_PRECISIONS])
 _WORD_BREAK: Final = re.compile(r"[-. ]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model of the folder, with the projector that goes with it."""
+    """A model in the folder, with its projector."""
 
     model: ModelFile
     projector: ModelFile | None = None
@@ -31,16 +31,16 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """What a folder holds, the top level first, then by path; and what of it cannot be served, and why."""
+    """The models in a folder, the top level first, then by path; and why other files are not served."""
 
     found: tuple[Found, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
 def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset()) -> Catalogue:
-    """Read every model of a folder. `unsettled` are files still being written: they are left for later.
+    """Read every model in a folder. `unsettled` are files still being written: they are skipped for now.
 
-    A file that is no use is a Problem, never an error. Raises OSError if the folder itself cannot be read.
+    An unusable file is a Problem, never an error. Raises OSError if the folder itself cannot be read.
     """
     paths = dict.fromkeys(Path(path) for path in gguf_files(str(folder)))
     opened: list[ModelFile] = []
@@ -68,9 +68,9 @@ def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset
 
 
 def gguf_files(folder: str) -> Iterator[str]:
-    """List the GGUF files of a folder, then of its folders, each in order of names; hidden ones left out.
+    """List the GGUF files in a folder, then in its subfolders, each sorted by name, without hidden ones.
 
-    Raises OSError if the folder itself cannot be read; a folder in it that cannot be is left out.
+    Raises OSError if the folder itself cannot be read; a subfolder that cannot be read is skipped.
     """
     below: list[str] = []
     for name in sorted(os.listdir(folder)):
@@ -88,7 +88,7 @@ def gguf_files(folder: str) -> Iterator[str]:
 
 
 def _downloading(path: Path) -> bool:
-    """Whether aria2 has not done with a file, which it gives its full length at once."""
+    """Whether aria2 is still downloading a file, which has its full length from the beginning."""
     return os.path.lexists(f"{path}.aria2")
 
 
@@ -98,20 +98,20 @@ def _unpaired(found: list[Found], projectors: list[ModelFile]) -> Iterator[Probl
         if _subject(projector) in used:
             continue
         if found and not _subject(projector):
-            why = "its name does not say which of the models beside it it is for"
+            why = "its name does not say which model in its folder it belongs to"
         else:
-            why = "no model beside it has the name that it is for"
+            why = "no model in its folder has the name that it belongs to"
         yield Problem(projector.path, f"{why}; name it under `mmproj:` of a model")
 
 
 def _projector_of(
     model: ModelFile, others: Sequence[ModelFile], projectors: Sequence[ModelFile]
 ) -> ModelFile | None:
-    """Return the projector of `model` among those of its folder; `others` are all models there.
+    """Return the projector of `model` among those in its folder; `others` are all models there.
 
     llama.cpp's converter writes `mmproj-NAME-F16.gguf`: it belongs to the models whose names begin with NAME.
-    One that names no model (`mmproj-F16.gguf`) belongs to all of the folder, if they all have the
-    same architecture and size.
+    One without a name (`mmproj-F16.gguf`) belongs to all models in the folder, if they all have the same
+    architecture and size.
     """
     words = tuple(_words(model))
     named = [p for p in projectors if (about := _subject(p)) and words[: len(about)] == about]
@@ -124,8 +124,8 @@ def _projector_of(
 
 
 def _subject(projector: ModelFile) -> tuple[str, ...]:
-    """Return the words of a projector's name that say which model it is for."""
-    return tuple(word for word in _words(projector) if word not in _SAYS_NOTHING)
+    """Return the words of a projector's file name that name its model."""
+    return tuple(word for word in _words(projector) if word not in _FILLER_WORDS)
 
 
 def _words(file: ModelFile) -> list[str]:

@@ -13,7 +13,7 @@ _OTHERS: Final = re.compile(r"[^A-Za-z0-9._@+-]+")
 
 
 def clean_name(path: Path) -> str:
-    """Return the name for a file: its own without suffix and part number, odd characters made dashes."""
+    """Return the model name for a file: without suffix and part number, special characters as dashes."""
     text = _OTHERS.sub("-", stem(path)).strip("-._@+")[:100].rstrip("-._@+")
     return text or "model"
 

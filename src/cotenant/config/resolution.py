@@ -1,4 +1,4 @@
-"""From settings that are right one by one to a Configuration that holds together."""
+"""Combines settings that are valid one by one into a consistent Configuration."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def resolve(checked: CheckedSettings, library: Library, unsettled: Set[Path]) -> Configuration:
-    """Fill in defaults, open every file, and name everyone. Raises BadSetting with all that is wrong."""
+    """Fill in defaults, open every file, and name every model. Raises BadSetting with all issues."""
     resolution = _Resolution(checked, library, unsettled)
     configuration = resolution.configuration()
     if resolution.issues:
@@ -65,7 +65,7 @@ def resolve(checked: CheckedSettings, library: Library, unsettled: Set[Path]) ->
 
 
 class _Resolution:
-    """One reading of a configuration, collecting what is wrong with it."""
+    """Resolves one configuration and collects its issues."""
 
     def __init__(self, checked: CheckedSettings, library: Library, unsettled: Set[Path]) -> None:
         self._checked = checked
@@ -77,7 +77,7 @@ class _Resolution:
         self.issues: list[ConfigIssue] = []
 
     def configuration(self) -> Configuration:
-        """Return the whole; it means nothing if there are issues."""
+        """Return the configuration; it is invalid if there are `issues`."""
         settings = self._settings
         defaults = settings.defaults
         self._defaults = replace(
@@ -99,20 +99,20 @@ class _Resolution:
         models = (*(entry for _, entry in listed), *others)
         advisor, issues = advisor_settings(settings.advisor, self._checked)
         self.issues += issues
-        document = self._checked.document
+        document, database = self._checked.document, settings.database
         return Configuration(
             path=Path(document.name) if document and document.name else None,
             server=self._server(),
             devices=self._devices(),
             defaults=self._defaults,
             scheduling=self._scheduling(),
-            alerts=self._alerts(),
+            alerts=AlertSettings(**values_of(settings.alerts, AlertSettings)),
             advisor=advisor,
             warm_ram_bytes=settings.warm.ram_mib * MIB if settings.warm.ram_mib else None,
             models_dir=models_dir,
             models=models,
             services=self._services(),
-            database=self._database(),
+            database=database if database is None or "://" in database else str(self._path(database)),
             ollama=self._ollama(),
             problems=(*catalogue.problems, *problems, *advisor_problems(advisor, models)),
         )
@@ -152,9 +152,6 @@ class _Resolution:
             }
         )
 
-    def _alerts(self) -> AlertSettings:
-        return AlertSettings(**values_of(self._settings.alerts, AlertSettings))
-
     def _services(self) -> ServicesSettings | None:
         section = self._settings.services
         if section is None:
@@ -162,10 +159,6 @@ class _Resolution:
         settings, issues = services_settings(section, self._checked)
         self.issues += issues
         return settings
-
-    def _database(self) -> str | None:
-        database = self._settings.database
-        return database if database is None or "://" in database else str(self._path(database))
 
     def _ollama(self) -> OllamaSettings | None:
         section = self._settings.ollama
@@ -189,7 +182,7 @@ class _Resolution:
             return None
         for variable in model.env or {}:
             if not _VARIABLE.fullmatch(variable):
-                self._report((*key, "env", variable), "it is no name of a variable", "Write NAME: value.")
+                self._report((*key, "env", variable), "it is not a variable name", "Write NAME: value.")
         entry = replace(
             base,
             keep_alive_s=self._defaults.keep_alive_s,
@@ -201,7 +194,7 @@ class _Resolution:
         return number, replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
 
     def _base_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
-        """Return what a model is, read from its file where its kind of engine has one."""
+        """Return the entry with what the model's file says, if its engine kind has a file to read."""
         reads = recipe.engine.traits.reads
         if reads is ModelFormat.GGUF:
             return self._gguf_entry(key, model, recipe)
@@ -212,7 +205,7 @@ class _Resolution:
                 return None
             longest = file.shape.n_ctx_train
             if longest and "n_ctx" not in model.recipe:
-                # vLLM refuses a context beyond what the model takes, where llama.cpp goes on.
+                # vLLM refuses a context longer than the model was trained for; llama.cpp accepts it.
                 recipe = replace(recipe, n_ctx=min(recipe.n_ctx, longest))
             return self._served(model.name or path.name, file, None, recipe)
         name = model.name or model.model or ""
@@ -272,7 +265,7 @@ class _Resolution:
         return projector
 
     def _projector_in_folder(self, file: ModelFile) -> ModelFile | None:
-        """Find it as in `models_dir`, so that an entry changes only what it says."""
+        """Find the projector as in `models_dir`, so that an entry need not name it."""
         if not find_projectors(file.path):
             return None
         try:
@@ -294,7 +287,7 @@ class _Resolution:
             return None
 
     def _recipe(self, key: KeyPath, defaults: Mapping[str, Any], section: RecipeSection) -> Recipe:
-        """Build a recipe; a micro-batch larger than the batch is cut to it, as llama.cpp does."""
+        """Build a recipe; a micro-batch larger than the batch is reduced to it, as in llama.cpp."""
         own = section.recipe
         if own.get("smart_split") and own.get("tensor_split"):
             self._report(key, "smart_split and tensor_split exclude each other", "Keep one.")
@@ -333,7 +326,7 @@ class _Resolution:
     def _from_folder(
         self, catalogue: Catalogue, listed: list[ModelEntry]
     ) -> tuple[list[ModelEntry], list[Problem]]:
-        """Serve what the folder holds and no entry names, each under a name of its own."""
+        """Return entries with unique names for the models in the folder that have no entry."""
         taken = {name for entry in listed for name in (entry.name, *entry.aliases)}
         named = {os.path.realpath(entry.path) for entry in listed if entry.path is not None}
         entries: list[ModelEntry] = []
@@ -356,7 +349,7 @@ class _Resolution:
         return entries, problems
 
     def _path(self, text: str | None) -> Path | None:
-        """Return a path, relative to the folder of the file; None for none."""
+        """Return an absolute path; relative ones start from the file's folder. None stays None."""
         return Path(os.path.abspath(self._base / text)) if text else None
 
     def _report(self, key: KeyPath, what: str, hint: str) -> None:
@@ -364,5 +357,5 @@ class _Resolution:
 
 
 def _by_key(text: str) -> str:
-    """Name keys where a message for the command line names flags."""
+    """Replace flags by keys in a message that was written for the command line."""
     return _FLAG.sub(lambda match: match[0][2:].replace("-", "_"), text)

@@ -1,4 +1,4 @@
-"""Single values of the configuration, as texts or as a flag's parser left them, and their JSON types."""
+"""Parsers of single values of the configuration, from text or parsed flags, and their JSON types."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_DURATION_S: Final = 366 * 86400
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """How one kind of value is read. `read` raises UsageError; `json` is for the schema of editors."""
+    """Parses one kind of value. `read` raises UsageError; `json` is its type in the JSON schema."""
 
     read: Callable[[Any], Any]
     json: JsonType
@@ -52,7 +52,7 @@ def whole(least: int, most: int) -> Scalar:
 
 
 def share() -> Scalar:
-    """A part of the whole, from 0 to 1."""
+    """A fraction from 0 to 1."""
 
     def read(value: Any) -> float:
         text = _text(value)
@@ -64,13 +64,13 @@ def share() -> Scalar:
 
 
 def percent() -> Scalar:
-    """A part of a hundred, from 1 to 100, with or without its sign."""
+    """A percentage from 1 to 100, with or without a percent sign."""
 
     def read(value: Any) -> int:
         text = _text(value)
         digits = text.removesuffix("%").strip()
         if not _WHOLE.fullmatch(digits) or not 1 <= int(digits) <= 100:
-            raise BadSetting(f"{shown(text)} is no percentage from 1% to 100%", hint="Write it as 30%.")
+            raise BadSetting(f"{shown(text)} is not a percentage from 1% to 100%", hint="Write it as 30%.")
         return int(digits)
 
     return Scalar(read, {"type": ["integer", "string"], "examples": ["30%"]})
@@ -129,7 +129,7 @@ def member(kind: type[StrEnum]) -> Scalar:
 
 
 def one_of(words: Iterable[str]) -> Scalar:
-    """One of some words; words that are added later are read too."""
+    """One of these words; words that are added to the iterable later are accepted too."""
 
     def read(value: Any) -> str:
         text = _text(value)
@@ -150,15 +150,15 @@ def layers() -> Scalar:
         if text == MOST_LAYERS or (_WHOLE.fullmatch(text) and 0 <= int(text) < 1 << 16):
             return text if text == MOST_LAYERS else int(text)
         raise BadSetting(
-            f"{shown(text)} is no number of layers",
-            hint="A number, auto for the most that fit, or -1 for all.",
+            f"{shown(text)} is not a number of layers",
+            hint="Write a number, auto for as many as fit, or -1 for all.",
         )
 
     return Scalar(read, {"type": ["integer", "string"], "examples": [-1, "auto", 33]})
 
 
 def tensor_split() -> Scalar:
-    """A split by hand: a list, or text with commas."""
+    """A tensor split: a list, or text with commas."""
 
     def read(value: Any) -> tuple[float, ...]:
         return parse_split(",".join(words().read(value)))
@@ -183,7 +183,7 @@ def words(everything: str | None = None) -> Scalar:
 
 
 def path(absent: str | None = None) -> Scalar:
-    """A path, `~` expanded. The word `absent`, if given, means none at all: an empty text."""
+    """A path, `~` expanded. The word `absent`, if given, means no path and is read as an empty text."""
 
     def read(value: Any) -> str:
         text = os.path.expanduser(str(value) if isinstance(value, Path) else _text(value))
@@ -193,21 +193,26 @@ def path(absent: str | None = None) -> Scalar:
 
 
 def web_address() -> Scalar:
-    """A URL that is posted to."""
+    """An HTTP or HTTPS URL."""
 
     def read(value: Any) -> str:
         text = _text(value)
-        try:
-            parts = urlsplit(text)
-            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            sound = False
-        if not sound or not text.isascii() or not text.isprintable() or " " in text:
-            # It may hold a secret, as webhooks of chats do.
-            raise BadSetting("it is no URL", hint="Write http://host:port/path or https://host/path.")
+        if not is_http_url(text):
+            # The URL is not shown: those of chat webhooks contain a secret.
+            raise BadSetting("it is not a URL", hint="Write http://host:port/path or https://host/path.")
         return text
 
     return Scalar(read, {"type": "string", "examples": ["https://example.org/hooks/gpu"]})
+
+
+def is_http_url(text: str) -> bool:
+    """Whether a text is a complete HTTP or HTTPS URL."""
+    try:
+        parts = urlsplit(text)
+        is_complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(is_complete) and text.isascii() and text.isprintable() and " " not in text
 
 
 def url_path() -> Scalar:
@@ -216,7 +221,7 @@ def url_path() -> Scalar:
     def read(value: Any) -> str:
         text = _text(value)
         if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text:
-            raise BadSetting(f"{shown(text)} is no path of a URL", hint="Write it as /health.")
+            raise BadSetting(f"{shown(text)} is not the path of a URL", hint="Write it as /health.")
         return text
 
     return Scalar(read, {"type": "string", "examples": ["/health"]})
@@ -230,7 +235,7 @@ def name() -> Scalar:
         if not NAME.fullmatch(text):
             raise BadSetting(
                 f"{shown(text)} cannot be a name",
-                hint="Letters, digits and . _ : / @ + -, 128 at most, the first a letter or a digit.",
+                hint="Use at most 128 letters, digits and . _ : / @ + -, beginning with a letter or a digit.",
             )
         return text
 
@@ -243,7 +248,7 @@ def text() -> Scalar:
 
 
 def api_key() -> Scalar:
-    """A key that fits a header."""
+    """A key that can be sent in an HTTP header."""
 
     def read(value: Any) -> str:
         key = _text(value)
@@ -270,4 +275,4 @@ def _text(value: Any) -> str:
     what = (
         "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else "empty"
     )
-    raise UsageError(f"it is {what} where one value is wanted", hint="docs/configuration.md has examples.")
+    raise UsageError(f"it is {what} where one value is expected", hint="docs/configuration.md has examples.")

@@ -1,4 +1,4 @@
-"""The shape of `cotenant.yaml`: what keys there are and what each takes."""
+"""The schema of `cotenant.yaml`: its keys and their values."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ _Model: Any = section_of(settings_of(ModelEntry))
 
 
 class Server(_Server):  # type: ignore[misc]
-    """Where to listen and who may ask."""
+    """Where to listen and who has access."""
 
 
 class DevicesSection(_Devices):  # type: ignore[misc]
-    """Which devices are planned on, and how far."""
+    """Which devices are used, and how much of each."""
 
 
 class RecipeSection(_Recipe):  # type: ignore[misc]
     """How a model runs: the flags of `serve`, with underscores."""
 
     ctx_by_flag: Ctx | None = Field(
-        default=None, alias="n_ctx", description="the same as ctx, by the flag's name"
+        default=None, alias="n_ctx", description="the same as ctx, under the flag's name"
     )
 
     @model_validator(mode="after")
@@ -64,16 +64,16 @@ class RecipeSection(_Recipe):  # type: ignore[misc]
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What it says of a Recipe, by the names of its fields."""
+        """The values for a Recipe, by field name."""
         context = {} if self.ctx_by_flag is None else {"n_ctx": self.ctx_by_flag}
         return {**values_of(self, Recipe), **context}
 
 
 class Timeouts(Section):
-    """How long a request waits for a model, by what the model is for; before `timeout`."""
+    """How long a request waits for a model, by the model's purpose; these override `timeout`."""
 
     chat: Timeout | None = None
-    vision: Timeout | None = Field(default=None, description="of models that take images")
+    vision: Timeout | None = Field(default=None, description="for models that accept images")
     embeddings: Timeout | None = None
     rerank: Timeout | None = None
 
@@ -89,25 +89,25 @@ class Timeouts(Section):
 
 
 class Defaults(RecipeSection, _Defaults):  # type: ignore[misc]
-    """What holds for every model that says nothing of its own."""
+    """Defaults for models that do not set a value themselves."""
 
     timeouts: Timeouts = Field(default_factory=Timeouts)
 
 
 class Scheduling(_Scheduling):  # type: ignore[misc]
-    """Who waits and who goes."""
+    """Which requests wait and which models are evicted."""
 
 
 class Alerts(_Alerts):  # type: ignore[misc]
-    """When something is worth telling, and who is told."""
+    """When alerts are raised, and where they are sent."""
 
 
 class Advisor(_Advisor):  # type: ignore[misc]
-    """A language model that is asked what may be wanted next."""
+    """A language model that predicts which models will be requested next."""
 
 
 class Warm(Section):
-    """The page cache as a tier below the GPUs."""
+    """Model files that are kept in the page cache of host RAM."""
 
     ram_mib: Mib | None = Field(default=None, description="MiB of model files to keep read ahead in host RAM")
 
@@ -118,48 +118,48 @@ class Warm(Section):
 
 
 class Model(RecipeSection, _Model):  # type: ignore[misc]
-    """One model, by its file or by where it is served."""
+    """One model: its file, or the address where it is served."""
 
     path: PathText | None = Field(
         default=None,
         description="a GGUF file, the first part of a split one; for vllm, a Hugging Face folder",
     )
-    name: Name | None = Field(default=None, description="name that clients use; without it, the file's")
+    name: Name | None = Field(default=None, description="name that clients use; default: the file's name")
     engine: Annotated[EngineKind, As(scalars.member(EngineKind))] | None = Field(
-        default=None, description="what runs it"
+        default=None, description="kind of engine that runs it"
     )
     command: Command | None = Field(
-        default=None, description="what starts its server, with {port} and others; for vllm, what vllm is"
+        default=None, description="command of its server, with {port} and others; for vllm, that of vllm"
     )
-    stop: Command | None = Field(default=None, description="what ends that server; without it, SIGTERM")
+    stop: Command | None = Field(default=None, description="command that stops the server; default: SIGTERM")
     health: Annotated[str, As(scalars.url_path())] | None = Field(
-        default=None, description="the path that answers 200 once it serves"
+        default=None, description="path that returns 200 when it is ready"
     )
     memory: Annotated[int, As(service_scalars.size())] | None = Field(
-        default=None, description="what it takes of one device, such as 6GiB; without it, as seen before"
+        default=None, description="memory it needs on one device, such as 6GiB; default: as measured before"
     )
     sleep: Annotated[int, As(scalars.whole(0, 2))] | None = Field(
-        default=None, description="the level at which vllm sleeps in place of ending; 0: never"
+        default=None, description="sleep level that vllm uses in place of stopping; 0: never"
     )
     address: Annotated[str, As(scalars.web_address())] | None = Field(
-        default=None, description="where an ollama or remote model is served"
+        default=None, description="URL where an ollama or remote model is served"
     )
     model: Text | None = Field(default=None, description="its name there: Ollama's tag, a remote model's id")
-    api_key: Annotated[str, As(scalars.api_key())] | None = Field(default=None, description="the key there")
+    api_key: Annotated[str, As(scalars.api_key())] | None = Field(default=None, description="API key for it")
     api_key_env: Annotated[str, As(service_scalars.variable_name())] | None = Field(
-        default=None, description="the variable that holds the key"
+        default=None, description="environment variable that contains the key"
     )
     kind: Annotated[ModelKind, As(scalars.member(ModelKind))] | None = Field(
-        default=None, description="what it is for, where no file says so"
+        default=None, description="purpose of the model, if no file states it"
     )
     mmproj: ProjectorText | None = Field(
-        default=None, description="its vision projector; without it, the one beside it; none: none"
+        default=None, description="its vision projector; default: the one in its folder; none: none"
     )
     image: Text | None = Field(
-        default=None, description="the image that its engine runs in; for apptainer, a .sif file"
+        default=None, description="container image of its engine; for apptainer, a .sif file"
     )
     launcher: Annotated[LauncherKind, As(scalars.member(LauncherKind))] | None = Field(
-        default=None, description="what starts its engine; without it, what suits the image"
+        default=None, description="program that starts its engine; default: one that suits the image"
     )
     env: dict[str, Annotated[str, As(scalars.variable_value())]] | None = Field(
         default=None, description="environment variables of its engine"
@@ -167,16 +167,16 @@ class Model(RecipeSection, _Model):  # type: ignore[misc]
 
 
 class Ollama(Section):
-    """An Ollama daemon, all of whose models are served."""
+    """An Ollama daemon: all its models are served."""
 
     address: Annotated[str, As(scalars.web_address())] | None = Field(
-        default=None, description="where it listens; without it, http://127.0.0.1:11434"
+        default=None, description="URL where it listens; default: http://127.0.0.1:11434"
     )
     gpus: ModelDevices | None = Field(default=None, description="the GPUs that it uses: auto, or a list")
 
 
 class Settings(BaseSettings, Section):
-    """The whole file. Values of flags go before those of the environment, those before the file's."""
+    """The whole file. Flags override environment variables, which override the file."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, case_sensitive=True, title="cotenant.yaml")
 
@@ -191,11 +191,11 @@ class Settings(BaseSettings, Section):
         default=None, description="every GGUF in it is served; watched for changes"
     )
     models: list[Model] = Field(default_factory=list)
-    ollama: Ollama | None = Field(default=None, description="serve what an Ollama daemon has")
+    ollama: Ollama | None = Field(default=None, description="serve the models of an Ollama daemon")
     services: Services | None = None
     database: Annotated[str, As(service_scalars.database())] | None = Field(
         default=None,
-        description="a path, or postgresql+psycopg://…; without it, the state directory's own",
+        description="a path, or postgresql+psycopg://…; default: a file in the state directory",
     )
 
     @classmethod
@@ -207,7 +207,7 @@ class Settings(BaseSettings, Section):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take `flags`, `environment` and `file`, nested mappings each, in this order of precedence."""
+        """Read the nested mappings `flags`, `environment` and `file`, in this order of precedence."""
         sources = init_settings()
         return tuple(
             InitSettingsSource(settings_cls, sources.get(source, {}))

@@ -1,4 +1,4 @@
-"""What the sections of `cotenant.yaml` are built of: the kinds of values, and what all sections share."""
+"""The building blocks of the sections of `cotenant.yaml`: types of values, and the base class."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from cotenant.domain.models import MAX_CTX
 from cotenant.domain.settings import Setting
 
 CONFIG_ISSUE = "issue"
-"""The type of pydantic's errors that carry our own words."""
+"""The type of pydantic errors that contain our own message."""
 
 
 def wrong(what: str, hint: str) -> PydanticCustomError:
-    """Return an error that carries what is wrong and what to do."""
+    """Return an error with a message and a hint."""
     return PydanticCustomError(CONFIG_ISSUE, "{what}", {"what": what, "hint": hint})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class As:
-    """Has pydantic read a value as a Scalar does; equal to itself alone, since pydantic hashes it."""
+    """Makes pydantic parse a value with a Scalar. Compared by identity, since pydantic hashes it."""
 
     scalar: Scalar
 
@@ -67,7 +67,7 @@ ModelDevices = Annotated[tuple[str, ...], As(scalars.words(everything="auto"))]
 
 
 class Section(BaseModel):
-    """A mapping with known keys; one that is left empty counts as not given."""
+    """A mapping with known keys; a key without a value counts as not given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,13 +80,13 @@ class Section(BaseModel):
         return {key: value for key, value in data.items() if value is not None or key not in known}
 
     def value_of(self, key: str) -> Any:
-        """Return the value of a key as the file spells it; None for one that is not given or unknown."""
+        """Return the value of a key, as spelled in the file; None if it is not given or unknown."""
         fields = type(self).model_fields.items()
         return next((getattr(self, name) for name, field in fields if key == (field.alias or name)), None)
 
 
 def section_of(settings: Iterable[Setting]) -> Any:
-    """Return a section with an optional field for each setting: by the setting's name, read by its key."""
+    """Return a section with an optional field for each setting; the alias of a field is its key."""
     declared: dict[str, Any] = {}
     for each in settings:
         item = Annotated[Any, As(scalar_of(each))]

@@ -1,4 +1,4 @@
-"""Single values of the `services` section and of `database`, as scalars.py has the others."""
+"""Parsers of single values of the `services` section and of `database` (see scalars.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from cotenant.config import scalars
 from cotenant.config.issues import shown
@@ -38,7 +37,7 @@ def paths() -> Scalar:
 
 
 def command(everything: str) -> Scalar:
-    """An argument vector: a list, or a text that is split as a shell splits it and never given to one.
+    """An argument vector: a list, or a text that is split as a shell would, but not run by a shell.
 
     The word `everything` alone is an empty vector.
     """
@@ -51,7 +50,7 @@ def command(everything: str) -> Scalar:
                 found = tuple(shlex.split(_text(value)))
             except ValueError:
                 raise BadSetting(
-                    f"{shown(_text(value))} has a quotation mark without its fellow",
+                    f"{shown(_text(value))} has an unclosed quotation mark",
                     hint="Write the arguments as a list: [podman-compose].",
                 ) from None
         if found == (everything,):
@@ -80,35 +79,33 @@ def size() -> Scalar:
 
 def compose_service() -> Scalar:
     """The name of a service in a compose file."""
-    return _matching(_SERVICE, "be the name of a service", "Letters, digits and . _ -, 64 at most.")
+    return _matching(_SERVICE, "be the name of a service", "Use at most 64 letters, digits and . _ -.")
 
 
 def compose_project() -> Scalar:
     """The name of a compose project."""
-    return _matching(_PROJECT, "be the name of a project", "Small letters, digits and _ -, 64 at most.")
+    return _matching(
+        _PROJECT, "be the name of a project", "Use at most 64 lowercase letters, digits and _ -."
+    )
 
 
 def variable_name() -> Scalar:
     """The name of an environment variable."""
-    return _matching(_VARIABLE, "be the name of a variable", "Letters, digits and _, such as VRAM_BUDGET_GB.")
+    hint = "Use letters, digits and _, such as VRAM_BUDGET_GB."
+    return _matching(_VARIABLE, "be the name of a variable", hint)
 
 
 def health() -> Scalar:
-    """What is asked whether a service is well: a URL, or a port of this machine, with a path if need be.
+    """The URL of a health check: a URL, or a port of this machine with an optional path.
 
-    `8090` stands for http://127.0.0.1:8090/health, `8090/ready` for that path.
+    `8090` means http://127.0.0.1:8090/health, `8090/ready` means that path.
     """
 
     def read(value: Any) -> str:
         text = _text(value)
         short = _PORT.fullmatch(text)
         url = f"http://127.0.0.1:{short[1]}{short[2] or '/health'}" if short else text
-        try:
-            parts = urlsplit(url)
-            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            sound = False
-        if not sound or not url.isascii() or not url.isprintable() or " " in url:
+        if not scalars.is_http_url(url):
             raise BadSetting(
                 f"{shown(text)} is neither a port nor a URL",
                 hint="Write 8090, 8090/ready or http://host:8090/ready.",
@@ -127,9 +124,9 @@ def database() -> Scalar:
         if not is_url:
             return os.path.expanduser(text)
         if scheme not in _DATABASES:
-            # The rest of a URL may hold a password.
+            # The rest of the URL is not shown: it may contain a password.
             raise BadSetting(
-                f"{shown(scheme)} is no database that can be used",
+                f"{shown(scheme)} is not a supported database",
                 hint="Give a path, or postgresql+psycopg://user@host/name.",
             )
         return text

@@ -1,4 +1,4 @@
-"""The shape of `services:` in `cotenant.yaml`."""
+"""The schema of `services` in `cotenant.yaml`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cotenant.services.model import DeviceNames, OnFailure, ServiceRole, Strateg
 
 
 class Compose(Section):
-    """Which compose files there are, and how they are brought up."""
+    """The compose files, and the command that starts them."""
 
     files: Annotated[tuple[str, ...], As(service_scalars.paths())] = Field(
         description="the compose files, in the order of their -f flags"
@@ -21,7 +21,7 @@ class Compose(Section):
         default=None, description="auto, or the compose command: a list of arguments, or one text"
     )
     project: Annotated[str, As(service_scalars.compose_project())] | None = Field(
-        default=None, description="the compose project; without it, compose's own rule"
+        default=None, description="the compose project; default: by compose's own rule"
     )
 
 
@@ -31,7 +31,7 @@ class ServiceItem(Section):
     name: Annotated[str, As(service_scalars.compose_service())] = Field(
         description="its name in the compose file"
     )
-    model: Text | None = Field(default=None, description="what runs in it, for people")
+    model: Text | None = Field(default=None, description="the model in it, for display")
     vram_mib: Mib | None = Field(default=None, description="MiB of GPU memory that it needs")
     vram: Annotated[int, As(service_scalars.size())] | None = Field(
         default=None, description="the same with a unit, such as 6.8GiB"
@@ -40,12 +40,12 @@ class ServiceItem(Section):
     latency_critical: Switch | None = Field(default=None, description="it belongs on the fastest GPU")
     enabled: Switch | None = Field(default=None, description="false: leave it where it is")
     vram_budget_env: Annotated[str, As(service_scalars.variable_name())] | None = Field(
-        default=None, description="the variable by which it takes a VRAM budget in GB"
+        default=None, description="environment variable with its VRAM budget in GB"
     )
     health: Annotated[str, As(service_scalars.health())] | None = Field(
-        default=None, description="a URL that answers when it is well, or its port"
+        default=None, description="URL that answers when it is healthy, or its port"
     )
-    health_timeout: Timeout | None = Field(default=None, description="how long it may take to become well")
+    health_timeout: Timeout | None = Field(default=None, description="longest time to become healthy")
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -63,13 +63,13 @@ class Services(Section):
     )
     items: list[ServiceItem] = Field(default_factory=list)
     output_dir: PathText | None = Field(
-        default=None, description="where generated files go; without it, config beside the first compose file"
+        default=None, description="folder for generated files; default: config next to the first compose file"
     )
     device_ids: Annotated[DeviceNames, As(scalars.member(DeviceNames))] | None = Field(
         default=None, description="how the override names GPUs"
     )
     on_failure: Annotated[OnFailure, As(scalars.member(OnFailure))] | None = Field(
-        default=None, description="what is done when a service does not come back"
+        default=None, description="what to do if a service does not become healthy again"
     )
     parallel: Annotated[int, As(scalars.whole(1, 64))] | None = Field(
         default=None, description="services recreated at once, at most"

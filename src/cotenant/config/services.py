@@ -1,4 +1,4 @@
-"""From the `services` section to ServicesSettings."""
+"""Reads the `services` section into ServicesSettings."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OUTPUT: Final = "config"
 def services_settings(
     section: Services, checked: CheckedSettings
 ) -> tuple[ServicesSettings, list[ConfigIssue]]:
-    """Return the section with all defaults filled in, and what is wrong between its parts.
+    """Return the section with all defaults filled in, and conflicts between its keys.
 
-    Relative paths start from the folder of the file. Whether compose files exist is not looked at: models are
-    served without them.
+    Relative paths start from the folder of the file. Whether the compose files exist is not checked: models
+    are served without them.
     """
     files = tuple(_path(checked, file) for file in section.compose.files)
     output = section.output_dir
@@ -35,7 +35,7 @@ def services_settings(
             project=section.compose.project,
             items=tuple(_service(item) for item in section.items),
         ),
-        **_told(
+        **_given(
             strategy=section.strategy,
             device_ids=section.device_ids,
             on_failure=section.on_failure,
@@ -50,7 +50,7 @@ def _service(item: ServiceItem) -> Service:
     vram_bytes = item.vram if item.vram_mib is None else item.vram_mib * MIB
     return replace(
         Service(item.name, model=item.model, vram_bytes=vram_bytes),
-        **_told(
+        **_given(
             role=item.role,
             latency_critical=item.latency_critical,
             enabled=item.enabled,
@@ -69,7 +69,7 @@ def _shared_names(section: Services, checked: CheckedSettings) -> list[ConfigIss
             issues.append(
                 checked.issue(
                     ("services", "items", number, "name"),
-                    f"the service {item.name} is there already, as items[{first[item.name]}]",
+                    f"the service {item.name} is listed already, as items[{first[item.name]}]",
                     "Keep one.",
                 )
             )
@@ -81,6 +81,6 @@ def _path(checked: CheckedSettings, text: str) -> Path:
     return Path(os.path.abspath(checked.base / text))
 
 
-def _told(**settings: Any) -> dict[str, Any]:
-    """Return those that were given."""
+def _given(**settings: Any) -> dict[str, Any]:
+    """Return the settings that are not None."""
     return {key: value for key, value in settings.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Reading the configuration: flags over environment over file, checked, and every model opened."""
+"""Reads and checks the configuration: flags override the environment, which overrides the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cotenant.config.yaml_document import Document, read_document
 from cotenant.domain.errors import BadSetting
 
 _EXAMPLE: Final = "docs/configuration.md shows a whole file."
-_WANTED: Final = {
+_EXPECTED: Final = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "dict_type": "a mapping",
@@ -30,16 +30,16 @@ _WANTED: Final = {
 
 
 def find_configuration(given: Path | None, environment: Mapping[str, str]) -> Path | None:
-    """Return the file to read: the one given, $COTENANT_CONFIG, ./cotenant.yaml, or the user's own.
+    """Return the file to read: `given`, $COTENANT_CONFIG, ./cotenant.yaml, or the one in ~/.config.
 
-    None if there is none. Raises BadSetting if the one that was asked for does not exist.
+    None if there is none. Raises BadSetting if `given` or $COTENANT_CONFIG does not exist.
     """
     asked = given or environment.get("COTENANT_CONFIG")
     if asked:
         path = Path(os.path.expanduser(asked))
         if not os.path.isfile(path):
             raise BadSetting(
-                f"{path} does not exist or is no file", hint="Check --config or COTENANT_CONFIG."
+                f"{path} does not exist or is not a file", hint="Check --config or COTENANT_CONFIG."
             )
         return path
     home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
@@ -55,10 +55,10 @@ def read_configuration(
     library: Library | None = None,
     unsettled: Set[Path] = frozenset(),
 ) -> Configuration:
-    """Read the configuration: `flags` over `environment` over the file, or the document, `source`, if any.
+    """Read the configuration: `flags` override `environment`, which overrides `source`, if there is one.
 
-    `environment` is the process's own if None. `library` makes later readings quick: give the same one each
-    time. `unsettled` are files still being written (`watch.Change`), left out for now. Raises BadSetting.
+    `environment` None is that of the process. `library` caches model files: pass the same one each time.
+    `unsettled` are files still being written (`watch.Change`), skipped for now. Raises BadSetting.
     """
     document = read_document(source) if isinstance(source, Path) else source
     checked = check(document, os.environ if environment is None else environment, flags or {})
@@ -68,13 +68,13 @@ def read_configuration(
 def check(
     document: Document | None, environment: Mapping[str, str], flags: Mapping[str, object]
 ) -> CheckedSettings:
-    """Check every setting by itself. Raises BadSetting with all that is wrong."""
+    """Check every setting separately. Raises BadSetting with all issues."""
     by_flag, flag_sources = from_flags(flags)
     by_variable, variable_sources = from_environment(environment)
     sources: dict[KeyPath, str] = {**variable_sources, **flag_sources}
     by_file = dict(document.settings) if document else {}
     try:
-        # An empty section would hide what other sources say of it.
+        # An empty section would hide the values of other sources.
         by_file = {key: value for key, value in by_file.items() if value is not None}
         settings = Settings(flags=by_flag, environment=by_variable, file=by_file)  # type: ignore[call-arg]
     except ValidationError as error:
@@ -93,14 +93,14 @@ def _explain(checked: CheckedSettings, fault: Any) -> ConfigIssue:
         return checked.issue(key, "unknown setting", nearest(str(key[-1]), _known(key)))
     if kind == "missing":
         return checked.issue(key[:-1], f"it has no {key[-1]}", f"Add `{key[-1]}:`.")
-    if kind in _WANTED:
-        what = f"{shown(fault['input'])} is not {_WANTED[kind]}"
+    if kind in _EXPECTED:
+        what = f"{shown(fault['input'])} is not {_EXPECTED[kind]}"
         return checked.issue(key, what, _EXAMPLE)
     return checked.issue(key, str(fault["msg"]), _EXAMPLE)
 
 
 def _known(key: KeyPath) -> list[str]:
-    """Return the keys that may stand where an unknown one was found."""
+    """Return the keys that are allowed where an unknown one was found."""
     section: type[BaseModel] = Settings
     for part in key[:-1]:
         if isinstance(part, int):

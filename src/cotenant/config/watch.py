@@ -1,4 +1,4 @@
-"""Telling when the configuration or the model files change, by looking at them twice a second."""
+"""Detects changes of the configuration and the model files by polling them twice a second."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ QUIET_S: Final = 1.0
 """How long a file must not change before it counts as complete."""
 
 Mark = tuple[int, int, int]
-"""Inode, size and modification time: plain values, since a hundred files are looked at twice a second."""
+"""Inode, size and modification time: a plain tuple, since a hundred files are polled twice a second."""
 Snapshot = Mapping[str, Mark | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What to look at: files (the configuration's own), and the folder of models if there is one."""
+    """What to watch: the configuration files, and the folder of models if there is one."""
 
     files: tuple[Path, ...] = ()
     folder: Path | None = None
@@ -32,29 +32,29 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something is new, gone or different. `unsettled` are files still being written, not to be read yet."""
+    """A file was added, removed or changed. `unsettled` files are still being written: do not read them."""
 
     unsettled: frozenset[Path] = frozenset()
 
 
 class _Observer:
-    """Compares one look with the next."""
+    """Compares each snapshot with the one before."""
 
     def __init__(self) -> None:
         self._seen: Snapshot = {}
         self._touched: dict[str, float] = {}
-        self._untold = False
+        self._removed = False
         self._first = True
 
     def look(self, snapshot: Snapshot, now: float) -> Change | None:
-        """Take in what is there at the instant `now`. Returns a Change once it is worth telling."""
+        """Compare the snapshot at time `now`. Returns a Change when one must be reported."""
         if self._first:
-            # What was there before is as complete as it was when the configuration was read.
+            # Files that exist at the start are as complete as when the configuration was read.
             self._first, self._seen = False, snapshot
             return Change()
         for path in self._seen.keys() - snapshot.keys():
             self._touched.pop(path, None)
-            self._untold = True
+            self._removed = True
         for path, seen in snapshot.items():
             if path not in self._seen or self._seen[path] != seen:
                 self._touched[path] = now
@@ -62,24 +62,24 @@ class _Observer:
         settled = [path for path, at in self._touched.items() if now - at >= QUIET_S]
         for path in settled:
             del self._touched[path]
-        if not settled and not self._untold:
+        if not settled and not self._removed:
             return None
-        self._untold = False
+        self._removed = False
         return Change(frozenset(Path(path) for path in self._touched))
 
 
 async def watch(
     watched: Callable[[], Watched], clock: Clock | None = None, poll_s: float = POLL_S
 ) -> AsyncIterator[Change]:
-    """Yield a Change within 2 s of each, for as long as it is iterated over.
+    """Yield a Change within 2 s of each change, as long as it is iterated over.
 
-    `watched` is asked before each look, so that it may follow the configuration. The first Change comes at
-    once, whether anything happened or not, so that nothing is missed that happened between reading the
-    configuration and watching it.
+    `watched` is called before each poll, so that it can follow the configuration. The first Change comes
+    immediately, even if nothing changed, so that no change between reading the configuration and watching it
+    is missed.
     """
     clock, observer = clock or SystemClock(), _Observer()
     while True:
-        # Off the loop: a disk that sleeps or a network that hangs must not hold up requests.
+        # In a thread: a sleeping disk or a hanging network must not delay requests.
         snapshot = await asyncio.to_thread(_snapshot, watched())
         change = observer.look(snapshot, clock.now())
         if change is not None:
@@ -89,7 +89,7 @@ async def watch(
 
 def _snapshot(watched: Watched) -> Snapshot:
     found = {str(path): _mark(path) for path in watched.files}
-    # Without the folder its models are gone, too, and the next reading of it will say why.
+    # If the folder is missing, its models count as removed; the next reading reports why.
     with suppress(OSError):
         if watched.folder is not None:
             found |= {path: _mark(path) for path in gguf_files(str(watched.folder))}

@@ -1,4 +1,4 @@
-"""A YAML text with the line of every value, so that an issue can say where."""
+"""A YAML text with the line of every value, so that issues can name the line."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _EXAMPLE: Final = "docs/configuration.md shows a whole file."
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The settings of a file: mappings, lists and strings, None where a value is left empty.
+    """The settings of a file: mappings, lists and strings, None for an empty value.
 
     Scalars stay strings, as in the environment: YAML would read `flash_attn: on` as true and a keep-alive of
-    `1:30` as 90. `lines` count from 1 and are those of keys, or of items in lists.
+    `1:30` as 90. `lines` are the lines of keys and of list items, counted from 1.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Document:
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
 
     def line_of(self, key: KeyPath) -> int | None:
-        """Return the line of a key, or of the nearest thing around it; None for one not of this file."""
+        """Return the line of a key, or of its closest parent; None if its section is not in the file."""
         if not key or key[0] not in self.settings:
             return None
         while key and key not in self.lines:
@@ -72,7 +72,7 @@ def parse_document(text: str, name: str) -> Document:
 
 
 class _Reader:
-    """Turns YAML's nodes into values, keeping their lines and what is wrong with them."""
+    """Converts YAML nodes to values, and records their lines and issues."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -90,7 +90,7 @@ class _Reader:
 
     def _value(self, node: yaml.Node, key: KeyPath) -> Any:
         self._values += 1
-        # Aliases can make a small text mean an endless one.
+        # With aliases, a small text can expand to a huge one.
         if self._values > _MAX_VALUES or len(key) > _MAX_DEPTH:
             self._report(node, key, "it is nested too deep, or too long", _EXAMPLE)
             raise refusal(self._issues)
@@ -103,7 +103,7 @@ class _Reader:
         text: str = node.value
         plain = isinstance(node, yaml.ScalarNode) and not node.style
         if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text):
-            self._report(node, key, "it has a character that no setting may have", "Retype the value.")
+            self._report(node, key, "it has a character that is not allowed", "Retype the value.")
         return None if plain and text in _ABSENT else text
 
     def _pairs(self, node: yaml.MappingNode, key: KeyPath) -> Iterator[tuple[str, Any]]:
@@ -115,7 +115,7 @@ class _Reader:
                 continue
             if name in seen:
                 self._report(
-                    name_node, (*key, name), f"it is there twice, first on line {seen[name]}", "Keep one."
+                    name_node, (*key, name), f"it is given twice, first on line {seen[name]}", "Keep one."
                 )
                 continue
             seen[name] = self._lines[*key, name] = _line(name_node)

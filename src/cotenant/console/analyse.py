@@ -1,4 +1,4 @@
-"""What fits: a model, devices, and the settings between them, planned as they are moved."""
+"""The page that plans a model on devices, again each time that a setting changes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any, Final
 
 from cotenant.console.api import ApiFault
 from cotenant.console.live_updates import View
-from cotenant.console.memory_bar import WIDTH, Segment, layout
+from cotenant.console.memory_bar import PART_NAMES, WIDTH, Segment, layer_run, layout
 from cotenant.console.page_request import PageRequest
-from cotenant.console.view_data import Json
+from cotenant.console.view_data import HOST, Json
 from cotenant.domain.models import Recipe
 from cotenant.domain.settings import settings_of
 
 PIECE: Final = "/ui/fragments/analyse"
-PARTS: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
 _POLICIES: Final = (
     ("fill", "Fill", "the fewest GPUs"),
     ("balance", "Balance", "evenly over all"),
@@ -23,17 +22,17 @@ _POLICIES: Final = (
 )
 EXAMPLES: Final = ("24GiB", "2xRTX 3090", "RTX A5500:24564:2048,RTX A400:4094:329")
 _FORM: Final = {each.name: each for each in settings_of(Recipe) if each.label}
-_CHOSEN: Final = {name: list(each.type) for name, each in _FORM.items() if isinstance(each.default, StrEnum)}
-_SWITCHED: Final = [name for name, each in _FORM.items() if each.type is bool]
+_CHOICES: Final = {name: list(each.type) for name, each in _FORM.items() if isinstance(each.default, StrEnum)}
+_SWITCHES: Final = [name for name, each in _FORM.items() if each.type is bool]
 _IN_FRONT: Final = ("n_ctx", "parallel", "n_gpu_layers", "cache_type_k", "cache_type_v", "split_policy")
-"""Fields that have a place of their own in the form; the others are under "More settings"."""
-_MAX_OTHER: Final = 1 << 16
+"""Fields at the top of the form; the others are under "More settings"."""
+_MAX_MIB: Final = 1 << 16
 _RULES: Final = {"reserve_mib": "Reserve", "min_budget_mib": "Least budget", "overhead_mib": "Overhead"}
 _NUMBERS: Final = (*(name for name, each in _FORM.items() if each.type is int), *_RULES)
 
 
 async def show(request: PageRequest) -> View:
-    """Show the form; its first plan follows. Raises ApiFault."""
+    """Show the form; the page then requests the first plan. Raises ApiFault."""
     names = [model["name"] for model in (await request.api.get("/api/models"))["models"]]
     cards = (await request.api.find("/api/system/gpus", {"gpus": []}))["gpus"]
     chosen = request.query.get("model", "")
@@ -44,10 +43,10 @@ async def show(request: PageRequest) -> View:
             "chosen": chosen if chosen in names else (names[0] if names else ""),
             "cards": cards,
             "piece": PIECE,
-            "choices": _CHOSEN,
+            "choices": _CHOICES,
             "policies": _POLICIES,
             "more": [each for name, each in _FORM.items() if name not in _IN_FRONT],
-            "switches": _SWITCHED,
+            "switches": _SWITCHES,
             "rules": _RULES,
             "examples": EXAMPLES,
         },
@@ -55,13 +54,13 @@ async def show(request: PageRequest) -> View:
 
 
 async def plan(request: PageRequest) -> View:
-    """Plan what the form says, and show it, or what is wrong beside the field. Raises ApiFault."""
+    """Plan what the form says and show the plan, or an error next to its field. Raises ApiFault."""
     faults: dict[str, str] = {}
     payload = _payload(request.form, faults)
-    told: Json | None = None
+    found: Json | None = None
     if payload is not None and not faults:
         try:
-            told = (await request.api.send("POST", "/api/plan", payload)).json()
+            found = (await request.api.send("POST", "/api/plan", payload)).json()
         except ApiFault as fault:
             if fault.needs_login:
                 raise
@@ -74,13 +73,13 @@ async def plan(request: PageRequest) -> View:
         "recipe_faults": ["recipe", "n_gpu_layers", *_NUMBERS],
         "header_gone": any("there is no header" in text for text in faults.values()),
     }
-    if told is not None:
-        facts |= {"plan": told, **_drawn(told), "names": PARTS, "described": described}
+    if found is not None:
+        facts |= {"plan": found, **_bars(found), "names": PART_NAMES, "described": described}
     return View("analyse_result.html", facts)
 
 
 def _payload(form: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any] | None:
-    """Return the form as the API takes it, None where no model is chosen; what is wrong is in `faults`."""
+    """Return the form as a body for the API, None if no model is chosen; errors are added to `faults`."""
     payload = _model(form)
     if payload is None:
         return None
@@ -91,8 +90,8 @@ def _payload(form: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any] 
     payload["beside_loaded"] = form.get("beside_loaded") == "1"
     if form.get("fresh") == "1":
         return payload
-    recipe: dict[str, Any] = {name: form[name] for name in _CHOSEN if form.get(name)}
-    recipe |= {name: form.get(name) == "1" for name in _SWITCHED if f"has-{name}" in form}
+    recipe: dict[str, Any] = {name: form[name] for name in _CHOICES if form.get(name)}
+    recipe |= {name: form.get(name) == "1" for name in _SWITCHES if f"has-{name}" in form}
     for name in _NUMBERS:
         value = _whole(form, name, faults)
         if value is not None:
@@ -118,7 +117,7 @@ def _model(form: Mapping[str, str]) -> dict[str, Any] | None:
 def _waiting(form: Mapping[str, str]) -> str:
     return {
         "file": "Choose a GGUF file: only its header is read, and nothing else of it leaves your computer.",
-        "path": "Type where the model lies on the daemon's machine.",
+        "path": "Type the path of the model on the daemon's machine.",
     }.get(form.get("source", ""), "No model is served: choose a file or type a path.")
 
 
@@ -127,7 +126,7 @@ def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | 
     if not text:
         return None
     declared = _FORM.get(name)
-    least, most = (declared.least, declared.most) if declared and declared.type is int else (0, _MAX_OTHER)
+    least, most = (declared.least, declared.most) if declared and declared.type is int else (0, _MAX_MIB)
     value = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else -1
     if not least <= value <= most:
         label = declared.label if declared else _RULES[name]
@@ -137,7 +136,7 @@ def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | 
 
 
 def _field_of(fault: ApiFault, form: Mapping[str, str]) -> str:
-    """Return beside which field a fault belongs."""
+    """Return the field that a fault is shown next to."""
     if fault.code == "bad_device_spec":
         return "gpus"
     if fault.code in ("bad_recipe", "bad_assignment", "bad_split"):
@@ -145,28 +144,28 @@ def _field_of(fault: ApiFault, form: Mapping[str, str]) -> str:
     return {"file": "file", "path": "path"}.get(form.get("source", ""), "model")
 
 
-def _drawn(told: Json) -> dict[str, Any]:
+def _bars(plan: Json) -> dict[str, Any]:
     """Return the plan as bars: a device's memory by part, and the layers by device."""
-    short = {each["uuid"]: each for each in told["shortfalls"]}
-    rows = [_device(device, short.get(device["uuid"]), told) for device in told["devices"]]
-    return {"rows": rows, "strip": _strip(told), "remedies": told["remedies"]}
+    short = {each["uuid"]: each for each in plan["shortfalls"]}
+    rows = [_device(device, short.get(device["uuid"]), plan) for device in plan["devices"]]
+    return {"rows": rows, "strip": _strip(plan), "remedies": plan["remedies"]}
 
 
-def _device(device: Json, shortfall: Json | None, told: Json) -> dict[str, Any]:
+def _device(device: Json, shortfall: Json | None, plan: Json) -> dict[str, Any]:
     total, free = device["total_bytes"], device["free_bytes"]
     used = None if total is None or free is None else max(0, total - free)
     held = [("foreign", "in use", used or 0)]
     if shortfall is not None:
         held.append(("needed", "needed", shortfall["needed_bytes"]))
     else:
-        held += [(f"part-{part}", name, device["parts"][part]) for part, name in PARTS.items()]
+        held += [(f"part-{part}", name, device["parts"][part]) for part, name in PART_NAMES.items()]
     wanted = sum(count for _, _, count in held)
     size = total or free or wanted
     held.append(("free", "free", max(0, size - wanted)))
     scale = max(size, wanted) or 1
     budget_end = (used or 0) + device["budget_bytes"]
     return {
-        "label": "host RAM" if device["index"] is None else f"GPU {device['index']}",
+        "label": _label(device),
         "name": device["name"],
         "left_out": device["left_out"],
         "total": total,
@@ -175,44 +174,35 @@ def _device(device: Json, shortfall: Json | None, told: Json) -> dict[str, Any]:
         "planned": shortfall["needed_bytes"] if shortfall else device["planned_bytes"],
         "missing": shortfall["missing_bytes"] if shortfall else 0,
         "layers": device["layers"],
-        "bears": bool(device["planned_bytes"]),
-        "output": _has_output(device, told),
+        "used": bool(device["planned_bytes"]),
+        "output": _has_output(device, plan),
         "segments": layout((Segment(*part) for part in held), scale, min_width=2),
         "budget_x": min(WIDTH, round(budget_end / scale * WIDTH)),
         "end_x": min(WIDTH, round(size / scale * WIDTH)),
-        "parts": [(name, device["parts"][part]) for part, name in PARTS.items() if device["parts"][part]],
+        "parts": [(name, count) for part, name in PART_NAMES.items() if (count := device["parts"][part])],
     }
 
 
-def _has_output(device: Json, told: Json) -> bool:
-    bearing = [each["uuid"] for each in told["devices"] if each["planned_bytes"]]
-    return bool(told["n_gpu_layers"] and bearing and bearing[-1] == device["uuid"])
+def _label(device: Json) -> str:
+    return HOST if device["index"] is None else f"GPU {device['index']}"
 
 
-def _strip(told: Json) -> list[dict[str, Any]]:
+def _has_output(device: Json, plan: Json) -> bool:
+    used = [each["uuid"] for each in plan["devices"] if each["planned_bytes"]]
+    return bool(plan["n_gpu_layers"] and used and used[-1] == device["uuid"])
+
+
+def _strip(plan: Json) -> list[dict[str, Any]]:
     """Return runs of layers by device, from the first to the output layer, which counts as the last."""
-    if not told["fits"]:
+    if not plan["fits"]:
         return []
-    count = told["n_layers"] + 1
-    on_devices = told["n_gpu_layers"] or any(device["layers"] for device in told["devices"])
-    begin = count - told["n_gpu_layers"] if told["n_gpu_layers"] else (0 if on_devices else count)
-    runs: list[tuple[str, int | None, int, int]] = [("host RAM", None, 0, begin)] if begin else []
-    for slot, (device, layers) in enumerate(zip(told["devices"], told["tensor_split"], strict=True)):
-        layers = layers or (count if device["layers"] and not told["n_gpu_layers"] else 0)
+    count = plan["n_layers"] + 1
+    on_devices = plan["n_gpu_layers"] or any(device["layers"] for device in plan["devices"])
+    begin = count - plan["n_gpu_layers"] if plan["n_gpu_layers"] else (0 if on_devices else count)
+    runs = [layer_run(HOST, None, 0, begin - 1, count)] if begin else []
+    for slot, (device, layers) in enumerate(zip(plan["devices"], plan["tensor_split"], strict=True)):
+        layers = layers or (count if device["layers"] and not plan["n_gpu_layers"] else 0)
         if layers:
-            label = "host RAM" if device["index"] is None else f"GPU {device['index']}"
-            runs.append((label, slot, begin, begin + layers))
+            runs.append(layer_run(_label(device), slot, begin, begin + layers - 1, count))
             begin += layers
-    return [
-        {
-            "label": label,
-            "slot": slot,
-            "first": first,
-            "last": stop - 1,
-            "output": stop == count,
-            "n_layers": told["n_layers"],
-            "x": round(first / count * WIDTH),
-            "width": round(stop / count * WIDTH) - round(first / count * WIDTH),
-        }
-        for label, slot, first, stop in runs
-    ]
+    return [{**run, "output": run["last"] == count - 1} for run in runs]

@@ -62,7 +62,7 @@ class _CachedResponse:
 
 @dataclass(slots=True)
 class ResponseCache:
-    """Responses that are expensive for the daemon and may be some seconds old."""
+    """Cached responses that are expensive for the daemon and may be some seconds old."""
 
     entries: dict[str, _CachedResponse] = field(default_factory=dict)
 
@@ -89,9 +89,10 @@ class Api:
             return default
 
     async def find_cached(self, path: str, max_age_s: float, default: Any = None) -> Any:
-        """Do as `find`, but accept a response up to `max_age_s` old.
+        """Do the same as `find`, but accept a response that is up to `max_age_s` seconds old.
 
-        It may be another caller's: call it only after an uncached request has shown that this one may see it.
+        The response may be that of another caller: call this only after an uncached request has shown that
+        this caller has access.
         """
         now = asyncio.get_running_loop().time()
         cached = self._cache.entries.get(path)
@@ -121,7 +122,7 @@ class Api:
         headers: Iterable[Header] = (),
     ) -> Reply:
         """Send one request and return the response, whatever its status."""
-        # Calls in process never wait by themselves: let requests to models run in between.
+        # Calls in the same process never wait: let requests to models run in between.
         await asyncio.sleep(0)
         body = b"" if payload is None else json.dumps(payload).encode()
         scope = self._scope(method, path, accept, body, headers)

@@ -1,4 +1,4 @@
-"""The console as an ASGI application: pages, their streams, the login, and static files."""
+"""The console as an ASGI application: pages, their streams, the login and static files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CACHE_FOREVER: Final = b"public, max-age=31536000, immutable"
 
 
 class Console:
-    """Serves the pages. Everything goes through the API, with the caller's own credentials."""
+    """Serves the pages. All data comes from the API, requested with the caller's credentials."""
 
     def __init__(self, api: App, every_s: float = 1.0) -> None:
         self._api = api
@@ -79,8 +79,7 @@ class Console:
         page, request.name = found
         await _learn_session(request)
         view = await page.show(request)
-        html = render(view.template, self._facts(request, page, view))
-        await send_html(send, view.status, html, packed=accepts_gzip(scope["headers"]))
+        await send_html(scope, send, render(view.template, self._facts(request, page, view)), view.status)
 
     def _facts(self, request: PageRequest, page: Page | None, view: View) -> dict[str, Any]:
         return {
@@ -105,7 +104,7 @@ class Console:
                 raise
             view = View("fault_piece.html", {"fault": fault}, status=fault.status)
         html = render(view.template, {"parts": view.parts, "query": request.query, **view.facts})
-        await send_html(send, view.status, html, packed=accepts_gzip(scope["headers"]))
+        await send_html(scope, send, html, view.status)
 
     async def _stream(self, request: PageRequest, send: Send) -> None:
         try:
@@ -123,13 +122,12 @@ class Console:
         await send_stream(request.receive, send, STREAM_HEADERS, events, self._closing)
 
     async def _fault(self, request: PageRequest, scope: Scope, send: Send, fault: ApiFault) -> None:
-        view = View("fault.html", {"fault": fault}, status=fault.status)
-        html = render(view.template, self._facts(request, None, view))
-        await send_html(send, view.status, html, packed=accepts_gzip(scope["headers"]))
+        facts = self._facts(request, None, View("fault.html", {"fault": fault}))
+        await send_html(scope, send, render("fault.html", facts), fault.status)
 
 
 def raw_path(scope: Scope) -> str:
-    """Return the path as it was sent: a slash within a name is still encoded in it."""
+    """Return the undecoded path, in which a slash within a name is still encoded."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return raw.decode("latin-1").partition("?")[0]
 
@@ -147,7 +145,7 @@ async def _send_asset(scope: Scope, send: Send) -> None:
         await send_body(send, 404, b"", ((b"content-type", b"text/plain"),))
         return
     tag = f'"{version()}"'.encode()
-    # A page of an earlier version may use an old address: it gets the current file, but must not cache it.
+    # A page of an earlier version may use an old URL: it gets the current file, but must not cache it.
     keep = _CACHE_FOREVER if digest == version() else b"no-cache"
     head = [(b"etag", tag), (b"cache-control", keep), (b"vary", b"accept-encoding")]
     if any(name == b"if-none-match" and value == tag for name, value in scope["headers"]):

@@ -1,4 +1,4 @@
-"""The console's static files, under addresses that change with their content."""
+"""The console's static files, under URLs that change with their content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; cha
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file, plain and compressed with gzip."""
+    """A file; `packed` is its body compressed with gzip."""
 
     content_type: str
     body: bytes
@@ -35,7 +35,7 @@ def assets() -> dict[str, Asset]:
 
 @cache
 def version() -> str:
-    """Return a digest of all files: modules import each other, so that their addresses change together."""
+    """Return a digest of all files: modules import each other, so their URLs must change together."""
     digest = hashlib.sha256()
     for path, asset in sorted(assets().items()):
         digest.update(path.encode())
@@ -44,7 +44,7 @@ def version() -> str:
 
 
 def asset_url(path: str) -> str:
-    """Return the address of a file. Raises KeyError if there is none."""
+    """Return the URL of a file. Raises KeyError if there is none."""
     assets()[path]
     return f"{PREFIX}{version()}/{path}"
 

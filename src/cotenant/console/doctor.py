@@ -12,7 +12,7 @@ _LEVELS: Final = ("problem", "warning", "unknown", "ok")
 
 
 async def show(request: PageRequest) -> View:
-    """Show the page at once; the findings take seconds and follow. Raises ApiFault."""
+    """Show the page; the findings take seconds and are requested separately. Raises ApiFault."""
     return View("doctor.html")
 
 

@@ -25,8 +25,8 @@ from cotenant.console.view_data import Json, device_part, services_by_gpu
 
 PATH: Final = "/api/system/gpu-config"
 PIECE: Final = "/ui/fragments/gpu-configuration"
-_KEPT_S: Final = 2.0
-_STATUS_KEPT_S: Final = 4.0
+_CACHE_S: Final = 2.0
+_STATUS_CACHE_S: Final = 4.0
 _EDITED: Final = "generated_file_edited"
 _FORM: Final = "gpu_configuration_form.html"
 
@@ -35,13 +35,13 @@ async def show(request: PageRequest) -> View:
     """Show the page; without a `services:` section, how to write one. Raises ApiFault."""
     devices = (await request.api.get("/api/devices"))["devices"]
     try:
-        config = await request.api.find_cached(PATH, _KEPT_S) or await request.api.get(PATH)
+        config = await request.api.find_cached(PATH, _CACHE_S) or await request.api.get(PATH)
     except ApiFault as fault:
         if fault.needs_login or fault.status != 404:
             raise
         return View("gpu_configuration_none.html", {"fault": fault})
     parts = await _live(request, config, devices)
-    draft, planned = await _as_saved(request, config)
+    draft, planned = await _saved(request, config)
     return View("gpu_configuration.html", _form(config, draft, planned), parts)
 
 
@@ -78,7 +78,9 @@ async def _order(request: PageRequest, order: Callable[[PageRequest, Json, Draft
     fault: ApiFault | None = None
     note = ""
     try:
-        _check(draft)
+        if draft.faults:
+            service, text = next(iter(draft.faults.items()))
+            raise ApiFault(422, "bad_assignment", f"{service}: {text}")
         note = await order(request, config, draft)
     except ApiFault as error:
         if error.needs_login:
@@ -87,7 +89,7 @@ async def _order(request: PageRequest, order: Callable[[PageRequest, Json, Draft
     request.api.forget(PATH)
     config = await request.api.get(PATH)
     if note:
-        draft, planned = await _as_saved(request, config)
+        draft, planned = await _saved(request, config)
         facts = _form(config, draft, planned)
     else:
         facts = await _tried(request, config, draft)
@@ -117,12 +119,12 @@ async def _apply(request: PageRequest, config: Json, draft: Draft) -> str:
     except ApiFault as fault:
         if not saved or fault.needs_login:
             raise
-        # The configuration is saved all the same: say so if only applying failed.
+        # The configuration is saved: say so if only applying it failed.
         first = saved.partition(".")[0]
         raise ApiFault(fault.status, fault.code, f"{first}, but not applied: {fault.message}") from None
     count = len(begun["services"])
     if not count:
-        return f"Configuration {begun['number']} is what runs already: nothing to recreate."
+        return f"Configuration {begun['number']} is running already: nothing to recreate."
     return (
         f"Applying configuration {begun['number']}: {count} service{'s' if count != 1 else ''} to recreate."
     )
@@ -147,14 +149,8 @@ async def _detect(request: PageRequest, config: Json, draft: Draft) -> str:
     return f"{text}; {gone} seen earlier {'are' if gone != 1 else 'is'} gone." if gone else f"{text}."
 
 
-def _check(draft: Draft) -> None:
-    if draft.faults:
-        service, text = next(iter(draft.faults.items()))
-        raise ApiFault(422, "bad_assignment", f"{service}: {text}")
-
-
 def _check_base(request: PageRequest, config: Json, draft: Draft) -> None:
-    """Refuse to overwrite a configuration that was saved elsewhere meanwhile, unless confirmed."""
+    """Raise ApiFault if another configuration was saved meanwhile, unless overwriting it is confirmed."""
     now = config["saved"]["number"] if config["saved"] else 0
     if now != draft.base and request.form.get("anyway") != "1":
         raise ApiFault(
@@ -162,16 +158,16 @@ def _check_base(request: PageRequest, config: Json, draft: Draft) -> None:
         )
 
 
-async def _as_saved(request: PageRequest, config: Json) -> tuple[Draft, Json]:
+async def _saved(request: PageRequest, config: Json) -> tuple[Draft, Json]:
     """Return the saved configuration as a draft, and its plan; if none is saved, the strategy's plan."""
     tried: Json | None = None
     if config["strategy"] != MANUAL:
-        tried = await request.api.find_cached(f"{PATH}/preview?strategy={config['strategy']}", _KEPT_S)
-    planned = _as_saved_plan(config) if config["saved"] or tried is None else tried
+        tried = await request.api.find_cached(f"{PATH}/preview?strategy={config['strategy']}", _CACHE_S)
+    planned = _saved_plan(config) if config["saved"] or tried is None else tried
     return saved_draft(config, tried["assignments"] if tried else ()), planned
 
 
-def _as_saved_plan(config: Json) -> Json:
+def _saved_plan(config: Json) -> Json:
     return {key: config[key] for key in ("strategy", "assignments", "warnings", "warning_details")} | {
         "diff": config["changes"]
     }
@@ -183,13 +179,13 @@ async def _planned(request: PageRequest, draft: Draft) -> Json:
 
 
 async def _tried(request: PageRequest, config: Json, draft: Draft) -> dict[str, Any]:
-    """Return what the form shows of a draft, with an error if it is impossible. Raises ApiFault."""
+    """Return what the form shows for a draft, with an error if it is impossible. Raises ApiFault."""
     try:
         return _form(config, draft, await _planned(request, draft))
     except ApiFault as fault:
         if fault.needs_login:
             raise
-        return {**_form(config, draft, _as_saved_plan(config)), "dirty": True, "fault": fault}
+        return {**_form(config, draft, _saved_plan(config)), "dirty": True, "fault": fault}
 
 
 def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
@@ -216,12 +212,12 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
     services = await services_by_gpu(request)
     colours = request.palette.of([model["name"] for model in models if model.get("devices")])
     status = await request.api.find_cached(
-        f"{PATH}/status", _STATUS_KEPT_S, {"apply": None, "containers": []}
+        f"{PATH}/status", _STATUS_CACHE_S, {"apply": None, "containers": []}
     )
     if status["apply"] and status["apply"]["running"]:
-        # Fetch it again, to see the next step.
+        # The next request must see the next step.
         request.api.forget(PATH)
-    entries = (await request.api.find_cached(f"{PATH}/history", _KEPT_S, {"history": []}))["history"]
+    entries = (await request.api.find_cached(f"{PATH}/history", _CACHE_S, {"history": []}))["history"]
     names = gpu_names(config)
     saved = config["saved"]["number"] if config["saved"] else 0
     good = [entry for entry in entries if entry["apply"] and entry["apply"]["state"] == "succeeded"]
@@ -245,7 +241,11 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
         "history": Part(
             "gpu-history",
             "gpu_configuration_history.html",
-            {"entries": history(entries, names, saved), "piece": PIECE, "titles": _titles(config)},
+            {
+                "entries": history(entries, names, saved),
+                "piece": PIECE,
+                "titles": {each["name"]: each["title"] for each in config["strategies"]},
+            },
         ),
     }
 
@@ -258,7 +258,3 @@ def _problems(config: Json) -> dict[str, Any]:
         if "No GPUs detected" not in problem and not any(path in problem for path in edited)
     ]
     return {"problems": others, "edited": edited, "no_gpus": not config["gpus"]}
-
-
-def _titles(config: Json) -> dict[str, str]:
-    return {each["name"]: each["title"] for each in config["strategies"]}

@@ -13,21 +13,22 @@ MANUAL: Final = "manual"
 BY_STRATEGY: Final = "auto"
 UNPINNED: Final = "none"
 _GONE: Final = "gone:"
-_MOST_DIGITS: Final = 9
+_MAX_DIGITS: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The GPU of a service: by the strategy, by index, or a missing GPU (`gone:` and its UUID); or none.
+    """The GPU of a service: chosen by the strategy, an index, a missing GPU (`gone:` and its UUID), or none.
 
-    `budget` is the text as typed, empty for none."""
+    `budget` is the text as typed, empty for none.
+    """
 
     gpu: str = BY_STRATEGY
     budget: str = ""
 
     @property
-    def by_hand(self) -> bool:
-        """Whether the user chose it."""
+    def is_manual(self) -> bool:
+        """Whether the user chose the GPU."""
         return self.gpu != BY_STRATEGY
 
 
@@ -52,7 +53,7 @@ class Draft:
         assignments = [
             _assignment(service, choice)
             for service, choice in self.choices.items()
-            if choice.by_hand or choice.budget
+            if choice.is_manual or choice.budget
         ]
         return {"strategy": self.strategy, "assignments": assignments}
 
@@ -60,7 +61,7 @@ class Draft:
 def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
     """Return the saved configuration as a draft; `by_strategy` is what the strategy would assign now.
 
-    An assignment that the strategy would repeat is left to the strategy.
+    An assignment that the strategy would make again is left to the strategy.
     """
     saved = config["saved"]
     if saved is None:
@@ -68,7 +69,7 @@ def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
     again = {each["service"]: each for each in by_strategy}
     choices: dict[str, Choice] = {}
     for each in saved["assignments"]:
-        choice = by_hand(each, config["gpus"])
+        choice = choice_of(each, config["gpus"])
         if config["strategy"] != MANUAL and (
             choice.gpu == UNPINNED or _same(each, again.get(each["service"]))
         ):
@@ -80,7 +81,7 @@ def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
 def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
     """Read a posted form.
 
-    A newly chosen strategy assigns everything again; manual starts from the assignments shown.
+    A newly selected strategy assigns everything again; manual starts from the assignments shown.
     """
     strategy, before = form.get("strategy", MANUAL), form.get("strategy-before", "")
     choices: dict[str, Choice] = {}
@@ -90,7 +91,7 @@ def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
         choice = Choice(form.get(f"gpu:{name}", BY_STRATEGY), form.get(f"budget:{name}", "").strip())
         if strategy != before or (strategy != MANUAL and choice.gpu == UNPINNED):
             choice = Choice()
-        if strategy == MANUAL and not choice.by_hand:
+        if strategy == MANUAL and not choice.is_manual:
             choice = Choice(form.get(f"shown:{name}", UNPINNED), form.get(f"shown-budget:{name}", "").strip())
         fault = _fault(choice.budget)
         if fault is not None:
@@ -102,10 +103,10 @@ def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
 
 def number_of(text: str) -> int | None:
     """Read a number of a form; None if it is not one."""
-    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
 
 
-def by_hand(assignment: Json, gpus: Sequence[Json]) -> Choice:
+def choice_of(assignment: Json, gpus: Sequence[Json]) -> Choice:
     """Return an assignment as a choice among the current GPUs, whose indices may have changed."""
     index, uuid = assignment["gpu_index"], assignment["gpu_uuid"]
     budget = assignment["vram_budget_override"]
@@ -150,8 +151,6 @@ def _fault(budget: str) -> str | None:
         value = float(budget)
     except ValueError:
         value = math.nan
-    return (
-        None
-        if math.isfinite(value) and value > 0
-        else f"{budget[:20]!r} is not a budget: enter GB, as in 3.5."
-    )
+    if math.isfinite(value) and value > 0:
+        return None
+    return f"{budget[:20]!r} is not a budget: enter GB, as in 3.5."

@@ -1,4 +1,4 @@
-"""GPU configuration as its page shows it."""
+"""GPU configuration in the form in which its page shows it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from cotenant.console.gpu_draft import MANUAL, Draft, gone_uuid, meaning
 from cotenant.console.memory_bar import WIDTH, Segment, layout
+from cotenant.console.model_colors import COLOURS
 from cotenant.console.view_data import Json
 from cotenant.domain.units import GIB, MIB
 
 NOT_PINNED: Final = "not pinned"
-_COLOURS: Final = 10
 _TONES: Final = {
     "running": "busy",
     "succeeded": "good",
@@ -21,7 +21,7 @@ _TONES: Final = {
     "interrupted": "bad",
 }
 _STEPS: Final = {
-    "pending": ("waiting its turn", "quiet"),
+    "pending": ("waiting", "quiet"),
     "recreating": ("recreating", "busy"),
     "waiting_healthy": ("waiting until healthy", "busy"),
     "healthy": ("healthy", "good"),
@@ -30,7 +30,7 @@ _STEPS: Final = {
 
 
 def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
-    """Return a row for each service: what it needs, where it goes, and its warnings."""
+    """Return a row for each service: its need of memory, its GPU, and its warnings."""
     shown = {each["service"]: each for each in planned["assignments"]}
     warnings: dict[str, list[str]] = {}
     for warning in planned["warning_details"]:
@@ -45,14 +45,14 @@ def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
             "adjusted": _adjusted(service, shown.get(service["name"])),
             "warnings": warnings.get(service["name"], []),
             "fault": draft.faults.get(service["name"]),
-            "colour": number % _COLOURS,
+            "colour": number % COLOURS,
         }
         for number, service in enumerate(config["services"])
     ]
 
 
 def loads(config: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what each GPU would hold, drawn to the larger of its size and that."""
+    """Return the planned load of each GPU; a bar is as long as the larger of its size and its load."""
     found = []
     for gpu in config["gpus"]:
         here = [row for row in shown if row["shown"] and row["shown"]["gpu_index"] == gpu["index"]]
@@ -82,11 +82,7 @@ def differences(config: Json, diff: Sequence[Json]) -> list[dict[str, Any]]:
     """Return the changes that applying would make."""
     names = gpu_names(config)
     return [
-        {
-            "service": change["service"],
-            "before": _place(change["before"], names),
-            "after": _place(change["after"], names),
-        }
+        {**change, "before": _place(change["before"], names), "after": _place(change["after"], names)}
         for change in diff
     ]
 
@@ -155,7 +151,7 @@ def is_dirty(config: Json, planned: Json) -> bool:
 
 
 def option_label(gpu: Json) -> str:
-    """Return a GPU as an entry of a menu."""
+    """Return the menu entry of a GPU."""
     label = f"GPU {gpu['index']} · {gpu['name']} · {gpu['vram_total_mb'] / 1024:,.1f} GiB"
     return label if gpu["healthy"] else f"{label} · unhealthy"
 
@@ -165,7 +161,7 @@ def by_strategy_label(row: Mapping[str, Any], draft: Draft) -> str | None:
     if draft.strategy == MANUAL:
         return None
     shown = row["shown"]
-    if row["choice"].by_hand or shown is None:
+    if row["choice"].is_manual or shown is None:
         return "By the strategy"
     return f"{_gpu(shown['gpu_index'], {}) or 'Not pinned'} · by the strategy"
 

@@ -13,8 +13,8 @@ from cotenant.console.responses import SECURITY
 from cotenant.console.text_diff import Change, changes, count_nodes, tokens_of
 
 _EVERY_S: Final = 1.0
-_SILENCE: Final = 15
-"""After so many rounds without changes a comment keeps the stream alive."""
+_HEARTBEAT_ROUNDS: Final = 15
+"""After this many rounds without changes, a comment keeps the stream alive."""
 _YIELD_AFTER: Final = 20
 STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream"),
@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Ordered parts, the children of the element with this id; they may appear, vanish and move."""
+    """Ordered parts, the children of the element with this id; they can be added, removed and moved."""
 
     id: str
     rows: Sequence[Part]
@@ -75,7 +75,7 @@ class SentParts:
         `parts` are [id, HTML] of new or restructured parts; `changes` are [id, number of nodes, Changes] of
         parts in which only text and attributes differ; `rows` are ids in order.
         """
-        anew: list[tuple[str, str]] = []
+        replaced: list[tuple[str, str]] = []
         changed: list[tuple[str, int, list[Change]]] = []
         orders: dict[str, list[str]] = {}
         seen: set[str] = set()
@@ -92,7 +92,7 @@ class SentParts:
                 self._written[piece.id] = now
                 differences = None if before is None else changes(before, now)
                 if differences is None:
-                    anew.append((piece.id, html))
+                    replaced.append((piece.id, html))
                 elif differences:
                     changed.append((piece.id, count_nodes(now), differences))
                 rendered += 1
@@ -106,19 +106,19 @@ class SentParts:
         for gone in self._facts.keys() - seen:
             del self._facts[gone]
             self._written.pop(gone, None)
-        news = {"parts": anew, "changes": changed, "rows": orders}
+        news = {"parts": replaced, "changes": changed, "rows": orders}
         return news if any(news.values()) else None
 
 
 async def events_of(
-    look: Callable[[], Awaitable[View]], render: Render, every_s: float = _EVERY_S
+    show: Callable[[], Awaitable[View]], render: Render, every_s: float = _EVERY_S
 ) -> AsyncGenerator[bytes, None]:
     """Yield the changes of a page as server-sent events, until the caller is signed out."""
-    watched, silent, troubled = SentParts(render), 0, False
+    sent, silent, troubled = SentParts(render), 0, False
     yield b"retry: 1000\n\n"
     while True:
         try:
-            view = await look()
+            view = await show()
         except ApiFault as fault:
             if fault.needs_login:
                 yield _event("login", {})
@@ -130,11 +130,11 @@ async def events_of(
             if troubled:
                 yield _event("trouble", {"text": ""})
             troubled = False
-            news = await watched.changes(view.parts)
+            news = await sent.changes(view.parts)
             silent = 0 if news else silent + 1
             if news:
                 yield _event("parts", news)
-            elif silent % _SILENCE == 0:
+            elif silent % _HEARTBEAT_ROUNDS == 0:
                 yield b": alive\n\n"
         await asyncio.sleep(every_s)
 

@@ -6,11 +6,11 @@ from cotenant.asgi import Header, Scope, Send
 from cotenant.console.api import ApiFault, Reply
 from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import render
-from cotenant.console.responses import accepts_gzip, send_html, send_redirect
+from cotenant.console.responses import send_html, send_redirect
 
 
 async def answer_login(request: PageRequest, scope: Scope, send: Send) -> None:
-    """Show the form, or check the key and redirect to the wanted page. Raises ApiFault."""
+    """Show the form, or check the key and redirect to the requested page. Raises ApiFault."""
     wanted = own_page(request.query.get("next", "/"))
     fault: ApiFault | None = None
     if request.method == "POST":
@@ -30,8 +30,7 @@ async def answer_login(request: PageRequest, scope: Scope, send: Send) -> None:
             await send_redirect(send, wanted)
             return
     html = render("login.html", {"fault": fault, "next": wanted})
-    status = fault.status if fault else 200
-    await send_html(send, status, html, packed=accepts_gzip(scope["headers"]))
+    await send_html(scope, send, html, fault.status if fault else 200)
 
 
 async def answer_logout(request: PageRequest, send: Send) -> None:
@@ -46,7 +45,7 @@ async def answer_logout(request: PageRequest, send: Send) -> None:
 
 
 def own_page(text: str) -> str:
-    """Return a path of this daemon to redirect to, the overview for anything else."""
+    """Return the path to redirect to if it is on this daemon, else that of the overview."""
     sound = text.startswith("/") and not text.startswith(("//", "/\\", "/login", "/logout"))
     return text if sound and text.isprintable() and text.isascii() else "/"
 

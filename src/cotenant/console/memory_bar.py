@@ -1,9 +1,9 @@
-"""The segments of a bar that shows who uses a device's memory."""
+"""Bars of a device's memory and of a model's layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cotenant.domain.units import MIB, format_bytes
@@ -12,16 +12,18 @@ _IN_FLIGHT: Final = frozenset({"loading", "unloading", "reclaiming"})
 WIDTH: Final = 1000
 """The width of a whole bar, in the units of its drawing."""
 _MIN_WIDTH: Final = 4
-_MOST_PROCESSES: Final = 6
-_WORTH_SHOWING: Final = 32 * MIB
+_MAX_PROCESSES: Final = 6
+_MIN_OTHER_BYTES: Final = 32 * MIB
+PART_NAMES: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
+"""The parts of a footprint, in the order of bars, and their names on pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A part of a bar: `kind` is model, claim (being loaded or unloaded), service, foreign or free.
 
-    `colour` is a model's, None for others; `note` says how the bytes are known, where that matters. `x` and
-    `width` are set by `layout`.
+    `colour` is that of a model, None for others; `note` says how the bytes are known, if that matters. `x`
+    and `width` are set by `layout`.
     """
 
     kind: str
@@ -34,17 +36,22 @@ class Segment:
 
 
 def layout(parts: Iterable[Segment], total: int, min_width: int = 0) -> list[Segment]:
-    """Place parts side by side on a bar of `total` bytes; empty ones are left out."""
+    """Place parts next to each other on a bar of `total` bytes; empty ones are left out."""
     placed, x, used = [], 0, 0
     for part in parts:
         if part.bytes:
             used += part.bytes
             end = min(WIDTH, max(x + min_width, round(used / (total or 1) * WIDTH)))
-            placed.append(
-                Segment(part.kind, part.label, part.bytes, part.colour, part.note, x, max(0, end - x))
-            )
+            placed.append(replace(part, x=x, width=max(0, end - x)))
             x = end
     return placed
+
+
+def layer_run(label: str, slot: int | None, first: int, last: int, count: int) -> dict[str, Any]:
+    """Return the layers from `first` to `last`, of `count` layers, as a part of a bar."""
+    x = round(first / count * WIDTH)
+    width = round((last + 1) / count * WIDTH) - x
+    return {"label": label, "slot": slot, "first": first, "last": last, "x": x, "width": width}
 
 
 def segments(
@@ -56,15 +63,15 @@ def segments(
     """Split a device's memory; empty if its size is unknown.
 
     `services` are those pinned to it, with `name` and `vram_mb`. Foreign memory is attributed to them first,
-    as they are described, then to other processes, as the driver lists them.
+    by their descriptions, then to other processes, as the driver lists them.
     """
     total, free_bytes = device["total_bytes"], device["free_bytes"]
     if not total:
         return []
     parts = [*_models(device, models, colours), *_others(device, services)]
     used = sum(part.bytes for part in parts)
-    if free_bytes is not None and total - free_bytes - used >= _WORTH_SHOWING:
-        # The driver's own memory, ours beyond the plan, or what a described card was said to hold.
+    if free_bytes is not None and total - free_bytes - used >= _MIN_OTHER_BYTES:
+        # Memory of the driver, of our engines above their plan, or that a GPU description states as used.
         parts.append(Segment("foreign", "other use", total - free_bytes - used))
         used = total - free_bytes
     note = "" if device.get("left_out") else f"{format_bytes(device['plannable_bytes'])} of it for models"
@@ -88,7 +95,7 @@ def _others(device: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) ->
         yield Segment("service", service["name"], count, note="service, as described")
         left -= count
     known = [process for process in device.get("processes") or () if process["used_bytes"]]
-    for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:_MOST_PROCESSES]:
+    for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:_MAX_PROCESSES]:
         count = min(left, process["used_bytes"])
         if count >= MIB:
             name = (process["name"] or "process").rsplit("/", 1)[-1]

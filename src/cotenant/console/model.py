@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from cotenant.console.live_updates import Part, Rows, View
-from cotenant.console.memory_bar import WIDTH
+from cotenant.console.memory_bar import PART_NAMES, WIDTH, layer_run
 from cotenant.console.page_request import PageRequest, model_path
-from cotenant.console.view_data import RAM, Json, decision_part, last_rates, model_facts, short_names
-
-PARTS: Final = ("weights", "kv", "compute", "overhead")
-PART_NAMES: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
-_HOST: Final = "host RAM"
+from cotenant.console.view_data import HOST, RAM, Json, decision_part, last_rates, model_facts, short_names
 
 
 async def show(request: PageRequest) -> View:
@@ -26,11 +22,7 @@ async def show(request: PageRequest) -> View:
         "model.html",
         {"model": facts, "recipe": model.get("recipe"), "file": model.get("file"), "vision": model["vision"]},
         {
-            "head": Part(
-                "model-head",
-                "model_head.html",
-                {"model": facts},
-            ),
+            "head": Part("model-head", "model_head.html", {"model": facts}),
             "engine": Part("model-engine", "model_engine.html", _engine(model)),
             "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),
             "why": Rows("why", [decision_part(each, "why") for each in reversed(decisions)]),
@@ -51,12 +43,12 @@ def _engine(model: Json) -> dict[str, Any]:
 def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:
     """Return the layer map and the planned and reported footprint.
 
-    `stood_in`: the plan is for described GPUs, and the engine runs on the CPU.
+    `stood_in`: the plan is for described GPUs, but the engine runs on the CPU.
     """
     placement = model.get("placement")
     if placement is None:
         return {"placement": None, "model": {"name": model["name"], "state": model["state"]}}
-    rows = [*placement["devices"], {"index": None, "name": _HOST, "layers": None, **placement["host"]}]
+    rows = [*placement["devices"], {"index": None, "name": HOST, "layers": None, **placement["host"]}]
     shown = [_row(row) for row in rows if row["planned"]["total"] or (row["reported"] or {}).get("total")]
     most = max((row["total"] for row in shown), default=0) or 1
     return {
@@ -84,7 +76,7 @@ def _row(row: Json) -> dict[str, Any]:
         "difference": row["difference_bytes"],
         "parts": [
             {"part": part, "planned": planned[part], "reported": reported[part] if reported else None}
-            for part in PARTS
+            for part in PART_NAMES
         ],
     }
 
@@ -99,27 +91,15 @@ def _bars(row: Json, most: int) -> list[dict[str, Any]]:
 
 
 def _strip(placement: Json) -> list[dict[str, Any]]:
-    """Return the runs of layers by device, as parts of a strip; the output layer is the last one."""
+    """Return the runs of layers by device; the output layer is the last one."""
     count = placement["n_layers"] + 1
     runs: list[dict[str, Any]] = []
     on_cards = [row for row in placement["devices"] if row["layers"] is not None]
     first = min((row["layers"][0] for row in on_cards), default=placement["n_layers"])
     if first > 0 or not on_cards:
-        runs.append(_run(_HOST, None, 0, (first if on_cards else count) - 1, count))
+        runs.append(layer_run(HOST, None, 0, (first if on_cards else count) - 1, count))
     runs += [
-        _run(f"GPU {row['index']}", slot, row["layers"][0], row["layers"][1], count)
+        layer_run(f"GPU {row['index']}", slot, row["layers"][0], row["layers"][1], count)
         for slot, row in enumerate(on_cards)
     ]
     return runs
-
-
-def _run(label: str, slot: int | None, first: int, last: int, count: int) -> dict[str, Any]:
-    x = round(first / count * WIDTH)
-    return {
-        "label": label,
-        "slot": slot,
-        "first": first,
-        "last": last,
-        "x": x,
-        "width": round((last + 1) / count * WIDTH) - x,
-    }

@@ -1,4 +1,4 @@
-"""The colour of each model, the same on every card and page."""
+"""The colour of each model, the same on all pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COLOURS: Final = 10
 
 
 class Palette:
-    """Assigns a colour to each loaded model for as long as it is loaded, distinct while there are enough."""
+    """Assigns a colour to each model while it is loaded; colours differ as long as there are enough."""
 
     def __init__(self) -> None:
         self._given: dict[str, int] = {}

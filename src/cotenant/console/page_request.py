@@ -16,7 +16,7 @@ _MAX_FORM_BYTES: Final = 65536
 
 @dataclass(slots=True)
 class PageRequest:
-    """A request for a page; `name` is the decoded `{name}` of its path, if it has one."""
+    """A request for a page; `name` is the decoded `{name}` in its path, if it has one."""
 
     method: str
     path: str
@@ -53,7 +53,7 @@ class PageRequest:
 
 
 def first_values(text: str) -> dict[str, str]:
-    """Read a query or a form; of repeated fields the last one counts."""
+    """Read a query or a form; the last one of repeated fields counts."""
     return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True).items()}
 
 

@@ -17,10 +17,10 @@ _NAME: Final = "{name}"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page: `path` may end in `{name}`, which matches the rest, slashes included.
+    """A page: `path` may end in `{name}`, which matches the rest, including slashes.
 
-    `label` is its entry in the navigation, None for none. `show` is called for the page itself and, for every
-    open tab, once a second for its live parts.
+    `label` is its entry in the navigation, None for none. `show` is called for the page and, for every open
+    tab, once a second for its live parts.
     """
 
     path: str
@@ -46,7 +46,7 @@ FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
     ("POST", f"{gpu_configuration.PIECE}/rollback"): gpu_configuration.rollback,
     ("POST", f"{gpu_configuration.PIECE}/detect"): gpu_configuration.detect,
 }
-"""Parts that pages load on their own, by method and path; their View's parts are not updated."""
+"""Parts that pages load separately, by method and path; the parts of their View are not updated."""
 
 
 def find_page(raw_path: str) -> tuple[Page, str] | None:

@@ -1,4 +1,4 @@
-"""Templates, and the formats of numbers on pages."""
+"""Renders templates, and formats numbers on pages."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def render_part(part: Part) -> str:
 
 
 def live(piece: Live) -> Markup:
-    """Render a live part within a page; of Rows only the children."""
+    """Render a live part within a page; for Rows only the children."""
     from markupsafe import Markup
 
     rows = piece.rows if isinstance(piece, Rows) else (piece,)
@@ -69,22 +69,22 @@ def live(piece: Live) -> Markup:
 
 
 def in_bytes(count: int | None) -> str:
-    """Write bytes as the command line does: `3.2 GiB`."""
+    """Format bytes as on the command line: `3.2 GiB`."""
     return NONE if count is None else format_bytes(count)
 
 
 def in_gib(count: int | None) -> str:
-    """Write bytes as GiB without the unit: `3.2`."""
+    """Format bytes as GiB without the unit: `3.2`."""
     return NONE if count is None else f"{count / GIB:,.1f}"
 
 
 def in_duration(seconds: float | None) -> str:
-    """Write seconds as the command line does: `4.1 s`."""
+    """Format seconds as on the command line: `4.1 s`."""
     return NONE if seconds is None else format_duration(seconds)
 
 
 def in_coarse(seconds: float | None) -> str:
-    """Write a duration, with seconds only below two minutes, so that it changes rarely."""
+    """Format a duration, with seconds only below two minutes, so that it changes rarely."""
     if seconds is None:
         return NONE
     whole = int(seconds)
@@ -96,7 +96,7 @@ def in_coarse(seconds: float | None) -> str:
 
 
 def as_rate(value: float | None) -> str:
-    """Write a rate per second: `0.25`, `31`; `0` below 0.005."""
+    """Format a rate per second: `0.25`, `31`; `0` below 0.005."""
     if value is None:
         return NONE
     if value < 0.005:
@@ -105,12 +105,12 @@ def as_rate(value: float | None) -> str:
 
 
 def as_number(value: float | None) -> str:
-    """Write a whole number with separators."""
+    """Format a whole number with separators."""
     return NONE if value is None else f"{value:,.0f}"
 
 
 def as_clock(text: str | None) -> str:
-    """Write an ISO time as the time of day, with the date if it is not today."""
+    """Format an ISO time as the time of day, with the date if it is not today."""
     if not text:
         return NONE
     try:
@@ -122,10 +122,10 @@ def as_clock(text: str | None) -> str:
 
 
 def as_segment(text: str) -> str:
-    """Write text as one segment of a path."""
+    """Encode text as one segment of a path."""
     return quote(text, safe="")
 
 
 def as_data(value: object) -> str:
-    """Write a value as JSON, for an attribute that a script reads."""
+    """Encode a value as JSON, for an attribute that a script reads."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Differences of two renderings of a part, so that a browser need not parse it again."""
+"""Differences between two renderings of a part, so that the browser need not parse all of it again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from html import unescape
 from typing import Final
 
 Change = tuple[int, str | dict[str, str | None]]
-"""The number of a node with its new text, or its changed attributes, None for removed ones."""
+"""The number of a node, with its new text or its changed attributes (None for removed ones)."""
 
 _TOKEN: Final = re.compile(r"<[^>]*>|[^<]+")
 _NAME: Final = re.compile(r"</?[^\s/>]+")
 _ATTRIBUTE: Final = re.compile(r"""\s([^\s"'=<>/]+)(?:="([^"]*)"|='([^']*)')?""")
-_MORE_THAN_A_VALUE: Final = ("hx-", "id", "data-key", "data-own")
+_STRUCTURAL: Final = ("hx-", "id", "data-key", "data-own")
 """Attributes that scripts identify an element by, or read only once."""
 
 
@@ -23,7 +23,7 @@ def tokens_of(html: str) -> list[str]:
 
 
 def count_nodes(tokens: Sequence[str]) -> int:
-    """Return how many elements and texts there are; a piece's `data-own` elements are empty."""
+    """Return the number of elements and texts; `data-own` elements of a part are empty."""
     return len(tokens) - sum(token[:2] == "</" for token in tokens)
 
 
@@ -60,7 +60,7 @@ def _changed(old: str, new: str) -> dict[str, str | None] | None:
         name: unescape(value) for name, value in has.items() if had.get(name) != value
     }
     found |= dict.fromkeys(name for name in had if name not in has)
-    if any(name.startswith(_MORE_THAN_A_VALUE) for name in found):
+    if any(name.startswith(_STRUCTURAL) for name in found):
         return None
     for name in has.get("data-client", "").split():
         found.pop(name, None)

@@ -1,4 +1,4 @@
-"""Models, devices and decisions as several pages show them."""
+"""Models, devices and decisions in the form in which several pages show them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cotenant.domain.devices import Sensors
 Json = Mapping[str, Any]
 
 RAM: Final = "RAM"
+HOST: Final = "host RAM"
 _SERVICES_FOR_S: Final = 10.0
 _SHOWN_OF_DEVICE: Final = (
     *("uuid", "index", "name", "total_bytes", "overcommitted", "compute_mode", "compute_capability"),
@@ -23,7 +24,7 @@ _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 
 
 async def services_by_gpu(request: PageRequest) -> Mapping[int, Sequence[Json]]:
-    """Return the services whose containers were pinned to each GPU, by its index."""
+    """Return the services whose containers are pinned to each GPU, by GPU index."""
     config = await request.api.find_cached("/api/system/gpu-config", _SERVICES_FOR_S)
     if not config:
         return {}
@@ -38,7 +39,7 @@ async def services_by_gpu(request: PageRequest) -> Mapping[int, Sequence[Json]]:
 
 
 def last_rates(history: Json) -> Mapping[str, float | None]:
-    """Return every model's tokens per second of the last five seconds."""
+    """Return each model's tokens per second in the last five seconds."""
     return {
         model["name"]: model["tokens_per_s"][-1] if model["tokens_per_s"] else None
         for model in history.get("models", ())
@@ -51,7 +52,7 @@ def short_names(devices: Sequence[Json]) -> Mapping[str, str]:
 
 
 def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a model's row shows, rounded, so that it changes only if the text does."""
+    """Return what a model's row shows, rounded, so that it changes only when the text does."""
     state = str(model["state"])
     measured = model.get("measured_bytes")
     return {
@@ -99,7 +100,7 @@ def device_part(
     *,
     plot: bool = False,
 ) -> Part:
-    """Return a device as a card: its sensors, and whose memory it is; `plot` adds the last ten minutes."""
+    """Return a device as a card: its sensors and who uses its memory; `plot` adds the last ten minutes."""
     free, total = device["free_bytes"], device["total_bytes"]
     pinned = services.get(device["index"], ()) if device["index"] is not None else ()
     facts = {

@@ -170,7 +170,7 @@ async def test_a_reload_touches_what_changed_and_keeps_what_was_learned() -> Non
     new = Configuration(models=(entry("same"), replace(entry("other"), recipe=Recipe(n_ctx=512))))
     posted = Posted()
     served = ActiveConfiguration(old, lambda change: new, posted, ManualClock())  # type: ignore[arg-type]
-    assert await served.reload(Change()) == ("other changed: it is loaded anew",)
+    assert await served.reload(Change()) == ("other changed: it is loaded again",)
     (changed,) = posted.events
     assert isinstance(changed, ModelsChanged)
     assert changed.replaced == {"other"}
