@@ -184,7 +184,7 @@ async def test_what_is_not_there_or_not_given_is_told(hub, tmp_path):
 async def test_a_hub_that_is_silent_is_told_within_the_time_given(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(HubSilent, match="could not be asked for org/repo: timed out"):
+        with pytest.raises(HubSilent, match="could not be queried for org/repo: timed out"):
             await pull(tmp_path, "hf.co/org/repo", list_within_s=0.3)
     with pytest.raises(HubSilent, match="refused"):
         await pull(tmp_path, "hf.co/org/repo")

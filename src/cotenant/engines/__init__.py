@@ -1,4 +1,4 @@
-"""Runs one model: every kind of engine, what starts it, and why it ended.
+"""Runs models: all kinds of engines, how each is started, and why it ended.
 
 It must not know the scheduler, the gateway or the configuration file.
 """

@@ -1,4 +1,4 @@
-"""Engines of every kind, each started by the host of its kind."""
+"""Starts engines of every kind, each by the host of its kind."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from cotenant.interfaces import Engine, EngineHost, EngineOrder
 
 @dataclass(frozen=True, slots=True)
 class HostInputs:
-    """What a host may need. `exclusive` are the cards that admit one process at a time.
+    """What hosts may need. `exclusive` are the cards that admit one process at a time.
 
-    `llama_server` is the operator's own, `cuda_version` the driver's.
+    `llama_server` is the operator's program, `cuda_version` the driver's.
     """
 
     logs: LogFolder
@@ -37,26 +37,26 @@ class HostInputs:
 
 
 HOSTS: Final[Mapping[EngineKind, Callable[[HostInputs], EngineHost]]] = {
-    EngineKind.LLAMA_CPP: lambda given: LlamaHost(
-        given.logs,
-        configured=given.llama_server,
-        cuda_version=given.cuda_version,
-        exclusive=given.exclusive,
-        launcher=given.launcher,
+    EngineKind.LLAMA_CPP: lambda inputs: LlamaHost(
+        inputs.logs,
+        configured=inputs.llama_server,
+        cuda_version=inputs.cuda_version,
+        exclusive=inputs.exclusive,
+        launcher=inputs.launcher,
     ),
-    EngineKind.VLLM: lambda given: VllmHost(
-        given.logs, given.meter, exclusive=given.exclusive, launcher=given.launcher
+    EngineKind.VLLM: lambda inputs: VllmHost(
+        inputs.logs, inputs.meter, exclusive=inputs.exclusive, launcher=inputs.launcher
     ),
-    EngineKind.OLLAMA: lambda given: OllamaHost(),
-    EngineKind.COMMAND: lambda given: CommandHost(
-        given.logs, exclusive=given.exclusive, launcher=given.launcher
+    EngineKind.OLLAMA: lambda inputs: OllamaHost(),
+    EngineKind.COMMAND: lambda inputs: CommandHost(
+        inputs.logs, exclusive=inputs.exclusive, launcher=inputs.launcher
     ),
-    EngineKind.REMOTE: lambda given: RemoteHost(),
+    EngineKind.REMOTE: lambda inputs: RemoteHost(),
 }
 
 
 class EngineHosts:
-    """Starts the engine that an order's recipe names; some hosts keep engines that sleep."""
+    """Starts the engine that an order's recipe names; some hosts keep sleeping engines."""
 
     def __init__(self, inputs: HostInputs) -> None:
         self._by_kind = {kind: make(inputs) for kind, make in HOSTS.items()}
@@ -68,14 +68,14 @@ class EngineHosts:
 
     @property
     def asleep(self) -> Mapping[str, int]:
-        """The process of each model that sleeps."""
+        """The process id of each sleeping model."""
         return {name: pid for host in self._sleeping for name, pid in host.asleep.items()}
 
     async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:
-        """End what sleeps, except the models in `keep`, and return the names."""
+        """End the sleeping engines of models that are not in `keep`, and return their names."""
         return [name for host in self._sleeping for name in await host.end_sleeping(keep)]
 
     def forbid_sleep(self) -> None:
-        """End all engines from now on, in place of putting them to sleep."""
+        """From now on, end engines instead of putting them to sleep."""
         for host in self._sleeping:
             host.sleeps = False

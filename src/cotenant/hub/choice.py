@@ -35,7 +35,7 @@ class HubFile:
 def choose(name: HubName, files: Sequence[HubFile]) -> tuple[HubFile, ...]:
     """Return the files of a model in the order in which they may appear: the first part is last.
 
-    They include a vision projector of the repository. Raises NotOnHub, which lists what there is.
+    They include a vision projector of the repository. Raises NotOnHub, which lists the available ones.
     """
     ggufs = [file for file in files if file.path.endswith(".gguf") and "imatrix" not in file.name.lower()]
     projectors = [file for file in ggufs if _PROJECTOR in file.name.lower()]

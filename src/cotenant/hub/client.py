@@ -1,8 +1,8 @@
-"""The hub's HTTP interface: what a repository holds, and its files from any byte on.
+"""A client of the hub: lists the files of a repository and opens them at any byte.
 
-Its own client (huggingface_hub 2.4) neither takes up an interrupted download nor compares checksums, and
-brings fifteen megabytes of other packages. `HF_ENDPOINT` names another hub of the same interface; the token
-is that of `HF_TOKEN`, or of the file where the hub's tools keep it.
+The hub's own client (huggingface_hub 2.4) neither resumes a download nor compares checksums, and needs
+fifteen megabytes of other packages. `HF_ENDPOINT` names another hub with the same interface; the token is in
+`HF_TOKEN`, or in the file of the hub's tools.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from cotenant.domain.units import MIB
 from cotenant.hub.choice import HubFile
 
 _PUBLIC: Final = "https://huggingface.co"
-_MOST_LISTED_BYTES: Final = 16 * MIB
-_READ_WITHIN_S: Final = 30.0
+_MAX_LIST_BYTES: Final = 16 * MIB
+_READ_TIMEOUT_S: Final = 30.0
 _REFUSED: Final = (401, 403)
 BROKEN: Final = (OSError, http.client.HTTPException)
-"""What a connection may end with."""
+"""The errors of a broken connection."""
 
 
 class HubClient:
-    """Asks one hub. All of its methods block."""
+    """A client of one hub. All methods block."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self.endpoint = (environment.get("HF_ENDPOINT") or _PUBLIC).rstrip("/")
@@ -40,63 +40,61 @@ class HubClient:
         self._opener = urllib.request.build_opener(_Redirects)
 
     def files(self, repository: str, within_s: float) -> tuple[str, list[HubFile]]:
-        """Return the revision that the repository is at, and its files. Raises NotOnHub or HubSilent."""
+        """Return the current revision of the repository, and its files. Raises NotOnHub or HubSilent."""
         if self._offline:
-            raise HubSilent("HF_HUB_OFFLINE is set, so the hub is not asked", hint="Unset it to pull.")
+            raise HubSilent("HF_HUB_OFFLINE is set, so the hub is not queried", hint="Unset it to pull.")
         path = f"/api/models/{urllib.parse.quote(repository)}?blobs=true"
         try:
             with self._open(path, {}, within_s) as answer:
-                told = json.loads(answer.read(_MOST_LISTED_BYTES))
-            return str(told["sha"]), [_file(each) for each in told["siblings"]]
-        except urllib.error.HTTPError as error:
-            raise self.fault(error, repository) from error
+                listed = json.loads(answer.read(_MAX_LIST_BYTES))
+            return str(listed["sha"]), [_file(entry) for entry in listed["siblings"]]
         except BROKEN as error:
             raise self.fault(error, repository) from error
         except (ValueError, LookupError, TypeError) as error:
             raise HubSilent(
-                f"what answers at {self.endpoint} is no hub that is known", hint="Check HF_ENDPOINT."
+                f"the server at {self.endpoint} is not a known hub", hint="Check HF_ENDPOINT."
             ) from error
 
     def open(
         self, repository: str, revision: str, path: str, start: int
     ) -> tuple[http.client.HTTPResponse, int]:
-        """Return the bytes of a file and where they begin: at `start`, or at 0 if the hub will not.
+        """Return a response with the bytes of a file, and their start: `start`, or 0 if the hub ignores it.
 
         Raises urllib.error.HTTPError and what `BROKEN` lists.
         """
         address = "/" + urllib.parse.quote(f"{repository}/resolve/{revision}/{path}")
-        answer = self._open(address, {"Range": f"bytes={start}-"} if start else {}, _READ_WITHIN_S)
+        answer = self._open(address, {"Range": f"bytes={start}-"} if start else {}, _READ_TIMEOUT_S)
         return answer, start if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
 
     def fault(self, error: BaseException, what: str) -> HubError:
-        """Say what an error means."""
+        """Return the error to raise for a failed request."""
         if isinstance(error, urllib.error.HTTPError):
             error.close()
             if error.code in _REFUSED:
                 return NotOnHub(
-                    f"the hub does not give {what} to everyone, if it is there at all",
+                    f"the hub does not give {what} to everyone, or does not have it",
                     hint="Check the name; accept its terms on the hub and set HF_TOKEN.",
                 )
             if error.code == http.HTTPStatus.NOT_FOUND:
-                return NotOnHub(f"there is no {what} on the hub", hint="Check how it is written there.")
-            said = f"it answers {error.code} {error.reason}"
+                return NotOnHub(f"there is no {what} on the hub", hint="Check its spelling there.")
+            problem = f"it answers {error.code} {error.reason}"
         else:
-            said = str(getattr(error, "reason", error)) or type(error).__name__
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
         return HubSilent(
-            f"the hub at {self.endpoint} could not be asked for {what}: {said}"[:300],
+            f"the hub at {self.endpoint} could not be queried for {what}: {problem}"[:300],
             hint="Check the network, and HF_ENDPOINT.",
         )
 
     def _open(self, path: str, headers: Mapping[str, str], within_s: float) -> Any:
-        told = {"User-Agent": f"cotenant/{__version__}", "Accept-Encoding": "identity", **headers}
+        sent = {"User-Agent": f"cotenant/{__version__}", "Accept-Encoding": "identity", **headers}
         if self._token:
-            told["Authorization"] = f"Bearer {self._token}"
-        request = urllib.request.Request(self.endpoint + path, headers=told)  # noqa: S310  the operator's own
+            sent["Authorization"] = f"Bearer {self._token}"
+        request = urllib.request.Request(self.endpoint + path, headers=sent)  # noqa: S310  the operator's own
         return self._opener.open(request, timeout=within_s)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to where a file is stored, without telling the token there."""
+    """Follows redirects to the storage of a file, without sending the token there."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -107,9 +105,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def _file(told: Any) -> HubFile:
-    lfs = told.get("lfs") or {}
-    return HubFile(str(told["rfilename"]), told.get("size"), lfs.get("sha256"))
+def _file(entry: Any) -> HubFile:
+    lfs = entry.get("lfs") or {}
+    return HubFile(str(entry["rfilename"]), entry.get("size"), lfs.get("sha256"))
 
 
 def _token(environment: Mapping[str, str]) -> str | None:

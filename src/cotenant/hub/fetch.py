@@ -4,7 +4,7 @@
 `error`. It exits as soon as its standard input is closed: its parent has exited or cancelled the pull.
 
 Files are downloaded into a hidden folder and moved once their checksums are right, so that only complete
-files are served. An interrupted download continues where it stopped.
+files are served. An interrupted download resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REPORT_EVERY_S: Final = 0.25
 _CHUNK_BYTES: Final = 256 * KIB
 _HASH_CHUNK_BYTES: Final = 4 * MIB
 _MAX_TRIES: Final = 5
-"""How often a download is retried that brings no further bytes."""
+"""How often a download without further bytes is retried."""
 _RETRY_DELAY_S: Final = 1.0
 _RETRYABLE: Final = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
 
@@ -220,7 +220,7 @@ def _verify(file: HubFile, path: Path) -> None:
     size = _size(path)
     if file.size_bytes is not None and size != file.size_bytes:
         path.unlink()
-        raise PullFailed(f"{file.name} came with {size} bytes, not {file.size_bytes}", hint="Pull it again.")
+        raise PullFailed(f"{file.name} has {size} bytes, not {file.size_bytes}", hint="Pull it again.")
     if file.sha256 is None:
         return
     _report_file(f"verifying {file.name}", file, size)

@@ -26,7 +26,7 @@ _LINES_UNTIL_LISTED: Final = 2
 
 
 class HubPuller:
-    """Fetches into the folder that `models_dir` returns at each pull; None refuses.
+    """Pulls into the folder that `models_dir` returns at each pull; None means that pulls are refused.
 
     `arrived` is awaited after each pull. `list_within_s` bounds the wait for the hub's first answer.
     """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.diagnosis.diagnosis import describe_exit, diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
-from cotenant.engines.diagnosis.signatures import FAINT, STRONG
+from cotenant.engines.diagnosis.signatures import STRONG, WEAK
 
 LOGS = Path(__file__).with_name("logs")
 OWN = "xllamacpp 2026.10.11549, run for this table"
@@ -314,7 +314,7 @@ def test_an_abort_brings_the_assertion_that_failed() -> None:
     found = diagnose(-6, log)
 
     assert found.cause is Cause.INTERNAL_CHECK
-    assert found.sentence == f"it gave up on an internal check ({log.strip()})"
+    assert found.sentence == f"an internal check failed ({log.strip()})"
 
 
 def test_an_unknown_death_says_so_and_shows_the_last_lines() -> None:
@@ -363,7 +363,7 @@ def test_every_exit_has_words(returncode: int, text: str) -> None:
     assert describe_exit(returncode).startswith(text)
 
 
-PIECES = st.sampled_from([sign.pattern.pattern for sign in (*STRONG, *FAINT)]) | st.sampled_from(
+PIECES = st.sampled_from([signature.pattern.pattern for signature in (*STRONG, *WEAK)]) | st.sampled_from(
     [path.read_text() for path in sorted(LOGS.glob("*.txt"))]
 )
 NOISE = st.text(max_size=80) | st.binary(max_size=80).map(lambda raw: raw.decode("utf-8", "replace"))
@@ -420,4 +420,4 @@ def test_the_page_on_causes_names_every_one_with_its_remedy() -> None:
     for cause, remedy in REMEDIES.items():
         assert f"| `{cause}` |" in page
         assert remedy in page
-    assert f"which holds {len(REAL_LOGS)} of them" in page
+    assert f"which has {len(REAL_LOGS)} of them" in page

@@ -79,7 +79,7 @@ async def test_it_tells_of_its_requests_and_what_became_of_a_process_of_its(tmp_
         async with asyncio.timeout(60):
             end = await exited
         assert end.cause is Cause.OOM_KILLED
-        assert "VllmWorker-0 died without a word" in end.why
+        assert "VllmWorker-0 died without a message" in end.why
         await engine.stop(0)
         assert not group_lives(engine.pid)
 

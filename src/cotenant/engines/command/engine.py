@@ -21,7 +21,7 @@ from cotenant.engines.process.process import ChildProcess
 from cotenant.interfaces import EngineOrder
 
 WORDS: Final = ("host", "port", "model", "path", "gpus", "memory_mib", "pid")
-"""What may stand in braces in a command; `pid` only in the one that stops it."""
+"""The words that a command may have in braces; `pid` only in the command that stops it."""
 _WORD: Final = re.compile(r"\{([a-z_]+)\}")
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class CommandHost(ServerHost):
                 order.env,
                 (order.model_path,) if order.model_path is not None else (),
                 options.health_path,
-                has_family=True,
+                has_children=True,
                 launch=order.launch,
             )
 
@@ -54,7 +54,7 @@ class CommandHost(ServerHost):
 
 
 class CommandEngine(ServerEngine):
-    """One server that the operator's command runs, ended by the operator's `stop` or by SIGTERM."""
+    """One server that the operator's command runs. The operator's `stop` or SIGTERM ends it."""
 
     def __init__(self, order: EngineOrder, started: Started) -> None:
         plan, options = started.plan, order.options
@@ -65,7 +65,7 @@ class CommandEngine(ServerEngine):
         self._plan = plan
 
     async def stop(self, grace_s: float) -> None:
-        """End it as the operator wants, by force after `grace_s`, and return when its group is gone."""
+        """End it with the operator's `stop`, by force after `grace_s`; return when its group has ended."""
         if self._stop_argv and grace_s > 0 and not self.ended:
             self._stopping = True
             await self._ask_to_stop(grace_s)
@@ -94,12 +94,12 @@ class CommandEngine(ServerEngine):
 
 
 def fill(word: str, words: Mapping[str, str]) -> str:
-    """Put values in place of words in braces; braces around anything else stay as they are."""
+    """Replace the words in braces with their values; other braces stay as they are."""
     return _WORD.sub(lambda match: words.get(match[1], match[0]), word)
 
 
 def _words(order: EngineOrder, port: int) -> dict[str, str]:
-    """Return what the words in braces stand for; `gpus` are indices of all machines' tools, with commas."""
+    """Return the values of the words in braces; `gpus` are the ids of the GPUs, with commas."""
     devices = visible_devices(order)
     claimed = sum(share.parts.total for share in order.placement.used_shares)
     return {

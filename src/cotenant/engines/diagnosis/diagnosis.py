@@ -1,4 +1,4 @@
-"""Reads why an engine ended out of its exit status and its log."""
+"""Finds out why an engine ended, from its exit status and its log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.engines.diagnosis.remedies import REMEDIES
-from cotenant.engines.diagnosis.signatures import BENIGN, EMPTY_WORDS, FAINT, STRONG, Sign
+from cotenant.engines.diagnosis.signatures import BENIGN, STRONG, UNINFORMATIVE, WEAK, Signature
 
 _READ_CHARS: Final = 1 << 20
 _LINE_CHARS: Final = 1000
@@ -42,7 +42,9 @@ _SECRET: Final = re.compile(
     r"(--?[\w-]{1,80}=|(?i:--?[\w-]{0,40}(?:key|token|secret|password)[\w-]{0,40}) )\S+"
 )
 
-_TELLING: Final = frozenset({signal.SIGKILL, signal.SIGILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_CLEAR_SIGNALS: Final = frozenset(
+    {signal.SIGKILL, signal.SIGILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+)
 _SIGNALS: Final = {
     signal.SIGILL: (
         Cause.ILLEGAL_INSTRUCTION,
@@ -63,26 +65,26 @@ _SIGNALS: Final = {
 
 
 def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: bool = False) -> Diagnosis:
-    """Name the cause of an engine's end, with the lines that show it and what to do.
+    """Return the cause of an engine's end, with the lines that show it and what to do.
 
-    `log` is the end of its output; the last MiB of it counts. `was_ready` tells memory that ran out while
-    loading from memory that ran out later. `exclusive` says that it was to run on a card in
-    Exclusive_Process mode, where a second process may die without a word.
+    `log` is the end of its output; the last MiB of it counts. `was_ready` distinguishes memory that ran out
+    while serving from memory that ran out while loading. `exclusive` says that it ran on a card in
+    Exclusive_Process mode, where a second process may die without a message.
     """
     lines = list(_clean(log))
     text = "\n".join(line for line in lines if not BENIGN.search(line))
     number = _signal(returncode)
     found = (
-        _by_sign(STRONG, text, was_ready=was_ready)
-        or (_by_signal(number, lines) if number is not None and number in _TELLING else None)
-        or _by_sign(FAINT, text, was_ready=was_ready)
+        _by_signature(STRONG, text, was_ready=was_ready)
+        or (_by_signal(number, lines) if number is not None and number in _CLEAR_SIGNALS else None)
+        or _by_signature(WEAK, text, was_ready=was_ready)
     )
     if found is not None:
         return found
     if exclusive and number is None:
         return _diagnosis(
             Cause.DEVICE_BUSY,
-            f"it {describe_exit(returncode)} without a word, on a GPU that admits one process at a time",
+            f"it {describe_exit(returncode)} without a message, on a GPU that admits one process at a time",
             _last(lines),
         )
     if number is not None:
@@ -95,7 +97,7 @@ def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: b
 
 
 def describe_exit(returncode: int) -> str:
-    """Say how a process ended: `exited with status 1`, `was killed by signal 15 (SIGTERM)`."""
+    """Describe how a process ended: `exited with status 1`, `was killed by signal 15 (SIGTERM)`."""
     if returncode >= 0:
         number = _signal(returncode)
         meaning = "" if number is None else f", as a shell does after signal {number:d} ({number.name})"
@@ -107,7 +109,7 @@ def describe_exit(returncode: int) -> str:
 
 
 def _signal(returncode: int) -> signal.Signals | None:
-    """Return the signal that a status stands for; shells and containers report 128 more than its number."""
+    """Return the signal that a status means; shells and containers report 128 more than its number."""
     number = -returncode if returncode < 0 else returncode - _SHELL_OFFSET
     try:
         return signal.Signals(number)
@@ -122,16 +124,16 @@ def _clean(log: str) -> Iterator[str]:
             yield line[:_LINE_CHARS]
 
 
-def _by_sign(signs: Iterable[Sign], text: str, *, was_ready: bool) -> Diagnosis | None:
-    for sign in signs:
-        match = sign.pattern.search(text)
+def _by_signature(signatures: Iterable[Signature], text: str, *, was_ready: bool) -> Diagnosis | None:
+    for signature in signatures:
+        match = signature.pattern.search(text)
         if match is None:
             continue
-        cause = sign.cause
+        cause = signature.cause
         if cause is Cause.GPU_MEMORY_LOADING and was_ready:
             cause = Cause.GPU_MEMORY_RUNNING
         groups = [_shown(group) for group in match.groups() if group is not None]
-        return _diagnosis(cause, sign.summary.format(*groups), _around(text, match))
+        return _diagnosis(cause, signature.summary.format(*groups), _around(text, match))
     return None
 
 
@@ -145,7 +147,7 @@ def _diagnosis(cause: Cause, summary: str, evidence: tuple[str, ...]) -> Diagnos
 
 
 def _around(text: str, match: re.Match[str]) -> tuple[str, ...]:
-    """Return the line of a match, and where on the GPU it happened if the next line says so."""
+    """Return the line of a match, and the place on the GPU if the next line has it."""
     start = text.rfind("\n", 0, match.start()) + 1
     end = text.find("\n", match.start())
     line = text[start:] if end < 0 else text[start:end]
@@ -155,11 +157,11 @@ def _around(text: str, match: re.Match[str]) -> tuple[str, ...]:
 
 
 def _last(lines: list[str]) -> tuple[str, ...]:
-    """Return the last lines that say something, of errors if there are any."""
-    telling = [line for line in lines if not EMPTY_WORDS.search(line)] or lines
-    errors = [line for line in telling if _ERROR.match(line)]
+    """Return the last lines with information, of errors if there are any."""
+    useful = [line for line in lines if not UNINFORMATIVE.search(line)] or lines
+    errors = [line for line in useful if _ERROR.match(line)]
     last: list[str] = []
-    for line in reversed(errors or telling):
+    for line in reversed(errors or useful):
         shown = _shown(line)
         if shown and shown not in last:
             last.append(shown)
@@ -169,7 +171,7 @@ def _last(lines: list[str]) -> tuple[str, ...]:
 
 
 def _shown(line: str) -> str:
-    """Render a line for people: without what its logger put before it, without values of arguments, short."""
+    """Shorten a line for people: without its logger's prefix and without values of arguments."""
     text = line
     for prefix in _PREFIXES:
         if (match := prefix.match(text)) and match.end() < len(text):

@@ -50,7 +50,7 @@ REMEDIES: Final[dict[Cause, str]] = {
         "Update the NVIDIA driver (root, then reboot), or install an engine for the CUDA version that "
         "`cotenant gpus` shows: `cotenant engine install cuda`."
     ),
-    Cause.DRIVER_UNAVAILABLE: "`cotenant doctor` looks for the reason; after a driver's update, reboot.",
+    Cause.DRIVER_UNAVAILABLE: "`cotenant doctor` looks for the reason; reboot after an update of the driver.",
     Cause.NO_KERNEL_IMAGE: (
         "Install an engine that is built for this card's compute capability (`cotenant gpus` shows it): "
         "`cotenant engine install cuda`."
@@ -61,14 +61,14 @@ REMEDIES: Final[dict[Cause, str]] = {
     ),
     Cause.GPU_COMMUNICATION: (
         "Keep the model on one card (`gpus`), or turn peer access off in its `env` (NCCL_P2P_DISABLE=1); the "
-        "machine's IOMMU often stands in the way."
+        "machine's IOMMU often prevents it."
     ),
     Cause.HARDWARE_FAULT: (
         "The card needs a reset or a reboot: `sudo nvidia-smi -i GPU -r`. If it happens again, check power, "
-        "temperature and seat of the card, and have it replaced; `sudo dmesg | grep Xid` has the record."
+        "temperature and seat of the card, and replace it; `sudo dmesg | grep Xid` has the record."
     ),
     Cause.GPU_FAULT: (
-        "It is started again when it is wanted. If it happens again, try another engine build, and look at "
+        "The next request starts it again. If it happens again, try another engine build, and look at "
         "`sudo dmesg | grep Xid`."
     ),
     Cause.BAD_ARGUMENT: "Correct the model's `args` or recipe; the engine's `--help` lists what it takes.",
@@ -85,20 +85,20 @@ REMEDIES: Final[dict[Cause, str]] = {
     Cause.ILLEGAL_INSTRUCTION: "Install a build for this processor: `cotenant engine install`.",
     Cause.INTERNAL_CHECK: "Check the model file and its `args`; else report it to the engine's project.",
     Cause.CRASHED: "Check the model file and the disk; else try another engine build.",
-    Cause.KILLED: "Somebody ended it: look for a supervisor, a limit or a colleague.",
+    Cause.KILLED: "Another process or a user ended it: look for a service manager or a limit.",
     Cause.ENGINE_MISSING: "Run `cotenant engine install`.",
     Cause.DEVICE_MISSING: (
         "See `cotenant gpus` and `cotenant engine list`. In containers, podman finds cards by CDI: "
-        "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`, anew after each update of the driver; "
+        "`sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`, again after each driver update; "
         "docker by NVIDIA's Container Toolkit: `sudo nvidia-ctk runtime configure --runtime=docker`, then "
         "restart docker."
     ),
     Cause.UNTRUSTED_SERVER: (
-        "Name an authority of your own by SSL_CERT_FILE in Cotenant's environment; `address:` must have a "
-        "name, or IP address, that the certificate has."
+        "Name your certificate authority by SSL_CERT_FILE in Cotenant's environment; `address:` must have "
+        "a name, or IP address, that the certificate has."
     ),
     Cause.KEY_REFUSED: "Correct `api_key:` or the variable that `api_key_env:` names.",
     Cause.LOAD_TIMEOUT: "Give it more time with --load-timeout, or look at the disk's speed.",
     Cause.UNKNOWN: "",
 }
-"""One entry per cause; a test holds it to that."""
+"""One entry per cause; a test checks that."""

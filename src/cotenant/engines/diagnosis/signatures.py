@@ -1,12 +1,12 @@
-"""Patterns in a log that show what ended an engine, the most certain first.
+"""Signatures: patterns in a log that show why an engine ended, the most certain first.
 
-Wordings are those of llama.cpp, Ollama, vLLM, PyTorch, CUDA, the NVIDIA driver, podman and docker; real
-excerpts, each with its source, are in `tests/engines/diagnosis/logs`. A sign stands above another where both
-may be in one log and the first is nearer to the cause; a line such as `failed to load model` is no sign at
-all. What an engine prints and lives on with is faint: a CUDA build that runs on the CPU says that it found no
+They match messages of llama.cpp, Ollama, vLLM, PyTorch, CUDA, the NVIDIA driver, podman and docker; real
+excerpts, each with its source, are in `tests/engines/diagnosis/logs`. If one log may match two signatures,
+the one nearer to the cause comes first. A line such as `failed to load model` is not a signature. A signature
+is weak if an engine may print it and continue: a CUDA build that runs on the CPU reports that it found no
 card.
 
-No pattern crosses a line, and lines are cut before they are searched, so a search takes linear time.
+No pattern spans lines, and lines are cut before the search, so a search takes linear time.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from cotenant.domain.exit_causes import Cause
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
-    """A line that gives a cause away; `{0}` and so on in the summary are the groups of the pattern."""
+class Signature:
+    """A pattern that shows a cause; `{0}` and so on in the summary are the groups of the pattern."""
 
     cause: Cause
     pattern: re.Pattern[str]
     summary: str
 
 
-def _signs(*rows: tuple[Cause, str, str]) -> tuple[Sign, ...]:
-    return tuple(Sign(cause, re.compile(pattern, re.MULTILINE), summary) for cause, pattern, summary in rows)
+def _signatures(*rows: tuple[Cause, str, str]) -> tuple[Signature, ...]:
+    return tuple(
+        Signature(cause, re.compile(pattern, re.MULTILINE), summary) for cause, pattern, summary in rows
+    )
 
 
 _GPU_MEMORY: Final = Cause.GPU_MEMORY_LOADING
 
-_HARDWARE: Final = _signs(
+_HARDWARE: Final = _signatures(
     (
         Cause.HARDWARE_FAULT,
         r"uncorrectable ECC error|ECC_UNCORRECTABLE",
-        "its GPU met a memory error that it cannot correct",
+        "its GPU has a memory error that it cannot correct",
     ),
     (Cause.HARDWARE_FAULT, r"fallen off the bus|GPU is lost", "its GPU has dropped off the PCIe bus"),
     (
@@ -47,7 +49,7 @@ _HARDWARE: Final = _signs(
     ),
 )
 
-_SHARING: Final = _signs(
+_SHARING: Final = _signatures(
     (
         Cause.DEVICE_BUSY,
         r"CUDA-capable device(?:s|\(s\)) (?:is/)?are busy or unavailable|cudaErrorDevicesUnavailable",
@@ -60,7 +62,7 @@ _SHARING: Final = _signs(
     ),
 )
 
-_CONTAINER: Final = _signs(
+_CONTAINER: Final = _signatures(
     (
         Cause.DEVICE_MISSING,
         r"unresolvable CDI devices ([^\s,]+(?:, [^\s,]+)*)",
@@ -74,12 +76,12 @@ _CONTAINER: Final = _signs(
     (
         Cause.DEVICE_MISSING,
         r"failed to stat CDI host device \"([^\"\n]+)\"",
-        "its GPU is described to containers with {0}, which is not there",
+        "its GPU's description for containers names {0}, which does not exist",
     ),
     (
         Cause.DEVICE_MISSING,
         r"\bl?stat (/dev/(?:nvidia|kfd|dri/)[^\s:]*): no such file",
-        "{0}, which its container was to have, is not there",
+        "{0}, which its container needs, does not exist",
     ),
     (
         Cause.DEVICE_MISSING,
@@ -93,7 +95,7 @@ _CONTAINER: Final = _signs(
     ),
 )
 
-_DRIVER: Final = _signs(
+_DRIVER: Final = _signatures(
     (
         Cause.NO_KERNEL_IMAGE,
         r"no kernel image is available|NO_BINARY_FOR_GPU|NoKernelImageForDevice",
@@ -118,7 +120,7 @@ _DRIVER: Final = _signs(
     ),
 )
 
-_MEMORY: Final = _signs(
+_MEMORY: Final = _signatures(
     (
         Cause.CONTEXT_TOO_LARGE,
         r"max seq len \((\d+)\).{0,60}larger than",
@@ -181,7 +183,7 @@ _MEMORY: Final = _signs(
     ),
 )
 
-_FILES: Final = _signs(
+_FILES: Final = _signatures(
     (Cause.NO_SUCH_FILE, r"failed to open \S.{0,400}No such file", "there is no such model file"),
     (
         Cause.PERMISSION_DENIED,
@@ -265,7 +267,7 @@ _FILES: Final = _signs(
     (Cause.DISK_FULL, r"No space left on device|StorageFull|Disk quota exceeded", "the disk is full"),
 )
 
-_START: Final = _signs(
+_START: Final = _signatures(
     (Cause.NOT_EXECUTABLE, r"cannot be started: ", "its program cannot be started"),
     (
         Cause.BAD_ARGUMENT,
@@ -306,7 +308,7 @@ _START: Final = _signs(
     (Cause.PORT_IN_USE, r"(?i:address already in use)|EADDRINUSE", "its port is in use"),
 )
 
-_FAINT: Final = _signs(
+WEAK: Final = _signatures(
     (
         Cause.GPU_COMMUNICATION,
         r"peer access (?:is not|has not|is already)|NCCL error|nccl\w+Error\b",
@@ -325,7 +327,7 @@ _FAINT: Final = _signs(
     (
         Cause.DRIVER_UNAVAILABLE,
         r"failed to initialize CUDA|no CUDA-capable device is detected|CUDA_ERROR_NO_DEVICE",
-        "it found no GPU that the driver would give it",
+        "the driver gave it no GPU",
     ),
     (Cause.GPU_FAULT, r"(CUDA_ERROR_\w+|CUBLAS_STATUS_\w+)", "its work on the GPU failed: {0}"),
     (Cause.GPU_FAULT, r"NVRM: Xid \([^)\n]*\): (\d+)", "the driver reports an error of its work, Xid {0}"),
@@ -354,25 +356,25 @@ _FAINT: Final = _signs(
     (
         Cause.OOM_KILLED,
         r"(?:Worker|Engine core) proc (\S+) died unexpectedly|Failed core proc\(s\): \{'([^'\n]*)': -9\b",
-        "its process {0} died without a word, as when the kernel kills it for memory",
+        "its process {0} died without a message, as when the kernel kills it for memory",
     ),
     (Cause.LOAD_TIMEOUT, r"timed out waiting for llama runner", "it took too long to load"),
-    (Cause.INTERNAL_CHECK, r"GGML_ASSERT\(|GGML_ABORT|ggml_abort", "it gave up on an internal check"),
+    (Cause.INTERNAL_CHECK, r"GGML_ASSERT\(|GGML_ABORT|ggml_abort", "an internal check failed"),
 )
+"""Signatures that count only if neither a strong signature nor a clear signal does."""
 
 STRONG: Final = (*_HARDWARE, *_CONTAINER, *_SHARING, *_START, *_FILES, *_DRIVER, *_MEMORY)
-FAINT: Final = _FAINT
-"""What counts only where neither a stronger sign nor a telling signal does."""
+"""Signatures that decide at once."""
 
 BENIGN: Final = re.compile(
     r"pinned memory|failed to m(?:un)?lock|fit params to free device memory|normal during memory fitting"
     r"|while trying to fit params|destroy_process_group|\braise \w{1,60}\("
 )
-"""Lines that sound like a cause and are none: what an engine goes on without, a traceback's source code."""
+"""Lines that look like a cause but are not: failures that an engine ignores, source code of tracebacks."""
 
-EMPTY_WORDS: Final = re.compile(
+UNINFORMATIVE: Final = re.compile(
     r"failed to (?:load|create|init\w*) \S{0,60}\s?(?:model|context|server)|exiting due to"
     r"|failed to load model|Failed to init server|due to an exception in a background process"
     r"|See root cause above"
 )
-"""What llama.cpp and vLLM say on their way out of any failure."""
+"""What llama.cpp and vLLM print after any failure."""

@@ -1,4 +1,4 @@
-"""Starts an engine on the host or in a container (podman, docker, Apptainer).
+"""Starts engines on the host or in a container (podman, docker, Apptainer).
 
 It must not know the kinds of engines.
 """

@@ -1,4 +1,4 @@
-"""AMD's cards for containers: the device files that ROCm opens, and the groups that may open them.
+"""AMD's cards for containers: the device files for ROCm, and the groups that may open them.
 
 https://rocm.docs.amd.com/projects/install-on-linux/en/latest/how-to/docker.html
 """
@@ -22,10 +22,10 @@ _FOR_ALL: Final = stat.S_IROTH | stat.S_IWOTH
 
 
 def amd_options(model: str, cards: Sequence[Device], style: CardStyle, *, rootless: bool) -> Iterator[str]:
-    """Yield what gives a container these cards and no other. Raises EngineLacksDevice.
+    """Yield the options that give a container these cards and no other. Raises EngineLacksDevice.
 
-    All cards share one compute device; a card can be used where its render node is. An ordinary user's podman
-    cannot add groups of the host, but can keep those of its user; root's and docker can add them.
+    All cards share one compute device; each card also needs its render node. An ordinary user's podman cannot
+    add groups of the host, but can keep its user's groups; root's podman and docker can add them.
     """
     if style is CardStyle.SWITCH:
         yield "--rocm"

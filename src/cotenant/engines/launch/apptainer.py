@@ -20,7 +20,7 @@ _OWN_NAMES: Final = ("starter", "apptainer", "singularity")
 
 
 class ApptainerLauncher:
-    """Starts engines in an image file; containers are ordinary children there, of the daemon's own user."""
+    """Starts engines in an image file. Its containers are child processes of the daemon's user."""
 
     def __init__(self, program: str, image: str, *, user: RunAs | None = None) -> None:
         self._program = program
@@ -51,7 +51,7 @@ class ApptainerProcess(ContainerProcess):
 
     @property
     def pid(self) -> int:
-        """The engine's process id: the first process below Apptainer's own, which stay to watch it."""
+        """The engine's process id: the first one below Apptainer's own processes, which keep running."""
         pid = super().pid
         while (below := _only_child(pid)) is not None and _name(pid).lower().startswith(_OWN_NAMES):
             pid = below
@@ -59,13 +59,13 @@ class ApptainerProcess(ContainerProcess):
 
 
 def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
-    """Return what to run. Apptainer cannot choose devices: variables hide the others."""
+    """Return the command to run. Apptainer cannot choose devices: variables hide the others."""
     cards = real_cards(plan.devices)
     env = {"GGML_NO_BACKTRACE": "1", **launch_environment(cards), **plan.env}
     argv = [program, "exec", "--cleanenv", "--no-home", "--pwd", "/tmp"]  # noqa: S108  the image's own
     argv += card_options(plan.name, cards, CardStyle.SWITCH, rootless=True)
     argv += _binds(plan, env.get(MPS_VARIABLE))
-    # Its own `--env` splits at commas, which lists of cards have.
+    # `--env` splits its value at commas, which lists of cards have.
     prefix = _VARIABLES[Path(program).name]
     hint = f"See that {program} runs: `{program} exec {image} true`."
     variables = {f"{prefix}{name}": value for name, value in env.items()}

@@ -1,4 +1,4 @@
-"""What containers need of cards, by their vendor."""
+"""The options that give cards to containers, by vendor."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cotenant.engines.launch.nvidia import nvidia_options
 
 
 class CardOptions(Protocol):
-    """How containers are given cards of one vendor."""
+    """Gives cards of one vendor to containers."""
 
     def __call__(
         self, model: str, cards: Sequence[Device], style: CardStyle, *, rootless: bool
     ) -> Iterator[str]:
         """Yield the options that give a container these cards and no others.
 
-        `rootless` says that an ordinary user starts it. Raises EngineLacksDevice for others.
+        `rootless` says that an ordinary user starts it. Raises EngineLacksDevice for unusable cards.
         """
         ...
 
@@ -46,5 +46,5 @@ def card_options(model: str, cards: Sequence[Device], style: CardStyle, *, rootl
 
 
 def real_cards(devices: Sequence[Device]) -> list[Device]:
-    """Return the devices that a container must be given: no host RAM, and none that are only described."""
+    """Return the devices without host RAM and described GPUs."""
     return [device for device in devices if device.kind is not DeviceKind.HOST and not device.described]

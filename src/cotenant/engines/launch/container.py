@@ -27,14 +27,14 @@ MODEL_LABEL: Final = "cotenant.model"
 MPS_VARIABLE: Final = "CUDA_MPS_PIPE_DIRECTORY"
 NOBODY: Final = 65534
 _SHARED_MEMORY: Final = "8g"
-"""A ceiling: engines on several cards pass tensors through it, and 64 MB, the default, is too little."""
+"""A limit: engines on several cards pass tensors through it, and the default of 64 MB is too small."""
 _PART_NAME: Final = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.DOTALL)
 _NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """The user that an engine has in its container: the daemon's own, and where that is root, nobody."""
+    """The user of an engine in its container: the daemon's own, or nobody if that is root."""
 
     uid: int
     gid: int
@@ -51,7 +51,7 @@ class RunAs:
 class ContainerLauncher:
     """Starts engines in containers of one image, by podman's or docker's command line (`program`).
 
-    The image must be there: none is pulled, since that takes longer than a load may.
+    The image must exist: it is not pulled, since that takes longer than a load may.
     """
 
     def __init__(self, kind: LauncherKind, program: str, image: str, *, user: RunAs | None = None) -> None:
@@ -63,7 +63,7 @@ class ContainerLauncher:
     async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
         """Create a container and start it; return once its first process runs.
 
-        Raises EngineLacksDevice for cards that it cannot give, EngineLoadFailed where no container can be
+        Raises EngineLacksDevice for cards that it cannot give, EngineLoadFailed if the container cannot be
         created.
         """
         job = container_job(plan, self._kind, self._program, self._image, self._user)
@@ -71,30 +71,30 @@ class ContainerLauncher:
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without network, devices or rights."""
-        walls = [
+        isolation = [
             "--network=none",
             "--cap-drop=all",
             "--security-opt=no-new-privileges",
             f"--user={NOBODY}:{NOBODY}",
         ]
-        run = [self._program, "run", "--rm", "--name", name, "--pull=never", *walls]
+        run = [self._program, "run", "--rm", "--name", name, "--pull=never", *isolation]
         return [*run, "--entrypoint", argv[0], self._image, *argv[1:]]
 
 
 def container_job(
     plan: LaunchPlan, kind: LauncherKind, program: str, image: str, user: RunAs
 ) -> ContainerJob:
-    """Return what to create. Raises EngineLacksDevice, EngineLoadFailed for files that are not readable."""
+    """Return the container to create. Raises EngineLacksDevice, EngineLoadFailed for unreadable files."""
     _refuse_unreadable(plan, user)
     env = _environment(plan)
     name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
-    create = [program, "create", "--name", name, *_identity(plan), *_walls(kind, user)]
+    create = [program, "create", "--name", name, *_identity(plan), *_isolation(kind, user)]
     create += card_options(
         plan.name, real_cards(plan.devices), kind.traits.cards, rootless=not user.daemon_is_root
     )
     create += _mounts(plan, env, user)
     create += ["--env-file", "{env_file}"]
-    # A file of variables has one a line.
+    # A file of variables has one on each line.
     for variable in [variable for variable, value in env.items() if "\n" in value]:
         create += ["--env", f"{variable}={env.pop(variable)}"]
     create += ["--entrypoint", plan.argv[0], image, *plan.argv[1:]]
@@ -111,11 +111,11 @@ def _identity(plan: LaunchPlan) -> Iterator[str]:
         yield from ("--label", f"{label}={value}")
 
 
-def _walls(kind: LauncherKind, user: RunAs) -> Iterator[str]:
-    """Yield the options that isolate it: no rights that an engine does not need.
+def _isolation(kind: LauncherKind, user: RunAs) -> Iterator[str]:
+    """Yield the options that isolate it: it has only the rights that an engine needs.
 
-    It has the host's network, as it listens on the loopback address alone. Its output is kept once, in the
-    engine's log.
+    It has the host's network, since it listens on the loopback address only. Its output is stored once, in
+    the engine's log.
     """
     yield from ("--pull=never", "--network=host", "--log-driver=none")
     yield from ("--cap-drop=all", "--security-opt=no-new-privileges", f"--user={user.uid}:{user.gid}")
@@ -144,17 +144,13 @@ def _mounts(plan: LaunchPlan, env: Mapping[str, str], user: RunAs) -> Iterator[s
 
 
 def readable_files(reads: Sequence[Path]) -> Iterator[Path]:
-    """Yield what must be in a container for an engine to open `reads`.
+    """Yield the paths that a container must have so that an engine can open `reads`.
 
-    These include the other parts of a split file, and the targets of links in a folder: hubs keep a model's
+    They include the other parts of a split file, and the targets of links in a folder: hubs store a model's
     files in another folder.
     """
-    seen: set[Path] = set()
-    for path in reads:
-        for each in (path, *_parts(path), *_linked(path)):
-            if each not in seen:
-                seen.add(each)
-                yield each
+    paths = (each for path in reads for each in (path, *_parts(path), *_linked(path)))
+    yield from dict.fromkeys(paths)
 
 
 def _parts(path: Path) -> Iterator[Path]:
@@ -181,16 +177,16 @@ def _mount(path: Path) -> str:
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
     cards = renumbered(real_cards(plan.devices))
-    # Its user has neither a home nor a name in most images, and some engines need one.
+    # In most images its user has neither a home nor a name, and some engines need them.
     given = {"HOME": "/tmp", "USER": "cotenant", "GGML_NO_BACKTRACE": "1", **launch_environment(cards)}  # noqa: S108
     if not cards:
-        # Many images ask for all cards, and some runtimes listen.
+        # Many images request all cards, and some runtimes then give them.
         given["NVIDIA_VISIBLE_DEVICES"] = "void"
     return {**given, **plan.env}
 
 
 def renumbered(cards: Sequence[Device]) -> list[Device]:
-    """Return cards as a runtime names them where no others are: those that it knows by index go by rank."""
+    """Return cards as a runtime names them if it sees no others: an index becomes the rank among them."""
     ranks = {card.id: rank for rank, card in enumerate(sorted(cards, key=lambda card: card.index or 0))}
     return [
         replace(card, runtime_name=str(ranks[card.id])) if (card.runtime_name or "").isdigit() else card
@@ -201,7 +197,8 @@ def renumbered(cards: Sequence[Device]) -> list[Device]:
 def _refuse_unreadable(plan: LaunchPlan, user: RunAs) -> None:
     """Refuse files that the engine's user cannot read although the daemon, as root, can.
 
-    Parent folders do not matter: they are not mounted."""
+    Parent folders do not matter: they are not mounted.
+    """
     if not user.daemon_is_root:
         return
     for path in readable_files(plan.reads):
@@ -212,7 +209,7 @@ def _refuse_unreadable(plan: LaunchPlan, user: RunAs) -> None:
         needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
         if mode & needed != needed:
             raise EngineLoadFailed(
-                f"{plan.name} cannot be loaded: engines in containers of root's are user {user.uid}, "
+                f"{plan.name} cannot be loaded: engines in root's containers run as user {user.uid}, "
                 f"which may not read {path}",
                 hint=f"Run `chmod o+r{'x' if stat.S_ISDIR(mode) else ''} {path}`, or Cotenant as its owner.",
             )

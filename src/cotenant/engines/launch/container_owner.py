@@ -15,7 +15,7 @@ _START_FIELD: Final = 19
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process: its id, when it started in clock ticks since boot, and where both mean something."""
+    """A process: its boot and namespace, its id there, and its start in clock ticks since boot."""
 
     boot: str
     namespace: str
@@ -29,7 +29,7 @@ class Owner:
 
     @classmethod
     def parse(cls, label: str) -> Self | None:
-        """Read what `label` wrote; None if it is something else."""
+        """Read a label; None if it is not one of an owner."""
         with contextlib.suppress(ValueError):
             boot, namespace, pid, started = label.split("/")
             return cls(boot, namespace, int(pid), int(started))
@@ -37,7 +37,7 @@ class Owner:
 
     @property
     def label(self) -> str:
-        """The owner in one word."""
+        """The owner as text for a container's label."""
         return f"{self.boot}/{self.namespace}/{self.pid}/{self.started}"
 
     @property
@@ -71,7 +71,7 @@ def _namespace() -> str:
 def _started(pid: int) -> int | None:
     """Return when a process started; None if it has ended or the system does not report it."""
     try:
-        # After the name, which may hold anything.
+        # The name may have any characters; the fields follow it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[_START_FIELD])
     except (OSError, ValueError, IndexError):

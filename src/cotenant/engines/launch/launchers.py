@@ -19,7 +19,7 @@ LAUNCHERS: Final[Mapping[LauncherKind, Callable[[str, str], Launcher]]] = {
     LauncherKind.DOCKER: partial(ContainerLauncher, LauncherKind.DOCKER),
     LauncherKind.APPTAINER: ApptainerLauncher,
 }
-"""How each launcher is made, of its program and an image; both are empty for one that runs no images."""
+"""Makes each launcher from its program and an image; both are empty if it runs no images."""
 
 
 class Launchers:
@@ -31,7 +31,7 @@ class Launchers:
 
 
 def launcher_for(options: LaunchOptions) -> Launcher:
-    """Return what starts an engine with these options. Raises EngineMissing."""
+    """Return the launcher for these options. Raises EngineMissing."""
     kind = kind_of(options)
     if kind.traits.runs_images and options.image is None:
         kind = LauncherKind.HOST
@@ -40,9 +40,9 @@ def launcher_for(options: LaunchOptions) -> Launcher:
 
 
 def kind_of(options: LaunchOptions) -> LauncherKind:
-    """Return what starts the engine: what was asked for, else what suits the image.
+    """Return the kind of launcher: the one in the options, else one that runs the image.
 
-    Raises EngineMissing if nothing that is installed runs it.
+    Raises EngineMissing if no installed program runs it.
     """
     if options.kind is not None or options.image is None:
         return options.kind or LauncherKind.HOST

@@ -22,12 +22,12 @@ from cotenant.interfaces import EngineOrder
 class LaunchPlan:
     """How one engine is started, by any launcher.
 
-    `argv` begins with the program. `ties_itself` says that the program ends with the process that starts it;
-    others are started under a guard. `has_family` says that it starts processes, which must not outlive it.
-    `devices` are the GPUs that it may see, none for host RAM. `env` goes on
-    top of what the launcher gives every engine. `reads` are the files and folders that it opens, at these
-    paths. It listens on `port` of the loopback address and answers 200 at `health_path` once it serves.
-    `launch` says in what it runs: in an image, the program is the image's.
+    `argv` begins with the program. `ends_with_parent` says that the program ends by itself with the process
+    that starts it; other programs are started under a guard. `has_children` says that it starts processes,
+    which must not outlive it. `devices` are the GPUs that it may see, none for host RAM. `env` is added to
+    the launcher's own variables. `reads` are the files and folders that it opens, at these paths. It listens
+    on `port` of the loopback address and answers 200 at `health_path` once it serves. `launch` says where it
+    runs; with an image, the program is in the image.
     """
 
     name: str
@@ -37,8 +37,8 @@ class LaunchPlan:
     env: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[Path, ...] = ()
     health_path: str = "/health"
-    ties_itself: bool = False
-    has_family: bool = False
+    ends_with_parent: bool = False
+    has_children: bool = False
     launch: LaunchOptions = ON_HOST
 
 
@@ -65,10 +65,10 @@ class Launched(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts engines one way: on the host, in containers of one kind."""
+    """Starts engines on the host, or in containers of one kind."""
 
     async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
-        """Start it, its output going to `output_fd`, and return at once. Nothing of it outlives this process.
+        """Start it with its output in `output_fd`, and return at once. It never outlives this process.
 
         Call it in the thread of the event loop. Raises EngineError or OSError.
         """
@@ -77,7 +77,7 @@ class Launcher(Protocol):
 
 @runtime_checkable
 class ImageLauncher(Protocol):
-    """A launcher that can also ask an image something."""
+    """A launcher that can also run a short command in an image."""
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` once, without GPUs, in a container called `name`."""
@@ -100,18 +100,18 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
     if found is None:
         raise EngineMissing(
             f"{plan.name} cannot be loaded: there is no program {program}",
-            hint="Install it, or give its whole path.",
+            hint="Install it, or give its full path.",
         )
     argv = [found, *rest]
     env = engine_environment(os.environ, plan.devices, plan.env)
-    return (argv if plan.ties_itself else guarded(argv, family=plan.has_family)), env
+    return (argv if plan.ends_with_parent else guarded(argv, family=plan.has_children)), env
 
 
 def visible_devices(order: EngineOrder) -> tuple[Device, ...]:
-    """Return the GPUs that the engine may see, in planned order; none when it is to run in host RAM.
+    """Return the GPUs that the engine may see, in planned order; none if it runs in host RAM.
 
-    GPUs that hold nothing are hidden rather than given 0 layers: a listed GPU costs a context and pipeline
-    copies. Described GPUs do not exist, so a placement on them runs in host RAM.
+    GPUs without layers are hidden: a visible GPU costs a context and pipeline copies.
+    Described GPUs do not exist, so a placement on them runs in host RAM.
     """
     if runs_on_described(order.placement):
         return ()

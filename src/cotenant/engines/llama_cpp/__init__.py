@@ -1,4 +1,4 @@
-"""llama.cpp: its builds, its command line, its report, its embedded worker.
+"""llama.cpp: its builds, its command line, its memory report, its embedded worker.
 
 Other kinds of engines must not import it.
 """

@@ -18,13 +18,13 @@ from cotenant.engines.process.ports import LOOPBACK
 from cotenant.interfaces import EngineOrder
 
 PROMPT_CACHE_MIB: Final = 512
-"""Host RAM for prompts of idle slots; the engine's own default is 8 GiB, which no plan counts."""
+"""Host RAM for prompts of idle slots; the engine's default is 8 GiB, which no plan counts."""
 MIN_HTTP_THREADS: Final = 64
 MAX_HTTP_THREADS: Final = 256
 OFFLOADED_THREADS: Final = 4
-"""With every layer on GPUs the CPU only fetches embeddings, and more threads spin on others' cores."""
+"""With all layers on GPUs the CPU only fetches embeddings; more threads only take cores from others."""
 BUFFER_LINES: Final = 4
-"""The log level at which llama.cpp says what it allocates."""
+"""The log level at which llama.cpp prints what it allocates."""
 DEFAULT_MARGIN_MIB: Final = 1024
 
 
@@ -32,8 +32,8 @@ DEFAULT_MARGIN_MIB: Final = 1024
 class LlamaArguments:
     """One engine's settings, explicit in everything that takes memory.
 
-    `use_gpu` false keeps it off every GPU that its build may see. `n_gpu_layers` None leaves the layers to
-    the engine's own fitting, which keeps `fit_margins_mib` free on each device. `main_gpu` is an index into
+    Without `use_gpu` it uses no GPU that its build may see. If `n_gpu_layers` is None, the engine fits the
+    layers itself and keeps `fit_margins_mib` free on each device. `main_gpu` is an index into
     the devices that the engine sees, meaningful for SplitMode.NONE. `extra` comes last, as written.
     """
 
@@ -73,7 +73,7 @@ class LlamaArguments:
 
 
 def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArguments:
-    """Translate an order. Raises BadRecipe for what an engine would hang or die on."""
+    """Translate an order. Raises BadRecipe for values on which an engine hangs or dies."""
     validate(order)
     placement, recipe = order.placement, order.placement.recipe
     devices = visible_devices(order)
@@ -90,7 +90,7 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         n_batch=recipe.n_batch,
         n_ubatch=recipe.n_ubatch,
         threads=facts.cores if blocks_on_host else min(facts.cores, OFFLOADED_THREADS),
-        # Fewer, and /health waits behind the streams of other clients.
+        # With fewer, /health waits behind the streams of other clients.
         threads_http=min(max(4 * recipe.parallel, MIN_HTTP_THREADS), MAX_HTTP_THREADS),
         n_gpu_layers=None if fit else placement.n_gpu_layers if use_gpu else 0,
         tensor_split=() if fit or split_mode is SplitMode.NONE else _split(placement),
@@ -102,7 +102,7 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
         kv_unified=recipe.kv_unified,
         mmap=recipe.mmap,
         mlock=recipe.mlock,
-        # Repacked for AMX, some virtual machines that advertise it kill the engine (SIGILL, SIGSEGV).
+        # Some virtual machines advertise AMX, and weights repacked for it kill the engine (SIGILL, SIGSEGV).
         repack=not (facts.has_amx and blocks_on_host),
         fit=fit,
         fit_margins_mib=tuple(_margin_mib(share) for share in fit_shares(placement)) if fit else (),
@@ -114,7 +114,7 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
 
 
 def validate(order: EngineOrder) -> None:
-    """Refuse values on which llama.cpp hangs, dies or starts and never answers. Raises BadRecipe."""
+    """Refuse values on which llama.cpp hangs, dies or never answers. Raises BadRecipe."""
     placement = order.placement
     check_recipe(placement.recipe)
     used = len(visible_devices(order))

@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 SERVER_NAME: Final = "llama-server"
 
 _ASK_WITHIN_S: Final = 60.0
-"""A first CUDA initialisation over eight GPUs takes seconds; one that never answers is not an engine."""
+"""A first CUDA initialisation on eight GPUs takes seconds; a program that never answers is not an engine."""
 _DEVICE_LINE: Final = re.compile(r"^\s+(\w+): (.+) \((\d+) MiB, (\d+) MiB free\)$", re.MULTILINE)
 _VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 _VENDOR: Final = re.compile(r"^(?:nvidia|amd|intel|geforce|radeon|\(tm\)|\(r\)|\s)+", re.IGNORECASE)
@@ -51,23 +51,20 @@ class Builds:
 
 
 def discover(configured: Path | None = None) -> Builds:
-    """Ask every program for its devices, once per process unless its file changes.
+    """Query every program for its devices, once per process unless its file changes.
 
-    Raises EngineMissing if the configured program is not there.
+    Raises EngineMissing if the configured program does not exist.
     """
     on_path = shutil.which(SERVER_NAME)
-    if configured is not None:
-        found = shutil.which(configured)
-        if found is None:
-            raise EngineMissing(
-                f"{configured} is not a program that can be run",
-                hint="Correct --llama-server, or leave it out.",
-            )
-        configured_build = server_build(Path(found))
-        if on_path is not None and Path(on_path).samefile(found):
-            on_path = None
-    else:
-        configured_build = None
+    found = None if configured is None else shutil.which(configured)
+    if configured is not None and found is None:
+        raise EngineMissing(
+            f"{configured} is not a program that can be run",
+            hint="Correct --llama-server, or leave it out.",
+        )
+    configured_build = None if found is None else server_build(Path(found))
+    if found is not None and on_path is not None and Path(on_path).samefile(found):
+        on_path = None
     return Builds(
         configured_build, embedded_build(), None if on_path is None else server_build(Path(on_path))
     )
@@ -95,7 +92,7 @@ def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None
 
 
 def lists_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
-    """Whether the build lists a GPU for each device; by name, or by number on a build for its vendor alone.
+    """Whether the build lists a GPU for each device; compared by vendor, else by name.
 
     Engines do not list UUIDs, and a MIG slice has the name of its card.
     """
@@ -109,8 +106,12 @@ def lists_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
 
 
 def server_flags(build: EngineBuild) -> ServerFlags:
-    """Return what a llama-server's `--help` lists, asked once per file. Raises EngineMissing."""
-    flags = _cached("help", Path(build.program), partial(_ask_help, build.program))
+    """Return the options in a llama-server's `--help`, read once per file. Raises EngineMissing."""
+    flags = _cached(
+        "help",
+        Path(build.program),
+        lambda: ServerFlags.parse(_run([build.program, "--help"]).output),
+    )
     if not flags.known:
         raise EngineMissing(
             f"{build.program} --help lists no options", hint="Is it a llama-server? Check --llama-server."
@@ -119,7 +120,7 @@ def server_flags(build: EngineBuild) -> ServerFlags:
 
 
 def server_build(program: Path) -> EngineBuild:
-    """Describe a llama-server; what is wrong with it is in the result."""
+    """Describe a llama-server; the result says if it cannot be used."""
     return _cached("devices", program, partial(_ask_server, program))
 
 
@@ -137,7 +138,7 @@ _cache: dict[tuple[str, str, int, int], Any] = {}
 
 
 def _cached(what: str, file: Path, ask: Callable[[], _Result]) -> _Result:
-    """Ask once per state of a file. Two threads may both ask, which is harmless."""
+    """Call `ask` once per state of a file. Two threads may both call it, which is harmless."""
     stat = file.stat()
     key = (what, str(file), stat.st_mtime_ns, stat.st_size)
     if key not in _cache:
@@ -191,15 +192,11 @@ def _ask_embedded() -> EngineBuild:
     answer = _run([sys.executable, "-P", "-m", "cotenant.engines.llama_cpp.list_devices"])
     if answer.problem is not None:
         return build(version="unknown", problem=answer.problem)
-    # Backends print to the same output while they start.
+    # Backends also print to this output while they start.
     result = json.loads(next(line for line in answer.output.splitlines() if line.startswith("{")))
     return build(
         version=result["version"], devices=tuple(EngineDevice(**device) for device in result["devices"])
     )
-
-
-def _ask_help(program: str) -> ServerFlags:
-    return ServerFlags.parse(_run([program, "--help"]).output)
 
 
 def _run(command: list[str]) -> Finished:

@@ -1,4 +1,4 @@
-"""How llama.cpp is started for an order, whichever build runs it."""
+"""The command line of llama.cpp for an order, on any build."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cotenant.engines.launch.plan import LaunchPlan, visible_devices
 from cotenant.engines.llama_cpp.arguments import LlamaArguments
 from cotenant.engines.llama_cpp.builds import server_flags
 from cotenant.engines.llama_cpp.image_builds import image_build
-from cotenant.engines.llama_cpp.server_flags import ServerFlags, server_argv
+from cotenant.engines.llama_cpp.server_flags import server_argv
 from cotenant.interfaces import EngineOrder
 
 
@@ -20,7 +20,8 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
         worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
         words = [*worker, arguments.to_json()]
     else:
-        words = [*server_argv(arguments, _flags(build, order))]
+        flags = server_flags(build) if order.launch.image is None else image_build(order.launch).flags
+        words = server_argv(arguments, flags)
     return LaunchPlan(
         order.name,
         (build.program, *words),
@@ -28,10 +29,6 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
         visible_devices(order),
         order.env,
         tuple(path for path in (order.model_path, order.projector_path) if path is not None),
-        ties_itself=embedded,
+        ends_with_parent=embedded,
         launch=order.launch,
     )
-
-
-def _flags(build: EngineBuild, order: EngineOrder) -> ServerFlags:
-    return server_flags(build) if order.launch.image is None else image_build(order.launch).flags

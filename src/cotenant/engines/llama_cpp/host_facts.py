@@ -1,4 +1,4 @@
-"""Facts about this machine's processor that an engine's arguments depend on."""
+"""Facts about this machine's processor that determine an engine's arguments."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def read_host_facts() -> HostFacts:
 
 
 def physical_cores(cpus: Iterable[int], root: Path = _CPUS) -> int:
-    """Count cores among logical CPUs: two hyperthreads of a core share its arithmetic, so a second engine
-    thread on it only spins.
-    """
+    """Count the physical cores of logical CPUs: a second engine thread on the same core only spins."""
     siblings = set()
     for cpu in cpus:
         try:

@@ -1,4 +1,4 @@
-"""llama.cpp in images: where an image has its llama-server, and which options it knows."""
+"""llama.cpp in images: the path of an image's llama-server, and the options that it knows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.programs.run import Finished, run_program
 
 _PLACES: Final = ("llama-server", "/app/llama-server")
-"""On the PATH, or where llama.cpp's own images have it."""
+"""On the PATH, or the path in llama.cpp's own images."""
 _ANSWERS_WITHIN_S: Final = 60.0
 _VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 
@@ -38,7 +38,7 @@ _known: dict[tuple[str, str, str], ImageBuild] = {}
 
 
 def image_build(terms: LaunchOptions) -> ImageBuild:
-    """Find the llama-server of an image, once until the image changes; it takes a second and needs no GPU.
+    """Find the llama-server of an image, once per version of the image. This takes a second and needs no GPU.
 
     Raises EngineMissing if there is no such image, or no llama-server in it.
     """
@@ -49,8 +49,8 @@ def image_build(terms: LaunchOptions) -> ImageBuild:
     if key not in _known:
         launcher = launcher_for(terms)
         if not isinstance(launcher, ImageLauncher):
-            raise EngineMissing(f"{kind} cannot be asked for the llama-server of {image}")
-        _known[key] = _asked(launcher, program, image)
+            raise EngineMissing(f"{kind} cannot be queried for the llama-server of {image}")
+        _known[key] = _query(launcher, program, image)
     return _known[key]
 
 
@@ -73,7 +73,7 @@ def _identity(kind: LauncherKind, program: str, image: str) -> str:
     return found.output.strip()
 
 
-def _asked(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
+def _query(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
     failures: list[str] = []
     for place in _PLACES:
         answer = _inside(launcher, program, [place, "--help"])
@@ -92,8 +92,8 @@ def _asked(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
 
 
 def _inside(launcher: ImageLauncher, program: str, argv: Sequence[str]) -> Finished:
-    """Run a command of the image that only describes itself."""
-    name = f"cotenant-asks-{secrets.token_hex(4)}"
+    """Run a program of the image that prints its options or version."""
+    name = f"cotenant-query-{secrets.token_hex(4)}"
     answer = run_program(launcher.command_in_image(argv, name), _ANSWERS_WITHIN_S, cwd=Path("/"))
     if answer.status is None or answer.status < 0:
         container_supervisor.remove([program], name)

@@ -1,4 +1,4 @@
-"""Installing a build of the embedded engine for this machine's GPUs."""
+"""Installs a build of the embedded engine for this machine's GPUs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Flavour(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InstallPlan:
-    """The command that installs a build, and what should be known before running it."""
+    """The command that installs a build, and notes to read before running it."""
 
     flavour: Flavour
     command: tuple[str, ...]
@@ -51,7 +51,7 @@ class InstallPlan:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What a wheel asks of the machine. Unknown is None."""
+    """The properties of the machine that wheels depend on; None if unknown."""
 
     cuda_version: str | None = None
     rocm_version: str | None = None
@@ -59,7 +59,7 @@ class System:
 
 
 def read_system(cuda_version: str | None = None) -> System:
-    """Measure this machine; the CUDA version is the driver's, which the hardware room knows."""
+    """Read this machine's properties; `cuda_version` is the driver's."""
     name, version = platform.libc_ver()
     return System(cuda_version, _rocm_version(), _version(version) if name == "glibc" else None)
 
@@ -107,7 +107,7 @@ def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
 
 
 def shown(command: Sequence[str]) -> str:
-    """Write a command as one would type it."""
+    """Return a command as a user types it."""
     return " ".join(("python" if word == sys.executable else word) for word in command)
 
 
@@ -147,7 +147,7 @@ def _newest_for(
 
 
 def _missing_runtime(index: str) -> list[str]:
-    """Explain the libraries that the CUDA wheels take from the system and do not bring."""
+    """Explain which libraries of the system the CUDA wheels need and cannot load."""
     missing = [name for name in _RUNTIMES[index] if not _loads(name)]
     if not missing:
         return []
@@ -159,7 +159,7 @@ def _missing_runtime(index: str) -> list[str]:
 
 
 def _loads(library: str) -> bool:
-    """Try in a child: once loaded, hundreds of megabytes would stay."""
+    """Try in a child process: a loaded library keeps hundreds of megabytes."""
     code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
     probe = [sys.executable, "-I", "-S", "-c", code, library]
     return subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0

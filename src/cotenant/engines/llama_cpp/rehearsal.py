@@ -23,7 +23,7 @@ from cotenant.interfaces import EngineOrder
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 
-_EVERYTHING: Final = 5
+_TRACE_VERBOSITY: Final = 5
 _ANY_PORT: Final = 0
 _TABLE: Final = "memory breakdown [MiB]"
 _ROW: Final = re.compile(
@@ -34,15 +34,15 @@ _ROW: Final = re.compile(
 def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> EngineReport:
     """Run llama.cpp's no-allocation pass for an order, 0.1 to 1 s, and end it before it loads anything.
 
-    llama.cpp prints the sums for the layers and split *as given* before its fitting looks at them, so the
-    report is of this placement. Weights and kv come from its table, cut to whole MiB; compute from its buffer
-    lines, to 0.01 MiB. Devices are in planned order. A projector is left out, since the engine would really
-    load it. Described GPUs do not exist: a placement on them is rehearsed in host RAM, and only such a row
-    comes back. Raises EngineMissing, EngineLoadFailed or EngineLoadTimeout.
+    llama.cpp prints the sums for the layers and split *as given* before it fits them, so the report is of
+    this placement. Weights and kv come from its table, cut to whole MiB; compute from its buffer lines, to
+    0.01 MiB. Devices are in planned order. A projector is left out, since the engine would load it. Described
+    GPUs do not exist: a placement on them is rehearsed in host RAM, and the report has only that row. Raises
+    EngineMissing, EngineLoadFailed or EngineLoadTimeout.
     """
     plain = replace(order, projector_path=None, use_fit_params=False)
     arguments = arguments_for(plain, read_host_facts(), _ANY_PORT)
-    plan = llama_plan(build, plain, replace(arguments, fit=True, verbosity=_EVERYTHING))
+    plan = llama_plan(build, plain, replace(arguments, fit=True, verbosity=_TRACE_VERBOSITY))
     argv, env = host_command(plan)
     process = subprocess.Popen(
         argv,
@@ -100,7 +100,7 @@ def _read(lines: list[str], order: EngineOrder) -> EngineReport | None:
     host = Parts()
     for position, row in enumerate(rows):
         name = row["name"]
-        # Host RAM, then kinds of it that the engine does not count as host, such as repacked weights.
+        # Host RAM, or a kind of it that the engine does not count as host, such as repacked weights.
         on_host = name not in exact_compute or name == "Host"
         parts = _parts(row, None if on_host else exact_compute[name])
         if on_host:

@@ -1,4 +1,4 @@
-"""What llama.cpp says in its log about its memory."""
+"""Reads llama.cpp's memory report from its log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Seen:
     descriptions: dict[str, str] = field(default_factory=dict)
     weights: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     kv: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    # By context and function: a context that reserves again prints again, and the last word counts.
+    # By context and function: a context that reserves again prints again, and the last value counts.
     compute: dict[tuple[str, int, str], float] = field(default_factory=dict)
     contexts: int = 0
     clip_backend: str = "CPU"

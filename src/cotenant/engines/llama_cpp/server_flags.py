@@ -1,4 +1,4 @@
-"""LlamaArguments as the command line of a llama-server, whose flags drift from build to build."""
+"""LlamaArguments as the command line of a llama-server, whose flags differ between builds."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class ServerFlags:
 def server_argv(arguments: LlamaArguments, flags: ServerFlags) -> list[str]:
     """Render for one binary, without the program itself.
 
-    An option that the binary does not know is written in an older way or, where its default is the same, left
-    out. Raises EngineMissing if an option that matters is unknown.
+    An option that the binary does not know is written in an older form, or left out if its default is the
+    same. Raises EngineMissing if an option that matters is unknown.
     """
     return [
-        *_words(
+        *_required(
             flags,
             (("--model", "-m"), arguments.model_path),
             (("--alias", "-a"), arguments.alias),
@@ -75,16 +75,16 @@ def server_argv(arguments: LlamaArguments, flags: ServerFlags) -> list[str]:
     ]
 
 
-def _words(flags: ServerFlags, *options: tuple[tuple[str, ...], object]) -> Iterator[str]:
+def _required(flags: ServerFlags, *options: tuple[tuple[str, ...], object]) -> Iterator[str]:
     for names, value in options:
         name = flags.first(*names)
         if name is None:
-            raise _cannot(names[0])
+            raise _unknown_flag(names[0])
         yield from (name, str(value))
 
 
-def _harmless(flags: ServerFlags, names: tuple[str, ...], *values: object) -> Iterator[str]:
-    """Yield an option that may be left out where the binary does not have it."""
+def _optional(flags: ServerFlags, names: tuple[str, ...], *values: object) -> Iterator[str]:
+    """Yield an option; nothing if the binary does not have it."""
     name = flags.first(*names)
     if name is not None:
         yield from (name, *map(str, values))
@@ -97,40 +97,40 @@ def _flash_attention(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[
     elif arguments.flash_attention is FlashAttention.ON:
         # Older builds: a bare switch, off unless given.
         if name is None:
-            raise _cannot("--flash-attn")
+            raise _unknown_flag("--flash-attn")
         yield name
 
 
 def _layers(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     if not arguments.use_gpu:
         # No device at all, not just no layers: with devices, large batches are still computed on the first.
-        yield from _words(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), 0))
-        yield from _harmless(flags, ("--split-mode", "-sm"), SplitMode.NONE)
-        yield from _harmless(flags, ("--main-gpu", "-mg"), -1)
+        yield from _required(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), 0))
+        yield from _optional(flags, ("--split-mode", "-sm"), SplitMode.NONE)
+        yield from _optional(flags, ("--main-gpu", "-mg"), -1)
     else:
-        yield from _words(flags, (("--split-mode", "-sm"), arguments.split_mode))
+        yield from _required(flags, (("--split-mode", "-sm"), arguments.split_mode))
         if arguments.n_gpu_layers is not None:
-            yield from _words(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), arguments.n_gpu_layers))
+            yield from _required(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), arguments.n_gpu_layers))
         if arguments.tensor_split:
             split = ",".join(map(str, arguments.tensor_split))
-            yield from _words(flags, (("--tensor-split", "-ts"), split))
+            yield from _required(flags, (("--tensor-split", "-ts"), split))
     if arguments.fit:
-        yield from _words(flags, (("--fit", "-fit"), "on"))
+        yield from _required(flags, (("--fit", "-fit"), "on"))
         if arguments.fit_margins_mib:
-            yield from _words(
+            yield from _required(
                 flags, (("--fit-target", "-fitt"), ",".join(map(str, arguments.fit_margins_mib)))
             )
     else:
-        yield from _harmless(flags, ("--fit", "-fit"), "off")
+        yield from _optional(flags, ("--fit", "-fit"), "off")
 
 
 def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     if name := flags.first("--kv-unified" if arguments.kv_unified else "--no-kv-unified"):
         yield name
     elif arguments.kv_unified:
-        raise _cannot("--kv-unified")
+        raise _unknown_flag("--kv-unified")
     if not arguments.repack:
-        yield from _harmless(flags, ("--no-repack", "-nr"))
+        yield from _optional(flags, ("--no-repack", "-nr"))
     if name := flags.first("--load-mode", "-lm"):
         mode = {
             (True, False): None,  # The engine's default: mapped, unless a device does not support it.
@@ -141,36 +141,36 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
         yield from () if mode is None else (name, mode)
     else:
         if not arguments.mmap:
-            yield from _bare(flags, "--no-mmap")
+            yield from _switch(flags, "--no-mmap")
         if arguments.mlock:
-            yield from _bare(flags, "--mlock")
-    yield from _harmless(flags, ("--cache-ram", "-cram"), arguments.prompt_cache_mib)
+            yield from _switch(flags, "--mlock")
+    yield from _optional(flags, ("--cache-ram", "-cram"), arguments.prompt_cache_mib)
     if arguments.projector_path is not None:
-        yield from _words(flags, (("--mmproj", "-mm"), arguments.projector_path))
+        yield from _required(flags, (("--mmproj", "-mm"), arguments.projector_path))
 
 
 def _switches(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     if arguments.embedding:
-        yield from _bare(flags, "--embedding", "--embeddings")
+        yield from _switch(flags, "--embedding", "--embeddings")
     if arguments.rerank:
-        yield from _bare(flags, "--rerank", "--reranking")
-    yield from _harmless(flags, ("--reuse-port",))
-    yield from _harmless(flags, ("--metrics",))
-    yield from _harmless(flags, ("--slots",))
-    yield from _harmless(flags, ("--no-ui", "--no-webui"))
-    yield from _harmless(flags, ("--cors-origins",), "localhost")
+        yield from _switch(flags, "--rerank", "--reranking")
+    yield from _optional(flags, ("--reuse-port",))
+    yield from _optional(flags, ("--metrics",))
+    yield from _optional(flags, ("--slots",))
+    yield from _optional(flags, ("--no-ui", "--no-webui"))
+    yield from _optional(flags, ("--cors-origins",), "localhost")
     if flags.names_log_levels:
-        yield from _words(flags, (("--verbosity", "-lv", "--log-verbosity"), arguments.verbosity))
+        yield from _required(flags, (("--verbosity", "-lv", "--log-verbosity"), arguments.verbosity))
 
 
-def _bare(flags: ServerFlags, *names: str) -> Iterator[str]:
+def _switch(flags: ServerFlags, *names: str) -> Iterator[str]:
     name = flags.first(*names)
     if name is None:
-        raise _cannot(names[0])
+        raise _unknown_flag(names[0])
     yield name
 
 
-def _cannot(flag: str) -> EngineMissing:
+def _unknown_flag(flag: str) -> EngineMissing:
     return EngineMissing(
         f"this llama-server does not know {flag}",
         hint="Use a newer llama-server, or none: the embedded engine knows every setting.",

@@ -1,7 +1,7 @@
 """The child process that runs one model with xllamacpp, llama.cpp's own HTTP server in a Python package.
 
 `python -P -m cotenant.engines.llama_cpp.worker PARENT_PID JSON`, JSON being `LlamaArguments.to_json()`. It
-imports little, since its memory is paid once per model, and ends without Python's clean-up: the server's
+imports little, since every model needs such a process. It ends without Python's clean-up: the server's
 destructor can hang while a request runs.
 """
 
@@ -35,7 +35,7 @@ class _Unusable(Exception):
 def main(argv: Sequence[str]) -> NoReturn:
     """Load, serve until killed, and never return."""
     die_with_parent(int(argv[1]))
-    # A terminal's ^C is for the daemon, which drains first.
+    # ^C in a terminal is for the daemon, which drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         import xllamacpp
@@ -44,10 +44,10 @@ def main(argv: Sequence[str]) -> NoReturn:
         params = xllamacpp.CommonParams()
         _fill(xllamacpp, params, arguments)
         _add_extra(params, arguments["extra"])
-        # Blocks, and holds the interpreter, until the model is loaded; /health answers meanwhile.
+        # This blocks the interpreter until the model is loaded; /health answers meanwhile.
         server = xllamacpp.Server(params)
     except (ImportError, RuntimeError, _Unusable) as error:
-        print(f"E worker: {error}", file=sys.stderr, flush=True)  # noqa: T201  the log is where it is read
+        print(f"E worker: {error}", file=sys.stderr, flush=True)  # noqa: T201  the output is the engine's log
         os._exit(3)
     if arguments["verbosity"] > _SERVING_VERBOSITY:
         _lower_verbosity(xllamacpp.xllamacpp.__file__)

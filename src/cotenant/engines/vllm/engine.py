@@ -84,7 +84,7 @@ class VllmHost(ServerHost):
                 visible_devices(order),
                 {**vllm_environment(order), **order.env},
                 () if order.model_path is None else (order.model_path,),
-                has_family=True,
+                has_children=True,
                 launch=order.launch,
             )
 
