@@ -36,7 +36,9 @@ def add_setting(group: Any, setting: Setting) -> None:
         try:
             value = scalar.read(text)
         except UsageError as error:
-            what = error.message.replace(shown(text), repr(text), 1)
+            what = error.message.removeprefix(f"{setting.option} ")
+            if what.startswith(shown(text)):
+                what = what.replace(shown(text), repr(text), 1)
             source = f"{variable(setting.option)} sets it too. " if _is_set(setting.option) else ""
             raise type(error)(f"{setting.option} {what}", hint=source + error.hint) from None
         return Path(value) if setting.type is Path else value
