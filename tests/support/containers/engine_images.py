@@ -116,7 +116,7 @@ def fake_image(bed: ContainerBed) -> str:
 
 
 def shell_plan(model: Path, port: int, **env: str) -> LaunchPlan:
-    """A server that is ready once `/health` is the first bytes of its model; `/env`, `/devices` say what it sees."""
+    """A server that is ready once `/health` has its model; `/env` and `/devices` say what it sees."""
     told = {"PORT": str(port), "MODEL": str(model), **env}
     return LaunchPlan("tiny", ("sh", "-c", SERVER), port, env=told, reads=(model,))
 
