@@ -302,7 +302,7 @@ def test_tensors_go_where_the_engine_puts_them() -> None:
 def test_a_tensor_without_a_known_place_is_counted_and_named() -> None:
     shape = small(tensors={"token_embd.weight": (64, 10), "output.weight": (64, 10), "mystery": (64, 10)})
     assert shape.output_bytes == 2 * 64 * 10 * 4
-    assert shape.notes == ("Counted with the output, for want of a better place: mystery.",)
+    assert shape.notes == ("Counted with the output, since their place is unknown: mystery.",)
 
 
 def test_a_reranker_says_so() -> None:

@@ -1,1 +1,1 @@
-"""Bytes of a model file, and what it weighs. Pure: it gets bytes and returns values."""
+"""Model files and their memory: bytes in, values out. Pure."""

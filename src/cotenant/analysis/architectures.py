@@ -1,8 +1,8 @@
 """What llama.cpp hard-codes per architecture about memory, as tables.
 
 Read in llama.cpp at commit 0c1e570: `src/models/*.cpp` (`load_arch_hparams`), `llama_model::create_memory`
-and `llama-arch.cpp`. Architectures in PLAIN keep plain attention in every block; one in no table is treated
-the same, but not vouched for.
+and `llama-arch.cpp`. Architectures in PLAIN have plain attention in every block; an architecture in no table
+is treated the same, but its result is not marked as exact.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def _names(text: str) -> frozenset[str]:
 class SlidingRule:
     """Which blocks attend to a window only, unless the file lists them.
 
-    Every `period`-th block is full, the last of each period, or the first where `dense_first`; a period of
-    None means that the file must list them, and 0 that all slide. `window` stands in for an absent key;
-    where `fixed`, also for the key's value. `only_blocks`: the rule holds for models of that many blocks.
+    One block in each `period` is full: the last, or the first with `dense_first`. A period of None means that
+    the file must list them, and 0 that all slide. `window` replaces a missing key; with `fixed`, also the
+    value of the key. `only_blocks`: the rule applies to models with that many blocks.
     """
 
     period: int | None
@@ -62,7 +62,7 @@ WITHOUT_CACHE: Final = _names(
     dream llada llada-moe rnd1
     """
 )
-"""Encoders and diffusion models: nothing is remembered between batches."""
+"""Encoders and diffusion models: nothing is cached between batches."""
 
 WITHOUT_OUTPUT: Final = _names(
     """bert jina-bert-v2 jina-bert-v3 nomic-bert nomic-bert-moe neo-bert eurobert modern-bert"""
@@ -78,12 +78,12 @@ RECURRENT_WHERE_NO_KV_HEADS: Final = _names(
 """Blocks with `head_count_kv` 0 are recurrent (in nemotron_h, those without a feed-forward width)."""
 
 RECURRENT_BY_INTERVAL: Final = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "minimax-01": 8}
-"""All blocks but every n-th are recurrent; the key `full_attention_interval` or a list goes first."""
+"""All blocks but every n-th are recurrent; the key `full_attention_interval` or a list takes precedence."""
 
 RECURRENT_AND_ATTENDING: Final = frozenset(["falcon-h1"])
 
 WITHOUT_STATE_GROUPS: Final = frozenset(["mamba", "jamba"])
-"""First-generation Mamba, whose convolution does not see the groups."""
+"""First-generation Mamba, whose convolution ignores the groups."""
 
 LATENT: Final = _names("deepseek2 mistral4 kimi-linear deepseek32 glm-dsa")
 """Multi-head latent attention: one compressed K per token and no V, if the file has `key_length_mla`."""
@@ -103,7 +103,7 @@ PLAIN: Final = _names(
 """Plain attention in every block: none of their loaders touches heads, windows or recurrence."""
 
 INDEXED: Final = _names("deepseek32 deepseek4 glm-dsa glm5-next hy_v4 dots3note minimax-m3 qwen4exp")
-"""Sparse attention that keeps an index beside the cache, whose size is not modelled."""
+"""Sparse attention with an index in addition to the cache; the size of the index is not modelled."""
 
 KV_EXACT: Final = (
     PLAIN
@@ -118,15 +118,15 @@ KV_EXACT: Final = (
 """Architectures whose cache rule was read in the source and is modelled here."""
 
 COMPUTE_KNOWN: Final = frozenset(["llama", "qwen2", "qwen3"])
-"""Dense blocks of gate, up and down, full attention and one residual stream: the graph that the formula of
-`footprint` was fitted to, and compared with the engine's own numbers."""
+"""Dense blocks of gate, up and down, full attention and one residual stream: the formula of
+`footprint` was fitted to this graph and compared with the engine's own numbers."""
 
 DRAFTS: Final = {
     "eagle3": "an EAGLE-3 draft head",
     "dflash": "a DFlash draft model",
     "gemma4-assistant": "a Gemma 4 draft model",
 }
-"""Models that only run beside another one."""
+"""Models that run only together with another one."""
 
 NOT_TEXT: Final = {
     "wavtokenizer-dec": "a vocoder",

@@ -1,4 +1,4 @@
-"""Predicted against reported and measured, and what is learned from it."""
+"""Compares predicted with reported and measured bytes, and learns from the differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 from typing import Final
 
 from cotenant.domain.devices import Device, DeviceKind
-from cotenant.domain.engines import EngineReport, ReportedDevice
+from cotenant.domain.engines import EngineReport
 from cotenant.domain.models import Parts
 from cotenant.domain.placements import Placement, Share
 from cotenant.domain.records import FootprintRecord, LoadRecord, LoadTimes, Warmth
@@ -27,10 +27,10 @@ _ONE_LOAD_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One device's planned bytes beside those that the engine says it took.
+    """One device's planned bytes and those that the engine reports.
 
-    `share` is None for what stays in host RAM; `reported` is None where the engine did not say. Overhead is
-    not in an engine's report, so it is left out of the error.
+    `share` is None for what stays in host RAM; `reported` is None if the engine reported nothing. Engines do
+    not report overhead, so the error leaves it out.
     """
 
     share: Share | None
@@ -44,23 +44,20 @@ class Comparison:
 
     @property
     def error_bytes(self) -> int | None:
-        """Reported less planned; positive when the plan was short."""
+        """Reported minus planned; positive if the plan was too small."""
         if self.reported is None:
             return None
         return self.reported.total - (self.planned.total - self.planned.overhead)
 
 
 def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparison, ...]:
-    """Pair each used GPU of a placement with the engine's own entry for it, host RAM coming last.
+    """Pair each used GPU of a placement with the engine's own entry for it; host RAM is last.
 
-    They are joined by PCI bus id, or, where the engine names none, by order: it sees exactly the used
-    devices, in planned order, so that its n-th device is the n-th share.
+    They are joined by PCI bus id or, if the engine reports none, by order: it sees exactly the used devices,
+    in planned order, so its n-th device is the n-th share.
     """
     cards = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
-    rows = [
-        Comparison(share, share.parts, None if row is None else row.parts)
-        for share, row in _paired(cards, report)
-    ]
+    rows = _paired(cards, report)
     planned = placement.host
     for share in placement.used_shares:
         if share.device.kind is DeviceKind.HOST:
@@ -73,7 +70,7 @@ def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparis
 
 
 def seen_bytes(records: Iterable[FootprintRecord]) -> Mapping[str, int]:
-    """Return what each model held, all devices together, when it was last loaded and measured."""
+    """Return the bytes of each model on all devices, as last measured."""
     last: dict[str, dict[str, FootprintRecord]] = {}
     for record in sorted(records, key=lambda record: record.at):
         if record.measured_bytes is None:
@@ -91,17 +88,17 @@ def seen_bytes(records: Iterable[FootprintRecord]) -> Mapping[str, int]:
 def learned_overheads(
     records: Iterable[FootprintRecord], default_bytes: int, engine: str | None = None
 ) -> Mapping[str, int]:
-    """Return what a process takes beyond its engine's report, per device name that the records know.
+    """Return what a process takes beyond its engine's report, per device name in the records.
 
-    A sample is measured less reported bytes of one load, kept within 0 and MAX_OVERHEAD_BYTES. Of the newest
+    A sample is measured minus reported bytes of one load, limited to 0 to MAX_OVERHEAD_BYTES. Of the newest
     LAST_RECORDS samples the estimate is the median plus three standard deviations, these taken from the
     median absolute deviation (times 1.4826, as for normal noise; Rousseeuw and Croux, 1993), and at least
     LEAST_MARGIN_BYTES: other processes also allocate while a model loads, and one such load must not move
-    the estimate. The estimate keeps the samples' bounds. Samples of `engine` count alone where there are
-    LEAST_SAMPLES of them; with fewer than that from all engines, the default stands.
+    the estimate. The estimate has the same limits. If there are LEAST_SAMPLES samples of `engine`, only
+    these count; with fewer than that from all engines, the default is returned.
     """
     by_device: dict[str, list[tuple[str | None, int]]] = {}
-    for record in _oldest_first(records):
+    for record in sorted(records, key=lambda record: record.at):
         if record.measured_bytes is not None and record.reported is not None:
             reported = record.reported.total - record.reported.overhead
             sample = _bounded(record.measured_bytes - reported)
@@ -112,10 +109,10 @@ def learned_overheads(
 def estimate_errors(records: Iterable[FootprintRecord]) -> Mapping[str, float]:
     """Return |predicted − measured| / measured per model: the median of its newest LAST_RECORDS records.
 
-    Records without a measurement tell nothing, and a model with no other is left out.
+    Records without a measurement are ignored; a model without others is left out.
     """
     by_model: dict[str, list[float]] = {}
-    for record in _oldest_first(records):
+    for record in sorted(records, key=lambda record: record.at):
         if record.measured_bytes:
             error = abs(record.predicted.total - record.measured_bytes) / record.measured_bytes
             by_model.setdefault(record.model, []).append(error)
@@ -128,18 +125,13 @@ def expected_load_times(records: Iterable[LoadRecord]) -> Mapping[str, LoadTimes
     for record in sorted(records, key=lambda record: record.at):
         by_model.setdefault(record.model, {}).setdefault(record.warmth, []).append(record.seconds)
     return {
-        model: LoadTimes(_expected(by_warmth, Warmth.COLD), _expected(by_warmth, Warmth.WARM))
-        for model, by_warmth in by_model.items()
+        model: LoadTimes(_expected(loads.get(Warmth.COLD)), _expected(loads.get(Warmth.WARM)))
+        for model, loads in by_model.items()
     }
 
 
-def _expected(by_warmth: Mapping[Warmth, list[float]], warmth: Warmth) -> float | None:
-    seconds = by_warmth.get(warmth)
+def _expected(seconds: list[float] | None) -> float | None:
     return median(seconds[-_LAST_LOADS:]) if seconds else None
-
-
-def _oldest_first(records: Iterable[FootprintRecord]) -> list[FootprintRecord]:
-    return sorted(records, key=lambda record: record.at)
 
 
 def _samples(pairs: list[tuple[str | None, int]], engine: str | None) -> list[int]:
@@ -160,9 +152,7 @@ def _bounded(overhead_bytes: int) -> int:
     return min(max(overhead_bytes, 0), MAX_OVERHEAD_BYTES)
 
 
-def _paired(
-    shares: list[Share], report: EngineReport | None
-) -> Iterator[tuple[Share, ReportedDevice | None]]:
+def _paired(shares: list[Share], report: EngineReport | None) -> Iterator[Comparison]:
     rows = [row for row in report.devices if not row.on_host] if report else []
     by_bus_id = {row.pci_bus_id: row for row in rows if row.pci_bus_id}
     for position, share in enumerate(shares):
@@ -170,4 +160,4 @@ def _paired(
         row = by_bus_id.get(bus_id) if bus_id else None
         if row is None and position < len(rows) and None in (bus_id, rows[position].pci_bus_id):
             row = rows[position]
-        yield share, row
+        yield Comparison(share, share.parts, None if row is None else row.parts)

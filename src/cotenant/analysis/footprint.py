@@ -1,12 +1,12 @@
-"""Shape × recipe × split → bytes per device and part.
+"""Computes bytes per device and part from shape, recipe and split.
 
 Sources, read in llama.cpp at commit 0c1e570 and checked against its logs:
 weights, `src/llama-model.cpp` (layer → device) and `ggml-cuda.cu` (padding, applied in the shape already);
 KV, `src/llama-context.cpp` (context padding), `llama-kv-cache.cpp`, `llama-kv-cache-iswa.cpp` (windows),
 `llama-memory-recurrent.cpp` (states); compute, `llama_context::sched_reserve` (one worst-case graph).
 
-A model is a row of *units*: its blocks 0 … L-1 and then the output layer, unit L. A device bears a contiguous
-range of units, so what it needs is a function of the range and of a few facts about the whole split.
+A model is a row of *units*: its blocks 0 … L-1 and then the output layer, unit L. A device holds a contiguous
+range of units, so its bytes are a function of the range and of a few facts about the whole split.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CacheGeometry:
 
 
 def cache_geometry(recipe: Recipe, sliding_window: int | None) -> CacheGeometry:
-    """Return the padded cache that llama.cpp makes of a recipe."""
+    """Return the padded cache that llama.cpp allocates for a recipe."""
     if recipe.kv_unified:
         streams, cells = 1, _pad(recipe.n_ctx)
     else:
@@ -74,7 +74,7 @@ def cache_geometry(recipe: Recipe, sliding_window: int | None) -> CacheGeometry:
 
 
 def layer_kv_bytes(layer: LayerShape, recipe: Recipe, geometry: CacheGeometry, v_elements_max: int) -> int:
-    """Return what one layer keeps of all sequences: attention cells and recurrent state.
+    """Return the cache of one layer for all sequences: attention cells and recurrent state.
 
     Without flash attention V is stored transposed, and every layer's V is as wide as the widest.
     """
@@ -95,17 +95,12 @@ class Costs:
     """What any range of units needs on a device, for one shape and one recipe, in constant time.
 
     `begin` is the first unit that leaves host RAM: 0 for full offload, `n_layers + 1` for none.
-    `projector_bytes` (an mmproj) is charged to the first device. Compute sizes hold exactly for the cases
-    that `compute_estimated` does not name.
+    `projector_bytes` (an mmproj) is charged to the first device. Compute sizes are exact unless
+    `compute_estimated`.
     """
 
     def __init__(
-        self,
-        shape: ModelShape,
-        recipe: Recipe,
-        *,
-        begin: int = 0,
-        projector_bytes: int = 0,
+        self, shape: ModelShape, recipe: Recipe, *, begin: int = 0, projector_bytes: int = 0
     ) -> None:
         self.shape = shape
         self.recipe = recipe
@@ -126,12 +121,12 @@ class Costs:
 
     @property
     def compute_estimated(self) -> bool:
-        """Whether the compute formula goes beyond the cases that it was checked for."""
+        """Whether the compute formula is used beyond the cases for which it was checked."""
         quantised = self.recipe.cache_type_k.quantised or self.recipe.cache_type_v.quantised
         return not self.shape.compute_known or self.begin > 0 or quantised
 
     def parts(self, start: int, stop: int, *, many: bool, overhead_bytes: int = 0) -> Parts:
-        """Return the bytes of a device that bears units [start, stop); `many` if it is not alone."""
+        """Return the bytes of a device that holds units [start, stop); `many` if others hold the rest."""
         if start >= stop:
             return Parts()
         first = start == self.begin
@@ -148,7 +143,7 @@ class Costs:
         )
 
     def total(self, start: int, stop: int, many: bool) -> int:
-        """Return `parts(…).total` without overhead, fast: this is what a search calls."""
+        """Return `parts(…).total` without overhead, fast: searches call it."""
         if start >= stop:
             return 0
         total = (
@@ -189,8 +184,8 @@ class Costs:
         )
 
     def all_on_host(self) -> Parts:
-        """Return the bytes of the whole model in host RAM, where a tied output needs no second copy."""
-        # A skipped layer is in the file and not loaded; a tied output is loaded once and not in the file.
+        """Return the bytes of the whole model in host RAM; there a tied output needs no second copy."""
+        # A skipped layer is in the file but not loaded; a tied output is loaded once but not in the file.
         loaded = self.shape.input_bytes + self._weights_before[-1] + self.shape.shared_bytes
         weights = min(self.shape.tensor_bytes, loaded) + self.projector_bytes
         compute = self._peaks(0, self.n_units) + self._hidden_bytes() + self._mask_bytes()
@@ -210,15 +205,15 @@ class Costs:
         return element * self._tokens() * cells
 
     def _pipeline_bytes(self) -> int:
-        """Inputs of a graph that runs on several devices at once: every device holds four copies of each."""
+        """Return the inputs of a graph on several devices: every device holds four copies of each."""
         return _COPIES * (self._mask_bytes() + self._hidden_bytes())
 
     def _layer_compute(self, layer: LayerShape) -> int:
-        """Peak of one block's intermediate tensors: in its feed-forward part or in its attention.
+        """Return the peak of one block's intermediate tensors: in its feed-forward part or in its attention.
 
         Dense: `4·ub·(3·ff + 3·embd)`, exact for Llama 8B and 70B. Mixture of experts:
         `4·ub·(k·(3·ff_expert + embd) + 3·embd)`, exact for Qwen3-Next and 3.5 % low for Qwen3-30B. A layer
-        that is a recurrence alone: `4·ub·12·embd`, as measured on Mamba 2.8B.
+        that is only recurrent: `4·ub·12·embd`, as measured on Mamba 2.8B.
         """
         if layer.skipped:
             return 0
@@ -231,7 +226,7 @@ class Costs:
         return max(_F32 * self._tokens() * width, self._attention_compute(layer))
 
     def _attention_compute(self, layer: LayerShape) -> int:
-        """Peak of one block's attention.
+        """Return the peak of one block's attention.
 
         Without flash attention `4·ub·(heads·cells + 4·embd + k + v)`, exact for Llama 70B. With it and a
         quantised cache, one layer's cache is expanded to F16 (llama.cpp PR 23907): an upper bound. A latent
@@ -252,13 +247,13 @@ class Costs:
         return needed
 
     def _output_compute(self) -> int:
-        """Logits and the normed state: one row per slot for a server, every token's state for embeddings."""
+        """Return logits and normed state: one row per slot for a server, all states for embeddings."""
         if self.shape.kind.pools:
             return 2 * self._hidden_bytes()
         return _F32 * self.recipe.parallel * (self.shape.n_vocab + self.shape.n_embd)
 
     def _offloaded_matrix_bytes(self) -> int:
-        """Room on the first GPU for a weight that stays in RAM: large batches multiply it there.
+        """Return the bytes on the first GPU for a weight that stays in RAM: large batches multiply it there.
 
         llama.cpp (`ggml-backend.cpp`, op offload) copies one such matrix at a time.
         """
@@ -274,7 +269,7 @@ class Costs:
 
 
 class _RangeMaximum:
-    """Maximum over any range of a fixed row, in constant time, by tables of power-of-two windows."""
+    """The maximum of any range of fixed values, in constant time, by tables of power-of-two windows."""
 
     __slots__ = ("_tables",)
 

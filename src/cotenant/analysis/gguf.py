@@ -1,12 +1,13 @@
 """The header of a GGUF file, read without its data and without its vocabulary.
 
-Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; what is refused follows llama.cpp's own
-reader (`ggml/src/gguf.cpp`), so that a file that passes here is one that loads. Time and memory are bounded
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the checks follow llama.cpp's own
+reader (`ggml/src/gguf.cpp`), so that a file that passes here also loads there. Time and memory are bounded
 by the caps below, whatever the file says: long arrays are skipped, counts are checked against the bytes left.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class GgufArray:
 
 @dataclass(frozen=True, slots=True)
 class SkippedText:
-    """A text of the metadata that was too long to keep."""
+    """A text of the metadata that is too long to keep."""
 
     length: int
 
@@ -87,7 +88,7 @@ class GgufHeader:
 def read_gguf(source: ByteSource) -> GgufHeader:
     """Read the header.
 
-    Raises NotAModelFile on something else than GGUF, UnsupportedModelFile on a version or byte order that
+    Raises NotAModelFile if it is not GGUF, UnsupportedModelFile on a version or byte order that
     llama.cpp does not read here, CorruptModelFile on anything damaged.
     """
     cursor = _Cursor(source)
@@ -188,9 +189,7 @@ def _read_tensor(cursor: _Cursor) -> TensorInfo:
     if n_dims > _MAX_DIMS:
         cursor.fail(f"tensor {name} with {n_dims} dimensions; {_MAX_DIMS} is the most")
     dims = tuple(int(dim) for dim in cursor.numbers("Q", n_dims, name))
-    elements = 1
-    for dim in dims:
-        elements *= dim
+    elements = math.prod(dims)
     if not 0 < elements <= _MAX_ELEMENTS:
         cursor.fail(f"tensor {name} of the impossible size {' × '.join(map(str, dims))}")
     type_id = cursor.uint32(f"the type of {name}")
@@ -223,7 +222,7 @@ def _padded(n: int, alignment: int) -> int:
 
 
 class _Cursor:
-    """Walks forward over a source, one window at a time; every failure names file, thing and offset."""
+    """Reads a source forwards, one window at a time; every error names file, field and offset."""
 
     def __init__(self, source: ByteSource) -> None:
         self.source = source
@@ -256,7 +255,7 @@ class _Cursor:
             self.fail(f"a header of more than {HEADER_LIMIT >> 20} MiB")
 
     def skip(self, n: int) -> None:
-        """Move on by `n` bytes."""
+        """Skip `n` bytes."""
         self._at += n
 
     def count(self, what: str, most: int, *, least_bytes: int) -> int:
@@ -281,7 +280,7 @@ class _Cursor:
         return layout.unpack(self._take(layout.size, what))
 
     def name(self, what: str, longest: int) -> str:
-        """Read a short, non-empty UTF-8 text that something is called."""
+        """Read a name: a short, non-empty UTF-8 text."""
         length = self.uint64(f"the length of {what}")
         if not 0 < length <= longest:
             self.fail(f"{what} of {length} bytes")
@@ -302,7 +301,7 @@ class _Cursor:
         return self._take(length, key).decode(errors="replace")
 
     def skip_texts(self, count: int, key: str) -> None:
-        """Walk over `count` texts; vocabularies have hundreds of thousands, so the loop is bare."""
+        """Skip `count` texts; vocabularies have hundreds of thousands, so the loop is minimal."""
         self.need(8 * count, f"{count} texts of {key}")
         length_at = _LENGTH.unpack_from
         left = count

@@ -1,4 +1,4 @@
-"""Typed access to a model's numbers in GGUF metadata, by the names that llama.cpp knows."""
+"""Typed access to GGUF metadata, by the key names of llama.cpp."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Hyperparameters:
     @overload
     def count(self, key: str, default: int) -> int: ...
     def count(self, key: str, default: int | None = None) -> int | None:
-        """Return a number of something, zero or more."""
+        """Return a count, zero or more."""
         value = self._get(key)
         if value is None:
             return default
@@ -41,7 +41,7 @@ class Hyperparameters:
         return value
 
     def required(self, key: str) -> int:
-        """Return a count that must be there and not be zero. Raises UnsupportedModelFile if absent."""
+        """Return a count that must be present and not zero. Raises UnsupportedModelFile if absent."""
         value = self.count(key)
         if value is None:
             raise UnsupportedModelFile(
@@ -54,7 +54,7 @@ class Hyperparameters:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """Return a yes or no."""
+        """Return a boolean."""
         value = self._get(key)
         if value is None:
             return default
@@ -87,7 +87,7 @@ class Hyperparameters:
         return value.length if isinstance(value, GgufArray) else None
 
     def has(self, key: str) -> bool:
-        """Whether the key is there."""
+        """Whether the key is present."""
         return self._get(key) is not None
 
     def _get(self, key: str) -> object:

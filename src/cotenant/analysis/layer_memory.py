@@ -1,4 +1,4 @@
-"""What each block of a model remembers: attention, cached elements per token, recurrent state."""
+"""The cache of each block of a model: attention, elements per token, recurrent state."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class BlockMemory:
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """All blocks, next-token prediction excluded, and the window of the sliding ones."""
+    """All blocks except those for next-token prediction, and the window of the sliding ones."""
 
     blocks: tuple[BlockMemory, ...]
     sliding_window: int | None
 
 
 def model_memory(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelMemory:
-    """Work out the memory of the first `n_blocks` of `n_all` blocks.
+    """Compute the memory of the first `n_blocks` of `n_all` blocks.
 
     Sources: `llama_hparams` (`n_embd_k_gqa`, `n_embd_r`, `n_embd_s`, `has_kv`) and `create_memory`.
     """
@@ -132,7 +132,7 @@ def _attending_blocks(hp: Hyperparameters, n_all: int, n_blocks: int, recurrent:
 
 
 def _without_feed_forward(hp: Hyperparameters, n_all: int) -> list[bool]:
-    """In nemotron_h a block is attention, state or feed-forward, never two of them; elsewhere say yes."""
+    """Return which blocks have no feed-forward part: relevant for nemotron_h only, elsewhere all True."""
     if hp.architecture not in ("nemotron_h", "nemotron_h_moe"):
         return [True] * n_all
     return [width == 0 for width in hp.per_block(".feed_forward_length", n_all) or [0] * n_all]
@@ -147,7 +147,7 @@ def _blocks_with_kv(hp: Hyperparameters, n_all: int) -> int:
 
 
 def _state_elements(hp: Hyperparameters, n_head: int) -> int:
-    """Elements that a recurrent block keeps per sequence: rolling inputs and state."""
+    """Return the elements of a recurrent block per sequence: rolling inputs and state."""
     n_embd = hp.count(".embedding_length", 0)
     if wkv := hp.count(".wkv.head_size", 0):
         return hp.count(".token_shift_count", 2) * n_embd + n_embd * wkv

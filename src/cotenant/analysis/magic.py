@@ -1,4 +1,4 @@
-"""What a file that is no model looks like, told from its first bytes."""
+"""Recognises files that are not models by their first bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """What the file is, to follow "it is", and what to do about it."""
+    """What the file is, as a text after "it is", and what to do about it."""
 
     what: str
     hint: str

@@ -6,7 +6,9 @@ Format: https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, cast
@@ -29,7 +31,7 @@ _DTYPE_BITS: Final = {
 }  # fmt: skip
 
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d{1,9})\.")
-_BESIDE_TEXT: Final = re.compile(r"(?:^|\.)(?:vision|visual|audio|speech|image|multi_modal|mm_|vit)")
+_NOT_TEXT: Final = re.compile(r"(?:^|\.)(?:vision|visual|audio|speech|image|multi_modal|mm_|vit)")
 _INPUT: Final = re.compile(r"(?:^|\.)(?:embed_tokens|wte|wpe|word_embeddings|embed_in|embeddings)\.")
 _STATEFUL: Final = ("linear_attention", "mamba", "recurrent", "conv")
 
@@ -76,10 +78,7 @@ def read_safetensors(source: ByteSource) -> SafetensorsHeader:
     if length > HEADER_LIMIT or 8 + length > source.size:
         _fail(source, f"a header of {length} bytes in a file of {source.size}")
     entries = parse_json_object(source.read_at(8, length), f"the header of {source.name}")
-    spans = []
-    for name, entry in entries.items():
-        if name != "__metadata__":
-            spans.append(_tensor(source, name, entry))
+    spans = [_tensor(source, name, entry) for name, entry in entries.items() if name != "__metadata__"]
     at = 0
     for begin, tensor in sorted(spans, key=lambda span: (span[0], span[1].n_bytes)):
         if begin != at:
@@ -109,7 +108,7 @@ def safetensors_shape(
 ) -> ModelShape:
     """Describe the model of a folder called `name`.
 
-    `sentence` is the folder's sentence_bert_config.json, which limits the texts that may be embedded further.
+    `sentence` is the folder's sentence_bert_config.json, which limits the texts to embed further.
     Weights are as stored, without padding; a tied output is stored once and not counted again. Raises
     UnsupportedModelFile if config.json describes no language model.
     """
@@ -126,8 +125,8 @@ def safetensors_shape(
         for tensor in header.tensors:
             shares.put(tensor)
     layers, sliding_window, notes = _layers(text, shares, n_layers, n_embd)
-    if shares.beside:
-        notes.append(f"{format_bytes(shares.beside)} for images or sound are counted with the output.")
+    if shares.not_text:
+        notes.append(f"{format_bytes(shares.not_text)} for images or sound are counted with the output.")
     architecture = text.words("architectures", config) or text.words("model_type", config) or "unknown"
     embeds = re.search(r"(For(CausalLM|ConditionalGeneration)|LMHeadModel)$", architecture) is None
     n_expert = text.count("num_experts", "num_local_experts", "n_routed_experts")
@@ -142,7 +141,7 @@ def safetensors_shape(
         quantisation=_quantisation(config, headers),
         layers=layers,
         input_bytes=shares.input,
-        output_bytes=shares.output + shares.beside,
+        output_bytes=shares.output + shares.not_text,
         shared_bytes=0,
         tied=bool(text.get("tie_word_embeddings")) and not shares.has_head,
         n_embd=n_embd,
@@ -172,7 +171,7 @@ class _Config:
         return self._values.get(key)
 
     def count(self, *keys: str) -> int:
-        """Return the first of the keys that is there, 0 if none. Raises CorruptModelFile on a non-count."""
+        """Return the value of the first key present, 0 if none. Raises CorruptModelFile on a non-count."""
         for key in keys:
             value = self._values.get(key)
             if value is None:
@@ -185,7 +184,7 @@ class _Config:
         return 0
 
     def kinds(self, n_layers: int) -> list[str]:
-        """Return what each layer is, in Hugging Face's words."""
+        """Return the kind of each layer, by Hugging Face's names."""
         listed = self._values.get("layer_types")
         if isinstance(listed, list) and len(listed) >= n_layers:
             return [str(kind) for kind in listed[:n_layers]]
@@ -198,7 +197,7 @@ class _Config:
         ]
 
     def longest(self) -> int:
-        """Return the tokens of the longest text, 0 if unknown; most kinds of scaling are in the count."""
+        """Return the tokens of the longest text, 0 if unknown; most kinds of scaling are included."""
         tokens = self.count("max_position_embeddings", "n_positions")
         rope = self._values.get("rope_parameters") or self._values.get("rope_scaling")
         if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in ("linear", "dynamic"):
@@ -215,20 +214,20 @@ class _Config:
 
 
 class _Shares:
-    """Bytes by place."""
+    """The bytes of the tensors, by place."""
 
     def __init__(self, n_layers: int) -> None:
         self.layers = [0] * n_layers
         self.experts = [0] * n_layers
         self.largest = [0] * n_layers
         self.beyond = 0
-        self.input = self.output = self.beside = 0
+        self.input = self.output = self.not_text = 0
         self.has_head = False
 
     def put(self, tensor: StoredTensor) -> None:
         layer = _LAYER.search(tensor.name)
-        if _BESIDE_TEXT.search(tensor.name):
-            self.beside += tensor.n_bytes
+        if _NOT_TEXT.search(tensor.name):
+            self.not_text += tensor.n_bytes
         elif layer and int(layer[1]) < len(self.layers):
             index = int(layer[1])
             self.layers[index] += tensor.n_bytes
@@ -287,10 +286,10 @@ def _quantisation(config: JsonObject, headers: Sequence[SafetensorsHeader]) -> s
     method = config.get("quantization_config")
     if isinstance(method, dict) and isinstance(method.get("quant_method"), str):
         return str(method["quant_method"])
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for tensor in (tensor for header in headers for tensor in header.tensors):
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.n_bytes
-    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None
+        sizes[tensor.dtype] += tensor.n_bytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 
 
 def _tensor(source: ByteSource, name: str, entry: object) -> tuple[int, StoredTensor]:
@@ -303,9 +302,7 @@ def _tensor(source: ByteSource, name: str, entry: object) -> tuple[int, StoredTe
             hint="The type may be newer than this version.",
         )
     dims, span = _counts(source, name, entry.get("shape")), _counts(source, name, entry.get("data_offsets"))
-    elements = 1
-    for dim in dims:
-        elements *= dim
+    elements = math.prod(dims)
     if len(span) != 2 or (span[1] - span[0]) * 8 != elements * bits:
         _fail(source, f"tensor {name} of shape {dims!r:.80} at {span!r:.80}")
     return span[0], StoredTensor(name, str(entry["dtype"]), elements, span[1] - span[0])

@@ -1,4 +1,4 @@
-"""GGUF header → ModelShape: which bytes belong to which block, and what each block remembers."""
+"""Computes a ModelShape from a GGUF header: the bytes and the cache of each block."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _EVERY_DEVICE: Final = frozenset(["rope_freqs", "rope_factors_long", "rope_facto
 def allocated_bytes(tensor: TensorInfo) -> int:
     """Return what a tensor takes on a CUDA device.
 
-    Quantised rows that are no multiple of 512 elements get room for the rest, and every tensor starts at a
+    Quantised rows that are not a multiple of 512 elements are padded, and every tensor starts at a
     multiple of 128 (`ggml-cuda.cu`, `get_alloc_size` and `get_alignment`).
     """
     size = tensor.n_bytes
@@ -52,9 +52,9 @@ def allocated_bytes(tensor: TensorInfo) -> int:
 
 
 def model_shape(header: GgufHeader) -> ModelShape:
-    """Describe the model of a header, all parts joined.
+    """Describe the model of a header with all parts joined.
 
-    Raises UnsupportedModelFile if it is no model that can be planned (an adapter, a vocabulary, …) and
+    Raises UnsupportedModelFile if it is not a model that can be planned (an adapter, a vocabulary, …) and
     CorruptModelFile if its numbers contradict each other.
     """
     hp = Hyperparameters(header)
@@ -83,7 +83,7 @@ class _Shares:
 
 
 def _share_out(tensors: Iterable[TensorInfo], n_all: int, architecture: str) -> _Shares:
-    """Put tensors where llama.cpp does (LLM_TENSOR_INFOS in `llama-arch.cpp`), others with the output."""
+    """Assign tensors as llama.cpp does (LLM_TENSOR_INFOS in `llama-arch.cpp`), others with the output."""
     shares = _Shares([[] for _ in range(n_all)])
     for tensor in tensors:
         stem = tensor.name.rpartition(".")[0] or tensor.name
@@ -181,7 +181,7 @@ def _layers(hp: Hyperparameters, shares: _Shares, memory: ModelMemory, n_all: in
 
 
 def _projector_shape(hp: Hyperparameters) -> ModelShape:
-    """An mmproj: no blocks of its own account, all of it on the device of the engine's choice."""
+    """Describe an mmproj: it has no blocks, and the engine chooses the device for all of it."""
     header = hp.header
     return ModelShape(
         name=hp.text("general.name") or header.source_name.rpartition("/")[2],
@@ -226,7 +226,7 @@ def _refuse_other_files(hp: Hyperparameters) -> None:
 
 
 def _quantisation(hp: Hyperparameters) -> str | None:
-    """Return the file type's label, or the type of most elements where the file does not say."""
+    """Return the file type's label, or the type of most elements if the file has no label."""
     number = hp.count("general.file_type")
     label = FILE_TYPES.get(number & ~_FILE_TYPE_GUESSED) if number is not None else None
     if label or not hp.header.tensors:
@@ -260,7 +260,7 @@ def _notes(hp: Hyperparameters, shares: _Shares, n_skipped: int, pooling: int) -
     if shares.unplaced:
         first, more = shares.unplaced[0], len(shares.unplaced) - 1
         others = f" and {more} more" if more else ""
-        yield f"Counted with the output, for want of a better place: {first}{others}."
+        yield f"Counted with the output, since their place is unknown: {first}{others}."
 
 
 def _sum(tensors: Iterable[TensorInfo]) -> int:

@@ -1,4 +1,4 @@
-"""Where a model's bytes come from, for readers that know nothing of files."""
+"""The interface for reading a model's bytes, independent of files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class ByteSource(Protocol):
-    """A named run of bytes that can be read anywhere."""
+    """A named sequence of bytes with random access."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages: a path."""
+        """Its name in messages: a path."""
         ...
 
     @property

@@ -14,7 +14,7 @@ _MOST_PARTS: Final = 1000
 
 
 def part_names(first_name: str, header: GgufHeader) -> tuple[str, ...]:
-    """Return the file names of all parts, the given first one included; just that one if it is not split.
+    """Return the file names of all parts, including the given first one; only that one if it is not split.
 
     Raises SplitPartMissing if a later part was given, CorruptModelFile if name and header disagree.
     """
@@ -37,7 +37,7 @@ def part_names(first_name: str, header: GgufHeader) -> tuple[str, ...]:
 
 
 def join_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
-    """Make one header of all parts in order: the first one's metadata, everyone's tensors.
+    """Join the headers of all parts, in order: the metadata of the first, the tensors of all.
 
     Raises CorruptModelFile if they do not belong together.
     """

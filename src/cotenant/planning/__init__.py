@@ -1,1 +1,1 @@
-"""Where models go: placements, refusals and their reasons. Pure: it gets numbers and returns values."""
+"""Where models go: placements, refusals and their reasons. Pure: functions of numbers."""

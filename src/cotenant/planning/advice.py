@@ -1,4 +1,4 @@
-"""What would fit, when a model does not: every proposal is planned before it is made."""
+"""Proposes changes after which a model fits. Every proposal is planned before it is made."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BITS_PER_WEIGHT: Final = {
 
 
 def plan(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
-    """Place a model; a Refusal comes with what would fit. Raises BadSplit for a manual split."""
+    """Place a model; a Refusal says what would fit. Raises BadSplit for a manual split."""
     result = place(request, budgets, rules)
     computed = request.recipe.engine.traits.planning is PlanMethod.PER_LAYER
     if isinstance(result, Placement) or not result.shortfalls or not computed:

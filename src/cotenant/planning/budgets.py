@@ -1,4 +1,4 @@
-"""What may be planned on each device."""
+"""The bytes that may be planned on each device."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FREE_UNKNOWN: Final = "its free memory is unknown"
 
 @dataclass(frozen=True, slots=True)
 class BudgetRules:
-    """How free memory becomes a budget.
+    """How budgets are computed from free memory.
 
-    `reserve_bytes` stays free on every device; a device with less than `min_budget_bytes` is left out;
+    `reserve_bytes` stays free on every device. A GPU whose budget is below `min_budget_bytes` is not used.
     `overhead_bytes` is what a process takes on a GPU besides weights, KV and compute: the CUDA context and
-    its pools, 107 to 555 MiB where it was reported. `overheads` replaces it for devices of a name on which it
-    was measured (`calibration.learned_overheads`).
+    its pools, reported as 107 to 555 MiB. `overheads` has measured values by device name, which replace it
+    (`calibration.learned_overheads`).
     """
 
     order: DeviceOrder = setting(DeviceOrder.FREE_DESC, "which GPU comes first", flag="device_order")
@@ -55,13 +55,18 @@ class BudgetRules:
 
 def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
     """Return one Budget per device, in planned order."""
-    return tuple(
-        _budget(device, inventory.reading(device), rules) for device in inventory.ordered(rules.order)
-    )
+    found = []
+    for device in inventory.ordered(rules.order):
+        reading = inventory.reading(device)
+        free = reading.free_bytes or 0
+        left_out = why_left_out(device, reading, reading.processes or (), free, rules)
+        room = 0 if left_out else max(0, free - rules.reserve_bytes)
+        found.append(Budget(device, reading.free_bytes, room, left_out))
+    return tuple(found)
 
 
 def overhead_bytes(device: Device, rules: BudgetRules) -> int:
-    """Return what a process takes on this device beyond what the engine reports; none in host RAM."""
+    """Return what a process takes on this device beyond what its engine reports; 0 in host RAM."""
     if device.kind is DeviceKind.HOST:
         return 0
     return rules.overheads.get(device.name, rules.overhead_bytes)
@@ -72,7 +77,7 @@ def why_left_out(
 ) -> str | None:
     """Return why nothing is planned on a device; None if something may be.
 
-    `others` are the processes on it that are not ours, `most_bytes` is what could be free for us at most.
+    `others` are the processes on it that are not ours; `most_bytes` is the most that can become free.
     """
     if reading.free_bytes is None:
         return reading.problem or FREE_UNKNOWN
@@ -89,11 +94,5 @@ def why_left_out(
 
 
 def left_out_warnings(budgets: Sequence[Budget]) -> tuple[str, ...]:
-    """Say which devices are not used, and why."""
+    """Return a sentence for each device that is not used, with the reason."""
     return tuple(f"{b.device.label} is left out: {b.left_out}" for b in budgets if b.left_out)
-
-
-def _budget(device: Device, reading: Reading, rules: BudgetRules) -> Budget:
-    free = reading.free_bytes
-    left_out = why_left_out(device, reading, reading.processes or (), free or 0, rules)
-    return Budget(device, free, 0 if left_out else max(0, (free or 0) - rules.reserve_bytes), left_out)

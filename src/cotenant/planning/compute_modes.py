@@ -1,7 +1,7 @@
 """How many engines a GPU admits at once: its compute mode, and MPS.
 
 In Exclusive_Process a second process dies with CUDA error 46 (NVIDIA's Multi-Process Service documentation,
-"GPU Compute Modes"); through an MPS daemon the one process that counts is MPS's own server.
+"GPU Compute Modes"); with an MPS daemon, only MPS's own server counts as a process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from cotenant.domain.devices import ComputeMode, Device, GpuProcess, Reading
 
 MPS_SERVER: Final = "nvidia-cuda-mps-server"
-"""The program that holds a card in its clients' place."""
+"""The program that holds a card for its clients."""
 _CLIENTS: Final = 48
 _CLIENTS_BEFORE_VOLTA: Final = 16
 _VOLTA: Final = (7, 0)
@@ -20,9 +20,9 @@ _VOLTA: Final = (7, 0)
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How many engines a device admits at once, None for any number, and in one clause `why` no more.
+    """How many engines a device admits at once, None for any number; `why` says in one clause why no more.
 
-    An engine that uses one device of a `group` can use those of its group only.
+    An engine on a device of a `group` can use only devices of the same group.
     """
 
     max_engines: int | None = None
@@ -34,7 +34,7 @@ ANY_NUMBER: Final = Admission()
 
 
 def alone(device: Device, why_not_shared: str, way_out: str) -> Admission:
-    """Admit one engine to an Exclusive_Process device, saying both ways to have more."""
+    """Admit one engine to an Exclusive_Process device; `why` says both ways to allow more."""
     return Admission(
         1,
         f"its compute mode is Exclusive_Process, which admits one engine at a time, and {why_not_shared}: "
@@ -51,10 +51,10 @@ def through_mps(device: Device, group: str) -> Admission:
 
 
 def left_out_by_mode(device: Device, reading: Reading, others: tuple[GpuProcess, ...]) -> str | None:
-    """Say why a device's compute mode keeps everything of ours off it; None if it does not.
+    """Return why the compute mode of a device excludes our engines; None if it does not.
 
-    `others` are the processes on it that are not ours. Beside an MPS server they are clients of it, and it is
-    there to be shared.
+    `others` are the processes on it that are not ours. If one is an MPS server, the others are its clients
+    and the device can be shared.
     """
     if reading.compute_mode is ComputeMode.PROHIBITED:
         return (
@@ -79,6 +79,6 @@ def is_mps_server(process: GpuProcess) -> bool:
 
 
 def default_mode_command(device: Device) -> str:
-    """Return what root would type to let any number of processes use a device."""
+    """Return the command with which root allows any number of processes on a device."""
     card = device.parent_id or device.id
     return f"sudo nvidia-smi -i {card if device.index is None else device.index} -c DEFAULT"

@@ -1,8 +1,9 @@
-"""Plans as plain data: the JSON that DESIGN §6 fixes, for the command line and the API alike."""
+"""Plans as JSON, as docs/design.md §6 defines it, for the command line and the API."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from cotenant.domain.models import Parts
 from cotenant.domain.placements import Budget, Placement, Refusal
@@ -11,7 +12,7 @@ Json = dict[str, object]
 
 
 def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layers: int) -> Json:
-    """Return the fixed fields, and beside them `host`, `estimated` and `remedies`. Bytes are integers."""
+    """Return the documented fields, and `host`, `estimated` and `remedies`. Bytes are integers."""
     if isinstance(result, Placement):
         return {
             "fits": True,
@@ -21,9 +22,7 @@ def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layer
             "tensor_split": list(result.tensor_split),
             "devices": [
                 _device_as_json(
-                    share.budget,
-                    share.parts,
-                    None if share.first is None else [share.first, share.last],
+                    share.budget, share.parts, None if share.first is None else [share.first, share.last]
                 )
                 for share in result.shares
             ],
@@ -53,43 +52,30 @@ def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layer
             }
             for shortfall in result.shortfalls
         ],
-        "remedies": [{"text": remedy.text, "flags": remedy.flags} for remedy in result.remedies],
+        "remedies": [asdict(remedy) for remedy in result.remedies],
     }
 
 
 def budgets_as_json(budgets: Sequence[Budget]) -> list[Json]:
     """Return what may be planned on each device."""
-    return [
-        {
-            "index": budget.device.index,
-            "name": budget.device.name,
-            "uuid": budget.device.id,
-            "free_bytes": budget.free_bytes,
-            "budget_bytes": budget.budget_bytes,
-            "left_out": budget.left_out,
-        }
-        for budget in budgets
-    ]
+    return [{**_budget_as_json(budget), "left_out": budget.left_out} for budget in budgets]
 
 
 def parts_as_json(parts: Parts) -> Json:
     """Return the four parts by name, in bytes."""
-    return {
-        "weights": parts.weights,
-        "kv": parts.kv,
-        "compute": parts.compute,
-        "overhead": parts.overhead,
-    }
+    return asdict(parts)
 
 
-def _device_as_json(budget: Budget, parts: Parts, layers: list[int | None] | None) -> Json:
+def _budget_as_json(budget: Budget) -> Json:
     return {
         "index": budget.device.index,
         "name": budget.device.name,
         "uuid": budget.device.id,
         "free_bytes": budget.free_bytes,
         "budget_bytes": budget.budget_bytes,
-        "planned_bytes": parts.total,
-        "layers": layers,
-        "parts": parts_as_json(parts),
     }
+
+
+def _device_as_json(budget: Budget, parts: Parts, layers: list[int | None] | None) -> Json:
+    planned = {"planned_bytes": parts.total, "layers": layers, "parts": parts_as_json(parts)}
+    return {**_budget_as_json(budget), **planned}

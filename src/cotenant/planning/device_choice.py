@@ -1,4 +1,4 @@
-"""Which devices bear a model, among those that could."""
+"""Chooses the devices for a model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
 
 Fit = Callable[[Sequence[Budget]], Placement | Refusal]
-"""Lays one model over the devices of these budgets."""
+"""Places one model on the devices of these budgets."""
 
 
 def choose_devices(
     fit: Fit, budgets: Sequence[Budget], used: Collection[DeviceId], *, together: bool = False
 ) -> Placement | Refusal:
-    """Place a model on one device if one can bear it, else on as few as possible.
+    """Place a model on one device if it fits there, else on as few as possible.
 
-    An unused device that fits comes first, in the given order; else the fullest that still fits, so that room
-    for larger models stays in one piece; never one that does not fit. A model that is better spread than
-    packed, `together`, is laid over all devices at once.
+    The first unused device that fits is taken, in the given order; else the fullest one that still fits, so
+    that larger models find contiguous room. A model that is better spread than packed (`together`) is placed
+    on all devices at once.
     """
     if together:
         return fit(budgets)

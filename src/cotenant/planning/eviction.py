@@ -1,4 +1,4 @@
-"""The cheapest sufficient set of victims, chosen at once."""
+"""Chooses the cheapest set of victims that frees enough memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _EXHAUSTIVE: Final = 12
 
 
 class Holder(Protocol):
-    """Whoever holds bytes on devices."""
+    """Anything that holds bytes on devices."""
 
     @property
     def bytes_by_device(self) -> Mapping[DeviceId, int]:
-        """What it holds."""
+        """The bytes that it holds."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A residency that may go: what that would cost (expected seconds of waiting) and free, by device."""
+    """A residency that may be evicted: its cost (expected seconds of waiting) and its bytes by device."""
 
     residency: ResidencyId
     cost: float
@@ -38,9 +38,9 @@ def cheapest_on_device(
 ) -> tuple[Candidate, ...] | None:
     """Return the set with the least total cost that frees `needed_bytes` on one device; None if none does.
 
-    At least `min_victims` of them go, where the device admits no more engines than it has. Exact up to
-    12 candidates on the device; beyond, cheapest per byte first, then whoever is not needed is spared. Ties
-    go to fewer victims, then to lower ids.
+    It has at least `min_victims` members, for a device with a limit on engines. The result is exact for up to
+    12 candidates on the device; for more, candidates are added cheapest per byte first, then unneeded ones
+    are removed. Ties go to fewer victims, then to lower ids.
     """
     here = [c for c in candidates if c.bytes_by_device.get(device, 0) > 0]
     if sum(c.bytes_by_device[device] for c in here) < needed_bytes or len(here) < min_victims:
@@ -60,10 +60,10 @@ def cheapest_on_device(
 def cheapest_anywhere(
     candidates: Sequence[Candidate], fits: Callable[[Sequence[Candidate]], Placement | None]
 ) -> tuple[tuple[Candidate, ...], Placement] | None:
-    """Return victims over any devices without which `fits` places the model, and the placement.
+    """Return victims on any devices without which `fits` places the model, and the placement.
 
-    Cheapest first until it fits, then, dearest first, whoever is not needed is spared: sufficient and
-    minimal, not always the cheapest.
+    Candidates are added cheapest first until it fits; then unneeded ones are removed, most expensive first.
+    The set is minimal, but not always the cheapest.
     """
     chosen: list[Candidate] = []
     placement = None
@@ -83,16 +83,15 @@ def cheapest_anywhere(
 
 
 def freed_by(victims: Sequence[Holder]) -> dict[DeviceId, int]:
-    """Sum what victims free, by device."""
-    freed: dict[DeviceId, int] = {}
+    """Return the bytes that victims free, by device."""
+    freed: Counter[DeviceId] = Counter()
     for victim in victims:
-        for device, count in victim.bytes_by_device.items():
-            freed[device] = freed.get(device, 0) + count
-    return freed
+        freed.update(victim.bytes_by_device)
+    return dict(freed)
 
 
 def engines_by_device(victims: Sequence[Holder]) -> dict[DeviceId, int]:
-    """Count the engines that go with victims, by device."""
+    """Count the engines of victims, by device."""
     return dict(Counter(device for victim in victims for device in victim.bytes_by_device))
 
 

@@ -1,10 +1,10 @@
 """One model over several devices: contiguous ranges of units, exactly.
 
-Devices keep their order; any may be passed over. A device's need grows with its range, so three searches are
-exact without trying partitions:
+Devices keep their order; any may stay empty. The bytes of a device grow with its range, so three searches
+are exact without trying all partitions:
 
 `fill` keeps, for each number of devices, the earliest start from which the rest still fits (going from the
-back), then gives each device from the front as much as it can bear. `balance` and `speed` are dynamic
+back), then gives each device from the front as much as fits. `balance` and `speed` are dynamic
 programs over (device, units placed) whose inner minimum moves monotonically, so each is linear in devices ×
 units.
 """
@@ -20,14 +20,14 @@ from cotenant.analysis.footprint import Costs
 from cotenant.domain.models import SplitPolicy
 
 Range = tuple[int, int]
-"""Units [start, stop) of one device; start = stop when it bears nothing."""
+"""Units [start, stop) of one device; start = stop if it holds nothing."""
 
 _INFINITE: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class SplitProblem:
-    """Units `costs.begin` … `costs.n_units` to be laid over devices with these budgets, in this order.
+    """Units `costs.begin` … `costs.n_units` to be placed on devices with these budgets, in this order.
 
     `budgets` are bytes after overheads. `bandwidths` are bytes per second, needed by `speed` alone.
     """
@@ -61,7 +61,7 @@ class SplitProblem:
     def earliest(self, device: int, stop: int, many: bool) -> int:
         """Return the smallest start such that units [start, stop) fit the device; `stop` if none does.
 
-        The first unit bears extra costs, so it is looked at by itself.
+        The first unit has extra costs, so it is checked separately.
         """
         total, budget = self.costs.total, self.budgets[device]
         low, high = self.begin + 1, stop
@@ -129,7 +129,7 @@ def _starts_from_the_back(problem: SplitProblem, count: int, many: bool) -> list
 
 
 def balance(problem: SplitProblem) -> tuple[Range, ...] | None:
-    """Minimise the largest fraction of a device's budget; fractions over 1 mean that nothing fits."""
+    """Minimise the largest fraction of a device's budget; None if that is over 1: nothing fits."""
     fraction, ranges = least_fraction(problem)
     return ranges if fraction <= 1 else None
 
@@ -137,8 +137,8 @@ def balance(problem: SplitProblem) -> tuple[Range, ...] | None:
 def least_fraction(problem: SplitProblem) -> tuple[float, tuple[Range, ...]]:
     """Return the least maximum fraction that any partition reaches, fitting or not, and its ranges."""
     alone = [
-        (_fraction(problem, device, problem.begin, problem.end, many=False), device)
-        for device in range(len(problem.budgets))
+        (problem.costs.total(problem.begin, problem.end, False) / max(budget, 1), device)
+        for device, budget in enumerate(problem.budgets)
     ]
     best_alone, device = min(alone)
     together, ranges = _balance_many(problem)
@@ -147,18 +147,12 @@ def least_fraction(problem: SplitProblem) -> tuple[float, tuple[Range, ...]]:
     return together, ranges
 
 
-def _fraction(problem: SplitProblem, device: int, start: int, stop: int, many: bool) -> float:
-    if start == stop:
-        return 0.0
-    return problem.costs.total(start, stop, many) / max(problem.budgets[device], 1)
-
-
 def _balance_many(problem: SplitProblem) -> tuple[float, tuple[Range, ...]]:
     """Minimax over (device, stop).
 
     As `start` grows, the best for units before it rises and this device's own fraction falls; the best start
     is where they cross, and the crossing only moves forward with `stop`. The first unit's extra cost breaks
-    the fall at one point alone, start = begin, which is tried by itself.
+    the fall at one point only, start = begin, which is tried separately.
     """
     begin, end = problem.begin, problem.end
     total = problem.costs.total
@@ -187,7 +181,7 @@ def _balance_many(problem: SplitProblem) -> tuple[float, tuple[Range, ...]]:
 def fastest(problem: SplitProblem) -> tuple[Range, ...] | None:
     """Minimise the time that one token takes to read what it needs, device after device."""
     alone = [
-        (_seconds(problem, device), device)
+        (problem.costs.read_bytes(problem.begin, problem.end) / problem.bandwidths[device], device)
         for device, budget in enumerate(problem.budgets)
         if problem.costs.total(problem.begin, problem.end, False) <= budget
     ]
@@ -197,12 +191,8 @@ def fastest(problem: SplitProblem) -> tuple[Range, ...] | None:
     return ranges if together < _INFINITE else None
 
 
-def _seconds(problem: SplitProblem, device: int) -> float:
-    return problem.costs.read_bytes(problem.begin, problem.end) / problem.bandwidths[device]
-
-
 def _fastest_many(problem: SplitProblem) -> tuple[float, tuple[Range, ...]]:
-    """Additive program: bytes read are a difference of prefix sums, so a sliding minimum gives each stop."""
+    """Additive program: bytes read are differences of prefix sums, so a sliding minimum solves each stop."""
     begin, end = problem.begin, problem.end
     read = [problem.costs.read_bytes(begin, stop) if stop > begin else 0 for stop in range(begin, end + 1)]
     before = [0.0] + [_INFINITE] * (end - begin)

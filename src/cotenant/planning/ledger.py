@@ -1,4 +1,4 @@
-"""Claims against capacity, per device: of the ledger and the Reading, the worse counts."""
+"""The ledger: claims per device against its capacity. Of ledger and Reading, the worse counts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from cotenant.planning.compute_modes import ANY_NUMBER, Admission
 class DeviceReading:
     """What was measured of one device at one instant, in bytes.
 
-    `live` says that what our engines take shows in `free_bytes`; a described device's does not.
-    `foreign_bytes` is what others hold, None where the driver does not tell processes apart; `engine_bytes`
-    what each of our engines holds, None likewise. `holders` names the others. `admission` is how many engines
-    it takes.
+    `live` says that `free_bytes` includes the use of our engines, unlike that of a described device.
+    `foreign_bytes` is what others hold and `engine_bytes` what each of our engines holds, both None if the
+    driver does not report memory by process. `holders` names the others. `admission` limits the engines.
     """
 
     device: Device
@@ -48,26 +47,26 @@ class Claim:
 
 @dataclass(slots=True)
 class Ledger:
-    """Every device's last Reading, and every claim."""
+    """The last Reading of every device, and all claims."""
 
     reserve_bytes: int = 0
     readings: dict[DeviceId, DeviceReading] = field(default_factory=dict)
     claims: dict[ResidencyId, Claim] = field(default_factory=dict)
 
     def read(self, readings: Sequence[DeviceReading]) -> tuple[DeviceId, ...]:
-        """Take in new Readings of all devices, in planned order; return the devices that are gone."""
+        """Record new Readings of all devices, in planned order; return the devices that are gone."""
         lost = tuple(device for device in self.readings if device not in {r.device.id for r in readings})
         self.readings = {reading.device.id: reading for reading in readings}
         return lost
 
     def claimed_bytes(self, device: DeviceId) -> int:
-        """Sum of the claims on a device."""
+        """Return the sum of the claims on a device."""
         return sum(claim.bytes_by_device.get(device, 0) for claim in self.claims.values())
 
     def foreign_bytes(self, device: DeviceId) -> int:
-        """What others hold: as told, else what is used beyond all claims.
+        """Return what others hold: as reported, else what is used beyond all claims.
 
-        How much of its claim an engine that is still loading has taken, nobody tells: it may be all.
+        An engine that is still loading may have taken any part of its claim, so the whole claim counts.
         """
         reading = self.readings[device]
         if reading.foreign_bytes is not None:
@@ -78,7 +77,7 @@ class Ledger:
         return max(0, used - (self.claimed_bytes(device) if reading.live else 0))
 
     def available_bytes(self, device: DeviceId) -> int:
-        """What may still be planned; negative when the device is overcommitted."""
+        """Return what may still be planned; negative if the device is overcommitted."""
         reading = self.readings[device]
         if reading.free_bytes is None or reading.left_out:
             return 0
@@ -98,7 +97,7 @@ class Ledger:
         return 0 if most is None else max(0, self.engines(device) - leaving + 1 - most)
 
     def full(self, leaving: Mapping[DeviceId, int] | None = None) -> list[str]:
-        """Say of each device that admits no further engine why, once `leaving` engines are gone."""
+        """Return why, for each device that admits no further engine once `leaving` engines are gone."""
         gone = leaving or {}
         return [
             f"{reading.device.label}: {reading.admission.why}"
@@ -129,7 +128,7 @@ class Ledger:
         )
 
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
-        """Yield the devices where claims and others' use exceed capacity less reserve, and by how much."""
+        """Yield devices where claims and others' use exceed capacity minus reserve, and the excess bytes."""
         for device, reading in self.readings.items():
             if reading.free_bytes is None:
                 continue
@@ -139,7 +138,7 @@ class Ledger:
                 yield device, over
 
     def crowded(self) -> Iterator[tuple[DeviceId, int]]:
-        """Yield the devices that bear more engines than they admit, and how many they admit."""
+        """Yield the devices with more engines than they admit, and how many they admit."""
         for device, reading in self.readings.items():
             most = reading.admission.max_engines
             if most is not None and self.engines(device) > most:

@@ -1,4 +1,4 @@
-"""A split given by hand, and llama.cpp's rule that turns a split into layers."""
+"""Manual splits, and llama.cpp's rule that converts a split to layers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _HINT: Final = (
 
 
 def manual_counts(values: Sequence[float], n_devices: int, n_gpu_layers: int) -> tuple[int, ...]:
-    """Return the layer counts that a manual split means.
+    """Return the layer counts of a manual split.
 
-    Whole numbers are counts and must sum to `n_gpu_layers`; anything else is proportions, must sum to 1
-    within 0.02, and is laid out as llama.cpp would. Raises BadSplit.
+    Whole numbers are counts and must sum to `n_gpu_layers`; other numbers are proportions, must sum to 1
+    within 0.02, and are converted as llama.cpp does. Raises BadSplit.
     """
     given = ",".join(f"{value:g}" for value in values)
     if len(values) != n_devices:

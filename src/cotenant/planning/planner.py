@@ -1,4 +1,4 @@
-"""Placement or Refusal, with its reason."""
+"""The planner: returns a Placement, or a Refusal with its reason."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from cotenant.planning.tensor_parallel import place_tensor_parallel
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """A model to be placed; `projector_bytes` is the mmproj that goes with it, 0 for none.
+    """A model to place; `projector_bytes` is the size of its mmproj, 0 for none.
 
-    `stated_bytes` is what it takes of one device, as the operator says or as was seen, where that cannot be
-    computed from its file; None if it is not known.
+    `stated_bytes` is what it takes of one device, stated by the operator or measured, if that cannot be
+    computed from its file; None if unknown.
     """
 
     name: str
@@ -46,8 +46,8 @@ class PlanRequest:
 def place(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
     """Place a model on devices, in their order, or return why it does not fit.
 
-    Host RAM is used as a device only where it is the sole one, or where the recipe asks for no layer on a
-    GPU. Raises BadSplit for a manual split that does not match.
+    Host RAM is used as a device only if it is the only one, or if the recipe wants no layer on a GPU. Raises
+    BadSplit for a manual split that does not match.
     """
     return PLANNERS[request.recipe.engine.traits.planning](request, budgets, rules)
 
@@ -84,7 +84,7 @@ def _groups(gpus: list[Budget]) -> list[list[Budget]]:
     """Return the sets of devices that one process can use: the cards of a group, or one MIG slice alone.
 
     CUDA shows a process a single MIG slice (NVIDIA's MIG user guide, CUDA device enumeration), and a client
-    of an MPS daemon the daemon's cards only.
+    of an MPS daemon only the daemon's cards.
     """
     cards: dict[str | None, list[Budget]] = {}
     for budget in gpus:
@@ -96,7 +96,7 @@ def _groups(gpus: list[Budget]) -> list[list[Budget]]:
 
 
 def _why_left_out(budgets: Sequence[Budget]) -> str:
-    """Say why nothing can be used, grouped by reason."""
+    """Return why no device can be used, grouped by reason."""
     by_reason: dict[str, list[str]] = {}
     for budget in budgets:
         by_reason.setdefault(budget.left_out or "", []).append(budget.device.label)
@@ -133,7 +133,7 @@ class _Attempt:
     left_out: tuple[str, ...]
 
     def on_host(self) -> Placement | Refusal:
-        """Place everything in host RAM; GPUs, if any, are listed with nothing on them."""
+        """Place everything in host RAM; GPUs are listed as unused."""
         costs = self._costs(begin=self.request.shape.n_layers + 1)
         parts = costs.all_on_host()
         host = next((b for b in self.budgets if b.device.id == HOST_ID), None)
@@ -152,7 +152,7 @@ class _Attempt:
         return self._placement(costs, shares, 0, host=Parts() if host else parts)
 
     def on_gpus(self, usable: list[Budget]) -> Placement | Refusal:
-        """Place as many layers as the recipe asks for, or as fit, on GPUs."""
+        """Place on GPUs as many layers as the recipe wants, or as fit."""
         n_units = self.request.shape.n_layers + 1
         wanted = self.request.recipe.n_gpu_layers
         if self.request.recipe.tensor_split or not self.request.recipe.smart_split:
@@ -203,7 +203,10 @@ class _Attempt:
         shortfalls = _shortfalls(placement)
         if any(shortfall.missing_bytes for shortfall in shortfalls):
             which = "given by hand" if by_hand else "in proportion to free memory"
-            reason = f"the split {which} overfills {_names(shortfalls)}"
+            overfull = ", ".join(
+                f"{s.device.label} by {format_bytes(s.missing_bytes)}" for s in shortfalls if s.missing_bytes
+            )
+            reason = f"the split {which} overfills {overfull}"
             return Refusal(self.request.name, reason, shortfalls, warnings=placement.warnings)
         return placement
 
@@ -218,15 +221,11 @@ class _Attempt:
     def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
         budgets = tuple(b.budget_bytes - overhead_bytes(b.device, self.rules) for b in usable)
         bandwidths = tuple(float(b.device.bandwidth_bytes_per_s or 0) for b in usable)
-        return SplitProblem(costs, budgets, bandwidths), self._policy_warning(usable)
-
-    def _policy_warning(self, usable: list[Budget]) -> tuple[str, ...]:
-        if self.request.recipe.split_policy is not SplitPolicy.SPEED:
-            return ()
-        unknown = [b.device.label for b in usable if not b.device.bandwidth_bytes_per_s]
-        if not unknown:
-            return ()
-        return (f"split policy speed needs the bandwidth of {', '.join(unknown)}, not known: fill was used",)
+        problem = SplitProblem(costs, budgets, bandwidths)
+        unknown = ", ".join(b.device.label for b in usable if not b.device.bandwidth_bytes_per_s)
+        if self.request.recipe.split_policy is not SplitPolicy.SPEED or not unknown:
+            return problem, ()
+        return problem, (f"split policy speed needs the bandwidth of {unknown}, not known: fill was used",)
 
     def _ranges(self, problem: SplitProblem) -> tuple[Range, ...] | None:
         recipe = self.request.recipe
@@ -239,8 +238,7 @@ class _Attempt:
 
     def _refusal(self, usable: list[Budget], problem: SplitProblem) -> Refusal:
         _, ranges = least_fraction(problem)
-        placement = self._laid_out(usable, problem.costs, ranges)
-        shortfalls = _shortfalls(placement)
+        shortfalls = _shortfalls(self._laid_out(usable, problem.costs, ranges))
         needed = sum(shortfall.needed_bytes for shortfall in shortfalls)
         available = sum(budget.budget_bytes for budget in usable)
         reason = f"it needs {format_bytes(needed)} and {format_bytes(available)} may be used"
@@ -323,10 +321,4 @@ def _shortfalls(placement: Placement) -> tuple[Shortfall, ...]:
     return tuple(
         Shortfall(share.device, share.parts.total, share.budget.budget_bytes)
         for share in placement.used_shares
-    )
-
-
-def _names(shortfalls: Sequence[Shortfall]) -> str:
-    return ", ".join(
-        f"{s.device.label} by {format_bytes(s.missing_bytes)}" for s in shortfalls if s.missing_bytes
     )

@@ -12,7 +12,7 @@ from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import left_out_warnings
 
 UNKNOWN_SHARE: Final = 0.8
-"""The share of a GPU that a model gets for its first load if its memory is unknown."""
+"""The share of a GPU for the first load of a model whose memory is unknown."""
 
 
 def place_on_one_device(
@@ -20,7 +20,7 @@ def place_on_one_device(
 ) -> Placement | Refusal:
     """Place a model on the first device that has room for `needed_bytes`, or return why none has.
 
-    None is unknown: it gets UNKNOWN_SHARE of a GPU. Host RAM is used only if it is the only device.
+    None means unknown: it gets UNKNOWN_SHARE of a GPU. Host RAM is used only if it is the only device.
     """
     usable = [budget for budget in budgets if budget.left_out is None]
     gpus = [budget for budget in usable if budget.device.kind is not DeviceKind.HOST]
@@ -65,7 +65,7 @@ def _placement(
     needed: int,
     left_out: tuple[str, ...],
 ) -> Placement:
-    # Counted as one layer where its file was not read: a share without any counts as unused.
+    # A model whose file was not read counts as one layer: a share without layers counts as unused.
     last = max(0, shape.n_layers - 1)
     shares = tuple(
         Share(budget, 0, last, last + 2, has_output=True, parts=Parts(weights=needed))

@@ -1,10 +1,10 @@
-"""vLLM's models: whole on one GPU, or every matrix cut alike over 2, 4 or 8 equal ones.
+"""vLLM's models: whole on one GPU, or every matrix split equally over 2, 4 or 8 equal ones.
 
 Sources, vLLM 0.10.2 to 0.32. `request_memory` (`v1/worker/utils.py`): `--gpu-memory-utilization` times the
 card's total must be free once the CUDA context and NCCL are up, whatever the other arguments.
 `Worker.determine_available_memory` (`v1/worker/gpu_worker.py`): with `--kv-cache-memory-bytes` the KV cache
-is just that. Without it, it is that share less weights, peak activations and all that anybody else took of
-the card meanwhile, since free memory is what is compared; it stops if somebody gave memory back. CUDA graphs
+has that size. Without it, it is that share minus weights, peak activations and all that other processes took
+of the card meanwhile, since vLLM compares free memory; it stops if another process freed memory. CUDA graphs
 come on top, or since 0.20 out of the share unless disabled. `_check_enough_kv_cache_memory`
 (`v1/core/kv_cache_utils.py`): the cache holds one request of the longest length and a block that stays empty.
 """
@@ -39,7 +39,7 @@ def place_tensor_parallel(
 ) -> Placement | Refusal:
     """Place a model on the fewest equal GPUs that have room for it, or return why none have.
 
-    Host RAM is used only where it is the sole device, for builds of vLLM without CUDA.
+    Host RAM is used only if it is the only device, for builds of vLLM without CUDA.
     """
     left_out = left_out_warnings(budgets)
     usable = [budget for budget in budgets if budget.left_out is None]
@@ -71,8 +71,8 @@ def place_tensor_parallel(
 def parts_per_gpu(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
     """Return what each of `ways` GPUs holds, without context and graphs.
 
-    All matrices are cut, so weights divide evenly; KV heads that are fewer than the ways are kept by several.
-    vLLM keeps the KV cache of sliding layers in pages of the others' size: they count in full.
+    All matrices are split, so weights divide evenly; if there are fewer KV heads than ways, several GPUs keep
+    the same head. vLLM keeps the KV cache of sliding layers in pages of the others' size: they count in full.
     """
     tokens = (-(-recipe.n_ctx // _BLOCK_TOKENS) + _NULL_BLOCKS) * _BLOCK_TOKENS
     element = 1 if recipe.cache_type_k is CacheType.Q8_0 else _F16
@@ -91,7 +91,7 @@ def parts_per_gpu(shape: ModelShape, recipe: Recipe, ways: int) -> Parts:
 def batch_tokens(recipe: Recipe, kind: ModelKind) -> int:
     """Return `--max-num-batched-tokens`.
 
-    A model that pools takes each text in one piece: vLLM refuses to start where its longest does not fit.
+    A model that pools processes each text in one piece: vLLM refuses to start where its longest does not fit.
     """
     return max(recipe.n_batch, recipe.parallel, recipe.n_ctx if kind.pools else 0)
 
@@ -134,7 +134,7 @@ def _groups(usable: Sequence[Budget], shape: ModelShape) -> Iterator[list[Budget
 
 
 def _elements(shape: ModelShape, number: int, ways: int) -> int:
-    """Return the K and V elements of one token in one layer on each GPU; a latent cache is kept by all."""
+    """Return the K and V elements of one token in one layer on each GPU; all keep a latent cache."""
     layer = shape.layers[number]
     if not layer.v_elements:
         return layer.k_elements
@@ -148,7 +148,7 @@ def _elements(shape: ModelShape, number: int, ways: int) -> int:
 def _cache_known(shape: ModelShape) -> bool:
     """Whether vLLM's KV cache is computed to the byte, so that its size can be set.
 
-    It pads caches of layers that are not alike to pages of one size, by rules that change with its releases.
+    It pads caches of unequal layers to pages of one size, by rules that change between its releases.
     """
     rows = {(layer.k_elements, layer.v_elements) for layer in shape.layers}
     alike = len(rows) == 1 and all(v > 0 for _, v in rows)

@@ -1,4 +1,4 @@
-"""An eviction policy that knows the log, to compare the others with."""
+"""An eviction policy that knows the log, for comparison with the others."""
 
 from __future__ import annotations
 

@@ -118,9 +118,7 @@ def summarize(world: World) -> ReplayResult:
 
 def _summary(clients: Sequence[Client], totals: Sequence[ModelTotals]) -> Summary:
     waits = [c.granted_at - c.request.at for c in clients if c.granted_at is not None]
-    unloads: Counter[str] = Counter()
-    for each in totals:
-        unloads.update(each.unloads)
+    unloads = sum((each.unloads for each in totals), Counter[str]())
     return Summary(
         requests=len(clients),
         answered=len(waits),

@@ -97,9 +97,11 @@ def _from_csv(name: str, first: tuple[int, str], rest: Iterator[str]) -> Iterato
     skipped = first[0] - 1
     reader = csv.DictReader(line for lines in ([first[1]], rest) for line in lines)
     columns = reader.fieldnames or ()
-    missing = [column for column in ("model",) if column not in columns]
+    missing = []
     if _SINCE_START not in columns and _AT not in columns:
-        missing.insert(0, _SINCE_START)
+        missing.append(_SINCE_START)
+    if "model" not in columns:
+        missing.append("model")
     if not any(column in columns for column in _LENGTHS):
         missing.append(_LENGTHS[0])
     if missing:
@@ -178,14 +180,11 @@ def _completed(requests: Sequence[Request], known: Sequence[bool]) -> Iterator[R
 
 def _instant(row: Mapping[str, Any], where: str) -> float:
     """Return Unix seconds, from a number or a date; a date without a zone is UTC."""
-    at = row.get(_AT)
-    if isinstance(at, str):
-        try:
-            moment = datetime.fromisoformat(at)
-        except ValueError:
-            return _number(row, _AT, where)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return _number(row, _AT, where)
+    try:
+        moment = datetime.fromisoformat(row.get(_AT, ""))
+    except (TypeError, ValueError):
+        return _number(row, _AT, where)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _keep_alive_s(row: Mapping[str, Any], where: str) -> float | None:
