@@ -53,7 +53,7 @@ async def test_tokens_are_those_that_the_server_counted_though_a_piece_holds_two
 async def test_pieces_count_where_the_server_does_not_and_the_table_says_so() -> None:
     report = await measured(ChatSite(("a",), usage=False))
     assert not report.phases[0].results[0].usage
-    assert any("pieces of the stream" in line for line in lines(report))
+    assert any("chunks of the stream" in line for line in lines(report))
 
 
 async def test_prompts_are_as_long_as_asked_for_in_the_servers_tokens() -> None:

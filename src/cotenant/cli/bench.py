@@ -86,13 +86,14 @@ def run(args: argparse.Namespace) -> int:
 def _draw(report: Report, path: Path) -> None:
     from cotenant.benchmark.plot import svg
 
-    picture = svg(report).encode()
+    picture = svg(report)
+    content = picture.encode()
     if path.suffix.lower() == _PNG:
         from cotenant.benchmark.png import png
 
-        picture = png(picture.decode())
+        content = png(picture)
     try:
-        path.write_bytes(picture)
+        path.write_bytes(content)
     except OSError as error:
         raise BadSetting(
             f"--plot {path} cannot be written: {error.strerror}", hint="Give another file."
@@ -145,7 +146,7 @@ def _check_plot(path: Path | None) -> None:
 
 
 class _Row(NamedTuple):
-    """A model of a phase, or with no result all models of the phase together."""
+    """One model of a phase; all its models together if `result` is None."""
 
     phase: Phase
     result: ModelResult | None
@@ -171,7 +172,7 @@ def lines(report: Report) -> Iterator[str]:
         if phase.note:
             yield f"Doubtful, {' + '.join(phase.models)}: {phase.note}"
     if any(not result.usage for phase in report.phases for result in phase.results if result.requests):
-        yield "The server did not count tokens; pieces of the stream were counted instead."
+        yield "The server did not count tokens; chunks of the stream were counted instead."
     for text in report.left_out:
         yield f"Left out: {text}"
 

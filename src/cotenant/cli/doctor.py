@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def machine_checks(llama_server: Path | None) -> Callable[[Configuration], Mapping[str, Any]]:
-    """Return the checks of a daemon's machine, without running containers."""
+    """Return the checks for the machine of a daemon; they run no containers."""
 
     def run_all(configuration: Configuration) -> Mapping[str, Any]:
         from cotenant.daemon.core.settings import state_dir

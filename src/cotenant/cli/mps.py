@@ -57,7 +57,7 @@ def _action(actions: Any, name: str, action: Any, text: str) -> argparse.Argumen
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the action asked for. Raises MpsMissing or MpsFailed."""
+    """Run the action. Raises MpsMissing or MpsFailed."""
     if args.gpus is not None:
         raise MpsFailed(
             "MPS shares this machine's cards, not described ones",
@@ -120,12 +120,13 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _logs(args: argparse.Namespace) -> int:
-    logs: list[dict[str, Any]] = []
-    for status in _selected(args):
-        for path in (status.log / name for name in ("control.log", "server.log", "daemon.out")):
-            lines = _last_lines(path, args.lines)
-            if lines:
-                logs.append({"file": str(path), "lines": lines})
+    names = ("control.log", "server.log", "daemon.out")
+    logs = [
+        {"file": str(status.log / name), "lines": lines}
+        for status in _selected(args)
+        for name in names
+        if (lines := _last_lines(status.log / name, args.lines))
+    ]
     text = (line for log in logs for line in (f"==> {log['file']} <==", *log["lines"]))
     return print_result(args, {"logs": logs}, text if logs else ["No MPS daemon has written a readable log."])
 

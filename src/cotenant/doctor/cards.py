@@ -12,7 +12,7 @@ from cotenant.domain.units import format_bytes
 from cotenant.hardware.gpus.card_health import CardHealth, read_health
 
 _LARGE_SHARE: Final = 0.1
-"""The share of a card that others may hold without a warning, as a desktop does."""
+"""The share of a card that others may use without a warning: a desktop needs some."""
 _PERFORMANCE_STATE: Final = 0
 _HOT_C: Final = 90
 

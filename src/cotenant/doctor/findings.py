@@ -50,7 +50,7 @@ def ok(seen: str) -> Observation:
 
 
 def warning(seen: str, matters: str, fix: str = "") -> Observation:
-    """Report that models run, but not as well as they could, or only for now."""
+    """Report that models run, but slower than they could, or with a risk of failure."""
     return Observation(Level.WARNING, seen, matters, fix)
 
 

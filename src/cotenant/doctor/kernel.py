@@ -27,7 +27,7 @@ _OF_HARDWARE: Final = {
     79: "the card has fallen off the bus",
     92: "many memory errors that ECC corrected",
     94: "a memory error confined to one program",
-    95: "a memory error that may have reached others",
+    95: "a memory error that may have affected other programs",
     119: "the card's own processor does not answer",
     120: "the card's own processor failed",
 }
@@ -40,7 +40,7 @@ def faults(host: HostContext) -> Iterator[Observation]:
     if lines is None:
         yield unknown(
             f"the kernel's log could not be checked for GPU errors (Xid): {reason}",
-            "A failing card often shows there first.",
+            "Errors of a failing card often appear there first.",
             "sudo dmesg | grep -E 'Xid|Out of memory'",
         )
         return
@@ -50,7 +50,7 @@ def faults(host: HostContext) -> Iterator[Observation]:
         yield _xid(address, number, count)
     if lost and not any(number == 79 for _, number in seen):
         yield problem(
-            "a card has fallen off the bus", "It is gone until the machine is restarted.", "sudo reboot"
+            "a card has fallen off the bus", "It is unusable until the machine is restarted.", "sudo reboot"
         )
     if not seen and not lost:
         yield ok("no GPU error (Xid) in the kernel's log")
@@ -94,7 +94,7 @@ def _kernel_log(host: HostContext) -> tuple[list[str] | None, str]:
         answer = host.run(
             ("journalctl", "--dmesg", "--boot", "--no-pager", "--output=cat"), _JOURNAL_WITHIN_S
         )
-        # A user who may not read the kernel's log gets an empty one, and no error.
+        # A user without permission to read the kernel's log gets an empty one and no error.
         if answer.ok and answer.output.count("\n") > 1:
             return answer.output.splitlines(), ""
     return None, reason

@@ -68,11 +68,11 @@ def _used_bytes(inventory: Inventory, device: Device, claims: Mapping[DeviceId, 
 def _running(
     inventory: Inventory, services: Sequence[Service], assigned: Sequence[Assignment]
 ) -> list[RunningService]:
-    where = {each.service: each for each in assigned}
+    by_service = {each.service: each for each in assigned}
     indices = {device.id: index for index, device in _gpus(inventory)}
     running = []
     for service in services:
-        each = where.get(service.name, Assignment(service.name))
+        each = by_service.get(service.name, Assignment(service.name))
         index = each.gpu_index if each.device_id is None else indices.get(each.device_id)
         running.append(RunningService(service, index, each.vram_budget_gb))
     return running

@@ -12,9 +12,9 @@ from cotenant.services.model import DeviceNames, OnFailure, Service, Strategy
 class ServicesSettings:
     """The containers that are pinned to GPUs, and how they are recreated.
 
-    `command` is the argument vector of the compose command, None to find one; `project` its project's name,
-    None for its own rule. Generated files go to `output_dir`. `parallel` bounds how many services are
-    recreated at once, `command_timeout_s` one run of the compose command.
+    `command` is the argument vector of the compose command, None to find one; `project` is the name of its
+    project, None to let compose choose. Generated files go to `output_dir`. `parallel` bounds how many
+    services are recreated at once, `command_timeout_s` one run of the compose command.
     """
 
     compose_files: tuple[Path, ...]

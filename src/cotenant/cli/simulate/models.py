@@ -91,15 +91,12 @@ def stated_models(path: Path) -> list[StatedModel]:
         ) from None
     found = []
     for name, value in document.settings.items():
+        where = f"{path} line {document.line_of((name,))}"
         if not isinstance(value, str):
-            raise BadSetting(
-                f"{path} line {document.line_of((name,))}: {name} has no size",
-                hint="Write `NAME: 20GiB,load=8s`.",
-            )
+            raise BadSetting(f"{where}: {name} has no size", hint="Write `NAME: 20GiB,load=8s`.")
         try:
             found.append(stated_model(f"{name}={value}"))
         except BadSetting as error:
-            where = f"{path} line {document.line_of((name,))}"
             raise BadSetting(f"{where}: {error.message.removeprefix('--model ')}", hint=error.hint) from None
     return found
 

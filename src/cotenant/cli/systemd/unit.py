@@ -11,7 +11,7 @@ from typing import Final
 
 UNIT_NAME: Final = "cotenant.service"
 _MARK: Final = "# cotenant service install, checksum "
-"""The first line of a unit. It keeps the command's old name, so that units written before are recognised."""
+"""The first line of a unit. It keeps the command's former name, to recognise units of earlier versions."""
 
 _HEAD = """\
 [Unit]

@@ -189,7 +189,9 @@ class _Search:
         self._a, self._b = _Half.of(problem, 0, cut), _Half.of(problem, cut, self._n_gpus)
         self._all = (1 << len(problem.sizes)) - 1
         self._sums: dict[int, list[int]] = {0: [0]}
-        self._loads = self._subset_loads()
+        self._loads = [0]
+        for size in problem.sizes:
+            self._loads += [load + size for load in self._loads]
         self._best: Cost = (sum(problem.sizes) + sum(problem.bases) + 1, _INFINITE)
 
     def run(self) -> Where:
@@ -199,12 +201,6 @@ class _Search:
                 break
             found = self._divide(subset, bound[0]) or found
         return self._where(*found)
-
-    def _subset_loads(self) -> list[int]:
-        loads = [0]
-        for size in self._problem.sizes:
-            loads += [load + size for load in loads]
-        return loads
 
     def _bounds(self) -> Iterator[tuple[Cost, int]]:
         """Bound each subset on the first half: at best all shares of a half are equal to its level.
@@ -253,12 +249,11 @@ class _Search:
         """Return every sum of sizes in the subset, ascending; a half of one GPU needs none."""
         if len(half.totals) == 1:
             return []
-        found = self._sums.get(subset)
-        if found is None:
+        if subset not in self._sums:
             size = self._largest(subset)
             fewer = self._sums_of(subset ^ (1 << (subset.bit_length() - 1)), half)
-            found = self._sums[subset] = sorted({*fewer, *[s + size for s in fewer]})
-        return found
+            self._sums[subset] = sorted({*fewer, *[s + size for s in fewer]})
+        return self._sums[subset]
 
     def _where(self, subset: int, x: int, y: int) -> Where:
         where = [0] * len(self._problem.sizes)

@@ -17,7 +17,7 @@ def difference(before: Iterable[Assignment], after: Iterable[Assignment]) -> tup
     new = {assignment.service: assignment for assignment in after}
     return tuple(
         Change(service, old.get(service), new.get(service))
-        for service in [*new, *(service for service in old if service not in new)]
+        for service in dict.fromkeys((*new, *old))
         if not same(old.get(service) or Assignment(service), new.get(service) or Assignment(service))
     )
 

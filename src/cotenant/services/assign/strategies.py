@@ -2,7 +2,7 @@
 
 With every strategy, manual assignments stay and are counted first, unhealthy GPUs are not chosen, and no
 service is refused: one that does not fit is placed anyway, with a warning. Services are placed in a fixed
-order, largest first and then as given, and equal GPUs by index, so that the result is deterministic.
+order, largest first and then as given, and equal GPUs by index: the result is deterministic.
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ def assign(
     """Assign every enabled service to a GPU, with a VRAM budget where it needs one.
 
     `manual` assignments keep their GPU and their budget under every strategy. One without a GPU leaves the
-    choice to the strategy; one whose GPU is missing leaves the service unpinned, and remembers
-    the GPU's id. Of several for one service the last counts. Under `manual`, and where there is no healthy
-    GPU, the others stay unpinned. `known_services` are those in the compose files, None if they were not
-    read.
+    choice to the strategy; one whose GPU is missing leaves the service unpinned, and keeps the GPU's id. The
+    last of several for one service counts. Under `manual`, and where there is no healthy GPU, the others stay
+    unpinned. `known_services` are those in the compose files, None if they were not read.
     """
     devices = sorted(devices, key=lambda device: (device.index, device.id))
     healthy = [device for device in devices if device.healthy]
     given = {assignment.service: assignment for assignment in manual}
     enabled = [service for service in services if service.enabled]
     by_hand = {name: assigned_device(one, devices) for name, one in given.items()}
-    to_place = [service for service in enabled if _left_open(given.get(service.name))]
+    to_place = [service for service in enabled if _is_open(given.get(service.name))]
     memory = FreeMemory(healthy)
     for service in enabled:
         device = by_hand.get(service.name)
@@ -63,11 +62,6 @@ def assign(
     if strategy is not Strategy.MANUAL and to_place and devices and not healthy:
         warnings = (no_healthy_gpu(devices), *warnings)
     return AssignmentPlan(strategy, tuple(_resolved(one, devices) for one in wanted), warnings)
-
-
-def vram_based(services: Sequence[Service], needs: Mapping[str, int], memory: FreeMemory) -> Chosen:
-    """Place each service, largest first, on the GPU with the most free memory."""
-    return memory.spread(services, needs)
 
 
 def latency_optimized(services: Sequence[Service], needs: Mapping[str, int], memory: FreeMemory) -> Chosen:
@@ -119,14 +113,14 @@ def isolation_first(services: Sequence[Service], needs: Mapping[str, int], memor
 
 
 _RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], FreeMemory], Chosen]]] = {
-    Strategy.VRAM_BASED: vram_based,
+    Strategy.VRAM_BASED: lambda services, needs, memory: memory.spread(services, needs),
     Strategy.LATENCY_OPTIMIZED: latency_optimized,
     Strategy.ISOLATION_FIRST: isolation_first,
     Strategy.BALANCED: balanced,
 }
 
 
-def _left_open(given: Assignment | None) -> bool:
+def _is_open(given: Assignment | None) -> bool:
     return given is None or (given.gpu_index is None and given.device_id is None)
 
 
@@ -152,7 +146,7 @@ def _resolved(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assig
 def _with_budgets(
     services: Sequence[Service], devices: Sequence[ServiceDevice], wanted: Sequence[Assignment]
 ) -> list[Assignment]:
-    """Set the budgets by the rule of `adjusted_budgets`, GPU by GPU, where none was set by hand."""
+    """Set the budgets by the rule of `adjusted_budgets`, GPU by GPU, where there is no manual budget."""
     here: dict[DeviceId, list[tuple[Service, float | None]]] = {device.id: [] for device in devices}
     for service, assignment in zip(services, wanted, strict=True):
         device = assigned_device(assignment, devices)

@@ -19,7 +19,7 @@ def device_of(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Servi
 
 
 def device_name(assignment: Assignment, devices: Sequence[ServiceDevice], names: DeviceNames) -> str:
-    """Return what `device_ids` hold for a pinned service; a missing GPU keeps its former name."""
+    """Return the entry of `device_ids` for a pinned service; a missing GPU keeps its former name."""
     device = device_of(assignment, devices)
     if names is DeviceNames.UUID:
         uuid = device.id if device else assignment.device_id

@@ -48,7 +48,7 @@ class ComposeService:
 
     @property
     def has_health_check(self) -> bool:
-        """Whether the files define a health check; one of its image is not seen here."""
+        """Whether the files define a health check. One in the image is not known here."""
         check = self.definition.get("healthcheck") or self.inherited.get("healthcheck")
         return isinstance(check, Mapping) and not check.get("disable")
 

@@ -114,10 +114,8 @@ def _counts(container: Container, service: str | None) -> bool:
 
 def states(containers: Iterable[Container], services: Iterable[str]) -> tuple[ContainerState, ...]:
     """Return the state of each service. With several containers it runs, or is healthy, if all do."""
-    by_service: dict[str, list[Container]] = {}
-    for container in containers:
-        by_service.setdefault(container.service, []).append(container)
-    return tuple(_state(service, by_service.get(service, [])) for service in services)
+    found = tuple(containers)
+    return tuple(_state(name, [each for each in found if each.service == name]) for name in services)
 
 
 def _state(service: str, containers: Sequence[Container]) -> ContainerState:

@@ -53,7 +53,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do with one service, once the memory of all in `after` is free.
+    """The recreation of one service, after the memory of all services in `after` is free.
 
     A service's memory is free when it has been recreated or stopped. `stop_first` stops it before anything
     else, because it is in a cycle of services that wait for each other.
@@ -65,7 +65,7 @@ class Step:
 
 
 def ordered(moves: Sequence[Move]) -> tuple[Step, ...]:
-    """Return a step for each move, in an order in which none waits for a later one but those stopped first.
+    """Return a step for each move. No step waits for a later one, unless that one is stopped first.
 
     A service that needs memory on a GPU waits for all that free some there. Services that would wait for each
     other in a cycle, such as two that swap GPUs, cannot all keep running: one of the cycle is stopped, a

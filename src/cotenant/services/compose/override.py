@@ -1,7 +1,7 @@
 """The text of the generated files: those for compose that pin services to GPUs, and `gpu-assignments.yml`.
 
-Compose commands join lists of several files: a service that reserves `count: all` in its own file and is
-given GPU 1 by an override gets every GPU, without a warning. Therefore a reset file between the two first
+Compose commands join lists of several files: a service that reserves `count: all` in its own file and gets
+GPU 1 from an override has every GPU, without a warning. Therefore a reset file between the two first
 removes the service's own request: docker compose and podman-compose 1.6.0 both merge file by file, and
 podman-compose reads `!override` only one level deep. The same file removes a budget variable that is written
 as a number (`VRAM_BUDGET_GB: 6.8`), which podman-compose cannot merge with a string.
@@ -101,7 +101,7 @@ def render_assignments(configuration: SavedConfiguration) -> str:
 def render_override(
     configuration: SavedConfiguration, assigned: Sequence[AssignedService], by_hand: str
 ) -> str:
-    """Return the override; `by_hand` are the `-f` options that pass it to compose by hand."""
+    """Return the override; `by_hand` are the `-f` options for a manual run of compose."""
     top = header(configuration, f"By hand: {by_hand}") + "\n"
     if not assigned:
         return top + "services: {}\n"
