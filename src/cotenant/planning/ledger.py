@@ -98,11 +98,10 @@ class Ledger:
 
     def full(self, leaving: Mapping[DeviceId, int] | None = None) -> list[str]:
         """Return why, for each device that admits no further engine once `leaving` engines are gone."""
-        gone = leaving or {}
         return [
             f"{reading.device.label}: {reading.admission.why}"
             for device, reading in self.readings.items()
-            if reading.left_out is None and self.engines_to_remove(device, leaving=gone.get(device, 0))
+            if reading.left_out is None and self._is_full(device, leaving)
         ]
 
     def budgets(
@@ -117,15 +116,20 @@ class Ledger:
 
         `busy` devices are left out, and so are those that admit no further engine unless `any_number`.
         """
-        more, gone = freed or {}, leaving or {}
-        left_out = dict.fromkeys(busy, "a load is under way there")
+        found = []
         for device, reading in self.readings.items():
-            if not any_number and self.engines_to_remove(device, leaving=gone.get(device, 0)):
-                left_out.setdefault(device, reading.admission.why)
-        return tuple(
-            self._budget(reading, more.get(device, 0), left_out.get(device))
-            for device, reading in self.readings.items()
-        )
+            left_out, group = reading.left_out, reading.admission.group
+            if not left_out and device in busy:
+                left_out = "a load is under way there"
+            elif not left_out and not any_number and self._is_full(device, leaving):
+                left_out = reading.admission.why
+            if left_out or reading.free_bytes is None:
+                budget = Budget(reading.device, reading.free_bytes, 0, left_out or FREE_UNKNOWN, group)
+            else:
+                room = max(0, self.available_bytes(device) + (freed or {}).get(device, 0))
+                budget = Budget(reading.device, reading.free_bytes, room, group=group)
+            found.append(budget)
+        return tuple(found)
 
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
         """Yield devices where claims and others' use exceed capacity minus reserve, and the excess bytes."""
@@ -144,13 +148,8 @@ class Ledger:
             if most is not None and self.engines(device) > most:
                 yield device, most
 
-    def _budget(self, reading: DeviceReading, freed: int, left_out: str | None) -> Budget:
-        device, group = reading.device, reading.admission.group
-        left_out = reading.left_out or left_out
-        if left_out or reading.free_bytes is None:
-            return Budget(device, reading.free_bytes, 0, left_out or FREE_UNKNOWN, group)
-        room = max(0, self.available_bytes(device.id) + freed)
-        return Budget(device, reading.free_bytes, room, group=group)
+    def _is_full(self, device: DeviceId, leaving: Mapping[DeviceId, int] | None) -> bool:
+        return self.engines_to_remove(device, leaving=(leaving or {}).get(device, 0)) > 0
 
     def _shown_bytes(self, reading: DeviceReading) -> int:
         return sum(

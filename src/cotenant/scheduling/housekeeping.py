@@ -30,7 +30,6 @@ from cotenant.scheduling.transitions import (
 )
 
 _PREFETCH_CHANCE = 0.5
-_GONE = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
 
 
 def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox) -> None:
@@ -132,7 +131,7 @@ def prefetch(state: State, out: Outbox) -> None:
         return
     if not state.settings.prefetch and not state.advised:
         return
-    if state.settings.max_loaded is not None and state.loaded_count() >= state.settings.max_loaded:
+    if state.max_loaded_reached():
         return
     for chance, model in _likely(state, out.at):
         placement = choose_devices(model.spec.fit, state.ledger.budgets(), (), together=model.spec.together)
@@ -147,7 +146,8 @@ def prefetch(state: State, out: Outbox) -> None:
 
 def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState]]:
     """Yield cold models with the chance of a request soon; None if an advisor asks for the load."""
-    cold = _cold(state, now)
+    models = state.models.values()
+    cold = [m for m in models if m.residency is None and not m.removed and m.retry_at <= now]
     yield from ((None, model) for model in cold if prefetch_advised(state, model, now))
     if state.settings.prefetch:
         chances = [(model.demand.chance_soon(now, state.all_gaps), model) for model in cold]
@@ -197,13 +197,5 @@ def _on(state: State, device: DeviceId, *, gone: bool = False) -> list[Residency
     return [
         residency
         for residency in state.residencies.values()
-        if device in residency.bytes_by_device and (residency.state in _GONE) is gone
-    ]
-
-
-def _cold(state: State, now: float) -> list[ModelState]:
-    return [
-        model
-        for model in state.models.values()
-        if model.residency is None and not model.removed and model.retry_at <= now
+        if device in residency.bytes_by_device and residency.gone is gone
     ]

@@ -27,7 +27,6 @@ from cotenant.scheduling.transitions import placement_bytes, resume, start, unlo
 
 _UNLIMITED: Final = 1 << 62
 _TIE: Final = 1e-9
-_GONE: Final = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
 
 
 def schedule(state: State, out: Outbox) -> None:
@@ -44,11 +43,8 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
         if not model.cold_and_wanted or state.stopping:
             cancel(state, reservation, out)
         elif reservation.drains and reservation.victims and drained_s >= state.settings.drain_limit_s:
-            out.publish(
-                DecisionKind.DRAIN,
-                reservation.model,
-                f"gave up draining after {format_duration(drained_s)}: it is tried again later",
-            )
+            text = f"gave up draining after {format_duration(drained_s)}: it is tried again later"
+            out.publish(DecisionKind.DRAIN, reservation.model, text)
             cancel(state, reservation, out)
         elif not reservation.victims:
             _end_reservation(state, reservation, out)
@@ -59,7 +55,7 @@ def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
     """End a reservation: busy victims admit requests again; those already unloading are unloaded."""
     _end_reservation(state, reservation, out)
     for victim in reservation.victims:
-        resume(state.residencies[victim], out)
+        resume(state.residencies[victim], out.at)
 
 
 def longest_wait_s(model: ModelState, now: float) -> float:
@@ -69,8 +65,7 @@ def longest_wait_s(model: ModelState, now: float) -> float:
 
 def evictable_at(state: State, residency: Residency) -> float:
     """Return the instant from which a model may be evicted for others: its minimum residency is over."""
-    held_since = residency.ready_at if residency.ready_at is not None else residency.since
-    return held_since + max(state.settings.min_residency_s, state.models[residency.model].load_s)
+    return residency.held_since + max(state.settings.min_residency_s, state.models[residency.model].load_s)
 
 
 def drain_credit_s(state: State, now: float) -> float:
@@ -92,20 +87,20 @@ def _in_order(state: State, now: float) -> list[ModelState]:
         highest = min((ticket.order[0] for ticket in model.queue), default=0)
         return 1, highest, -need, name
 
-    cold = [
+    cold = (
         model
         for model in state.models.values()
         if model.cold_and_wanted
         and not model.removed
         and model.retry_at <= now
         and model.spec.name not in state.reservations
-    ]
+    )
     return [] if state.stopping else sorted(cold, key=key)
 
 
 def _place(state: State, model: ModelState, out: Outbox) -> None:
     busy = state.loading_devices()
-    crowded = state.settings.max_loaded is not None and state.loaded_count() >= state.settings.max_loaded
+    crowded = state.max_loaded_reached()
     now_free = _chosen(state, model, busy)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
         start(state, model, now_free, out, _why_now(model, out.at))
@@ -180,9 +175,8 @@ def _candidates(
     taken = {victim for r in state.reservations.values() for victim in r.victims}
     for residency in state.residencies.values():
         model = state.models[residency.model]
-        if residency.state is not ResidencyState.READY or model.pinned or residency.id in taken:
-            continue
-        if not residency.bytes_by_device:
+        ready = residency.state is ResidencyState.READY and residency.bytes_by_device
+        if not ready or model.pinned or residency.id in taken:
             continue
         in_use = residency.in_flight > 0 or bool(model.queue)
         if (in_use and not busy) or (not overdue and evictable_at(state, residency) > now):
@@ -259,14 +253,9 @@ def _reserve(
     drains: bool,
 ) -> None:
     name = model.spec.name
-    state.reservations[name] = Reservation(
-        name,
-        placement,
-        placement_bytes(placement),
-        {victim.residency for victim in victims},
-        out.at,
-        drains,
-    )
+    evicted = {victim.residency for victim in victims}
+    needed = placement_bytes(placement)
+    state.reservations[name] = Reservation(name, placement, needed, evicted, out.at, drains)
     waited = longest_wait_s(model, out.at)
     for victim in victims:
         residency = state.residencies[victim.residency]
@@ -315,7 +304,7 @@ def _never_fits(state: State, model: ModelState) -> str | None:
     pinned: list[Residency] = []
     others: list[Residency] = []
     for residency in state.residencies.values():
-        stays = state.models[residency.model].pinned and residency.state not in _GONE
+        stays = state.models[residency.model].pinned and not residency.gone
         (pinned if stays else others).append(residency)
     result = model.spec.fit(_emptied(state, others))
     if isinstance(result, Placement):

@@ -202,10 +202,7 @@ class Scheduler:
             self._remove(name, out)
         for name in event.replaced & served.keys():
             residency = state.residency_of(state.models[name])
-            if residency is not None and residency.state not in (
-                ResidencyState.UNLOADING,
-                ResidencyState.RECLAIMING,
-            ):
+            if residency is not None and not residency.gone:
                 state.models[name].wanted = True
                 unload_when_idle(
                     state, residency, out, UnloadReason.CHANGED, "unloaded: its configuration changed"
@@ -263,7 +260,7 @@ class Scheduler:
         """Keep a model that was to be unloaded; if its engine is stopping already, it is loaded again."""
         for reservation in [r for r in self.state.reservations.values() if residency.id in r.victims]:
             cancel(self.state, reservation, out)
-        resume(residency, out)
+        resume(residency, out.at)
         if residency.state is not ResidencyState.READY:
             residency.pending_unload = (UnloadReason.OPERATOR, "unloaded before it was pinned")
             model.wanted = True

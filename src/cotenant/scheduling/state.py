@@ -75,6 +75,16 @@ class Residency:
         return sum(self.bytes_by_device.values())
 
     @property
+    def held_since(self) -> float:
+        """When its engine became ready, or else when its load began."""
+        return self.since if self.ready_at is None else self.ready_at
+
+    @property
+    def gone(self) -> bool:
+        """Whether its engine is stopping or gone."""
+        return self.state in (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
+
+    @property
     def idle(self) -> bool:
         """Whether it is ready and nothing uses it."""
         return self.state is ResidencyState.READY and self.in_flight == 0
@@ -181,9 +191,13 @@ class State:
 
         A model that takes no memory, since it is served elsewhere, does not count.
         """
-        gone = (ResidencyState.UNLOADING, ResidencyState.RECLAIMING)
-        loaded = sum(bool(r.bytes_by_device) and r.state not in gone for r in self.residencies.values())
+        loaded = sum(bool(r.bytes_by_device) and not r.gone for r in self.residencies.values())
         return loaded + len(self.reservations)
+
+    def max_loaded_reached(self) -> bool:
+        """Whether no further model may be loaded unless another one is unloaded."""
+        most = self.settings.max_loaded
+        return most is not None and self.loaded_count() >= most
 
     def loading_devices(self) -> set[DeviceId]:
         """Return the devices on which a model is loading."""

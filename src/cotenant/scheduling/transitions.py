@@ -97,7 +97,7 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
 
 def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
     """Stop the engine."""
-    held_s = out.at - (residency.ready_at if residency.ready_at is not None else residency.since)
+    held_s = out.at - residency.held_since
     move(residency, UNLOADING, out.at)
     residency.pending_unload = (reason, why)
     frees = (
@@ -116,7 +116,7 @@ def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason
 
 def unload_when_idle(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
     """Unload at once if nothing uses it; else admit no more requests, and unload when the last one ends."""
-    if residency.state in (UNLOADING, RECLAIMING):
+    if residency.gone:
         return
     if not residency.in_flight:
         unload(state, residency, out, reason, why)
@@ -126,10 +126,10 @@ def unload_when_idle(state: State, residency: Residency, out: Outbox, reason: Un
     residency.pending_unload = (reason, why)
 
 
-def resume(residency: Residency, out: Outbox) -> None:
+def resume(residency: Residency, at: float) -> None:
     """Admit requests again: the room is not needed."""
     if residency.state is DRAINING:
-        move(residency, READY, out.at)
+        move(residency, READY, at)
         residency.pending_unload = None
 
 
