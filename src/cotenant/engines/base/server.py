@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable, Coroutine, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
@@ -98,6 +98,17 @@ class ServerHost:
         return started[0], log
 
 
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when one of several coroutines has ended; cancel the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class ServerEngine:
     """One server process that serves one model.
 
@@ -144,7 +155,7 @@ class ServerEngine:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                await self._healthy_or_ended()
+                await first_of(self._process.wait(), self._healthy())
                 if not self.ended:
                     await self._check()
         except TimeoutError:
@@ -206,16 +217,6 @@ class ServerEngine:
         """Find the cause of the end in the log. It takes up to 0.2 s: call it in a thread."""
         log = self._log.tail(_LAST_LOG_BYTES if was_ready else _EVIDENCE_BYTES)
         return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive)
-
-    async def _healthy_or_ended(self) -> None:
-        ended = asyncio.create_task(self._process.wait())
-        healthy = asyncio.create_task(self._healthy())
-        try:
-            await asyncio.wait({ended, healthy}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            healthy.cancel()
-            await asyncio.gather(ended, healthy, return_exceptions=True)
 
     async def _healthy(self) -> None:
         pause_s = _FIRST_POLL_S

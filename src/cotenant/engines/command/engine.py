@@ -15,9 +15,8 @@ from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import BadRecipe, EngineMissing
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import ServerEngine, ServerHost, Started
-from cotenant.engines.launch.plan import LaunchPlan, host_command, visible_devices
+from cotenant.engines.launch.plan import HostLauncher, Launched, LaunchPlan, visible_devices
 from cotenant.engines.process.ports import LOOPBACK
-from cotenant.engines.process.process import ChildProcess
 from cotenant.interfaces import EngineOrder
 
 WORDS: Final = ("host", "port", "model", "path", "gpus", "memory_mib", "pid")
@@ -74,12 +73,11 @@ class CommandEngine(ServerEngine):
     async def _ask_to_stop(self, grace_s: float) -> None:
         deadline = self._loop.time() + grace_s
         plan = LaunchPlan(self._name, self._stop_argv, self._plan.port, env=self._plan.env)
-        asking: ChildProcess | None = None
+        asking: Launched | None = None
         try:
-            argv, env = host_command(plan)
             output = os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
             try:
-                asking = ChildProcess.start(argv, env=env, output_fd=output)
+                asking = await HostLauncher().launch(plan, output)
             finally:
                 os.close(output)
             with contextlib.suppress(TimeoutError):

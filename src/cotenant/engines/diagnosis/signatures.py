@@ -65,7 +65,8 @@ _SHARING: Final = _signatures(
 _CONTAINER: Final = _signatures(
     (
         Cause.DEVICE_MISSING,
-        r"unresolvable CDI devices ([^\s,]+(?:, [^\s,]+)*)",
+        r"unresolvable CDI devices ([^\s,]+(?:, [^\s,]+)*)"
+        r"|nvidia-container-cli: device error: ([^\s:]+): unknown device",
         "its container engine knows no GPU {0}",
     ),
     (
@@ -82,11 +83,6 @@ _CONTAINER: Final = _signatures(
         Cause.DEVICE_MISSING,
         r"\bl?stat (/dev/(?:nvidia|kfd|dri/)[^\s:]*): no such file",
         "{0}, which its container needs, does not exist",
-    ),
-    (
-        Cause.DEVICE_MISSING,
-        r"nvidia-container-cli: device error: ([^\s:]+): unknown device",
-        "its container engine knows no GPU {0}",
     ),
     (
         Cause.NOT_EXECUTABLE,
@@ -198,12 +194,8 @@ _FILES: Final = _signatures(
     ),
     (
         Cause.UNSUPPORTED_ARCHITECTURE,
-        r"unknown model architecture: '([^'\n]*)'",
-        "its build does not know the architecture '{0}'",
-    ),
-    (
-        Cause.UNSUPPORTED_ARCHITECTURE,
-        r"Model architectures \['([^'\n]*)'.{0,80}(?:not supported|failed to be inspected)",
+        r"unknown model architecture: '([^'\n]*)'"
+        r"|Model architectures \['([^'\n]*)'.{0,80}(?:not supported|failed to be inspected)",
         "its build does not know the architecture '{0}'",
     ),
     (
@@ -213,12 +205,7 @@ _FILES: Final = _signatures(
     ),
     (
         Cause.UNSUPPORTED_QUANTISATION,
-        r"has invalid ggml type (\d+)|of type (\d+) \(TYPE_\S+ REMOVED",
-        "its build cannot read the number format {0} of the weights",
-    ),
-    (
-        Cause.UNSUPPORTED_QUANTISATION,
-        r"Unknown quantization method: (\w+)",
+        r"has invalid ggml type (\d+)|of type (\d+) \(TYPE_\S+ REMOVED|Unknown quantization method: (\w+)",
         "its build cannot read the number format {0} of the weights",
     ),
     (
@@ -271,7 +258,8 @@ _START: Final = _signatures(
     (Cause.NOT_EXECUTABLE, r"cannot be started: ", "its program cannot be started"),
     (
         Cause.BAD_ARGUMENT,
-        r"error: (?:invalid argument|unknown argument|unrecognized arguments): ([^\s=]+)",
+        r"error: (?:invalid argument|unknown argument|unrecognized arguments): ([^\s=]+)"
+        r"|worker: (\S+): the embedded engine has no such",
         "it does not know the argument {0}",
     ),
     (
@@ -283,11 +271,6 @@ _START: Final = _signatures(
         Cause.BAD_ARGUMENT,
         r"Sleep mode is not supported on current platform",
         "vLLM cannot sleep on this device",
-    ),
-    (
-        Cause.BAD_ARGUMENT,
-        r"worker: (\S+): the embedded engine has no such",
-        "it does not know the argument {0}",
     ),
     (
         Cause.BAD_ARGUMENT,

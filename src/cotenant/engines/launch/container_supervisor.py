@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 _ASK_TIMEOUT_S: Final = 30.0
@@ -28,14 +27,6 @@ _POLL_S: Final = 0.05
 _TRIES: Final = 5
 _INPUT: Final = 0
 _LOG: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
-    """How an engine ended: its exit status, negative for a signal; `oom` if it exceeded its memory limit."""
-
-    code: int
-    oom: bool = False
 
 
 class SupervisedContainer:
@@ -66,8 +57,11 @@ class SupervisedContainer:
             number = signal.SIGKILL
         _ask([*self._engine, "kill", "--signal", number.name, self._name])
 
-    def end(self) -> ExitStatus:
-        """Remove it, and return how it ended: the client's status if the container's is unknown."""
+    def end(self) -> tuple[int, bool]:
+        """Remove it; return its exit status, and whether it exceeded its memory limit.
+
+        The status is the client's if the container's is unknown.
+        """
         state = self._state()
         remove(self._engine, self._name)
         returned = self.process.wait()
@@ -77,8 +71,8 @@ class SupervisedContainer:
             or not state.get("StartedAt")
             or state.get("Status") == "created"
         ):
-            return ExitStatus(returned or 1)
-        return ExitStatus(int(state.get("ExitCode") or 0), bool(state.get("OOMKilled")))
+            return returned or 1, False
+        return int(state.get("ExitCode") or 0), bool(state.get("OOMKilled"))
 
     def _state(self) -> Mapping[str, Any]:
         answer = _ask([*self._engine, "container", "inspect", "--format", "{{json .State}}", self._name])
@@ -112,11 +106,11 @@ class SupervisedGroup:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def end(self) -> ExitStatus:
-        """Kill the rest of the group, and return how the leader ended."""
+    def end(self) -> tuple[int, bool]:
+        """Kill the rest of the group; return the leader's status, negative for a signal, and False."""
         # The leader is not reaped yet, so its id cannot belong to another group.
         self.signal(signal.SIGKILL)
-        return ExitStatus(self.process.wait())
+        return self.process.wait(), False
 
 
 class Commands:
@@ -271,12 +265,12 @@ def _main() -> None:
     if job is None or (engine := _start(job, commands)) is None:
         return
     _supervise(engine, commands)
-    status = engine.end()
-    if status.oom:
+    code, oom = engine.end()
+    if oom:
         os.write(
             _LOG, b"E container: it was killed: out of the memory that the container may use (OOMKilled)\n"
         )
-    _report(code=status.code, oom=status.oom)
+    _report(code=code, oom=oom)
 
 
 if __name__ == "__main__":

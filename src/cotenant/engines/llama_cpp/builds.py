@@ -201,14 +201,10 @@ def _ask_embedded() -> EngineBuild:
 
 def _run(command: list[str]) -> Finished:
     done = run_program(command, _ASK_WITHIN_S, env=scrubbed(os.environ))
-    return replace(done, problem=_problem(done.status, done.output)) if done.status else done
-
-
-def _problem(returncode: int, output: str) -> str:
-    if missing := _MISSING_LIBRARY.search(output):
+    if not done.status:
+        return done
+    if missing := _MISSING_LIBRARY.search(done.output):
         hint = " (install the package libgomp1)" if missing[1].startswith("libgomp") else ""
-        return f"the library {missing[1]} is missing{hint}"
-    last = next(
-        (line.strip() for line in reversed(output.splitlines()) if line.strip()), "it printed nothing"
-    )
-    return f"it fails with status {returncode}: {last}"
+        return replace(done, problem=f"the library {missing[1]} is missing{hint}")
+    reason = done.reason if done.output.strip() else "it printed nothing"
+    return replace(done, problem=f"it fails with status {done.status}: {reason}")

@@ -52,20 +52,23 @@ def server_argv(arguments: LlamaArguments, flags: ServerFlags) -> list[str]:
     same. Raises EngineMissing if an option that matters is unknown.
     """
     return [
-        *_required(
-            flags,
-            (("--model", "-m"), arguments.model_path),
-            (("--alias", "-a"), arguments.alias),
-            (("--host",), arguments.host),
-            (("--port",), arguments.port),
-            (("--ctx-size", "-c"), arguments.n_ctx),
-            (("--parallel", "-np"), arguments.parallel),
-            (("--batch-size", "-b"), arguments.n_batch),
-            (("--ubatch-size", "-ub"), arguments.n_ubatch),
-            (("--threads", "-t"), arguments.threads),
-            (("--threads-http",), arguments.threads_http),
-            (("--cache-type-k", "-ctk"), arguments.cache_type_k),
-            (("--cache-type-v", "-ctv"), arguments.cache_type_v),
+        *(
+            word
+            for names, value in (
+                (("--model", "-m"), arguments.model_path),
+                (("--alias", "-a"), arguments.alias),
+                (("--host",), arguments.host),
+                (("--port",), arguments.port),
+                (("--ctx-size", "-c"), arguments.n_ctx),
+                (("--parallel", "-np"), arguments.parallel),
+                (("--batch-size", "-b"), arguments.n_batch),
+                (("--ubatch-size", "-ub"), arguments.n_ubatch),
+                (("--threads", "-t"), arguments.threads),
+                (("--threads-http",), arguments.threads_http),
+                (("--cache-type-k", "-ctk"), arguments.cache_type_k),
+                (("--cache-type-v", "-ctv"), arguments.cache_type_v),
+            )
+            for word in _required(flags, names, value)
         ),
         *_flash_attention(arguments, flags),
         *_layers(arguments, flags),
@@ -75,12 +78,11 @@ def server_argv(arguments: LlamaArguments, flags: ServerFlags) -> list[str]:
     ]
 
 
-def _required(flags: ServerFlags, *options: tuple[tuple[str, ...], object]) -> Iterator[str]:
-    for names, value in options:
-        name = flags.first(*names)
-        if name is None:
-            raise _unknown_flag(names[0])
-        yield from (name, str(value))
+def _required(flags: ServerFlags, names: tuple[str, ...], *values: object) -> Iterator[str]:
+    """Yield an option. Raises EngineMissing if the binary does not have it."""
+    if flags.first(*names) is None:
+        raise _unknown_flag(names[0])
+    yield from _optional(flags, names, *values)
 
 
 def _optional(flags: ServerFlags, names: tuple[str, ...], *values: object) -> Iterator[str]:
@@ -95,31 +97,28 @@ def _flash_attention(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[
     if name is not None and name in flags.valued:
         yield from (name, arguments.flash_attention)
     elif arguments.flash_attention is FlashAttention.ON:
-        # Older builds: a bare switch, off unless given.
-        if name is None:
-            raise _unknown_flag("--flash-attn")
-        yield name
+        # In older builds it has no value and is off by default.
+        yield from _required(flags, ("--flash-attn", "-fa"))
 
 
 def _layers(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     if not arguments.use_gpu:
         # No device at all, not just no layers: with devices, large batches are still computed on the first.
-        yield from _required(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), 0))
+        yield from _required(flags, ("--n-gpu-layers", "--gpu-layers", "-ngl"), 0)
         yield from _optional(flags, ("--split-mode", "-sm"), SplitMode.NONE)
         yield from _optional(flags, ("--main-gpu", "-mg"), -1)
     else:
-        yield from _required(flags, (("--split-mode", "-sm"), arguments.split_mode))
+        yield from _required(flags, ("--split-mode", "-sm"), arguments.split_mode)
         if arguments.n_gpu_layers is not None:
-            yield from _required(flags, (("--n-gpu-layers", "--gpu-layers", "-ngl"), arguments.n_gpu_layers))
+            yield from _required(flags, ("--n-gpu-layers", "--gpu-layers", "-ngl"), arguments.n_gpu_layers)
         if arguments.tensor_split:
             split = ",".join(map(str, arguments.tensor_split))
-            yield from _required(flags, (("--tensor-split", "-ts"), split))
+            yield from _required(flags, ("--tensor-split", "-ts"), split)
     if arguments.fit:
-        yield from _required(flags, (("--fit", "-fit"), "on"))
+        yield from _required(flags, ("--fit", "-fit"), "on")
         if arguments.fit_margins_mib:
-            yield from _required(
-                flags, (("--fit-target", "-fitt"), ",".join(map(str, arguments.fit_margins_mib)))
-            )
+            margins = ",".join(map(str, arguments.fit_margins_mib))
+            yield from _required(flags, ("--fit-target", "-fitt"), margins)
     else:
         yield from _optional(flags, ("--fit", "-fit"), "off")
 
@@ -141,33 +140,26 @@ def _memory(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
         yield from () if mode is None else (name, mode)
     else:
         if not arguments.mmap:
-            yield from _switch(flags, "--no-mmap")
+            yield from _required(flags, ("--no-mmap",))
         if arguments.mlock:
-            yield from _switch(flags, "--mlock")
+            yield from _required(flags, ("--mlock",))
     yield from _optional(flags, ("--cache-ram", "-cram"), arguments.prompt_cache_mib)
     if arguments.projector_path is not None:
-        yield from _required(flags, (("--mmproj", "-mm"), arguments.projector_path))
+        yield from _required(flags, ("--mmproj", "-mm"), arguments.projector_path)
 
 
 def _switches(arguments: LlamaArguments, flags: ServerFlags) -> Iterator[str]:
     if arguments.embedding:
-        yield from _switch(flags, "--embedding", "--embeddings")
+        yield from _required(flags, ("--embedding", "--embeddings"))
     if arguments.rerank:
-        yield from _switch(flags, "--rerank", "--reranking")
+        yield from _required(flags, ("--rerank", "--reranking"))
     yield from _optional(flags, ("--reuse-port",))
     yield from _optional(flags, ("--metrics",))
     yield from _optional(flags, ("--slots",))
     yield from _optional(flags, ("--no-ui", "--no-webui"))
     yield from _optional(flags, ("--cors-origins",), "localhost")
     if flags.names_log_levels:
-        yield from _required(flags, (("--verbosity", "-lv", "--log-verbosity"), arguments.verbosity))
-
-
-def _switch(flags: ServerFlags, *names: str) -> Iterator[str]:
-    name = flags.first(*names)
-    if name is None:
-        raise _unknown_flag(names[0])
-    yield name
+        yield from _required(flags, ("--verbosity", "-lv", "--log-verbosity"), arguments.verbosity)
 
 
 def _unknown_flag(flag: str) -> EngineMissing:

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from cotenant.engines.process.guard import die_with_parent
@@ -101,7 +101,8 @@ def _place(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     if arguments["n_gpu_layers"] is not None:
         params.n_gpu_layers = arguments["n_gpu_layers"]
     if arguments["tensor_split"]:
-        params.tensor_split = _padded(arguments["tensor_split"], len(params.tensor_split))
+        split, length = arguments["tensor_split"], len(params.tensor_split)
+        params.tensor_split = [*map(float, split), *[0.0] * (length - len(split))]
     if arguments["fit_margins_mib"]:
         margins = [mib << 20 for mib in arguments["fit_margins_mib"]]
         params.fit_params_target = [*margins, *params.fit_params_target[len(margins) :]]
@@ -124,15 +125,10 @@ def _add_extra(params: Any, words: Sequence[str]) -> None:
         elif negated != attribute and isinstance(getattr(params, negated, None), bool):
             setattr(params, negated, False)
         else:
-            value = _next_value(name, given if equals else None, rest)
+            value = given if equals else next(rest, None)
+            if value is None:
+                raise _Unusable(f"{name}: its value is missing")
             _set(params, name, attribute, value)
-
-
-def _next_value(name: str, given: str | None, rest: Iterator[str]) -> str:
-    value = given if given is not None else next(rest, None)
-    if value is None:
-        raise _Unusable(f"{name}: its value is missing")
-    return value
 
 
 def _set(params: Any, name: str, attribute: str, value: str) -> None:
@@ -157,10 +153,6 @@ def _lower_verbosity(library: str) -> None:
 
 def _member(enum: Any, prefix: str, name: str) -> Any:
     return getattr(enum, f"{prefix}_{name.upper()}")
-
-
-def _padded(values: Sequence[float], length: int) -> list[float]:
-    return [*map(float, values), *[0.0] * (length - len(values))]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Final
 from cotenant.domain.units import MIB
 
 DEFAULT_MAX_BYTES: Final = 16 * MIB
-DEFAULT_KEPT: Final = 2
 
 
 class RotatingLog:
@@ -22,7 +21,7 @@ class RotatingLog:
     truncation, microseconds apart, is lost.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, kept: int = DEFAULT_KEPT) -> None:
+    def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, kept: int = 2) -> None:
         self.path = path
         self._max_bytes = max_bytes
         self._kept = kept
@@ -53,18 +52,17 @@ class RotatingLog:
 
     def head(self, limit_bytes: int) -> str:
         """Read the start of the file; empty if there is none."""
-        return self._read(0, limit_bytes)
+        return self._read(limit_bytes)
 
     def tail(self, limit_bytes: int) -> str:
         """Read the end of the file; empty if there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._read(max(0, self.path.stat().st_size - limit_bytes), limit_bytes)
-        return ""
+        return self._read(limit_bytes, from_end=True)
 
-    def _read(self, offset: int, limit_bytes: int) -> str:
+    def _read(self, limit_bytes: int, *, from_end: bool = False) -> str:
         try:
             with self.path.open("rb") as file:
-                file.seek(offset)
+                if from_end:
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - limit_bytes))
                 return file.read(limit_bytes).decode("utf-8", "replace")
         except FileNotFoundError:
             return ""

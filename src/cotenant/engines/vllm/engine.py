@@ -7,14 +7,13 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
-from cotenant.engines.base.server import ServerEngine, ServerHost, Started
+from cotenant.engines.base.server import ServerEngine, ServerHost, Started, first_of
 from cotenant.engines.base.sleeping import Meter
 from cotenant.engines.launch.plan import Launcher, LaunchPlan, visible_devices
 from cotenant.engines.process.log_folder import LogFolder
@@ -30,14 +29,6 @@ _RUNNING: Final = re.compile(
 )
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Parked:
-    """An engine that sleeps, and the order that it was started for."""
-
-    engine: VllmEngine
-    order: EngineOrder
 
 
 class VllmHost(ServerHost):
@@ -59,7 +50,7 @@ class VllmHost(ServerHost):
     ) -> None:
         super().__init__(logs, exclusive=exclusive, launcher=launcher)
         self._meter = meter
-        self._parked: dict[str, _Parked] = {}
+        self._parked: dict[str, VllmEngine] = {}
         self.sleeps = True
 
     async def start(self, order: EngineOrder) -> Engine:
@@ -69,10 +60,10 @@ class VllmHost(ServerHost):
             raise BadRecipe(f"{order.name} has no folder that vLLM can read", hint="Give it a `path:`.")
         parked = self._parked.pop(order.name, None)
         if parked is not None:
-            if _same(parked.order, order) and not parked.engine.ended:
-                parked.engine.mark_waking()
-                return parked.engine
-            await parked.engine.end(0)
+            if _same(parked.order, order) and not parked.ended:
+                parked.mark_waking()
+                return parked
+            await parked.end(0)
         release = None if order.launch.image else installed_release(program)
         check_release(release)
 
@@ -95,25 +86,25 @@ class VllmHost(ServerHost):
         build = EngineBuild(EngineKind.VLLM, EngineKind.VLLM, executable, release or "unknown")
         return VllmEngine(order, started, build, self, sleeper)
 
-    def park(self, engine: VllmEngine, order: EngineOrder) -> None:
+    def park(self, engine: VllmEngine) -> None:
         """Keep a sleeping engine for the next load of its model."""
-        self._parked[order.name] = _Parked(engine, order)
+        self._parked[engine.order.name] = engine
 
     @property
     def asleep(self) -> Mapping[str, int]:
         """The process id of each sleeping model."""
-        return {name: parked.engine.pid for name, parked in self._parked.items()}
+        return {name: engine.pid for name, engine in self._parked.items()}
 
     async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:
         """End the sleeping engines of models that are not in `keep`, and return their names."""
         names = [name for name in self._parked if name not in keep]
-        engines = [self._parked.pop(name).engine for name in names]
+        engines = [self._parked.pop(name) for name in names]
         await asyncio.gather(*(engine.end(0) for engine in engines))
         return names
 
 
 class VllmEngine(ServerEngine):
-    """One vLLM server. With a `sleeper`, `stop` puts it to sleep, or ends it if that fails."""
+    """One vLLM server for `order`. With a `sleeper`, `stop` puts it to sleep, or ends it if that fails."""
 
     # Its server shuts down with status 0 when the process with the model has died.
     _dies_with_status_0 = True
@@ -127,7 +118,7 @@ class VllmEngine(ServerEngine):
         sleeper: VllmSleep | None,
     ) -> None:
         super().__init__(started, build)
-        self._order = order
+        self.order = order
         self._host = host
         self._sleeper = sleeper
         self._was_ready = False
@@ -157,17 +148,11 @@ class VllmEngine(ServerEngine):
         self._was_ready = True
 
     async def wait_exit(self) -> EngineEnd:
-        """Return when the process has gone or sleeps, with how and why."""
-        gone = asyncio.create_task(super().wait_exit())
-        asleep = asyncio.create_task(self._asleep.wait())
-        try:
-            await asyncio.wait({gone, asleep}, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                return gone.result()
+        """Return when the process has ended or sleeps, with how and why."""
+        await first_of(self._process.wait(), self._asleep.wait())
+        if self._asleep.is_set():
             return EngineEnd(f"{self._name} was put to sleep")
-        finally:
-            gone.cancel()
-            asleep.cancel()
+        return await super().wait_exit()
 
     async def busy_slots(self) -> int | None:
         """Count the requests that it has; None if unknown."""
@@ -183,7 +168,7 @@ class VllmEngine(ServerEngine):
         if sleeper is not None and self._host.sleeps and self._was_ready and grace_s > 0 and not self.ended:
             problem = await sleeper.sleep(self.endpoint, self.pid)
             if problem is None:
-                self._host.park(self, self._order)
+                self._host.park(self)
                 self._asleep.set()
                 return
             _log.warning("%s is stopped instead of put to sleep: %s", self._name, problem)

@@ -39,15 +39,13 @@ def _run(limit_s: float, argv: Sequence[str]) -> int:
 def _kill(program: subprocess.Popen[bytes]) -> None:
     os.killpg(program.pid, signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_S
-    while _runs(program.pid) and time.monotonic() < deadline:
+    # WNOWAIT leaves it unreaped, so its id is not reused before the second signal.
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while os.waitid(os.P_PID, program.pid, options) is None and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    # Also if the leader has ended: its children may still run. It is not reaped, so its id is not reused.
+    # Also if the leader has ended: its children may still run.
     os.killpg(program.pid, signal.SIGKILL)
     program.wait()
-
-
-def _runs(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 if __name__ == "__main__":
