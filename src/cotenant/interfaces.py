@@ -18,7 +18,7 @@ from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
+from cotenant.domain.records import DecisionRecord, LoadTimes, Record
 from cotenant.domain.requests import ServedModel
 
 
@@ -317,16 +317,8 @@ class Journal(Protocol):
     Answers are empty while nothing can be read.
     """
 
-    def record_footprint(self, record: FootprintRecord) -> None:
-        """Store the memory that a load took on one device."""
-        ...
-
-    def record_load(self, record: LoadRecord) -> None:
-        """Store how long a load took."""
-        ...
-
-    def record_decision(self, record: DecisionRecord) -> None:
-        """Store a decision."""
+    def record(self, record: Record) -> None:
+        """Store the memory of a load on one device, the duration of a load, or a decision."""
         ...
 
     async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:

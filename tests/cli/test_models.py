@@ -56,7 +56,7 @@ def test_the_error_of_past_estimates_is_told(
     journal = SqlJournal(tmp_path / "state" / "cotenant.db")
     device = DeviceId("GPU-0")
     for _ in range(3):
-        journal.record_footprint(
+        journal.record(
             FootprintRecord(1.0, "l8", "f", "r", device, "card", Parts(weights=110), measured_bytes=100)
         )
     asyncio.run(journal.close())

@@ -60,7 +60,7 @@ def using(place: Place, scenario: Callable[[SqlJournal], Coroutine[Any, Any, T]]
 def keep(place: Place, *records: DecisionRecord) -> None:
     async def scenario(journal: SqlJournal) -> None:
         for record in records:
-            journal.record_decision(record)
+            journal.record(record)
 
     using(place, scenario)
 

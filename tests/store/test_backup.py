@@ -42,9 +42,9 @@ def fill(place: Place) -> None:
             Strategy.VRAM_BASED, [LLM, ENRICHMENT, UNPINNED, BY_INDEX, NOWHERE], 2.0, nothing
         )
         await store.services.set_setting("gpu_assignment_strategy", {"default": "vram_based"})
-        store.journal.record_footprint(FOOTPRINT)
-        store.journal.record_footprint(replace(FOOTPRINT, at=3.0, reported=None, engine=None))
-        store.journal.record_load(LoadRecord(1.0, "llama", 4.5, 1 << 30, Warmth.COLD))
+        store.journal.record(FOOTPRINT)
+        store.journal.record(replace(FOOTPRINT, at=3.0, reported=None, engine=None))
+        store.journal.record(LoadRecord(1.0, "llama", 4.5, 1 << 30, Warmth.COLD))
 
     opened(place, scenario)
 
@@ -247,7 +247,7 @@ def test_a_backup_without_a_configuration_replaces_none(place: Place, tmp_path: 
     empty, file = tmp_path / "empty.db", tmp_path / "backup.json"
 
     async def begin(store: Store) -> None:
-        store.journal.record_footprint(FOOTPRINT)
+        store.journal.record(FOOTPRINT)
 
     opened(empty, begin)
     back_up(locate(empty), file)

@@ -27,7 +27,7 @@ def test_the_last_decisions_on_one_model_come_oldest_first(place: Place) -> None
 def test_what_was_recorded_is_read_at_once(place: Place) -> None:
     async def scenario(journal: SqlJournal) -> None:
         for number in range(1000):
-            journal.record_decision(decision(number))
+            journal.record(decision(number))
             if number % 100 == 0:
                 last = await journal.decisions(limit=1)
                 assert last[0].decision.number == number
@@ -48,7 +48,7 @@ def test_the_oldest_records_beyond_the_bound_are_forgotten(
 def test_overheads_and_errors_are_learned_from_footprints_of_earlier_runs(place: Place) -> None:
     async def load(journal: SqlJournal) -> None:
         for number in range(3):
-            journal.record_footprint(replace(FOOTPRINT, at=float(number)))
+            journal.record(replace(FOOTPRINT, at=float(number)))
 
     async def learn(journal: SqlJournal) -> None:
         assert await journal.overheads(512 * MIB) == {"RTX 3090": 332 * MIB}
@@ -62,8 +62,8 @@ def test_overheads_and_errors_are_learned_from_footprints_of_earlier_runs(place:
 def test_what_was_not_reported_or_measured_stays_unknown(place: Place) -> None:
     async def scenario(journal: SqlJournal) -> None:
         for _ in range(3):
-            journal.record_footprint(replace(FOOTPRINT, reported=None))
-            journal.record_footprint(replace(FOOTPRINT, measured_bytes=None))
+            journal.record(replace(FOOTPRINT, reported=None))
+            journal.record(replace(FOOTPRINT, measured_bytes=None))
         assert await journal.overheads(512 * MIB) == {}
 
     using(place, scenario)
@@ -72,8 +72,8 @@ def test_what_was_not_reported_or_measured_stays_unknown(place: Place) -> None:
 def test_load_times_are_told_by_what_the_page_cache_held(place: Place) -> None:
     async def scenario(journal: SqlJournal) -> None:
         for seconds in (9.0, 4.0, 5.0):
-            journal.record_load(LoadRecord(1.0, "llama", seconds, 1 << 30, Warmth.COLD))
-        journal.record_load(LoadRecord(2.0, "qwen", 0.5, 1 << 30, Warmth.WARM))
+            journal.record(LoadRecord(1.0, "llama", seconds, 1 << 30, Warmth.COLD))
+        journal.record(LoadRecord(2.0, "qwen", 0.5, 1 << 30, Warmth.WARM))
         assert await journal.load_times() == {"llama": LoadTimes(5.0, None), "qwen": LoadTimes(None, 0.5)}
 
     using(place, scenario)
@@ -85,11 +85,11 @@ def test_a_database_that_cannot_be_written_blocks_nobody_is_told_once_and_recove
     async def scenario(journal: SqlJournal) -> None:
         with locked(place):
             for number in range(50):
-                journal.record_decision(decision(number))
+                journal.record(decision(number))
             assert await journal.decisions() == []
-            journal.record_decision(decision(50))
+            journal.record(decision(50))
             assert await journal.decisions() == []
-        journal.record_decision(decision(51))
+        journal.record(decision(51))
         assert await journal.decisions() == [decision(51)]
 
     with caplog.at_level(logging.WARNING):
@@ -105,7 +105,7 @@ def test_records_beyond_the_queue_are_left_out_and_told(
     async def scenario(journal: SqlJournal) -> None:
         with locked(place):
             for number in range(1000):
-                journal.record_decision(decision(number))
+                journal.record(decision(number))
 
     with caplog.at_level(logging.WARNING):
         using(place, scenario, max_waiting=10, busy_timeout_s=60)
@@ -132,7 +132,7 @@ def test_what_comes_after_closing_is_left_out(place: Place) -> None:
     async def scenario() -> None:
         journal = SqlJournal(place)
         await journal.close()
-        journal.record_decision(decision(1))
+        journal.record(decision(1))
         assert await journal.decisions() == []
         assert await journal.load_times() == {}
         await journal.close()

@@ -16,13 +16,13 @@ def test_a_server_that_is_away_at_start_stops_no_daemon_and_is_taken_up_when_it_
     server: Cluster, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(store: Store) -> None:
-        store.journal.record_decision(decision(1))
+        store.journal.record(decision(1))
         assert await store.journal.decisions() == [decision(1)]
         with pytest.raises(StoreError, match="cannot be used"):
             await store.services.current()
         server.start()
         assert await store.services.current() is None
-        store.journal.record_decision(decision(2))
+        store.journal.record(decision(2))
         assert await store.journal.decisions() == [decision(1), decision(2)]
 
     server.stop()
@@ -43,13 +43,13 @@ def test_a_server_that_restarts_is_found_again_and_what_it_missed_is_told(
     async def scenario(store: Store) -> None:
         await store.services.set_setting("a", {"n": 1})
         with stopped(server):
-            store.journal.record_decision(decision(1))
+            store.journal.record(decision(1))
             with pytest.raises(StoreError) as caught:
                 await store.services.set_setting("a", {"n": 2})
             assert "\n" not in caught.value.message
             assert "secret" not in caught.value.message
         assert await store.services.setting("a") == {"n": 1}
-        store.journal.record_decision(decision(2))
+        store.journal.record(decision(2))
         assert await store.journal.decisions() == [decision(2)]
 
     with caplog.at_level(logging.WARNING):

@@ -61,8 +61,8 @@ def test_a_place_that_cannot_be_written_is_told_once_and_serves_from_memory(
     (tmp_path / "file").write_text("in the way of the directory")
 
     async def scenario(journal: SqlJournal) -> None:
-        journal.record_decision(decision(1))
-        journal.record_decision(decision(2))
+        journal.record(decision(1))
+        journal.record(decision(2))
         assert await journal.decisions() == [decision(1), decision(2)]
 
     with caplog.at_level(logging.WARNING):
@@ -102,13 +102,13 @@ def test_a_place_that_can_be_written_later_is_taken_up_with_what_was_recorded(
     clock = ManualClock()
 
     async def scenario(store: Store) -> None:
-        store.journal.record_decision(decision(1))
+        store.journal.record(decision(1))
         assert await store.journal.decisions() == [decision(1)]
         obstacle.unlink()
         assert await store.journal.decisions() == [decision(1)]
         assert not path.exists()
         clock.advance(5.0)
-        store.journal.record_decision(decision(2))
+        store.journal.record(decision(2))
         assert await store.services.current() is None
 
     with caplog.at_level(logging.WARNING):

@@ -19,10 +19,10 @@ _UNLIMITED: Final = 1 << 60
 def place_on_this_machine(
     request: PlanRequest, placement: Placement, rules: BudgetRules, *, rehearsal: bool = False
 ) -> Placement | Refusal:
-    """Return the placement itself, or one in host RAM where the GPUs of the placement are described ones.
+    """Return the placement itself, or one in host RAM if its GPUs are described ones.
 
-    A `rehearsal` loads nothing, so that no budget limits it. Engines that are not planned per layer
-    are started as planned: they decide themselves what to do without the GPUs.
+    A `rehearsal` loads nothing, so no budget limits it. Engines that are not planned per layer are started
+    as planned: they decide themselves what to do without the GPUs.
     """
     if request.recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
         return placement

@@ -67,3 +67,6 @@ class DecisionRecord:
 
     at: float
     decision: Decision
+
+
+Record = FootprintRecord | LoadRecord | DecisionRecord

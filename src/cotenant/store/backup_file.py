@@ -1,4 +1,4 @@
-"""A backup as a JSON file, compressed where its name ends in `.gz`."""
+"""A backup as a JSON file, compressed if its name ends in `.gz`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HINT: Final = "Give a file that `cotenant db backup` wrote."
 
 
 def write_backup(path: Path, backup: Backup, *, overwrite: bool = False) -> None:
-    """Write the file whole or not at all. Raises StoreError, also where one is there already."""
+    """Write the file whole or not at all. Raises StoreError, also if the file exists already."""
     if not overwrite and path.exists():
         raise StoreError(f"{path} already exists", hint="Choose another name, or give --force to replace it.")
     text = json.dumps(asdict(backup), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -38,7 +38,7 @@ def write_backup(path: Path, backup: Backup, *, overwrite: bool = False) -> None
 
 
 def read_backup(path: Path) -> Backup:
-    """Read a backup. Raises StoreError for a file that is no backup, is broken, or is of a newer Cotenant."""
+    """Read a backup. Raises StoreError for a file that is not a backup, is broken, or is from a newer Cotenant."""
     data = _contents(path)
     try:
         document = json.loads(data, parse_constant=_refuse_constant)

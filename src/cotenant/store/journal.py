@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads, seen_bytes
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, LoadTimes
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadTimes, Record
 from cotenant.store.location import Location
 from cotenant.store.writer import Writer
 
@@ -29,16 +29,8 @@ class SqlJournal:
     def __init__(self, where: Path | str | Location | Writer) -> None:
         self._writer = where if isinstance(where, Writer) else Writer(where)
 
-    def record_footprint(self, record: FootprintRecord) -> None:
-        """Record the memory that a load took on one device."""
-        self._writer.put(record)
-
-    def record_load(self, record: LoadRecord) -> None:
-        """Record the duration of a load."""
-        self._writer.put(record)
-
-    def record_decision(self, record: DecisionRecord) -> None:
-        """Record a decision."""
+    def record(self, record: Record) -> None:
+        """Record the memory of a load on one device, the duration of a load, or a decision."""
         self._writer.put(record)
 
     async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
@@ -50,7 +42,7 @@ class SqlJournal:
         return estimate_errors(await self._footprints())
 
     async def seen_bytes(self) -> Mapping[str, int]:
-        """Return the bytes that each model was last measured to hold, where a driver reports them."""
+        """Return the bytes that each model was last measured to hold, if a driver reports them."""
         return seen_bytes(await self._footprints())
 
     async def load_times(self) -> Mapping[str, LoadTimes]:

@@ -26,7 +26,7 @@ _CONNECTING: Final[dict[str, Any]] = {
 
 
 def connect(location: Location, *, lock_timeout_s: float) -> Engine:
-    """Return an engine that connects when used, again where the last connection was lost.
+    """Return an engine that connects when used, and reconnects if the connection was lost.
 
     Raises BadSetting for a URL that cannot be read, StoreError if the driver is not installed.
     """
@@ -40,7 +40,7 @@ def connect(location: Location, *, lock_timeout_s: float) -> Engine:
             hint="pip install 'cotenant[postgres]'",
         ) from None
     except (ArgumentError, ValueError):
-        # Without what it says, which may quote the password.
+        # Without the original message, which may contain the password.
         raise BadSetting(
             f"{location} cannot be read as a URL",
             hint="Write postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; an @ in the password is %40.",

@@ -1,4 +1,4 @@
-"""Storing and finding records, through a connection whose transaction the caller begins."""
+"""Stores and finds records, in a transaction that the caller begins."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Row, Table, delete, func, insert, select
 
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Record
 from cotenant.store import tables
 
 R = TypeVar("R")
-Record = FootprintRecord | LoadRecord | DecisionRecord
 MAX_DECISIONS: Final = 20_000
 
 

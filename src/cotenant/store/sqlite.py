@@ -46,7 +46,7 @@ def stored_version(connection: Connection, path: Path | None) -> int:
 
 
 def prepare(connection: Connection, path: Path | None) -> None:
-    """Check that the file is sound and ours, and upgrade its tables.
+    """Check that the file is intact and Cotenant's, and upgrade its tables.
 
     Raises Damaged, and StoreError for a database of a newer Cotenant or another program, left as it is.
     """
@@ -96,7 +96,7 @@ def _configure(connection: Any, _record: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    # IMMEDIATE, since a deferred transaction that turns into a write fails at once, whatever the timeout.
+    # IMMEDIATE, since a deferred transaction that becomes a write fails immediately, whatever the timeout.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

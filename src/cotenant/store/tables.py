@@ -15,7 +15,7 @@ from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord,
 metadata: Final = MetaData()
 
 _Count = BigInteger().with_variant(Integer(), "sqlite")
-"""Bytes and numbers. SQLite's integers hold 64 bits under any name, and its keys must be named INTEGER."""
+"""Bytes and numbers. SQLite's integers have 64 bits under any name, and its keys must be INTEGER."""
 
 _PARTS: Final = ("weights", "kv", "compute", "overhead")
 

@@ -1,4 +1,4 @@
-"""Which version of the tables this program works with, without importing Alembic."""
+"""The version of the tables that this program works with, without importing Alembic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one thread that uses the database, so that no other thread waits for a disk or a server."""
+"""The only thread that uses the database, so that no other thread waits for a disk or a server."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from cotenant.domain.errors import StoreError
 from cotenant.store.location import Location, locate
 
 if TYPE_CHECKING:
+    from cotenant.domain.records import Record
     from cotenant.store.database import Database, Session
-    from cotenant.store.repositories import Record, Records
+    from cotenant.store.repositories import Records
 
 T = TypeVar("T")
 _MAX_BATCH: Final = 500
@@ -38,18 +39,18 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """Work in a transaction of its own; its failure is raised to its caller."""
+    """Work in a transaction of its own; its exception is raised to the caller."""
 
     work: Callable[[Session], Any]
     answer: Future[Any]
 
 
 class Writer:
-    """Writes records in the order given, many in one transaction, and performs reads in their turn.
+    """Writes records and performs reads in the order given; many records share one transaction.
 
-    SQLAlchemy is imported by the thread alone: a program that never opens a database does not pay for it.
+    Only the thread imports SQLAlchemy, so a program that never opens a database does not import it.
     A failure to write records is logged once, until writing succeeds again; those records are lost. At most
-    `max_waiting` wait; those beyond are lost too. Tasks are never lost: they are done, or raise. Raises
+    `max_waiting` wait; further ones are lost too. Tasks are never lost: they are done, or raise. Raises
     StoreError and BadSetting as `Database` does.
     """
 

@@ -11,7 +11,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.monitors.recorder import Recorder
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.models import Recipe
-from cotenant.domain.records import DecisionRecord, LoadRecord, Warmth
+from cotenant.domain.records import DecisionRecord, LoadRecord, Record, Warmth
 from cotenant.domain.units import GIB
 from tests.support.models.shapes import dense
 
@@ -22,8 +22,13 @@ class Kept:
     def __init__(self) -> None:
         self.decisions: list[DecisionRecord] = []
         self.loads: list[LoadRecord] = []
-        self.record_decision = self.decisions.append
-        self.record_load = self.loads.append
+
+    def record(self, record: Record) -> None:
+        match record:
+            case DecisionRecord():
+                self.decisions.append(record)
+            case LoadRecord():
+                self.loads.append(record)
 
 
 async def test_a_model_whose_file_goes_while_it_is_loaded_counts_as_cold_and_faults_nobody(

@@ -17,7 +17,12 @@ from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.errors import MpsFailed, MpsMissing
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.process.process import ChildProcess, guarded
-from cotenant.hardware.mps.client import ClientShare, client_environment, limits_of
+from cotenant.hardware.mps.client import (
+    MEMORY_VARIABLE,
+    THREADS_VARIABLE,
+    ClientShare,
+    client_environment,
+)
 from cotenant.hardware.mps.control import VARIABLE, MpsControl, find_program, no_program
 from cotenant.hardware.mps.daemon import MpsDaemon
 from cotenant.hardware.mps.directories import MpsDirectories
@@ -378,7 +383,7 @@ def test_limits_are_written_as_mps_reads_them(
     tmp_path: Path, share: ClientShare, memory: str | None, threads: str | None
 ) -> None:
     told = client_environment(MpsDirectories.of_cards(tmp_path, [CARD]), share)
-    assert limits_of(told) == (memory, threads)
+    assert (told.get(MEMORY_VARIABLE), told.get(THREADS_VARIABLE)) == (memory, threads)
     assert told["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps" / CARD[:16] / "pipe")
 
 

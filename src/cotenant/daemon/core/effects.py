@@ -57,7 +57,7 @@ class Running:
         return self.engine
 
     def record_progress(self, seen: LoadedBytes) -> None:
-        """Keep the most that was read: an engine drops from its memory what it has copied to its devices."""
+        """Keep the largest count: an engine drops from its memory what it has copied to its devices."""
         before = self.loaded_bytes
         if before is not None and before.read_bytes is not None and seen.read_bytes is not None:
             seen = LoadedBytes(max(before.read_bytes, seen.read_bytes), seen.total_bytes)
@@ -65,7 +65,7 @@ class Running:
 
 
 class EngineSharing(Protocol):
-    """Has engines share cards; each `environment` is followed by one `ended`."""
+    """Lets engines share cards; each `environment` is followed by one `ended`."""
 
     async def environment(
         self, residency: ResidencyId, entry: ModelEntry, placement: Placement, fail: Callable[[str], None]
@@ -77,12 +77,12 @@ class EngineSharing(Protocol):
         ...
 
     def ended(self, residency: ResidencyId) -> None:
-        """Its engine has ended."""
+        """Record that the engine of a residency has ended."""
         ...
 
 
 class Effects:
-    """Starts and stops engines, and posts what becomes of them.
+    """Starts and stops engines, and posts their events.
 
     `cpu_fallback` turns a placement on described GPUs into one that this machine can run. `log_paths` has the
     log of each model's last engine.

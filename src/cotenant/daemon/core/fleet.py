@@ -23,14 +23,14 @@ LOCAL = "local"
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The models by name, and every name that means one of them."""
+    """The models by name, and every name and alias of them."""
 
     entries: dict[str, ModelEntry]
     names: dict[str, str]
 
     @classmethod
     def of(cls, models: Sequence[ModelEntry]) -> Fleet:
-        """Collect models; where there is only one, `local` means it too."""
+        """Collect models; if there is only one, `local` also means it."""
         names = {alias: entry.name for entry in models for alias in entry.aliases}
         if len(models) == 1:
             names.setdefault(LOCAL, models[0].name)
@@ -48,7 +48,7 @@ class Fleet:
 def spec_of(
     entry: ModelEntry, rules: BudgetRules, load_s: float | None, *, use_fit_params: bool = False
 ) -> ModelSpec:
-    """Describe a model to the scheduler; its load time is a guess from its size until one is known."""
+    """Describe a model to the scheduler; its load time is estimated from its size until one is known."""
     recipe = entry.recipe
     spread = recipe.n_gpu_layers == MOST_LAYERS or recipe.split_policy is not SplitPolicy.FILL
     return ModelSpec(
@@ -64,12 +64,12 @@ def spec_of(
 
 
 def guessed_load_s(size: int) -> float:
-    """Guess how long so many bytes take to load, where nothing has been seen yet."""
+    """Estimate the seconds that so many bytes take to load, if no load has been seen yet."""
     return max(_LOAD_AT_LEAST_S, size / _LOAD_BYTES_PER_S)
 
 
 def as_learned(entry: ModelEntry, seen_bytes: int | None) -> ModelEntry:
-    """Have a model planned by what it was seen to take, if it was, unless the operator has stated that."""
+    """Return an entry planned by the bytes that it was measured to take, unless the operator states them."""
     stated = entry.stated_bytes is not None and not entry.stated_is_guess
     return entry if seen_bytes is None or stated else replace(entry, stated_bytes=seen_bytes)
 

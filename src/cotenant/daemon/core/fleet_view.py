@@ -1,4 +1,4 @@
-"""What the monitors read of the scheduler and the engines."""
+"""What the monitors may read of the scheduler and the engines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FleetView:
         return self._loop.fleet.entries.get(name)
 
     def loaded(self) -> Sequence[tuple[Residency, Running]]:
-        """Return the residencies that have an engine, with it."""
+        """Return the residencies that have an engine, each with it."""
         residencies = self._state.residencies
         return [
             (residencies[r], engine) for r, engine in self._loop.effects.running.items() if r in residencies

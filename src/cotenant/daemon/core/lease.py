@@ -1,4 +1,4 @@
-"""What a granted request holds."""
+"""The lease that a granted request holds."""
 
 from __future__ import annotations
 

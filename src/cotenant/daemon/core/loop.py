@@ -171,7 +171,7 @@ class Loop:
         await self._memory_changed.wait()
 
     def wake_watchers(self) -> None:
-        """Have the cards read now: memory may have been freed."""
+        """Wake those who wait for `memory_changed`: memory may have been freed."""
         self._memory_changed.set()
         self._memory_changed.clear()
 

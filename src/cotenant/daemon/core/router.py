@@ -35,7 +35,7 @@ class FleetRouter:
         return found
 
     def resolve(self, name: str) -> str:
-        """Return the own name of the model that a name or alias means. Raises UnknownModel."""
+        """Return the model's own name for a name or alias. Raises UnknownModel."""
         return self._loop.fleet.resolve(name)
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> FleetLease | None:

@@ -55,7 +55,7 @@ def device_statuses(
 ) -> list[DeviceStatus]:
     """Describe every device, in planned order.
 
-    `readings` are the last ones of each, `ours` the leaders of our engines' groups of processes.
+    `readings` are the last ones of each; `ours` are the leaders of our engines' process groups.
     """
     ledger = state.ledger
     return [
@@ -86,7 +86,7 @@ def device_statuses(
 def served_model(
     entry: ModelEntry, residency: Residency | None, running: Running | None, created_at: int, log: Path | None
 ) -> ServedModel:
-    """Describe what a model is, and where it sits if it is loaded."""
+    """Describe a model, and its placement if it is loaded."""
     shape = entry.shape
     return ServedModel(
         entry.name,
@@ -145,7 +145,7 @@ def _progress(
 
 
 def _free_bytes(state: State, reading: DeviceReading) -> int | None:
-    """Return what is free now: as measured, or less our claims where a Reading does not show them."""
+    """Return what is free now: as measured, or minus our claims if a Reading does not show them."""
     if reading.live or reading.free_bytes is None:
         return reading.free_bytes
     return max(0, reading.free_bytes - state.ledger.claimed_bytes(reading.device.id))

@@ -1,4 +1,4 @@
-"""Which engine GPU memory belongs to, where a Reading alone does not say."""
+"""Which engine GPU memory belongs to, if a Reading alone does not show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures how far loads have come."""
+"""Measures the progress of loads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _AT_MOST: Final = 0.05
 
 
 class LoadWatcher:
-    """Measures what loading engines have read, every `every_s`, and nothing while no model loads.
+    """Measures what loading engines have read, every `every_s` while a model loads.
 
-    A measurement takes longer the larger the model is; together they take at most a twentieth of a core.
+    A measurement of a large model takes long; all of them together take at most a twentieth of a core.
     """
 
     def __init__(self, view: FleetView, clock: Clock, *, every_s: float = EVERY_S) -> None:

@@ -1,4 +1,4 @@
-"""Learns the memory of models that cannot be computed, for their next loads."""
+"""Learns the memory of models whose footprint cannot be computed, for their next loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHANGED: Final = 1.02
 
 
 class MeasuredFootprints:
-    """Reads from Readings what such models hold, so that their next load is planned by it.
+    """Takes from Readings what such models hold, so that their next load is planned by it.
 
     It starts with what models held in past runs. A stated `memory:` always wins.
     """

@@ -78,7 +78,7 @@ class OllamaDaemons:
         self._served = served
         self._poll_every_s = poll_every_s
         self._daemons: dict[Endpoint, _Daemon] = {}
-        # Since the daemons were last asked: what has gone meanwhile is still in their answer.
+        # Since the daemons were last asked: a model unloaded meanwhile is still in their answer.
         self._lately_ours: set[tuple[Endpoint, str]] = set()
         # Models that were never seen loaded are estimated again: GPUs or models may have changed meanwhile.
         self._estimates: set[str] = set()
@@ -94,8 +94,9 @@ class OllamaDaemons:
     async def poll(self) -> None:
         """Ask every daemon once, serve its models, and count their memory."""
         configuration = self._served.configuration
-        wanted = _addresses(configuration)
-        self._daemons = {a: self._daemons.get(a) or _Daemon(OllamaClient(a)) for a in wanted}
+        wanted = [_address(entry) for entry in configuration.models]
+        wanted.append(configuration.ollama.address if configuration.ollama else None)
+        self._daemons = {a: self._daemons.get(a) or _Daemon(OllamaClient(a)) for a in wanted if a is not None}
         before = {address: daemon.loaded for address, daemon in self._daemons.items()}
         self._lately_ours = set()
         self.usage()
@@ -183,7 +184,7 @@ class OllamaDaemons:
 
 
 def _held(residency: Residency, running: Running) -> Mapping[DeviceId, int]:
-    """Return what a daemon holds for a residency; while it loads, all of its claim may be taken."""
+    """Return what a daemon holds for a residency; during a load it may be all of the claim."""
     report = running.engine.report() if running.engine is not None else None
     if residency.state is ResidencyState.LOADING or report is None:
         return dict(residency.bytes_by_device)
@@ -198,13 +199,6 @@ def _address(entry: ModelEntry) -> Endpoint | None:
 
 def _tag(entry: ModelEntry) -> str:
     return entry.options.model or entry.name
-
-
-def _addresses(configuration: Configuration) -> list[Endpoint]:
-    found = [address for entry in configuration.models if (address := _address(entry)) is not None]
-    if configuration.ollama is not None:
-        found.append(configuration.ollama.address)
-    return list(dict.fromkeys(found))
 
 
 def _entries(configuration: Configuration, daemon: _Daemon) -> tuple[ModelEntry, ...]:

@@ -36,7 +36,7 @@ class Recorder:
 
     def decided(self, decision: Decision) -> None:
         """Record a decision and, when a load has ended, its time."""
-        self._journal.record_decision(DecisionRecord(time.time(), decision))
+        self._journal.record(DecisionRecord(time.time(), decision))
         entry = self._view.entry(decision.model) if decision.model else None
         if entry is None:
             return
@@ -45,7 +45,7 @@ class Recorder:
         elif decision.kind is DecisionKind.READY:
             warmth = self._warmth.get(entry.name, Warmth.COLD)
             seconds = float(decision.facts["load_s"])
-            self._journal.record_load(
+            self._journal.record(
                 LoadRecord(time.time(), entry.name, seconds, entry.shape.tensor_bytes, warmth)
             )
 
@@ -62,7 +62,7 @@ class Recorder:
         try:
             found = await asyncio.to_thread(presence, entry.parts)
         except OSError:
-            # The file is gone; the load will report it.
+            # The file was deleted; the load will report it.
             return
         warm = (found.resident_bytes or 0) >= _MOSTLY * found.total_bytes
         self._warmth[entry.name] = Warmth.WARM if warm else Warmth.COLD
@@ -75,7 +75,7 @@ class Recorder:
         for row in compare(running.placement, running.report):
             if row.device is None:
                 continue
-            self._journal.record_footprint(
+            self._journal.record(
                 FootprintRecord(
                     at=time.time(),
                     model=entry.name,

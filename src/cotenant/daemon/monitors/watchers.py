@@ -103,7 +103,7 @@ class CardWatcher:
                 await self._view.memory_changed()
 
     def _selected(self, inventory: Inventory) -> Inventory | None:
-        """Keep the cards in use; None where the driver does not answer, never host RAM in their place."""
+        """Keep the configured cards; None if the driver does not answer: host RAM does not replace them."""
         if not inventory.source.is_live:
             return None
         present = []

@@ -41,7 +41,7 @@ class _Group:
     """Cards that one daemon serves, and the engines that use it.
 
     `users` are the engines, each with the callback that ends it. `broken` are engines of a daemon that has
-    died; they must be gone before the next one starts.
+    died; they must have ended before the next one starts.
     """
 
     cards: dict[DeviceId, Device]
@@ -278,10 +278,10 @@ class Sharing:
         group.found = None
 
     def _give_up(self, group: _Group, error: MpsError) -> None:
-        """Fall back to one engine a card for a while, where MPS is not required."""
+        """Fall back to one engine per card for a while, if MPS is not required."""
         if self._rules.mode is MpsMode.REQUIRED:
             return
-        _LOG.error("MPS cannot be used, so each card takes one engine: %s (%s)", error.message, error.hint)
+        _LOG.error("MPS cannot be used, so each card runs one engine: %s (%s)", error.message, error.hint)
         group.failure = error.message
         asyncio.get_running_loop().call_later(_FAILED_FOR_S, self._try_again, group)
         self._notify()

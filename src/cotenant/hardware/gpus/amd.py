@@ -31,7 +31,7 @@ _MESSAGE_CHARACTERS: Final = 160
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """What identifies a card: its handle, its number for HIP, its name for ROCr, its device file's number."""
+    """A card's identity: its handle, index for HIP, name for ROCr, UUID, and its device file's number."""
 
     handle: Any
     index: int
@@ -114,12 +114,12 @@ class AmdProbe:
             return None, error
 
     def _ask(self, name: str, *arguments: Any) -> Any:
-        """Return the answer, or None where the driver refuses it."""
+        """Return the answer, or None if the driver refuses it."""
         return self._try(name, *arguments)[0]
 
     @staticmethod
     def _field(answer: Any, name: str) -> Any:
-        """Return one field; None for a missing one and for `N/A`, as the module writes what is unknown."""
+        """Return one field; None if it is missing or `N/A`, which the module writes if it is unknown."""
         value = answer.get(name) if isinstance(answer, dict) else None
         return None if value in ("N/A", "") else value
 
@@ -233,7 +233,7 @@ class AmdProbe:
 
 
 def _load() -> Any:
-    """Import `amdsmi`; None where it or the library behind it is missing."""
+    """Import `amdsmi`; None if it or the library behind it is missing."""
     # If its library is missing, the module prints to standard output and raises an exception of its own.
     printed = io.StringIO()
     try:

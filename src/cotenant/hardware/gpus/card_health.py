@@ -19,9 +19,8 @@ _SLOWDOWNS: Final = (
 class CardHealth:
     """What a card reports about itself. Unknown or unsupported is None.
 
-    `uncorrected_errors` are of the memory since the driver was loaded; `repairs_pending` damaged memory that
-    waits for a reset to be mapped away, `repairs_failed` that there is nothing left to map it to. Links are
-    of PCIe; `performance_state` 0 is full speed, under which alone their generation is not lowered.
+    `uncorrected_errors` counts memory errors since the driver was loaded. `repairs_pending`: damaged memory
+    will be remapped at the next reset. `repairs_failed`: no spare memory is left for that. Links are PCIe; `performance_state` 0 is full speed; in every other state the driver lowers their generation.
     """
 
     index: int

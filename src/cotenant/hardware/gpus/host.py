@@ -25,7 +25,7 @@ class HostMemory:
 class HostProbe:
     """Describes a machine by its RAM alone.
 
-    A process in a container or a systemd slice may use less than the machine has: the tightest limit of its
+    A process in a container or a systemd slice may use less than the machine has: the lowest limit of its
     control groups counts. `proc` and `cgroup` are the roots of those file systems.
     """
 

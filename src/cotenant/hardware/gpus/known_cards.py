@@ -1,4 +1,4 @@
-"""Well-known GPUs, so that one can be described by its name alone."""
+"""Well-known GPUs, so that a name alone describes one."""
 
 from __future__ import annotations
 

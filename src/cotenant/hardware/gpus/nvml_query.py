@@ -31,5 +31,5 @@ def attempt(nvml: Any, query: Callable[..., Any], *arguments: Any) -> tuple[Any,
 
 
 def answer(nvml: Any, query: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the answer, or None where the driver refuses it."""
+    """Return the answer, or None if the driver refuses it."""
     return attempt(nvml, query, *arguments)[0]

@@ -1,8 +1,8 @@
-"""The variables that make an engine run under MPS, within its share."""
+"""The variables that make an engine run under MPS, within its limits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,8 +36,3 @@ def client_environment(directories: MpsDirectories, share: ClientShare) -> dict[
     if share.threads_percent is not None:
         variables[THREADS_VARIABLE] = str(share.threads_percent)
     return variables
-
-
-def limits_of(variables: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Return a client's limits on memory and on SMs as its environment sets them; None for no limit."""
-    return variables.get(MEMORY_VARIABLE), variables.get(THREADS_VARIABLE)

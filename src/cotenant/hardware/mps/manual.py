@@ -59,7 +59,7 @@ def stop_manually(control: MpsControl, within_s: float) -> None:
 
 
 def remove_orphans(directories: MpsDirectories) -> None:
-    """Remove what an ended daemon of ours has left, unless another is being started there."""
+    """Remove what an ended daemon of ours left behind, unless another is being started there."""
     if not directories.ours:
         return
     lock = directories.try_lock()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.domain.errors import MpsFailed
-from cotenant.hardware.mps.client import MODEL_VARIABLE, limits_of
+from cotenant.hardware.mps.client import MEMORY_VARIABLE, MODEL_VARIABLE, THREADS_VARIABLE
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import find_daemons
@@ -83,7 +83,7 @@ def daemon_statuses(program: Path, state_dir: Path, environ: Mapping[str, str]) 
 
 
 def is_left(directories: MpsDirectories) -> bool:
-    """Whether a daemon of ours that is gone has left sockets or servers."""
+    """Whether a daemon of ours that has ended left sockets or servers behind."""
     try:
         sockets = any(not path.is_dir() for path in directories.pipe.iterdir())
     except OSError:
@@ -107,5 +107,5 @@ def _servers(control: MpsControl) -> tuple[tuple[ServerStatus, ...], str | None]
 
 def _client(pid: int) -> ClientStatus:
     variables = variables_of(pid) or {}
-    memory, threads = limits_of(variables)
-    return ClientStatus(pid, variables.get(MODEL_VARIABLE), memory, threads)
+    model, memory = variables.get(MODEL_VARIABLE), variables.get(MEMORY_VARIABLE)
+    return ClientStatus(pid, model, memory, variables.get(THREADS_VARIABLE))

@@ -38,7 +38,7 @@ _LOCK: Final = 0x436F5473
 
 
 class ServiceRows:
-    """GPU configuration as one connection sees it, in a transaction that the caller begins."""
+    """GPU configuration through one connection, in a transaction that the caller begins."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -117,10 +117,10 @@ class ServiceRows:
         return not any(self._connection.execute(found).one())
 
     def see_devices(self, seen: Sequence[SeenDevice]) -> None:
-        """Store which GPUs are present now, and follow those that were renumbered.
+        """Store which GPUs are present now, and update the index of those that were renumbered.
 
         An assignment to one of them gets its present index, so that a GPU that returns is used again. GPUs
-        that are gone, and assignments to them, stay as they are.
+        that are absent, and assignments to them, do not change.
         """
         self.lock()
         by_index = {device.gpu_index: device for device in seen}
@@ -191,7 +191,7 @@ class ServiceRows:
         row: Mapping[str, Any],
         at_first: Mapping[str, Any] | None = None,
     ) -> None:
-        """Update the row that is there, or insert it."""
+        """Update the row, or insert it if there is none."""
         if not self._connection.execute(update(table).where(same).values(**row)).rowcount:
             self._connection.execute(insert(table).values(**row, **(at_first or {})))
 

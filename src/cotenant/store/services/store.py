@@ -1,4 +1,4 @@
-"""GPU configuration in the database, for callers that must not wait for it."""
+"""GPU configuration in the database, for callers in an event loop, which must not wait for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SqlServiceStore:
     """The `ServiceStore` of an opened writer: the methods of ServiceRows, each in a transaction of its own.
 
     Every method raises StoreError for what cannot be written or read. Several daemons may share a database:
-    saves come one after another, whoever makes them.
+    saves are serialised, whichever daemon makes them.
 
     `save` calls `publish` before it commits, so that files which cannot be written leave no configuration
     behind. If the process or the database ends in between, the files are those of a number that the database
