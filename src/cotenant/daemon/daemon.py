@@ -143,7 +143,7 @@ class Daemon:
             self._active.publish()
             if self._services is not None:
                 await self._services.start()
-            if await self._loaded_first():
+            if await self._load_first():
                 await self._serve_until_stopped(after_ready)
         finally:
             self._hosts.forbid_sleep()
@@ -157,7 +157,7 @@ class Daemon:
         self._systemd.stopping()
         (self._hurry if self._stop.is_set() else self._stop).set()
 
-    async def _loaded_first(self) -> bool:
+    async def _load_first(self) -> bool:
         """Load the one model of `serve MODEL` before anything is served; False if asked to stop meanwhile.
 
         Other models load while requests are served. Raises EngineLoadFailed or DoesNotFit.

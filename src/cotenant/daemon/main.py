@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import replace
 
 import uvloop
@@ -38,27 +37,19 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
         if inputs.alone is not None:
             _report_plan(inputs, inputs.alone, reporter)
         store = Store(inputs.configuration.database or default_database())
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(inputs, reporter, keys, sock, store, mps, after_ready))
-
-
-async def _run(
-    inputs: DaemonInputs,
-    reporter: StartReporter,
-    keys: tuple[str, ...],
-    sock: socket.socket,
-    store: Store,
-    mps: MpsRules,
-    after_ready: AfterReady | None,
-) -> None:
-    try:
         journal = store.journal
-        inputs = replace(inputs, configuration=await learned(journal, inputs.configuration))
-        load_times, seen_bytes = await journal.load_times(), await journal.seen_bytes()
-        daemon = Daemon(inputs, reporter, keys, sock, store, mps, load_times, seen_bytes)
-        await daemon.serve(after_ready)
-    finally:
-        await store.close()
+
+        async def serve() -> None:
+            try:
+                adjusted = replace(inputs, configuration=await learned(journal, inputs.configuration))
+                load_times, seen_bytes = await journal.load_times(), await journal.seen_bytes()
+                daemon = Daemon(adjusted, reporter, keys, sock, store, mps, load_times, seen_bytes)
+                await daemon.serve(after_ready)
+            finally:
+                await store.close()
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
 
 
 def _report_plan(inputs: DaemonInputs, entry: ModelEntry, reporter: StartReporter) -> None:

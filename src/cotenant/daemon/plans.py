@@ -64,7 +64,7 @@ class Plans:
         """
         configuration = self._configuration()
         rules = _rules(asked, configuration.devices.rules)
-        inventory = self._described(asked.gpus) if asked.gpus else self._present(asked, rules)
+        inventory = self._described(asked.gpus) if asked.gpus else self._current(asked, rules)
         # Reading a header or planning takes milliseconds; requests to models must not wait for that.
         return await asyncio.to_thread(_plan, asked, configuration, inventory, rules)
 
@@ -75,7 +75,7 @@ class Plans:
             hint = error.hint.replace(", or a YAML file's path", "")
             raise BadDeviceSpec(error.message, hint=hint) from None
 
-    def _present(self, asked: PlanQuery, rules: BudgetRules) -> Inventory:
+    def _current(self, asked: PlanQuery, rules: BudgetRules) -> Inventory:
         found = self._cards() or _NO_DEVICES
         statuses = {status.uuid: status for status in self._operator.devices()}
         ours = frozenset(self._our_pids())

@@ -38,7 +38,7 @@ def write_backup(path: Path, backup: Backup, *, overwrite: bool = False) -> None
 
 
 def read_backup(path: Path) -> Backup:
-    """Read a backup. Raises StoreError for a file that is not a backup, is broken, or is from a newer Cotenant."""
+    """Read a backup. Raises StoreError if it is not a backup, is broken, or is from a newer Cotenant."""
     data = _contents(path)
     try:
         document = json.loads(data, parse_constant=_refuse_constant)

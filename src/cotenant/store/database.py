@@ -103,16 +103,16 @@ class Database:
         self._clock = clock
         self._memory: Engine | None = None
         self._durable: Engine | None = None
-        self._why = ""
+        self._problem = ""
         try:
             self._durable = self._open()
         except Unusable as error:
-            self._why = str(error)
+            self._problem = str(error)
             self._memory = open_engine(Location(), busy_timeout_s=busy_timeout_s)
             _log.warning(
                 "%s cannot be used, so nothing is remembered after this run unless it recovers: %s",
                 location,
-                self._why,
+                self._problem,
             )
         self._tried_at = clock.now()
 
@@ -131,7 +131,7 @@ class Database:
         """A transaction for data that must not be lost. Raises StoreError while there is no database."""
         self._try_again()
         if self._durable is None:
-            raise unusable(self.location, self._why)
+            raise unusable(self.location, self._problem)
         with session(self._durable) as opened:
             yield opened
 
@@ -165,7 +165,7 @@ class Database:
             with session(self._memory) as memory, session(durable) as opened:
                 count = opened.records.copy_from(memory.records)
         except (Unusable, SQLAlchemyError, StoreError) as error:
-            self._why = explain(error)
+            self._problem = explain(error)
             if durable is not None:
                 durable.dispose()
             return

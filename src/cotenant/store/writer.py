@@ -66,10 +66,10 @@ class Writer:
         self._location = locate(where)
         self._waiting: queue.Queue[Record | _Read | _Task | None] = queue.Queue(max_waiting)
         self._lost = 0
-        self._counting = threading.Lock()
+        self._count_lock = threading.Lock()
         self._unreadable = False
         # Nothing may be queued after the item that ends the thread: it would never be answered.
-        self._taking = threading.Lock()
+        self._queue_lock = threading.Lock()
         self._closed = False
         opened: Future[None] = Future()
 
@@ -84,7 +84,7 @@ class Writer:
     def put(self, record: Record) -> None:
         """Queue a record to be written, unless closed. Never blocks."""
         if self._put(record) is False:
-            self._lose(1, "the disk does not keep up")
+            self._count_lost(1, "the disk does not keep up")
 
     def read(self, read: Callable[[Records], T], default: T) -> Future[T]:
         """Queue a read, after everything queued before. Never blocks."""
@@ -114,7 +114,7 @@ class Writer:
         Waits at most `within_s` for a disk or a server that does not respond, then logs a warning.
         """
         deadline = time.monotonic() + within_s
-        with self._taking:
+        with self._queue_lock:
             self._closed = True
         if self._thread.is_alive():
             # At each call: at the first there may have been no room.
@@ -126,7 +126,7 @@ class Writer:
 
     def _put(self, item: Record | _Read | _Task) -> bool | None:
         """Queue an item for the thread: False if the queue is full, None once closed."""
-        with self._taking:
+        with self._queue_lock:
             if self._closed:
                 return None
             try:
@@ -165,9 +165,9 @@ class Writer:
         if batch:
             self._write(database, batch)
         if isinstance(item, _Read):
-            self._perform_read(database, item)
+            self._do_read(database, item)
         elif isinstance(item, _Task):
-            self._do(database, item)
+            self._do_task(database, item)
         return item is not None
 
     def _write(self, database: Database, batch: list[Record]) -> None:
@@ -175,14 +175,14 @@ class Writer:
             with database.records() as session:
                 session.records.add(batch)
         except Exception as error:
-            self._lose(len(batch), _explain(error))
+            self._count_lost(len(batch), _explain(error))
             return
-        with self._counting:
+        with self._count_lock:
             lost, self._lost = self._lost, 0
         if lost:
             _log.warning("%s is written again; %d records were lost", self._location, lost)
 
-    def _perform_read(self, database: Database, pending: _Read) -> None:
+    def _do_read(self, database: Database, pending: _Read) -> None:
         if not pending.answer.set_running_or_notify_cancel():
             return
         found = pending.default
@@ -197,7 +197,7 @@ class Writer:
             self._unreadable = False
         pending.answer.set_result(found)
 
-    def _do(self, database: Database, task: _Task) -> None:
+    def _do_task(self, database: Database, task: _Task) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
         if not task.answer.set_running_or_notify_cancel():
@@ -214,8 +214,8 @@ class Writer:
         else:
             task.answer.set_result(result)
 
-    def _lose(self, count: int, why: str) -> None:
-        with self._counting:
+    def _count_lost(self, count: int, why: str) -> None:
+        with self._count_lock:
             first, self._lost = not self._lost, self._lost + count
         if first:
             _log.warning("%s cannot be written, so nothing is remembered for now: %s", self._location, why)

@@ -133,7 +133,7 @@ def test_reading_ends_when_pressure_comes_in_between(tmp_path: Path) -> None:
     path = cold_file(tmp_path / "model")
     answers = iter([None, None, "tasks wait"])
     reading = ReadAhead(
-        [path], may_go_on=lambda: next(answers), reads_in_flight=1, block_bytes=MIB, ask_every_s=0
+        [path], stop_reason=lambda: next(answers), reads_in_flight=1, block_bytes=MIB, ask_every_s=0
     )
     reading.start()
     assert reading.wait(5)

@@ -38,7 +38,7 @@ class ActiveConfiguration:
     discovered: tuple[ModelEntry, ...] = ()
     listeners: list[Callable[[], None]] = field(default_factory=list)
     # One at a time: a read that starts first and ends last must not replace a newer one.
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def models(self) -> tuple[ModelEntry, ...]:
@@ -85,7 +85,7 @@ class ActiveConfiguration:
                 "there is no configuration file to read again",
                 hint="Start with --config, or a cotenant.yaml.",
             )
-        async with self._turn:
+        async with self._lock:
             fresh = self._with_learned_overheads(await asyncio.to_thread(self.reread, change or Change()))
             changes = diff(self.configuration, fresh)
             if changes:

@@ -44,7 +44,7 @@ _EMBEDDERS: Final = ("bert", "nomic")
 class _Daemon:
     """One daemon as last seen; `answers` is None before it was first asked."""
 
-    asked: OllamaClient
+    client: OllamaClient
     answers: bool | None = None
     version: str = ""
     models: tuple[OllamaModel, ...] = ()
@@ -79,12 +79,12 @@ class OllamaDaemons:
         self._poll_every_s = poll_every_s
         self._daemons: dict[Endpoint, _Daemon] = {}
         # Since the daemons were last asked: a model unloaded meanwhile is still in their answer.
-        self._lately_ours: set[tuple[Endpoint, str]] = set()
+        self._recently_ours: set[tuple[Endpoint, str]] = set()
         # Models that were never seen loaded are estimated again: GPUs or models may have changed meanwhile.
         self._estimates: set[str] = set()
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Poll the daemons until cancelled."""
         while True:
             await self.poll()
             with contextlib.suppress(TimeoutError):
@@ -98,7 +98,7 @@ class OllamaDaemons:
         wanted.append(configuration.ollama.address if configuration.ollama else None)
         self._daemons = {a: self._daemons.get(a) or _Daemon(OllamaClient(a)) for a in wanted if a is not None}
         before = {address: daemon.loaded for address, daemon in self._daemons.items()}
-        self._lately_ours = set()
+        self._recently_ours = set()
         self.usage()
         await asyncio.gather(*(self._ask(daemon) for daemon in self._daemons.values()))
         settings = configuration.ollama
@@ -119,23 +119,23 @@ class OllamaDaemons:
                 continue
             ours.add((address, _tag(entry).removesuffix(LATEST)))
             held[residency.id] = _held(residency, running)
-        self._lately_ours |= ours
+        self._recently_ours |= ours
         return EngineUsage(ollama=held, ollama_foreign_bytes=self._foreign())
 
     async def _ask(self, daemon: _Daemon) -> None:
-        loaded = await daemon.asked.loaded()
-        models = None if loaded is None else await daemon.asked.models()
+        loaded = await daemon.client.loaded()
+        models = None if loaded is None else await daemon.client.models()
         if loaded is None or models is None:
             if daemon.answers is not False:
-                _LOG.warning("no Ollama answers at %s: it will be asked again", daemon.asked.address.url)
+                _LOG.warning("no Ollama answers at %s: it will be asked again", daemon.client.address.url)
             daemon.answers, daemon.loaded = False, ()
             return
         if not daemon.answers:
-            daemon.version = await daemon.asked.version() or ""
-            _LOG.info("Ollama answers at %s: it has %d models", daemon.asked.address.url, len(models))
+            daemon.version = await daemon.client.version() or ""
+            _LOG.info("Ollama answers at %s: it has %d models", daemon.client.address.url, len(models))
         daemon.answers, daemon.loaded, daemon.models = True, loaded, models
         for model in models:
-            if model not in daemon.facts and (facts := await daemon.asked.facts(model.tag)) is not None:
+            if model not in daemon.facts and (facts := await daemon.client.facts(model.tag)) is not None:
                 daemon.facts[model] = facts
         daemon.facts = {model: daemon.facts[model] for model in models if model in daemon.facts}
         daemon.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in daemon.facts.items()}
@@ -166,7 +166,7 @@ class OllamaDaemons:
     def _foreign(self) -> Mapping[DeviceId, int]:
         foreign: dict[DeviceId, int] = {}
         for address, daemon in self._daemons.items():
-            ours = [tag for where, tag in self._lately_ours if where == address]
+            ours = [tag for where, tag in self._recently_ours if where == address]
             theirs = [e for e in daemon.loaded if not any(daemon.are_one(e.tag, tag) for tag in ours)]
             device = next(self._gpus_of(address), None)
             if theirs and device is not None:

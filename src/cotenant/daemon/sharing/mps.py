@@ -50,7 +50,7 @@ class _Group:
     users: dict[ResidencyId, Callable[[str], None]] = field(default_factory=dict)
     broken: set[ResidencyId] = field(default_factory=set)
     cleared: asyncio.Event = field(default_factory=asyncio.Event)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     watcher: asyncio.Task[None] | None = None
     idle: asyncio.TimerHandle | None = None
     failure: str | None = None
@@ -107,16 +107,16 @@ class Sharing:
         """
         shares = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
         devices = frozenset(share.device.id for share in shares)
-        key = self._key_of(devices)
+        key = self._group_key(devices)
         if key is None:
             self._alone[residency] = devices
-            return self._kept_away()
+            return self._isolation()
         group = self._groups[key]
         group.users[residency] = fail
         try:
-            directories = await self._running(group)
+            directories = await self._ensure_running(group)
         except MpsError as error:
-            self._give_up(group, error)
+            self._fall_back(group, error)
             raise
         margin = entry.mps_margin_bytes if self._ceilings else None
         ceilings = [] if margin is None else [share.parts.total + margin for share in shares]
@@ -145,7 +145,7 @@ class Sharing:
 
     def _admission(self, inventory: Inventory, device: Device) -> Admission:
         exclusive = inventory.reading(device).compute_mode is ComputeMode.EXCLUSIVE_PROCESS
-        key = self._key_of(frozenset([device.id]))
+        key = self._group_key(frozenset([device.id]))
         if key is not None:
             return through_mps(device, key)
         return alone(device, *self._why_alone(device)) if exclusive else ANY_NUMBER
@@ -163,7 +163,7 @@ class Sharing:
             return "the engine that already runs on it was started without MPS", "unload that engine"
         return "no other model is to use it", "let another (`gpus:`, `max_loaded:`)"
 
-    def _key_of(self, devices: frozenset[DeviceId]) -> str | None:
+    def _group_key(self, devices: frozenset[DeviceId]) -> str | None:
         """Return the key of the group whose daemon serves all these devices now, if there is one."""
         if not devices or devices & self._taken():
             return None
@@ -181,7 +181,7 @@ class Sharing:
         self._groups = {key: group for key, group in self._groups.items() if group.is_settled}
         settled = {card for group in self._groups.values() for card in group.cards}
         for device in inventory.devices:
-            if device.id in settled or not self._is_to_be_shared(inventory, device, ours, models):
+            if device.id in settled or not self._should_share(inventory, device, ours, models):
                 continue
             adopted = next((key for key, each in self._adopted.items() if each.serves(device)), None)
             if adopted is None and self._rules.program is None:
@@ -196,7 +196,7 @@ class Sharing:
         keys = (_ALL if number == 1 else f"{_ALL}-{number}" for number in itertools.count(1))
         return next(key for key in keys if key not in self._groups or not self._groups[key].is_settled)
 
-    def _is_to_be_shared(
+    def _should_share(
         self, inventory: Inventory, device: Device, ours: Collection[int], models: Sequence[ModelEntry]
     ) -> bool:
         reading = inventory.reading(device)
@@ -215,14 +215,14 @@ class Sharing:
             return exclusive
         return self._rules.max_loaded != 1 and wanted_by(models, device) > 1
 
-    def _kept_away(self) -> dict[str, str]:
+    def _isolation(self) -> dict[str, str]:
         """Return variables that keep an engine away from a daemon that would renumber its cards."""
         if self._misnumbering is None or self._rules.mode is MpsMode.OFF:
             return {}
         return {PIPE_VARIABLE: str(self._rules.state_dir / "mps" / "none")}
 
-    async def _running(self, group: _Group) -> MpsDirectories:
-        async with group.turn:
+    async def _ensure_running(self, group: _Group) -> MpsDirectories:
+        async with group.lock:
             if group.idle is not None:
                 group.idle.cancel()
                 group.idle = None
@@ -277,16 +277,16 @@ class Sharing:
         self._adopted = {key: found for key, found in self._adopted.items() if found is not group.found}
         group.found = None
 
-    def _give_up(self, group: _Group, error: MpsError) -> None:
+    def _fall_back(self, group: _Group, error: MpsError) -> None:
         """Fall back to one engine per card for a while, if MPS is not required."""
         if self._rules.mode is MpsMode.REQUIRED:
             return
         _LOG.error("MPS cannot be used, so each card runs one engine: %s (%s)", error.message, error.hint)
         group.failure = error.message
-        asyncio.get_running_loop().call_later(_FAILED_FOR_S, self._try_again, group)
+        asyncio.get_running_loop().call_later(_FAILED_FOR_S, self._retry, group)
         self._notify()
 
-    def _try_again(self, group: _Group) -> None:
+    def _retry(self, group: _Group) -> None:
         group.failure = None
         self._notify()
 
@@ -299,7 +299,7 @@ class Sharing:
         self._stops.start(self._stop(group))
 
     async def _stop(self, group: _Group) -> None:
-        async with group.turn:
+        async with group.lock:
             if group.daemon is None or group.users:
                 return
             daemon = group.daemon

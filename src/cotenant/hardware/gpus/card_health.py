@@ -20,7 +20,8 @@ class CardHealth:
     """What a card reports about itself. Unknown or unsupported is None.
 
     `uncorrected_errors` counts memory errors since the driver was loaded. `repairs_pending`: damaged memory
-    will be remapped at the next reset. `repairs_failed`: no spare memory is left for that. Links are PCIe; `performance_state` 0 is full speed; in every other state the driver lowers their generation.
+    will be remapped at the next reset. `repairs_failed`: no spare memory is left for that. Links are PCIe.
+    `performance_state` 0 is full speed; in every other state the driver lowers the links' generation.
     """
 
     index: int

@@ -19,8 +19,8 @@ READS_IN_FLIGHT: Final = 4
 class ReadAhead:
     """One pass over some files, in order, by threads that do not hold the interpreter lock while they read.
 
-    `may_go_on` is called before the first block and every `ask_every_s`: a reason that it returns ends the
-    pass and becomes `stopped`. `on_end` is called once, from a thread, when the last read has returned.
+    `stop_reason` is called before the first block and every `ask_every_s`: what it returns, if not None, ends
+    the pass and becomes `stopped`. `on_end` is called once, from a thread, when the last read has returned.
     `limit_bytes` bounds how much is covered. What the page cache holds already is skipped.
     """
 
@@ -29,7 +29,7 @@ class ReadAhead:
         paths: Sequence[Path],
         *,
         limit_bytes: int | None = None,
-        may_go_on: Callable[[], str | None] = lambda: None,
+        stop_reason: Callable[[], str | None] = lambda: None,
         on_end: Callable[[], None] = lambda: None,
         reads_in_flight: int = READS_IN_FLIGHT,
         block_bytes: int = BLOCK_BYTES,
@@ -41,7 +41,7 @@ class ReadAhead:
         self.read_bytes = 0
         self.stopped: str | None = None
         self._limit_bytes = self.total_bytes if limit_bytes is None else limit_bytes
-        self._may_go_on = may_go_on
+        self._stop_reason = stop_reason
         self._on_end = on_end
         self._block_bytes = block_bytes
         self._ask_every_s = ask_every_s
@@ -111,7 +111,7 @@ class ReadAhead:
                 os.close(fd)
 
     def _next_block(self) -> tuple[Path, int, int] | None:
-        if self._is_time_to_ask() and (why := self._may_go_on()) is not None:
+        if self._is_time_to_ask() and (why := self._stop_reason()) is not None:
             self.cancel(why)
         with self._lock:
             block = None if self.stopped or self._limit_bytes <= 0 else next(self._blocks, None)

@@ -71,7 +71,7 @@ class WarmTier:
         self._floor_bytes = floor_bytes
         self._pressure = pressure
         self._warmed: OrderedDict[tuple[Path, ...], int] = OrderedDict()
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def warm(self, paths: Sequence[Path], reason: str) -> Warmed:
         """Read the files into the page cache, within the budget, and log it with the reason.
@@ -79,7 +79,7 @@ class WarmTier:
         Cancelling the task issues no further read and returns at once. Errors of the disk are not raised.
         """
         files = tuple(paths)
-        async with self._turn:
+        async with self._lock:
             room, why_not = await asyncio.to_thread(self._prepare, files)
             if why_not is not None:
                 return Warmed(stopped=why_not)
@@ -105,7 +105,7 @@ class WarmTier:
 
         started = self._clock.now()
         try:
-            reading = ReadAhead(files, limit_bytes=room, may_go_on=self._trouble, on_end=on_end)
+            reading = ReadAhead(files, limit_bytes=room, stop_reason=self._stop_reason, on_end=on_end)
         except OSError as error:
             return Warmed(stopped=_unreadable(error))
         reading.start()
@@ -140,7 +140,7 @@ class WarmTier:
         except OSError as error:
             return 0, _unreadable(error)
         self._warmed.pop(files, None)
-        why_not = self._trouble()
+        why_not = self._stop_reason()
         room = 0 if why_not else self._make_room(wanted_bytes)
         return room, why_not or (None if room else "the budget leaves no room")
 
@@ -154,7 +154,7 @@ class WarmTier:
             self.drop(files)
         return max(0, min(wanted_bytes, budget))
 
-    def _trouble(self) -> str | None:
+    def _stop_reason(self) -> str | None:
         """Return why nothing should be read ahead now, if so."""
         available = self._memory().available_bytes
         if available is not None and available < self._floor_bytes:
