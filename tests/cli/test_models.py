@@ -98,7 +98,7 @@ def test_a_check_lists_everything_wrong(
     capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
 ) -> None:
     assert main(["models", "--check"]) == 0
-    assert "cotenant.yaml is right: 2 models." in capsys.readouterr().out
+    assert "cotenant.yaml is valid: 2 models." in capsys.readouterr().out
     (tmp_path / "cotenant.yaml").write_text("modles: []\nserver: {port: x}\n")
     assert main(["models"]) == 2
     assert "(and 1 more)" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_what_a_killed_daemon_left_is_removed(run: Run, folder: Path) -> None:
     pid = json.loads(run("start", "--json")[1])["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not mps_processes(folder / "s"))
-    assert "none runs" in run("status")[1]
+    assert "not running" in run("status")[1]
     assert run("stop")[1].startswith("Removed leftovers at ")
     assert run("status")[1] == "No MPS daemon is running that this user can reach.\n"
 

@@ -170,7 +170,7 @@ def lines(report: Report) -> Iterator[str]:
         yield f"{wait.model}: first token after {_seconds(wait.seconds)} ({how})"
     for phase in report.phases:
         if phase.note:
-            yield f"Doubtful, {' + '.join(phase.models)}: {phase.note}"
+            yield f"Unreliable result of {' + '.join(phase.models)}: {phase.note}"
     if any(not result.usage for phase in report.phases for result in phase.results if result.requests):
         yield "The server did not count tokens; chunks of the stream were counted instead."
     for text in report.left_out:

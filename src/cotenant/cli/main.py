@@ -39,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line, with a hint."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_USAGE, f"{self.prog}: error: {message}\n  hint: {self.prog} --help lists what it takes.\n")
+        self.exit(_USAGE, f"{self.prog}: error: {message}\n  hint: {self.prog} --help lists the arguments.\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _as_text(
     configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak, errors: Mapping[str, float]
 ) -> Iterator[str]:
-    yield f"Configuration: {configuration.path or 'none, but the environment and flags'}"
+    yield f"Configuration: {configuration.path or 'none; the environment and flags are used'}"
     if rows:
         yield from table_lines(_columns(errors), rows)
         yield ""
@@ -134,7 +134,7 @@ def _check(args: argparse.Namespace) -> int:
     except BadSetting as error:
         print(*error.problems, sep="\n")
         return 2
-    print(f"{configuration.path or 'The environment'} is right: {len(configuration.models)} models.")
+    print(f"{configuration.path or 'The environment'} is valid: {len(configuration.models)} models.")
     for problem in configuration.problems:
         print(f"Problem: {problem}")
     return 0
@@ -162,20 +162,17 @@ def _estimate_errors(database: str | None) -> Mapping[str, float]:
 
 def _columns(errors: Mapping[str, float]) -> Sequence[Column[ModelOutlook]]:
     """Return the columns of the models; `errors` are those of predictions, by model."""
+    shares = {name: f"{error:.1%}" for name, error in errors.items()}
     return (
         Column("NAME", lambda row: row.model.name),
         Column("QUANT", lambda row: row.model.shape.quantisation or "?"),
         Column("FILE", lambda row: format_bytes(row.model.shape.file_bytes), right=True),
         Column("NEEDS", lambda row: format_bytes(row.needed_bytes), right=True),
-        Column("OFF BY", lambda row: _percent(errors.get(row.model.name)), right=True),
+        Column("OFF BY", lambda row: shares.get(row.model.name, "-"), right=True),
         Column("WHERE ALONE", _where),
         Column("KEEP-ALIVE", lambda row: _keep_alive(row.model.keep_alive_s)),
         Column("", lambda row: " ".join(w for w in ("pinned", "preload") if getattr(row.model, w))),
     )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
 
 
 def _where(row: ModelOutlook) -> str:

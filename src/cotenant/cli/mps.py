@@ -94,9 +94,7 @@ def _stop(args: argparse.Namespace) -> int:
     from cotenant.hardware.mps.manual import remove_orphans, stop_manually
 
     ended: list[dict[str, object]] = []
-    for status in _selected(args):
-        if not status.ours:
-            continue
+    for status in (each for each in _selected(args) if each.ours):
         directories = MpsDirectories(status.pipe, status.log)
         if not status.running:
             remove_orphans(directories)
@@ -180,7 +178,7 @@ def _refuse_in_use(status: DaemonStatus, *, force: bool) -> None:
         names = ", ".join(f"{client.model or 'a process'} ({client.pid})" for client in clients[:5])
         raise MpsFailed(
             f"{len(clients)} clients use the MPS daemon at {status.pipe}: {names}",
-            hint="Unload them first, or --force to end them with it.",
+            hint="Unload them first, or give --force to end them too.",
         )
 
 
@@ -188,7 +186,9 @@ def _as_text(statuses: Sequence[DaemonStatus]) -> Iterator[str]:
     if not statuses:
         yield "No MPS daemon is running that this user can reach."
     for status in statuses:
-        who = f"process {status.pid}" if status.pid else "process unknown" if status.running else "none runs"
+        who = (
+            f"process {status.pid}" if status.pid else "process unknown" if status.running else "not running"
+        )
         yield f"MPS daemon at {status.pipe}: {who}, {'Cotenant’s' if status.ours else 'not Cotenant’s'}"
         yield f"  cards: {'every card' if status.cards is None else ', '.join(status.cards)}"
         if status.problem:

@@ -24,7 +24,7 @@ from cotenant.doctor.findings import Area, Finding, Observation, unknown
 from cotenant.doctor.host_context import HostContext
 
 WITHIN_S: Final = 4.5
-"""The longest time for all checks."""
+"""The time limit of all checks together."""
 WITHIN_WITH_CONTAINERS_S: Final = 90.0
 
 
@@ -93,15 +93,11 @@ def run_checks(
         except queue.Empty:
             break
         found[check] = observations
+    for check in checks:
+        late = f"{check.name} could not be checked: no answer within {within_s:g} s"
+        found.setdefault(check, (unknown(late, "A driver or a program that hangs also delays engines."),))
     return tuple(
         Finding(each.level, each.seen, each.matters, each.fix, area=check.area)
         for check in checks
-        for each in found.get(check, (_late(check, within_s),))
-    )
-
-
-def _late(check: Check, within_s: float) -> Observation:
-    return unknown(
-        f"{check.name} could not be checked: no answer within {within_s:g} s",
-        "A driver or a program that hangs also delays engines.",
+        for each in found[check]
     )

@@ -40,8 +40,8 @@ def register(subparsers: Any) -> None:
     apply = _register_order(actions, "apply", _apply, "recreate the services whose assignment changed")
     apply.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
     _register_read(actions, "status", _status, "show the state of the last apply and of the containers")
-    rollback = _register_order(actions, "rollback", _rollback, "go back to what was applied before")
-    rollback.add_argument("number", metavar="NUMBER", type=_number, nargs="?", help="one of the history")
+    rollback = _register_order(actions, "rollback", _rollback, "restore what was applied before")
+    rollback.add_argument("number", metavar="NUMBER", type=_number, nargs="?", help="a number of the history")
     history = _register_read(actions, "history", _history, "list the configurations saved")
     history.add_argument("--limit", metavar="N", type=_number, default=20, help="how many (default: 20)")
 
@@ -56,7 +56,6 @@ def _register_import(actions: Any) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        default=None,
         help="configuration (default: $COTENANT_CONFIG, ./cotenant.yaml, ~/.config/cotenant/cotenant.yaml)",
     )
     parser.set_defaults(run=_import)

@@ -218,7 +218,7 @@ def _status(args: argparse.Namespace) -> int:
         )
     lines = [f"{target.path}: {unit}"]
     if enabled is not None:
-        lines.append(f"systemd says: {enabled}, {active}")
+        lines.append(f"systemd reports: {enabled}, {active}")
     elif not target.managed and target.here:
         lines.append("systemd is not running here, or `systemctl` is missing.")
     facts = {"path": str(target.path), "unit": unit, "enabled": enabled, "active": active}

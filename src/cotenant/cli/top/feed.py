@@ -77,7 +77,7 @@ class Feed:
             try:
                 self.snapshot = self.read()
             except CotenantError as error:
-                self.snapshot = replace(self.snapshot, problem=f"trying again: {error.message}")
+                self.snapshot = replace(self.snapshot, problem=f"retrying: {error.message}")
             self._changed()
             self._soon.wait(self._interval_s)
             self._soon.clear()

@@ -71,7 +71,9 @@ class ApplyProgress:
         self._lock = asyncio.Lock()
         self._services = {
             service.name: ServiceProgress(
-                service.name, ProgressState.PENDING, _gpu(order.after.get(service.name))
+                service.name,
+                ProgressState.PENDING,
+                order.after.get(service.name, Assignment(service.name)).gpu_index,
             )
             for service in order.changed
         }
@@ -126,7 +128,3 @@ class ApplyProgress:
             with contextlib.nullcontext() if strict else contextlib.suppress(OSError):
                 await asyncio.to_thread(save_record, self._folder, record)
             self._report(status)
-
-
-def _gpu(assignment: Assignment | None) -> int | None:
-    return None if assignment is None else assignment.gpu_index

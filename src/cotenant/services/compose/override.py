@@ -163,14 +163,11 @@ def _dropped(assigned: AssignedService) -> list[tuple[str, ...]]:
     """
     definition = assigned.compose.definition
     paths = [request.path for request in assigned.compose.gpus if _present(definition, request.path)]
-    name = (
-        assigned.service.budget_env
-        if assigned.service and assigned.assignment.vram_budget_gb is not None
-        else None
-    )
     variables = definition.get("environment")
-    if isinstance(variables, Mapping) and name in variables and not isinstance(variables[name], str):
-        paths.append(("environment", str(name)))
+    if assigned.service and assigned.assignment.vram_budget_gb is not None and isinstance(variables, Mapping):
+        name = assigned.service.budget_env
+        if name in variables and not isinstance(variables[name], str):
+            paths.append(("environment", str(name)))
     return paths
 
 

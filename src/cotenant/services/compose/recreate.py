@@ -140,8 +140,7 @@ class RecreationPass:
     async def _mark_recreating(self, name: str, message: str | None = None) -> None:
         if name not in self.attempted:
             self.attempted.append(name)
-        target = self._target.get(name)
-        gpu = None if target is None else target.gpu_index
+        gpu = self._target.get(name, Assignment(name)).gpu_index
         await self._progress.set_service_state(name, ProgressState.RECREATING, message=message, gpu_index=gpu)
 
     async def _fail(self, name: str, wrong: str) -> None:
