@@ -268,7 +268,7 @@ def test_ollama_is_told_of_faults(ollama_client: ollama.Client) -> None:
     assert missing.value.status_code == 404
     with pytest.raises(ollama.ResponseError, match="does not support chat"):
         list(ollama_client.chat("embedder", messages=HELLO, stream=True))
-    with pytest.raises(ollama.ResponseError, match="takes no images"):
+    with pytest.raises(ollama.ResponseError, match="does not support images"):
         ollama_client.generate("chatty", "What is it?", images=[RED])
     with pytest.raises(ollama.ResponseError, match="not offered"):
         ollama_client.delete("chatty")

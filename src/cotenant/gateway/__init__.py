@@ -1,4 +1,4 @@
 """The HTTP surface.
 
-It knows the rest of the program only through `interfaces` and `services`, and never the daemon.
+It uses the rest of the program only through `interfaces` and `services`. It must not know the daemon.
 """

@@ -1,4 +1,4 @@
-"""The ASGI application: which path means what, and every error as a response."""
+"""The ASGI application: dispatches requests by path, and turns errors into responses."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ _HEALTH: Final = "/health"
 
 
 class Pages(Protocol):
-    """The console. Its pages need no key: they ask the gateway for what they show, as their caller may."""
+    """The console. Its pages need no key: they request their data from the gateway as their caller."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         ...
 
     def end_streams(self) -> None:
-        """End the responses that would never end by themselves."""
+        """End the responses that do not end by themselves."""
         ...
 
 
 class Gateway:
     """Serves a router's models, and the operator's API.
 
-    One instance belongs to one event loop. `clock` is the one by which the operator dates its decisions.
-    `hosts` are names under which it may be asked besides those of local networks. `console` makes the pages,
-    given the gateway to ask. `examine` runs the doctor's checks, in a thread.
+    One instance belongs to one event loop. `clock` is the clock of the operator's decisions. `hosts` are
+    allowed host names in addition to those of local networks. `console` makes the pages, given the gateway.
+    `examine` runs the doctor's checks, in a thread.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Gateway:
                 "GET",
                 _HEALTH,
                 self._health,
-                "Tell that the daemon answers; needs no key",
+                "Return that the daemon is running; needs no key",
                 Reply(HealthResponse, "ok"),
             ),
             Route(
@@ -159,14 +159,14 @@ class Gateway:
                 "GET",
                 "/v1/models",
                 self._openai_models,
-                "List the models served, as OpenAI does",
+                "List the models served, in OpenAI's form",
                 Reply(OpenAiModelsResponse, "models"),
             ),
             Route(
                 "GET",
                 "/v1/models/{name}",
                 self._openai_model,
-                "Tell one model, as OpenAI does",
+                "Return one model, in OpenAI's form",
                 Reply(OpenAiModelResponse, "the model"),
                 (errors.UnknownModel,),
                 (NAME,),
@@ -188,7 +188,7 @@ class Gateway:
             self.limits.check_head(headers)
             target = TARGETS.get(path)
             if target is None:
-                await self._answer(scope, receive, send)
+                await self._handle(scope, receive, send)
             else:
                 self._access.check(scope, is_open=False)
                 if scope["method"] == "POST":
@@ -208,19 +208,19 @@ class Gateway:
                 await send_problem(send, error)
 
     def open(self) -> None:
-        """Start to count decisions, and to keep the history and the request log."""
+        """Start to count decisions, to record the history and to write the request log."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._history.run()), loop.create_task(self._count_decisions())]
         if self._proxy.request_log is not None:
             self._tasks.append(loop.create_task(self._proxy.request_log.run()))
 
     def end_streams(self) -> None:
-        """End the responses that would never end by themselves: feeds, followed logs, open pages."""
+        """End the responses that do not end by themselves: feeds, followed logs, open pages."""
         self._streams.end()
         self._console.end_streams()
 
     def close(self) -> None:
-        """Close idle connections to engines, and stop counting."""
+        """Close idle connections to engines, and stop all background tasks."""
         self._proxy.pool.close()
         self._models.close()
         for task in self._tasks:
@@ -237,8 +237,8 @@ class Gateway:
             async for decision in decisions:
                 self._proxy.counters.count(decision)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that is not for a model. Raises UnknownRoute and what handlers raise."""
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request that is not for a model. Raises UnknownRoute and what handlers raise."""
         path = scope["path"]
         handlers, name = self._table.find(scope)
         if path in self._ollama.routes or path.startswith(BLOBS):
@@ -251,12 +251,9 @@ class Gateway:
         elif is_page:
             await self._console(scope, receive, send)
         else:
-            where = (
-                "The operator's API begins at /api/models."
-                if path.startswith(_API)
-                else ("OpenAI's API is under /v1.")
-            )
-            raise UnknownRoute(f"there is nothing at {path!r}", hint=where)
+            in_api = path.startswith(_API)
+            hint = "The operator's API begins at /api/models." if in_api else "OpenAI's API is under /v1."
+            raise UnknownRoute(f"there is nothing at {path!r}", hint=hint)
 
     async def _send_metrics(self, request: ApiRequest) -> None:
         accept = request.header(b"accept") or b""
@@ -269,7 +266,7 @@ class Gateway:
 
     async def _openapi(self, request: ApiRequest) -> object:
         if self._document is None:
-            # What it takes to build is not loaded before somebody asks.
+            # Imported here, since the import is slow and most daemons never need it.
             from cotenant.gateway.openapi.document import document
 
             self._document = document(self.routes)
@@ -283,7 +280,7 @@ class Gateway:
 
 
 def _has_begun(exchange: Exchange | None, send: Send) -> bool:
-    """Whether some of the answer has been sent, after which no other can be."""
+    """Whether the response has begun, after which no other can be sent."""
     if isinstance(send, ErrorTranslator):
         return send.started
     return exchange is not None and exchange.started

@@ -1,7 +1,7 @@
 """The listening socket, and uvicorn's HTTP protocol on it.
 
-Of uvicorn the protocol alone is used: its Server would take the process's signals, which are the daemon's,
-wake ten times a second, and leave cancelled requests unawaited.
+Only uvicorn's protocol is used: its Server would handle the process's signals, which are the daemon's, wake
+up ten times a second, and not await cancelled requests.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _CUT_OFF_S: Final = 1.0
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Listen on an address, before anything else is started; port 0 takes any free one.
+    """Listen on an address, before anything else is started; port 0 means any free port.
 
-    Clients that come before `serve` wait in the backlog. `::` takes IPv4 too.
-    Raises PortTaken, or BadSetting for an address that cannot be listened on.
+    Clients that connect before `serve` wait in the backlog. `::` accepts IPv4, too.
+    Raises PortTaken, or BadSetting for an address that cannot be used.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6 and host == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
-        # Two sockets may bind the same port while neither listens, so only this shows that it is free.
+        # Two sockets may bind the same port while neither listens, so only `listen` shows that it is free.
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except OSError as error:
@@ -61,10 +61,10 @@ async def serve(
     grace_s: float,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Serve on a listening socket until `stop` is set, then close it and end.
+    """Serve on a listening socket until `stop` is set, then close it.
 
-    Requests in flight have `grace_s` to end by themselves; then they are cancelled with an error.
-    When this coroutine is cancelled there is no grace.
+    Requests in flight have `grace_s` seconds to end; then they are cancelled with an error. If this coroutine
+    is cancelled, they are cancelled at once.
     """
     config = uvicorn.Config(
         gateway,
@@ -75,7 +75,7 @@ async def serve(
         proxy_headers=False,
         access_log=False,
         log_config=None,
-        # What uvicorn would log is what clients do wrong or what the gateway has logged already.
+        # uvicorn would log only errors of clients, and what the gateway logs already.
         log_level="critical",
         timeout_keep_alive=_KEEP_ALIVE_S,
     )
@@ -111,7 +111,7 @@ class _State(ServerState):
 
 
 async def _wait_closed(state: _State, timeout_s: float) -> None:
-    """Wait until every response has been sent and its connection closed, or the time has passed."""
+    """Wait until all responses are sent and all connections are closed, at most `timeout_s`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             while state.tasks:
@@ -135,8 +135,8 @@ async def _cut_off(state: _State) -> None:
 class _BatchingTransport(asyncio.Transport):
     """A transport that writes once per iteration of the event loop.
 
-    uvicorn writes the head of a response and its body apart; each write is a system call that wakes the
-    client, and the second is a tenth of what a request costs.
+    uvicorn writes the head and the body of a response separately; each write is a system call that wakes the
+    client, and the second one is a tenth of the cost of a request.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -169,9 +169,9 @@ class _BatchingTransport(asyncio.Transport):
 
 
 class _BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a bound on the bytes of a head (and of chunk framing), which it has not.
+    """uvicorn's protocol with a limit on the bytes of a head (and of chunk framing), which uvicorn lacks.
 
-    The bound holds to within one read of the socket (256 KiB); the application checks heads exactly.
+    The limit may be exceeded by one read of the socket (256 KiB); the application checks heads exactly.
     """
 
     def __init__(self, config: uvicorn.Config, state: _State, head_bytes: int) -> None:
@@ -220,10 +220,12 @@ def _unbindable(host: str, port: int, error: OSError) -> CotenantError:
     if error.errno == errno.EADDRINUSE:
         return PortTaken(
             f"{host} port {port} is in use",
-            hint="Choose another with --port (0 takes a free one), or stop what listens there.",
+            hint="Choose another with --port (0 means any free one), or stop the program that uses it.",
         )
     if error.errno == errno.EACCES:
-        return BadSetting(f"no right to listen on port {port}", hint="Choose one above 1023 with --port.")
+        return BadSetting(
+            f"no permission to listen on port {port}", hint="Choose one above 1023 with --port."
+        )
     return BadSetting(
         f"cannot listen on {host} port {port}: {error.strerror}", hint="Check --host and --port."
     )

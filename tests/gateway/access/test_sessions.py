@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from cotenant.clock import ManualClock
-from cotenant.gateway.access.sessions import LIFETIME_S, MOST, LoginAttempts, Sessions
+from cotenant.gateway.access.sessions import LIFETIME_S, MAX_SESSIONS, LoginAttempts, Sessions
 
 
 def test_a_session_is_found_by_its_token_alone_until_it_ends():
@@ -27,8 +27,8 @@ def test_a_session_that_is_ended_is_none_any_more():
 
 def test_the_oldest_session_gives_way():
     sessions = Sessions(ManualClock().now)
-    tokens = [sessions.begin()[0] for _ in range(MOST + 1)]
-    assert [sessions.find(token) is None for token in tokens] == [True, *[False] * MOST]
+    tokens = [sessions.begin()[0] for _ in range(MAX_SESSIONS + 1)]
+    assert [sessions.find(token) is None for token in tokens] == [True, *[False] * MAX_SESSIONS]
 
 
 def test_after_five_wrong_keys_a_client_waits_and_others_do_not():

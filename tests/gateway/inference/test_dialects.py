@@ -57,7 +57,7 @@ async def test_what_an_engine_does_not_speak_is_refused_clearly(path, status, bo
     reply, _ = await ask(refuse, {"model": model}, path)
     assert reply.status == 501
     assert reply.headers["x-should-retry"] == "false"
-    assert f"does not answer {path}" in reply.error["message"]
+    assert f"does not support {path}" in reply.error["message"]
     assert reply.json().get("type") == ("error" if path == "/v1/messages" else None)
 
 

@@ -230,7 +230,7 @@ async def test_images_go_to_models_that_see_and_no_others():
     assert image["image_url"]["url"] == f"data:image/png;base64,{PNG}"
     reply, calls = await ask({"model": "seen", "messages": [message]})
     assert (reply.status, calls) == (400, [])
-    assert "takes no images" in reply.error
+    assert "does not support images" in reply.error
 
 
 async def test_a_prompt_becomes_a_chat_with_its_system_and_images():
@@ -570,7 +570,7 @@ async def test_a_missing_key_and_a_wrong_method_are_told_in_ollamas_form():
         assert "key" in reply.error
         reply = await fetch(port, "GET", "/api/chat", Authorization="Bearer key")
         assert (reply.status, reply.headers["allow"]) == (405, "POST")
-        assert "does not take GET" in reply.error
+        assert "does not support GET" in reply.error
 
 
 class PlainPuller:

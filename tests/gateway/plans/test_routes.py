@@ -131,7 +131,7 @@ async def test_a_file_that_cannot_be_read_is_the_askers_fault(folder: Path):
 @pytest.mark.parametrize(
     ("payload", "status", "said"),
     [
-        ({}, 422, "no model is named"),
+        ({}, 422, "no model is given"),
         ({"model": "a", "path": "b"}, 422, "model and path are given"),
         ({"model": "nobody"}, 404, "is not served"),
         ({"model": "llama-70b", "recipe": {"n_ctx": 0}}, 422, "recipe.n_ctx"),

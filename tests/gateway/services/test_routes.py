@@ -139,7 +139,7 @@ async def test_user_assigns_same_gpu_to_all():
     [
         (by_hand({"service": "ai-lm"}), "assignments[0].service", "ai-lm is no service here"),
         (by_hand(NAMED, {"service": "ai-clip", "gpu_index": 7}), "assignments[1].gpu_index", "no GPU 7"),
-        (by_hand(NAMED, NAMED), "assignments[1].service", "there already, as assignments[0]"),
+        (by_hand(NAMED, NAMED), "assignments[1].service", "listed already, as assignments[0]"),
         (by_hand({**NAMED, "gpu_uuid": "GPU-x"}), "assignments[0].gpu_uuid", "was never a GPU here"),
         (by_hand({**NAMED, "vram_budget_override": -1}), "assignments[0].vram_budget_override", "not '-1'"),
         (by_hand({**NAMED, "vram_budget_override": 0}), "assignments[0].vram_budget_override", "greater"),
@@ -152,7 +152,7 @@ async def test_user_assigns_same_gpu_to_all():
         (by_hand({**NAMED, "gpu_index": 10**30}), "assignments[0].gpu_index", "less than or equal"),
         (by_hand({**NAMED, "gpu_index": 0.5}), "assignments[0].gpu_index", "integer"),
         (by_hand({**NAMED, "gpu_index": "0"}), "assignments[0].gpu_index", "integer"),
-        (by_hand({**NAMED, "gpu": 0}), "assignments[0].gpu", "it is no field"),
+        (by_hand({**NAMED, "gpu": 0}), "assignments[0].gpu", "it is not a known field"),
         (by_hand({"gpu_index": 0}), "assignments[0].service", "it is missing"),
         (by_hand({"service": "a b"}), "assignments[0].service", "pattern"),
         (by_hand({"service": None}), "assignments[0].service", "not 'None'"),

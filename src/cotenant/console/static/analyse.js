@@ -1,4 +1,4 @@
-// What the page Analyse does beside its form: sliders, remedies, and headers of files that lie here.
+// Script of the page Analyse: sliders, remedies, and headers of files on this computer.
 
 import { ApiError, csrfHeaders, goToLogin, readFault } from "./api.js";
 
@@ -15,7 +15,7 @@ function plan(fresh = false) {
   window.htmx.trigger(form, "plan");
 }
 
-// Which fields there are.
+// The fields of the form.
 
 function show() {
   for (const name of ["source", "devices"]) {
@@ -25,7 +25,7 @@ function show() {
   form.querySelector("[data-layers]").hidden = field("layers").value !== "number";
 }
 
-// A slider and its field say the same.
+// A slider and its field have the same value.
 
 function slide(range) {
   const value = Number(range.value);
@@ -46,10 +46,10 @@ function fill(name, value) {
   follow(input);
 }
 
-function fillAll(told) {
-  const { recipe, n_layers: layers } = told;
+function fillAll(found) {
+  const { recipe, n_layers: layers } = found;
   for (const [name, value] of Object.entries(recipe)) if (name !== "n_gpu_layers") fill(name, value);
-  for (const name of ["reserve_mib", "min_budget_mib", "overhead_mib"]) fill(name, told[name]);
+  for (const name of ["reserve_mib", "min_budget_mib", "overhead_mib"]) fill(name, found[name]);
   fillLayers(recipe.n_gpu_layers, layers + 1);
 }
 
@@ -60,7 +60,7 @@ function fillLayers(value, most) {
   if (counted) fill("n_gpu_layers", value);
 }
 
-// A file that lies here: only as much of it is sent as its header is long.
+// A file on this computer: only its header is sent.
 
 async function send(file, size) {
   const query = new URLSearchParams({ name: file.name, size: file.size });
@@ -86,10 +86,10 @@ async function read() {
   field("fault-source").replaceChildren();
   say(`Reading ${files.length === 1 ? files[0].name : `${files.length} headers`}…`);
   try {
-    const told = [];
-    for (const file of files) told.push(await send(file, Math.min(file.size, FIRST_BYTES)));
+    const found = [];
+    for (const file of files) found.push(await send(file, Math.min(file.size, FIRST_BYTES)));
     if (mine !== sending) return;
-    field("headers").value = told.map((each) => each.id).join(" ");
+    field("headers").value = found.map((each) => each.id).join(" ");
     say(files.map((file) => file.name).join(", "));
     plan(true);
   } catch (error) {
@@ -113,7 +113,7 @@ function complain(text) {
   field("file-said").replaceChildren(note);
 }
 
-// What happens.
+// Event handlers.
 
 form.addEventListener("input", (event) => {
   const { target } = event;
@@ -150,9 +150,9 @@ document.addEventListener("htmx:beforeSwap", (event) => {
 document.addEventListener("htmx:afterSwap", () => {
   const outcome = analysis.querySelector("[data-plan]");
   if (outcome) {
-    const told = JSON.parse(outcome.dataset.plan);
-    if (field("fresh").value === "1") fillAll(told);
-    else field("layers-range").max = told.n_layers + 1;
+    const found = JSON.parse(outcome.dataset.plan);
+    if (field("fresh").value === "1") fillAll(found);
+    else field("layers-range").max = found.n_layers + 1;
     field("fresh").value = "0";
     show();
   } else if (analysis.querySelector("[data-header-gone]") && files.length) {

@@ -21,7 +21,7 @@ export async function api(method, path, body, options = {}) {
   return response.json();
 }
 
-/** Do as `api`, but return the response, to read it as a stream. */
+/** Do the same as `api`, but return the response, to read it as a stream. */
 export async function request(method, path, body, { signal, headers } = {}) {
   const sent = { Accept: "application/json", ...csrfHeaders, ...headers };
   if (body !== undefined) sent["Content-Type"] = "application/json";
@@ -46,8 +46,8 @@ export async function request(method, path, body, { signal, headers } = {}) {
 /** Read the error of a response. */
 export function readFault(status, text) {
   try {
-    const told = JSON.parse(text).error;
-    return new ApiError(status, told.message, told.code, told.param);
+    const error = JSON.parse(text).error;
+    return new ApiError(status, error.message, error.code, error.param);
   } catch {
     const said = new DOMParser().parseFromString(text || "", "text/html").body.textContent.trim();
     return new ApiError(status, said || `The daemon answered with status ${status}.`);

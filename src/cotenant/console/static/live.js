@@ -86,7 +86,7 @@ async function update(text) {
       morph(there, wanted, fresh);
     } else made.set(id, wanted);
   }
-  const strange = changes.filter(([id, count, told]) => !change(document.getElementById(id), count, told));
+  const strange = changes.filter(([id, count, updates]) => !change(document.getElementById(id), count, updates));
   for (const [id, order] of Object.entries(rows)) arrange(document.getElementById(id), order, made, fresh);
   for (const element of fresh) if (element.isConnected) window.htmx?.process(element);
   document.dispatchEvent(new CustomEvent("cotenant:updated"));

@@ -3,5 +3,5 @@ try {
   const theme = localStorage.getItem("cotenant.theme");
   if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
 } catch {
-  // Without storage the system's colours stand.
+  // Without storage, the colours of the system are used.
 }

@@ -19,11 +19,11 @@ export function startTips() {
 /** Show a tooltip next to an element while it is under the pointer or has the focus; null hides it. */
 export function show(element) {
   if (element === target) return;
-  target?.classList.remove("told");
+  target?.classList.remove("active");
   target = element;
   tip.hidden = !element;
   if (!element) return;
-  element.classList.add("told");
+  element.classList.add("active");
   write(element.dataset.tip);
   placeAt(element.getBoundingClientRect());
 }

@@ -1,4 +1,4 @@
-"""Access control: API keys, sessions of browsers, and the hosts and pages that requests come from."""
+"""Access control: API keys, browser sessions, and checks of the headers Host and Origin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _END: Final = "/api/session/end"
 _COOKIE: Final = "cotenant_session"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _CSRF: Final = b"x-cotenant-csrf"
-_FRESH: Final[Header] = (b"cache-control", b"no-store")
+_NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 
 
 class AccessControl:
@@ -39,27 +39,27 @@ class AccessControl:
                 "GET",
                 SESSION,
                 self._show,
-                "Tell whether a key is needed and this browser has signed in; needs no key",
+                "Return whether a key is needed and this browser is signed in; needs no key",
                 Reply(SessionResponse, "the session"),
             ),
             Route(
                 "POST",
                 SESSION,
                 self._begin,
-                "Sign a browser in with an API key: sets a cookie that stands for it",
+                "Sign a browser in with an API key: sets a session cookie",
                 Reply(SessionResponse, "the session that has begun"),
                 (*BODY_ERRORS, errors.TooManyAttempts),
                 body=Body(SessionRequest, required=True),
             ),
             Route(
-                "POST", _END, self._end, "Sign a browser out", Reply(SessionResponse, "no session any more")
+                "POST", _END, self._end, "Sign a browser out", Reply(SessionResponse, "the session is ended")
             ),
         )
 
     def check(self, scope: Scope, *, is_open: bool) -> None:
-        """Check a request; `is_open` says that its path needs no key.
+        """Check a request; `is_open` means that its path needs no key.
 
-        Requests with a valid key skip the host and origin checks: a page cannot forge the key.
+        Requests with a valid key skip the host and origin checks: a web page cannot know the key.
         Raises Unauthorized, UntrustedHost or ForeignPage.
         """
         headers = scope["headers"]
@@ -87,7 +87,7 @@ class AccessControl:
         session = self._session(headers, host)
         if session is None:
             self._keys.check(headers)
-        elif changes_state and not same(session.csrf, _value(headers, _CSRF)):
+        elif changes_state and not same(session.csrf, dict(headers).get(_CSRF, b"").decode("latin-1")):
             raise ForeignPage("the request lacks this session's token", hint="Reload the page and try again.")
 
     def _session(self, headers: Sequence[Header], host: bytes | None) -> BrowserSession | None:
@@ -95,8 +95,7 @@ class AccessControl:
         return self._sessions.find(token) if token else None
 
     async def _show(self, request: ApiRequest) -> None:
-        session = self._session(request.headers, request.header(b"host"))
-        await self._send(request, session)
+        await self._send(request, self._session(request.headers, request.header(b"host")))
 
     async def _begin(self, request: ApiRequest) -> None:
         """Check the key and set the cookie. Without API keys, any key is accepted and no cookie is set.
@@ -117,11 +116,10 @@ class AccessControl:
             self._attempts.failed(client)
             raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
         token, session = self._sessions.begin()
-        cookie = _set_cookie(request, token, int(LIFETIME_S))
-        await self._send(request, session, cookie)
+        await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
     async def _end(self, request: ApiRequest) -> None:
-        """End the session and take its cookie back."""
+        """End the session and delete its cookie."""
         token = _cookie(request.headers, _cookie_name(request.header(b"host")))
         if token:
             self._sessions.end(token)
@@ -130,7 +128,7 @@ class AccessControl:
     async def _send(self, request: ApiRequest, session: BrowserSession | None, *headers: Header) -> None:
         csrf = session.csrf if session else None
         response = SessionResponse(needed=self._keys.needed, signed_in=session is not None, csrf=csrf)
-        await send_json(request.send, 200, response, (_FRESH, *headers))
+        await send_json(request.send, 200, response, (_NO_STORE, *headers))
 
 
 def _set_cookie(request: ApiRequest, token: str, lifetime_s: int) -> Header:
@@ -140,7 +138,7 @@ def _set_cookie(request: ApiRequest, token: str, lifetime_s: int) -> Header:
 
 
 def _cookie_name(host: bytes | None) -> str:
-    """Return a cookie name that holds the port: browsers share cookies between the ports of a host."""
+    """Return a cookie name with the port in it: browsers share cookies between the ports of a host."""
     port = (host or b"").rpartition(b"]")[2].partition(b":")[2].decode("latin-1")
     return f"{_COOKIE}_{port}" if port.isdigit() else _COOKIE
 
@@ -153,7 +151,3 @@ def _cookie(headers: Sequence[Header], wanted: str) -> str:
                 if key == wanted:
                     return text
     return ""
-
-
-def _value(headers: Sequence[Header], wanted: bytes) -> str:
-    return next((value.decode("latin-1") for name, value in headers if name == wanted), "")

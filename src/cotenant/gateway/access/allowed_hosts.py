@@ -1,4 +1,4 @@
-"""Host names under which the daemon answers, against web pages that reach it by DNS rebinding."""
+"""Host names that requests may use: protection against web pages that use DNS rebinding."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Final
 from cotenant.domain.errors import ForeignPage, UntrustedHost
 
 _LOCAL: Final = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-_KEPT: Final = 64
+_MAX_CACHED: Final = 64
 _WEB: Final = ("http", "https")
 
 
 class AllowedHosts:
-    """Allows the names that nobody outside can point at this machine: addresses, `localhost`, names without a
-    dot or under a domain of local networks, and those in `allowed`.
+    """Allows addresses, `localhost`, names without a dot or under a domain of local networks, and `allowed`.
 
-    DNS rebinding needs a name in public DNS whose owner changes where it leads.
+    DNS rebinding needs a name in public DNS, whose owner can change its address to that of this machine.
     """
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
@@ -31,14 +30,14 @@ class AllowedHosts:
         name = _name(host.decode("latin-1"))
         if not self._is_known(name):
             raise UntrustedHost(
-                f"requests for the host {name[:80]!r} are not answered",
-                hint=f"If that is this daemon's name, add it to server.allowed_hosts: [{name[:80]}].",
+                f"requests for the host {name[:80]!r} are refused",
+                hint=f"If this is the daemon's name, add it to server.allowed_hosts: [{name[:80]}].",
             )
-        if len(self._passed) < _KEPT:
+        if len(self._passed) < _MAX_CACHED:
             self._passed.add(host)
 
     def check_origin(self, origin: bytes, host: bytes | None) -> None:
-        """Check where a request that changes something comes from. Raises ForeignPage."""
+        """Check the origin of a request that changes something. Raises ForeignPage."""
         text = origin.decode("latin-1")
         scheme, _, where = text.partition("://")
         if where and (origin.partition(b"://")[2] == host or scheme.lower() not in _WEB):

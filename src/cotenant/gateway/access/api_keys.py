@@ -10,7 +10,7 @@ from cotenant.domain.errors import Unauthorized
 
 
 class ApiKeys:
-    """The API keys that the gateway accepts; without any it is open to everyone."""
+    """The API keys that the gateway accepts; without keys, everyone has access."""
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
         self._keys = tuple(key.encode() for key in keys)
@@ -21,8 +21,8 @@ class ApiKeys:
         return bool(self._keys)
 
     def has(self, offered: bytes) -> bool:
-        """Whether it is one of the keys."""
-        # Every key is compared, so that the time taken does not reveal which one came close.
+        """Whether `offered` is one of the keys."""
+        # Every key is compared, so that the duration does not reveal which one is similar.
         return sum(hmac.compare_digest(key, offered) for key in self._keys) > 0
 
     def check(self, headers: Sequence[Header]) -> None:

@@ -16,9 +16,9 @@ class SessionRequest(RequestModel):
 
 
 class SessionResponse(BaseModel):
-    """Whether a key is needed, and whether this browser has signed in with one.
+    """Whether a key is needed, and whether this browser is signed in.
 
-    `csrf` goes with every order of its pages, as the header `X-Cotenant-CSRF`; null without a session.
+    Requests that change something must send `csrf` in the header `X-Cotenant-CSRF`; null without a session.
     """
 
     needed: bool

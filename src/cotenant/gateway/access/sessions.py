@@ -1,4 +1,4 @@
-"""Sessions of browsers that signed in with a key: a cookie, and a CSRF token that other sites cannot know."""
+"""Sessions of browsers that are signed in: a cookie, and a CSRF token that other sites cannot know."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from typing import Final
 
 LIFETIME_S: Final = 12 * 3600.0
-MOST: Final = 64
+MAX_SESSIONS: Final = 64
 _BYTES: Final = 32
-_ATTEMPTS: Final = 5
-_WITHIN_S: Final = 60.0
-_MOST_CLIENTS: Final = 1024
+_MAX_ATTEMPTS: Final = 5
+_WINDOW_S: Final = 60.0
+_MAX_CLIENTS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """One browser's session; requests that change something send `csrf` as well as the cookie."""
+    """One browser's session; requests that change something must send `csrf` as well as the cookie."""
 
     csrf: str
     ends_at: float
 
 
 class Sessions:
-    """Sessions in memory, of bounded lifetime and number: the oldest is dropped. A restart ends them all.
+    """Sessions in memory, with a limited lifetime and number: the oldest is dropped. A restart ends all.
 
-    Only digests of the cookies' tokens are kept.
+    Only digests of the cookies' tokens are stored.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -40,7 +40,7 @@ class Sessions:
         token = secrets.token_urlsafe(_BYTES)
         session = BrowserSession(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S)
         self._by_digest[_digest(token)] = session
-        while len(self._by_digest) > MOST:
+        while len(self._by_digest) > MAX_SESSIONS:
             del self._by_digest[next(iter(self._by_digest))]
         return token, session
 
@@ -58,27 +58,27 @@ class Sessions:
 
 
 class LoginAttempts:
-    """Wrong keys by client: after five within a minute the client must wait, which stops guessing."""
+    """Counts wrong keys by client: after five within a minute the client must wait, against guessing."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._failed: dict[str, list[float]] = {}
 
     def wait_s(self, client: str) -> float | None:
-        """Return the seconds that a client must wait before its next attempt; None if it need not."""
+        """Return the seconds that a client must wait before its next attempt; None if it need not wait."""
         recent = self._recent(client)
-        return None if len(recent) < _ATTEMPTS else recent[0] + _WITHIN_S - self._now()
+        return None if len(recent) < _MAX_ATTEMPTS else recent[0] + _WINDOW_S - self._now()
 
     def failed(self, client: str) -> None:
         """Count a wrong key."""
         recent = self._recent(client)
         self._failed.pop(client, None)
-        self._failed[client] = [*recent, self._now()][-_ATTEMPTS:]
-        while len(self._failed) > _MOST_CLIENTS:
+        self._failed[client] = [*recent, self._now()][-_MAX_ATTEMPTS:]
+        while len(self._failed) > _MAX_CLIENTS:
             del self._failed[next(iter(self._failed))]
 
     def _recent(self, client: str) -> list[float]:
-        since = self._now() - _WITHIN_S
+        since = self._now() - _WINDOW_S
         return [at for at in self._failed.get(client, ()) if at > since]
 
 

@@ -1,1 +1,1 @@
-"""What all routes share: requests, bodies, limits, errors and streams. It must not know any one API."""
+"""What all routes share: requests, bodies, limits, errors and streams. It must not know a specific API."""

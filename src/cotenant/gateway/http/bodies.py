@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cotenant.domain.errors import BadAssignment, BadRequest
 
 _NAMED: Final = 3
-"""How many errors of one body a response names."""
+"""The maximum number of errors in one body that a response names."""
 
 
 class RequestModel(BaseModel):
-    """The body of a request: unknown fields are refused, and so is text where a number is meant."""
+    """The body of a request: unknown fields are refused, and so is text in place of a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
@@ -26,6 +26,11 @@ class ResponseModel(BaseModel):
 
 
 Body = TypeVar("Body", bound=RequestModel)
+
+
+def whole_number(value: Any) -> Any:
+    """Accept 3.0 as 3: JSON does not distinguish them, and JSON schema calls both an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_body(kind: type[Body], body: bytes) -> Body:
@@ -40,7 +45,7 @@ def read_body(kind: type[Body], body: bytes) -> Body:
     more = len(faults) - len(named)
     raise BadAssignment(
         "; ".join(named) + (f"; and {more} more" if more else ""),
-        hint="/openapi.json describes what it takes.",
+        hint="/openapi.json describes its fields.",
         field=_dotted(faults[0]["loc"]),
     )
 
@@ -50,7 +55,7 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "missing":
         what = "it is missing"
     elif fault["type"] == "extra_forbidden":
-        what = "it is no field"
+        what = "it is not a known field"
     else:
         what = f"{what[:1].lower()}{what[1:]}"
         if isinstance(fault["input"], (str, int, float, bool, type(None))):
@@ -59,7 +64,7 @@ def _explain(fault: Any) -> str:
 
 
 def _dotted(path: Sequence[str | int]) -> str:
-    """Write the place of a field: `assignments[1].gpu_index`."""
+    """Format the path of a field: `assignments[1].gpu_index`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

@@ -12,7 +12,7 @@ from cotenant.domain.units import KIB, MIB, format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on a request: bytes of its body, bytes of its head, and how many headers."""
+    """Bounds on a request: bytes of its body, bytes of its head, and the number of headers."""
 
     body_bytes: int = 32 * MIB
     head_bytes: int = 64 * KIB
@@ -38,12 +38,12 @@ class Limits:
         if size_bytes > self.body_bytes:
             raise RequestTooLarge(
                 f"the body is over the limit of {format_bytes(self.body_bytes)}",
-                hint="Send less, or images in a smaller size.",
+                hint="Send less, or smaller images.",
             )
 
 
 async def whole_body(receive: Receive, limits: Limits) -> bytes | None:
-    """Read a whole body, None if the client disconnects. Raises RequestTooLarge."""
+    """Read a complete body; None if the client disconnects. Raises RequestTooLarge."""
     pieces: list[bytes] = []
     size = 0
     more = True

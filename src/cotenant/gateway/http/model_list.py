@@ -1,4 +1,4 @@
-"""Descriptions of the models served: OpenAI's, and the operator's."""
+"""Descriptions of the models served: in OpenAI's form, and in that of the operator's API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_model(name: str, router: Router) -> ServedModel:
 
 
 def openai_model(model: ServedModel) -> dict[str, Any]:
-    """Describe a model as OpenAI does; `meta` is ours."""
+    """Describe a model in OpenAI's form; `meta` is our addition."""
     return {
         "id": model.name,
         "object": "model",
@@ -30,7 +30,7 @@ def openai_model(model: ServedModel) -> dict[str, Any]:
 
 
 def admin_model(model: ServedModel) -> dict[str, Any]:
-    """Describe a model, its placement and its sizes in bytes; what is not known is None."""
+    """Describe a model, its placement and its sizes in bytes; unknown values are None."""
     build = model.build
     return {
         "name": model.name,
@@ -56,14 +56,14 @@ def _placement(placement: Placement, report: EngineReport | None) -> dict[str, A
         "n_ctx": placement.recipe.n_ctx,
         "parallel": placement.recipe.parallel,
         "tensor_split": placement.tensor_split,
-        "devices": [{**_on_device(row.share), **_compared(row)} for row in cards if row.share],
+        "devices": [{**_share(row.share), **_compared(row)} for row in cards if row.share],
         "host": _compared(host),
         "estimated": placement.estimated,
         "warnings": placement.warnings,
     }
 
 
-def _on_device(share: Share) -> dict[str, Any]:
+def _share(share: Share) -> dict[str, Any]:
     return {
         "index": share.device.index,
         "name": share.device.name,
@@ -73,7 +73,7 @@ def _on_device(share: Share) -> dict[str, Any]:
 
 
 def _compared(row: Comparison) -> dict[str, Any]:
-    """Compare planned and reported bytes. An engine does not report its driver's overhead."""
+    """Compare planned and reported bytes. An engine does not report the driver's overhead."""
     return {
         "planned": {**parts_as_json(row.planned), "total": row.planned.total},
         "reported": row.reported

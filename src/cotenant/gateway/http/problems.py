@@ -18,10 +18,10 @@ _SERVER: Final = "server_error"
 
 @dataclass(frozen=True, slots=True)
 class HttpProblem:
-    """How one class of error is sent to a client.
+    """How a class of errors is sent to a client.
 
-    `param` names the field at fault. `retry_after_s` is sent where waiting helps and the error itself does
-    not say how long. `hopeless` tells the openai client not to retry: the same daemon will refuse again.
+    `param` names the wrong field. `retry_after_s` is sent if waiting helps and the error itself does not say
+    how long. With `hopeless`, the openai client does not retry: the request would be refused again.
     """
 
     status: int
@@ -31,7 +31,7 @@ class HttpProblem:
     hopeless: bool = False
 
     def headers(self, retry_after_s: float | None = None) -> list[Header]:
-        """Return the headers of the response; the error's own `retry_after_s` comes first."""
+        """Return the headers of the response; the error's own `retry_after_s` takes precedence."""
         headers = [JSON_TYPE]
         wait_s = self.retry_after_s if retry_after_s is None else retry_after_s
         if wait_s is not None:
@@ -44,7 +44,7 @@ class HttpProblem:
 
 
 _INVALID_REQUEST: Final = HttpProblem(400, _INVALID)
-_OPERATOR_FAULT: Final = HttpProblem(500, hopeless=True)
+_OPERATOR_ERROR: Final = HttpProblem(500, hopeless=True)
 
 HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.BadQuantity: _INVALID_REQUEST,
@@ -54,34 +54,34 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.BadSplit: _INVALID_REQUEST,
     errors.BadHubName: HttpProblem(400, _INVALID, param="model"),
     errors.BadTrace: _INVALID_REQUEST,
-    errors.BadSetting: _OPERATOR_FAULT,
-    errors.InsecureBind: _OPERATOR_FAULT,
-    errors.PortTaken: _OPERATOR_FAULT,
-    errors.ModelFileMissing: _OPERATOR_FAULT,
-    errors.NotAModelFile: _OPERATOR_FAULT,
-    errors.CorruptModelFile: _OPERATOR_FAULT,
-    errors.SplitPartMissing: _OPERATOR_FAULT,
-    errors.UnsupportedModelFile: _OPERATOR_FAULT,
+    errors.BadSetting: _OPERATOR_ERROR,
+    errors.InsecureBind: _OPERATOR_ERROR,
+    errors.PortTaken: _OPERATOR_ERROR,
+    errors.ModelFileMissing: _OPERATOR_ERROR,
+    errors.NotAModelFile: _OPERATOR_ERROR,
+    errors.CorruptModelFile: _OPERATOR_ERROR,
+    errors.SplitPartMissing: _OPERATOR_ERROR,
+    errors.UnsupportedModelFile: _OPERATOR_ERROR,
     errors.DoesNotFit: HttpProblem(503, hopeless=True),
-    errors.StoreError: _OPERATOR_FAULT,
+    errors.StoreError: _OPERATOR_ERROR,
     errors.DaemonSilent: HttpProblem(502),
-    errors.UnitFault: _OPERATOR_FAULT,
+    errors.UnitFault: _OPERATOR_ERROR,
     errors.MpsMissing: HttpProblem(503, hopeless=True),
     errors.MpsFailed: HttpProblem(503, retry_after_s=10),
     errors.HubSilent: HttpProblem(502, retry_after_s=10),
     errors.NotOnHub: HttpProblem(404, _INVALID, param="model"),
     errors.NoRoomOnDisk: HttpProblem(507, hopeless=True),
     errors.PullFailed: HttpProblem(502),
-    errors.ComposeFileError: _OPERATOR_FAULT,
+    errors.ComposeFileError: _OPERATOR_ERROR,
     errors.ContainerEngineMissing: HttpProblem(503, hopeless=True),
     errors.GeneratedFileEdited: HttpProblem(409, _INVALID, hopeless=True),
-    errors.GeneratedFileFailed: _OPERATOR_FAULT,
+    errors.GeneratedFileFailed: _OPERATOR_ERROR,
     errors.EngineMissing: HttpProblem(503, hopeless=True),
     errors.EngineLacksDevice: HttpProblem(503, hopeless=True),
     errors.EngineLoadFailed: HttpProblem(503, retry_after_s=10),
     errors.EngineLoadTimeout: HttpProblem(503, retry_after_s=10),
     errors.EngineDied: HttpProblem(503, retry_after_s=2),
-    errors.EngineInstallFailed: _OPERATOR_FAULT,
+    errors.EngineInstallFailed: _OPERATOR_ERROR,
     errors.BadRequest: _INVALID_REQUEST,
     errors.RequestTooLarge: HttpProblem(413, _INVALID),
     errors.HeadersTooLarge: HttpProblem(431, _INVALID),
@@ -105,19 +105,19 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.UpstreamFailed: HttpProblem(502),
     errors.ShuttingDown: HttpProblem(503, retry_after_s=5),
 }
-"""One entry per leaf of the exception tree; a test holds it to that."""
+"""One entry per leaf of the exception tree; a test checks this."""
 
 _UNEXPECTED: Final = HttpProblem(500)
 
 BROKEN_CONFIGURATION: Final = HttpProblem(422, _INVALID, hopeless=True)
-"""A bad setting, found by the client who asked for the configuration to be read again."""
+"""A bad setting, in the response to a request to reload the configuration."""
 
 UNREADABLE_MODEL: Final = HttpProblem(422, _INVALID, hopeless=True)
-"""A model file that cannot be read, named or sent by the client who asked for its plan."""
+"""A model file that cannot be read, in the response to a request for its plan."""
 
 
 def http_problem(error: BaseException) -> HttpProblem:
-    """Return the mapping of an error; one that is not a CotenantError is a plain 500."""
+    """Return how an error is sent; one that is not a CotenantError becomes a 500."""
     for kind in type(error).__mro__:
         if kind in HTTP_PROBLEMS:
             return HTTP_PROBLEMS[kind]
@@ -125,7 +125,7 @@ def http_problem(error: BaseException) -> HttpProblem:
 
 
 def envelope(error: BaseException) -> bytes:
-    """Render an error as OpenAI's error object; nothing is revealed of one that is not a CotenantError."""
+    """Encode an error as OpenAI's error object, without details if it is not a CotenantError."""
     problem = http_problem(error)
     if isinstance(error, CotenantError):
         param = error.field if isinstance(error, errors.BadAssignment) else problem.param
@@ -137,13 +137,13 @@ def envelope(error: BaseException) -> bytes:
 
 
 def encode_error(message: str, kind: str, param: str | None, code: str, cause: str | None = None) -> bytes:
-    """Render OpenAI's error object; `cause` is a field of ours, only there for errors of engines."""
+    """Encode OpenAI's error object; `cause` is our addition, only for errors of engines."""
     error = {"message": message, "type": kind, "param": param, "code": code}
     return encode_json({"error": error if cause is None else {**error, "cause": cause}})
 
 
 def is_envelope(body: bytes) -> bool:
-    """Whether an engine's answer is an error in OpenAI's form already."""
+    """Whether an engine's response is already an error in OpenAI's form."""
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError):
@@ -154,7 +154,7 @@ def is_envelope(body: bytes) -> bool:
 async def send_problem(
     send: Send, error: BaseException, headers: Iterable[Header] = (), problem: HttpProblem | None = None
 ) -> None:
-    """Send an error, mapped by its class or by `problem`."""
+    """Send an error, mapped by `problem`, or by its class if that is None."""
     problem = problem or http_problem(error)
     retry_after_s = error.retry_after_s if isinstance(error, CotenantError) else None
     await send_body(send, problem.status, envelope(error), *problem.headers(retry_after_s), *headers)

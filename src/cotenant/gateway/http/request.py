@@ -1,4 +1,4 @@
-"""A request to the daemon's own API, as handlers read it."""
+"""A request to the daemon's own API, in the form that handlers use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIMITS: Final = Limits(body_bytes=MIB)
 
 
 class ApiRequest:
-    """One request. `name` is the decoded name in its path, where the template has one.
+    """One request. `name` is the decoded name in its path, if the template has one.
 
     `client` is the address of the client.
     """
@@ -39,7 +39,7 @@ class ApiRequest:
 
     @property
     def is_https(self) -> bool:
-        """Whether the browser uses TLS, to us or to a proxy that says so."""
+        """Whether the browser uses TLS, with the daemon or with a proxy that says so."""
         return b"https" in (self._headers.get(b"x-forwarded-proto"), self._scheme)
 
     @property
@@ -48,7 +48,7 @@ class ApiRequest:
         return self._headers.get(b"accept", b"").startswith(b"text/plain")
 
     def text(self, name: str) -> str | None:
-        """Read `?name=TEXT`; None where it is not given."""
+        """Read `?name=TEXT`; None if it is not given."""
         given = self._query.get(name)
         return given[-1] if given else None
 
@@ -69,13 +69,16 @@ class ApiRequest:
         return min(int(text), maximum)
 
     async def body(self) -> bytes:
-        """Read the body, which is JSON or empty.
+        """Read the body, which must be JSON or empty.
 
         Raises RequestTooLarge, UnsupportedMediaType, or BadRequest for a client that disconnects early.
         """
         body = await self.octets(_LIMITS)
-        if body:
-            self._check_content_type()
+        given = self._headers.get(b"content-type", b"application/json").decode("latin-1")
+        if body and given.partition(";")[0].strip().lower() != "application/json":
+            raise UnsupportedMediaType(
+                f"the body is {given[:80]!r}, not JSON", hint="Send it with Content-Type: application/json."
+            )
         return body
 
     async def octets(self, limits: Limits) -> bytes:
@@ -88,10 +91,3 @@ class ApiRequest:
     def header(self, name: bytes) -> bytes | None:
         """Return a header, by its name in lower case."""
         return self._headers.get(name)
-
-    def _check_content_type(self) -> None:
-        given = self._headers.get(b"content-type", b"application/json").decode("latin-1")
-        if given.partition(";")[0].strip().lower() != "application/json":
-            raise UnsupportedMediaType(
-                f"the body is {given[:80]!r}, not JSON", hint="Send it with Content-Type: application/json."
-            )

@@ -1,4 +1,4 @@
-"""Routes of the daemon's own API, each declared once: dispatch and the OpenAPI document follow from it."""
+"""Routes of the daemon's own API, each declared once, for dispatch and for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _NAME: Final = "{name}"
 _MAX_INTEGER: Final = 999_999_999
 
 BODY_ERRORS: Final = (errors.BadRequest, errors.BadAssignment, errors.UnsupportedMediaType)
-"""What reading a JSON body may raise."""
+"""Errors that reading a JSON body may raise."""
 
 Handler = Callable[[ApiRequest], Awaitable[object]]
-"""Answers a request: returns what is sent as JSON, or sends the response itself and returns None."""
+"""Handles a request: returns the payload to send as JSON, or sends the response itself and returns None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One way in which a request may succeed. `type` is that of the body, None for plain text."""
+    """A successful response. `type` is the type of its body, None for plain text."""
 
     type: Any
     description: str
@@ -46,7 +46,7 @@ class Parameter:
     example: Any = None
 
     def as_json(self) -> dict[str, Any]:
-        """Describe it as OpenAPI does."""
+        """Describe the parameter in OpenAPI's form."""
         described = {
             "name": self.name,
             "in": self.place,
@@ -69,10 +69,10 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and the template of a path, with what handles it, what it takes and what it answers.
+    """A method and a path template, with the handler and the types of its requests and responses.
 
-    `reply` is the usual one and `other_replies` are further ones. `errors` are those that only this route
-    raises; `HTTP_PROBLEMS` knows their statuses.
+    `reply` is the usual response and `other_replies` are alternatives. `errors` are those that only this
+    route raises; `HTTP_PROBLEMS` has their statuses.
     """
 
     method: str
@@ -86,7 +86,7 @@ class Route:
     other_replies: tuple[Reply, ...] = ()
 
     async def answer(self, request: ApiRequest) -> None:
-        """Answer a request. Raises what the handler raises."""
+        """Handle a request. Raises what the handler raises."""
         payload = await self.handler(request)
         if payload is not None:
             await send_json(request.send, self.reply.status, payload)
@@ -95,7 +95,7 @@ class Route:
 class RouteTable:
     """Finds the routes of a path.
 
-    A name in a path may hold slashes, written %2F, or as they are where that is not ambiguous.
+    Slashes in a name are written %2F, or as they are where that is not ambiguous.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -108,7 +108,7 @@ class RouteTable:
         self._templates = [(path, *path.split(_NAME)) for path in templates]
 
     def find(self, scope: Scope) -> tuple[Mapping[str, Handler] | None, str]:
-        """Return the handlers of a path by method, None if it has none, and the name that the path holds."""
+        """Return the handlers of a path by method, None if it has none, and the name in the path."""
         found = self._by_path.get(scope["path"])
         if found is not None:
             return found, ""
@@ -121,7 +121,7 @@ class RouteTable:
 
 
 async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None:
-    """Have the handler of the request's method answer, or say which methods there are."""
+    """Call the handler for the request's method, or send an error with the allowed methods."""
     handler = handlers.get("GET" if request.method == "HEAD" else request.method)
     if handler is None:
         await refuse_method(request.method, request.path, handlers, request.send)
@@ -132,9 +132,9 @@ async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None
 
 
 async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Send) -> None:
-    """Answer that a path does not take a method, and which it takes."""
+    """Send the error that a path does not support a method, with the allowed methods."""
     allow = ", ".join("GET, HEAD" if each == "GET" else each for each in allowed)
-    error = MethodNotAllowed(f"{path} does not take {method}", hint=f"Use {allow}.")
+    error = MethodNotAllowed(f"{path} does not support {method}", hint=f"Use {allow}.")
     await send_problem(send, error, ((b"allow", allow.encode()),))
 
 

@@ -1,4 +1,4 @@
-"""Responses without an end: feeds of events and followed logs."""
+"""Endless responses: feeds of events and followed logs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ T = TypeVar("T")
 class LiveStreams:
     """Sends streams until the client disconnects or the gateway is about to close.
 
-    A client that reads slowly holds up its own stream only.
+    A client that reads slowly delays only its own stream.
     """
 
     def __init__(self) -> None:
         self._closing = asyncio.Event()
 
     def end(self) -> None:
-        """End every stream, so that none of them holds up a shutdown."""
+        """End all streams, so that none of them delays a shutdown."""
         self._closing.set()
 
     async def run(
@@ -36,25 +36,25 @@ class LiveStreams:
         pieces: AsyncGenerator[bytes, None],
         heartbeat_s: float | None = None,
     ) -> None:
-        """Send the pieces as they come, with a comment after every `heartbeat_s` seconds of silence."""
+        """Send the pieces as they arrive, with a comment after every `heartbeat_s` seconds without one."""
         await send_stream(receive, send, headers, pieces, self._closing, heartbeat_s)
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T | None:
     """Return the result of `work`; None if the client disconnects first, which cancels the work."""
     working = asyncio.ensure_future(work)
-    departed = asyncio.create_task(disconnected(receive))
+    leaving = asyncio.create_task(disconnected(receive))
     try:
-        await asyncio.wait({working, departed}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        departed.cancel()
+        leaving.cancel()
         working.cancel()
-        await asyncio.gather(departed, working, return_exceptions=True)
+        await asyncio.gather(leaving, working, return_exceptions=True)
 
 
 async def events_of(feed: AsyncIterator[T], render: Callable[[T], bytes]) -> AsyncGenerator[bytes, None]:
-    """Render what a feed yields; the feed is closed at the end."""
+    """Render the items of a feed; the feed is closed at the end."""
     try:
         async for item in feed:
             yield render(item)
@@ -65,10 +65,10 @@ async def events_of(feed: AsyncIterator[T], render: Callable[[T], bytes]) -> Asy
 
 
 async def merged(*feeds: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Yield the pieces of all feeds as they come, until each has ended.
+    """Yield the pieces of all feeds as they arrive, until all feeds have ended.
 
-    Each feed is asked for its next piece only when the last one has been taken, so that a slow reader slows
-    it as it would alone. Closing or cancelling this closes all of them.
+    The next piece of a feed is requested only after its last one was consumed, so that a slow reader slows
+    the feed down. Closing or cancelling the generator closes all feeds.
     """
     upcoming = {asyncio.create_task(next_piece(feed)): feed for feed in feeds}
     try:

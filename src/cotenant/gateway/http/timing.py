@@ -1,4 +1,4 @@
-"""Intervals of the gateway, and instants of the daemon's clock as local time."""
+"""Intervals of the gateway, and conversion of the daemon's clock to local time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cotenant.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, reads of a log.
+    """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, and reads of a log.
 
-    `notice_s` is the time in which the daemon should notice that a lost engine is dead.
+    `notice_s` is how long the gateway waits for the daemon to notice that an engine is dead.
     """
 
     comment_s: float = 5.0

@@ -1,4 +1,4 @@
-"""The hot path: a client's request carried to an engine and its response carried back.
+"""The hot path: forwards a client's request to an engine, and the response back.
 
 It must not know the operator's API.
 """

@@ -1,9 +1,9 @@
 """Plain responses that are requested from the engine as streams and assembled here.
 
 llama.cpp stops a stream within 0.1 s of its reader's disconnect. For a plain request it checks only after a
-second without results in any slot: while others stream, it generates to the last token although nobody reads.
-So a plain request that may run long is sent as a stream, which costs 5 µs a token. A short one passes through
-byte for byte: what it could waste is bounded by its own limit.
+second without results in any slot: while others stream, it generates to the last token although no one reads.
+So a plain request that may run long is sent as a stream, which costs 5 µs per token. A short one is forwarded
+unchanged: its own limit bounds the waste.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.inference.dialects import error_status
 
 SHORT_TOKENS: Final = 256
-"""A request limited to this many tokens is passed through as it is."""
+"""A request that is limited to this many tokens is forwarded unchanged."""
 
 _MOST_CALLS: Final = 4096
 RESPONSES_PATH: Final = b"/v1/responses"
 MESSAGES_PATH: Final = b"/v1/messages"
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
-_TELLING_USAGE: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
-_ASSEMBLED: Final = _TELLING_USAGE | {RESPONSES_PATH, MESSAGES_PATH}
+_WITH_USAGE_OPTION: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
+_ASSEMBLED: Final = _WITH_USAGE_OPTION | {RESPONSES_PATH, MESSAGES_PATH}
 _AS_STREAM: Final = b'{"stream":true,'
 _WITH_USAGE: Final = b'{"stream":true,"stream_options":{"include_usage":true},'
 _PREFIX: Final = b"data:"
@@ -32,10 +32,10 @@ _DONE: Final = b"[DONE]"
 
 
 def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes | None:
-    """Return the body that asks for the same answer as a stream, or None to pass the request as it is.
+    """Return the body that requests the same response as a stream, or None to forward the request unchanged.
 
-    Requests for several answers at once, those that are not waited for, and those with fields of unexpected
-    types are passed as they are.
+    Requests for several answers, background requests, and those with fields of unexpected types are
+    forwarded unchanged.
     """
     if path not in _ASSEMBLED or request.get("stream") or not request:
         return None
@@ -48,13 +48,13 @@ def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes |
         if limit is not None and (not isinstance(limit, int) or 0 <= limit <= SHORT_TOKENS):
             return None
     if "stream" in request or "stream_options" in request:
-        usage = {"stream_options": {"include_usage": True}} if path in _TELLING_USAGE else {}
+        usage = {"stream_options": {"include_usage": True}} if path in _WITH_USAGE_OPTION else {}
         return json.dumps({**request, "stream": True, **usage}).encode()
-    return (_WITH_USAGE if path in _TELLING_USAGE else _AS_STREAM) + body[body.index(b"{") + 1 :]
+    return (_WITH_USAGE if path in _WITH_USAGE_OPTION else _AS_STREAM) + body[body.index(b"{") + 1 :]
 
 
 def assemble_completion(events: bytes) -> tuple[int, bytes]:
-    """Return status and JSON body of the completion that a finished stream amounts to."""
+    """Return the status and JSON body of the completion that a finished stream contains."""
     answer: dict[str, Any] = {}
     choice: dict[str, Any] = {}
     for event in events_in(events):
@@ -73,7 +73,7 @@ def assemble_completion(events: bytes) -> tuple[int, bytes]:
 
 
 def events_in(stream: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a stream's events. Raises UpstreamFailed for what is not JSON."""
+    """Yield the objects in a stream's events. Raises UpstreamFailed for invalid JSON."""
     try:
         for line in stream.split(b"\n"):
             if not line.startswith(_PREFIX) or line[len(_PREFIX) :].strip() == _DONE:
@@ -112,7 +112,7 @@ def _join_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _join_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
-    """Add a piece of a tool call: its first brings id, type and name, the others more of the arguments."""
+    """Add a piece of a tool call: the first has id, type and name, the others continue the arguments."""
     index = piece.get("index", len(calls))
     if not 0 <= index < _MOST_CALLS:
         raise ValueError(f"a tool call numbered {index}")
@@ -143,7 +143,7 @@ def _join_logprobs(choice: dict[str, Any], piece: dict[str, Any] | None) -> None
 
 
 def _finish(choice: dict[str, Any]) -> None:
-    """Make one text of each list of pieces."""
+    """Join each list of pieces to one text."""
     if "text" in choice:
         choice["text"] = "".join(choice["text"])
     message = choice.get("message")

@@ -22,10 +22,10 @@ _PARTIAL: Final = "partial_json"
 
 
 def assemble(path: bytes, events: bytes) -> tuple[int, bytes]:
-    """Return status and JSON body of the response that a finished stream of a path's events amounts to.
+    """Return the status and JSON body of the response that a finished stream contains.
 
-    An error event becomes that error. Raises UpstreamFailed if the stream ended without saying why it stops,
-    or has events of an unknown shape.
+    An error event becomes that error. Raises UpstreamFailed if the stream ended early or has events of an
+    unknown shape.
     """
     try:
         return _ASSEMBLERS.get(path, assemble_completion)(events)
@@ -34,7 +34,7 @@ def assemble(path: bytes, events: bytes) -> tuple[int, bytes]:
 
 
 def _response(events: bytes) -> tuple[int, bytes]:
-    """Return the whole response, which is in the last event of a stream."""
+    """Return the complete response, which is in the last event of a stream."""
     for event in events_in(events):
         if event.get("error") or event["type"] == "error":
             return _error(event.get("error") or event)
@@ -44,7 +44,7 @@ def _response(events: bytes) -> tuple[int, bytes]:
 
 
 def _message(events: bytes) -> tuple[int, bytes]:
-    """Put a message together from its start, the pieces of its blocks, and how it ended."""
+    """Assemble a message from its start, the pieces of its blocks, and its end."""
     message: dict[str, Any] = {}
     for event in events_in(events):
         kind = event.get("type")
@@ -80,7 +80,7 @@ def _add(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _finish(block: dict[str, Any]) -> None:
-    """Make one text of the pieces of a block, and an object of a tool's input."""
+    """Join the pieces of a block to one text, and parse a tool's input."""
     for name in _TEXTS.values():
         pieces = block.pop(f"{name} pieces", None)
         if pieces is not None:
@@ -91,9 +91,8 @@ def _finish(block: dict[str, Any]) -> None:
 
 
 def _usage_last(answer: Mapping[str, Any]) -> bytes:
-    """Render an answer with its tokens at the end, where they are counted."""
-    usage = {name: value for name, value in answer.items() if name == "usage"}
-    return encode_json({**{name: value for name, value in answer.items() if name != "usage"}, **usage})
+    """Encode a response with `usage` at the end, where the tokens are counted."""
+    return encode_json(dict(sorted(answer.items(), key=lambda item: item[0] == "usage")))
 
 
 def _error(error: Any) -> tuple[int, bytes]:

@@ -1,7 +1,7 @@
-"""The APIs that clients use: which of their paths go to engines, and the form of errors in each.
+"""The APIs that clients use: which of their paths are forwarded to engines, and the form of their errors.
 
-Engines are asked in the dialect of the client, but for Ollama's, which is translated (`ollama_api`). Some do
-not answer every path: their errors about that become NotOffered.
+Engines get requests in the client's dialect, except Ollama's, which is translated (`gateway/ollama`). Some
+engines do not support all paths: their errors about that become NotOffered.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _GENERATING: Final = frozenset({ModelKind.TEXT})
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A path that goes to engines.
+    """A path that is forwarded to engines.
 
-    `kinds` are those of the models that answer it. `everywhere` says that every engine has it; `streams` that
-    a request may ask for a stream of events. `in_anthropic` says that errors take Anthropic's form.
+    `kinds` are the kinds of models that support it. `everywhere` means that all engines support it, `streams`
+    that a request may ask for an event stream, `in_anthropic` that errors are in Anthropic's form.
     """
 
     path: bytes
@@ -32,7 +32,7 @@ class Target:
     in_anthropic: bool = False
 
     def event(self, body: bytes) -> bytes:
-        """Put an error in OpenAI's envelope, or a whole answer, into an event of this dialect's streams."""
+        """Encode an error in OpenAI's form, or a complete response, as an event of this dialect's streams."""
         if self.in_anthropic and (error := _error_in(body)) is not None:
             return b"event: error\ndata: " + anthropic_error(error_status(error), body) + b"\n\n"
         return b"data: " + body + b"\n\n"
@@ -56,10 +56,10 @@ TARGETS: Final[Mapping[str, Target]] = {
     "/v1/messages": _MESSAGES,
     "/v1/messages/count_tokens": _COUNT,
 }
-"""What goes to engines as it comes, by the client's path."""
+"""The paths that are forwarded to engines without translation, by the client's path."""
 
 ErrorForm = Callable[[int, bytes], bytes]
-"""Renders an error of a status, given in OpenAI's envelope, in the form of another dialect."""
+"""Converts an error with a status from OpenAI's form to that of another dialect."""
 
 _ANTHROPIC_TYPES: Final = {
     401: "authentication_error",
@@ -73,33 +73,33 @@ _ANTHROPIC_TYPES: Final = {
 
 
 def anthropic_error(status: int, body: bytes) -> bytes:
-    """Render an error as Anthropic's API does, with what ended an engine where that is known."""
+    """Encode an error in Anthropic's form, with the cause of an engine's end if it is known."""
     usual = "invalid_request_error" if status < 500 else "api_error"
     rendered = {"type": _ANTHROPIC_TYPES.get(status, usual), "message": message_of(body), **_cause_in(body)}
     return encode_json({"type": "error", "error": rendered})
 
 
 def ollama_error(status: int, body: bytes) -> bytes:
-    """Render an error as Ollama's API does, with what ended an engine where that is known."""
+    """Encode an error in Ollama's form, with the cause of an engine's end if it is known."""
     return encode_json({"error": message_of(body), **_cause_in(body)})
 
 
 def message_of(body: bytes) -> str:
-    """Return the message of an error in any form."""
+    """Return the message of an error in any dialect."""
     error = _error_in(body)
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else body.decode("utf-8", "replace")
 
 
 def is_foreign(status: int, body: bytes) -> bool:
-    """Whether an engine's error says that it has no such path, as web frameworks do, or no such method."""
+    """Whether an engine's error means that it does not support the path or the method."""
     if status == 404:
         return _error_in(body) is None or message_of(body) in ("File Not Found", "Not Found")
     return status in (405, 501)
 
 
 class ErrorTranslator:
-    """Forwards a response, errors in the form of another dialect. `started` is set once it has begun."""
+    """Forwards a response, with errors converted to another dialect. `started` is set once it has begun."""
 
     def __init__(self, send: Send, form: ErrorForm) -> None:
         self._send = send
@@ -109,7 +109,7 @@ class ErrorTranslator:
         self.started = False
 
     async def __call__(self, message: Message) -> None:
-        """Take the next message of the response."""
+        """Receive the next message of the response."""
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._head = message
         elif self._head is None:
@@ -144,6 +144,6 @@ def _cause_in(body: bytes) -> dict[str, str]:
 
 
 def error_status(error: Any) -> int:
-    """Return the status that an engine's error names, else that of a broken engine."""
+    """Return the status in an engine's error, else 502."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code <= 599 else 502

@@ -15,9 +15,9 @@ class Listener(Protocol):
 
 
 class DisconnectWatch:
-    """Calls `listen` of requests that last longer than the interval, on one timer for all.
+    """Calls `listen` on requests that last longer than the interval, with one timer for all.
 
-    Most responses come sooner and need no task that listens; an engine frees a slot no faster anyway.
+    Most responses are complete sooner and need no task that listens; engines do not free a slot faster.
     """
 
     _INTERVAL_S: Final = 0.1
@@ -27,7 +27,7 @@ class DisconnectWatch:
         self._armed = False
 
     def enter(self, request: Listener) -> None:
-        """Have a request listen in a moment."""
+        """Call `listen` on the request after the interval."""
         self._new.add(request)
         if not self._armed:
             self._armed = True

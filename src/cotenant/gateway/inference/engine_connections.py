@@ -11,14 +11,14 @@ from cotenant.http.tls import client_context, tls_fault
 
 
 class EngineConnection(Connection):
-    """A connection to an engine, which passes on the headers that concern the client.
+    """A connection to an engine; it keeps only the response headers that concern the client.
 
-    Its reader gets UpstreamFailed when nothing more will arrive.
+    Reading from a closed connection raises UpstreamFailed.
     """
 
     __slots__ = ("_pool", "endpoint", "idle_since")
 
-    # Hop-by-hop headers, the engine's name, and its CORS: an engine does not decide what a browser trusts.
+    # Hop-by-hop headers, the engine's name, and CORS: an engine must not decide what a browser trusts.
     _dropped_headers = frozenset(
         {
             b"connection",
@@ -56,8 +56,8 @@ class Pool:
     """Connections to engines, kept open between requests.
 
     Idle ones are reused newest first, at most `max_idle` per endpoint, and none older than `max_idle_age_s`:
-    llama.cpp closes after 5 s of silence, and a connection about to be closed costs a second try. Connections
-    that an engine closes remove themselves, so no timer sweeps the pool.
+    llama.cpp closes a connection after 5 s without traffic, and using one that is being closed costs a
+    retry. Connections that an engine closes remove themselves, so no timer is needed.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Pool:
         self._idle: dict[Endpoint, list[EngineConnection]] = {}
 
     def idle(self, endpoint: Endpoint) -> EngineConnection | None:
-        """Take an idle connection, or None when one must be made."""
+        """Take an idle connection; None if a new one is needed."""
         connections = self._idle.get(endpoint)
         if not connections:
             return None
@@ -77,7 +77,7 @@ class Pool:
         oldest = asyncio.get_running_loop().time() - self._max_idle_age_s
         if connection.usable and connection.idle_since >= oldest:
             return connection
-        # The newest is too old or closed, so those under it are of no use either.
+        # The newest is too old or closed, so the older ones are unusable, too.
         connection.abort()
         for other in self._idle.pop(endpoint):
             other.abort()
@@ -114,7 +114,7 @@ class Pool:
             connection.abort()
 
     def forget(self, connection: EngineConnection) -> None:
-        """Drop a connection that is closed."""
+        """Remove a closed connection."""
         connections = self._idle.get(connection.endpoint)
         if connections is None:
             return

@@ -1,4 +1,4 @@
-"""Which kinds of models answer which paths: an embedding model cannot chat, a chat model cannot rank."""
+"""Checks that a model supports a path: an embedding model cannot chat, a chat model cannot rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cotenant.gateway.http.model_list import find_model
 from cotenant.gateway.inference.dialects import CHAT, EMBEDDINGS, Target
 from cotenant.interfaces import Router
 
-_WHAT_FOR = {
+_PURPOSES = {
     ModelKind.TEXT: ("text", CHAT),
     ModelKind.EMBEDDING: ("embeddings", EMBEDDINGS),
     ModelKind.RERANK: ("ranking documents", None),
@@ -18,10 +18,10 @@ _WHAT_FOR = {
 
 
 class ModelKinds:
-    """The kinds of models by their own names, as far as their files tell.
+    """The kinds of models by name, where their files say it.
 
-    What is remembered only ever lets a request through: before one is refused, its model is looked up again,
-    since its file may be another by now.
+    The cache is used only to accept requests: before one is refused, its model is looked up again, since its
+    file may have changed.
     """
 
     def __init__(self, router: Router) -> None:
@@ -29,7 +29,7 @@ class ModelKinds:
         self._known: dict[str, frozenset[ModelKind]] = {}
 
     def check(self, name: str, target: Target) -> None:
-        """Refuse a model before it is loaded for what it cannot do. Raises WrongKind."""
+        """Check that a model supports the target, before it is loaded. Raises WrongKind."""
         known = self._known.get(name)
         if known is not None and not known.isdisjoint(target.kinds):
             return
@@ -38,15 +38,15 @@ class ModelKinds:
         self._known[name] = frozenset([kind]) if is_read(model) else frozenset(ModelKind)
         if self._known[name] & target.kinds:
             return
-        purpose, path = _WHAT_FOR.get(kind, (kind.value, None))
+        purpose, path = _PURPOSES.get(kind, (kind.value, None))
         raise WrongKind(
-            f"{name} is a model for {purpose}, which does not answer {target.path.decode()}",
-            hint=f"Ask it at {path.path.decode() if path else '/v1/rerank'}, or name another model.",
+            f"{name} is a model for {purpose}, which does not support {target.path.decode()}",
+            hint=f"Use {path.path.decode() if path else '/v1/rerank'}, or another model.",
         )
 
 
 def is_read(model: ServedModel) -> bool:
-    """Whether a model's file says what it can do: only a GGUF does, other engines know that themselves."""
+    """Whether a model's file says what it supports: only a GGUF does; other engines check it themselves."""
     return model.file is not None and (
         model.recipe is None or model.recipe.engine.traits.reads is ModelFormat.GGUF
     )

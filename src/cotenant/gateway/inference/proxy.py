@@ -57,7 +57,7 @@ class Exchange:
     """One request in progress: its client, its lease and its connection to the engine.
 
     `started` is set when the response has begun, after which no other can be sent; `waited_s` is how long it
-    waited for its lease, while the model was loaded or in line.
+    waited for its lease: for the model to load, or in the queue.
     """
 
     __slots__ = (
@@ -165,7 +165,7 @@ class Exchange:
     # The request.
 
     async def _answer(self, name: str, body: bytes) -> None:
-        """Forward the request on a lease; on another if its engine dies before the response has begun."""
+        """Forward the request with a lease; with another if the engine dies before the response has begun."""
         counters = self._counters
         while True:
             lease = self._try_lease(name) or await self._wait_for_lease(name)
@@ -197,7 +197,7 @@ class Exchange:
                 return
 
     def _may_repeat(self) -> bool:
-        """Whether a failed request may go to an engine again: once, if it lost its engine unanswered."""
+        """Whether to retry a failed request: once, if its engine was lost before the response began."""
         connection = self._connection
         lost = connection is None or connection.lost
         if self._answered or not lost or self._failed:
@@ -206,17 +206,17 @@ class Exchange:
         return True
 
     async def _leave_engine(self, lease: Lease) -> bool:
-        """LeaseWait until the daemon has seen a failed engine dead; False if the client disconnects.
+        """Wait until the daemon notices that a failed engine is dead; False if the client disconnects.
 
-        A process that dies takes its time, seconds if a driver cleans up after it, and its socket may take
-        connections until then: the second try must not be wasted on it.
+        A process needs time to die, seconds if a driver cleans up after it, and its socket may accept
+        connections until then: the retry must not be wasted on it.
         """
         self._connection = None
         await lease.death(self._proxy.timing.notice_s)
         return not self._disconnected
 
     async def _fault(self, lease: Lease, error: UpstreamFailed) -> CotenantError:
-        """Return why a lost engine died if the daemon knows, else what was seen from here."""
+        """Return the daemon's error for a dead engine if there is one, else the error of the connection."""
         connection = self._connection
         if connection is not None and not connection.lost:
             return error
@@ -229,7 +229,7 @@ class Exchange:
         return lease
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
-        """Return a lease when the router grants one, or None if the client left first."""
+        """Return a lease when the router grants one, or None if the client disconnects first."""
         self._wait = wait = LeaseWait(self._proxy.router, self._counters, name, self._options.terms)
         comments = self._streaming and self._options.wait_comments
         try:
@@ -286,7 +286,7 @@ class Exchange:
             connection = await pool.connect(endpoint)
 
     async def _pass_response(self, status: int) -> None:
-        """Forward the body as it comes. Until its first byte, the request may go to another engine."""
+        """Forward the body as it arrives. Until its first byte, the request may be retried."""
         reply = self._reply
         send = self._send
         chunk = reply.take()
@@ -342,7 +342,7 @@ class Exchange:
         self._tokens = (self._tokens[0] + prompt, self._tokens[1] + output)
 
     async def _pass_error(self, status: int) -> None:
-        """Pass an error that is in OpenAI's envelope as it is; put any other into ours."""
+        """Forward an error in OpenAI's form unchanged; replace others by one of ours."""
         reply = self._reply
         body = reply.take()
         while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
@@ -350,8 +350,8 @@ class Exchange:
             body += reply.take()
         if not self._target.everywhere and is_foreign(status, body):
             raise NotOffered(
-                f"the engine of this model does not answer {self._target.path.decode()}",
-                hint="Ask it at /v1/chat/completions, or serve it with an engine that does, as llama.cpp.",
+                f"the engine of this model does not support {self._target.path.decode()}",
+                hint="Use /v1/chat/completions, or serve the model with an engine that does, as llama.cpp.",
             )
         if reply.ended and is_envelope(body):
             await self._send_whole(status, body, reply.headers)
@@ -363,7 +363,7 @@ class Exchange:
         await self._send_whole(status, error, [JSON_TYPE])
 
     async def _send_whole(self, status: int, body: bytes, headers: Sequence[Header]) -> None:
-        """Send a body at once; as an event where comments have begun a stream."""
+        """Send a complete body; as an event if comments have begun a stream."""
         self._status = status
         if self.started:
             event = self._target.event(encode_json(json.loads(body)))
@@ -374,9 +374,9 @@ class Exchange:
         await send_body(self._send, status, body, *headers)
 
     async def _end_early(self, error: CotenantError) -> None:
-        """Send the client of a stream the reason why it ends here. Any other body stays visibly incomplete.
+        """End a stream early with an error event. Any other body stays visibly incomplete.
 
-        A server cuts the connection when an application returns with its body unfinished.
+        The server closes the connection when an application returns with an incomplete body.
         """
         if not self._streaming:
             return

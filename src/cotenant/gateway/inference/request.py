@@ -1,4 +1,4 @@
-"""What a client's request says, and the head under which it goes on to an engine."""
+"""Parses a client's request, and makes the head and body for the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cotenant.interfaces import Router
 
 _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
     {
-        b"accept-encoding",  # the bytes pass through, so they must come plain
+        b"accept-encoding",  # the body is forwarded unchanged, so it must not be compressed
         b"authorization",
         b"connection",
         b"content-length",
@@ -32,7 +32,7 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
         b"transfer-encoding",
         b"upgrade",
         b"x-api-key",
-        b"x-conversation-id",  # llama.cpp would go on generating after the client has left
+        b"x-conversation-id",  # llama.cpp would continue to generate after the client has disconnected
     }
 )
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
@@ -41,7 +41,7 @@ _scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that a body is. Raises BadRequest."""
+    """Parse a body as a JSON object. Raises BadRequest."""
     try:
         request = _decode(body.decode())
     except ValueError as error:
@@ -54,7 +54,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def _decode(text: str) -> Any:
-    """Do as json.loads does, sparing what has no space around it the search for some."""
+    """Do the same as json.loads, but faster for a text without whitespace around it."""
     try:
         value, end = _scan(text, 0)
     except StopIteration:
@@ -63,7 +63,7 @@ def _decode(text: str) -> Any:
 
 
 def model_name(request: Mapping[str, Any], router: Router) -> str:
-    """Return the model that a request names, or the only one served. Raises BadRequest."""
+    """Return the model in a request, or the only one served. Raises BadRequest."""
     name = request.get("model")
     if isinstance(name, str):
         return name
@@ -77,21 +77,21 @@ def model_name(request: Mapping[str, Any], router: Router) -> str:
 
 
 def engine_head(path: bytes, endpoint: Endpoint, headers: Sequence[Header], length: int) -> bytes:
-    """Render the head for the engine, without what concerns one hop or this gateway alone."""
+    """Render the head for the engine, without hop-by-hop headers and those for this gateway."""
     return b"%b%d\r\n%b\r\n" % (_head_start(path, endpoint), length, _forwarded(headers, _NOT_FORWARDED))
 
 
 @lru_cache(maxsize=256)
 def _head_start(path: bytes, endpoint: Endpoint) -> bytes:
-    """Render what is the same in all requests to an engine, up to the length of the body."""
+    """Render the part of the head that is the same in all requests, up to the content length."""
     key = "" if endpoint.key is None else f"authorization: Bearer {endpoint.key}\r\n"
     start = f"POST {endpoint.prefix}{path.decode()} HTTP/1.1\r\nhost: {endpoint.authority}\r\n"
-    # vLLM takes nothing that is called otherwise, as `curl -d` calls it, or not at all.
+    # vLLM refuses another content type, such as that of `curl -d`, or none.
     return f"{start}{key}content-type: application/json\r\ncontent-length: ".encode()
 
 
 def engine_body(body: bytes, endpoint: Endpoint) -> bytes:
-    """Return a request under the name by which the engine knows the model."""
+    """Return the body with the engine's own name for the model."""
     if endpoint.model is None:
         return body
     return json.dumps({**parse(body), "model": endpoint.model}, ensure_ascii=False).encode()

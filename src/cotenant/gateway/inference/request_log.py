@@ -1,4 +1,4 @@
-"""A log line for each request to a model: when, which, how long. Never any content."""
+"""The request log: time, model and durations of each request, never content."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class RequestRecord(NamedTuple):
 
 
 class RequestLog:
-    """Appends to a file, a second late and in a thread; adding a request costs an append to a list.
+    """Appends to a file every second, in a thread; adding a request is an append to a list.
 
-    At most `max_waiting` requests wait to be written; what cannot be written is lost, and counted in the
-    daemon's own log. A file over `max_bytes` becomes `NAME.1`, older ones `NAME.2` and so on, `kept` in all.
+    At most `max_waiting` requests wait to be written; what cannot be written is lost, and the daemon's log
+    has their number. A file over `max_bytes` becomes `NAME.1`, older ones `NAME.2` and so on up to `kept`.
     """
 
     def __init__(
@@ -73,19 +73,19 @@ class RequestLog:
             self._lost += 1
 
     async def run(self) -> None:
-        """Write what is added each second, until cancelled."""
+        """Write new requests every second, until cancelled."""
         while True:
             await asyncio.sleep(_EVERY_S)
             if self._waiting:
                 await asyncio.to_thread(self._write, *self._take())
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining requests."""
         if self._waiting:
             self._write(*self._take())
 
     def _take(self) -> tuple[Sequence[RequestRecord], float]:
-        """Return what waits, and the Unix time at which the event loop's clock was 0."""
+        """Return the waiting requests, and the Unix time at which the event loop's clock was 0."""
         taken, self._waiting = self._waiting, []
         return taken, time.time() - asyncio.get_running_loop().time()
 
@@ -123,7 +123,7 @@ class RequestLog:
 
 
 def _line(request: RequestRecord, epoch: float) -> str:
-    """Return a line of JSON; put together by hand, as there may be thousands each second."""
+    """Return a line of JSON; formatted without `json`, as there may be thousands each second."""
     granted_at = request.granted_at
     waited_until = request.ended_at if granted_at is None else granted_at
     service = "null" if granted_at is None else f"{request.ended_at - granted_at:.4f}"
@@ -137,11 +137,7 @@ def _line(request: RequestRecord, epoch: float) -> str:
 
 
 def _terms(terms: LeaseTerms) -> str:
-    """Return the terms that a client asked for, as further fields."""
+    """Return the terms that a client requested, as further fields."""
     given = {name: getattr(terms, name) for name in ("priority", "keep_alive_s", "timeout_s")}
-    return "".join(f', "{name}": {_plain(value)}' for name, value in given.items() if value is not None)
-
-
-def _plain(value: float) -> str:
-    """Return a number that JSON has."""
-    return '"forever"' if math.isinf(value) else str(value)
+    texts = {name: '"forever"' if value == math.inf else value for name, value in given.items()}
+    return "".join(f', "{name}": {text}' for name, text in texts.items() if text is not None)

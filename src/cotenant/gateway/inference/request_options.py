@@ -1,12 +1,12 @@
-"""Options of a request for its lease, in headers of ours and in Ollama's `keep_alive`.
+"""Options of a request for its lease, in our own headers and in Ollama's `keep_alive`.
 
     X-Cotenant-Keep-Alive     how long the model stays loaded: `10m`, `0` (not at all), `-1` or `forever`
     X-Cotenant-Priority       -10 to 10; a higher one goes first
-    X-Cotenant-Timeout        how long to wait for a slot at most: `30s`; `0` does not wait
+    X-Cotenant-Timeout        longest wait for a slot: `30s`; `0` does not wait
     X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits
 
-Every client may set them: the operator decides who gets a key. The header takes precedence over the body's
-`keep_alive`, which is forwarded unchanged: engines ignore what they do not know.
+Every client may set them: the operator decides who gets a key. The header takes precedence over `keep_alive`
+in the body, which is forwarded unchanged: engines ignore unknown fields.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TIMEOUT: Final = b"x-cotenant-timeout"
 _WAIT_COMMENTS: Final = b"x-cotenant-wait-comments"
 TERM_HEADERS: Final = frozenset({_KEEP_ALIVE, _PRIORITY, _TIMEOUT, _WAIT_COMMENTS})
 
-_MOST_PRIORITY: Final = 10
+_MAX_PRIORITY: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ _NONE: Final = RequestOptions()
 
 
 def read_request_options(headers: Sequence[Header], request: Mapping[str, Any]) -> RequestOptions:
-    """Read headers and body of a request. Raises BadRequest."""
+    """Read the options in the headers and the body of a request. Raises BadRequest."""
     given = [header for header in headers if header[0] in TERM_HEADERS]
     keep_alive = request.get("keep_alive")
     if not given and keep_alive is None:
@@ -61,7 +61,7 @@ def read_request_options(headers: Sequence[Header], request: Mapping[str, Any]) 
 
 
 def _keep_alive(where: str, value: object) -> float:
-    """Return seconds, infinite for `forever` and, as in Ollama, for anything negative."""
+    """Return seconds; infinity for `forever` and, as in Ollama, for negative values."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise BadRequest(f"{where} is not a duration but {value!r}"[:120], hint=_KEEP_ALIVE_HINT)
     text = str(value).strip()
@@ -87,11 +87,11 @@ def _priority(text: str) -> int:
     try:
         priority = int(text)
     except ValueError:
-        priority = _MOST_PRIORITY + 1
-    if abs(priority) > _MOST_PRIORITY:
+        priority = _MAX_PRIORITY + 1
+    if abs(priority) > _MAX_PRIORITY:
         raise BadRequest(
             f"X-Cotenant-Priority {text!r} is not a priority"[:120],
-            hint=f"Write a whole number from {-_MOST_PRIORITY} to {_MOST_PRIORITY}.",
+            hint=f"Write a whole number from {-_MAX_PRIORITY} to {_MAX_PRIORITY}.",
         )
     return priority
 

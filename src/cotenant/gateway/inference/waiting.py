@@ -1,4 +1,4 @@
-"""A request's wait for its lease, and the comments that its client gets meanwhile."""
+"""A request's wait for its lease, and the comments that its client gets during the wait."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class LeaseWait:
         self.waited_s = 0.0
 
     def cancel(self) -> None:
-        """Cancel it: the client has disconnected."""
+        """Cancel the wait, since the client has disconnected."""
         self._cancelled = True
         self._lease.cancel()
 
     async def lease(self, send_comment: SendComment | None, every_s: float) -> Lease | None:
         """Return the lease when it is granted, None if the client disconnects first.
 
-        Every `every_s` a comment in the event stream says how the wait goes. Raises
-        UnknownModel and what Router.lease does.
+        Every `every_s` seconds, a comment in the event stream reports the progress. Raises UnknownModel and
+        what Router.lease raises.
         """
         loop, waiting = asyncio.get_running_loop(), self._lease
         since = loop.time()
@@ -46,7 +46,7 @@ class LeaseWait:
                 await self._comment(send_comment, every_s)
             lease = await waiting
         except asyncio.CancelledError:
-            # Granted in the very turn of the loop that cancelled this task: the grant must not be lost.
+            # The lease may be granted in the same iteration of the loop that cancels this task: release it.
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 waiting.result().release()
             task = asyncio.current_task()
@@ -66,7 +66,7 @@ class LeaseWait:
     async def _comment(self, send_comment: SendComment, every_s: float) -> None:
         """Send comments until the wait ends.
 
-        An estimate is that of the end of the line; the request's own place never gets worse.
+        Each estimate is for the end of the queue; the request's own position never gets worse.
         """
         await asyncio.wait({self._lease}, timeout=0)
         place: int | None = None
@@ -79,7 +79,7 @@ class LeaseWait:
 
 
 def wait_comment(estimate: WaitEstimate | None, place: int | None) -> bytes:
-    """Render `: waiting, 2nd in line, about 12.0 s (loading llama-7b)` and what ends an event."""
+    """Render `: waiting, 2nd in line, about 12.0 s (loading llama-7b)` with a blank line."""
     text = ": waiting"
     if place:
         text += f", {_ordinal(place)} in line"

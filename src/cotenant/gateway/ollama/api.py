@@ -3,8 +3,8 @@
     GET  /api/version, /api/tags, /api/ps
     POST /api/show, /api/chat, /api/generate, /api/embed, /api/embeddings, /api/pull
 
-Chats, prompts and embeddings go the way of any other request (`ollama_exchange`). Requests that
-change what is on disk are refused, except pulls: that is the operator's task.
+Chats, prompts and embeddings are forwarded like all other requests (`exchange`). Requests that change files
+are refused, except pulls: files are the operator's task.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from cotenant.gateway.ollama.requests import (
     raw_request,
     stands_alone,
 )
-from cotenant.interfaces import Lease, LeaseTerms, Operator, Puller
+from cotenant.interfaces import Operator, Puller
 
-SPOKEN_VERSION: Final = "0.17.4"
-"""The version of Ollama whose API this is; clients ask for it to learn what they may send."""
+OLLAMA_VERSION: Final = "0.17.4"
+"""The version of Ollama whose API this is; clients request it to learn what is supported."""
 
 _MAY_UNLOAD: Final = models.LOADED | {"loading"}
 BLOBS: Final = "/api/blobs/"
@@ -82,10 +82,10 @@ class OllamaApi:
             BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
         }
 
-    # What there is.
+    # Descriptions of models.
 
     async def _version(self, request: ApiRequest) -> None:
-        await send_json(request.send, 200, {"version": SPOKEN_VERSION, "cotenant": __version__})
+        await send_json(request.send, 200, {"version": OLLAMA_VERSION, "cotenant": __version__})
 
     async def _tags(self, request: ApiRequest) -> None:
         listed = [models.listed(model) for model in self._proxy.router.models()]
@@ -108,7 +108,7 @@ class OllamaApi:
             model = self._model(fields, text(fields, "name"))
             await send_json(request.send, 200, models.shown(model))
 
-    # What goes to engines.
+    # Requests for engines.
 
     async def _chat(self, request: ApiRequest) -> None:
         fields = await self._fields(request)
@@ -118,7 +118,7 @@ class OllamaApi:
         if asks_for_nothing(fields):
             await self._load(request, fields, model, as_chat)
             return
-        _check_writes(model, "chat")
+        _check_generates(model, "chat")
         _check_images(model, any(message.get("images") for message in objects(fields, "messages")))
         await self._stream(request, fields, CHAT, chat_request(fields, model.name), as_chat)
 
@@ -130,7 +130,7 @@ class OllamaApi:
         if asks_for_nothing(fields):
             await self._load(request, fields, model, as_generated)
             return
-        _check_writes(model, "generate")
+        _check_generates(model, "generate")
         _check_images(model, bool(items(fields, "images")))
         if switch(fields, "raw", False) or (_continues(model) and stands_alone(fields)):
             target, engine_request = COMPLETIONS, raw_request(fields, model.name)
@@ -153,18 +153,18 @@ class OllamaApi:
     ) -> None:
         streaming = switch(fields, "stream", True)
         lines = LineSender(
-            request.send, text(fields, "model"), wrap, lambda: asked.waited_s, streaming=streaming
+            request.send, text(fields, "model"), wrap, lambda: forwarded.waited_s, streaming=streaming
         )
-        asked = exchange(self._proxy, request, target, engine_request, lines)
-        await asked.run()
+        forwarded = exchange(self._proxy, request, target, engine_request, lines)
+        await forwarded.run()
 
     # Loading and unloading.
 
     async def _load(self, request: ApiRequest, fields: Fields, model: ServedModel, wrap: Wrap) -> None:
-        """Load a model, or unload it once it is idle: a request without a prompt asks for that."""
+        """Load a model, or unload it once it is idle: this is what a request without a prompt does."""
         unloads = _unloads(request, fields)
         if not unloads:
-            _check_writes(model, "chat" if wrap is as_chat else "generate")
+            _check_generates(model, "chat" if wrap is as_chat else "generate")
         if await self._hold(request, fields, model):
             body = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
             head = {"model": text(fields, "model"), "created_at": timestamp()}
@@ -173,24 +173,16 @@ class OllamaApi:
     async def _hold(self, request: ApiRequest, fields: Fields, model: ServedModel) -> bool:
         if _unloads(request, fields) and model.state not in _MAY_UNLOAD:
             return True
-        lease = await self._lease_unless_disconnected(
-            request, model.name, read_request_options(request.headers, fields).terms
+        router, terms = self._proxy.router, read_request_options(request.headers, fields).terms
+        lease = router.try_lease(model.name, terms) or await unless_disconnected(
+            request.receive, router.lease(model.name, terms)
         )
         if lease is None:
             return False
         lease.release()
         return True
 
-    async def _lease_unless_disconnected(
-        self, request: ApiRequest, name: str, terms: LeaseTerms
-    ) -> Lease | None:
-        router = self._proxy.router
-        lease = router.try_lease(name, terms)
-        if lease is not None:
-            return lease
-        return await unless_disconnected(request.receive, router.lease(name, terms))
-
-    # What all of them need.
+    # Shared helpers.
 
     async def _fields(self, request: ApiRequest) -> dict[str, Any] | None:
         """Read the body, None if the client disconnects. Raises BadRequest or RequestTooLarge."""
@@ -198,7 +190,7 @@ class OllamaApi:
         return None if body is None else parse(body)
 
     def _model(self, fields: Fields, name: str = "") -> ServedModel:
-        """Find the model that a request names. Raises UnknownModel."""
+        """Return the model in a request. Raises UnknownModel."""
         name = text(fields, "model") or name
         if not name:
             raise BadRequest("`model` is required", hint="GET /api/tags lists those served.")
@@ -210,13 +202,13 @@ def _unloads(request: ApiRequest, fields: Fields) -> bool:
 
 
 def _continues(model: ServedModel) -> bool:
-    """Whether a model only continues texts; Ollama too gives it the prompt unchanged."""
+    """Whether a model only continues texts; Ollama also sends it the prompt unchanged."""
     return is_read(model) and model.file is not None and model.file.chat_template is False
 
 
-def _check_writes(model: ServedModel, what: str) -> None:
+def _check_generates(model: ServedModel, what: str) -> None:
     if is_read(model) and model.kind is not ModelKind.TEXT:
-        purpose = "embeddings: ask it at /api/embed" if model.kind is ModelKind.EMBEDDING else model.kind
+        purpose = "embeddings: use /api/embed" if model.kind is ModelKind.EMBEDDING else model.kind
         raise WrongKind(f'"{model.name}" does not support {what}', hint=f"It is a model for {purpose}.")
 
 
@@ -228,15 +220,16 @@ def _checked_embedder(model: ServedModel) -> ServedModel:
     return model
 
 
-def _check_images(model: ServedModel, asked: bool) -> None:
-    if asked and is_read(model) and not model.vision:
+def _check_images(model: ServedModel, has_images: bool) -> None:
+    if has_images and is_read(model) and not model.vision:
         raise WrongKind(
-            f"{model.name} takes no images", hint="Put its vision projector (mmproj) next to its file."
+            f"{model.name} does not support images",
+            hint="Put its vision projector (mmproj) next to its file.",
         )
 
 
 async def _no_blob(request: ApiRequest) -> None:
-    """Answer truthfully: clients check before they upload one."""
+    """Say that a blob does not exist: clients check this before they upload it."""
     raise UnknownRoute(f"there is no {request.path.removeprefix(BLOBS)[:80]} here")
 
 

@@ -1,7 +1,7 @@
-"""Embeddings in Ollama's API, of texts cut to what the model takes.
+"""Embeddings in Ollama's API; texts are truncated to the model's limit.
 
-POST /api/embed         of one text or several
-POST /api/embeddings    the older form, of one
+POST /api/embed         one text or several
+POST /api/embeddings    the older form: one text
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from cotenant.gateway.ollama.responses import vectors
 _TOKENS: Final = Target(b"/tokenize", frozenset({ModelKind.EMBEDDING}))
 _BATCH: Final = re.compile(r"too large to process.*batch size: (\d{1,9})\)")
 _OK: Final = 200
-_MOST_TRIES: Final = 3
+_MAX_TRIES: Final = 3
 
 Hold = Callable[[ApiRequest, Fields, ServedModel], Awaitable[bool]]
 """Loads or unloads a model for a request without a prompt; False if the client disconnects."""
 
 
 class Embedder:
-    """Answers both forms for a model that a request names."""
+    """Handles both forms of requests for embeddings."""
 
     def __init__(self, proxy: Proxy, hold: Hold) -> None:
         self._proxy = proxy
         self._hold = hold
 
     async def embed(self, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
-        """Answer /api/embed. Texts that are too long are cut, unless it says `truncate: false`."""
+        """Handle /api/embed. Texts that are too long are truncated, unless it has `truncate: false`."""
         name, texts, dimensions = text(fields, "model"), embed_texts(fields), embed_dimensions(fields)
         if not texts:
             if await self._hold(request, fields, model):
@@ -63,7 +63,7 @@ class Embedder:
         await send_json(request.send, _OK, body)
 
     async def embed_one(self, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
-        """Answer /api/embeddings, which refuses what is too long."""
+        """Handle /api/embeddings, which refuses texts that are too long."""
         prompt = text(fields, "prompt")
         if not prompt:
             if await self._hold(request, fields, model):
@@ -75,7 +75,7 @@ class Embedder:
 
 
 class _EmbeddingRequest:
-    """One request, in as many steps as it takes; `waited_s` is the wait for the model."""
+    """One request for embeddings, in several steps; `waited_s` is the wait for the model."""
 
     def __init__(self, proxy: Proxy, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
         self._proxy = proxy
@@ -85,13 +85,13 @@ class _EmbeddingRequest:
         self.waited_s = 0.0
 
     async def embeddings(self, texts: Sequence[str], *, cut: bool) -> dict[str, Any] | None:
-        """Return the engine's answer; None if it was forwarded unchanged, or the client disconnected.
+        """Return the engine's response; None if it was forwarded unchanged, or the client disconnected.
 
-        All texts are sent first: few are too long, and the engine says so. Raises BadRequest for those that
-        must not be `cut`, or if the engine cannot tokenize.
+        All texts are sent first: few are too long, and the engine then returns an error. Raises BadRequest
+        if texts must not be `cut`, or if the engine cannot tokenize.
         """
         given: list[str | list[int]] = list(texts)
-        for _ in range(_MOST_TRIES):
+        for _ in range(_MAX_TRIES):
             response = await self._send(EMBEDDINGS, embed_request(self._fields, self._model.name, given))
             if response.status == _OK:
                 return response.payload()
@@ -99,7 +99,8 @@ class _EmbeddingRequest:
             if limit is None:
                 await response.forward(self._request.send)
                 return None
-            if not cut or not self._has_tokens():
+            recipe = self._model.recipe
+            if not cut or (recipe is not None and not recipe.engine.traits.tokenizes):
                 break
             cut_texts = await self._cut(texts, limit)
             if cut_texts is None:
@@ -120,13 +121,13 @@ class _EmbeddingRequest:
             tokens = await self._tokens(each)
             if tokens is None:
                 return None
-            # What models for embeddings are trained to end with, they end with here.
+            # Keep the final special token: embedding models are trained with it.
             last = tokens[-1:] if frame and tokens[-1:] == frame[-1:] else []
             found.append(tokens if len(tokens) <= limit else tokens[: limit - len(last)] + last)
         return found
 
     async def _tokens(self, content: str) -> list[int] | None:
-        """Return the tokens of a text, those included that the model begins and ends with."""
+        """Return the tokens of a text, including the special tokens at its beginning and end."""
         engine_request = {"model": self._model.name, "content": content, "add_special": True}
         response = await self._send(_TOKENS, engine_request)
         if response.status != _OK:
@@ -139,18 +140,14 @@ class _EmbeddingRequest:
 
     async def _send(self, target: Target, engine_request: Mapping[str, Any]) -> BufferedResponse:
         response = BufferedResponse()
-        asked = exchange(self._proxy, self._request, target, engine_request, response)
-        await asked.run()
-        self.waited_s += asked.waited_s
+        forwarded = exchange(self._proxy, self._request, target, engine_request, response)
+        await forwarded.run()
+        self.waited_s += forwarded.waited_s
         return response
-
-    def _has_tokens(self) -> bool:
-        recipe = self._model.recipe
-        return recipe is None or recipe.engine.traits.tokenizes
 
 
 def _token_limit(body: bytes) -> int | None:
-    """Return the token limit from an engine's error about a text that is too long; None for other errors."""
+    """Return the token limit in an engine's error about a text that is too long; None for other errors."""
     try:
         error = json.loads(body).get("error")
     except (ValueError, RecursionError, AttributeError):

@@ -1,7 +1,7 @@
-"""Forwards a translated request to an engine, and its response back in Ollama's form.
+"""Forwards a translated request to an engine, and the response back in Ollama's form.
 
-Both stand between the client and an Exchange, which treats the request like any other: its wait, its lease,
-a retry if the engine dies, a client that disconnects.
+The Exchange handles the request like any other: its wait, its lease, a retry if the engine dies, and the
+client's disconnect.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from cotenant.gateway.http.problems import encode_error
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import Target, ollama_error
 from cotenant.gateway.inference.proxy import Exchange, Proxy
+from cotenant.gateway.ollama.models import rendered
 from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, Timestamps, counts, done_reason
 
 _NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
-_MOST_BYTES: Final = 256 * MIB
+_MAX_BYTES: Final = 256 * MIB
 _OK: Final = 200
 
 Wrap = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
-"""Makes the part of a line that holds an answer, the thinking before it, and tool calls."""
+"""Makes the part of a line with the answer, the thinking before it, and tool calls."""
 
 
 class TranslatedReceive:
-    """An ASGI receive that gives the Exchange the translated request, then the client's own messages."""
+    """An ASGI receive that returns the translated request, then the client's further messages."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -45,9 +46,9 @@ class TranslatedReceive:
 
 
 class LineSender:
-    """Sends an engine's stream as Ollama's: a line for each piece, or all as one object at the end.
+    """Converts an engine's stream to Ollama's: a line for each piece, or one object at the end.
 
-    `waited_s` is asked, at the end, for how long the request waited for its model.
+    `waited_s` is called at the end and returns how long the request waited for its model.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class LineSender:
         self._ended = False
 
     async def __call__(self, message: Message) -> None:
-        """Take the next message of the Exchange."""
+        """Receive the next message of the Exchange."""
         if message["type"] == "http.response.start":
             self._passing = message["status"] != _OK
             kind = dict(message["headers"]).get(b"content-type", b"")
@@ -86,7 +87,7 @@ class LineSender:
         self._size += len(piece)
         _check_size(self._size)
         if self._whole is not None:
-            # An engine that does not stream answers one object, which reads as a stream's only event.
+            # The single object of an engine that does not stream is read as a stream with one event.
             self._whole.append(piece)
             piece = b"" if more else b"data: " + b"".join(self._whole).replace(b"\n", b" ") + b"\n"
         for added in self._reader.read(piece):
@@ -127,7 +128,7 @@ class LineSender:
             await send_json(self._send, _OK, {**self._head(), **last})
 
     async def _fail(self, why: str) -> None:
-        """Send an error: with its own status if nothing was sent yet, else as the last line."""
+        """Send an error: as a response if nothing was sent yet, else as the last line."""
         self._ended = True
         error = encode_error(why, "server_error", None, "upstream_failed", self._reader.cause)
         if self._begun:
@@ -162,27 +163,27 @@ class BufferedResponse:
 
     @property
     def body(self) -> bytes:
-        """What has come."""
+        """The body so far."""
         return b"".join(self._pieces)
 
     async def __call__(self, message: Message) -> None:
-        """Take the next message of the Exchange."""
+        """Receive the next message of the Exchange."""
         if message["type"] == "http.response.start":
             self._head, self.status = message, message["status"]
             return
         piece = message.get("body", b"")
         self._size += len(piece)
-        if self._size <= _MOST_BYTES:
+        if self._size <= _MAX_BYTES:
             self._pieces.append(piece)
 
     async def forward(self, send: Send) -> None:
-        """Forward it unchanged, if there is one."""
+        """Forward the response unchanged, if there is one."""
         if self.status is not None:
             await send(self._head)
             await send({"type": "http.response.body", "body": self.body})
 
     def payload(self) -> dict[str, Any]:
-        """Parse it as a JSON object. Raises UpstreamFailed if it is not one, or too large."""
+        """Parse the body as a JSON object. Raises UpstreamFailed if it is not one, or too large."""
         _check_size(self._size)
         try:
             found = json.loads(self.body)
@@ -196,8 +197,8 @@ class BufferedResponse:
 def exchange(
     proxy: Proxy, request: ApiRequest, target: Target, engine_request: Mapping[str, Any], send: Send
 ) -> Exchange:
-    """Make the Exchange of a translated request, with what the client's headers say of its lease."""
-    # Many clients, curl among them, name another type, or none.
+    """Make the Exchange of a translated request, with the lease options in the client's headers."""
+    # Many clients, such as curl, send another content type, or none.
     headers: list[Header] = [header for header in request.headers if header[0] != b"content-type"]
     headers.append((b"content-type", b"application/json"))
     receive = TranslatedReceive(json.dumps(engine_request).encode(), request.receive)
@@ -205,7 +206,7 @@ def exchange(
 
 
 def as_chat(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """Wrap as /api/chat does."""
+    """Wrap an answer in the form of /api/chat."""
     message: dict[str, Any] = {"role": "assistant", "content": answer}
     if thoughts:
         message["thinking"] = thoughts
@@ -215,15 +216,15 @@ def as_chat(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str
 
 
 def as_generated(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """Wrap as /api/generate does, which has no tools."""
+    """Wrap an answer in the form of /api/generate, which has no tools."""
     return {"response": answer, **({"thinking": thoughts} if thoughts else {})}
 
 
 def _check_size(size_bytes: int) -> None:
-    if size_bytes > _MOST_BYTES:
-        raise UpstreamFailed(f"the engine's answer is over {format_bytes(_MOST_BYTES)}")
+    if size_bytes > _MAX_BYTES:
+        raise UpstreamFailed(f"the engine's answer is over {format_bytes(_MAX_BYTES)}")
 
 
 def timestamp() -> str:
-    """Return the time of day as Ollama writes it."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    """Return the current time in Ollama's format."""
+    return rendered(datetime.now(UTC))

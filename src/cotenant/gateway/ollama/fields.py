@@ -1,4 +1,4 @@
-"""Fields of a request in Ollama's API. Reading one raises BadRequest if its value has the wrong type."""
+"""Reads fields of a request in Ollama's API. Values of the wrong type raise BadRequest."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def switch(fields: Fields, name: str, default: bool) -> bool:
 
 
 def items(fields: Fields, name: str) -> Sequence[Any]:
-    """Read a list, empty where there is none."""
+    """Read a list, empty by default."""
     return _read(fields, name, list, "a list", [])
 
 
 def objects(fields: Fields, name: str) -> Sequence[Mapping[str, Any]]:
-    """Read a list of objects, empty where there is none."""
+    """Read a list of objects, empty by default."""
     found = items(fields, name)
     for value in found:
         if not isinstance(value, dict):
@@ -36,7 +36,7 @@ def objects(fields: Fields, name: str) -> Sequence[Mapping[str, Any]]:
 
 
 def mapping(fields: Fields, name: str) -> Mapping[str, Any]:
-    """Read an object, empty where there is none."""
+    """Read an object, empty by default."""
     return _read(fields, name, dict, "an object", {})
 
 

@@ -1,4 +1,4 @@
-"""The models served, as Ollama's API describes them."""
+"""Descriptions of the models served, in the form of Ollama's API."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LOADED: Final = frozenset({"ready", "draining"})
 
 
 def find(name: str, router: Router) -> ServedModel:
-    """Return the model of this name. Raises UnknownModel with the text that Ollama's clients look for.
+    """Return the model with this name. Raises UnknownModel with the text that Ollama's clients look for.
 
-    The default tag and registry may be added, and case does not matter.
+    The default tag and registry may be part of the name, and case does not matter.
     """
     bare = name
     for part in _REGISTRY:
@@ -45,7 +45,7 @@ def find(name: str, router: Router) -> ServedModel:
 
 
 def listed(model: ServedModel) -> dict[str, Any]:
-    """Describe a model as /api/tags does."""
+    """Describe a model in the form of /api/tags."""
     return {
         "name": _tagged(model),
         "model": _tagged(model),
@@ -57,7 +57,7 @@ def listed(model: ServedModel) -> dict[str, Any]:
 
 
 def running(model: ServedModel, status: ModelStatus | None, now: datetime) -> dict[str, Any]:
-    """Describe a loaded model as /api/ps does; its bytes are those measured, else reported, else planned."""
+    """Describe a loaded model in the form of /api/ps; its size is measured, else reported, else planned."""
     left_s = status.keep_alive_left_s if status else None
     size = 0
     if status is not None:
@@ -78,7 +78,7 @@ def running(model: ServedModel, status: ModelStatus | None, now: datetime) -> di
 
 
 def shown(model: ServedModel) -> dict[str, Any]:
-    """Describe a model as /api/show does."""
+    """Describe a model in the form of /api/show."""
     info: dict[str, Any] = {}
     if model.file is not None:
         architecture = model.file.architecture
@@ -102,7 +102,7 @@ def shown(model: ServedModel) -> dict[str, Any]:
 
 
 def details(model: ServedModel) -> dict[str, Any]:
-    """Describe what a model is made of; what is not known is empty."""
+    """Describe the format, family and size of a model; unknown values are empty."""
     file = model.file
     family = file.architecture if file else ""
     return {
@@ -116,13 +116,13 @@ def details(model: ServedModel) -> dict[str, Any]:
 
 
 def digest(model: ServedModel) -> str:
-    """Return an identifier of this state of a model. It is no checksum: the weights are not read."""
+    """Return an identifier of this state of a model. It is not a checksum: the weights are not read."""
     size = model.file.bytes if model.file else None
     return hashlib.sha256(f"{model.name} {size} {model.created_at}".encode()).hexdigest()
 
 
 def rendered(instant: datetime) -> str:
-    """Return an instant, which is in UTC, as Ollama writes it."""
+    """Format a time in UTC as Ollama does."""
     return instant.isoformat().replace("+00:00", "Z")
 
 
@@ -131,7 +131,7 @@ def _time(seconds: float) -> str:
 
 
 def _n_ctx(model: ServedModel) -> int:
-    """Return the context that a model is loaded with; 0 where its engine decides that itself."""
+    """Return the context that a model is loaded with; 0 if its engine chooses it."""
     recipe = model.recipe
     return recipe.n_ctx if recipe is not None and recipe.engine.traits.follows_recipe else 0
 

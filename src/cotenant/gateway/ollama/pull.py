@@ -1,4 +1,4 @@
-"""Pulling models from a hub, with its progress as lines of JSON."""
+"""Pulls models from a hub, with the progress as lines of JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SUCCESS: Final = {"status": "success"}
 
 
 class PullRoute:
-    """Answers /api/pull. A client that disconnects ends the pull; what has arrived is kept."""
+    """Handles /api/pull. The pull ends when the client disconnects; downloaded data is kept."""
 
     def __init__(self, puller: Puller, streams: LiveStreams, limits: Limits) -> None:
         self._puller = puller
@@ -36,14 +36,14 @@ class PullRoute:
         fields = parse(body)
         name = text(fields, "model") or text(fields, "name")
         if not name:
-            raise BadRequest("the request names no `model`", hint="Write hf.co/ORG/REPO:QUANT.")
+            raise BadRequest("`model` is required", hint="Write hf.co/ORG/REPO:QUANT.")
         streaming = switch(fields, "stream", True)
         async with aclosing(self._puller.pull(name)) as steps:
             if not streaming:
                 if await unless_disconnected(request.receive, _to_the_end(steps)):
                     await send_json(request.send, 200, _SUCCESS)
                 return
-            # An unknown name or a silent hub gets a status of its own.
+            # The first step is awaited before the response begins, so that errors have their own status.
             first = await unless_disconnected(request.receive, anext(steps))
             if first is not None:
                 await self._streams.run(request.receive, request.send, [_NDJSON], _lines(first, steps))

@@ -1,6 +1,6 @@
-"""Requests in Ollama's API as requests in OpenAI's, which every engine answers.
+"""Translates requests in Ollama's API to OpenAI's, which every engine supports.
 
-Translated requests always ask for a stream: `responses` converts it to what the client wants.
+Translated requests always ask for a stream: `responses` converts it to what the client requested.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FRACTIONS: Final = (
     "mirostat_eta",
 )
 _RENAMED: Final[Mapping[str, str]] = {"num_predict": "max_tokens", "num_keep": "n_keep"}
-"""Options that have another name in OpenAI's API, or as llama.cpp's addition to it."""
+"""Options that have another name in OpenAI's API or in llama.cpp's additions to it."""
 
 _IMAGE_TYPES: Final = (
     (b"\x89PNG", "image/png"),
@@ -42,8 +42,8 @@ _IMAGE_TYPES: Final = (
 )
 _MAGIC_CHARACTERS: Final = 8
 _MAX_LOG_PROBABILITIES: Final = 20
-_NO_CALL: Final = "call_0"
-_OF_CHATS: Final = ("format", "images", "suffix")
+_UNKNOWN_CALL: Final = "call_0"
+_CHAT_FIELDS: Final = ("format", "images", "suffix")
 _STREAM: Final = {"stream": True, "stream_options": {"include_usage": True}}
 
 _logged: set[tuple[str, ...]] = set()
@@ -59,12 +59,12 @@ def chat_request(fields: Fields, model: str) -> dict[str, Any]:
 
 
 def generate_request(fields: Fields, model: str) -> dict[str, Any]:
-    """Translate a request to /api/generate into a chat of one prompt.
+    """Translate a request to /api/generate into a chat with one message.
 
-    Raises BadRequest, or NotOffered for what only Ollama's own templates can do.
+    Raises BadRequest, or NotOffered for features of Ollama's own templates.
     """
     for name, instead in (
-        ("suffix", "Ask llama.cpp's /infill, or write the model's own markers into a `raw` prompt."),
+        ("suffix", "Use llama.cpp's /infill, or write the model's own markers into a `raw` prompt."),
         ("template", "Serve the model with its own chat template, or send `raw` prompts."),
         ("context", "Send the conversation to /api/chat."),
     ):
@@ -78,40 +78,40 @@ def generate_request(fields: Fields, model: str) -> dict[str, Any]:
 
 
 def raw_request(fields: Fields, model: str) -> dict[str, Any]:
-    """Translate a request to /api/generate, whose prompt is to stand alone, into one to /v1/completions.
+    """Translate a request to /api/generate with a raw prompt into one to /v1/completions.
 
-    Raises BadRequest, or NotOffered for what only chats can have.
+    Raises BadRequest, or NotOffered for fields that only chats support.
     """
     for name in ("system", "template", "context"):
         if fields.get(name):
             raise BadRequest(f"`raw` and `{name}` exclude each other", hint="Leave out one of them.")
-    for name in _OF_CHATS:
+    for name in _CHAT_FIELDS:
         if fields.get(name):
             raise NotOffered(f"`{name}` of a `raw` prompt is not offered here", hint="Leave out `raw`.")
     common = _common(fields)
     if common.pop("logprobs", False):
         most = common.pop("top_logprobs", 1)
-        # A number in this older form of OpenAI's; llama.cpp has a name of its own for it.
+        # In this older API, `logprobs` is a number; llama.cpp calls it `n_probs`.
         common |= {"logprobs": most, "n_probs": most}
     return {"model": model, "prompt": text(fields, "prompt"), **_STREAM, **common}
 
 
 def stands_alone(fields: Fields) -> bool:
-    """Whether a request to /api/generate asks for nothing but more of its prompt."""
-    return not any(fields.get(name) for name in ("system", "template", "context", *_OF_CHATS))
+    """Whether a request to /api/generate only asks for the continuation of its prompt."""
+    return not any(fields.get(name) for name in ("system", "template", "context", *_CHAT_FIELDS))
 
 
 def embed_texts(fields: Fields) -> list[str]:
-    """Read the texts of a request to /api/embed, none if it only loads. Raises BadRequest."""
+    """Read the texts of a request to /api/embed; empty if it only loads the model. Raises BadRequest."""
     given = fields.get("input")
     texts = given if isinstance(given, list) else [given] if given not in (None, "") else []
     if any(not isinstance(each, str) for each in texts):
-        raise BadRequest("`input` is not a text or a list of texts", hint="Send one text at least.")
+        raise BadRequest("`input` is not a text or a list of texts", hint="Send at least one text.")
     return texts
 
 
 def embed_dimensions(fields: Fields) -> int | None:
-    """Read to how many numbers vectors are cut; None leaves them whole. Raises BadRequest."""
+    """Read the length to which vectors are truncated; None for full length. Raises BadRequest."""
     dimensions = fields.get("dimensions")
     if dimensions is not None and type(dimensions) is not int:
         raise BadRequest(f"`dimensions` is not a number but {dimensions!r}"[:120])
@@ -119,7 +119,7 @@ def embed_dimensions(fields: Fields) -> int | None:
 
 
 def embed_request(fields: Fields, model: str, texts: Sequence[str | list[int]]) -> dict[str, Any]:
-    """Make the request to /v1/embeddings; each text may be given as its tokens. Raises BadRequest."""
+    """Make the request to /v1/embeddings; a text may be given as its tokens. Raises BadRequest."""
     _options(fields)
     return {"model": model, "input": texts, "encoding_format": "float", **_kept(fields)}
 
@@ -145,7 +145,7 @@ def _kept(fields: Fields) -> dict[str, Any]:
 
 
 def _options(fields: Fields) -> dict[str, Any]:
-    """Translate the options of sampling; those of loading are the operator's to set, and are left out."""
+    """Translate sampling options; options for loading are left out: the operator sets them."""
     options = mapping(fields, "options")
     translated: dict[str, Any] = {}
     for name in (*_WHOLE, *_FRACTIONS):
@@ -156,7 +156,7 @@ def _options(fields: Fields) -> dict[str, Any]:
             raise BadRequest(f"`options.{name}` is not a number but {value!r}"[:120])
         translated[_RENAMED.get(name, name)] = _whole(value) if name in _WHOLE else value
     if translated.get("max_tokens", 1) <= 0:
-        # Ollama's 0 and -1 are no limit, and -2 the context's own: llama.cpp stops there in any case.
+        # In Ollama, 0 and -1 mean no limit, and -2 the context length, where llama.cpp always stops.
         del translated["max_tokens"]
     stop = options.get("stop")
     if stop is not None:
@@ -169,12 +169,12 @@ def _options(fields: Fields) -> dict[str, Any]:
 
 
 def _whole(number: float) -> int:
-    """Cut a number as Ollama does, which clients that know only one type of numbers may send with a point."""
+    """Truncate a number as Ollama does: clients with only one number type may send it with a fraction."""
     return int(number) if math.isfinite(number) else 0
 
 
 def _log_ignored(names: tuple[str, ...]) -> None:
-    """Log once what is ignored: clients send the same options with every request."""
+    """Log ignored options once: clients send the same options with every request."""
     if names and names not in _logged and len(_logged) < 100:
         _logged.add(names)
         shown = ", ".join(name[:40] for name in names[:20])
@@ -214,7 +214,7 @@ def _log_probabilities(fields: Fields) -> dict[str, Any]:
 
 
 def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
-    """Translate messages; calls of tools get the ids by which OpenAI joins results to them."""
+    """Translate messages; tool calls get ids, with which OpenAI's API matches their results."""
     open_calls: list[tuple[str, str]] = []
     n_calls = 0
     for message in objects(fields, "messages"):
@@ -241,19 +241,19 @@ def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
 
 
 def _answered(open_calls: list[tuple[str, str]], name: str) -> str:
-    """Take the oldest call that a result is of: of the tool that it names, if it does.
+    """Take the oldest call that a result belongs to: a call of the tool `name`, if it is not empty.
 
-    Like Ollama, accept a result without a call: clients that drop old messages send it.
+    As in Ollama, a result without a call is accepted: clients that drop old messages send it.
     """
     for call in open_calls:
         if not name or call[0] == name:
             open_calls.remove(call)
             return call[1]
-    return _NO_CALL
+    return _UNKNOWN_CALL
 
 
 def _content(words: str, images: Any) -> Any:
-    """Return a message's content: a text, or parts where there are images."""
+    """Return a message's content: a text, or a list of parts if there are images."""
     if not images:
         return words
     parts: list[dict[str, Any]] = [{"type": "text", "text": words}] if words else []
@@ -266,7 +266,7 @@ def _image_url(image: object) -> str:
         raise BadRequest("an image is not a text", hint="Send each image in base64.")
     if image.startswith("data:image/"):
         return image
-    # Four characters are three bytes: the first few say what it is.
+    # Four characters encode three bytes; the first few bytes show the image type.
     try:
         magic = base64.b64decode(image[:_MAGIC_CHARACTERS], validate=True)
     except (binascii.Error, ValueError):

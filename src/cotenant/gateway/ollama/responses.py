@@ -1,4 +1,4 @@
-"""Responses of engines, OpenAI's streams, in the form of Ollama's API: as lines or as one object."""
+"""Parses responses of engines, which are OpenAI's streams, for Ollama's API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NORM_ERROR: Final = 1e-5
 
 @dataclass(slots=True)
 class Timestamps:
-    """When things happened, in seconds of the event loop; `waited_s` is the wait for the model."""
+    """Times in seconds of the event loop's clock; `waited_s` is the wait for the model."""
 
     began_at: float
     waited_s: float = 0.0
@@ -28,7 +28,7 @@ class Timestamps:
 
 @dataclass(frozen=True, slots=True)
 class StreamPiece:
-    """What an event adds to the answer, to the thinking before it, and to the probabilities of tokens."""
+    """What an event adds to the answer, to the thinking, and to the token probabilities."""
 
     answer: str = ""
     thoughts: str = ""
@@ -42,7 +42,7 @@ class _Call:
     arguments: list[str] = field(default_factory=list)
 
     def as_json(self, index: int) -> dict[str, Any]:
-        """Return it in Ollama's form. Raises ValueError for arguments that are not JSON."""
+        """Return the call in Ollama's form. Raises ValueError for arguments that are not JSON."""
         arguments = json.loads("".join(self.arguments) or "{}")
         function = {"index": index, "name": self.name, "arguments": arguments}
         return {**({"id": self.id} if self.id else {}), "function": function}
@@ -50,9 +50,9 @@ class _Call:
 
 @dataclass(slots=True)
 class StreamReader:
-    """Parses an engine's stream of events, piece by piece.
+    """Parses an engine's event stream, piece by piece.
 
-    `error` is the message of the engine, or the gateway, if the stream failed, `cause` what ended the engine.
+    If the stream failed, `error` is the error message and `cause` is why the engine ended.
     """
 
     error: str | None = None
@@ -64,9 +64,9 @@ class StreamReader:
     _calls: list[_Call] = field(default_factory=list)
 
     def read(self, piece: bytes) -> list[StreamPiece]:
-        """Take a piece; return what each event adds.
+        """Parse a piece; return what each event adds.
 
-        Raises UpstreamFailed for anything but a stream of such events.
+        Raises UpstreamFailed for events of an unknown shape.
         """
         *lines, self._rest = (self._rest + piece).split(b"\n")
         try:
@@ -76,7 +76,7 @@ class StreamReader:
         return added
 
     def calls(self) -> list[dict[str, Any]]:
-        """Return the calls of tools, once the stream has ended. Raises UpstreamFailed if one is no JSON."""
+        """Return the tool calls, after the end of the stream. Raises UpstreamFailed for invalid JSON."""
         try:
             return [call.as_json(index) for index, call in enumerate(self._calls)]
         except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ class StreamReader:
 
 
 def _log_probability(token: dict[str, Any]) -> dict[str, Any]:
-    """Return one of OpenAI's as Ollama's: the same, but for what llama.cpp adds."""
+    """Convert a token probability to Ollama's form, without llama.cpp's additional fields."""
     found = {name: token[name] for name in ("token", "logprob", "bytes") if token.get(name) is not None}
     others = token.get("top_logprobs")
     return {**found, "top_logprobs": list(map(_log_probability, others))} if others else found
@@ -130,30 +130,30 @@ def _events(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def done_reason(reader: StreamReader) -> str:
-    """Return why generation ended, in Ollama's words."""
+    """Return why generation ended, in Ollama's terms."""
     return "length" if reader.finish_reason == "length" else "stop"
 
 
 def counts(reader: StreamReader, timestamps: Timestamps, now: float) -> dict[str, int]:
-    """Return tokens and nanoseconds: the engine's own where it reports them, else as measured here."""
+    """Return token counts and nanoseconds: those that the engine reports, else those measured here."""
     timings, usage = reader.timings, reader.usage
     first_at = now if timestamps.first_at is None else timestamps.first_at
-    asked_at = timestamps.began_at + timestamps.waited_s
+    granted_at = timestamps.began_at + timestamps.waited_s
     prompt = usage.get("prompt_tokens", timings.get("prompt_n", 0) + timings.get("cache_n", 0))
     return {
         "total_duration": _ns(now - timestamps.began_at),
         "load_duration": _ns(timestamps.waited_s),
         "prompt_eval_count": prompt,
-        "prompt_eval_duration": _reported_ns(timings.get("prompt_ms"), first_at - asked_at),
+        "prompt_eval_duration": _reported_ns(timings.get("prompt_ms"), first_at - granted_at),
         "eval_count": usage.get("completion_tokens", timings.get("predicted_n", 0)),
         "eval_duration": _reported_ns(timings.get("predicted_ms"), now - first_at),
     }
 
 
 def vectors(answer: Mapping[str, Any], dimensions: int | None) -> list[list[float]]:
-    """Return the embeddings of an answer to /v1/embeddings, in order, cut to `dimensions`, each of length 1.
+    """Return the vectors of a response of /v1/embeddings, in order, cut to `dimensions`, normalised to 1.
 
-    Raises UpstreamFailed if it has another shape.
+    Raises UpstreamFailed if the response has another shape.
     """
     try:
         rows = sorted(answer["data"], key=lambda row: row["index"])

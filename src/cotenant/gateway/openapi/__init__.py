@@ -1,1 +1,1 @@
-"""The OpenAPI document of the operator's API. Importing it is slow; only its route does."""
+"""The OpenAPI document of the operator's API. It is imported only for its route, since the import is slow."""

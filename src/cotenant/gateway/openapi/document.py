@@ -1,4 +1,4 @@
-"""The OpenAPI document of the operator's API: every route, with what it takes and answers."""
+"""The OpenAPI document of the operator's API: all routes, with their requests and responses."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _EVERYWHERE: Final[tuple[type[CotenantError], ...]] = (
 )
 _OPEN: Final = ("/health", "/api/session")
 _INTRODUCTION: Final = (
-    "What operators ask and order. Faults are in OpenAI's envelope: `error.message` says what happened and "
-    "what to do, `error.param` names the field at fault. Clients' own routes are OpenAI's, under /v1."
+    "The API for operators. Errors are in OpenAI's form: `error.message` says what happened and what to do, "
+    "`error.param` names the wrong field. The routes for clients are OpenAI's, under /v1."
 )
 
 
 class FaultResponse(BaseModel):
-    """A fault in OpenAI's form; `param` names the field at fault, `cause` what ended an engine."""
+    """An error in OpenAI's form; `param` names the wrong field, `cause` is why an engine ended."""
 
     message: str
     type: str
@@ -42,7 +42,7 @@ class FaultResponse(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The envelope of every fault."""
+    """The body of every error response."""
 
     error: FaultResponse
 
@@ -61,7 +61,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             "description": _INTRODUCTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        # The empty one: a daemon without keys asks for none.
+        # The empty one, since a daemon without keys needs none.
         "security": [{"bearer": []}, {"key": []}, {}],
         "paths": paths,
         "components": {
@@ -75,7 +75,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def published_name(name: str) -> str:
-    """Return the name of a type in the document, which does not change: clients are generated from it."""
+    """Return the name of a type in the document. It must not change: clients are generated from it."""
     if name == "SavedConfigurationResponse":
         return "SavedTold"
     if name.endswith("Response"):
@@ -99,25 +99,23 @@ def _retitled(schema: JsonSchemaValue) -> JsonSchemaValue:
 
 
 class _Schemas:
-    """JSON schemas of all types, the shared ones as components."""
+    """JSON schemas of all types; shared ones are components."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        told = {reply.type for route in routes for reply in _replies(route) if reply.type}
-        asked = {route.body.type for route in routes if route.body}
-        inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in (*told, ErrorResponse)]
-        inputs += [(kind, "validation", TypeAdapter(kind)) for kind in asked]
+        sent = {reply.type for route in routes for reply in _replies(route) if reply.type}
+        received = {route.body.type for route in routes if route.body}
+        inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in (*sent, ErrorResponse)]
+        inputs += [(kind, "validation", TypeAdapter(kind)) for kind in received]
         by_key, whole = TypeAdapter.json_schemas(
-            sorted(inputs, key=_name), ref_template=_REF, schema_generator=_PublishedNames
+            sorted(inputs, key=lambda entry: published_name(str(entry[0].__name__))),
+            ref_template=_REF,
+            schema_generator=_PublishedNames,
         )
         self._by_type = {kind: schema for (kind, _), schema in by_key.items()}
         self.definitions: dict[str, Any] = whole.get("$defs", {})
 
     def of(self, kind: Any) -> Any:
         return self._by_type[kind]
-
-
-def _name(entry: Any) -> str:
-    return published_name(str(entry[0].__name__))
 
 
 def _replies(route: Route) -> tuple[Reply, ...]:

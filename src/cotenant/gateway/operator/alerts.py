@@ -1,4 +1,4 @@
-"""Alerts: those that are active, the last ones, and their feed of server-sent events."""
+"""Alerts: the active ones, the last ones, and their feed of server-sent events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cotenant.interfaces import AlertBook
 
 
 class AlertRoutes:
-    """Answers under /api/alerts."""
+    """Handles requests about alerts."""
 
     def __init__(self, book: AlertBook, local_time: LocalTime) -> None:
         self._book = book
@@ -25,7 +25,7 @@ class AlertRoutes:
                 "GET",
                 "/api/alerts",
                 self._list,
-                "Tell what is wrong now, and what has been lately",
+                "Return the active alerts and the last ones",
                 Reply(AlertsResponse, "alerts"),
             ),
         )

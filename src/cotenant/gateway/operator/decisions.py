@@ -1,4 +1,4 @@
-"""Decisions and their feed: as JSON, as server-sent events, and as lines with the time of day."""
+"""Decisions and their feed: as JSON, as server-sent events, and as lines of text with the time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_DECISIONS: Final = 500
 
 
 class DecisionRoutes:
-    """Answers about decisions, and sends the feed of decisions, alerts and steps of an apply."""
+    """Handles requests about decisions, and the feed of decisions, alerts and steps of an apply."""
 
     def __init__(
         self,
@@ -49,20 +49,20 @@ class DecisionRoutes:
                 "GET",
                 f"{MODEL}/why",
                 self._why,
-                "Tell the last decisions about a model",
+                "Return the last decisions about a model",
                 Reply(WhyResponse, "decisions, oldest first"),
                 NO_SUCH_MODEL,
                 (NAME,),
-                other_replies=(Reply(None, "the same in words", content_type="text/plain"),),
+                other_replies=(Reply(None, "the same as text", content_type="text/plain"),),
             ),
             Route(
                 "GET",
                 "/api/decisions",
                 self._recent,
-                "Tell the last decisions about anything",
+                "Return the last decisions",
                 Reply(DecisionsResponse, "decisions, oldest first"),
                 (errors.UnknownRoute, errors.BadRequest),
-                (Parameter("limit", "how many, 500 at most", integer(default=_DECISIONS)),),
+                (Parameter("limit", "how many, at most 500", integer(default=_DECISIONS)),),
             ),
             Route(
                 "GET",
@@ -111,7 +111,7 @@ class DecisionRoutes:
         )
 
     def _as_text(self, decisions: Iterable[Decision]) -> str:
-        """Render one line each: `10:02:11  evict  idle 312 s, …`; with the date unless it is today's."""
+        """Render one line each: `10:02:11  evict  idle 312 s, …`; with the date if it is not today."""
         today = datetime.now().astimezone().date()
         lines = []
         for decision in decisions:

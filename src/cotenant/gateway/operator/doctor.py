@@ -1,4 +1,4 @@
-"""What the doctor finds on the machine where the daemon runs."""
+"""The doctor's findings on the daemon's machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cotenant.gateway.operator.schema import FindingsResponse
 
 
 class DoctorRoutes:
-    """Runs the doctor's checks, once at a time: requests that come meanwhile get the same answer."""
+    """Runs the doctor's checks, one run at a time: requests during a run get its result."""
 
     def __init__(self, examine: Callable[[], Mapping[str, Any]] | None) -> None:
         self._examine = examine
@@ -24,8 +24,8 @@ class DoctorRoutes:
                 "GET",
                 "/api/doctor",
                 self._answer,
-                "Examine the daemon's machine, which takes some seconds",
-                Reply(FindingsResponse, "what was found"),
+                "Check the daemon's machine, which takes some seconds",
+                Reply(FindingsResponse, "the findings"),
                 (errors.UnknownRoute,),
             ),
         )
@@ -33,9 +33,9 @@ class DoctorRoutes:
     async def _answer(self, request: ApiRequest) -> object:
         if self._examine is None:
             raise UnknownRoute(
-                "this daemon cannot examine its machine", hint="Run `cotenant doctor` on the machine."
+                "this daemon cannot check its machine", hint="Run `cotenant doctor` on the machine."
             )
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(asyncio.to_thread(self._examine))
-        # A client that leaves must not cancel it for the others.
+        # A client that disconnects must not cancel the run for the others.
         return await asyncio.shield(self._running)

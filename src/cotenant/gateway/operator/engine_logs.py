@@ -1,4 +1,4 @@
-"""The end of an engine's log, and what is added to it."""
+"""Reads the end of an engine's log, and follows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _READ_BYTES: Final = 64 * KIB
 
 
 class LogReader:
-    """Reads a log from its last lines on, through rotation and through a change of files.
+    """Reads a log from its last lines on, across rotations and changes of the file.
 
     `path` is called each time: a model that is loaded again may write to another file.
     """
@@ -27,14 +27,14 @@ class LogReader:
         self._tail_lines: int | None = tail_lines
 
     def read(self) -> bytes:
-        """Return what came since the last call, at most 64 KiB; at first the last lines, at most 1 MiB."""
+        """Return what is new since the last call, at most 64 KiB; first the last lines, at most 1 MiB."""
         path = self._path()
         if path is None:
             return b""
         if self._file is None:
             return self._open(path)
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
-            # Cut to nothing by a rotation: what is there now is new.
+            # Truncated by a rotation: all of the content is new.
             self._file.seek(0)
         fresh = self._file.read(_READ_BYTES)
         if fresh or self._is_at(path):
@@ -43,7 +43,7 @@ class LogReader:
         return self._open(path)
 
     async def follow(self, poll_s: float) -> AsyncGenerator[bytes, None]:
-        """Yield pieces as they are written, without end."""
+        """Yield new pieces, without end."""
         try:
             while True:
                 fresh = self.read()
@@ -79,7 +79,7 @@ class LogReader:
 
 
 def _tail(file: BinaryIO, lines: int) -> bytes:
-    """Return the last lines and leave the file at its end; a line cut by the bound on bytes is left out."""
+    """Return the last lines and move to the end; a line that the byte limit cuts is left out."""
     size = file.seek(0, os.SEEK_END)
     start = max(0, size - _MAX_TAIL_BYTES)
     file.seek(start)

@@ -1,6 +1,6 @@
-"""Routes of models and devices: what they are and how they do, and orders to load, unload and pin.
+"""Routes of models and devices: their state, and commands to load, unload and pin models.
 
-Slashes in names are written %2F; where nothing is ambiguous they may stand as they are.
+Slashes in names are written %2F, or as they are where that is not ambiguous.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ NAME: Final = Parameter(
 )
 NO_SUCH_MODEL: Final = (errors.UnknownModel, errors.UnknownRoute)
 _WAIT: Final = Parameter(
-    "wait", "0 returns at once, before it is done", {"type": "integer", "enum": [0, 1], "default": 1}
+    "wait", "0 returns at once, before the command is done", {"type": "integer", "enum": [0, 1], "default": 1}
 )
-_AFTER: Final = Reply(ModelResponse, "the model as it is then")
-_BEGUN: Final = Reply(ModelResponse, "the model as it is now: the order is being carried out", 202)
+_AFTER: Final = Reply(ModelResponse, "the model after that")
+_BEGUN: Final = Reply(ModelResponse, "the model now, while the command is running", 202)
 _LOADING: Final = (
     errors.DoesNotFit,
     errors.EngineMissing,
@@ -61,7 +61,7 @@ _STATUS_FIELDS: Final = tuple(field.name for field in fields(ModelStatus))
 
 
 class ModelRoutes:
-    """Answers about models and devices, and passes orders on to the operator."""
+    """Handles requests about models and devices, and passes commands to the operator."""
 
     def __init__(self, router: Router, operator: Operator, streams: LiveStreams, timing: Timing) -> None:
         self._router = router
@@ -74,14 +74,14 @@ class ModelRoutes:
                 "GET",
                 "/api/models",
                 self._list,
-                "List every model and how it does",
+                "List all models with their state",
                 Reply(ModelsResponse, "models"),
             ),
             Route(
                 "GET",
                 MODEL,
                 self._one,
-                "Tell what a model is and how it does",
+                "Return a model with its state",
                 _AFTER,
                 NO_SUCH_MODEL,
                 (NAME,),
@@ -90,14 +90,16 @@ class ModelRoutes:
                 "GET",
                 f"{MODEL}/logs",
                 self._logs,
-                "Show the log of a model's engine",
+                "Return the log of a model's engine",
                 Reply(None, "lines of the log", content_type="text/plain"),
                 (*NO_SUCH_MODEL, errors.BadRequest),
                 (
                     NAME,
-                    Parameter("tail", "how many of the last lines", integer(default=_LINES)),
+                    Parameter("tail", "number of last lines", integer(default=_LINES)),
                     Parameter(
-                        "follow", "1 goes on as lines come", {"type": "integer", "enum": [0, 1], "default": 0}
+                        "follow",
+                        "1 continues with new lines",
+                        {"type": "integer", "enum": [0, 1], "default": 0},
                     ),
                 ),
             ),
@@ -115,7 +117,7 @@ class ModelRoutes:
                 "POST",
                 f"{MODEL}/unload",
                 partial(self._order, order=operator.unload),
-                "Unload a model once its requests are answered",
+                "Unload a model after its requests are complete",
                 _AFTER,
                 (*NO_SUCH_MODEL, errors.BadRequest),
                 (NAME, _WAIT),
@@ -125,7 +127,7 @@ class ModelRoutes:
                 "POST",
                 f"{MODEL}/pin",
                 partial(self._pin, pinned=True),
-                "Keep a model loaded whatever happens",
+                "Pin a model: it is never evicted",
                 _AFTER,
                 NO_SUCH_MODEL,
                 (NAME,),
@@ -134,7 +136,7 @@ class ModelRoutes:
                 "POST",
                 f"{MODEL}/unpin",
                 partial(self._pin, pinned=False),
-                "Let a model be evicted again",
+                "Unpin a model: it may be evicted again",
                 _AFTER,
                 NO_SUCH_MODEL,
                 (NAME,),
@@ -143,7 +145,7 @@ class ModelRoutes:
                 "GET",
                 "/api/devices",
                 self._devices,
-                "Tell how each device's memory is shared",
+                "Return how each device's memory is used",
                 Reply(DevicesResponse, "devices"),
                 (errors.UnknownRoute,),
             ),
@@ -151,7 +153,7 @@ class ModelRoutes:
                 "GET",
                 "/api/system/gpus",
                 self._gpus,
-                "Tell the GPUs detected and how full they are",
+                "List the detected GPUs and their memory use",
                 Reply(Gpus, "GPUs", example=GPUS),
                 (errors.UnknownRoute,),
             ),
@@ -161,13 +163,13 @@ class ModelRoutes:
                 self._reload,
                 "Read the configuration again",
                 Reply(ReloadResponse, "what changed"),
-                # A broken configuration is a client's fault here: problems.BROKEN_CONFIGURATION.
+                # A bad setting is sent as problems.BROKEN_CONFIGURATION here.
                 (errors.UnknownRoute, errors.BadAssignment),
             ),
         )
 
     def close(self) -> None:
-        """Cancel orders that nobody waits for."""
+        """Cancel commands that run in the background."""
         for task in self._background:
             task.cancel()
 
@@ -197,7 +199,7 @@ class ModelRoutes:
             pieces = LogReader(partial(_log_path, self._operator, name), tail).follow(self._timing.log_poll_s)
             await self._streams.run(request.receive, request.send, [TEXT_TYPE], pieces)
             return
-        # The operator is asked in the event loop's thread alone.
+        # The operator must be called in the event loop's thread.
         reader = LogReader(lambda: path, tail)
         try:
             text = await asyncio.to_thread(reader.read)
@@ -220,7 +222,7 @@ class ModelRoutes:
         return self._model(name)
 
     def _run_in_background(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        """Run an order that nobody waits for; the model's decisions and the log tell how it ends."""
+        """Run a command in the background; its result is in the model's decisions and in the log."""
 
         async def run() -> None:
             try:
@@ -247,7 +249,7 @@ class ModelRoutes:
 
 
 def _described(model: ServedModel, status: ModelStatus | None) -> dict[str, Any]:
-    """Join what a model is with how it does. Infinite seconds become None, as JSON has no infinity."""
+    """Describe a model with its status. Infinite seconds become None, as JSON has no infinity."""
     described = admin_model(model)
     if status is not None:
         for name in _STATUS_FIELDS:
@@ -259,5 +261,5 @@ def _described(model: ServedModel, status: ModelStatus | None) -> dict[str, Any]
 def _log_path(operator: Operator, name: str) -> Any:
     try:
         return operator.log_path(name)
-    except UnknownModel:  # removed while its log is followed
+    except UnknownModel:  # the model was removed while its log is followed
         return None

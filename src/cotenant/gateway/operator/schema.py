@@ -1,7 +1,7 @@
 """Response types for models, devices and decisions.
 
-The dataclasses are sent as they are. The pydantic models describe what is rendered from the domain's values,
-for the OpenAPI document; a test compares responses with it.
+The dataclasses are sent as they are. The pydantic models only describe responses that are made from the
+domain's values, for the OpenAPI document; a test compares responses with them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EngineResponse(BaseModel):
 
 
 class ComparedResponse(BaseModel):
-    """Planned bytes by part beside those that the engine reports, null where it did not."""
+    """Bytes by part: planned, and reported by the engine, null where it reports none."""
 
     planned: Bytes
     reported: Bytes | None
@@ -40,7 +40,7 @@ class ComparedResponse(BaseModel):
 
 
 class ShareResponse(ComparedResponse):
-    """What a device bears of a model: its layers from first to last, null for the output layer alone."""
+    """A device's share of a model: its first and last layer, null if it has only the output layer."""
 
     index: int | None
     name: str
@@ -49,7 +49,7 @@ class ShareResponse(ComparedResponse):
 
 
 class PlacementResponse(BaseModel):
-    """Where a model sits."""
+    """Where a model is placed."""
 
     n_layers: int
     n_gpu_layers: int
@@ -63,13 +63,13 @@ class PlacementResponse(BaseModel):
 
 
 class ServedRecipeResponse(RecipeResponse):
-    """How a model runs; the context is shared by its slots."""
+    """How a model runs; its slots share the context."""
 
     engine: EngineKind
 
 
 class ServedResponse(BaseModel):
-    """What a model is, and where it sits if it is loaded."""
+    """A model, and its placement if it is loaded."""
 
     name: str
     aliases: list[str]
@@ -85,14 +85,14 @@ class ServedResponse(BaseModel):
 
 
 class DevicesResponse(BaseModel):
-    """How every device's memory is shared, in bytes."""
+    """How the memory of each device is used, in bytes."""
 
     devices: list[DeviceStatus]
 
 
 @dataclass(frozen=True, slots=True)
 class AlertResponse:
-    """Something that has begun to be wrong, or is so no longer; `time` is local, with its offset."""
+    """The beginning or the end of an alert; `time` is local, with its offset."""
 
     alert: AlertKind
     subject: str
@@ -103,7 +103,7 @@ class AlertResponse:
 
 
 class AlertsResponse(BaseModel):
-    """What is wrong now, and the last beginnings and ends; oldest first."""
+    """The active alerts, and the last beginnings and ends; oldest first."""
 
     active: list[AlertResponse]
     recent: list[AlertResponse]
@@ -111,7 +111,7 @@ class AlertsResponse(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class DecisionResponse:
-    """One step of a model's story; `time` is local, with its offset."""
+    """A decision about a model; `time` is local, with its offset."""
 
     number: int
     at: float
@@ -124,7 +124,7 @@ class DecisionResponse:
 
 
 class DecisionsResponse(BaseModel):
-    """The last decisions about anything, oldest first."""
+    """The last decisions, oldest first."""
 
     decisions: list[DecisionResponse]
 
@@ -137,13 +137,13 @@ class WhyResponse(BaseModel):
 
 
 class ReloadResponse(BaseModel):
-    """What a reload changed, a sentence each."""
+    """The changes of a reload, one sentence each."""
 
     changed: list[str]
 
 
 class FindingResponse(BaseModel):
-    """What the doctor saw; why it matters and what mends it may be empty."""
+    """A finding of the doctor: what it saw; `matters` (why) and `mend` (how to fix it) may be empty."""
 
     area: str
     level: Literal["problem", "warning", "unknown", "ok"]
@@ -153,21 +153,21 @@ class FindingResponse(BaseModel):
 
 
 class FindingsResponse(BaseModel):
-    """All findings, and how many there are of each level."""
+    """All findings, and their number by level."""
 
     counts: dict[str, int]
     findings: list[FindingResponse]
 
 
 class HealthResponse(BaseModel):
-    """That the daemon answers, and how many models are in which state."""
+    """The daemon is running; `models` is the number of models by state."""
 
     status: Literal["ok"]
     models: dict[str, int]
 
 
 class OpenAiModelResponse(BaseModel):
-    """A model as OpenAI lists it; `meta` is ours."""
+    """A model in OpenAI's form; `meta` is our addition."""
 
     id: str
     object: Literal["model"]
@@ -184,20 +184,20 @@ class OpenAiModelsResponse(BaseModel):
 
 
 def _with_status(base: type[BaseModel]) -> type[BaseModel]:
-    """Add what is known of a model where there is an operator, by the fields of ModelStatus."""
+    """Add the fields of ModelStatus, all of them optional."""
     hints = get_type_hints(ModelStatus)
     added: dict[str, Any] = {
         field.name: (hints[field.name] | None, None)
         for field in fields(ModelStatus)
         if field.name not in base.model_fields
     }
-    return create_model("ModelResponse", __base__=base, __doc__="What a model is and how it does.", **added)
+    return create_model("ModelResponse", __base__=base, __doc__="A model with its state.", **added)
 
 
 ModelResponse: Final = _with_status(ServedResponse)
 
 
 class ModelsResponse(BaseModel):
-    """Every model."""
+    """All models."""
 
     models: list[ModelResponse]  # type: ignore[valid-type]

@@ -1,1 +1,1 @@
-"""Plans without loading anything, for the console and other clients. It must not change anything."""
+"""Plans for models, without loading them, for the console and other clients. It must not change anything."""

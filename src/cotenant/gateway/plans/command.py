@@ -1,4 +1,4 @@
-"""A plan as what one would type for it."""
+"""The commands that serve a plan or show it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _RULES: Final = {each.option.removeprefix("--"): each for each in settings_of(Bu
 
 
 def serve_command(found: PlanAnswer) -> str:
-    """Return what serves the model so, on the machine that has these devices."""
+    """Return the command that serves the model with this plan, on a machine with these devices."""
     return shlex.join(["cotenant", "serve", *_model(found), *recipe_flags(found.recipe), *_rules(found)])
 
 
 def plan_command(found: PlanAnswer) -> str:
-    """Return what shows the plan in a terminal, on any machine if the GPUs are described."""
+    """Return the command that shows the plan in a terminal, on any machine if the GPUs are described."""
     gpus = [] if found.described_as is None else ["--gpus", found.described_as]
     flags = [*recipe_flags(found.recipe), *_rules(found), *gpus]
     return shlex.join(["cotenant", "plan", *_model(found), *flags])
 
 
 def recipe_flags(recipe: Recipe) -> list[str]:
-    """Return the flags of all that differs from what the command line takes by itself."""
+    """Return flags for all fields that differ from their defaults."""
     flags: list[str] = []
     for each in settings_of(Recipe):
         value = getattr(recipe, each.name)
@@ -45,7 +45,7 @@ def recipe_flags(recipe: Recipe) -> list[str]:
 
 
 def changes_of(flags: str) -> dict[str, int | str]:
-    """Return what the flags of a remedy change, by the names that a request has for it."""
+    """Return the changes in the flags of a remedy, by the field names of a request."""
     words = shlex.split(flags)
     changes: dict[str, int | str] = {}
     for flag, value in zip(words[::2], words[1::2], strict=False):

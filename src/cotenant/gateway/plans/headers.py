@@ -1,4 +1,4 @@
-"""Headers of model files that lie elsewhere: sent once, kept for a while, planned often."""
+"""Headers of model files on other machines: uploaded once, and kept for several plans."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from cotenant.domain.errors import (
 from cotenant.domain.models import ModelKind, ModelShape
 from cotenant.domain.units import MIB, format_bytes
 
-_KEPT: Final = 64
-_KEPT_S: Final = 1800.0
-_FIRST: Final = MIB
+_MAX_HEADERS: Final = 64
+_LIFETIME_S: Final = 1800.0
+_MIN_NEEDED_BYTES: Final = MIB
 
 
 @dataclass(frozen=True, slots=True)
 class SentHeader:
-    """A header that was understood, and which part of its model it is, from 1."""
+    """A header that was parsed; `part` is its number in the model's `parts` files, from 1."""
 
     id: str
     name: str
@@ -43,7 +43,7 @@ class SentHeader:
 
 @dataclass(frozen=True, slots=True)
 class SentModel:
-    """A model of which every part's header was sent, perhaps with its projector's."""
+    """A model whose headers were all uploaded, with its projector if it has one."""
 
     name: str
     shape: ModelShape
@@ -58,27 +58,27 @@ class Headers:
         self._kept: OrderedDict[str, tuple[SentHeader, float]] = OrderedDict()
 
     def keep(self, sent: SentHeader) -> None:
-        """Keep a header; the one that was not used for longest may have to go."""
+        """Keep a header; the least recently used one is dropped if there are too many."""
         self._kept[sent.id] = sent, self._clock.now()
-        while len(self._kept) > _KEPT:
+        while len(self._kept) > _MAX_HEADERS:
             self._kept.popitem(last=False)
 
     def find(self, id_: str) -> SentHeader:
         """Return a header that is kept. Raises HeaderGone."""
         now = self._clock.now()
         found = self._kept.pop(id_, None)
-        if found is None or now - found[1] > _KEPT_S:
+        if found is None or now - found[1] > _LIFETIME_S:
             raise HeaderGone(
-                f"there is no header {id_!r}, or not any more", hint="Send the beginning of the file again."
+                f"there is no header {id_!r}, or it has expired", hint="Send the beginning of the file again."
             )
         self._kept[id_] = found[0], now
         return found[0]
 
 
 def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
-    """Read the beginning of a file.
+    """Parse the beginning of a file.
 
-    Raises HeaderIncomplete, which says how much to send, and ModelFileError for what no header can become.
+    Raises HeaderIncomplete, which says how much to send, and ModelFileError for an invalid header.
     """
     if file_bytes < len(first):
         raise BadRequest(
@@ -91,7 +91,7 @@ def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
     except CorruptModelFile:
         if source.wanted_bytes <= len(first) or len(first) >= HEADER_LIMIT:
             raise
-        needed = min(file_bytes, max(source.wanted_bytes, 2 * len(first), _FIRST))
+        needed = min(file_bytes, max(source.wanted_bytes, 2 * len(first), _MIN_NEEDED_BYTES))
         raise HeaderIncomplete(
             f"the header of {name} is longer than the first {format_bytes(len(first))}",
             hint=f"Send the first {needed} bytes.",
@@ -108,13 +108,13 @@ def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
 
 
 def join_headers(sent: Sequence[SentHeader]) -> SentModel:
-    """Make one model of the headers of its parts and its projector. Raises ModelFileError."""
+    """Combine the headers of a model's parts and its projector. Raises ModelFileError."""
     projectors = [each for each in sent if each.kind is ModelKind.PROJECTOR]
     parts = sorted((each for each in sent if each not in projectors), key=lambda each: each.part)
     if not parts:
         raise UnsupportedModelFile(
-            f"{sent[0].name} is a vision projector, not a model of its own",
-            hint="Choose the model that it goes with, too.",
+            f"{sent[0].name} is a vision projector, not a model",
+            hint="Choose the model that it belongs to, too.",
         )
     if len(projectors) > 1:
         raise UnsupportedModelFile("there is more than one vision projector", hint="Choose one.")
@@ -135,7 +135,7 @@ def join_headers(sent: Sequence[SentHeader]) -> SentModel:
 
 
 class _Beginning:
-    """The first bytes of a file, as a ByteSource that remembers how far a reader wanted to look."""
+    """The first bytes of a file, as a ByteSource that records how many bytes its reader needed."""
 
     def __init__(self, name: str, size: int, first: bytes) -> None:
         self.name = name
@@ -144,7 +144,7 @@ class _Beginning:
         self._first = first
 
     def read_at(self, offset: int, n: int) -> bytes:
-        """Return what was sent of these bytes."""
+        """Return these bytes, as far as they were sent."""
         self.wanted_bytes = max(self.wanted_bytes, min(self.size, offset + n))
         return self._first[offset : offset + n]
 

@@ -1,7 +1,7 @@
-"""Plans without loading anything.
+"""Routes of plans, which load nothing.
 
-POST /api/plan                              a served model, a file on this machine, or headers that were sent
-POST /api/plan/headers?name=NAME&size=N     the beginning of a file that lies elsewhere
+POST /api/plan                              a served model, a file on this machine, or uploaded headers
+POST /api/plan/headers?name=NAME&size=N     the beginning of a file on another machine
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cotenant.gateway.http.problems import UNREADABLE_MODEL, send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
-from cotenant.gateway.plans.headers import Headers, SentHeader, join_headers, read_header
+from cotenant.gateway.plans.headers import Headers, join_headers, read_header
 from cotenant.gateway.plans.schema import HeaderResponse, PlanRequest, PlanResponse
 from cotenant.interfaces import PlanAnswer, Planner, PlanQuery
 from cotenant.planning.describe import plan_as_json
@@ -46,21 +46,21 @@ _EXAMPLES: Final[dict[str, Any]] = {
 
 
 class PlanRoutes:
-    """Answers about plans."""
+    """Handles requests about plans."""
 
     def __init__(self, planner: Planner, clock: Clock, limits: Limits) -> None:
         self._planner = planner
         self._limits = limits
         self._headers = Headers(clock)
-        # One header at a time is taken in: each may be as long as a whole body.
-        self._taking = asyncio.Lock()
+        # One header is received at a time: each may be as long as the limit on bodies.
+        self._receiving = asyncio.Lock()
         self.routes = (
             Route(
                 "POST",
                 "/api/plan",
                 self._plan,
-                "Plan a model without loading it: a served one, a file, or headers that were sent",
-                Reply(PlanResponse, "where it would lie, or why it would not and what would fit"),
+                "Plan a model without loading it: a served one, a file, or uploaded headers",
+                Reply(PlanResponse, "where it would be placed, or why it does not fit and what would"),
                 (
                     *BODY_ERRORS,
                     errors.UnknownRoute,
@@ -76,10 +76,10 @@ class PlanRoutes:
                 "POST",
                 "/api/plan/headers",
                 self._take_header,
-                "Send the beginning of a GGUF file that lies elsewhere, to plan it. 416 says in "
+                "Upload the beginning of a GGUF file on another machine, to plan it. 416 says in "
                 "X-Cotenant-Needed-Bytes how much to send",
-                Reply(HeaderResponse, "what it is, and its id for a plan"),
-                # A file that cannot be read is a client's fault here: problems.UNREADABLE_MODEL.
+                Reply(HeaderResponse, "what the file is, and its id for plans"),
+                # An invalid file is sent as problems.UNREADABLE_MODEL here.
                 (
                     errors.BadAssignment,
                     errors.UnknownRoute,
@@ -124,7 +124,7 @@ class PlanRoutes:
                 f"the body is {given.decode('latin-1')[:80]!r}, not the beginning of a file",
                 hint=f"Send it with Content-Type: {OCTETS}.",
             )
-        async with self._taking:
+        async with self._receiving:
             first = await request.octets(self._limits)
             try:
                 sent = await asyncio.to_thread(read_header, name, size, first)
@@ -136,13 +136,20 @@ class PlanRoutes:
                 await send_problem(request.send, error, problem=UNREADABLE_MODEL)
                 return None
         self._headers.keep(sent)
-        return header_answer(sent)
+        return HeaderResponse(
+            id=sent.id,
+            name=sent.name,
+            kind=sent.kind,
+            architecture=sent.architecture,
+            parts=sent.parts,
+            part=sent.part,
+        )
 
     def _wanted(self, asked: PlanRequest) -> PlanQuery:
-        """Return what is asked for. Raises BadAssignment, HeaderGone and ModelFileError."""
+        """Convert a request. Raises BadAssignment, HeaderGone and ModelFileError."""
         named = [name for name in ("model", "path", "headers") if getattr(asked, name) is not None]
         if len(named) != 1:
-            what = f"{' and '.join(named)} are given" if named else "no model is named"
+            what = f"{' and '.join(named)} are given" if named else "no model is given"
             raise BadAssignment(what, hint="Give one of model, path and headers.", field="model")
         sent = join_headers([self._headers.find(id_) for id_ in asked.headers]) if asked.headers else None
         recipe = asked.recipe.model_dump(exclude_none=True)
@@ -164,7 +171,7 @@ class PlanRoutes:
 
 
 def plan_answer(found: PlanAnswer) -> PlanResponse:
-    """Tell a plan: the fields of docs/design.md, and what led to it."""
+    """Return the plan, with the fields of docs/design.md, and its inputs."""
     planned: Any = plan_as_json(found.result, found.budgets, found.shape.n_layers)
     devices: list[dict[str, Any]] = [
         {**device, "total_bytes": budget.device.total_bytes, "left_out": budget.left_out}
@@ -197,18 +204,6 @@ def plan_answer(found: PlanAnswer) -> PlanResponse:
             "command": serve_command(found),
             "plan_command": plan_command(found),
         }
-    )
-
-
-def header_answer(sent: SentHeader) -> HeaderResponse:
-    """Tell what a header is of."""
-    return HeaderResponse(
-        id=sent.id,
-        name=sent.name,
-        kind=sent.kind,
-        architecture=sent.architecture,
-        parts=sent.parts,
-        part=sent.part,
     )
 
 

@@ -1,4 +1,4 @@
-"""What requests and answers about plans look like; docs/design.md fixes the plan's own fields."""
+"""The bodies of requests and responses about plans; docs/design.md defines the fields of a plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, create_model
 
 from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS, ModelKind, Recipe
 from cotenant.domain.settings import Setting, settings_of
-from cotenant.gateway.http.bodies import RequestModel, ResponseModel
+from cotenant.gateway.http.bodies import RequestModel, ResponseModel, whole_number
 
 MAX_HEADERS: Final = 64
 _MAX_LAYERS: Final = 1 << 16
@@ -18,20 +18,15 @@ _MAX_PATH: Final = 4096
 _MAX_DEVICES: Final = 64
 
 
-def _whole(value: Any) -> Any:
-    """Take 3.0 for 3: JSON does not tell them apart, and JSON schema calls both an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _request_type(setting: Setting) -> Any:
-    """Return what a request may say of a field of the recipe."""
+    """Return the type of a recipe's field in a request."""
     if setting.reads == "layers":
-        number = Annotated[int, Field(ge=0, le=_MAX_LAYERS), BeforeValidator(_whole)]
+        number = Annotated[int, Field(ge=0, le=_MAX_LAYERS), BeforeValidator(whole_number)]
         return number | Annotated[str, Field(pattern=f"^({ALL_LAYERS}|{MOST_LAYERS})$")]
     if setting.reads == "tensor_split":
         return Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=_MAX_DEVICES)]
     if setting.type is int:
-        return Annotated[int, Field(ge=setting.least, le=setting.most), BeforeValidator(_whole)]
+        return Annotated[int, Field(ge=setting.least, le=setting.most), BeforeValidator(whole_number)]
     return setting.type
 
 
@@ -39,7 +34,7 @@ def _response_type(setting: Setting) -> Any:
     return list[float] if setting.reads == "tensor_split" else setting.type
 
 
-_DESCRIPTIONS: Final = {"layers": "a number, the output layer being one; auto: the most that fit; all"}
+_DESCRIPTIONS: Final = {"layers": "a number, with the output layer counted; auto: as many as fit; all"}
 _REQUESTED: Final[dict[str, Any]] = {
     each.name: (
         _request_type(each) | None,
@@ -50,11 +45,11 @@ _REQUESTED: Final[dict[str, Any]] = {
 _ANSWERED: Final[dict[str, Any]] = {each.name: (_response_type(each), ...) for each in settings_of(Recipe)}
 _RecipeRequest: Any = create_model("_RecipeRequest", __base__=RequestModel, **_REQUESTED)
 _RecipeResponse: Any = create_model("_RecipeResponse", __base__=ResponseModel, **_ANSWERED)
-Mib = Annotated[int, Field(ge=0, le=_MAX_MIB), BeforeValidator(_whole)]
+Mib = Annotated[int, Field(ge=0, le=_MAX_MIB), BeforeValidator(whole_number)]
 
 
 class RecipeRequest(_RecipeRequest):  # type: ignore[misc]
-    """How the model would run; what is left out is as the model is served, or as configured."""
+    """How the model runs; the default of each field is that of the served model, or as configured."""
 
 
 class PlanRequest(RequestModel):
@@ -64,7 +59,8 @@ class PlanRequest(RequestModel):
         default=None, description="a model that is served, by name or alias"
     )
     path: Annotated[str, Field(min_length=1, max_length=_MAX_PATH)] | None = Field(
-        default=None, description="a GGUF file or Hugging Face folder beside the models that are served"
+        default=None,
+        description="a GGUF file or Hugging Face folder; models must be served from its folder",
     )
     headers: (
         Annotated[
@@ -72,7 +68,7 @@ class PlanRequest(RequestModel):
             Field(min_length=1, max_length=MAX_HEADERS),
         ]
         | None
-    ) = Field(default=None, description="ids of headers that were sent: of every part, and of its projector")
+    ) = Field(default=None, description="ids of uploaded headers: of all parts, and of the projector")
     recipe: RecipeRequest = Field(default_factory=RecipeRequest)
     gpus: Annotated[str, Field(min_length=1, max_length=_MAX_SPEC)] | None = Field(
         default=None,
@@ -80,7 +76,7 @@ class PlanRequest(RequestModel):
         "(name:total MiB:used MiB)",
     )
     beside_loaded: bool = Field(
-        default=False, description="what is loaded now stays loaded; otherwise it may go"
+        default=False, description="models that are loaded now stay loaded; otherwise they may be unloaded"
     )
     reserve_mib: Mib | None = None
     min_budget_mib: Mib | None = None
@@ -97,8 +93,7 @@ class PartsResponse(ResponseModel):
 
 
 class PlannedDevice(ResponseModel):
-    """What a device would bear. `layers` are the first and the last block; `left_out` says why it is not
-    used."""
+    """A device's part of a plan. `layers` are the first and last block; `left_out` is why it is not used."""
 
     index: int | None
     name: str
@@ -113,7 +108,7 @@ class PlannedDevice(ResponseModel):
 
 
 class ShortfallResponse(ResponseModel):
-    """How far a device's budget is from what would go there."""
+    """How much memory a device lacks for its part of the model."""
 
     uuid: str
     needed_bytes: int
@@ -122,7 +117,7 @@ class ShortfallResponse(ResponseModel):
 
 
 class RemedyResponse(ResponseModel):
-    """One change after which it fits: in words, as flags, and as what would be asked here."""
+    """A change with which the model fits: as text, as flags, and as fields of a request."""
 
     text: str
     flags: str
@@ -134,7 +129,7 @@ class RecipeResponse(_RecipeResponse):  # type: ignore[misc]
 
 
 class FileResponse(ResponseModel):
-    """What the model file says of itself; `path` is null where it is not on this machine."""
+    """What the model file says; `path` is null if the file is not on this machine."""
 
     path: str | None
     name: str
@@ -147,7 +142,7 @@ class FileResponse(ResponseModel):
 
 
 class PlanResponse(ResponseModel):
-    """How a model would lie over the devices, in planned order, or why it would not and what would fit."""
+    """Where a model would be placed, devices in planned order, or why it does not fit and what would."""
 
     fits: bool
     model: str
@@ -168,14 +163,14 @@ class PlanResponse(ResponseModel):
     file: FileResponse
     gpus: str | None = Field(description="the GPUs described; null for the detected ones")
     problems: list[str]
-    command: str = Field(description="serves the model so")
-    plan_command: str = Field(description="shows this plan in a terminal")
+    command: str = Field(description="command that serves the model with this plan")
+    plan_command: str = Field(description="command that shows this plan in a terminal")
 
 
 class HeaderResponse(ResponseModel):
-    """A header that was understood: `id` names it in a plan for as long as it is kept, half an hour or so.
+    """A header that was parsed: `id` refers to it in requests for plans, for half an hour after its last use.
 
-    `parts` is how many files the model is split into, `part` which of them this is, counted from 1.
+    `parts` is the number of files that the model is split into, `part` the number of this file, from 1.
     """
 
     id: str

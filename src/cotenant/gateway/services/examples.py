@@ -1,4 +1,4 @@
-"""Examples in the OpenAPI document: the design document's two GPUs and its services."""
+"""Examples for the OpenAPI document: two GPUs and services."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Responses about GPU configuration, made from the values of `services.model`.
+"""Converts the values of `services.model` to responses about GPU configuration.
 
-The models copy fields of the same name themselves; this file has only what differs.
+The response models copy fields of the same name; this file converts only the others.
 """
 
 from __future__ import annotations
@@ -44,12 +44,10 @@ _STRATEGIES: Final = [
 
 
 def gpus_response(devices: Iterable[DeviceStatus]) -> Gpus:
-    """List the GPUs among the devices, in the order of their indices."""
+    """Return the GPUs among the devices, sorted by index."""
     gpus = []
-    for _, device in sorted(
-        [(device.index, device) for device in devices if device.index is not None],
-        key=lambda indexed: indexed[0],
-    ):
+    indexed = [device for device in devices if device.index is not None]
+    for device in sorted(indexed, key=lambda device: device.index or 0):
         total, free = device.total_bytes, device.free_bytes
         used = None if total is None or free is None else total - free
         gpus.append({**asdict(device), "vram_total_mb": _mb(total), "vram_used_mb": _mb(used)})
@@ -57,7 +55,7 @@ def gpus_response(devices: Iterable[DeviceStatus]) -> Gpus:
 
 
 def configuration_response(view: ServicesView) -> ConfigurationResponse:
-    """Return everything; services without a saved assignment are unpinned."""
+    """Return the whole view; services without a saved assignment are unpinned."""
     saved = {} if view.saved is None else {each.service: each for each in view.saved.assignments}
     names = dict.fromkeys([*(service.name for service in view.services), *saved])
     return ConfigurationResponse.model_validate(
@@ -100,7 +98,7 @@ def apply_event(status: ApplyStatus) -> bytes:
 
 
 def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectResponse:
-    """Return the GPUs that are here and those that were."""
+    """Return the GPUs that are present and those that were."""
     present = {device.id for device in view.devices}
     gpus = [
         {

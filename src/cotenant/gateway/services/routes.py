@@ -64,7 +64,7 @@ _APPLYING: Final = (
 
 
 class GpuConfigRoutes:
-    """Handles requests about GPU configuration. Without services, every answer says how to configure some."""
+    """Handles requests about GPU configuration. Without services, the error says how to configure them."""
 
     def __init__(self, services: Services | None) -> None:
         self._services = services
@@ -74,7 +74,7 @@ class GpuConfigRoutes:
                 "GET",
                 _PATH,
                 self._show,
-                "Tell which service is pinned to which GPU, and the strategies there are",
+                "Return which service is pinned to which GPU, and the available strategies",
                 Reply(ConfigurationResponse, "everything about the pinning of services"),
                 (no_services, errors.StoreError, errors.ComposeFileError),
             ),
@@ -107,7 +107,7 @@ class GpuConfigRoutes:
                 "GET",
                 f"{_PATH}/status",
                 self._status,
-                "Tell how the last apply stands and how the containers do",
+                "Return the state of the last apply and of the containers",
                 Reply(StatusResponse, "the apply and the containers", example=examples.STATUS),
                 (no_services, errors.ContainerEngineMissing, errors.StoreError),
             ),
@@ -115,15 +115,15 @@ class GpuConfigRoutes:
                 "POST",
                 f"{_PATH}/detect",
                 self._detect,
-                "Look for GPUs again",
-                Reply(DetectResponse, "every GPU that was ever seen", example=examples.DETECTED),
+                "Detect GPUs again",
+                Reply(DetectResponse, "all GPUs that were ever detected", example=examples.DETECTED),
                 (no_services, errors.StoreError),
             ),
             Route(
                 "GET",
                 f"{_PATH}/preview",
                 self._preview,
-                "Tell what a strategy would assign, without changing anything",
+                "Return what a strategy would assign, without changing anything",
                 _PREVIEW,
                 (no_services, errors.BadAssignment, errors.StoreError, errors.ComposeFileError),
                 (_STRATEGY,),
@@ -132,7 +132,7 @@ class GpuConfigRoutes:
                 "POST",
                 f"{_PATH}/preview",
                 self._preview_assignments,
-                "Tell what saving assignments would do, without saving them",
+                "Return what saving assignments would do, without saving them",
                 _PREVIEW,
                 (no_services, *BODY_ERRORS, errors.StoreError, errors.ComposeFileError),
                 body=Body(PreviewRequest, required=True, examples=examples.SAVES),
@@ -141,13 +141,13 @@ class GpuConfigRoutes:
                 "POST",
                 f"{_PATH}/rollback",
                 self._rollback,
-                "Begin to go back to an earlier configuration",
+                "Begin to roll back to an earlier configuration",
                 _BEGUN,
                 (no_services, *BODY_ERRORS, *_APPLYING),
                 (
                     Parameter(
                         "number",
-                        "a configuration of the history, if the body names none; else the one applied before",
+                        "a configuration in the history, used if the body has none; default: the one before",
                         integer(1),
                     ),
                 ),
@@ -194,8 +194,7 @@ class GpuConfigRoutes:
     async def _preview_assignments(self, request: ApiRequest) -> object:
         services = self._needed()
         body = read_body(PreviewRequest, await request.body())
-        found = await services.preview(body.strategy, _assignments(body.assignments))
-        return preview_response(*found)
+        return preview_response(*await services.preview(body.strategy, _assignments(body.assignments)))
 
     async def _rollback(self, request: ApiRequest) -> object:
         services = self._needed()
@@ -204,7 +203,7 @@ class GpuConfigRoutes:
         if number is None and request.text("number") is not None:
             number = request.integer("number", 0, MAX_NUMBER)
             if not number:
-                raise BadAssignment("number=0 is in no history", field="number")
+                raise BadAssignment("number=0 is not in the history", field="number")
         return ApplyResponse.model_validate(await services.rollback(number))
 
     async def _history(self, request: ApiRequest) -> object:
@@ -222,12 +221,12 @@ class GpuConfigRoutes:
 
 
 def _assignments(requested: Sequence[AssignmentRequest]) -> list[Assignment]:
-    """Return the assignments requested. Raises BadAssignment for a service that is named twice."""
+    """Return the requested assignments. Raises BadAssignment for a service that is listed twice."""
     first: dict[str, int] = {}
     for number, each in enumerate(requested):
         if each.service in first:
             raise BadAssignment(
-                f"{each.service} is there already, as assignments[{first[each.service]}]",
+                f"{each.service} is listed already, as assignments[{first[each.service]}]",
                 hint="Keep one.",
                 field=f"assignments[{number}].service",
             )
@@ -246,6 +245,6 @@ def _assignments(requested: Sequence[AssignmentRequest]) -> list[Assignment]:
 def _strategy(request: ApiRequest) -> Strategy:
     text = request.text("strategy")
     if text is None or text not in list(Strategy):
-        what = "it names no strategy" if text is None else f"{text[:60]!r} is no strategy"
+        what = "no strategy is given" if text is None else f"{text[:60]!r} is not a strategy"
         raise BadAssignment(what, hint=f"Add ?strategy= one of {', '.join(Strategy)}.", field="strategy")
     return Strategy(text)

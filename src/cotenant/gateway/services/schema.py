@@ -7,11 +7,11 @@ value is null.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from cotenant.gateway.http.bodies import RequestModel, ResponseModel
+from cotenant.gateway.http.bodies import RequestModel, ResponseModel, whole_number
 from cotenant.services.model import ApplyState, ProgressState, ServiceRole, Strategy, WarningKind
 
 MAX_GPU_INDEX: Final = 1023
@@ -20,13 +20,8 @@ MAX_NUMBER: Final = 2**31 - 1
 _MAX_ASSIGNMENTS: Final = 1000
 
 
-def _whole(value: Any) -> Any:
-    """Accept 3.0 as 3: JSON does not distinguish them, and JSON schema calls both an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-GpuIndex = Annotated[int, Field(ge=0, le=MAX_GPU_INDEX), BeforeValidator(_whole)]
-Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(_whole)]
+GpuIndex = Annotated[int, Field(ge=0, le=MAX_GPU_INDEX), BeforeValidator(whole_number)]
+Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(whole_number)]
 ServiceName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -117,7 +112,7 @@ class WarningResponse(_FromDomain):
 
 
 class ChangeResponse(_FromDomain):
-    """How a service's assignment would differ from what is applied; null where it has none."""
+    """How a service's assignment differs from the applied one; null where it has none."""
 
     service: str
     before: AssignmentResponse | None
@@ -133,7 +128,7 @@ class StrategyResponse(ResponseModel):
 
 
 class ServiceResponse(_FromDomain):
-    """A service as its operator described it."""
+    """A service as described in the configuration."""
 
     name: str
     model: str | None
@@ -146,7 +141,7 @@ class ServiceResponse(_FromDomain):
 
 
 class ServiceGpu(_FromDomain):
-    """A GPU as strategies see it: `vram_occupied_mb` is in use by others than services."""
+    """A GPU in the view of strategies: `vram_occupied_mb` is used by processes other than the services."""
 
     index: int
     name: str
@@ -210,7 +205,7 @@ class ConfigurationResponse(ResponseModel):
 
 
 class SaveResponse(ResponseModel):
-    """Assignments as they were saved, with warnings."""
+    """The saved assignments, with warnings."""
 
     success: bool
     warnings: list[str]
@@ -247,7 +242,7 @@ class StatusResponse(ResponseModel):
 
 
 class SeenGpu(_FromDomain):
-    """A GPU as it was last seen; one that is not `present` is gone."""
+    """A GPU as it was last seen; `present` is false if it is not detected now."""
 
     index: int = Field(validation_alias="gpu_index")
     name: str | None
@@ -260,7 +255,7 @@ class SeenGpu(_FromDomain):
 
 
 class DetectResponse(ResponseModel):
-    """Every GPU that was ever seen."""
+    """All GPUs that were ever detected."""
 
     gpus: list[SeenGpu]
     problems: list[str] = Field(default_factory=list)

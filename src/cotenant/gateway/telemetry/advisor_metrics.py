@@ -10,7 +10,7 @@ from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 
 
 def of_advisor(status: AdvisorStatus) -> Iterator[Metric]:
-    """Yield its questions by outcome, whether its breaker is open, and the decisions that it changed."""
+    """Yield its requests by outcome, whether its circuit breaker is open, and the decisions it changed."""
     asked = CounterMetricFamily(
         "cotenant_advisor_questions", "Questions to the advisor, by how they ended", labels=("outcome",)
     )

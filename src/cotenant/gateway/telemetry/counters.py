@@ -1,4 +1,4 @@
-"""Counters of each model's requests: plain numbers, no locks, since they stand on the hot path."""
+"""Counters of each model's requests: plain numbers without locks, since they are on the hot path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cotenant.domain.decisions import Decision
 from cotenant.interfaces import Router
 
 TAIL_BYTES: Final = 2048
-"""How much of a response's end is searched for its tokens: llama.cpp writes them last."""
+"""How many bytes at the end of a response are searched for token counts: llama.cpp writes them last."""
 
 _USAGE_BYTES: Final = 512
 
@@ -25,12 +25,12 @@ _USAGE: Final = re.compile(
 )
 _COUNTS: Final = re.compile(rb'"(\w+)":(\d+)')
 _PROMPT_COUNTS: Final = (b"input_tokens", b"cache_read_input_tokens", b"cache_creation_input_tokens")
-"""Of Anthropic's usage, whose input leaves out what was cached; OpenAI's responses have the first alone."""
+"""In Anthropic's usage, the input excludes cached tokens; OpenAI's responses have only the first field."""
 _TIMINGS: Final = re.compile(rb'"(cache_n|prompt_n|predicted_n|predicted_ms)":(\d+(?:\.\d+)?)')
 
 
 class Histogram:
-    """Counts of values by upper bound, the last without one, and their sum."""
+    """Counts of values by upper bound, the last one unbounded, and the sum of the values."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -46,9 +46,9 @@ class Histogram:
 
 
 class ModelCounters:
-    """One model's requests.
+    """Counters of one model's requests.
 
-    `by_class` counts ended requests by the first digit of their status, those whose client left first at 0.
+    `by_class` counts ended requests by the first digit of their status, or at 0 if the client disconnected.
     """
 
     __slots__ = (
@@ -81,9 +81,9 @@ class ModelCounters:
         self.failures: Counter[str] = Counter()
 
     def read_tokens(self, answer_end: bytes) -> tuple[int, int]:
-        """Count the tokens that the end of a response gives in `usage` and `timings`.
+        """Count the tokens in `usage` and `timings` at the end of a response.
 
-        Returns those of the prompt and of the answer.
+        Returns the tokens of the prompt and of the answer.
         """
         before = self.prompt_tokens, self.completion_tokens
         tail = answer_end[-TAIL_BYTES:]
@@ -102,9 +102,9 @@ class ModelCounters:
         return self._since(*before)
 
     def read_prompt(self, answer_start: bytes) -> tuple[int, int]:
-        """Count the prompt of a stream in Anthropic's dialect, which gives it first.
+        """Count the prompt tokens at the beginning of a stream in Anthropic's dialect.
 
-        Returns as `read_tokens` does.
+        Returns the same as `read_tokens`.
         """
         before = self.prompt_tokens, self.completion_tokens
         usage = answer_start.find(b'"usage":{')
@@ -131,7 +131,7 @@ class ModelCounters:
 
 
 class RequestCounters:
-    """The counters of each model, and those of requests that name no served model."""
+    """The counters of each model, and those of requests without a served model."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -139,23 +139,23 @@ class RequestCounters:
         self.nameless = ModelCounters()
 
     def of(self, model: str) -> ModelCounters:
-        """Return the counters of a model, by its own name."""
+        """Return the counters of a model, by its name (no alias)."""
         counters = self._by_model.get(model)
         if counters is None:
             counters = self._by_model[model] = ModelCounters()
         return counters
 
     def count(self, decision: Decision) -> None:
-        """Count a decision by which a model goes, under its reason, and a failure under its cause."""
-        cause = decision.facts.get("cause")
-        if cause is not None and decision.model is not None:
+        """Count an unload under its reason, and a failure under its cause."""
+        if decision.model is None:
+            return
+        if (cause := decision.facts.get("cause")) is not None:
             self.of(decision.model).failures[str(cause)] += 1
-        reason = decision.facts.get("reason")
-        if reason is not None and decision.model is not None:
+        if (reason := decision.facts.get("reason")) is not None:
             self.of(decision.model).unloads[str(reason)] += 1
 
     def all(self) -> Iterator[tuple[str, ModelCounters]]:
-        """Yield every model's name and counters; those of requests without a served model under ""."""
+        """Yield the name and counters of each model; the name "" is for requests without a served model."""
         for model in self._router.models():
             self.of(model.name)
         yield from self._by_model.items()

@@ -1,4 +1,4 @@
-"""The last ten minutes of devices and models in steps of five seconds, for curves."""
+"""The last ten minutes of devices and models in steps of five seconds, for charts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class CurvesResponse:
 
 
 class _Totals(NamedTuple):
-    """A model's counters at a point: requests, tokens, answers that have begun and the seconds until then."""
+    """A model's counters at a point: requests, tokens, first tokens, and the seconds until those."""
 
     requests: int
     tokens: int
@@ -70,10 +70,10 @@ class _Totals(NamedTuple):
 
 
 class History:
-    """Curves of equal length: what was not known, or not there yet, is None.
+    """Curves of equal length: unknown values are None.
 
-    The points of a device or model that is gone are dropped, so that memory stays bounded: 120 points of
-    three curves at most.
+    The curves of removed devices and models are dropped, so that memory stays bounded: each has at most
+    three curves with 120 points.
     """
 
     def __init__(self, request_counters: RequestCounters, operator: Operator) -> None:
@@ -89,13 +89,13 @@ class History:
                 "GET",
                 "/api/history",
                 self._answer,
-                "Tell the last ten minutes of devices and models, as curves",
+                "Return the last ten minutes of devices and models, as curves",
                 Reply(CurvesResponse, "curves"),
             ),
         )
 
     async def run(self) -> None:
-        """Take a point every five seconds until cancelled."""
+        """Record a point every five seconds until cancelled."""
         loop = asyncio.get_running_loop()
         due = began = loop.time()
         while True:
@@ -108,7 +108,7 @@ class History:
                 due = now
 
     def sample(self, elapsed_s: float) -> None:
-        """Take a point; rates are over the seconds since the one before."""
+        """Record a point; rates are over the seconds since the last one."""
         self._devices = {each.uuid: self._device(each) for each in self._operator.devices()}
         totals = {name: _Totals.of(counters) for name, counters in self._request_counters.all() if name}
         self._models = {name: self._model(name, now, elapsed_s) for name, now in totals.items()}

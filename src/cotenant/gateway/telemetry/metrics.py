@@ -1,7 +1,7 @@
-"""`/metrics` for Prometheus: what the operator knows and what the gateway has counted.
+"""`/metrics` for Prometheus: the operator's state and the gateway's counters.
 
-A scrape reads `statuses()`, `devices()` and the counters once each: it loads no model and keeps none loaded.
-What is not known has no sample. Counters have no `gpu` label, as models move.
+A scrape reads `statuses()`, `devices()` and the counters once each: it does not load models or keep them
+loaded. Unknown values have no sample. Counters have no `gpu` label, as models can move between GPUs.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Metrics:
         self._advisor = advisor
 
     async def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the exposition in the format that a scraper accepts, and its content type.
+        """Return the metrics in the format that a scraper accepts, and the content type.
 
-        Values are read at once; rendering takes far longer and runs in a thread.
+        Values are read at once; rendering takes much longer and runs in a thread.
         """
         encode, content_type = choose_encoder(accept)
         snapshot = CollectorRegistry(auto_describe=False)
@@ -74,7 +74,7 @@ class Metrics:
 
 
 class _Snapshot(Collector):
-    """Families as they were at one instant."""
+    """The metrics at one point in time."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -242,9 +242,9 @@ def _add_known(gauge: GaugeMetricFamily, labels: tuple[str, ...], value: float |
 def _add_histogram(
     family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram, zeros: int = 0
 ) -> None:
-    """Add a histogram, and `zeros` values of nothing that were only counted; not one that is still empty.
+    """Add a histogram, with `zeros` additional values of 0; an empty one is left out.
 
-    Most of many models are seldom asked for, and histograms are nine tenths of a scrape.
+    Of many models, most are rarely used, and histograms are nine tenths of a scrape.
     """
     if not zeros and not any(histogram.counts):
         return
