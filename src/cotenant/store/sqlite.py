@@ -48,7 +48,7 @@ def stored_version(connection: Connection, path: Path | None) -> int:
 def prepare(connection: Connection, path: Path | None) -> None:
     """Check that the file is intact and Cotenant's, and upgrade its tables.
 
-    Raises Damaged, and StoreError for a database of a newer Cotenant or another program, left as it is.
+    Raises Damaged, and StoreError for a database of a newer Cotenant or another program. Neither is changed.
     """
     version, head = stored_version(connection, path), int(HEAD)
     if not 0 <= version <= head:

@@ -76,7 +76,7 @@ class FleetOperator:
         await self._loop.until(lambda: residency is None or model.residency != residency)
 
     def pin(self, name: str, pinned: bool) -> None:
-        """Keep a model loaded whatever happens, or stop doing so. Raises UnknownModel."""
+        """Pin a model, so that it is never evicted, or unpin it. Raises UnknownModel."""
         self._loop.post(events.PinAsked(self._loop.clock.now(), self._loop.fleet.resolve(name), pinned))
 
     async def reload(self) -> Sequence[str]:

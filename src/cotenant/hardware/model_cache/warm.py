@@ -53,7 +53,7 @@ class WarmTier:
 
     Available memory is kept above `floor_bytes`, and a pass ends as soon as it is not, or as soon as tasks of
     this machine wait for memory more than MAX_PRESSURE_PERCENT of the time (if the kernel reports it). What
-    was warmed least recently is dropped first; pages that an engine has mapped stay whatever happens.
+    was warmed least recently is dropped first; pages that an engine has mapped are never dropped.
     """
 
     def __init__(

@@ -27,13 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from cotenant.domain.units import MIB
-from cotenant.services.model import (
-    ApplyStatus,
-    Assignment,
-    SavedConfiguration,
-    SeenDevice,
-    Strategy,
-)
+from cotenant.services.model import ApplyStatus, Assignment, SavedConfiguration, SeenDevice, Strategy
 from cotenant.store.tables import metadata
 
 NAME_LENGTH: Final = 64
