@@ -61,7 +61,7 @@ def test_a_second_model_beside_a_pinned_one_is_refused_with_the_reason() -> None
     bench.touch("a")
     refusal = bench.refused[bench.ask("b")]
     assert refusal.code is RefusalCode.DOES_NOT_FIT
-    assert "does not fit: beside a, pinned: it needs 2000000000 bytes" in refusal.text
+    assert "does not fit: next to a (pinned): it needs 2000000000 bytes" in refusal.text
     assert "; GPU 0 card: it admits no more engines" in refusal.text
 
 

@@ -158,7 +158,7 @@ def test_a_model_that_fits_only_without_a_pinned_one_is_refused_and_told_why() -
     bench.touch("keeper")
     ticket = bench.ask("b")
     assert bench.refused[ticket].code is RefusalCode.DOES_NOT_FIT
-    assert "keeper, pinned" in bench.refused[ticket].text
+    assert "next to keeper (pinned)" in bench.refused[ticket].text
 
 
 def test_a_failed_load_is_told_to_all_and_backed_off() -> None:

@@ -240,7 +240,7 @@ class _Cursor:
         """Raise CorruptModelFile: the header declares `what`."""
         raise CorruptModelFile(
             f"{self.source.name} is damaged: it declares {what} (at byte {self.position})",
-            hint="Fetch the file again, or convert it anew.",
+            hint="Fetch the file again, or convert it again.",
         )
 
     def need(self, n: int, what: str) -> None:

@@ -99,5 +99,5 @@ class Hyperparameters:
     def _wrong(self, key: str, expected: str) -> NoReturn:
         raise CorruptModelFile(
             f"{self.header.source_name}: {self._full(key)} should be {expected}, not {self._get(key)!r:.80}",
-            hint="Fetch the file again, or convert it anew.",
+            hint="Fetch the file again, or convert it again.",
         )

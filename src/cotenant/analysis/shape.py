@@ -249,7 +249,7 @@ def _expert_width(hp: Hyperparameters, n_all: int) -> int:
 
 def _notes(hp: Hyperparameters, shares: _Shares, n_skipped: int, pooling: int) -> Iterable[str]:
     if hp.architecture in arch.INDEXED:
-        yield f"{hp.architecture} keeps an index beside its KV cache, which is not counted."
+        yield f"{hp.architecture} keeps an index next to its KV cache, which is not counted."
     elif hp.architecture not in arch.KV_EXACT:
         yield f"The KV cache of {hp.architecture} is taken for plain attention, which has not been checked."
     if n_skipped:

@@ -55,11 +55,11 @@ def apply_advice(state: State, advice: Advice, out: Outbox) -> None:
         prefetch = hint.prefetch and model.residency is None and prefetches < MAX_PREFETCHES
         soft_pins += (pin and not pinned_now) - (pinned_now and not pin)
         prefetches += prefetch
-        factor = _within(hint.keep_alive_factor, MIN_KEEP_ALIVE_FACTOR, MAX_KEEP_ALIVE_FACTOR, 1.0)
+        factor = _clamped(hint.keep_alive_factor, MIN_KEEP_ALIVE_FACTOR, MAX_KEEP_ALIVE_FACTOR, 1.0)
         fresh = ActiveAdvice(
             factor,
             out.at + ADVICE_VALID_S if factor != 1.0 else 0.0,
-            out.at + _within(hint.soft_pin_s, 0.0, MAX_SOFT_PIN_S, 0.0) if pin else 0.0,
+            out.at + _clamped(hint.soft_pin_s, 0.0, MAX_SOFT_PIN_S, 0.0) if pin else 0.0,
             out.at + ADVICE_VALID_S if prefetch else 0.0,
         )
         _publish_change(model, active, fresh, out, shadow=advice.shadow)
@@ -124,8 +124,8 @@ def prefetch_started(state: State, model: ModelState) -> None:
     state.advised[model.spec.name] = replace(active, prefetch_until=0.0)
 
 
-def _within(value: float, least: float, most: float, otherwise: float) -> float:
-    return min(max(value, least), most) if math.isfinite(value) else otherwise
+def _clamped(value: float, low: float, high: float, default: float) -> float:
+    return min(max(value, low), high) if math.isfinite(value) else default
 
 
 def _publish_change(

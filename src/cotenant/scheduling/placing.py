@@ -312,7 +312,7 @@ def _never_fits(state: State, model: ModelState) -> str | None:
     if not pinned:
         return result.reason
     names = ", ".join(sorted(residency.model for residency in pinned))
-    reason = f"beside {names}, pinned: {result.reason}"
+    reason = f"next to {names} (pinned): {result.reason}"
     full = state.ledger.full(engines_by_device(others))
     return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
 

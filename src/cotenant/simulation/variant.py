@@ -74,10 +74,10 @@ class Variant:
             if tenant.preload:
                 world.send(LoadAsked(0.0, tenant.spec.name))
         world.expect(self._for_tenants(requests))
-        if progress is None:
-            world.run()
-        else:
-            _run_with_progress(world, requests, progress)
+        end = requests[-1].at if requests else 0.0
+        while world.run(steps=_STEPS_PER_PROGRESS):
+            if progress is not None:
+                progress(min(1.0, world.queue.now / end) if end else 1.0)
         return summarize(world)
 
     def _for_tenants(self, requests: Sequence[Request]) -> list[Request]:
@@ -117,9 +117,3 @@ class Variant:
             decode_per_s=speed.decode_per_s,
             slots=tenant.spec.slots,
         )
-
-
-def _run_with_progress(world: World, requests: Sequence[Request], progress: Progress) -> None:
-    end = requests[-1].at if requests else 0.0
-    while world.run(steps=_STEPS_PER_PROGRESS):
-        progress(min(1.0, world.queue.now / end) if end else 1.0)

@@ -153,7 +153,7 @@ def test_without_mps_a_second_model_beside_a_pinned_one_is_refused_with_both_way
         assert "Exclusive_Process" in told
         assert "MPS is off: set `devices.mps: auto`" in told
         assert "`sudo nvidia-smi -i 0 -c DEFAULT`" in told
-        assert "beside a, pinned" in told
+        assert "next to a (pinned)" in told
         assert "Traceback" not in daemon.output
 
 
