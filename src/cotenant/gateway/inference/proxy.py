@@ -332,8 +332,7 @@ class Exchange:
             if reply.ended:
                 break
             await reply.more()
-        events = b"".join(pieces)
-        status, body = assemble(self._target.path, events)
+        status, body = assemble(self._target.path, b"".join(pieces))
         self._count_tokens(body)
         await self._send_whole(status, body, [JSON_TYPE])
 

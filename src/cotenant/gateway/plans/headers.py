@@ -144,7 +144,7 @@ class _Beginning:
         self._first = first
 
     def read_at(self, offset: int, n: int) -> bytes:
-        """Return these bytes, as far as they were sent."""
+        """Return those of these bytes that were sent."""
         self.wanted_bytes = max(self.wanted_bytes, min(self.size, offset + n))
         return self._first[offset : offset + n]
 
