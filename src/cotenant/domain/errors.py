@@ -1,7 +1,71 @@
-"""Every exception that Cotenant raises, as one tree.
+"""Every exception that Cotenant raises.
 
-CotenantError has the branches UsageError (a wrong call or setting), ModelFileError, DoesNotFit, StoreError,
-DaemonSilent, UnitFault, MpsError, HubError, ServiceError, EngineError and RequestError (one HTTP request).
+CotenantError
+├── UsageError                 a wrong call or setting
+│   ├── BadQuantity            bytes or a duration that do not parse
+│   ├── BadDeviceSpec          --gpus
+│   ├── UnknownDevice          --devices names no device
+│   ├── BadRecipe              a recipe value out of range or at odds with another
+│   ├── BadSplit               --tensor-split does not fit devices or layers
+│   ├── BadSetting             an environment variable or a setting of the daemon
+│   ├── BadHubName             a name that is not one of a hub's models
+│   ├── BadTrace               a recorded workload that does not parse
+│   ├── InsecureBind           a public address without a key
+│   └── PortTaken              the address is in use
+├── ModelFileError             the model file cannot be used
+│   ├── ModelFileMissing       no such file, a directory, or unreadable
+│   ├── NotAModelFile          not GGUF or safetensors
+│   ├── CorruptModelFile       damaged, truncated or hostile
+│   ├── SplitPartMissing       a part of a split file is absent
+│   └── UnsupportedModelFile   sound, but nothing that can be planned or served
+├── DoesNotFit                 a Refusal, where a value cannot be returned
+├── StoreError                 the database of past runs cannot be used
+├── DaemonSilent               no daemon answers at the address
+├── UnitFault                  a systemd unit that cannot be written, removed or shown
+├── MpsError                   a fault of CUDA's Multi-Process Service
+│   ├── MpsMissing             this machine has no control program
+│   └── MpsFailed              a control daemon cannot be started, asked or stopped
+├── HubError                   a fault of fetching a model from a hub
+│   ├── HubSilent              it cannot be reached, or answers with something else
+│   ├── NotOnHub               no such repository or file, or no permission
+│   ├── NoRoomOnDisk           the files are larger than the free space
+│   └── PullFailed             the file differs from what the hub says, or cannot be written
+├── ServiceError               a fault of containers that are assigned to GPUs
+│   ├── ComposeFileError       a compose file that is missing or cannot be read
+│   ├── ContainerEngineMissing no compose command works on this machine
+│   ├── GeneratedFileEdited    a generated file was edited by hand
+│   └── GeneratedFileFailed    a generated file cannot be written
+├── EngineError                a fault of the process that runs a model
+│   ├── EngineMissing          no engine can be started on this machine
+│   ├── EngineLacksDevice      the engine's build cannot use the planned device
+│   ├── EngineLoadFailed       died or complained while loading
+│   ├── EngineLoadTimeout      never became ready
+│   ├── EngineDied             died after it was ready
+│   └── EngineInstallFailed    pip could not install a build
+└── RequestError               a fault of one request
+    ├── BadRequest             malformed
+    ├── RequestTooLarge        over the body limit
+    ├── HeadersTooLarge        over the limit on headers
+    ├── UnsupportedMediaType   a body whose type is not JSON
+    ├── Unauthorized           no key or a wrong one
+    ├── TooManyAttempts        too many wrong keys in a short time
+    ├── ForeignPage            a change asked by another site's page
+    ├── UntrustedHost          a host name that anyone may point here
+    ├── HeaderIncomplete       the beginning of a model file without its whole header
+    ├── HeaderGone             a header that is no longer kept
+    ├── BadAssignment          an impossible service, GPU or budget
+    ├── ApplyRunning           one apply at a time
+    ├── NothingToRollBack      no earlier configuration was applied
+    ├── UnknownModel           the name is not served
+    ├── WrongKind              a model of this kind does not answer this
+    ├── NotOffered             neither the gateway nor the model's engine offers it
+    ├── UnknownRoute           no such path
+    ├── MethodNotAllowed       the path exists, the method does not
+    ├── QueueFull              too many wait already
+    ├── WaitTimeout            waited its full time for a slot
+    ├── UpstreamFailed         the engine broke the connection
+    └── ShuttingDown           the daemon ends before the answer does
+
 Expected refusals of the planner are values (`placements.Refusal`), not exceptions.
 """
 
