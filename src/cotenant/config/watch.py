@@ -28,6 +28,8 @@ class Watched:
 
     files: tuple[Path, ...] = ()
     folder: Path | None = None
+    served: frozenset[str] = frozenset()
+    """Files in the folder that are served: the last reading saw them, maybe no snapshot did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +45,21 @@ class _Observer:
     def __init__(self) -> None:
         self._seen: Snapshot = {}
         self._touched: dict[str, float] = {}
+        self._missing: frozenset[str] = frozenset()
         self._removed = False
         self._first = True
 
-    def look(self, snapshot: Snapshot, now: float) -> Change | None:
+    def look(self, snapshot: Snapshot, served: frozenset[str], now: float) -> Change | None:
         """Compare the snapshot at time `now`. Returns a Change when one must be reported."""
         if self._first:
             # Files that exist at the start are as complete as when the configuration was read.
             self._first, self._seen = False, snapshot
             return Change()
-        for path in self._seen.keys() - snapshot.keys():
+        missing = frozenset((self._seen.keys() | served) - snapshot.keys())
+        for path in missing - self._missing:
             self._touched.pop(path, None)
             self._removed = True
+        self._missing = missing
         for path, seen in snapshot.items():
             if path not in self._seen or self._seen[path] != seen:
                 self._touched[path] = now
@@ -80,8 +85,9 @@ async def watch(
     clock, observer = clock or SystemClock(), _Observer()
     while True:
         # In a thread: a sleeping disk or a hanging network must not delay requests.
-        snapshot = await asyncio.to_thread(_snapshot, watched())
-        change = observer.look(snapshot, clock.now())
+        targets = watched()
+        snapshot = await asyncio.to_thread(_snapshot, targets)
+        change = observer.look(snapshot, targets.served, clock.now())
         if change is not None:
             yield change
         await asyncio.sleep(poll_s)

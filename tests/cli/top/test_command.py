@@ -365,7 +365,7 @@ def test_in_a_terminal_models_are_loaded_explained_filtered_and_unloaded_by_keys
         screen.wait_for(lambda text: "cold" in row_of(text, "beta"))
 
         daemon.process.kill()
-        screen.wait_for(lambda text: "trying again" in text and "alpha" in text)
+        screen.wait_for(lambda text: "retrying" in text and "alpha" in text)
         screen.press("q")
         deadline = time.monotonic() + 60
         while not screen.ended():

@@ -29,6 +29,7 @@ from cotenant.domain.vendors import InventorySource
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import DevicesRead, ModelsChanged
 from tests.support.models.shapes import dense
+from tests.support.waiting import until
 
 
 @dataclass
@@ -205,3 +206,21 @@ async def test_without_a_file_there_is_nothing_to_read_again() -> None:
     served = ActiveConfiguration(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match="no configuration file"):
         await served.reload()
+
+
+@pytest.mark.slow
+async def test_a_file_that_only_the_reading_saw_is_missed_once_it_is_gone(tmp_path: Path) -> None:
+    """It came after one look at the folder and went before the next: only the configuration knows of it."""
+    file = tmp_path / "brief.gguf"
+    brief = replace(entry("brief"), path=file, parts=(file,), from_folder=True)
+    read = [Configuration(models_dir=tmp_path), Configuration(models_dir=tmp_path, models=(brief,))]
+    served = ActiveConfiguration(
+        Configuration(models_dir=tmp_path),
+        lambda change: read.pop() if len(read) > 1 else read[0],
+        Posted(),  # type: ignore[arg-type]
+        SystemClock(),
+    )
+    watching_files = asyncio.create_task(served.watch())
+    await until(lambda: served.models == (brief,))
+    await until(lambda: served.models == ())
+    watching_files.cancel()

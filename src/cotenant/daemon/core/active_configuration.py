@@ -123,4 +123,6 @@ class ActiveConfiguration:
 
     def _watched(self) -> Watched:
         path = self.configuration.path
-        return Watched(() if path is None else (path,), self.configuration.models_dir)
+        entries = (entry for entry in self.configuration.models if entry.from_folder)
+        served = frozenset(str(part) for entry in entries for part in entry.parts)
+        return Watched(() if path is None else (path,), self.configuration.models_dir, served)
