@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 import cotenant
 
@@ -150,6 +149,7 @@ _IMPURE = {
 }
 
 
+@cache
 def modules() -> list[Path]:
     return sorted(path for path in _SOURCE.rglob("*.py") if path != _SOURCE / "__init__.py")
 
@@ -173,7 +173,12 @@ def sub_room(name: str) -> tuple[str, str] | None:
     return (parts[1], parts[2]) if len(parts) > 2 and (_SOURCE / parts[1] / parts[2]).is_dir() else None
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -183,37 +188,57 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(_SOURCE)))
-def test_a_module_imports_only_from_rooms_below(path: Path) -> None:
-    for name in imports(path):
+def all_imports() -> Iterator[tuple[Path, str]]:
+    for path in modules():
+        for name in imports(path):
+            yield path, name
+
+
+def test_modules_import_only_from_rooms_below() -> None:
+    wrong = []
+    for path, name in all_imports():
         parts = name.split(".")
-        if parts[0] == "cotenant" and len(parts) > 1 and parts[1] != "__version__":
-            assert parts[1] in _ALLOWED[room(path)], f"{room(path)} may not import {name}"
+        if parts[0] != "cotenant" or len(parts) < 2 or parts[1] == "__version__":
+            continue
+        if parts[1] not in _ALLOWED[room(path)]:
+            wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
+    assert not wrong
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in modules() if room(path) in _PURE],
-    ids=lambda path: str(path.relative_to(_SOURCE)),
-)
-def test_a_pure_module_imports_nothing_that_reaches_the_machine(path: Path) -> None:
-    for name in imports(path):
+def test_pure_modules_import_nothing_that_reaches_the_machine() -> None:
+    wrong = []
+    for path, name in all_imports():
         top = name.split(".")[0]
-        assert top not in _IMPURE, f"{path.name} imports {name}"
-        assert top == "cotenant" or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+        known = top == "cotenant" or top in sys.stdlib_module_names
+        if room(path) in _PURE and (top in _IMPURE or not known):
+            wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(_SOURCE)))
-def test_a_sub_room_imports_only_from_siblings_below(path: Path) -> None:
-    here = sub_room(name_of(path))
-    if here is None:
-        return
-    for name in imports(path):
+def test_sub_rooms_import_only_from_siblings_below() -> None:
+    wrong = []
+    for path, name in all_imports():
+        here, there = sub_room(name_of(path)), sub_room(name) if name.startswith("cotenant.") else None
+        if here is None or there is None or there[0] != here[0] or there[1] == here[1]:
+            continue
+        allowed = _SIBLINGS[here[0]]
+        if there[1] not in allowed[here[1] if here[1] in allowed else "*"]:
+            wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
+    assert not wrong
+
+
+def test_sub_rooms_are_entered_by_their_entrances() -> None:
+    wrong = []
+    for path, name in all_imports():
         there = sub_room(name) if name.startswith("cotenant.") else None
-        if there is not None and there[0] == here[0] and there[1] != here[1]:
-            allowed = _SIBLINGS[here[0]]
-            below = allowed[here[1] if here[1] in allowed else "*"]
-            assert there[1] in below, f"{'/'.join(here)} may not import {name}"
+        parts = name.split(".")
+        if there is None or there[0] == room(path) or len(parts) < 4:
+            continue
+        if not _SOURCE.joinpath(*parts[1:4]).with_suffix(".py").exists():
+            continue
+        if parts[3] not in _ENTRANCES.get(".".join(there), set()):
+            wrong.append(f"{path.relative_to(_SOURCE)} imports {name}")
+    assert not wrong
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -229,26 +254,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not below, f"these files import each other in a circle: {sorted(below)}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(_SOURCE)))
-def test_a_sub_room_is_entered_by_its_entrances(path: Path) -> None:
-    for name in imports(path):
-        there = sub_room(name) if name.startswith("cotenant.") else None
-        parts = name.split(".")
-        if there is None or there[0] == room(path) or len(parts) < 4:
-            continue
-        if (_SOURCE.joinpath(*parts[1:4]).with_suffix(".py")).exists():
-            assert parts[3] in _ENTRANCES.get(".".join(there), set()), f"{room(path)} may not import {name}"
+def test_folders_are_small_and_say_what_they_are_for() -> None:
+    for folder in folders():
+        assert len(list(folder.glob("*.py"))) <= _MAX_FILES, folder
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert text is not None, f"{folder}/__init__.py says nothing"
 
 
-@pytest.mark.parametrize("folder", folders(), ids=lambda path: str(path.relative_to(_SOURCE)))
-def test_a_folder_is_small_and_says_what_it_is_for(folder: Path) -> None:
-    assert len(list(folder.glob("*.py"))) <= _MAX_FILES
-    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
-    assert text is not None, f"{folder}/__init__.py says nothing"
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(_SOURCE)))
-def test_a_file_is_short_or_is_known_not_to_be(path: Path) -> None:
-    inside = str(path.relative_to(_SOURCE))
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= _MAX_LINES or inside in _LONG_FILES, f"{inside} has {lines} lines"
+def test_files_are_short_or_known_not_to_be() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
+    long = {str(path.relative_to(_SOURCE)) for path, count in lines.items() if count > _MAX_LINES}
+    assert long == _LONG_FILES.keys()
