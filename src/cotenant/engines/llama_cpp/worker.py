@@ -19,6 +19,7 @@ from cotenant.engines.process.guard import die_with_parent
 
 _SERVING_VERBOSITY: Final = 3
 _SET_VERBOSITY: Final = "_Z30common_log_set_verbosity_tholdi"
+_LOG, _FLUSH_LOG = "_Z15common_log_mainv", "_Z16common_log_flushP10common_log"
 _LOAD_MODES: Final = {
     (True, False): "AUTO",
     (True, True): "MMAP_MLOCK",
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> NoReturn:
         # This blocks the interpreter until the model is loaded; /health answers meanwhile.
         server = xllamacpp.Server(params)
     except (ImportError, RuntimeError, _Unusable) as error:
+        if isinstance(error, RuntimeError):
+            _flush_log(xllamacpp.xllamacpp.__file__)
         print(f"E worker: {error}", file=sys.stderr, flush=True)  # noqa: T201  the output is the engine's log
         os._exit(3)
     if arguments["verbosity"] > _SERVING_VERBOSITY:
@@ -149,6 +152,15 @@ def _lower_verbosity(library: str) -> None:
     set_verbosity = getattr(ctypes.CDLL(library), _SET_VERBOSITY, None)
     if set_verbosity is not None:
         set_verbosity(_SERVING_VERBOSITY)
+
+
+def _flush_log(library: str) -> None:
+    """Write what llama.cpp's logging thread still holds: it says why the load failed, and ends with us."""
+    functions = ctypes.CDLL(library)
+    log, flush = getattr(functions, _LOG, None), getattr(functions, _FLUSH_LOG, None)
+    if log is not None and flush is not None:
+        log.restype, flush.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        flush(log())
 
 
 def _member(enum: Any, prefix: str, name: str) -> Any:
