@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cotenant.config.model_file_cache import FileSignature
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
 from cotenant.domain.engines import Endpoint
@@ -17,9 +17,20 @@ from cotenant.domain.settings import setting
 from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.planner import PlanRequest
 from cotenant.scheduling.model_spec import SchedulerSettings
-from cotenant.services.settings import ServicesSettings
+
+if TYPE_CHECKING:
+    from cotenant.planning.planner import PlanRequest
+    from cotenant.services.settings import ServicesSettings
+
+
+@dataclass(frozen=True, slots=True)
+class FileSignature:
+    """Changes when a file's content changes."""
+
+    inode: int
+    size: int
+    modified_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +187,8 @@ class ModelEntry:
     @property
     def request(self) -> PlanRequest:
         """The request for the planner."""
+        from cotenant.planning.planner import PlanRequest
+
         return PlanRequest(self.name, self.shape, self.recipe, self.projector_bytes, self.stated_bytes)
 
 

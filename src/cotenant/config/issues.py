@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -54,6 +53,8 @@ def shown(value: Any) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the closest known name, else all of them."""
+    import difflib
+
     names = sorted(known)
     near = difflib.get_close_matches(name[:_MAX_SHOWN].lower(), names, n=1, cutoff=0.5)
     return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(names)}."

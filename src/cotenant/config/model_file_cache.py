@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from cotenant.config.configuration import FileSignature
+from cotenant.config.names import part_paths
 from cotenant.domain.errors import ModelFileError, ModelFileMissing, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, ModelShape
 from cotenant.model_files import load_model
-
-_PART: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
-_MOST_PARTS: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class FileSignature:
-    """Changes when a file's content changes."""
-
-    inode: int
-    size: int
-    modified_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +88,3 @@ def signature(path: Path | str) -> FileSignature | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     return FileSignature(status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def part_paths(path: Path) -> tuple[Path, ...]:
-    """Return all parts of a split model, given its first part; for other files just the file."""
-    match = _PART.fullmatch(path.name.removesuffix(".gguf"))
-    if match is None or int(match["number"]) != 1 or not 1 < int(match["count"]) <= _MOST_PARTS:
-        return (path,)
-    count = int(match["count"])
-    return tuple(path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1))
-
-
-def first_part(path: Path) -> Path:
-    """Return the first part of the split model that a file belongs to; for other files the file."""
-    match = _PART.fullmatch(path.name.removesuffix(".gguf"))
-    return path.with_name(f"{match['stem']}-00001-of-{match['count']}.gguf") if match else path
-
-
-def stem(path: Path) -> str:
-    """Return a model file's name without its suffix and its part number."""
-    name = path.name.removesuffix(".gguf")
-    match = _PART.fullmatch(name)
-    return match["stem"] if match else name

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.config.configuration import Problem
-from cotenant.config.model_file_cache import Library, ModelFile, first_part, part_paths, stem
+from cotenant.config.model_file_cache import Library, ModelFile
+from cotenant.config.names import first_part, part_paths, stem
 from cotenant.domain.errors import ModelFileError
 
 _PRECISIONS: Final = ("f16", "bf16", "q8_0", "f32")
