@@ -1,7 +1,5 @@
 """`make bench`: every measurement, in one run; the exit status says whether every target is met."""
 
-from __future__ import annotations
-
 import sys
 
 from bench import assembly, console, footprint, gateway, header, policies, scheduling, split, strategies, warm

@@ -4,8 +4,6 @@ Each row is the mean wait with advice, and its ratio to the mean wait of the sam
 advice shows what a useless advisor costs.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from bisect import bisect_right

@@ -1,7 +1,5 @@
 """What putting a streamed answer together costs, beside only parsing its events."""
 
-from __future__ import annotations
-
 import json
 import timeit
 

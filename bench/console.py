@@ -1,7 +1,5 @@
 """What the console costs: bytes and time of the first page, and script per update of a crowded one."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import urllib.request

@@ -1,7 +1,5 @@
 """What Cotenant itself costs: the time to start its command, the memory of its daemon."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """How long the header of a large model takes, and how much memory, beside the `gguf` package's reader."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A load generator that costs little: keep-alive connections, each with one request out at a time."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from dataclasses import dataclass

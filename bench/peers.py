@@ -4,8 +4,6 @@ All three run on uvloop, keep connections to the engine open, pass streams on as
 Ours parses the request and looks up its model too; the others are spared that.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import sys

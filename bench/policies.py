@@ -4,8 +4,6 @@
 as many processes as `--jobs` says. `--traces FOLDER` adds the recorded requests found there.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 from collections.abc import Sequence

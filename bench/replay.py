@@ -1,7 +1,5 @@
 """Replays of a workload, and what they come to."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What a benchmark reports."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

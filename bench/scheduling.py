@@ -1,7 +1,5 @@
 """What scheduling costs: a grant and its release, a cold start, a swap, and doing nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

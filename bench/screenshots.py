@@ -4,8 +4,6 @@ The models are files with the headers of real ones and zeros for weights, served
 cards; the services are a stand-in docker's. Everything else is the daemon itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

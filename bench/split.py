@@ -1,7 +1,5 @@
 """How long a split over many GPUs takes."""
 
-from __future__ import annotations
-
 import time
 
 from bench.rows import Row, print_table

@@ -5,8 +5,6 @@ A gap is the standard deviation of the used share beyond the bound's, by the mea
 differ by one MB it can still be halved.) Without OR-tools these rows are left out.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """An engine that costs almost nothing: `python -m bench.stub` prints its port and answers at once."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

@@ -1,7 +1,5 @@
 """What the warm tier saves: an engine's own start with the model's file cold, warm, and read ahead by us."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import statistics

@@ -1,7 +1,5 @@
 """Runs coroutine tests on uvloop, as the daemon runs; says at the end what this machine could not test."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 from collections import Counter

@@ -1,7 +1,5 @@
 """The official clients of OpenAI, Ollama and Anthropic against one daemon, with real engines behind it."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """What `deploy/` holds for Prometheus, Grafana and compose."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The documentation: what it links to is there, and it names the folders that there are."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

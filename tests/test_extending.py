@@ -1,7 +1,5 @@
 """docs/extending.md is true: what it lists is enough to add a kind, a vendor, a launcher, a policy."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

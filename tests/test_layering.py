@@ -1,7 +1,5 @@
 """Imports point down only, and the pure rooms stay pure (docs/design.md, "The house")."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The page on a request's life names files that exist."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

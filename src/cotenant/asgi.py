@@ -1,7 +1,5 @@
 """The types of the ASGI 3 interface, and helpers that send complete responses and endless streams."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

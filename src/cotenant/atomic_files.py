@@ -1,7 +1,5 @@
 """Writing files so that a power cut leaves either the old or the new content."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Time, injected."""
 
-from __future__ import annotations
-
 import time
 from typing import Protocol
 

@@ -4,8 +4,6 @@ Its weights are random, so it generates meaningless syllables. Everything else i
 it, tokenises, applies its chat template and generates.
 """
 
-from __future__ import annotations
-
 import random
 import struct
 from collections.abc import Sequence

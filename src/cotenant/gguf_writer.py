@@ -1,7 +1,5 @@
 """Write the header of a GGUF file (version 3) from metadata and tensors."""
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Mapping, Sequence

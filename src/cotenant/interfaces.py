@@ -1,7 +1,5 @@
 """The Protocols that the shell implements for the rest of the program."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

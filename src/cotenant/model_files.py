@@ -1,7 +1,5 @@
 """Model files on disk: open them, find the parts of one model, and read their headers."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Sequence

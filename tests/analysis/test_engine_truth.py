@@ -1,7 +1,5 @@
 """Plans for sparse models of real dimensions against what llama.cpp said of the same files."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.analysis.footprint import Costs

@@ -1,7 +1,5 @@
 """Against numbers that llama.cpp printed; each table says which run they come from."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from cotenant.analysis.ggml_types import FILE_TYPES, GGML_TYPES

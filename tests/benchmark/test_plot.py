@@ -1,7 +1,5 @@
 """The picture of a report: what it says in words, and what it looks like in pixels."""
 
-from __future__ import annotations
-
 import re
 import struct
 from xml.etree import ElementTree

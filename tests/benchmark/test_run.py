@@ -1,7 +1,5 @@
 """A benchmark of a small server on a real socket: what is asked of it, and what is made of its answers."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

@@ -1,8 +1,6 @@
 """A machine of hypothetical size behind the real gateway and console: many models that never rest, many GPUs,
 many services. No engine runs: it is for what a browser has to do."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import threading

@@ -1,7 +1,5 @@
 """What the browser tests look at: described GPUs, tiny real models, the services of a stand-in docker."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

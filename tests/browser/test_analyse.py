@@ -1,7 +1,5 @@
 """What would fit: settings that are moved, described cards, remedies, and files of the visitor's own."""
 
-from __future__ import annotations
-
 import pytest
 from playwright.sync_api import Page, expect
 

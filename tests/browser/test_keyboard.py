@@ -1,7 +1,5 @@
 """Everything is reached and worked with keys alone."""
 
-from __future__ import annotations
-
 import pytest
 from playwright.sync_api import Page, expect
 

@@ -1,7 +1,5 @@
 """The overview while real models load and serve: what changes is shown without a reload, in every browser."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

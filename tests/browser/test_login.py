@@ -1,7 +1,5 @@
 """Signing in with a key, out again, and what nobody does who has not."""
 
-from __future__ import annotations
-
 import pytest
 from playwright.sync_api import expect
 

@@ -1,7 +1,5 @@
 """Pages in states that a well run house does not show: nothing yet, an engine that failed, a lost order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Each page: it shows what it is for, a machine can read it aloud, and nothing in it complains."""
 
-from __future__ import annotations
-
 import json
 import urllib.request
 from urllib.parse import quote

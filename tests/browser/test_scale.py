@@ -3,8 +3,6 @@
 bench/console.py measures what an update costs.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from tests.browser.crowd import Crowd, crowded

@@ -1,7 +1,5 @@
 """GPU configuration in a browser: the document's usage example, a failing apply, two who change it."""
 
-from __future__ import annotations
-
 import pytest
 from playwright.sync_api import expect
 

@@ -1,7 +1,5 @@
 """The usage example of the document, step by step, at a daemon whose containers are real or stand-ins."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

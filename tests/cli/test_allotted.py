@@ -1,7 +1,5 @@
 """GPUs that a batch system allots to this process by environment variables."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.cli.options import kept_to

@@ -1,7 +1,5 @@
 """`cotenant bench`: against a daemon with three real models, and against what is wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

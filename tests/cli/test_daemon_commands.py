@@ -1,7 +1,5 @@
 """The commands that ask a running daemon: a real gateway, a real socket, an operator over plain values."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """The command as a user types it, in a process of its own where its exit matters."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

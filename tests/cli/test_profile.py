@@ -1,7 +1,5 @@
 """`--profile low-memory` on the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`cotenant pull`, and the model that the demo takes when none is given."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """docs/cli.md is what the parsers say."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`cotenant serve MODEL`: a configuration of one model, under the name that `models_dir` gives its file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

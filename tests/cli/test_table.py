@@ -1,7 +1,5 @@
 """The one printer of tables."""
 
-from __future__ import annotations
-
 from cotenant.cli.table import Column, cut_middle, table_lines
 
 NAME: Column[tuple[str, int]] = Column("name", lambda row: row[0])

@@ -1,7 +1,5 @@
 """Broadcast of what the daemon tells."""
 
-from __future__ import annotations
-
 import asyncio
 import weakref
 

@@ -1,7 +1,5 @@
 """The `advisor` section: what it takes, and what is wrong between its parts."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.config.changes import diff

@@ -1,7 +1,5 @@
 """Timeouts by what a model is for, and the names of models that were pulled."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

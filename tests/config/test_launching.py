@@ -1,7 +1,5 @@
 """`image` and `launcher` of a model."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.config.changes import diff

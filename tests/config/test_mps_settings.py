@@ -1,7 +1,5 @@
 """`devices.mps` and what a model says of its share of a card."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.config.changes import diff

@@ -1,7 +1,5 @@
 """The low-memory profile and the alerts of a configuration."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.config.configuration import AlertSettings

@@ -1,7 +1,5 @@
 """`server.request_log`: where it may be, and what is said of where it may not."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The console before a gateway, looked at without a browser."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping

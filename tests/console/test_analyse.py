@@ -1,7 +1,5 @@
 """The page Analyse: what fits, what would, and what is said beside a field that makes no sense."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

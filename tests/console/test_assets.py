@@ -1,7 +1,5 @@
 """Static files: kept for ever under an address that changes with them, and those of others unchanged."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """The page of GPU configuration: what it shows, what its form does, and what it says when something fails."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

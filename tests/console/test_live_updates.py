@@ -1,7 +1,5 @@
 """The stream of a tab: what changed and nothing else."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """With keys on: nothing is shown or done before a browser has signed in."""
 
-from __future__ import annotations
-
 from urllib.parse import quote, urlencode
 
 import pytest

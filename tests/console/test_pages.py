@@ -1,7 +1,5 @@
 """What pages show, and that they may not do more than show."""
 
-from __future__ import annotations
-
 import gzip
 import re
 from html.parser import HTMLParser

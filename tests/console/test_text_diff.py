@@ -1,7 +1,5 @@
 """What differs between two writings of a piece, as a browser is told."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.console.text_diff import changes, count_nodes, tokens_of

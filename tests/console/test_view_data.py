@@ -1,7 +1,5 @@
 """What pages show of a model in each state that the daemon reports."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.console.view_data import model_facts, tone

@@ -1,7 +1,5 @@
 """A model for all daemons of these tests."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

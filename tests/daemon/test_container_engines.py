@@ -1,7 +1,5 @@
 """The whole daemon with engines in containers of a real podman."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

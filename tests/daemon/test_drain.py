@@ -1,7 +1,5 @@
 """What SIGTERM means to those who wait and to those who are being answered."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

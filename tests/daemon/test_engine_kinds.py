@@ -1,7 +1,5 @@
 """Engines of several kinds on one card, live: the scheduler's promises hold whoever runs a model."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What ended an engine reaches the client, the story, the model's page and the metrics."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

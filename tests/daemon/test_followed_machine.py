@@ -1,7 +1,5 @@
 """A machine on paper that changes while it is served: what its daemon sees of it."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Three kinds of engine on a card that holds two of them, asked by many at once: the laws hold throughout."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """Engines that do what they should not, behind the daemon as users run it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """Plans of the daemon: what its own models hold counts only where that is asked for."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

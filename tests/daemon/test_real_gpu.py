@@ -1,7 +1,5 @@
 """On a real card: predicted bytes, the engine's report and NVML's count (`make gpu-check`)."""
 
-from __future__ import annotations
-
 import json
 import os
 import urllib.request

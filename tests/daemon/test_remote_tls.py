@@ -1,7 +1,5 @@
 """Models of servers behind TLS, under a path, with an authority of one's own."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a daemon logs of its requests, replayed: the simulator loads and unloads as the daemon did."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sqlite3

@@ -1,7 +1,5 @@
 """Two models on one card, as they are to be decided on: live, with real engines on hypothetical GPUs."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import re

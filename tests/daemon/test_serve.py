@@ -1,7 +1,5 @@
 """The whole: a real llama.cpp engine behind the gateway, spoken to by the real `openai` client."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """What systemd is told, over a real datagram socket, as systemd gives one."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

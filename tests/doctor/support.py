@@ -1,7 +1,5 @@
 """Machines on paper: a folder for their files, real programs that answer as told, cards behind a stand-in."""
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The doctor's looks into containers, with a real podman and stand-in cards."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What every kind of engine must do, and how each kind is made for the tests of it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

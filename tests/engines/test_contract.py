@@ -1,7 +1,5 @@
 """One suite for every kind of engine: what the scheduler and the gateway count on."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path

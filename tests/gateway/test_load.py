@@ -1,7 +1,5 @@
 """Many at once, and much at once."""
 
-from __future__ import annotations
-
 import asyncio
 import tracemalloc
 

@@ -1,7 +1,5 @@
 """A server on a real socket that answers every request with a script of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ssl

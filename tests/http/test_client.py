@@ -1,7 +1,5 @@
 """The client against servers that do what they should not. The gateway's connection meets the same ones."""
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable

@@ -1,7 +1,5 @@
 """Which files make the model that was asked for."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.domain.errors import BadHubName, NotOnHub

@@ -1,7 +1,5 @@
 """Pulls from a stand-in for the hub, each in a process of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

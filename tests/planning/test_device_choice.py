@@ -1,7 +1,5 @@
 """Which device a model goes to, among those that it fits on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Which models go: the cheapest that free enough, and no others."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import pytest

@@ -1,7 +1,5 @@
 """The searches against brute force over every contiguous partition."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 

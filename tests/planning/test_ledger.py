@@ -1,7 +1,5 @@
 """What may still be planned on a device: of the claims and the Reading, the worse counts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Models whose bytes are stated or measured: whole on one device, or refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Programs that end, fail, hang, print without end, or leave others running."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

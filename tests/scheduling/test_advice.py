@@ -1,7 +1,5 @@
 """What advice changes, and what it never does."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

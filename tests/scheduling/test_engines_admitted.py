@@ -1,7 +1,5 @@
 """Cards that admit so many engines and no more, as in Exclusive_Process."""
 
-from __future__ import annotations
-
 import pytest
 
 from cotenant.domain.decisions import DecisionKind

@@ -1,7 +1,5 @@
 """Faults that seeded worlds brought to light, each as the shortest story that shows it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from cotenant.domain.decisions import DecisionKind

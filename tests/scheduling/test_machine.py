@@ -1,7 +1,5 @@
 """Anything may happen in any order: the laws hold after every step, and no wait is forgotten."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st

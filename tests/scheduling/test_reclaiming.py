@@ -1,7 +1,5 @@
 """Memory that outlives the process that took it, where the driver tells processes apart."""
 
-from __future__ import annotations
-
 from cotenant.domain.decisions import DecisionKind
 from tests.scheduling.harness import GB, Bench, card, model
 

@@ -1,7 +1,5 @@
 """Each way in which a model goes has a reason of its own, told once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """What services cannot have of a card, by where its numbers come from."""
 
-from __future__ import annotations
-
 import json
 
 from cotenant.clock import ManualClock

@@ -1,7 +1,5 @@
 """GPU configuration from end to end but for the containers: the database is real."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

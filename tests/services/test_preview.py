@@ -1,7 +1,5 @@
 """What saving would do, told before: the same as saving then does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

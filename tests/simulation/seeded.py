@@ -1,7 +1,5 @@
 """Worlds drawn by a seed, in which everything may go wrong; the scheduler's laws must hold in all of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Whatever an advisor says, and however often: every request is served, within the same bound."""
 
-from __future__ import annotations
-
 import os
 from random import Random
 

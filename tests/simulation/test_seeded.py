@@ -1,7 +1,5 @@
 """`COTENANT_SIM_SEEDS=5000` runs as many seeds; a failure names its seed and tells the last steps."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The guard: a rare model gets its turn beside a hot one, within what its settings promise."""
 
-from __future__ import annotations
-
 from random import Random
 
 import pytest

@@ -1,7 +1,5 @@
 """Variants of cards and policies over one log, and what is told of each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random

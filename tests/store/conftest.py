@@ -1,7 +1,5 @@
 """The places in which everything about the store must hold."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

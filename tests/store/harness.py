@@ -1,7 +1,5 @@
 """Opening a database for one scenario, and getting in its way."""
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterator

@@ -1,7 +1,5 @@
 """The thread that owns the database, when the disk under it hangs."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

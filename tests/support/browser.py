@@ -3,8 +3,6 @@
 Chromium is installed here where that is possible; elsewhere the run says at its end what it could not test.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Programs that tests drive, from Debian's packages where root runs them and the machine lacks one."""
 
-from __future__ import annotations
-
 import atexit
 import fcntl
 import functools

@@ -3,8 +3,6 @@
 Run as a script with the command's arguments, it is `cotenant` with all of them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

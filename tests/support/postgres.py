@@ -1,7 +1,5 @@
 """A PostgreSQL server of the tests' own, on a Unix socket, in a folder that goes with it."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import os

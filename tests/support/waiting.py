@@ -4,8 +4,6 @@ The deadline only ends a test that would hang. It does not say how fast a machin
 shortens it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import select

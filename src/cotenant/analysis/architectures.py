@@ -5,8 +5,6 @@ and `llama-arch.cpp`. Architectures in PLAIN have plain attention in every block
 is treated the same, but its result is not marked as exact.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

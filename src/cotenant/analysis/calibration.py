@@ -1,7 +1,5 @@
 """Compares predicted with reported and measured bytes, and learns from the differences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median

@@ -9,8 +9,6 @@ A model is a row of *units*: its blocks 0 … L-1 and then the output layer, uni
 range of units, so its bytes are a function of the range and of a few facts about the whole split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate

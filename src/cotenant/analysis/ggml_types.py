@@ -3,8 +3,6 @@
 Source: `GGML_QUANT_SIZES` and `LlamaFileType` of the `gguf` package 0.19, and ggml-common.h for Q2_0.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

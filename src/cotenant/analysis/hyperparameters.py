@@ -1,7 +1,5 @@
 """Typed access to GGUF metadata, by the key names of llama.cpp."""
 
-from __future__ import annotations
-
 from typing import NoReturn, overload
 
 from cotenant.analysis.gguf import GgufArray, GgufHeader, Number

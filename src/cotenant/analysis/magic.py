@@ -1,7 +1,5 @@
 """Recognises files that are not models by their first bytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

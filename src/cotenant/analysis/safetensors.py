@@ -3,8 +3,6 @@
 Format: https://github.com/huggingface/safetensors#format.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Computes a ModelShape from a GGUF header: the bytes and the cache of each block."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The interface for reading a model's bytes, independent of files."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

@@ -1,7 +1,5 @@
 """GGUF models in several files: `name-00001-of-00003.gguf`, as llama.cpp's gguf-split writes them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Final

@@ -1,7 +1,5 @@
 """One streamed chat completion, with the arrival time of each chunk."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable

@@ -1,7 +1,5 @@
 """Keeps models busy at the same time and measures each."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A report as an SVG picture: rates alone and together, then rates and memory over time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

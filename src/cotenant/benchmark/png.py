@@ -1,7 +1,5 @@
 """Converts an SVG picture to PNG, with resvg and a font of `cotenant[plot]`."""
 
-from __future__ import annotations
-
 from typing import Final
 
 NEEDED: Final = ("resvg_py", "font_source_sans_pro")

@@ -1,7 +1,5 @@
 """The phases of a benchmark: each model alone, the first two, the first three; then cold starts and swaps."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

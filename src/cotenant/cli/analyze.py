@@ -1,7 +1,5 @@
 """`cotenant analyze`: what a model file contains, its sizes, and where it would be placed."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A client of the running daemon, for the commands that need one."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

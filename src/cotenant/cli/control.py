@@ -1,7 +1,5 @@
 """Commands about one model of a running daemon: `load`, `unload`, `pin`, `why` and `logs`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

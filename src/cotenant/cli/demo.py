@@ -1,7 +1,5 @@
 """`cotenant demo`: serves a model and asks it one question, as `make run` does."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

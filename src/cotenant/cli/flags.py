@@ -1,7 +1,5 @@
 """Flags with their COTENANT_ variables: those of declared settings, and parts of others."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """`cotenant gpus`: the devices of this machine, or of a description."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict

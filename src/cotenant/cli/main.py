@@ -1,7 +1,5 @@
 """The `cotenant` command: runs a subcommand, and reports every error in one line with a hint."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Flags of devices and engines that several commands share, with their environment variables."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

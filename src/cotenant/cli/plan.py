@@ -1,7 +1,5 @@
 """`cotenant plan`: where a model would go, without loading it; without a model, the budgets."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

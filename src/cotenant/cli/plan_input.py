@@ -1,7 +1,5 @@
 """The planner's input, read from flags: shared by `analyze`, `plan`, `serve` and `demo`."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 from pathlib import Path

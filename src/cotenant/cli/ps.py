@@ -1,7 +1,5 @@
 """`cotenant ps`: the models of a running daemon, and what uses the memory of its devices."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final

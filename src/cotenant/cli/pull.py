@@ -1,7 +1,5 @@
 """`cotenant pull`: fetch a model from the hub into the folder that is served."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

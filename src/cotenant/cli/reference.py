@@ -4,8 +4,6 @@ Run `python -m cotenant.cli.reference > docs/cli.md`.
 It formats the flags itself: argparse's own help differs from one version of Python to the next.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from typing import Final

@@ -1,7 +1,5 @@
 """Output of commands: JSON, or lines and tables. Each column is declared once, with its heading and cells."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Tasks that run in the background until they end or their owner closes."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine
 from typing import Any

@@ -1,7 +1,5 @@
 """Sends each value to every subscriber."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Generic, TypeVar

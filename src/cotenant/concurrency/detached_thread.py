@@ -1,7 +1,5 @@
 """Runs work in a thread that may hang: a call into a GPU driver may never return."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

@@ -1,7 +1,5 @@
 """Process groups of this machine."""
 
-from __future__ import annotations
-
 import os
 
 

@@ -1,7 +1,5 @@
 """Reads the `advisor` section into AdvisorSettings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where each model would be placed alone, and how many models fit at the same time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

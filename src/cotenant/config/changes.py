@@ -1,7 +1,5 @@
 """What a new configuration changes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 

@@ -1,7 +1,5 @@
 """Settings that are valid one by one, before they are combined."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

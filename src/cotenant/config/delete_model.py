@@ -1,7 +1,5 @@
 """Deletes the files of a model."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ check the file, and the tables in `configuration.md`. A table is between `<!-- s
 `<!-- end -->`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

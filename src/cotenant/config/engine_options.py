@@ -1,7 +1,5 @@
 """The engine options of a model's entry, checked against the traits of its engine kind."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

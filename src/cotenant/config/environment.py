@@ -1,7 +1,5 @@
 """Flags and environment variables as settings: `--n-ctx` and COTENANT_N_CTX both set `defaults.ctx`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

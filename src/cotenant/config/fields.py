@@ -1,7 +1,5 @@
 """The declared settings of each section, and how each setting is parsed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum

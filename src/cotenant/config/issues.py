@@ -1,7 +1,5 @@
 """Problems with settings, and where each setting was given."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final

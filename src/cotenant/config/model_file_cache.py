@@ -1,7 +1,5 @@
 """A cache of parsed model files: only files that changed are read again."""
 
-from __future__ import annotations
-
 import os
 import stat
 from dataclasses import dataclass

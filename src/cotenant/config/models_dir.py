@@ -1,7 +1,5 @@
 """The models in a folder: every GGUF file in it and in its subfolders, one level down."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence, Set

@@ -1,7 +1,5 @@
 """The names of model files: what they are served under, and the parts of a split one."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Final

@@ -1,7 +1,5 @@
 """Combines settings that are valid one by one into a consistent Configuration."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping, Set

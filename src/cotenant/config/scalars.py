@@ -1,7 +1,5 @@
 """Parsers of single values of the configuration, from text or parsed flags, and their JSON types."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """The schema of `cotenant.yaml`: its keys and their values."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator

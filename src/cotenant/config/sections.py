@@ -1,7 +1,5 @@
 """The building blocks of the sections of `cotenant.yaml`: types of values, and the base class."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any

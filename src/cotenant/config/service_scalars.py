@@ -1,7 +1,5 @@
 """Parsers of single values of the `services` section and of `database` (see scalars.py)."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The schema of `services` in `cotenant.yaml`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator

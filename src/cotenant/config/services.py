@@ -1,7 +1,5 @@
 """Reads the `services` section into ServicesSettings."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

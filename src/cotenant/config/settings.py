@@ -1,7 +1,5 @@
 """Reads and checks the configuration: flags override the environment, which overrides the file."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Set
 from pathlib import Path

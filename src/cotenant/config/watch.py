@@ -1,7 +1,5 @@
 """Detects changes of the configuration and the model files by polling them twice a second."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping

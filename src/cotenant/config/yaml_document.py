@@ -1,7 +1,5 @@
 """A YAML text with the line of every value, so that issues can name the line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The page that plans a model on devices, again each time that a setting changes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final

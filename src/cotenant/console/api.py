@@ -1,7 +1,5 @@
 """The daemon's public HTTP API, called in process for the viewer of a page."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The console as an ASGI application: pages, their streams, the login and static files."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The console's static files, under URLs that change with their content."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import mimetypes

@@ -1,7 +1,5 @@
 """The page of the doctor's findings on the daemon's machine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """The page of recent decisions and alerts."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from cotenant.console.live_updates import Part, Rows, View

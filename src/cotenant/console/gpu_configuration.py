@@ -1,7 +1,5 @@
 """The page that pins containers to GPUs: shows, changes, applies and rolls back."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 

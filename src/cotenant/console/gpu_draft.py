@@ -1,7 +1,5 @@
 """The unsaved state of the form: a strategy and the GPU of each service."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """GPU configuration in the form in which its page shows it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 

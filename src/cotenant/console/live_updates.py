@@ -1,7 +1,5 @@
 """Live parts of a page, and the stream that sends them again when they change."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field

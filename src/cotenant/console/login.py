@@ -1,7 +1,5 @@
 """Signing in with an API key, and signing out."""
 
-from __future__ import annotations
-
 from cotenant.asgi import Header, Scope, Send
 from cotenant.console.api import ApiFault, Reply
 from cotenant.console.page_request import PageRequest

@@ -1,7 +1,5 @@
 """Bars of a device's memory and of a model's layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The page of a model: status, placement, decisions, log and chat."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

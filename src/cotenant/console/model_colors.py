@@ -1,7 +1,5 @@
 """The colour of each model, the same on all pages."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Final
 from zlib import crc32

@@ -1,7 +1,5 @@
 """The overview page: devices, models and decisions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Final
 

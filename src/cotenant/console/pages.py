@@ -1,7 +1,5 @@
 """The pages by path, and the fragments that pages load."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """Responses of the console, with security headers."""
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Iterable
 from typing import Final

@@ -1,7 +1,5 @@
 """Differences between two renderings of a part, so that the browser need not parse all of it again."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from html import unescape

@@ -1,7 +1,5 @@
 """Models, devices and decisions in the form in which several pages show them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 

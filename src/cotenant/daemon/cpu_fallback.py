@@ -1,7 +1,5 @@
 """Runs plans for described GPUs on a machine that does not have them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Final
 

@@ -1,7 +1,5 @@
 """One run of `serve`: its parts, how they are connected, and its life from start to end."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import logging

@@ -1,7 +1,5 @@
 """Connects the hosts of all engine kinds with the monitors of engines that are not exactly one process."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Runs the daemon: checks its inputs, binds its address, and serves until it is stopped."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Plans that a client requests without loading anything: of served models or of files, on any devices."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Callable, Collection

@@ -1,7 +1,5 @@
 """Assembles the parts of GPU configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reports the daemon's state to systemd (the protocol of sd_notify(3)), if systemd started it."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """Compares a plan with the engine's own calculation, without loading."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison, compare

@@ -1,7 +1,5 @@
 """Checks of the driver and the cards."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Final
 

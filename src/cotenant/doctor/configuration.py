@@ -1,7 +1,5 @@
 """Checks of the configuration and of its port."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from typing import Final

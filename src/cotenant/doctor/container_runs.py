@@ -1,7 +1,5 @@
 """Checks from inside containers that they see their GPU; only if running containers is allowed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Final
 

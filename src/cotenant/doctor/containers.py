@@ -1,7 +1,5 @@
 """Checks of container engines and their access to GPUs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

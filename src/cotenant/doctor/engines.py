@@ -1,7 +1,5 @@
 """Checks of the engines and the GPUs that each sees."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from cotenant.doctor.findings import Observation, ok, problem, warning

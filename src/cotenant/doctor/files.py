@@ -1,7 +1,5 @@
 """Checks of access to Cotenant's files."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the checks find."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """The machine to check, and the configuration that it is checked for."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading

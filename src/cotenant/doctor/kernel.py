@@ -1,7 +1,5 @@
 """Checks of the kernel's log since the machine was started."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

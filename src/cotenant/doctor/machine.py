@@ -1,7 +1,5 @@
 """Checks of RAM, disks, limits and the clock."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource

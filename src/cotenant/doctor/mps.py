@@ -1,7 +1,5 @@
 """Checks of CUDA's Multi-Process Service."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from cotenant.doctor.findings import Observation, ok, warning

@@ -1,7 +1,5 @@
 """Runs all checks at once. One that fails or hangs is reported and does not affect the others."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

@@ -1,7 +1,5 @@
 """Advice on which models to keep or load, and the state of the advisor."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum

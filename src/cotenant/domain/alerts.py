@@ -1,7 +1,5 @@
 """Alerts, which operators get without asking."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

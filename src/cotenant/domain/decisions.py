@@ -1,7 +1,5 @@
 """What was decided and why, for operators and clients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """The operator's settings for a model's engine beyond its recipe."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cotenant.domain.engines import Endpoint

@@ -1,7 +1,5 @@
 """The programs that run models, and what they report."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """Why an engine ended."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """PCI bus ids, which identify a card both for the driver and for an engine."""
 
-from __future__ import annotations
-
 import re
 
 _BUS_ID = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)

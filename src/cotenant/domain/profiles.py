@@ -1,7 +1,5 @@
 """Profiles: named sets of settings for a kind of machine. Explicit settings take precedence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final

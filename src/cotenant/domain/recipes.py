@@ -1,7 +1,5 @@
 """Which recipes an engine can run; it hangs or dies on some others."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Final
 

@@ -1,7 +1,5 @@
 """What is stored from one run of the daemon to the next."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

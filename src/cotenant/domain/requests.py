@@ -1,7 +1,5 @@
 """What clients ask for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cotenant.domain.engines import EngineBuild, EngineReport

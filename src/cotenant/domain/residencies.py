@@ -1,7 +1,5 @@
 """A model on its devices, from the decision to load it until its bytes are seen back."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import NewType
 

@@ -1,7 +1,5 @@
 """How a field of a settings class is declared once, for the file, the environment, flags, forms and docs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, get_args, get_type_hints

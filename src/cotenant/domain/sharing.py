@@ -1,7 +1,5 @@
 """How several engines share a card through CUDA's Multi-Process Service (MPS)."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

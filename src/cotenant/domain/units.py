@@ -1,7 +1,5 @@
 """Bytes and durations: parse and render."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

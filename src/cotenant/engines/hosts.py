@@ -1,7 +1,5 @@
 """Starts engines of every kind, each by the host of its kind."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path

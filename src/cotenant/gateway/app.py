@@ -1,7 +1,5 @@
 """The ASGI application: dispatches requests by path, and turns errors into responses."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -4,8 +4,6 @@ Only uvicorn's protocol is used: its Server would handle the process's signals, 
 up ten times a second, and not await cancelled requests.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno

@@ -1,7 +1,5 @@
 """The small client for callers without an event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Iterator

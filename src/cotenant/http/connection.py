@@ -4,8 +4,6 @@ One request at a time. Body bytes are available as they arrive. The socket is pa
 take them, which also bounds everything else that a server may send without end.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final, cast
 

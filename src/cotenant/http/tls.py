@@ -3,8 +3,6 @@
 OpenSSL reads them from the system's folder, and from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 """
 
-from __future__ import annotations
-
 import functools
 import ssl
 

@@ -1,7 +1,5 @@
 """Chooses the files of a repository that make up the requested model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ fifteen megabytes of other packages. `HF_ENDPOINT` names another hub with the sa
 `HF_TOKEN`, or in the file of the hub's tools.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

@@ -7,8 +7,6 @@ Files are downloaded into a hidden folder and moved once their checksums are rig
 files are served. An interrupted download resumes where it stopped.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """Pulls models, each in a child process (`fetch`)."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Proposes changes after which a model fits. Every proposal is planned before it is made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final

@@ -1,7 +1,5 @@
 """The bytes that may be planned on each device."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final

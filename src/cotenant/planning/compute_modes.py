@@ -4,8 +4,6 @@ In Exclusive_Process a second process dies with CUDA error 46 (NVIDIA's Multi-Pr
 "GPU Compute Modes"); with an MPS daemon, only MPS's own server counts as a process.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

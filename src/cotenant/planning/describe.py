@@ -1,7 +1,5 @@
 """Plans as JSON, as docs/design.md §6 defines it, for the command line and the API."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """Chooses the devices for a model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 
 from cotenant.domain.devices import DeviceId

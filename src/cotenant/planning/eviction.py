@@ -1,7 +1,5 @@
 """Chooses the cheapest set of victims that frees enough memory."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ programs over (device, units placed) whose inner minimum moves monotonically, so
 units.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

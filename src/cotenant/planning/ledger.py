@@ -1,7 +1,5 @@
 """The ledger: claims per device against its capacity. Of ledger and Reading, the worse counts."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Manual splits, and llama.cpp's rule that converts a split to layers."""
 
-from __future__ import annotations
-
 import math
 import struct
 from bisect import bisect_right

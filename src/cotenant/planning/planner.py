@@ -1,7 +1,5 @@
 """The planner: returns a Placement, or a Refusal with its reason."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias

@@ -1,7 +1,5 @@
 """Plans models whose bytes are stated or measured, not computed: on one device, or on none."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final
 

@@ -9,8 +9,6 @@ come on top, or since 0.20 out of the share unless disabled. `_check_enough_kv_c
 (`v1/core/kv_cache_utils.py`): the cache holds one request of the longest length and a block that stays empty.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final

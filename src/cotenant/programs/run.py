@@ -1,7 +1,5 @@
 """Runs a program until it ends: without a terminal, in its own process group, within a time limit."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -4,8 +4,6 @@ Advice never decides whether there is room and never evicts a model. It changes 
 moves a model later in the order of eviction, and loads models into memory that no request needs.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Final

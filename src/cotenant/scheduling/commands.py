@@ -3,8 +3,6 @@
 Every StartEngine is followed by EngineReady or EngineExited; every StopEngine by EngineExited.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cotenant.domain.decisions import Decision

@@ -1,7 +1,5 @@
 """How often a model is requested, and how soon the next request is likely."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Final

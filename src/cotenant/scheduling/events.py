@@ -1,7 +1,5 @@
 """Events, the inputs of the scheduler. Instants are seconds of the daemon's clock."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cotenant.domain.advisors import Advice

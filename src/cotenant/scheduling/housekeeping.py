@@ -1,7 +1,5 @@
 """What changes without a request: Readings, lost devices, idle models, timers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

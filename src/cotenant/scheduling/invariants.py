@@ -1,7 +1,5 @@
 """What must always be true (docs/design.md, "Laws"); checked after every step in tests."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from cotenant.domain.advisors import MAX_KEEP_ALIVE_FACTOR, MAX_SOFT_PINS, MIN_KEEP_ALIVE_FACTOR

@@ -1,7 +1,5 @@
 """What the scheduler knows about a model before its first load."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Places cold models: in which order, on which devices, and which models are evicted for them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final

@@ -1,7 +1,5 @@
 """Eviction policies: the cost of evicting a model. The cheapest is evicted first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final

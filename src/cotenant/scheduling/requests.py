@@ -1,7 +1,5 @@
 """Tickets and leases: which requests wait or are served, and how every wait ends."""
 
-from __future__ import annotations
-
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState
 from cotenant.domain.units import format_duration

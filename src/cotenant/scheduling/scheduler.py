@@ -1,7 +1,5 @@
 """The scheduler: events in, commands out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

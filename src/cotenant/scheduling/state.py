@@ -1,7 +1,5 @@
 """The state of the scheduler. Only the modules of this folder change it."""
 
-from __future__ import annotations
-
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field

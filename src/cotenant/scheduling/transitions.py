@@ -1,7 +1,5 @@
 """The life of a residency: which state may follow which, and what each step does."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind

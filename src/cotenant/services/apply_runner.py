@@ -1,7 +1,5 @@
 """Runs one apply at a time: starts it, publishes and stores its progress, and stops it with the daemon."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

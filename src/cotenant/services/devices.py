@@ -1,7 +1,5 @@
 """The GPUs of this machine, as input of the strategies and as records of the store."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory

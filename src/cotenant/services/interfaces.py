@@ -1,7 +1,5 @@
 """The database as services use it: the store implements this Protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Protocol
 

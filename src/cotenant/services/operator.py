@@ -1,7 +1,5 @@
 """What an operator can see and change of GPU configuration: previews, saves, applies, rollbacks."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

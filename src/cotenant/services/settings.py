@@ -1,7 +1,5 @@
 """How services are pinned and recreated, as the operator configured it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

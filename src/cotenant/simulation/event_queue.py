@@ -1,7 +1,5 @@
 """Virtual time: a queue of actions, each with its instant."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from heapq import heappop, heappush

@@ -1,7 +1,5 @@
 """Faults of a simulated world and their probabilities."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

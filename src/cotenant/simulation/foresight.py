@@ -1,7 +1,5 @@
 """An eviction policy that knows the log, for comparison with the others."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 

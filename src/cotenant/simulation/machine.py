@@ -1,7 +1,5 @@
 """Simulated GPUs: their actual memory use, and what a driver reports of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 

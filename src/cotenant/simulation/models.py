@@ -1,7 +1,5 @@
 """Simulated models: planned and actual memory, load times and speeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final

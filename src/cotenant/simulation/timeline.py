@@ -1,7 +1,5 @@
 """The last steps of a simulation, for the message of a failure."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final

@@ -1,7 +1,5 @@
 """Totals of a simulation: loads, unloads and memory over time."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Recorded requests: the daemon's request log, or CSV."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

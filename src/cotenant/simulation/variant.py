@@ -1,7 +1,5 @@
 """A configuration to replay a log with: cards, policy, models and their settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random

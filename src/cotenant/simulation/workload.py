@@ -1,7 +1,5 @@
 """A request of a log or of a generator."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The scheduler among simulated engines and clients, in place of the daemon."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence

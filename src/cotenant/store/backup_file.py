@@ -1,7 +1,5 @@
 """A backup as a JSON file, compressed if its name ends in `.gz`."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

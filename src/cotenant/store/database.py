@@ -1,7 +1,5 @@
 """The database of one thread: open, or replaced by one in memory until it can be opened."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

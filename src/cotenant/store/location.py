@@ -1,7 +1,5 @@
 """Where a database is: a file, or a PostgreSQL server's URL."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Upgrading the tables to the version that this program works with. Importing it imports Alembic."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from typing import Final

@@ -1,7 +1,5 @@
 """The database on a PostgreSQL server: connecting, checking and upgrading it."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, make_url, select

@@ -1,7 +1,5 @@
 """The database as an SQLite file: connecting, checking and upgrading it, and detecting damage."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import time

@@ -1,7 +1,5 @@
 """The scheduler's tables, and the conversion of `domain.records` to rows. Times are Unix seconds."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any, Final
 

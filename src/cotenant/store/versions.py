@@ -1,7 +1,5 @@
 """The version of the tables that this program works with, without importing Alembic."""
 
-from __future__ import annotations
-
 from typing import Final
 
 HEAD: Final = "0002"

@@ -1,7 +1,5 @@
 """`cotenant services`: a real gateway on a real socket, a service operator over plain values."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """`cotenant services import`: real compose files, and a configuration that keeps what it had."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`cotenant simulate`: logs, models with and without files, variants, and what is wrong."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

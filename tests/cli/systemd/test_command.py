@@ -1,7 +1,5 @@
 """`cotenant systemd`: the unit as written to a folder, and what systemctl is told."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import stat

@@ -1,7 +1,5 @@
 """`cotenant top`: its picture, its keys, and the whole in a real terminal (tmux) before a real daemon."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import subprocess

@@ -1,7 +1,5 @@
 """An advisor on a real socket, honest, broken or hostile: what it is told, and what it can bring about."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,7 +1,5 @@
 """The advisor in a whole daemon: what an address answers has a real model loaded."""
 
-from __future__ import annotations
-
 import json
 import threading
 import urllib.request

@@ -1,7 +1,5 @@
 """Alerts on their way out: the log, followers, and a webhook that is a real HTTP server."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

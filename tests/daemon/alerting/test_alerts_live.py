@@ -1,7 +1,5 @@
 """A real daemon whose card fills up and is lost: what it tells to whom."""
 
-from __future__ import annotations
-
 import json
 import urllib.request
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Following a container engine that is a real child process and speaks as podman does."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path

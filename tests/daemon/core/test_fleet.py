@@ -1,7 +1,5 @@
 """Many real llama.cpp models on few described GPUs, through the daemon as users run it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What operators are told of devices."""
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """How far a long load is, as clients and operators see it."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import threading

@@ -1,7 +1,5 @@
 """When containers that a killed daemon left are looked for: once a model may run in one."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """When the daemon looks at how far a load is."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

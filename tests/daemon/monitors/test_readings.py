@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from cotenant.daemon.monitors.readings import device_readings
 from cotenant.domain.devices import (
     ComputeMode,

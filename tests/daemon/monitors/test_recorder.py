@@ -1,7 +1,5 @@
 """What is kept of a run for the next."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 from pathlib import Path

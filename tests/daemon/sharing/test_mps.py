@@ -1,7 +1,5 @@
 """Cards in Exclusive_Process mode, through the daemon as users run it, with a stand-in for MPS's program."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

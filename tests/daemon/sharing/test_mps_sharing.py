@@ -1,7 +1,5 @@
 """Which cards are shared through MPS, as modes, models and processes change."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """AMD's cards in containers: which device files, by which groups; tried by a real podman."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

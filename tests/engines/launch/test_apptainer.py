@@ -1,7 +1,5 @@
 """Apptainer is told the right things, by a stand-in that runs what comes after the image."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

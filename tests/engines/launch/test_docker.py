@@ -1,7 +1,5 @@
 """Containers of docker: what it is told, and its real command line over podman's service where both are."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Engines in containers of a real podman, where one can be had."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

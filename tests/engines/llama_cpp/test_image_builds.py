@@ -1,7 +1,5 @@
 """llama-server in an image, asked through stand-ins of the container engines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

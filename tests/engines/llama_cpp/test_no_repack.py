@@ -1,7 +1,5 @@
 """A build whose repacked weights need an instruction that the processor lacks."""
 
-from __future__ import annotations
-
 import stat
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB

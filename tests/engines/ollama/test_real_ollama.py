@@ -1,7 +1,5 @@
 """A real Ollama: as an engine, and as what the stand-in and our own dialect of it are held to."""
 
-from __future__ import annotations
-
 import http.client
 import json
 from collections.abc import Iterator

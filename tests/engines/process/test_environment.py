@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from cotenant.engines.process.environment import engine_environment
 from tests.support.engines.orders import HOST, gpu
 

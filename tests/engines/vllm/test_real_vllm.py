@@ -1,7 +1,5 @@
 """What only a real vLLM can show; `make test-vllm` also runs the contract suite on it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Who gets in: keys, sessions, and from where."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from cotenant.clock import ManualClock
 from cotenant.gateway.access.sessions import LIFETIME_S, MAX_SESSIONS, LoginAttempts, Sessions
 

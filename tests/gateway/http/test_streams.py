@@ -1,7 +1,5 @@
 """Feeds that are merged into one."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

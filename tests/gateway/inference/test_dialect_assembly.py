@@ -1,7 +1,5 @@
 """Plain answers in OpenAI's responses and Anthropic's messages, put together from streams."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

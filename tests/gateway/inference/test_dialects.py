@@ -1,7 +1,5 @@
 """Dialects that are passed to engines: which models answer them, and how what goes wrong is told."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

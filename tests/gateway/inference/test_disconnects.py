@@ -1,7 +1,5 @@
 """What happens when a client leaves."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

@@ -1,7 +1,5 @@
 """How connections to engines are kept and given up."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

@@ -1,7 +1,5 @@
 """The real openai client against the gateway."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 

@@ -1,7 +1,5 @@
 """The log of requests: what it tells, what it never tells, and that it cannot grow or block."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

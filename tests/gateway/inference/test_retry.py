@@ -1,7 +1,5 @@
 """Engines that die while they answer."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

@@ -1,7 +1,5 @@
 """Clients of streams that are told how their wait goes."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

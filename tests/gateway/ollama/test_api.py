@@ -1,7 +1,5 @@
 """Ollama's API, on engines that answer as each test scripts them."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -1,7 +1,5 @@
 """The OpenAPI document: it describes every route, and the gateway does what it says."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Plans over HTTP: what fits, what would, as which command; and headers of files that lie elsewhere."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

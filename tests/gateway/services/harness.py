@@ -1,7 +1,5 @@
 """A gateway with the reference hardware and its services, and requests about GPU configuration."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 

@@ -1,7 +1,5 @@
 """Applies over HTTP: begun, followed, failed, taken back."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

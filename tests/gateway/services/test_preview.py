@@ -1,7 +1,5 @@
 """What saving assignments would do, told without saving them."""
 
-from __future__ import annotations
-
 from tests.gateway.services.harness import PATH, WARNING, ask, by_hand, configured
 from tests.support.daemon.plain_service_operator import PlainServices
 

@@ -1,7 +1,5 @@
 """GPU configuration over HTTP: told, previewed, saved, and refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

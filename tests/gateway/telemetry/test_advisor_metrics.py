@@ -1,7 +1,5 @@
 """What `/metrics` tells of the advisor."""
 
-from __future__ import annotations
-
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from tests.gateway.harness import SlotRouter, fetch, serving
 

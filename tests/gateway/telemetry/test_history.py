@@ -1,7 +1,5 @@
 """Curves for the console, and alerts over HTTP."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """AMD's cards, against a stand-in for the module `amdsmi`."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Xid errors, against a stand-in for NVML's events."""
 
-from __future__ import annotations
-
 import asyncio
 import queue
 import time

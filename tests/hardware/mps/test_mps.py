@@ -1,7 +1,5 @@
 """MPS's control daemon: a stand-in for its program in a process of its own and, with a GPU, the real one."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """Services and GPUs for the tests of strategies: the design's reference hardware, and drawn ones."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from hypothesis import strategies as st

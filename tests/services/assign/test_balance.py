@@ -1,7 +1,5 @@
 """The even layout against brute force, and what the search for a good one promises."""
 
-from __future__ import annotations
-
 import itertools
 from random import Random
 

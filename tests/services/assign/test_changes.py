@@ -1,7 +1,5 @@
 """How two configurations differ."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from cotenant.services.assign.changes import difference

@@ -1,7 +1,5 @@
 """What services need, and what others occupy."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """The rule by which services are told to use less."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

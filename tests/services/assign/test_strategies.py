@@ -1,7 +1,5 @@
 """What each strategy guarantees, whatever the services and the GPUs."""
 
-from __future__ import annotations
-
 import itertools
 from random import Random
 

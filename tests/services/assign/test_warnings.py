@@ -1,7 +1,5 @@
 """Warnings, in the words of the design."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pytest

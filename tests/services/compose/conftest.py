@@ -1,7 +1,5 @@
 """Real containers where they can be had."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.support.containers.container_bed import ContainerBed, container_bed

@@ -1,7 +1,5 @@
 """A project of containers, as an operator and the daemon have it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

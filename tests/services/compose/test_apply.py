@@ -1,7 +1,5 @@
 """Applying through docker's command line, which need not be there."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Events as podman 4.3 and docker write them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import yaml
 
 from cotenant.domain.units import GIB, MIB

@@ -1,7 +1,5 @@
 """Real podman containers, pinned, changed, failed and put back."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """The walk of a user through GPU configuration: a real daemon, the real command line, real containers."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

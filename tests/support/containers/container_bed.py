@@ -4,8 +4,6 @@ stand-in GPUs by CDI (character devices that are /dev/null).
 Its containers end by themselves after ten minutes, should the tests be killed.
 """
 
-from __future__ import annotations
-
 import atexit
 import fcntl
 import functools

@@ -1,7 +1,5 @@
 """Engines in containers, for tests: a server in shell, in an image of the container bed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -5,8 +5,6 @@ Installed under the name `docker` in a folder that goes on PATH. Unlike
 which GPU: applies can follow each other.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import sys

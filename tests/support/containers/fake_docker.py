@@ -4,8 +4,6 @@ The file beside it, `docker.json`, holds by the words of a call (longest match f
 exit status; `hang` makes it fork and never end.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """An orchestrator over plain values: containers are created in an instant, or fail as they are told to."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count

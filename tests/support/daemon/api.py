@@ -1,7 +1,5 @@
 """What an operator asks of a running daemon."""
 
-from __future__ import annotations
-
 import json
 import urllib.request
 from typing import Any

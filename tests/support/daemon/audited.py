@@ -3,8 +3,6 @@
 Run as a script with the command's arguments; it says at its end how often it looked.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys

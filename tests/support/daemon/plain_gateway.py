@@ -1,7 +1,5 @@
 """A gateway whose collaborators are plain, but for those that a test brings."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 

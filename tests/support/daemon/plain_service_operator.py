@@ -1,7 +1,5 @@
 """A service operator over plain values, for what shows and orders."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A planner over two described cards, a served model of real dimensions, and a folder of files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

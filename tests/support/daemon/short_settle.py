@@ -3,8 +3,6 @@
 Run as a script with the command's arguments.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

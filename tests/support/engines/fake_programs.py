@@ -1,7 +1,5 @@
 """Programs that stand in for engines which cannot run here, and small model folders for them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

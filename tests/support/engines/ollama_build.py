@@ -4,8 +4,6 @@ Go's module of Ollama lacks folders named `vendor`, in which Ollama keeps the he
 are taken from llama.cpp's own, which come with the source of llama-cpp-python.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Orders, devices and waiting, for the tests of this room."""
 
-from __future__ import annotations
-
 import stat
 import sys
 from dataclasses import replace

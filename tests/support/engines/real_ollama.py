@@ -1,7 +1,5 @@
 """A real Ollama daemon, for the tests that `make test-ollama` runs."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """A real vLLM on the CPU, as `make test-vllm` installs it, and orders for it."""
 
-from __future__ import annotations
-
 import functools
 import os
 import subprocess

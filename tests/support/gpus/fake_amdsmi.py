@@ -4,8 +4,6 @@ The shapes are those of amdsmi 7.0.2: memory in bytes or whole MiB, `N/A` for wh
 exception class for each kind of failure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum

@@ -1,7 +1,5 @@
 """A stand-in for NVIDIA's MPS control program as an executable, and what tests ask of it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

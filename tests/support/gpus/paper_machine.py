@@ -1,7 +1,5 @@
 """A machine with one GPU on paper, which fake engines take memory on, and fleets of such engines."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

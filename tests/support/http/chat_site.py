@@ -1,7 +1,5 @@
 """A small OpenAI-compatible server on a real socket, to be benchmarked, and to misbehave when told."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

@@ -1,7 +1,5 @@
 """One HTTP request on a connection of its own, seeing every byte."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from dataclasses import dataclass

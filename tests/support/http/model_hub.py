@@ -1,7 +1,5 @@
 """A stand-in for the hub, on a port of this machine: it lists repositories and serves ranges of files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

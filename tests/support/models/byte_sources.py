@@ -1,7 +1,5 @@
 """Byte sources in memory, one of which counts."""
 
-from __future__ import annotations
-
 
 class BytesSource:
     """Bytes as a ByteSource, counting what is read of them."""

@@ -9,8 +9,6 @@ Values are MiB, cut off to whole ones by the engine. SLOTS: ONE `-np 1`, FOUR_UN
 `-np 4 -no-kvu`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

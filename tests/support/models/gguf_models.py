@@ -1,7 +1,5 @@
 """Model files for tests: tiny complete ones, and sparse ones with the dimensions of real models."""
 
-from __future__ import annotations
-
 import random
 import struct
 from collections.abc import Callable, Mapping

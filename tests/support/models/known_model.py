@@ -1,7 +1,5 @@
 """A trained model with a known answer, and a llama-server, where this machine has them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

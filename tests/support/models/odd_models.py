@@ -1,7 +1,5 @@
 """Sparse models whose memory follows rules of their own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.support.models.sparse import (

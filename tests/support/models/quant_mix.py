@@ -1,7 +1,5 @@
 """Which type each tensor gets in a quantised file, by the rules of llama.cpp's `llama-quant.cpp`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The sparse models as read, each written and read once."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """Model shapes for tests of the pure rooms, without any file."""
 
-from __future__ import annotations
-
 from hypothesis import strategies as st
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind

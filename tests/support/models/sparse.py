@@ -4,8 +4,6 @@ A 70B takes some megabytes of disk. llama.cpp plans it, and even loads it, like 
 weights).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

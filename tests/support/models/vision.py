@@ -1,7 +1,5 @@
 """A vision projector small enough for tests, which llama.cpp loads beside the tiny llama."""
 
-from __future__ import annotations
-
 import random
 import struct
 import zlib

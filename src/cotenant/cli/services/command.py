@@ -1,7 +1,5 @@
 """`cotenant services`: containers that are pinned to GPUs, in a running daemon."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """`cotenant services import`: writes the `services:` section of the configuration from compose files."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Waits for an apply, and shows the progress of each service."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Mapping

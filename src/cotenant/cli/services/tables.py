@@ -1,7 +1,5 @@
 """GPU configuration as tables for people, from the daemon's JSON."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime

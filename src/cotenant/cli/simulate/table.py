@@ -1,7 +1,5 @@
 """The results of replays, as text and as JSON."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

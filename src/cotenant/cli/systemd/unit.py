@@ -1,7 +1,5 @@
 """The systemd unit that runs `cotenant serve`."""
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 from collections.abc import Sequence

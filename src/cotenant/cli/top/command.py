@@ -1,7 +1,5 @@
 """`cotenant top`: a live view of a running daemon, with keys that control it."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Polls the daemon for `cotenant top`, in its own threads."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

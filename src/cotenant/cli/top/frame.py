@@ -1,7 +1,5 @@
 """The screen of `cotenant top`, as lines that fit a terminal."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

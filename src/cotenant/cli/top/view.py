@@ -1,7 +1,5 @@
 """The state of `cotenant top`: the daemon's last answers and the user's choices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_lowercase

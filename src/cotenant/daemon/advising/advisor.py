@@ -1,7 +1,5 @@
 """Asks an advisor periodically, and passes its valid hints to the scheduler."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections import Counter

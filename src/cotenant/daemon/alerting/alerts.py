@@ -1,7 +1,5 @@
 """Alerts, sent to the log, to subscribers and to a webhook."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections import Counter, deque

@@ -1,7 +1,5 @@
 """Containers that die, as the container engine reports them."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """When an alert begins and when it ends: a state machine that gets the time from its caller."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Posts alerts to a URL that the operator configures."""
 
-from __future__ import annotations
-
 import asyncio
 import http.client
 import json

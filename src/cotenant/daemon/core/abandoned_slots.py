@@ -1,7 +1,5 @@
 """Slots whose clients left while the engine was still generating."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections import deque

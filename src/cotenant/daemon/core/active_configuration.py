@@ -1,7 +1,5 @@
 """The configuration that the daemon runs with, and how it is read again."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The scheduler's decisions: logged, remembered for a while, and sent to whoever follows them."""
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence

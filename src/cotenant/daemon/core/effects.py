@@ -1,7 +1,5 @@
 """Starts and stops engines: each start ends in exactly one EngineExited."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Mapping

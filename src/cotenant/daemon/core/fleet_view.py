@@ -1,7 +1,5 @@
 """What the monitors may read of the scheduler and the engines."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from cotenant.config.configuration import ModelEntry

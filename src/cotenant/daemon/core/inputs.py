@@ -1,7 +1,5 @@
 """What a run of the daemon gets, and how it reports its start."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The lease that a granted request holds."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The only caller of the scheduler: every event enters here, and every command is executed here."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """What operators see of the models and devices, and what they may do with them."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 

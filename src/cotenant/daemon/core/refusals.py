@@ -1,7 +1,5 @@
 """Refusals as the errors that clients get."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from cotenant.domain.errors import (

@@ -1,7 +1,5 @@
 """Leases on models, for the gateway."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from cotenant.daemon.core.lease import FleetLease

@@ -1,7 +1,5 @@
 """Options of `serve` that are not in the configuration, and checks of address and keys."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The scheduler's state as operators see it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path

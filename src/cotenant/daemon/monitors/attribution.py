@@ -1,7 +1,5 @@
 """Which engine GPU memory belongs to, if a Reading alone does not show it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

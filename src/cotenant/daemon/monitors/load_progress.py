@@ -1,7 +1,5 @@
 """Measures the progress of loads."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path

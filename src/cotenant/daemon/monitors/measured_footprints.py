@@ -1,7 +1,5 @@
 """Learns the memory of models whose footprint cannot be computed, for their next loads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Monitors Ollama daemons: serves their models, and counts the memory that they hold."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """Removes containers that a killed daemon left behind, once a served model uses that container engine."""
 
-from __future__ import annotations
-
 import asyncio
 
 from cotenant.daemon.core.active_configuration import ActiveConfiguration

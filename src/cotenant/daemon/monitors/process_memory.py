@@ -1,7 +1,5 @@
 """Measures what processes hold, for engines that must check that their memory is freed."""
 
-from __future__ import annotations
-
 import asyncio
 
 from cotenant.clock import Clock

@@ -1,7 +1,5 @@
 """Converts inventories into the Readings of the scheduler."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

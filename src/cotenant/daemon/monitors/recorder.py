@@ -1,7 +1,5 @@
 """Records decisions, load times and measured footprints, so that the next run plans by them."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time

@@ -1,7 +1,5 @@
 """Stops sleeping engines when their remaining memory is needed."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Set

@@ -1,7 +1,5 @@
 """Reads the cards periodically and posts the Readings to the scheduler."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence

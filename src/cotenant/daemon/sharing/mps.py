@@ -1,7 +1,5 @@
 """Engines that share cards through MPS: which ones may, through which daemon, and when that daemon runs."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging

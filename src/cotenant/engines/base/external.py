@@ -1,7 +1,5 @@
 """External engines: servers that others run. They are queried and watched, never started or killed."""
 
-from __future__ import annotations
-
 import asyncio
 
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport

@@ -1,7 +1,5 @@
 """Engines that are server processes of ours: starts them, waits until they are ready, stops them."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """Hosts that put engines to sleep instead of ending them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence, Set
 from typing import Protocol, runtime_checkable
 

@@ -1,7 +1,5 @@
 """Finds out why an engine ended, from its exit status and its log."""
 
-from __future__ import annotations
-
 import re
 import signal
 from collections.abc import Iterable, Iterator

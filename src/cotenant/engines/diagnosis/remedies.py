@@ -1,7 +1,5 @@
 """What to do about each cause. Commands that need root are shown, never run."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from cotenant.domain.exit_causes import Cause

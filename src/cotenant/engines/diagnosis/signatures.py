@@ -9,8 +9,6 @@ card.
 No pattern spans lines, and lines are cut before the search, so a search takes linear time.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Final

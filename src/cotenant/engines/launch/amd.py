@@ -3,8 +3,6 @@
 https://rocm.docs.amd.com/projects/install-on-linux/en/latest/how-to/docker.html
 """
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path

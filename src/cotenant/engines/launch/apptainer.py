@@ -1,7 +1,5 @@
 """Engines in Apptainer or Singularity images."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

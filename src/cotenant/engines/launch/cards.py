@@ -1,7 +1,5 @@
 """The options that give cards to containers, by vendor."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 

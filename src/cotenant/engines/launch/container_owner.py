@@ -1,7 +1,5 @@
 """The owner of a container: the daemon that started it, identified without ambiguity."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from dataclasses import dataclass

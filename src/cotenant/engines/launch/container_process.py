@@ -1,7 +1,5 @@
 """An engine in a container, and the supervisor process that the daemon starts for it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

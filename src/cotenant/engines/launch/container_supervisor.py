@@ -8,8 +8,6 @@ engine. To kill the client of a container engine is not enough: the container is
 The engine's output and error messages go to the standard error.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

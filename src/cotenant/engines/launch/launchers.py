@@ -1,7 +1,5 @@
 """The launcher that each model asks for."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """NVIDIA's cards for containers, through its container toolkit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from cotenant.domain.devices import Device

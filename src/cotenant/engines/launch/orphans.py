@@ -1,7 +1,5 @@
 """Finds the containers of daemons that have ended, by their labels, and removes them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """How an engine is started: the plan, and the Protocol of launchers."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping, Sequence

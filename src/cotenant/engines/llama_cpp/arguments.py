@@ -1,7 +1,5 @@
 """The arguments of llama.cpp, for a llama-server and for the embedded engine."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from typing import Final

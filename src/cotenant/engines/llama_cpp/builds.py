@@ -1,7 +1,5 @@
 """Finds the programs of this machine that run llama.cpp, and the GPUs that each sees."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

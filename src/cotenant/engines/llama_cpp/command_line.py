@@ -1,7 +1,5 @@
 """The command line of llama.cpp for an order, on any build."""
 
-from __future__ import annotations
-
 import os
 
 from cotenant.domain.engines import EngineBuild, EngineForm

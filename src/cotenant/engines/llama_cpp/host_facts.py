@@ -1,7 +1,5 @@
 """Facts about this machine's processor that determine an engine's arguments."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable

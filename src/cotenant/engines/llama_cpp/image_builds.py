@@ -1,7 +1,5 @@
 """llama.cpp in images: the path of an image's llama-server, and the options that it knows."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -1,7 +1,5 @@
 """Installs a build of the embedded engine for this machine's GPUs."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

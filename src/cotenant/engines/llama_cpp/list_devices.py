@@ -3,8 +3,6 @@
 It runs in a short-lived child process: the query initialises every backend and takes memory on every GPU.
 """
 
-from __future__ import annotations
-
 import json
 
 _GPU_TYPES = ("GPU", "IGPU")

@@ -1,7 +1,5 @@
 """llama.cpp's own estimate of a load's memory, without loading."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import threading

@@ -1,7 +1,5 @@
 """Reads llama.cpp's memory report from its log."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -5,8 +5,6 @@ imports little, since every model needs such a process. It ends without Python's
 destructor can hang while a request runs.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -3,8 +3,6 @@
 Its API: https://github.com/ollama/ollama/blob/main/docs/api.md.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

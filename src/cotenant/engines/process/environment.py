@@ -1,7 +1,5 @@
 """The environment of an engine: what it needs, without variables that change its settings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Final
 

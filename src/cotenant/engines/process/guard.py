@@ -6,8 +6,6 @@ starts a child that waits for the program's end and then kills the rest of its g
 parent's death only to direct children, so the program's own children would keep running, with their memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

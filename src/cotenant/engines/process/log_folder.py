@@ -1,7 +1,5 @@
 """The folder of engines' logs: one file per model, the same at every start."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A port that is reserved before an engine listens on it."""
 
-from __future__ import annotations
-
 import os
 import socket
 from types import TracebackType

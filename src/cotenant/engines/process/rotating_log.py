@@ -1,7 +1,5 @@
 """A log file that a child process writes and this process rotates."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

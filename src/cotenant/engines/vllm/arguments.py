@@ -4,8 +4,6 @@ Sources: `engine/arg_utils.py` of 0.10.2, 0.13, 0.16, 0.20 and 0.32. 0.13 remove
 0.10.2 added `--kv-cache-memory-bytes`.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind

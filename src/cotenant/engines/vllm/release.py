@@ -1,7 +1,5 @@
 """The release of an installed vLLM, read from its package's metadata: the program takes ten seconds."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ Releases of vLLM kept 16 GB asleep (vllm-project/vllm#32714), leaked it after a 
 produced garbage after a level 2 wake (#29341): each sleep is measured, each wake is tested with a request.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from typing import Final

@@ -1,7 +1,5 @@
 """Access control: API keys, browser sessions, and checks of the headers Host and Origin."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Host names that requests may use: protection against web pages that use DNS rebinding."""
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Iterable
 from typing import Final

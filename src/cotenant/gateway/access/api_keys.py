@@ -1,7 +1,5 @@
 """API keys."""
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Sequence
 

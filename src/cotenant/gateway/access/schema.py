@@ -1,7 +1,5 @@
 """Bodies of requests and responses about a browser's session."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, Field

@@ -1,7 +1,5 @@
 """Sessions of browsers that are signed in: a cookie, and a CSRF token that other sites cannot know."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import secrets

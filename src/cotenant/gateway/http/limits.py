@@ -1,7 +1,5 @@
 """Limits on the size of a request."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Descriptions of the models served: in OpenAI's form, and in that of the operator's API."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from cotenant.analysis.calibration import Comparison, compare

@@ -1,7 +1,5 @@
 """Errors as HTTP responses: a status, and an error object in OpenAI's form."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """A request to the daemon's own API, in the form that handlers use."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qs

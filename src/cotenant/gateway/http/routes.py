@@ -1,7 +1,5 @@
 """Routes of the daemon's own API, each declared once, for dispatch and for the OpenAPI document."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Endless responses: feeds of events and followed logs."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar

@@ -1,7 +1,5 @@
 """Intervals of the gateway, and conversion of the daemon's clock to local time."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from datetime import datetime

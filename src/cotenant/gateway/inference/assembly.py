@@ -6,8 +6,6 @@ So a plain request that may run long is sent as a stream, which costs 5 µs per 
 unchanged: its own limit bounds the waste.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final

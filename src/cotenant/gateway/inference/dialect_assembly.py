@@ -1,7 +1,5 @@
 """Plain responses in each dialect, assembled from engines' streams (see `assembly`)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final

@@ -4,8 +4,6 @@ Engines get requests in the client's dialect, except Ollama's, which is translat
 engines do not support all paths: their errors about that become NotOffered.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

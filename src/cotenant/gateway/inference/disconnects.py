@@ -1,7 +1,5 @@
 """Watches for clients that disconnect."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final, Protocol
 

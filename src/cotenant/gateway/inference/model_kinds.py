@@ -1,7 +1,5 @@
 """Checks that a model supports a path: an embedding model cannot chat, a chat model cannot rank."""
 
-from __future__ import annotations
-
 from cotenant.domain.engine_kinds import ModelFormat
 from cotenant.domain.errors import WrongKind
 from cotenant.domain.models import ModelKind

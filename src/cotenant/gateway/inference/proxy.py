@@ -1,7 +1,5 @@
 """Forwards a client's request to an engine, and the response back."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """Parses a client's request, and makes the head and body for the engine."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache

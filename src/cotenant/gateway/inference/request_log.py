@@ -1,7 +1,5 @@
 """The request log: time, model and durations of each request, never content."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -9,8 +9,6 @@ Every client may set them: the operator decides who gets a key. The header takes
 in the body, which is forwarded unchanged: engines ignore unknown fields.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A request's wait for its lease, and the comments that its client gets during the wait."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final

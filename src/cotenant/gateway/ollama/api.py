@@ -7,8 +7,6 @@ Chats, prompts and embeddings are forwarded like all other requests (`exchange`)
 are refused, except pulls: files are the operator's task.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial

@@ -4,8 +4,6 @@ POST /api/embed         one text or several
 POST /api/embeddings    the older form: one text
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

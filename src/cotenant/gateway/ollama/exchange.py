@@ -4,8 +4,6 @@ The Exchange handles the request like any other: its wait, its lease, a retry if
 client's disconnect.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Mapping

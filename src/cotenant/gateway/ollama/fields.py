@@ -1,7 +1,5 @@
 """Reads fields of a request in Ollama's API. Values of the wrong type raise BadRequest."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 

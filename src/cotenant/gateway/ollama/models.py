@@ -1,7 +1,5 @@
 """Descriptions of the models served, in the form of Ollama's API."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta

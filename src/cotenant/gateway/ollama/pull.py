@@ -1,7 +1,5 @@
 """Pulls models from a hub, with the progress as lines of JSON."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final

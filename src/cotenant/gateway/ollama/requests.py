@@ -3,8 +3,6 @@
 Translated requests always ask for a stream: `responses` converts it to what the client requested.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

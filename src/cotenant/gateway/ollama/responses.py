@@ -1,7 +1,5 @@
 """Parses responses of engines, which are OpenAI's streams, for Ollama's API."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence

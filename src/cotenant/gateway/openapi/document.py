@@ -1,7 +1,5 @@
 """The OpenAPI document of the operator's API: all routes, with their requests and responses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final

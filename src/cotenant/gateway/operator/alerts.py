@@ -1,7 +1,5 @@
 """Alerts: the active ones, the last ones, and their feed of server-sent events."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator
 
 from cotenant.asgi import encode_json

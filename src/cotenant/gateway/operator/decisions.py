@@ -1,7 +1,5 @@
 """Decisions and their feed: as JSON, as server-sent events, and as lines of text with the time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Final

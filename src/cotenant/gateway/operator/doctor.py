@@ -1,7 +1,5 @@
 """The doctor's findings on the daemon's machine."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any

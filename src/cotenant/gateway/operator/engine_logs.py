@@ -1,7 +1,5 @@
 """Reads the end of an engine's log, and follows it."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable

@@ -3,8 +3,6 @@
 Slashes in names are written %2F, or as they are where that is not ambiguous.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -4,8 +4,6 @@ The dataclasses are sent as they are. The pydantic models only describe response
 domain's values, for the OpenAPI document; a test compares responses with them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_type_hints

@@ -1,7 +1,5 @@
 """The commands that serve a plan or show it."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator
 from typing import Final

@@ -1,7 +1,5 @@
 """Headers of model files on other machines: uploaded once, and kept for several plans."""
 
-from __future__ import annotations
-
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence

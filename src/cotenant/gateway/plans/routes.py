@@ -4,8 +4,6 @@ POST /api/plan                              a served model, a file on this machi
 POST /api/plan/headers?name=NAME&size=N     the beginning of a file on another machine
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """The bodies of requests and responses about plans; docs/design.md defines the fields of a plan."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, create_model

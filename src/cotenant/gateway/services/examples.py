@@ -1,7 +1,5 @@
 """Examples for the OpenAPI document: two GPUs and services."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 GPUS: Final = {

@@ -3,8 +3,6 @@
 The response models copy fields of the same name; this file converts only the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final

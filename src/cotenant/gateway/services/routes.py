@@ -4,8 +4,6 @@ GET, PUT /api/system/gpu-config            POST …/apply, …/rollback, …/det
 GET …/preview?strategy=NAME, POST …/preview   GET  …/status, …/history?limit=N
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final
 

@@ -4,8 +4,6 @@ Memory is counted in MB of 2^20 bytes and budgets in GB of 2^30, as drivers and 
 value is null.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Final
 

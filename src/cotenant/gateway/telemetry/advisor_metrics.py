@@ -1,7 +1,5 @@
 """Metrics of the advisor."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric

@@ -1,7 +1,5 @@
 """Counters of each model's requests: plain numbers without locks, since they are on the hot path."""
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left
 from collections import Counter

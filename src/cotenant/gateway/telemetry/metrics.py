@@ -4,8 +4,6 @@ A scrape reads `statuses()`, `devices()` and the counters once each: it does not
 loaded. Unknown values have no sample. Counters have no `gpu` label, as models can move between GPUs.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """AMD GPUs, through ROCm's `amdsmi`."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

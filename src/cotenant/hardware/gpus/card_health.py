@@ -1,7 +1,5 @@
 """The condition of NVIDIA's cards, through NVML."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final

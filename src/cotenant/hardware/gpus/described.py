@@ -1,7 +1,5 @@
 """GPUs from a description, used instead of those of this machine."""
 
-from __future__ import annotations
-
 import uuid
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One described GPU, and the short form in which it is written."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Described GPUs in a YAML file."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The RAM of this machine as a device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The probe of the devices that Cotenant uses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final

@@ -1,7 +1,5 @@
 """Well-known GPUs, so that a name alone describes one."""
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass
 

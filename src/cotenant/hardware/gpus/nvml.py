@@ -1,7 +1,5 @@
 """NVIDIA GPUs, through NVML (`nvidia-ml-py`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

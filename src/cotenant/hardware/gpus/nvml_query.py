@@ -1,7 +1,5 @@
 """Queries to NVML that return an error of the driver instead of raising it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Any

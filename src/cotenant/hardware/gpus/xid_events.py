@@ -1,7 +1,5 @@
 """Errors of NVIDIA's cards as the driver reports them (Xid), through NVML's events."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import threading

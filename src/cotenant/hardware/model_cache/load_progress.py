@@ -1,7 +1,5 @@
 """How much of some files a process has read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How much of a file the kernel holds in RAM."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

@@ -1,7 +1,5 @@
 """Reading files into the page cache with several reads in flight."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -3,8 +3,6 @@
 It needs the limits of control groups, which `gpus/host.py` reads.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """The variables that make an engine run under MPS, within its limits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final

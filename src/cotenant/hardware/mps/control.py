@@ -1,7 +1,5 @@
 """Finds the control program of MPS and sends commands through it (nvidia-cuda-mps-control(1))."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping

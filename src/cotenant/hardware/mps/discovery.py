@@ -1,7 +1,5 @@
 """MPS daemons that already run on this machine, started by Cotenant or not."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MPS daemons that an operator starts and ends."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Processes of MPS as /proc shows them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

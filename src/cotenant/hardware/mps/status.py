@@ -1,7 +1,5 @@
 """The MPS daemons of this machine: their servers, the clients of each, and the clients' limits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

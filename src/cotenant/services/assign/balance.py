@@ -4,8 +4,6 @@ The search improves greedy starts by exchanges between two GPUs. Then it solves 
 hold few services exactly, the most uneven group first, within a bound of work.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations

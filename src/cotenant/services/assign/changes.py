@@ -1,7 +1,5 @@
 """How two configurations of services differ."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from cotenant.services.model import Assignment, Change

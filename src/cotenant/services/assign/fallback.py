@@ -1,7 +1,5 @@
 """Moves services whose GPU is missing to another one until it is back."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

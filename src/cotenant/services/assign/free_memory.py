@@ -1,7 +1,5 @@
 """The free memory of each GPU while services are placed one after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cotenant.domain.devices import DeviceId

@@ -1,7 +1,5 @@
 """The memory that services need, the budgets that limit it, and what others occupy on GPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final

@@ -5,8 +5,6 @@ service is refused: one that does not fit is placed anyway, with a warning. Serv
 order, largest first and then as given, and equal GPUs by index: the result is deterministic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 

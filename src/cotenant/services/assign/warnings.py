@@ -1,7 +1,5 @@
 """Warnings about assignments. They do not prevent saving or applying."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 
 from cotenant.domain.units import GIB, MIB

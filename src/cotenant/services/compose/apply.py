@@ -1,7 +1,5 @@
 """One apply from start to end: it recreates services, and rolls back if one does not come up."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 

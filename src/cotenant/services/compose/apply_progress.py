@@ -3,8 +3,6 @@
 The file lets the next run of a daemon that was killed find out where the apply stopped.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """How an assignment is written to compose files: its device, its budget, and the container's label."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Finds the compose command of this machine and its container engine."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Compose files: which services there are, and which of them use a GPU."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

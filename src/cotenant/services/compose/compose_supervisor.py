@@ -6,8 +6,6 @@ not inherit the lock: podman passes what it inherits to the containers' monitors
 limit the supervisor kills the group.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

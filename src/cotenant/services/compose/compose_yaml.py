@@ -1,7 +1,5 @@
 """Parses one compose file as YAML, with its two tags and the lines of its services."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

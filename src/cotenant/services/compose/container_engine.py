@@ -1,7 +1,5 @@
 """The containers of a project as podman or docker reports them on its command line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

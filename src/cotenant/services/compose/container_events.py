@@ -1,7 +1,5 @@
 """Reads the event streams of podman and docker (`events`), one JSON object a line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ with the checksums of the files written last and of those before. Files that mat
 since a power cut may happen between two renames.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

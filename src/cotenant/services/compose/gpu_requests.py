@@ -1,7 +1,5 @@
 """How a service requests GPUs in a compose file, in each form that compose commands accept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final

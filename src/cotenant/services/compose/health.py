@@ -1,7 +1,5 @@
 """Waits until a recreated service is healthy."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final

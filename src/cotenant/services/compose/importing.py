@@ -1,7 +1,5 @@
 """Reads the settings of services from their compose files."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

@@ -1,7 +1,5 @@
 """Variables in compose files, by the Compose Specification ("Interpolation")."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

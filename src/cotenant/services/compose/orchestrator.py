@@ -1,7 +1,5 @@
 """Pins services by compose files and recreates them by the host's compose command."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Sequence

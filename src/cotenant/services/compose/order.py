@@ -1,7 +1,5 @@
 """The order in which services are recreated, so that memory is freed before it is needed. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final

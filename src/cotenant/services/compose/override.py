@@ -7,8 +7,6 @@ podman-compose reads `!override` only one level deep. The same file removes a bu
 as a number (`VRAM_BUDGET_GB: 6.8`), which podman-compose cannot merge with a string.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

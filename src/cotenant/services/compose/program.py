@@ -1,7 +1,5 @@
 """Runs commands of the container engine, each under a supervisor process with a time limit."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import subprocess

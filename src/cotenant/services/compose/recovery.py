@@ -1,7 +1,5 @@
 """The state of an apply that its daemon did not finish, derived from the containers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

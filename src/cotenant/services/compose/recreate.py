@@ -1,7 +1,5 @@
 """Recreates services step by step, several at once."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

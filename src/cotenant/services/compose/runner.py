@@ -1,7 +1,5 @@
 """Runs the compose command of one project: one at a time, across restarts of the daemon too."""
 
-from __future__ import annotations
-
 import asyncio
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Runs revisions on the connection, and in the transaction, that `cotenant.store.migrate` hands over."""
 
-from __future__ import annotations
-
 from alembic import context
 
 from cotenant.store.versions import VERSION_TABLE

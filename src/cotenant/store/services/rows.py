@@ -1,7 +1,5 @@
 """GPU configuration in the database: which GPU each service is assigned to, and how applying that ended."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace

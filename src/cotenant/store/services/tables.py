@@ -1,7 +1,5 @@
 """The tables of GPU configuration, and the conversion of the values of `services.model` to rows."""
 
-from __future__ import annotations
-
 import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime

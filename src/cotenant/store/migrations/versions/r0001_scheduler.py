@@ -3,8 +3,6 @@
 In SQLite these are the tables of the files that carry `user_version` 1 and no revision.
 """
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """GPU configuration of services: assignments, GPUs seen, settings, and the history of configurations."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
