@@ -13,8 +13,8 @@ from tests.support.engines.orders import fake_server
 
 def run(*argv: str) -> int:
     parser = argparse.ArgumentParser()
-    engine.register(parser.add_subparsers())
-    args = parser.parse_args(["engine", *argv])
+    engine.register(parser)
+    args = parser.parse_args(argv)
     status: int = args.run(args)
     return status
 

@@ -26,8 +26,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    gpus.register(parser.add_subparsers())
-    args = parser.parse_args(["gpus", *arguments])
+    gpus.register(parser)
+    args = parser.parse_args(arguments)
     status: int = args.run(args)
     return status
 

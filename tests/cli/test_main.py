@@ -213,3 +213,16 @@ def test_every_command_describes_itself(capsys: pytest.CaptureFixture[str]) -> N
             main([command, "--help"])
         assert caught.value.code == 0
         assert command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ps", "--help"]])
+def test_a_command_imports_no_other_commands(arguments: list[str]) -> None:
+    shown = "print(*(name for name in sys.modules if name.startswith('cotenant.cli.')))"
+    program = (
+        f"import atexit, sys; atexit.register(lambda: {shown}); from cotenant.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, check=True)
+    imported = done.stdout.decode().splitlines()[-1].split()
+    assert "cotenant.cli.main" in imported
+    assert ("cotenant.cli.ps" in imported) == ("ps" in arguments)
+    assert "cotenant.cli.serve" not in imported

@@ -1,7 +1,6 @@
 """`cotenant analyze`: what a model file contains, its sizes, and where it would be placed."""
 
 import argparse
-from typing import Any
 
 from cotenant.analysis.calibration import Comparison
 from cotenant.cli.flags import file_path
@@ -13,9 +12,8 @@ from cotenant.domain.models import ModelShape
 from cotenant.domain.placements import Placement
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("analyze", help="read a model file: layers, sizes, and the split to use")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument(
         "--json", action="store_true", help="print the analysis, the plan and what --verify finds as JSON"
     )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.flags import whole
@@ -24,12 +24,8 @@ _SVG: Final = ".svg"
 _PNG: Final = ".png"
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure models alone and together at a running daemon, or at any OpenAI-compatible address",
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument("models", metavar="MODEL", nargs="*", help="names to measure (default: all listed)")
     for name, default, metavar, text in (
         ("--concurrency", 1, "N", "requests at once per model"),

@@ -11,32 +11,45 @@ from cotenant.cli.table import print_result
 from cotenant.domain.units import format_bytes
 
 
-def register(subparsers: Any) -> None:
-    """Add the commands to the parser's commands."""
-    load = _command(subparsers, "load", _load, "load a model in a running daemon")
-    load.add_argument("--no-wait", action="store_true", help="return before it is loaded")
-    unload = _command(subparsers, "unload", _unload, "unload a model once its requests are answered")
-    unload.add_argument("--no-wait", action="store_true", help="return before its memory is free")
-    pin = _command(subparsers, "pin", _pin, "keep a model from being evicted, or stop doing so")
-    pin.add_argument("--off", action="store_true", help="let it be evicted again")
-    why = _command(subparsers, "why", _why, "show what was decided about a model, and why")
-    why.add_argument("--json", action="store_true", help="print the decisions as JSON, with their numbers")
-    logs = _command(subparsers, "logs", _logs, "show the log of a model's engine")
-    logs.add_argument("-f", "--follow", action="store_true", help="continue to print new lines, until Ctrl-C")
-    logs.add_argument(
+def register_load(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `load`."""
+    _add_arguments(parser, _load)
+    parser.add_argument("--no-wait", action="store_true", help="return before it is loaded")
+
+
+def register_unload(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `unload`."""
+    _add_arguments(parser, _unload)
+    parser.add_argument("--no-wait", action="store_true", help="return before its memory is free")
+
+
+def register_pin(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `pin`."""
+    _add_arguments(parser, _pin)
+    parser.add_argument("--off", action="store_true", help="let it be evicted again")
+
+
+def register_why(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `why`."""
+    _add_arguments(parser, _why)
+    parser.add_argument("--json", action="store_true", help="print the decisions as JSON, with their numbers")
+
+
+def register_logs(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `logs`."""
+    _add_arguments(parser, _logs)
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="continue to print new lines, until Ctrl-C"
+    )
+    parser.add_argument(
         "-n", "--lines", type=whole("--lines", 0), default=100, metavar="N", help="last lines (default: 100)"
     )
-    for command in (load, unload, pin, why, logs):
-        add_daemon_options(command)
 
 
-def _command(
-    subparsers: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=text)
+def _add_arguments(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
     parser.add_argument("name", metavar="NAME", help="the model's name or alias")
+    add_daemon_options(parser)
     parser.set_defaults(run=run)
-    return parser
 
 
 def _order(args: argparse.Namespace, action: str) -> Any:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from cotenant.store.backup import Relocated, RestoreResult
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("db", help="upgrade, back up and restore the database")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     upgrade = _action(actions, "upgrade", _upgrade, "bring the tables up to date, as `serve` does at start")
     current = _action(actions, "current", _current, "show which revision of the tables the database has")

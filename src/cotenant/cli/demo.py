@@ -19,11 +19,8 @@ _MODEL = "hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M"
 _HUB_WITHIN_S = 4.0
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser(
-        "demo", help="serve a model, a generated one if none is given, and ask it a question"
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     add_serve_options(parser)
     parser.set_defaults(run=run)
 

@@ -26,9 +26,8 @@ _MARKS: Final = {"problem": "PROBLEM", "warning": "warning", "unknown": "not see
 _COLOURS: Final = {"problem": "31;1", "warning": "33", "unknown": "36", "ok": "32"}
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("doctor", help="check this machine for problems and suggest fixes")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
         "--config",

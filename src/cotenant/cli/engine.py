@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 _FLAVOURS = ("cuda", "rocm", "vulkan", "cpu")
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("engine", help="list the engines of this machine, or install one")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="show what can run models and which GPUs each sees")
     listing.add_argument("--json", action="store_true", help="print JSON")

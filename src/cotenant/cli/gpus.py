@@ -24,9 +24,8 @@ _MODES = {
 }
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("gpus", help="show the GPUs, their memory and the processes on them")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="print JSON: bytes as integers, null for unknown")
     add_device_options(parser)
     parser.set_defaults(run=run)

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("models", help="list the configured models, and what all of them need")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.set_defaults(run=run)
     _add_options(parser, default=None)
     parser.add_argument("--json", action="store_true", help="print the models as JSON")

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from cotenant.hardware.mps.status import DaemonStatus
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("mps", help="start, end and show the MPS daemons that share cards")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     starting = _action(actions, "start", _start, "start a daemon that runs on its own")
     starting.add_argument(

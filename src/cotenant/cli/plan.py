@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from typing import Any
 
 from cotenant.cli.options import read_inventory
 from cotenant.cli.plan_input import (
@@ -20,9 +19,8 @@ from cotenant.domain.placements import Placement, Refusal
 DOES_NOT_FIT = 3
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("plan", help="plan a model over GPUs without loading it")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_model_options(parser)
     parser.set_defaults(run=run)

@@ -15,9 +15,8 @@ _BAR: Final = 40
 _LEGEND: Final = "█ ours  × others'  · free"
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("ps", help="show the models of a running daemon and its devices")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="print JSON: bytes as integers, null for unknown")
     add_daemon_options(parser)
     parser.set_defaults(run=run)

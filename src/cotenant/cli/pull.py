@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cotenant.cli.flags import file_path
 from cotenant.domain.errors import UsageError
@@ -18,9 +18,8 @@ from cotenant.domain.units import format_bytes
 _CLEAR: Final = "\r\x1b[K"
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("pull", help="fetch a model from the hub into models_dir")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument("name", metavar="NAME", help="hf.co/ORG/REPO, and :QUANT for one of several")
     parser.add_argument(
         "--models-dir",

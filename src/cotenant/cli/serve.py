@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cotenant.cli.doctor import machine_checks
 from cotenant.cli.flags import add_setting, file_path, flag, given_flags, switch
@@ -40,9 +40,8 @@ if TYPE_CHECKING:
     from cotenant.interfaces import Engine
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("serve", help="serve one model, or all of a configuration")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     add_serve_options(parser)
     parser.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
     flag(parser, "--models-dir", file_path, None, "FOLDER", "serve every GGUF in it")

@@ -24,9 +24,8 @@ _PATH: Final = "/api/system/gpu-config"
 _UNPINNED: Final = ("none", "-")
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("services", help="pin containers to GPUs, apply that, and roll it back")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=type(parser))
     _register_import(actions)
     _register_read(actions, "list", _list, "show services and their GPUs")

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from cotenant.cli.flags import file_path, whole
 from cotenant.cli.simulate.models import (
@@ -52,11 +52,9 @@ _EPILOG: Final = (
 )
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser(
-        "simulate", help="replay a log of requests on other GPUs or by other rules", epilog=_EPILOG
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.epilog = _EPILOG
     parser.add_argument("logs", metavar="LOG", nargs="+", help="requests; several files are merged")
     what = parser.add_argument_group(
         "what to compare; each may be given several times, the others are compared with the first"

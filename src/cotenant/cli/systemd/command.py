@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cotenant.atomic_files import write_durably
 from cotenant.cli.flags import file_path
@@ -30,10 +30,14 @@ _SYSTEMCTL_TIMEOUT_S: Final = 90.0
 _Run = Callable[[argparse.Namespace], int]
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands, also under its former name."""
-    _add_actions(subparsers.add_parser("systemd", help="run the daemon under systemd"), lambda run: run)
-    _add_actions(subparsers.add_parser("service"), _renamed)
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    _add_actions(parser, lambda run: run)
+
+
+def register_former_name(parser: argparse.ArgumentParser) -> None:
+    """Add the same to `service`, the command's former name, which warns."""
+    _add_actions(parser, _renamed)
 
 
 def _renamed(run: _Run) -> _Run:

@@ -22,9 +22,8 @@ _MESSAGE_S: Final = 6.0
 _PAGE: Final = 10
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser's commands."""
-    parser = subparsers.add_parser("top", help="watch a running daemon: cards, models, decisions")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     parser.add_argument("--once", action="store_true", help="print one screen as text, and exit")
     parser.add_argument(
         "--interval",
