@@ -20,11 +20,15 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 @contextlib.contextmanager
 def two_models(model: Path, folder: Path, gpus: str, *, small_stays: str = "5m") -> Iterator[Serving]:
-    """Serve gpt2 and gpt2-small, both pinned to the last card described; gpt2-small stays idle for a time."""
+    """Serve gpt2 and gpt2-small, both pinned to the last card described; gpt2-small stays idle for a time.
+
+    The default policy weighs how long each took to load here, which differs from run to run.
+    """
     card = gpus.count(",")
     config = folder / "cotenant.yaml"
     config.write_text(
         "defaults: {keep_alive: 5m}\n"
+        "scheduling: {policy: lru}\n"
         "models:\n"
         f"  - {{name: gpt2, path: {model}, gpus: [{card}]}}\n"
         f"  - {{name: gpt2-small, path: {model}, gpus: [{card}], keep_alive: {small_stays}}}\n",

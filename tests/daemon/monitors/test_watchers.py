@@ -11,12 +11,14 @@ from cotenant.config.configuration import Configuration, DeviceSettings, ModelEn
 from cotenant.config.watch import Change
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.monitors import watchers
+from cotenant.daemon.monitors.attribution import EngineUsage
 from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.domain.devices import (
     HOST_ID,
     Device,
     DeviceId,
     DeviceKind,
+    GpuProcess,
     Inventory,
     Reading,
 )
@@ -85,6 +87,36 @@ async def test_without_a_driver_there_are_no_cards_and_never_host_ram_in_their_p
     host = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=GIB)
     gone = Inventory(InventorySource.HOST, (host,), {HOST_ID: Reading(HOST_ID, 0.0, free_bytes=GIB)})
     assert await seen([cards(0), gone]) == [["GPU-0"], []]
+
+
+async def test_what_slept_is_not_foreign_while_the_driver_still_lists_it() -> None:
+    """Its engine has ended and has no group any more, but its memory is about to be free."""
+    listed = replace(
+        cards(0).readings[DeviceId("GPU-0")], processes=(GpuProcess(4_000_001, "VLLM", 4 * GIB),)
+    )
+    sleeping = replace(cards(0), readings={DeviceId("GPU-0"): listed})
+    # It ends during the first read; the second still shows it, the third does not, the fourth another's.
+    inventories = iter([sleeping, sleeping, cards(0), sleeping])
+    posted, usage = Posted(), EngineUsage(asleep=frozenset({4_000_001}))
+
+    def inventory() -> Inventory:
+        nonlocal usage
+        usage = EngineUsage()
+        return next(inventories)
+
+    watcher = CardWatcher(
+        SimpleNamespace(inventory=inventory),  # type: ignore[arg-type]
+        (),
+        BudgetRules(),
+        posted,  # type: ignore[arg-type]
+        posted,  # type: ignore[arg-type]
+        SystemClock(),
+        usage=lambda: usage,
+    )
+    for _ in range(4):
+        await watcher.read_once()
+    foreign = [event.readings[0].foreign_bytes for event in posted.events if isinstance(event, DevicesRead)]
+    assert foreign == [0, 0, 4 * GIB, 4 * GIB]
 
 
 class Stirring(Posted):

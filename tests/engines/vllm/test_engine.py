@@ -162,6 +162,20 @@ def calls(engine: VllmEngine) -> list[str]:
 
 
 @pytest.mark.slow
+async def test_a_sleeping_engine_counts_as_asleep_until_its_process_has_ended(tmp_path: Path) -> None:
+    """Until then the driver lists it: its memory would be taken for that of a stranger."""
+    host = VllmHost(LogFolder(tmp_path / "logs"), NoMeter())
+    engine = await loaded(host, sleeper(tmp_path, 1))
+    await engine.stop(60)
+    ending = asyncio.create_task(host.end_sleeping())
+    while not engine.ended:
+        assert host.asleep == {"tiny": engine.pid}
+        await asyncio.sleep(0)
+    assert await ending == ["tiny"]
+    assert host.asleep == {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 2])
 async def test_a_sleeping_engine_is_the_same_process_when_it_wakes(tmp_path: Path, level: int) -> None:
     host, order = VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), sleeper(tmp_path, level)

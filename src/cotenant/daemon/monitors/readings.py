@@ -1,9 +1,8 @@
 """Converts inventories into the Readings of the scheduler."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from cotenant.concurrency.process_groups import group_of
 from cotenant.daemon.monitors.attribution import NO_USAGE, EngineUsage
 from cotenant.domain.devices import Device, DeviceId, GpuProcess, Inventory, Reading
 from cotenant.domain.residencies import ResidencyId
@@ -23,17 +22,19 @@ def device_readings(
     at: float,
     admissions: Mapping[DeviceId, Admission] | None = None,
     usage: EngineUsage = NO_USAGE,
+    asleep: Collection[int] = (),
 ) -> tuple[DeviceReading, ...]:
     """Return one DeviceReading per device, in planned order; `engines` are our processes.
 
-    `admissions` are how many engines each takes, `usage` is what else our engines hold. Only a real card's
+    `admissions` are how many engines each takes, `usage` is what else our engines hold, and `asleep` are the
+    processes of sleeping ones. Only a real card's
     Reading shows what our engines take. Host RAM's does not in any useful way: a mapped model is page cache,
     which counts as available.
     """
     admitted = admissions or {}
     return tuple(
         replace(
-            _reading(device, inventory.reading(device), inventory.source, rules, engines, at, usage),
+            _reading(device, inventory.reading(device), inventory.source, rules, engines, at, usage, asleep),
             admission=admitted.get(device.id, ANY_NUMBER),
         )
         for device in inventory.ordered(rules.order)
@@ -48,6 +49,7 @@ def _reading(
     engines: Mapping[int, ResidencyId],
     at: float,
     usage: EngineUsage,
+    asleep: Collection[int],
 ) -> DeviceReading:
     live = source.is_live
     free = reading.free_bytes
@@ -56,16 +58,17 @@ def _reading(
         # What is free while none of our engines runs is all that can be shared.
         capacity = free or 0
     held = _held(reading.processes, engines) if live else None
-    asleep = [process for process in reading.processes or () if group_of(process.pid) in usage.asleep]
-    ours = None if held is None else sum(held.values()) + sum(each.used_bytes or 0 for each in asleep)
+    sleeping = sum(each.used_bytes or 0 for each in reading.processes or () if each.pid in asleep)
+    ours = None if held is None else sum(held.values()) + sleeping
     if held is not None and ours is not None and free is not None:
         for residency, on in usage.ollama.items():
             if device.id in on:
                 held[residency] = min(on[device.id], max(0, capacity - free - ours))
                 ours += held[residency]
     foreign = None if ours is None or free is None else max(0, capacity - free - ours)
-    known = {*engines, *(each.pid for each in asleep)}
-    others = tuple(process for process in reading.processes or () if process.pid not in known)
+    others = tuple(
+        each for each in reading.processes or () if each.pid not in engines and each.pid not in asleep
+    )
     return DeviceReading(
         device,
         at,

@@ -9,7 +9,12 @@ from cotenant.clock import Clock
 from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.core.loop import Loop
-from cotenant.daemon.monitors.attribution import NO_USAGE, EngineUsage, with_child_processes
+from cotenant.daemon.monitors.attribution import (
+    NO_USAGE,
+    EngineUsage,
+    sleeping_processes,
+    with_child_processes,
+)
 from cotenant.daemon.monitors.readings import device_readings
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.errors import UnknownDevice
@@ -57,7 +62,8 @@ class CardWatcher:
         self._admissions = admissions
         self._usage = usage
         self.listeners: list[Callable[[Inventory | None], None]] = []
-        self._last: tuple[Inventory, Mapping[int, ResidencyId], float] | None = None
+        self._last: tuple[Inventory, Mapping[int, ResidencyId], frozenset[int], float] | None = None
+        self._asleep: frozenset[int] = frozenset()
         self._is_live = False
         self._took_s = 0.0
 
@@ -69,7 +75,7 @@ class CardWatcher:
     def read(self, inventory: Inventory) -> None:
         """Post the inventory that was made at the start."""
         self._is_live = inventory.source.is_live
-        self._post(inventory, {}, self._clock.now())
+        self._post(inventory, {}, frozenset(), self._clock.now())
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -79,12 +85,12 @@ class CardWatcher:
 
     async def read_once(self) -> None:
         """Read the cards and post what they show."""
-        engines = self._loop.effects.pids()
+        engines, asleep = self._loop.effects.pids(), self._usage().asleep
         began = self._clock.now()
         inventory = await run_in_detached_thread(self._probe.inventory)
         self._took_s = self._clock.now() - began
         # Dated by its start: memory that is freed during the read may not show.
-        self._post(self._selected(inventory), engines, began)
+        self._post(self._selected(inventory), engines, asleep, began)
 
     def republish(self) -> None:
         """Post the last Readings again: what devices admit has changed."""
@@ -111,23 +117,33 @@ class CardWatcher:
                 present.append(name)
         return None if self._use and not present else inventory.select(present)
 
-    def _post(self, inventory: Inventory | None, before: Mapping[int, ResidencyId], at: float) -> None:
-        """Post an inventory that was read at `at`; `before` are the engines' processes from then.
+    def _post(
+        self,
+        inventory: Inventory | None,
+        before: Mapping[int, ResidencyId],
+        asleep: frozenset[int],
+        at: float,
+    ) -> None:
+        """Post an inventory that was read at `at`.
 
-        The memory of an engine that ended during the read is still counted as ours.
+        `before` are the engines' processes from then, `asleep` the groups that slept then: the memory of an
+        engine that ended during the read still counts as ours.
         """
         if inventory is None:
             self._last = None
             self._loop.post(DevicesRead(self._clock.now(), ()))
         else:
             engines = with_child_processes(inventory, {**before, **self._loop.effects.pids()})
-            self._last = (inventory, engines, at)
+            self._last = (inventory, engines, asleep, at)
             self._loop.record_readings(inventory.readings)
             self._loop.post(self._event(*self._last))
         for listener in self.listeners:
             listener(inventory)
 
-    def _event(self, inventory: Inventory, engines: Mapping[int, ResidencyId], at: float) -> DevicesRead:
-        admissions = self._admissions(inventory, engines)
-        readings = device_readings(inventory, self._rules, engines, at, admissions, self._usage())
+    def _event(
+        self, inventory: Inventory, engines: Mapping[int, ResidencyId], asleep: frozenset[int], at: float
+    ) -> DevicesRead:
+        admissions, usage = self._admissions(inventory, engines), self._usage()
+        self._asleep = sleeping_processes(inventory, asleep | usage.asleep, self._asleep, engines)
+        readings = device_readings(inventory, self._rules, engines, at, admissions, usage, self._asleep)
         return DevicesRead(self._clock.now(), readings)

@@ -24,7 +24,7 @@ class SleepingHost(Protocol):
 
     @property
     def asleep(self) -> Mapping[str, int]:
-        """The process id of each sleeping model."""
+        """The process id of each sleeping model, until its engine has ended."""
         ...
 
     async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:

@@ -51,6 +51,7 @@ class VllmHost(ServerHost):
         super().__init__(logs, exclusive=exclusive, launcher=launcher)
         self._meter = meter
         self._parked: dict[str, VllmEngine] = {}
+        self._ending: set[VllmEngine] = set()
         self.sleeps = True
 
     async def start(self, order: EngineOrder) -> Engine:
@@ -63,7 +64,7 @@ class VllmHost(ServerHost):
             if _same(parked.order, order) and not parked.ended:
                 parked.mark_waking()
                 return parked
-            await parked.end(0)
+            await self._end(parked)
         release = None if order.launch.image else installed_release(program)
         check_release(release)
 
@@ -92,15 +93,21 @@ class VllmHost(ServerHost):
 
     @property
     def asleep(self) -> Mapping[str, int]:
-        """The process id of each sleeping model."""
-        return {name: engine.pid for name, engine in self._parked.items()}
+        """The process id of each sleeping model, until its engine has ended."""
+        return {engine.order.name: engine.pid for engine in (*self._ending, *self._parked.values())}
 
     async def end_sleeping(self, keep: Set[str] = frozenset()) -> Sequence[str]:
         """End the sleeping engines of models that are not in `keep`, and return their names."""
         names = [name for name in self._parked if name not in keep]
-        engines = [self._parked.pop(name) for name in names]
-        await asyncio.gather(*(engine.end(0) for engine in engines))
+        await self._end(*[self._parked.pop(name) for name in names])
         return names
+
+    async def _end(self, *engines: VllmEngine) -> None:
+        self._ending.update(engines)
+        try:
+            await asyncio.gather(*(engine.end(0) for engine in engines))
+        finally:
+            self._ending.difference_update(engines)
 
 
 class VllmEngine(ServerEngine):
