@@ -11,8 +11,9 @@ from cotenant.cli.main import main
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import MIB
 from cotenant.services.model import Assignment, SeenDevice, Strategy
+from cotenant.store.migrations import HEAD
 from cotenant.store.store import Store
-from cotenant.store.versions import HEAD
+from cotenant.store.writer import Writer
 
 A5500, A400 = "GPU-00000000-0000-0000-0000-00000000a550", "GPU-00000000-0000-0000-0000-0000000000a4"
 OTHER_MACHINE = f"""
@@ -55,7 +56,7 @@ def filled(home: Path) -> Path:
 
 def using(path: Path, scenario: Any) -> Any:
     async def run() -> Any:
-        store = Store(path)
+        store = Store(Writer(path))
         try:
             return await scenario(store)
         finally:

@@ -12,7 +12,8 @@ from cotenant.cli.main import main
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import FootprintRecord
-from cotenant.store.journal import SqlJournal
+from cotenant.store.store import SqlJournal
+from cotenant.store.writer import Writer
 from tests.support.models.gguf_models import build_tiny_llama, llama_8b, llama_70b
 
 
@@ -51,7 +52,7 @@ def test_the_error_of_past_estimates_is_told(
     capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "state").mkdir()
-    journal = SqlJournal(tmp_path / "state" / "cotenant.db")
+    journal = SqlJournal(Writer(tmp_path / "state" / "cotenant.db"))
     device = DeviceId("GPU-0")
     for _ in range(3):
         journal.record(

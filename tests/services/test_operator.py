@@ -35,6 +35,7 @@ from cotenant.services.model import (
 from cotenant.services.operator import Services
 from cotenant.services.settings import ServicesSettings
 from cotenant.store.store import Store
+from cotenant.store.writer import Writer
 from tests.support.containers.plain_orchestrator import PlainOrchestrator
 from tests.support.daemon.plain_service_operator import SERVICES
 
@@ -87,7 +88,7 @@ class Setting:
 
 @contextlib.asynccontextmanager
 async def setting(tmp_path: Path, on_failure: OnFailure = OnFailure.ROLLBACK) -> AsyncIterator[Setting]:
-    store = Store(tmp_path / "cotenant.db")
+    store = Store(Writer(tmp_path / "cotenant.db"))
     try:
         made = Setting(store, PlainOrchestrator(*(each.name for each in SERVICES)), on_failure)
         await made.services.start()
@@ -391,7 +392,7 @@ async def test_detecting_again_remembers_cards_that_are_gone(tmp_path):
 
 
 async def test_a_database_that_is_away_keeps_nobody_from_serving_models(tmp_path, caplog):
-    store = Store("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    store = Store(Writer("postgresql+psycopg://nobody@127.0.0.1:1/none"))
     try:
         at = Setting(store, PlainOrchestrator(*(each.name for each in SERVICES)), OnFailure.ROLLBACK)
         await at.services.start()

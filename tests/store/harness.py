@@ -14,8 +14,8 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import DecisionRecord, FootprintRecord
 from cotenant.domain.units import MIB
-from cotenant.store.journal import SqlJournal
-from cotenant.store.store import Store
+from cotenant.store.store import SqlJournal, Store
+from cotenant.store.writer import Writer
 
 T = TypeVar("T")
 Place = Path | str
@@ -42,7 +42,7 @@ def decision(number: int, model: str | None = "llama") -> DecisionRecord:
 
 def opened(place: Place, scenario: Callable[[Store], Coroutine[Any, Any, T]], **options: Any) -> T:
     async def main() -> T:
-        store = Store(place, **options)
+        store = Store(Writer(place, **options))
         try:
             return await scenario(store)
         finally:

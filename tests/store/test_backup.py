@@ -15,11 +15,11 @@ from cotenant.domain.errors import StoreError
 from cotenant.domain.records import LoadRecord, Warmth
 from cotenant.domain.units import MIB
 from cotenant.services.model import Assignment, SavedConfiguration, SeenDevice, Strategy
-from cotenant.store.backup import Outcome, RestoreResult
-from cotenant.store.backup_file import read_backup
+from cotenant.store.backup import Outcome, RestoreResult, read_backup
 from cotenant.store.location import locate
 from cotenant.store.maintenance import back_up, restore
 from cotenant.store.store import Store
+from cotenant.store.writer import Writer
 from tests.store.harness import FOOTPRINT, Place, locked, opened
 from tests.store.services.test_store import A400, A5500, CARDS, ENRICHMENT, LLM, UNPINNED, ended, nothing
 
@@ -153,7 +153,7 @@ def test_a_restore_brings_history_settings_and_what_was_learned_but_no_apply(
         assert await store.services.devices() == list(CARDS)
 
     async def from_source(store: Store) -> object:
-        other = await asyncio.to_thread(Store, file.with_name("source.db"))
+        other = Store(await asyncio.to_thread(Writer, file.with_name("source.db")))
         try:
             return await other.journal.load_times()
         finally:
@@ -297,7 +297,7 @@ def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d.pop("history"), "history"),
         (lambda d: d["configuration"].update(strategy="other"), "configuration.strategy"),
         (lambda d: d["configuration"].update(assignments=[{**ROW, "gpu_index": "0"}]), "gpu_index"),
-        (lambda d: d["configuration"].update(at=float("inf")), "not a JSON number"),
+        (lambda d: d["configuration"].update(at=float("inf")), "out of range"),
         (lambda d: d["history"][0].update(number=10**30), "out of range"),
         (lambda d: d["history"][0].update(number=0), "numbered"),
         (lambda d: d["history"].reverse(), "numbered"),

@@ -8,7 +8,8 @@ import pytest
 
 from cotenant.domain.records import LoadRecord, LoadTimes, Warmth
 from cotenant.domain.units import MIB
-from cotenant.store.journal import SqlJournal
+from cotenant.store.store import SqlJournal
+from cotenant.store.writer import Writer
 from tests.store.harness import FOOTPRINT, Place, decision, keep, kept, locked, using
 
 
@@ -128,7 +129,7 @@ keep({place!r}, *map(decision, range(200)))
 
 def test_what_comes_after_closing_is_left_out(place: Place) -> None:
     async def scenario() -> None:
-        journal = SqlJournal(place)
+        journal = SqlJournal(Writer(place))
         await journal.close()
         journal.record(decision(1))
         assert await journal.decisions() == []

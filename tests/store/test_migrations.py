@@ -15,10 +15,10 @@ from cotenant.store.database import open_engine
 from cotenant.store.location import locate
 from cotenant.store.maintenance import database_status, upgrade
 from cotenant.store.migrate import configuration
+from cotenant.store.migrations import HEAD, VERSION_TABLE
 from cotenant.store.services.tables import metadata
 from cotenant.store.sqlite import APPLICATION_ID
 from cotenant.store.store import Store
-from cotenant.store.versions import HEAD, VERSION_TABLE
 from tests.store.harness import Place, decision, keep, kept, opened, run_sql
 
 VERSION_1 = (
@@ -130,8 +130,9 @@ def test_a_start_on_an_up_to_date_database_imports_no_alembic(place: Place) -> N
 import asyncio, sys
 from pathlib import PosixPath
 from cotenant.store.store import Store
+from cotenant.store.writer import Writer
 early = "sqlalchemy" in sys.modules
-store = Store({place!r})
+store = Store(Writer({place!r}))
 asyncio.run(store.services.current())
 asyncio.run(store.close())
 sys.exit(early or "alembic" in sys.modules or "sqlalchemy" not in sys.modules)

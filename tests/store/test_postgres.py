@@ -6,6 +6,7 @@ import pytest
 
 from cotenant.domain.errors import BadSetting, StoreError
 from cotenant.store.store import Store
+from cotenant.store.writer import Writer
 from tests.store.harness import decision, keep, kept, opened, run_sql
 from tests.support.postgres import Cluster, stopped
 
@@ -59,7 +60,7 @@ def test_a_newer_database_is_refused(url: str) -> None:
     keep(url, decision(1))
     run_sql(url, "UPDATE cotenant_schema_version SET version_num = '0099'")
     with pytest.raises(StoreError, match="version 99") as caught:
-        Store(url)
+        Store(Writer(url))
     assert "newer" in caught.value.hint
     assert "secret" not in caught.value.message
 
@@ -69,14 +70,14 @@ def test_a_revision_that_no_cotenant_makes_is_refused(url: str, revision: str) -
     keep(url, decision(1))
     run_sql(url, f"UPDATE cotenant_schema_version SET version_num = '{revision}'")
     with pytest.raises(StoreError, match=revision):
-        Store(url)
+        Store(Writer(url))
 
 
 def test_tables_of_another_program_are_refused_and_a_schema_beside_them_serves(server: Cluster) -> None:
     url = server.new_database()
     run_sql(url, "CREATE TABLE gpu_devices (theirs int)", "CREATE SCHEMA cotenant")
     with pytest.raises(StoreError, match="gpu_devices") as caught:
-        Store(url)
+        Store(Writer(url))
     found = re.search(r"\?(options=\S+) to the URL", caught.value.hint)
     assert found
     beside = f"{url}&{found[1]}"
@@ -108,7 +109,7 @@ def test_a_database_that_does_not_exist_is_told_without_the_password(
 def test_a_missing_driver_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StoreError, match="not installed") as caught:
-        Store("postgresql+psycopg://me:secret@localhost/db")
+        Store(Writer("postgresql+psycopg://me:secret@localhost/db"))
     assert caught.value.hint == "pip install 'cotenant[postgres]'"
     assert "secret" not in caught.value.message
 

@@ -7,8 +7,8 @@ import pytest
 
 from cotenant.clock import ManualClock
 from cotenant.domain.errors import StoreError
-from cotenant.store.journal import SqlJournal
-from cotenant.store.store import Store
+from cotenant.store.store import SqlJournal, Store
+from cotenant.store.writer import Writer
 from tests.store.harness import decision, keep, kept, opened, using
 
 
@@ -23,7 +23,7 @@ def test_a_newer_database_is_refused_and_left_alone(path: Path) -> None:
         other.execute("PRAGMA user_version = 99")
     before = path.read_bytes()
     with pytest.raises(StoreError, match="version 99") as caught:
-        SqlJournal(path)
+        SqlJournal(Writer(path))
     assert str(path) in caught.value.message
     assert "newer" in caught.value.hint
     assert path.read_bytes() == before
@@ -34,7 +34,7 @@ def test_a_database_of_another_program_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE theirs (id)")
     with pytest.raises(StoreError, match="another program"):
-        SqlJournal(path)
+        SqlJournal(Writer(path))
 
 
 @pytest.mark.parametrize("how", ["overwritten", "torn"])
@@ -75,7 +75,7 @@ def test_a_database_of_another_program_is_not_touched(path: Path) -> None:
         other.execute("CREATE TABLE theirs (id)")
     before = path.read_bytes()
     with pytest.raises(StoreError):
-        SqlJournal(path)
+        SqlJournal(Writer(path))
     assert path.read_bytes() == before
 
 

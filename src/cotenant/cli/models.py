@@ -142,15 +142,16 @@ def _check(args: argparse.Namespace) -> int:
 def _estimate_errors(database: str | None) -> Mapping[str, float]:
     """Return the error of predictions in past runs, by model: |predicted − measured| / measured."""
     from cotenant.daemon.core.settings import default_database
-    from cotenant.store.journal import SqlJournal
     from cotenant.store.location import locate
+    from cotenant.store.store import SqlJournal
+    from cotenant.store.writer import Writer
 
     location = locate(database or default_database())
     if location.path is not None and not location.path.is_file():
         return {}
 
     async def read() -> Mapping[str, float]:
-        journal = SqlJournal(location)
+        journal = SqlJournal(Writer(location))
         try:
             return await journal.estimate_errors()
         finally:

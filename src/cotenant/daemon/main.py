@@ -19,6 +19,7 @@ from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets
 from cotenant.planning.planner import leave_to_engine
 from cotenant.store.store import Store
+from cotenant.store.writer import Writer
 
 
 def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady | None = None) -> None:
@@ -34,7 +35,7 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
     with bind(server.host, server.port) as sock:
         if inputs.alone is not None:
             _report_plan(inputs, inputs.alone, reporter)
-        store = Store(inputs.configuration.database or default_database())
+        store = Store(Writer(inputs.configuration.database or default_database()))
         journal = store.journal
 
         async def serve() -> None:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,12 +11,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from cotenant.clock import Clock
 from cotenant.domain.errors import StoreError
 from cotenant.store import postgres, sqlite
-from cotenant.store.location import Location
+from cotenant.store.location import Location, explain, unusable
 from cotenant.store.repositories import Records
 from cotenant.store.services.rows import ServiceRows
 
-_AWAY_HINT: Final = "Check that it runs and that the URL, the user and the password are right."
-_UNUSABLE_HINT: Final = "Check the disk, the rights on the file and its folder, and who else holds it locked."
 _log = logging.getLogger(__name__)
 
 
@@ -71,12 +68,6 @@ def stored_version(connection: Connection, location: Location) -> int:
     if location.url is None:
         return sqlite.stored_version(connection, location.path)
     return postgres.stored_version(connection, location)
-
-
-def unusable(location: Location, why: str) -> StoreError:
-    """Return the error for a database that cannot be opened or used."""
-    hint = _UNUSABLE_HINT if location.url is None else _AWAY_HINT
-    return StoreError(f"{location} cannot be used: {why}", hint=hint)
 
 
 @contextmanager
@@ -172,8 +163,3 @@ class Database:
         _log.warning("%s can be used again; %d records from memory were written to it", self.location, count)
         self._memory.dispose()
         self._memory, self._durable = None, durable
-
-
-def explain(error: Exception) -> str:
-    """Return what went wrong in one line, without the failed statement."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())

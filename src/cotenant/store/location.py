@@ -1,11 +1,11 @@
-"""Where a database is: a file, or a PostgreSQL server's URL."""
+"""Where a database is: a file, or a PostgreSQL server's URL; and the errors of one that cannot be used."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cotenant.domain.errors import BadSetting
+from cotenant.domain.errors import BadSetting, StoreError
 
 _POSTGRES: Final = ("postgresql+psycopg", "postgresql", "postgres")
 _HINT: Final = "Give a file, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE."
@@ -46,6 +46,19 @@ def locate(where: Path | str | Location) -> Location:
         # As SQLAlchemy writes them: three slashes before a relative path, four before an absolute one.
         return Location(path=Path(rest[1:]).expanduser())
     raise BadSetting(f"{_without_password(text)} is not a database that Cotenant can use", hint=_HINT)
+
+
+def unusable(location: Location, why: str) -> StoreError:
+    """Return the error for a database that cannot be opened or used."""
+    hint = "Check that it runs and that the URL, the user and the password are right."
+    if location.url is None:
+        hint = "Check the disk, the rights on the file and its folder, and who else holds it locked."
+    return StoreError(f"{location} cannot be used: {why}", hint=hint)
+
+
+def explain(error: Exception) -> str:
+    """Return what went wrong in one line, without the failed statement."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _without_password(url: str) -> str:

@@ -14,12 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from cotenant.domain.errors import StoreError
 from cotenant.services.model import SeenDevice
 from cotenant.store import sqlite
-from cotenant.store.backup import Backup, RestoreResult, take
+from cotenant.store.backup import Backup, RestoreResult, read_backup, take, write_backup
 from cotenant.store.backup import restore as restore_backup
-from cotenant.store.backup_file import read_backup, write_backup
-from cotenant.store.database import Unusable, connect, explain, open_engine, session, stored_version, unusable
-from cotenant.store.location import Location
-from cotenant.store.versions import HEAD
+from cotenant.store.database import Unusable, connect, open_engine, session, stored_version
+from cotenant.store.location import Location, explain, unusable
+from cotenant.store.migrations import HEAD
 
 if TYPE_CHECKING:
     from cotenant.store.database import Session

@@ -7,7 +7,7 @@ from sqlalchemy.exc import ArgumentError
 
 from cotenant.domain.errors import BadSetting, StoreError
 from cotenant.store.location import Location
-from cotenant.store.versions import HEAD, VERSION_TABLE, number_of
+from cotenant.store.migrations import HEAD, VERSION_TABLE
 
 _LOCK: Final = 0x436F5465
 _CONNECTING: Final[dict[str, Any]] = {
@@ -56,9 +56,8 @@ def stored_version(connection: Connection, location: Location) -> int:
     found = set(inspect(connection).get_table_names())
     if VERSION_TABLE in found:
         stored = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()  # noqa: S608
-        number = None if stored is None else number_of(stored)
-        if number is not None:
-            return number
+        if stored and len(stored) == len(HEAD) and stored.isdecimal():
+            return int(stored)
         raise StoreError(
             f"{location} has revision {stored!r} of the tables, which no Cotenant makes",
             hint="Use another database.",

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
 
 from cotenant.domain.errors import StoreError
-from cotenant.store.versions import HEAD
+from cotenant.store.migrations import HEAD
 
 APPLICATION_ID: Final = 0x436F5465
 """`CoTe` in the file's header. A database without it belongs to another program and is never written."""

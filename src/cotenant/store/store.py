@@ -1,50 +1,79 @@
-"""One open database for everything that is stored in it."""
+"""One open database: the record of loads, footprints and decisions in it, and GPU configuration."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from cotenant.clock import Clock
-from cotenant.store.journal import SqlJournal
-from cotenant.store.location import Location
+from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads, seen_bytes
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadTimes, Record
 from cotenant.store.writer import Writer
 
 if TYPE_CHECKING:
+    from cotenant.store.repositories import Records
     from cotenant.store.services.store import SqlServiceStore
 
+T = TypeVar("T")
+_LEARNED_FROM: Final = 2_000
 
-class Store:
-    """A database by its path or URL, with the scheduler's journal and GPU configuration in it.
 
-    Opening waits for the disk or the server: do it before the event loop runs, or in a thread. While the
-    server or the disk is unavailable, the journal remembers in memory, and GPU configuration raises
-    StoreError. Opening raises StoreError for a database that is a newer Cotenant's or another program's, or
-    whose driver is missing, and BadSetting for a URL that cannot be used.
+class SqlJournal:
+    """A Journal in a database that several daemons may share."""
 
-    A lock that another program holds is waited for during `busy_timeout_s`. At most `max_waiting` records
-    wait to be written. An unavailable database is tried again after `retry_s`, at the next request.
-    """
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
 
-    def __init__(
-        self,
-        where: Path | str | Location,
-        *,
-        busy_timeout_s: float = 5.0,
-        max_waiting: int = 10_000,
-        retry_s: float = 5.0,
-        clock: Clock | None = None,
-    ) -> None:
-        self._writer = Writer(
-            where, busy_timeout_s=busy_timeout_s, max_waiting=max_waiting, retry_s=retry_s, clock=clock
-        )
-        # SQLAlchemy, which this imports, is not to be loaded by programs that open no database.
-        from cotenant.store.services.store import SqlServiceStore
+    def record(self, record: Record) -> None:
+        """Record the memory of a load on one device, the duration of a load, or a decision."""
+        self._writer.put(record)
 
-        self.journal = SqlJournal(self._writer)
-        self.services: SqlServiceStore = SqlServiceStore(self._writer)
+    async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
+        """Return the overhead learned per device name; `calibration.learned_overheads` states the rule."""
+        return learned_overheads(await self._footprints(), default_bytes, engine)
+
+    async def estimate_errors(self) -> Mapping[str, float]:
+        """Return how far off predictions were per model, as a fraction of what was measured."""
+        return estimate_errors(await self._footprints())
+
+    async def seen_bytes(self) -> Mapping[str, int]:
+        """Return the bytes that each model was last measured to hold, if a driver reports them."""
+        return seen_bytes(await self._footprints())
+
+    async def load_times(self) -> Mapping[str, LoadTimes]:
+        """Return the expected duration of each model's next load, from its last ones."""
+        return expected_load_times(await self._ask(lambda records: records.loads.newest(_LEARNED_FROM)))
+
+    async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
+        """Return the last `limit` decisions, about one model or all, oldest first."""
+        return await self._ask(lambda records: records.decisions.newest(limit, model))
 
     async def close(self) -> None:
         """Write what is pending, and close; what is recorded later is dropped."""
         await asyncio.to_thread(self._writer.close)
+
+    async def _footprints(self) -> list[FootprintRecord]:
+        return await self._ask(lambda records: records.footprints.newest(_LEARNED_FROM))
+
+    async def _ask(self, read: Callable[[Records], list[T]]) -> list[T]:
+        empty: list[T] = []
+        return await asyncio.wrap_future(self._writer.read(read, empty))
+
+
+class Store:
+    """An opened database, with the scheduler's journal and GPU configuration in it.
+
+    While the server or the disk is unavailable, the journal remembers in memory, and GPU configuration raises
+    StoreError.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        # SQLAlchemy, which this imports, is not to be loaded by programs that open no database.
+        from cotenant.store.services.store import SqlServiceStore
+
+        self.journal = SqlJournal(writer)
+        self.services: SqlServiceStore = SqlServiceStore(writer)
+
+    async def close(self) -> None:
+        """Write what is pending, and close; what is recorded later is dropped."""
+        await self.journal.close()

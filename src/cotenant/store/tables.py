@@ -6,7 +6,6 @@ from typing import Any, Final
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, MetaData, Row, String, Table
 
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 
@@ -62,27 +61,20 @@ decisions: Final = Table(
 def footprint_row(record: FootprintRecord) -> dict[str, Any]:
     """Render a record for `footprints`."""
     row = asdict(record)
-    del row["predicted"], row["reported"]
-    return row | _part_columns("predicted", record.predicted) | _part_columns("reported", record.reported)
+    for whose in ("predicted", "reported"):
+        parts = row.pop(whose) or {}
+        row |= {f"{whose}_{part}_bytes": parts.get(part) for part in _PARTS}
+    return row
 
 
 def footprint_of(row: Row[Any]) -> FootprintRecord:
     """Read a row of `footprints`."""
-    predicted = _parts(row, "predicted")
-    if predicted is None:
-        raise AssertionError("the prediction's columns are not nullable")
-    return FootprintRecord(
-        at=row.at,
-        model=row.model,
-        file_fingerprint=row.file_fingerprint,
-        recipe_fingerprint=row.recipe_fingerprint,
-        device_id=DeviceId(row.device_id),
-        device_name=row.device_name,
-        predicted=predicted,
-        engine=row.engine,
-        reported=_parts(row, "reported"),
-        measured_bytes=row.measured_bytes,
-    )
+    values = {**row._mapping}
+    del values["id"]
+    for whose in ("predicted", "reported"):
+        parts = {part: values.pop(f"{whose}_{part}_bytes") for part in _PARTS}
+        values[whose] = None if None in parts.values() else Parts(**parts)
+    return FootprintRecord(**values)
 
 
 def load_row(record: LoadRecord) -> dict[str, Any]:
@@ -116,12 +108,3 @@ def decision_of(row: Row[Any]) -> DecisionRecord:
         row.number, row.scheduler_at, DecisionKind(row.kind), row.model, row.text, row.cause, row.facts
     )
     return DecisionRecord(row.at, decision)
-
-
-def _part_columns(whose: str, parts: Parts | None) -> dict[str, int | None]:
-    return {f"{whose}_{part}_bytes": None if parts is None else getattr(parts, part) for part in _PARTS}
-
-
-def _parts(row: Row[Any], whose: str) -> Parts | None:
-    values = {part: getattr(row, f"{whose}_{part}_bytes") for part in _PARTS}
-    return None if None in values.values() else Parts(**values)

@@ -9,13 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import StoreError
-from cotenant.store.location import Location, locate
+from cotenant.store.location import Location, explain, locate, unusable
 
 if TYPE_CHECKING:
     from cotenant.domain.records import Record
@@ -28,30 +27,18 @@ _CLOSES_WITHIN_S: Final = 15.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A read, the future of its result, and the result if the database cannot be read."""
-
-    read: Callable[[Records], Any]
-    answer: Future[Any]
-    default: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """Work in a transaction of its own; its exception is raised to the caller."""
-
-    work: Callable[[Session], Any]
-    answer: Future[Any]
-
-
 class Writer:
     """Writes records and performs reads in the order given; many records share one transaction.
 
+    The database is given by its path or URL. Opening it waits for the disk or the server: do it before the
+    event loop runs, or in a thread. Raises StoreError for a database that is a newer Cotenant's or another
+    program's, or whose driver is missing, and BadSetting for a URL that cannot be used.
+
     Only the thread imports SQLAlchemy, so a program that never opens a database does not import it.
     A failure to write records is logged once, until writing succeeds again; those records are lost. At most
-    `max_waiting` wait; further ones are lost too. Tasks are never lost: they are done, or raise. Raises
-    StoreError and BadSetting as `Database` does.
+    `max_waiting` wait; further ones are lost too. Tasks are never lost: they are done, or raise. A lock that
+    another program holds is waited for during `busy_timeout_s`. An unavailable database is tried again after
+    `retry_s`, at the next request.
     """
 
     def __init__(
@@ -64,7 +51,7 @@ class Writer:
         clock: Clock | None = None,
     ) -> None:
         self._location = locate(where)
-        self._waiting: queue.Queue[Record | _Read | _Task | None] = queue.Queue(max_waiting)
+        self._waiting: queue.Queue[Record | Callable[[Database], None] | None] = queue.Queue(max_waiting)
         self._lost = 0
         self._count_lock = threading.Lock()
         self._unreadable = False
@@ -89,7 +76,7 @@ class Writer:
     def read(self, read: Callable[[Records], T], default: T) -> Future[T]:
         """Queue a read, after everything queued before. Never blocks."""
         answer: Future[T] = Future()
-        if not self._put(_Read(read, answer, default)):
+        if not self._put(lambda database: self._do_read(database, read, answer, default)):
             answer.set_result(default)
         return answer
 
@@ -100,7 +87,7 @@ class Writer:
         raises; nothing is written then.
         """
         answer: Future[T] = Future()
-        queued = self._put(_Task(work, answer))
+        queued = self._put(lambda database: self._do_task(database, work, answer))
         if not queued:
             why = "is closed" if queued is None else "does not keep up"
             answer.set_exception(
@@ -124,7 +111,7 @@ class Writer:
         if self._thread.is_alive():
             _log.warning("%s does not respond: what was still to be written is lost", self._location)
 
-    def _put(self, item: Record | _Read | _Task) -> bool | None:
+    def _put(self, item: Record | Callable[[Database], None]) -> bool | None:
         """Queue an item for the thread: False if the queue is full, None once closed."""
         with self._queue_lock:
             if self._closed:
@@ -151,11 +138,11 @@ class Writer:
             database.close()
 
     def _serve(self, database: Database) -> bool:
-        """Write the records that wait now, and do the task after them, if any; False once closed."""
+        """Write the records that wait now, and do what comes after them, if anything; False once closed."""
         batch: list[Record] = []
         item = self._waiting.get()
         try:
-            while item is not None and not isinstance(item, (_Read, _Task)):
+            while item is not None and not callable(item):
                 batch.append(item)
                 if len(batch) == _MAX_BATCH:
                     break
@@ -164,10 +151,8 @@ class Writer:
             pass
         if batch:
             self._write(database, batch)
-        if isinstance(item, _Read):
-            self._do_read(database, item)
-        elif isinstance(item, _Task):
-            self._do_task(database, item)
+        if callable(item):
+            item(database)
         return item is not None
 
     def _write(self, database: Database, batch: list[Record]) -> None:
@@ -175,53 +160,47 @@ class Writer:
             with database.records() as session:
                 session.records.add(batch)
         except Exception as error:
-            self._count_lost(len(batch), _explain(error))
+            self._count_lost(len(batch), explain(error))
             return
         with self._count_lock:
             lost, self._lost = self._lost, 0
         if lost:
             _log.warning("%s is written again; %d records were lost", self._location, lost)
 
-    def _do_read(self, database: Database, pending: _Read) -> None:
-        if not pending.answer.set_running_or_notify_cancel():
+    def _do_read(
+        self, database: Database, read: Callable[[Records], T], answer: Future[T], default: T
+    ) -> None:
+        if not answer.set_running_or_notify_cancel():
             return
-        found = pending.default
+        found = default
         try:
             with database.records() as session:
-                found = pending.read(session.records)
+                found = read(session.records)
         except Exception as error:
             if not self._unreadable:
-                _log.warning("%s cannot be read: %s", self._location, _explain(error))
+                _log.warning("%s cannot be read: %s", self._location, explain(error))
             self._unreadable = True
         else:
             self._unreadable = False
-        pending.answer.set_result(found)
+        answer.set_result(found)
 
-    def _do_task(self, database: Database, task: _Task) -> None:
+    def _do_task(self, database: Database, work: Callable[[Session], T], answer: Future[T]) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
-        if not task.answer.set_running_or_notify_cancel():
+        if not answer.set_running_or_notify_cancel():
             return
         try:
             with database.durable() as session:
-                result = task.work(session)
+                result = work(session)
         except SQLAlchemyError as error:
-            from cotenant.store.database import unusable
-
-            task.answer.set_exception(unusable(self._location, _explain(error)))
+            answer.set_exception(unusable(self._location, explain(error)))
         except BaseException as error:
-            task.answer.set_exception(error)
+            answer.set_exception(error)
         else:
-            task.answer.set_result(result)
+            answer.set_result(result)
 
     def _count_lost(self, count: int, why: str) -> None:
         with self._count_lock:
             first, self._lost = not self._lost, self._lost + count
         if first:
             _log.warning("%s cannot be written, so nothing is remembered for now: %s", self._location, why)
-
-
-def _explain(error: Exception) -> str:
-    from cotenant.store.database import explain
-
-    return explain(error)

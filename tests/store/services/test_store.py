@@ -23,6 +23,7 @@ from cotenant.services.model import (
     Strategy,
 )
 from cotenant.store.store import Store
+from cotenant.store.writer import Writer
 from tests.store.harness import Place, locked, opened, run_sql
 
 A5500, A400 = DeviceId("GPU-a5500"), DeviceId("GPU-a400")
@@ -193,7 +194,7 @@ def test_saves_at_once_come_one_after_another_whoever_makes_them(place: Place) -
     published = list[int]()
 
     async def scenario(one: Store) -> None:
-        other = await asyncio.to_thread(Store, place)
+        other = Store(await asyncio.to_thread(Writer, place))
         try:
             books = [one.services, other.services] * 5
             saved = await asyncio.gather(
@@ -282,7 +283,7 @@ def test_a_database_that_is_held_is_told_and_loses_nothing_silently(place: Place
 
 def test_what_comes_after_closing_raises(place: Place) -> None:
     async def scenario() -> None:
-        store = await asyncio.to_thread(Store, place)
+        store = Store(await asyncio.to_thread(Writer, place))
         await store.close()
         with pytest.raises(StoreError, match="closed"):
             await store.services.current()

@@ -111,10 +111,11 @@ def read_known(configuration: Configuration) -> Known:
         return Known(configuration)
 
     from cotenant.daemon.monitors.recorder import learned
-    from cotenant.store.journal import SqlJournal
+    from cotenant.store.store import SqlJournal
+    from cotenant.store.writer import Writer
 
     async def read() -> Known:
-        journal = SqlJournal(location)
+        journal = SqlJournal(Writer(location))
         try:
             with_overheads = await learned(journal, configuration)
             return Known(with_overheads, await journal.load_times(), await journal.seen_bytes())

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, insert, select, update
@@ -18,7 +18,6 @@ from cotenant.services.model import (
 )
 from cotenant.store.services.tables import (
     NAME_LENGTH,
-    apply_json,
     assignment_of,
     assignment_row,
     configurations,
@@ -65,9 +64,18 @@ class ServiceRows:
         """
         check_names(assignment.service for assignment in assignments)
         self.lock()
-        number = self.last_number() + 1
+        number = (self._connection.execute(select(func.max(history.c.number))).scalar() or 0) + 1
         saved = SavedConfiguration(number, at, strategy, tuple(assignments))
-        self._configure(saved)
+        self._connection.execute(update(configurations).where(configurations.c.enabled).values(enabled=False))
+        for position, assignment in enumerate(saved.assignments):
+            row = assignment_row(assignment) | {
+                "strategy": strategy.value,
+                "enabled": True,
+                "updated_at": at,
+                "position": position,
+            }
+            same = configurations.c.service_name == assignment.service
+            self._put(configurations, same, row, at_first={"created_at": at})
         self._connection.execute(insert(history), history_row(saved))
         self._connection.execute(delete(history).where(history.c.number <= number - _MAX_HISTORY))
         if publish is not None:
@@ -77,7 +85,7 @@ class ServiceRows:
     def record_apply(self, number: int, status: ApplyStatus) -> None:
         """Store the state of applying a configuration. Raises StoreError if there is no such number."""
         found = self._connection.execute(
-            update(history).where(history.c.number == number).values(apply=apply_json(status))
+            update(history).where(history.c.number == number).values(apply=asdict(status))
         )
         if not found.rowcount:
             raise StoreError(
@@ -104,10 +112,6 @@ class ServiceRows:
         self._connection.execute(delete(history))
         if entries:
             self._connection.execute(insert(history), [history_row(entry) for entry in entries])
-
-    def last_number(self) -> int:
-        """Return the number of the configuration saved last, 0 before the first."""
-        return self._connection.execute(select(func.max(history.c.number))).scalar() or 0
 
     def is_empty(self) -> bool:
         """Whether no GPU configuration was ever saved."""
@@ -140,10 +144,7 @@ class ServiceRows:
 
     def setting(self, key: str) -> Mapping[str, object] | None:
         """Return a value of `system_settings`."""
-        value: Mapping[str, object] | None = self._connection.execute(
-            select(settings.c.value).where(settings.c.key == key)
-        ).scalar()
-        return value
+        return self.settings().get(key)
 
     def settings(self) -> dict[str, Mapping[str, object]]:
         """Return every value of `system_settings`, by key."""
@@ -163,19 +164,6 @@ class ServiceRows:
         """
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-
-    def _configure(self, saved: SavedConfiguration) -> None:
-        self._connection.execute(update(configurations).where(configurations.c.enabled).values(enabled=False))
-        for position, assignment in enumerate(saved.assignments):
-            row = {
-                **assignment_row(assignment),
-                "strategy": saved.strategy.value,
-                "enabled": True,
-                "updated_at": saved.at,
-                "position": position,
-            }
-            same = configurations.c.service_name == assignment.service
-            self._put(configurations, same, row, at_first={"created_at": saved.at})
 
     def _newest(self, such: ColumnElement[bool]) -> SavedConfiguration | None:
         query = select(history).where(such).order_by(history.c.number.desc()).limit(1)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from pydantic import TypeAdapter
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -25,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from cotenant.domain.units import MIB
-from cotenant.services.model import ApplyStatus, Assignment, SavedConfiguration, SeenDevice, Strategy
+from cotenant.services.model import Assignment, SavedConfiguration, SeenDevice
 from cotenant.store.tables import metadata
 
 NAME_LENGTH: Final = 64
@@ -99,12 +100,8 @@ history: Final = Table(
 
 def assignment_row(assignment: Assignment) -> dict[str, Any]:
     """Render an assignment for `gpu_configurations`."""
-    return {
-        "service_name": assignment.service,
-        "gpu_index": assignment.gpu_index,
-        "vram_budget_override": assignment.vram_budget_gb,
-        "device_id": assignment.device_id,
-    }
+    row = asdict(assignment)
+    return {"service_name": row.pop("service"), "vram_budget_override": row.pop("vram_budget_gb"), **row}
 
 
 def assignment_of(row: Row[Any]) -> Assignment:
@@ -114,60 +111,32 @@ def assignment_of(row: Row[Any]) -> Assignment:
 
 def device_row(device: SeenDevice) -> dict[str, Any]:
     """Render a GPU for `gpu_devices`, whose memory is counted in whole MiB, rounded down."""
-    return {
-        "gpu_index": device.gpu_index,
-        "name": None if device.name is None else device.name[:_DEVICE_NAME_LENGTH],
-        "vram_total_mb": _mib(device.total_bytes),
-        "vram_available_mb": _mib(device.available_bytes),
-        "compute_capability": device.compute_capability,
-        "last_seen_at": device.last_seen_at,
-        "device_id": device.device_id,
-    }
+    row = asdict(device)
+    for field, column in _MIB_COLUMNS.items():
+        count = row.pop(field)
+        row[column] = None if count is None else count // MIB
+    return {**row, "name": None if device.name is None else device.name[:_DEVICE_NAME_LENGTH]}
 
 
 def device_of(row: Row[Any]) -> SeenDevice:
     """Read a row of `gpu_devices`."""
-    return SeenDevice(
-        gpu_index=row.gpu_index,
-        device_id=row.device_id,
-        name=row.name,
-        total_bytes=_bytes(row.vram_total_mb),
-        available_bytes=_bytes(row.vram_available_mb),
-        compute_capability=row.compute_capability,
-        last_seen_at=row.last_seen_at,
-    )
+    values = {**row._mapping}
+    del values["id"]
+    for field, column in _MIB_COLUMNS.items():
+        count = values.pop(column)
+        values[field] = None if count is None else count * MIB
+    return SeenDevice(**values)
 
 
 def history_row(saved: SavedConfiguration) -> dict[str, Any]:
     """Render a configuration for `gpu_config_history`."""
-    return {
-        "number": saved.number,
-        "at": saved.at,
-        "strategy": saved.strategy.value,
-        "assignments": [asdict(assignment) for assignment in saved.assignments],
-        "apply": apply_json(saved.apply),
-    }
+    return {**asdict(saved), "strategy": saved.strategy.value}
 
 
 def history_of(row: Row[Any]) -> SavedConfiguration:
     """Read a row of `gpu_config_history`."""
-    return SavedConfiguration(
-        number=row.number,
-        at=row.at,
-        strategy=Strategy(row.strategy),
-        assignments=tuple(Assignment(**each) for each in row.assignments),
-        apply=None if row.apply is None else ApplyStatus.from_json(row.apply),
-    )
+    return _SAVED.validate_python({**row._mapping})
 
 
-def apply_json(status: ApplyStatus | None) -> dict[str, Any] | None:
-    """Render the state of an apply."""
-    return None if status is None else asdict(status)
-
-
-def _mib(count_bytes: int | None) -> int | None:
-    return None if count_bytes is None else count_bytes // MIB
-
-
-def _bytes(count_mib: int | None) -> int | None:
-    return None if count_mib is None else count_mib * MIB
+_MIB_COLUMNS: Final = {"total_bytes": "vram_total_mb", "available_bytes": "vram_available_mb"}
+_SAVED: Final = TypeAdapter(SavedConfiguration)

@@ -1,1 +1,1 @@
-"""One revision a file, numbered; the newest is `versions.HEAD`."""
+"""One revision a file, numbered; the newest is `migrations.HEAD`."""
