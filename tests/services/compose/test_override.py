@@ -2,19 +2,9 @@ import yaml
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
-from cotenant.services.compose.assignment_text import (
-    ASSIGNMENT_LABEL,
-    assignment_label,
-    labelled_assignment,
-    same_assignment,
-)
+from cotenant.services.compose.assignment_text import ASSIGNMENT_LABEL, assignment_label, labelled_assignment
 from cotenant.services.compose.compose_files import read_project
-from cotenant.services.compose.override import (
-    assigned_services,
-    render_assignments,
-    render_override,
-    render_reset,
-)
+from cotenant.services.compose.override import ASSIGNMENTS_NAME, OVERRIDE_NAME, RESET_NAME, render
 from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, Strategy
 from tests.services.compose.harness import AT, DEVICES, pin, saved
 
@@ -37,11 +27,16 @@ SERVICES = [
 
 
 def rendered(folder, definitions: dict, *assignments: Assignment, names=DeviceNames.INDEX):
+    contents = all_rendered(folder, definitions, saved(7, *assignments), names)
+    return contents[OVERRIDE_NAME], contents[RESET_NAME]
+
+
+def all_rendered(folder, definitions: dict, configuration: SavedConfiguration, names=DeviceNames.INDEX):
     path = folder / "docker-compose.prod.yml"
     path.write_text(yaml.safe_dump({"services": definitions}))
-    configuration = saved(7, *assignments)
-    pinned = assigned_services(assignments, SERVICES, DEVICES, read_project([path]), names)
-    return render_override(configuration, pinned, "-f x.yml"), render_reset(configuration, pinned)
+    return render(
+        configuration, SERVICES, DEVICES, read_project([path]), names, [path], path.parent / "config"
+    )
 
 
 def test_the_override_has_the_documents_form(tmp_path):
@@ -53,7 +48,7 @@ def test_the_override_has_the_documents_form(tmp_path):
         "# Made by Cotenant at 2025-01-23T10:30:00Z: configuration 7, manual.\n"
         "# Do not edit: the next save overwrites it. An edited file is overwritten only by force.\n"
         "# To change it: cotenant services set SERVICE=GPU, then cotenant services apply.\n"
-        "# By hand: -f x.yml\n"
+        "# By hand: -f docker-compose.prod.yml -f config/docker-compose.gpu-override.yml\n"
         "\n"
         "services:\n"
         "  ai-llm:\n"
@@ -147,18 +142,11 @@ def test_a_container_tells_its_assignment_by_its_label():
         assert labelled_assignment("a", {ASSIGNMENT_LABEL: forged}) is None
 
 
-def test_without_a_gpu_nothing_tells_two_containers_apart():
-    assert same_assignment(None, pin("a", None, 3.0))
-    assert same_assignment(pin("a", 1), pin("a", 1))
-    assert not same_assignment(pin("a", 1), pin("a", 1, 2.0))
-    assert not same_assignment(None, pin("a", 0))
-
-
-def test_the_assignments_file_has_the_documents_form():
+def test_the_assignments_file_has_the_documents_form(tmp_path):
     configuration = SavedConfiguration(
         3, AT, Strategy.VRAM_BASED, (pin("ai-llm", 0), pin("ai-enrichment", 1, 3.5), pin("free", None))
     )
-    text = render_assignments(configuration)
+    text = all_rendered(tmp_path, {}, configuration)[ASSIGNMENTS_NAME]
 
     assert text.endswith(
         "\n"
@@ -172,5 +160,6 @@ def test_the_assignments_file_has_the_documents_form():
     assert yaml.safe_load(text)["assignments"]["ai-enrichment"] == {"gpu": 1, "vram_budget": 3.5}
 
 
-def test_an_assignments_file_without_assignments_says_so():
-    assert yaml.safe_load(render_assignments(saved(1)))["assignments"] == {}
+def test_an_assignments_file_without_assignments_says_so(tmp_path):
+    text = all_rendered(tmp_path, {}, saved(1))[ASSIGNMENTS_NAME]
+    assert yaml.safe_load(text)["assignments"] == {}

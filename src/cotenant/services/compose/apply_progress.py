@@ -1,15 +1,17 @@
 """The progress of one apply: saved on disk at each step, then reported.
 
-The file lets the next run of a daemon that was killed find out where the apply stopped.
+The file lets the next run of a daemon that was killed find out, from the containers, where the apply stopped.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from pydantic import TypeAdapter
 
 from cotenant.atomic_files import write_durably
 from cotenant.domain.errors import GeneratedFileFailed
@@ -18,6 +20,7 @@ from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
+    ContainerState,
     ProgressState,
     ServiceProgress,
 )
@@ -42,13 +45,8 @@ def save_record(folder: Path, record: ApplyRecord) -> None:
 def load_record(folder: Path) -> ApplyRecord | None:
     """Return the last record; None if there is none or it cannot be read."""
     try:
-        record = json.loads((folder / _NAME).read_bytes())
-        return ApplyRecord(
-            ApplyStatus.from_json(record["status"]),
-            {service: Assignment(**each) for service, each in record["before"].items()},
-            {service: Assignment(**each) for service, each in record["after"].items()},
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return TypeAdapter(ApplyRecord).validate_json((folder / _NAME).read_bytes())
+    except (OSError, ValueError):
         return None
 
 
@@ -82,10 +80,6 @@ class ApplyProgress:
         """The apply as it is now."""
         return replace(self._status, services=tuple(self._services.values()))
 
-    def of(self, service: str) -> ServiceProgress:
-        """Return the progress of one service."""
-        return self._services[service]
-
     async def start(self) -> None:
         """Report the start. Raises GeneratedFileFailed if it cannot be written to disk."""
         try:
@@ -98,15 +92,10 @@ class ApplyProgress:
             ) from error
 
     async def set_service_state(
-        self, service: str, state: ProgressState, *, message: str | None = None, **fields: str | int | None
+        self, service: str, state: ProgressState, *, message: str | None = None, **fields: Any
     ) -> None:
         """Report the progress of a service; `fields` are more of its fields."""
-        self._services[service] = replace(
-            self._services[service],
-            state=state,
-            message=message,
-            **fields,  # type: ignore[arg-type]
-        )
+        self._services[service] = replace(self._services[service], state=state, message=message, **fields)
         await self._save_and_report()
 
     async def set_state(self, state: ApplyState, message: str) -> ApplyStatus:
@@ -126,3 +115,62 @@ class ApplyProgress:
             with contextlib.nullcontext() if strict else contextlib.suppress(OSError):
                 await asyncio.to_thread(save_record, self._folder, record)
             self._report(status)
+
+
+def interrupted(
+    record: ApplyRecord, containers: Sequence[ContainerState] | None, *, command_running: bool, at: float
+) -> ApplyStatus:
+    """Return the apply by the state of its containers; these are None if no engine answers.
+
+    `command_running` says that the compose command of that run has not ended. `at` is Unix seconds.
+    """
+    if containers is None:
+        unknown = "no container engine answers, so its state is unknown"
+        services = tuple(replace(each, message=unknown) for each in record.status.services)
+    else:
+        found = {each.service: each for each in containers}
+        services = tuple(
+            _seen(each, record, found.get(each.service, ContainerState(each.service)), command_running)
+            for each in record.status.services
+        )
+    details = [f"{each.service}: {each.message}" for each in services]
+    advice = "Wait for it, then check again" if command_running else "Apply again to finish, or roll back"
+    return replace(
+        record.status,
+        state=ApplyState.INTERRUPTED,
+        finished_at=record.status.finished_at or at,
+        services=services,
+        message=(
+            f"The daemon ended while configuration {record.status.number} was applied. "
+            f"{'; '.join(details)}{'. ' if details else ''}{advice}."
+        ),
+    )
+
+
+def _seen(
+    progress: ServiceProgress, record: ApplyRecord, container: ContainerState, command_running: bool
+) -> ServiceProgress:
+    before, after = record.before.get(progress.service), record.after.get(progress.service)
+    if not container.running:
+        doing = command_running and progress.state is ProgressState.RECREATING
+        state = ProgressState.RECREATING if doing else ProgressState.FAILED
+        message = "its compose command is still running" if doing else "it is down"
+    elif _same(container.assignment, after):
+        well = container.healthy is not False
+        state = ProgressState.HEALTHY if well else ProgressState.FAILED
+        message = "it runs as configured" if well else "it runs as configured, and its check fails"
+    elif _same(container.assignment, before):
+        state, message = ProgressState.PENDING, "it runs as before"
+    else:
+        gpu = container.assignment.gpu_index if container.assignment else None
+        where = "without a pin" if gpu is None else f"on GPU {gpu}"
+        state, message = ProgressState.FAILED, f"it runs neither as before nor as configured: {where}"
+    target = container.assignment or after
+    gpu_index = target.gpu_index if target else None
+    return ServiceProgress(progress.service, state, gpu_index, container.container_id, message)
+
+
+def _same(one: Assignment | None, other: Assignment | None) -> bool:
+    """Whether two assignments create the same container; without a GPU both leave it unpinned."""
+    pinned = [None if each is None or each.gpu_index is None else each for each in (one, other)]
+    return pinned[0] == pinned[1]

@@ -50,18 +50,14 @@ class ContainerEngine:
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = tuple(argv)
 
-    @property
-    def checks_itself(self) -> bool:
-        """Whether the engine runs health checks by itself: podman leaves that to systemd's timers."""
-        return Path(self._argv[0]).name != "podman"
-
     async def containers(self, project: str, service: str | None = None) -> tuple[Container, ...]:
         """Return a project's containers, or one service's, in the order of their ids.
 
         Raises ContainerEngineMissing if the engine does not answer.
         """
-        filters = [f"label={_PROJECT}={project}"] + ([f"label={_SERVICE}={service}"] if service else [])
-        options = [option for each in filters for option in ("--filter", each)]
+        options = ["--filter", f"label={_PROJECT}={project}"]
+        if service:
+            options += ["--filter", f"label={_SERVICE}={service}"]
         error = ""
         # A container may disappear between the two commands.
         for _ in range(3):
@@ -81,19 +77,25 @@ class ContainerEngine:
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 error = "its output has an unknown format"
                 continue
-            return tuple(each for each in found if _counts(each, service))
+            # Those of `compose run` carry the service's name too.
+            return tuple(
+                each
+                for each in found
+                if each.labels.get(_ONE_OFF, "").lower() != "true" and service in (None, each.service)
+            )
         raise ContainerEngineMissing(
             f"{self._argv[0]} does not list its containers: {reason(error)}",
             hint="Check that the container engine runs and that the daemon may use it.",
         )
 
-    async def check(self, container: Container, timeout_s: float) -> tuple[bool, str]:
-        """Run a container's health check now; return whether it is healthy, and the output of the check."""
-        if self.checks_itself:
-            return container.health == "healthy", f"its check says {container.health}"
+    async def check(self, container: Container, timeout_s: float) -> str | None:
+        """Run a container's health check now; return what it says, None if the container is healthy."""
+        # Docker runs health checks by itself; podman leaves that to systemd's timers.
+        if Path(self._argv[0]).name != "podman":
+            return None if container.health == "healthy" else f"its check says {container.health}"
         result = await run_async([*self._argv, "healthcheck", "run", container.id], timeout_s)
         output = result.problem or (result.output + result.errors).strip() or "unhealthy"
-        return result.ok, f"its check says {reason(output)}"
+        return None if result.ok else f"its check says {reason(output)}"
 
     async def last_log_lines(self, container: Container) -> str:
         """Return the last lines of a container's log joined into one, empty if there are none."""
@@ -102,12 +104,6 @@ class ContainerEngine:
         )
         lines = [line.strip() for line in (log.output + log.errors).splitlines() if line.strip()]
         return " | ".join(lines[-3:])[:500]
-
-
-def _counts(container: Container, service: str | None) -> bool:
-    """Whether a container belongs to the service: those of `compose run` carry its name too."""
-    one_off = container.labels.get(_ONE_OFF, "").lower() == "true"
-    return not one_off and service in (None, container.service)
 
 
 def states(containers: Iterable[Container], services: Iterable[str]) -> tuple[ContainerState, ...]:
@@ -133,8 +129,7 @@ def _state(service: str, containers: Sequence[Container]) -> ContainerState:
 def _container(inspected: Mapping[str, Any]) -> Container:
     state, config, host = (inspected.get(key) or {} for key in ("State", "Config", "HostConfig"))
     labels = {str(name): str(value) for name, value in (config.get("Labels") or {}).items()}
-    check = config.get("Healthcheck") or {}
-    test = check.get("Test") or []
+    test = (config.get("Healthcheck") or {}).get("Test") or []
     health = (state.get("Health") or state.get("Healthcheck") or {}).get("Status")
     return Container(
         id=str(inspected["Id"]),

@@ -1,13 +1,13 @@
 """Reads the event streams of podman and docker (`events`), one JSON object a line."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 _SERVICE: Final = "com.docker.compose.service"
-_DIED: Final = frozenset(["died", "die"])
 _KILLED: Final = 137
 _NORMAL_EXITS: Final = frozenset([0, 143])
 """Exit statuses of a container that ended normally or on SIGTERM."""
@@ -57,17 +57,14 @@ def read_event(line: str | bytes) -> ContainerEvent | None:
         return None
     if action == "oom":
         return ContainerEvent(ContainerChange.OUT_OF_MEMORY, name, identity)
-    status = _number(event.get("ContainerExitCode", labels.get("exitCode", labels.get("containerExitCode"))))
-    if action not in _DIED or status is None or status in _NORMAL_EXITS:
+    status = event.get("ContainerExitCode", labels.get("exitCode", labels.get("containerExitCode")))
+    if action not in ("died", "die") or not re.fullmatch("[0-9]{1,5}", str(status)):
         return None
-    change = ContainerChange.KILLED if status == _KILLED else ContainerChange.FAILED
+    if int(status) in _NORMAL_EXITS:
+        return None
+    change = ContainerChange.KILLED if int(status) == _KILLED else ContainerChange.FAILED
     return ContainerEvent(change, name, identity)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> int | None:
-    text = str(value)
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

@@ -19,7 +19,6 @@ from cotenant.domain.errors import GeneratedFileEdited, GeneratedFileFailed
 from cotenant.services.compose.override import ASSIGNMENTS_NAME, OVERRIDE_NAME, RESET_NAME
 
 NAMES: Final = (ASSIGNMENTS_NAME, RESET_NAME, OVERRIDE_NAME)
-_HISTORY: Final = "gpu-history"
 _CHECKSUMS: Final = "written.json"
 _KEPT: Final = 20
 
@@ -33,21 +32,19 @@ class _Written:
 
 
 class GeneratedFiles:
-    """The generated files in one folder, which is created when they are first written."""
+    """The generated files in one folder, which is created when they are first written.
+
+    `override` is the path of the override, which may not exist.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._history = folder / _HISTORY
-
-    @property
-    def override(self) -> Path:
-        """The path of the override, which may not exist."""
-        return self._folder / OVERRIDE_NAME
+        self.folder = folder
+        self.override = folder / OVERRIDE_NAME
+        self._history = folder / "gpu-history"
 
     def in_use(self) -> tuple[Path, ...]:
         """Return those that a compose command takes after the operator's files, in order."""
-        paths = (self._folder / RESET_NAME, self._folder / OVERRIDE_NAME)
-        return tuple(path for path in paths if path.is_file())
+        return tuple(path for path in (self.folder / RESET_NAME, self.override) if path.is_file())
 
     def number(self) -> int | None:
         """Return the configuration whose files are in place; None if there are none."""
@@ -57,7 +54,7 @@ class GeneratedFiles:
         """Return those that differ from what was written: changed, removed, or not written by Cotenant."""
         written = self._written() or (_Written(None, {}),)
         return tuple(
-            self._folder / name
+            self.folder / name
             for name in NAMES
             if self._sum(name) not in [each.sums.get(name) for each in written]
         )
@@ -133,7 +130,7 @@ class GeneratedFiles:
             raise _failed(path, error) from error
         try:
             for name in NAMES:
-                path = self._folder / name
+                path = self.folder / name
                 before[name] = _content(path)
                 content = contents[name]
                 if content is not None:
@@ -142,12 +139,12 @@ class GeneratedFiles:
             after = _entry(number, contents)
             write_durably(path, json.dumps([after, _entry(self.number(), before)], indent=1).encode())
             for name in NAMES:
-                path = self._folder / name
+                path = self.folder / name
                 if name in fresh:
                     fresh[name].replace(path)
                 else:
                     path.unlink(missing_ok=True)
-            sync_folder(self._folder)
+            sync_folder(self.folder)
             with contextlib.suppress(OSError):
                 write_durably(self._history / _CHECKSUMS, json.dumps([after], indent=1).encode())
         except OSError as error:
@@ -159,7 +156,7 @@ class GeneratedFiles:
                     unused.unlink()
 
     def _undo(self, before: Mapping[str, bytes | None], record: bytes | None) -> None:
-        was = {self._folder / name: content for name, content in before.items()}
+        was = {self.folder / name: content for name, content in before.items()}
         for path, content in (was | {self._history / _CHECKSUMS: record}).items():
             with contextlib.suppress(OSError):
                 if content is None:
@@ -201,7 +198,7 @@ class GeneratedFiles:
 
     def _sum(self, name: str) -> str | None:
         try:
-            return _sum(_content(self._folder / name))
+            return _sum(_content(self.folder / name))
         except OSError:
             return "unreadable"
 

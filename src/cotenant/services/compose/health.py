@@ -53,18 +53,14 @@ class HealthWatch:
         if service.health_url is not None:
             return await _url_problem(service.health_url)
         for container in containers:
-            if container.has_check:
-                healthy, problem = await self._engine.check(container, _PROBE_TIMEOUT_S)
-                if not healthy:
-                    return problem
+            problem = await self._engine.check(container, _PROBE_TIMEOUT_S) if container.has_check else None
+            if problem is not None:
+                return problem
         if all(container.has_check for container in containers):
             return None
-        return await self._restart_problem(service, containers)
-
-    async def _restart_problem(self, service: Service, containers: Sequence[Container]) -> str | None:
-        """Look again after `settle_s`: a container that was restarted meanwhile has another start time."""
         if not all(container.running for container in containers):
             return f"its container is {containers[0].status}"
+        # A container that is restarted meanwhile has another start time then.
         await asyncio.sleep(self._settle_s)
         now = {each.id: each for each in await self._engine.containers(self._project, service.name)}
         for container in containers:

@@ -7,24 +7,14 @@ from pathlib import Path
 
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import ComposeFileError, ContainerEngineMissing
-from cotenant.services.compose.apply import run_apply
-from cotenant.services.compose.apply_progress import ApplyProgress, load_record
+from cotenant.services.compose.apply import ApplyTools, run_apply
+from cotenant.services.compose.apply_progress import ApplyProgress, interrupted, load_record
 from cotenant.services.compose.command import ComposeCommand, find_compose
 from cotenant.services.compose.compose_files import ComposeProject, read_project
 from cotenant.services.compose.container_engine import ContainerEngine, states
 from cotenant.services.compose.generated_files import GeneratedFiles
 from cotenant.services.compose.health import HealthWatch
-from cotenant.services.compose.override import (
-    ASSIGNMENTS_NAME,
-    OVERRIDE_NAME,
-    RESET_NAME,
-    assigned_services,
-    render_assignments,
-    render_override,
-    render_reset,
-)
-from cotenant.services.compose.recovery import interrupted
-from cotenant.services.compose.recreate import ApplyTools
+from cotenant.services.compose.override import render
 from cotenant.services.compose.runner import ComposeRunner
 from cotenant.services.model import (
     ApplyOrder,
@@ -87,16 +77,15 @@ class ComposeOrchestrator:
         Raises GeneratedFileEdited unless `force`, GeneratedFileFailed, and ComposeFileError: what a service
         requests in its own file decides what has to be written.
         """
-        project = self._project()
-        assigned = assigned_services(
-            configuration.assignments, services, devices, project, self._settings.device_ids
+        contents = render(
+            configuration,
+            services,
+            devices,
+            self._project(),
+            self._settings.device_ids,
+            self._files,
+            self._generated.folder,
         )
-        reset = render_reset(configuration, assigned)
-        contents = {
-            ASSIGNMENTS_NAME: render_assignments(configuration),
-            RESET_NAME: reset,
-            OVERRIDE_NAME: render_override(configuration, assigned, self._by_hand(reset is not None)),
-        }
         self._generated.write(configuration.number, contents, force=force)
 
     def edited(self) -> Sequence[Path]:
@@ -125,7 +114,12 @@ class ComposeOrchestrator:
         disk; a compose command that is running continues to its end.
         """
         project = await asyncio.to_thread(self._project)
-        self._check(project, order)
+        for service in order.changed:
+            if service.name not in project.services or service.name.startswith("-"):
+                raise ComposeFileError(
+                    f"{self._files[0]}: there is no service {service.name} to recreate",
+                    hint="Correct its name in services.items, or add it to the compose file.",
+                )
         command = await find_compose(self._settings.command)
         await asyncio.to_thread(self._generated.ensure, order.number)
         engine = ContainerEngine(command.engine)
@@ -168,19 +162,3 @@ class ComposeOrchestrator:
 
     def _project(self) -> ComposeProject:
         return read_project(self._files, self._settings.project)
-
-    def _check(self, project: ComposeProject, order: ApplyOrder) -> None:
-        for service in order.changed:
-            if service.name not in project.services or service.name.startswith("-"):
-                raise ComposeFileError(
-                    f"{self._files[0]}: there is no service {service.name} to recreate",
-                    hint="Correct its name in services.items, or add it to the compose file.",
-                )
-
-    def _by_hand(self, with_reset: bool) -> str:
-        base = self._files[0].parent
-        names = [RESET_NAME, OVERRIDE_NAME] if with_reset else [OVERRIDE_NAME]
-        paths = [*self._files, *(self._generated.override.with_name(name) for name in names)]
-        return " ".join(
-            f"-f {path.relative_to(base) if path.is_relative_to(base) else path}" for path in paths
-        )

@@ -1,5 +1,6 @@
 """The order in which services are recreated, so that memory is freed before it is needed. Pure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -35,18 +36,12 @@ class Move:
     @property
     def frees(self) -> bool:
         """Whether its old GPU has more free memory afterwards: it leaves, or gets a smaller budget."""
-        if self.leaves != self.arrives:
-            return True
-        before, after = _budget(self.before), _budget(self.after)
-        return after is not None and (before is None or after < before)
+        return self.leaves != self.arrives or _budget(self.after) < _budget(self.before)
 
     @property
     def needs(self) -> bool:
         """Whether its new GPU has less free memory afterwards: it arrives, or gets a larger budget."""
-        if self.leaves != self.arrives:
-            return True
-        before, after = _budget(self.before), _budget(self.after)
-        return before is not None and (after is None or after > before)
+        return self.leaves != self.arrives or _budget(self.after) > _budget(self.before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,14 @@ def ordered(moves: Sequence[Move]) -> tuple[Step, ...]:
     other in a cycle, such as two that swap GPUs, cannot all keep running: one of the cycle is stopped, a
     service that is not latency-critical if there is one. The same moves always give the same steps.
     """
-    waits = {move.service: _waits_for(move, moves) for move in moves}
+    waits = {
+        move.service: tuple(
+            other.service
+            for other in moves
+            if move.needs and other is not move and other.frees and other.leaves == move.arrives
+        )
+        for move in moves
+    }
     by_name = {move.service: move for move in moves}
     freed: set[str] = set()
     stopped: set[str] = set()
@@ -90,16 +92,6 @@ def ordered(moves: Sequence[Move]) -> tuple[Step, ...]:
     return tuple(Step(name, waits[name], name in stopped) for name in done)
 
 
-def _waits_for(move: Move, moves: Sequence[Move]) -> tuple[str, ...]:
-    if not move.needs:
-        return ()
-    return tuple(
-        other.service
-        for other in moves
-        if other.service != move.service and other.frees and other.leaves == move.arrives
-    )
-
-
 def _cycle(start: str, waits: Mapping[str, Sequence[str]], freed: set[str]) -> list[str]:
     """Follow what `start` waits for until a service repeats; the services from there on are the cycle."""
     path = [start]
@@ -114,5 +106,6 @@ def _gpu(assignment: Assignment | None) -> int:
     return UNPINNED_GPU if assignment is None or assignment.gpu_index is None else assignment.gpu_index
 
 
-def _budget(assignment: Assignment | None) -> float | None:
-    return None if assignment is None else assignment.vram_budget_gb
+def _budget(assignment: Assignment | None) -> float:
+    """Return the budget in GB; without one a service may take everything."""
+    return math.inf if assignment is None or assignment.vram_budget_gb is None else assignment.vram_budget_gb

@@ -12,18 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from cotenant.domain.units import GIB
-from cotenant.services.compose.assignment_text import (
-    ASSIGNMENT_LABEL,
-    assignment_label,
-    budget_text,
-    device_name,
-    device_of,
-)
+from cotenant.services.compose.assignment_text import ASSIGNMENT_LABEL, assignment_label
 from cotenant.services.compose.compose_files import ComposeProject, ComposeService
 from cotenant.services.compose.gpu_requests import RESERVED_DEVICES
 from cotenant.services.compose.interpolation import escaped
@@ -36,78 +31,75 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class AssignedService:
+class _Assigned:
     """A service with a GPU: its assignment, its compose definition, its settings and its GPU."""
 
     assignment: Assignment
     compose: ComposeService
     service: Service | None
     device: ServiceDevice | None
-    device_name: str
 
 
-def assigned_services(
-    assignments: Sequence[Assignment],
+def render(
+    configuration: SavedConfiguration,
     services: Sequence[Service],
     devices: Sequence[ServiceDevice],
     project: ComposeProject,
     names: DeviceNames,
-) -> tuple[AssignedService, ...]:
-    """Return the services to assign, without those that are not in the compose files."""
+    files: Sequence[Path],
+    folder: Path,
+) -> dict[str, str | None]:
+    """Return the text of each generated file; None for the reset file if it is not needed.
+
+    Services that are not in the compose files are left out. `files` are those, `folder` is the generated
+    files': the override says how to give them to a compose command by hand.
+    """
     known = {service.name: service for service in services}
-    return tuple(
-        AssignedService(
-            assignment,
-            project.services[assignment.service],
-            known.get(assignment.service),
-            device_of(assignment, devices),
-            device_name(assignment, devices, names),
+    assigned = [
+        _Assigned(each, project.services[each.service], known.get(each.service), _device(each, devices))
+        for each in configuration.assignments
+        if each.gpu_index is not None and each.service in project.services
+    ]
+    at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def header(*more: str) -> str:
+        lines = (
+            f"Made by Cotenant at {at}: configuration {configuration.number}, {configuration.strategy}.",
+            "Do not edit: the next save overwrites it. An edited file is overwritten only by force.",
+            "To change it: cotenant services set SERVICE=GPU, then cotenant services apply.",
+            *more,
         )
-        for assignment in assignments
-        if assignment.gpu_index is not None and assignment.service in project.services
-    )
+        return "".join(f"# {line}\n" for line in lines) + "\n"
 
-
-def header(configuration: SavedConfiguration, *more: str) -> str:
-    """Return the comment at the top of a generated file: its origin, and how to change it."""
-    at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    lines = (
-        f"Made by Cotenant at {at}: configuration {configuration.number}, {configuration.strategy}.",
-        "Do not edit: the next save overwrites it. An edited file is overwritten only by force.",
-        "To change it: cotenant services set SERVICE=GPU, then cotenant services apply.",
-        *more,
-    )
-    return "".join(f"# {line}\n" for line in lines)
-
-
-def render_assignments(configuration: SavedConfiguration) -> str:
-    """Return the file that shows people what was assigned."""
-    at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    reset = _reset(assigned)
+    used = [*files, *([folder / RESET_NAME] if reset else ()), folder / OVERRIDE_NAME]
+    base = files[0].parent
+    by_hand = " ".join(f"-f {path.relative_to(base) if path.is_relative_to(base) else path}" for path in used)
+    blocks = "".join(_service_block(each, names) for each in assigned)
     lines = [
-        f"  {yaml_key(each.service)}: "
-        f"{{ gpu: {json.dumps(each.gpu_index)}, vram_budget: {json.dumps(each.vram_budget_gb)} }}"
+        f"  {_yaml_key(each.service)}: "
+        f"{{ gpu: {json.dumps(each.gpu_index)}, vram_budget: {json.dumps(each.vram_budget_gb)} }}\n"
         for each in configuration.assignments
     ]
-    return (
-        header(configuration)
-        + f"\ngenerated_at: '{at}'\nstrategy: {configuration.strategy}\n"
-        + "\n".join(["assignments:" if lines else "assignments: {}", *lines])
-        + "\n"
-    )
+    why_reset = f"It comes before {OVERRIDE_NAME}: compose commands join lists of devices."
+    return {
+        ASSIGNMENTS_NAME: header()
+        + f"generated_at: '{at}'\nstrategy: {configuration.strategy}\n"
+        + "".join(["assignments:\n" if lines else "assignments: {}\n", *lines]),
+        RESET_NAME: header(why_reset) + "services:\n" + _tree(reset, "  ") if reset else None,
+        OVERRIDE_NAME: header(f"By hand: {by_hand}")
+        + (f"services:\n{blocks}" if assigned else "services: {}\n"),
+    }
 
 
-def render_override(
-    configuration: SavedConfiguration, assigned: Sequence[AssignedService], by_hand: str
-) -> str:
-    """Return the override; `by_hand` are the `-f` options for a manual run of compose."""
-    top = header(configuration, f"By hand: {by_hand}") + "\n"
-    if not assigned:
-        return top + "services: {}\n"
-    return top + "services:\n" + "".join(_service_block(each) for each in assigned)
+def _device(assignment: Assignment, devices: Sequence[ServiceDevice]) -> ServiceDevice | None:
+    """Return the GPU of an assignment: by its id at any index, else by its index."""
+    same = [device for device in devices if device.id == assignment.device_id]
+    return next(iter(same or [device for device in devices if device.index == assignment.gpu_index]), None)
 
 
-def render_reset(configuration: SavedConfiguration, assigned: Sequence[AssignedService]) -> str | None:
-    """Return the file that removes the GPU requests of assigned services; None if there are none."""
+def _reset(assigned: Sequence[_Assigned]) -> dict[str, Any]:
+    """Return the keys to remove, by service, as a tree with None at its leaves."""
     services: dict[str, Any] = {}
     for each in assigned:
         for path in _dropped(each):
@@ -115,45 +107,40 @@ def render_reset(configuration: SavedConfiguration, assigned: Sequence[AssignedS
             for key in path[:-1]:
                 place = place.setdefault(key, {})
             place[path[-1]] = None
-    if not services:
-        return None
-    top = header(configuration, f"It comes before {OVERRIDE_NAME}: compose commands join lists of devices.")
-    return f"{top}\nservices:\n" + _tree(services, "  ")
+    return services
 
 
-def _service_block(assigned: AssignedService) -> str:
-    device = f"  # {' '.join(assigned.device.name.split())}" if assigned.device else ""
+def _service_block(assigned: _Assigned, names: DeviceNames) -> str:
+    assignment, service, device = assigned.assignment, assigned.service, assigned.device
+    index, uuid = (device.index, device.id) if device else (assignment.gpu_index, assignment.device_id)
+    name = uuid if names is DeviceNames.UUID and uuid is not None else index
     lines = [
-        f"  {yaml_key(assigned.assignment.service)}:",
+        f"  {_yaml_key(assignment.service)}:",
         "    labels:",
-        f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(assigned.assignment))}",
+        f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(assignment))}",
         "    deploy:",
         "      resources:",
         "        reservations:",
         "          devices:",
         "            - driver: nvidia",
-        f"              device_ids: [{_quoted(assigned.device_name)}]{device}",
+        f"              device_ids: [{_quoted(str(name))}]"
+        + (f"  # {' '.join(device.name.split())}" if device else ""),
         "              capabilities: [gpu]",
         *(f"            - {_flow(entry)}" for entry in _kept(assigned, RESERVED_DEVICES)),
     ]
-    budget, service = assigned.assignment.vram_budget_gb, assigned.service
+    budget = assignment.vram_budget_gb
     if budget is not None and service is not None and service.budget_env is not None:
-        lines.append("    environment:")
-        lines.append(f"      - {service.budget_env}={budget_text(budget)}{_adjusted(budget, service)}")
+        text = f"{budget:.6f}".rstrip("0").rstrip(".")
+        if service.vram_bytes is not None and budget * GIB < service.vram_bytes * 0.99:
+            text += f"  # adjusted: it asks for {service.vram_bytes / GIB:.1f}"
+        lines += ["    environment:", f"      - {service.budget_env}={text}"]
     others = _kept(assigned, ("devices",))
     if others:
-        lines.append("    devices:")
-        lines.extend(f"      - {_flow(entry)}" for entry in others)
+        lines += ["    devices:", *(f"      - {_flow(entry)}" for entry in others)]
     return "\n".join(lines) + "\n"
 
 
-def _adjusted(budget_gb: float, service: Service) -> str:
-    if service.vram_bytes is None or budget_gb * GIB >= service.vram_bytes * 0.99:
-        return ""
-    return f"  # adjusted: it asks for {service.vram_bytes / GIB:.1f}"
-
-
-def _dropped(assigned: AssignedService) -> list[tuple[str, ...]]:
+def _dropped(assigned: _Assigned) -> list[tuple[str, ...]]:
     """Return the keys that have to be removed before the override adds its own.
 
     Only those in the service's own definition: podman-compose keeps a `!reset` of an absent key and drops
@@ -169,7 +156,7 @@ def _dropped(assigned: AssignedService) -> list[tuple[str, ...]]:
     return paths
 
 
-def _kept(assigned: AssignedService, path: tuple[str, ...]) -> tuple[Any, ...]:
+def _kept(assigned: _Assigned, path: tuple[str, ...]) -> tuple[Any, ...]:
     if not _present(assigned.compose.definition, path):
         return ()
     return tuple(entry for request in assigned.compose.gpus if request.path == path for entry in request.kept)
@@ -187,13 +174,13 @@ def _tree(mapping: Mapping[str, Any], indent: str) -> str:
     text = ""
     for key, value in mapping.items():
         if value is None:
-            text += f"{indent}{yaml_key(key)}: !reset null\n"
+            text += f"{indent}{_yaml_key(key)}: !reset null\n"
         else:
-            text += f"{indent}{yaml_key(key)}:\n" + _tree(value, indent + "  ")
+            text += f"{indent}{_yaml_key(key)}:\n" + _tree(value, indent + "  ")
     return text
 
 
-def yaml_key(name: str) -> str:
+def _yaml_key(name: str) -> str:
     """Return a service's name as a key, quoted where YAML would read something else."""
     plain = _PLAIN_KEY.fullmatch(name) and isinstance(yaml.safe_load(name), str)
     return name if plain else json.dumps(name)

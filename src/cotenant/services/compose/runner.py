@@ -3,17 +3,22 @@
 import asyncio
 import fcntl
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock
+from cotenant.programs.run import read_tail, readable
+from cotenant.services.compose import compose_supervisor
 from cotenant.services.compose.command import reason
-from cotenant.services.compose.program import run_supervised
 
 _LOCK: Final = "compose.lock"
 _LOG: Final = "compose.log"
 _POLL_S: Final = 0.05
+_left_behind: list[subprocess.Popen[bytes]] = []
 
 
 class ComposeRunner:
@@ -34,7 +39,10 @@ class ComposeRunner:
         """Run a command; return the engine's error line, None if it succeeded."""
         async with self._one_at_a_time:
             try:
-                return await self._run(argv, cwd)
+                async with self._locked(self._timeout_s) as lock:
+                    if lock is None:
+                        return "another compose command of this project did not end"
+                    return await self._run_supervised(argv, cwd, lock)
             except OSError as error:
                 return f"{error.filename or argv[0]} cannot be used: {error.strerror}"
 
@@ -44,37 +52,60 @@ class ComposeRunner:
         A lock that cannot be opened is another user's and counts as no.
         """
         try:
-            lock = await self._acquire(patience_s)
+            async with self._locked(patience_s) as lock:
+                return lock is None
         except OSError:
             return False
-        if lock is None:
-            return True
-        os.close(lock)
-        return False
 
-    async def _run(self, argv: Sequence[str], cwd: Path) -> str | None:
-        lock = await self._acquire(self._timeout_s)
-        if lock is None:
-            return "another compose command of this project did not end"
+    async def _run_supervised(self, argv: Sequence[str], cwd: Path, lock: int) -> str | None:
+        """Run a command under a supervisor process, its output in a file; at its limit its group is killed.
+
+        If this task is cancelled, or the daemon dies, the command continues alone, within its limit: it may
+        have removed a container and not yet created the next. `lock` is a locked file; it stays locked until
+        then.
+        """
+        script = compose_supervisor.__file__
+        supervisor = [sys.executable, "-I", "-S", script, str(lock), str(self._timeout_s)]
+        with self._log.open("wb") as sink:
+            process = subprocess.Popen(  # noqa: ASYNC220  it outlives the loop; exec takes 1 to 2 ms
+                [*supervisor, *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                cwd=cwd,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        _left_behind[:] = [each for each in _left_behind if each.poll() is None]
+        _left_behind.append(process)
+        pidfd = os.pidfd_open(process.pid)
         try:
-            finished = await run_supervised(argv, self._timeout_s, cwd=cwd, log=self._log, lock=lock)
-            return None if finished.ok else finished.problem or reason(finished.output)
+            await readable(pidfd)
         finally:
-            os.close(lock)
+            os.close(pidfd)
+        process.wait()
+        if process.returncode == compose_supervisor.AT_LIMIT:
+            return f"{Path(argv[0]).name} did not end within {self._timeout_s:g} s and was killed"
+        return reason(await asyncio.to_thread(self._output)) if process.returncode else None
 
-    async def _acquire(self, patience_s: float) -> int | None:
+    def _output(self) -> str:
+        with self._log.open("rb") as file:
+            return read_tail(file)
+
+    @asynccontextmanager
+    async def _locked(self, patience_s: float) -> AsyncIterator[int | None]:
+        """The locked file; None if another command holds it for longer than `patience_s`."""
         deadline = self._clock.now() + patience_s
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while not _try_lock(descriptor):
                 if self._clock.now() >= deadline:
-                    os.close(descriptor)
-                    return None
+                    yield None
+                    return
                 await asyncio.sleep(_POLL_S)
-        except BaseException:
+            yield descriptor
+        finally:
             os.close(descriptor)
-            raise
-        return descriptor
 
 
 def _try_lock(descriptor: int) -> bool:

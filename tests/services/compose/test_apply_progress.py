@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 
 from cotenant.domain.devices import DeviceId
-from cotenant.services.compose.apply_progress import ApplyRecord, load_record, save_record
-from cotenant.services.compose.recovery import interrupted
+from cotenant.services.compose.apply_progress import ApplyRecord, interrupted, load_record, save_record
 from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
@@ -63,6 +62,18 @@ def test_the_containers_say_what_became_of_an_apply(container, busy, state, mess
     assert (found.services[0].state, found.services[0].message) == (state, message)
     assert f"a: {message}." in found.message
     assert ("Wait for it" if busy else "Apply again to finish, or roll back") in found.message
+
+
+@pytest.mark.parametrize("before", [None, pin("a", None, 3.0)])
+def test_without_a_gpu_nothing_tells_two_containers_apart(before):
+    record = replace(RECORD, before={} if before is None else {"a": before})
+    found = interrupted(record, [runs(None)], command_running=False, at=AT)
+    assert found.services[0].message == "it runs as before"
+
+
+def test_another_budget_is_another_container():
+    found = interrupted(RECORD, [runs(pin("a", 0, 2.0))], command_running=False, at=AT)
+    assert found.services[0].message == "it runs neither as before nor as configured: on GPU 0"
 
 
 def test_without_an_engine_nothing_is_claimed():
