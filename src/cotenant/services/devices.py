@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory
-from cotenant.services.assign.memory import GpuUse, RunningService, occupied
+from cotenant.services.assign.memory import needed_bytes
 from cotenant.services.model import Assignment, SeenDevice, Service, ServiceDevice
 
 
@@ -17,21 +17,42 @@ def service_devices(
 
     `claims` are the bytes of the scheduler's models, `assigned` the GPUs on which `services` run now. A GPU
     that cannot be measured or used counts as unhealthy.
+
+    A service that runs on a GPU must not displace itself. Drivers do not always report the owner of memory,
+    so what is in use beyond the scheduler's claims is attributed to the running services up to the sum of
+    their needs; the rest is foreign. Occupied is foreign plus claimed. A service that is not pinned is
+    assumed to be on the GPU of lowest index, where CUDA puts it. If the use is unknown, only claims count.
     """
-    taken = occupied(
-        [
-            GpuUse(index, _used_bytes(inventory, device, claims), claims.get(device.id, 0))
-            for index, device in _gpus(inventory)
-        ],
-        _running(inventory, services, assigned),
-    )
+    gpus = _gpus(inventory)
+    indices = {device.id: index for index, device in gpus}
+    lowest = min(indices.values(), default=None)
+    assignments = {each.service: each for each in assigned}
+    own: dict[int | None, int] = {}
+    for service in services:
+        each = assignments.get(service.name, Assignment(service.name))
+        pinned = each.gpu_index if each.device_id is None else indices.get(each.device_id)
+        index = lowest if pinned is None else pinned
+        own[index] = own.get(index, 0) + needed_bytes(service, each.vram_budget_gb)
     found = []
-    for index, device in _gpus(inventory):
+    for index, device in gpus:
         if device.total_bytes is not None:
-            reading, speed = inventory.reading(device), device.bandwidth_bytes_per_s
+            reading, claimed = inventory.reading(device), claims.get(device.id, 0)
+            # A static description does not show our models.
+            unseen = claimed if device.described and not inventory.source.is_live else 0
+            used = claimed if reading.used_bytes is None else reading.used_bytes + unseen
+            occupied = claimed + max(0, used - claimed - own.get(index, 0))
             healthy = reading.free_bytes is not None and reading.compute_mode is not ComputeMode.PROHIBITED
-            total, used = device.total_bytes, taken[index]
-            found.append(ServiceDevice(device.id, index, device.name, total, used, speed, healthy))
+            found.append(
+                ServiceDevice(
+                    device.id,
+                    index,
+                    device.name,
+                    device.total_bytes,
+                    occupied,
+                    device.bandwidth_bytes_per_s,
+                    healthy,
+                )
+            )
     return tuple(found)
 
 
@@ -54,23 +75,3 @@ def seen_devices(inventory: Inventory, at: float) -> tuple[SeenDevice, ...]:
 def _gpus(inventory: Inventory) -> list[tuple[int, Device]]:
     gpus = [device for device in inventory.devices if device.kind is DeviceKind.GPU]
     return [(device.index, device) for device in gpus if device.index is not None]
-
-
-def _used_bytes(inventory: Inventory, device: Device, claims: Mapping[DeviceId, int]) -> int | None:
-    """Return the bytes in use. A static description does not show our models: they are added."""
-    used = inventory.reading(device).used_bytes
-    is_static = device.described and not inventory.source.is_live
-    return used + claims.get(device.id, 0) if used is not None and is_static else used
-
-
-def _running(
-    inventory: Inventory, services: Sequence[Service], assigned: Sequence[Assignment]
-) -> list[RunningService]:
-    by_service = {each.service: each for each in assigned}
-    indices = {device.id: index for index, device in _gpus(inventory)}
-    running = []
-    for service in services:
-        each = by_service.get(service.name, Assignment(service.name))
-        index = each.gpu_index if each.device_id is None else indices.get(each.device_id)
-        running.append(RunningService(service, index, each.vram_budget_gb))
-    return running

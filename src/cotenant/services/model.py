@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from cotenant.domain.devices import DeviceId
 
@@ -80,6 +79,11 @@ class Assignment:
     gpu_index: int | None = None
     device_id: DeviceId | None = None
     vram_budget_gb: float | None = None
+
+    @property
+    def names_gpu(self) -> bool:
+        """Whether it pins the service to a GPU, by index or by id."""
+        return self.gpu_index is not None or self.device_id is not None
 
 
 class DeviceNames(StrEnum):
@@ -185,14 +189,6 @@ class ApplyStatus:
     def running(self) -> bool:
         """Whether it is still running."""
         return self.state in (ApplyState.RUNNING, ApplyState.ROLLING_BACK)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ApplyStatus:
-        """Read what `dataclasses.asdict` made. Raises KeyError, TypeError or ValueError for anything else."""
-        services = tuple(
-            ServiceProgress(**{**each, "state": ProgressState(each["state"])}) for each in value["services"]
-        )
-        return cls(**{**value, "state": ApplyState(value["state"]), "services": services})
 
 
 @dataclass(frozen=True, slots=True)

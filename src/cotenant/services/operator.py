@@ -103,9 +103,9 @@ class Services:
         compose = await self._compose_services(problems)
         warnings: tuple[ServiceWarning, ...] = ()
         if saved is not None:
-            effective = fall_back(saved.assignments, self._enabled, devices)
-            found = warnings_of(self._settings.items, devices, effective.assignments, known_services=compose)
-            warnings = (*effective.warnings, *found)
+            effective, moved = fall_back(saved.assignments, self._enabled, devices)
+            found = warnings_of(self._settings.items, devices, effective, known_services=compose)
+            warnings = (*moved, *found)
         edited = await asyncio.to_thread(self._orchestrator.edited)
         problems += [
             f"{path} was changed by hand since Cotenant wrote it: it is not overwritten without force."
@@ -233,9 +233,8 @@ class Services:
         containers = {state.service: state for state in running}
         applied = await self._store.applied()
         devices = self._devices(await self._inventory(), applied)
-        effective = replace(
-            saved, assignments=fall_back(saved.assignments, self._enabled, devices).assignments
-        )
+        assignments, _ = fall_back(saved.assignments, self._enabled, devices)
+        effective = replace(saved, assignments=tuple(assignments))
         await asyncio.to_thread(
             self._orchestrator.write, effective, self._settings.items, devices, force=force
         )

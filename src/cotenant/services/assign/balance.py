@@ -19,7 +19,7 @@ from cotenant.services.assign.balance_exact import (
     overflow,
     spread,
 )
-from cotenant.services.assign.free_memory import Chosen, FreeMemory
+from cotenant.services.assign.memory import Chosen, FreeMemory
 from cotenant.services.model import Service
 
 _MAX_ALL_SUBSETS: Final = 7

@@ -1,24 +1,16 @@
 """Moves services whose GPU is missing to another one until it is back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cotenant.services.assign.memory import adjusted_budgets, assigned_device, needed_bytes
 from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceWarning, WarningKind
 
 
-@dataclass(frozen=True, slots=True)
-class Effective:
-    """Assignments as they can be applied now, with a warning for each change."""
-
-    assignments: tuple[Assignment, ...]
-    warnings: tuple[ServiceWarning, ...] = ()
-
-
 def fall_back(
     assignments: Sequence[Assignment], services: Sequence[Service], devices: Sequence[ServiceDevice]
-) -> Effective:
-    """Name every GPU by its present index, and move the services of missing GPUs.
+) -> tuple[list[Assignment], list[ServiceWarning]]:
+    """Name every GPU by its present index, and move the services of missing GPUs; warn of each that moves.
 
     They go to the healthy GPU with the most free memory, largest need first, with a budget reduced to what is
     left there; without a healthy GPU they are unpinned. The saved assignment is not changed: the GPU may come
@@ -35,10 +27,10 @@ def fall_back(
             result[each.service] = replace(each, gpu_index=device.index, device_id=device.id)
             if device.id in free:
                 free[device.id] -= _need(named.get(each.service), each.vram_budget_gb)
-        elif each.gpu_index is None and each.device_id is None:
-            result[each.service] = each
-        else:
+        elif each.names_gpu:
             missing.append(each)
+        else:
+            result[each.service] = each
     warnings = []
     for each in sorted(missing, key=lambda each: -_need(named.get(each.service))):
         service = named.get(each.service)
@@ -47,23 +39,18 @@ def fall_back(
             warnings.append(_warning(each, "is left unpinned: no other GPU is healthy"))
             continue
         chosen = max(healthy, key=lambda device: (free[device.id], -device.index))
-        budget = _budget(chosen, service, free[chosen.id])
+        budget = None
+        if service is not None:
+            taken = replace(chosen, occupied_bytes=chosen.total_bytes - free[chosen.id])
+            budget = adjusted_budgets(taken, [(service, None)]).get(service.name)
         free[chosen.id] -= _need(service, budget)
         result[each.service] = Assignment(each.service, chosen.index, chosen.id, budget)
         warnings.append(_warning(each, f"falls back to GPU {chosen.index}"))
-    return Effective(tuple(result[each.service] for each in assignments), tuple(warnings))
+    return [result[each.service] for each in assignments], warnings
 
 
 def _need(service: Service | None, budget_gb: float | None = None) -> int:
     return 0 if service is None else needed_bytes(service, budget_gb)
-
-
-def _budget(device: ServiceDevice, service: Service | None, free_bytes: int) -> float | None:
-    """Return the budget of a service on a GPU with these bytes free; None if it needs no budget."""
-    if service is None:
-        return None
-    taken = replace(device, occupied_bytes=device.total_bytes - free_bytes)
-    return adjusted_budgets(taken, [(service, None)]).get(service.name)
 
 
 def _warning(assignment: Assignment, what: str) -> ServiceWarning:

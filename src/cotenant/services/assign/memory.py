@@ -1,13 +1,13 @@
-"""The memory that services need, the budgets that limit it, and what others occupy on GPUs."""
+"""The memory that services need, the budgets that limit it, and what is free while they are placed."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB, MIB
-from cotenant.services.model import Assignment, Service, ServiceDevice
+from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceRole
 
-HEADROOM_BYTES: Final = 128 * MIB
+_HEADROOM_BYTES: Final = 128 * MIB
 
 
 def needed_bytes(service: Service, budget_gb: float | None = None) -> int:
@@ -34,49 +34,21 @@ def assigned_device(assignment: Assignment, devices: Iterable[ServiceDevice]) ->
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class GpuUse:
-    """A GPU's memory as measured, None if unknown, and what the scheduler's own models hold of it."""
-
-    index: int
-    used_bytes: int | None
-    claimed_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RunningService:
-    """A service whose container runs, with the GPU and the budget that it was created with.
-
-    `gpu_index` is None if it was not pinned.
-    """
-
-    service: Service
-    gpu_index: int | None = None
-    budget_gb: float | None = None
-
-
-def occupied(gpus: Sequence[GpuUse], running: Iterable[RunningService]) -> dict[int, int]:
-    """Return the bytes on each GPU, by index, that are neither free nor the services' own.
-
-    A service that runs on a GPU must not displace itself. Drivers do not always report the owner of memory,
-    so what is in use beyond the scheduler's claims is attributed to the running services up to the sum of
-    their needs; the rest is foreign. Occupied is foreign plus claimed. A service that is not pinned is
-    assumed to be on the GPU of lowest index, where CUDA puts it. If the use is unknown, only claims count.
-    """
-    lowest = min((gpu.index for gpu in gpus), default=None)
-    own: dict[int | None, int] = {}
-    for one in running:
-        index = lowest if one.gpu_index is None else one.gpu_index
-        own[index] = own.get(index, 0) + needed_bytes(one.service, one.budget_gb)
-    found = {}
-    for gpu in gpus:
-        beyond = 0 if gpu.used_bytes is None else gpu.used_bytes - gpu.claimed_bytes
-        found[gpu.index] = gpu.claimed_bytes + max(0, beyond - own.get(gpu.index, 0))
-    return found
-
-
 Placed = Sequence[tuple[Service, float | None]]
 """Services on one GPU, each with its manual budget."""
+
+
+def placed_by_device(
+    services: Iterable[Service], devices: Sequence[ServiceDevice], assignments: Iterable[Assignment]
+) -> dict[DeviceId, Placed]:
+    """Return what each GPU holds, in the order of `assignments`; those of other services are left out."""
+    named = {service.name: service for service in services}
+    here: dict[DeviceId, list[tuple[Service, float | None]]] = {device.id: [] for device in devices}
+    for each in assignments:
+        device = assigned_device(each, devices)
+        if device is not None and each.service in named:
+            here[device.id].append((named[each.service], each.vram_budget_gb))
+    return {**here}
 
 
 def adjusted_budgets(device: ServiceDevice, placed: Placed) -> dict[str, float]:
@@ -94,7 +66,7 @@ def adjusted_budgets(device: ServiceDevice, placed: Placed) -> dict[str, float]:
     needed = sum(needed_bytes(service) for service in cut)
     if needed <= left:
         return {}
-    usable = left - HEADROOM_BYTES
+    usable = left - _HEADROOM_BYTES
     tenths = {service.name: usable * 10 * needed_bytes(service) // (needed * GIB) for service in cut}
     return {name: count / 10 for name, count in tenths.items() if count >= 1}
 
@@ -102,3 +74,52 @@ def adjusted_budgets(device: ServiceDevice, placed: Placed) -> dict[str, float]:
 def adjustable(service: Service, given_gb: float | None) -> bool:
     """Whether Cotenant sets the service's budget."""
     return service.budget_env is not None and given_gb is None and bool(service.vram_bytes)
+
+
+Chosen = dict[str, ServiceDevice]
+"""The GPU of each service, by the service's name."""
+
+
+class FreeMemory:
+    """Free bytes by GPU: total, less what others occupy, less what was placed. May be negative."""
+
+    def __init__(self, devices: Sequence[ServiceDevice]) -> None:
+        self.devices = tuple(devices)
+        self._free = {device.id: device.total_bytes - device.occupied_bytes for device in devices}
+        self._services: dict[DeviceId, list[Service]] = {device.id: [] for device in devices}
+
+    def free(self, device: ServiceDevice) -> int:
+        """Return the bytes that are free there."""
+        return self._free[device.id]
+
+    def place(self, service: Service, need_bytes: int, device: ServiceDevice) -> None:
+        """Count a service as placed."""
+        self._free[device.id] -= need_bytes
+        self._services[device.id].append(service)
+
+    def empty(self, device: ServiceDevice) -> bool:
+        """Whether no service was placed there."""
+        return not self._services[device.id]
+
+    def has_llm(self, device: ServiceDevice) -> bool:
+        """Whether an LLM was placed there."""
+        return any(service.role is ServiceRole.LLM for service in self._services[device.id])
+
+    def most_free(self, among: Sequence[ServiceDevice] = ()) -> ServiceDevice:
+        """Return the GPU with the most free bytes, the first of equals, among those given or all."""
+        return max(among or self.devices, key=self.free)
+
+    def spread(self, services: Iterable[Service], needs: Mapping[str, int]) -> Chosen:
+        """Place services largest first, each on the GPU with the most free memory at its turn."""
+        return self.place_each(services, needs, lambda need: self.most_free())
+
+    def place_each(
+        self, services: Iterable[Service], needs: Mapping[str, int], choose: Callable[[int], ServiceDevice]
+    ) -> Chosen:
+        """Place services largest first, each on the GPU that `choose` returns; equal ones as given."""
+        chosen: Chosen = {}
+        for service in sorted(services, key=lambda one: -needs[one.name]):
+            device = choose(needs[service.name])
+            self.place(service, needs[service.name], device)
+            chosen[service.name] = device
+        return chosen

@@ -6,12 +6,18 @@ order, largest first and then as given, and equal GPUs by index: the result is d
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
-from cotenant.domain.devices import DeviceId
 from cotenant.services.assign.balance import balanced
-from cotenant.services.assign.free_memory import Chosen, FreeMemory
-from cotenant.services.assign.memory import adjusted_budgets, assigned_device, needed_bytes
+from cotenant.services.assign.memory import (
+    Chosen,
+    FreeMemory,
+    adjusted_budgets,
+    assigned_device,
+    needed_bytes,
+    placed_by_device,
+)
 from cotenant.services.assign.warnings import no_healthy_gpu, warnings_of
 from cotenant.services.model import (
     Assignment,
@@ -42,24 +48,28 @@ def assign(
     healthy = [device for device in devices if device.healthy]
     given = {assignment.service: assignment for assignment in manual}
     enabled = [service for service in services if service.enabled]
-    by_hand = {name: assigned_device(one, devices) for name, one in given.items()}
-    to_place = [service for service in enabled if _is_open(given.get(service.name))]
+    wanted = {service.name: given.get(service.name, Assignment(service.name)) for service in enabled}
+    needs = {service.name: needed_bytes(service, wanted[service.name].vram_budget_gb) for service in enabled}
+    to_place = [service for service in enabled if not wanted[service.name].names_gpu]
     memory = FreeMemory(healthy)
     for service in enabled:
-        device = by_hand.get(service.name)
-        if device is not None and device.healthy:
-            memory.place(service, _need(service, given), device)
-    chosen: Chosen = {}
+        device = assigned_device(wanted[service.name], healthy)
+        if device is not None:
+            memory.place(service, needs[service.name], device)
     if strategy is not Strategy.MANUAL and healthy:
-        needs = {service.name: _need(service, given) for service in to_place}
-        chosen = _RULES[strategy](to_place, needs, memory)
-    wanted = [_assignment(service, given.get(service.name), chosen.get(service.name)) for service in enabled]
-    wanted = _with_budgets(enabled, devices, wanted)
-    others = [one for name, one in given.items() if all(name != service.name for service in enabled)]
-    warnings = warnings_of(services, devices, [*others, *wanted], known_services=known_services)
+        for name, device in _RULES[strategy](to_place, needs, memory).items():
+            wanted[name] = replace(wanted[name], gpu_index=device.index, device_id=device.id)
+    budgets: dict[str, float] = {}
+    placed = placed_by_device(enabled, devices, wanted.values())
+    for device in devices:
+        budgets |= adjusted_budgets(device, placed[device.id])
+    for name, gb in budgets.items():
+        wanted[name] = replace(wanted[name], vram_budget_gb=gb)
+    others = [one for name, one in given.items() if name not in wanted]
+    warnings = warnings_of(services, devices, [*others, *wanted.values()], known_services=known_services)
     if strategy is not Strategy.MANUAL and to_place and devices and not healthy:
         warnings = (no_healthy_gpu(devices), *warnings)
-    return AssignmentPlan(strategy, tuple(_resolved(one, devices) for one in wanted), warnings)
+    return AssignmentPlan(strategy, tuple(_resolved(one, devices) for one in wanted.values()), warnings)
 
 
 def latency_optimized(services: Sequence[Service], needs: Mapping[str, int], memory: FreeMemory) -> Chosen:
@@ -101,10 +111,10 @@ def isolation_first(services: Sequence[Service], needs: Mapping[str, int], memor
         others = [device for device in memory.devices if not memory.has_llm(device)]
         if empty and not (rest and with_llm and len(others) == 1):
             return max(empty, key=lambda device: device.total_bytes)
-        return memory.most_free(with_llm or empty or holding or None)
+        return memory.most_free(with_llm or empty or holding)
 
     def without_llm(need: int) -> ServiceDevice:
-        return memory.most_free([device for device in memory.devices if not memory.has_llm(device)] or None)
+        return memory.most_free([device for device in memory.devices if not memory.has_llm(device)])
 
     chosen = memory.place_each(llms, needs, own_gpu)
     return chosen | memory.place_each(rest, needs, without_llm)
@@ -118,42 +128,9 @@ _RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], Fre
 }
 
 
-def _is_open(given: Assignment | None) -> bool:
-    return given is None or (given.gpu_index is None and given.device_id is None)
-
-
-def _need(service: Service, given: Mapping[str, Assignment]) -> int:
-    assignment = given.get(service.name)
-    return needed_bytes(service, assignment.vram_budget_gb if assignment else None)
-
-
-def _assignment(service: Service, given: Assignment | None, chosen: ServiceDevice | None) -> Assignment:
-    budget = given.vram_budget_gb if given else None
-    if chosen is not None:
-        return Assignment(service.name, chosen.index, chosen.id, budget)
-    return given or Assignment(service.name)
-
-
 def _resolved(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:
     """Name the GPU by its index and id as they are now; without an index if it is missing."""
     device = assigned_device(assignment, devices)
-    index, identity = (device.index, device.id) if device else (None, assignment.device_id)
-    return Assignment(assignment.service, index, identity, assignment.vram_budget_gb)
-
-
-def _with_budgets(
-    services: Sequence[Service], devices: Sequence[ServiceDevice], wanted: Sequence[Assignment]
-) -> list[Assignment]:
-    """Set the budgets by the rule of `adjusted_budgets`, GPU by GPU, where there is no manual budget."""
-    here: dict[DeviceId, list[tuple[Service, float | None]]] = {device.id: [] for device in devices}
-    for service, assignment in zip(services, wanted, strict=True):
-        device = assigned_device(assignment, devices)
-        if device is not None:
-            here[device.id].append((service, assignment.vram_budget_gb))
-    budgets: dict[str, float] = {}
-    for device in devices:
-        budgets |= adjusted_budgets(device, here[device.id])
-    return [
-        Assignment(one.service, one.gpu_index, one.device_id, budgets.get(one.service, one.vram_budget_gb))
-        for one in wanted
-    ]
+    if device is None:
+        return replace(assignment, gpu_index=None)
+    return replace(assignment, gpu_index=device.index, device_id=device.id)

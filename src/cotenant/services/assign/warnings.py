@@ -9,6 +9,7 @@ from cotenant.services.assign.memory import (
     adjusted_budgets,
     assigned_device,
     needed_bytes,
+    placed_by_device,
 )
 from cotenant.services.model import (
     Assignment,
@@ -71,7 +72,7 @@ def _of_devices(
         return
     for assignment in assignments:
         name = assignment.service
-        if name not in enabled or (assignment.gpu_index is None and assignment.device_id is None):
+        if name not in enabled or not assignment.names_gpu:
             continue
         device = assigned_device(assignment, devices)
         if device is None:
@@ -104,13 +105,9 @@ def no_healthy_gpu(devices: Sequence[ServiceDevice]) -> ServiceWarning:
 def _of_memory(
     enabled: dict[str, Service], devices: Sequence[ServiceDevice], assignments: Sequence[Assignment]
 ) -> Iterator[ServiceWarning]:
-    here: dict[str, list[tuple[Service, float | None]]] = {}
-    for assignment in assignments:
-        device = assigned_device(assignment, devices)
-        if device is not None and assignment.service in enabled:
-            here.setdefault(device.id, []).append((enabled[assignment.service], assignment.vram_budget_gb))
+    here = placed_by_device(enabled.values(), devices, assignments)
     for device in devices:
-        placed = here.get(device.id, [])
+        placed = here[device.id]
         for service, budget in placed:
             yield from _of_one(device, service, budget, placed)
         yield from _of_all(device, placed)
