@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _BAR: Final = 24
 _MOST: Final = 1_000_000
-_SVG: Final = ".svg"
-_PNG: Final = ".png"
+_KINDS: Final = (".svg", ".png")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -80,14 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw(report: Report, path: Path) -> None:
-    from cotenant.benchmark.plot import svg
+    from cotenant.benchmark.plot import picture
 
-    picture = svg(report)
-    content = picture.encode()
-    if path.suffix.lower() == _PNG:
-        from cotenant.benchmark.png import png
-
-        content = png(picture)
+    content = picture(report, path.suffix.lower().removeprefix("."))
     try:
         path.write_bytes(content)
     except OSError as error:
@@ -124,18 +118,14 @@ def _check_plot(path: Path | None) -> None:
     """Check the plot file before the benchmark, which takes minutes. Raises BadSetting."""
     if path is None:
         return
-    kind = path.suffix.lower()
-    if kind not in (_SVG, _PNG):
+    if path.suffix.lower() not in _KINDS:
         raise BadSetting(
-            f"--plot {path} is neither SVG nor PNG", hint=f"Give a name that ends in {_SVG} or {_PNG}."
+            f"--plot {path} is neither SVG nor PNG", hint=f"Give a name that ends in {' or '.join(_KINDS)}."
         )
-    from cotenant.benchmark.png import NEEDED
-
-    missing = next((package for package in NEEDED if find_spec(package) is None), None)
-    if kind == _PNG and missing is not None:
+    if find_spec("matplotlib") is None:
         raise BadSetting(
-            f"--plot {path} needs {missing}, which is not installed",
-            hint=f"Run `pip install 'cotenant[plot]'`, or give a name that ends in {_SVG}.",
+            f"--plot {path} needs matplotlib, which is not installed",
+            hint="Run `pip install 'cotenant[plot]'`, or leave --plot away.",
         )
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise BadSetting(f"--plot {path} cannot be written", hint="Give a file in a folder that exists.")
