@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from cotenant.console.api import Api, ResponseCache
+from cotenant.console.api import Api
 from cotenant.domain.errors import GeneratedFileFailed
 from cotenant.gateway.app import Gateway
 from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
@@ -268,7 +268,7 @@ async def test_an_answer_that_others_take_older_is_fetched_anew_by_who_wants_it_
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b'{"n": %d}' % len(asked)})
 
-    api = Api(app, {"type": "http", "headers": []}, ResponseCache())
+    api = Api(app, {"type": "http", "headers": []}, {})
     assert (await api.find_cached("/api/a", 60.0))["n"] == 1
     assert (await api.find_cached("/api/a", 60.0))["n"] == 1
     assert (await api.find_cached("/api/a", -1.0))["n"] == 2

@@ -58,10 +58,8 @@ async def plan(request: PageRequest) -> View:
     found: Json | None = None
     if payload is not None and not faults:
         try:
-            found = (await request.api.send("POST", "/api/plan", payload)).json()
+            found = await request.api.post("/api/plan", payload)
         except ApiFault as fault:
-            if fault.needs_login:
-                raise
             faults[_field_of(fault, request.form)] = fault.message
     described = request.form.get("devices") == "described"
     facts: dict[str, Any] = {

@@ -1,22 +1,20 @@
 """The console as an ASGI application: pages, their streams, the login and static files."""
 
 import asyncio
-import logging
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 from urllib.parse import quote, urlsplit
 
 from cotenant.asgi import App, Receive, Scope, Send, send_stream
 from cotenant.console import login
-from cotenant.console.api import Api, ApiFault, ResponseCache
+from cotenant.console.api import Api, ApiFault, ResponseCache, SignedOut
 from cotenant.console.assets import PREFIX, assets, version
 from cotenant.console.live_updates import STREAM_HEADERS, View, events_of
-from cotenant.console.model_colors import Palette
+from cotenant.console.memory_bar import Palette
 from cotenant.console.page_request import PageRequest, first_values
-from cotenant.console.pages import FRAGMENTS, PAGES, Page, find_page
+from cotenant.console.pages import FRAGMENTS, PAGES, find_page
 from cotenant.console.rendering import render, render_part
 from cotenant.console.responses import accepts_gzip, send_body, send_html, send_redirect
-
-_log = logging.getLogger("cotenant.console")
 
 _STREAM: Final = "/ui/stream"
 _LOGIN: Final = "/login"
@@ -30,7 +28,7 @@ class Console:
     def __init__(self, api: App, every_s: float = 1.0) -> None:
         self._api = api
         self._every_s = every_s
-        self._cache = ResponseCache()
+        self._cache: ResponseCache = {}
         self._palette = Palette()
         self._closing = asyncio.Event()
 
@@ -52,11 +50,12 @@ class Console:
                 await self._fragment(request, scope, send)
             else:
                 await self._page(request, scope, send)
+        except SignedOut:
+            await send_redirect(send, f"{_LOGIN}?next={quote(request.here, safe='')}")
         except ApiFault as fault:
-            if fault.needs_login:
-                await send_redirect(send, f"{_LOGIN}?next={quote(request.here, safe='')}")
-            else:
-                await self._fault(request, scope, send, fault)
+            await self._send_page(
+                request, scope, send, View("fault.html", {"fault": fault}, status=fault.status)
+            )
 
     def end_streams(self) -> None:
         """End the streams of open tabs, so that they do not delay a shutdown."""
@@ -64,9 +63,11 @@ class Console:
 
     def _request(self, scope: Scope, receive: Receive) -> PageRequest:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        # In the undecoded path, a slash within a name is still encoded.
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        path = raw.decode("latin-1").partition("?")[0]
         query = first_values(scope.get("query_string", b"").decode("latin-1"))
-        api = Api(self._api, scope, self._cache)
-        return PageRequest(method, raw_path(scope), query, api, receive, self._palette)
+        return PageRequest(method, path, query, Api(self._api, scope, self._cache), receive, self._palette)
 
     async def _page(self, request: PageRequest, scope: Scope, send: Send) -> None:
         found = find_page(request.path)
@@ -75,22 +76,24 @@ class Console:
         if request.method != "GET":
             raise ApiFault(405, "method_not_allowed", "This page can only be read.")
         page, request.name = found
-        await _learn_session(request)
-        view = await page.show(request)
-        await send_html(scope, send, render(view.template, self._facts(request, page, view)), view.status)
+        request.session = await request.api.find("/api/session", {})
+        await self._send_page(request, scope, send, await page.show(request), page.path)
 
-    def _facts(self, request: PageRequest, page: Page | None, view: View) -> dict[str, Any]:
-        return {
+    async def _send_page(
+        self, request: PageRequest, scope: Scope, send: Send, view: View, current: str = ""
+    ) -> None:
+        facts = {
             "navigation": [(each.path, each.label) for each in PAGES if each.label],
-            "current": page.path if page else "",
+            "current": current,
             "here": request.here,
             "stream": f"{_STREAM}?at={quote(request.here, safe='')}" if view.parts else "",
-            "csrf": request.csrf,
-            "signed_in": request.signed_in,
+            "csrf": request.session.get("csrf"),
+            "signed_in": bool(request.session.get("signed_in")),
             "query": request.query,
             "parts": view.parts,
             **view.facts,
         }
+        await send_html(scope, send, render(view.template, facts), view.status)
 
     async def _fragment(self, request: PageRequest, scope: Scope, send: Send) -> None:
         if request.method != "GET":
@@ -98,8 +101,6 @@ class Console:
         try:
             view = await FRAGMENTS[request.method, scope["path"]](request)
         except ApiFault as fault:
-            if fault.needs_login:
-                raise
             view = View("fault_piece.html", {"fault": fault}, status=fault.status)
         html = render(view.template, {"parts": view.parts, "query": request.query, **view.facts})
         await send_html(scope, send, html, view.status)
@@ -113,27 +114,9 @@ class Console:
         if found is None:
             raise ApiFault(404, "unknown_route", "There is no such page to follow.")
         page, name = found
-        watched = PageRequest(
-            "GET", at.path, first_values(at.query), request.api, request.receive, self._palette, name
-        )
+        watched = replace(request, method="GET", path=at.path, query=first_values(at.query), name=name)
         events = events_of(lambda: page.show(watched), render_part, self._every_s)
         await send_stream(request.receive, send, STREAM_HEADERS, events, self._closing)
-
-    async def _fault(self, request: PageRequest, scope: Scope, send: Send, fault: ApiFault) -> None:
-        facts = self._facts(request, None, View("fault.html", {"fault": fault}))
-        await send_html(scope, send, render("fault.html", facts), fault.status)
-
-
-def raw_path(scope: Scope) -> str:
-    """Return the undecoded path, in which a slash within a name is still encoded."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    return raw.decode("latin-1").partition("?")[0]
-
-
-async def _learn_session(request: PageRequest) -> None:
-    session = await request.api.find("/api/session", {})
-    request.csrf = session.get("csrf")
-    request.signed_in = bool(session.get("signed_in"))
 
 
 async def _send_asset(scope: Scope, send: Send) -> None:

@@ -2,16 +2,18 @@
 
 import gzip
 import hashlib
-import mimetypes
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Final
 
 PREFIX: Final = "/ui/static/"
-_SERVED: Final = frozenset({".css", ".js", ".svg"})
-_TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_FOLDER: Final = Path(__file__).with_name("static")
+_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,12 @@ class Asset:
 @cache
 def assets() -> dict[str, Asset]:
     """Read all files, by path below `static`."""
-    found: dict[str, Asset] = {}
-    _collect(resources.files("cotenant.console") / "static", "", found)
+    found = {}
+    for file in _FOLDER.rglob("*"):
+        if kind := _TYPES.get(file.suffix):
+            body = file.read_bytes()
+            path = file.relative_to(_FOLDER).as_posix()
+            found[path] = Asset(kind, body, gzip.compress(body, 9, mtime=0))
     return found
 
 
@@ -45,15 +51,3 @@ def asset_url(path: str) -> str:
     """Return the URL of a file. Raises KeyError if there is none."""
     assets()[path]
     return f"{PREFIX}{version()}/{path}"
-
-
-def _collect(folder: Traversable, prefix: str, found: dict[str, Asset]) -> None:
-    for entry in folder.iterdir():
-        path = f"{prefix}{entry.name}"
-        ending = f".{entry.name.rpartition('.')[2]}"
-        if entry.is_dir():
-            _collect(entry, f"{path}/", found)
-        elif ending in _SERVED:
-            body = entry.read_bytes()
-            kind = _TYPES.get(ending) or mimetypes.guess_type(entry.name)[0] or "application/octet-stream"
-            found[path] = Asset(kind, body, gzip.compress(body, 9, mtime=0))

@@ -35,7 +35,7 @@ async def show(request: PageRequest) -> View:
     try:
         config = await request.api.find_cached(PATH, _CACHE_S) or await request.api.get(PATH)
     except ApiFault as fault:
-        if fault.needs_login or fault.status != 404:
+        if fault.status != 404:
             raise
         return View("gpu_configuration_none.html", {"fault": fault})
     parts = await _live(request, config, devices)
@@ -81,8 +81,6 @@ async def _order(request: PageRequest, order: Callable[[PageRequest, Json, Draft
             raise ApiFault(422, "bad_assignment", f"{service}: {text}")
         note = await order(request, config, draft)
     except ApiFault as error:
-        if error.needs_login:
-            raise
         fault = error
     request.api.forget(PATH)
     config = await request.api.get(PATH)
@@ -115,7 +113,7 @@ async def _apply(request: PageRequest, config: Json, draft: Draft) -> str:
         reply = await request.api.send("POST", f"{PATH}/apply", {"force": request.form.get("force") == "1"})
         begun = reply.json()
     except ApiFault as fault:
-        if not saved or fault.needs_login:
+        if not saved:
             raise
         # The configuration is saved: say so if only applying it failed.
         first = saved.partition(".")[0]
@@ -181,8 +179,6 @@ async def _tried(request: PageRequest, config: Json, draft: Draft) -> dict[str, 
     try:
         return _form(config, draft, await _planned(request, draft))
     except ApiFault as fault:
-        if fault.needs_login:
-            raise
         return {**_form(config, draft, _saved_plan(config)), "dirty": True, "fault": fault}
 
 

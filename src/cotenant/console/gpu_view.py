@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cotenant.console.gpu_draft import MANUAL, Draft, gone_uuid, meaning
-from cotenant.console.memory_bar import WIDTH, Segment, layout
-from cotenant.console.model_colors import COLOURS
+from cotenant.console.memory_bar import COLOURS, WIDTH, Segment, layout
 from cotenant.console.view_data import Json
 from cotenant.domain.units import GIB, MIB
 

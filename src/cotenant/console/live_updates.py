@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.asgi import encode_json
-from cotenant.console.api import ApiFault
+from cotenant.console.api import ApiFault, SignedOut
 from cotenant.console.responses import SECURITY
 from cotenant.console.text_diff import Change, changes, count_nodes, tokens_of
 
-_EVERY_S: Final = 1.0
 _HEARTBEAT_ROUNDS: Final = 15
 """After this many rounds without changes, a comment keeps the stream alive."""
 _YIELD_AFTER: Final = 20
@@ -55,16 +54,12 @@ class View:
     status: int = 200
 
 
-Render = Callable[[Part], str]
-
-
 class SentParts:
     """The parts of one page that one browser has received."""
 
-    def __init__(self, render: Render) -> None:
+    def __init__(self, render: Callable[[Part], str]) -> None:
         self._render = render
-        self._facts: dict[str, Mapping[str, Any]] = {}
-        self._written: dict[str, list[str]] = {}
+        self._sent: dict[str, tuple[Mapping[str, Any], Sequence[str]]] = {}
         self._orders: dict[str, list[str]] = {}
 
     async def changes(self, parts: Mapping[str, Live]) -> dict[str, Any] | None:
@@ -79,16 +74,15 @@ class SentParts:
         seen: set[str] = set()
         rendered = 0
         for live in parts.values():
-            pieces = live.rows if isinstance(live, Rows) else (live,)
-            for piece in pieces:
+            for piece in live.rows if isinstance(live, Rows) else (live,):
                 seen.add(piece.id)
-                if self._facts.get(piece.id) == piece.facts:
+                facts, before = self._sent.get(piece.id, (None, ()))
+                if facts == piece.facts:
                     continue
-                self._facts[piece.id] = piece.facts
                 html = self._render(piece)
-                before, now = self._written.get(piece.id), tokens_of(html)
-                self._written[piece.id] = now
-                differences = None if before is None else changes(before, now)
+                now = tokens_of(html)
+                self._sent[piece.id] = piece.facts, now
+                differences = changes(before, now)
                 if differences is None:
                     replaced.append((piece.id, html))
                 elif differences:
@@ -101,15 +95,14 @@ class SentParts:
                 order = [piece.id for piece in live.rows]
                 if self._orders.get(live.id) != order:
                     self._orders[live.id] = orders[live.id] = order
-        for gone in self._facts.keys() - seen:
-            del self._facts[gone]
-            self._written.pop(gone, None)
+        for gone in self._sent.keys() - seen:
+            del self._sent[gone]
         news = {"parts": replaced, "changes": changed, "rows": orders}
         return news if any(news.values()) else None
 
 
 async def events_of(
-    show: Callable[[], Awaitable[View]], render: Render, every_s: float = _EVERY_S
+    show: Callable[[], Awaitable[View]], render: Callable[[Part], str], every_s: float
 ) -> AsyncGenerator[bytes, None]:
     """Yield the changes of a page as server-sent events, until the caller is signed out."""
     sent, silent, troubled = SentParts(render), 0, False
@@ -117,10 +110,10 @@ async def events_of(
     while True:
         try:
             view = await show()
+        except SignedOut:
+            yield _event("login", {})
+            return
         except ApiFault as fault:
-            if fault.needs_login:
-                yield _event("login", {})
-                return
             if not troubled:
                 yield _event("trouble", {"text": fault.message})
             troubled = True

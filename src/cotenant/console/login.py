@@ -1,7 +1,7 @@
 """Signing in with an API key, and signing out."""
 
 from cotenant.asgi import Header, Scope, Send
-from cotenant.console.api import ApiFault, Reply
+from cotenant.console.api import ApiFault, Refused, Reply
 from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import render
 from cotenant.console.responses import send_html, send_redirect
@@ -10,14 +10,14 @@ from cotenant.console.responses import send_html, send_redirect
 async def answer_login(request: PageRequest, scope: Scope, send: Send) -> None:
     """Show the form, or check the key and redirect to the requested page. Raises ApiFault."""
     wanted = own_page(request.query.get("next", "/"))
-    fault: ApiFault | None = None
+    fault: Refused | None = None
     if request.method == "POST":
         await request.read_form()
         wanted = own_page(request.form.get("next", "/"))
         reply = await request.api.send("POST", "/api/session", {"key": request.form.get("key", "")})
         try:
             reply.json()
-        except ApiFault as refused:
+        except Refused as refused:
             fault = refused
         else:
             await send_redirect(send, wanted, _cookies(reply))

@@ -1,8 +1,9 @@
-"""Bars of a device's memory and of a model's layers."""
+"""Bars of a device's memory and of a model's layers, and the colours of models in them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
+from zlib import crc32
 
 from cotenant.domain.units import MIB, format_bytes
 
@@ -14,6 +15,23 @@ _MAX_PROCESSES: Final = 6
 _MIN_OTHER_BYTES: Final = 32 * MIB
 PART_NAMES: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
 """The parts of a footprint, in the order of bars, and their names on pages."""
+COLOURS: Final = 10
+
+
+class Palette:
+    """Assigns a colour to each model while it is loaded; colours differ as long as there are enough."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, int] = {}
+
+    def of(self, names: Collection[str]) -> Mapping[str, int]:
+        """Return a colour from 0 to 9 for each of these loaded models, the same on all pages."""
+        self._given = {name: colour for name, colour in self._given.items() if name in names}
+        for name in sorted({*names} - self._given.keys()):
+            wanted, taken = crc32(name.encode("utf-8", "replace")), [*self._given.values()]
+            turns = [(wanted + step) % COLOURS for step in range(COLOURS)]
+            self._given[name] = min(turns, key=taken.count)
+        return dict(self._given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +97,14 @@ def segments(
 
 def _models(
     device: Mapping[str, Any], models: Sequence[Mapping[str, Any]], colours: Mapping[str, int]
-) -> Iterable[Segment]:
+) -> Iterator[Segment]:
     for model in models:
         count = (model.get("bytes_by_device") or {}).get(device["uuid"], 0)
         kind, note = ("claim", str(model["state"])) if model["state"] in _IN_FLIGHT else ("model", "")
         yield Segment(kind, model["name"], count, colours.get(model["name"], 0), note)
 
 
-def _others(device: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> Iterable[Segment]:
+def _others(device: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> Iterator[Segment]:
     left = device.get("foreign_bytes") or 0
     for service in services:
         count = min(left, (service["vram_mb"] or 0) * MIB)

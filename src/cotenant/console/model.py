@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.memory_bar import PART_NAMES, WIDTH, layer_run
-from cotenant.console.page_request import PageRequest, model_path
+from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import HOST, RAM, Json, decision_part, last_rates, model_facts, short_names
 
 
 async def show(request: PageRequest) -> View:
     """Show a model. Raises ApiFault, also if it is not served."""
-    model = await request.api.get(model_path(request.name))
+    path = f"/api/models/{quote(request.name, safe='')}"
+    model = await request.api.get(path)
     devices = (await request.api.find("/api/devices", {"devices": []}))["devices"]
     history = await request.api.find("/api/history", {})
-    decisions = (await request.api.find(model_path(request.name, "why"), {"decisions": []}))["decisions"]
+    decisions = (await request.api.find(f"{path}/why", {"decisions": []}))["decisions"]
     facts = model_facts(model, last_rates(history), short_names(devices))
     return View(
         "model.html",

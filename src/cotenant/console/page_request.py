@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
-from urllib.parse import parse_qs, quote
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, urlencode
 
 from cotenant.asgi import Receive
 from cotenant.console.api import Api
-from cotenant.console.model_colors import Palette
+from cotenant.console.memory_bar import Palette
 
 _MAX_FORM_BYTES: Final = 65536
 
@@ -23,38 +23,26 @@ class PageRequest:
     receive: Receive
     palette: Palette
     name: str = ""
-    csrf: str | None = None
-    signed_in: bool = False
+    session: Mapping[str, Any] = field(default_factory=dict)
     form: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def here(self) -> str:
         """The path of the page with its query."""
-        pairs = "&".join(f"{quote(key)}={quote(value, safe='')}" for key, value in self.query.items())
-        return f"{self.path}?{pairs}" if pairs else self.path
+        return f"{self.path}?{urlencode(self.query, quote_via=quote)}" if self.query else self.path
 
     async def read_form(self) -> None:
         """Read the fields of a posted form; a form that is too long counts as empty."""
-        pieces: list[bytes] = []
-        size, more = 0, True
+        body, more = b"", True
         while more:
             message = await self.receive()
-            if message["type"] == "http.disconnect":
+            body += message.get("body", b"")
+            if message["type"] == "http.disconnect" or len(body) > _MAX_FORM_BYTES:
                 return
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > _MAX_FORM_BYTES:
-                return
-            pieces.append(piece)
             more = message.get("more_body", False)
-        self.form = first_values(b"".join(pieces).decode("utf-8", "replace"))
+        self.form = first_values(body.decode("utf-8", "replace"))
 
 
 def first_values(text: str) -> dict[str, str]:
     """Read a query or a form; the last one of repeated fields counts."""
-    return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True).items()}
-
-
-def model_path(name: str, action: str = "") -> str:
-    """Return the path of a model in the API."""
-    return f"/api/models/{quote(name, safe='')}" + (f"/{action}" if action else "")
+    return dict(parse_qsl(text, keep_blank_values=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 NONE: Final = "–"
-"""Shown for an unknown value."""
+"""Shown for an unknown value. Bytes and durations are formatted as on the command line."""
 
 
 @cache
@@ -36,15 +36,14 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "bytes": in_bytes,
-        "gib": in_gib,
-        "ago": in_coarse,
-        "duration": in_duration,
-        "rate": as_rate,
-        "number": as_number,
-        "clock": as_clock,
+        "bytes": _known(format_bytes),
+        "gib": _known(lambda count: f"{count / GIB:,.1f}"),
+        "duration": _known(format_duration),
+        "rate": _known(_rate),
+        "number": _known(lambda value: f"{value:,.0f}"),
+        "clock": _clock,
         "segment": as_segment,
-        "data": as_data,
+        "data": lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
     }
     made.globals |= {"asset": asset_url, "live": live, "version": __version__, "dash": NONE}
     return made
@@ -68,21 +67,6 @@ def live(piece: Live) -> Markup:
     return Markup("\n".join(render_part(row) for row in rows))  # noqa: S704  rendered by templates, escaped
 
 
-def in_bytes(count: int | None) -> str:
-    """Format bytes as on the command line: `3.2 GiB`."""
-    return NONE if count is None else format_bytes(count)
-
-
-def in_gib(count: int | None) -> str:
-    """Format bytes as GiB without the unit: `3.2`."""
-    return NONE if count is None else f"{count / GIB:,.1f}"
-
-
-def in_duration(seconds: float | None) -> str:
-    """Format seconds as on the command line: `4.1 s`."""
-    return NONE if seconds is None else format_duration(seconds)
-
-
 def in_coarse(seconds: float | None) -> str:
     """Format a duration, with seconds only below two minutes, so that it changes rarely."""
     if seconds is None:
@@ -95,21 +79,24 @@ def in_coarse(seconds: float | None) -> str:
     return f"{whole // 3600} h" if whole < 172800 else f"{whole // 86400} d"
 
 
-def as_rate(value: float | None) -> str:
+def as_segment(text: str) -> str:
+    """Encode text as one segment of a path."""
+    return quote(text, safe="")
+
+
+def _known(text_of: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Return a filter that shows values, and NONE for an unknown one."""
+    return lambda value: NONE if value is None else text_of(value)
+
+
+def _rate(value: float) -> str:
     """Format a rate per second: `0.25`, `31`; `0` below 0.005."""
-    if value is None:
-        return NONE
     if value < 0.005:
         return "0"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2f}" if value < 1 else f"{value:.1f}"
 
 
-def as_number(value: float | None) -> str:
-    """Format a whole number with separators."""
-    return NONE if value is None else f"{value:,.0f}"
-
-
-def as_clock(text: str | None) -> str:
+def _clock(text: str | None) -> str:
     """Format an ISO time as the time of day, with the date if it is not today."""
     if not text:
         return NONE
@@ -119,13 +106,3 @@ def as_clock(text: str | None) -> str:
         return text
     today = datetime.now().astimezone().date()
     return when.strftime("%H:%M:%S" if when.date() == today else "%Y-%m-%d %H:%M:%S")
-
-
-def as_segment(text: str) -> str:
-    """Encode text as one segment of a path."""
-    return quote(text, safe="")
-
-
-def as_data(value: object) -> str:
-    """Encode a value as JSON, for an attribute that a script reads."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -9,7 +9,7 @@ Change = tuple[int, str | dict[str, str | None]]
 """The number of a node, with its new text or its changed attributes (None for removed ones)."""
 
 _TOKEN: Final = re.compile(r"<[^>]*>|[^<]+")
-_NAME: Final = re.compile(r"</?[^\s/>]+")
+_NAME: Final = re.compile(r"^</?[^\s/>]+")
 _ATTRIBUTE: Final = re.compile(r"""\s([^\s"'=<>/]+)(?:="([^"]*)"|='([^']*)')?""")
 _STRUCTURAL: Final = ("hx-", "id", "data-key", "data-own")
 """Attributes that scripts identify an element by, or read only once."""
@@ -32,18 +32,16 @@ def changes(before: Sequence[str], after: Sequence[str]) -> list[Change] | None:
     """
     if len(before) != len(after):
         return None
-    differ = [at for at, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
     found: list[Change] = []
-    number, seen = -1, 0
-    for at in differ:
-        old, new = before[at], after[at]
-        number += count_nodes(after[seen : at + 1])
-        seen = at + 1
+    number = -1
+    for old, new in zip(before, after, strict=True):
+        number += new[:2] != "</"
+        if old == new:
+            continue
         if old[0] != "<" != new[0]:
             found.append((number, unescape(new)))
             continue
-        attributes = _changed(old, new)
-        if attributes is None:
+        if (attributes := _changed(old, new)) is None:
             return None
         if attributes:
             found.append((number, attributes))
@@ -51,9 +49,11 @@ def changes(before: Sequence[str], after: Sequence[str]) -> list[Change] | None:
 
 
 def _changed(old: str, new: str) -> dict[str, str | None] | None:
-    if _name(old) != _name(new):
+    if _NAME.findall(old) != _NAME.findall(new):
         return None
-    had, has = _attributes(old), _attributes(new)
+    had, has = (
+        {name: double or single for name, double, single in _ATTRIBUTE.findall(tag)} for tag in (old, new)
+    )
     found: dict[str, str | None] = {
         name: unescape(value) for name, value in has.items() if had.get(name) != value
     }
@@ -63,12 +63,3 @@ def _changed(old: str, new: str) -> dict[str, str | None] | None:
     for name in has.get("data-client", "").split():
         found.pop(name, None)
     return found
-
-
-def _name(token: str) -> str:
-    found = _NAME.match(token)
-    return found[0] if found else ""
-
-
-def _attributes(tag: str) -> dict[str, str]:
-    return {name: double or single for name, double, single in _ATTRIBUTE.findall(tag)}
