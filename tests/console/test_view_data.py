@@ -2,15 +2,19 @@
 
 import pytest
 
-from cotenant.console.view_data import model_facts, tone
+from cotenant.console.view_data import model_facts
 from cotenant.domain.residencies import ResidencyState
 
 STATES = ("cold", *map(str, ResidencyState))
 """Every state of `ModelStatus`: cold without a residency, else the residency's."""
 
 
+def facts_in(state: str, **more: object) -> dict[str, object]:
+    return model_facts({"name": "a", "aliases": [], "kind": "text", "state": state, **more}, {}, {})
+
+
 def test_every_state_has_a_tone_and_none_of_them_is_a_failure_by_itself() -> None:
-    assert {state: tone(state) for state in STATES} == {
+    assert {state: facts_in(state)["tone"] for state in STATES} == {
         "cold": "quiet",
         "loading": "busy",
         "ready": "good",
@@ -22,8 +26,7 @@ def test_every_state_has_a_tone_and_none_of_them_is_a_failure_by_itself() -> Non
 
 @pytest.mark.parametrize("state", STATES)
 def test_the_last_failure_is_shown_of_a_model_that_is_not_loaded(state: str) -> None:
-    model = {"name": "a", "aliases": [], "kind": "text", "state": state, "last_failure": "a: out of memory"}
-    facts = model_facts(model, {}, {})
+    facts = facts_in(state, last_failure="a: out of memory")
     cold = state == "cold"
     assert facts["failure"] == ("out of memory" if cold else None)
     assert (facts["tone"] == "bad") is cold

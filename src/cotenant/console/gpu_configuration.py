@@ -1,20 +1,18 @@
 """The page that pins containers to GPUs: shows, changes, applies and rolls back."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from cotenant.console.api import ApiFault
 from cotenant.console.gpu_draft import MANUAL, Draft, number_of, read_draft, saved_draft
 from cotenant.console.gpu_view import (
     apply_facts,
-    by_strategy_label,
     containers,
-    differences,
     gpu_names,
-    history,
     is_dirty,
     loads,
     option_label,
+    place,
     rows,
 )
 from cotenant.console.live_updates import Part, Rows, View
@@ -25,7 +23,6 @@ PATH: Final = "/api/system/gpu-config"
 PIECE: Final = "/ui/fragments/gpu-configuration"
 _CACHE_S: Final = 2.0
 _STATUS_CACHE_S: Final = 4.0
-_EDITED: Final = "generated_file_edited"
 _FORM: Final = "gpu_configuration_form.html"
 
 
@@ -39,8 +36,7 @@ async def show(request: PageRequest) -> View:
             raise
         return View("gpu_configuration_none.html", {"fault": fault})
     parts = await _live(request, config, devices)
-    draft, planned = await _saved(request, config)
-    return View("gpu_configuration.html", _form(config, draft, planned), parts)
+    return View("gpu_configuration.html", await _saved(request, config), parts)
 
 
 async def change(request: PageRequest) -> View:
@@ -49,28 +45,12 @@ async def change(request: PageRequest) -> View:
     return View(_FORM, await _tried(request, config, read_draft(request.form, config["services"])))
 
 
-async def save(request: PageRequest) -> View:
-    """Save the form. Raises ApiFault for errors that the form cannot show."""
-    return await _order(request, _save)
+async def order(request: PageRequest) -> View:
+    """Execute the order of `ORDERS` that the path ends in; show the resulting form, with its error.
 
-
-async def apply(request: PageRequest) -> View:
-    """Save the form if it has changed, and start to apply it. Raises ApiFault."""
-    return await _order(request, _apply)
-
-
-async def rollback(request: PageRequest) -> View:
-    """Start to roll back to an earlier configuration. Raises ApiFault."""
-    return await _order(request, _rollback)
-
-
-async def detect(request: PageRequest) -> View:
-    """Detect GPUs again. Raises ApiFault."""
-    return await _order(request, _detect)
-
-
-async def _order(request: PageRequest, order: Callable[[PageRequest, Json, Draft], Awaitable[str]]) -> View:
-    """Execute an order and show the resulting form, with its error if it failed."""
+    Raises ApiFault for errors that the form cannot show.
+    """
+    action = request.path.rpartition("/")[2]
     config = await request.api.get(PATH)
     draft = read_draft(request.form, config["services"])
     fault: ApiFault | None = None
@@ -79,27 +59,21 @@ async def _order(request: PageRequest, order: Callable[[PageRequest, Json, Draft
         if draft.faults:
             service, text = next(iter(draft.faults.items()))
             raise ApiFault(422, "bad_assignment", f"{service}: {text}")
-        note = await order(request, config, draft)
+        note = await ORDERS[action](request, config, draft)
     except ApiFault as error:
         fault = error
     request.api.forget(PATH)
     config = await request.api.get(PATH)
-    if note:
-        draft, planned = await _saved(request, config)
-        facts = _form(config, draft, planned)
-    else:
-        facts = await _tried(request, config, draft)
+    facts = await (_saved(request, config) if note else _tried(request, config, draft))
     fault = fault or facts["fault"]
-    action = request.path.rpartition("/")[2]
-    edited = fault is not None and fault.code == _EDITED
+    edited = fault is not None and fault.code == "generated_file_edited"
     return View(_FORM, {**facts, "fault": fault, "note": note, "overwrite": action if edited else None})
 
 
 async def _save(request: PageRequest, config: Json, draft: Draft) -> str:
     _check_base(request, config, draft)
     force = request.form.get("force") == "1"
-    reply = await request.api.send("PUT", PATH, {**draft.payload(), "force": force})
-    reply.json()
+    (await request.api.send("PUT", PATH, {**draft.payload(), "force": force})).json()
     number = (await request.api.get(PATH))["saved"]["number"]
     return f"Saved as configuration {number}. No container was touched."
 
@@ -107,11 +81,10 @@ async def _save(request: PageRequest, config: Json, draft: Draft) -> str:
 async def _apply(request: PageRequest, config: Json, draft: Draft) -> str:
     _check_base(request, config, draft)
     saved = ""
-    if is_dirty(config, await _planned(request, draft)):
+    if is_dirty(config, await request.api.post(f"{PATH}/preview", draft.payload())):
         saved = await _save(request, config, draft)
     try:
-        reply = await request.api.send("POST", f"{PATH}/apply", {"force": request.form.get("force") == "1"})
-        begun = reply.json()
+        begun = await request.api.post(f"{PATH}/apply", {"force": request.form.get("force") == "1"})
     except ApiFault as fault:
         if not saved:
             raise
@@ -131,18 +104,27 @@ async def _rollback(request: PageRequest, config: Json, draft: Draft) -> str:
     number = number_of(asked)
     if asked and number is None:
         raise ApiFault(422, "bad_assignment", f"{asked[:20]!r} is not a configuration number.")
-    payload = {} if number is None else {"number": number}
-    begun = (await request.api.send("POST", f"{PATH}/rollback", payload)).json()
+    begun = await request.api.post(f"{PATH}/rollback", {"number": number})
     back = f" to configuration {number}" if asked else ""
     return f"Rolling back{back}, as configuration {begun['number']}."
 
 
 async def _detect(request: PageRequest, config: Json, draft: Draft) -> str:
-    found = (await request.api.send("POST", f"{PATH}/detect")).json()
+    found = await request.api.post(f"{PATH}/detect")
     present = sum(gpu["present"] for gpu in found["gpus"])
     gone = len(found["gpus"]) - present
     text = f"{present} GPU{'s' if present != 1 else ''} found" if present else "No GPU found"
     return f"{text}; {gone} seen earlier {'are' if gone != 1 else 'is'} gone." if gone else f"{text}."
+
+
+ORDERS: Final[Mapping[str, Callable[[PageRequest, Json, Draft], Awaitable[str]]]] = {
+    "save": _save,
+    "apply": _apply,
+    "rollback": _rollback,
+    "detect": _detect,
+}
+"""Each returns what it did. Save; save if the form has changed, and start to apply; start to roll back to an
+earlier configuration; detect GPUs again. They raise ApiFault."""
 
 
 def _check_base(request: PageRequest, config: Json, draft: Draft) -> None:
@@ -154,45 +136,37 @@ def _check_base(request: PageRequest, config: Json, draft: Draft) -> None:
         )
 
 
-async def _saved(request: PageRequest, config: Json) -> tuple[Draft, Json]:
-    """Return the saved configuration as a draft, and its plan; if none is saved, the strategy's plan."""
+async def _saved(request: PageRequest, config: Json) -> dict[str, Any]:
+    """Return what the form shows for the saved configuration; if none is saved, for the strategy's plan."""
     tried: Json | None = None
     if config["strategy"] != MANUAL:
         tried = await request.api.find_cached(f"{PATH}/preview?strategy={config['strategy']}", _CACHE_S)
-    planned = _saved_plan(config) if config["saved"] or tried is None else tried
-    return saved_draft(config, tried["assignments"] if tried else ()), planned
-
-
-def _saved_plan(config: Json) -> Json:
-    return {key: config[key] for key in ("strategy", "assignments", "warnings", "warning_details")} | {
-        "diff": config["changes"]
-    }
-
-
-async def _planned(request: PageRequest, draft: Draft) -> Json:
-    planned: Json = (await request.api.send("POST", f"{PATH}/preview", draft.payload())).json()
-    return planned
+    draft = saved_draft(config, tried["assignments"] if tried else ())
+    return _form(config, draft, config if config["saved"] or tried is None else tried)
 
 
 async def _tried(request: PageRequest, config: Json, draft: Draft) -> dict[str, Any]:
-    """Return what the form shows for a draft, with an error if it is impossible. Raises ApiFault."""
+    """Return what the form shows for a draft, with an error if it is impossible."""
     try:
-        return _form(config, draft, await _planned(request, draft))
+        return _form(config, draft, await request.api.post(f"{PATH}/preview", draft.payload()))
     except ApiFault as fault:
-        return {**_form(config, draft, _saved_plan(config)), "dirty": True, "fault": fault}
+        return {**_form(config, draft, config), "dirty": True, "fault": fault}
 
 
 def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
-    """Return what the form shows: the draft and its effect."""
-    found = rows(config, planned, draft)
+    """Return what the form shows: the draft and its effect, as planned or as the configuration says."""
+    found, names = rows(config, planned, draft), gpu_names(config)
     return {
         "config": config,
         "draft": draft,
-        "rows": [{**row, "by_strategy": by_strategy_label(row, draft)} for row in found],
+        "rows": found,
         "options": [(str(gpu["index"]), option_label(gpu)) for gpu in config["gpus"]],
         "loads": loads(config, found),
         "warnings": planned["warnings"],
-        "diff": differences(config, planned["diff"]),
+        "diff": [
+            {**change, "before": place(change["before"], names), "after": place(change["after"], names)}
+            for change in planned["changes" if planned is config else "diff"]
+        ],
         "dirty": is_dirty(config, planned),
         "fault": None,
         "note": "",
@@ -215,12 +189,23 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
     names = gpu_names(config)
     saved = config["saved"]["number"] if config["saved"] else 0
     good = [entry for entry in entries if entry["apply"] and entry["apply"]["state"] == "succeeded"]
-    indexed = [device for device in devices if device["index"] is not None]
-    cards = sorted(indexed, key=lambda device: int(device["index"]))
+    cards = sorted(
+        (each for each in devices if each["index"] is not None), key=lambda each: int(each["index"])
+    )
+    edited = list(config["edited_files"])
+    problems = [
+        problem
+        for problem in config["problems"]
+        if "No GPUs detected" not in problem and not any(path in problem for path in edited)
+    ]
     return {
         "cards": Rows("gpu-cards", [device_part("gpu", each, models, services, colours) for each in cards]),
         "saved": Part("gpu-saved", "gpu_configuration_saved.html", {"number": saved}),
-        "problems": Part("gpu-problems", "gpu_configuration_problems.html", _problems(config)),
+        "problems": Part(
+            "gpu-problems",
+            "gpu_configuration_problems.html",
+            {"problems": problems, "edited": edited, "no_gpus": not config["gpus"]},
+        ),
         "status": Part(
             "gpu-status",
             "gpu_configuration_status.html",
@@ -236,19 +221,17 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
             "gpu-history",
             "gpu_configuration_history.html",
             {
-                "entries": history(entries, names, saved),
+                "entries": [
+                    {
+                        **entry,
+                        "apply": apply_facts(entry["apply"], names),
+                        "current": entry["number"] == saved,
+                        "places": [(each["service"], place(each, names)) for each in entry["assignments"]],
+                    }
+                    for entry in entries
+                ],
                 "piece": PIECE,
                 "titles": {each["name"]: each["title"] for each in config["strategies"]},
             },
         ),
     }
-
-
-def _problems(config: Json) -> dict[str, Any]:
-    edited = list(config["edited_files"])
-    others = [
-        problem
-        for problem in config["problems"]
-        if "No GPUs detected" not in problem and not any(path in problem for path in edited)
-    ]
-    return {"problems": others, "edited": edited, "no_gpus": not config["gpus"]}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.console.view_data import Json
@@ -25,9 +25,9 @@ class Choice:
     budget: str = ""
 
     @property
-    def is_manual(self) -> bool:
-        """Whether the user chose the GPU."""
-        return self.gpu != BY_STRATEGY
+    def gone_uuid(self) -> str | None:
+        """The UUID if the GPU is missing."""
+        return self.gpu.removeprefix(_GONE) if self.gpu.startswith(_GONE) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,16 @@ class Draft:
     def payload(self) -> dict[str, Any]:
         """Return the draft as a body for the API."""
         assignments = [
-            _assignment(service, choice)
+            {
+                "service": service,
+                "gpu_index": number_of(choice.gpu),
+                "gpu_uuid": choice.gone_uuid,
+                "vram_budget_override": (
+                    float(choice.budget) if choice.budget and choice.gpu != UNPINNED else None
+                ),
+            }
             for service, choice in self.choices.items()
-            if choice.is_manual or choice.budget
+            if choice.gpu != BY_STRATEGY or choice.budget
         ]
         return {"strategy": self.strategy, "assignments": assignments}
 
@@ -61,19 +68,22 @@ def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
 
     An assignment that the strategy would make again is left to the strategy.
     """
-    saved = config["saved"]
+    strategy, saved = config["strategy"], config["saved"]
     if saved is None:
-        return Draft(config["strategy"], {})
-    again = {each["service"]: each for each in by_strategy}
+        return Draft(strategy, {})
+    again = [*map(meaning, by_strategy)]
+    # The indices of GPUs may have changed since.
+    indices = {gpu["uuid"]: gpu["index"] for gpu in config["gpus"]}
     choices: dict[str, Choice] = {}
     for each in saved["assignments"]:
-        choice = choice_of(each, config["gpus"])
-        if config["strategy"] != MANUAL and (
-            choice.gpu == UNPINNED or _same(each, again.get(each["service"]))
-        ):
-            choice = Choice()
-        choices[each["service"]] = choice
-    return Draft(config["strategy"], choices, saved["number"])
+        uuid, budget = each["gpu_uuid"], each["vram_budget_override"]
+        index = each["gpu_index"] if uuid is None else indices.get(uuid)
+        gpu = str(index) if index is not None else UNPINNED if uuid is None else f"{_GONE}{uuid}"
+        if strategy != MANUAL and (gpu == UNPINNED or meaning(each) in again):
+            choices[each["service"]] = Choice()
+        else:
+            choices[each["service"]] = Choice(gpu, "" if budget is None else f"{budget:g}")
+    return Draft(strategy, choices, saved["number"])
 
 
 def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
@@ -84,34 +94,22 @@ def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
     strategy, before = form.get("strategy", MANUAL), form.get("strategy-before", "")
     choices: dict[str, Choice] = {}
     faults: dict[str, str] = {}
-    for service in services:
-        name = service["name"]
-        choice = Choice(form.get(f"gpu:{name}", BY_STRATEGY), form.get(f"budget:{name}", "").strip())
-        if strategy != before or (strategy != MANUAL and choice.gpu == UNPINNED):
-            choice = Choice()
-        if strategy == MANUAL and not choice.is_manual:
-            choice = Choice(form.get(f"shown:{name}", UNPINNED), form.get(f"shown-budget:{name}", "").strip())
-        fault = _fault(choice.budget)
-        if fault is not None:
-            faults[name] = fault
-            choice = replace(choice, budget="")
-        choices[name] = choice
+    for name in (service["name"] for service in services):
+        gpu, budget = form.get(f"gpu:{name}", BY_STRATEGY), form.get(f"budget:{name}", "").strip()
+        if strategy != before or (strategy != MANUAL and gpu == UNPINNED):
+            gpu, budget = BY_STRATEGY, ""
+        if strategy == MANUAL and gpu == BY_STRATEGY:
+            gpu, budget = form.get(f"shown:{name}", UNPINNED), form.get(f"shown-budget:{name}", "").strip()
+        if budget and not _is_budget(budget):
+            faults[name] = f"{budget[:20]!r} is not a budget: enter GB, as in 3.5."
+            budget = ""
+        choices[name] = Choice(gpu, budget)
     return Draft(strategy, choices, number_of(form.get("base", "")) or 0, faults)
 
 
 def number_of(text: str) -> int | None:
     """Read a number of a form; None if it is not one."""
     return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
-
-
-def choice_of(assignment: Json, gpus: Sequence[Json]) -> Choice:
-    """Return an assignment as a choice among the current GPUs, whose indices may have changed."""
-    index, uuid = assignment["gpu_index"], assignment["gpu_uuid"]
-    budget = assignment["vram_budget_override"]
-    if uuid is not None:
-        index = next((gpu["index"] for gpu in gpus if gpu["uuid"] == uuid), None)
-    gpu = str(index) if index is not None else UNPINNED if uuid is None else f"{_GONE}{uuid}"
-    return Choice(gpu, "" if budget is None else f"{budget:g}")
 
 
 def meaning(assignment: Json) -> tuple[Any, ...]:
@@ -121,34 +119,8 @@ def meaning(assignment: Json) -> tuple[Any, ...]:
     return assignment["service"], gpu, assignment["vram_budget_override"]
 
 
-def gone_uuid(gpu: str) -> str | None:
-    """Return the UUID of a choice of a missing GPU, None for other choices."""
-    return gpu.removeprefix(_GONE) if gpu.startswith(_GONE) else None
-
-
-def _assignment(service: str, choice: Choice) -> dict[str, Any]:
-    assignment: dict[str, Any] = {"service": service}
-    uuid = gone_uuid(choice.gpu)
-    if uuid is not None:
-        assignment["gpu_uuid"] = uuid
-    elif (index := number_of(choice.gpu)) is not None:
-        assignment["gpu_index"] = index
-    if choice.budget and choice.gpu != UNPINNED:
-        assignment["vram_budget_override"] = float(choice.budget)
-    return assignment
-
-
-def _same(one: Json, other: Json | None) -> bool:
-    return other is not None and meaning(one) == meaning(other)
-
-
-def _fault(budget: str) -> str | None:
-    if not budget:
-        return None
+def _is_budget(text: str) -> bool:
     try:
-        value = float(budget)
+        return 0 < float(text) < math.inf
     except ValueError:
-        value = math.nan
-    if math.isfinite(value) and value > 0:
-        return None
-    return f"{budget[:20]!r} is not a budget: enter GB, as in 3.5."
+        return False

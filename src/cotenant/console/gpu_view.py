@@ -3,20 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cotenant.console.gpu_draft import MANUAL, Draft, gone_uuid, meaning
+from cotenant.console.gpu_draft import BY_STRATEGY, MANUAL, Draft, meaning
 from cotenant.console.memory_bar import COLOURS, WIDTH, Segment, layout
 from cotenant.console.view_data import Json
 from cotenant.domain.units import GIB, MIB
 
-NOT_PINNED: Final = "not pinned"
-_TONES: Final = {
-    "running": "busy",
-    "succeeded": "good",
-    "rolling_back": "busy",
-    "rolled_back": "bad",
-    "failed": "bad",
-    "interrupted": "bad",
-}
+_NOT_PINNED: Final = "not pinned"
+_TONES: Final = {"running": "busy", "rolling_back": "busy", "succeeded": "good"}
+"""The tones of an apply's states; it did not go well in the others."""
 _STEPS: Final = {
     "pending": ("waiting", "quiet"),
     "recreating": ("recreating", "busy"),
@@ -27,25 +21,36 @@ _STEPS: Final = {
 
 
 def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
-    """Return a row for each service: its need of memory, its GPU, and its warnings."""
-    shown = {each["service"]: each for each in planned["assignments"]}
-    warnings: dict[str, list[str]] = {}
-    for warning in planned["warning_details"]:
-        warnings.setdefault(warning["service"], []).append(warning["text"])
-    return [
-        {
-            **service,
-            "needs": None if service["vram_mb"] is None else service["vram_mb"] * MIB,
-            "choice": draft.choice(service["name"]),
-            "gone": gone_uuid(draft.choice(service["name"]).gpu),
-            "shown": shown.get(service["name"]),
-            "adjusted": _adjusted(service, shown.get(service["name"])),
-            "warnings": warnings.get(service["name"], []),
-            "fault": draft.faults.get(service["name"]),
-            "colour": number % COLOURS,
-        }
-        for number, service in enumerate(config["services"])
-    ]
+    """Return a row for each service: its need of memory, its GPU, and its warnings.
+
+    `adjusted`: its budget is less than it needs. `by_strategy` is the menu entry for the strategy's choice,
+    None for manual.
+    """
+    assigned = {each["service"]: each for each in planned["assignments"]}
+    found = []
+    for number, service in enumerate(config["services"]):
+        name, vram_mb = service["name"], service["vram_mb"]
+        choice, shown = draft.choice(name), assigned.get(name)
+        budget = shown["vram_budget_override"] if shown else None
+        needs = None if vram_mb is None else vram_mb * MIB
+        by_strategy = "By the strategy"
+        if choice.gpu == BY_STRATEGY and shown:
+            by_strategy = f"{_gpu(shown['gpu_index'], {}) or 'Not pinned'} · by the strategy"
+        found.append(
+            {
+                **service,
+                "needs": needs,
+                "wanted": needs if budget is None else round(budget * GIB),
+                "choice": choice,
+                "shown": shown,
+                "by_strategy": None if draft.strategy == MANUAL else by_strategy,
+                "adjusted": budget is not None and vram_mb is not None and budget * 1024 < vram_mb - 1,
+                "warnings": [each["text"] for each in planned["warning_details"] if each["service"] == name],
+                "fault": draft.faults.get(name),
+                "colour": number % COLOURS,
+            }
+        )
+    return found
 
 
 def loads(config: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -53,7 +58,7 @@ def loads(config: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     found = []
     for gpu in config["gpus"]:
         here = [row for row in shown if row["shown"] and row["shown"]["gpu_index"] == gpu["index"]]
-        parts = [Segment("model", row["name"], _wanted(row) or 0, row["colour"]) for row in here]
+        parts = [Segment("model", row["name"], row["wanted"] or 0, row["colour"]) for row in here]
         occupied, total = gpu["vram_occupied_mb"] * MIB, gpu["vram_total_mb"] * MIB
         planned = sum(part.bytes for part in parts)
         free = max(0, total - planned - occupied)
@@ -66,22 +71,13 @@ def loads(config: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, An
                 "planned": planned,
                 "occupied": occupied,
                 "services": len(here),
-                "unknown": [row["name"] for row in here if _wanted(row) is None],
+                "unknown": [row["name"] for row in here if row["wanted"] is None],
                 "over": planned + occupied > total,
                 "segments": layout(parts, scale),
                 "limit": round(total / (scale or 1) * WIDTH),
             }
         )
     return found
-
-
-def differences(config: Json, diff: Sequence[Json]) -> list[dict[str, Any]]:
-    """Return the changes that applying would make."""
-    names = gpu_names(config)
-    return [
-        {**change, "before": _place(change["before"], names), "after": _place(change["after"], names)}
-        for change in diff
-    ]
 
 
 def gpu_names(config: Json) -> dict[int, str]:
@@ -100,7 +96,7 @@ def apply_facts(apply: Json | None, names: Mapping[int, str]) -> dict[str, Any] 
     return {
         **apply,
         "word": apply["state"].replace("_", " "),
-        "tone": _TONES.get(apply["state"], "quiet"),
+        "tone": _TONES.get(apply["state"], "bad"),
         "steps": steps,
         "done": sum(step["state"] in ("healthy", "failed") for step in steps),
     }
@@ -108,33 +104,29 @@ def apply_facts(apply: Json | None, names: Mapping[int, str]) -> dict[str, Any] 
 
 def containers(config: Json, states: Sequence[Json], names: Mapping[int, str]) -> dict[str, Any]:
     """Return the state of each service's container, and a summary."""
-    enabled = [service["name"] for service in config["services"] if service["enabled"]]
     known = {state["service"]: state for state in states}
-    shown = [_container(name, known[name], names) for name in enabled if name in known]
-    bad = [each for each in shown if each["tone"] == "bad"]
-    running = [each for each in shown if each["tone"] == "good"]
+    shown = []
+    for name in (service["name"] for service in config["services"] if service["enabled"]):
+        if (state := known.get(name)) is None:
+            continue
+        if not state["running"]:
+            word, tone = ("not running", "bad") if state["container_id"] else ("no container", "quiet")
+        elif state["healthy"] is False:
+            word, tone = "unhealthy", "bad"
+        else:
+            word, tone = "healthy" if state["healthy"] else "running", "good"
+        container, at = (state["container_id"] or "")[:12], place(state["assignment"], names)
+        shown.append({"service": name, "word": word, "tone": tone, "container": container, "place": at})
+    bad, running = (sum(each["tone"] == tone for each in shown) for tone in ("bad", "good"))
     if not states:
         text, tone = "no container engine", "quiet"
     elif bad:
-        text, tone = f"{len(bad)} of {len(shown)} services in trouble", "bad"
-    elif len(running) == len(shown):
+        text, tone = f"{bad} of {len(shown)} services in trouble", "bad"
+    elif running == len(shown):
         text, tone = "All services running", "good"
     else:
-        text, tone = f"{len(running)} of {len(shown)} services running", "busy" if running else "quiet"
+        text, tone = f"{running} of {len(shown)} services running", "busy" if running else "quiet"
     return {"text": text, "tone": tone, "services": shown}
-
-
-def history(entries: Sequence[Json], names: Mapping[int, str], current: int) -> list[dict[str, Any]]:
-    """Return the configurations saved, newest first."""
-    return [
-        {
-            **entry,
-            "apply": apply_facts(entry["apply"], names),
-            "current": entry["number"] == current,
-            "places": [(each["service"], _place(each, names)) for each in entry["assignments"]],
-        }
-        for entry in entries
-    ]
 
 
 def is_dirty(config: Json, planned: Json) -> bool:
@@ -153,59 +145,17 @@ def option_label(gpu: Json) -> str:
     return label if gpu["healthy"] else f"{label} · unhealthy"
 
 
-def by_strategy_label(row: Mapping[str, Any], draft: Draft) -> str | None:
-    """Return the menu entry for the strategy's choice; None for manual."""
-    if draft.strategy == MANUAL:
-        return None
-    shown = row["shown"]
-    if row["choice"].is_manual or shown is None:
-        return "By the strategy"
-    return f"{_gpu(shown['gpu_index'], {}) or 'Not pinned'} · by the strategy"
-
-
-def _container(name: str, state: Json, names: Mapping[int, str]) -> dict[str, Any]:
-    if not state["running"]:
-        word, tone = ("not running", "bad") if state["container_id"] else ("no container", "quiet")
-    elif state["healthy"] is False:
-        word, tone = "unhealthy", "bad"
-    else:
-        word, tone = "healthy" if state["healthy"] else "running", "good"
-    assignment = state["assignment"]
-    return {
-        "service": name,
-        "word": word,
-        "tone": tone,
-        "container": (state["container_id"] or "")[:12],
-        "place": _place(assignment, names),
-    }
-
-
-def _wanted(row: Mapping[str, Any]) -> int | None:
-    budget = row["shown"]["vram_budget_override"]
-    needs: int | None = row["needs"]
-    return needs if budget is None else round(budget * GIB)
-
-
-def _adjusted(service: Json, shown: Json | None) -> bool:
-    """Whether a service's budget is less than it needs."""
-    if shown is None or shown["vram_budget_override"] is None or service["vram_mb"] is None:
-        return False
-    return bool(shown["vram_budget_override"] * 1024 < service["vram_mb"] - 1)
-
-
-def _place(assignment: Json | None, names: Mapping[int, str]) -> str:
+def place(assignment: Json | None, names: Mapping[int, str]) -> str:
+    """Return where an assignment places its service, with its budget."""
     if assignment is None:
-        return NOT_PINNED
+        return _NOT_PINNED
     gpu = _gpu(assignment["gpu_index"], names)
     if gpu is None:
         uuid = assignment["gpu_uuid"]
-        return NOT_PINNED if uuid is None else f"a GPU that is gone ({uuid})"
+        return _NOT_PINNED if uuid is None else f"a GPU that is gone ({uuid})"
     budget = assignment["vram_budget_override"]
     return gpu if budget is None else f"{gpu}, {budget:g} GB"
 
 
 def _gpu(index: int | None, names: Mapping[int, str]) -> str | None:
-    if index is None:
-        return None
-    name = names.get(index)
-    return f"GPU {index} {name}" if name else f"GPU {index}"
+    return None if index is None else f"GPU {index} {names.get(index, '')}".rstrip()

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cotenant.console.live_updates import Part, Rows, View
-from cotenant.console.memory_bar import PART_NAMES, WIDTH, layer_run
+from cotenant.console.memory_bar import PART_NAMES, Segment, layer_run, layout
 from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import HOST, RAM, Json, decision_part, last_rates, model_facts, short_names
 
@@ -23,21 +23,16 @@ async def show(request: PageRequest) -> View:
         {"model": facts, "recipe": model.get("recipe"), "file": model.get("file"), "vision": model["vision"]},
         {
             "head": Part("model-head", "model_head.html", {"model": facts}),
-            "engine": Part("model-engine", "model_engine.html", _engine(model)),
+            "engine": Part(
+                "model-engine",
+                "model_engine.html",
+                {key: model.get(key) for key in ("engine", "loads", "load_s", "requests")}
+                | {"log": model.get("log_path") is not None},
+            ),
             "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),
             "why": Rows("why", [decision_part(each, "why") for each in reversed(decisions)]),
         },
     )
-
-
-def _engine(model: Json) -> dict[str, Any]:
-    return {
-        "engine": model.get("engine"),
-        "loads": model.get("loads"),
-        "load_s": model.get("load_s"),
-        "requests": model.get("requests"),
-        "log": model.get("log_path") is not None,
-    }
 
 
 def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:
@@ -49,45 +44,25 @@ def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:
     if placement is None:
         return {"placement": None, "model": {"name": model["name"], "state": model["state"]}}
     rows = [*placement["devices"], {"index": None, "name": HOST, "layers": None, **placement["host"]}]
-    shown = [_row(row) for row in rows if row["planned"]["total"] or (row["reported"] or {}).get("total")]
-    most = max((row["total"] for row in shown), default=0) or 1
+    rows = [row for row in rows if row["planned"]["total"] or (row["reported"] or {}).get("total")]
+    most = max((row["planned"]["total"] for row in rows), default=0)
+    for row in rows:
+        parts = [
+            Segment(f"part-{part}", text, row["planned"][part] or 0) for part, text in PART_NAMES.items()
+        ]
+        row["segments"] = layout(parts, most)
+        row["label"] = row["name"] if row["index"] is None else f"GPU {row['index']}"
     return {
         "placement": {
             key: placement[key]
             for key in ("n_layers", "n_gpu_layers", "n_ctx", "parallel", "estimated", "warnings")
         },
         "model": {"name": model["name"], "state": model["state"]},
-        "rows": [{**row, "bars": _bars(row, most)} for row in shown],
+        "rows": rows,
         "strip": _strip(placement),
         "part_names": PART_NAMES,
         "stood_in": not placement["devices"] and any(name != RAM for name in gpus),
     }
-
-
-def _row(row: Json) -> dict[str, Any]:
-    planned, reported = row["planned"], row["reported"]
-    label = row["name"] if row["index"] is None else f"GPU {row['index']}"
-    return {
-        "label": label,
-        "name": row["name"],
-        "layers": row["layers"],
-        "total": planned["total"],
-        "reported_total": reported["total"] if reported else None,
-        "difference": row["difference_bytes"],
-        "parts": [
-            {"part": part, "planned": planned[part], "reported": reported[part] if reported else None}
-            for part in PART_NAMES
-        ],
-    }
-
-
-def _bars(row: Json, most: int) -> list[dict[str, Any]]:
-    bars, used = [], 0
-    for part in row["parts"]:
-        start = round(used / most * WIDTH)
-        used += part["planned"] or 0
-        bars.append({**part, "x": start, "width": max(0, round(used / most * WIDTH) - start)})
-    return bars
 
 
 def _strip(placement: Json) -> list[dict[str, Any]]:

@@ -39,10 +39,10 @@ FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
     ("GET", "/ui/fragments/doctor"): doctor.findings,
     ("POST", analyse.PIECE): analyse.plan,
     ("POST", gpu_configuration.PIECE): gpu_configuration.change,
-    ("POST", f"{gpu_configuration.PIECE}/save"): gpu_configuration.save,
-    ("POST", f"{gpu_configuration.PIECE}/apply"): gpu_configuration.apply,
-    ("POST", f"{gpu_configuration.PIECE}/rollback"): gpu_configuration.rollback,
-    ("POST", f"{gpu_configuration.PIECE}/detect"): gpu_configuration.detect,
+    **{
+        ("POST", f"{gpu_configuration.PIECE}/{order}"): gpu_configuration.order
+        for order in gpu_configuration.ORDERS
+    },
 }
 """Parts that pages load separately, by method and path; the parts of their View are not updated."""
 

@@ -15,10 +15,11 @@ RAM: Final = "RAM"
 HOST: Final = "host RAM"
 _SERVICES_FOR_S: Final = 10.0
 _SHOWN_OF_DEVICE: Final = (
-    *("uuid", "index", "name", "total_bytes", "overcommitted", "compute_mode", "compute_capability"),
-    *("mps", "max_engines", "left_out"),
+    *("uuid", "index", "name", "total_bytes", "overcommitted", "compute_mode", "compute_capability", "mps"),
+    "left_out",
 )
 _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
+_TONES: Final = {"ready": "good", **dict.fromkeys(_BUSY, "busy")}
 
 
 async def services_by_gpu(request: PageRequest) -> Mapping[int, Sequence[Json]]:
@@ -28,11 +29,9 @@ async def services_by_gpu(request: PageRequest) -> Mapping[int, Sequence[Json]]:
         return {}
     known = {service["name"]: service for service in config["services"]}
     found: dict[int, list[Json]] = {}
-    applied = (config.get("applied") or {}).get("assignments") or []
-    for assignment in applied:
-        service = known.get(assignment["service"])
-        if service is not None and assignment["gpu_index"] is not None:
-            found.setdefault(assignment["gpu_index"], []).append(service)
+    for assignment in (config["applied"] or {}).get("assignments", ()):
+        if assignment["service"] in known and assignment["gpu_index"] is not None:
+            found.setdefault(assignment["gpu_index"], []).append(known[assignment["service"]])
     return found
 
 
@@ -51,14 +50,12 @@ def short_names(devices: Sequence[Json]) -> Mapping[str, str]:
 
 def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[str, str]) -> dict[str, Any]:
     """Return what a model's row shows, rounded, so that it changes only when the text does."""
-    state = str(model["state"])
-    measured = model.get("measured_bytes")
+    state, measured, failure = str(model["state"]), model.get("measured_bytes"), model.get("last_failure")
     return {
-        "name": model["name"],
-        "aliases": model["aliases"],
-        "kind": model["kind"],
+        **{key: model[key] for key in ("name", "aliases", "kind")},
+        **{key: model.get(key, 0) for key in ("in_flight", "slots", "queued")},
         "state": state,
-        "tone": tone(state, model.get("last_failure")),
+        "tone": _TONES.get(state, "bad" if failure else "quiet"),
         "pinned": bool(model.get("pinned")),
         "gpus": [names.get(uuid, uuid) for uuid in model.get("devices", ())],
         "predicted": model.get("predicted_bytes"),
@@ -66,16 +63,15 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
         "by_engine": measured is None and model.get("reported_bytes") is not None,
         "requests_per_s": round(model.get("requests_per_s") or 0.0, 2),
         "tokens_per_s": rates.get(model["name"]),
-        "in_flight": model.get("in_flight", 0),
-        "slots": model.get("slots", 0),
-        "queued": model.get("queued", 0),
         "idle": in_coarse(None if model.get("in_flight") else model.get("idle_s")),
         "stays": _stays(model, state),
         "loaded": bool(model.get("devices")),
         "busy": state in _BUSY,
         "load": _load(model.get("load")),
-        "failure": _failure(model) if state == "cold" else None,
-        "seen_by_operator": "pinned" in model,
+        # Without the model's name.
+        "failure": failure.removeprefix(f"{model['name']} ").removeprefix(f"{model['name']}: ")
+        if failure and state == "cold"
+        else None,
     }
 
 
@@ -115,21 +111,6 @@ def device_part(
     return Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts})
 
 
-def _failure(model: Json) -> str | None:
-    """Return the last failure, without the model's name."""
-    text: str | None = model.get("last_failure")
-    return text.removeprefix(f"{model['name']} ").removeprefix(f"{model['name']}: ") if text else None
-
-
-def tone(state: str, failure: str | None = None) -> str:
-    """Return the style of a state: good, busy, bad or quiet."""
-    if state == "ready":
-        return "good"
-    if state in _BUSY:
-        return "busy"
-    return "bad" if failure else "quiet"
-
-
 def decision_part(decision: Json, prefix: str = "decision") -> Part:
     """Return a decision as a row of a list."""
     return Part(f"{prefix}-{decision['number']}", "decision.html", {"decision": decision})
@@ -139,11 +120,11 @@ def _load(load: Json | None) -> dict[str, Any] | None:
     if load is None:
         return None
     read, total = load["read_bytes"], load["total_bytes"]
-    percent = min(99, int(read * 100 / total)) if read is not None and total else None
+    expected_s = load["expected_s"]
     return {
-        "percent": percent,
+        "percent": min(99, int(read * 100 / total)) if read is not None and total else None,
         "read": read,
         "total": total,
         "running_s": int(load["running_s"]),
-        "expected_s": round(load["expected_s"], 1) if load["expected_s"] is not None else None,
+        "expected_s": None if expected_s is None else round(expected_s, 1),
     }
