@@ -28,6 +28,20 @@ _MAX_MIB: Final = 1 << 16
 _RULES: Final = {"reserve_mib": "Reserve", "min_budget_mib": "Least budget", "overhead_mib": "Overhead"}
 _NUMBERS: Final = (*(name for name, each in _FORM.items() if each.type is int), *_RULES)
 
+_SOURCES: Final = {
+    "file": (
+        "headers",
+        "Choose a GGUF file: only its header is read, and nothing else of it leaves your computer.",
+    ),
+    "path": ("path", "Type the path of the model on the daemon's machine."),
+    "model": ("model", "No model is served: choose a file or type a path."),
+}
+"""The field of the form that names the model, and what to do while it is empty, by where the model is."""
+_FAULTY: Final = {"bad_device_spec": "gpus"} | dict.fromkeys(
+    ("bad_recipe", "bad_assignment", "bad_split"), "recipe"
+)
+"""The field that a fault is shown next to, by its code; others are shown next to the model."""
+
 
 async def show(request: PageRequest) -> View:
     """Show the form; the page then requests the first plan. Raises ApiFault."""
@@ -52,33 +66,41 @@ async def show(request: PageRequest) -> View:
 
 
 async def plan(request: PageRequest) -> View:
-    """Plan what the form says and show the plan, or an error next to its field. Raises ApiFault."""
+    """Plan what the form says and show the plan, or an error next to its field."""
     faults: dict[str, str] = {}
-    payload = _payload(request.form, faults)
-    found: Json | None = None
+    source = request.form.get("source", "")
+    source = source if source in _SOURCES else "model"
+    key, waiting = _SOURCES[source]
+    payload = _payload(request.form, key, faults)
+    facts: dict[str, Any] = {"plan": None, "waiting": waiting if payload is None else ""}
     if payload is not None and not faults:
         try:
             found = await request.api.post("/api/plan", payload)
         except ApiFault as fault:
-            faults[_field_of(fault, request.form)] = fault.message
-    described = request.form.get("devices") == "described"
-    facts: dict[str, Any] = {
-        "plan": None,
-        "faults": faults,
-        "waiting": _waiting(request.form) if payload is None else "",
-        "recipe_faults": ["recipe", "n_gpu_layers", *_NUMBERS],
-        "header_gone": any("there is no header" in text for text in faults.values()),
-    }
-    if found is not None:
-        facts |= {"plan": found, **_bars(found), "names": PART_NAMES, "described": described}
-    return View("analyse_result.html", facts)
+            faults[_FAULTY.get(fault.code, source)] = fault.message
+        else:
+            rows = [_device(device, found) for device in found["devices"]]
+            facts |= {"plan": found, "rows": rows, "strip": _strip(found), "names": PART_NAMES}
+    return View(
+        "analyse_result.html",
+        {
+            **facts,
+            "faults": faults,
+            "recipe_faults": ["recipe", "n_gpu_layers", *_NUMBERS],
+            "header_gone": any("there is no header" in text for text in faults.values()),
+        },
+    )
 
 
-def _payload(form: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any] | None:
-    """Return the form as a body for the API, None if no model is chosen; errors are added to `faults`."""
-    payload = _model(form)
-    if payload is None:
+def _payload(form: Mapping[str, str], key: str, faults: dict[str, str]) -> dict[str, Any] | None:
+    """Return the form as a body for the API, None if no model is chosen; errors are added to `faults`.
+
+    `key` is the field that names the model.
+    """
+    named = form.get(key, "").strip()
+    if not named:
         return None
+    payload: dict[str, Any] = {key: named.split() if key == "headers" else named}
     if form.get("devices") == "described":
         payload["gpus"] = form.get("gpus", "").strip()
         if not payload["gpus"]:
@@ -101,22 +123,6 @@ def _payload(form: Mapping[str, str], faults: dict[str, str]) -> dict[str, Any] 
     return payload
 
 
-def _model(form: Mapping[str, str]) -> dict[str, Any] | None:
-    source = form.get("source", "")
-    if source == "file":
-        ids = form.get("headers", "").split()
-        return {"headers": ids} if ids else None
-    name = form.get("path" if source == "path" else "model", "").strip()
-    return {"path" if source == "path" else "model": name} if name else None
-
-
-def _waiting(form: Mapping[str, str]) -> str:
-    return {
-        "file": "Choose a GGUF file: only its header is read, and nothing else of it leaves your computer.",
-        "path": "Type the path of the model on the daemon's machine.",
-    }.get(form.get("source", ""), "No model is served: choose a file or type a path.")
-
-
 def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | None:
     text = form.get(name, "").replace(",", "").strip()
     if not text:
@@ -131,48 +137,30 @@ def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | 
     return value
 
 
-def _field_of(fault: ApiFault, form: Mapping[str, str]) -> str:
-    """Return the field that a fault is shown next to."""
-    if fault.code == "bad_device_spec":
-        return "gpus"
-    if fault.code in ("bad_recipe", "bad_assignment", "bad_split"):
-        return "recipe"
-    return {"file": "file", "path": "path"}.get(form.get("source", ""), "model")
-
-
-def _bars(plan: Json) -> dict[str, Any]:
-    """Return the plan as bars: a device's memory by part, and the layers by device."""
-    short = {each["uuid"]: each for each in plan["shortfalls"]}
-    rows = [_device(device, short.get(device["uuid"]), plan) for device in plan["devices"]]
-    return {"rows": rows, "strip": _strip(plan), "remedies": plan["remedies"]}
-
-
-def _device(device: Json, shortfall: Json | None, plan: Json) -> dict[str, Any]:
+def _device(device: Json, plan: Json) -> dict[str, Any]:
+    """Return a device's memory by part, as a bar."""
+    shortfall = next((each for each in plan["shortfalls"] if each["uuid"] == device["uuid"]), None)
+    last = next((each["uuid"] for each in reversed(plan["devices"]) if each["planned_bytes"]), None)
     total, free = device["total_bytes"], device["free_bytes"]
     used = None if total is None or free is None else max(0, total - free)
-    held = [("foreign", "in use", used or 0)]
+    held = [Segment("foreign", "in use", used or 0)]
     if shortfall is not None:
-        held.append(("needed", "needed", shortfall["needed_bytes"]))
+        held.append(Segment("needed", "needed", shortfall["needed_bytes"]))
     else:
-        held += [(f"part-{part}", name, device["parts"][part]) for part, name in PART_NAMES.items()]
-    wanted = sum(count for _, _, count in held)
+        held += [Segment(f"part-{part}", name, device["parts"][part]) for part, name in PART_NAMES.items()]
+    wanted = sum(segment.bytes for segment in held)
     size = total or free or wanted
-    held.append(("free", "free", max(0, size - wanted)))
+    held.append(Segment("free", "free", max(0, size - wanted)))
     scale = max(size, wanted) or 1
     budget_end = (used or 0) + device["budget_bytes"]
     return {
+        **device,
         "label": _label(device),
-        "name": device["name"],
-        "left_out": device["left_out"],
-        "total": total,
-        "free": free,
-        "budget": device["budget_bytes"],
         "planned": shortfall["needed_bytes"] if shortfall else device["planned_bytes"],
         "missing": shortfall["missing_bytes"] if shortfall else 0,
-        "layers": device["layers"],
         "used": bool(device["planned_bytes"]),
-        "output": _has_output(device, plan),
-        "segments": layout((Segment(*part) for part in held), scale, min_width=2),
+        "output": bool(plan["n_gpu_layers"]) and device["uuid"] == last,
+        "segments": layout(held, scale, min_width=2),
         "budget_x": min(WIDTH, round(budget_end / scale * WIDTH)),
         "end_x": min(WIDTH, round(size / scale * WIDTH)),
         "parts": [(name, count) for part, name in PART_NAMES.items() if (count := device["parts"][part])],
@@ -181,11 +169,6 @@ def _device(device: Json, shortfall: Json | None, plan: Json) -> dict[str, Any]:
 
 def _label(device: Json) -> str:
     return HOST if device["index"] is None else f"GPU {device['index']}"
-
-
-def _has_output(device: Json, plan: Json) -> bool:
-    used = [each["uuid"] for each in plan["devices"] if each["planned_bytes"]]
-    return bool(plan["n_gpu_layers"] and used and used[-1] == device["uuid"])
 
 
 def _strip(plan: Json) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from cotenant.console.gpu_view import (
 )
 from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.page_request import PageRequest
-from cotenant.console.view_data import Json, device_part, services_by_gpu
+from cotenant.console.view_data import Json, device_rows
 
 PATH: Final = "/api/system/gpu-config"
 PIECE: Final = "/ui/fragments/gpu-configuration"
@@ -177,7 +177,6 @@ def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
 
 async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict[str, Part | Rows]:
     models = (await request.api.get("/api/models"))["models"]
-    services = await services_by_gpu(request)
     colours = request.palette.of([model["name"] for model in models if model.get("devices")])
     status = await request.api.find_cached(
         f"{PATH}/status", _STATUS_CACHE_S, {"apply": None, "containers": []}
@@ -199,7 +198,7 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
         if "No GPUs detected" not in problem and not any(path in problem for path in edited)
     ]
     return {
-        "cards": Rows("gpu-cards", [device_part("gpu", each, models, services, colours) for each in cards]),
+        "cards": await device_rows(request, "gpu-cards", "gpu", cards, models, colours),
         "saved": Part("gpu-saved", "gpu_configuration_saved.html", {"number": saved}),
         "problems": Part(
             "gpu-problems",

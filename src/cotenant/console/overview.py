@@ -9,10 +9,9 @@ from cotenant.console.rendering import as_segment
 from cotenant.console.view_data import (
     Json,
     decision_part,
-    device_part,
+    device_rows,
     last_rates,
     model_facts,
-    services_by_gpu,
     short_names,
 )
 
@@ -36,7 +35,6 @@ async def show(request: PageRequest) -> View:
     history = await request.api.find("/api/history", {})
     decisions = (await request.api.find(f"/api/decisions?limit={_DECISIONS}", {"decisions": []}))["decisions"]
     alerts = (await request.api.find("/api/alerts", {"active": []}))["active"]
-    services = await services_by_gpu(request)
     colours = request.palette.of([model["name"] for model in models if model.get("devices")])
     names, rates = short_names(devices), last_rates(history)
     rows = [
@@ -52,11 +50,18 @@ async def show(request: PageRequest) -> View:
         {"states": STATES, "n_devices": len(devices)},
         {
             "summary": Part("summary", "overview_summary.html", _summary(models, devices)),
-            "alerts": Rows("alerts", [_alert(alert) for alert in alerts]),
-            "cards": Rows(
-                "cards",
-                [device_part("card", each, models, services, colours, plot=True) for each in devices],
+            "alerts": Rows(
+                "alerts",
+                [
+                    Part(
+                        "alert-" + as_segment(f"{each['alert']}-{each['subject']}"),
+                        "alert.html",
+                        {"alert": each},
+                    )
+                    for each in alerts
+                ],
             ),
+            "cards": await device_rows(request, "cards", "card", devices, models, colours, plot=True),
             "models": Rows("models", rows),
             "decisions": Rows("decisions", [decision_part(each) for each in reversed(decisions)]),
         },
@@ -78,8 +83,3 @@ def _summary(models: Sequence[Json], devices: Sequence[Json]) -> dict[str, Any]:
         "in_flight": sum(model.get("in_flight", 0) for model in models),
         "queued": sum(model.get("queued", 0) for model in models),
     }
-
-
-def _alert(alert: Json) -> Part:
-    name = f"{alert['alert']}-{alert['subject']}"
-    return Part(f"alert-{as_segment(name)}", "alert.html", {"alert": alert})

@@ -1,16 +1,51 @@
-"""The pages by path, and the fragments that pages load."""
+"""The pages by path, the smallest of them, and the fragments that pages load."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
-from cotenant.console import analyse, doctor, events, gpu_configuration, model, overview
-from cotenant.console.live_updates import View
+from cotenant.console import analyse, gpu_configuration, model, overview
+from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.page_request import PageRequest
+from cotenant.console.view_data import decision_part
 
 Show = Callable[[PageRequest], Awaitable[View]]
 _NAME: Final = "{name}"
+_DECISIONS: Final = 300
+_LEVELS: Final = ("problem", "warning", "unknown", "ok")
+
+
+async def _events(request: PageRequest) -> View:
+    """Show decisions, newest first, and alerts. Raises ApiFault."""
+    decisions = (await request.api.get(f"/api/decisions?limit={_DECISIONS}"))["decisions"]
+    alerts = await request.api.find("/api/alerts", {"active": [], "recent": []})
+    recent = [
+        Part(f"was-{number}", "alert_row.html", {"alert": alert})
+        for number, alert in reversed(list(enumerate(alerts["recent"])))
+    ]
+    return View(
+        "events.html",
+        {"kinds": sorted({str(each["kind"]) for each in decisions})},
+        {
+            "events": Rows("events", [decision_part(each, "e") for each in reversed(decisions)]),
+            "alerts": Rows("alert-history", recent),
+        },
+    )
+
+
+async def _doctor(request: PageRequest) -> View:
+    """Show the page; the findings take seconds and are requested separately."""
+    return View("doctor.html")
+
+
+async def _doctor_findings(request: PageRequest) -> View:
+    """Check the daemon's machine and show the findings by area, the worst first. Raises ApiFault."""
+    report = await request.api.get("/api/doctor")
+    areas: dict[str, list[Mapping[str, Any]]] = {finding["area"]: [] for finding in report["findings"]}
+    for finding in sorted(report["findings"], key=lambda each: _LEVELS.index(each["level"])):
+        areas[finding["area"]].append(finding)
+    return View("doctor_findings.html", {"counts": report["counts"], "areas": areas.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +66,12 @@ PAGES: Final[tuple[Page, ...]] = (
     Page("/models/{name}", None, model.show),
     Page("/analyse", "Analyse", analyse.show),
     Page("/gpu-configuration", "GPU configuration", gpu_configuration.show),
-    Page("/events", "Events", events.show),
-    Page("/doctor", "Doctor", doctor.show),
+    Page("/events", "Events", _events),
+    Page("/doctor", "Doctor", _doctor),
 )
 
 FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
-    ("GET", "/ui/fragments/doctor"): doctor.findings,
+    ("GET", "/ui/fragments/doctor"): _doctor_findings,
     ("POST", analyse.PIECE): analyse.plan,
     ("POST", gpu_configuration.PIECE): gpu_configuration.change,
     **{
@@ -50,10 +85,7 @@ FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
 def find_page(raw_path: str) -> tuple[Page, str] | None:
     """Return the page at an undecoded path, and the name in the path; None if there is none."""
     for page in PAGES:
-        if page.path.endswith(_NAME):
-            prefix = page.path.removesuffix(_NAME)
-            if raw_path.startswith(prefix) and len(raw_path) > len(prefix):
-                return page, unquote(raw_path.removeprefix(prefix))
-        elif raw_path == page.path:
-            return page, ""
+        prefix, has_name, _ = page.path.partition(_NAME)
+        if raw_path == page.path or (has_name and raw_path.startswith(prefix) and raw_path != prefix):
+            return page, unquote(raw_path.removeprefix(prefix))
     return None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cotenant.console.live_updates import Part
+from cotenant.console.live_updates import Part, Rows
 from cotenant.console.memory_bar import segments
 from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import as_segment, in_coarse
@@ -22,13 +22,13 @@ _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 _TONES: Final = {"ready": "good", **dict.fromkeys(_BUSY, "busy")}
 
 
-async def services_by_gpu(request: PageRequest) -> Mapping[int, Sequence[Json]]:
+async def _services_by_gpu(request: PageRequest) -> Mapping[int | None, Sequence[Json]]:
     """Return the services whose containers are pinned to each GPU, by GPU index."""
     config = await request.api.find_cached("/api/system/gpu-config", _SERVICES_FOR_S)
     if not config:
         return {}
     known = {service["name"]: service for service in config["services"]}
-    found: dict[int, list[Json]] = {}
+    found: dict[int | None, list[Json]] = {}
     for assignment in (config["applied"] or {}).get("assignments", ()):
         if assignment["service"] in known and assignment["gpu_index"] is not None:
             found.setdefault(assignment["gpu_index"], []).append(known[assignment["service"]])
@@ -85,30 +85,34 @@ def _stays(model: Json, state: str) -> str:
     return in_coarse(left_s)
 
 
-def device_part(
+async def device_rows(
+    request: PageRequest,
+    target: str,
     prefix: str,
-    device: Json,
+    devices: Sequence[Json],
     models: Sequence[Json],
-    services: Mapping[int, Sequence[Json]],
     colours: Mapping[str, int],
     *,
     plot: bool = False,
-) -> Part:
-    """Return a device as a card: its sensors and who uses its memory; `plot` adds the last ten minutes."""
-    free, total = device["free_bytes"], device["total_bytes"]
-    pinned = services.get(device["index"], ()) if device["index"] is not None else ()
-    facts = {
-        **{key: device.get(key) for key in _SHOWN_OF_DEVICE},
-        "used_bytes": None if free is None or total is None else total - free,
-        "sensors": [
-            {"label": each.label, "unit": each.unit, "tip": each.tip, "value": round(device[name])}
-            for name, each in Sensors.displays().items()
-            if device.get(name) is not None
-        ],
-        "segments": segments(device, models, pinned, colours),
-        "plot": plot,
-    }
-    return Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts})
+) -> Rows:
+    """Return devices as cards: sensors and who uses their memory; `plot` adds the last ten minutes."""
+    services = await _services_by_gpu(request)
+    rows = []
+    for device in devices:
+        free, total = device["free_bytes"], device["total_bytes"]
+        facts = {
+            **{key: device.get(key) for key in _SHOWN_OF_DEVICE},
+            "used_bytes": None if free is None or total is None else total - free,
+            "sensors": [
+                {"label": each.label, "unit": each.unit, "tip": each.tip, "value": round(device[name])}
+                for name, each in Sensors.displays().items()
+                if device.get(name) is not None
+            ],
+            "segments": segments(device, models, services.get(device["index"], ()), colours),
+            "plot": plot,
+        }
+        rows.append(Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts}))
+    return Rows(target, rows)
 
 
 def decision_part(decision: Json, prefix: str = "decision") -> Part:
