@@ -24,9 +24,8 @@ async def chat(
     endpoint: Endpoint,
     clock: Clock,
     payload: dict[str, Any],
-    *,
     timeout_s: float,
-    arrived: Callable[[float], None] = lambda _at: None,
+    arrived: Callable[[float], None],
 ) -> Completion:
     """Send a request and read the answer; `arrived` is called for every chunk. Raises ChatFailed."""
     streamed = {**payload, "stream": True, "stream_options": {"include_usage": True}}
@@ -59,16 +58,11 @@ async def _read(
             arrived(arrivals[-1])
     if not arrivals:
         raise ChatFailed("the answer had no text")
-    counted, prompt = usage.get("completion_tokens"), usage.get("prompt_tokens")
-    tokens = counted if isinstance(counted, int) and counted > 0 else None
-    return Completion(
-        sent_at,
-        tuple(arrivals),
-        arrivals[-1],
-        tokens or len(arrivals),
-        usage=tokens is not None,
-        prompt_tokens=prompt if isinstance(prompt, int) else None,
+    tokens, prompt_tokens = (
+        count if isinstance(count := usage.get(name), int) and count > 0 else None
+        for name in ("completion_tokens", "prompt_tokens")
     )
+    return Completion(sent_at, tuple(arrivals), tokens or len(arrivals), tokens is not None, prompt_tokens)
 
 
 async def _events(answer: Exchange) -> AsyncIterator[dict[str, Any]]:
@@ -92,13 +86,10 @@ async def _events(answer: Exchange) -> AsyncIterator[dict[str, Any]]:
 
 
 def _has_text(event: dict[str, Any]) -> bool:
-    choices = event.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return False
-    delta = choices[0].get("delta")
-    return isinstance(delta, dict) and any(
-        delta.get(key) for key in ("content", "reasoning_content", "reasoning")
-    )
+    match event:
+        case {"choices": [{"delta": dict(delta)}, *_]}:
+            return any(delta.get(key) for key in ("content", "reasoning_content", "reasoning"))
+    return False
 
 
 def _error_text(status: int, body: bytes) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -30,25 +30,26 @@ async def read_json(
     limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=_LIMIT_BYTES)
     answer = await fetch(Request(endpoint, method, path), limits)
     try:
-        answer_json = json.loads(answer.body)
+        found = json.loads(answer.body)
     except ValueError:
-        answer_json = None
-    if answer.status >= 400 or not isinstance(answer_json, dict):
-        error = answer_json.get("error") if isinstance(answer_json, dict) else None
-        text = error.get("message") if isinstance(error, dict) else f"status {answer.status} at {path}"
-        raise ApiFailed(str(text))
-    return answer_json
+        found = None
+    match found:
+        case {"error": {"message": text}} if answer.status >= 400:
+            raise ApiFailed(str(text))
+        case dict() if answer.status < 400:
+            return found
+    raise ApiFailed(f"status {answer.status} at {path}")
 
 
 async def chat_models(endpoint: Endpoint) -> list[str]:
     """Return the names of the chat models at an address. Raises ApiFailed or OSError."""
-    answer_json = await read_json(endpoint, "/v1/models")
-    data = answer_json.get("data")
-    rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
+    data = (await read_json(endpoint, "/v1/models")).get("data")
     return [
         row["id"]
-        for row in rows
-        if isinstance(row.get("id"), str) and (row.get("meta") or {}).get("kind") not in _NO_CHAT
+        for row in (data if isinstance(data, list) else ())
+        if isinstance(row, dict)
+        and isinstance(row.get("id"), str)
+        and (row.get("meta") or {}).get("kind") not in _NO_CHAT
     ]
 
 
@@ -92,34 +93,29 @@ class CotenantApi:
         path = f"/api/models/{quote(model, safe='')}/{action}"
         await read_json(self._endpoint, path, "POST", self._timeout_s)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def sampled(
         self, into: list[MemorySample], clock: Clock, every_s: float = 0.25
     ) -> AsyncIterator[None]:
         """Record the memory of each model every `every_s` seconds while the block runs."""
-        sampling = asyncio.create_task(self._sample(into, clock, every_s))
+
+        async def sample() -> None:
+            while True:
+                with contextlib.suppress(ApiFailed, OSError):
+                    if models := (await self.models()).values():
+                        held = {str(model["name"]): _held_bytes(model) for model in models}
+                        into.append(MemorySample(clock.now(), held))
+                await asyncio.sleep(every_s)
+
+        sampling = asyncio.create_task(sample())
         try:
             yield
         finally:
             sampling.cancel()
             await asyncio.gather(sampling, return_exceptions=True)
 
-    async def _sample(self, into: list[MemorySample], clock: Clock, every_s: float) -> None:
-        while True:
-            try:
-                models = (await self.models()).values()
-            except (ApiFailed, OSError):
-                models = {}.values()
-            if models:
-                into.append(MemorySample(clock.now(), {str(m["name"]): _held_bytes(m) for m in models}))
-            await asyncio.sleep(every_s)
-
 
 def _held_bytes(model: Mapping[str, Any]) -> int:
     """Return a model's memory: as measured, else as its engine reports it, else as planned."""
-    if not model.get("devices"):
-        return 0
-    for key in ("measured_bytes", "reported_bytes", "predicted_bytes"):
-        if isinstance(model.get(key), int):
-            return int(model[key])
-    return 0
+    known = (model.get(key) for key in ("measured_bytes", "reported_bytes", "predicted_bytes"))
+    return next((count for count in known if isinstance(count, int)), 0) if model.get("devices") else 0

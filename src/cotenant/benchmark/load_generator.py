@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from cotenant.benchmark.chat import ChatFailed, chat
 from cotenant.benchmark.results import Completion, Load, ModelResult, Percentiles, Phase
@@ -48,9 +48,7 @@ class LoadGenerator:
     async def warm_up(self, model: str) -> Completion:
         """Load a model with a short request, and learn its tokens per word. Raises ChatFailed."""
         words = _PROBE_WORDS if model not in self._tokens_per_word else 1
-        answer = await chat(
-            self.endpoint, self.clock, self._payload(model, words, 1), timeout_s=self.load.timeout_s
-        )
+        answer = await self._chat(model, words, 1)
         if words > 1:
             self._tokens_per_word[model] = max(1.0, (answer.prompt_tokens or words) / words)
         return answer
@@ -78,10 +76,13 @@ class LoadGenerator:
         return Phase(tuple(models), begun_at, ended_at, results)
 
     async def _work(self, own: _ModelLoad, loads: Sequence[_ModelLoad], finished: asyncio.Event) -> None:
+        words = max(1, round(self.load.prompt_tokens / self._tokens_per_word.get(own.model, 1.0)))
         while not finished.is_set() and not own.given_up:
             first = not own.settled(self.load)
             try:
-                own.answers.append(await self._request(own))
+                own.answers.append(
+                    await self._chat(own.model, words, self.load.max_tokens, own.arrivals.append)
+                )
                 own.in_a_row = 0
             except ChatFailed as error:
                 own.failures.append(str(error))
@@ -91,19 +92,16 @@ class LoadGenerator:
             if all(other.settled(self.load) for other in loads):
                 finished.set()
 
-    async def _request(self, own: _ModelLoad) -> Completion:
-        words = max(1, round(self.load.prompt_tokens / self._tokens_per_word.get(own.model, 1.0)))
-        payload = self._payload(own.model, words, self.load.max_tokens)
-        return await chat(
-            self.endpoint, self.clock, payload, timeout_s=self.load.timeout_s, arrived=own.arrivals.append
-        )
-
-    def _payload(self, model: str, words: int, max_tokens: int) -> dict[str, Any]:
+    async def _chat(
+        self, model: str, words: int, max_tokens: int, arrived: Callable[[float], None] = lambda _at: None
+    ) -> Completion:
         # Each prompt begins differently, so that no server reuses the cache of the last prompt.
         self._sent += 1
         text = " ".join((str(self._sent), *(_WORDS[(self._sent + n) % len(_WORDS)] for n in range(words))))
         payload = {"model": model, "max_tokens": max_tokens, "messages": [{"role": "user", "content": text}]}
-        return {**payload, "ignore_eos": True} if self.load.exact else payload
+        if self.load.exact:
+            payload["ignore_eos"] = True
+        return await chat(self.endpoint, self.clock, payload, self.load.timeout_s, arrived)
 
     def _result(self, own: _ModelLoad, seconds: float, alone: float | None) -> ModelResult:
         answers = own.answers

@@ -32,7 +32,6 @@ class Completion:
 
     sent_at: float
     arrivals: tuple[float, ...]
-    ended_at: float
     tokens: int
     usage: bool
     prompt_tokens: int | None = None
@@ -45,7 +44,7 @@ class Completion:
     @property
     def total_s(self) -> float:
         """Time to the last token."""
-        return self.ended_at - self.sent_at
+        return self.arrivals[-1] - self.sent_at
 
     @property
     def per_token_s(self) -> float | None:

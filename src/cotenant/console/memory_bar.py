@@ -1,6 +1,6 @@
 """Bars of a device's memory and of a model's layers, and the colours of models in them."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from zlib import crc32
@@ -81,10 +81,27 @@ def segments(
     `services` are those pinned to it, with `name` and `vram_mb`. Foreign memory is attributed to them first,
     by their descriptions, then to other processes, as the driver lists them.
     """
-    total, free_bytes = device["total_bytes"], device["free_bytes"]
+    total, free_bytes, foreign = device["total_bytes"], device["free_bytes"], device.get("foreign_bytes") or 0
     if not total:
         return []
-    parts = [*_models(device, models, colours), *_others(device, services)]
+    parts = []
+    for model in models:
+        count = (model.get("bytes_by_device") or {}).get(device["uuid"], 0)
+        kind, note = ("claim", str(model["state"])) if model["state"] in _IN_FLIGHT else ("model", "")
+        parts.append(Segment(kind, model["name"], count, colours.get(model["name"], 0), note))
+    for service in services:
+        count = min(foreign, (service["vram_mb"] or 0) * MIB)
+        parts.append(Segment("service", service["name"], count, note="service, as described"))
+        foreign -= count
+    known = [process for process in device.get("processes") or () if process["used_bytes"]]
+    for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:_MAX_PROCESSES]:
+        count = min(foreign, process["used_bytes"])
+        if count >= MIB:
+            name = (process["name"] or "process").rsplit("/", 1)[-1]
+            parts.append(Segment("foreign", name, count, note=f"process {process['pid']}"))
+            foreign -= count
+    if foreign >= MIB:
+        parts.append(Segment("foreign", "other processes", foreign))
     used = sum(part.bytes for part in parts)
     if free_bytes is not None and total - free_bytes - used >= _MIN_OTHER_BYTES:
         # Memory of the driver, of our engines above their plan, or that a GPU description states as used.
@@ -93,29 +110,3 @@ def segments(
     note = "" if device.get("left_out") else f"{format_bytes(device['plannable_bytes'])} of it for models"
     parts.append(Segment("free", "free", max(0, total - used), note=note))
     return layout(parts, max(total, used), _MIN_WIDTH)
-
-
-def _models(
-    device: Mapping[str, Any], models: Sequence[Mapping[str, Any]], colours: Mapping[str, int]
-) -> Iterator[Segment]:
-    for model in models:
-        count = (model.get("bytes_by_device") or {}).get(device["uuid"], 0)
-        kind, note = ("claim", str(model["state"])) if model["state"] in _IN_FLIGHT else ("model", "")
-        yield Segment(kind, model["name"], count, colours.get(model["name"], 0), note)
-
-
-def _others(device: Mapping[str, Any], services: Sequence[Mapping[str, Any]]) -> Iterator[Segment]:
-    left = device.get("foreign_bytes") or 0
-    for service in services:
-        count = min(left, (service["vram_mb"] or 0) * MIB)
-        yield Segment("service", service["name"], count, note="service, as described")
-        left -= count
-    known = [process for process in device.get("processes") or () if process["used_bytes"]]
-    for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:_MAX_PROCESSES]:
-        count = min(left, process["used_bytes"])
-        if count >= MIB:
-            name = (process["name"] or "process").rsplit("/", 1)[-1]
-            yield Segment("foreign", name, count, note=f"process {process['pid']}")
-            left -= count
-    if left >= MIB:
-        yield Segment("foreign", "other processes", left)

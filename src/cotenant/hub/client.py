@@ -23,7 +23,6 @@ from cotenant.hub.choice import HubFile
 _PUBLIC: Final = "https://huggingface.co"
 _MAX_LIST_BYTES: Final = 16 * MIB
 _READ_TIMEOUT_S: Final = 30.0
-_REFUSED: Final = (401, 403)
 BROKEN: Final = (OSError, http.client.HTTPException)
 """The errors of a broken connection."""
 
@@ -45,7 +44,10 @@ class HubClient:
         try:
             with self._open(path, {}, within_s) as answer:
                 listed = json.loads(answer.read(_MAX_LIST_BYTES))
-            return str(listed["sha"]), [_file(entry) for entry in listed["siblings"]]
+            return str(listed["sha"]), [
+                HubFile(str(each["rfilename"]), each.get("size"), (each.get("lfs") or {}).get("sha256"))
+                for each in listed["siblings"]
+            ]
         except BROKEN as error:
             raise self.fault(error, repository) from error
         except (ValueError, LookupError, TypeError) as error:
@@ -68,7 +70,7 @@ class HubClient:
         """Return the error to raise for a failed request."""
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-            if error.code in _REFUSED:
+            if error.code in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
                 return NotOnHub(
                     f"the hub does not give {what} to everyone, or does not have it",
                     hint="Check the name; accept its terms on the hub and set HF_TOKEN.",
@@ -103,14 +105,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def _file(entry: Any) -> HubFile:
-    lfs = entry.get("lfs") or {}
-    return HubFile(str(entry["rfilename"]), entry.get("size"), lfs.get("sha256"))
-
-
 def _token(environment: Mapping[str, str]) -> str | None:
-    given = environment.get("HF_TOKEN")
-    if given:
+    if given := environment.get("HF_TOKEN"):
         return given.strip()
     home = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     try:

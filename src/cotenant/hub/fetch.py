@@ -20,19 +20,19 @@ import time
 import urllib.error
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 from cotenant.domain.errors import CotenantError, NoRoomOnDisk, PullFailed
 from cotenant.domain.hub import HubName
-from cotenant.domain.units import KIB, MIB, format_bytes
+from cotenant.domain.units import KIB, format_bytes
 from cotenant.hub.choice import HubFile, choose
 from cotenant.hub.client import BROKEN, HubClient
 
 STAGING: Final = ".pulls"
 _REPORT_EVERY_S: Final = 0.25
 _CHUNK_BYTES: Final = 256 * KIB
-_HASH_CHUNK_BYTES: Final = 4 * MIB
 _MAX_TRIES: Final = 5
 """How often a download without further bytes is retried."""
 _RETRY_DELAY_S: Final = 1.0
@@ -91,19 +91,19 @@ def _pull(name: HubName, models_dir: Path, list_within_s: float) -> list[Path]:
     return [path for _, path in chosen]
 
 
+@dataclass(frozen=True, slots=True)
 class _Download:
     """Fetches files of one revision of a repository into `staging`."""
 
-    def __init__(self, client: HubClient, repository: str, revision: str, staging: Path) -> None:
-        self._client = client
-        self._repository = repository
-        self._revision = revision
-        self._staging = staging
+    client: HubClient
+    repository: str
+    revision: str
+    staging: Path
 
     def fetch(self, file: HubFile) -> Path:
         """Fetch a file, or the rest of it, and check it. Raises HubError, or OSError of the disk."""
         # Named by its checksum, so that no file is assembled from two of the same name.
-        path = self._staging / f"{file.name}.{(file.sha256 or self._revision)[:16]}.part"
+        path = self.staging / f"{file.name}.{(file.sha256 or self.revision)[:16]}.part"
         tries = _MAX_TRIES
         while True:
             before = _size(path)
@@ -115,33 +115,39 @@ class _Download:
             except _ConnectionBroken as broken:
                 tries = _MAX_TRIES if _size(path) > before else tries - 1
                 if not tries:
-                    raise self._client.fault(broken.why, f"{self._repository}/{file.path}") from broken
+                    why = broken.__cause__ or broken
+                    raise self.client.fault(why, f"{self.repository}/{file.path}") from broken
             time.sleep(_RETRY_DELAY_S)
         _verify(file, path)
         return path
 
     def _resume(self, file: HubFile, path: Path, start: int) -> None:
         try:
-            response, begin = self._client.open(self._repository, self._revision, file.path, start)
+            response, begin = self.client.open(self.repository, self.revision, file.path, start)
         except urllib.error.HTTPError as error:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 # The partial file is longer than the file, so it belongs to another one.
                 path.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in _RETRYABLE:
-                raise self._client.fault(error, f"{self._repository}/{file.path}") from error
-            raise _ConnectionBroken(error) from error
+                raise self.client.fault(error, f"{self.repository}/{file.path}") from error
+            raise _ConnectionBroken from error
         except BROKEN as error:
-            raise _ConnectionBroken(error) from error
+            raise _ConnectionBroken from error
         with response, path.open("r+b" if begin else "wb") as out:
             out.seek(begin)
-            progress = _Progress(file, begin)
-            while chunk := _read_chunk(response):
+            done, reported_at = begin, float("-inf")
+            while True:
+                if time.monotonic() >= reported_at + _REPORT_EVERY_S or done == file.size_bytes:
+                    reported_at = time.monotonic()
+                    _report_file(f"pulling {file.name}", file, done)
+                if not (chunk := _read_chunk(response)):
+                    break
                 out.write(chunk)
                 out.flush()
-                progress.add(len(chunk))
+                done += len(chunk)
             missing = response.length
         if missing or (file.size_bytes is not None and _size(path) < file.size_bytes):
-            raise _ConnectionBroken(ConnectionError("the connection was closed early"))
+            raise _ConnectionBroken("the connection was closed early")
         if missing is None and not response.chunked and file.size_bytes is None and file.sha256 is None:
             path.unlink()
             raise PullFailed(
@@ -153,33 +159,12 @@ class _Download:
 class _ConnectionBroken(Exception):
     """A connection that broke; the bytes received are kept."""
 
-    def __init__(self, why: BaseException) -> None:
-        super().__init__(str(why))
-        self.why = why
-
 
 def _read_chunk(response: IO[bytes]) -> bytes:
     try:
         return response.read(_CHUNK_BYTES)
     except BROKEN as error:
-        raise _ConnectionBroken(error) from error
-
-
-class _Progress:
-    """Reports the progress of a file a few times a second."""
-
-    def __init__(self, file: HubFile, done: int) -> None:
-        self._file = file
-        self._done = done
-        self._reported_at = float("-inf")
-        self.add(0)
-
-    def add(self, n: int) -> None:
-        self._done += n
-        now = time.monotonic()
-        if now >= self._reported_at + _REPORT_EVERY_S or self._done == self._file.size_bytes:
-            self._reported_at = now
-            _report_file(f"pulling {self._file.name}", self._file, self._done)
+        raise _ConnectionBroken from error
 
 
 def _report_file(what: str, file: HubFile, completed_bytes: int) -> None:
@@ -219,20 +204,16 @@ def _verify(file: HubFile, path: Path) -> None:
     if file.size_bytes is not None and size != file.size_bytes:
         path.unlink()
         raise PullFailed(f"{file.name} has {size} bytes, not {file.size_bytes}", hint="Pull it again.")
-    if file.sha256 is None:
-        return
-    _report_file(f"verifying {file.name}", file, size)
-    if _sha256(path) != file.sha256:
-        path.unlink()
-        raise PullFailed(f"{file.name} does not have the checksum of the hub", hint="Pull it again.")
+    if file.sha256 is not None:
+        _report_file(f"verifying {file.name}", file, size)
+        if _sha256(path) != file.sha256:
+            path.unlink()
+            raise PullFailed(f"{file.name} does not have the checksum of the hub", hint="Pull it again.")
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -48,11 +48,7 @@ class HubPuller:
             raise NotOffered(
                 "there is no folder to pull models to", hint="Set models_dir in the configuration."
             )
-        request = {
-            "name": str(wanted),
-            "models_dir": str(models_dir),
-            "list_within_s": self._list_within_s,
-        }
+        request = {"name": str(wanted), "models_dir": str(models_dir), "list_within_s": self._list_within_s}
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(request)),
             stdin=asyncio.subprocess.PIPE,
