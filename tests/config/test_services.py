@@ -5,8 +5,7 @@ import pytest
 from cotenant.config.changes import diff
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import MIB
-from cotenant.services.model import DeviceNames, OnFailure, Service, ServiceRole, Strategy
-from cotenant.services.settings import ServicesSettings
+from cotenant.services.model import DeviceNames, OnFailure, Service, ServiceRole, ServicesSettings, Strategy
 from tests.config.conftest import Reader
 
 WHOLE = """

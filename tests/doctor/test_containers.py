@@ -7,8 +7,7 @@ from cotenant.config.configuration import Configuration
 from cotenant.doctor import container_runs, containers
 from cotenant.doctor.findings import Level
 from cotenant.doctor.host_context import HostContext
-from cotenant.services.model import Service
-from cotenant.services.settings import ServicesSettings
+from cotenant.services.model import Service, ServicesSettings
 from tests.doctor.support import levels, machine, only, program, write
 from tests.support.gpus.fake_nvml import PaperCard
 

@@ -13,8 +13,7 @@ from cotenant.doctor import container_runs, containers
 from cotenant.doctor.findings import Level
 from cotenant.doctor.host_context import HostContext
 from cotenant.programs.run import Finished
-from cotenant.services.model import Service
-from cotenant.services.settings import ServicesSettings
+from cotenant.services.model import Service, ServicesSettings
 from tests.doctor.support import machine, only
 from tests.support.containers.container_bed import IDLE, IMAGE, ContainerBed, container_bed
 from tests.support.gpus.fake_nvml import PaperCard

@@ -29,11 +29,11 @@ from cotenant.services.model import (
     Assignment,
     OnFailure,
     SavedConfiguration,
+    ServicesSettings,
     Strategy,
     WarningKind,
 )
 from cotenant.services.operator import Services
-from cotenant.services.settings import ServicesSettings
 from cotenant.store.store import Store
 from cotenant.store.writer import Writer
 from tests.support.containers.plain_orchestrator import PlainOrchestrator

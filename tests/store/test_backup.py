@@ -147,7 +147,7 @@ def test_a_restore_brings_history_settings_and_what_was_learned_but_no_apply(
         history = await store.services.history()
         assert [(entry.number, entry.apply) for entry in history] == [(3, None), (2, None), (1, None)]
         assert history[2].assignments == (LLM,)
-        assert await store.services.setting("gpu_assignment_strategy") == {"default": "vram_based"}
+        assert (await store.services.settings())["gpu_assignment_strategy"] == {"default": "vram_based"}
         assert await store.journal.load_times() == await from_source(store)
         assert await store.journal.estimate_errors() == {"llama": pytest.approx(202 / 1460)}
         assert await store.services.devices() == list(CARDS)
@@ -220,7 +220,7 @@ def test_a_restore_that_fails_leaves_nothing_behind(place: Place, file: Path) ->
     async def look(store: Store) -> None:
         assert await store.services.history() == []
         assert await store.services.devices() == []
-        assert await store.services.setting("gpu_assignment_strategy") is None
+        assert "gpu_assignment_strategy" not in await store.services.settings()
 
     opened(place, look)
 

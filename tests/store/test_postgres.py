@@ -47,7 +47,7 @@ def test_a_server_that_restarts_is_found_again_and_what_it_missed_is_told(
                 await store.services.set_setting("a", {"n": 2})
             assert "\n" not in caught.value.message
             assert "secret" not in caught.value.message
-        assert await store.services.setting("a") == {"n": 1}
+        assert (await store.services.settings())["a"] == {"n": 1}
         store.journal.record(decision(2))
         assert await store.journal.decisions() == [decision(2)]
 

@@ -21,7 +21,7 @@ from cotenant.scheduling.model_spec import SchedulerSettings
 
 if TYPE_CHECKING:
     from cotenant.planning.planner import PlanRequest
-    from cotenant.services.settings import ServicesSettings
+    from cotenant.services.model import ServicesSettings
 
 
 @dataclass(frozen=True, slots=True)

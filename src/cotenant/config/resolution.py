@@ -47,7 +47,7 @@ from cotenant.domain.units import MIB
 from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.model_spec import SchedulerSettings
-from cotenant.services.settings import ServicesSettings
+from cotenant.services.model import ServicesSettings
 
 _FLAG: Final = re.compile(r"--(?=[a-z])[a-z-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

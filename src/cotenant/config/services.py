@@ -9,8 +9,7 @@ from cotenant.config.checked import CheckedSettings
 from cotenant.config.issues import ConfigIssue
 from cotenant.config.service_schema import ServiceItem, Services
 from cotenant.domain.units import MIB
-from cotenant.services.model import Service
-from cotenant.services.settings import ServicesSettings
+from cotenant.services.model import Service, ServicesSettings
 
 _OUTPUT: Final = "config"
 

@@ -7,8 +7,8 @@ from cotenant.domain.devices import DeviceId
 from cotenant.interfaces import GpuProbe, Operator
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
 from cotenant.services.interfaces import ServiceStore
+from cotenant.services.model import ServicesSettings
 from cotenant.services.operator import Services
-from cotenant.services.settings import ServicesSettings
 
 
 def services_of(

@@ -15,7 +15,7 @@ from cotenant.domain.errors import CotenantError
 from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.inventory import probe
 from cotenant.programs.run import Finished, run_program
-from cotenant.services.settings import ServicesSettings
+from cotenant.services.model import ServicesSettings
 
 Runner = Callable[[Sequence[str], float], Finished]
 

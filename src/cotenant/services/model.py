@@ -1,4 +1,4 @@
-"""The values of this package: services, GPUs, assignments, configurations, and the state of applies.
+"""The values of this package: services, GPUs, settings, assignments, configurations, the state of applies.
 
 A VRAM budget is counted in GB of 2^30 bytes, as in the applications that read it.
 """
@@ -158,6 +158,27 @@ class OnFailure(StrEnum):
 
     ROLLBACK = "rollback"
     KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesSettings:
+    """The containers that are pinned to GPUs, and how they are recreated.
+
+    `command` is the argument vector of the compose command, None to find one; `project` is the name of its
+    project, None to let compose choose. Generated files go to `output_dir`. `parallel` bounds how many
+    services are recreated at once, `command_timeout_s` one run of the compose command.
+    """
+
+    compose_files: tuple[Path, ...]
+    output_dir: Path
+    command: tuple[str, ...] | None = None
+    project: str | None = None
+    strategy: Strategy = Strategy.VRAM_BASED
+    items: tuple[Service, ...] = ()
+    device_ids: DeviceNames = DeviceNames.INDEX
+    on_failure: OnFailure = OnFailure.ROLLBACK
+    parallel: int = 2
+    command_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,13 +34,12 @@ from cotenant.services.model import (
     ContainerState,
     SavedConfiguration,
     SeenDevice,
-    Service,
     ServiceDevice,
+    ServicesSettings,
     ServicesView,
     ServiceWarning,
     Strategy,
 )
-from cotenant.services.settings import ServicesSettings
 
 _MAX_HISTORY: Final = 1_000
 _LOG: Final = logging.getLogger("cotenant.services")
@@ -66,6 +65,7 @@ class Services:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
+        self._enabled = tuple(service for service in settings.items if service.enabled)
         self._store = store
         self._orchestrator = orchestrator
         self._measure = measure
@@ -230,7 +230,6 @@ class Services:
     async def _start(
         self, saved: SavedConfiguration, running: Sequence[ContainerState], *, force: bool
     ) -> ApplyStatus:
-        containers = {state.service: state for state in running}
         applied = await self._store.applied()
         devices = self._devices(await self._inventory(), applied)
         assignments, _ = fall_back(saved.assignments, self._enabled, devices)
@@ -238,13 +237,12 @@ class Services:
         await asyncio.to_thread(
             self._orchestrator.write, effective, self._settings.items, devices, force=force
         )
-        before = {name: state.assignment for name, state in containers.items() if state.assignment}
-        after = {each.service: each for each in effective.assignments}
-        differing = {change.service for change in difference(tuple(before.values()), tuple(after.values()))}
+        before = {state.service: state.assignment for state in running if state.assignment}
+        after = {each.service: each for each in assignments}
+        differing = {change.service for change in difference(before.values(), assignments)}
+        present = {state.service for state in running if state.container_id is not None}
         changed = [
-            service
-            for service in self._enabled
-            if service.name in differing or containers.get(service.name, _ABSENT).container_id is None
+            service for service in self._enabled if service.name in differing or service.name not in present
         ]
         order = ApplyOrder(
             saved.number,
@@ -257,10 +255,6 @@ class Services:
         return self._runner.start(order)
 
     # Helpers.
-
-    @property
-    def _enabled(self) -> tuple[Service, ...]:
-        return tuple(service for service in self._settings.items if service.enabled)
 
     async def _inventory(self) -> Inventory:
         """Measure every GPU. Concurrent callers share one measurement, so that drivers are queried once."""
@@ -289,24 +283,19 @@ class Services:
         ids = {device.index: device.id for device in devices}
         seen: set[str] = set()
         for number, each in enumerate(assignments):
-            field = f"assignments[{number}]"
+            field = "service"
             if each.service not in known:
-                raise BadAssignment(
-                    f"there is no service {each.service!r}",
-                    hint=f"Services: {', '.join(sorted(known)) or 'none'}.",
-                    field=f"{field}.service",
-                )
-            if each.service in seen:
-                raise BadAssignment(
-                    f"{each.service} is assigned twice", hint="Keep one.", field=f"{field}.service"
-                )
-            if each.gpu_index is not None and each.gpu_index not in ids:
-                raise BadAssignment(
-                    f"there is no GPU {each.gpu_index}",
-                    hint=f"GPUs: {', '.join(map(str, sorted(ids))) or 'none'}.",
-                    field=f"{field}.gpu_index",
-                )
-            seen.add(each.service)
+                what = f"there is no service {each.service!r}"
+                hint = f"Services: {', '.join(sorted(known)) or 'none'}."
+            elif each.service in seen:
+                what, hint = f"{each.service} is assigned twice", "Keep one."
+            elif each.gpu_index is not None and each.gpu_index not in ids:
+                field, what = "gpu_index", f"there is no GPU {each.gpu_index}"
+                hint = f"GPUs: {', '.join(map(str, sorted(ids))) or 'none'}."
+            else:
+                seen.add(each.service)
+                continue
+            raise BadAssignment(what, hint=hint, field=f"assignments[{number}].{field}")
         return tuple(
             each if each.gpu_index is None else replace(each, device_id=ids[each.gpu_index])
             for each in assignments
@@ -315,12 +304,12 @@ class Services:
     def _target(self, history: Sequence[SavedConfiguration], number: int | None) -> SavedConfiguration:
         """Return the configuration to go back to. Raises NothingToRollBack."""
         if number is not None:
-            entry = next((entry for entry in history if entry.number == number), None)
-            if entry is None:
-                raise NothingToRollBack(
-                    f"there is no configuration {number}", hint="`cotenant services history` lists them."
-                )
-            return entry
+            for entry in history:
+                if entry.number == number:
+                    return entry
+            raise NothingToRollBack(
+                f"there is no configuration {number}", hint="`cotenant services history` lists them."
+            )
         tried = [entry for entry in history if entry.apply is not None]
         if not tried:
             raise NothingToRollBack("nothing was applied yet", hint="There is nothing to undo.")
@@ -337,6 +326,3 @@ def _differences(
     applied: SavedConfiguration | None, wanted: SavedConfiguration | AssignmentPlan
 ) -> tuple[Change, ...]:
     return difference(applied.assignments if applied else (), wanted.assignments)
-
-
-_ABSENT: Final = ContainerState("")

@@ -21,9 +21,9 @@ from cotenant.services.model import (
     SavedConfiguration,
     Service,
     ServiceDevice,
+    ServicesSettings,
     Strategy,
 )
-from cotenant.services.settings import ServicesSettings
 from tests.support.containers.container_bed import GPU_UUIDS, IDLE, IMAGE, ContainerBed
 
 AT = 1737628200.0

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import ComposeFileError, ContainerEngineMissing, GeneratedFileEdited
-from cotenant.services.compose.assignment_text import ASSIGNMENT_LABEL, assignment_label
 from cotenant.services.compose.generated_files import GeneratedFiles
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
+from cotenant.services.compose.override import ASSIGNMENT_LABEL, assignment_label
 from cotenant.services.model import (
     ApplyOrder,
     ApplyState,

@@ -20,7 +20,7 @@ def test_labels_say_what_a_service_needs(tmp_path):
         "cotenant.budget_env": "BUDGET",
         "cotenant.health": 8091,
     }
-    (service,) = imported(tmp_path, {"ai-llm": {"labels": labels}, "web": {"image": "x"}}).services
+    (service,), _ = imported(tmp_path, {"ai-llm": {"labels": labels}, "web": {"image": "x"}})
 
     assert service.name == "ai-llm"
     assert service.vram_bytes == 22221 * MIB
@@ -32,9 +32,9 @@ def test_labels_say_what_a_service_needs(tmp_path):
 
 
 def test_a_budget_variable_that_is_there_is_taken_up(tmp_path):
-    (service,) = imported(
+    (service,), _ = imported(
         tmp_path, {"ai-enrichment": {"gpus": "all", "environment": ["VRAM_BUDGET_GB=6.8"]}}
-    ).services
+    )
 
     assert service.budget_env == "VRAM_BUDGET_GB"
     assert service.vram_bytes == int(6.8 * GIB)
@@ -49,12 +49,12 @@ def test_what_makes_no_sense_is_left_out_and_noted(tmp_path):
         "cotenant.health": "ftp://x",
         "cotenant.modell": "x",
     }
-    found = imported(tmp_path, {"a": {"labels": labels}})
+    (service,), notes = imported(tmp_path, {"a": {"labels": labels}})
 
-    assert found.services[0].vram_bytes is None
-    assert found.services[0].budget_env is None
-    assert found.services[0].health_url is None
-    told = "\n".join(found.notes)
+    assert service.vram_bytes is None
+    assert service.budget_env is None
+    assert service.health_url is None
+    told = "\n".join(notes)
     for name in labels:
         assert name in told
     assert "Did you mean cotenant.model?" in told
@@ -65,14 +65,12 @@ def test_surroundings_that_get_in_the_way_are_noted(tmp_path):
         "a": {"gpus": "all", "environment": {"CUDA_VISIBLE_DEVICES": 1}, "ports": ["8091:80"]},
         "b": {"extends": "a"},
     }
-    told = "\n".join(imported(tmp_path, services).notes)
+    told = "\n".join(imported(tmp_path, services)[1])
 
     assert "a: it sets CUDA_VISIBLE_DEVICES=1" in told
     assert "a: it has no health check and publishes 8091" in told
     assert "b: its request for GPUs comes from `extends`" in told
 
 
-def test_a_file_without_such_services_says_so(tmp_path):
-    found = imported(tmp_path, {"web": {"image": "x"}})
-    assert found.services == ()
-    assert found.notes == ("No service asks for a GPU or carries a cotenant.* label.",)
+def test_a_file_without_such_services_has_none(tmp_path):
+    assert imported(tmp_path, {"web": {"image": "x"}}) == ((), [])

@@ -2,9 +2,16 @@ import yaml
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
-from cotenant.services.compose.assignment_text import ASSIGNMENT_LABEL, assignment_label, labelled_assignment
 from cotenant.services.compose.compose_files import read_project
-from cotenant.services.compose.override import ASSIGNMENTS_NAME, OVERRIDE_NAME, RESET_NAME, render
+from cotenant.services.compose.override import (
+    ASSIGNMENT_LABEL,
+    ASSIGNMENTS_NAME,
+    OVERRIDE_NAME,
+    RESET_NAME,
+    assignment_label,
+    labelled_assignment,
+    render,
+)
 from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, Strategy
 from tests.services.compose.harness import AT, DEVICES, pin, saved
 

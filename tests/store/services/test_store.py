@@ -53,7 +53,7 @@ def test_there_is_no_configuration_before_the_first_is_saved(place: Place) -> No
         assert await store.services.current() is None
         assert await store.services.history() == []
         assert await store.services.devices() == []
-        assert await store.services.setting("gpu_assignment_strategy") is None
+        assert "gpu_assignment_strategy" not in await store.services.settings()
 
     opened(place, scenario)
 
@@ -254,8 +254,8 @@ def test_settings_hold_any_json_and_are_replaced(place: Place) -> None:
     async def scenario(store: Store) -> None:
         for value in ({"default": "vram_based"}, {"a": [1, None, {"ü": 2.5}], "b": False}):
             await store.services.set_setting("gpu_assignment_strategy", value)
-            assert await store.services.setting("gpu_assignment_strategy") == value
-        assert await store.services.setting("other") is None
+            assert (await store.services.settings())["gpu_assignment_strategy"] == value
+        assert "other" not in await store.services.settings()
 
     opened(place, scenario)
 
@@ -308,7 +308,7 @@ def test_rows_written_by_hand_get_the_documents_defaults(place: Place) -> None:
         assert set(await assignments(store)) == {LLM, Assignment("by-hand", 1)}
         (device,) = await store.services.devices()
         assert device.last_seen_at > 1_700_000_000
-        assert await store.services.setting("k") == {"v": 1}
+        assert (await store.services.settings())["k"] == {"v": 1}
 
     opened(place, look)
 

@@ -22,22 +22,22 @@ def run(args: argparse.Namespace) -> int:
     from cotenant.config.settings import find_configuration
     from cotenant.services.compose.importing import import_services
 
-    imported = import_services(args.files)
-    if not imported.services:
+    services, notes = import_services(args.files)
+    if not services:
         raise ComposeFileError(
             "no service of these files asks for a GPU or carries a cotenant.* label",
             hint="Add a GPU reservation, or a label such as cotenant.vram_mib: 650.",
         )
     found = args.config if args.write and args.config else find_configuration(args.config, os.environ)
     target = found or _NEW
-    section = "".join(f"{line}\n" for line in section_lines(args.files, imported.services, target))
+    section = "".join(f"{line}\n" for line in section_lines(args.files, services, target))
     if args.write:
         append_section(target, section)
-        count = len(imported.services)
+        count = len(services)
         print(f"{target} has {count} service{'s' if count > 1 else ''} now.")
     else:
         print(section, end="")
-    for note in imported.notes:
+    for note in notes:
         print(f"Note: {note}", file=sys.stderr)
     return 0
 

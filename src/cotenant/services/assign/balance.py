@@ -169,9 +169,26 @@ class _Exchanges:
 
     def _improve(self, g: int, h: int) -> bool:
         """Make the best exchange between two GPUs; return whether it improved the layout."""
-        cost = _PairCost(self._problem, self._loads, g, h)
+        totals, load_g, load_h = self._problem.totals, self._loads[g], self._loads[h]
+        n_gpus, total_g, total_h = len(totals), totals[g], totals[h]
+        others = [self._loads[i] / totals[i] for i in range(n_gpus) if i not in (g, h)]
+        others_sum, others_squares = sum(others), sum(u * u for u in others)
+
+        def cost(moved: int) -> Cost:
+            """Return the overflow of both GPUs and the spread of all after `moved` bytes went from g to h."""
+            u, v = (load_g - moved) / total_g, (load_h + moved) / total_h
+            shares = others_sum + u + v
+            over = max(0, load_g - moved - total_g) + max(0, load_h + moved - total_h)
+            return over, others_squares + u * u + v * v - shares * shares / n_gpus
+
+        # The best number of bytes to move: least overflow, then least spread, a parabola.
+        a, b = 1 / total_g, 1 / total_h
+        u, v = load_g * a, load_h * b
+        slope = 2 * (v * b - u * a) - 2 * (others_sum + u + v) * (b - a) / n_gpus
+        curve = 2 * (a * a + b * b) - 2 * (b - a) ** 2 / n_gpus
+        enough, room = load_g - total_g, total_h - load_h
+        target = min(max(-slope / curve, min(enough, room)), max(enough, room))
         least, best = cost(0), None
-        target = cost.target()
         incoming = self._parts[h]
         amounts = [amount for amount, _ in incoming]
         for out_bytes, out in self._parts[g]:
@@ -189,34 +206,3 @@ class _Exchanges:
                 self._loads[other] += self._problem.sizes[i]
         self._parts[g], self._parts[h] = self._parts_of(g), self._parts_of(h)
         return True
-
-
-class _PairCost:
-    """The cost of moving bytes from one GPU to another, with the others unchanged."""
-
-    def __init__(self, problem: BalanceProblem, loads: list[int], g: int, h: int) -> None:
-        totals = problem.totals
-        others = [loads[i] / totals[i] for i in range(len(totals)) if i not in (g, h)]
-        self._sum, self._squares = sum(others), sum(u * u for u in others)
-        self._n_gpus = len(totals)
-        self._load_g, self._load_h = loads[g], loads[h]
-        self._total_g, self._total_h = totals[g], totals[h]
-
-    def __call__(self, moved: int) -> Cost:
-        """Return the overflow of both GPUs and the spread of all after `moved` bytes went from g to h."""
-        g, h = self._load_g - moved, self._load_h + moved
-        u, v = g / self._total_g, h / self._total_h
-        total = self._sum + u + v
-        over = max(0, g - self._total_g) + max(0, h - self._total_h)
-        return over, self._squares + u * u + v * v - total * total / self._n_gpus
-
-    def target(self) -> float:
-        """Return the best number of bytes to move: least overflow, then least spread."""
-        a, b = 1 / self._total_g, 1 / self._total_h
-        u, v = self._load_g * a, self._load_h * b
-        total = self._sum + u + v
-        slope = 2 * (v * b - u * a) - 2 * total * (b - a) / self._n_gpus
-        curve = 2 * (a * a + b * b) - 2 * (b - a) ** 2 / self._n_gpus
-        best = -slope / curve
-        enough, room = self._load_g - self._total_g, self._total_h - self._load_h
-        return min(max(best, min(enough, room)), max(enough, room))

@@ -76,11 +76,19 @@ def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProje
     merged: dict[str, Any] = {}
     for text in texts:
         merged = _merged(merged, _services_of(text))
-    inherited = {service: _inherited(merged, service, texts, ()) for service in merged}
-    services = {
-        service: _service(service, definition, inherited[service], variables)
-        for service, definition in merged.items()
-    }
+    services = {}
+    for service, definition in merged.items():
+        inherited = _inherited(merged, service, texts, ())
+        known = _filled(_merged(inherited, definition), variables)
+        services[service] = ComposeService(
+            service,
+            definition,
+            inherited,
+            labels=labels_of(known),
+            environment=environment_of(known),
+            gpus=gpu_requests(known),
+            ports=_published(known.get("ports")),
+        )
     given = [str(text.root["name"]) for text in texts if text.root.get("name")]
     chosen = name or variables.get("COMPOSE_PROJECT_NAME") or (given[0] if given else directory.name)
     project = _NOT_IN_A_NAME.sub("", interpolated(chosen, variables).lower()).lstrip("-_")
@@ -88,22 +96,18 @@ def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProje
 
 
 def _with_included(files: Sequence[Path]) -> list[ComposeText]:
-    texts: list[ComposeText] = []
-    seen: set[Path] = set()
-    waiting = [Path(file) for file in files]
-    while waiting:
-        path = waiting.pop(0)
-        if path in seen:
+    texts: dict[Path, ComposeText] = {}
+    waiting = [*files]
+    for path in waiting:
+        if path in texts:
             continue
-        seen.add(path)
-        if len(seen) > _MAX_FILES:
+        if len(texts) == _MAX_FILES:
             raise ComposeFileError(f"{path}: more than {_MAX_FILES} compose files are included")
-        text = read_compose_text(path)
-        texts.append(text)
-        for entry in as_list(text.root.get("include")):
+        texts[path] = read_compose_text(path)
+        for entry in as_list(texts[path].root.get("include")):
             for other in as_list(entry.get("path") if isinstance(entry, dict) else entry):
                 waiting.append(path.parent / interpolated(str(other), project_variables(path.parent)))
-    return texts
+    return [*texts.values()]
 
 
 def _services_of(text: ComposeText) -> dict[str, Any]:
@@ -169,22 +173,6 @@ def _inherited(
     if parent not in others:
         raise shape_error(owner, name, f"it extends {parent}, which is no service there")
     return _merged(_inherited(others, parent, texts, (*seen, here)), others[parent])
-
-
-def _service(
-    name: str, definition: Mapping[str, Any], inherited: Mapping[str, Any], variables: Mapping[str, str]
-) -> ComposeService:
-    whole = _merged(inherited, definition)
-    known = _filled(whole, variables)
-    return ComposeService(
-        name,
-        definition,
-        inherited,
-        labels=labels_of(known),
-        environment=environment_of(known),
-        gpus=gpu_requests(known),
-        ports=_published(known.get("ports")),
-    )
 
 
 def _filled(value: Any, variables: Mapping[str, str]) -> Any:

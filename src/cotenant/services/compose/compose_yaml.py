@@ -41,16 +41,14 @@ class _Loader(yaml.SafeLoader):
 def _tagged(loader: _Loader, tag: str, node: yaml.Node) -> Any:
     if tag == "reset":
         return Reset()
-    value = _plain(loader, node)
-    return Override(value) if tag == "override" else value
-
-
-def _plain(loader: _Loader, node: yaml.Node) -> Any:
+    value: Any = None
     if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node)  # type: ignore[arg-type]
+        value = loader.construct_mapping(node, deep=True)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    elif isinstance(node, yaml.ScalarNode):
+        value = loader.construct_scalar(node)
+    return Override(value) if tag == "override" else value
 
 
 _Loader.add_multi_constructor("!", _tagged)
@@ -58,38 +56,36 @@ _Loader.add_multi_constructor("!", _tagged)
 
 def read_compose_text(path: Path) -> ComposeText:
     """Read a file. Raises ComposeFileError, which names the file and, where there is one, the line."""
+
+    def error_at(line: int | None, what: str) -> ComposeFileError:
+        where = path if line is None else f"{path}:{line}"
+        return ComposeFileError(f"{where}: {what}", hint=_HINT)
+
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise ComposeFileError(
-            f"{path}: the compose file cannot be read: {error.strerror}", hint=_HINT
-        ) from None
+        raise error_at(None, f"the compose file cannot be read: {error.strerror}") from None
     if len(content) > _MAX_BYTES:
-        raise ComposeFileError(f"{path}: it is over 1 MiB, too large for a compose file", hint=_HINT)
+        raise error_at(None, "it is over 1 MiB, too large for a compose file")
     try:
         text = content.decode("utf-8")
         node = yaml.compose(text, Loader=_Loader)
         root = yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader, with two more tags
     except UnicodeDecodeError:
-        raise ComposeFileError(f"{path}: it is not UTF-8 text", hint=_HINT) from None
+        raise error_at(None, "it is not UTF-8 text") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ComposeFileError(
-            f"{where}: it is not YAML: {error.problem or error.context}", hint=_HINT
-        ) from None
+        line = mark.line + 1 if mark else None
+        raise error_at(line, f"it is not YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ComposeFileError(f"{path}: it is not YAML: {why}", hint=_HINT) from None
+        raise error_at(None, f"it is not YAML: {' '.join(str(error).split())[:200]}") from None
     if root is None:
         root = {}
     if not isinstance(root, dict):
-        raise ComposeFileError(
-            f"{path}:1: it is not a compose file: the top level is not a mapping", hint=_HINT
-        )
+        raise error_at(1, "it is not a compose file: the top level is not a mapping")
     if not _bounded(root):
-        raise ComposeFileError(f"{path}: its aliases make it too long for a compose file", hint=_HINT)
+        raise error_at(None, "its aliases make it too long for a compose file")
     return ComposeText(path, root, _service_lines(node))
 
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.programs.run import run_async
-from cotenant.services.compose.assignment_text import labelled_assignment
 from cotenant.services.compose.command import reason
 from cotenant.services.compose.gpu_requests import CDI_GPU
+from cotenant.services.compose.override import labelled_assignment
 from cotenant.services.model import ContainerState
 
 _PROJECT: Final = "com.docker.compose.project"

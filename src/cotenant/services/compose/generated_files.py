@@ -100,11 +100,10 @@ class GeneratedFiles:
         written = self._written()
         edited = self.edited()
         changed = [path for path in edited if path.exists()]
-        if not written or written[0].number != number:
-            if changed:
-                raise _edited(changed)
-            self.restore(number)
-        elif edited and not changed:
+        others = not written or written[0].number != number
+        if others and changed:
+            raise _edited(changed)
+        if others or (edited and not changed):
             self.restore(number)
 
     def undo_interrupted_write(self) -> None:

@@ -34,22 +34,27 @@ def gpu_requests(service: Mapping[str, Any]) -> tuple[GpuRequest, ...]:
 
 
 def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
-    reserved = as_list(_at(service, RESERVED_DEVICES))
-    wanted = [entry for entry in reserved if _requests_gpu(entry)]
+    reserved: Any = service
+    for key in RESERVED_DEVICES:
+        reserved = reserved.get(key) if isinstance(reserved, Mapping) else None
+    wanted = [entry for entry in as_list(reserved) if _requests_gpu(entry)]
     if wanted:
-        yield _joined(RESERVED_DEVICES, wanted, [entry for entry in reserved if not _requests_gpu(entry)])
+        kept = [entry for entry in as_list(reserved) if not _requests_gpu(entry)]
+        yield _joined(RESERVED_DEVICES, wanted, kept)
     short = service.get("gpus")
     if short == "all":
         yield GpuRequest(("gpus",))
     elif short:
         yield _joined(("gpus",), [entry for entry in as_list(short) if isinstance(entry, Mapping)], ())
     if service.get("runtime") == "nvidia":
-        yield GpuRequest(("runtime",), ids=_visible(service))
-    listed = as_list(service.get("devices"))
-    names = [name for entry in listed if (name := _cdi_name(entry)) is not None]
+        visible = environment_of(service).get("NVIDIA_VISIBLE_DEVICES") or "all"
+        ids = () if visible in ("all", "void", "none") else tuple(visible.split(","))
+        yield GpuRequest(("runtime",), ids)
+    named = [(entry, _cdi_name(entry)) for entry in as_list(service.get("devices"))]
+    names = tuple(name for _, name in named if name is not None)
     if names:
-        others = tuple(entry for entry in listed if _cdi_name(entry) is None)
-        yield GpuRequest(("devices",), () if "all" in names else tuple(names), kept=others)
+        others = tuple(entry for entry, name in named if name is None)
+        yield GpuRequest(("devices",), () if "all" in names else names, kept=others)
 
 
 def _joined(path: tuple[str, ...], entries: Sequence[Mapping[str, Any]], kept: Sequence[Any]) -> GpuRequest:
@@ -72,11 +77,6 @@ def _cdi_name(entry: object) -> str | None:
     return source.removeprefix(CDI_GPU) if isinstance(source, str) and source.startswith(CDI_GPU) else None
 
 
-def _visible(service: Mapping[str, Any]) -> tuple[str, ...]:
-    value = environment_of(service).get("NVIDIA_VISIBLE_DEVICES") or "all"
-    return () if value in ("all", "void", "none") else tuple(value.split(","))
-
-
 def environment_of(service: Mapping[str, Any]) -> dict[str, str | None]:
     """Return a service's own variables, from either form; None for one taken from the host's environment."""
     return _pairs(service.get("environment"))
@@ -89,23 +89,11 @@ def labels_of(service: Mapping[str, Any]) -> dict[str, str]:
 
 def _pairs(value: object) -> dict[str, str | None]:
     if isinstance(value, Mapping):
-        return {str(name): None if given is None else _text(given) for name, given in value.items()}
-    found: dict[str, str | None] = {}
-    for item in as_list(value):
-        name, separator, given = str(item).partition("=")
-        found[name] = given if separator else None
-    return found
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _at(mapping: Mapping[str, Any], path: Sequence[str]) -> object:
-    value: object = mapping
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+        texts = {str(name): given if given is None else str(given) for name, given in value.items()}
+        # YAML's truth values are read as `true` and `false`.
+        return texts | {str(name): str(on).lower() for name, on in value.items() if isinstance(on, bool)}
+    pairs = [str(item).partition("=") for item in as_list(value)]
+    return {name: given if separator else None for name, separator, given in pairs}
 
 
 def as_list(value: object) -> Sequence[Any]:

@@ -4,7 +4,6 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,19 +19,11 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_]\w*")
 _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """The services that use a GPU, and notes for the operator."""
-
-    services: tuple[Service, ...]
-    notes: tuple[str, ...] = ()
-
-
-def import_services(files: Sequence[Path]) -> Imported:
-    """Read the services that ask for a GPU or carry a `cotenant.*` label. Raises ComposeFileError.
+def import_services(files: Sequence[Path]) -> tuple[tuple[Service, ...], list[str]]:
+    """Read the services that ask for a GPU or carry a `cotenant.*` label, with notes for the operator.
 
     An invalid label is ignored and noted. A service with the variable VRAM_BUDGET_GB takes its budget from
-    it, and needs that much unless a label says otherwise.
+    it, and needs that much unless a label says otherwise. Raises ComposeFileError.
     """
     notes: list[str] = []
     project = read_project(files)
@@ -41,9 +32,7 @@ def import_services(files: Sequence[Path]) -> Imported:
         for service in project.services.values()
         if service.gpus or any(label.startswith(_PREFIX) for label in service.labels)
     )
-    if not services:
-        notes.append("No service asks for a GPU or carries a cotenant.* label.")
-    return Imported(services, tuple(notes))
+    return services, notes
 
 
 class _Reader:
@@ -70,13 +59,26 @@ class _Reader:
             vram_bytes = int(budget_gb * GIB)
         if vram_bytes is None:
             self._note("the VRAM that it needs is unknown: add the label cotenant.vram_mib.")
-        self._note_environment()
+        visible = self._of.environment.get("CUDA_VISIBLE_DEVICES")
+        if visible not in (None, "", "0", "all"):
+            self._note(
+                f"it sets CUDA_VISIBLE_DEVICES={visible}: a container pinned to one GPU sees it as device 0."
+            )
+        if gpu_requests(self._of.inherited):
+            self._note(
+                "its request for GPUs comes from `extends`, which podman-compose adds to a pin: "
+                "move it into the service itself."
+            )
+        role = self._role()
+        critical = self._labels.get("latency_critical", "false")
+        if critical.lower() not in _TRUTHS:
+            self._note(f"cotenant.latency_critical is {critical!r}; it can be true or false.")
         return Service(
             self._of.name,
             model=self._labels.get("model") or None,
             vram_bytes=vram_bytes,
-            role=self._role(),
-            latency_critical=self._critical(),
+            role=role,
+            latency_critical=_TRUTHS.get(critical.lower(), False),
             budget_env=budget_env,
             health_url=self._health(),
         )
@@ -97,12 +99,6 @@ class _Reader:
         except ValueError:
             self._note(f"cotenant.role is {text!r}; it can be {' or '.join(ServiceRole)}.")
             return ServiceRole.OTHER
-
-    def _critical(self) -> bool:
-        text = self._labels.get("latency_critical", "false")
-        if text.lower() not in _TRUTHS:
-            self._note(f"cotenant.latency_critical is {text!r}; it can be true or false.")
-        return _TRUTHS.get(text.lower(), False)
 
     def _budget(self) -> tuple[str | None, float | None]:
         name = self._labels.get("budget_env") or (
@@ -134,18 +130,6 @@ class _Reader:
             return text
         self._note(f"cotenant.health is {text!r}, neither a URL nor a port.")
         return None
-
-    def _note_environment(self) -> None:
-        visible = self._of.environment.get("CUDA_VISIBLE_DEVICES")
-        if visible not in (None, "", "0", "all"):
-            self._note(
-                f"it sets CUDA_VISIBLE_DEVICES={visible}: a container pinned to one GPU sees it as device 0."
-            )
-        if gpu_requests(self._of.inherited):
-            self._note(
-                "its request for GPUs comes from `extends`, which podman-compose adds to a pin: "
-                "move it into the service itself."
-            )
 
     def _note(self, sentence: str) -> None:
         self._notes.append(f"{self._of.name}: {sentence}")

@@ -24,8 +24,8 @@ from cotenant.services.model import (
     SavedConfiguration,
     Service,
     ServiceDevice,
+    ServicesSettings,
 )
-from cotenant.services.settings import ServicesSettings
 
 
 class ComposeOrchestrator:

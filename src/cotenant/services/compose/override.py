@@ -1,5 +1,7 @@
 """The text of the generated files: those for compose that pin services to GPUs, and `gpu-assignments.yml`.
 
+The override labels each container with its assignment, which is read back from there.
+
 Compose commands join lists of several files: a service that reserves `count: all` in its own file and gets
 GPU 1 from an override has every GPU, without a warning. Therefore a reset file between the two first
 removes the service's own request: docker compose and podman-compose 1.6.0 both merge file by file, and
@@ -17,8 +19,8 @@ from typing import Any, Final
 
 import yaml
 
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
-from cotenant.services.compose.assignment_text import ASSIGNMENT_LABEL, assignment_label
 from cotenant.services.compose.compose_files import ComposeProject, ComposeService
 from cotenant.services.compose.gpu_requests import RESERVED_DEVICES
 from cotenant.services.compose.interpolation import escaped
@@ -27,6 +29,7 @@ from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration,
 ASSIGNMENTS_NAME: Final = "gpu-assignments.yml"
 OVERRIDE_NAME: Final = "docker-compose.gpu-override.yml"
 RESET_NAME: Final = "docker-compose.gpu-reset.yml"
+ASSIGNMENT_LABEL: Final = "cotenant.assignment"
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
@@ -192,3 +195,30 @@ def _quoted(text: str) -> str:
 
 def _flow(entry: Any) -> str:
     return escaped(json.dumps(entry))
+
+
+def assignment_label(assignment: Assignment) -> str:
+    """Return the value of the label from which a container's assignment is read back."""
+    value: dict[str, Any] = {"gpu": assignment.gpu_index}
+    if assignment.device_id is not None:
+        value["device_id"] = assignment.device_id
+    if assignment.vram_budget_gb is not None:
+        value["vram_budget"] = assignment.vram_budget_gb
+    return json.dumps(value, separators=(",", ":"))
+
+
+def labelled_assignment(service: str, labels: Mapping[str, str]) -> Assignment | None:
+    """Read a container's label; None without one, or with one that Cotenant did not write."""
+    try:
+        value = json.loads(labels.get(ASSIGNMENT_LABEL, "null"))
+        gpu, device_id, budget = value["gpu"], value.get("device_id"), value.get("vram_budget")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if isinstance(gpu, bool) or not isinstance(gpu, int):
+        return None
+    return Assignment(
+        service,
+        gpu,
+        DeviceId(device_id) if isinstance(device_id, str) else None,
+        float(budget) if isinstance(budget, (int, float)) else None,
+    )

@@ -1,7 +1,7 @@
 """GPU configuration in the database: which GPU each service is assigned to, and how applying that ended."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -62,7 +62,15 @@ class ServiceRows:
         A service that it leaves out keeps its row, but disabled. Raises StoreError for a name that the
         table cannot hold or that comes twice, and whatever `publish` raises.
         """
-        check_names(assignment.service for assignment in assignments)
+        names = [assignment.service for assignment in assignments]
+        for index, name in enumerate(names):
+            if not 0 < len(name) <= NAME_LENGTH:
+                raise StoreError(
+                    f"a service's name has {len(name)} characters, and the database holds 1 to {NAME_LENGTH}",
+                    hint=f"Rename {name[:20]!r}… in the compose file.",
+                )
+            if name in names[:index]:
+                raise StoreError(f"service {name!r} is assigned twice", hint="Assign each service once.")
         self.lock()
         number = (self._connection.execute(select(func.max(history.c.number))).scalar() or 0) + 1
         saved = SavedConfiguration(number, at, strategy, tuple(assignments))
@@ -142,10 +150,6 @@ class ServiceRows:
         rows = self._connection.execute(select(devices).order_by(devices.c.gpu_index))
         return [device_of(row) for row in rows]
 
-    def setting(self, key: str) -> Mapping[str, object] | None:
-        """Return a value of `system_settings`."""
-        return self.settings().get(key)
-
     def settings(self) -> dict[str, Mapping[str, object]]:
         """Return every value of `system_settings`, by key."""
         rows = self._connection.execute(select(settings.c.key, settings.c.value).order_by(settings.c.key))
@@ -180,17 +184,3 @@ class ServiceRows:
         """Update the row, or insert it if there is none."""
         if not self._connection.execute(update(table).where(same).values(**row)).rowcount:
             self._connection.execute(insert(table).values(**row, **(at_first or {})))
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raise StoreError for a service name that `gpu_configurations` cannot hold, or that comes twice."""
-    seen = set[str]()
-    for name in names:
-        if not 0 < len(name) <= NAME_LENGTH:
-            raise StoreError(
-                f"a service's name has {len(name)} characters, and the database holds 1 to {NAME_LENGTH}",
-                hint=f"Rename {name[:20]!r}… in the compose file.",
-            )
-        if name in seen:
-            raise StoreError(f"service {name!r} is assigned twice", hint="Assign each service once.")
-        seen.add(name)

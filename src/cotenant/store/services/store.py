@@ -48,5 +48,5 @@ class SqlServiceStore:
     last_apply = _in_transaction(ServiceRows.last_apply)
     see_devices = _in_transaction(ServiceRows.see_devices)
     devices = _in_transaction(ServiceRows.devices)
-    setting = _in_transaction(ServiceRows.setting)
+    settings = _in_transaction(ServiceRows.settings)
     set_setting = _in_transaction(ServiceRows.set_setting)
