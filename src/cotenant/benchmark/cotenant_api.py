@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.http.client import Limits, Request, fetch
 
 _READ_TIMEOUT_S: Final = 10.0
+_SAMPLE_EVERY_S: Final = 0.25
 _LIMIT_BYTES: Final = 1 << 24
 _NO_CHAT: Final = frozenset({"embedding", "rerank"})
 
@@ -53,12 +55,12 @@ async def chat_models(endpoint: Endpoint) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
 class CotenantApi:
-    """The operator's API of a Cotenant."""
+    """The operator's API of a Cotenant. `timeout_s` bounds a load or unload."""
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self._endpoint = endpoint
-        self._timeout_s = timeout_s
+    endpoint: Endpoint
+    timeout_s: float
 
     @classmethod
     async def find(cls, endpoint: Endpoint, timeout_s: float) -> CotenantApi | None:
@@ -72,7 +74,7 @@ class CotenantApi:
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """Return the status of each model, by all of its names. Raises ApiFailed or OSError."""
-        answer_json = (await read_json(self._endpoint, "/api/models")).get("models")
+        answer_json = (await read_json(self.endpoint, "/api/models")).get("models")
         if not isinstance(answer_json, list):
             raise ApiFailed("/api/models lists no models")
         return {
@@ -84,20 +86,18 @@ class CotenantApi:
 
     async def capacity_bytes(self) -> int | None:
         """Return the memory of all devices; None if one is unknown. Raises ApiFailed or OSError."""
-        devices = (await read_json(self._endpoint, "/api/devices")).get("devices") or []
+        devices = (await read_json(self.endpoint, "/api/devices")).get("devices") or []
         totals = [device.get("total_bytes") for device in devices]
         return sum(totals) if totals and all(isinstance(total, int) for total in totals) else None
 
     async def request(self, model: str, action: str) -> None:
         """Load or unload a model, and wait until it is done. Raises ApiFailed or OSError."""
         path = f"/api/models/{quote(model, safe='')}/{action}"
-        await read_json(self._endpoint, path, "POST", self._timeout_s)
+        await read_json(self.endpoint, path, "POST", self.timeout_s)
 
     @contextlib.asynccontextmanager
-    async def sampled(
-        self, into: list[MemorySample], clock: Clock, every_s: float = 0.25
-    ) -> AsyncIterator[None]:
-        """Record the memory of each model every `every_s` seconds while the block runs."""
+    async def sampled(self, into: list[MemorySample], clock: Clock) -> AsyncIterator[None]:
+        """Record the memory of each model a few times a second while the block runs."""
 
         async def sample() -> None:
             while True:
@@ -105,7 +105,7 @@ class CotenantApi:
                     if models := (await self.models()).values():
                         held = {str(model["name"]): _held_bytes(model) for model in models}
                         into.append(MemorySample(clock.now(), held))
-                await asyncio.sleep(every_s)
+                await asyncio.sleep(_SAMPLE_EVERY_S)
 
         sampling = asyncio.create_task(sample())
         try:

@@ -40,18 +40,17 @@ class LoadGenerator:
     endpoint: Endpoint
     load: Load
     clock: Clock
-    step: Callable[[], None] = lambda: None
+    step: Callable[[], None]
     arrivals: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     _tokens_per_word: dict[str, float] = field(default_factory=dict)
     _sent: int = 0
 
-    async def warm_up(self, model: str) -> Completion:
+    async def warm_up(self, model: str) -> None:
         """Load a model with a short request, and learn its tokens per word. Raises ChatFailed."""
         words = _PROBE_WORDS if model not in self._tokens_per_word else 1
         answer = await self._chat(model, words, 1)
         if words > 1:
             self._tokens_per_word[model] = max(1.0, (answer.prompt_tokens or words) / words)
-        return answer
 
     async def phase(self, models: Sequence[str], alone: Mapping[str, float]) -> Phase:
         """Keep these models busy until each has answered all its requests.

@@ -7,7 +7,7 @@ from io import BytesIO
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from cotenant.benchmark.results import ModelResult, Phase, Report
+from cotenant.benchmark.results import Phase, Report
 from cotenant.domain.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -84,21 +84,16 @@ def _draw_bars(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
         for result in phase.results:
             rate = result.tokens_per_s
             axes.barh(row, rate, left=x, height=0.75, color=colours[result.model], edgecolor="white")
-            text = _first_that_fits(_bar_texts(result), rate / most)
+            kept = "" if result.share_kept is None else f"({result.share_kept:.0%})"
+            texts = (f"{result.model} {rate:,.0f} {kept}", f"{rate:,.0f} {kept}", kept) if kept else ()
+            text = _first_that_fits(texts, rate / most)
             axes.text(x + rate / 2, row, text, color="white", ha="center", va="center")
             x += rate
         axes.text(x + most / 100, row, f"{x:,.0f}", va="center", size=11, weight="bold")
 
 
-def _bar_texts(result: ModelResult) -> Sequence[str]:
-    """Return texts for a bar, the longest first."""
-    if result.share_kept is None:
-        return ()
-    rate, share = f"{result.tokens_per_s:,.0f}", f"{result.share_kept:.0%}"
-    return (f"{result.model} {rate} ({share})", f"{rate} ({share})", f"({share})")
-
-
 def _first_that_fits(texts: Sequence[str], share_of_width: float) -> str:
+    """Return the longest text that fits, `texts` being ordered by length; empty if none does."""
     return next((text for text in texts if len(text) <= _LETTERS * share_of_width), "")
 
 

@@ -22,16 +22,16 @@ class NothingToMeasure(Exception):
     """No model at the address can be measured; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
 class RelativeClock:
-    """A clock that starts at zero."""
+    """A clock that starts at zero at `origin`."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._origin = clock.now()
+    clock: Clock
+    origin: float
 
     def now(self) -> float:
-        """Return the seconds since it was created."""
-        return self.clock.now() - self._origin
+        """Return the seconds since the origin."""
+        return self.clock.now() - self.origin
 
 
 async def run_benchmark(
@@ -55,7 +55,7 @@ async def run_benchmark(
         raise NothingToMeasure(f"the models of {endpoint.url} cannot be listed: {error}") from None
     if not chosen:
         raise NothingToMeasure(f"{endpoint.url} lists no chat model")
-    run = BenchmarkRun(endpoint, chosen, load, RelativeClock(clock), progress, api)
+    run = BenchmarkRun(endpoint, chosen, load, RelativeClock(clock, clock.now()), progress, api)
     try:
         return await run.run(keep_loaded)
     except ApiFailed as error:

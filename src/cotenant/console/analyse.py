@@ -12,7 +12,6 @@ from cotenant.console.view_data import HOST, Json
 from cotenant.domain.models import Recipe
 from cotenant.domain.settings import settings_of
 
-PIECE: Final = "/ui/fragments/analyse"
 _POLICIES: Final = (
     ("fill", "Fill", "the fewest GPUs"),
     ("balance", "Balance", "evenly over all"),
@@ -54,7 +53,6 @@ async def show(request: PageRequest) -> View:
             "names": names,
             "chosen": chosen if chosen in names else (names[0] if names else ""),
             "cards": cards,
-            "piece": PIECE,
             "choices": _CHOICES,
             "policies": _POLICIES,
             "more": [each for name, each in _FORM.items() if name not in _IN_FRONT],

@@ -58,16 +58,16 @@ class Reply:
         raise kind(self.status, str(error.get("code")), str(error.get("message")))
 
 
+@dataclass(frozen=True, slots=True)
 class Api:
     """Calls the API with the caller's cookie or key, so that pages show only what the caller may see.
 
     All methods raise SignedOut if that is not enough.
     """
 
-    def __init__(self, app: App, caller: Scope, cache: ResponseCache) -> None:
-        self._app = app
-        self._caller = caller
-        self._cache = cache
+    app: App
+    caller: Scope
+    cache: ResponseCache
 
     async def get(self, path: str) -> Any:
         """Return the JSON at a path, its query included. Raises ApiFault."""
@@ -91,16 +91,16 @@ class Api:
         this caller has access.
         """
         now = asyncio.get_running_loop().time()
-        at, value = self._cache.get(path, (float("-inf"), None))
+        at, value = self.cache.get(path, (float("-inf"), None))
         if at + max_age_s < now:
             value = await self.find(path, default)
-            self._cache[path] = now, value
+            self.cache[path] = now, value
         return value
 
     def forget(self, prefix: str) -> None:
         """Remove cached responses of paths with this prefix."""
-        for path in [each for each in self._cache if each.startswith(prefix)]:
-            del self._cache[path]
+        for path in [each for each in self.cache if each.startswith(prefix)]:
+            del self.cache[path]
 
     async def send(
         self, method: str, path: str, payload: object = None, headers: Iterable[Header] = ()
@@ -110,12 +110,12 @@ class Api:
         await asyncio.sleep(0)
         raw, _, query = path.partition("?")
         body = b"" if payload is None else json.dumps(payload).encode()
-        own = [(name, value) for name, value in self._caller["headers"] if name in _CALLERS]
+        own = [(name, value) for name, value in self.caller["headers"] if name in _CALLERS]
         own.append((b"accept", b"application/json"))
         if body:
             own += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         scope = {
-            **self._caller,
+            **self.caller,
             "method": method,
             "path": unquote(raw),
             "raw_path": raw.encode(),
@@ -134,5 +134,5 @@ class Api:
             else:
                 reply.body += message.get("body", b"")
 
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
         return reply

@@ -20,7 +20,6 @@ from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import Json, device_rows
 
 PATH: Final = "/api/system/gpu-config"
-PIECE: Final = "/ui/fragments/gpu-configuration"
 _CACHE_S: Final = 2.0
 _STATUS_CACHE_S: Final = 4.0
 _FORM: Final = "gpu_configuration_form.html"
@@ -65,9 +64,7 @@ async def order(request: PageRequest) -> View:
     request.api.forget(PATH)
     config = await request.api.get(PATH)
     facts = await (_saved(request, config) if note else _tried(request, config, draft))
-    fault = fault or facts["fault"]
-    edited = fault is not None and fault.code == "generated_file_edited"
-    return View(_FORM, {**facts, "fault": fault, "note": note, "overwrite": action if edited else None})
+    return View(_FORM, {**facts, "fault": fault or facts["fault"], "note": note, "action": action})
 
 
 async def _save(request: PageRequest, config: Json, draft: Draft) -> str:
@@ -170,8 +167,6 @@ def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
         "dirty": is_dirty(config, planned),
         "fault": None,
         "note": "",
-        "overwrite": None,
-        "piece": PIECE,
     }
 
 
@@ -213,7 +208,6 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
                 "containers": containers(config, status["containers"], names),
                 "applied": config["applied"]["number"] if config["applied"] else None,
                 "good": good[0]["number"] if good else None,
-                "piece": PIECE,
             },
         ),
         "history": Part(
@@ -229,7 +223,6 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
                     }
                     for entry in entries
                 ],
-                "piece": PIECE,
                 "titles": {each["name"]: each["title"] for each in config["strategies"]},
             },
         ),

@@ -68,13 +68,10 @@ def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:
 def _strip(placement: Json) -> list[dict[str, Any]]:
     """Return the runs of layers by device; the output layer is the last one."""
     count = placement["n_layers"] + 1
-    runs: list[dict[str, Any]] = []
-    on_cards = [row for row in placement["devices"] if row["layers"] is not None]
-    first = min((row["layers"][0] for row in on_cards), default=placement["n_layers"])
-    if first > 0 or not on_cards:
-        runs.append(layer_run(HOST, None, 0, (first if on_cards else count) - 1, count))
-    runs += [
-        layer_run(f"GPU {row['index']}", slot, row["layers"][0], row["layers"][1], count)
-        for slot, row in enumerate(on_cards)
+    on_cards = [(row["index"], *row["layers"]) for row in placement["devices"] if row["layers"] is not None]
+    first = min((first for _, first, _ in on_cards), default=count)
+    host = [layer_run(HOST, None, 0, first - 1, count)] if first else []
+    return host + [
+        layer_run(f"GPU {index}", slot, first, last, count)
+        for slot, (index, first, last) in enumerate(on_cards)
     ]
-    return runs

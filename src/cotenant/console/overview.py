@@ -70,15 +70,13 @@ async def show(request: PageRequest) -> View:
 
 def _summary(models: Sequence[Json], devices: Sequence[Json]) -> dict[str, Any]:
     cards = [device for device in devices if device["index"] is not None] or list(devices)
-    totals = [device["total_bytes"] or 0 for device in cards]
-    free = [device["free_bytes"] for device in cards if device["free_bytes"] is not None]
     return {
         "loaded": sum(1 for model in models if model.get("devices")),
         "models": len(models),
         "cards": len(cards),
         "on_cards": any(device["index"] is not None for device in devices),
-        "total": sum(totals),
-        "free": sum(free),
+        "total": sum(device["total_bytes"] or 0 for device in cards),
+        "free": sum(device["free_bytes"] or 0 for device in cards),
         "requests_per_s": round(sum(model.get("requests_per_s") or 0.0 for model in models), 2),
         "in_flight": sum(model.get("in_flight", 0) for model in models),
         "queued": sum(model.get("queued", 0) for model in models),

@@ -72,10 +72,10 @@ PAGES: Final[tuple[Page, ...]] = (
 
 FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
     ("GET", "/ui/fragments/doctor"): _doctor_findings,
-    ("POST", analyse.PIECE): analyse.plan,
-    ("POST", gpu_configuration.PIECE): gpu_configuration.change,
+    ("POST", "/ui/fragments/analyse"): analyse.plan,
+    ("POST", "/ui/fragments/gpu-configuration"): gpu_configuration.change,
     **{
-        ("POST", f"{gpu_configuration.PIECE}/{order}"): gpu_configuration.order
+        ("POST", f"/ui/fragments/gpu-configuration/{order}"): gpu_configuration.order
         for order in gpu_configuration.ORDERS
     },
 }

@@ -100,9 +100,6 @@ def _clock(text: str | None) -> str:
     """Format an ISO time as the time of day, with the date if it is not today."""
     if not text:
         return NONE
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        return text
+    when = datetime.fromisoformat(text)
     today = datetime.now().astimezone().date()
     return when.strftime("%H:%M:%S" if when.date() == today else "%Y-%m-%d %H:%M:%S")
