@@ -123,7 +123,7 @@ def _draw_memory(axes: Axes, report: Report, colours: Mapping[str, str]) -> None
     """Draw the memory held, without the samples between two equal ones: it stays constant for minutes."""
     runs = [[*run] for _, run in groupby(report.memory, key=lambda sample: sample.bytes_by_model)]
     samples = [sample for run in runs for sample in (run[0], run[-1])]
-    most = max(sum(sample.bytes_by_model.values()) for sample in samples)
+    most = max(sum(sample.bytes_by_model.get(model, 0) for model in report.tokens) for sample in samples)
     unit, name = (GIB, "GiB") if most >= GIB else (MIB, "MiB")
     axes.set_title(f"Memory held over time, {name}", weight="bold")
     held = [[sample.bytes_by_model.get(model, 0) / unit for sample in samples] for model in report.tokens]

@@ -40,11 +40,8 @@ def assets() -> dict[str, Asset]:
 @cache
 def version() -> str:
     """Return a digest of all files: modules import each other, so their URLs must change together."""
-    digest = hashlib.sha256()
-    for path, asset in sorted(assets().items()):
-        digest.update(path.encode())
-        digest.update(asset.body)
-    return digest.hexdigest()[:12]
+    content = b"".join(path.encode() + asset.body for path, asset in sorted(assets().items()))
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def asset_url(path: str) -> str:

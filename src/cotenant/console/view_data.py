@@ -15,8 +15,8 @@ RAM: Final = "RAM"
 HOST: Final = "host RAM"
 _SERVICES_FOR_S: Final = 10.0
 _SHOWN_OF_DEVICE: Final = (
-    *("uuid", "index", "name", "total_bytes", "overcommitted", "compute_mode", "compute_capability", "mps"),
-    "left_out",
+    *("uuid", "index", "name", "total_bytes", "overcommitted"),
+    *("compute_mode", "compute_capability", "mps", "left_out"),
 )
 _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 _TONES: Final = {"ready": "good", **dict.fromkeys(_BUSY, "busy")}
@@ -50,7 +50,8 @@ def short_names(devices: Sequence[Json]) -> Mapping[str, str]:
 
 def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[str, str]) -> dict[str, Any]:
     """Return what a model's row shows, rounded, so that it changes only when the text does."""
-    state, measured, failure = str(model["state"]), model.get("measured_bytes"), model.get("last_failure")
+    name, state, measured = model["name"], str(model["state"]), model.get("measured_bytes")
+    failure = model.get("last_failure") or ""
     return {
         **{key: model[key] for key in ("name", "aliases", "kind")},
         **{key: model.get(key, 0) for key in ("in_flight", "slots", "queued")},
@@ -62,16 +63,13 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
         "measured": model.get("reported_bytes") if measured is None else measured,
         "by_engine": measured is None and model.get("reported_bytes") is not None,
         "requests_per_s": round(model.get("requests_per_s") or 0.0, 2),
-        "tokens_per_s": rates.get(model["name"]),
+        "tokens_per_s": rates.get(name),
         "idle": in_coarse(None if model.get("in_flight") else model.get("idle_s")),
         "stays": _stays(model, state),
         "loaded": bool(model.get("devices")),
         "busy": state in _BUSY,
         "load": _load(model.get("load")),
-        # Without the model's name.
-        "failure": failure.removeprefix(f"{model['name']} ").removeprefix(f"{model['name']}: ")
-        if failure and state == "cold"
-        else None,
+        "failure": failure.removeprefix(f"{name} ").removeprefix(f"{name}: ") if state == "cold" else None,
     }
 
 
