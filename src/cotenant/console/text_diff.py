@@ -9,7 +9,7 @@ Change = tuple[int, str | dict[str, str | None]]
 """The number of a node, with its new text or its changed attributes (None for removed ones)."""
 
 _TOKEN: Final = re.compile(r"<[^>]*>|[^<]+")
-_NAME: Final = re.compile(r"^</?[^\s/>]+")
+_NAME: Final = re.compile(r"</?[^\s/>]+")
 _ATTRIBUTE: Final = re.compile(r"""\s([^\s"'=<>/]+)(?:="([^"]*)"|='([^']*)')?""")
 _STRUCTURAL: Final = ("hx-", "id", "data-key", "data-own")
 """Attributes that scripts identify an element by, or read only once."""
@@ -33,11 +33,12 @@ def changes(before: Sequence[str], after: Sequence[str]) -> list[Change] | None:
     if len(before) != len(after):
         return None
     found: list[Change] = []
-    number = -1
-    for old, new in zip(before, after, strict=True):
-        number += new[:2] != "</"
+    number, seen = -1, 0
+    for at, (old, new) in enumerate(zip(before, after, strict=True), 1):
         if old == new:
             continue
+        number += count_nodes(after[seen:at])
+        seen = at
         if old[0] != "<" != new[0]:
             found.append((number, unescape(new)))
             continue
@@ -49,7 +50,8 @@ def changes(before: Sequence[str], after: Sequence[str]) -> list[Change] | None:
 
 
 def _changed(old: str, new: str) -> dict[str, str | None] | None:
-    if _NAME.findall(old) != _NAME.findall(new):
+    old_name, new_name = (name and name[0] for name in map(_NAME.match, (old, new)))
+    if old_name != new_name:
         return None
     had, has = (
         {name: double or single for name, double, single in _ATTRIBUTE.findall(tag)} for tag in (old, new)
