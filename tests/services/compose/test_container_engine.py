@@ -36,7 +36,7 @@ async def seen(folder, *containers: dict):
             "inspect": {"out": json.dumps(containers)},
         },
     )
-    return await ContainerEngine([str(program)]).containers("p")
+    return await ContainerEngine([str(program)], "p").containers()
 
 
 async def test_what_docker_was_asked_for_is_read(tmp_path):
@@ -80,14 +80,14 @@ async def test_a_service_of_several_containers_is_as_well_as_the_worst(tmp_path)
 async def test_an_engine_that_fails_is_told_with_its_reason(tmp_path):
     program = install(tmp_path, {"ps": {"err": "Cannot connect to the Docker daemon.\n", "rc": 1}})
     with pytest.raises(ContainerEngineMissing, match="Cannot connect to the Docker daemon"):
-        await ContainerEngine([str(program)]).containers("p")
+        await ContainerEngine([str(program)], "p").containers()
 
 
 @pytest.mark.parametrize("said", ["", "nonsense", "7", "[7]", '[{"State": []}]', "[" * 5000])
 async def test_an_engine_that_says_nonsense_is_told_of(tmp_path, said):
     program = install(tmp_path, {"ps": {"out": "a\n"}, "inspect": {"out": said}})
     with pytest.raises(ContainerEngineMissing, match="unknown format"):
-        await ContainerEngine([str(program)]).containers("p")
+        await ContainerEngine([str(program)], "p").containers()
 
 
 async def test_a_command_that_cannot_be_followed_is_told_of(tmp_path, monkeypatch):
@@ -97,4 +97,4 @@ async def test_a_command_that_cannot_be_followed_is_told_of(tmp_path, monkeypatc
     monkeypatch.setattr(os, "pidfd_open", none_left)
     program = install(tmp_path, {})
     with pytest.raises(ContainerEngineMissing, match="Too many open files"):
-        await ContainerEngine([str(program)]).containers("p")
+        await ContainerEngine([str(program)], "p").containers()

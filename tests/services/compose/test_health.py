@@ -22,7 +22,7 @@ def watch(folder: Path, *, logs: str = "", **told) -> HealthWatch:
         folder,
         {"ps -aq": {"out": "a0\n"}, "inspect": {"out": json.dumps([container])}, "logs": {"out": logs}},
     )
-    return HealthWatch(ContainerEngine([str(docker)]), "p", SystemClock(), 0.01)
+    return HealthWatch(ContainerEngine([str(docker)], "p"), SystemClock(), 0.01)
 
 
 async def wait(health: HealthWatch, url: str | None = None, *, timeout_s: float = 0.2) -> str | None:

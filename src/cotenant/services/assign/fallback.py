@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cotenant.services.assign.memory import adjusted_budgets, assigned_device, needed_bytes
+from cotenant.services.assign.memory import FreeMemory, adjusted_budgets, assigned_device, needed_bytes
 from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceWarning, WarningKind
 
 
@@ -17,40 +17,33 @@ def fall_back(
     back.
     """
     named = {service.name: service for service in services}
-    healthy = [device for device in devices if device.healthy]
+    wanted = [(named.get(each.service, Service(each.service)), each) for each in assignments]
+    memory = FreeMemory([device for device in devices if device.healthy])
     result: dict[str, Assignment] = {}
-    free = {device.id: device.total_bytes - device.occupied_bytes for device in healthy}
     missing = []
-    for each in assignments:
+    for service, each in wanted:
         device = assigned_device(each, devices)
         if device is not None:
             result[each.service] = replace(each, gpu_index=device.index, device_id=device.id)
-            if device.id in free:
-                free[device.id] -= _need(named.get(each.service), each.vram_budget_gb)
+            if device.healthy:
+                memory.place(service, needed_bytes(service, each.vram_budget_gb), device)
         elif each.names_gpu:
-            missing.append(each)
+            missing.append((service, each))
         else:
             result[each.service] = each
     warnings = []
-    for each in sorted(missing, key=lambda each: -_need(named.get(each.service))):
-        service = named.get(each.service)
-        if not healthy:
+    for service, each in sorted(missing, key=lambda one: -needed_bytes(one[0])):
+        if not memory.devices:
             result[each.service] = Assignment(each.service)
             warnings.append(_warning(each, "is left unpinned: no other GPU is healthy"))
             continue
-        chosen = max(healthy, key=lambda device: (free[device.id], -device.index))
-        budget = None
-        if service is not None:
-            taken = replace(chosen, occupied_bytes=chosen.total_bytes - free[chosen.id])
-            budget = adjusted_budgets(taken, [(service, None)]).get(service.name)
-        free[chosen.id] -= _need(service, budget)
+        chosen = memory.most_free()
+        taken = replace(chosen, occupied_bytes=chosen.total_bytes - memory.free(chosen))
+        budget = adjusted_budgets(taken, [(service, None)]).get(service.name)
+        memory.place(service, needed_bytes(service, budget), chosen)
         result[each.service] = Assignment(each.service, chosen.index, chosen.id, budget)
         warnings.append(_warning(each, f"falls back to GPU {chosen.index}"))
     return [result[each.service] for each in assignments], warnings
-
-
-def _need(service: Service | None, budget_gb: float | None = None) -> int:
-    return 0 if service is None else needed_bytes(service, budget_gb)
 
 
 def _warning(assignment: Assignment, what: str) -> ServiceWarning:

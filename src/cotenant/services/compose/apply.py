@@ -174,7 +174,7 @@ class _Pass:
         if wrong is not None:
             return wrong
         self._freed[name].set()
-        created = await self._tools.engine.containers(self._tools.project.name, name)
+        created = await self._tools.engine.containers(name)
         container_id = created[0].id if created else None
         await self._progress.set_service_state(name, ProgressState.WAITING_HEALTHY, container_id=container_id)
         wrong = await self._wrong_gpu(name, created) or await self._tools.watch.wait(

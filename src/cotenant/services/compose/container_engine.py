@@ -45,17 +45,18 @@ class Container:
 
 
 class ContainerEngine:
-    """Podman or docker, through its command line."""
+    """Podman or docker, through its command line, as far as it is about one project."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], project: str) -> None:
         self._argv = tuple(argv)
+        self._project = project
 
-    async def containers(self, project: str, service: str | None = None) -> tuple[Container, ...]:
-        """Return a project's containers, or one service's, in the order of their ids.
+    async def containers(self, service: str | None = None) -> tuple[Container, ...]:
+        """Return the project's containers, or one service's, in the order of their ids.
 
         Raises ContainerEngineMissing if the engine does not answer.
         """
-        options = ["--filter", f"label={_PROJECT}={project}"]
+        options = ["--filter", f"label={_PROJECT}={self._project}"]
         if service:
             options += ["--filter", f"label={_SERVICE}={service}"]
         error = ""

@@ -17,11 +17,10 @@ _LIMITS: Final = Limits(_PROBE_TIMEOUT_S, whole_s=_PROBE_TIMEOUT_S)
 
 
 class HealthWatch:
-    """Checks one project's services. A container without a health check must stay up for `settle_s`."""
+    """Checks services. A container without a health check must stay up for `settle_s`."""
 
-    def __init__(self, engine: ContainerEngine, project: str, clock: Clock, settle_s: float) -> None:
+    def __init__(self, engine: ContainerEngine, clock: Clock, settle_s: float) -> None:
         self._engine = engine
-        self._project = project
         self._clock = clock
         self._settle_s = settle_s
 
@@ -34,7 +33,7 @@ class HealthWatch:
         deadline = self._clock.now() + service.health_timeout_s
         pause_s = _POLL_S
         while True:
-            containers = await self._engine.containers(self._project, service.name)
+            containers = await self._engine.containers(service.name)
             ended = await self._ended(containers)
             if ended is not None:
                 return ended
@@ -62,7 +61,7 @@ class HealthWatch:
             return f"its container is {containers[0].status}"
         # A container that is restarted meanwhile has another start time then.
         await asyncio.sleep(self._settle_s)
-        now = {each.id: each for each in await self._engine.containers(self._project, service.name)}
+        now = {each.id: each for each in await self._engine.containers(service.name)}
         for container in containers:
             later = now.get(container.id)
             if later is None or not later.running:

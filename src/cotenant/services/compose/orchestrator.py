@@ -101,7 +101,7 @@ class ComposeOrchestrator:
         command = self._found or await find_compose(self._settings.command)
         # It is forgotten if it fails: another command may work next time.
         self._found = None
-        found = await ContainerEngine(command.engine).containers(project.name)
+        found = await ContainerEngine(command.engine, project.name).containers()
         self._found = command
         return states(found, project.services)
 
@@ -122,14 +122,14 @@ class ComposeOrchestrator:
                 )
         command = await find_compose(self._settings.command)
         await asyncio.to_thread(self._generated.ensure, order.number)
-        engine = ContainerEngine(command.engine)
+        engine = ContainerEngine(command.engine, project.name)
         tools = ApplyTools(
             project,
             self._files,
             command,
             engine,
             self._runner,
-            HealthWatch(engine, project.name, self._clock, self._settle_s),
+            HealthWatch(engine, self._clock, self._settle_s),
             self._generated,
             max(1, self._settings.parallel),
         )

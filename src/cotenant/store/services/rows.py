@@ -103,17 +103,16 @@ class ServiceRows:
 
     def history(self, limit: int | None = None) -> list[SavedConfiguration]:
         """Return the last configurations, newest first."""
-        query = select(history).order_by(history.c.number.desc()).limit(limit)
-        return [history_of(row) for row in self._connection.execute(query)]
+        return self._entries(limit=limit)
 
     def applied(self) -> SavedConfiguration | None:
         """Return the newest configuration whose apply succeeded."""
-        return self._newest(history.c.apply["state"].as_string() == ApplyState.SUCCEEDED.value)
+        succeeded = history.c.apply["state"].as_string() == ApplyState.SUCCEEDED.value
+        return next(iter(self._entries(succeeded, limit=1)), None)
 
     def last_apply(self) -> ApplyStatus | None:
         """Return the state of the newest apply."""
-        found = self._newest(history.c.apply.is_not(None))
-        return None if found is None else found.apply
+        return next((entry.apply for entry in self._entries(history.c.apply.is_not(None), limit=1)), None)
 
     def replace_history(self, entries: Sequence[SavedConfiguration]) -> None:
         """Replace the history by these entries."""
@@ -169,10 +168,9 @@ class ServiceRows:
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
 
-    def _newest(self, such: ColumnElement[bool]) -> SavedConfiguration | None:
-        query = select(history).where(such).order_by(history.c.number.desc()).limit(1)
-        row = self._connection.execute(query).first()
-        return None if row is None else history_of(row)
+    def _entries(self, *such: ColumnElement[bool], limit: int | None) -> list[SavedConfiguration]:
+        query = select(history).where(*such).order_by(history.c.number.desc()).limit(limit)
+        return [history_of(row) for row in self._connection.execute(query)]
 
     def _put(
         self,
