@@ -40,32 +40,25 @@ async def find_compose(configured: Sequence[str] | None = None) -> ComposeComman
     """
     tried: list[str] = []
     for argv in [tuple(configured)] if configured else KNOWN_COMMANDS:
-        found = await _probe(argv, tried)
-        if found is not None:
-            return found
+        answer = await run_async([*argv, "version"], _PROBE_TIMEOUT_S)
+        if not answer.ok:
+            tried.append(f"{' '.join(argv)}: {reason(answer.failure_text)}")
+            continue
+        for engine in _engines(argv):
+            # Unlike `--version` this contacts docker's daemon too.
+            versions = ["{{.Server.Version}}"]
+            if Path(engine[0]).name == "podman":
+                # Podman has a server only where it is remote.
+                versions.append("{{.Client.Version}}")
+            for version in versions:
+                answer = await run_async([*engine, "version", "--format", version], _PROBE_TIMEOUT_S)
+                if answer.ok:
+                    return ComposeCommand(argv, engine)
+            tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.failure_text)}")
     raise ContainerEngineMissing(
         f"no compose command works on this machine: {'; '.join(tried)}",
         hint="Install podman-compose or docker compose, start its engine, or set services.compose.command.",
     )
-
-
-async def _probe(argv: tuple[str, ...], tried: list[str]) -> ComposeCommand | None:
-    answer = await run_async([*argv, "version"], _PROBE_TIMEOUT_S)
-    if not answer.ok:
-        tried.append(f"{' '.join(argv)}: {reason(answer.failure_text)}")
-        return None
-    for engine in _engines(argv):
-        # Unlike `--version` this contacts docker's daemon too.
-        answer = await run_async([*engine, "version", "--format", "{{.Server.Version}}"], _PROBE_TIMEOUT_S)
-        if not answer.ok and Path(engine[0]).name == "podman":
-            # Podman has a server only where it is remote.
-            answer = await run_async(
-                [*engine, "version", "--format", "{{.Client.Version}}"], _PROBE_TIMEOUT_S
-            )
-        if answer.ok:
-            return ComposeCommand(argv, engine)
-        tried.append(f"{' '.join(argv)}: {engine[0]}: {reason(answer.failure_text)}")
-    return None
 
 
 def _engines(argv: tuple[str, ...]) -> Sequence[tuple[str, ...]]:

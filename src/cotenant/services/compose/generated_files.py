@@ -118,50 +118,43 @@ class GeneratedFiles:
             self.restore(before.number)
 
     def _replace(self, number: int | None, contents: Mapping[str, bytes | None]) -> None:
-        before: dict[str, bytes | None] = {}
+        files = {name: self.folder / name for name in NAMES}
+        checksums = self._history / _CHECKSUMS
+        before: dict[Path, bytes | None] = {}
         fresh: dict[str, Path] = {}
         path = self._history
         try:
             self._history.mkdir(parents=True, exist_ok=True)
-            path = self._history / _CHECKSUMS
-            record = _content(path)
-        except OSError as error:
-            raise _failed(path, error) from error
-        try:
-            for name in NAMES:
-                path = self.folder / name
-                before[name] = _content(path)
+            for path in (*files.values(), checksums):
+                before[path] = _content(path)
+            for name, path in files.items():
                 content = contents[name]
                 if content is not None:
                     fresh[name] = staged(path, content)
-            path = self._history / _CHECKSUMS
+            path = checksums
             after = _entry(number, contents)
-            write_durably(path, json.dumps([after, _entry(self.number(), before)], indent=1).encode())
-            for name in NAMES:
-                path = self.folder / name
+            former = _entry(self.number(), {name: before[file] for name, file in files.items()})
+            write_durably(path, json.dumps([after, former], indent=1).encode())
+            for name, path in files.items():
                 if name in fresh:
                     fresh[name].replace(path)
                 else:
                     path.unlink(missing_ok=True)
             sync_folder(self.folder)
             with contextlib.suppress(OSError):
-                write_durably(self._history / _CHECKSUMS, json.dumps([after], indent=1).encode())
+                write_durably(checksums, json.dumps([after], indent=1).encode())
         except OSError as error:
-            self._undo(before, record)
+            for done, content in before.items():
+                with contextlib.suppress(OSError):
+                    if content is None:
+                        done.unlink(missing_ok=True)
+                    elif _content(done) != content:
+                        write_durably(done, content)
             raise _failed(path, error) from error
         finally:
             for unused in fresh.values():
                 with contextlib.suppress(OSError):
                     unused.unlink()
-
-    def _undo(self, before: Mapping[str, bytes | None], record: bytes | None) -> None:
-        was = {self.folder / name: content for name, content in before.items()}
-        for path, content in (was | {self._history / _CHECKSUMS: record}).items():
-            with contextlib.suppress(OSError):
-                if content is None:
-                    path.unlink(missing_ok=True)
-                elif _content(path) != content:
-                    write_durably(path, content)
 
     def _keep(self, number: int, contents: Mapping[str, bytes | None]) -> None:
         kept = self._history / str(number)

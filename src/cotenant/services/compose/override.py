@@ -160,9 +160,12 @@ def _dropped(assigned: _Assigned) -> list[tuple[str, ...]]:
 
 
 def _kept(assigned: _Assigned, path: tuple[str, ...]) -> tuple[Any, ...]:
-    if not _present(assigned.compose.definition, path):
-        return ()
-    return tuple(entry for request in assigned.compose.gpus if request.path == path for entry in request.kept)
+    return tuple(
+        entry
+        for request in assigned.compose.gpus
+        if request.path == path and _present(assigned.compose.definition, path)
+        for entry in request.kept
+    )
 
 
 def _present(mapping: Any, path: Sequence[str]) -> bool:
