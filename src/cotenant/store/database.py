@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
@@ -90,14 +90,12 @@ class Database:
         self._busy_timeout_s = busy_timeout_s
         self._retry_s = retry_s
         self._clock = clock
-        self._memory: Engine | None = None
-        self._durable: Engine | None = None
-        self._problem = ""
+        self._problem: str | None = None
         try:
-            self._durable = self._open()
+            self._engine = self._open()
         except Unusable as error:
             self._problem = str(error)
-            self._memory = open_engine(Location(), busy_timeout_s=busy_timeout_s)
+            self._engine = open_engine(Location(), busy_timeout_s=busy_timeout_s)
             _log.warning(
                 "%s cannot be used, so nothing is remembered after this run unless it recovers: %s",
                 location,
@@ -105,30 +103,21 @@ class Database:
             )
         self._tried_at = clock.now()
 
-    @contextmanager
-    def records(self) -> Iterator[Session]:
+    def records(self) -> AbstractContextManager[Session]:
         """A transaction for data that may be lost: in memory while the database cannot be opened."""
         self._try_again()
-        engine = self._durable or self._memory
-        if engine is None:
-            raise AssertionError("one of them is always open")
-        with session(engine) as opened:
-            yield opened
+        return session(self._engine)
 
-    @contextmanager
-    def durable(self) -> Iterator[Session]:
+    def durable(self) -> AbstractContextManager[Session]:
         """A transaction for data that must not be lost. Raises StoreError while there is no database."""
         self._try_again()
-        if self._durable is None:
+        if self._problem is not None:
             raise unusable(self.location, self._problem)
-        with session(self._durable) as opened:
-            yield opened
+        return session(self._engine)
 
     def close(self) -> None:
         """Close what is open."""
-        for engine in (self._durable, self._memory):
-            if engine is not None:
-                engine.dispose()
+        self._engine.dispose()
 
     def _open(self) -> Engine:
         try:
@@ -146,12 +135,12 @@ class Database:
 
     def _try_again(self) -> None:
         now = self._clock.now()
-        if self._memory is None or now < self._tried_at + self._retry_s:
+        if self._problem is None or now < self._tried_at + self._retry_s:
             return
         durable: Engine | None = None
         try:
             durable = self._open()
-            with session(self._memory) as memory, session(durable) as opened:
+            with session(self._engine) as memory, session(durable) as opened:
                 count = opened.records.copy_from(memory.records)
         except (Unusable, SQLAlchemyError, StoreError) as error:
             self._problem = explain(error)
@@ -161,5 +150,5 @@ class Database:
         finally:
             self._tried_at = self._clock.now()
         _log.warning("%s can be used again; %d records from memory were written to it", self.location, count)
-        self._memory.dispose()
-        self._memory, self._durable = None, durable
+        self._engine.dispose()
+        self._engine, self._problem = durable, None

@@ -35,11 +35,16 @@ def warnings_of(
     that are pinned to a GPU count there. GB are 2^30 bytes.
     """
     enabled = {service.name: service for service in services if service.enabled}
-    return (
+    found = [
         *_of_names(services, assignments, known_services),
         *_of_devices(enabled, devices, assignments),
-        *_of_memory(enabled, devices, assignments),
-    )
+    ]
+    here = placed_by_device(enabled.values(), devices, assignments)
+    for device in devices:
+        for service, budget in here[device.id]:
+            found += _of_one(device, service, budget, here[device.id])
+        found += _of_all(device, here[device.id])
+    return tuple(found)
 
 
 def _of_names(
@@ -100,17 +105,6 @@ def no_healthy_gpu(devices: Sequence[ServiceDevice]) -> ServiceWarning:
     return ServiceWarning(
         WarningKind.GPU_UNHEALTHY, f"{which} unhealthy, and there is no other. Services are left unpinned."
     )
-
-
-def _of_memory(
-    enabled: dict[str, Service], devices: Sequence[ServiceDevice], assignments: Sequence[Assignment]
-) -> Iterator[ServiceWarning]:
-    here = placed_by_device(enabled.values(), devices, assignments)
-    for device in devices:
-        placed = here[device.id]
-        for service, budget in placed:
-            yield from _of_one(device, service, budget, placed)
-        yield from _of_all(device, placed)
 
 
 def _of_one(

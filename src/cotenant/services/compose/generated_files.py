@@ -169,14 +169,11 @@ class GeneratedFiles:
                     write_durably(path, content)
         except OSError as error:
             raise _failed(path, error) from error
-        self._delete_oldest()
-
-    def _delete_oldest(self) -> None:
         numbers = sorted(int(path.name) for path in self._history.iterdir() if path.name.isdecimal())
         in_use = {each.number for each in self._written()}
-        for number in numbers[:-_KEPT]:
-            if number not in in_use:
-                shutil.rmtree(self._history / str(number), ignore_errors=True)
+        for old in numbers[:-_KEPT]:
+            if old not in in_use:
+                shutil.rmtree(self._history / str(old), ignore_errors=True)
 
     def _written(self) -> tuple[_Written, ...]:
         try:

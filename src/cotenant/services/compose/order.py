@@ -3,12 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from cotenant.services.model import Assignment
-
-UNPINNED_GPU: Final = 0
-"""The GPU that a container uses if it sees every GPU: CUDA starts with the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,8 @@ def _cycle(start: str, waits: Mapping[str, Sequence[str]], freed: set[str]) -> l
 
 
 def _gpu(assignment: Assignment | None) -> int:
-    return UNPINNED_GPU if assignment is None or assignment.gpu_index is None else assignment.gpu_index
+    """Return the GPU that a container uses; one that sees every GPU starts with the first, as CUDA does."""
+    return 0 if assignment is None or assignment.gpu_index is None else assignment.gpu_index
 
 
 def _budget(assignment: Assignment | None) -> float:
