@@ -14,8 +14,8 @@ from cotenant.domain.errors import BadSetting, EngineLacksDevice
 from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.placements import Placement
 from cotenant.domain.units import GIB
+from cotenant.engines.launch import launchers
 from cotenant.engines.launch.cards import CARD_OPTIONS, card_options
-from cotenant.engines.launch.launchers import Launchers
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.hardware.gpus.inventory import probe
 from cotenant.planning.budgets import BudgetRules, budgets
@@ -104,7 +104,7 @@ async def test_a_new_launcher_starts_engines_in_its_images(
     with pytest.raises(BadSetting, match="chroot needs an image"):
         read(tmp_path, text.replace(", image: debian", ""))
     plan = LaunchPlan("c", ("sh", "-c", "echo in $IMAGE"), 1, launch=entry.launch)
-    engine = await launched(Launchers(), plan, tmp_path / "log")
+    engine = await launched(launchers, plan, tmp_path / "log")
     assert await engine.wait() == 0
     assert (tmp_path / "log").read_text() == "in debian\n"
 

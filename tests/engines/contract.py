@@ -17,7 +17,6 @@ from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.command.engine import CommandHost
-from cotenant.engines.launch.launchers import Launchers
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost
 from cotenant.engines.process.log_folder import LogFolder
@@ -145,7 +144,7 @@ def podman(folder: Path) -> Subject:
         os.kill(engine.pid, signal.SIGKILL)
 
     return Subject(
-        LlamaHost(LogFolder(folder / "logs"), launcher=Launchers()),
+        LlamaHost(LogFolder(folder / "logs")),
         order,
         with_env(order, FAKE_SAYS="E llama_model_load: cudaMalloc failed: out of memory", FAKE_EXIT=1),
         "out of memory",

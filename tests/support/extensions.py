@@ -23,8 +23,9 @@ from cotenant.domain.vendors import InventorySource, Vendor, VendorTraits
 from cotenant.engines import hosts
 from cotenant.engines.base.external import ExternalEngine
 from cotenant.engines.launch import cards, launchers
-from cotenant.engines.launch.plan import HostLauncher, Launched, LaunchPlan
+from cotenant.engines.launch.plan import HostLauncher, LaunchPlan
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
+from cotenant.engines.process.process import ChildProcess
 from cotenant.hardware.gpus import inventory
 from cotenant.interfaces import EngineOrder
 from cotenant.scheduling import policy
@@ -90,7 +91,7 @@ class ChrootLauncher:
     def __init__(self, program: str, image: str) -> None:
         self._image = image
 
-    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> ChildProcess:
         argv = ("env", f"IMAGE={self._image}", *plan.argv)
         return await HostLauncher().launch(LaunchPlan(plan.name, argv, plan.port), output_fd)
 

@@ -1,21 +1,19 @@
 """Starts engines of every kind, each by the host of its kind."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.engines.base.sleeping import Meter, SleepingHost
 from cotenant.engines.command.engine import CommandHost
-from cotenant.engines.launch.launchers import Launchers
-from cotenant.engines.launch.plan import Launcher
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.remote.engine import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
+from cotenant.engines.vllm.sleep import Meter
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 
 
@@ -31,7 +29,6 @@ class HostInputs:
     exclusive: Set[DeviceId] = frozenset()
     llama_server: Path | None = None
     cuda_version: str | None = None
-    launcher: Launcher = field(default_factory=Launchers)
 
 
 HOSTS: Final[Mapping[EngineKind, Callable[[HostInputs], EngineHost]]] = {
@@ -40,15 +37,10 @@ HOSTS: Final[Mapping[EngineKind, Callable[[HostInputs], EngineHost]]] = {
         configured=inputs.llama_server,
         cuda_version=inputs.cuda_version,
         exclusive=inputs.exclusive,
-        launcher=inputs.launcher,
     ),
-    EngineKind.VLLM: lambda inputs: VllmHost(
-        inputs.logs, inputs.meter, exclusive=inputs.exclusive, launcher=inputs.launcher
-    ),
+    EngineKind.VLLM: lambda inputs: VllmHost(inputs.logs, inputs.meter, exclusive=inputs.exclusive),
     EngineKind.OLLAMA: lambda inputs: OllamaHost(),
-    EngineKind.COMMAND: lambda inputs: CommandHost(
-        inputs.logs, exclusive=inputs.exclusive, launcher=inputs.launcher
-    ),
+    EngineKind.COMMAND: lambda inputs: CommandHost(inputs.logs, exclusive=inputs.exclusive),
     EngineKind.REMOTE: lambda inputs: RemoteHost(),
 }
 
@@ -58,7 +50,7 @@ class EngineHosts:
 
     def __init__(self, inputs: HostInputs) -> None:
         self._by_kind = {kind: make(inputs) for kind, make in HOSTS.items()}
-        self._sleeping = [host for host in self._by_kind.values() if isinstance(host, SleepingHost)]
+        self._sleeping = [host for host in self._by_kind.values() if isinstance(host, VllmHost)]
 
     async def start(self, order: EngineOrder) -> Engine:
         """Start loading. Raises CotenantError before anything runs."""

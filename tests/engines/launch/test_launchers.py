@@ -4,7 +4,8 @@ import pytest
 
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import ON_HOST, LauncherKind, LaunchOptions
-from cotenant.engines.launch.launchers import Launchers, kind_of
+from cotenant.engines.launch import launchers
+from cotenant.engines.launch.launchers import kind_of
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.engine_images import launched
 
@@ -47,9 +48,9 @@ async def test_a_launcher_that_is_not_there_is_named(tmp_path: Path, monkeypatch
         (LaunchOptions(image="x"), "neither podman nor docker"),
     ):
         with pytest.raises(EngineMissing, match=said):
-            await launched(Launchers(), LaunchPlan("tiny", ("x",), 1, launch=terms), tmp_path / "log")
+            await launched(launchers, LaunchPlan("tiny", ("x",), 1, launch=terms), tmp_path / "log")
 
 
 async def test_without_an_image_an_engine_runs_on_the_host(tmp_path: Path) -> None:
-    engine = await launched(Launchers(), LaunchPlan("tiny", ("sh", "-c", "exit 3"), 1), tmp_path / "log")
+    engine = await launched(launchers, LaunchPlan("tiny", ("sh", "-c", "exit 3"), 1), tmp_path / "log")
     assert await engine.wait() == 3

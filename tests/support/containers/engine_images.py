@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cotenant.engines.launch.plan import Launched, Launcher, LaunchPlan
+from cotenant.engines.launch.plan import Launcher, LaunchPlan
+from cotenant.engines.process.process import ChildProcess
 from tests.support.containers.container_bed import ContainerBed
 
 IMAGE = "localhost/shell-engine:1"
@@ -119,7 +120,7 @@ def shell_plan(model: Path, port: int, **env: str) -> LaunchPlan:
     return LaunchPlan("tiny", ("sh", "-c", SERVER), port, env=told, reads=(model,))
 
 
-async def launched(launcher: Launcher, plan: LaunchPlan, log: Path) -> Launched:
+async def launched(launcher: Launcher, plan: LaunchPlan, log: Path) -> ChildProcess:
     """Launch with the output going to a file."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     try:

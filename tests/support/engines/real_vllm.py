@@ -46,8 +46,8 @@ def models() -> Path:
 
 @functools.cache
 def _models() -> tempfile.TemporaryDirectory[str]:
-    folder = tempfile.TemporaryDirectory(prefix="cotenant-vllm-")
     python = program().with_name("python")
+    folder = tempfile.TemporaryDirectory(prefix="cotenant-vllm-")
     subprocess.run([python, _HERE / "write_vllm_models.py", folder.name], check=True, timeout=300)
     return folder
 

@@ -16,9 +16,11 @@ from cotenant.domain.units import MIB, format_duration
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.launch.container import RunAs
-from cotenant.engines.launch.plan import HostLauncher, Launched, Launcher, LaunchPlan, visible_devices
+from cotenant.engines.launch.launchers import launch
+from cotenant.engines.launch.plan import LaunchPlan, visible_devices
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
+from cotenant.engines.process.process import ChildProcess
 from cotenant.engines.process.rotating_log import RotatingLog
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
@@ -43,7 +45,7 @@ class Started:
     """
 
     plan: LaunchPlan
-    process: Launched
+    process: ChildProcess
     port: ReservedPort
     log: RotatingLog
     exclusive: bool = False
@@ -52,12 +54,9 @@ class Started:
 class ServerHost:
     """Starts servers as processes of ours; `exclusive` are the cards that admit one process at a time."""
 
-    def __init__(
-        self, logs: LogFolder, *, exclusive: Set[DeviceId] = frozenset(), launcher: Launcher | None = None
-    ) -> None:
+    def __init__(self, logs: LogFolder, *, exclusive: Set[DeviceId] = frozenset()) -> None:
         self._logs = logs
         self._exclusive = exclusive
-        self._launcher: Launcher = launcher or HostLauncher()
 
     async def _start(self, order: EngineOrder, plan_for: Callable[[int], LaunchPlan]) -> Started:
         """Start what `plan_for` returns for a port; it is called in a thread.
@@ -74,8 +73,8 @@ class ServerHost:
         exclusive = any(device.id in self._exclusive for device in visible_devices(order))
         return Started(plan, process, port, log, exclusive)
 
-    async def _launch(self, plan: LaunchPlan, port: ReservedPort) -> tuple[Launched, RotatingLog]:
-        started: list[Launched] = []
+    async def _launch(self, plan: LaunchPlan, port: ReservedPort) -> tuple[ChildProcess, RotatingLog]:
+        started: list[ChildProcess] = []
         log = self._logs.log(plan.name, lambda: not started or started[0].returncode is not None)
         try:
             output = log.open()
@@ -87,7 +86,7 @@ class ServerHost:
         try:
             if plan.launch.image is not None:
                 port.admit(RunAs.of_daemon().uid)
-            started.append(await self._launcher.launch(plan, output))
+            started.append(await launch(plan, output))
         except OSError as error:
             why = f"{plan.name} could not be loaded: {plan.argv[0]}: {error.strerror}"
             raise EngineLoadFailed(why) from error

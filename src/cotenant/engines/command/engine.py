@@ -15,8 +15,10 @@ from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import BadRecipe, EngineMissing
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import ServerEngine, ServerHost, Started
-from cotenant.engines.launch.plan import HostLauncher, Launched, LaunchPlan, visible_devices
+from cotenant.engines.launch.launchers import launch
+from cotenant.engines.launch.plan import LaunchPlan, visible_devices
 from cotenant.engines.process.ports import LOOPBACK
+from cotenant.engines.process.process import ChildProcess
 from cotenant.interfaces import EngineOrder
 
 WORDS: Final = ("host", "port", "model", "path", "gpus", "memory_mib", "pid")
@@ -73,11 +75,11 @@ class CommandEngine(ServerEngine):
     async def _ask_to_stop(self, grace_s: float) -> None:
         deadline = self._loop.time() + grace_s
         plan = LaunchPlan(self._name, self._stop_argv, self._plan.port, env=self._plan.env)
-        asking: Launched | None = None
+        asking: ChildProcess | None = None
         try:
             output = os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
             try:
-                asking = await HostLauncher().launch(plan, output)
+                asking = await launch(plan, output)
             finally:
                 os.close(output)
             with contextlib.suppress(TimeoutError):

@@ -11,7 +11,8 @@ from cotenant.domain.launching import CardStyle
 from cotenant.engines.launch.cards import card_options, real_cards
 from cotenant.engines.launch.container import MPS_VARIABLE, RunAs, readable_files
 from cotenant.engines.launch.container_process import ContainerProcess, GroupJob
-from cotenant.engines.launch.plan import Launched, LaunchPlan
+from cotenant.engines.launch.plan import LaunchPlan
+from cotenant.engines.process.process import ChildProcess
 
 _VARIABLES: Final = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}
 _OWN_NAMES: Final = ("starter", "apptainer", "singularity")
@@ -25,7 +26,7 @@ class ApptainerLauncher:
         self._image = image
         self._user = user or RunAs.of_daemon()
 
-    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> ChildProcess:
         """Start it. Raises EngineLoadFailed as root or without the image."""
         if self._user.daemon_is_root:
             raise EngineLoadFailed(
@@ -37,7 +38,7 @@ class ApptainerLauncher:
                 f"{plan.name} cannot be loaded: there is no image {self._image}",
                 hint="Make it with `apptainer pull`, or correct `image:`.",
             )
-        return await ApptainerProcess.start(group_job(plan, self._program, self._image), output_fd)
+        return await ApptainerProcess.supervise(group_job(plan, self._program, self._image), output_fd)
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without devices."""

@@ -18,7 +18,8 @@ from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch.cards import card_options, real_cards
 from cotenant.engines.launch.container_owner import Owner
 from cotenant.engines.launch.container_process import ContainerJob, ContainerProcess
-from cotenant.engines.launch.plan import Launched, LaunchPlan
+from cotenant.engines.launch.plan import LaunchPlan
+from cotenant.engines.process.process import ChildProcess
 
 ENGINE_LABEL: Final = "cotenant.engine"
 OWNER_LABEL: Final = "cotenant.daemon"
@@ -60,14 +61,14 @@ class ContainerLauncher:
         self._image = image
         self._user = user or RunAs.of_daemon()
 
-    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> ChildProcess:
         """Create a container and start it; return once its first process runs.
 
         Raises EngineLacksDevice for cards that it cannot give, EngineLoadFailed if the container cannot be
         created.
         """
         job = container_job(plan, self._kind, self._program, self._image, self._user)
-        return await ContainerProcess.start(job, output_fd)
+        return await ContainerProcess.supervise(job, output_fd)
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without network, devices or rights."""

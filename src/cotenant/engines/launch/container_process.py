@@ -15,7 +15,8 @@ from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch import container_supervisor
-from cotenant.engines.process.process import GROUP_GONE_WITHIN_S, wait_group_gone
+from cotenant.engines.process.process import GROUP_GONE_WITHIN_S, ChildProcess, process_end, wait_group_gone
+from cotenant.programs.run import readable
 
 _REMOVE_TIMEOUT_S: Final = 60.0
 _SHELL_OFFSET: Final = 128
@@ -47,7 +48,7 @@ class GroupJob:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-class ContainerProcess:
+class ContainerProcess(ChildProcess):
     """A supervisor process (`container_supervisor`) and its engine.
 
     The supervisor outlives a daemon that is killed, for as long as it takes to kill the engine. If the
@@ -55,23 +56,16 @@ class ContainerProcess:
     """
 
     def __init__(self, popen: subprocess.Popen[bytes], job: ContainerJob | GroupJob) -> None:
-        self._popen = popen
-        self._job = job
-        self._loop = asyncio.get_running_loop()
-        self._begun: asyncio.Future[None] = self._loop.create_future()
-        self._ended = asyncio.Event()
-        self._reported: dict[str, Any] = {}
-        self._rest = b""
         if popen.stdin is None or popen.stdout is None:
             raise ValueError("a supervisor needs pipes for its input and output")
         self._commands, self._reports = popen.stdin, popen.stdout
-        self._loop.add_reader(self._reports, self._receive)
-        self._pidfd = os.pidfd_open(popen.pid)
-        self._loop.add_reader(self._pidfd, self._ended.set)
-        self._exit = asyncio.create_task(self._reap())
+        self._job = job
+        self._begun = asyncio.Event()
+        self._reported: dict[str, Any] = {}
+        super().__init__(popen)
 
     @classmethod
-    async def start(cls, job: ContainerJob | GroupJob, output_fd: int) -> Self:
+    async def supervise(cls, job: ContainerJob | GroupJob, output_fd: int) -> Self:
         """Start it and return once its process id is known, or it has ended.
 
         Raises EngineLoadFailed if the container cannot be created, OSError if the supervisor cannot be
@@ -87,29 +81,25 @@ class ContainerProcess:
         process = cls(popen, job)
         try:
             process._send(json.dumps(asdict(job)))
-            await process._begun
+            await process._begun.wait()
         except asyncio.CancelledError:
             process._commands.close()
             await asyncio.shield(process._exit)
             raise
         if (why := process._reported.get("failed")) is not None:
             await process.wait()
-            raise _not_created(job, why)
+            found = diagnose(1, why)
+            raise EngineLoadFailed(
+                f"{job.model} could not be loaded: no container could be started: {why}",
+                hint=found.remedy if found.cause is Cause.DEVICE_MISSING else job.hint,
+                cause=found.cause,
+            )
         return process
 
     @property
     def pid(self) -> int:
         """The engine's process id on this machine; the supervisor's if the engine did not start."""
         return int(self._reported.get("pid", self._popen.pid))
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit status, minus the signal's number if a signal killed it, None while it runs."""
-        return self._exit.result() if self._exit.done() and not self._exit.cancelled() else None
-
-    async def wait(self) -> int:
-        """Return the exit status once it has ended and its container is removed."""
-        return await asyncio.shield(self._exit)
 
     async def stop(self, grace_s: float) -> bool:
         """End it, by force after `grace_s`; False if the container engine cannot remove it."""
@@ -127,29 +117,16 @@ class ContainerProcess:
             self._commands.write(f"{line}\n".encode())
             self._commands.flush()
 
-    def _receive(self) -> None:
-        more = os.read(self._reports.fileno(), 65536)
-        if not more:
-            self._loop.remove_reader(self._reports)
-        self._read(more)
-        if self._reported and not self._begun.done():
-            self._begun.set_result(None)
-
-    def _read(self, reports: bytes) -> None:
-        *lines, self._rest = (self._rest + reports).split(b"\n")
-        for line in lines:
-            self._reported.update(json.loads(line))
-
     async def _reap(self) -> int:
-        await self._ended.wait()
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._loop.remove_reader(self._reports)
+        # Its first report, or its end. A report is written at once, so the rest of the line is not awaited.
+        await readable(self._reports.fileno())
+        self._reported |= json.loads(self._reports.readline() or b"{}")
+        self._begun.set()
+        await process_end(self._popen.pid)
         returned = self._popen.wait()
-        if not self._begun.done():
-            self._begun.set_result(None)
-        # Its last reports may not have been read yet. No other process has the other end, so this ends.
-        self._read(self._reports.read())
+        # No other process has the other end of its reports, so this ends.
+        for line in self._reports:
+            self._reported |= json.loads(line)
         self._reports.close()
         with contextlib.suppress(BrokenPipeError):
             self._commands.close()
@@ -163,14 +140,6 @@ class ContainerProcess:
                 async with asyncio.timeout(GROUP_GONE_WITHIN_S):
                     await wait_group_gone(group)
         return _status(self._reported) if complete else returned or -signal.SIGKILL
-
-
-def _not_created(job: ContainerJob | GroupJob, why: str) -> EngineLoadFailed:
-    """Return the error for a container that was not created; the hint differs if a card is missing."""
-    found = diagnose(1, why)
-    hint = found.remedy if found.cause is Cause.DEVICE_MISSING else job.hint
-    what = f"{job.model} could not be loaded: no container could be started: {why}"
-    return EngineLoadFailed(what, hint=hint, cause=found.cause)
 
 
 def _status(reported: Mapping[str, Any]) -> int:

@@ -9,7 +9,8 @@ from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch.apptainer import ApptainerLauncher
 from cotenant.engines.launch.container import ContainerLauncher
-from cotenant.engines.launch.plan import HostLauncher, Launched, Launcher, LaunchPlan
+from cotenant.engines.launch.plan import HostLauncher, Launcher, LaunchPlan
+from cotenant.engines.process.process import ChildProcess
 
 LAUNCHERS: Final[Mapping[LauncherKind, Callable[[str, str], Launcher]]] = {
     LauncherKind.HOST: lambda program, image: HostLauncher(),
@@ -20,12 +21,9 @@ LAUNCHERS: Final[Mapping[LauncherKind, Callable[[str, str], Launcher]]] = {
 """Makes each launcher from its program and an image; both are empty if it runs no images."""
 
 
-class Launchers:
-    """Starts each engine as its plan says: on the host, or in a container."""
-
-    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
-        """Start it. Raises EngineError or OSError before anything runs."""
-        return await launcher_for(plan.launch).launch(plan, output_fd)
+async def launch(plan: LaunchPlan, output_fd: int) -> ChildProcess:
+    """Start an engine as its plan says. Raises EngineError or OSError before anything runs."""
+    return await launcher_for(plan.launch).launch(plan, output_fd)
 
 
 def launcher_for(options: LaunchOptions) -> Launcher:

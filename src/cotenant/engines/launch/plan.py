@@ -40,32 +40,10 @@ class LaunchPlan:
     launch: LaunchOptions = ON_HOST
 
 
-class Launched(Protocol):
-    """A started engine's process, in a container or not."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id on this machine."""
-        ...
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit status, minus the signal's number if a signal killed it, None while it runs."""
-        ...
-
-    async def wait(self) -> int:
-        """Return the exit status once it has ended."""
-        ...
-
-    async def stop(self, grace_s: float) -> bool:
-        """End it and all it started, by force after `grace_s`; False if the kernel still holds some of it."""
-        ...
-
-
 class Launcher(Protocol):
     """Starts engines on the host, or in containers of one kind."""
 
-    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> ChildProcess:
         """Start it with its output in `output_fd`, and return at once. It never outlives this process.
 
         Call it in the thread of the event loop. Raises EngineError or OSError.
@@ -85,7 +63,7 @@ class ImageLauncher(Protocol):
 class HostLauncher:
     """Starts engines as child processes."""
 
-    async def launch(self, plan: LaunchPlan, output_fd: int) -> Launched:
+    async def launch(self, plan: LaunchPlan, output_fd: int) -> ChildProcess:
         """Start a process group that dies with this thread. Raises EngineMissing or OSError."""
         argv, env = host_command(plan)
         return ChildProcess.start(argv, env=env, output_fd=output_fd)

@@ -18,7 +18,7 @@ from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import ServerEngine, ServerHost, Started
-from cotenant.engines.launch.plan import Launcher, runs_on_described, visible_devices
+from cotenant.engines.launch.plan import runs_on_described, visible_devices
 from cotenant.engines.llama_cpp.arguments import arguments_for, validate
 from cotenant.engines.llama_cpp.builds import choose, discover
 from cotenant.engines.llama_cpp.command_line import llama_plan
@@ -53,9 +53,8 @@ class LlamaHost(ServerHost):
         configured: Path | None = None,
         cuda_version: str | None = None,
         exclusive: Set[DeviceId] = frozenset(),
-        launcher: Launcher | None = None,
     ) -> None:
-        super().__init__(logs, exclusive=exclusive, launcher=launcher)
+        super().__init__(logs, exclusive=exclusive)
         self._never_repack: set[str] = set()
         self._configured = configured
         self._cuda_version = cuda_version

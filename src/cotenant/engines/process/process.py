@@ -1,7 +1,5 @@
 """One child process, and the processes that it starts."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -10,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from cotenant.engines.process import guard
+from cotenant.programs.run import readable
 
 _GROUP_POLL_S: Final = 0.01
 GROUP_GONE_WITHIN_S: Final = 10.0
@@ -39,13 +38,10 @@ class ChildProcess:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
-        self._loop = asyncio.get_running_loop()
-        self._exit: asyncio.Future[int] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(popen.pid)
-        self._loop.add_reader(self._pidfd, self._reap)
+        self._exit = asyncio.create_task(self._reap())
 
     @classmethod
-    def start(cls, command: Sequence[str], *, env: Mapping[str, str], output_fd: int) -> ChildProcess:
+    def start(cls, command: Sequence[str], *, env: Mapping[str, str], output_fd: int) -> Self:
         """Start without waiting for anything but `exec` (1 to 2 ms). Raises OSError."""
         popen = subprocess.Popen(
             command,
@@ -65,7 +61,7 @@ class ChildProcess:
     @property
     def returncode(self) -> int | None:
         """The exit status, minus the signal's number if a signal killed it, None while it runs."""
-        return self._exit.result() if self._exit.done() else None
+        return self._exit.result() if self._exit.done() and not self._exit.cancelled() else None
 
     async def wait(self) -> int:
         """Return the exit status once it has ended."""
@@ -95,12 +91,20 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
-    def _reap(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+    async def _reap(self) -> int:
+        await process_end(self._popen.pid)
         # The leader is not reaped yet, so its id cannot belong to another group.
         self._signal(signal.SIGKILL)
-        self._exit.set_result(self._popen.wait())
+        return self._popen.wait()
+
+
+async def process_end(child: int) -> None:
+    """Return when a child process has ended; it is not reaped."""
+    pidfd = os.pidfd_open(child)
+    try:
+        await readable(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 async def wait_group_gone(group: int) -> None:

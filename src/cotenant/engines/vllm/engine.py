@@ -14,12 +14,11 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
 from cotenant.engines.base.server import ServerEngine, ServerHost, Started, first_of
-from cotenant.engines.base.sleeping import Meter
-from cotenant.engines.launch.plan import Launcher, LaunchPlan, visible_devices
+from cotenant.engines.launch.plan import LaunchPlan, visible_devices
 from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
-from cotenant.engines.vllm.sleep import VllmSleep
+from cotenant.engines.vllm.sleep import Meter, VllmSleep
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import Engine, EngineOrder
 
@@ -40,15 +39,8 @@ class VllmHost(ServerHost):
     false, all engines are ended.
     """
 
-    def __init__(
-        self,
-        logs: LogFolder,
-        meter: Meter,
-        *,
-        exclusive: Set[DeviceId] = frozenset(),
-        launcher: Launcher | None = None,
-    ) -> None:
-        super().__init__(logs, exclusive=exclusive, launcher=launcher)
+    def __init__(self, logs: LogFolder, meter: Meter, *, exclusive: Set[DeviceId] = frozenset()) -> None:
+        super().__init__(logs, exclusive=exclusive)
         self._meter = meter
         self._parked: dict[str, VllmEngine] = {}
         self._ending: set[VllmEngine] = set()
