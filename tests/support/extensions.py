@@ -123,7 +123,7 @@ def add_vendor(patch: pytest.MonkeyPatch) -> Vendor:
     patch.setitem(
         _mutable(cards.CARD_OPTIONS),
         vendor,
-        lambda model, cards, style, *, rootless: (f"--acme={card.runtime_name}" for card in cards),
+        lambda model, cards, style, rootless: (f"--acme={card.runtime_name}" for card in cards),
     )
     return vendor
 

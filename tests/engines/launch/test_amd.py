@@ -13,7 +13,7 @@ from cotenant.domain.vendors import Vendor
 from cotenant.engines.launch import amd as launch_amd
 from cotenant.engines.launch.amd import amd_options
 from cotenant.engines.launch.apptainer import group_job
-from cotenant.engines.launch.container import RunAs, container_job, renumbered
+from cotenant.engines.launch.container import ContainerLauncher, RunAs, renumbered
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.container_bed import container_bed
 from tests.support.containers.engine_images import shell_image
@@ -81,7 +81,7 @@ def test_a_job_for_amds_cards_asks_for_nothing_of_nvidias(devices: Path) -> None
     plan = LaunchPlan("tiny", ("llama-server",), 1, (amd(2, "2"),))
     user = RunAs(1000, 1000, daemon_is_root=False)
     for kind in (LauncherKind.PODMAN, LauncherKind.DOCKER):
-        job = container_job(plan, kind, kind, "images.example/llama:rocm", user)
+        job = ContainerLauncher(kind, kind, "images.example/llama:rocm", user=user).job(plan)
         assert f"--device={devices}/kfd:/dev/kfd" in job.create
         assert not [word for word in job.create if "nvidia" in word or word.startswith("--gpus")]
         assert (job.env["ROCR_VISIBLE_DEVICES"], job.env["HIP_VISIBLE_DEVICES"]) == ("0", "0")

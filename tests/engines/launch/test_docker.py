@@ -15,7 +15,7 @@ from cotenant.domain.devices import Device
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.launching import LauncherKind
-from cotenant.engines.launch.container import ContainerLauncher, RunAs, container_job
+from cotenant.engines.launch.container import ContainerLauncher, RunAs
 from cotenant.engines.launch.container_process import ContainerJob
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.process.ports import ReservedPort
@@ -30,7 +30,7 @@ IMAGE = "images.example/llama:server"
 
 
 def job(plan: LaunchPlan, kind: LauncherKind = LauncherKind.DOCKER, user: RunAs = ORDINARY) -> ContainerJob:
-    return container_job(plan, kind, f"/usr/bin/{kind}", IMAGE, user)
+    return ContainerLauncher(kind, f"/usr/bin/{kind}", IMAGE, user=user).job(plan)
 
 
 def plan(*devices: Device, **env: str) -> LaunchPlan:

@@ -19,7 +19,7 @@ _COMPUTE: Final = "kfd"
 _FOR_ALL: Final = stat.S_IROTH | stat.S_IWOTH
 
 
-def amd_options(model: str, cards: Sequence[Device], style: CardStyle, *, rootless: bool) -> Iterator[str]:
+def amd_options(model: str, cards: Sequence[Device], style: CardStyle, rootless: bool) -> Iterator[str]:
     """Yield the options that give a container these cards and no other. Raises EngineLacksDevice.
 
     All cards share one compute device; each card also needs its render node. An ordinary user's podman cannot

@@ -67,8 +67,7 @@ class ContainerLauncher:
         Raises EngineLacksDevice for cards that it cannot give, EngineLoadFailed if the container cannot be
         created.
         """
-        job = container_job(plan, self._kind, self._program, self._image, self._user)
-        return await ContainerProcess.supervise(job, output_fd)
+        return await ContainerProcess.supervise(self.job(plan), output_fd)
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without network, devices or rights."""
@@ -81,90 +80,76 @@ class ContainerLauncher:
         run = [self._program, "run", "--rm", "--name", name, "--pull=never", *isolation]
         return [*run, "--entrypoint", argv[0], self._image, *argv[1:]]
 
-
-def container_job(
-    plan: LaunchPlan, kind: LauncherKind, program: str, image: str, user: RunAs
-) -> ContainerJob:
-    """Return the container to create. Raises EngineLacksDevice, EngineLoadFailed for unreadable files."""
-    _refuse_unreadable(plan, user)
-    env = _environment(plan)
-    name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
-    create = [program, "create", "--name", name, *_identity(plan), *_isolation(kind, user)]
-    create += card_options(
-        plan.name, real_cards(plan.devices), kind.traits.cards, rootless=not user.daemon_is_root
-    )
-    create += _mounts(plan, env, user)
-    create += ["--env-file", "{env_file}"]
-    # A file of variables has one on each line.
-    for variable in [variable for variable, value in env.items() if "\n" in value]:
-        create += ["--env", f"{variable}={env.pop(variable)}"]
-    create += ["--entrypoint", plan.argv[0], image, *plan.argv[1:]]
-    hint = f"If {image} is not here, run `{kind} pull {image}`; the output of {kind} is in the engine's log."
-    return ContainerJob(plan.name, hint, name, (program,), tuple(create), env)
-
-
-def _identity(plan: LaunchPlan) -> Iterator[str]:
-    for label, value in (
-        (ENGINE_LABEL, "1"),
-        (OWNER_LABEL, Owner.here().label),
-        (MODEL_LABEL, plan.name),
-    ):
-        yield from ("--label", f"{label}={value}")
-
-
-def _isolation(kind: LauncherKind, user: RunAs) -> Iterator[str]:
-    """Yield the options that isolate it: it has only the rights that an engine needs.
-
-    It has the host's network, since it listens on the loopback address only. Its output is stored once, in
-    the engine's log.
-    """
-    yield from ("--pull=never", "--network=host", "--log-driver=none")
-    yield from ("--cap-drop=all", "--security-opt=no-new-privileges", f"--user={user.uid}:{user.gid}")
-    if kind is LauncherKind.PODMAN:
-        yield "--http-proxy=false"
-        if not user.daemon_is_root:
-            yield "--userns=keep-id"
-
-
-def _mounts(plan: LaunchPlan, env: Mapping[str, str], user: RunAs) -> Iterator[str]:
-    for path in readable_files(plan.reads):
-        yield f"--mount={_mount(path)},readonly"
-    pipes = env.get(MPS_VARIABLE)
-    if pipes is None:
-        yield f"--shm-size={_SHARED_MEMORY}"
-        return
-    if user.daemon_is_root:
-        raise EngineLoadFailed(
-            f"{plan.name} cannot be loaded: its card is shared through root's MPS daemon, which a container "
-            "that is not root cannot use",
-            hint="Run Cotenant as an ordinary user, or give the model `launcher: host`.",
+    def job(self, plan: LaunchPlan) -> ContainerJob:
+        """Return the container to create. Raises EngineLacksDevice, EngineLoadFailed for unreadable files."""
+        _refuse_unreadable(plan, self._user)
+        env = _environment(plan)
+        rootless = not self._user.daemon_is_root
+        name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
+        create = [self._program, "create", "--name", name]
+        labels = {ENGINE_LABEL: "1", OWNER_LABEL: Owner.here().label, MODEL_LABEL: plan.name}
+        for label, value in labels.items():
+            create += ["--label", f"{label}={value}"]
+        create += self._isolation()
+        create += card_options(
+            plan.name, real_cards(plan.devices), self._kind.traits.cards, rootless=rootless
         )
-    # MPS passes memory between processes of one IPC namespace only.
-    yield "--ipc=host"
-    yield f"--mount={_mount(Path(pipes))}"
+        create += self._mounts(plan, env)
+        create += ["--env-file", "{env_file}"]
+        # A file of variables has one on each line.
+        for variable in [variable for variable, value in env.items() if "\n" in value]:
+            create += ["--env", f"{variable}={env.pop(variable)}"]
+        create += ["--entrypoint", plan.argv[0], self._image, *plan.argv[1:]]
+        pull = f"If {self._image} is not here, run `{self._kind} pull {self._image}`"
+        hint = f"{pull}; the output of {self._kind} is in the engine's log."
+        return ContainerJob(plan.name, hint, name, (self._program,), tuple(create), env)
+
+    def _isolation(self) -> Iterator[str]:
+        """Yield the options that isolate it: it has only the rights that an engine needs.
+
+        It has the host's network, since it listens on the loopback address only. Its output is stored once,
+        in the engine's log.
+        """
+        yield from ("--pull=never", "--network=host", "--log-driver=none", "--cap-drop=all")
+        yield from ("--security-opt=no-new-privileges", f"--user={self._user.uid}:{self._user.gid}")
+        if self._kind is LauncherKind.PODMAN:
+            yield "--http-proxy=false"
+            if not self._user.daemon_is_root:
+                yield "--userns=keep-id"
+
+    def _mounts(self, plan: LaunchPlan, env: Mapping[str, str]) -> Iterator[str]:
+        yield from (f"--mount={_mount(path)},readonly" for path in readable_files(plan.reads))
+        pipes = env.get(MPS_VARIABLE)
+        if pipes is None:
+            yield f"--shm-size={_SHARED_MEMORY}"
+            return
+        if self._user.daemon_is_root:
+            raise EngineLoadFailed(
+                f"{plan.name} cannot be loaded: its card is shared through root's MPS daemon, which a "
+                "container that is not root cannot use",
+                hint="Run Cotenant as an ordinary user, or give the model `launcher: host`.",
+            )
+        # MPS passes memory between processes of one IPC namespace only.
+        yield "--ipc=host"
+        yield f"--mount={_mount(Path(pipes))}"
 
 
-def readable_files(reads: Sequence[Path]) -> Iterator[Path]:
-    """Yield the paths that a container must have so that an engine can open `reads`.
+def readable_files(reads: Sequence[Path]) -> list[Path]:
+    """Return the paths that a container must have so that an engine can open `reads`.
 
     They include the other parts of a split file, and the targets of links in a folder: hubs store a model's
     files in another folder.
     """
-    paths = (each for path in reads for each in (path, *_parts(path), *_linked(path)))
-    yield from dict.fromkeys(paths)
-
-
-def _parts(path: Path) -> Iterator[Path]:
-    part = _PART_NAME.fullmatch(path.name)
-    if part is not None:
-        yield from sorted(path.parent.glob(f"{glob.escape(part[1])}-?????-of-{part[2]}.gguf"))
-
-
-def _linked(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        for entry in sorted(folder.iterdir()):
-            if entry.is_symlink():
-                yield Path(os.path.normpath(folder / entry.readlink()))
+    files: dict[Path, None] = {}
+    for path in reads:
+        files[path] = None
+        if part := _PART_NAME.fullmatch(path.name):
+            parts = path.parent.glob(f"{glob.escape(part[1])}-?????-of-{part[2]}.gguf")
+            files |= dict.fromkeys(sorted(parts))
+        if path.is_dir():
+            links = (entry for entry in sorted(path.iterdir()) if entry.is_symlink())
+            files |= dict.fromkeys(Path(os.path.normpath(path / link.readlink())) for link in links)
+    return list(files)
 
 
 def _mount(path: Path) -> str:

@@ -23,7 +23,8 @@ class Owner:
     @classmethod
     def here(cls) -> Self:
         """Name this process."""
-        return cls(_boot(), _namespace(), os.getpid(), _started(os.getpid()) or 0)
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
+        return cls(_BOOT_ID.read_text().strip(), namespace, os.getpid(), _started(os.getpid()) or 0)
 
     @classmethod
     def parse(cls, label: str) -> Self | None:
@@ -41,12 +42,12 @@ class Owner:
     @property
     def another_boot(self) -> bool:
         """Whether it ran before this boot, or on another machine."""
-        return self.boot != _boot()
+        return self.boot != Owner.here().boot
 
     @property
     def gone(self) -> bool:
         """Whether that process has certainly ended, though another may have its id by now."""
-        if self.another_boot or self.namespace != _namespace():
+        if self.another_boot or self.namespace != Owner.here().namespace:
             return False
         try:
             os.kill(self.pid, 0)
@@ -56,14 +57,6 @@ class Owner:
             pass
         started = _started(self.pid)
         return started is not None and started != self.started
-
-
-def _boot() -> str:
-    return _BOOT_ID.read_text().strip()
-
-
-def _namespace() -> str:
-    return str(os.stat("/proc/self/ns/pid").st_ino)
 
 
 def _started(pid: int) -> int | None:

@@ -33,13 +33,7 @@ class SupervisedContainer:
     def __init__(self, engine: Sequence[str], name: str) -> None:
         self._engine = engine
         self._name = name
-        self.process = subprocess.Popen(
-            [*engine, "start", "--attach", name],
-            stdin=subprocess.DEVNULL,
-            stdout=_LOG,
-            stderr=_LOG,
-            start_new_session=True,
-        )
+        self.process = _spawn([*engine, "start", "--attach", name])
 
     def pid(self) -> int | None:
         """Return the container's first process id on the host; None before it is known."""
@@ -63,12 +57,7 @@ class SupervisedContainer:
         state = self._state()
         remove(self._engine, self._name)
         returned = self.process.wait()
-        if (
-            not state
-            or state.get("Running")
-            or not state.get("StartedAt")
-            or state.get("Status") == "created"
-        ):
+        if state.get("Running") or not state.get("StartedAt") or state.get("Status") == "created":
             return returned or 1, False
         return int(state.get("ExitCode") or 0), bool(state.get("OOMKilled"))
 
@@ -85,15 +74,7 @@ class SupervisedGroup:
     """A process group, for container engines whose containers are ordinary children."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        self.process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=_LOG,
-            stderr=_LOG,
-            env={**os.environ, **env},
-            cwd="/",
-            start_new_session=True,
-        )
+        self.process = _spawn(argv, env={**os.environ, **env}, cwd="/")
 
     def pid(self) -> int:
         """Return the process id of the group's leader."""
@@ -152,6 +133,13 @@ def remove(engine: Sequence[str], name: str) -> bool:
         if listed is not None and not listed.strip():
             return True
     return False
+
+
+def _spawn(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own; all that it prints goes to the log."""
+    return subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=_LOG, stderr=_LOG, start_new_session=True, **how
+    )
 
 
 def _ask(argv: Sequence[str]) -> str | None:

@@ -13,13 +13,11 @@ from cotenant.engines.launch.container_owner import Owner
 from cotenant.programs.run import run_program
 
 _ASK_TIMEOUT_S: Final = 10.0
-_WITH_CONTAINERS: Final = tuple(kind for kind in LauncherKind if kind.traits.keeps_containers)
-"""Those of Apptainer are children of their supervisor, and end with it."""
 
 _log = logging.getLogger(__name__)
 
 
-def remove_orphaned_containers(kinds: Iterable[LauncherKind] = _WITH_CONTAINERS) -> tuple[str, ...]:
+def remove_orphaned_containers(kinds: Iterable[LauncherKind] = LauncherKind) -> tuple[str, ...]:
     """Remove them from the container engines that are installed; return their names. It takes a second.
 
     A container is an orphan if its label names a process that has ended. The supervisor of a killed daemon
@@ -27,7 +25,8 @@ def remove_orphaned_containers(kinds: Iterable[LauncherKind] = _WITH_CONTAINERS)
     """
     removed: list[str] = []
     for kind in kinds:
-        program = shutil.which(kind) if kind in _WITH_CONTAINERS else None
+        # Containers of Apptainer are children of their supervisor, and end with it.
+        program = shutil.which(kind) if kind.traits.keeps_containers else None
         if program is None:
             continue
         for container in _containers(program):
