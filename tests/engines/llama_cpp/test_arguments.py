@@ -107,7 +107,7 @@ def test_the_json_for_the_worker_holds_every_setting() -> None:
     assert told["port"] == 4321
     assert told["projector_path"] == "p.gguf"
     assert told["extra"] == ["--no-warmup"]
-    assert told["cache_type_k"] == "f16"
+    assert told["recipe"]["cache_type_k"] == "f16"
     assert told["prompt_cache_mib"] == 512
 
 

@@ -33,9 +33,9 @@ def terms(image: str) -> LaunchOptions:
 
 def test_a_server_is_found_where_the_image_has_it_and_asked_once(folder: Path) -> None:
     (folder / "id").write_text("sha256:1")
-    found = image_build(terms("once"))
-    assert (found.build.program, found.build.version) == ("/app/llama-server", "6 (abc)")
-    assert found.flags.known
+    build, flags = image_build(terms("once"))
+    assert (build.program, build.version) == ("/app/llama-server", "6 (abc)")
+    assert flags.known
     asked = (folder / "calls").read_text().count(" --entrypoint ")
     image_build(terms("once"))
     assert (folder / "calls").read_text().count(" --entrypoint ") == asked

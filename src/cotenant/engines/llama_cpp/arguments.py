@@ -6,8 +6,8 @@ from typing import Final
 
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadRecipe
-from cotenant.domain.models import CacheType, FlashAttention, ModelKind, SplitMode
-from cotenant.domain.placements import MAX_DEVICES, Placement, Share
+from cotenant.domain.models import ModelKind, Recipe, SplitMode
+from cotenant.domain.placements import MAX_DEVICES, Share
 from cotenant.domain.recipes import check_recipe
 from cotenant.domain.units import MIB
 from cotenant.engines.launch.plan import fit_shares, visible_devices
@@ -30,30 +30,22 @@ DEFAULT_MARGIN_MIB: Final = 1024
 class LlamaArguments:
     """One engine's settings, explicit in everything that takes memory.
 
-    Without `use_gpu` it uses no GPU that its build may see. If `n_gpu_layers` is None, the engine fits the
-    layers itself and keeps `fit_margins_mib` free on each device. `main_gpu` is an index into
-    the devices that the engine sees, meaningful for SplitMode.NONE. `extra` comes last, as written.
+    `recipe` has the context, the batches and how the KV cache and the weights are kept; the layers, their
+    split and its mode are below, as placed. Without `use_gpu` the engine uses no GPU that its build may see.
+    If `n_gpu_layers` is None, it fits the layers itself and keeps `fit_margins_mib` free on each device.
+    `extra` comes last, as written.
     """
 
     model_path: str
     alias: str
     port: int
-    n_ctx: int
-    parallel: int
-    n_batch: int
-    n_ubatch: int
+    recipe: Recipe
     threads: int
     threads_http: int
     n_gpu_layers: int | None
     tensor_split: tuple[int, ...]
     split_mode: SplitMode
     use_gpu: bool
-    flash_attention: FlashAttention
-    cache_type_k: CacheType
-    cache_type_v: CacheType
-    kv_unified: bool
-    mmap: bool
-    mlock: bool
     repack: bool
     fit: bool
     fit_margins_mib: tuple[int, ...]
@@ -78,28 +70,20 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
     use_gpu = bool(devices) and placement.n_gpu_layers > 0
     fit = order.use_fit_params and use_gpu
     blocks_on_host = not use_gpu or fit or placement.n_gpu_layers <= placement.n_layers
+    split = tuple(s.count for s in placement.used_shares if s.device.kind is not DeviceKind.HOST)
     split_mode = recipe.split_mode if fit or (use_gpu and len(devices) > 1) else SplitMode.NONE
     return LlamaArguments(
         model_path=str(order.model_path),
         alias=order.name,
         port=port,
-        n_ctx=recipe.n_ctx,
-        parallel=recipe.parallel,
-        n_batch=recipe.n_batch,
-        n_ubatch=recipe.n_ubatch,
+        recipe=recipe,
         threads=facts.cores if blocks_on_host else min(facts.cores, OFFLOADED_THREADS),
         # With fewer, /health waits behind the streams of other clients.
         threads_http=min(max(4 * recipe.parallel, MIN_HTTP_THREADS), MAX_HTTP_THREADS),
         n_gpu_layers=None if fit else placement.n_gpu_layers if use_gpu else 0,
-        tensor_split=() if fit or split_mode is SplitMode.NONE else _split(placement),
+        tensor_split=() if fit or split_mode is SplitMode.NONE else split,
         split_mode=split_mode,
         use_gpu=use_gpu,
-        flash_attention=recipe.flash_attention,
-        cache_type_k=recipe.cache_type_k,
-        cache_type_v=recipe.cache_type_v,
-        kv_unified=recipe.kv_unified,
-        mmap=recipe.mmap,
-        mlock=recipe.mlock,
         # Some virtual machines advertise AMX, and weights repacked for it kill the engine (SIGILL, SIGSEGV).
         repack=not (facts.has_amx and blocks_on_host),
         fit=fit,
@@ -127,10 +111,6 @@ def validate(order: EngineOrder) -> None:
             f"not to the {placement.n_gpu_layers} on GPUs",
             hint="Leave --tensor-split out to have it computed.",
         )
-
-
-def _split(placement: Placement) -> tuple[int, ...]:
-    return tuple(share.count for share in placement.used_shares if share.device.kind is not DeviceKind.HOST)
 
 
 def _margin_mib(share: Share) -> int:

@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.engine_kinds import EngineKind
@@ -21,8 +21,6 @@ from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.engines.process.environment import scrubbed
 from cotenant.programs.run import Finished, run_program
-
-_Result = TypeVar("_Result")
 
 SERVER_NAME: Final = "llama-server"
 
@@ -60,12 +58,10 @@ def discover(configured: Path | None = None) -> Builds:
             f"{configured} is not a program that can be run",
             hint="Correct --llama-server, or leave it out.",
         )
-    configured_build = None if found is None else server_build(Path(found))
     if found is not None and on_path is not None and Path(on_path).samefile(found):
         on_path = None
-    return Builds(
-        configured_build, embedded_build(), None if on_path is None else server_build(Path(on_path))
-    )
+    first, last = (None if each is None else server_build(Path(each)) for each in (found, on_path))
+    return Builds(first, embedded_build(), last)
 
 
 def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None = None) -> EngineBuild:
@@ -86,7 +82,15 @@ def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None
     for build in usable:
         if lists_all(build, needed):
             return build
-    raise EngineLacksDevice(_unseen_devices(usable, needed), hint=_install_hint(needed, cuda_version))
+    seen = "; ".join(
+        f"{build.form} {build.version} sees "
+        + (", ".join(f"{d.name} ({d.description})" for d in build.devices) or "no GPU")
+        for build in usable
+    )
+    raise EngineLacksDevice(
+        f"no engine of this machine can use {', '.join(device.label for device in needed)}: {seen}",
+        hint=_install_hint(needed, cuda_version),
+    )
 
 
 def lists_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
@@ -105,11 +109,7 @@ def lists_all(build: EngineBuild, needed: Sequence[Device]) -> bool:
 
 def server_flags(build: EngineBuild) -> ServerFlags:
     """Return the options in a llama-server's `--help`, read once per file. Raises EngineMissing."""
-    flags = _cached(
-        "help",
-        Path(build.program),
-        lambda: ServerFlags.parse(_run([build.program, "--help"]).output),
-    )
+    flags = _ask_flags(build.program, _version_of(Path(build.program)))
     if not flags.known:
         raise EngineMissing(
             f"{build.program} --help lists no options", hint="Is it a llama-server? Check --llama-server."
@@ -119,7 +119,7 @@ def server_flags(build: EngineBuild) -> ServerFlags:
 
 def server_build(program: Path) -> EngineBuild:
     """Describe a llama-server; the result says if it cannot be used."""
-    return _cached("devices", program, partial(_ask_server, program))
+    return _ask_server(str(program), _version_of(program))
 
 
 def embedded_build() -> EngineBuild | None:
@@ -129,40 +129,20 @@ def embedded_build() -> EngineBuild | None:
         return None
     folder = Path(spec.submodule_search_locations[0])
     library = next(iter(sorted(folder.glob("*.so"))), folder)
-    return _cached("devices", library, _ask_embedded)
+    return _ask_embedded(str(library), _version_of(library))
 
 
-_cache: dict[tuple[str, str, int, int], Any] = {}
-
-
-def _cached(what: str, file: Path, ask: Callable[[], _Result]) -> _Result:
-    """Call `ask` once per state of a file. Two threads may both call it, which is harmless."""
+def _version_of(file: Path) -> tuple[int, int]:
+    """Return what changes with a file: a program is asked once per version of its file."""
     stat = file.stat()
-    key = (what, str(file), stat.st_mtime_ns, stat.st_size)
-    if key not in _cache:
-        _cache[key] = ask()
-    result: _Result = _cache[key]
-    return result
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _matches(seen: EngineDevice, device: Device) -> bool:
     if device.vendor is not None and seen.backend == device.vendor.traits.backend:
         return True
-    return _bare_name(seen.description) == _bare_name(device.name)
-
-
-def _bare_name(name: str) -> str:
-    return _VENDOR.sub("", name).strip().lower()
-
-
-def _unseen_devices(usable: Sequence[EngineBuild], needed: Sequence[Device]) -> str:
-    wanted = ", ".join(device.label for device in needed)
-    seen = "; ".join(
-        f"{build.form} {build.version} sees "
-        + (", ".join(f"{d.name} ({d.description})" for d in build.devices) or "no GPU")
-        for build in usable
-    )
-    return f"no engine of this machine can use {wanted}: {seen}"
+    first, second = (_VENDOR.sub("", name).strip().lower() for name in (seen.description, device.name))
+    return first == second
 
 
 def _install_hint(needed: Sequence[Device], cuda_version: str | None) -> str:
@@ -172,10 +152,16 @@ def _install_hint(needed: Sequence[Device], cuda_version: str | None) -> str:
     return f"Run `cotenant engine install {flavour}`{driver}, or give a program with --llama-server."
 
 
-def _ask_server(program: Path) -> EngineBuild:
-    build = partial(EngineBuild, EngineKind.LLAMA_CPP, EngineForm.SERVER, str(program))
-    listed = _run([str(program), "--list-devices"])
-    version = _VERSION_LINE.search(_run([str(program), "--version"]).output)
+@cache
+def _ask_flags(program: str, file_version: tuple[int, int]) -> ServerFlags:
+    return ServerFlags.parse(_run([program, "--help"]).output)
+
+
+@cache
+def _ask_server(program: str, file_version: tuple[int, int]) -> EngineBuild:
+    build = partial(EngineBuild, EngineKind.LLAMA_CPP, EngineForm.SERVER, program)
+    listed = _run([program, "--list-devices"])
+    version = _VERSION_LINE.search(_run([program, "--version"]).output)
     if listed.problem is not None or version is None:
         return build(version="unknown", problem=listed.problem or "it does not report its version")
     devices = tuple(
@@ -185,7 +171,8 @@ def _ask_server(program: Path) -> EngineBuild:
     return build(version=version[1], devices=devices)
 
 
-def _ask_embedded() -> EngineBuild:
+@cache
+def _ask_embedded(library: str, file_version: tuple[int, int]) -> EngineBuild:
     build = partial(EngineBuild, EngineKind.LLAMA_CPP, EngineForm.EMBEDDED, sys.executable)
     answer = _run([sys.executable, "-P", "-m", "cotenant.engines.llama_cpp.list_devices"])
     if answer.problem is not None:

@@ -18,7 +18,7 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
         worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
         words = [*worker, arguments.to_json()]
     else:
-        flags = server_flags(build) if order.launch.image is None else image_build(order.launch).flags
+        flags = server_flags(build) if order.launch.image is None else image_build(order.launch)[1]
         words = server_argv(arguments, flags)
     return LaunchPlan(
         order.name,

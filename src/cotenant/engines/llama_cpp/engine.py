@@ -62,7 +62,7 @@ class LlamaHost(ServerHost):
     async def build_for(self, order: EngineOrder) -> EngineBuild:
         """Return the build that `start` would use. Raises EngineMissing or EngineLacksDevice."""
         if order.launch.image is not None:
-            return (await asyncio.to_thread(image_build, order.launch)).build
+            return (await asyncio.to_thread(image_build, order.launch))[0]
         builds = await asyncio.to_thread(discover, self._configured)
         return choose(builds, visible_devices(order), cuda_version=self._cuda_version)
 
@@ -132,12 +132,8 @@ class LlamaEngine(ServerEngine):
 
     async def _check(self) -> None:
         """Check that the engine uses its planned GPUs: it silently continues with fewer."""
-        planned = visible_devices(self._order)
         report = await self._report_soon()
-        if report is None or not planned:
-            return
-        missing = missing_devices(planned, report)
-        if missing:
+        if report is not None and (missing := missing_devices(visible_devices(self._order), report)):
             names = ", ".join(device.label for device in missing)
             raise EngineLacksDevice(
                 f"{self._order.name} was planned on {names}, which the engine did not find",

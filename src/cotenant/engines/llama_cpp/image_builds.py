@@ -4,7 +4,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ from cotenant.domain.engines import EngineBuild, EngineForm
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch import container_supervisor
-from cotenant.engines.launch.launchers import kind_of, launcher_for, program_of
+from cotenant.engines.launch.launchers import LAUNCHERS, kind_of, program_of
 from cotenant.engines.launch.plan import ImageLauncher
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.programs.run import Finished, run_program
@@ -24,32 +24,16 @@ _ANSWERS_WITHIN_S: Final = 60.0
 _VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageBuild:
-    """The llama-server of an image, and its options."""
+def image_build(terms: LaunchOptions) -> tuple[EngineBuild, ServerFlags]:
+    """Find the llama-server of an image and its options, once per version of the image.
 
-    build: EngineBuild
-    flags: ServerFlags
-
-
-_known: dict[tuple[str, str, str], ImageBuild] = {}
-
-
-def image_build(terms: LaunchOptions) -> ImageBuild:
-    """Find the llama-server of an image, once per version of the image. This takes a second and needs no GPU.
-
-    Raises EngineMissing if there is no such image, or no llama-server in it.
+    This takes a second and needs no GPU. Raises EngineMissing if there is no such image, or no llama-server
+    in it.
     """
     image = terms.image or ""
     kind = kind_of(terms)
     program = program_of(kind)
-    key = (program, image, _identity(kind, program, image))
-    if key not in _known:
-        launcher = launcher_for(terms)
-        if not isinstance(launcher, ImageLauncher):
-            raise EngineMissing(f"{kind} cannot be queried for the llama-server of {image}")
-        _known[key] = _query(launcher, program, image)
-    return _known[key]
+    return _query(kind, program, image, _identity(kind, program, image))
 
 
 def _identity(kind: LauncherKind, program: str, image: str) -> str:
@@ -71,7 +55,11 @@ def _identity(kind: LauncherKind, program: str, image: str) -> str:
     return found.output.strip()
 
 
-def _query(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
+@cache
+def _query(kind: LauncherKind, program: str, image: str, identity: str) -> tuple[EngineBuild, ServerFlags]:
+    launcher = LAUNCHERS[kind](program, image)
+    if not isinstance(launcher, ImageLauncher):
+        raise EngineMissing(f"{kind} cannot be queried for the llama-server of {image}")
     failures: list[str] = []
     for place in _PLACES:
         answer = _inside(launcher, program, [place, "--help"])
@@ -81,7 +69,7 @@ def _query(launcher: ImageLauncher, program: str, image: str) -> ImageBuild:
             build = EngineBuild(
                 EngineKind.LLAMA_CPP, EngineForm.SERVER, place, version[1] if version else "unknown"
             )
-            return ImageBuild(build, flags)
+            return build, flags
         failures.append(f"{place}: {answer.reason}")
     raise EngineMissing(
         f"the image {image} has no llama-server that lists its options ({'; '.join(failures)})",

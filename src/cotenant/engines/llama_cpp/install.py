@@ -68,14 +68,14 @@ def plan_install(flavour: Flavour, system: System, *, index_url: str | None = No
     `index_url` replaces the chosen index: a mirror, or a folder of wheels.
     """
     if flavour is Flavour.CPU:
-        return InstallPlan(flavour, _command(index_url, None), ())
+        return InstallPlan(flavour, _command(index_url))
     if system.glibc is not None and system.glibc < _LEAST_GLIBC and flavour is Flavour.CUDA:
         raise EngineInstallFailed(
             f"the CUDA wheels need glibc 2.35 and this machine has {system.glibc[0]}.{system.glibc[1]}",
             hint="Build llama.cpp with CUDA here and give it with --llama-server.",
         )
     index, notes = _index(flavour, system)
-    return InstallPlan(flavour, _command(index_url, f"{WHEELS_URL}/{index}"), notes)
+    return InstallPlan(flavour, _command(index_url or f"{WHEELS_URL}/{index}"), notes)
 
 
 def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
@@ -109,10 +109,9 @@ def shown(command: Sequence[str]) -> str:
     return " ".join(("python" if word == sys.executable else word) for word in command)
 
 
-def _command(given: str | None, chosen: str | None) -> tuple[str, ...]:
-    index = given or chosen
+def _command(index: str | None) -> tuple[str, ...]:
     where: tuple[str, ...] = ()
-    if index is not None:
+    if index:
         is_folder = os.path.isdir(index)
         where = ("--no-index", "--find-links", index) if is_folder else ("--index-url", index)
     # Without --force-reinstall pip keeps the build that has the same name and number.
@@ -129,7 +128,14 @@ def _index(flavour: Flavour, system: System) -> tuple[str, tuple[str, ...]]:
     index = _newest_for(
         system.cuda_version, _CUDA_INDICES, "CUDA", "Update the NVIDIA driver (525 or later)."
     )
-    return index, tuple(_missing_runtime(index))
+    missing = [name for name in _RUNTIMES[index] if not _loads(name)]
+    if not missing:
+        return index, ()
+    return index, (
+        f"{' and '.join(missing)} cannot be loaded here; the wheel takes them from the system. Install "
+        f"NVIDIA's CUDA {missing[0].rpartition('.')[2]} runtime with cuBLAS, its folder in ld.so.conf or "
+        "LD_LIBRARY_PATH.",
+    )
 
 
 def _newest_for(
@@ -137,23 +143,11 @@ def _newest_for(
 ) -> str:
     if version is None:
         return indices[-1][1]
-    known = _version(version)
+    known = _version(version) or (0, 0)
     for least, index in indices:
-        if known is not None and known >= least:
+        if known >= least:
             return index
     raise EngineInstallFailed(f"there is no wheel for {what} {version}", hint=hint)
-
-
-def _missing_runtime(index: str) -> list[str]:
-    """Explain which libraries of the system the CUDA wheels need and cannot load."""
-    missing = [name for name in _RUNTIMES[index] if not _loads(name)]
-    if not missing:
-        return []
-    major = missing[0].rpartition(".")[2]
-    return [
-        f"{' and '.join(missing)} cannot be loaded here; the wheel takes them from the system. "
-        f"Install NVIDIA's CUDA {major} runtime with cuBLAS, its folder in ld.so.conf or LD_LIBRARY_PATH."
-    ]
 
 
 def _loads(library: str) -> bool:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
@@ -50,13 +51,8 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
         env=env,
         start_new_session=True,
     )
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        process.kill()
-
-    timer = threading.Timer(timeout_s, expire)
+    deadline = time.monotonic() + timeout_s
+    timer = threading.Timer(timeout_s, process.kill)
     timer.start()
     try:
         with process:
@@ -68,7 +64,7 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
     report = _read(lines, plain)
     if report is not None:
         return report
-    if expired.is_set():
+    if time.monotonic() >= deadline:
         raise EngineLoadTimeout(f"the engine did not rehearse {order.name} in {format_duration(timeout_s)}")
     found = diagnose(process.returncode, "".join(lines))
     raise EngineLoadFailed(
@@ -98,21 +94,12 @@ def _read(lines: list[str], order: EngineOrder) -> EngineReport | None:
     host = Parts()
     for position, row in enumerate(rows):
         name = row["name"]
-        # Host RAM, or a kind of it that the engine does not count as host, such as repacked weights.
-        on_host = name not in exact_compute or name == "Host"
-        parts = _parts(row, None if on_host else exact_compute[name])
-        if on_host:
+        parts = Parts(*(int(row[part]) * MIB for part in ("model", "context", "compute")))
+        if name not in exact_compute or name == "Host":
+            # Host RAM, or a kind of it that the engine does not count as host, such as repacked weights.
             host += parts
         else:
             address = addresses[position] if position < len(addresses) else None
-            devices.append(ReportedDevice(name, address, parts))
+            devices.append(ReportedDevice(name, address, replace(parts, compute=exact_compute[name])))
     host = replace(host, compute=exact_compute.get("CPU", host.compute))
     return EngineReport((*devices, ReportedDevice("CPU", None, host, on_host=True)))
-
-
-def _parts(row: re.Match[str], compute: int | None) -> Parts:
-    return Parts(
-        weights=int(row["model"]) * MIB,
-        kv=int(row["context"]) * MIB,
-        compute=int(row["compute"]) * MIB if compute is None else compute,
-    )

@@ -75,7 +75,11 @@ def _collect(lines: Iterable[str]) -> _Seen:
     seen = _Seen()
     for line in lines:
         if match := _BUFFER.search(line):
-            _add(seen, match[1], _device(seen, match[2]), match[3], float(match[4]))
+            function, device, kind, mib = match[1], _device(seen, match[2]), match[3], float(match[4])
+            if kind == "compute":
+                seen.compute[device, seen.contexts, function] = mib
+            else:
+                (seen.weights if kind in ("model", "LoRA") else seen.kv)[device] += mib
         elif match := _USING.search(line):
             seen.pci[match[1]] = normalise_bus_id(match[3])
             seen.descriptions[match[1]] = match[2]
@@ -86,15 +90,6 @@ def _collect(lines: Iterable[str]) -> _Seen:
         elif match := _CLIP_WEIGHTS.search(line):
             seen.weights[_device(seen, seen.clip_backend)] += float(match[1])
     return seen
-
-
-def _add(seen: _Seen, function: str, device: str, kind: str, mib: float) -> None:
-    if kind in ("model", "LoRA"):
-        seen.weights[device] += mib
-    elif kind == "compute":
-        seen.compute[device, seen.contexts, function] = mib
-    else:
-        seen.kv[device] += mib
 
 
 def _device(seen: _Seen, buffer: str) -> str:

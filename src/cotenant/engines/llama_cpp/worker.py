@@ -64,22 +64,24 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     params.hostnames = [arguments["host"]]
     params.port = arguments["port"]
     params.reuse_port = True
-    for name in ("n_ctx", "n_batch", "n_ubatch", "kv_unified", "embedding", "verbosity"):
-        setattr(params, name, arguments[name])
-    params.n_parallel = arguments["parallel"]
+    recipe = arguments["recipe"]
+    for name in ("n_ctx", "n_batch", "n_ubatch", "kv_unified"):
+        setattr(params, name, recipe[name])
+    params.n_parallel = recipe["parallel"]
+    params.verbosity = arguments["verbosity"]
     params.cpuparams.n_threads = arguments["threads"]
     params.cpuparams_batch.n_threads = arguments["threads"]
     params.n_threads_http = arguments["threads_http"]
-    params.cache_type_k = _member(xlc.ggml_type, "GGML_TYPE", arguments["cache_type_k"])
-    params.cache_type_v = _member(xlc.ggml_type, "GGML_TYPE", arguments["cache_type_v"])
-    flash = _FLASH[arguments["flash_attention"]]
+    for name in ("cache_type_k", "cache_type_v"):
+        setattr(params, name, _member(xlc.ggml_type, "GGML_TYPE", recipe[name]))
+    flash = _FLASH[recipe["flash_attention"]]
     params.flash_attn_type = _member(xlc.llama_flash_attn_type, "LLAMA_FLASH_ATTN_TYPE", flash)
-    load_mode = _LOAD_MODES[arguments["mmap"], arguments["mlock"]]
+    load_mode = _LOAD_MODES[recipe["mmap"], recipe["mlock"]]
     params.load_mode = _member(xlc.llama_load_mode, "LLAMA_LOAD_MODE", load_mode)
     params.no_extra_bufts = not arguments["repack"]
     params.cache_ram_mib = arguments["prompt_cache_mib"]
+    params.embedding = arguments["embedding"] or arguments["rerank"]
     if arguments["rerank"]:
-        params.embedding = True
         params.pooling_type = _member(xlc.llama_pooling_type, "LLAMA_POOLING_TYPE", "RANK")
     params.endpoint_metrics = True
     params.endpoint_slots = True
