@@ -16,6 +16,8 @@ Scalar = bool | int | float | str
 MetadataValue = Scalar | Sequence[Scalar]
 
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_FORMATS: Final = {_UINT32: "I", _INT32: "i", _FLOAT32: "f", _BOOL: "?"}
+_TYPES: Final = ((bool, _BOOL), (int, _UINT32), (float, _FLOAT32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,9 @@ class TensorSpec:
         return math.prod(self.dims) // kind.block_elements * kind.block_bytes
 
 
-def padded(n: int, alignment: int = ALIGNMENT) -> int:
-    """Round `n` up to a multiple of `alignment`."""
-    return -(-n // alignment) * alignment
+def padded(n: int) -> int:
+    """Round `n` up to a multiple of ALIGNMENT."""
+    return -(-n // ALIGNMENT) * ALIGNMENT
 
 
 def encode_header(
@@ -50,9 +52,8 @@ def encode_header(
         out += [_text(key), _value(value)]
     offset = 0
     for tensor in tensors:
-        out.append(_text(tensor.name))
-        out.append(struct.pack(f"<I{len(tensor.dims)}Q", len(tensor.dims), *tensor.dims))
-        out.append(struct.pack("<IQ", TYPE_IDS[tensor.type_name], offset))
+        dims = struct.pack(f"<I{len(tensor.dims)}Q", len(tensor.dims), *tensor.dims)
+        out += [_text(tensor.name), dims, struct.pack("<IQ", TYPE_IDS[tensor.type_name], offset)]
         offset += padded(tensor.n_bytes)
     header = b"".join(out)
     return header.ljust(padded(len(header)), b"\0")
@@ -71,19 +72,8 @@ def _value(value: MetadataValue) -> bytes:
     return head + (_text(str(value)) if kind == _STRING else struct.pack("<" + _FORMATS[kind], value))
 
 
-_FORMATS: Final = {_UINT32: "I", _INT32: "i", _FLOAT32: "f", _BOOL: "?"}
-
-
 def _type_of(value: Scalar) -> int:
-    match value:
-        case bool():
-            return _BOOL
-        case int():
-            return _UINT32
-        case float():
-            return _FLOAT32
-        case _:
-            return _STRING
+    return next((number for kind, number in _TYPES if isinstance(value, kind)), _STRING)
 
 
 def _text(text: str) -> bytes:

@@ -1,10 +1,10 @@
 """Model files on disk: open them, find the parts of one model, and read their headers."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cotenant.analysis.gguf import GgufHeader, read_gguf
@@ -52,12 +52,7 @@ class FileSource:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
 
@@ -74,12 +69,7 @@ def open_header(path: Path) -> GgufHeader:
     with FileSource(path) as source:
         first = read_gguf(source)
     others = [path.with_name(name) for name in part_names(path.name, first)[1:]]
-    for part in others:
-        if not part.exists():
-            raise SplitPartMissing(
-                f"{part.name} is missing: {path.name} is the first of {len(others) + 1} parts",
-                hint=f"Put it in {path.parent}.",
-            )
+    _check_there(others, f"{path.name} is the first of {len(others) + 1} parts")
     headers = [first]
     for part in others:
         with FileSource(part) as source:
@@ -89,15 +79,13 @@ def open_header(path: Path) -> GgufHeader:
 
 def find_projectors(path: Path) -> tuple[Path, ...]:
     """List the multimodal projectors in a model's folder, by the names of llama.cpp's converter."""
-    try:
-        found = sorted(path.parent.iterdir())
-    except OSError:
-        return ()
-    return tuple(
-        other
-        for other in found
-        if other.suffix == ".gguf" and "mmproj" in other.name.lower() and other.name != path.name
-    )
+    with contextlib.suppress(OSError):
+        return tuple(
+            other
+            for other in sorted(path.parent.iterdir())
+            if other.suffix == ".gguf" and "mmproj" in other.name.lower() and other.name != path.name
+        )
+    return ()
 
 
 def _folder_shape(folder: Path) -> ModelShape:
@@ -124,12 +112,14 @@ def _shards(folder: Path) -> Sequence[Path]:
     if not index.exists():
         return sorted(folder.glob("*.safetensors"))
     shards = [folder / name for name in shard_names(_read_json(index, HEADER_LIMIT), str(index))]
-    for shard in shards:
-        if not shard.exists():
-            raise SplitPartMissing(
-                f"{shard.name} is missing: {_INDEX} names {len(shards)} files", hint=f"Put it in {folder}."
-            )
+    _check_there(shards, f"{_INDEX} names {len(shards)} files")
     return shards
+
+
+def _check_there(parts: Sequence[Path], why: str) -> None:
+    for part in parts:
+        if not part.exists():
+            raise SplitPartMissing(f"{part.name} is missing: {why}", hint=f"Put it in {part.parent}.")
 
 
 def _read_json(path: Path, limit: int) -> JsonObject:

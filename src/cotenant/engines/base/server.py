@@ -179,14 +179,11 @@ class ServerEngine:
         returncode = await self._process.wait()
         if self._stopping:
             return EngineEnd(f"{self._name} was stopped")
-        by_itself = EngineEnd(f"{self._name} ended by itself", Cause.UNKNOWN)
-        if returncode == 0 and not self._dies_with_status_0:
-            return by_itself
-        found = await asyncio.to_thread(self._diagnose, returncode, was_ready=True)
-        if returncode == 0 and found.cause is Cause.UNKNOWN:
-            return by_itself
-        why = f"{self._name} died: {found.sentence}. {self._advice(found)}"
-        return EngineEnd(why, found.cause)
+        if returncode != 0 or self._dies_with_status_0:
+            found = await asyncio.to_thread(self._diagnose, returncode, was_ready=True)
+            if returncode != 0 or found.cause is not Cause.UNKNOWN:
+                return EngineEnd(f"{self._name} died: {found.sentence}. {self._advice(found)}", found.cause)
+        return EngineEnd(f"{self._name} ended by itself", Cause.UNKNOWN)
 
     async def busy_slots(self) -> int | None:
         """Count the slots that are generating; None if unknown."""
@@ -200,11 +197,8 @@ class ServerEngine:
         """Ask it to end, kill it after `grace_s`, and return when the process group has ended."""
         self._stopping = self._stopping or not self.ended
         if not await self._process.stop(grace_s):
-            _log.error(
-                "%s (process group %d) was killed but has not ended: a driver still holds it",
-                self._name,
-                self.pid,
-            )
+            what = "%s (process group %d) was killed but has not ended: a driver still holds it"
+            _log.error(what, self._name, self.pid)
         await asyncio.wait({self._monitor_task})
 
     async def _check(self) -> None:
@@ -230,16 +224,13 @@ class ServerEngine:
                 exited = asyncio.create_task(self._process.wait())
                 await asyncio.wait({exited}, timeout=_ROTATE_EVERY_S)
                 exited.cancel()
-                if self._log.overgrown:
-                    await asyncio.to_thread(self._rotate)
+                try:
+                    if self._log.overgrown:
+                        await asyncio.to_thread(self._log.rotate)
+                except OSError as error:
+                    _log.error("the log %s cannot be rotated: %s", self._log.path, error.strerror)
         finally:
             self._port.close()
-
-    def _rotate(self) -> None:
-        try:
-            self._log.rotate()
-        except OSError as error:
-            _log.error("the log %s cannot be rotated: %s", self._log.path, error.strerror)
 
     def _advice(self, found: Diagnosis) -> str:
         return f"{found.remedy} {self._log_hint()}".lstrip()

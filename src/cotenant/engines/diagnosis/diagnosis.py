@@ -96,14 +96,13 @@ def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: b
 
 def describe_exit(returncode: int) -> str:
     """Describe how a process ended: `exited with status 1`, `was killed by signal 15 (SIGTERM)`."""
+    number = _signal(returncode)
     if returncode >= 0:
-        number = _signal(returncode)
         meaning = "" if number is None else f", as a shell does after signal {number:d} ({number.name})"
         return f"exited with status {returncode}{meaning}"
-    known = _signal(returncode)
-    if known is None:
-        return f"was killed by signal {-returncode}"
-    return _SIGNALS[known][1] if known in _SIGNALS else f"was killed by signal {known:d} ({known.name})"
+    if number in _SIGNALS:
+        return _SIGNALS[number][1]
+    return f"was killed by signal {-returncode}" + ("" if number is None else f" ({number.name})")
 
 
 def _signal(returncode: int) -> signal.Signals | None:
@@ -146,11 +145,8 @@ def _diagnosis(cause: Cause, summary: str, evidence: tuple[str, ...]) -> Diagnos
 
 def _around(text: str, match: re.Match[str]) -> tuple[str, ...]:
     """Return the line of a match, and the place on the GPU if the next line has it."""
-    start = text.rfind("\n", 0, match.start()) + 1
-    end = text.find("\n", match.start())
-    line = text[start:] if end < 0 else text[start:end]
-    after = "" if end < 0 else text[end + 1 : end + 1 + _LINE_CHARS].partition("\n")[0]
-    where = _WHERE.search(after)
+    line, _, rest = text[text.rfind("\n", 0, match.start()) + 1 :].partition("\n")
+    where = _WHERE.search(rest.partition("\n")[0])
     return (_shown(line), where[0]) if where else (_shown(line),)
 
 

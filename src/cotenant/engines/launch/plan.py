@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from cotenant.domain.devices import Device, DeviceKind
+from cotenant.domain.devices import Device, DeviceKind, launch_environment
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.placements import Placement, Share
-from cotenant.engines.process.environment import engine_environment
+from cotenant.engines.process.environment import scrubbed
 from cotenant.engines.process.process import ChildProcess, guarded
 from cotenant.interfaces import EngineOrder
 
@@ -79,8 +79,9 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
             hint="Install it, or give its full path.",
         )
     argv = [found, *rest]
-    env = engine_environment(os.environ, plan.devices, plan.env)
-    return (argv if plan.ends_with_parent else guarded(argv, family=plan.has_children)), env
+    # With a backtrace an abort starts a debugger on the engine, whose output hides the reason.
+    env = scrubbed(os.environ) | {"GGML_NO_BACKTRACE": "1"} | launch_environment(plan.devices)
+    return (argv if plan.ends_with_parent else guarded(argv, family=plan.has_children)), {**env, **plan.env}
 
 
 def visible_devices(order: EngineOrder) -> tuple[Device, ...]:

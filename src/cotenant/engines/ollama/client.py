@@ -4,10 +4,10 @@ Its API: https://github.com/ollama/ollama/blob/main/docs/api.md.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import GIB, MIB
@@ -20,8 +20,6 @@ _MARGIN_BYTES: Final = 512 * MIB
 _SMALL_CONTEXT: Final = 4096
 _CONTEXT_BY_GPU_BYTES: Final = ((47 * GIB, 262144), (23 * GIB, 32768))
 _SINCE_VERSION: Final = (0, 15, 5)
-
-_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +80,16 @@ class OllamaClient:
     async def models(self) -> tuple[OllamaModel, ...] | None:
         """List the models that it has."""
         answer = await self._get("/api/tags")
-        return None if answer is None else tuple(_each(answer, _model))
+        if answer is None:
+            return None
+        return tuple(
+            _model(tag, entry) for tag, entry in _entries(answer) if isinstance(entry.get("size"), int)
+        )
 
     async def loaded(self) -> tuple[LoadedModel, ...] | None:
         """List the models that are loaded or loading, for any client."""
         answer = await self._get("/api/ps")
-        return None if answer is None else tuple(_each(answer, _loaded_model))
+        return None if answer is None else tuple(_loaded_model(*entry) for entry in _entries(answer))
 
     async def facts(self, tag: str) -> ModelFacts | None:
         """Return the details of a model, which may be empty."""
@@ -120,42 +122,35 @@ def default_context(version: str, gpu_bytes: int) -> int:
     return next((n_ctx for least, n_ctx in _CONTEXT_BY_GPU_BYTES if gpu_bytes >= least), _SMALL_CONTEXT)
 
 
-def _each(answer: Mapping[str, Any], read: Callable[[Mapping[str, Any]], _Read | None]) -> Iterator[_Read]:
-    """Read the entries of a list of models; entries of another form are skipped."""
+def _entries(answer: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the tag and the entry of each model in a list; entries of another form are skipped."""
     models = answer.get("models")
     for entry in models if isinstance(models, list) else ():
-        found = read(entry) if isinstance(entry, dict) else None
-        if found is not None:
-            yield found
+        tag = (entry.get("model") or entry.get("name")) if isinstance(entry, dict) else None
+        if isinstance(tag, str):
+            yield tag, entry
 
 
-def _model(entry: Mapping[str, Any]) -> OllamaModel | None:
-    tag, size = entry.get("model") or entry.get("name"), entry.get("size")
-    if not isinstance(tag, str) or not isinstance(size, int):
-        return None
-    details = entry.get("details")
-    details = details if isinstance(details, dict) else {}
+def _dict(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _model(tag: str, entry: Mapping[str, Any]) -> OllamaModel:
+    details = _dict(entry.get("details"))
     quantisation = details.get("quantization_level")
     return OllamaModel(
         tag,
-        max(0, size),
+        max(0, entry["size"]),
         str(entry.get("digest", "")),
         str(details.get("family", "")),
         quantisation if isinstance(quantisation, str) else None,
     )
 
 
-def _loaded_model(entry: Mapping[str, Any]) -> LoadedModel | None:
-    tag, gpu, total = entry.get("model") or entry.get("name"), entry.get("size_vram"), entry.get("size")
-    if not isinstance(tag, str):
-        return None
-    gpu_bytes = gpu if isinstance(gpu, int) else 0
-    return LoadedModel(
-        tag,
-        max(0, gpu_bytes),
-        max(gpu_bytes, total if isinstance(total, int) else 0),
-        _instant(entry.get("expires_at")),
-    )
+def _loaded_model(tag: str, entry: Mapping[str, Any]) -> LoadedModel:
+    sizes = (entry.get("size_vram"), entry.get("size"))
+    gpu_bytes, total_bytes = (max(0, size) if isinstance(size, int) else 0 for size in sizes)
+    return LoadedModel(tag, gpu_bytes, max(gpu_bytes, total_bytes), _instant(entry.get("expires_at")))
 
 
 def _instant(text: object) -> float | None:
@@ -172,8 +167,7 @@ def _facts(answer: Mapping[str, Any]) -> ModelFacts:
     weights = re.search(r"^FROM (\S+)$", str(answer.get("modelfile", "")), re.MULTILINE)
     capabilities = answer.get("capabilities")
     n_ctx = re.search(r"^num_ctx\s+(\d{1,9})\s*$", str(answer.get("parameters", "")), re.MULTILINE)
-    given = answer.get("model_info")
-    info: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    info = _dict(answer.get("model_info"))
     kind = info.get("general.architecture")
 
     def count(key: str) -> int:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from types import TracebackType
 from typing import Final, Self
 
 LOOPBACK: Final = "127.0.0.1"
@@ -34,7 +33,5 @@ class ReservedPort:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

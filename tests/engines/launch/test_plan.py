@@ -1,4 +1,10 @@
-from cotenant.engines.process.environment import engine_environment
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+
+from cotenant.domain.devices import Device
+from cotenant.engines.launch.plan import LaunchPlan, host_command
 from tests.support.engines.orders import HOST, gpu
 
 AMBIENT = {
@@ -12,8 +18,18 @@ AMBIENT = {
 }
 
 
+@pytest.fixture(autouse=True)
+def ambient() -> Iterator[None]:
+    with mock.patch.dict("os.environ", AMBIENT, clear=True):
+        yield
+
+
+def environment(*devices: Device, **env: str) -> dict[str, str]:
+    return host_command(LaunchPlan("tiny", ("sh",), 1, devices, env))[1]
+
+
 def test_what_would_steer_an_engine_is_left_behind() -> None:
-    env = engine_environment(AMBIENT, [HOST], {})
+    env = environment(HOST)
     assert env["PATH"] == "/bin"
     assert "secret" not in env.values()
     assert not [name for name in env if name.startswith(("LLAMA_", "AIP_", "COTENANT_"))]
@@ -21,11 +37,11 @@ def test_what_would_steer_an_engine_is_left_behind() -> None:
 
 
 def test_only_the_planned_gpus_are_visible_in_planned_order() -> None:
-    env = engine_environment(AMBIENT, [gpu(2), gpu(0)], {})
+    env = environment(gpu(2), gpu(0))
     assert env["CUDA_VISIBLE_DEVICES"] == f"{gpu(2).id},{gpu(0).id}"
     assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert engine_environment(AMBIENT, [HOST], {})["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert environment(HOST)["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 def test_the_operators_variables_win() -> None:
-    assert engine_environment(AMBIENT, [], {"LLAMA_ARG_CTX_SIZE": "9"})["LLAMA_ARG_CTX_SIZE"] == "9"
+    assert environment(LLAMA_ARG_CTX_SIZE="9")["LLAMA_ARG_CTX_SIZE"] == "9"
