@@ -12,11 +12,6 @@ from cotenant.console.view_data import HOST, Json
 from cotenant.domain.models import Recipe
 from cotenant.domain.settings import settings_of
 
-_POLICIES: Final = (
-    ("fill", "Fill", "the fewest GPUs"),
-    ("balance", "Balance", "evenly over all"),
-    ("speed", "Speed", "the fastest memory first"),
-)
 EXAMPLES: Final = ("24GiB", "2xRTX 3090", "RTX A5500:24564:2048,RTX A400:4094:329")
 _FORM: Final = {each.name: each for each in settings_of(Recipe) if each.label}
 _CHOICES: Final = {name: list(each.type) for name, each in _FORM.items() if isinstance(each.default, StrEnum)}
@@ -54,7 +49,6 @@ async def show(request: PageRequest) -> View:
             "chosen": chosen if chosen in names else (names[0] if names else ""),
             "cards": cards,
             "choices": _CHOICES,
-            "policies": _POLICIES,
             "more": [each for name, each in _FORM.items() if name not in _IN_FRONT],
             "switches": _SWITCHES,
             "rules": _RULES,

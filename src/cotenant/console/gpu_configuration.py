@@ -5,16 +5,7 @@ from typing import Any, Final
 
 from cotenant.console.api import ApiFault
 from cotenant.console.gpu_draft import MANUAL, Draft, number_of, read_draft, saved_draft
-from cotenant.console.gpu_view import (
-    apply_facts,
-    containers,
-    gpu_names,
-    is_dirty,
-    loads,
-    option_label,
-    place,
-    rows,
-)
+from cotenant.console.gpu_view import apply_facts, containers, gpu_names, is_dirty, loads, place, rows
 from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import Json, device_rows
@@ -157,7 +148,6 @@ def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
         "config": config,
         "draft": draft,
         "rows": found,
-        "options": [(str(gpu["index"]), option_label(gpu)) for gpu in config["gpus"]],
         "loads": loads(config, found),
         "warnings": planned["warnings"],
         "diff": [

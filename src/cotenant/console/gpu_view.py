@@ -139,12 +139,6 @@ def is_dirty(config: Json, planned: Json) -> bool:
     )
 
 
-def option_label(gpu: Json) -> str:
-    """Return the menu entry of a GPU."""
-    label = f"GPU {gpu['index']} · {gpu['name']} · {gpu['vram_total_mb'] / 1024:,.1f} GiB"
-    return label if gpu["healthy"] else f"{label} · unhealthy"
-
-
 def place(assignment: Json | None, names: Mapping[int, str]) -> str:
     """Return where an assignment places its service, with its budget."""
     if assignment is None:

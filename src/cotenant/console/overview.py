@@ -16,14 +16,6 @@ from cotenant.console.view_data import (
 )
 
 _DECISIONS: Final = 60
-STATES: Final = (
-    ("", "All"),
-    ("loaded", "Loaded"),
-    ("busy", "Changing"),
-    ("waiting", "With a queue"),
-    ("pinned", "Pinned"),
-    ("trouble", "In trouble"),
-)
 
 
 async def show(request: PageRequest) -> View:
@@ -47,7 +39,7 @@ async def show(request: PageRequest) -> View:
     ]
     return View(
         "overview.html",
-        {"states": STATES, "n_devices": len(devices)},
+        {"n_devices": len(devices)},
         {
             "summary": Part("summary", "overview_summary.html", _summary(models, devices)),
             "alerts": Rows(
