@@ -172,11 +172,10 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
     entries = (await request.api.find_cached(f"{PATH}/history", _CACHE_S, {"history": []}))["history"]
     names = gpu_names(config)
     saved = config["saved"]["number"] if config["saved"] else 0
-    good = [entry for entry in entries if entry["apply"] and entry["apply"]["state"] == "succeeded"]
-    cards = sorted(
-        (each for each in devices if each["index"] is not None), key=lambda each: int(each["index"])
-    )
-    edited = list(config["edited_files"])
+    good = [each["number"] for each in entries if each["apply"] and each["apply"]["state"] == "succeeded"]
+    cards = [each for each in devices if each["index"] is not None]
+    cards.sort(key=lambda each: int(each["index"]))
+    edited = config["edited_files"]
     problems = [
         problem
         for problem in config["problems"]
@@ -188,7 +187,7 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
         "problems": Part(
             "gpu-problems",
             "gpu_configuration_problems.html",
-            {"problems": problems, "edited": edited, "no_gpus": not config["gpus"]},
+            {"problems": problems, "edited": edited},
         ),
         "status": Part(
             "gpu-status",
@@ -196,8 +195,7 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
             {
                 "apply": apply_facts(status["apply"], names),
                 "containers": containers(config, status["containers"], names),
-                "applied": config["applied"]["number"] if config["applied"] else None,
-                "good": good[0]["number"] if good else None,
+                "good": good[0] if good else None,
             },
         ),
         "history": Part(

@@ -53,10 +53,7 @@ def _placement(model: Json, gpus: Sequence[str]) -> dict[str, Any]:
         row["segments"] = layout(parts, most)
         row["label"] = row["name"] if row["index"] is None else f"GPU {row['index']}"
     return {
-        "placement": {
-            key: placement[key]
-            for key in ("n_layers", "n_gpu_layers", "n_ctx", "parallel", "estimated", "warnings")
-        },
+        "placement": placement,
         "model": {"name": model["name"], "state": model["state"]},
         "rows": rows,
         "strip": _strip(placement),

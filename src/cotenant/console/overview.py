@@ -65,7 +65,6 @@ def _summary(models: Sequence[Json], devices: Sequence[Json]) -> dict[str, Any]:
     return {
         "loaded": sum(1 for model in models if model.get("devices")),
         "models": len(models),
-        "cards": len(cards),
         "on_cards": any(device["index"] is not None for device in devices),
         "total": sum(device["total_bytes"] or 0 for device in cards),
         "free": sum(device["free_bytes"] or 0 for device in cards),
