@@ -6,29 +6,27 @@ from pathlib import Path
 from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import AdvisorSettings, ModelEntry, Problem
 from cotenant.config.fields import values_of
-from cotenant.config.issues import ConfigIssue
-from cotenant.config.schema import Advisor
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.http.client import api_endpoint
 
 
-def advisor_settings(section: Advisor, checked: CheckedSettings) -> tuple[AdvisorSettings, list[ConfigIssue]]:
-    """Return the section with all defaults filled in, and conflicts between its keys."""
-    settings = AdvisorSettings(**values_of(section, AdvisorSettings))
+def advisor_settings(checked: CheckedSettings) -> AdvisorSettings:
+    """Return the section with all defaults filled in, and report conflicts between its keys."""
+    settings = AdvisorSettings(**values_of(checked.settings.advisor, AdvisorSettings))
     if settings.mode is AdvisorMode.OFF:
-        return settings, []
+        return settings
     if settings.api_key is not None and settings.address is None:
         hint = "Give `address:`, or leave the key out: a model served here needs none."
-        return settings, [checked.issue(("advisor", "api_key"), "there is no address for this key", hint)]
-    if settings.model is None:
-        return settings, [checked.issue(("advisor", "mode"), "there is no model to ask", "Give `model:`.")]
-    if settings.address is not None:
+        checked.report(("advisor", "api_key"), "there is no address for this key", hint)
+    elif settings.model is None:
+        checked.report(("advisor", "mode"), "there is no model to ask", "Give `model:`.")
+    elif settings.address is not None:
         try:
             api_endpoint(settings.address)
         except ValueError:
             hint = "Write http://host:port or https://host/path, with nothing after the path."
-            return settings, [checked.issue(("advisor", "address"), "it is not the address of an API", hint)]
-    return settings, []
+            checked.report(("advisor", "address"), "it is not the address of an API", hint)
+    return settings
 
 
 def advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) -> list[Problem]:

@@ -11,12 +11,10 @@ import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, get_args
-
-from pydantic import BaseModel
+from typing import Any, Final
 
 from cotenant.config.fields import SECTIONS, in_units_of_file
-from cotenant.config.schema import Settings
+from cotenant.config.schema import Section, Settings, sections_in
 from cotenant.domain.settings import Setting
 
 SCHEMA: Final = "cotenant.schema.json"
@@ -40,23 +38,17 @@ def with_tables(page: str) -> str:
 
 
 def _rows(path: str) -> Iterator[str]:
-    section: type[BaseModel] = Settings
+    section: type[Section] = Settings
     for name in path.split("."):
-        section = next(_sections_in(section.model_fields[name].annotation))
+        section = next(sections_in(section.model_fields[name].annotation))
     declared = {each.key: each for each in SECTIONS.get(path, ())}
     inherited = {each.key for each in SECTIONS["defaults"]} if path == "models" else set()
     yield "| key | default | what it does |\n|---|---|---|\n"
-    for name, field in section.model_fields.items():
-        key = field.alias or name
-        if key not in inherited and next(_sections_in(field.annotation), None) is None:
+    for key, name in section.fields_by_key().items():
+        field = section.model_fields[name]
+        if key not in inherited and next(sections_in(field.annotation), None) is None:
             default = _default(declared[key]) if key in declared else "needed" if field.is_required() else ""
             yield f"| `{key}` | {default} | {field.description or ''} |\n"
-
-
-def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    for each in (annotation, *get_args(annotation)):
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            yield each
 
 
 def _default(setting: Setting) -> str:

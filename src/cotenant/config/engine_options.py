@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from cotenant.config.checked import CheckedSettings
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import Model
 from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind, keys_of_some_kinds
@@ -73,11 +74,11 @@ def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
     return refused
 
 
-def launch_of(model: Model, base: Path) -> LaunchOptions:
-    """Return how an entry's engine is started; an image file is relative to `base`."""
+def launch_of(model: Model, checked: CheckedSettings) -> LaunchOptions:
+    """Return how an entry's engine is started; an image file is relative to the configuration."""
     options = LaunchOptions(model.launcher, model.image)
     if model.image is not None and options.by_image_file is not None:
-        return replace(options, image=os.path.abspath(base / os.path.expanduser(model.image)))
+        return replace(options, image=str(checked.absolute(os.path.expanduser(model.image))))
     return options
 
 

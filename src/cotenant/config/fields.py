@@ -1,7 +1,7 @@
 """The declared settings of each section, and how each setting is parsed."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, get_origin
@@ -50,21 +50,21 @@ SECTIONS: Final[Mapping[str, tuple[Setting, ...]]] = {
 """The settings of each section of `cotenant.yaml`, except those that `schema` declares itself."""
 
 
-_READERS: Final[Mapping[str, Callable[[], Scalar]]] = {
+_READERS: Final[Mapping[str, Scalar]] = {
     "api_key": scalars.api_key,
-    "devices": lambda: scalars.words(everything="all"),
-    "duration": scalars.duration,
+    "devices": scalars.words(everything="all"),
+    "duration": scalars.duration(),
     "keep_alive": scalars.keep_alive,
     "layers": scalars.layers,
-    "mib": lambda: scalars.whole(0, MAX_MIB),
-    "mib_or_none": lambda: scalars.mib_or_none(MAX_MIB),
-    "model_devices": lambda: scalars.words(everything="auto"),
+    "mib": scalars.whole(0, MAX_MIB),
+    "mib_or_none": scalars.mib_or_none(MAX_MIB),
+    "model_devices": scalars.words(everything="auto"),
     "name": scalars.name,
     "percent": scalars.percent,
-    "policy": lambda: scalars.one_of(POLICIES),
+    "policy": scalars.one_of(POLICIES),
     "share": scalars.share,
     "tensor_split": scalars.tensor_split,
-    "timeout": lambda: scalars.duration(least=0.001),
+    "timeout": scalars.duration(least=0.001),
     "web_address": scalars.web_address,
 }
 _IN_MIB: Final = frozenset(["mib", "mib_or_none"])
@@ -80,16 +80,16 @@ def is_list(setting: Setting) -> bool:
 def scalar_of(setting: Setting) -> Scalar:
     """Return how a setting's value, or one item of its list, is read."""
     if setting.reads:
-        return _READERS[setting.reads]()
+        return _READERS[setting.reads]
     if setting.type is bool:
-        return scalars.switch()
+        return scalars.switch
     if setting.type is int:
         return scalars.whole(setting.least, setting.most)
     if setting.type is Path:
-        return scalars.path()
+        return scalars.path
     if isinstance(setting.type, type) and issubclass(setting.type, StrEnum):
         return scalars.member(setting.type)
-    return scalars.text()
+    return scalars.text
 
 
 def in_units_of_field(setting: Setting, value: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, Final
 from cotenant.domain.errors import BadSetting
 
 KeyPath = tuple[str | int, ...]
+CONFIG_ISSUE: Final = "issue"
+"""The type of pydantic errors that contain our own message."""
 _MAX_SHOWN: Final = 60
 
 
@@ -33,6 +35,13 @@ def refusal(issues: Sequence[ConfigIssue]) -> BadSetting:
         hint=f"{first.hint} `cotenant models --check` lists all of them." if more else first.hint,
         problems=tuple(str(issue) for issue in issues),
     )
+
+
+def wrong(what: str, hint: str) -> ValueError:
+    """Return an error for pydantic with a message and a hint."""
+    from pydantic_core import PydanticCustomError
+
+    return PydanticCustomError(CONFIG_ISSUE, "{what}", {"what": what, "hint": hint})
 
 
 def dotted(key: KeyPath) -> str:

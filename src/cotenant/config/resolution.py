@@ -31,7 +31,7 @@ from cotenant.config.engine_options import (
     weights_bytes,
 )
 from cotenant.config.fields import values_of
-from cotenant.config.issues import ConfigIssue, KeyPath, refusal, shown
+from cotenant.config.issues import KeyPath, shown
 from cotenant.config.model_file_cache import Library, ModelFile, signature
 from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
@@ -47,7 +47,6 @@ from cotenant.domain.units import MIB
 from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.model_spec import SchedulerSettings
-from cotenant.services.model import ServicesSettings
 
 _FLAG: Final = re.compile(r"--(?=[a-z])[a-z-]+")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -55,29 +54,24 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def resolve(checked: CheckedSettings, library: Library, unsettled: Set[Path]) -> Configuration:
     """Fill in defaults, open every file, and name every model. Raises BadSetting with all issues."""
-    resolution = _Resolution(checked, library, unsettled)
-    configuration = resolution.configuration()
-    if resolution.issues:
-        raise refusal(sorted(resolution.issues, key=lambda issue: issue.line or 0))
+    configuration = _Resolution(checked, library, unsettled).configuration()
+    checked.refuse()
     return configuration
 
 
 class _Resolution:
-    """Resolves one configuration and collects its issues."""
+    """Resolves one configuration and reports its issues."""
 
     def __init__(self, checked: CheckedSettings, library: Library, unsettled: Set[Path]) -> None:
         self._checked = checked
+        self._report = checked.report
         self._settings = checked.settings
-        self._base = checked.base
         self._library = library
         self._unsettled = unsettled
         self._defaults = ModelDefaults()
-        self.issues: list[ConfigIssue] = []
 
     def configuration(self) -> Configuration:
-        """Return the configuration; it is invalid if there are `issues`."""
-        settings = self._settings
-        defaults = settings.defaults
+        settings, defaults = self._settings, self._settings.defaults
         self._defaults = replace(
             ModelDefaults(
                 self._recipe(("defaults",), {}, defaults),
@@ -95,11 +89,9 @@ class _Resolution:
         catalogue = self._catalogue(models_dir)
         others, problems = self._from_folder(catalogue, [entry for _, entry in listed])
         models = (*(entry for _, entry in listed), *others)
-        advisor, issues = advisor_settings(settings.advisor, self._checked)
-        self.issues += issues
-        document, database = self._checked.document, settings.database
+        advisor, database = advisor_settings(self._checked), settings.database
         return Configuration(
-            path=Path(document.name) if document and document.name else None,
+            path=self._checked.path,
             server=self._server(),
             devices=self._devices(),
             defaults=self._defaults,
@@ -109,7 +101,7 @@ class _Resolution:
             warm_ram_bytes=settings.warm.ram_mib * MIB if settings.warm.ram_mib else None,
             models_dir=models_dir,
             models=models,
-            services=self._services(),
+            services=services_settings(settings.services, self._checked) if settings.services else None,
             database=database if database is None or "://" in database else str(self._path(database)),
             ollama=self._ollama(),
             problems=(*catalogue.problems, *problems, *advisor_problems(advisor, models)),
@@ -150,14 +142,6 @@ class _Resolution:
             }
         )
 
-    def _services(self) -> ServicesSettings | None:
-        section = self._settings.services
-        if section is None:
-            return None
-        settings, issues = services_settings(section, self._checked)
-        self.issues += issues
-        return settings
-
     def _ollama(self) -> OllamaSettings | None:
         section = self._settings.ollama
         if section is None:
@@ -186,7 +170,7 @@ class _Resolution:
             keep_alive_s=self._defaults.keep_alive_s,
             env=dict(model.env or {}),
             from_folder=False,
-            launch=launch_of(model, self._base),
+            launch=launch_of(model, self._checked),
             options=options_of(model, ollama.address if ollama else None, os.environ),
         )
         return number, replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
@@ -348,10 +332,7 @@ class _Resolution:
 
     def _path(self, text: str | None) -> Path | None:
         """Return an absolute path; relative ones start from the file's folder. None stays None."""
-        return Path(os.path.abspath(self._base / text)) if text else None
-
-    def _report(self, key: KeyPath, what: str, hint: str) -> None:
-        self.issues.append(self._checked.issue(key, what, hint))
+        return self._checked.absolute(text) if text else None
 
 
 def _by_key(text: str) -> str:

@@ -1,57 +1,88 @@
 """The schema of `cotenant.yaml`: its keys and their values."""
 
-from typing import Annotated, Any, Self
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cotenant.config import scalars, service_scalars
+from cotenant.config import scalars
 from cotenant.config.configuration import ModelEntry
-from cotenant.config.fields import SECTIONS, recipe_settings, values_of
-from cotenant.config.sections import (
-    As,
-    Command,
-    Ctx,
-    Mib,
-    ModelDevices,
-    Name,
-    PathText,
-    ProjectorText,
-    Section,
-    Text,
-    Timeout,
-    section_of,
-    wrong,
-)
-from cotenant.config.service_schema import Services
+from cotenant.config.fields import MAX_MIB, SECTIONS, is_list, recipe_settings, scalar_of, values_of
+from cotenant.config.issues import wrong
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.launching import LauncherKind
-from cotenant.domain.models import ModelKind, Recipe
-from cotenant.domain.settings import settings_of
+from cotenant.domain.models import MAX_CTX, ModelKind, Recipe
+from cotenant.domain.settings import Setting, settings_of
+from cotenant.services.model import DeviceNames, OnFailure, ServiceRole, Strategy
 
-_Server: Any = section_of(SECTIONS["server"])
-_Devices: Any = section_of(SECTIONS["devices"])
-_Recipe: Any = section_of(recipe_settings())
-_Defaults: Any = section_of(SECTIONS["defaults"])
-_Scheduling: Any = section_of(SECTIONS["scheduling"])
-_Alerts: Any = section_of(SECTIONS["alerts"])
-_Advisor: Any = section_of(SECTIONS["advisor"])
-_Model: Any = section_of(settings_of(ModelEntry))
+Text = Annotated[str, scalars.text]
+PathText = Annotated[str, scalars.path]
+Switch = Annotated[bool, scalars.switch]
+Timeout = Annotated[float, scalars.duration(least=0.001)]
+Mib = Annotated[int, scalars.whole(0, MAX_MIB)]
+Command = Annotated[tuple[str, ...], scalars.command(everything="")]
 
 
-class Server(_Server):  # type: ignore[misc]
+class Section(BaseModel):
+    """A mapping with known keys; a key without a value counts as not given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = cls.fields_by_key()
+        return {key: value for key, value in data.items() if value is not None or key not in known}
+
+    @classmethod
+    def fields_by_key(cls) -> dict[str, str]:
+        """Return the names of the fields by their keys, as spelled in the file."""
+        return {field.alias or name: name for name, field in cls.model_fields.items()}
+
+    def value_of(self, key: str) -> Any:
+        """Return the value of a key; None if it is not given or unknown."""
+        return getattr(self, self.fields_by_key().get(key, ""), None)
+
+
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the sections that a field of this type holds."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and issubclass(each, Section):
+            yield each
+
+
+def optional(description: str, alias: str | None = None) -> Any:
+    """Declare a setting that may be left out; `alias` is its key if that is not the field's name."""
+    return Field(default=None, alias=alias, description=description)
+
+
+def section_of(settings: Iterable[Setting]) -> Any:
+    """Return a section with an optional field for each setting; the alias of a field is its key."""
+    declared: dict[str, Any] = {}
+    for each in settings:
+        item = Annotated[Any, scalar_of(each)]
+        kind = list[item] if is_list(each) else item
+        alias = each.key if each.key != each.name else None
+        declared[each.name] = (kind | None, optional(each.text, alias))
+    return create_model("Section", __base__=Section, **declared)
+
+
+class Server(section_of(SECTIONS["server"])):  # type: ignore[misc]
     """Where to listen and who has access."""
 
 
-class DevicesSection(_Devices):  # type: ignore[misc]
+class DevicesSection(section_of(SECTIONS["devices"])):  # type: ignore[misc]
     """Which devices are used, and how much of each."""
 
 
-class RecipeSection(_Recipe):  # type: ignore[misc]
+class RecipeSection(section_of(recipe_settings())):  # type: ignore[misc]
     """How a model runs: the flags of `serve`, with underscores."""
 
-    ctx_by_flag: Ctx | None = Field(
-        default=None, alias="n_ctx", description="the same as ctx, under the flag's name"
+    ctx_by_flag: Annotated[int, scalars.whole(1, MAX_CTX)] | None = optional(
+        "the same as ctx, under the flag's name", "n_ctx"
     )
 
     @model_validator(mode="after")
@@ -71,7 +102,7 @@ class Timeouts(Section):
     """How long a request waits for a model, by the model's purpose; these override `timeout`."""
 
     chat: Timeout | None = None
-    vision: Timeout | None = Field(default=None, description="for models that accept images")
+    vision: Timeout | None = optional("for models that accept images")
     embeddings: Timeout | None = None
     rerank: Timeout | None = None
 
@@ -86,28 +117,28 @@ class Timeouts(Section):
         return {kind: seconds for kind, seconds in kinds.items() if seconds is not None}
 
 
-class Defaults(RecipeSection, _Defaults):  # type: ignore[misc]
+class Defaults(RecipeSection, section_of(SECTIONS["defaults"])):  # type: ignore[misc]
     """Defaults for models that do not set a value themselves."""
 
     timeouts: Timeouts = Field(default_factory=Timeouts)
 
 
-class Scheduling(_Scheduling):  # type: ignore[misc]
+class Scheduling(section_of(SECTIONS["scheduling"])):  # type: ignore[misc]
     """Which requests wait and which models are evicted."""
 
 
-class Alerts(_Alerts):  # type: ignore[misc]
+class Alerts(section_of(SECTIONS["alerts"])):  # type: ignore[misc]
     """When alerts are raised, and where they are sent."""
 
 
-class Advisor(_Advisor):  # type: ignore[misc]
+class Advisor(section_of(SECTIONS["advisor"])):  # type: ignore[misc]
     """A language model that predicts which models will be requested next."""
 
 
 class Warm(Section):
     """Model files that are kept in the page cache of host RAM."""
 
-    ram_mib: Mib | None = Field(default=None, description="MiB of model files to keep read ahead in host RAM")
+    ram_mib: Mib | None = optional("MiB of model files to keep read ahead in host RAM")
 
     @model_validator(mode="before")
     @classmethod
@@ -115,62 +146,119 @@ class Warm(Section):
         return {} if data == "off" else data
 
 
-class Model(RecipeSection, _Model):  # type: ignore[misc]
+class Model(RecipeSection, section_of(settings_of(ModelEntry))):  # type: ignore[misc]
     """One model: its file, or the address where it is served."""
 
-    path: PathText | None = Field(
-        default=None,
-        description="a GGUF file, the first part of a split one; for vllm, a Hugging Face folder",
+    path: PathText | None = optional(
+        "a GGUF file, the first part of a split one; for vllm, a Hugging Face folder"
     )
-    name: Name | None = Field(default=None, description="name that clients use; default: the file's name")
-    engine: Annotated[EngineKind, As(scalars.member(EngineKind))] | None = Field(
-        default=None, description="kind of engine that runs it"
+    name: Annotated[str, scalars.name] | None = optional("name that clients use; default: the file's name")
+    engine: Annotated[EngineKind, scalars.member(EngineKind)] | None = optional("kind of engine that runs it")
+    command: Command | None = optional(
+        "command of its server, with {port} and others; for vllm, that of vllm"
     )
-    command: Command | None = Field(
-        default=None, description="command of its server, with {port} and others; for vllm, that of vllm"
+    stop: Command | None = optional("command that stops the server; default: SIGTERM")
+    health: Annotated[str, scalars.url_path] | None = optional("path that returns 200 when it is ready")
+    memory: Annotated[int, scalars.size] | None = optional(
+        "memory it needs on one device, such as 6GiB; default: as measured before"
     )
-    stop: Command | None = Field(default=None, description="command that stops the server; default: SIGTERM")
-    health: Annotated[str, As(scalars.url_path())] | None = Field(
-        default=None, description="path that returns 200 when it is ready"
+    sleep: Annotated[int, scalars.whole(0, 2)] | None = optional(
+        "sleep level that vllm uses in place of stopping; 0: never"
     )
-    memory: Annotated[int, As(service_scalars.size())] | None = Field(
-        default=None, description="memory it needs on one device, such as 6GiB; default: as measured before"
+    address: Annotated[str, scalars.web_address] | None = optional(
+        "URL where an ollama or remote model is served"
     )
-    sleep: Annotated[int, As(scalars.whole(0, 2))] | None = Field(
-        default=None, description="sleep level that vllm uses in place of stopping; 0: never"
+    model: Text | None = optional("its name there: Ollama's tag, a remote model's id")
+    api_key: Annotated[str, scalars.api_key] | None = optional("API key for it")
+    api_key_env: Annotated[str, scalars.variable_name] | None = optional(
+        "environment variable that contains the key"
     )
-    address: Annotated[str, As(scalars.web_address())] | None = Field(
-        default=None, description="URL where an ollama or remote model is served"
+    kind: Annotated[ModelKind, scalars.member(ModelKind)] | None = optional(
+        "purpose of the model, if no file states it"
     )
-    model: Text | None = Field(default=None, description="its name there: Ollama's tag, a remote model's id")
-    api_key: Annotated[str, As(scalars.api_key())] | None = Field(default=None, description="API key for it")
-    api_key_env: Annotated[str, As(service_scalars.variable_name())] | None = Field(
-        default=None, description="environment variable that contains the key"
+    mmproj: Annotated[str, scalars.projector] | None = optional(
+        "its vision projector; default: the one in its folder; none: none"
     )
-    kind: Annotated[ModelKind, As(scalars.member(ModelKind))] | None = Field(
-        default=None, description="purpose of the model, if no file states it"
+    image: Text | None = optional("container image of its engine; for apptainer, a .sif file")
+    launcher: Annotated[LauncherKind, scalars.member(LauncherKind)] | None = optional(
+        "program that starts its engine; default: one that suits the image"
     )
-    mmproj: ProjectorText | None = Field(
-        default=None, description="its vision projector; default: the one in its folder; none: none"
+    env: dict[str, Annotated[str, scalars.variable_value]] | None = optional(
+        "environment variables of its engine"
     )
-    image: Text | None = Field(
-        default=None, description="container image of its engine; for apptainer, a .sif file"
+
+
+class Compose(Section):
+    """The compose files, and the command that starts them."""
+
+    files: Annotated[tuple[str, ...], scalars.paths] = Field(
+        description="the compose files, in the order of their -f flags"
     )
-    launcher: Annotated[LauncherKind, As(scalars.member(LauncherKind))] | None = Field(
-        default=None, description="program that starts its engine; default: one that suits the image"
+    command: Annotated[tuple[str, ...], scalars.command(everything="auto")] | None = optional(
+        "auto, or the compose command: a list of arguments, or one text"
     )
-    env: dict[str, Annotated[str, As(scalars.variable_value())]] | None = Field(
-        default=None, description="environment variables of its engine"
+    project: Annotated[str, scalars.compose_project] | None = optional(
+        "the compose project; default: by compose's own rule"
+    )
+
+
+class ServiceItem(Section):
+    """One container that uses a GPU."""
+
+    name: Annotated[str, scalars.compose_service] = Field(description="its name in the compose file")
+    model: Text | None = optional("the model in it, for display")
+    vram_mib: Mib | None = optional("MiB of GPU memory that it needs")
+    vram: Annotated[int, scalars.size] | None = optional("the same with a unit, such as 6.8GiB")
+    role: Annotated[ServiceRole, scalars.member(ServiceRole)] | None = None
+    latency_critical: Switch | None = optional("it belongs on the fastest GPU")
+    enabled: Switch | None = optional("false: leave it where it is")
+    budget_env: Annotated[str, scalars.variable_name] | None = optional(
+        "environment variable with its VRAM budget in GB", "vram_budget_env"
+    )
+    health_url: Annotated[str, scalars.health] | None = optional(
+        "URL that answers when it is healthy, or its port", "health"
+    )
+    health_timeout_s: Timeout | None = optional("longest time to become healthy", "health_timeout")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.vram is not None and self.vram_mib is not None:
+            raise wrong("it has both vram and vram_mib, which are the same", "Keep one.")
+        return self
+
+
+class Services(Section):
+    """Containers that are pinned to GPUs through an override of their compose files."""
+
+    compose: Compose
+    strategy: Annotated[Strategy, scalars.member(Strategy)] | None = optional(
+        "the rule that assigns services to GPUs"
+    )
+    items: list[ServiceItem] = Field(default_factory=list)
+    output_dir: PathText | None = optional(
+        "folder for generated files; default: config next to the first compose file"
+    )
+    device_ids: Annotated[DeviceNames, scalars.member(DeviceNames)] | None = optional(
+        "how the override names GPUs"
+    )
+    on_failure: Annotated[OnFailure, scalars.member(OnFailure)] | None = optional(
+        "what to do if a service does not become healthy again"
+    )
+    parallel: Annotated[int, scalars.whole(1, 64)] | None = optional("services recreated at once, at most")
+    command_timeout_s: Timeout | None = optional(
+        "longest run of the compose command for one service", "command_timeout"
     )
 
 
 class Ollama(Section):
     """An Ollama daemon: all its models are served."""
 
-    address: Annotated[str, As(scalars.web_address())] | None = Field(
-        default=None, description="URL where it listens; default: http://127.0.0.1:11434"
+    address: Annotated[str, scalars.web_address] | None = optional(
+        "URL where it listens; default: http://127.0.0.1:11434"
     )
-    gpus: ModelDevices | None = Field(default=None, description="the GPUs that it uses: auto, or a list")
+    gpus: Annotated[tuple[str, ...], scalars.words(everything="auto")] | None = optional(
+        "the GPUs that it uses: auto, or a list"
+    )
 
 
 class Settings(BaseSettings, Section):
@@ -185,15 +273,12 @@ class Settings(BaseSettings, Section):
     warm: Warm = Field(default_factory=Warm)
     alerts: Alerts = Field(default_factory=Alerts)
     advisor: Advisor = Field(default_factory=Advisor)
-    models_dir: PathText | None = Field(
-        default=None, description="every GGUF in it is served; watched for changes"
-    )
+    models_dir: PathText | None = optional("every GGUF in it is served; watched for changes")
     models: list[Model] = Field(default_factory=list)
-    ollama: Ollama | None = Field(default=None, description="serve the models of an Ollama daemon")
+    ollama: Ollama | None = optional("serve the models of an Ollama daemon")
     services: Services | None = None
-    database: Annotated[str, As(service_scalars.database())] | None = Field(
-        default=None,
-        description="a path, or postgresql+psycopg://…; default: a file in the state directory",
+    database: Annotated[str, scalars.database] | None = optional(
+        "a path, or postgresql+psycopg://…; default: a file in the state directory"
     )
 
     @classmethod

@@ -3,18 +3,17 @@
 import os
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import Configuration
 from cotenant.config.environment import from_environment, from_flags
-from cotenant.config.issues import ConfigIssue, KeyPath, nearest, refusal, shown
+from cotenant.config.issues import CONFIG_ISSUE, KeyPath, nearest, shown
 from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
-from cotenant.config.schema import Settings
-from cotenant.config.sections import CONFIG_ISSUE
+from cotenant.config.schema import Section, Settings, sections_in
 from cotenant.config.yaml_document import Document, read_document
 from cotenant.domain.errors import BadSetting
 
@@ -69,41 +68,34 @@ def check(
     """Check every setting separately. Raises BadSetting with all issues."""
     by_flag, flag_sources = from_flags(flags)
     by_variable, variable_sources = from_environment(environment)
-    sources: dict[KeyPath, str] = {**variable_sources, **flag_sources}
-    by_file = dict(document.settings) if document else {}
+    # An empty section would hide the values of other sources.
+    by_file = {key: each for key, each in document.settings.items() if each is not None} if document else {}
+    faults: list[Any] = []
     try:
-        # An empty section would hide the values of other sources.
-        by_file = {key: value for key, value in by_file.items() if value is not None}
         settings = Settings(flags=by_flag, environment=by_variable, file=by_file)  # type: ignore[call-arg]
     except ValidationError as error:
-        checked = CheckedSettings(Settings.model_construct(), document, sources)
-        issues = [_explain(checked, fault) for fault in error.errors(include_url=False)]
-        raise refusal(sorted(issues, key=lambda issue: issue.line or 0)) from None
-    return CheckedSettings(settings, document, sources)
+        settings, faults = Settings.model_construct(), error.errors(include_url=False)
+    checked = CheckedSettings(settings, document, {**variable_sources, **flag_sources})
+    for fault in faults:
+        checked.report(*_explained(fault))
+    checked.refuse()
+    return checked
 
 
-def _explain(checked: CheckedSettings, fault: Any) -> ConfigIssue:
+def _explained(fault: Any) -> tuple[KeyPath, str, str]:
+    """Return the key of pydantic's fault, what is wrong, and a hint."""
     key: KeyPath = fault["loc"]
     kind: str = fault["type"]
     if kind == CONFIG_ISSUE:
-        return checked.issue(key, fault["msg"], fault["ctx"]["hint"])
+        return key, fault["msg"], fault["ctx"]["hint"]
     if kind == "extra_forbidden":
-        return checked.issue(key, "unknown setting", nearest(str(key[-1]), _known(key)))
+        section: type[Section] = Settings
+        for part in key[:-1]:
+            if isinstance(part, str):
+                section = next(sections_in(section.model_fields[part].annotation))
+        return key, "unknown setting", nearest(str(key[-1]), section.fields_by_key())
     if kind == "missing":
-        return checked.issue(key[:-1], f"it has no {key[-1]}", f"Add `{key[-1]}:`.")
+        return key[:-1], f"it has no {key[-1]}", f"Add `{key[-1]}:`."
     if kind in _EXPECTED:
-        what = f"{shown(fault['input'])} is not {_EXPECTED[kind]}"
-        return checked.issue(key, what, _EXAMPLE)
-    return checked.issue(key, str(fault["msg"]), _EXAMPLE)
-
-
-def _known(key: KeyPath) -> list[str]:
-    """Return the keys that are allowed where an unknown one was found."""
-    section: type[BaseModel] = Settings
-    for part in key[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        inner = [annotation, *get_args(annotation)]
-        section = next(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))
-    return [field.alias or name for name, field in section.model_fields.items()]
+        return key, f"{shown(fault['input'])} is not {_EXPECTED[kind]}", _EXAMPLE
+    return key, str(fault["msg"]), _EXAMPLE

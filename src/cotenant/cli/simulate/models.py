@@ -191,7 +191,7 @@ def keep_alive(text: str) -> float:
     """Read a keep-alive; infinity for never. Raises BadSetting or BadQuantity."""
     from cotenant.config.scalars import keep_alive as scalar
 
-    seconds: float = scalar().read(text)
+    seconds: float = scalar.read(text)
     return seconds
 
 
