@@ -1,27 +1,14 @@
 """What a new configuration changes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from cotenant.config.configuration import Configuration, ModelEntry
 
-_ENGINE_FIELDS = frozenset(
-    (
-        *(
-            "path",
-            "parts",
-            "signature",
-            "shape",
-            "recipe",
-            "projector_path",
-            "projector_bytes",
-            "gpus",
-            "env",
-        ),
-        *("args", "mps_threads_percent", "mps_margin_bytes", "options", "launch", "stated_bytes"),
-    )
-)
-"""Fields of ModelEntry that the running engine depends on."""
+_RULES = {"name", "aliases", "keep_alive_s", "preload", "pinned", "priority", "timeout_s"}
+_ORIGINS = {"from_folder", "stated_is_guess"}
+"""With the rules, the fields of ModelEntry that the running engine does not depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +44,24 @@ def diff(old: Configuration, new: Configuration) -> Changes:
     before = {model.name: model for model in old.models}
     after = {model.name: model for model in new.models}
     kept = [(before[name], model) for name, model in after.items() if name in before]
-    reloaded = [new for old, new in kept if _differ(old, new) & _ENGINE_FIELDS]
-    adjusted = [new for old, new in kept if _differ(old, new) and new not in reloaded]
+    reloaded = tuple(new for old, new in kept if {*_differ(old, new)} - _RULES - _ORIGINS)
     return Changes(
         added=tuple(model for name, model in after.items() if name not in before),
         removed=tuple(model for name, model in before.items() if name not in after),
-        reloaded=tuple(reloaded),
-        adjusted=tuple(adjusted),
+        reloaded=reloaded,
+        adjusted=tuple(new for old, new in kept if _differ(old, new) and new not in reloaded),
         settings=tuple(_changed_settings(old, new)),
     )
 
 
-def _differ(old: ModelEntry, new: ModelEntry) -> set[str]:
-    return {field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)}
+def _differ(old: Any, new: Any) -> list[str]:
+    """Name the fields in which two values of a dataclass differ."""
+    return [field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)]
 
 
-def _changed_settings(old: Configuration, new: Configuration) -> list[str]:
-    sections = ("server", "devices", "scheduling", "alerts", "advisor")
-    changed = [
-        f"{section}.{field.name}"
-        for section in sections
-        for field in fields(getattr(old, section))
-        if getattr(getattr(old, section), field.name) != getattr(getattr(new, section), field.name)
-    ]
-    return changed + [
-        name
-        for name in ("warm_ram_bytes", "models_dir", "services", "database", "ollama")
-        if getattr(old, name) != getattr(new, name)
-    ]
+def _changed_settings(old: Configuration, new: Configuration) -> Iterator[str]:
+    for section in ("server", "devices", "scheduling", "alerts", "advisor"):
+        yield from (f"{section}.{name}" for name in _differ(getattr(old, section), getattr(new, section)))
+    for name in ("warm_ram_bytes", "models_dir", "services", "database", "ollama"):
+        if getattr(old, name) != getattr(new, name):
+            yield name

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.configuration import Configuration
 from cotenant.config.issues import nearest
 from cotenant.domain.errors import ModelFileError, UsageError
 
@@ -38,7 +38,11 @@ def plan_removal(configuration: Configuration, name: str) -> Removal:
 
     Raises UsageError for a name that is not served, a model with an entry, or a file outside of `models_dir`.
     """
-    entry = _entry(configuration, name)
+    entry = next((entry for entry in configuration.models if entry.name == name), None)
+    if entry is None:
+        names = [entry.name for entry in configuration.models]
+        hint = nearest(name, names) if names else "No model is served."
+        raise UsageError(f"no model is called {name!r}", hint=hint)
     folder = configuration.models_dir
     if not entry.from_folder or folder is None:
         raise UsageError(
@@ -50,28 +54,14 @@ def plan_removal(configuration: Configuration, name: str) -> Removal:
     others = (other for other in configuration.models if other is not entry)
     if entry.projector_path and all(other.projector_path != entry.projector_path for other in others):
         files.append(entry.projector_path)
+    inside = os.path.realpath(folder)
     for path in files:
-        _refuse_outside(path, folder)
+        holder = os.path.realpath(path.parent)
+        if os.path.commonpath((inside, holder)) != inside:
+            raise UsageError(
+                f"{path} is in {holder}, outside of models_dir {folder}",
+                hint="Delete it yourself, if you want to.",
+            )
     links = tuple(path for path in files if path.is_symlink())
     frees = sum(path.stat().st_size for path in files if path not in links)
     return Removal(entry.name, tuple(files), links, frees)
-
-
-def _entry(configuration: Configuration, name: str) -> ModelEntry:
-    for entry in configuration.models:
-        if name == entry.name:
-            return entry
-    names = [entry.name for entry in configuration.models]
-    hint = nearest(name, names) if names else "No model is served."
-    raise UsageError(f"no model is called {name!r}", hint=hint)
-
-
-def _refuse_outside(path: Path, folder: Path) -> None:
-    """Raise UsageError if the file's folder, with links resolved, is not in `models_dir`."""
-    inside = os.path.realpath(folder)
-    holder = os.path.realpath(path.parent)
-    if os.path.commonpath((inside, holder)) != inside:
-        raise UsageError(
-            f"{path} is in {holder}, outside of models_dir {folder}",
-            hint="Delete it yourself, if you want to.",
-        )

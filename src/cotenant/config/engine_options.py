@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from cotenant.config.checked import CheckedSettings
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import Model
-from cotenant.domain.engine_kinds import DEFAULT_KIND, EngineKind, keys_of_some_kinds
+from cotenant.domain.engine_kinds import EngineTraits, keys_of_some_kinds
 from cotenant.domain.engine_options import EngineOptions
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LaunchOptions
@@ -29,49 +29,38 @@ _RECIPE_KEYS: Final = frozenset(
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class EntryProblem:
-    """A problem with one key of an entry."""
+def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str]]:
+    """Return the keys that the entry's engine does not support, and those that are missing.
 
-    key: str
-    message: str
-    hint: str
-
-    def at(self, entry: KeyPath) -> KeyPath:
-        """Return the whole key."""
-        return (*entry, self.key) if self.key else entry
-
-
-def kind_of(model: Model) -> EngineKind:
-    """Return the engine kind of an entry."""
-    return model.engine or DEFAULT_KIND
-
-
-def entry_problems(model: Model, recipe: Recipe) -> list[EntryProblem]:
-    """Return the keys that the entry's engine does not support, and those that are missing."""
-    kind = kind_of(model)
-    traits = kind.traits
+    Each is the key in the entry, what is wrong, and a hint.
+    """
+    kind, traits = recipe.engine, recipe.engine.traits
     recipe_keys = frozenset() if traits.whole_recipe else _RECIPE_KEYS
-    refused = [
-        EntryProblem(key, f"{kind} takes no {key}", "Leave it out.")
+    found: list[tuple[KeyPath, str, str]] = [
+        ((key,), f"{kind} takes no {key}", "Leave it out.")
         for key in sorted((keys_of_some_kinds() - _RECIPE_KEYS | recipe_keys) - traits.keys)
         if model.value_of(key) is not None
     ]
     if traits.needs is not None and model.value_of(traits.needs) is None:
-        refused.append(
-            EntryProblem("", f"it has no {traits.needs}, which {kind} needs", f"Add `{traits.needs}:`.")
-        )
+        found.append(((), f"it has no {traits.needs}, which {kind} needs", f"Add `{traits.needs}:`."))
     elif model.path is None and not (model.name or model.model):
-        refused.append(EntryProblem("", "it has no name", "Add `name:`."))
+        found.append(((), "it has no name", "Add `name:`."))
     cache = {recipe.cache_type_k, recipe.cache_type_v}
     if traits.cache_types and (len(cache) > 1 or not cache <= set(traits.cache_types)):
         what = f"{kind} keeps no KV cache in {recipe.cache_type_k} and {recipe.cache_type_v}"
         hint = f"Give both as {', or both as '.join(traits.cache_types)}."
-        refused.append(EntryProblem("cache_type_k", what, hint))
-    refused += _wrong_launch(model)
+        found.append((("cache_type_k",), what, hint))
+    image, launcher = model.image, model.launcher
+    runs_images = launcher is not None and launcher.traits.runs_images
+    if image is None and runs_images:
+        found.append((("launcher",), f"{launcher} needs an image", "Add `image:`."))
+    elif image is not None and launcher is not None and not runs_images:
+        found.append((("image",), f"launcher {launcher} runs no image", "Leave one of them out."))
+    elif image is not None and (image.startswith("-") or image.split() != [image]):
+        found.append((("image",), f"{image!r} cannot be an image", "Give its name, or a .sif file."))
     if model.api_key is not None and model.api_key_env is not None:
-        refused.append(EntryProblem("api_key_env", "it has both api_key and api_key_env", "Keep one."))
-    return refused
+        found.append((("api_key_env",), "it has both api_key and api_key_env", "Keep one."))
+    return found
 
 
 def launch_of(model: Model, checked: CheckedSettings) -> LaunchOptions:
@@ -82,31 +71,20 @@ def launch_of(model: Model, checked: CheckedSettings) -> LaunchOptions:
     return options
 
 
-def _wrong_launch(model: Model) -> list[EntryProblem]:
-    launcher = model.launcher
-    if launcher is not None and not launcher.traits.runs_images and model.image is not None:
-        return [EntryProblem("image", f"launcher {launcher} runs no image", "Leave one of them out.")]
-    if model.image is None and launcher is not None and launcher.traits.runs_images:
-        return [EntryProblem("launcher", f"{model.launcher} needs an image", "Add `image:`.")]
-    if model.image is not None and (model.image.startswith("-") or model.image.split() != [model.image]):
-        return [
-            EntryProblem("image", f"{model.image!r} cannot be an image", "Give its name, or a .sif file.")
-        ]
-    return []
-
-
-def options_of(model: Model, daemon: str | None, environment: Mapping[str, str]) -> EngineOptions:
+def options_of(
+    model: Model, traits: EngineTraits, daemon: str | None, environment: Mapping[str, str]
+) -> EngineOptions:
     """Return the options of an entry that has no `entry_problems`.
 
     `daemon` is the address for entries without an `address`, None for the default of the kind.
     """
-    traits = kind_of(model).traits
     address = model.address or (traits.daemon_address and (daemon or traits.daemon_address))
+    key = model.api_key or environment.get(model.api_key_env or "") or None
     return EngineOptions(
         command=tuple(model.command or traits.command),
         stop=tuple(model.stop or ()),
         health_path=model.health or traits.health_path,
-        address=_with_key(endpoint(address), model, environment) if address else None,
+        address=replace(endpoint(address), key=key) if address else None,
         model=model.model,
         sleep=model.sleep or 0,
     )
@@ -149,14 +127,3 @@ def weights_bytes(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def missing_variable(model: Model, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the variable that should contain the API key, if it is not set."""
-    name = model.api_key_env
-    return name if name is not None and not environment.get(name) else None
-
-
-def _with_key(address: Endpoint, model: Model, environment: Mapping[str, str]) -> Endpoint:
-    key = model.api_key or (environment.get(model.api_key_env) if model.api_key_env else None)
-    return replace(address, key=key) if key else address

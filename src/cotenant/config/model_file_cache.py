@@ -33,25 +33,21 @@ class Library:
     def __init__(self) -> None:
         self._read: dict[Path, tuple[tuple[FileSignature | None, ...], ModelFile | ModelFileError]] = {}
 
-    def open(self, path: Path) -> ModelFile:
-        """Return a GGUF file with the parts that its name implies. Raises ModelFileError."""
-        return self._opened(path, part_paths(path), is_folder=False)
+    def open(self, path: Path, *, is_folder: bool = False) -> ModelFile:
+        """Return a GGUF file with the parts that its name implies. Raises ModelFileError.
 
-    def open_folder(self, path: Path) -> ModelFile:
-        """Return a Hugging Face folder; its parts are its weights. Raises ModelFileError."""
-        parts = (path / "config.json", *sorted(path.glob("*.safetensors")))
-        return self._opened(path, parts, is_folder=True)
-
-    def _opened(self, path: Path, parts: tuple[Path, ...], *, is_folder: bool) -> ModelFile:
-        seen = tuple(signature(part) for part in parts)
+        `is_folder`: a Hugging Face folder, whose parts are its weights.
+        """
+        parts = part_paths(path)
+        if is_folder:
+            parts = (path / "config.json", *sorted(path.glob("*.safetensors")))
+        seen = tuple(map(signature, parts))
         known = self._read.get(path)
         if known is None or known[0] != seen:
-            known = (seen, _load(path, parts, seen, is_folder=is_folder))
-            self._read[path] = known
-        found = known[1]
-        if isinstance(found, ModelFileError):
-            raise found
-        return found
+            known = self._read[path] = (seen, _load(path, parts, seen, is_folder=is_folder))
+        if isinstance(known[1], ModelFileError):
+            raise known[1]
+        return known[1]
 
 
 def _load(

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Collection, Mapping, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +24,7 @@ from cotenant.config.engine_options import (
     UNREAD_PERCENT,
     endpoint,
     entry_problems,
-    kind_of,
     launch_of,
-    missing_variable,
     options_of,
     unread_shape,
     weights_bytes,
@@ -37,7 +36,7 @@ from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import Model, RecipeSection
 from cotenant.config.services import services_settings
-from cotenant.domain.engine_kinds import OLLAMA_ADDRESS, ModelFormat
+from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
 from cotenant.domain.models import ModelKind, Recipe
@@ -81,21 +80,25 @@ class _Resolution:
             ),
             **values_of(defaults, ModelDefaults),
         )
-        listed = [
-            entry for number, model in enumerate(settings.models) if (entry := self._entry(number, model))
-        ]
+        entries = ((number, self._entry(number, model)) for number, model in enumerate(settings.models))
+        listed = {number: entry for number, entry in entries if entry is not None}
         self._refuse_shared_names(listed)
         models_dir = self._path(settings.models_dir)
         catalogue = self._catalogue(models_dir)
-        others, problems = self._from_folder(catalogue, [entry for _, entry in listed])
-        models = (*(entry for _, entry in listed), *others)
-        advisor, database = advisor_settings(self._checked), settings.database
+        others, problems = self._from_folder(catalogue, listed.values())
+        models = (*listed.values(), *others)
+        advisor, database, ollama = advisor_settings(self._checked), settings.database, settings.ollama
         return Configuration(
             path=self._checked.path,
             server=self._server(),
             devices=self._devices(),
             defaults=self._defaults,
-            scheduling=self._scheduling(),
+            scheduling=SchedulerSettings(
+                **{
+                    **values_of(settings.scheduling, SchedulerSettings),
+                    "max_loaded": defaults.max_loaded or max_loaded(defaults.profile),
+                }
+            ),
             alerts=AlertSettings(**values_of(settings.alerts, AlertSettings)),
             advisor=advisor,
             warm_ram_bytes=settings.warm.ram_mib * MIB if settings.warm.ram_mib else None,
@@ -103,7 +106,9 @@ class _Resolution:
             models=models,
             services=services_settings(settings.services, self._checked) if settings.services else None,
             database=database if database is None or "://" in database else str(self._path(database)),
-            ollama=self._ollama(),
+            ollama=OllamaSettings(endpoint(ollama.address or OLLAMA_ADDRESS), ollama.gpus or ())
+            if ollama
+            else None,
             problems=(*catalogue.problems, *problems, *advisor_problems(advisor, models)),
         )
 
@@ -133,63 +138,52 @@ class _Resolution:
         rules = BudgetRules(**values_of(devices, BudgetRules))
         return DeviceSettings(rules=rules, **{**values_of(devices, DeviceSettings), "gpus": gpus})
 
-    def _scheduling(self) -> SchedulerSettings:
-        defaults = self._settings.defaults
-        return SchedulerSettings(
-            **{
-                **values_of(self._settings.scheduling, SchedulerSettings),
-                "max_loaded": defaults.max_loaded or max_loaded(defaults.profile),
-            }
-        )
-
-    def _ollama(self) -> OllamaSettings | None:
-        section = self._settings.ollama
-        if section is None:
-            return None
-        return OllamaSettings(endpoint(section.address or OLLAMA_ADDRESS), section.gpus or ())
-
-    def _entry(self, number: int, model: Model) -> tuple[int, ModelEntry] | None:
+    def _entry(self, number: int, model: Model) -> ModelEntry | None:
         key: KeyPath = ("models", number)
-        recipe = self._recipe(key, self._settings.defaults.recipe, model)
-        recipe = replace(recipe, engine=kind_of(model))
+        kind = model.engine or DEFAULT_KIND
+        recipe = replace(self._recipe(key, self._settings.defaults.recipe, model), engine=kind)
         problems = entry_problems(model, recipe)
-        for problem in problems:
-            self._report(problem.at(key), problem.message, problem.hint)
-        unset = missing_variable(model)
-        if unset is not None:
+        for at, what, hint in problems:
+            self._report((*key, *at), what, hint)
+        unset = model.api_key_env
+        if unset is not None and not os.environ.get(unset):
             self._report((*key, "api_key_env"), f"the variable {unset} is not set", "Set it, or correct it.")
-        ollama = self._settings.ollama
         base = None if problems else self._base_entry(key, model, recipe)
         if base is None:
             return None
         for variable in model.env or {}:
             if not _VARIABLE.fullmatch(variable):
                 self._report((*key, "env", variable), "it is not a variable name", "Write NAME: value.")
+        ollama = self._settings.ollama
         entry = replace(
             base,
             keep_alive_s=self._defaults.keep_alive_s,
             env=dict(model.env or {}),
             from_folder=False,
             launch=launch_of(model, self._checked),
-            options=options_of(model, ollama.address if ollama else None, os.environ),
+            options=options_of(model, kind.traits, ollama.address if ollama else None, os.environ),
         )
-        return number, replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
+        return replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
 
     def _base_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
         """Return the entry with what the model's file says, if its engine kind has a file to read."""
-        reads = recipe.engine.traits.reads
-        if reads is ModelFormat.GGUF:
-            return self._gguf_entry(key, model, recipe)
-        path = self._path(model.path)
-        if path is not None and reads is ModelFormat.FOLDER:
-            file = self._open((*key, "path"), path, self._library.open_folder)
+        reads, path = recipe.engine.traits.reads, self._path(model.path)
+        if path is not None and reads is not ModelFormat.NOTHING:
+            file = self._open((*key, "path"), path, is_folder=reads is ModelFormat.FOLDER)
             if file is None:
                 return None
-            longest = file.shape.n_ctx_train
-            if longest and "n_ctx" not in model.recipe:
-                # vLLM refuses a context longer than the model was trained for; llama.cpp accepts it.
-                recipe = replace(recipe, n_ctx=min(recipe.n_ctx, longest))
-            return self._served(model.name or path.name, file, None, recipe)
+            if reads is ModelFormat.FOLDER:
+                longest = file.shape.n_ctx_train
+                if longest and "n_ctx" not in model.recipe:
+                    # vLLM refuses a context longer than the model was trained for; llama.cpp accepts it.
+                    recipe = replace(recipe, n_ctx=min(recipe.n_ctx, longest))
+                return self._served(model.name or path.name, file, None, recipe)
+            if file.is_projector:
+                hint = "Give it as `mmproj:` of its model."
+                self._report((*key, "path"), f"{path} is a vision projector", hint)
+                return None
+            projector = self._projector(key, model, file)
+            return self._served(model.name or clean_name(file.path), file, projector, recipe)
         name = model.name or model.model or ""
         if not NAME.fullmatch(name):
             self._report((*key, "model"), f"{shown(name)} cannot be a name", "Add `name:`.")
@@ -209,19 +203,6 @@ class _Resolution:
             timeout_s=self._defaults.timeout_for(model.kind or ModelKind.TEXT, vision=False),
         )
 
-    def _gguf_entry(self, key: KeyPath, model: Model, recipe: Recipe) -> ModelEntry | None:
-        path = self._path(model.path)
-        file = None if path is None else self._open((*key, "path"), path)
-        if file is None:
-            return None
-        if file.is_projector:
-            self._report(
-                (*key, "path"), f"{path} is a vision projector", "Give it as `mmproj:` of its model."
-            )
-            return None
-        projector = self._projector(key, model, file)
-        return self._served(model.name or clean_name(file.path), file, projector, recipe)
-
     def _served(self, name: str, file: ModelFile, projector: ModelFile | None, recipe: Recipe) -> ModelEntry:
         return ModelEntry(
             name=name,
@@ -238,32 +219,26 @@ class _Resolution:
         )
 
     def _projector(self, key: KeyPath, model: Model, file: ModelFile) -> ModelFile | None:
-        if model.mmproj is None:
-            return self._projector_in_folder(file)
         path = self._path(model.mmproj)
-        projector = None if path is None else self._open((*key, "mmproj"), path)
-        if projector is not None and not projector.is_projector:
-            self._report((*key, "mmproj"), f"{path} is not a vision projector", "Give an mmproj file.")
-        return projector
-
-    def _projector_in_folder(self, file: ModelFile) -> ModelFile | None:
-        """Find the projector as in `models_dir`, so that an entry need not name it."""
-        if not find_projectors(file.path):
+        if path is not None:
+            projector = self._open((*key, "mmproj"), path)
+            if projector is not None and not projector.is_projector:
+                self._report((*key, "mmproj"), f"{path} is not a vision projector", "Give an mmproj file.")
+            return projector
+        if model.mmproj is not None or not find_projectors(file.path):
             return None
-        try:
+        # As in `models_dir`, so that an entry need not name it.
+        with suppress(OSError):
             found = read_folder(file.path.parent, self._library, self._unsettled).found
-        except OSError:
-            return None
-        return next((each.projector for each in found if each.model.path == file.path), None)
+            return next((each.projector for each in found if each.model.path == file.path), None)
+        return None
 
-    def _open(
-        self, key: KeyPath, path: Path, read: Callable[[Path], ModelFile] | None = None
-    ) -> ModelFile | None:
+    def _open(self, key: KeyPath, path: Path, *, is_folder: bool = False) -> ModelFile | None:
         if path in self._unsettled:
             self._report(key, f"{path} is still being written", "Wait for it to be complete.")
             return None
         try:
-            return (read or self._library.open)(path)
+            return self._library.open(path, is_folder=is_folder)
         except ModelFileError as error:
             self._report(key, error.message, error.hint)
             return None
@@ -282,17 +257,15 @@ class _Resolution:
             self._report(key, _by_key(error.message), _by_key(error.hint))
         return recipe
 
-    def _refuse_shared_names(self, listed: list[tuple[int, ModelEntry]]) -> None:
+    def _refuse_shared_names(self, listed: Mapping[int, ModelEntry]) -> None:
         owners: dict[str, int] = {}
-        for number, entry in listed:
+        for number, entry in listed.items():
             named = ("models", number, "name" if self._settings.models[number].name else "path")
             aliases = [(("models", number, "aliases", at), alias) for at, alias in enumerate(entry.aliases)]
             for key, name in [(named, entry.name), *aliases]:
                 if name in owners:
-                    other = f"models[{owners[name]}]"
-                    self._report(
-                        key, f"the name {name} is taken by {other}", "Give each model its own names."
-                    )
+                    what = f"the name {name} is taken by models[{owners[name]}]"
+                    self._report(key, what, "Give each model its own names.")
                 owners.setdefault(name, number)
 
     def _catalogue(self, models_dir: Path | None) -> Catalogue:
@@ -306,7 +279,7 @@ class _Resolution:
             return Catalogue()
 
     def _from_folder(
-        self, catalogue: Catalogue, listed: list[ModelEntry]
+        self, catalogue: Catalogue, listed: Collection[ModelEntry]
     ) -> tuple[list[ModelEntry], list[Problem]]:
         """Return entries with unique names for the models in the folder that have no entry."""
         taken = {name for entry in listed for name in (entry.name, *entry.aliases)}

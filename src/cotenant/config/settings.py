@@ -14,10 +14,9 @@ from cotenant.config.issues import CONFIG_ISSUE, KeyPath, nearest, shown
 from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
 from cotenant.config.schema import Section, Settings, sections_in
-from cotenant.config.yaml_document import Document, read_document
+from cotenant.config.yaml_document import EXAMPLE, Document, read_document
 from cotenant.domain.errors import BadSetting
 
-_EXAMPLE: Final = "docs/configuration.md shows a whole file."
 _EXPECTED: Final = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
@@ -97,5 +96,5 @@ def _explained(fault: Any) -> tuple[KeyPath, str, str]:
     if kind == "missing":
         return key[:-1], f"it has no {key[-1]}", f"Add `{key[-1]}:`."
     if kind in _EXPECTED:
-        return key, f"{shown(fault['input'])} is not {_EXPECTED[kind]}", _EXAMPLE
-    return key, str(fault["msg"]), _EXAMPLE
+        return key, f"{shown(fault['input'])} is not {_EXPECTED[kind]}", EXAMPLE
+    return key, str(fault["msg"]), EXAMPLE

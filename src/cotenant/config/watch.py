@@ -1,7 +1,6 @@
 """Detects changes of the configuration and the model files by polling them twice a second."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,15 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.clock import Clock, SystemClock
+from cotenant.config.configuration import FileSignature
+from cotenant.config.model_file_cache import signature
 from cotenant.config.models_dir import gguf_files
 
 POLL_S: Final = 0.5
 QUIET_S: Final = 1.0
 """How long a file must not change before it counts as complete."""
 
-Mark = tuple[int, int, int]
-"""Inode, size and modification time: a plain tuple, since a hundred files are polled twice a second."""
-Snapshot = Mapping[str, Mark | None]
+Snapshot = Mapping[str, FileSignature | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +91,9 @@ async def watch(
 
 
 def _snapshot(watched: Watched) -> Snapshot:
-    found = {str(path): _mark(path) for path in watched.files}
+    found = {str(path): signature(path) for path in watched.files}
     # If the folder is missing, its models count as removed; the next reading reports why.
     with suppress(OSError):
         if watched.folder is not None:
-            found |= {path: _mark(path) for path in gguf_files(str(watched.folder))}
+            found |= {path: signature(path) for path in gguf_files(str(watched.folder))}
     return found
-
-
-def _mark(path: str | Path) -> Mark | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns

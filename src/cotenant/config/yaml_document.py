@@ -8,12 +8,13 @@ from typing import Any, Final
 import yaml
 
 from cotenant.config.issues import ConfigIssue, KeyPath, refusal
+from cotenant.domain.errors import BadSetting
 
 _MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 50_000
 _MAX_DEPTH: Final = 16
 _ABSENT: Final = frozenset(["", "~", "null", "Null", "NULL"])
-_EXAMPLE: Final = "docs/configuration.md shows a whole file."
+EXAMPLE: Final = "docs/configuration.md shows a whole file."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +43,30 @@ def read_document(path: Path) -> Document:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise refusal(
-            [ConfigIssue(str(path), f"it cannot be read: {why}", "Check the path given by --config.")]
-        ) from None
-    try:
         return parse_document(content.decode("utf-8"), str(path))
     except UnicodeDecodeError:
-        raise refusal([ConfigIssue(str(path), "it is not a UTF-8 text", _EXAMPLE)]) from None
+        raise _refused(str(path), "it is not a UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise _refused(str(path), f"it cannot be read: {why}", "Check the path given by --config.") from None
 
 
 def parse_document(text: str, name: str) -> Document:
     """Read YAML as the text of the file `name`. Raises BadSetting."""
     if len(text) > _MAX_BYTES:
-        raise refusal([ConfigIssue(name, "it is over 1 MiB, too large for a configuration", _EXAMPLE)])
+        raise _refused(name, "it is over 1 MiB, too large for a configuration")
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise refusal(
-            [ConfigIssue(name, f"it is not YAML: {_one_line(error.problem)}", _EXAMPLE, line=line)]
-        ) from None
+        raise _refused(name, f"it is not YAML: {_one_line(error.problem)}", line=line) from None
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        raise refusal([ConfigIssue(name, f"it is not YAML: {_one_line(error)}", _EXAMPLE)]) from None
+        raise _refused(name, f"it is not YAML: {_one_line(error)}") from None
     return _Reader(name).read(root)
+
+
+def _refused(name: str, what: str, hint: str = EXAMPLE, line: int | None = None) -> BadSetting:
+    return refusal([ConfigIssue(name, what, hint, line=line)])
 
 
 class _Reader:
@@ -81,7 +81,7 @@ class _Reader:
     def read(self, root: yaml.Node | None) -> Document:
         settings = self._value(root, ()) if root is not None else None
         if settings is not None and not isinstance(settings, dict):
-            self._report(root, (), "it is not a mapping of settings", _EXAMPLE)
+            self._report(root, (), "it is not a mapping of settings", EXAMPLE)
         if self._issues:
             raise refusal(self._issues)
         return Document(self._name, settings or {}, self._lines)
@@ -90,7 +90,7 @@ class _Reader:
         self._values += 1
         # With aliases, a small text can expand to a huge one.
         if self._values > _MAX_VALUES or len(key) > _MAX_DEPTH:
-            self._report(node, key, "it is nested too deep, or too long", _EXAMPLE)
+            self._report(node, key, "it is nested too deep, or too long", EXAMPLE)
             raise refusal(self._issues)
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, key))
@@ -109,7 +109,7 @@ class _Reader:
         for name_node, value_node in node.value:
             name = name_node.value
             if not isinstance(name, str):
-                self._report(name_node, key, "a key is not a word", _EXAMPLE)
+                self._report(name_node, key, "a key is not a word", EXAMPLE)
                 continue
             if name in seen:
                 self._report(
