@@ -48,17 +48,10 @@ class AmdProbe:
     Tests replace `library`, the module `amdsmi`, and `devices`, the folder `/dev`.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        library: Any = None,
-        *,
-        host: HostProbe | None = None,
-        devices: Path = Path("/dev"),
-    ) -> None:
+    def __init__(self, clock: Clock, library: Any = None, *, devices: Path = Path("/dev")) -> None:
         self._clock = clock
         self._library = library
-        self._host = host or HostProbe(clock)
+        self._host = HostProbe(clock)
         self._devices = devices
         self._open = False
 

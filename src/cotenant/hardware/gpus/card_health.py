@@ -1,10 +1,9 @@
 """The condition of NVIDIA's cards, through NVML."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
-from cotenant.hardware.gpus.nvml_query import answer, nvml_library
+from cotenant.hardware.gpus.nvml_query import Nvml
 
 _SLOWDOWNS: Final = (
     ("nvmlClocksEventReasonHwThermalSlowdown", "too hot"),
@@ -44,62 +43,38 @@ class CardHealth:
 
 def read_health(library: Any = None) -> tuple[CardHealth, ...]:
     """Ask every card; one that does not answer is left out. Tests replace `library`, the module `pynvml`."""
-    nvml = nvml_library(library)
-    reader = _Reader(nvml)
-    nvml.nvmlInit()
+    nvml = Nvml(library)
+    nvml.library.nvmlInit()
     try:
-        cards = [reader.card(index) for index in range(nvml.nvmlDeviceGetCount())]
+        numbers = range(nvml.library.nvmlDeviceGetCount())
+        handles = [(index, nvml.ask("DeviceGetHandleByIndex", index)) for index in numbers]
+        return tuple(_card(nvml, index, handle) for index, handle in handles if handle is not None)
     finally:
-        answer(nvml, nvml.nvmlShutdown)
-    return tuple(card for card in cards if card is not None)
+        nvml.ask("Shutdown")
 
 
-class _Reader:
-    """Asks for one fact at a time: what the driver refuses is unknown, and the rest is still read."""
+def _card(nvml: Nvml, index: int, handle: Any) -> CardHealth:
+    """Ask for one fact at a time: what the driver refuses is unknown, and the rest is still read."""
 
-    def __init__(self, nvml: Any) -> None:
-        self._nvml = nvml
-        self._ask = partial(answer, nvml)
+    def ask(query: str, *arguments: str) -> Any:
+        return nvml.ask(f"DeviceGet{query}", handle, *(getattr(nvml.library, each) for each in arguments))
 
-    def card(self, index: int) -> CardHealth | None:
-        nvml, ask = self._nvml, self._ask
-        handle = ask(nvml.nvmlDeviceGetHandleByIndex, index)
-        if handle is None:
-            return None
-        persistence = ask(nvml.nvmlDeviceGetPersistenceMode, handle)
-        pending, failed = self._repairs(handle)
-        return CardHealth(
-            index=index,
-            name=ask(nvml.nvmlDeviceGetName, handle) or "of unknown name",
-            persistence=None if persistence is None else persistence == nvml.NVML_FEATURE_ENABLED,
-            uncorrected_errors=ask(
-                nvml.nvmlDeviceGetTotalEccErrors,
-                handle,
-                nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-                nvml.NVML_VOLATILE_ECC,
-            ),
-            repairs_pending=pending,
-            repairs_failed=failed,
-            link_width=ask(nvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
-            link_width_most=ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
-            link_generation=ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
-            link_generation_most=ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-            performance_state=ask(nvml.nvmlDeviceGetPerformanceState, handle),
-            temperature_c=ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
-            slowed_by=self._slowdowns(handle),
-        )
-
-    def _repairs(self, handle: Any) -> tuple[bool | None, bool | None]:
-        """Return whether repairs are pending and whether one failed; older cards retire pages instead."""
-        rows = self._ask(self._nvml.nvmlDeviceGetRemappedRows, handle)
-        if rows is not None:
-            _, _, pending, failed = rows
-            return bool(pending), bool(failed)
-        pages = self._ask(self._nvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
-        return (None if pages is None else bool(pages)), None
-
-    def _slowdowns(self, handle: Any) -> tuple[str, ...]:
-        reasons = self._ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-        if reasons is None:
-            return ()
-        return tuple(text for name, text in _SLOWDOWNS if reasons & getattr(self._nvml, name, 0))
+    persistence, reasons = ask("PersistenceMode"), ask("CurrentClocksEventReasons") or 0
+    rows = ask("RemappedRows")
+    # Older cards retire pages instead.
+    pending, failed = (ask("RetiredPagesPendingStatus"), None) if rows is None else rows[2:]
+    return CardHealth(
+        index=index,
+        name=nvml.name(handle),
+        persistence=None if persistence is None else persistence == nvml.library.NVML_FEATURE_ENABLED,
+        uncorrected_errors=ask("TotalEccErrors", "NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC"),
+        repairs_pending=None if pending is None else bool(pending),
+        repairs_failed=None if failed is None else bool(failed),
+        link_width=ask("CurrPcieLinkWidth"),
+        link_width_most=ask("MaxPcieLinkWidth"),
+        link_generation=ask("CurrPcieLinkGeneration"),
+        link_generation_most=ask("MaxPcieLinkGeneration"),
+        performance_state=ask("PerformanceState"),
+        temperature_c=ask("Temperature", "NVML_TEMPERATURE_GPU"),
+        slowed_by=tuple(text for name, text in _SLOWDOWNS if reasons & getattr(nvml.library, name, 0)),
+    )

@@ -1,6 +1,6 @@
 """NVIDIA GPUs, through NVML (`nvidia-ml-py`)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, G
 from cotenant.domain.pci import normalise_bus_id
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.host import HostProbe
-from cotenant.hardware.gpus.nvml_query import answer, attempt, nvml_library
+from cotenant.hardware.gpus.nvml_query import Nvml
 
 _WHOLE_MACHINE = {
     "NVMLError_DriverNotLoaded": (
@@ -52,30 +52,26 @@ class NvmlProbe:
     Tests replace `library`, the module `pynvml`, and `devices`, the folder `/dev`.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        library: Any = None,
-        *,
-        host: HostProbe | None = None,
-        devices: Path = Path("/dev"),
-    ) -> None:
+    def __init__(self, clock: Clock, library: Any = None, *, devices: Path = Path("/dev")) -> None:
         self._clock = clock
-        self._library = library
-        self._host = host or HostProbe(clock)
+        self._nvml = Nvml(library)
+        self._ask = self._nvml.ask
+        self._host = HostProbe(clock)
         self._devices = devices
         self._open = False
 
     def inventory(self) -> Inventory:
         """Measure every device now. Raises nothing: errors are among the problems."""
-        nvml = self._nvml
+        nvml = self._nvml.library
         try:
             if not self._open:
                 nvml.nvmlInit()
                 self._open = True
             count = nvml.nvmlDeviceGetCount()
         except nvml.NVMLError as error:
-            self._close()
+            if self._open:
+                self._open = False
+                self._ask("Shutdown")
             return self._host.inventory(self._refused(error))
         found: list[tuple[Device, Reading]] = []
         problems: list[str] = []
@@ -83,24 +79,16 @@ class NvmlProbe:
             found.extend(self._card(index, problems))
         if not found:
             return self._host.inventory(tuple(problems))
+        # 12040 is 12.4.
+        cuda = self._ask("SystemGetCudaDriverVersion")
         return Inventory(
             InventorySource.NVML,
             devices=tuple(device for device, _ in found),
             readings={device.id: reading for device, reading in found},
-            driver_version=self._ask(nvml.nvmlSystemGetDriverVersion),
-            cuda_version=_cuda_version(self._ask(nvml.nvmlSystemGetCudaDriverVersion)),
+            driver_version=self._ask("SystemGetDriverVersion"),
+            cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
             problems=tuple(problems),
         )
-
-    @property
-    def _nvml(self) -> Any:
-        self._library = nvml_library(self._library)
-        return self._library
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            self._ask(self._nvml.nvmlShutdown)
 
     def _refused(self, error: Exception) -> tuple[str, ...]:
         kind = type(error).__name__
@@ -108,18 +96,15 @@ class NvmlProbe:
             return (_NO_LIBRARY,) if (self._devices / "nvidiactl").exists() else ()
         return (_WHOLE_MACHINE.get(kind, f"NVIDIA's driver refuses: {error}."),)
 
-    def _ask(self, query: Callable[..., Any], *arguments: Any) -> Any:
-        return answer(self._nvml, query, *arguments)
-
     def _card(self, index: int, problems: list[str]) -> Iterator[tuple[Device, Reading]]:
-        nvml = self._nvml
-        handle, error = attempt(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+        nvml = self._nvml.library
+        handle, error = self._nvml.attempt("DeviceGetHandleByIndex", index)
         if error is None:
-            uuid, error = attempt(nvml, nvml.nvmlDeviceGetUUID, handle)
+            uuid, error = self._nvml.attempt("DeviceGetUUID", handle)
         if error is not None:
             problems.append(f"GPU {index} does not answer ({error}): it is left out; see `dmesg` for why.")
             return
-        mig = self._ask(nvml.nvmlDeviceGetMigMode, handle)
+        mig = self._ask("DeviceGetMigMode", handle)
         if mig is None or mig[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             memory = self._memory(handle)
             card = self._device(handle, DeviceId(uuid), index, memory)
@@ -136,11 +121,10 @@ class NvmlProbe:
         yield from slices
 
     def _slices(self, parent: Any, card: Device) -> Iterator[tuple[Device, Reading]]:
-        nvml = self._nvml
         mode = self._compute_mode(parent)
-        for number in range(self._ask(nvml.nvmlDeviceGetMaxMigDeviceCount, parent) or 0):
-            handle = self._ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, parent, number)
-            uuid = None if handle is None else self._ask(nvml.nvmlDeviceGetUUID, handle)
+        for number in range(self._ask("DeviceGetMaxMigDeviceCount", parent) or 0):
+            handle = self._ask("DeviceGetMigDeviceHandleByIndex", parent, number)
+            uuid = None if handle is None else self._ask("DeviceGetUUID", handle)
             if uuid is None:
                 continue
             memory = self._memory(handle)
@@ -148,7 +132,7 @@ class NvmlProbe:
             device = Device(
                 DeviceId(uuid),
                 DeviceKind.MIG,
-                name=self._ask(nvml.nvmlDeviceGetName, handle) or f"{card.name} MIG {number}",
+                name=self._ask("DeviceGetName", handle) or f"{card.name} MIG {number}",
                 index=card.index,
                 total_bytes=memory.total,
                 pci_bus_id=card.pci_bus_id,
@@ -159,13 +143,12 @@ class NvmlProbe:
             yield device, self._reading(handle, device, memory, mode)
 
     def _device(self, handle: Any, uuid: DeviceId, index: int, memory: _Memory) -> Device:
-        nvml = self._nvml
-        pci = self._ask(nvml.nvmlDeviceGetPciInfo, handle)
-        capability = self._ask(nvml.nvmlDeviceGetCudaComputeCapability, handle)
+        pci = self._ask("DeviceGetPciInfo", handle)
+        capability = self._ask("DeviceGetCudaComputeCapability", handle)
         return Device(
             uuid,
             DeviceKind.GPU,
-            name=self._ask(nvml.nvmlDeviceGetName, handle) or "of unknown name",
+            name=self._nvml.name(handle),
             index=index,
             total_bytes=memory.total,
             pci_bus_id=None if pci is None else normalise_bus_id(pci.busId),
@@ -175,9 +158,9 @@ class NvmlProbe:
         )
 
     def _reading(self, handle: Any, device: Device, memory: _Memory, mode: ComputeMode | None) -> Reading:
-        nvml = self._nvml
-        rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
-        milliwatts = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
+        nvml = self._nvml.library
+        rates = self._ask("DeviceGetUtilizationRates", handle)
+        milliwatts = self._ask("DeviceGetPowerUsage", handle)
         return Reading(
             device.id,
             at=self._clock.now(),
@@ -186,18 +169,18 @@ class NvmlProbe:
             compute_mode=mode,
             processes=self._processes(handle),
             utilisation_percent=None if rates is None else rates.gpu,
-            temperature_c=self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+            temperature_c=self._ask("DeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
             power_w=None if milliwatts is None else milliwatts / 1000,
-            clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+            clock_mhz=self._ask("DeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
             problem=memory.problem,
         )
 
     def _memory(self, handle: Any) -> _Memory:
-        nvml = self._nvml
-        info, error = attempt(nvml, nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
+        nvml = self._nvml.library
+        info, error = self._nvml.attempt("DeviceGetMemoryInfo", handle, nvml.nvmlMemory_v2)
         reserved = 0 if info is None else info.reserved
         if info is None:
-            info, error = attempt(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+            info, error = self._nvml.attempt("DeviceGetMemoryInfo", handle)
         if isinstance(error, nvml.NVMLError_NotSupported):
             return _Memory(
                 problem="the driver does not report its memory, as for a GPU that shares the host's RAM"
@@ -208,34 +191,27 @@ class NvmlProbe:
         return _Memory(info.total, max(0, info.total - info.free - reserved), info.free)
 
     def _compute_mode(self, handle: Any) -> ComputeMode | None:
-        nvml = self._nvml
+        nvml = self._nvml.library
         modes = {
             nvml.NVML_COMPUTEMODE_DEFAULT: ComputeMode.DEFAULT,
             nvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD: ComputeMode.EXCLUSIVE_PROCESS,
             nvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: ComputeMode.EXCLUSIVE_PROCESS,
             nvml.NVML_COMPUTEMODE_PROHIBITED: ComputeMode.PROHIBITED,
         }
-        return modes.get(self._ask(nvml.nvmlDeviceGetComputeMode, handle))
+        return modes.get(self._ask("DeviceGetComputeMode", handle))
 
     def _bandwidth(self, handle: Any) -> int | None:
-        nvml = self._nvml
-        clock_mhz = self._ask(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM)
-        bus_bits = self._ask(nvml.nvmlDeviceGetMemoryBusWidth, handle)
+        nvml = self._nvml.library
+        clock_mhz = self._ask("DeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_MEM)
+        bus_bits = self._ask("DeviceGetMemoryBusWidth", handle)
         if not clock_mhz or not bus_bits:
             return None
         # Two transfers per clock: NVML's memory clock is half of the data rate, for GDDR and for HBM.
         return int(2 * clock_mhz * 1_000_000 * bus_bits // 8)
 
     def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
-        nvml = self._nvml
-        lists = [
-            self._ask(query, handle)
-            for query in (
-                nvml.nvmlDeviceGetComputeRunningProcesses,
-                nvml.nvmlDeviceGetGraphicsRunningProcesses,
-                nvml.nvmlDeviceGetMPSComputeRunningProcesses,
-            )
-        ]
+        kinds = ("Compute", "Graphics", "MPSCompute")
+        lists = [self._ask(f"DeviceGet{kind}RunningProcesses", handle) for kind in kinds]
         if all(listed is None for listed in lists):
             return None
         # Each list has all that a process holds, so a process on two lists counts once.
@@ -244,11 +220,5 @@ class NvmlProbe:
             known = [count for count in (used.get(process.pid), process.usedGpuMemory) if count is not None]
             used[process.pid] = max(known, default=None)
         return tuple(
-            GpuProcess(pid, self._ask(nvml.nvmlSystemGetProcessName, pid) or None, used[pid])
-            for pid in sorted(used)
+            GpuProcess(pid, self._ask("SystemGetProcessName", pid) or None, used[pid]) for pid in sorted(used)
         )
-
-
-def _cuda_version(number: int | None) -> str | None:
-    """Render NVML's 12040 as `12.4`."""
-    return None if number is None else f"{number // 1000}.{number % 1000 // 10}"

@@ -1,33 +1,34 @@
 """Queries to NVML that return an error of the driver instead of raising it."""
 
 import logging
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 _log = logging.getLogger(__name__)
 
 
-def nvml_library(replacement: Any = None) -> Any:
-    """Return the module `pynvml`, or its replacement in tests."""
-    if replacement is not None:
-        return replacement
-    # Imported late: it takes 40 ms, which `--help` need not wait for.
-    import pynvml
+class Nvml:
+    """The module `pynvml` as `library`, or its replacement in tests."""
 
-    return pynvml
+    def __init__(self, replacement: Any = None) -> None:
+        # Imported late: it takes 40 ms, which `--help` need not wait for.
+        self.library = import_module("pynvml") if replacement is None else replacement
 
+    def attempt(self, query: str, *arguments: Any) -> tuple[Any, Exception | None]:
+        """Return the answer of the function `nvml<query>`, or None and why the driver refuses it."""
+        nvml = self.library
+        try:
+            return getattr(nvml, f"nvml{query}")(*arguments), None
+        # An old driver lacks the function (NVMLLibraryMismatchError is no NVMLError); a name cut in the
+        # middle of a character does not decode.
+        except (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError) as error:
+            _log.debug("nvml%s: %s", query, error)
+            return None, error
 
-def attempt(nvml: Any, query: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-    """Return the answer, or None and why the driver refuses it."""
-    try:
-        return query(*arguments), None
-    # An old driver lacks the function (NVMLLibraryMismatchError is no NVMLError); a name cut in the
-    # middle of a character does not decode.
-    except (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError) as error:
-        _log.debug("%s: %s", getattr(query, "__name__", query), error)
-        return None, error
+    def ask(self, query: str, *arguments: Any) -> Any:
+        """Return the answer of the function `nvml<query>`, or None if the driver refuses it."""
+        return self.attempt(query, *arguments)[0]
 
-
-def answer(nvml: Any, query: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the answer, or None if the driver refuses it."""
-    return attempt(nvml, query, *arguments)[0]
+    def name(self, handle: Any) -> str:
+        """Return a card's name."""
+        return self.ask("DeviceGetName", handle) or "of unknown name"

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from cotenant.hardware.gpus.nvml_query import answer, nvml_library
+from cotenant.hardware.gpus.nvml_query import Nvml
 
 _LOG = logging.getLogger(__name__)
 _WAIT_MS: Final = 1000
@@ -77,47 +77,40 @@ class XidWatch:
             self._stop.set()
 
     def _watch(self, report_in_loop: Callable[[str, int], None]) -> None:
-        nvml = nvml_library(self._library)
-        try:
-            nvml.nvmlInit()
-        except nvml.NVMLError:
+        nvml = Nvml(self._library)
+        if nvml.attempt("Init")[1] is not None:
             return
         try:
             self._wait(nvml, report_in_loop)
-        except (nvml.NVMLError, nvml.NVMLLibraryMismatchError) as error:
+        except (nvml.library.NVMLError, nvml.library.NVMLLibraryMismatchError) as error:
             _LOG.info("the driver's error events are not followed: %s", error)
         finally:
-            answer(nvml, nvml.nvmlShutdown)
+            nvml.ask("Shutdown")
 
-    def _wait(self, nvml: Any, report_in_loop: Callable[[str, int], None]) -> None:
-        events = nvml.nvmlEventSetCreate()
+    def _wait(self, nvml: Nvml, report_in_loop: Callable[[str, int], None]) -> None:
+        library = nvml.library
+        events = library.nvmlEventSetCreate()
+        # The cards' names by bus id.
+        labels: dict[str, str] = {}
         try:
-            labels = self._register(nvml, events)
+            for index in range(library.nvmlDeviceGetCount()):
+                try:
+                    handle = library.nvmlDeviceGetHandleByIndex(index)
+                    library.nvmlDeviceRegisterEvents(handle, library.nvmlEventTypeXidCriticalError, events)
+                except library.NVMLError as error:
+                    _LOG.debug("GPU %d: %s", index, error)
+                    continue
+                labels[_bus(nvml, handle)] = f"GPU {index} {nvml.name(handle)}"
             while labels and not self._stop.is_set():
                 try:
-                    event = nvml.nvmlEventSetWait_v2(events, _WAIT_MS)
-                except nvml.NVMLError_Timeout:
+                    event = library.nvmlEventSetWait_v2(events, _WAIT_MS)
+                except library.NVMLError_Timeout:
                     continue
-                pci = answer(nvml, nvml.nvmlDeviceGetPciInfo, event.device)
-                report_in_loop(labels.get(_bus(pci), "a GPU"), int(event.eventData))
+                report_in_loop(labels.get(_bus(nvml, event.device), "a GPU"), int(event.eventData))
         finally:
-            answer(nvml, nvml.nvmlEventSetFree, events)
-
-    def _register(self, nvml: Any, events: Any) -> dict[str, str]:
-        """Ask for the errors of every card; return their names by bus id."""
-        labels: dict[str, str] = {}
-        for index in range(nvml.nvmlDeviceGetCount()):
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
-            except nvml.NVMLError as error:
-                _LOG.debug("GPU %d: %s", index, error)
-                continue
-            name = answer(nvml, nvml.nvmlDeviceGetName, handle) or "of unknown name"
-            bus = _bus(answer(nvml, nvml.nvmlDeviceGetPciInfo, handle))
-            labels[bus] = f"GPU {index} {name}"
-        return labels
+            nvml.ask("EventSetFree", events)
 
 
-def _bus(pci: Any) -> str:
+def _bus(nvml: Nvml, handle: Any) -> str:
+    pci = nvml.ask("DeviceGetPciInfo", handle)
     return "" if pci is None else str(pci.busId)
