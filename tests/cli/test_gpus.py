@@ -27,9 +27,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def call(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     gpus.register(parser)
-    args = parser.parse_args(arguments)
-    status: int = args.run(args)
-    return status
+    return gpus.run(parser.parse_args(arguments))
 
 
 def read_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

@@ -24,7 +24,6 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--llama-server", type=file_path, metavar="FILE", help="the engine to verify with")
     add_model_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -47,7 +47,6 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--plot", type=Path, metavar="FILE", help="plot rates and memory into a file, .svg or .png"
     )
     add_daemon_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,8 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options, model_path
 from cotenant.cli.flags import whole
@@ -11,45 +10,27 @@ from cotenant.cli.table import print_result
 from cotenant.domain.units import format_bytes
 
 
-def register_load(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `load`."""
-    _add_arguments(parser, _load)
-    parser.add_argument("--no-wait", action="store_true", help="return before it is loaded")
-
-
-def register_unload(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `unload`."""
-    _add_arguments(parser, _unload)
-    parser.add_argument("--no-wait", action="store_true", help="return before its memory is free")
-
-
-def register_pin(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `pin`."""
-    _add_arguments(parser, _pin)
-    parser.add_argument("--off", action="store_true", help="let it be evicted again")
-
-
-def register_why(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `why`."""
-    _add_arguments(parser, _why)
-    parser.add_argument("--json", action="store_true", help="print the decisions as JSON, with their numbers")
-
-
-def register_logs(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `logs`."""
-    _add_arguments(parser, _logs)
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="continue to print new lines, until Ctrl-C"
-    )
-    parser.add_argument(
-        "-n", "--lines", type=whole("--lines", 0), default=100, metavar="N", help="last lines (default: 100)"
-    )
-
-
-def _add_arguments(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command that the parser is for."""
+    command = parser.prog.split()[-1]
+    parser.set_defaults(run=_RUN[command])
     parser.add_argument("name", metavar="NAME", help="the model's name or alias")
     add_daemon_options(parser)
-    parser.set_defaults(run=run)
+    if command in _SWITCHES:
+        switch, text = _SWITCHES[command]
+        parser.add_argument(switch, action="store_true", help=text)
+    else:
+        parser.add_argument(
+            "-f", "--follow", action="store_true", help="continue to print new lines, until Ctrl-C"
+        )
+        parser.add_argument(
+            "-n",
+            "--lines",
+            type=whole("--lines", 0),
+            default=100,
+            metavar="N",
+            help="last lines (default: 100)",
+        )
 
 
 def _order(args: argparse.Namespace, action: str) -> Any:
@@ -92,3 +73,12 @@ def _logs(args: argparse.Namespace) -> int:
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
     return 0
+
+
+_RUN: Final = {"load": _load, "unload": _unload, "pin": _pin, "why": _why, "logs": _logs}
+_SWITCHES: Final = {
+    "load": ("--no-wait", "return before it is loaded"),
+    "unload": ("--no-wait", "return before its memory is free"),
+    "pin": ("--off", "let it be evicted again"),
+    "why": ("--json", "print the decisions as JSON, with their numbers"),
+}

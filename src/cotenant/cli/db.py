@@ -50,20 +50,16 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action requested. Raises StoreError, BadSetting, BadDeviceSpec."""
-    status: int = args.action(args, _location(args.database))
-    return status
+    from cotenant.daemon.core.settings import default_database
+
+    location = locate(default_database() if args.database is None else args.database)
+    return int(args.action(args, location))
 
 
 def _action(actions: Any, name: str, action: object, help_: str) -> Any:
     parser = actions.add_parser(name, help=help_)
-    parser.set_defaults(run=run, action=action)
+    parser.set_defaults(action=action)
     return parser
-
-
-def _location(given: str | None) -> Location:
-    from cotenant.daemon.core.settings import state_dir
-
-    return locate(state_dir() / "cotenant.db" if given is None else given)
 
 
 def _upgrade(args: argparse.Namespace, location: Location) -> int:

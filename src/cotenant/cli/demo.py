@@ -22,7 +22,6 @@ _HUB_WITHIN_S = 4.0
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add_serve_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

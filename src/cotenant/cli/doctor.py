@@ -41,7 +41,6 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="also run a container with a GPU, and check the GPU of each service's container",
     )
     parser.add_argument("--image", help="run that container with this local image (default: any local one)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

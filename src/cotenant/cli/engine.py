@@ -26,7 +26,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="show what can run models and which GPUs each sees")
     listing.add_argument("--json", action="store_true", help="print JSON")
     add_llama_server_option(listing)
-    listing.set_defaults(run=run, action=_list)
+    listing.set_defaults(run=_list)
     installing = actions.add_parser("install", help="install the embedded engine for this machine's GPUs")
     installing.add_argument(
         "flavour", nargs="?", choices=_FLAVOURS, help="what to compute on (default: what the GPUs here need)"
@@ -35,13 +35,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     installing.add_argument(
         "--index", metavar="URL|FOLDER", help="where to take the wheel from in place of upstream's index"
     )
-    installing.set_defaults(run=run, action=_install)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the action. Raises EngineMissing or EngineInstallFailed."""
-    status: int = args.action(args)
-    return status
+    installing.set_defaults(run=_install)
 
 
 def _list(args: argparse.Namespace) -> int:

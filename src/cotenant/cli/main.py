@@ -3,49 +3,42 @@
 import argparse
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 from cotenant import __version__
 from cotenant.domain.errors import CotenantError, DoesNotFit, UsageError
 
-
-class _Command(NamedTuple):
-    """A command: its help (None for a former name), and the module and function that add its arguments."""
-
-    help: str | None
-    module: str
-    register: str = "register"
-
-
-_COMMANDS: Final = {
-    "serve": _Command("serve one model, or all of a configuration", "serve"),
-    "analyze": _Command("read a model file: layers, sizes, and the split to use", "analyze"),
-    "plan": _Command("plan a model over GPUs without loading it", "plan"),
-    "gpus": _Command("show the GPUs, their memory and the processes on them", "gpus"),
-    "engine": _Command("list the engines of this machine, or install one", "engine"),
-    "models": _Command("list the configured models, and what all of them need", "models"),
-    "pull": _Command("fetch a model from the hub into models_dir", "pull"),
-    "demo": _Command("serve a model, a generated one if none is given, and ask it a question", "demo"),
-    "ps": _Command("show the models of a running daemon and its devices", "ps"),
-    "load": _Command("load a model in a running daemon", "control", "register_load"),
-    "unload": _Command("unload a model once its requests are answered", "control", "register_unload"),
-    "pin": _Command("keep a model from being evicted, or stop doing so", "control", "register_pin"),
-    "why": _Command("show what was decided about a model, and why", "control", "register_why"),
-    "logs": _Command("show the log of a model's engine", "control", "register_logs"),
-    "doctor": _Command("check this machine for problems and suggest fixes", "doctor"),
-    "mps": _Command("start, end and show the MPS daemons that share cards", "mps"),
-    "top": _Command("watch a running daemon: cards, models, decisions", "top.command"),
-    "bench": _Command(
-        "measure models alone and together at a running daemon, or at any OpenAI-compatible address", "bench"
+_COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
+    "serve": ("serve", "serve one model, or all of a configuration"),
+    "analyze": ("analyze", "read a model file: layers, sizes, and the split to use"),
+    "plan": ("plan", "plan a model over GPUs without loading it"),
+    "gpus": ("gpus", "show the GPUs, their memory and the processes on them"),
+    "engine": ("engine", "list the engines of this machine, or install one"),
+    "models": ("models", "list the configured models, and what all of them need"),
+    "pull": ("pull", "fetch a model from the hub into models_dir"),
+    "demo": ("demo", "serve a model, a generated one if none is given, and ask it a question"),
+    "ps": ("ps", "show the models of a running daemon and its devices"),
+    "load": ("control", "load a model in a running daemon"),
+    "unload": ("control", "unload a model once its requests are answered"),
+    "pin": ("control", "keep a model from being evicted, or stop doing so"),
+    "why": ("control", "show what was decided about a model, and why"),
+    "logs": ("control", "show the log of a model's engine"),
+    "doctor": ("doctor", "check this machine for problems and suggest fixes"),
+    "mps": ("mps", "start, end and show the MPS daemons that share cards"),
+    "top": ("top.command", "watch a running daemon: cards, models, decisions"),
+    "bench": (
+        "bench",
+        "measure models alone and together at a running daemon, or at any OpenAI-compatible address",
     ),
-    "simulate": _Command("replay a log of requests on other GPUs or by other rules", "simulate.command"),
-    "systemd": _Command("run the daemon under systemd", "systemd.command"),
-    "service": _Command(None, "systemd.command", "register_former_name"),
-    "services": _Command("pin containers to GPUs, apply that, and roll it back", "services.command"),
-    "db": _Command("upgrade, back up and restore the database", "db"),
+    "simulate": ("simulate.command", "replay a log of requests on other GPUs or by other rules"),
+    "systemd": ("systemd.command", "run the daemon under systemd"),
+    "service": ("systemd.command", None),
+    "services": ("services.command", "pin containers to GPUs, apply that, and roll it back"),
+    "db": ("db", "upgrade, back up and restore the database"),
 }
+"""The module of each command, and its help; a former name has none and warns."""
 _FAULT, _USAGE, _DOES_NOT_FIT, _INTERRUPTED = 1, 2, 3, 130
 
 
@@ -62,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Other commands' modules are not imported: that is most of the time that a short command takes.
         args = build_parser(given[:1]).parse_args(given)
+        if given[0] == "service":
+            print("cotenant: warning: `cotenant service` is now `cotenant systemd`.", file=sys.stderr)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
@@ -69,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cotenant: error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)
-        return _status(error)
+        if isinstance(error, UsageError):
+            return _USAGE
+        return _DOES_NOT_FIT if isinstance(error, DoesNotFit) else _FAULT
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -94,19 +91,15 @@ def build_parser(commands: Collection[str] = _COMMANDS) -> argparse.ArgumentPars
     )
     parser.add_argument("--version", action="version", version=f"cotenant {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for name, command in _COMMANDS.items():
+    for name, (module, help_) in _COMMANDS.items():
         # A command that is added without help is not listed.
-        has_help = command.help is not None
-        added = subparsers.add_parser(name, help=command.help) if has_help else subparsers.add_parser(name)
+        added = subparsers.add_parser(name) if help_ is None else subparsers.add_parser(name, help=help_)
         if name in commands:
-            getattr(import_module(f"cotenant.cli.{command.module}"), command.register)(added)
+            command = import_module(f"cotenant.cli.{module}")
+            # The actions of a command, and commands that share a module, each set their own.
+            added.set_defaults(run=getattr(command, "run", None))
+            command.register(added)
     return parser
-
-
-def _status(error: CotenantError) -> int:
-    if isinstance(error, UsageError):
-        return _USAGE
-    return _DOES_NOT_FIT if isinstance(error, DoesNotFit) else _FAULT
 
 
 if __name__ == "__main__":

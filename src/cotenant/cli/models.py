@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.set_defaults(run=run)
     _add_options(parser, default=None)
     parser.add_argument("--json", action="store_true", help="print the models as JSON")
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and list everything wrong with it"
     )
-    actions = parser.add_subparsers(metavar="ACTION", parser_class=type(parser))
+    actions = parser.add_subparsers(metavar="ACTION")
     remove = actions.add_parser("rm", help="delete the files of a model of models_dir")
     remove.add_argument("name", metavar="NAME", help="the model's name")
     remove.add_argument("--yes", action="store_true", help="do not ask")

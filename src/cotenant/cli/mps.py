@@ -51,7 +51,7 @@ def _action(actions: Any, name: str, action: Any, text: str) -> argparse.Argumen
     # Accepted only to be refused: MPS cannot serve described cards.
     parser.add_argument("--gpus", default=os.environ.get("COTENANT_GPUS") or None, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run, action=action)
+    parser.set_defaults(action=action)
     return parser
 
 
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
             "MPS shares this machine's cards, not described ones",
             hint="Leave --gpus out, and COTENANT_GPUS unset; --devices names cards.",
         )
-    status: int = args.action(args)
-    return status
+    return int(args.action(args))
 
 
 def _start(args: argparse.Namespace) -> int:

@@ -19,7 +19,6 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="print JSON: bytes as integers, null for unknown")
     add_daemon_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

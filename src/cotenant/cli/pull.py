@@ -29,7 +29,6 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
     parser.add_argument("--json", action="store_true", help="print each step as a line of JSON")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -45,7 +45,6 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_serve_options(parser)
     parser.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
     flag(parser, "--models-dir", file_path, None, "FOLDER", "serve every GGUF in it")
-    parser.set_defaults(run=run)
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:

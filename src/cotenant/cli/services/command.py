@@ -26,7 +26,7 @@ _UNPINNED: Final = ("none", "-")
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=type(parser))
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
     _register_import(actions)
     _register_read(actions, "list", _list, "show services and their GPUs")
     preview = _register_read(

@@ -110,7 +110,6 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--all-models", action="store_true", help="list every model, however many there are")
     parser.add_argument("--json", action="store_true", help="print JSON: seconds, bytes, shares from 0 to 1")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

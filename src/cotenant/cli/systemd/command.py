@@ -27,28 +27,9 @@ _GROUPS: Final = ("video", "render")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
 _SYSTEMCTL_TIMEOUT_S: Final = 90.0
 
-_Run = Callable[[argparse.Namespace], int]
-
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    _add_actions(parser, lambda run: run)
-
-
-def register_former_name(parser: argparse.ArgumentParser) -> None:
-    """Add the same to `service`, the command's former name, which warns."""
-    _add_actions(parser, _renamed)
-
-
-def _renamed(run: _Run) -> _Run:
-    def warn_and_run(args: argparse.Namespace) -> int:
-        print("cotenant: warning: `cotenant service` is now `cotenant systemd`.", file=sys.stderr)
-        return run(args)
-
-    return warn_and_run
-
-
-def _add_actions(parser: argparse.ArgumentParser, wrapped: Callable[[_Run], _Run]) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     install = actions.add_parser("install", help="write the systemd unit; starts nothing without --now")
     _add_scope(install)
@@ -56,15 +37,15 @@ def _add_actions(parser: argparse.ArgumentParser, wrapped: Callable[[_Run], _Run
     install.add_argument("--run-as", metavar="USER", default="cotenant", help="user of a system unit")
     install.add_argument("--now", action="store_true", help="enable and start it as well")
     _add_writing(install)
-    install.set_defaults(run=wrapped(_install))
+    install.set_defaults(run=_install)
     uninstall = actions.add_parser("uninstall", help="stop and disable the daemon and remove its unit")
     _add_scope(uninstall)
     _add_writing(uninstall)
-    uninstall.set_defaults(run=wrapped(_uninstall))
+    uninstall.set_defaults(run=_uninstall)
     status = actions.add_parser("status", help="show whether the unit is installed, and its state in systemd")
     _add_scope(status)
     status.add_argument("--json", action="store_true", help="print JSON; null for unknown")
-    status.set_defaults(run=wrapped(_status))
+    status.set_defaults(run=_status)
 
 
 def _add_scope(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,6 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="how often to poll (default: 2s)",
     )
     add_daemon_options(parser)
-    parser.set_defaults(run=run)
 
 
 def _interval(text: str) -> float:
