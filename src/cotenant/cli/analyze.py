@@ -1,12 +1,14 @@
 """`cotenant analyze`: what a model file contains, its sizes, and where it would be placed."""
 
 import argparse
+from collections.abc import Sequence
 
 from cotenant.analysis.calibration import Comparison
 from cotenant.cli.flags import file_path
 from cotenant.cli.plan import DOES_NOT_FIT, print_json, print_plan
 from cotenant.cli.plan_input import PlanInput, add_model_options, model_path, read_plan_input
 from cotenant.cli.render import analysis_lines, comparison_lines
+from cotenant.cli.table import attributes
 from cotenant.domain.errors import UsageError
 from cotenant.domain.models import ModelShape
 from cotenant.domain.placements import Placement
@@ -47,15 +49,7 @@ def run(args: argparse.Namespace) -> int:
             comparisons, engine = _verified(given, placed, args)
             print()
             print(*comparison_lines(comparisons, f"Planned / rehearsed by {engine}"), sep="\n")
-    return 0 if isinstance(result, Placement) else DOES_NOT_FIT
-
-
-def _verified(
-    given: PlanInput, placement: Placement, args: argparse.Namespace
-) -> tuple[tuple[Comparison, ...], str]:
-    from cotenant.daemon.verification import verify
-
-    return verify(given.request, placement, given.rules, given.path, args.llama_server)
+    return DOES_NOT_FIT if placed is None else 0
 
 
 def _verified_as_json(given: PlanInput, placement: Placement, args: argparse.Namespace) -> dict[str, object]:
@@ -74,26 +68,22 @@ def _verified_as_json(given: PlanInput, placement: Placement, args: argparse.Nam
     return {"engine": engine, "devices": devices}
 
 
+def _verified(
+    given: PlanInput, placement: Placement, args: argparse.Namespace
+) -> tuple[Sequence[Comparison], str]:
+    from cotenant.daemon.verification import verify
+
+    return verify(given.request, placement, given.rules, given.path, args.llama_server)
+
+
 def _as_json(shape: ModelShape) -> dict[str, object]:
     sizes = [layer.weight_bytes for layer in shape.layers if not layer.skipped]
     return {
-        "name": shape.name,
-        "architecture": shape.architecture,
-        "kind": shape.kind,
-        "quantisation": shape.quantisation,
-        "parameters": shape.parameters,
-        "file_bytes": shape.file_bytes,
-        "tensor_bytes": shape.tensor_bytes,
-        "input_bytes": shape.input_bytes,
-        "output_bytes": shape.output_bytes,
-        "tied": shape.tied,
-        "n_ctx_train": shape.n_ctx_train,
-        "n_embd": shape.n_embd,
-        "n_vocab": shape.n_vocab,
-        "n_expert": shape.n_expert,
-        "n_expert_used": shape.n_expert_used,
-        "sliding_window": shape.sliding_window,
-        "chat_template": shape.chat_template,
+        **attributes(
+            shape,
+            "name architecture kind quantisation parameters file_bytes tensor_bytes input_bytes output_bytes "
+            "tied n_ctx_train n_embd n_vocab n_expert n_expert_used sliding_window chat_template",
+        ),
         "layer_bytes": {
             "average": sum(sizes) // len(sizes) if sizes else None,
             "least": min(sizes, default=None),
@@ -103,12 +93,7 @@ def _as_json(shape: ModelShape) -> dict[str, object]:
             {
                 "index": layer.index,
                 "bytes": layer.weight_bytes,
-                "expert_bytes": layer.expert_bytes,
-                "attention": layer.attention,
-                "n_head": layer.n_head,
-                "k_elements": layer.k_elements,
-                "v_elements": layer.v_elements,
-                "state_elements": layer.state_elements,
+                **attributes(layer, "expert_bytes attention n_head k_elements v_elements state_elements"),
                 "loaded": not layer.skipped,
             }
             for layer in shape.layers

@@ -12,7 +12,6 @@ from cotenant.domain.errors import BadSetting, CotenantError, DaemonSilent, Requ
 
 _DEFAULT: Final = "http://127.0.0.1:8080"
 _READ_TIMEOUT_S: Final = 15.0
-_JSON: Final = "application/json"
 _TEXT: Final = "text/plain"
 
 
@@ -40,20 +39,28 @@ class Daemon:
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Take address and key from the flags. Raises BadSetting."""
-        self.address = _checked(args.address)
-        self._key: str | None = args.api_key
+        given = args.address if "://" in args.address else f"http://{args.address}"
+        self.address = given.rstrip("/")
+        try:
+            parts = urlsplit(self.address)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or port == 0 or parts.scheme not in ("http", "https"):
+            raise BadSetting(
+                f"{args.address!r} is not an address",
+                hint=f"--address or COTENANT_ADDRESS is a URL such as {_DEFAULT}.",
+            )
+        tls = parts.scheme == "https"
+        self._endpoint = Endpoint(host, port or (443 if tls else 80), tls, parts.path, key=args.api_key)
 
     def get(self, path: str) -> Any:
         """Return the JSON at a path."""
         return self._json("GET", path, _READ_TIMEOUT_S)
 
-    def post(self, path: str, payload: object = None) -> Any:
-        """Send a POST and return the JSON of the response. There is no time limit."""
-        return self._json("POST", path, None, payload)
-
-    def put(self, path: str, payload: object) -> Any:
-        """Send a PUT and return the JSON of the response. There is no time limit."""
-        return self._json("PUT", path, None, payload)
+    def send(self, path: str, payload: object = None, method: str = "POST") -> Any:
+        """Send a request and return the JSON of the response. There is no time limit."""
+        return self._json(method, path, None, payload)
 
     def text(self, path: str) -> str:
         """Return the plain text at a path."""
@@ -71,7 +78,12 @@ class Daemon:
             raise self._not_cotenant() from None
 
     def _body(
-        self, method: str, path: str, timeout_s: float | None, payload: object = None, accept: str = _JSON
+        self,
+        method: str,
+        path: str,
+        timeout_s: float | None,
+        payload: object = None,
+        accept: str = "application/json",
     ) -> Iterator[bytes]:
         """Yield the body of the response as it arrives; `timeout_s` limits each step."""
         # The daemon's commands need no network library before they run.
@@ -82,7 +94,7 @@ class Daemon:
         begun = False
         limits = Limits(timeout_s, timeout_s, timeout_s, body_bytes=None)
         try:
-            with blocking.opened(Request(self._endpoint(), method, path, payload, accept), limits) as (
+            with blocking.opened(Request(self._endpoint, method, path, payload, accept), limits) as (
                 status,
                 pieces,
             ):
@@ -103,13 +115,6 @@ class Daemon:
                 hint="Start one with `cotenant serve`, or name it with --address or COTENANT_ADDRESS.",
             ) from None
 
-    def _endpoint(self) -> Endpoint:
-        parts = urlsplit(self.address)
-        tls = parts.scheme == "https"
-        return Endpoint(
-            parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.path, key=self._key
-        )
-
     def _refusal(self, body: bytes) -> CotenantError:
         """Return the error that the daemon reports, with its own class, which decides the exit status."""
         try:
@@ -117,29 +122,13 @@ class Daemon:
             message, code = str(error["message"]), error["code"]
         except (ValueError, KeyError, TypeError):
             return self._not_cotenant()
-        if code == "unauthorized":
-            return _error_class(code)(message, hint="Give it with --api-key or COTENANT_API_KEY.")
-        return _error_class(code)(message)
+        hint = "Give it with --api-key or COTENANT_API_KEY." if code == "unauthorized" else ""
+        return _error_class(code)(message, hint=hint)
 
     def _not_cotenant(self) -> DaemonSilent:
         return DaemonSilent(
             f"the server at {self.address} is not Cotenant", hint="Check --address or COTENANT_ADDRESS."
         )
-
-
-def _checked(address: str) -> str:
-    given = address if "://" in address else f"http://{address}"
-    try:
-        parts = urlsplit(given)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        sound = False
-    if not sound:
-        raise BadSetting(
-            f"{address!r} is not an address",
-            hint=f"--address or COTENANT_ADDRESS is a URL such as {_DEFAULT}.",
-        )
-    return given.rstrip("/")
 
 
 def _error_class(code: object) -> type[CotenantError]:

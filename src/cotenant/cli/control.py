@@ -36,7 +36,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def _order(args: argparse.Namespace, action: str) -> Any:
     """Send an order about the model. Raises DaemonSilent, UnknownModel, DoesNotFit or EngineError."""
     query = "?wait=0" if getattr(args, "no_wait", False) else ""
-    return Daemon(args).post(model_path(args.name, action) + query)
+    return Daemon(args).send(model_path(args.name, action) + query)
 
 
 def _load(args: argparse.Namespace) -> int:

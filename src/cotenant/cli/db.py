@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cotenant.cli.options import measured
 from cotenant.cli.table import Column, print_result, table_lines
-from cotenant.clock import SystemClock
-from cotenant.services.model import SeenDevice
 from cotenant.store.location import Location, locate
 
 if TYPE_CHECKING:
-    from cotenant.store.backup import Relocated, RestoreResult
+    from cotenant.store.backup import Relocated
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -110,38 +109,26 @@ def _backup(args: argparse.Namespace, location: Location) -> int:
 
 
 def _restore(args: argparse.Namespace, location: Location) -> int:
+    from cotenant.daemon.core.settings import state_dir
+    from cotenant.services.devices import seen_devices
     from cotenant.store.maintenance import restore
 
-    replaced = _replaced_file(location) if args.force else None
-    result = restore(location, args.file, _gpus_here(args.gpus), replaced=replaced)
-    print(*_as_text(result), sep="\n")
+    replaced = None
+    if args.force:
+        # What is replaced is kept next to the database, or in the state directory.
+        folder = state_dir() if location.path is None else location.path.parent
+        replaced = folder / f"cotenant.replaced-{time.time_ns()}.json"
+    here = seen_devices(measured(args.gpus), time.time())
+    result = restore(location, args.file, here, replaced=replaced)
+    if result.number is None:
+        print("The backup holds no GPU configuration.")
+    else:
+        print(*table_lines(_COLUMNS, result.assignments), sep="\n")
+        print(f"Saved as GPU configuration {result.number}; `cotenant services apply` puts it into effect.")
+    print(f"Restored {result.settings} settings, and {result.learned} records of loads that were not there.")
     if replaced is not None and replaced.exists():
         print(f"The replaced configuration is kept in {replaced}")
     return 0
-
-
-def _replaced_file(location: Location) -> Path:
-    """Return the file for what a restore replaces: next to the database, or in the state directory."""
-    from cotenant.daemon.core.settings import state_dir
-
-    folder = state_dir() if location.path is None else location.path.parent
-    return folder / f"cotenant.replaced-{time.time_ns()}.json"
-
-
-def _gpus_here(described: str | None) -> Sequence[SeenDevice]:
-    from cotenant.hardware.gpus.inventory import probe
-    from cotenant.services.devices import seen_devices
-
-    return seen_devices(probe(described, SystemClock()).inventory(), time.time())
-
-
-def _as_text(result: RestoreResult) -> Iterator[str]:
-    if result.number is None:
-        yield "The backup holds no GPU configuration."
-    else:
-        yield from table_lines(_COLUMNS, result.assignments)
-        yield f"Saved as GPU configuration {result.number}; `cotenant services apply` puts it into effect."
-    yield f"Restored {result.settings} settings, and {result.learned} records of loads that were not there."
 
 
 def _gpu_before(each: Relocated) -> str:

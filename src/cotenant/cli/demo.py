@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.cli.plan_input import model_path
-from cotenant.cli.serve import add_serve_options, api_keys, serve_model
+from cotenant.cli.serve import add_serve_options, serve_model
 from cotenant.domain.errors import HubError
 
 _PROMPT = "Say in one sentence what a GPU is for."
@@ -58,9 +58,13 @@ def _from_hub() -> Path | None:
 
 
 def _asker(args: argparse.Namespace, *, random_weights: bool) -> Any:
+    from cotenant.daemon.core.settings import read_api_keys
+
     async def ask(address: str) -> None:
+        key = os.environ.get("COTENANT_API_KEY")
+        keys = read_api_keys(args.api_key or ([key] if key else []), args.api_key_file)
         try:
-            answer = await _ask(address, next(iter(api_keys(args)), None))
+            answer = await _ask(address, next(iter(keys), None))
         except OSError as error:
             print(f"\nAsked: {_PROMPT}\nNo answer: {error}\n")
         else:

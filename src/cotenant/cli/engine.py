@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.options import add_llama_server_option
-from cotenant.cli.table import print_result
-from cotenant.clock import SystemClock
+from cotenant.cli.options import add_llama_server_option, measured
+from cotenant.cli.table import attributes, print_result
 from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import EngineError
@@ -41,7 +40,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace) -> int:
     from cotenant.engines.llama_cpp.builds import discover
 
-    builds, inventory = discover(args.llama_server), _inventory()
+    # Described devices do not decide what runs here or must be installed.
+    builds, inventory = discover(args.llama_server), measured(None)
     chosen, refusal = _chosen(builds, inventory)
     value = _as_json(builds, chosen, refusal)
     return print_result(args, value, _as_text(builds, inventory, chosen, refusal))
@@ -50,7 +50,7 @@ def _list(args: argparse.Namespace) -> int:
 def _install(args: argparse.Namespace) -> int:
     from cotenant.engines.llama_cpp.install import Flavour, install, plan_install, read_system, shown
 
-    inventory = _inventory()
+    inventory = measured(None)
     flavour = Flavour(args.flavour or (inventory.vendor.traits.backend if inventory.vendor else "cpu"))
     plan = plan_install(flavour, read_system(inventory.cuda_version), index_url=args.index)
     print(shown(plan.command), flush=True)
@@ -61,13 +61,6 @@ def _install(args: argparse.Namespace) -> int:
     build = install(plan, say=lambda line: print(f"  {line}", flush=True))
     print(f"{build.form} {build.version} is installed and {_devices_text(build)}.")
     return 0 if build.sees_gpus or flavour is Flavour.CPU else 1
-
-
-def _inventory() -> Inventory:
-    """Measure this machine's own devices: described ones do not decide what must be installed."""
-    from cotenant.hardware.gpus.inventory import probe
-
-    return probe(None, SystemClock()).inventory()
 
 
 def _chosen(builds: Builds, inventory: Inventory) -> tuple[EngineBuild | None, EngineError | None]:
@@ -105,10 +98,7 @@ def _as_json(builds: Builds, chosen: EngineBuild | None, refusal: EngineError | 
     return {
         "engines": [
             {
-                "form": build.form,
-                "version": build.version,
-                "program": build.program,
-                "problem": build.problem,
+                **attributes(build, "form version program problem"),
                 "chosen": build is chosen,
                 "devices": [asdict(device) for device in build.devices],
             }

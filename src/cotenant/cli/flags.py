@@ -60,38 +60,17 @@ def is_given(args: argparse.Namespace, setting: Setting) -> bool:
 class _Given(argparse.Action):
     """Stores a value, and that its flag was given: unlike a default, it overrides the file."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         setattr(namespace, self.dest, values)
-        _record_given(namespace, self.dest)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
 
 
 class _GivenSwitch(argparse.BooleanOptionalAction):
     """Stores a Boolean, and that its flag was given."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         super().__call__(parser, namespace, values, option)
-        _record_given(namespace, self.dest)
-
-
-def _record_given(namespace: argparse.Namespace, dest: str) -> None:
-    namespace.given = {*getattr(namespace, "given", ()), dest}
-
-
-def given_flags(args: argparse.Namespace) -> dict[str, object]:
-    """Return the flags that were given, by name with underscores."""
-    return {name: getattr(args, name) for name in sorted(getattr(args, "given", ()))}
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
 
 
 def flag(

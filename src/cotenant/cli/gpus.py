@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from cotenant.cli.options import add_device_options, read_inventory
-from cotenant.cli.table import Column, cut_middle, print_result, table_lines
+from cotenant.cli.table import Column, attributes, cut_middle, print_result, table_lines
 from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading, Sensors
 from cotenant.domain.units import format_mib
 from cotenant.planning.compute_modes import default_mode_command
@@ -16,11 +16,6 @@ _TITLES = {
     DeviceOrder.FREE_DESC: "GPUs sorted by free VRAM (GPU0 = highest)",
     DeviceOrder.TOTAL_DESC: "GPUs sorted by total VRAM (GPU0 = highest)",
     DeviceOrder.INDEX: "GPUs in index order",
-}
-_MODES = {
-    ComputeMode.DEFAULT: "default",
-    ComputeMode.EXCLUSIVE_PROCESS: "exclusive",
-    ComputeMode.PROHIBITED: "prohibited",
 }
 
 
@@ -61,7 +56,12 @@ def as_text(inventory: Inventory, order: DeviceOrder) -> Iterator[str]:
             total, free = device.total_bytes, inventory.reading(device).free_bytes
             yield f"  {device.label}: {format_mib(total)} MiB in all, {format_mib(free)} MiB available"
     yield from _modes(inventory, devices)
-    yield from _problems(inventory, devices)
+    for device in devices:
+        problem = inventory.reading(device).problem
+        if problem:
+            yield f"Problem: {device.label}: {problem}"
+    for problem in inventory.problems:
+        yield f"Problem: {problem}"
 
 
 def _modes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
@@ -107,8 +107,12 @@ def _columns(uuid_width: int) -> Sequence[Column[_Row]]:
         Column("used", lambda row: format_mib(row.reading.used_bytes), right=True),
         Column("free", lambda row: format_mib(row.reading.free_bytes), right=True),
         Column("CC", lambda row: _known(_capability(row.device)), right=True),
-        Column("mode", lambda row: _known(row.reading.compute_mode and _MODES[row.reading.compute_mode])),
-        Column("GB/s", lambda row: _bandwidth(row.device.bandwidth_bytes_per_s), right=True),
+        Column("mode", lambda row: _known(row.reading.compute_mode).removesuffix("_process")),
+        Column(
+            "GB/s",
+            lambda row: f"{b / 1e9:,.0f}" if (b := row.device.bandwidth_bytes_per_s) is not None else "?",
+            right=True,
+        ),
     )
 
 
@@ -124,10 +128,6 @@ def _known(value: object) -> str:
 def _capability(device: Device) -> str | None:
     capability = device.compute_capability
     return f"{capability[0]}.{capability[1]}" if capability else None
-
-
-def _bandwidth(bytes_per_s: float | None) -> str:
-    return "?" if bytes_per_s is None else f"{bytes_per_s / 1e9:,.0f}"
 
 
 def _processes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
@@ -146,15 +146,6 @@ def _processes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]
             yield f"  GPU{rank}  pid {process.pid:<8} {used:>12}  {name}"
 
 
-def _problems(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
-    for device in devices:
-        problem = inventory.reading(device).problem
-        if problem:
-            yield f"Problem: {device.label}: {problem}"
-    for problem in inventory.problems:
-        yield f"Problem: {problem}"
-
-
 def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
     reading = inventory.reading(device)
     mode, processes = reading.compute_mode, reading.processes
@@ -167,8 +158,7 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
         "parent_uuid": device.parent_id,
         "described": device.described,
         "total_bytes": device.total_bytes,
-        "used_bytes": reading.used_bytes,
-        "free_bytes": reading.free_bytes,
+        **attributes(reading, "used_bytes free_bytes"),
         "compute_capability": _capability(device),
         "compute_mode": mode.value if mode else None,
         "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
@@ -181,7 +171,5 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
 def _distinct_width(devices: Sequence[Device]) -> int:
     """Return how many characters make the UUIDs unique: what is shown can be given to `--devices`."""
     longest = max(len(device.id) for device in devices)
-    for width in range(12, longest):
-        if len({device.id[:width] for device in devices}) == len(devices):
-            return width
-    return longest
+    distinct = (w for w in range(12, longest) if len({device.id[:w] for device in devices}) == len(devices))
+    return next(distinct, longest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.flags import file_path
 from cotenant.cli.options import read_inventory
-from cotenant.cli.table import Column, print_result, table_lines
+from cotenant.cli.table import Column, attributes, print_result, table_lines
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.placements import Placement
@@ -216,13 +216,7 @@ def _as_json(
     return {
         "configuration": None if configuration.path is None else str(configuration.path),
         "models": [_model_json(row, errors.get(row.model.name)) for row in rows],
-        "peak": {
-            "needed_bytes": peak.needed_bytes,
-            "offered_bytes": peak.offered_bytes,
-            "together": peak.together,
-            "waiting": peak.waiting,
-            "nowhere": peak.nowhere,
-        },
+        "peak": attributes(peak, "needed_bytes offered_bytes together waiting nowhere"),
         "problems": [{"path": str(each.path), "text": each.text} for each in configuration.problems],
     }
 
@@ -235,9 +229,7 @@ def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:
         "path": None if model.path is None else str(model.path),
         "projector_path": None if model.projector_path is None else str(model.projector_path),
         "engine": model.recipe.engine,
-        "kind": model.shape.kind,
-        "quantisation": model.shape.quantisation,
-        "file_bytes": model.shape.file_bytes,
+        **attributes(model.shape, "kind quantisation file_bytes"),
         "needed_bytes": row.needed_bytes,
         "estimate_error": error,
         "fits": placed is not None,
@@ -246,12 +238,6 @@ def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:
             for share in (placed.used_shares if placed else ())
         ],
         "refusal": None if isinstance(row.result, Placement) else row.result.reason,
-        "n_ctx": model.recipe.n_ctx,
-        "parallel": model.recipe.parallel,
-        "keep_alive_s": model.keep_alive_s,
-        "preload": model.preload,
-        "pinned": model.pinned,
-        "priority": model.priority,
-        "timeout_s": model.timeout_s,
-        "from_folder": model.from_folder,
+        **attributes(model.recipe, "n_ctx parallel"),
+        **attributes(model, "keep_alive_s preload pinned priority timeout_s from_folder"),
     }

@@ -49,26 +49,27 @@ def add_llama_server_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_inventory(args: argparse.Namespace) -> Inventory:
-    """Measure or describe the devices that the flags ask for. Raises BadDeviceSpec or UnknownDevice."""
+def measured(described: str | None) -> Inventory:
+    """Measure this machine's devices, or return the described ones. Raises BadDeviceSpec."""
     from cotenant.hardware.gpus.inventory import probe
 
-    return kept_to(probe(args.gpus, SystemClock()).inventory(), args.devices, described=args.gpus)
+    return probe(described, SystemClock()).inventory()
+
+
+def read_inventory(args: argparse.Namespace) -> Inventory:
+    """Measure or describe the devices that the flags ask for. Raises BadDeviceSpec or UnknownDevice."""
+    return kept_to(measured(args.gpus), args.devices, described=args.gpus)
 
 
 def kept_to(inventory: Inventory, devices: list[str], *, described: str | None) -> Inventory:
-    """Return the inventory of the devices named, or allotted to this process. Raises UnknownDevice."""
-    if described is None and not devices:
-        return _allotted(inventory)
-    return inventory.select(devices)
+    """Return the inventory of the devices named, or allotted to this process. Raises UnknownDevice.
 
-
-def _allotted(inventory: Inventory) -> Inventory:
-    """Keep only the GPUs that a batch system or the user allotted to this process by environment variables.
-
-    Engines get variables that Cotenant sets, which replace these. As in CUDA and ROCm, a list ends at the
-    first invalid entry, and an empty one hides every GPU.
+    A batch system or the user allots GPUs by environment variables. Engines get variables that Cotenant
+    sets, which replace these. As in CUDA and ROCm, a list ends at the first invalid entry, and an empty one
+    hides every GPU.
     """
+    if described is not None or devices:
+        return inventory.select(devices)
     vendor = inventory.vendor
     for allotment in vendor.traits.allotments if vendor else ():
         *others, last = allotment.variables

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.cli.flags import file_path
+from cotenant.cli.table import attributes
 from cotenant.domain.errors import UsageError
 from cotenant.domain.hub import PullStep
 from cotenant.domain.units import format_bytes
@@ -68,15 +69,8 @@ def _models_dir(args: argparse.Namespace) -> Path:
 
 
 def _print_json(step: PullStep) -> None:
-    line = {
-        "status": step.what,
-        "file": step.file,
-        "sha256": step.sha256,
-        "total_bytes": step.total_bytes,
-        "completed_bytes": step.completed_bytes,
-        "files": step.files,
-    }
-    print(json.dumps(line), flush=True)
+    rest = attributes(step, "file sha256 total_bytes completed_bytes files")
+    print(json.dumps({"status": step.what, **rest}), flush=True)
 
 
 class StepPrinter:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from cotenant.analysis.calibration import Comparison
 from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, Inventory
@@ -121,12 +122,9 @@ def comparison_lines(rows: Sequence[Comparison], title: str) -> Iterator[str]:
         if row.reported is None or row.error_bytes is None:
             yield f"  {label:<34}{'not reported':>19}"
             continue
-        pairs = (
-            (row.planned.weights, row.reported.weights),
-            (row.planned.kv, row.reported.kv),
-            (row.planned.compute, row.reported.compute),
-        )
-        cells = "".join(f"{f'{_mib(planned)} / {_mib(seen)}':>19}" for planned, seen in pairs)
+        planned, seen = asdict(row.planned), asdict(row.reported)
+        parts = ("weights", "kv", "compute")
+        cells = "".join(f"{f'{_mib(planned[part])} / {_mib(seen[part])}':>19}" for part in parts)
         yield f"  {label:<34}{cells}{row.error_bytes / MIB:>+12,.1f}"
 
 
@@ -153,14 +151,7 @@ def _share_lines(rank: int, share: Share) -> Iterator[str]:
 def _bar(share: Share) -> str:
     total, free = share.device.total_bytes, share.budget.free_bytes
     capacity = total or free or share.parts.total or 1
-    parts = share.parts
-    amounts = {
-        "in use": max(0, capacity - (free if free is not None else capacity)),
-        "weights": parts.weights,
-        "kv": parts.kv,
-        "compute": parts.compute,
-        "overhead": parts.overhead,
-    }
+    amounts = {"in use": max(0, capacity - free) if free is not None else 0, **asdict(share.parts)}
     cells, drawn, upto = "", 0, 0
     for name, amount in amounts.items():
         upto += amount
@@ -171,13 +162,8 @@ def _bar(share: Share) -> str:
 
 
 def _parts(parts: Parts) -> str:
-    named = (
-        ("weights", parts.weights),
-        ("KV", parts.kv),
-        ("compute", parts.compute),
-        ("overhead", parts.overhead),
-    )
-    return ", ".join(f"{name} {_mib(count)}" for name, count in named if count)
+    named = {"KV" if name == "kv" else name: count for name, count in asdict(parts).items() if count}
+    return ", ".join(f"{name} {_mib(count)}" for name, count in named.items())
 
 
 def _mib(count: int) -> str:

@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.doctor import machine_checks
-from cotenant.cli.flags import add_setting, file_path, flag, given_flags, switch
+from cotenant.cli.flags import add_setting, file_path, flag, switch
 from cotenant.cli.options import kept_to
 from cotenant.cli.plan_input import add_model_options, model_path, read_plan_input
 from cotenant.cli.render import (
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from cotenant.analysis.calibration import Comparison
     from cotenant.config.configuration import Configuration, ModelEntry
     from cotenant.daemon.core.inputs import AfterReady
-    from cotenant.daemon.core.settings import DaemonOptions
-    from cotenant.interfaces import Engine
+    from cotenant.interfaces import Engine, GpuProbe
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +84,6 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
             f"{path} is a Hugging Face folder, which can be planned but not served yet",
             hint="Give a GGUF file: llama.cpp runs no other.",
         )
-    from cotenant.daemon.core.inputs import DaemonInputs
-    from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
     _log_to_stderr()
@@ -95,15 +92,8 @@ def serve_model(args: argparse.Namespace, path: Path, after_ready: AfterReady | 
     (entry,) = configuration.models
     use = tuple(str(device.id) for device in given.inventory.devices)
     configuration = replace(configuration, devices=replace(configuration.devices, use=use))
-    inputs = DaemonInputs(
-        configuration,
-        _options(args),
-        probe(args.gpus, SystemClock()),
-        given.inventory,
-        alone=entry,
-        examine=machine_checks(args.llama_server),
-    )
-    run_daemon(inputs, _Terminal(given.inventory, given.budgets, given.rules), after_ready)
+    gpus = probe(args.gpus, SystemClock())
+    _serve(args, configuration, gpus, given.inventory, given.rules, after_ready, alone=entry)
 
 
 def _serve_configuration(args: argparse.Namespace) -> None:
@@ -111,8 +101,6 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     from cotenant.config.model_file_cache import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.config.watch import Change
-    from cotenant.daemon.core.inputs import DaemonInputs
-    from cotenant.daemon.main import run as run_daemon
     from cotenant.hardware.gpus.inventory import probe
 
     _log_to_stderr()
@@ -132,29 +120,33 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     devices = configuration.devices
     gpus = probe(devices.gpus, SystemClock())
     inventory = kept_to(gpus.inventory(), list(devices.use), described=devices.gpus)
-    inputs = DaemonInputs(
-        configuration,
-        _options(args),
-        gpus,
-        inventory,
-        reread=read,
-        examine=machine_checks(args.llama_server),
-    )
-    run_daemon(inputs, _Terminal(inventory, budgets(inventory, devices.rules), devices.rules))
+    _serve(args, configuration, gpus, inventory, devices.rules, reread=read)
 
 
-def api_keys(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the keys that clients may use, from flags, environment and file. Raises BadSetting."""
-    from cotenant.daemon.core.settings import read_api_keys
+def _serve(
+    args: argparse.Namespace,
+    configuration: Configuration,
+    gpus: GpuProbe,
+    inventory: Inventory,
+    rules: BudgetRules,
+    after_ready: AfterReady | None = None,
+    **how: Any,
+) -> None:
+    """Run the daemon; `how` are further fields of its DaemonInputs."""
+    from cotenant.daemon.core.inputs import DaemonInputs
+    from cotenant.daemon.core.settings import DaemonOptions
+    from cotenant.daemon.main import run as run_daemon
 
-    key = os.environ.get("COTENANT_API_KEY")
-    return read_api_keys(args.api_key or ([key] if key else []), args.api_key_file)
+    options = DaemonOptions(args.llama_server, args.use_fit_params, args.load_timeout)
+    examine = machine_checks(args.llama_server)
+    inputs = DaemonInputs(configuration, options, gpus, inventory, examine=examine, **how)
+    run_daemon(inputs, _Terminal(inventory, budgets(inventory, rules), rules), after_ready)
 
 
 def _flags(args: argparse.Namespace) -> dict[str, object]:
     """Return the flags that were given and are settings."""
     return {
-        **given_flags(args),
+        **{name: getattr(args, name) for name in sorted(getattr(args, "given", ()))},
         "gpus": args.gpus,
         "devices": args.devices or None,
         "api_key": args.api_key or None,
@@ -176,24 +168,10 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
     if args.name:
         # The flag allows any text, a file's entry fewer characters.
         served = replace(served, name=args.name)
-    elif (former := _former_name(path)) != served.name:
+    # The name that `serve MODEL` gave a file before it used that of `models_dir`.
+    elif (former := re.sub(r"-\d+-of-\d+$", "", path.name.removesuffix(".gguf"))) != served.name:
         served = replace(served, aliases=(former,))
     return replace(configuration, models=(served,))
-
-
-def _former_name(path: Path) -> str:
-    """Return the name that `serve MODEL` gave a file before it used that of `models_dir`."""
-    return re.sub(r"-\d+-of-\d+$", "", path.name.removesuffix(".gguf"))
-
-
-def _options(args: argparse.Namespace) -> DaemonOptions:
-    from cotenant.daemon.core.settings import DaemonOptions
-
-    return DaemonOptions(
-        llama_server=args.llama_server,
-        use_fit_params=args.use_fit_params,
-        load_timeout_s=args.load_timeout,
-    )
 
 
 def _log_to_stderr() -> None:

@@ -65,6 +65,11 @@ def print_result(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> 
     return 0
 
 
+def attributes(value: object, names: str) -> dict[str, Any]:
+    """Return the attributes of a value that `names` lists, separated by spaces, for JSON."""
+    return {name: getattr(value, name) for name in names.split()}
+
+
 @contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
     """Yield a function that shows a text on one line of standard error, cleared at the end.

@@ -123,14 +123,12 @@ def _set(args: argparse.Namespace) -> int:
     given = {each["service"]: each for each in args.assignments}
     shown = daemon.get(_PATH)
     kept = {} if args.strategy else {each["service"]: each for each in _saved_assignments(shown)}
-    saved = daemon.put(
-        _PATH,
-        {
-            "strategy": args.strategy or Strategy.MANUAL,
-            "assignments": list({**kept, **given}.values()),
-            "force": args.force,
-        },
-    )
+    payload = {
+        "strategy": args.strategy or Strategy.MANUAL,
+        "assignments": list({**kept, **given}.values()),
+        "force": args.force,
+    }
+    saved = daemon.send(_PATH, payload, "PUT")
     for each in saved["assignments"]:
         budget_gb = each["vram_budget_override"]
         budget = "" if budget_gb is None else f", budget {budget_gb:g} GB"
@@ -144,12 +142,12 @@ def _set(args: argparse.Namespace) -> int:
 
 def _apply(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
-    return _follow(args, daemon, daemon.post(f"{_PATH}/apply", {"force": args.force}))
+    return _follow(args, daemon, daemon.send(f"{_PATH}/apply", {"force": args.force}))
 
 
 def _rollback(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
-    return _follow(args, daemon, daemon.post(f"{_PATH}/rollback", {"number": args.number}))
+    return _follow(args, daemon, daemon.send(f"{_PATH}/rollback", {"number": args.number}))
 
 
 def _follow(args: argparse.Namespace, daemon: Daemon, apply: Mapping[str, Any]) -> int:

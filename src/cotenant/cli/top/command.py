@@ -183,7 +183,7 @@ class _Session:
 
         def send() -> None:
             try:
-                self._daemon.post(model_path(name, action) + "?wait=0")
+                self._daemon.send(model_path(name, action) + "?wait=0")
                 self._notify(f"{action} {name}: {'requested' if action.endswith('load') else 'done'}")
             except CotenantError as error:
                 self._notify(f"{action} {name}: {error.message}")
