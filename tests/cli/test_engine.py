@@ -73,7 +73,7 @@ def test_without_a_word_it_installs_what_the_cards_of_the_machine_need(
 ) -> None:
     card = Device(DeviceId("GPU-a"), DeviceKind.GPU, "a card", vendor=vendor)
     inventory = Inventory(InventorySource.NVML, (card,), {}, cuda_version="12.8")
-    monkeypatch.setattr(engine, "_inventory", lambda: inventory)
+    monkeypatch.setattr(engine, "measured", lambda described: inventory)
     assert run("install", "--dry-run") == 0
     assert flavour in capsys.readouterr().out.splitlines()[0]
 

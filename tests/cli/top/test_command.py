@@ -384,7 +384,7 @@ class _Daemon:
     def __init__(self) -> None:
         self.told: queue.Queue[str] = queue.Queue()
 
-    def post(self, path: str) -> object:
+    def send(self, path: str) -> object:
         self.told.put(path)
         return {}
 

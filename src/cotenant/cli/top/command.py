@@ -16,28 +16,22 @@ from cotenant.cli.top.view import Choices
 from cotenant.domain.errors import BadSetting, CotenantError
 from cotenant.domain.units import parse_duration
 
-_INTERVAL_S: Final = 2.0
-_LEAST_S: Final = 0.2
 _MESSAGE_S: Final = 6.0
-_PAGE: Final = 10
+_STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -10, "page down": 10}
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("--once", action="store_true", help="print one screen as text, and exit")
     parser.add_argument(
-        "--interval",
-        type=_interval,
-        default=_INTERVAL_S,
-        metavar="TIME",
-        help="how often to poll (default: 2s)",
+        "--interval", type=_interval, default=2.0, metavar="TIME", help="how often to poll (default: 2s)"
     )
     add_daemon_options(parser)
 
 
 def _interval(text: str) -> float:
     seconds = parse_duration(text)
-    if seconds < _LEAST_S:
+    if seconds < 0.2:
         raise BadSetting(f"--interval {text} is too short", hint="Use 200ms or more.")
     return seconds
 
@@ -73,21 +67,12 @@ class _Session:
         self._terminal = terminal
         self._choices = Choices()
         self._message_until = 0.0
-        self._on_yes: Callable[[], None] | None = None
-        self._keys: Mapping[str, Callable[[], None]] = {
-            "up": lambda: self._move(-1),
-            "k": lambda: self._move(-1),
-            "down": lambda: self._move(1),
-            "j": lambda: self._move(1),
-            "page up": lambda: self._move(-_PAGE),
-            "page down": lambda: self._move(_PAGE),
-            "l": lambda: self._order("load"),
+        self._on_yes: Callable[[], None] = lambda: None
+        self._orders: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+            "l": lambda model: self._order(model, "load"),
             "u": self._unload,
-            "p": self._pin,
+            "p": lambda model: self._order(model, "unpin" if model.get("pinned") else "pin"),
             "w": self._why,
-            "?": lambda: self._show(HELP),
-            "/": self._filter,
-            "escape": self._back,
         }
 
     def run(self) -> None:
@@ -96,30 +81,39 @@ class _Session:
             if self._choices.message and time.monotonic() > self._message_until:
                 self._choices.message = ""
             width, height = self._terminal.size
-            self._terminal.draw(
-                frame(self._feed.snapshot, self._choices, self._daemon.address, width, height)
-            )
+            lines = frame(self._feed.snapshot, self._choices, self._daemon.address, width, height)
+            self._terminal.draw(lines)
             for key in self._terminal.read(1.0):
                 if not self._press(key):
                     return
 
     def _press(self, key: str) -> bool:
         """Handle a key; False to quit."""
-        choices = self._choices
+        choices, snapshot = self._choices, self._feed.snapshot
         if key == "quit":
             return False
         if choices.question is not None:
-            choices.question, on_yes = None, self._on_yes
-            if key in ("y", "Y") and on_yes is not None:
-                on_yes()
+            choices.question = None
+            if key in ("y", "Y"):
+                self._on_yes()
         elif choices.typing:
             self._type(key)
-        elif key == "q":
-            if choices.page is None:
-                return False
+        elif key in ("q", "escape") and choices.page is not None:
             choices.page = None
-        elif key in self._keys:
-            self._keys[key]()
+        elif key == "q":
+            return False
+        elif key == "escape":
+            choices.filter = ""
+        elif key == "/":
+            choices.typing = choices.page is None
+        elif key == "?":
+            self._show(HELP)
+        elif key in _STEPS:
+            choices.move(snapshot, _STEPS[key])
+        elif key in self._orders and choices.page is None and (model := choices.model(snapshot)) is not None:
+            # From now on the selection follows this model, even if its row moves.
+            choices.selected = model["name"]
+            self._orders[key](model)
         return True
 
     def _type(self, key: str) -> None:
@@ -133,52 +127,19 @@ class _Session:
         elif len(key) == 1:
             choices.filter += key
 
-    def _move(self, step: int) -> None:
-        self._choices.move(self._feed.snapshot, step)
-
-    def _filter(self) -> None:
-        if self._choices.page is None:
-            self._choices.typing = True
-
-    def _back(self) -> None:
-        if self._choices.page is not None:
-            self._choices.page = None
-        else:
-            self._choices.filter = ""
-
     def _show(self, lines: Sequence[str]) -> None:
         self._choices.page, self._choices.page_top = lines, 0
 
-    def _chosen(self) -> Mapping[str, Any] | None:
-        if self._choices.page is not None:
-            return None
-        model = self._choices.model(self._feed.snapshot)
-        if model is not None:
-            # From now on the selection follows this model, even if its row moves.
-            self._choices.selected = model["name"]
-        return model
-
-    def _unload(self) -> None:
-        model = self._chosen()
-        if model is None:
-            return
+    def _unload(self, model: Mapping[str, Any]) -> None:
         busy = model.get("in_flight", 0)
         if not busy:
-            self._order("unload")
+            self._order(model, "unload")
             return
         requests = "1 request" if busy == 1 else f"{busy} requests"
         self._choices.question = f"{model['name']} is answering {requests}: unload it once they are answered?"
-        self._on_yes = lambda: self._order("unload")
+        self._on_yes = lambda: self._order(model, "unload")
 
-    def _pin(self) -> None:
-        model = self._chosen()
-        if model is not None:
-            self._order("unpin" if model.get("pinned") else "pin")
-
-    def _order(self, action: str) -> None:
-        model = self._chosen()
-        if model is None:
-            return
+    def _order(self, model: Mapping[str, Any], action: str) -> None:
         name = model["name"]
 
         def send() -> None:
@@ -190,12 +151,10 @@ class _Session:
             self._feed.refresh()
             self._terminal.wake()
 
-        self._in_background(send)
+        # In a thread, so that a slow daemon does not block the keys.
+        threading.Thread(target=send, daemon=True).start()
 
-    def _why(self) -> None:
-        model = self._chosen()
-        if model is None:
-            return
+    def _why(self, model: Mapping[str, Any]) -> None:
         name = model["name"]
 
         def fetch() -> None:
@@ -204,16 +163,11 @@ class _Session:
             except CotenantError as error:
                 self._notify(f"why {name}: {error.message}")
             else:
-                self._show(
-                    [f"Why is {name} {model['state']}?", "", *(decisions or ["Nothing was decided yet."])]
-                )
+                heading = f"Why is {name} {model['state']}?"
+                self._show([heading, "", *(decisions or ["Nothing was decided yet."])])
             self._terminal.wake()
 
-        self._in_background(fetch)
-
-    def _in_background(self, work: Callable[[], None]) -> None:
-        """Run in a thread, so that a slow daemon does not block the keys."""
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=fetch, daemon=True).start()
 
     def _notify(self, message: str) -> None:
         self._choices.message, self._message_until = message, time.monotonic() + _MESSAGE_S

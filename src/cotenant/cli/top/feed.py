@@ -55,10 +55,13 @@ class Feed:
             if not self._decisions:
                 self._decisions.extend(earlier)
             decisions = tuple(self._decisions)
+        curves = {each["name"]: each["tokens_per_s"] for each in self._daemon.get("/api/history")["models"]}
         return Snapshot(
             models=models,
             devices=self._daemon.get("/api/devices")["devices"],
-            tokens_per_s=_last_rates(self._daemon.get("/api/history")),
+            tokens_per_s={
+                name: curve[-1] for name, curve in curves.items() if curve and curve[-1] is not None
+            },
             alerts=self._daemon.get("/api/alerts")["active"],
             decisions=decisions,
             taken_at=time.strftime("%H:%M:%S"),
@@ -116,8 +119,3 @@ def _events(pieces: Iterator[bytes]) -> Iterator[Mapping[str, Any]]:
                     continue
                 if isinstance(event, dict):
                     yield event
-
-
-def _last_rates(history: Mapping[str, Any]) -> Mapping[str, float]:
-    curves = {model["name"]: model["tokens_per_s"] for model in history["models"]}
-    return {name: curve[-1] for name, curve in curves.items() if curve and curve[-1] is not None}

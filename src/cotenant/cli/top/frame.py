@@ -56,14 +56,14 @@ class Line:
 def frame(snapshot: Snapshot, choices: Choices, address: str, width: int, height: int | None) -> list[Line]:
     """Lay out the screen; without a height it is as long as needed."""
     width = max(width, 20)
+    room = None if height is None else height - 1
     if choices.page is not None:
-        body = _page(choices, width, (height or 1000) - 1)
+        body = _page(choices, width, room or 1000)
     else:
-        body = _tables(snapshot, choices, address, width, None if height is None else height - 1)
-    if height is None:
-        return [_cut(line, width) for line in body]
-    body = body[: height - 1] + [Line("")] * (height - 1 - len(body))
-    return [_cut(line, width) for line in (*body, _bottom(choices))]
+        body = _tables(snapshot, choices, address, width, room)
+    if room is not None:
+        body = [*body[:room], *[Line("")] * (room - len(body)), _bottom(choices)]
+    return [_cut(line, width) for line in body]
 
 
 def _page(choices: Choices, width: int, height: int) -> list[Line]:
@@ -93,17 +93,19 @@ def _tables(snapshot: Snapshot, choices: Choices, address: str, width: int, heig
     cards = _cards(snapshot, width)
     rows, selected = _models(snapshot, choices, width, marked=height is not None)
     heading, *models = rows
-    decisions = [
-        Line(line)
-        for decision in snapshot.decisions[-_KEPT:]
-        for line in _wrapped(_decision(decision), width)
-    ]
+    decisions = []
+    for decision in snapshot.decisions[-_KEPT:]:
+        model = f"{decision['model']}: " if decision.get("model") else ""
+        text = f"{str(decision.get('time', ''))[11:19]} {model}{decision.get('text', '')}"
+        decisions += [Line(line) for line in _wrapped(text, width)]
     if height is not None:
         left = height - len(top) - 4
         cards = _first(cards, max(1, left // 2))
         left -= len(cards)
         kept = min(len(decisions), max(_DECISIONS, left - len(models)), max(0, left - 2))
-        models = _around(models, selected, max(1, left - kept))
+        most = max(1, left - kept)
+        first = max(0, min(selected - most // 2, len(models) - most))
+        models = models[first : first + most]
         decisions = decisions[len(decisions) - kept :]
     recent = [Line(""), Line("last decisions", Style.BOLD), *decisions] if decisions else []
     return [*top, *cards, Line(""), heading, *models, *recent]
@@ -204,11 +206,15 @@ def _columns(snapshot: Snapshot, *, wide: bool) -> Sequence[Column[Mapping[str, 
         Column("state", _state),
         Column("GPU", lambda model: ",".join(indices.get(u, "?") for u in model.get("devices", ())) or "-"),
         Column("req/s", lambda model: f"{model.get('requests_per_s') or 0:.1f}", right=True),
-        Column("tok/s", lambda model: _number(tokens.get(model["name"])), right=True),
+        Column(
+            "tok/s", lambda model: f"{tokens[n]:.0f}" if (n := model["name"]) in tokens else "-", right=True
+        ),
         Column("run", lambda model: f"{model.get('in_flight', 0)}/{model.get('slots', 0)}", right=True),
         Column("queue", lambda model: str(model.get("queued", 0)), right=True),
         Column("idle", lambda model: _span(model.get("idle_s")), right=True),
-        Column("keep", _keep, right=True),
+        Column(
+            "keep", lambda m: "pinned" if m.get("pinned") else _span(m.get("keep_alive_left_s")), right=True
+        ),
     ]
     if wide:
         columns += [
@@ -216,14 +222,6 @@ def _columns(snapshot: Snapshot, *, wide: bool) -> Sequence[Column[Mapping[str, 
             Column("measured", lambda model: _size(measured_bytes(model)), right=True),
         ]
     return columns
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def _keep(model: Mapping[str, Any]) -> str:
-    return "pinned" if model.get("pinned") else _span(model.get("keep_alive_left_s"))
 
 
 def _state(model: Mapping[str, Any]) -> str:
@@ -234,23 +232,11 @@ def _state(model: Mapping[str, Any]) -> str:
     return str(model["state"])
 
 
-def _decision(decision: Mapping[str, Any]) -> str:
-    time_of_day = str(decision.get("time", ""))[11:19]
-    model = f"{decision['model']}: " if decision.get("model") else ""
-    return f"{time_of_day} {model}{decision.get('text', '')}"
-
-
 def _first(lines: list[Line], most: int) -> list[Line]:
     if len(lines) <= most:
         return lines
     kept = max(0, most - 1)
     return [*lines[:kept], Line(f"… and {len(lines) - kept} more", Style.DIM)]
-
-
-def _around(lines: list[Line], selected: int, most: int) -> list[Line]:
-    """Keep at most `most` lines, around the selected one."""
-    top = max(0, min(selected - most // 2, len(lines) - most))
-    return lines[top : top + most]
 
 
 def _cut(line: Line, width: int) -> Line:

@@ -1,9 +1,8 @@
 """The terminal of `cotenant top`, with ANSI codes and no library."""
 
-from __future__ import annotations
-
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -11,25 +10,26 @@ import sys
 import termios
 import tty
 from collections.abc import Sequence
-from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cotenant.cli.top.frame import Line, Style
 
-_SEQUENCES: Final = {
-    b"\x1b[A": "up",
-    b"\x1b[B": "down",
-    b"\x1bOA": "up",
-    b"\x1bOB": "down",
-    b"\x1b[5~": "page up",
-    b"\x1b[6~": "page down",
-    b"\x1b": "escape",
-    b"\r": "enter",
-    b"\n": "enter",
-    b"\x7f": "backspace",
-    b"\x08": "backspace",
-    b"\x03": "quit",
+_NAMES: Final = {
+    "\x1b[A": "up",
+    "\x1b[B": "down",
+    "\x1bOA": "up",
+    "\x1bOB": "down",
+    "\x1b[5~": "page up",
+    "\x1b[6~": "page down",
+    "\x1b": "escape",
+    "\r": "enter",
+    "\n": "enter",
+    "\x7f": "backspace",
+    "\x08": "backspace",
+    "\x03": "quit",
 }
+_KEY: Final = re.compile(r"\x1b[\[O][^@-~]*[@-~]?|.", re.DOTALL)
+"""A special key, which ends with a letter or `~`, or a character."""
 _CODES: Final = {Style.PLAIN: "", Style.BOLD: "1", Style.DIM: "2", Style.REVERSE: "7", Style.BAD: "1;31"}
 _WITHOUT_COLOUR: Final = {**_CODES, Style.BAD: "1"}
 _READ_BYTES: Final = 1024
@@ -55,17 +55,18 @@ class Terminal:
         self._unicode = "utf" in (sys.stdout.encoding or "").lower()
         self.ended = False
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         self._saved = termios.tcgetattr(self._input)
         tty.setcbreak(self._input)
-        for number, handler in ((signal.SIGWINCH, self._resized), (signal.SIGTERM, self._terminated)):
+        for number, handler in (
+            (signal.SIGWINCH, lambda *_: self.wake()),
+            (signal.SIGTERM, self._terminated),
+        ):
             self._handlers[number] = signal.signal(number, handler)
         self._write("\x1b[?1049h\x1b[?25l\x1b[2J")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._write("\x1b[0m\x1b[?25h\x1b[?1049l")
         termios.tcsetattr(self._input, termios.TCSADRAIN, self._saved)
         for number, handler in self._handlers.items():
@@ -112,36 +113,18 @@ class Terminal:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    def _resized(self, number: int, at: FrameType | None) -> None:
-        self.wake()
-
-    def _terminated(self, number: int, at: FrameType | None) -> None:
+    def _terminated(self, *_: object) -> None:
         self.ended = True
         self.wake()
 
 
 def keys(typed: bytes) -> list[str]:
-    """Decode the input of a terminal: names of special keys, else characters."""
-    found: list[str] = []
-    while typed:
-        sequence = next(
-            (each for each in sorted(_SEQUENCES, key=len, reverse=True) if typed.startswith(each)), None
-        )
-        if sequence == b"\x1b" and typed[1:2] in (b"[", b"O"):
-            # An unknown special key: its letters are no commands.
-            end = next((i for i, byte in enumerate(typed[2:], 2) if 0x40 <= byte <= 0x7E), len(typed) - 1)
-            typed = typed[end + 1 :]
-            continue
-        if sequence is not None:
-            found.append(_SEQUENCES[sequence])
-            typed = typed[len(sequence) :]
-            continue
-        length = 1 if typed[0] < 0x80 else 2 if typed[0] < 0xE0 else 3 if typed[0] < 0xF0 else 4
-        character = typed[:length].decode("utf-8", "ignore")
-        if character.isprintable() and character:
-            found.append(character)
-        typed = typed[length:]
-    return found
+    """Decode the input of a terminal: names of special keys, else characters.
+
+    An unknown special key is ignored: its letters are no commands.
+    """
+    typed_keys = _KEY.findall(typed.decode("utf-8", "ignore"))
+    return [_NAMES.get(key, key) for key in typed_keys if key in _NAMES or key.isprintable()]
 
 
 def plain(text: str) -> str:
