@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cotenant.cli.main import main
-from cotenant.cli.services import progress
 from cotenant.domain.errors import GeneratedFileFailed
 from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
 from tests.cli.test_daemon_commands import running
@@ -29,7 +28,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("COTENANT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(progress, "_POLL_S", 0.01)
+    monkeypatch.setattr("cotenant.cli.services.command._POLL_S", 0.01)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.cli.systemd import command
-from cotenant.cli.systemd.unit import UnitPlan, is_untouched, signed
+from cotenant.cli.systemd.unit import is_untouched, signed, unit_text
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "systemd"
 SYSTEM = "etc/systemd/system/cotenant.service"
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.
 
 
 def test_arguments_are_quoted_as_systemd_reads_them() -> None:
-    text = UnitPlan(["/opt/my bin/cotenant", "serve", "--config", "/50%/a$b.yaml"]).text()
+    text = unit_text(["/opt/my bin/cotenant", "serve", "--config", "/50%/a$b.yaml"])
 
     assert 'ExecStart="/opt/my bin/cotenant" serve --config "/50%%/a$$b.yaml"\n' in text
 
@@ -184,9 +184,7 @@ def test_a_checksum_that_does_not_fit_is_an_edit() -> None:
 def test_the_unit_in_deploy_is_the_one_that_install_writes() -> None:
     command = ["/opt/cotenant/bin/cotenant", "serve", "--config", "/etc/cotenant/cotenant.yaml"]
 
-    assert (DEPLOY / "cotenant.service").read_text() == UnitPlan(
-        command, "cotenant", ("video", "render")
-    ).text()
+    assert (DEPLOY / "cotenant.service").read_text() == unit_text(command, "cotenant", ("video", "render"))
 
 
 @pytest.mark.slow
@@ -195,7 +193,7 @@ def test_systemd_takes_the_unit_and_finds_it_hardened(tmp_path: Path, user: str 
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze on this machine")
     unit = tmp_path / "cotenant.service"
-    unit.write_text(UnitPlan(["/bin/true", "serve"], user).text())
+    unit.write_text(unit_text(["/bin/true", "serve"], user))
 
     verified = subprocess.run(
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60
@@ -212,7 +210,7 @@ def test_systemd_takes_the_unit_and_finds_it_hardened(tmp_path: Path, user: str 
 
 
 def test_gpus_stay_within_reach_of_the_unit() -> None:
-    lines = UnitPlan(["/bin/true"], "cotenant").text().splitlines()
+    lines = unit_text(["/bin/true"], "cotenant").splitlines()
     settings = {line.partition("=")[0] for line in lines if not line.startswith("#")}
 
     assert not settings & {"PrivateDevices", "DeviceAllow", "DevicePolicy", "ProtectClock"}

@@ -2,18 +2,21 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options
-from cotenant.cli.services.progress import STATUS, follow
 from cotenant.cli.services.tables import (
     apply_lines,
+    apply_sentence,
     configuration_lines,
     container_lines,
     history_lines,
     preview_lines,
+    progress_line,
     where,
 )
 from cotenant.cli.table import print_result
@@ -21,46 +24,38 @@ from cotenant.domain.errors import BadSetting
 from cotenant.services.model import Strategy
 
 _PATH: Final = "/api/system/gpu-config"
-_UNPINNED: Final = ("none", "-")
+_STATUS: Final = f"{_PATH}/status"
+_STRATEGIES: Final = f"one of {', '.join(Strategy)}"
+_POLL_S: Final = 0.4
+_UP: Final = "\x1b[{}F\x1b[J"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    _register_import(actions)
-    _register_read(actions, "list", _list, "show services and their GPUs")
-    preview = _register_read(
-        actions, "preview", _preview, "show what a strategy would assign, changing nothing"
+    importing = _add(
+        actions,
+        "import",
+        _import,
+        "read compose files and write the `services:` section of the configuration",
     )
-    preview.add_argument("--strategy", metavar="NAME", type=_strategy, help=_strategies())
-    _register_set(actions)
-    apply = _register_order(actions, "apply", _apply, "recreate the services whose assignment changed")
-    apply.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
-    _register_read(actions, "status", _status, "show the state of the last apply and of the containers")
-    rollback = _register_order(actions, "rollback", _rollback, "restore what was applied before")
-    rollback.add_argument("number", metavar="NUMBER", type=_number, nargs="?", help="a number of the history")
-    history = _register_read(actions, "history", _history, "list the configurations saved")
-    history.add_argument("--limit", metavar="N", type=_number, default=20, help="how many (default: 20)")
-
-
-def _register_import(actions: Any) -> None:
-    parser = actions.add_parser(
-        "import", help="read compose files and write the `services:` section of the configuration"
+    importing.add_argument(
+        "files", metavar="COMPOSE", type=Path, nargs="+", help="the compose files, in order"
     )
-    parser.add_argument("files", metavar="COMPOSE", type=Path, nargs="+", help="the compose files, in order")
-    parser.add_argument("--write", action="store_true", help="append the section to the configuration")
-    parser.add_argument(
+    importing.add_argument("--write", action="store_true", help="append the section to the configuration")
+    importing.add_argument(
         "--config",
         metavar="FILE",
         type=Path,
         help="configuration (default: $COTENANT_CONFIG, ./cotenant.yaml, ~/.config/cotenant/cotenant.yaml)",
     )
-    parser.set_defaults(run=_import)
-
-
-def _register_set(actions: Any) -> None:
-    parser = actions.add_parser("set", help="save assignments; `apply` recreates the containers")
-    parser.add_argument(
+    _add(actions, "list", _list, "show services and their GPUs", json=True)
+    preview = _add(
+        actions, "preview", _preview, "show what a strategy would assign, changing nothing", json=True
+    )
+    preview.add_argument("--strategy", metavar="NAME", type=_strategy, help=_STRATEGIES)
+    setting = _add(actions, "set", _set, "save assignments; `apply` recreates the containers")
+    setting.add_argument(
         "assignments",
         metavar="SERVICE=GPU[:BUDGET]",
         nargs="*",
@@ -68,30 +63,41 @@ def _register_set(actions: Any) -> None:
         help="a GPU's index, or none; a budget in GB. Services that are not named keep their GPU, or are "
         "placed by the strategy if one is given",
     )
-    parser.add_argument("--strategy", metavar="NAME", type=_strategy, help=_strategies())
-    parser.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
-    add_daemon_options(parser)
-    parser.set_defaults(run=_set)
+    setting.add_argument("--strategy", metavar="NAME", type=_strategy, help=_STRATEGIES)
+    setting.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
+    add_daemon_options(setting)
+    apply = _add(actions, "apply", _apply, "recreate the services whose assignment changed", wait=True)
+    apply.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
+    _add(actions, "status", _status, "show the state of the last apply and of the containers", json=True)
+    rollback = _add(actions, "rollback", _rollback, "restore what was applied before", wait=True)
+    rollback.add_argument("number", metavar="NUMBER", type=_number, nargs="?", help="a number of the history")
+    history = _add(actions, "history", _history, "list the configurations saved", json=True)
+    history.add_argument("--limit", metavar="N", type=_number, default=20, help="how many (default: 20)")
 
 
-def _register_read(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+def _add(
+    actions: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    *,
+    json: bool = False,
+    wait: bool = False,
+) -> Any:
+    """Add an action; with `json` it asks a daemon, with `wait` it orders one to recreate containers."""
     parser = actions.add_parser(name, help=text)
-    parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON")
-    add_daemon_options(parser)
     parser.set_defaults(run=run)
-    return parser
-
-
-def _register_order(actions: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
-    parser = actions.add_parser(name, help=text)
-    parser.add_argument(
-        "--wait",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="wait until it ends and show the progress of each service; the exit status is its result",
-    )
-    add_daemon_options(parser)
-    parser.set_defaults(run=run)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON")
+    if wait:
+        parser.add_argument(
+            "--wait",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="wait until it ends and show the progress of each service; the exit status is its result",
+        )
+    if json or wait:
+        add_daemon_options(parser)
     return parser
 
 
@@ -141,24 +147,63 @@ def _set(args: argparse.Namespace) -> int:
 
 
 def _apply(args: argparse.Namespace) -> int:
-    daemon = Daemon(args)
-    return _follow(args, daemon, daemon.send(f"{_PATH}/apply", {"force": args.force}))
+    return _recreate(args, "apply", {"force": args.force})
 
 
 def _rollback(args: argparse.Namespace) -> int:
+    return _recreate(args, "rollback", {"number": args.number})
+
+
+def _recreate(args: argparse.Namespace, order: str, payload: Mapping[str, Any]) -> int:
+    """Order it, and show the progress until it ends. Returns 0 if it succeeded, else 1."""
     daemon = Daemon(args)
-    return _follow(args, daemon, daemon.send(f"{_PATH}/rollback", {"number": args.number}))
-
-
-def _follow(args: argparse.Namespace, daemon: Daemon, apply: Mapping[str, Any]) -> int:
-    if args.wait:
-        return follow(daemon, apply)
-    print(f"Apply {apply['number']} has started; `cotenant services status` shows its progress.")
+    apply = daemon.send(f"{_PATH}/{order}", payload)
+    number = apply["number"]
+    if not args.wait:
+        print(f"Apply {number} has started; `cotenant services status` shows its progress.")
+        return 0
+    try:
+        shown = _show(apply, [])
+        while apply["running"]:
+            time.sleep(_POLL_S)
+            apply = daemon.get(_STATUS)["apply"]
+            if apply is None or apply["number"] != number:
+                print(f"Apply {number} was replaced by another one.", file=sys.stderr)
+                return 1
+            shown = _show(apply, shown)
+    except KeyboardInterrupt:
+        print("The apply continues; `cotenant services status` shows its progress.", file=sys.stderr)
+        raise
+    if apply["state"] != "succeeded":
+        print("`cotenant services rollback` restores what was applied before.", file=sys.stderr)
+        return 1
+    if not apply["services"]:
+        print("Nothing had to be recreated: every container runs as saved.")
     return 0
 
 
+def _show(apply: Mapping[str, Any], shown: Sequence[str]) -> Sequence[str]:
+    """Print an apply after the lines already shown, and return what is shown now.
+
+    On a terminal all lines are redrawn in place; elsewhere only new ones are printed.
+    """
+    if sys.stdout.isatty():
+        lines = list(apply_lines(apply))
+        print((_UP.format(len(shown)) if shown else "") + "\n".join(lines), flush=True)
+        return lines
+    lines = [progress_line(each) for each in apply["services"]]
+    if not apply["running"]:
+        lines.append(apply_sentence(apply))
+    elif not shown:
+        lines.insert(0, apply_sentence(apply))
+    new = [line for line in lines if line not in shown]
+    if new:
+        print(*new, sep="\n", flush=True)
+    return [*shown, *new]
+
+
 def _status(args: argparse.Namespace) -> int:
-    status = Daemon(args).get(STATUS)
+    status = Daemon(args).get(_STATUS)
     lines = (*apply_lines(status["apply"]), "", *container_lines(status["containers"]))
     return print_result(args, status, lines)
 
@@ -179,7 +224,7 @@ def _assignment(text: str) -> dict[str, Any]:
     """Read `ai-llm=0`, `ai-enrichment=1:3.5` or `ai-clip=none`. Raises BadSetting."""
     service, equals, target = text.partition("=")
     gpu, colon, budget = target.partition(":")
-    unpinned = gpu.lower() in _UNPINNED
+    unpinned = gpu.lower() in ("none", "-")
     index = None if unpinned else _whole(gpu)
     budget_gb = _gigabytes(budget) if colon else None
     if not service or not equals or (index is None and not unpinned) or (colon and budget_gb is None):
@@ -215,7 +260,3 @@ def _strategy(text: str) -> str:
     if text not in list(Strategy):
         raise BadSetting(f"{text!r} is not a strategy", hint=f"One of {', '.join(Strategy)}.")
     return text
-
-
-def _strategies() -> str:
-    return f"one of {', '.join(Strategy)}"

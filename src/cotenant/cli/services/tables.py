@@ -8,6 +8,7 @@ from typing import Any, Final
 from cotenant.cli.table import Column, table_lines
 from cotenant.domain.units import GIB, MIB, format_bytes, format_duration
 
+_HEALTH: Final = {True: "healthy", False: "unhealthy", None: "running"}
 _MIN_WIDTH: Final = 8
 """Characters that a column keeps on a terminal of any width."""
 
@@ -16,7 +17,12 @@ Json = Mapping[str, Any]
 
 def configuration_lines(shown: Json) -> Iterator[str]:
     """Show which GPU each service is assigned to, with warnings and problems."""
-    yield f"Strategy: {shown['strategy']}   Saved: {_saved(shown)}   Applied: {_number(shown['applied'])}"
+    saved, applied = (shown[key] for key in ("saved", "applied"))
+    saved_text = f"{saved['number']}, {moment(saved['saved_at'])}" if saved else "never"
+    yield (
+        f"Strategy: {shown['strategy']}   Saved: {saved_text}   "
+        f"Applied: {applied['number'] if applied else 'never'}"
+    )
     assigned = {each["service"]: each for each in shown["assignments"]}
     columns: Sequence[Column[Json]] = (
         Column("SERVICE", lambda each: each["name"] + ("" if each["enabled"] else " (off)")),
@@ -125,15 +131,6 @@ def _notes(shown: Json) -> Iterator[str]:
         yield f"Problem: {problem}"
 
 
-def _saved(shown: Json) -> str:
-    saved = shown["saved"]
-    return "never" if saved is None else f"{saved['number']}, {moment(saved['saved_at'])}"
-
-
-def _number(saved: Json | None) -> str:
-    return "never" if saved is None else str(saved["number"])
-
-
 def _needs(service: Json) -> str:
     vram_mb = service.get("vram_mb")
     return "?" if vram_mb is None else format_bytes(vram_mb * MIB)
@@ -147,13 +144,9 @@ def _budget(assignment: Json | None) -> str:
 def _change(change: Json | None) -> str:
     if change is None:
         return ""
-    before, after = _place(change["before"]), _place(change["after"])
+    indices = [(each or {}).get("gpu_index") for each in (change["before"], change["after"])]
+    before, after = ("not pinned" if index is None else f"GPU {index}" for index in indices)
     return f"{before} -> {after}" if before != after else "other budget"
-
-
-def _place(assignment: Json | None) -> str:
-    index = assignment and assignment["gpu_index"]
-    return "not pinned" if index is None else f"GPU {index}"
 
 
 def _filled(gpu: Json, assignments: Sequence[Json], services: Mapping[str, Json]) -> str:
@@ -173,12 +166,6 @@ def _takes_mb(assignment: Json, service: Json) -> float:
     return (service.get("vram_mb") or 0) if budget_gb is None else budget_gb * GIB / MIB
 
 
-def _health(container: Json) -> str:
-    if not container["running"]:
-        return "not running"
-    return {True: "healthy", False: "unhealthy", None: "running"}[container["healthy"]]
-
-
 def _compact(assignment: Json) -> str:
     index, budget_gb = assignment["gpu_index"], assignment["vram_budget_override"]
     gpu = "none" if index is None else index
@@ -192,7 +179,10 @@ def _terminal_width() -> int:
 _CONTAINER_COLUMNS: Final[Sequence[Column[Json]]] = (
     Column("SERVICE", lambda each: each["service"]),
     Column("CONTAINER", lambda each: (each["container_id"] or "-")[:12]),
-    Column("STATE", _health),
+    Column(
+        "STATE",
+        lambda each: _HEALTH[each["healthy"]] if each["running"] else "not running",
+    ),
     Column("GPU", lambda each: where(each["assignment"], ())),
     Column("BUDGET", lambda each: _budget(each["assignment"]), right=True),
 )

@@ -16,7 +16,7 @@ from typing import Final
 
 from cotenant.atomic_files import write_durably
 from cotenant.cli.flags import file_path
-from cotenant.cli.systemd.unit import UNIT_NAME, UnitPlan, is_untouched, unit_path
+from cotenant.cli.systemd.unit import UNIT_NAME, is_untouched, unit_path, unit_text
 from cotenant.cli.table import print_result
 from cotenant.domain.errors import BadSetting, UnitFault
 from cotenant.programs.run import Finished, run_program
@@ -95,25 +95,25 @@ class _Target:
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
-            raise UnitFault(
-                f"{self.path} cannot be read: {error}",
-                hint="Check it, or remove it.",
-            ) from None
+            raise UnitFault(f"{self.path} cannot be read: {error}", hint="Check it, or remove it.") from None
 
 
 def _install(args: argparse.Namespace) -> int:
     """Write the unit. Raises BadSetting or UnitFault."""
     target = _Target.of(args)
-    plan = _plan(args, target)
+    text, before = _unit_text(args, target), target.text()
     _refuse_edited(target, args, "overwritten")
-    text, before = plan.text(), target.text()
     if args.dry_run:
         print(f"Would write {target.path}:", "", text, sep="\n")
         return 0
     if text == before:
         print(f"{target.path} is up to date.")
     else:
-        _write(target.path, text)
+        try:
+            target.path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(target.path, text.encode(), 0o644)
+        except OSError as error:
+            raise _cannot(target.path, "written", error) from None
         print(f"{'Wrote' if before is None else 'Replaced'} {target.path}.")
         if target.managed:
             _systemctl(target, "daemon-reload")
@@ -132,7 +132,7 @@ def _install(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace, target: _Target) -> UnitPlan:
+def _unit_text(args: argparse.Namespace, target: _Target) -> str:
     default = Path("~/.config/cotenant").expanduser() if target.for_user else Path("/etc/cotenant")
     config: Path = (args.config or default / "cotenant.yaml").absolute()
     if args.config is not None and target.here and not config.is_file():
@@ -141,19 +141,16 @@ def _plan(args: argparse.Namespace, target: _Target) -> UnitPlan:
         raise BadSetting(
             f"--config {str(config)!r} has characters that a unit cannot hold", hint="Rename it."
         )
-    command = [*_program(), "serve", "--config", str(config)]
+    script = Path(sys.executable).parent / "cotenant"
+    program = [str(script)] if script.is_file() else [sys.executable, "-m", "cotenant.cli.main"]
+    command = [*program, "serve", "--config", str(config)]
     if target.for_user:
-        return UnitPlan(command)
+        return unit_text(command)
     if not _USER.fullmatch(args.run_as):
         raise BadSetting(f"--run-as {args.run_as!r} is not a user name", hint="Use letters, digits, - and _.")
     # A group that does not exist keeps a unit from starting at all.
     groups = [name for name in _GROUPS if not target.here or _exists(grp.getgrnam, name)]
-    return UnitPlan(command, args.run_as, groups)
-
-
-def _program() -> list[str]:
-    script = Path(sys.executable).parent / "cotenant"
-    return [str(script)] if script.is_file() else [sys.executable, "-m", "cotenant.cli.main"]
+    return unit_text(command, args.run_as, groups)
 
 
 def _print_missing(args: argparse.Namespace, target: _Target) -> None:
@@ -218,15 +215,6 @@ def _refuse_edited(target: _Target, args: argparse.Namespace, what: str) -> None
             f"{target.path} was edited or not written by Cotenant, and is not {what}",
             hint="Put your changes into a drop-in (`systemctl edit cotenant`), then use --force.",
         )
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file as a whole, or leave it unchanged."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, text.encode(), 0o644)
-    except OSError as error:
-        raise _cannot(path, "written", error) from None
 
 
 def _cannot(path: Path, what: str, error: OSError) -> UnitFault:

@@ -3,7 +3,6 @@
 import hashlib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -78,25 +77,19 @@ _SYSTEM_INSTALL = "\n[Install]\nWantedBy=multi-user.target\n"
 _USER_INSTALL = "\n[Install]\nWantedBy=default.target\n"
 
 
-@dataclass(frozen=True, slots=True)
-class UnitPlan:
-    """What the unit runs, and as which user; `user` None makes a unit of the user's own service manager.
+def unit_text(command: Sequence[str], user: str | None = None, groups: Sequence[str] = ()) -> str:
+    """Render a unit that runs a command as a user, with a checksum that reveals edits.
 
-    `groups` are further groups of a system unit, which give it access to the GPUs.
+    `user` None makes a unit of the user's own service manager. `groups` are further groups of a system unit,
+    which give it access to the GPUs.
     """
-
-    command: Sequence[str]
-    user: str | None = None
-    groups: Sequence[str] = ()
-
-    def text(self) -> str:
-        """Render the unit with a checksum that reveals edits."""
-        service = _SERVICE.format(command=" ".join(_word(part) for part in self.command))
-        if self.user is None:
-            return signed(_HEAD + service + _USER_INSTALL)
-        groups = f"SupplementaryGroups={' '.join(self.groups)}\n" if self.groups else ""
-        system = _SYSTEM.format(user=self.user, groups=groups)
-        return signed(_HEAD + _AFTER_SYSTEM + service + system + _SYSTEM_INSTALL)
+    service = _SERVICE.format(command=" ".join(map(_word, command)))
+    if user is None:
+        return signed(_HEAD + service + _USER_INSTALL)
+    further = f"SupplementaryGroups={' '.join(groups)}\n" if groups else ""
+    return signed(
+        _HEAD + _AFTER_SYSTEM + service + _SYSTEM.format(user=user, groups=further) + _SYSTEM_INSTALL
+    )
 
 
 def signed(body: str) -> str:
