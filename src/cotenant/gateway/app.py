@@ -110,21 +110,16 @@ class Gateway:
         self._models = ModelRoutes(router, operator, self._streams, timing)
         local_time = LocalTime(clock)
         alert_routes = AlertRoutes(alerts, local_time)
-        decisions = DecisionRoutes(
-            router, operator, alert_routes, services, self._streams, local_time, timing
-        )
         self._table = RouteTable(
-            (
-                *self._own_routes(),
-                *self._models.routes,
-                *decisions.routes,
-                *alert_routes.routes,
-                *self._history.routes,
-                *self._access.routes,
-                *DoctorRoutes(examine).routes,
-                *PlanRoutes(planner, clock, self.limits).routes,
-                *GpuConfigRoutes(services).routes,
-            )
+            self,
+            self._models,
+            DecisionRoutes(router, operator, alert_routes, services, self._streams, local_time, timing),
+            alert_routes,
+            self._history,
+            self._access,
+            DoctorRoutes(examine),
+            PlanRoutes(planner, clock, self.limits),
+            GpuConfigRoutes(services),
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._document: dict[str, Any] | None = None
@@ -133,46 +128,6 @@ class Gateway:
     def routes(self) -> Sequence[Route]:
         """All routes, except those of requests to models and of Ollama's API."""
         return self._table.routes
-
-    def _own_routes(self) -> tuple[Route, ...]:
-        return (
-            Route(
-                "GET",
-                _HEALTH,
-                self._health,
-                "Return that the daemon is running; needs no key",
-                Reply(HealthResponse, "ok"),
-            ),
-            Route(
-                "GET",
-                "/metrics",
-                self._send_metrics,
-                "Metrics for Prometheus",
-                Reply(None, "metrics", content_type="text/plain"),
-                other_replies=(
-                    Reply(None, "the same as OpenMetrics", content_type="application/openmetrics-text"),
-                ),
-            ),
-            Route(
-                "GET",
-                "/v1/models",
-                self._openai_models,
-                "List the models served, in OpenAI's form",
-                Reply(OpenAiModelsResponse, "models"),
-            ),
-            Route(
-                "GET",
-                "/v1/models/{name}",
-                self._openai_model,
-                "Return one model, in OpenAI's form",
-                Reply(OpenAiModelResponse, "the model"),
-                (errors.UnknownModel,),
-                (NAME,),
-            ),
-            Route(
-                "GET", "/openapi.json", self._openapi, "This document", Reply(dict[str, Any], "OpenAPI 3.1")
-            ),
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -253,15 +208,44 @@ class Gateway:
             hint = "The operator's API begins at /api/models." if in_api else "OpenAI's API is under /v1."
             raise UnknownRoute(f"there is nothing at {path!r}", hint=hint)
 
+    @Route("GET", _HEALTH, "Return that the daemon is running; needs no key", Reply(HealthResponse, "ok"))
+    async def _health(self, request: ApiRequest) -> object:
+        """Return states but no names: this response needs no key."""
+        return {"status": "ok", "models": Counter(model.state for model in self._router.models())}
+
+    @Route(
+        "GET",
+        "/metrics",
+        "Metrics for Prometheus",
+        Reply(None, "metrics", content_type="text/plain"),
+        other_replies=(Reply(None, "the same as OpenMetrics", content_type="application/openmetrics-text"),),
+    )
     async def _send_metrics(self, request: ApiRequest) -> None:
         accept = request.header(b"accept") or b""
         body, content_type = await self._metrics.render(accept.decode("latin-1"))
         await send_body(request.send, 200, body, (b"content-type", content_type.encode()))
 
-    async def _health(self, request: ApiRequest) -> object:
-        """Return states but no names: this response needs no key."""
-        return {"status": "ok", "models": Counter(model.state for model in self._router.models())}
+    @Route(
+        "GET",
+        "/v1/models",
+        "List the models served, in OpenAI's form",
+        Reply(OpenAiModelsResponse, "models"),
+    )
+    async def _openai_models(self, request: ApiRequest) -> object:
+        return {"object": "list", "data": [openai_model(model) for model in self._router.models()]}
 
+    @Route(
+        "GET",
+        "/v1/models/{name}",
+        "Return one model, in OpenAI's form",
+        Reply(OpenAiModelResponse, "the model"),
+        (errors.UnknownModel,),
+        (NAME,),
+    )
+    async def _openai_model(self, request: ApiRequest) -> object:
+        return openai_model(find_model(request.name, self._router))
+
+    @Route("GET", "/openapi.json", "This document", Reply(dict[str, Any], "OpenAPI 3.1"))
     async def _openapi(self, request: ApiRequest) -> object:
         if self._document is None:
             # Imported here, since the import is slow and most daemons never need it.
@@ -269,12 +253,6 @@ class Gateway:
 
             self._document = document(self.routes)
         return self._document
-
-    async def _openai_models(self, request: ApiRequest) -> object:
-        return {"object": "list", "data": [openai_model(model) for model in self._router.models()]}
-
-    async def _openai_model(self, request: ApiRequest) -> object:
-        return openai_model(find_model(request.name, self._router))
 
 
 def _has_begun(exchange: Exchange | None, send: Send) -> bool:

@@ -4,6 +4,7 @@ import threading
 from cotenant.asgi import encode_json
 from cotenant.domain.engines import Endpoint
 from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import RouteTable, dispatch
 from cotenant.gateway.operator.doctor import DoctorRoutes
 from tests.gateway.harness import SlotRouter, fetch, serving
 from tests.support.waiting import until
@@ -28,19 +29,20 @@ async def test_who_asks_while_the_machine_is_examined_gets_the_same_answer():
         assert go_on.wait(10)
         return FOUND
 
-    doctor = DoctorRoutes(examine).routes[0].answer
     scope = {"method": "GET", "path": "/api/doctor", "headers": []}
+    handlers, _ = RouteTable(DoctorRoutes(examine)).find(scope)
+    assert handlers is not None
     told: list[bytes] = []
 
     async def send(message):
         told.append(message.get("body", b""))
 
-    asked = [asyncio.create_task(doctor(ApiRequest(scope, None, send))) for _ in range(3)]
+    asked = [asyncio.create_task(dispatch(ApiRequest(scope, None, send), handlers)) for _ in range(3)]
     await until(lambda: bool(runs))
     go_on.set()
     await asyncio.gather(*asked)
     assert (len(runs), b"".join(told)) == (1, encode_json(FOUND) * 3)
-    await doctor(ApiRequest(scope, None, send))
+    await dispatch(ApiRequest(scope, None, send), handlers)
     assert len(runs) == 2
 
 

@@ -15,7 +15,6 @@ from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
 
 SESSION: Final = "/api/session"
-_END: Final = "/api/session/end"
 _COOKIE: Final = "cotenant_session"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _CSRF: Final = b"x-cotenant-csrf"
@@ -32,27 +31,6 @@ class AccessControl:
         self._hosts = hosts
         self._sessions = sessions
         self._attempts = attempts
-        self.routes = (
-            Route(
-                "GET",
-                SESSION,
-                self._show,
-                "Return whether a key is needed and this browser is signed in; needs no key",
-                Reply(SessionResponse, "the session"),
-            ),
-            Route(
-                "POST",
-                SESSION,
-                self._begin,
-                "Sign a browser in with an API key: sets a session cookie",
-                Reply(SessionResponse, "the session that has begun"),
-                (*BODY_ERRORS, errors.TooManyAttempts),
-                body=Body(SessionRequest, required=True),
-            ),
-            Route(
-                "POST", _END, self._end, "Sign a browser out", Reply(SessionResponse, "the session is ended")
-            ),
-        )
 
     def check(self, scope: Scope, *, is_open: bool) -> None:
         """Check a request; `is_open` means that its path needs no key.
@@ -92,9 +70,23 @@ class AccessControl:
         token = _cookie(headers, _cookie_name(host))
         return self._sessions.find(token) if token else None
 
+    @Route(
+        "GET",
+        SESSION,
+        "Return whether a key is needed and this browser is signed in; needs no key",
+        Reply(SessionResponse, "the session"),
+    )
     async def _show(self, request: ApiRequest) -> None:
         await self._send(request, self._session(request.headers, request.header(b"host")))
 
+    @Route(
+        "POST",
+        SESSION,
+        "Sign a browser in with an API key: sets a session cookie",
+        Reply(SessionResponse, "the session that has begun"),
+        (*BODY_ERRORS, errors.TooManyAttempts),
+        body=Body(SessionRequest, required=True),
+    )
     async def _begin(self, request: ApiRequest) -> None:
         """Check the key and set the cookie. Without API keys, any key is accepted and no cookie is set.
 
@@ -116,6 +108,7 @@ class AccessControl:
         token, session = self._sessions.begin()
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
+    @Route("POST", "/api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))
     async def _end(self, request: ApiRequest) -> None:
         """End the session and delete its cookie."""
         token = _cookie(request.headers, _cookie_name(request.header(b"host")))

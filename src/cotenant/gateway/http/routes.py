@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from cotenant.asgi import Scope, Send, send_json
@@ -19,6 +19,8 @@ BODY_ERRORS: Final = (errors.BadRequest, errors.BadAssignment, errors.Unsupporte
 
 Handler = Callable[[ApiRequest], Awaitable[object]]
 """Handles a request: returns the payload to send as JSON, or sends the response itself and returns None."""
+
+F = TypeVar("F", bound=Callable[..., Awaitable[object]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a path template, with the handler and the types of its requests and responses.
+    """A method and a path template, with the types of their requests and responses; decorates their handler.
 
     `reply` is the usual response and `other_replies` are alternatives. `errors` are those that only this
     route raises; `HTTP_PROBLEMS` has their statuses.
@@ -75,7 +77,6 @@ class Route:
 
     method: str
     path: str
-    handler: Handler
     summary: str
     reply: Reply
     errors: tuple[type[CotenantError], ...] = ()
@@ -83,24 +84,29 @@ class Route:
     body: Body | None = None
     other_replies: tuple[Reply, ...] = ()
 
-    async def answer(self, request: ApiRequest) -> None:
-        """Handle a request. Raises what the handler raises."""
-        payload = await self.handler(request)
-        if payload is not None:
-            await send_json(request.send, self.reply.status, payload)
+    def __call__(self, handler: F) -> F:
+        """Declare that a method handles this route."""
+        vars(handler)["route"] = self
+        return handler
 
 
 class RouteTable:
-    """Finds the routes of a path.
+    """Finds the handlers of a path among the methods of `owners`.
 
     Slashes in a name are written %2F, or as they are where that is not ambiguous.
     """
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self.routes = tuple(routes)
+    def __init__(self, *owners: object) -> None:
+        declared = [
+            (member.route, getattr(owner, name))
+            for owner in owners
+            for name, member in vars(type(owner)).items()
+            if hasattr(member, "route")
+        ]
+        self.routes: tuple[Route, ...] = tuple(route for route, _ in declared)
         self._by_path: dict[str, dict[str, Handler]] = {}
-        for route in self.routes:
-            self._by_path.setdefault(route.path, {})[route.method] = route.answer
+        for route, handler in declared:
+            self._by_path.setdefault(route.path, {})[route.method] = handler
         # `/models/{name}/why` comes before `/models/{name}`, which matches the same paths.
         templates = sorted((path for path in self._by_path if _NAME in path), key=len, reverse=True)
         self._templates = [(path, *path.split(_NAME)) for path in templates]
@@ -126,7 +132,8 @@ async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None
         return
     payload = await handler(request)
     if payload is not None:
-        await send_json(request.send, 200, payload)
+        route: Route | None = getattr(handler, "route", None)
+        await send_json(request.send, route.reply.status if route else 200, payload)
 
 
 async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Send) -> None:

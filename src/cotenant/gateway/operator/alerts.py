@@ -18,15 +18,6 @@ class AlertRoutes:
     def __init__(self, book: AlertBook, local_time: LocalTime) -> None:
         self._book = book
         self._local_time = local_time
-        self.routes = (
-            Route(
-                "GET",
-                "/api/alerts",
-                self._list,
-                "Return the active alerts and the last ones",
-                Reply(AlertsResponse, "alerts"),
-            ),
-        )
 
     def events(self) -> AsyncGenerator[bytes, None]:
         """Follow alerts as events named `alert`."""
@@ -35,6 +26,9 @@ class AlertRoutes:
             lambda alert: b"event: alert\ndata: %b\n\n" % encode_json(self._response(alert)),
         )
 
+    @Route(
+        "GET", "/api/alerts", "Return the active alerts and the last ones", Reply(AlertsResponse, "alerts")
+    )
     async def _list(self, request: ApiRequest) -> object:
         return {
             "active": [self._response(alert) for alert in self._book.active()],

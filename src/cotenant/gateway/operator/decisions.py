@@ -42,36 +42,16 @@ class DecisionRoutes:
         self._streams = streams
         self._local_time = local_time
         self._timing = timing
-        self.routes = (
-            Route(
-                "GET",
-                f"{MODEL}/why",
-                self._why,
-                "Return the last decisions about a model",
-                Reply(WhyResponse, "decisions, oldest first"),
-                NO_SUCH_MODEL,
-                (NAME,),
-                other_replies=(Reply(None, "the same as text", content_type="text/plain"),),
-            ),
-            Route(
-                "GET",
-                "/api/decisions",
-                self._recent,
-                "Return the last decisions",
-                Reply(DecisionsResponse, "decisions, oldest first"),
-                (errors.UnknownRoute, errors.BadRequest),
-                (Parameter("limit", "how many, at most 500", integer(default=_DECISIONS)),),
-            ),
-            Route(
-                "GET",
-                "/api/events",
-                self._events,
-                "Follow decisions, the steps of an apply (`event: apply`) and alerts (`event: alert`)",
-                Reply(None, "server-sent events", content_type="text/event-stream"),
-                (errors.UnknownRoute,),
-            ),
-        )
 
+    @Route(
+        "GET",
+        f"{MODEL}/why",
+        "Return the last decisions about a model",
+        Reply(WhyResponse, "decisions, oldest first"),
+        NO_SUCH_MODEL,
+        (NAME,),
+        other_replies=(Reply(None, "the same as text", content_type="text/plain"),),
+    )
     async def _why(self, request: ApiRequest) -> object:
         name = self._router.resolve(request.name)
         decisions = self._operator.why(name)
@@ -80,12 +60,27 @@ class DecisionRoutes:
         await send_body(request.send, 200, self._as_text(decisions).encode(), TEXT_TYPE)
         return None
 
+    @Route(
+        "GET",
+        "/api/decisions",
+        "Return the last decisions",
+        Reply(DecisionsResponse, "decisions, oldest first"),
+        (errors.UnknownRoute, errors.BadRequest),
+        (Parameter("limit", "how many, at most 500", integer(default=_DECISIONS)),),
+    )
     async def _recent(self, request: ApiRequest) -> object:
         limit = request.integer("limit", _DECISIONS, _MAX_DECISIONS)
         decisions = self._operator.recent()
         last = decisions[max(0, len(decisions) - limit) :]
         return {"decisions": [self._response(each) for each in last]}
 
+    @Route(
+        "GET",
+        "/api/events",
+        "Follow decisions, the steps of an apply (`event: apply`) and alerts (`event: alert`)",
+        Reply(None, "server-sent events", content_type="text/event-stream"),
+        (errors.UnknownRoute,),
+    )
     async def _events(self, request: ApiRequest) -> None:
         if request.method == "HEAD":
             await send_body(request.send, 200, b"", *STREAM_HEADERS)

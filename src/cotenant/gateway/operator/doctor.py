@@ -17,17 +17,14 @@ class DoctorRoutes:
     def __init__(self, examine: Callable[[], Mapping[str, Any]] | None) -> None:
         self._examine = examine
         self._running: asyncio.Task[Mapping[str, Any]] | None = None
-        self.routes = (
-            Route(
-                "GET",
-                "/api/doctor",
-                self._answer,
-                "Check the daemon's machine, which takes some seconds",
-                Reply(FindingsResponse, "the findings"),
-                (errors.UnknownRoute,),
-            ),
-        )
 
+    @Route(
+        "GET",
+        "/api/doctor",
+        "Check the daemon's machine, which takes some seconds",
+        Reply(FindingsResponse, "the findings"),
+        (errors.UnknownRoute,),
+    )
     async def _answer(self, request: ApiRequest) -> object:
         if self._examine is None:
             raise UnknownRoute(

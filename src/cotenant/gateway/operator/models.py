@@ -6,7 +6,7 @@ Slashes in names are written %2F, or as they are where that is not ambiguous.
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import fields
 from functools import partial
 from typing import Any, Final
@@ -44,6 +44,9 @@ NO_SUCH_MODEL: Final = (errors.UnknownModel, errors.UnknownRoute)
 _WAIT: Final = Parameter(
     "wait", "0 returns at once, before the command is done", {"type": "integer", "enum": [0, 1], "default": 1}
 )
+_FOLLOW: Final = Parameter(
+    "follow", "1 continues with new lines", {"type": "integer", "enum": [0, 1], "default": 0}
+)
 _AFTER: Final = Reply(ModelResponse, "the model after that")
 _BEGUN: Final = Reply(ModelResponse, "the model now, while the command is running", 202)
 _LOADING: Final = (
@@ -67,123 +70,29 @@ class ModelRoutes:
         self._streams = streams
         self._timing = timing
         self._background: set[asyncio.Task[None]] = set()
-        self.routes = (
-            Route(
-                "GET",
-                "/api/models",
-                self._list,
-                "List all models with their state",
-                Reply(ModelsResponse, "models"),
-            ),
-            Route(
-                "GET",
-                MODEL,
-                self._one,
-                "Return a model with its state",
-                _AFTER,
-                NO_SUCH_MODEL,
-                (NAME,),
-            ),
-            Route(
-                "GET",
-                f"{MODEL}/logs",
-                self._logs,
-                "Return the log of a model's engine",
-                Reply(None, "lines of the log", content_type="text/plain"),
-                (*NO_SUCH_MODEL, errors.BadRequest),
-                (
-                    NAME,
-                    Parameter("tail", "number of last lines", integer(default=_LINES)),
-                    Parameter(
-                        "follow",
-                        "1 continues with new lines",
-                        {"type": "integer", "enum": [0, 1], "default": 0},
-                    ),
-                ),
-            ),
-            Route(
-                "POST",
-                f"{MODEL}/load",
-                partial(self._order, order=operator.load),
-                "Load a model",
-                _AFTER,
-                (*NO_SUCH_MODEL, *_LOADING, errors.BadRequest),
-                (NAME, _WAIT),
-                other_replies=(_BEGUN,),
-            ),
-            Route(
-                "POST",
-                f"{MODEL}/unload",
-                partial(self._order, order=operator.unload),
-                "Unload a model after its requests are complete",
-                _AFTER,
-                (*NO_SUCH_MODEL, errors.BadRequest),
-                (NAME, _WAIT),
-                other_replies=(_BEGUN,),
-            ),
-            Route(
-                "POST",
-                f"{MODEL}/pin",
-                partial(self._pin, pinned=True),
-                "Pin a model: it is never evicted",
-                _AFTER,
-                NO_SUCH_MODEL,
-                (NAME,),
-            ),
-            Route(
-                "POST",
-                f"{MODEL}/unpin",
-                partial(self._pin, pinned=False),
-                "Unpin a model: it may be evicted again",
-                _AFTER,
-                NO_SUCH_MODEL,
-                (NAME,),
-            ),
-            Route(
-                "GET",
-                "/api/devices",
-                self._devices,
-                "Return how each device's memory is used",
-                Reply(DevicesResponse, "devices"),
-                (errors.UnknownRoute,),
-            ),
-            Route(
-                "GET",
-                "/api/system/gpus",
-                self._gpus,
-                "List the detected GPUs and their memory use",
-                Reply(Gpus, "GPUs", example=GPUS),
-                (errors.UnknownRoute,),
-            ),
-            Route(
-                "POST",
-                "/api/reload",
-                self._reload,
-                "Read the configuration again",
-                Reply(ReloadResponse, "what changed"),
-                # A bad setting is sent as problems.BROKEN_CONFIGURATION here.
-                (errors.UnknownRoute, errors.BadAssignment),
-            ),
-        )
 
     def close(self) -> None:
         """Cancel commands that run in the background."""
         for task in self._background:
             task.cancel()
 
+    @Route("GET", "/api/models", "List all models with their state", Reply(ModelsResponse, "models"))
     async def _list(self, request: ApiRequest) -> object:
         statuses = {status.name: status for status in self._operator.statuses()}
         return {"models": [_described(model, statuses.get(model.name)) for model in self._router.models()]}
 
+    @Route("GET", MODEL, "Return a model with its state", _AFTER, NO_SUCH_MODEL, (NAME,))
     async def _one(self, request: ApiRequest) -> object:
         return self._model(request.name)
 
-    async def _devices(self, request: ApiRequest) -> object:
-        return {"devices": self._operator.devices()}
-
-    async def _gpus(self, request: ApiRequest) -> object:
-        return gpus_response(self._operator.devices())
-
+    @Route(
+        "GET",
+        f"{MODEL}/logs",
+        "Return the log of a model's engine",
+        Reply(None, "lines of the log", content_type="text/plain"),
+        (*NO_SUCH_MODEL, errors.BadRequest),
+        (NAME, Parameter("tail", "number of last lines", integer(default=_LINES)), _FOLLOW),
+    )
     async def _logs(self, request: ApiRequest) -> None:
         name = self._router.resolve(request.name)
         tail = request.integer("tail", _LINES, MAX_LINES)
@@ -205,7 +114,75 @@ class ModelRoutes:
             reader.close()
         await send_body(request.send, 200, text, TEXT_TYPE)
 
-    async def _order(self, request: ApiRequest, order: Any) -> object:
+    @Route(
+        "POST",
+        f"{MODEL}/load",
+        "Load a model",
+        _AFTER,
+        (*NO_SUCH_MODEL, *_LOADING, errors.BadRequest),
+        (NAME, _WAIT),
+        other_replies=(_BEGUN,),
+    )
+    async def _load(self, request: ApiRequest) -> object:
+        return await self._order(request, self._operator.load)
+
+    @Route(
+        "POST",
+        f"{MODEL}/unload",
+        "Unload a model after its requests are complete",
+        _AFTER,
+        (*NO_SUCH_MODEL, errors.BadRequest),
+        (NAME, _WAIT),
+        other_replies=(_BEGUN,),
+    )
+    async def _unload(self, request: ApiRequest) -> object:
+        return await self._order(request, self._operator.unload)
+
+    @Route("POST", f"{MODEL}/pin", "Pin a model: it is never evicted", _AFTER, NO_SUCH_MODEL, (NAME,))
+    async def _pin(self, request: ApiRequest) -> object:
+        return self._pinned(request, True)
+
+    @Route("POST", f"{MODEL}/unpin", "Unpin a model: it may be evicted again", _AFTER, NO_SUCH_MODEL, (NAME,))
+    async def _unpin(self, request: ApiRequest) -> object:
+        return self._pinned(request, False)
+
+    @Route(
+        "GET",
+        "/api/devices",
+        "Return how each device's memory is used",
+        Reply(DevicesResponse, "devices"),
+        (errors.UnknownRoute,),
+    )
+    async def _devices(self, request: ApiRequest) -> object:
+        return {"devices": self._operator.devices()}
+
+    @Route(
+        "GET",
+        "/api/system/gpus",
+        "List the detected GPUs and their memory use",
+        Reply(Gpus, "GPUs", example=GPUS),
+        (errors.UnknownRoute,),
+    )
+    async def _gpus(self, request: ApiRequest) -> object:
+        return gpus_response(self._operator.devices())
+
+    # A bad setting is sent as problems.BROKEN_CONFIGURATION here.
+    @Route(
+        "POST",
+        "/api/reload",
+        "Read the configuration again",
+        Reply(ReloadResponse, "what changed"),
+        (errors.UnknownRoute, errors.BadAssignment),
+    )
+    async def _reload(self, request: ApiRequest) -> object:
+        try:
+            return {"changed": await self._operator.reload()}
+        except BadSetting as error:
+            whole = BadSetting("; ".join(error.problems), hint=error.hint)
+            await send_problem(request.send, whole, problem=BROKEN_CONFIGURATION)
+            return None
+
+    async def _order(self, request: ApiRequest, order: Callable[[str], Coroutine[Any, Any, None]]) -> object:
         name = self._router.resolve(request.name)
         if request.switch("wait", True):
             await order(name)
@@ -214,7 +191,7 @@ class ModelRoutes:
         await send_json(request.send, 202, self._model(name))
         return None
 
-    async def _pin(self, request: ApiRequest, pinned: bool) -> object:
+    def _pinned(self, request: ApiRequest, pinned: bool) -> object:
         name = self._router.resolve(request.name)
         self._operator.pin(name, pinned)
         return self._model(name)
@@ -231,14 +208,6 @@ class ModelRoutes:
         task = asyncio.create_task(run())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    async def _reload(self, request: ApiRequest) -> object:
-        try:
-            return {"changed": await self._operator.reload()}
-        except BadSetting as error:
-            whole = BadSetting("; ".join(error.problems), hint=error.hint)
-            await send_problem(request.send, whole, problem=BROKEN_CONFIGURATION)
-            return None
 
     def _model(self, name: str) -> dict[str, Any]:
         model = find_model(name, self._router)

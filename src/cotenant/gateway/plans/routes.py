@@ -42,6 +42,17 @@ _EXAMPLES: Final[dict[str, Any]] = {
     },
 }
 
+_NAME: Final = Parameter(
+    "name", "the file's name", {"type": "string", "minLength": 1}, required=True, example="a.gguf"
+)
+_SIZE: Final = Parameter(
+    "size",
+    "the whole file's size in bytes",
+    {"type": "integer", "minimum": 0},
+    required=True,
+    example=4_920_739_232,
+)
+
 
 class PlanRoutes:
     """Handles requests about plans."""
@@ -52,59 +63,23 @@ class PlanRoutes:
         self._headers = Headers(clock)
         # One header is received at a time: each may be as long as the limit on bodies.
         self._receiving = asyncio.Lock()
-        self.routes = (
-            Route(
-                "POST",
-                "/api/plan",
-                self._plan,
-                "Plan a model without loading it: a served one, a file, or uploaded headers",
-                Reply(PlanResponse, "where it would be placed, or why it does not fit and what would"),
-                (
-                    *BODY_ERRORS,
-                    errors.UnknownRoute,
-                    errors.UnknownModel,
-                    errors.HeaderGone,
-                    errors.BadDeviceSpec,
-                    errors.BadRecipe,
-                    errors.BadSplit,
-                ),
-                body=Body(PlanRequest, required=True, examples=_EXAMPLES),
-            ),
-            Route(
-                "POST",
-                "/api/plan/headers",
-                self._take_header,
-                "Upload the beginning of a GGUF file on another machine, to plan it. 416 says in "
-                "X-Cotenant-Needed-Bytes how much to send",
-                Reply(HeaderResponse, "what the file is, and its id for plans"),
-                # An invalid file is sent as problems.UNREADABLE_MODEL here.
-                (
-                    errors.BadAssignment,
-                    errors.UnknownRoute,
-                    errors.BadRequest,
-                    errors.UnsupportedMediaType,
-                    errors.HeaderIncomplete,
-                ),
-                (
-                    Parameter(
-                        "name",
-                        "the file's name",
-                        {"type": "string", "minLength": 1},
-                        required=True,
-                        example="a.gguf",
-                    ),
-                    Parameter(
-                        "size",
-                        "the whole file's size in bytes",
-                        {"type": "integer", "minimum": 0},
-                        required=True,
-                        example=4_920_739_232,
-                    ),
-                ),
-                Body(bytes, required=True, content_type=OCTETS),
-            ),
-        )
 
+    @Route(
+        "POST",
+        "/api/plan",
+        "Plan a model without loading it: a served one, a file, or uploaded headers",
+        Reply(PlanResponse, "where it would be placed, or why it does not fit and what would"),
+        (
+            *BODY_ERRORS,
+            errors.UnknownRoute,
+            errors.UnknownModel,
+            errors.HeaderGone,
+            errors.BadDeviceSpec,
+            errors.BadRecipe,
+            errors.BadSplit,
+        ),
+        body=Body(PlanRequest, required=True, examples=_EXAMPLES),
+    )
     async def _plan(self, request: ApiRequest) -> object:
         asked = read_body(PlanRequest, await request.body() or b"{}")
         try:
@@ -114,6 +89,23 @@ class PlanRoutes:
             return None
         return plan_answer(found)
 
+    # An invalid file is sent as problems.UNREADABLE_MODEL here.
+    @Route(
+        "POST",
+        "/api/plan/headers",
+        "Upload the beginning of a GGUF file on another machine, to plan it. 416 says in "
+        "X-Cotenant-Needed-Bytes how much to send",
+        Reply(HeaderResponse, "what the file is, and its id for plans"),
+        (
+            errors.BadAssignment,
+            errors.UnknownRoute,
+            errors.BadRequest,
+            errors.UnsupportedMediaType,
+            errors.HeaderIncomplete,
+        ),
+        (_NAME, _SIZE),
+        Body(bytes, required=True, content_type=OCTETS),
+    )
     async def _take_header(self, request: ApiRequest) -> object:
         name, size = _file_name(request), _file_size(request)
         given = request.header(b"content-type") or OCTETS.encode()

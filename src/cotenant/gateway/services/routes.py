@@ -50,6 +50,10 @@ _STRATEGY: Final = Parameter(
     required=True,
     example="vram_based",
 )
+_NUMBER: Final = Parameter(
+    "number", "a configuration in the history, used if the body has none; default: the one before", integer(1)
+)
+_NO_SERVICES: Final = UnknownRoute
 _APPLYING: Final = (
     errors.ApplyRunning,
     errors.NothingToRollBack,
@@ -66,134 +70,108 @@ class GpuConfigRoutes:
 
     def __init__(self, services: Services | None) -> None:
         self._services = services
-        no_services = UnknownRoute
-        self.routes = (
-            Route(
-                "GET",
-                _PATH,
-                self._show,
-                "Return which service is pinned to which GPU, and the available strategies",
-                Reply(ConfigurationResponse, "everything about the pinning of services"),
-                (no_services, errors.StoreError, errors.ComposeFileError),
-            ),
-            Route(
-                "PUT",
-                _PATH,
-                self._save,
-                "Save assignments to the database and both files, or to none",
-                Reply(SaveResponse, "the assignments as saved", example=examples.SAVED),
-                (
-                    no_services,
-                    *BODY_ERRORS,
-                    errors.GeneratedFileEdited,
-                    errors.GeneratedFileFailed,
-                    errors.StoreError,
-                    errors.ComposeFileError,
-                ),
-                body=Body(ConfigurationRequest, required=True, examples=examples.SAVES),
-            ),
-            Route(
-                "POST",
-                f"{_PATH}/apply",
-                self._apply,
-                "Begin to recreate the services whose assignment changed",
-                _BEGUN,
-                (no_services, *BODY_ERRORS, *_APPLYING),
-                body=Body(ApplyRequest, examples={"plain": {}, "over edited files": {"force": True}}),
-            ),
-            Route(
-                "GET",
-                f"{_PATH}/status",
-                self._status,
-                "Return the state of the last apply and of the containers",
-                Reply(StatusResponse, "the apply and the containers", example=examples.STATUS),
-                (no_services, errors.ContainerEngineMissing, errors.StoreError),
-            ),
-            Route(
-                "POST",
-                f"{_PATH}/detect",
-                self._detect,
-                "Detect GPUs again",
-                Reply(DetectResponse, "all GPUs that were ever detected", example=examples.DETECTED),
-                (no_services, errors.StoreError),
-            ),
-            Route(
-                "GET",
-                f"{_PATH}/preview",
-                self._preview,
-                "Return what a strategy would assign, without changing anything",
-                _PREVIEW,
-                (no_services, errors.BadAssignment, errors.StoreError, errors.ComposeFileError),
-                (_STRATEGY,),
-            ),
-            Route(
-                "POST",
-                f"{_PATH}/preview",
-                self._preview_assignments,
-                "Return what saving assignments would do, without saving them",
-                _PREVIEW,
-                (no_services, *BODY_ERRORS, errors.StoreError, errors.ComposeFileError),
-                body=Body(PreviewRequest, required=True, examples=examples.SAVES),
-            ),
-            Route(
-                "POST",
-                f"{_PATH}/rollback",
-                self._rollback,
-                "Begin to roll back to an earlier configuration",
-                _BEGUN,
-                (no_services, *BODY_ERRORS, *_APPLYING),
-                (
-                    Parameter(
-                        "number",
-                        "a configuration in the history, used if the body has none; default: the one before",
-                        integer(1),
-                    ),
-                ),
-                Body(RollbackRequest, examples={"to the one before": {}, "to an earlier one": {"number": 3}}),
-            ),
-            Route(
-                "GET",
-                f"{_PATH}/history",
-                self._history,
-                "List the configurations saved, newest first",
-                Reply(HistoryResponse, "configurations", example=examples.HISTORY),
-                (no_services, errors.BadRequest, errors.StoreError),
-                (Parameter("limit", "how many, 100 at most", integer(default=_HISTORY)),),
-            ),
-        )
 
+    @Route(
+        "GET",
+        _PATH,
+        "Return which service is pinned to which GPU, and the available strategies",
+        Reply(ConfigurationResponse, "everything about the pinning of services"),
+        (_NO_SERVICES, errors.StoreError, errors.ComposeFileError),
+    )
     async def _show(self, request: ApiRequest) -> object:
         return configuration_response(await self._needed().view())
 
+    @Route(
+        "PUT",
+        _PATH,
+        "Save assignments to the database and both files, or to none",
+        Reply(SaveResponse, "the assignments as saved", example=examples.SAVED),
+        (
+            _NO_SERVICES,
+            *BODY_ERRORS,
+            errors.GeneratedFileEdited,
+            errors.GeneratedFileFailed,
+            errors.StoreError,
+            errors.ComposeFileError,
+        ),
+        body=Body(ConfigurationRequest, required=True, examples=examples.SAVES),
+    )
     async def _save(self, request: ApiRequest) -> object:
         services = self._needed()
         body = read_body(ConfigurationRequest, await request.body())
         plan = await services.save(body.strategy, _assignments(body.assignments), force=body.force)
         return save_response(plan)
 
+    @Route(
+        "POST",
+        f"{_PATH}/apply",
+        "Begin to recreate the services whose assignment changed",
+        _BEGUN,
+        (_NO_SERVICES, *BODY_ERRORS, *_APPLYING),
+        body=Body(ApplyRequest, examples={"plain": {}, "over edited files": {"force": True}}),
+    )
     async def _apply(self, request: ApiRequest) -> object:
         services = self._needed()
         body = read_body(ApplyRequest, await request.body() or b"{}")
         return ApplyResponse.model_validate(await services.apply(force=body.force))
 
+    @Route(
+        "GET",
+        f"{_PATH}/status",
+        "Return the state of the last apply and of the containers",
+        Reply(StatusResponse, "the apply and the containers", example=examples.STATUS),
+        (_NO_SERVICES, errors.ContainerEngineMissing, errors.StoreError),
+    )
     async def _status(self, request: ApiRequest) -> object:
         apply, containers = await self._needed().status()
         return StatusResponse.model_validate({"apply": apply, "containers": containers})
 
+    @Route(
+        "POST",
+        f"{_PATH}/detect",
+        "Detect GPUs again",
+        Reply(DetectResponse, "all GPUs that were ever detected", example=examples.DETECTED),
+        (_NO_SERVICES, errors.StoreError),
+    )
     async def _detect(self, request: ApiRequest) -> object:
         services = self._needed()
         seen = await services.detect()
         return detect_response(seen, await services.view())
 
+    @Route(
+        "GET",
+        f"{_PATH}/preview",
+        "Return what a strategy would assign, without changing anything",
+        _PREVIEW,
+        (_NO_SERVICES, errors.BadAssignment, errors.StoreError, errors.ComposeFileError),
+        (_STRATEGY,),
+    )
     async def _preview(self, request: ApiRequest) -> object:
         services = self._needed()
         return preview_response(*await services.preview(_strategy(request)))
 
+    @Route(
+        "POST",
+        f"{_PATH}/preview",
+        "Return what saving assignments would do, without saving them",
+        _PREVIEW,
+        (_NO_SERVICES, *BODY_ERRORS, errors.StoreError, errors.ComposeFileError),
+        body=Body(PreviewRequest, required=True, examples=examples.SAVES),
+    )
     async def _preview_assignments(self, request: ApiRequest) -> object:
         services = self._needed()
         body = read_body(PreviewRequest, await request.body())
         return preview_response(*await services.preview(body.strategy, _assignments(body.assignments)))
 
+    @Route(
+        "POST",
+        f"{_PATH}/rollback",
+        "Begin to roll back to an earlier configuration",
+        _BEGUN,
+        (_NO_SERVICES, *BODY_ERRORS, *_APPLYING),
+        (_NUMBER,),
+        Body(RollbackRequest, examples={"to the one before": {}, "to an earlier one": {"number": 3}}),
+    )
     async def _rollback(self, request: ApiRequest) -> object:
         services = self._needed()
         body = read_body(RollbackRequest, await request.body() or b"{}")
@@ -204,6 +182,14 @@ class GpuConfigRoutes:
                 raise BadAssignment("number=0 is not in the history", field="number")
         return ApplyResponse.model_validate(await services.rollback(number))
 
+    @Route(
+        "GET",
+        f"{_PATH}/history",
+        "List the configurations saved, newest first",
+        Reply(HistoryResponse, "configurations", example=examples.HISTORY),
+        (_NO_SERVICES, errors.BadRequest, errors.StoreError),
+        (Parameter("limit", "how many, 100 at most", integer(default=_HISTORY)),),
+    )
     async def _history(self, request: ApiRequest) -> object:
         limit = request.integer("limit", _HISTORY, _MAX_HISTORY)
         return HistoryResponse.model_validate({"history": await self._needed().history(limit)})

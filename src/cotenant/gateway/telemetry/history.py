@@ -84,15 +84,6 @@ class History:
         self._totals: dict[str, _Totals] = {}
         self._length = 0
         self._last_at = time.time()
-        self.routes = (
-            Route(
-                "GET",
-                "/api/history",
-                self._answer,
-                "Return the last ten minutes of devices and models, as curves",
-                Reply(CurvesResponse, "curves"),
-            ),
-        )
 
     async def run(self) -> None:
         """Record a point every five seconds until cancelled."""
@@ -144,6 +135,12 @@ class History:
         devices, models = tuple(self._devices.values()), tuple(self._models.values())
         return CurvesResponse(STEP_S, self._length, end, devices, models)
 
+    @Route(
+        "GET",
+        "/api/history",
+        "Return the last ten minutes of devices and models, as curves",
+        Reply(CurvesResponse, "curves"),
+    )
     async def _answer(self, request: ApiRequest) -> object:
         if not self._length:
             self.sample(STEP_S)
