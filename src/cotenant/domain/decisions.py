@@ -124,3 +124,9 @@ class DeviceStatus(Sensors):
     mps: bool = False
     left_out: str | None = None
     processes: tuple[GpuProcess, ...] | None = None
+
+    @property
+    def used_bytes(self) -> int | None:
+        """Bytes in use by anyone."""
+        total, free = self.total_bytes, self.free_bytes
+        return None if total is None or free is None else total - free

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus
 from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
@@ -259,3 +260,22 @@ async def test_failures_of_engines_are_counted_by_cause():
         told = await scrape(port)
     assert told[of_llama("cotenant_engine_failures_total", cause="gpu_memory_loading")] == 2
     assert told[of_llama("cotenant_engine_failures_total", cause="oom_killed")] == 1
+
+
+class AdvisorStub:
+    def status(self) -> AdvisorStatus:
+        return AdvisorStatus("on", {QuestionOutcome.ANSWERED: 5, QuestionOutcome.INVALID: 2}, 3, broken=True)
+
+
+async def test_questions_decisions_and_the_breaker_are_published():
+    async with serving(SlotRouter(None), advisor=AdvisorStub()) as port:
+        text = (await fetch(port, "GET", "/metrics")).body.decode()
+    assert 'cotenant_advisor_questions_total{outcome="answered"} 5.0' in text
+    assert 'cotenant_advisor_questions_total{outcome="failed"} 0.0' in text
+    assert "cotenant_advisor_decisions_total 3.0" in text
+    assert "cotenant_advisor_broken 1.0" in text
+
+
+async def test_without_an_advisor_there_is_nothing_of_it():
+    async with serving(SlotRouter(None)) as port:
+        assert b"advisor" not in (await fetch(port, "GET", "/metrics")).body

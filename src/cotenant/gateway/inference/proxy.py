@@ -4,9 +4,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from cotenant.asgi import JSON_TYPE, Header, Receive, Send, encode_json, send_body
+from cotenant.asgi import JSON_TYPE, Header, Receive, Send, disconnected, encode_json, send_body
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
@@ -17,7 +18,6 @@ from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.dialect_assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
-from cotenant.gateway.inference.disconnects import DisconnectWatch
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
 from cotenant.gateway.inference.model_kinds import ModelKinds
 from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse
@@ -51,6 +51,7 @@ class Proxy:
         self.kinds = ModelKinds(router)
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request in progress: its client, its lease and its connection to the engine.
 
@@ -58,59 +59,30 @@ class Exchange:
     waited for its lease: for the model to load, or in the queue.
     """
 
-    __slots__ = (
-        "_answered",
-        "_assembling",
-        "_begun_at",
-        "_connection",
-        "_counters",
-        "_disconnected",
-        "_failed",
-        "_granted_at",
-        "_headers",
-        "_last_chunk",
-        "_listener",
-        "_loop",
-        "_name",
-        "_options",
-        "_proxy",
-        "_receive",
-        "_send",
-        "_status",
-        "_streaming",
-        "_target",
-        "_tokens",
-        "_wait",
-        "started",
-        "waited_s",
-    )
-
-    def __init__(
-        self, proxy: Proxy, target: Target, headers: Sequence[Header], receive: Receive, send: Send
-    ) -> None:
-        self._proxy = proxy
-        self._target = target
-        self._headers = headers
-        self._receive = receive
-        self._send = send
-        self._loop = asyncio.get_running_loop()
-        self._counters: ModelCounters = proxy.counters.nameless
-        self._options: RequestOptions
-        self._connection: EngineConnection | None = None
-        self._listener: asyncio.Task[None] | None = None
-        self._wait: LeaseWait | None = None
-        self._failed = False
-        self._disconnected = False
-        self._assembling = False
-        self._streaming = False
-        self._answered = False
-        self._status = 500
-        self._name: str | None = None
-        self._granted_at: float | None = None
-        self._tokens = (0, 0)
-        self.started = False
-        self.waited_s = 0.0
-        self._last_chunk = b""
+    _proxy: Proxy
+    _target: Target
+    _headers: Sequence[Header]
+    _receive: Receive
+    _send: Send
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop, init=False)
+    _begun_at: float = field(init=False)
+    _counters: ModelCounters = field(init=False)
+    _options: RequestOptions = field(init=False)
+    _connection: EngineConnection | None = None
+    _listener: asyncio.Task[None] | None = None
+    _wait: LeaseWait | None = None
+    _failed: bool = False
+    _disconnected: bool = False
+    _assembling: bool = False
+    _streaming: bool = False
+    _answered: bool = False
+    _status: int = 500
+    _name: str | None = None
+    _granted_at: float | None = None
+    _tokens: tuple[int, int] = (0, 0)
+    _last_chunk: bytes = b""
+    started: bool = False
+    waited_s: float = 0.0
 
     async def run(self) -> None:
         """Read the request, get a slot, and forward the response.
@@ -122,6 +94,7 @@ class Exchange:
             return
         proxy = self._proxy
         proxy.watch.enter(self)
+        self._counters = proxy.counters.nameless
         self._begun_at = self._loop.time()
         try:
             request = parse(body)
@@ -150,25 +123,27 @@ class Exchange:
             proxy.watch.leave(self)
             self._counters.by_class[0 if self._disconnected else min(self._status // 100, 5)] += 1
             if proxy.request_log is not None and self._name is not None:
-                self._log(proxy.request_log, self._name)
+                status = _CLIENT_CLOSED_REQUEST if self._disconnected else self._status
+                times = self._begun_at, self._granted_at, self._loop.time()
+                proxy.request_log.add(
+                    RequestRecord(*times, self._name, status, *self._tokens, self._options.terms)
+                )
             if self._listener is not None:
                 self._listener.cancel()
-
-    def _log(self, log: RequestLog, name: str) -> None:
-        status = _CLIENT_CLOSED_REQUEST if self._disconnected else self._status
-        prompt, output = self._tokens
-        now, terms = self._loop.time(), self._options.terms
-        log.add(RequestRecord(self._begun_at, self._granted_at, now, name, status, prompt, output, terms))
 
     # The request.
 
     async def _answer(self, name: str, body: bytes) -> None:
-        """Forward the request with a lease; with another if the engine dies before the response has begun."""
+        """Forward the request with a lease; once more if the engine dies before the response has begun."""
         counters = self._counters
         while True:
-            lease = self._try_lease(name) or await self._wait_for_lease(name)
-            if lease is None:
-                return
+            lease = self._proxy.router.try_lease(name, self._options.terms)
+            if lease is not None:
+                counters.at_once += 1
+            else:
+                lease = await self._wait_for_lease(name)
+                if lease is None:
+                    return
             counters.in_flight += 1
             self._granted_at = self._loop.time()
             try:
@@ -183,25 +158,20 @@ class Exchange:
             except UpstreamFailed as error:
                 if self._disconnected:
                     return
-                repeated = self._may_repeat()
+                lost = self._connection is None or self._connection.lost
+                repeated = lost and not self._answered and not self._failed
+                self._failed = True
                 what = "is retried" if repeated else "failed"
                 _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), error.message)
                 if not repeated:
-                    raise await self._fault(lease, error) from None
+                    # If the engine is dead, the daemon knows better why than the connection does.
+                    death = await lease.death(self._proxy.timing.notice_s) if lost else None
+                    raise death or error from None
             finally:
                 counters.in_flight -= 1
                 self._release(lease)
             if not await self._leave_engine(lease):
                 return
-
-    def _may_repeat(self) -> bool:
-        """Whether to retry a failed request: once, if its engine was lost before the response began."""
-        connection = self._connection
-        lost = connection is None or connection.lost
-        if self._answered or not lost or self._failed:
-            return False
-        self._failed = True
-        return True
 
     async def _leave_engine(self, lease: Lease) -> bool:
         """Wait until the daemon notices that a failed engine is dead; False if the client disconnects.
@@ -212,19 +182,6 @@ class Exchange:
         self._connection = None
         await lease.death(self._proxy.timing.notice_s)
         return not self._disconnected
-
-    async def _fault(self, lease: Lease, error: UpstreamFailed) -> CotenantError:
-        """Return the daemon's error for a dead engine if there is one, else the error of the connection."""
-        connection = self._connection
-        if connection is not None and not connection.lost:
-            return error
-        return await lease.death(self._proxy.timing.notice_s) or error
-
-    def _try_lease(self, name: str) -> Lease | None:
-        lease = self._proxy.router.try_lease(name, self._options.terms)
-        if lease is not None:
-            self._counters.at_once += 1
-        return lease
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
         """Return a lease when the router grants one, or None if the client disconnects first."""
@@ -250,8 +207,7 @@ class Exchange:
             self._listener = asyncio.get_running_loop().create_task(self._await_disconnect())
 
     async def _await_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(self._receive)
         self._disconnected = True
         if self._wait is not None:
             self._wait.cancel()
@@ -394,3 +350,33 @@ class Exchange:
         else:
             self._proxy.pool.give_back(connection)
             lease.release(abandoned=connection.cut)
+
+
+class DisconnectWatch:
+    """Calls `listen` on requests that last longer than the interval, with one timer for all.
+
+    Most responses are complete sooner and need no task that listens; engines do not free a slot faster.
+    """
+
+    _INTERVAL_S: Final = 0.1
+
+    def __init__(self) -> None:
+        self._new: set[Exchange] = set()
+        self._armed = False
+
+    def enter(self, request: Exchange) -> None:
+        """Call `listen` on the request after the interval."""
+        self._new.add(request)
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_later(self._INTERVAL_S, self._listen)
+
+    def leave(self, request: Exchange) -> None:
+        """Forget a request that has ended."""
+        self._new.discard(request)
+
+    def _listen(self) -> None:
+        self._armed = False
+        for request in self._new:
+            request.listen()
+        self._new.clear()

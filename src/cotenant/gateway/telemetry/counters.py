@@ -4,6 +4,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from cotenant.domain.decisions import Decision
@@ -43,40 +44,25 @@ class Histogram:
         self.total += value
 
 
+@dataclass(slots=True)
 class ModelCounters:
     """Counters of one model's requests.
 
     `by_class` counts ended requests by the first digit of their status, or at 0 if the client disconnected.
     """
 
-    __slots__ = (
-        "at_once",
-        "by_class",
-        "completion_tokens",
-        "failures",
-        "first_token_s",
-        "generation_s",
-        "in_flight",
-        "prompt_tokens",
-        "tokens_per_s",
-        "unloads",
-        "wait_s",
-        "waiting",
-    )
-
-    def __init__(self) -> None:
-        self.by_class = [0] * 6
-        self.in_flight = 0
-        self.waiting = 0
-        self.at_once = 0
-        self.wait_s = Histogram(_WAIT_BOUNDS_S)
-        self.first_token_s = Histogram(_FIRST_TOKEN_BOUNDS_S)
-        self.tokens_per_s = Histogram(_SPEED_BOUNDS)
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.generation_s = 0.0
-        self.unloads: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
+    by_class: list[int] = field(default_factory=lambda: [0] * 6)
+    in_flight: int = 0
+    waiting: int = 0
+    at_once: int = 0
+    wait_s: Histogram = field(default_factory=lambda: Histogram(_WAIT_BOUNDS_S))
+    first_token_s: Histogram = field(default_factory=lambda: Histogram(_FIRST_TOKEN_BOUNDS_S))
+    tokens_per_s: Histogram = field(default_factory=lambda: Histogram(_SPEED_BOUNDS))
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    generation_s: float = 0.0
+    unloads: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
 
     def read_tokens(self, answer_end: bytes) -> tuple[int, int]:
         """Count the tokens in `usage` and `timings` at the end of a response.

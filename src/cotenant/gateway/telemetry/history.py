@@ -108,14 +108,13 @@ class History:
         self._last_at = time.time()
 
     def _device(self, status: DeviceStatus) -> DeviceCurves:
-        total, free = status.total_bytes, status.free_bytes
         before = self._devices.get(status.uuid)
         used, busy = (
             (before.used_bytes, before.utilisation_percent) if before else (self._past(), self._past())
         )
-        used.append(None if total is None or free is None else total - free)
+        used.append(status.used_bytes)
         busy.append(status.utilisation_percent)
-        return DeviceCurves(status.uuid, status.index, status.name, total, used, busy)
+        return DeviceCurves(status.uuid, status.index, status.name, status.total_bytes, used, busy)
 
     def _model(self, name: str, now: _Totals, elapsed_s: float) -> ModelCurves:
         before = self._totals.get(name, now)

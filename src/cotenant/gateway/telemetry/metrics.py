@@ -5,7 +5,7 @@ loaded. Unknown values have no sample. Counters have no `gpu` label, as models c
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -19,10 +19,10 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.decisions import DeviceStatus, ModelStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.units import MIB
-from cotenant.gateway.telemetry.advisor_metrics import of_advisor
 from cotenant.gateway.telemetry.counters import Histogram, ModelCounters, RequestCounters
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator
 
@@ -32,6 +32,37 @@ _DEVICE: Final = ("index", "uuid", "name")
 _DCGM: Final = ("gpu", "UUID", "modelName")
 _RUNTIME: Final = DEFAULT_KIND.value
 _CLASSES: Final = ("left", "1xx", "2xx", "3xx", "4xx", "5xx")
+
+_DeviceGauge = tuple[str, str, Callable[[DeviceStatus], float | None]]
+_DEVICE_GAUGES: Final[Sequence[_DeviceGauge]] = (
+    ("memory_total_bytes", "Memory of the device", lambda device: device.total_bytes),
+    ("memory_used_bytes", "Memory in use by anyone", lambda device: device.used_bytes),
+    ("memory_free_bytes", "Memory that the driver shows free", lambda device: device.free_bytes),
+    ("memory_claimed_bytes", "Memory promised to models", lambda device: device.claimed_bytes),
+    ("memory_foreign_bytes", "Memory in use by others", lambda device: device.foreign_bytes),
+    ("memory_plannable_bytes", "Memory left to plan on", lambda device: device.plannable_bytes),
+    ("overcommitted", "1 if claims and foreign use are over the budget", lambda device: device.overcommitted),
+    (
+        "utilization_ratio",
+        "Share of the time in which some kernel ran",
+        lambda device: device.utilisation_percent and device.utilisation_percent / 100,
+    ),
+    ("temperature_celsius", "Temperature of the device", lambda device: device.temperature_c),
+    ("power_watts", "Power that the device draws", lambda device: device.power_w),
+    (
+        "clock_hertz",
+        "Clock of the device's processors",
+        lambda device: device.clock_mhz and device.clock_mhz * 1_000_000,
+    ),
+)
+_DCGM_GAUGES: Final[Sequence[_DeviceGauge]] = (
+    ("FB_USED", "Framebuffer memory used (in MiB).", lambda device: _mib(device.used_bytes)),
+    ("FB_FREE", "Framebuffer memory free (in MiB).", lambda device: _mib(device.free_bytes)),
+    ("GPU_UTIL", "GPU utilization (in %).", lambda device: device.utilisation_percent),
+    ("GPU_TEMP", "GPU temperature (in C).", lambda device: device.temperature_c),
+    ("POWER_USAGE", "Power draw (in W).", lambda device: device.power_w),
+    ("SM_CLOCK", "SM clock frequency (in MHz).", lambda device: device.clock_mhz),
+)
 
 
 class Metrics:
@@ -68,7 +99,7 @@ class Metrics:
         yield from _of_requests(list(self._request_counters.all()), runtimes)
         yield from _of_alerts(self._alerts)
         if self._advisor is not None:
-            yield from of_advisor(self._advisor.status())
+            yield from _of_advisor(self._advisor.status())
 
 
 class _Snapshot(Collector):
@@ -126,49 +157,16 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
 
 
 def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
-    total = _gauge("cotenant_gpu_memory_total_bytes", "Memory of the device", _DEVICE)
-    used = _gauge("cotenant_gpu_memory_used_bytes", "Memory in use by anyone", _DEVICE)
-    free = _gauge("cotenant_gpu_memory_free_bytes", "Memory that the driver shows free", _DEVICE)
-    claimed = _gauge("cotenant_gpu_memory_claimed_bytes", "Memory promised to models", _DEVICE)
-    foreign = _gauge("cotenant_gpu_memory_foreign_bytes", "Memory in use by others", _DEVICE)
-    plannable = _gauge("cotenant_gpu_memory_plannable_bytes", "Memory left to plan on", _DEVICE)
-    over = _gauge("cotenant_gpu_overcommitted", "1 if claims and foreign use are over the budget", _DEVICE)
-    busy = _gauge("cotenant_gpu_utilization_ratio", "Share of the time in which some kernel ran", _DEVICE)
-    heat = _gauge("cotenant_gpu_temperature_celsius", "Temperature of the device", _DEVICE)
-    power = _gauge("cotenant_gpu_power_watts", "Power that the device draws", _DEVICE)
-    clock = _gauge("cotenant_gpu_clock_hertz", "Clock of the device's processors", _DEVICE)
-    dcgm_clock = _gauge("DCGM_FI_DEV_SM_CLOCK", "SM clock frequency (in MHz).", _DCGM)
-    dcgm_busy = _gauge("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", _DCGM)
-    dcgm_heat = _gauge("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", _DCGM)
-    dcgm_power = _gauge("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", _DCGM)
-    dcgm_used = _gauge("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", _DCGM)
-    dcgm_free = _gauge("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", _DCGM)
+    ours = [_gauge(f"cotenant_gpu_{name}", text, _DEVICE) for name, text, _ in _DEVICE_GAUGES]
+    dcgms = [_gauge(f"DCGM_FI_DEV_{name}", text, _DCGM) for name, text, _ in _DCGM_GAUGES]
     for device in devices:
         labels = ("" if device.index is None else str(device.index), device.uuid, device.name)
-        claimed.add_metric(labels, device.claimed_bytes)
-        plannable.add_metric(labels, device.plannable_bytes)
-        over.add_metric(labels, device.overcommitted)
-        used_bytes = None
-        if device.total_bytes is not None and device.free_bytes is not None:
-            used_bytes = device.total_bytes - device.free_bytes
-        _add_known(total, labels, device.total_bytes)
-        _add_known(used, labels, used_bytes)
-        _add_known(free, labels, device.free_bytes)
-        _add_known(foreign, labels, device.foreign_bytes)
-        percent = device.utilisation_percent
-        _add_known(busy, labels, None if percent is None else percent / 100)
-        _add_known(heat, labels, device.temperature_c)
-        _add_known(power, labels, device.power_w)
-        _add_known(clock, labels, None if device.clock_mhz is None else device.clock_mhz * 1_000_000)
+        for gauge, (_, _, value) in zip(ours, _DEVICE_GAUGES, strict=True):
+            _add_known(gauge, labels, value(device))
         if device.index is not None:
-            _add_known(dcgm_used, labels, _mib(used_bytes))
-            _add_known(dcgm_free, labels, _mib(device.free_bytes))
-            _add_known(dcgm_busy, labels, percent)
-            _add_known(dcgm_heat, labels, device.temperature_c)
-            _add_known(dcgm_power, labels, device.power_w)
-            _add_known(dcgm_clock, labels, device.clock_mhz)
-    yield from (total, used, free, claimed, foreign, plannable, over, busy, heat, power, clock)
-    yield from (dcgm_used, dcgm_free, dcgm_busy, dcgm_heat, dcgm_power, dcgm_clock)
+            for gauge, (_, _, value) in zip(dcgms, _DCGM_GAUGES, strict=True):
+                _add_known(gauge, labels, value(device))
+    yield from (*ours, *dcgms)
 
 
 def _of_requests(
@@ -222,6 +220,19 @@ def _of_alerts(alerts: AlertBook) -> Iterator[Metric]:
     for kind, count in alerts.totals().items():
         begun.add_metric((kind,), count)
     yield from (active, begun)
+
+
+def _of_advisor(status: AdvisorStatus) -> Iterator[Metric]:
+    asked = CounterMetricFamily(
+        "cotenant_advisor_questions", "Questions to the advisor, by how they ended", labels=("outcome",)
+    )
+    for outcome in QuestionOutcome:
+        asked.add_metric((outcome.value,), status.asked.get(outcome, 0))
+    broken = _gauge("cotenant_advisor_broken", "1 while it is left alone after failures", ())
+    broken.add_metric((), status.broken)
+    decisions = CounterMetricFamily("cotenant_advisor_decisions", "Decisions that its advice changed")
+    decisions.add_metric((), status.decisions)
+    yield from (asked, broken, decisions)
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...]) -> GaugeMetricFamily:
