@@ -12,16 +12,11 @@ from cotenant.clock import Clock, SystemClock
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownRoute
 from cotenant.gateway.access.access_control import SESSION, AccessControl
-from cotenant.gateway.access.allowed_hosts import AllowedHosts
-from cotenant.gateway.access.api_keys import ApiKeys
-from cotenant.gateway.access.sessions import LoginAttempts, Sessions
-from cotenant.gateway.http.limits import Limits
+from cotenant.gateway.http.limits import Limits, Timing
 from cotenant.gateway.http.model_list import find_model, openai_model
 from cotenant.gateway.http.problems import send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Reply, Route, RouteTable, dispatch, refuse_method
-from cotenant.gateway.http.streams import LiveStreams
-from cotenant.gateway.http.timing import LocalTime, Timing
 from cotenant.gateway.inference.dialects import (
     TARGETS,
     ErrorForm,
@@ -32,7 +27,6 @@ from cotenant.gateway.inference.dialects import (
 from cotenant.gateway.inference.proxy import Exchange, Proxy
 from cotenant.gateway.inference.request_log import RequestLog
 from cotenant.gateway.ollama.api import BLOBS, OllamaApi
-from cotenant.gateway.operator.alerts import AlertRoutes
 from cotenant.gateway.operator.decisions import DecisionRoutes
 from cotenant.gateway.operator.doctor import DoctorRoutes
 from cotenant.gateway.operator.models import NAME, ModelRoutes
@@ -94,27 +88,22 @@ class Gateway:
         timing, clock = timing or Timing(), clock or SystemClock()
         self._router = router
         self._operator = operator
-        self._access = AccessControl(
-            ApiKeys(api_keys), AllowedHosts(hosts), Sessions(clock.now), LoginAttempts(clock.now)
-        )
+        self._access = AccessControl(api_keys, hosts, clock)
         self._console = console(self)
         self._proxy = Proxy(router, self.limits, timing, request_log)
-        self._streams = LiveStreams()
-        self._ollama = OllamaApi(self._proxy, operator, self._streams, puller)
+        self._closing = asyncio.Event()
+        self._ollama = OllamaApi(self._proxy, operator, self._closing, puller)
         self._error_forms: dict[str, ErrorForm] = {
             **{path: anthropic_error for path, target in TARGETS.items() if target.in_anthropic},
             **dict.fromkeys(self._ollama.routes, ollama_error),
         }
         self._history = History(self._proxy.counters, operator)
         self._metrics = Metrics(self._proxy.counters, operator, alerts, advisor)
-        self._models = ModelRoutes(router, operator, self._streams, timing)
-        local_time = LocalTime(clock)
-        alert_routes = AlertRoutes(alerts, local_time)
+        self._models = ModelRoutes(router, operator, self._closing, timing)
         self._table = RouteTable(
             self,
             self._models,
-            DecisionRoutes(router, operator, alert_routes, services, self._streams, local_time, timing),
-            alert_routes,
+            DecisionRoutes(router, operator, alerts, services, self._closing, clock, timing),
             self._history,
             self._access,
             DoctorRoutes(examine),
@@ -169,7 +158,7 @@ class Gateway:
 
     def end_streams(self) -> None:
         """End the responses that do not end by themselves: feeds, followed logs, open pages."""
-        self._streams.end()
+        self._closing.set()
         self._console.end_streams()
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.domain.errors import UpstreamFailed
-from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.inference.assembly import SHORT_TOKENS, stream_body
 from cotenant.gateway.inference.dialect_assembly import assemble
 from tests.gateway.harness import CHAT, SlotRouter, post, serving

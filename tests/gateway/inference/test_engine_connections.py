@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cotenant.domain.errors import UpstreamFailed
-from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.inference.engine_connections import Pool
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, post, serving

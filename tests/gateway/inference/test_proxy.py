@@ -4,8 +4,7 @@ import json
 import pytest
 
 from cotenant.domain.engines import Endpoint
-from cotenant.gateway.http.limits import Limits
-from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.http.limits import Limits, Timing
 from tests.gateway import stub
 from tests.gateway.harness import CHAT, SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine, chunk, response

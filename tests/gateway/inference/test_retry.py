@@ -7,7 +7,7 @@ import pytest
 
 from cotenant.domain.errors import EngineDied
 from cotenant.domain.exit_causes import Cause
-from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.http.limits import Timing
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine, chunk

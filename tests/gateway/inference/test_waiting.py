@@ -7,7 +7,7 @@ import pytest
 
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.errors import WaitTimeout
-from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.inference.waiting import wait_comment
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, post, serving

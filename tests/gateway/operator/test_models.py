@@ -13,7 +13,7 @@ from cotenant.domain.errors import BadSetting, DoesNotFit, EngineLoadFailed
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
-from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.http.limits import Timing
 from tests.gateway.harness import MODEL, SlotRouter, connected, fetch, serving
 from tests.support.daemon.plain_operator import PlainOperator
 from tests.support.waiting import until

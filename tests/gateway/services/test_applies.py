@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.gateway.http.timing import Timing
+from cotenant.gateway.http.limits import Timing
 from cotenant.services.model import ApplyState, ProgressState
 from tests.gateway.harness import connected
 from tests.gateway.services.harness import NAMED, PATH, ask, by_hand, configured

@@ -1,16 +1,18 @@
 """Access control: API keys, browser sessions, and checks of the headers Host and Origin."""
 
-from collections.abc import Sequence
-from typing import Final
+import hmac
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Final
+
+from pydantic import BaseModel, Field
 
 from cotenant.asgi import Header, Scope, send_json
+from cotenant.clock import Clock
 from cotenant.domain import errors
 from cotenant.domain.errors import ForeignPage, TooManyAttempts, Unauthorized
 from cotenant.gateway.access.allowed_hosts import AllowedHosts
-from cotenant.gateway.access.api_keys import ApiKeys
-from cotenant.gateway.access.schema import SessionRequest, SessionResponse
 from cotenant.gateway.access.sessions import LIFETIME_S, BrowserSession, LoginAttempts, Sessions, same
-from cotenant.gateway.http.bodies import read_body
+from cotenant.gateway.http.bodies import RequestModel, read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
 
@@ -21,16 +23,31 @@ _CSRF: Final = b"x-cotenant-csrf"
 _NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 
 
-class AccessControl:
-    """Checks every request before it is handled."""
+class SessionRequest(RequestModel):
+    """The key to sign in with."""
 
-    def __init__(
-        self, keys: ApiKeys, hosts: AllowedHosts, sessions: Sessions, attempts: LoginAttempts
-    ) -> None:
-        self._keys = keys
-        self._hosts = hosts
-        self._sessions = sessions
-        self._attempts = attempts
+    key: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class SessionResponse(BaseModel):
+    """Whether a key is needed, and whether this browser is signed in.
+
+    Requests that change something must send `csrf` in the header `X-Cotenant-CSRF`; null without a session.
+    """
+
+    needed: bool
+    signed_in: bool
+    csrf: str | None
+
+
+class AccessControl:
+    """Checks every request before it is handled; without `keys`, everyone has access."""
+
+    def __init__(self, keys: Iterable[str], hosts: Iterable[str], clock: Clock) -> None:
+        self._keys = tuple(key.encode() for key in keys)
+        self._hosts = AllowedHosts(hosts)
+        self._sessions = Sessions(clock.now)
+        self._attempts = LoginAttempts(clock.now)
 
     def check(self, scope: Scope, *, is_open: bool) -> None:
         """Check a request; `is_open` means that its path needs no key.
@@ -48,21 +65,37 @@ class AccessControl:
                 origin = value
             elif name in (b"authorization", b"x-api-key"):
                 has_key = True
-        if has_key and self._keys.needed and not is_open:
-            self._keys.check(headers)
+        needs_key = bool(self._keys) and not is_open
+        if has_key and needs_key:
+            self._check_key(headers)
             return
         if host is not None:
             self._hosts.check_host(host)
         changes_state = scope["method"] not in _SAFE
         if changes_state and origin is not None:
             self._hosts.check_origin(origin, host)
-        if self._keys.needed and not is_open:
+        if needs_key:
             self._check_session(headers, host, changes_state)
+
+    def _check_key(self, headers: Sequence[Header]) -> None:
+        """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
+        offered = _offered_key(headers)
+        if offered is None:
+            raise Unauthorized(
+                "the request has no API key",
+                hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
+            )
+        if not self._is_key(offered):
+            raise _wrong_key()
+
+    def _is_key(self, offered: bytes) -> bool:
+        # Every key is compared, so that the duration does not reveal which one is similar.
+        return sum(hmac.compare_digest(key, offered) for key in self._keys) > 0
 
     def _check_session(self, headers: Sequence[Header], host: bytes | None, changes_state: bool) -> None:
         session = self._session(headers, host)
         if session is None:
-            self._keys.check(headers)
+            self._check_key(headers)
         elif changes_state and not same(session.csrf, dict(headers).get(_CSRF, b"").decode("latin-1")):
             raise ForeignPage("the request lacks this session's token", hint="Reload the page and try again.")
 
@@ -93,7 +126,7 @@ class AccessControl:
         Raises Unauthorized, BadRequest, BadAssignment or TooManyAttempts.
         """
         body = read_body(SessionRequest, await request.body() or b"{}")
-        if not self._keys.needed:
+        if not self._keys:
             await self._show(request)
             return
         client = request.client
@@ -102,9 +135,9 @@ class AccessControl:
             raise TooManyAttempts(
                 "too many wrong keys", hint=f"Wait {max(1, round(wait_s))} s.", retry_after_s=wait_s
             )
-        if not self._keys.has(body.key.strip().encode("utf-8", "replace")):
+        if not self._is_key(body.key.strip().encode("utf-8", "replace")):
             self._attempts.failed(client)
-            raise Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
+            raise _wrong_key()
         token, session = self._sessions.begin()
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
@@ -118,8 +151,23 @@ class AccessControl:
 
     async def _send(self, request: ApiRequest, session: BrowserSession | None, *headers: Header) -> None:
         csrf = session.csrf if session else None
-        response = SessionResponse(needed=self._keys.needed, signed_in=session is not None, csrf=csrf)
+        response = SessionResponse(needed=bool(self._keys), signed_in=session is not None, csrf=csrf)
         await send_json(request.send, 200, response, (_NO_STORE, *headers))
+
+
+def _wrong_key() -> Unauthorized:
+    return Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
+
+
+def _offered_key(headers: Sequence[Header]) -> bytes | None:
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                return key.strip()
+        elif name == b"x-api-key":
+            return value.strip()
+    return None
 
 
 def _set_cookie(request: ApiRequest, token: str, lifetime_s: int) -> Header:

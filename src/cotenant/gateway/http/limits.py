@@ -1,4 +1,4 @@
-"""Limits on the size of a request."""
+"""Limits on the size of a request, and intervals of the gateway."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +38,19 @@ class Limits:
                 f"the body is over the limit of {format_bytes(self.body_bytes)}",
                 hint="Send less, or smaller images.",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Intervals in seconds: between comments to a waiting client, heartbeats of a feed, and reads of a log.
+
+    `notice_s` is how long the gateway waits for the daemon to notice that an engine is dead.
+    """
+
+    comment_s: float = 5.0
+    heartbeat_s: float = 15.0
+    log_poll_s: float = 0.25
+    notice_s: float = 1.0
 
 
 async def whole_body(receive: Receive, limits: Limits) -> bytes | None:

@@ -1,41 +1,16 @@
 """Endless responses: feeds of events and followed logs."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
-from cotenant.asgi import Header, Receive, Send, disconnected, next_piece, send_stream
+from cotenant.asgi import Header, Receive, disconnected, next_piece
 
 STREAM_HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
 )
 T = TypeVar("T")
-
-
-class LiveStreams:
-    """Sends streams until the client disconnects or the gateway is about to close.
-
-    A client that reads slowly delays only its own stream.
-    """
-
-    def __init__(self) -> None:
-        self._closing = asyncio.Event()
-
-    def end(self) -> None:
-        """End all streams, so that none of them delays a shutdown."""
-        self._closing.set()
-
-    async def run(
-        self,
-        receive: Receive,
-        send: Send,
-        headers: Sequence[Header],
-        pieces: AsyncGenerator[bytes, None],
-        heartbeat_s: float | None = None,
-    ) -> None:
-        """Send the pieces as they arrive, with a comment after every `heartbeat_s` seconds without one."""
-        await send_stream(receive, send, headers, pieces, self._closing, heartbeat_s)
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T | None:

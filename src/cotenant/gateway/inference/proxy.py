@@ -11,10 +11,9 @@ from cotenant.asgi import JSON_TYPE, Header, Receive, Send, disconnected, encode
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
-from cotenant.gateway.http.limits import Limits, whole_body
+from cotenant.gateway.http.limits import Limits, Timing, whole_body
 from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope
 from cotenant.gateway.http.streams import STREAM_HEADERS
-from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.dialect_assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign

@@ -7,6 +7,7 @@ Chats, prompts and embeddings are forwarded like all other requests (`exchange`)
 are refused, except pulls: files are the operator's task.
 """
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +21,7 @@ from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.limits import whole_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Handler
-from cotenant.gateway.http.streams import LiveStreams, unless_disconnected
+from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.inference.dialects import CHAT, COMPLETIONS, Target
 from cotenant.gateway.inference.model_kinds import is_read
 from cotenant.gateway.inference.proxy import Proxy
@@ -62,7 +63,7 @@ _REFUSED: Final = {
 class OllamaApi:
     """Answers Ollama's paths."""
 
-    def __init__(self, proxy: Proxy, operator: Operator, streams: LiveStreams, puller: Puller) -> None:
+    def __init__(self, proxy: Proxy, operator: Operator, closing: asyncio.Event, puller: Puller) -> None:
         self._proxy = proxy
         self._operator = operator
         self._embedder = Embedder(proxy, self._hold)
@@ -75,7 +76,7 @@ class OllamaApi:
             "/api/generate": {"POST": self._generate},
             "/api/embed": {"POST": self._embed},
             "/api/embeddings": {"POST": self._embedding},
-            "/api/pull": {"POST": PullRoute(puller, streams, proxy.limits).answer},
+            "/api/pull": {"POST": PullRoute(puller, closing, proxy.limits).answer},
             **{path: {method: partial(_refuse, hint)} for path, (method, hint) in _REFUSED.items()},
             BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
         }

@@ -1,15 +1,16 @@
 """Pulls models from a hub, with the progress as lines of JSON."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
-from cotenant.asgi import Header, encode_json, send_json
+from cotenant.asgi import Header, encode_json, send_json, send_stream
 from cotenant.domain.errors import BadRequest, CotenantError
 from cotenant.domain.hub import PullStep
 from cotenant.gateway.http.limits import Limits, whole_body
 from cotenant.gateway.http.request import ApiRequest
-from cotenant.gateway.http.streams import LiveStreams, unless_disconnected
+from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.inference.request import parse
 from cotenant.gateway.ollama.fields import switch, text
 from cotenant.interfaces import Puller
@@ -21,9 +22,9 @@ _SUCCESS: Final = {"status": "success"}
 class PullRoute:
     """Handles /api/pull. The pull ends when the client disconnects; downloaded data is kept."""
 
-    def __init__(self, puller: Puller, streams: LiveStreams, limits: Limits) -> None:
+    def __init__(self, puller: Puller, closing: asyncio.Event, limits: Limits) -> None:
         self._puller = puller
-        self._streams = streams
+        self._closing = closing
         self._limits = limits
 
     async def answer(self, request: ApiRequest) -> None:
@@ -44,7 +45,9 @@ class PullRoute:
             # The first step is awaited before the response begins, so that errors have their own status.
             first = await unless_disconnected(request.receive, anext(steps))
             if first is not None:
-                await self._streams.run(request.receive, request.send, [_NDJSON], _lines(first, steps))
+                await send_stream(
+                    request.receive, request.send, [_NDJSON], _lines(first, steps), self._closing
+                )
 
 
 async def _to_the_end(steps: AsyncIterator[PullStep]) -> bool:

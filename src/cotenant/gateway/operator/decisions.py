@@ -1,21 +1,30 @@
-"""Decisions and their feed: as JSON, as server-sent events, and as lines of text with the time."""
+"""Decisions and alerts, with their feed: as JSON, as server-sent events, and as lines of text."""
 
+import asyncio
+import time
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from cotenant.asgi import TEXT_TYPE, encode_json, send_body
+from cotenant.asgi import TEXT_TYPE, encode_json, send_body, send_stream
+from cotenant.clock import Clock
 from cotenant.domain import errors
+from cotenant.domain.alerts import Alert
 from cotenant.domain.decisions import Decision
+from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
-from cotenant.gateway.http.streams import STREAM_HEADERS, LiveStreams, events_of, merged
-from cotenant.gateway.http.timing import LocalTime, Timing
-from cotenant.gateway.operator.alerts import AlertRoutes
+from cotenant.gateway.http.streams import STREAM_HEADERS, events_of, merged
 from cotenant.gateway.operator.models import MODEL, NAME, NO_SUCH_MODEL
-from cotenant.gateway.operator.schema import DecisionResponse, DecisionsResponse, WhyResponse
+from cotenant.gateway.operator.schema import (
+    AlertResponse,
+    AlertsResponse,
+    DecisionResponse,
+    DecisionsResponse,
+    WhyResponse,
+)
 from cotenant.gateway.services.responses import apply_event
-from cotenant.interfaces import Operator, Router
+from cotenant.interfaces import AlertBook, Operator, Router
 from cotenant.services.operator import Services
 
 _DECISIONS: Final = 100
@@ -23,24 +32,27 @@ _MAX_DECISIONS: Final = 500
 
 
 class DecisionRoutes:
-    """Handles requests about decisions, and the feed of decisions, alerts and steps of an apply."""
+    """Handles requests about decisions and alerts, and the feed of both and of the steps of an apply.
+
+    `closing` is set to end the feed.
+    """
 
     def __init__(
         self,
         router: Router,
         operator: Operator,
-        alerts: AlertRoutes,
+        alerts: AlertBook,
         services: Services | None,
-        streams: LiveStreams,
-        local_time: LocalTime,
+        closing: asyncio.Event,
+        clock: Clock,
         timing: Timing,
     ) -> None:
         self._router = router
         self._operator = operator
         self._alerts = alerts
         self._services = services
-        self._streams = streams
-        self._local_time = local_time
+        self._closing = closing
+        self._clock = clock
         self._timing = timing
 
     @Route(
@@ -85,22 +97,45 @@ class DecisionRoutes:
         if request.method == "HEAD":
             await send_body(request.send, 200, b"", *STREAM_HEADERS)
             return
-        feeds = [events_of(self._operator.decisions(), self._event), self._alerts.events()]
+        feeds = [
+            events_of(self._operator.decisions(), self._event),
+            events_of(self._alerts.follow(), self._alert_event),
+        ]
         if self._services is not None:
             feeds.append(events_of(self._services.changes(), apply_event))
-        events = merged(*feeds)
-        await self._streams.run(
-            request.receive, request.send, STREAM_HEADERS, events, self._timing.heartbeat_s
+        await send_stream(
+            request.receive,
+            request.send,
+            STREAM_HEADERS,
+            merged(*feeds),
+            self._closing,
+            self._timing.heartbeat_s,
         )
+
+    @Route(
+        "GET", "/api/alerts", "Return the active alerts and the last ones", Reply(AlertsResponse, "alerts")
+    )
+    async def _list_alerts(self, request: ApiRequest) -> object:
+        return {
+            "active": [self._alert(alert) for alert in self._alerts.active()],
+            "recent": [self._alert(alert) for alert in self._alerts.recent()],
+        }
+
+    def _alert(self, alert: Alert) -> AlertResponse:
+        local = self._local_text(alert.at)
+        return AlertResponse(alert.kind, alert.subject, alert.active, alert.at, local, alert.text)
+
+    def _alert_event(self, alert: Alert) -> bytes:
+        return b"event: alert\ndata: %b\n\n" % encode_json(self._alert(alert))
 
     def _event(self, decision: Decision) -> bytes:
         data = encode_json(self._response(decision))
         return b"id: %d\nevent: %b\ndata: %b\n\n" % (decision.number, decision.kind.encode(), data)
 
     def _response(self, made: Decision) -> DecisionResponse:
-        time = self._local_time.text(made.at)
+        local = self._local_text(made.at)
         return DecisionResponse(
-            made.number, made.at, time, made.kind, made.model, made.text, made.cause, dict(made.facts)
+            made.number, made.at, local, made.kind, made.model, made.text, made.cause, dict(made.facts)
         )
 
     def _as_text(self, decisions: Iterable[Decision]) -> str:
@@ -108,7 +143,14 @@ class DecisionRoutes:
         today = datetime.now().astimezone().date()
         lines = []
         for decision in decisions:
-            when = self._local_time.of(decision.at)
+            when = self._local(decision.at)
             stamp = when.strftime("%H:%M:%S" if when.date() == today else "%Y-%m-%d %H:%M:%S")
             lines.append(f"{stamp}  {decision.kind.replace('_', ' '):<13} {decision.text}\n")
         return "".join(lines)
+
+    def _local(self, at: float) -> datetime:
+        """Convert seconds of the daemon's clock to local time."""
+        return datetime.fromtimestamp(time.time() - (self._clock.now() - at)).astimezone()
+
+    def _local_text(self, at: float) -> str:
+        return self._local(at).isoformat(timespec="milliseconds")

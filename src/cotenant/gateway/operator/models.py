@@ -11,17 +11,16 @@ from dataclasses import fields
 from functools import partial
 from typing import Any, Final
 
-from cotenant.asgi import TEXT_TYPE, send_body, send_json
+from cotenant.asgi import TEXT_TYPE, send_body, send_json, send_stream
 from cotenant.domain import errors
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, UnknownRoute
 from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.http.model_list import admin_model, find_model
 from cotenant.gateway.http.problems import BROKEN_CONFIGURATION, send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
-from cotenant.gateway.http.streams import LiveStreams
-from cotenant.gateway.http.timing import Timing
 from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
 from cotenant.gateway.operator.schema import DevicesResponse, ModelResponse, ModelsResponse, ReloadResponse
 from cotenant.gateway.services.examples import GPUS
@@ -64,10 +63,10 @@ _STATUS_FIELDS: Final = tuple(field.name for field in fields(ModelStatus))
 class ModelRoutes:
     """Handles requests about models and devices, and passes commands to the operator."""
 
-    def __init__(self, router: Router, operator: Operator, streams: LiveStreams, timing: Timing) -> None:
+    def __init__(self, router: Router, operator: Operator, closing: asyncio.Event, timing: Timing) -> None:
         self._router = router
         self._operator = operator
-        self._streams = streams
+        self._closing = closing
         self._timing = timing
         self._background: set[asyncio.Task[None]] = set()
 
@@ -104,7 +103,7 @@ class ModelRoutes:
             )
         if follow and request.method == "GET":
             pieces = LogReader(partial(_log_path, self._operator, name), tail).follow(self._timing.log_poll_s)
-            await self._streams.run(request.receive, request.send, [TEXT_TYPE], pieces)
+            await send_stream(request.receive, request.send, [TEXT_TYPE], pieces, self._closing)
             return
         # The operator must be called in the event loop's thread.
         reader = LogReader(lambda: path, tail)
