@@ -8,13 +8,12 @@ are refused, except pulls: files are the operator's task.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 from cotenant import __version__
-from cotenant.asgi import send_json
 from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
@@ -28,17 +27,20 @@ from cotenant.gateway.inference.proxy import Proxy
 from cotenant.gateway.inference.request import parse
 from cotenant.gateway.inference.request_options import read_request_options
 from cotenant.gateway.ollama import models
-from cotenant.gateway.ollama.embed import Embedder
+from cotenant.gateway.ollama.embed import EmbeddingRequest
 from cotenant.gateway.ollama.exchange import LineSender, Wrap, as_chat, as_generated, exchange, timestamp
 from cotenant.gateway.ollama.fields import Fields, items, objects, switch, text
-from cotenant.gateway.ollama.pull import PullRoute
+from cotenant.gateway.ollama.pull import pull
 from cotenant.gateway.ollama.requests import (
     asks_for_nothing,
     chat_request,
+    embed_dimensions,
+    embed_texts,
     generate_request,
     raw_request,
     stands_alone,
 )
+from cotenant.gateway.ollama.responses import vectors
 from cotenant.interfaces import Operator, Puller
 
 OLLAMA_VERSION: Final = "0.17.4"
@@ -66,31 +68,41 @@ class OllamaApi:
     def __init__(self, proxy: Proxy, operator: Operator, closing: asyncio.Event, puller: Puller) -> None:
         self._proxy = proxy
         self._operator = operator
-        self._embedder = Embedder(proxy, self._hold)
         self.routes: Mapping[str, Mapping[str, Handler]] = {
             "/api/version": {"GET": self._version},
             "/api/tags": {"GET": self._tags},
             "/api/ps": {"GET": self._ps},
-            "/api/show": {"POST": self._show},
-            "/api/chat": {"POST": self._chat},
-            "/api/generate": {"POST": self._generate},
-            "/api/embed": {"POST": self._embed},
-            "/api/embeddings": {"POST": self._embedding},
-            "/api/pull": {"POST": PullRoute(puller, closing, proxy.limits).answer},
+            "/api/show": {"POST": self._reading(self._show)},
+            "/api/chat": {"POST": self._reading(self._chat)},
+            "/api/generate": {"POST": self._reading(self._generate)},
+            "/api/embed": {"POST": self._reading(self._embed)},
+            "/api/embeddings": {"POST": self._reading(self._embedding)},
+            "/api/pull": {"POST": self._reading(partial(pull, puller, closing))},
             **{path: {method: partial(_refuse, hint)} for path, (method, hint) in _REFUSED.items()},
             BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
         }
 
+    def _reading(self, handler: Callable[[ApiRequest, Fields], Awaitable[object]]) -> Handler:
+        """Read the body before the handler is called; it is not if the client disconnects.
+
+        Raises BadRequest or RequestTooLarge.
+        """
+
+        async def handle(request: ApiRequest) -> object:
+            body = await whole_body(request.receive, self._proxy.limits)
+            return None if body is None else await handler(request, parse(body))
+
+        return handle
+
     # Descriptions of models.
 
-    async def _version(self, request: ApiRequest) -> None:
-        await send_json(request.send, 200, {"version": OLLAMA_VERSION, "cotenant": __version__})
+    async def _version(self, request: ApiRequest) -> object:
+        return {"version": OLLAMA_VERSION, "cotenant": __version__}
 
-    async def _tags(self, request: ApiRequest) -> None:
-        listed = [models.listed(model) for model in self._proxy.router.models()]
-        await send_json(request.send, 200, {"models": listed})
+    async def _tags(self, request: ApiRequest) -> object:
+        return {"models": [models.listed(model) for model in self._proxy.router.models()]}
 
-    async def _ps(self, request: ApiRequest) -> None:
+    async def _ps(self, request: ApiRequest) -> object:
         statuses = {status.name: status for status in self._operator.statuses()}
         now = datetime.now(UTC)
         running = [
@@ -99,36 +111,26 @@ class OllamaApi:
             if model.state in models.LOADED
         ]
         running.sort(key=lambda each: each["expires_at"], reverse=True)
-        await send_json(request.send, 200, {"models": running})
+        return {"models": running}
 
-    async def _show(self, request: ApiRequest) -> None:
-        fields = await self._fields(request)
-        if fields is not None:
-            model = self._model(fields, text(fields, "name"))
-            await send_json(request.send, 200, models.shown(model))
+    async def _show(self, request: ApiRequest, fields: Fields) -> object:
+        return models.shown(self._model(fields, text(fields, "name")))
 
     # Requests for engines.
 
-    async def _chat(self, request: ApiRequest) -> None:
-        fields = await self._fields(request)
-        if fields is None:
-            return
+    async def _chat(self, request: ApiRequest, fields: Fields) -> object:
         model = self._model(fields)
         if asks_for_nothing(fields):
-            await self._load(request, fields, model, as_chat)
-            return
+            return await self._load(request, fields, model, as_chat)
         _check_generates(model, "chat")
         _check_images(model, any(message.get("images") for message in objects(fields, "messages")))
         await self._stream(request, fields, CHAT, chat_request(fields, model.name), as_chat)
+        return None
 
-    async def _generate(self, request: ApiRequest) -> None:
-        fields = await self._fields(request)
-        if fields is None:
-            return
+    async def _generate(self, request: ApiRequest, fields: Fields) -> object:
         model = self._model(fields)
         if asks_for_nothing(fields):
-            await self._load(request, fields, model, as_generated)
-            return
+            return await self._load(request, fields, model, as_generated)
         _check_generates(model, "generate")
         _check_images(model, bool(items(fields, "images")))
         if switch(fields, "raw", False) or (_continues(model) and stands_alone(fields)):
@@ -136,40 +138,59 @@ class OllamaApi:
         else:
             target, engine_request = CHAT, generate_request(fields, model.name)
         await self._stream(request, fields, target, engine_request, as_generated)
+        return None
 
-    async def _embed(self, request: ApiRequest) -> None:
-        fields = await self._fields(request)
-        if fields is not None:
-            await self._embedder.embed(request, fields, _checked_embedder(self._model(fields)))
+    async def _embed(self, request: ApiRequest, fields: Fields) -> object:
+        """Embed texts. Those that are too long are truncated, unless the request has `truncate: false`."""
+        model = _checked_embedder(self._model(fields))
+        name, texts, dimensions = text(fields, "model"), embed_texts(fields), embed_dimensions(fields)
+        if not texts:
+            return {"model": name, "embeddings": []} if await self._hold(request, fields, model) else None
+        now = asyncio.get_running_loop().time
+        began_at = now()
+        embedding = EmbeddingRequest(self._proxy, request, fields, model)
+        answer = await embedding.embeddings(texts, cut=switch(fields, "truncate", True))
+        if answer is None:
+            return None
+        return {
+            "model": name,
+            "embeddings": vectors(answer, dimensions),
+            "total_duration": round((now() - began_at) * 1e9),
+            "load_duration": round(embedding.waited_s * 1e9),
+            "prompt_eval_count": (answer.get("usage") or {}).get("prompt_tokens", 0),
+        }
 
-    async def _embedding(self, request: ApiRequest) -> None:
-        fields = await self._fields(request)
-        if fields is not None:
-            await self._embedder.embed_one(request, fields, _checked_embedder(self._model(fields)))
+    async def _embedding(self, request: ApiRequest, fields: Fields) -> object:
+        """Embed one text, which is refused if it is too long."""
+        model, prompt = _checked_embedder(self._model(fields)), text(fields, "prompt")
+        if not prompt:
+            return {"embedding": []} if await self._hold(request, fields, model) else None
+        answer = await EmbeddingRequest(self._proxy, request, fields, model).embeddings([prompt], cut=False)
+        return None if answer is None else {"embedding": vectors(answer, None)[0]}
 
     async def _stream(
         self, request: ApiRequest, fields: Fields, target: Target, engine_request: dict[str, Any], wrap: Wrap
     ) -> None:
         streaming = switch(fields, "stream", True)
-        lines = LineSender(
-            request.send, text(fields, "model"), wrap, lambda: forwarded.waited_s, streaming=streaming
-        )
+        lines = LineSender(request.send, text(fields, "model"), wrap, lambda: forwarded.waited_s, streaming)
         forwarded = exchange(self._proxy, request, target, engine_request, lines)
         await forwarded.run()
 
     # Loading and unloading.
 
-    async def _load(self, request: ApiRequest, fields: Fields, model: ServedModel, wrap: Wrap) -> None:
+    async def _load(self, request: ApiRequest, fields: Fields, model: ServedModel, wrap: Wrap) -> object:
         """Load a model, or unload it once it is idle: this is what a request without a prompt does."""
         unloads = _unloads(request, fields)
         if not unloads:
             _check_generates(model, "chat" if wrap is as_chat else "generate")
-        if await self._hold(request, fields, model):
-            body = {**wrap("", "", []), "done": True, "done_reason": "unload" if unloads else "load"}
-            head = {"model": text(fields, "model"), "created_at": timestamp()}
-            await send_json(request.send, 200, {**head, **body})
+        if not await self._hold(request, fields, model):
+            return None
+        head = {"model": text(fields, "model"), "created_at": timestamp()}
+        end = {"done": True, "done_reason": "unload" if unloads else "load"}
+        return {**head, **wrap("", "", []), **end}
 
     async def _hold(self, request: ApiRequest, fields: Fields, model: ServedModel) -> bool:
+        """Load or unload a model; False if the client disconnects."""
         if _unloads(request, fields) and model.state not in _MAY_UNLOAD:
             return True
         router, terms = self._proxy.router, read_request_options(request.headers, fields).terms
@@ -180,13 +201,6 @@ class OllamaApi:
             return False
         lease.release()
         return True
-
-    # Shared helpers.
-
-    async def _fields(self, request: ApiRequest) -> dict[str, Any] | None:
-        """Read the body, None if the client disconnects. Raises BadRequest or RequestTooLarge."""
-        body = await whole_body(request.receive, self._proxy.limits)
-        return None if body is None else parse(body)
 
     def _model(self, fields: Fields, name: str = "") -> ServedModel:
         """Return the model in a request. Raises UnknownModel."""

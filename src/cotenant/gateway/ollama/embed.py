@@ -1,16 +1,11 @@
-"""Embeddings in Ollama's API; texts are truncated to the model's limit.
+"""Embeddings in Ollama's API; texts are truncated to the model's limit."""
 
-POST /api/embed         one text or several
-POST /api/embeddings    the older form: one text
-"""
-
-import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from cotenant.asgi import send_json
 from cotenant.domain.errors import BadRequest, UpstreamFailed
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
@@ -18,69 +13,24 @@ from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import EMBEDDINGS, Target
 from cotenant.gateway.inference.proxy import Proxy
 from cotenant.gateway.ollama.exchange import BufferedResponse, exchange
-from cotenant.gateway.ollama.fields import Fields, switch, text
-from cotenant.gateway.ollama.requests import embed_dimensions, embed_request, embed_texts
-from cotenant.gateway.ollama.responses import vectors
+from cotenant.gateway.ollama.fields import Fields
+from cotenant.gateway.ollama.requests import embed_request
 
 _TOKENS: Final = Target(b"/tokenize", frozenset({ModelKind.EMBEDDING}))
 _BATCH: Final = re.compile(r"too large to process.*batch size: (\d{1,9})\)")
 _OK: Final = 200
 _MAX_TRIES: Final = 3
 
-Hold = Callable[[ApiRequest, Fields, ServedModel], Awaitable[bool]]
-"""Loads or unloads a model for a request without a prompt; False if the client disconnects."""
 
-
-class Embedder:
-    """Handles both forms of requests for embeddings."""
-
-    def __init__(self, proxy: Proxy, hold: Hold) -> None:
-        self._proxy = proxy
-        self._hold = hold
-
-    async def embed(self, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
-        """Handle /api/embed. Texts that are too long are truncated, unless it has `truncate: false`."""
-        name, texts, dimensions = text(fields, "model"), embed_texts(fields), embed_dimensions(fields)
-        if not texts:
-            if await self._hold(request, fields, model):
-                await send_json(request.send, _OK, {"model": name, "embeddings": []})
-            return
-        now = asyncio.get_running_loop().time
-        began_at = now()
-        embedding = _EmbeddingRequest(self._proxy, request, fields, model)
-        answer = await embedding.embeddings(texts, cut=switch(fields, "truncate", True))
-        if answer is None:
-            return
-        body = {
-            "model": name,
-            "embeddings": vectors(answer, dimensions),
-            "total_duration": round((now() - began_at) * 1e9),
-            "load_duration": round(embedding.waited_s * 1e9),
-            "prompt_eval_count": (answer.get("usage") or {}).get("prompt_tokens", 0),
-        }
-        await send_json(request.send, _OK, body)
-
-    async def embed_one(self, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
-        """Handle /api/embeddings, which refuses texts that are too long."""
-        prompt = text(fields, "prompt")
-        if not prompt:
-            if await self._hold(request, fields, model):
-                await send_json(request.send, _OK, {"embedding": []})
-            return
-        answer = await _EmbeddingRequest(self._proxy, request, fields, model).embeddings([prompt], cut=False)
-        if answer is not None:
-            await send_json(request.send, _OK, {"embedding": vectors(answer, None)[0]})
-
-
-class _EmbeddingRequest:
+@dataclass
+class EmbeddingRequest:
     """One request for embeddings, in several steps; `waited_s` is the wait for the model."""
 
-    def __init__(self, proxy: Proxy, request: ApiRequest, fields: Fields, model: ServedModel) -> None:
-        self._proxy = proxy
-        self._request = request
-        self._fields = fields
-        self._model = model
-        self.waited_s = 0.0
+    _proxy: Proxy
+    _request: ApiRequest
+    _fields: Fields
+    _model: ServedModel
+    waited_s: float = 0.0
 
     async def embeddings(self, texts: Sequence[str], *, cut: bool) -> dict[str, Any] | None:
         """Return the engine's response; None if it was forwarded unchanged, or the client disconnected.

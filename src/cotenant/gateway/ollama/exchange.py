@@ -7,10 +7,11 @@ client's disconnect.
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from cotenant.asgi import JSON_TYPE, Header, Message, Receive, Send, encode_json, send_json
+from cotenant.asgi import JSON_TYPE, Header, Message, Send, encode_json, send_json
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.domain.units import MIB, format_bytes
 from cotenant.gateway.http.problems import encode_error
@@ -18,7 +19,7 @@ from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import Target, ollama_error
 from cotenant.gateway.inference.proxy import Exchange, Proxy
 from cotenant.gateway.ollama.models import rendered
-from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, Timestamps, counts, done_reason
+from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, counts
 
 _NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _MAX_BYTES: Final = 256 * MIB
@@ -28,44 +29,30 @@ Wrap = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
 """Makes the part of a line with the answer, the thinking before it, and tool calls."""
 
 
-class TranslatedReceive:
-    """An ASGI receive that returns the translated request, then the client's further messages."""
-
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self._body: bytes | None = body
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        """Return the next message."""
-        if self._body is None:
-            return await self._receive()
-        body, self._body = self._body, None
-        return {"type": "http.request", "body": body, "more_body": False}
-
-
+@dataclass
 class LineSender:
     """Converts an engine's stream to Ollama's: a line for each piece, or one object at the end.
 
     `waited_s` is called at the end and returns how long the request waited for its model.
     """
 
-    def __init__(
-        self, send: Send, model: str, wrap: Wrap, waited_s: Callable[[], float], *, streaming: bool
-    ) -> None:
-        self._send = send
-        self._model = model
-        self._wrap = wrap
-        self._waited_s = waited_s
-        self._streaming = streaming
-        self._now = asyncio.get_running_loop().time
-        self._timestamps = Timestamps(self._now())
-        self._reader = StreamReader()
-        self._added: list[StreamPiece] = []
-        self._whole: list[bytes] | None = None
-        self._size = 0
-        self._passing = False
-        self._begun = False
-        self._ended = False
+    _send: Send
+    _model: str
+    _wrap: Wrap
+    _waited_s: Callable[[], float]
+    _streaming: bool
+    _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+    _first_at: float | None = None
+    _reader: StreamReader = field(default_factory=StreamReader)
+    _added: list[StreamPiece] = field(default_factory=list)
+    _whole: list[bytes] | None = None
+    _size: int = 0
+    _passing: bool = False
+    _begun: bool = False
+    _ended: bool = False
+
+    def __post_init__(self) -> None:
+        self._began_at = self._now()
 
     async def __call__(self, message: Message) -> None:
         """Receive the next message of the Exchange."""
@@ -89,8 +76,8 @@ class LineSender:
             self._whole.append(piece)
             piece = b"" if more else b"data: " + b"".join(self._whole).replace(b"\n", b" ") + b"\n"
         for added in self._reader.read(piece):
-            if self._timestamps.first_at is None:
-                self._timestamps.first_at = self._now()
+            if self._first_at is None:
+                self._first_at = self._now()
             if self._streaming:
                 await self._line(self._part(added, []), more=True)
             else:
@@ -104,7 +91,6 @@ class LineSender:
         if self._reader.finish_reason is None:
             raise UpstreamFailed("the engine's stream ended before the answer was complete")
         calls = self._reader.calls()
-        self._timestamps.waited_s = self._waited_s()
         if calls and self._streaming:
             await self._line(self._part(StreamPiece(), calls), more=True)
             calls = []
@@ -117,8 +103,8 @@ class LineSender:
         last = {
             **self._part(whole, calls),
             "done": True,
-            "done_reason": done_reason(self._reader),
-            **counts(self._reader, self._timestamps, self._now()),
+            "done_reason": "length" if self._reader.finish_reason == "length" else "stop",
+            **counts(self._reader, self._began_at, self._waited_s(), self._first_at, self._now()),
         }
         if self._streaming:
             await self._line(last, more=False)
@@ -199,7 +185,12 @@ def exchange(
     # Many clients, such as curl, send another content type, or none.
     headers: list[Header] = [header for header in request.headers if header[0] != b"content-type"]
     headers.append((b"content-type", b"application/json"))
-    receive = TranslatedReceive(json.dumps(engine_request).encode(), request.receive)
+    body = json.dumps(engine_request).encode()
+    translated = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Message:
+        return next(translated, None) or await request.receive()
+
     return Exchange(proxy, target, headers, receive, send)
 
 

@@ -5,55 +5,40 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
-from cotenant.asgi import Header, encode_json, send_json, send_stream
+from cotenant.asgi import Header, encode_json, send_stream
 from cotenant.domain.errors import BadRequest, CotenantError
 from cotenant.domain.hub import PullStep
-from cotenant.gateway.http.limits import Limits, whole_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.streams import unless_disconnected
-from cotenant.gateway.inference.request import parse
-from cotenant.gateway.ollama.fields import switch, text
+from cotenant.gateway.ollama.fields import Fields, switch, text
 from cotenant.interfaces import Puller
 
 _NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _SUCCESS: Final = {"status": "success"}
 
 
-class PullRoute:
-    """Handles /api/pull. The pull ends when the client disconnects; downloaded data is kept."""
+async def pull(puller: Puller, closing: asyncio.Event, request: ApiRequest, fields: Fields) -> object:
+    """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step.
 
-    def __init__(self, puller: Puller, closing: asyncio.Event, limits: Limits) -> None:
-        self._puller = puller
-        self._closing = closing
-        self._limits = limits
-
-    async def answer(self, request: ApiRequest) -> None:
-        """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step."""
-        body = await whole_body(request.receive, self._limits)
-        if body is None:
-            return
-        fields = parse(body)
-        name = text(fields, "model") or text(fields, "name")
-        if not name:
-            raise BadRequest("`model` is required", hint="Write hf.co/ORG/REPO:QUANT.")
-        streaming = switch(fields, "stream", True)
-        async with aclosing(self._puller.pull(name)) as steps:
-            if not streaming:
-                if await unless_disconnected(request.receive, _to_the_end(steps)):
-                    await send_json(request.send, 200, _SUCCESS)
-                return
-            # The first step is awaited before the response begins, so that errors have their own status.
-            first = await unless_disconnected(request.receive, anext(steps))
-            if first is not None:
-                await send_stream(
-                    request.receive, request.send, [_NDJSON], _lines(first, steps), self._closing
-                )
+    The pull ends when the client disconnects, or `closing` is set; downloaded data is kept.
+    """
+    name = text(fields, "model") or text(fields, "name")
+    if not name:
+        raise BadRequest("`model` is required", hint="Write hf.co/ORG/REPO:QUANT.")
+    async with aclosing(puller.pull(name)) as steps:
+        if not switch(fields, "stream", True):
+            return await unless_disconnected(request.receive, _to_the_end(steps))
+        # The first step is awaited before the response begins, so that errors have their own status.
+        first = await unless_disconnected(request.receive, anext(steps))
+        if first is not None:
+            await send_stream(request.receive, request.send, [_NDJSON], _lines(first, steps), closing)
+        return None
 
 
-async def _to_the_end(steps: AsyncIterator[PullStep]) -> bool:
+async def _to_the_end(steps: AsyncIterator[PullStep]) -> object:
     async for _ in steps:
         pass
-    return True
+    return _SUCCESS
 
 
 async def _lines(first: PullStep, steps: AsyncIterator[PullStep]) -> AsyncGenerator[bytes, None]:

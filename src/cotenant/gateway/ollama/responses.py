@@ -15,15 +15,6 @@ _MOST_CALLS: Final = 4096
 _NORM_ERROR: Final = 1e-5
 
 
-@dataclass(slots=True)
-class Timestamps:
-    """Times in seconds of the event loop's clock; `waited_s` is the wait for the model."""
-
-    began_at: float
-    waited_s: float = 0.0
-    first_at: float | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class StreamPiece:
     """What an event adds to the answer, to the thinking, and to the token probabilities."""
@@ -127,22 +118,21 @@ def _events(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
                 yield event
 
 
-def done_reason(reader: StreamReader) -> str:
-    """Return why generation ended, in Ollama's terms."""
-    return "length" if reader.finish_reason == "length" else "stop"
+def counts(
+    reader: StreamReader, began_at: float, waited_s: float, first_at: float | None, now: float
+) -> dict[str, int]:
+    """Return token counts and nanoseconds: those that the engine reports, else those measured here.
 
-
-def counts(reader: StreamReader, timestamps: Timestamps, now: float) -> dict[str, int]:
-    """Return token counts and nanoseconds: those that the engine reports, else those measured here."""
+    Times are in seconds of the event loop's clock; `waited_s` is the wait for the model.
+    """
     timings, usage = reader.timings, reader.usage
-    first_at = now if timestamps.first_at is None else timestamps.first_at
-    granted_at = timestamps.began_at + timestamps.waited_s
+    first_at = now if first_at is None else first_at
     prompt = usage.get("prompt_tokens", timings.get("prompt_n", 0) + timings.get("cache_n", 0))
     return {
-        "total_duration": _ns(now - timestamps.began_at),
-        "load_duration": _ns(timestamps.waited_s),
+        "total_duration": _ns(now - began_at),
+        "load_duration": _ns(waited_s),
         "prompt_eval_count": prompt,
-        "prompt_eval_duration": _reported_ns(timings.get("prompt_ms"), first_at - granted_at),
+        "prompt_eval_duration": _reported_ns(timings.get("prompt_ms"), first_at - began_at - waited_s),
         "eval_count": usage.get("completion_tokens", timings.get("predicted_n", 0)),
         "eval_duration": _reported_ns(timings.get("predicted_ms"), now - first_at),
     }
