@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
+from pydantic import BaseModel
+
 from cotenant.asgi import Scope, Send, send_json
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError, MethodNotAllowed
@@ -25,13 +27,13 @@ F = TypeVar("F", bound=Callable[..., Awaitable[object]])
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful response. `type` is the type of its body, None for plain text."""
+    """A successful response. `type` is the type of its body, None for plain text; `example` makes one."""
 
     type: Any
     description: str
     status: int = 200
     content_type: str = "application/json"
-    example: Any = None
+    example: Callable[[], BaseModel] | None = None
 
 
 @dataclass(frozen=True, slots=True)

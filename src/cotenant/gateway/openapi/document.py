@@ -145,7 +145,7 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     for reply in _replies(route):
         content: dict[str, Any] = {"schema": schemas.of(reply.type) if reply.type else {"type": "string"}}
         if reply.example is not None:
-            content["examples"] = {"example": {"value": reply.example}}
+            content["examples"] = {"example": {"value": reply.example().model_dump(mode="json")}}
         response = responses.setdefault(str(reply.status), {"description": reply.description, "content": {}})
         response["content"][reply.content_type] = content
     faults: dict[int, list[str]] = {500: ["internal"]}

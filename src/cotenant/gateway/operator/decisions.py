@@ -23,7 +23,7 @@ from cotenant.gateway.operator.schema import (
     DecisionsResponse,
     WhyResponse,
 )
-from cotenant.gateway.services.responses import apply_event
+from cotenant.gateway.services.schema import apply_event
 from cotenant.interfaces import AlertBook, Operator, Router
 from cotenant.services.operator import Services
 

@@ -24,8 +24,7 @@ from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
 from cotenant.gateway.operator.engine_logs import MAX_LINES, LogReader
 from cotenant.gateway.operator.schema import DevicesResponse, ModelResponse, ModelsResponse, ReloadResponse
 from cotenant.gateway.services.examples import GPUS
-from cotenant.gateway.services.responses import gpus_response
-from cotenant.gateway.services.schema import Gpus
+from cotenant.gateway.services.schema import Gpus, gpus_response
 from cotenant.interfaces import Operator, Router
 
 _log = logging.getLogger("cotenant.gateway")

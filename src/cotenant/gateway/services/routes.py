@@ -14,12 +14,6 @@ from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
 from cotenant.gateway.services import examples
-from cotenant.gateway.services.responses import (
-    configuration_response,
-    detect_response,
-    preview_response,
-    save_response,
-)
 from cotenant.gateway.services.schema import (
     MAX_NUMBER,
     ApplyRequest,
@@ -34,6 +28,10 @@ from cotenant.gateway.services.schema import (
     RollbackRequest,
     SaveResponse,
     StatusResponse,
+    configuration_response,
+    detect_response,
+    preview_response,
+    save_response,
 )
 from cotenant.services.model import Assignment, Strategy
 from cotenant.services.operator import Services

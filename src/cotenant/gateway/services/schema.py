@@ -1,25 +1,55 @@
-"""The bodies of requests and responses about GPU configuration.
+"""The bodies of requests and responses about GPU configuration, and what makes them of `services.model`.
 
 Memory is counted in MB of 2^20 bytes and budgets in GB of 2^30, as drivers and applications do. An unknown
 value is null.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from datetime import datetime
-from typing import Annotated, Final
+from operator import attrgetter
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from cotenant.domain.decisions import DeviceStatus
+from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import RequestModel, ResponseModel, whole_number
-from cotenant.services.model import ApplyState, ProgressState, ServiceRole, Strategy, WarningKind
+from cotenant.services.model import (
+    ApplyState,
+    ApplyStatus,
+    Assignment,
+    AssignmentPlan,
+    Change,
+    ProgressState,
+    SeenDevice,
+    ServiceRole,
+    ServicesView,
+    Strategy,
+    WarningKind,
+)
 
 MAX_GPU_INDEX: Final = 1023
 MAX_BUDGET_GB: Final = 1_000_000.0
 MAX_NUMBER: Final = 2**31 - 1
 _MAX_ASSIGNMENTS: Final = 1000
+_NO_GPUS: Final = "No GPUs detected"
+_STRATEGIES: Final = [
+    {"name": name, "title": title, "description": description}
+    for name, title, description in (
+        (Strategy.MANUAL, "Manual", "You control each assignment."),
+        (Strategy.VRAM_BASED, "VRAM-based", "Largest models on the GPU with most free memory."),
+        (Strategy.LATENCY_OPTIMIZED, "Latency-optimized", "Critical path models on the fastest GPU."),
+        (Strategy.ISOLATION_FIRST, "Isolation-first", "The LLM gets a GPU of its own."),
+        (Strategy.BALANCED, "Balanced", "GPUs are filled evenly."),
+    )
+]
 
 
 GpuIndex = Annotated[int, Field(ge=0, le=MAX_GPU_INDEX), BeforeValidator(whole_number)]
 Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(whole_number)]
+Mb = Annotated[int, BeforeValidator(lambda count_bytes: round(count_bytes / MIB))]
+WarningText = Annotated[str, BeforeValidator(attrgetter("text"))]
 ServiceName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -66,13 +96,19 @@ class RollbackRequest(RequestModel):
     )
 
 
-class Gpu(ResponseModel):
+class _FromDomain(ResponseModel):
+    """A response that is read from a domain value's attributes, some under another name."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Gpu(_FromDomain):
     """A GPU and its memory use."""
 
     index: int
     name: str
-    vram_total_mb: int | None
-    vram_used_mb: int | None
+    vram_total_mb: Mb | None = Field(validation_alias="total_bytes")
+    vram_used_mb: Mb | None = Field(validation_alias="used_bytes")
     compute_capability: str | None
     uuid: str
     utilisation_percent: float | None
@@ -83,12 +119,6 @@ class Gpus(ResponseModel):
 
     gpus: list[Gpu]
     problems: list[str] = Field(default_factory=list)
-
-
-class _FromDomain(ResponseModel):
-    """A response that is read from a domain value's attributes, some under another name."""
-
-    model_config = ConfigDict(from_attributes=True, populate_by_name=True)
 
 
 class AssignmentResponse(_FromDomain):
@@ -130,7 +160,7 @@ class ServiceResponse(_FromDomain):
 
     name: str
     model: str | None
-    vram_mb: int | None
+    vram_mb: Mb | None = Field(validation_alias="vram_bytes")
     role: ServiceRole
     latency_critical: bool
     enabled: bool
@@ -144,8 +174,8 @@ class ServiceGpu(_FromDomain):
     index: int
     name: str
     uuid: str = Field(validation_alias="id")
-    vram_total_mb: int
-    vram_occupied_mb: int
+    vram_total_mb: Mb = Field(validation_alias="total_bytes")
+    vram_occupied_mb: Mb = Field(validation_alias="occupied_bytes")
     healthy: bool
 
 
@@ -192,22 +222,22 @@ class ConfigurationResponse(ResponseModel):
     assignments: list[AssignmentResponse]
     strategies: list[StrategyResponse]
     services: list[ServiceResponse]
-    gpus: list[ServiceGpu]
+    gpus: list[ServiceGpu] = Field(validation_alias="devices")
     saved: SavedConfigurationResponse | None
     applied: SavedConfigurationResponse | None
     changes: list[ChangeResponse]
-    warnings: list[str]
-    warning_details: list[WarningResponse]
+    warnings: list[WarningText]
+    warning_details: list[WarningResponse] = Field(validation_alias="warnings")
     problems: list[str]
-    edited_files: list[str]
+    edited_files: list[Annotated[str, BeforeValidator(str)]] = Field(validation_alias="edited")
 
 
 class SaveResponse(ResponseModel):
     """The saved assignments, with warnings."""
 
     success: bool
-    warnings: list[str]
-    warning_details: list[WarningResponse]
+    warnings: list[WarningText]
+    warning_details: list[WarningResponse] = Field(validation_alias="warnings")
     strategy: Strategy
     assignments: list[AssignmentResponse]
 
@@ -217,8 +247,8 @@ class PreviewResponse(ResponseModel):
 
     strategy: Strategy
     assignments: list[AssignmentResponse]
-    warnings: list[str]
-    warning_details: list[WarningResponse]
+    warnings: list[WarningText]
+    warning_details: list[WarningResponse] = Field(validation_alias="warnings")
     diff: list[ChangeResponse]
 
 
@@ -245,8 +275,8 @@ class SeenGpu(_FromDomain):
     index: int = Field(validation_alias="gpu_index")
     name: str | None
     uuid: str = Field(validation_alias="device_id")
-    vram_total_mb: int | None
-    vram_available_mb: int | None
+    vram_total_mb: Mb | None = Field(validation_alias="total_bytes")
+    vram_available_mb: Mb | None = Field(validation_alias="available_bytes")
     compute_capability: str | None
     last_seen_at: datetime
     present: bool
@@ -263,3 +293,52 @@ class HistoryResponse(ResponseModel):
     """The configurations saved, newest first."""
 
     history: list[SavedConfigurationResponse]
+
+
+def gpus_response(devices: Iterable[DeviceStatus]) -> Gpus:
+    """Return the GPUs among the devices, sorted by index."""
+    gpus = [device for device in devices if device.index is not None]
+    gpus.sort(key=lambda device: device.index or 0)
+    return Gpus.model_validate({"gpus": gpus, "problems": [] if gpus else [_NO_GPUS]})
+
+
+def configuration_response(view: ServicesView) -> ConfigurationResponse:
+    """Return the whole view; services without a saved assignment are unpinned."""
+    saved = {} if view.saved is None else {each.service: each for each in view.saved.assignments}
+    names = dict.fromkeys([*(service.name for service in view.services), *saved])
+    assignments = [saved.get(name, Assignment(name)) for name in names]
+    return ConfigurationResponse.model_validate(
+        {**_fields(view), "assignments": assignments, "strategies": _STRATEGIES, "problems": _problems(view)}
+    )
+
+
+def save_response(plan: AssignmentPlan) -> SaveResponse:
+    """Return what was saved."""
+    return SaveResponse.model_validate({**_fields(plan), "success": True})
+
+
+def preview_response(plan: AssignmentPlan, changes: Sequence[Change]) -> PreviewResponse:
+    """Return what a strategy would do."""
+    return PreviewResponse.model_validate({**_fields(plan), "diff": changes})
+
+
+def apply_event(status: ApplyStatus) -> bytes:
+    """Render a step of an apply as an event named `apply`."""
+    return b"event: apply\ndata: %b\n\n" % ApplyResponse.model_validate(status).model_dump_json().encode()
+
+
+def detect_response(seen: Iterable[SeenDevice], view: ServicesView) -> DetectResponse:
+    """Return the GPUs that are present and those that were."""
+    present = {device.id for device in view.devices}
+    gpus = [{**_fields(each), "present": each.device_id in present} for each in seen]
+    return DetectResponse.model_validate({"gpus": gpus, "problems": _problems(view)})
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by name; unlike `asdict`, their values stay what they are."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _problems(view: ServicesView) -> list[str]:
+    without_gpu = not view.devices and not any(_NO_GPUS in problem for problem in view.problems)
+    return [*([_NO_GPUS] if without_gpu else []), *view.problems]
