@@ -4,7 +4,7 @@ import json
 import timeit
 
 from bench.rows import Row, print_table
-from cotenant.gateway.inference.dialect_assembly import assemble
+from cotenant.gateway.inference.assembly import assemble
 
 _TOKENS, _RUNS, _REPEATS = 1000, 5, 7
 

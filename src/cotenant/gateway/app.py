@@ -1,7 +1,6 @@
 """The ASGI application: dispatches requests by path, and turns errors into responses."""
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -171,13 +170,8 @@ class Gateway:
             self._proxy.request_log.close()
 
     async def _count_decisions(self) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            decisions = self._operator.decisions()
-            close = getattr(decisions, "aclose", None)
-            if close is not None:
-                stack.push_async_callback(close)
-            async for decision in decisions:
-                self._proxy.counters.count(decision)
+        async for decision in self._operator.decisions():
+            self._proxy.counters.count(decision)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that is not for a model. Raises UnknownRoute and what handlers raise."""

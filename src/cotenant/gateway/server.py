@@ -96,7 +96,13 @@ async def serve(
     finally:
         server.close()
         gateway.end_streams()
-        await _cut_off(state)
+        for task in state.tasks:
+            task.cancel()  # it sends an error
+        for connection in list(state.connections):
+            connection.shutdown()
+        await _wait_closed(state, _CUT_OFF_S)
+        for connection in list(state.connections):
+            connection.transport.abort()
         gateway.close()
 
 
@@ -117,17 +123,6 @@ async def _wait_closed(state: _State, timeout_s: float) -> None:
             while state.connections:
                 state.connection_ended.clear()
                 await state.connection_ended.wait()
-
-
-async def _cut_off(state: _State) -> None:
-    """Cancel the remaining requests, let them send an error, and close every connection."""
-    for task in state.tasks:
-        task.cancel()
-    for connection in list(state.connections):
-        connection.shutdown()
-    await _wait_closed(state, _CUT_OFF_S)
-    for connection in list(state.connections):
-        connection.transport.abort()
 
 
 class _BatchingTransport(asyncio.Transport):

@@ -17,8 +17,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import MIB
-from cotenant.http.connection import Connection, Header, ResponseBroken
-from cotenant.http.tls import client_context, tls_fault
+from cotenant.http.connection import Connection, Header, ResponseBroken, client_context, tls_fault
 
 _PORTS: Final = {"http": 80, "https": 443}
 _MAX_REDIRECTS: Final = 5

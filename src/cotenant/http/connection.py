@@ -5,6 +5,8 @@ take them, which also bounds everything else that a server may send without end.
 """
 
 import asyncio
+import functools
+import ssl
 from typing import Final, cast
 
 import httptools
@@ -253,3 +255,22 @@ class Connection(asyncio.Protocol):
             self._broken = how
             self._transport.abort()
             self._wake()
+
+
+@functools.cache
+def client_context() -> ssl.SSLContext:
+    """Return the context that checks certificates. It is created once: that takes tens of milliseconds.
+
+    OpenSSL reads the authorities from the system's folder, and from `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+    """
+    return ssl.create_default_context()
+
+
+def tls_fault(error: OSError) -> str | None:
+    """Return what is wrong with a server's TLS; None for any other error, or one that may be temporary."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return None
+    reason = (error.reason or "unknown").replace("_", " ").lower()
+    return f"it does not speak TLS correctly: {reason}"

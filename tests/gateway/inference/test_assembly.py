@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.http.limits import Timing
-from cotenant.gateway.inference.assembly import SHORT_TOKENS, stream_body
-from cotenant.gateway.inference.dialect_assembly import assemble
+from cotenant.gateway.inference.assembly import SHORT_TOKENS, assemble, stream_body
 from tests.gateway.harness import CHAT, SlotRouter, post, serving
 from tests.gateway.stub import STREAM_HEAD, StubEngine
 

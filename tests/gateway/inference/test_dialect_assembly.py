@@ -6,8 +6,7 @@ import json
 import pytest
 
 from cotenant.domain.errors import UpstreamFailed
-from cotenant.gateway.inference.assembly import SHORT_TOKENS, stream_body
-from cotenant.gateway.inference.dialect_assembly import assemble
+from cotenant.gateway.inference.assembly import SHORT_TOKENS, assemble, stream_body
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
 from tests.gateway.stub import StubEngine

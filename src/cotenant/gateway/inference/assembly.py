@@ -7,7 +7,7 @@ unchanged: its own limit bounds the waste.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from cotenant.asgi import encode_json
@@ -18,15 +18,18 @@ SHORT_TOKENS: Final = 256
 """A request that is limited to this many tokens is forwarded unchanged."""
 
 _MOST_CALLS: Final = 4096
-RESPONSES_PATH: Final = b"/v1/responses"
-MESSAGES_PATH: Final = b"/v1/messages"
+_RESPONSES_PATH: Final = b"/v1/responses"
+_MESSAGES_PATH: Final = b"/v1/messages"
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 _WITH_USAGE_OPTION: Final = frozenset([b"/v1/chat/completions", b"/v1/completions"])
-_ASSEMBLED: Final = _WITH_USAGE_OPTION | {RESPONSES_PATH, MESSAGES_PATH}
+_ASSEMBLED: Final = _WITH_USAGE_OPTION | {_RESPONSES_PATH, _MESSAGES_PATH}
 _AS_STREAM: Final = b'{"stream":true,'
 _WITH_USAGE: Final = b'{"stream":true,"stream_options":{"include_usage":true},'
 _PREFIX: Final = b"data:"
 _DONE: Final = b"[DONE]"
+_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_TEXTS: Final = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+_PARTIAL: Final = "partial_json"
 
 
 def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes | None:
@@ -51,11 +54,23 @@ def stream_body(path: bytes, request: Mapping[str, Any], body: bytes) -> bytes |
     return (_WITH_USAGE if path in _WITH_USAGE_OPTION else _AS_STREAM) + body[body.index(b"{") + 1 :]
 
 
-def assemble_completion(events: bytes) -> tuple[int, bytes]:
+def assemble(path: bytes, events: bytes) -> tuple[int, bytes]:
+    """Return the status and JSON body of the response that a finished stream contains.
+
+    An error event becomes that error. Raises UpstreamFailed if the stream ended early or has events of an
+    unknown shape.
+    """
+    try:
+        return _ASSEMBLERS.get(path, _completion)(events)
+    except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
+        raise UpstreamFailed("the engine's stream has events of an unknown shape") from None
+
+
+def _completion(events: bytes) -> tuple[int, bytes]:
     """Return the status and JSON body of the completion that a finished stream contains."""
     answer: dict[str, Any] = {}
     choice: dict[str, Any] = {}
-    for event in events_in(events):
+    for event in _events_in(events):
         if "error" in event:
             return error_status(event["error"]), json.dumps({"error": event["error"]}).encode()
         pieces = event.pop("choices", [])
@@ -70,7 +85,7 @@ def assemble_completion(events: bytes) -> tuple[int, bytes]:
     return 200, encode_json({"choices": [choice], **answer})
 
 
-def events_in(stream: bytes) -> Iterator[dict[str, Any]]:
+def _events_in(stream: bytes) -> Iterator[dict[str, Any]]:
     """Yield the objects in a stream's events. Raises UpstreamFailed for invalid JSON."""
     try:
         for line in stream.split(b"\n"):
@@ -152,3 +167,75 @@ def _finish(choice: dict[str, Any]) -> None:
             message[name] = "".join(value)
     for call in message.get("tool_calls", []):
         call["function"]["arguments"] = "".join(call["function"]["arguments"])
+
+
+def _response(events: bytes) -> tuple[int, bytes]:
+    """Return the complete response, which is in the last event of a stream."""
+    for event in _events_in(events):
+        if event.get("error") or event["type"] == "error":
+            return _error(event.get("error") or event)
+        if event["type"] in _ENDS:
+            return 200, _usage_last(event["response"])
+    raise UpstreamFailed("the engine's stream ended before the answer was complete")
+
+
+def _message(events: bytes) -> tuple[int, bytes]:
+    """Assemble a message from its start, the pieces of its blocks, and its end."""
+    message: dict[str, Any] = {}
+    for event in _events_in(events):
+        kind = event.get("type")
+        if event.get("error") or kind == "error":
+            return _error(event.get("error") or event)
+        if kind == "message_start":
+            message = {**event["message"], "content": []}
+        elif kind == "content_block_start":
+            message["content"].append(dict(event["content_block"]))
+        elif kind == "content_block_delta":
+            _add(message["content"][event["index"]], event["delta"])
+        elif kind == "message_delta":
+            message.update(event["delta"])
+            message["usage"] = {**(message.get("usage") or {}), **(event.get("usage") or {})}
+    if message.get("stop_reason") is None:
+        raise UpstreamFailed("the engine's stream ended before the answer was complete")
+    for block in message["content"]:
+        _finish_block(block)
+    return 200, _usage_last(message)
+
+
+def _add(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    kind = delta["type"]
+    if kind in _TEXTS:
+        name = _TEXTS[kind]
+        block.setdefault(f"{name} pieces", []).append(delta[name])
+    elif kind == "input_json_delta":
+        block.setdefault(_PARTIAL, []).append(delta[_PARTIAL])
+    elif kind == "citations_delta":
+        block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+    else:
+        raise LookupError(kind)
+
+
+def _finish_block(block: dict[str, Any]) -> None:
+    """Join the pieces of a block to one text, and parse a tool's input."""
+    for name in _TEXTS.values():
+        pieces = block.pop(f"{name} pieces", None)
+        if pieces is not None:
+            block[name] = block.get(name, "") + "".join(pieces)
+    arguments = "".join(block.pop(_PARTIAL, ()))
+    if arguments:
+        block["input"] = json.loads(arguments)
+
+
+def _usage_last(answer: Mapping[str, Any]) -> bytes:
+    """Encode a response with `usage` at the end, where the tokens are counted."""
+    return encode_json(dict(sorted(answer.items(), key=lambda item: item[0] == "usage")))
+
+
+def _error(error: Any) -> tuple[int, bytes]:
+    return error_status(error), encode_json({"error": error})
+
+
+_ASSEMBLERS: Final[Mapping[bytes, Callable[[bytes], tuple[int, bytes]]]] = {
+    _RESPONSES_PATH: _response,
+    _MESSAGES_PATH: _message,
+}

@@ -6,8 +6,7 @@ import asyncio
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UpstreamFailed
-from cotenant.http.connection import Connection
-from cotenant.http.tls import client_context, tls_fault
+from cotenant.http.connection import Connection, client_context, tls_fault
 
 
 class EngineConnection(Connection):

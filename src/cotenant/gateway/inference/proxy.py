@@ -14,8 +14,7 @@ from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.limits import Limits, Timing, whole_body
 from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope
 from cotenant.gateway.http.streams import STREAM_HEADERS
-from cotenant.gateway.inference.assembly import stream_body
-from cotenant.gateway.inference.dialect_assembly import assemble
+from cotenant.gateway.inference.assembly import assemble, stream_body
 from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
 from cotenant.gateway.inference.model_kinds import ModelKinds

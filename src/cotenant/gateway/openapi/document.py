@@ -1,6 +1,6 @@
 """The OpenAPI document of the operator's API: all routes, with their requests and responses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -13,10 +13,8 @@ from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
 from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.http.problems import HTTP_PROBLEMS
-from cotenant.gateway.http.routes import Reply, Route
+from cotenant.gateway.http.routes import Route
 
-_JSON: Final = "application/json"
-_REF: Final = "#/components/schemas/{model}"
 _EVERYWHERE: Final[tuple[type[CotenantError], ...]] = (
     errors.RequestTooLarge,
     errors.HeadersTooLarge,
@@ -47,7 +45,7 @@ class ErrorResponse(BaseModel):
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """Describe the routes."""
-    schemas = _Schemas(routes)
+    schemas, components = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
@@ -63,7 +61,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "security": [{"bearer": []}, {"key": []}, {}],
         "paths": paths,
         "components": {
-            "schemas": schemas.definitions,
+            "schemas": components,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
@@ -96,42 +94,34 @@ def _retitled(schema: JsonSchemaValue) -> JsonSchemaValue:
     return {**schema, "title": published_name(schema["title"])} if "title" in schema else schema
 
 
-class _Schemas:
-    """JSON schemas of all types; shared ones are components."""
-
-    def __init__(self, routes: Sequence[Route]) -> None:
-        sent = {reply.type for route in routes for reply in _replies(route) if reply.type}
-        received = {route.body.type for route in routes if route.body}
-        inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in (*sent, ErrorResponse)]
-        inputs += [(kind, "validation", TypeAdapter(kind)) for kind in received]
-        by_key, whole = TypeAdapter.json_schemas(
-            sorted(inputs, key=lambda entry: published_name(str(entry[0].__name__))),
-            ref_template=_REF,
-            schema_generator=_PublishedNames,
-        )
-        self._by_type = {kind: schema for (kind, _), schema in by_key.items()}
-        self.definitions: dict[str, Any] = whole.get("$defs", {})
-
-    def of(self, kind: Any) -> Any:
-        return self._by_type[kind]
+def _schemas(routes: Sequence[Route]) -> tuple[Mapping[Any, Any], dict[str, Any]]:
+    """Return the JSON schemas by type, and the components that they share."""
+    sent = {reply.type for route in routes for reply in (route.reply, *route.other_replies) if reply.type}
+    received = {route.body.type for route in routes if route.body}
+    inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in (*sent, ErrorResponse)]
+    inputs += [(kind, "validation", TypeAdapter(kind)) for kind in received]
+    by_key, whole = TypeAdapter.json_schemas(
+        sorted(inputs, key=lambda entry: published_name(str(entry[0].__name__))),
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_PublishedNames,
+    )
+    return {kind: schema for (kind, _), schema in by_key.items()}, whole.get("$defs", {})
 
 
-def _replies(route: Route) -> tuple[Reply, ...]:
-    return (route.reply, *route.other_replies)
-
-
-def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
+def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+    words = route.path.replace("{name}", "one").replace(".", "_").replace("-", "_").strip("/").split("/")
+    others = "models" if route.path.startswith("/api") else "daemon"
     described: dict[str, Any] = {
         "summary": route.summary,
-        "operationId": _identifier(route.method, route.path),
-        "tags": [_tag(route.path)],
+        "operationId": "_".join((route.method.lower(), *words)),
+        "tags": ["services" if route.path.startswith("/api/system") else others],
         "responses": _responses(route, schemas),
     }
     if route.parameters:
         described["parameters"] = [parameter.as_json() for parameter in route.parameters]
     body = route.body
     if body:
-        content: dict[str, Any] = {"schema": schemas.of(body.type)}
+        content: dict[str, Any] = {"schema": schemas[body.type]}
         if body.examples:
             content["examples"] = {name: {"value": value} for name, value in body.examples.items()}
         described["requestBody"] = {"required": body.required, "content": {body.content_type: content}}
@@ -140,10 +130,10 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     return described
 
 
-def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
+def _responses(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for reply in _replies(route):
-        content: dict[str, Any] = {"schema": schemas.of(reply.type) if reply.type else {"type": "string"}}
+    for reply in (route.reply, *route.other_replies):
+        content: dict[str, Any] = {"schema": schemas[reply.type] if reply.type else {"type": "string"}}
         if reply.example is not None:
             content["examples"] = {"example": {"value": reply.example().model_dump(mode="json")}}
         response = responses.setdefault(str(reply.status), {"description": reply.description, "content": {}})
@@ -157,17 +147,6 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     for status, codes in sorted(faults.items()):
         responses[str(status)] = {
             "description": f"{HTTPStatus(status).phrase}: {', '.join(dict.fromkeys(codes))}",
-            "content": {_JSON: {"schema": schemas.of(ErrorResponse)}},
+            "content": {"application/json": {"schema": schemas[ErrorResponse]}},
         }
     return responses
-
-
-def _identifier(method: str, template: str) -> str:
-    words = template.replace("{name}", "one").replace(".", "_").replace("-", "_").strip("/").split("/")
-    return "_".join((method.lower(), *words))
-
-
-def _tag(template: str) -> str:
-    if template.startswith("/api/system"):
-        return "services"
-    return "models" if template.startswith("/api") else "daemon"

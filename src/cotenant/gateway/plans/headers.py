@@ -39,15 +39,6 @@ class SentHeader:
     architecture: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class SentModel:
-    """A model whose headers were all uploaded, with its projector if it has one."""
-
-    name: str
-    shape: ModelShape
-    projector_bytes: int
-
-
 class Headers:
     """The last 64 headers, each for half an hour after it was last used."""
 
@@ -105,8 +96,11 @@ def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
     return SentHeader(secrets.token_urlsafe(12), name, header, part, max(1, parts), kind, architecture)
 
 
-def join_headers(sent: Sequence[SentHeader]) -> SentModel:
-    """Combine the headers of a model's parts and its projector. Raises ModelFileError."""
+def join_headers(sent: Sequence[SentHeader]) -> tuple[str, ModelShape, int]:
+    """Combine the headers of a model's parts and its projector. Raises ModelFileError.
+
+    Returns the model's name, its shape, and the bytes of its projector if it has one.
+    """
     projectors = [each for each in sent if each.kind is ModelKind.PROJECTOR]
     parts = sorted((each for each in sent if each not in projectors), key=lambda each: each.part)
     if not parts:
@@ -129,7 +123,7 @@ def join_headers(sent: Sequence[SentHeader]) -> SentModel:
         )
     shape = model_shape(join_parts([each.header for each in parts]))
     projector = sum(model_shape(each.header).tensor_bytes for each in projectors)
-    return SentModel(first.name.removesuffix(".gguf"), shape, projector)
+    return first.name.removesuffix(".gguf"), shape, projector
 
 
 class _Beginning:

@@ -16,8 +16,6 @@ from cotenant.domain.errors import (
     ModelFileError,
     UnsupportedMediaType,
 )
-from cotenant.domain.models import Recipe
-from cotenant.domain.settings import settings_of
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.limits import Limits
@@ -26,7 +24,7 @@ from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, join_headers, read_header
-from cotenant.gateway.plans.schema import HeaderResponse, PlanRequest, PlanResponse
+from cotenant.gateway.plans.schema import FileResponse, HeaderResponse, PlanRequest, PlanResponse
 from cotenant.interfaces import PlanAnswer, Planner, PlanQuery
 from cotenant.planning.describe import plan_as_json
 
@@ -126,14 +124,7 @@ class PlanRoutes:
                 await send_problem(request.send, error, problem=UNREADABLE_MODEL)
                 return None
         self._headers.keep(sent)
-        return HeaderResponse(
-            id=sent.id,
-            name=sent.name,
-            kind=sent.kind,
-            architecture=sent.architecture,
-            parts=sent.parts,
-            part=sent.part,
-        )
+        return HeaderResponse.model_validate(sent, from_attributes=True)
 
     def _wanted(self, asked: PlanRequest) -> PlanQuery:
         """Convert a request. Raises BadAssignment, HeaderGone and ModelFileError."""
@@ -141,16 +132,17 @@ class PlanRoutes:
         if len(named) != 1:
             what = f"{' and '.join(named)} are given" if named else "no model is given"
             raise BadAssignment(what, hint="Give one of model, path and headers.", field="model")
-        sent = join_headers([self._headers.find(id_) for id_ in asked.headers]) if asked.headers else None
+        sent = [self._headers.find(id_) for id_ in asked.headers or ()]
+        name, shape, projector_bytes = join_headers(sent) if sent else ("", None, 0)
         recipe = asked.recipe.model_dump(exclude_none=True)
         if "tensor_split" in recipe:
             recipe["tensor_split"] = tuple(recipe["tensor_split"])
         return PlanQuery(
             model=asked.model,
             path=asked.path,
-            shape=sent.shape if sent else None,
-            name=sent.name if sent else "",
-            projector_bytes=sent.projector_bytes if sent else 0,
+            shape=shape,
+            name=name,
+            projector_bytes=projector_bytes,
             recipe=recipe,
             gpus=asked.gpus,
             beside_loaded=asked.beside_loaded,
@@ -168,32 +160,25 @@ def plan_answer(found: PlanAnswer) -> PlanResponse:
         for device, budget in zip(planned["devices"], found.budgets, strict=True)
     ]
     remedies = [{**remedy, "changes": changes_of(remedy["flags"])} for remedy in planned["remedies"]]
-    shape = found.shape
+    shape, path = found.shape, None if found.path is None else str(found.path)
+    stated = {name: getattr(shape, name) for name in FileResponse.model_fields if name != "path"}
     return PlanResponse.model_validate(
         {
             "shortfalls": [],
             **planned,
             "devices": devices,
             "remedies": remedies,
-            "recipe": {each.name: getattr(found.recipe, each.name) for each in settings_of(Recipe)},
+            "recipe": found.recipe,
             "reserve_mib": found.reserve_bytes // MIB,
             "min_budget_mib": found.min_budget_bytes // MIB,
             "overhead_mib": found.overhead_bytes // MIB,
-            "file": {
-                "path": None if found.path is None else str(found.path),
-                "name": shape.name,
-                "kind": shape.kind,
-                "architecture": shape.architecture,
-                "quantisation": shape.quantisation,
-                "parameters": shape.parameters,
-                "file_bytes": shape.file_bytes,
-                "n_ctx_train": shape.n_ctx_train,
-            },
+            "file": {"path": path, **stated},
             "gpus": found.gpus,
             "problems": list(found.problems),
             "command": serve_command(found),
             "plan_command": plan_command(found),
-        }
+        },
+        from_attributes=True,
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -86,9 +85,7 @@ class Metrics:
         Values are read at once; rendering takes much longer and runs in a thread.
         """
         encode, content_type = choose_encoder(accept)
-        snapshot = CollectorRegistry(auto_describe=False)
-        snapshot.register(_Snapshot(list(self.collect())))
-        return await asyncio.to_thread(encode, snapshot), content_type
+        return await asyncio.to_thread(encode, _Snapshot(list(self.collect()))), content_type
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family of metrics."""
