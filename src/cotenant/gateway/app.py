@@ -191,14 +191,13 @@ class Gateway:
             hint = "The operator's API begins at /api/models." if in_api else "OpenAI's API is under /v1."
             raise UnknownRoute(f"there is nothing at {path!r}", hint=hint)
 
-    @Route("GET", _HEALTH, "Return that the daemon is running; needs no key", Reply(HealthResponse, "ok"))
+    @Route(f"GET {_HEALTH}", "Return that the daemon is running; needs no key", Reply(HealthResponse, "ok"))
     async def _health(self, request: ApiRequest) -> object:
         """Return states but no names: this response needs no key."""
         return {"status": "ok", "models": Counter(model.state for model in self._router.models())}
 
     @Route(
-        "GET",
-        "/metrics",
+        "GET /metrics",
         "Metrics for Prometheus",
         Reply(None, "metrics", content_type="text/plain"),
         other_replies=(Reply(None, "the same as OpenMetrics", content_type="application/openmetrics-text"),),
@@ -209,8 +208,7 @@ class Gateway:
         await send_body(request.send, 200, body, (b"content-type", content_type.encode()))
 
     @Route(
-        "GET",
-        "/v1/models",
+        "GET /v1/models",
         "List the models served, in OpenAI's form",
         Reply(OpenAiModelsResponse, "models"),
     )
@@ -218,8 +216,7 @@ class Gateway:
         return {"object": "list", "data": [openai_model(model) for model in self._router.models()]}
 
     @Route(
-        "GET",
-        "/v1/models/{name}",
+        "GET /v1/models/{name}",
         "Return one model, in OpenAI's form",
         Reply(OpenAiModelResponse, "the model"),
         (errors.UnknownModel,),
@@ -228,7 +225,7 @@ class Gateway:
     async def _openai_model(self, request: ApiRequest) -> object:
         return openai_model(find_model(request.name, self._router))
 
-    @Route("GET", "/openapi.json", "This document", Reply(dict[str, Any], "OpenAPI 3.1"))
+    @Route("GET /openapi.json", "This document", Reply(dict[str, Any], "OpenAPI 3.1"))
     async def _openapi(self, request: ApiRequest) -> object:
         if self._document is None:
             # Imported here, since the import is slow and most daemons never need it.

@@ -85,14 +85,14 @@ class Request:
         return "\r\n".join([*lines, "", ""]).encode("latin-1"), body
 
 
+@dataclass(slots=True)
 class Exchange:
     """One request on a connection of its own, and its response as it arrives."""
 
-    def __init__(self, connection: Connection, limits: Limits, deadline: float | None) -> None:
-        self._connection = connection
-        self._limits = limits
-        self._deadline = deadline
-        self._body_bytes = 0
+    _connection: Connection
+    _limits: Limits
+    _deadline: float | None
+    _body_bytes: int = 0
 
     @classmethod
     async def connect(cls, endpoint: Endpoint, limits: Limits) -> Exchange:

@@ -104,8 +104,7 @@ class AccessControl:
         return self._sessions.find(token) if token else None
 
     @Route(
-        "GET",
-        SESSION,
+        f"GET {SESSION}",
         "Return whether a key is needed and this browser is signed in; needs no key",
         Reply(SessionResponse, "the session"),
     )
@@ -113,8 +112,7 @@ class AccessControl:
         await self._send(request, self._session(request.headers, request.header(b"host")))
 
     @Route(
-        "POST",
-        SESSION,
+        f"POST {SESSION}",
         "Sign a browser in with an API key: sets a session cookie",
         Reply(SessionResponse, "the session that has begun"),
         (*BODY_ERRORS, errors.TooManyAttempts),
@@ -141,7 +139,7 @@ class AccessControl:
         token, session = self._sessions.begin()
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
-    @Route("POST", "/api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))
+    @Route("POST /api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))
     async def _end(self, request: ApiRequest) -> None:
         """End the session and delete its cookie."""
         token = _cookie(request.headers, _cookie_name(request.header(b"host")))

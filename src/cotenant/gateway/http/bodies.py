@@ -18,9 +18,9 @@ class RequestModel(BaseModel):
 
 
 class ResponseModel(BaseModel):
-    """A part of a response."""
+    """A part of a response; it may be read from the attributes of a domain value, some under another name."""
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, defer_build=True, from_attributes=True)
 
 
 Body = TypeVar("Body", bound=RequestModel)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, Header, Send, encode_json, send_body
 from cotenant.domain import errors
@@ -140,13 +140,13 @@ def encode_error(message: str, kind: str, param: str | None, code: str, cause: s
     return encode_json({"error": error if cause is None else {**error, "cause": cause}})
 
 
-def is_envelope(body: bytes) -> bool:
-    """Whether an engine's response is already an error in OpenAI's form."""
+def error_in(body: bytes) -> Any:
+    """Return `error` of a JSON body, which is an object in OpenAI's form; None if there is none."""
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(payload, dict) and isinstance(payload.get("error"), dict)
+        return None
+    return payload.get("error") if isinstance(payload, dict) else None
 
 
 async def send_problem(

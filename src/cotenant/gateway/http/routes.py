@@ -73,18 +73,27 @@ class Body:
 class Route:
     """A method and a path template, with the types of their requests and responses; decorates their handler.
 
-    `reply` is the usual response and `other_replies` are alternatives. `errors` are those that only this
-    route raises; `HTTP_PROBLEMS` has their statuses.
+    `at` is both, as `GET /path`. `reply` is the usual response and `other_replies` are alternatives. `errors`
+    are those that only this route raises; `HTTP_PROBLEMS` has their statuses.
     """
 
-    method: str
-    path: str
+    at: str
     summary: str
     reply: Reply
     errors: tuple[type[CotenantError], ...] = ()
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
     other_replies: tuple[Reply, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The method, in upper case."""
+        return self.at.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        """The path, in which `{name}` may stand for a name."""
+        return self.at.partition(" ")[2]
 
     def __call__(self, handler: F) -> F:
         """Declare that a method handles this route."""

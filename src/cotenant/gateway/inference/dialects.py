@@ -4,13 +4,13 @@ Engines get requests in the client's dialect, except Ollama's, which is translat
 engines do not support all paths: their errors about that become NotOffered.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, Message, Send, encode_json
 from cotenant.domain.models import ModelKind
+from cotenant.gateway.http.problems import error_in
 
 _GENERATING: Final = frozenset({ModelKind.TEXT})
 
@@ -31,7 +31,7 @@ class Target:
 
     def event(self, body: bytes) -> bytes:
         """Encode an error in OpenAI's form, or a complete response, as an event of this dialect's streams."""
-        if self.in_anthropic and (error := _error_in(body)) is not None:
+        if self.in_anthropic and (error := error_in(body)) is not None:
             return b"event: error\ndata: " + anthropic_error(error_status(error), body) + b"\n\n"
         return b"data: " + body + b"\n\n"
 
@@ -84,7 +84,7 @@ def ollama_error(status: int, body: bytes) -> bytes:
 
 def message_of(body: bytes) -> str:
     """Return the message of an error in any dialect."""
-    error = _error_in(body)
+    error = error_in(body)
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else body.decode("utf-8", "replace")
 
@@ -92,7 +92,7 @@ def message_of(body: bytes) -> str:
 def is_foreign(status: int, body: bytes) -> bool:
     """Whether an engine's error means that it does not support the path or the method."""
     if status == 404:
-        return _error_in(body) is None or message_of(body) in ("File Not Found", "Not Found")
+        return error_in(body) is None or message_of(body) in ("File Not Found", "Not Found")
     return status in (405, 501)
 
 
@@ -127,16 +127,8 @@ class ErrorTranslator:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _error_in(body: bytes) -> Any:
-    try:
-        payload = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return payload.get("error") if isinstance(payload, dict) else None
-
-
 def _cause_in(body: bytes) -> dict[str, str]:
-    error = _error_in(body)
+    error = error_in(body)
     cause = error.get("cause") if isinstance(error, dict) else None
     return {"cause": cause} if isinstance(cause, str) else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UpstreamFailed
@@ -51,6 +52,7 @@ class EngineConnection(Connection):
         self._pool.forget(self)
 
 
+@dataclass(kw_only=True)
 class Pool:
     """Connections to engines, kept open between requests.
 
@@ -59,13 +61,10 @@ class Pool:
     retry. Connections that an engine closes remove themselves, so no timer is needed.
     """
 
-    def __init__(
-        self, *, max_idle: int = 64, max_idle_age_s: float = 4.0, connect_timeout_s: float = 5.0
-    ) -> None:
-        self._max_idle = max_idle
-        self._max_idle_age_s = max_idle_age_s
-        self._connect_timeout_s = connect_timeout_s
-        self._idle: dict[Endpoint, list[EngineConnection]] = {}
+    max_idle: int = 64
+    max_idle_age_s: float = 4.0
+    connect_timeout_s: float = 5.0
+    _idle: dict[Endpoint, list[EngineConnection]] = field(default_factory=dict)
 
     def idle(self, endpoint: Endpoint) -> EngineConnection | None:
         """Take an idle connection; None if a new one is needed."""
@@ -73,7 +72,7 @@ class Pool:
         if not connections:
             return None
         connection = connections.pop()
-        oldest = asyncio.get_running_loop().time() - self._max_idle_age_s
+        oldest = asyncio.get_running_loop().time() - self.max_idle_age_s
         if connection.usable and connection.idle_since >= oldest:
             return connection
         # The newest is too old or closed, so the older ones are unusable, too.
@@ -86,7 +85,7 @@ class Pool:
         """Open a connection. Raises UpstreamFailed."""
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(self.connect_timeout_s):
                 _, connection = await loop.create_connection(
                     lambda: EngineConnection(self, endpoint, loop),
                     endpoint.host,
@@ -106,7 +105,7 @@ class Pool:
             connection.abort()
             return
         connections = self._idle.setdefault(connection.endpoint, [])
-        if len(connections) < self._max_idle:
+        if len(connections) < self.max_idle:
             connection.idle_since = asyncio.get_running_loop().time()
             connections.append(connection)
         else:

@@ -12,7 +12,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.limits import Limits, Timing, whole_body
-from cotenant.gateway.http.problems import encode_error, envelope, http_problem, is_envelope
+from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.inference.assembly import assemble, stream_body
 from cotenant.gateway.inference.dialects import Target, is_foreign
@@ -304,7 +304,7 @@ class Exchange:
                 f"the engine of this model does not support {self._target.path.decode()}",
                 hint="Use /v1/chat/completions, or serve the model with an engine that does, as llama.cpp.",
             )
-        if reply.ended and is_envelope(body):
+        if reply.ended and isinstance(error_in(body), dict):
             await self._send_whole(status, body, reply.headers)
             return
         what = f"the engine answered {status} without a reason"

@@ -1,6 +1,5 @@
 """Embeddings in Ollama's API; texts are truncated to the model's limit."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any, Final
 from cotenant.domain.errors import BadRequest, UpstreamFailed
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.problems import error_in
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import EMBEDDINGS, Target
 from cotenant.gateway.inference.proxy import Proxy
@@ -96,10 +96,7 @@ class EmbeddingRequest:
 
 def _token_limit(body: bytes) -> int | None:
     """Return the token limit in an engine's error about a text that is too long; None for other errors."""
-    try:
-        error = json.loads(body).get("error")
-    except (ValueError, RecursionError, AttributeError):
-        return None
+    error = error_in(body)
     if not isinstance(error, dict):
         return None
     limit = error.get("n_ctx") if error.get("type") == "exceed_context_size_error" else None

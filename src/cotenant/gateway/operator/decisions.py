@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -31,33 +32,23 @@ _DECISIONS: Final = 100
 _MAX_DECISIONS: Final = 500
 
 
+@dataclass(frozen=True)
 class DecisionRoutes:
     """Handles requests about decisions and alerts, and the feed of both and of the steps of an apply.
 
     `closing` is set to end the feed.
     """
 
-    def __init__(
-        self,
-        router: Router,
-        operator: Operator,
-        alerts: AlertBook,
-        services: Services | None,
-        closing: asyncio.Event,
-        clock: Clock,
-        timing: Timing,
-    ) -> None:
-        self._router = router
-        self._operator = operator
-        self._alerts = alerts
-        self._services = services
-        self._closing = closing
-        self._clock = clock
-        self._timing = timing
+    _router: Router
+    _operator: Operator
+    _alerts: AlertBook
+    _services: Services | None
+    _closing: asyncio.Event
+    _clock: Clock
+    _timing: Timing
 
     @Route(
-        "GET",
-        f"{MODEL}/why",
+        f"GET {MODEL}/why",
         "Return the last decisions about a model",
         Reply(WhyResponse, "decisions, oldest first"),
         NO_SUCH_MODEL,
@@ -73,8 +64,7 @@ class DecisionRoutes:
         return None
 
     @Route(
-        "GET",
-        "/api/decisions",
+        "GET /api/decisions",
         "Return the last decisions",
         Reply(DecisionsResponse, "decisions, oldest first"),
         (errors.UnknownRoute, errors.BadRequest),
@@ -87,8 +77,7 @@ class DecisionRoutes:
         return {"decisions": [self._response(each) for each in last]}
 
     @Route(
-        "GET",
-        "/api/events",
+        "GET /api/events",
         "Follow decisions, the steps of an apply (`event: apply`) and alerts (`event: alert`)",
         Reply(None, "server-sent events", content_type="text/event-stream"),
         (errors.UnknownRoute,),
@@ -112,9 +101,7 @@ class DecisionRoutes:
             self._timing.heartbeat_s,
         )
 
-    @Route(
-        "GET", "/api/alerts", "Return the active alerts and the last ones", Reply(AlertsResponse, "alerts")
-    )
+    @Route("GET /api/alerts", "Return the active alerts and the last ones", Reply(AlertsResponse, "alerts"))
     async def _list_alerts(self, request: ApiRequest) -> object:
         return {
             "active": [self._alert(alert) for alert in self._alerts.active()],

@@ -19,8 +19,7 @@ class DoctorRoutes:
         self._running: asyncio.Task[Mapping[str, Any]] | None = None
 
     @Route(
-        "GET",
-        "/api/doctor",
+        "GET /api/doctor",
         "Check the daemon's machine, which takes some seconds",
         Reply(FindingsResponse, "the findings"),
         (errors.UnknownRoute,),

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -13,16 +14,16 @@ _MAX_TAIL_BYTES: Final = MIB
 _READ_BYTES: Final = 64 * KIB
 
 
+@dataclass
 class LogReader:
     """Reads a log from its last lines on, across rotations and changes of the file.
 
     `path` is called each time: a model that is loaded again may write to another file.
     """
 
-    def __init__(self, path: Callable[[], Path | None], tail_lines: int) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._tail_lines: int | None = tail_lines
+    _path: Callable[[], Path | None]
+    _tail_lines: int | None
+    _file: BinaryIO | None = None
 
     def read(self) -> bytes:
         """Return what is new since the last call, at most 64 KiB; first the last lines, at most 1 MiB."""

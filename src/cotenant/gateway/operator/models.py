@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Coroutine
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Final
 
@@ -56,36 +56,35 @@ _LOADING: Final = (
     errors.EngineDied,
 )
 _LINES: Final = 100
-_STATUS_FIELDS: Final = tuple(field.name for field in fields(ModelStatus))
+_STATUS_FIELDS: Final = tuple(each.name for each in fields(ModelStatus))
 
 
+@dataclass(frozen=True)
 class ModelRoutes:
     """Handles requests about models and devices, and passes commands to the operator."""
 
-    def __init__(self, router: Router, operator: Operator, closing: asyncio.Event, timing: Timing) -> None:
-        self._router = router
-        self._operator = operator
-        self._closing = closing
-        self._timing = timing
-        self._background: set[asyncio.Task[None]] = set()
+    _router: Router
+    _operator: Operator
+    _closing: asyncio.Event
+    _timing: Timing
+    _background: set[asyncio.Task[None]] = field(default_factory=set)
 
     def close(self) -> None:
         """Cancel commands that run in the background."""
         for task in self._background:
             task.cancel()
 
-    @Route("GET", "/api/models", "List all models with their state", Reply(ModelsResponse, "models"))
+    @Route("GET /api/models", "List all models with their state", Reply(ModelsResponse, "models"))
     async def _list(self, request: ApiRequest) -> object:
         statuses = {status.name: status for status in self._operator.statuses()}
         return {"models": [_described(model, statuses.get(model.name)) for model in self._router.models()]}
 
-    @Route("GET", MODEL, "Return a model with its state", _AFTER, NO_SUCH_MODEL, (NAME,))
+    @Route(f"GET {MODEL}", "Return a model with its state", _AFTER, NO_SUCH_MODEL, (NAME,))
     async def _one(self, request: ApiRequest) -> object:
         return self._model(request.name)
 
     @Route(
-        "GET",
-        f"{MODEL}/logs",
+        f"GET {MODEL}/logs",
         "Return the log of a model's engine",
         Reply(None, "lines of the log", content_type="text/plain"),
         (*NO_SUCH_MODEL, errors.BadRequest),
@@ -113,8 +112,7 @@ class ModelRoutes:
         await send_body(request.send, 200, text, TEXT_TYPE)
 
     @Route(
-        "POST",
-        f"{MODEL}/load",
+        f"POST {MODEL}/load",
         "Load a model",
         _AFTER,
         (*NO_SUCH_MODEL, *_LOADING, errors.BadRequest),
@@ -125,8 +123,7 @@ class ModelRoutes:
         return await self._order(request, self._operator.load)
 
     @Route(
-        "POST",
-        f"{MODEL}/unload",
+        f"POST {MODEL}/unload",
         "Unload a model after its requests are complete",
         _AFTER,
         (*NO_SUCH_MODEL, errors.BadRequest),
@@ -136,17 +133,16 @@ class ModelRoutes:
     async def _unload(self, request: ApiRequest) -> object:
         return await self._order(request, self._operator.unload)
 
-    @Route("POST", f"{MODEL}/pin", "Pin a model: it is never evicted", _AFTER, NO_SUCH_MODEL, (NAME,))
+    @Route(f"POST {MODEL}/pin", "Pin a model: it is never evicted", _AFTER, NO_SUCH_MODEL, (NAME,))
     async def _pin(self, request: ApiRequest) -> object:
         return self._pinned(request, True)
 
-    @Route("POST", f"{MODEL}/unpin", "Unpin a model: it may be evicted again", _AFTER, NO_SUCH_MODEL, (NAME,))
+    @Route(f"POST {MODEL}/unpin", "Unpin a model: it may be evicted again", _AFTER, NO_SUCH_MODEL, (NAME,))
     async def _unpin(self, request: ApiRequest) -> object:
         return self._pinned(request, False)
 
     @Route(
-        "GET",
-        "/api/devices",
+        "GET /api/devices",
         "Return how each device's memory is used",
         Reply(DevicesResponse, "devices"),
         (errors.UnknownRoute,),
@@ -155,8 +151,7 @@ class ModelRoutes:
         return {"devices": self._operator.devices()}
 
     @Route(
-        "GET",
-        "/api/system/gpus",
+        "GET /api/system/gpus",
         "List the detected GPUs and their memory use",
         Reply(Gpus, "GPUs", example=GPUS),
         (errors.UnknownRoute,),
@@ -166,8 +161,7 @@ class ModelRoutes:
 
     # A bad setting is sent as problems.BROKEN_CONFIGURATION here.
     @Route(
-        "POST",
-        "/api/reload",
+        "POST /api/reload",
         "Read the configuration again",
         Reply(ReloadResponse, "what changed"),
         (errors.UnknownRoute, errors.BadAssignment),

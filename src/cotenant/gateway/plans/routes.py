@@ -63,8 +63,7 @@ class PlanRoutes:
         self._receiving = asyncio.Lock()
 
     @Route(
-        "POST",
-        "/api/plan",
+        "POST /api/plan",
         "Plan a model without loading it: a served one, a file, or uploaded headers",
         Reply(PlanResponse, "where it would be placed, or why it does not fit and what would"),
         (
@@ -89,8 +88,7 @@ class PlanRoutes:
 
     # An invalid file is sent as problems.UNREADABLE_MODEL here.
     @Route(
-        "POST",
-        "/api/plan/headers",
+        "POST /api/plan/headers",
         "Upload the beginning of a GGUF file on another machine, to plan it. 416 says in "
         "X-Cotenant-Needed-Bytes how much to send",
         Reply(HeaderResponse, "what the file is, and its id for plans"),
@@ -124,7 +122,7 @@ class PlanRoutes:
                 await send_problem(request.send, error, problem=UNREADABLE_MODEL)
                 return None
         self._headers.keep(sent)
-        return HeaderResponse.model_validate(sent, from_attributes=True)
+        return HeaderResponse.model_validate(sent)
 
     def _wanted(self, asked: PlanRequest) -> PlanQuery:
         """Convert a request. Raises BadAssignment, HeaderGone and ModelFileError."""
@@ -177,8 +175,7 @@ def plan_answer(found: PlanAnswer) -> PlanResponse:
             "problems": list(found.problems),
             "command": serve_command(found),
             "plan_command": plan_command(found),
-        },
-        from_attributes=True,
+        }
     )
 
 

@@ -70,8 +70,7 @@ class GpuConfigRoutes:
         self._services = services
 
     @Route(
-        "GET",
-        _PATH,
+        f"GET {_PATH}",
         "Return which service is pinned to which GPU, and the available strategies",
         Reply(ConfigurationResponse, "everything about the pinning of services"),
         (_NO_SERVICES, errors.StoreError, errors.ComposeFileError),
@@ -80,8 +79,7 @@ class GpuConfigRoutes:
         return configuration_response(await self._needed().view())
 
     @Route(
-        "PUT",
-        _PATH,
+        f"PUT {_PATH}",
         "Save assignments to the database and both files, or to none",
         Reply(SaveResponse, "the assignments as saved", example=examples.SAVED),
         (
@@ -101,8 +99,7 @@ class GpuConfigRoutes:
         return save_response(plan)
 
     @Route(
-        "POST",
-        f"{_PATH}/apply",
+        f"POST {_PATH}/apply",
         "Begin to recreate the services whose assignment changed",
         _BEGUN,
         (_NO_SERVICES, *BODY_ERRORS, *_APPLYING),
@@ -114,8 +111,7 @@ class GpuConfigRoutes:
         return ApplyResponse.model_validate(await services.apply(force=body.force))
 
     @Route(
-        "GET",
-        f"{_PATH}/status",
+        f"GET {_PATH}/status",
         "Return the state of the last apply and of the containers",
         Reply(StatusResponse, "the apply and the containers", example=examples.STATUS),
         (_NO_SERVICES, errors.ContainerEngineMissing, errors.StoreError),
@@ -125,8 +121,7 @@ class GpuConfigRoutes:
         return StatusResponse.model_validate({"apply": apply, "containers": containers})
 
     @Route(
-        "POST",
-        f"{_PATH}/detect",
+        f"POST {_PATH}/detect",
         "Detect GPUs again",
         Reply(DetectResponse, "all GPUs that were ever detected", example=examples.DETECTED),
         (_NO_SERVICES, errors.StoreError),
@@ -137,8 +132,7 @@ class GpuConfigRoutes:
         return detect_response(seen, await services.view())
 
     @Route(
-        "GET",
-        f"{_PATH}/preview",
+        f"GET {_PATH}/preview",
         "Return what a strategy would assign, without changing anything",
         _PREVIEW,
         (_NO_SERVICES, errors.BadAssignment, errors.StoreError, errors.ComposeFileError),
@@ -149,8 +143,7 @@ class GpuConfigRoutes:
         return preview_response(*await services.preview(_strategy(request)))
 
     @Route(
-        "POST",
-        f"{_PATH}/preview",
+        f"POST {_PATH}/preview",
         "Return what saving assignments would do, without saving them",
         _PREVIEW,
         (_NO_SERVICES, *BODY_ERRORS, errors.StoreError, errors.ComposeFileError),
@@ -162,8 +155,7 @@ class GpuConfigRoutes:
         return preview_response(*await services.preview(body.strategy, _assignments(body.assignments)))
 
     @Route(
-        "POST",
-        f"{_PATH}/rollback",
+        f"POST {_PATH}/rollback",
         "Begin to roll back to an earlier configuration",
         _BEGUN,
         (_NO_SERVICES, *BODY_ERRORS, *_APPLYING),
@@ -181,8 +173,7 @@ class GpuConfigRoutes:
         return ApplyResponse.model_validate(await services.rollback(number))
 
     @Route(
-        "GET",
-        f"{_PATH}/history",
+        f"GET {_PATH}/history",
         "List the configurations saved, newest first",
         Reply(HistoryResponse, "configurations", example=examples.HISTORY),
         (_NO_SERVICES, errors.BadRequest, errors.StoreError),

@@ -10,7 +10,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.units import MIB
@@ -96,13 +96,7 @@ class RollbackRequest(RequestModel):
     )
 
 
-class _FromDomain(ResponseModel):
-    """A response that is read from a domain value's attributes, some under another name."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-
-class Gpu(_FromDomain):
+class Gpu(ResponseModel):
     """A GPU and its memory use."""
 
     index: int
@@ -121,7 +115,7 @@ class Gpus(ResponseModel):
     problems: list[str] = Field(default_factory=list)
 
 
-class AssignmentResponse(_FromDomain):
+class AssignmentResponse(ResponseModel):
     """A service and its GPU. With a UUID and no index, its GPU is absent now."""
 
     service: str
@@ -130,7 +124,7 @@ class AssignmentResponse(_FromDomain):
     vram_budget_override: float | None = Field(validation_alias="vram_budget_gb")
 
 
-class WarningResponse(_FromDomain):
+class WarningResponse(ResponseModel):
     """A warning about a service, a GPU, or both. It does not prevent saving or applying."""
 
     kind: WarningKind
@@ -139,7 +133,7 @@ class WarningResponse(_FromDomain):
     gpu_index: int | None
 
 
-class ChangeResponse(_FromDomain):
+class ChangeResponse(ResponseModel):
     """How a service's assignment differs from the applied one; null where it has none."""
 
     service: str
@@ -155,7 +149,7 @@ class StrategyResponse(ResponseModel):
     description: str
 
 
-class ServiceResponse(_FromDomain):
+class ServiceResponse(ResponseModel):
     """A service as described in the configuration."""
 
     name: str
@@ -168,7 +162,7 @@ class ServiceResponse(_FromDomain):
     health_url: str | None
 
 
-class ServiceGpu(_FromDomain):
+class ServiceGpu(ResponseModel):
     """A GPU in the view of strategies: `vram_occupied_mb` is used by processes other than the services."""
 
     index: int
@@ -179,7 +173,7 @@ class ServiceGpu(_FromDomain):
     healthy: bool
 
 
-class ProgressResponse(_FromDomain):
+class ProgressResponse(ResponseModel):
     """The progress of one service."""
 
     service: str
@@ -189,7 +183,7 @@ class ProgressResponse(_FromDomain):
     message: str | None
 
 
-class ApplyResponse(_FromDomain):
+class ApplyResponse(ResponseModel):
     """The state of an apply, and each service that it recreates."""
 
     number: int
@@ -201,7 +195,7 @@ class ApplyResponse(_FromDomain):
     services: list[ProgressResponse]
 
 
-class SavedConfigurationResponse(_FromDomain):
+class SavedConfigurationResponse(ResponseModel):
     """A saved configuration, and the state of its apply; null if it was never applied."""
 
     number: int
@@ -252,7 +246,7 @@ class PreviewResponse(ResponseModel):
     diff: list[ChangeResponse]
 
 
-class ContainerResponse(_FromDomain):
+class ContainerResponse(ResponseModel):
     """A service's container, with the assignment it was created with."""
 
     service: str
@@ -269,7 +263,7 @@ class StatusResponse(ResponseModel):
     containers: list[ContainerResponse]
 
 
-class SeenGpu(_FromDomain):
+class SeenGpu(ResponseModel):
     """A GPU as it was last seen; `present` is false if it is not detected now."""
 
     index: int = Field(validation_alias="gpu_index")

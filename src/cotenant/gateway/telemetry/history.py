@@ -135,8 +135,7 @@ class History:
         return CurvesResponse(STEP_S, self._length, end, devices, models)
 
     @Route(
-        "GET",
-        "/api/history",
+        "GET /api/history",
         "Return the last ten minutes of devices and models, as curves",
         Reply(CurvesResponse, "curves"),
     )

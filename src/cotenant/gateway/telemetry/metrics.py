@@ -6,6 +6,7 @@ loaded. Unknown values have no sample. Counters have no `gpu` label, as models c
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
@@ -64,20 +65,14 @@ _DCGM_GAUGES: Final[Sequence[_DeviceGauge]] = (
 )
 
 
+@dataclass(frozen=True)
 class Metrics:
     """Collects all metrics on each scrape."""
 
-    def __init__(
-        self,
-        request_counters: RequestCounters,
-        operator: Operator,
-        alerts: AlertBook,
-        advisor: AdvisorBook | None = None,
-    ) -> None:
-        self._request_counters = request_counters
-        self._operator = operator
-        self._alerts = alerts
-        self._advisor = advisor
+    _request_counters: RequestCounters
+    _operator: Operator
+    _alerts: AlertBook
+    _advisor: AdvisorBook | None = None
 
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that a scraper accepts, and the content type.
@@ -99,11 +94,11 @@ class Metrics:
             yield from _of_advisor(self._advisor.status())
 
 
+@dataclass(frozen=True)
 class _Snapshot(Collector):
     """The metrics at one point in time."""
 
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
+    _families: list[Metric]
 
     def collect(self) -> list[Metric]:
         return self._families
