@@ -1,7 +1,5 @@
 """Cotenant's own API: memory use of models, load and unload."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -61,16 +59,6 @@ class CotenantApi:
 
     endpoint: Endpoint
     timeout_s: float
-
-    @classmethod
-    async def find(cls, endpoint: Endpoint, timeout_s: float) -> CotenantApi | None:
-        """Return the API, or None if the address is not a Cotenant. Raises OSError if nothing answers."""
-        api = cls(endpoint, timeout_s)
-        try:
-            await api.models()
-        except ApiFailed:
-            return None
-        return api
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """Return the status of each model, by all of its names. Raises ApiFailed or OSError."""

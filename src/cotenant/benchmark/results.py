@@ -1,11 +1,9 @@
 """Results of a benchmark. Times are seconds, instants seconds since its start."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Percentiles:
     p95_s: float
 
     @classmethod
-    def of(cls, times_s: Sequence[float]) -> Percentiles | None:
+    def of(cls, times_s: Sequence[float]) -> Self | None:
         """Return the percentiles by nearest rank; None without times."""
         if not times_s:
             return None

@@ -48,7 +48,10 @@ async def run_benchmark(
     `keep_loaded` unloads no model, so that cold starts are not measured. Raises NothingToMeasure, or
     OSError where nothing answers.
     """
-    api = await CotenantApi.find(endpoint, load.timeout_s)
+    api, tried = None, CotenantApi(endpoint, load.timeout_s)
+    with contextlib.suppress(ApiFailed):  # which other servers cause
+        await tried.models()
+        api = tried
     try:
         chosen = list(dict.fromkeys(models)) or await chat_models(endpoint)
     except ApiFailed as error:
