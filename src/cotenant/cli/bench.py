@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from cotenant.domain.engines import Endpoint
 
 _BAR: Final = 24
-_MOST: Final = 1_000_000
 _KINDS: Final = (".svg", ".png")
 
 
@@ -33,7 +32,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         ("--max-tokens", 128, "N", "length of answers"),
         ("--timeout", 300, "SECONDS", "longest wait for an answer"),
     ):
-        parser.add_argument(name, type=whole(name, 1, _MOST), default=default, metavar=metavar, help=text)
+        parser.add_argument(name, type=whole(name, 1, 1_000_000), default=default, metavar=metavar, help=text)
     parser.add_argument(
         "--ignore-eos",
         action="store_true",
@@ -55,19 +54,21 @@ def run(args: argparse.Namespace) -> int:
 
     from cotenant.benchmark.results import Load
     from cotenant.benchmark.run import NothingToMeasure
+    from cotenant.http.client import api_endpoint, describe
 
     _check_plot(args.plot)
     load = Load(
         args.concurrency, args.requests, args.prompt_tokens, args.max_tokens, args.ignore_eos, args.timeout
     )
-    endpoint = _endpoint(args)
+    try:
+        endpoint = api_endpoint(Daemon(args).address, args.api_key)
+    except ValueError as error:
+        raise BadSetting(str(error), hint="See --address and --api-key.") from None
     try:
         report = asyncio.run(_measure(endpoint, args, load))
     except NothingToMeasure as error:
         raise UnknownModel(str(error), hint="`cotenant models` lists what is served.") from None
     except OSError as error:
-        from cotenant.http.client import describe
-
         raise DaemonSilent(
             f"nothing answers at {endpoint.url}: {describe(error)}",
             hint="Start a daemon with `cotenant serve`, or name it with --address or COTENANT_ADDRESS.",
@@ -102,15 +103,6 @@ async def _measure(endpoint: Endpoint, args: argparse.Namespace, load: Load) -> 
         return await run_benchmark(
             endpoint, args.models, load, SystemClock(), progress, keep_loaded=args.keep_loaded
         )
-
-
-def _endpoint(args: argparse.Namespace) -> Endpoint:
-    from cotenant.http.client import api_endpoint
-
-    try:
-        return api_endpoint(Daemon(args).address, args.api_key)
-    except ValueError as error:
-        raise BadSetting(str(error), hint="See --address and --api-key.") from None
 
 
 def _check_plot(path: Path | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cotenant.cli.options import add_llama_server_option
-from cotenant.cli.table import print_result
+from cotenant.cli.table import attributes, print_result
 from cotenant.domain.errors import CotenantError
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from cotenant.doctor.findings import Level
     from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, run_checks
 
-    within_s = WITHIN_WITH_CONTAINERS_S if _with_containers(args) else WITHIN_S
-    findings = run_checks(_host(args), within_s=within_s)
+    host = _host(args)
+    findings = run_checks(host, within_s=WITHIN_WITH_CONTAINERS_S if host.containers else WITHIN_S)
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print_result(args, as_json(findings), as_text(findings, colours=colours))
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
@@ -76,9 +76,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
         "findings": [
             {
                 "area": finding.area.name.lower(),
-                "level": finding.level.value,
-                "seen": finding.seen,
-                "matters": finding.matters,
+                **attributes(finding, "level seen matters"),
                 "mend": finding.fix,
             }
             for finding in findings
@@ -90,15 +88,24 @@ def as_text(findings: Sequence[Finding], *, colours: bool = False) -> Iterator[s
     """Yield lines of at most 80 columns, by area, the worst first; commands are never wrapped."""
     from cotenant.doctor.findings import Area, Level
 
-    ranks = {level: rank for rank, level in enumerate(Level)}
+    levels, counts = list(Level), _counts(findings)
     for area in Area:
         of_area = [finding for finding in findings if finding.area is area]
         if of_area:
             yield area.value
-        for finding in sorted(of_area, key=lambda each: ranks[each.level]):
+        for finding in sorted(of_area, key=lambda each: levels.index(each.level)):
             yield from _lines(finding, colours=colours)
     yield ""
-    yield _summary(_counts(findings))
+    yield ", ".join(
+        f"{counts[level]} {one if counts[level] == 1 else many}"
+        for level, one, many in (
+            ("problem", "problem", "problems"),
+            ("warning", "warning", "warnings"),
+            ("unknown", "not seen", "not seen"),
+            ("ok", "ok", "ok"),
+        )
+        if counts[level] or level in ("problem", "warning")
+    )
 
 
 def _lines(finding: Finding, *, colours: bool) -> Iterator[str]:
@@ -119,19 +126,6 @@ def _lines(finding: Finding, *, colours: bool) -> Iterator[str]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _summary(counts: dict[str, int]) -> str:
-    return ", ".join(
-        f"{counts[level]} {one if counts[level] == 1 else many}"
-        for level, one, many in (
-            ("problem", "problem", "problems"),
-            ("warning", "warning", "warnings"),
-            ("unknown", "not seen", "not seen"),
-            ("ok", "ok", "ok"),
-        )
-        if counts[level] or level in ("problem", "warning")
-    )
 
 
 def _counts(findings: Sequence[Finding]) -> dict[str, int]:
@@ -158,10 +152,6 @@ def _host(args: argparse.Namespace) -> HostContext:
         configuration=configuration,
         refusal=refusal,
         llama_server=args.llama_server,
-        containers=_with_containers(args),
+        containers=args.containers or args.image is not None,
         image=args.image,
     )
-
-
-def _with_containers(args: argparse.Namespace) -> bool:
-    return args.containers or args.image is not None

@@ -38,11 +38,16 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from cotenant.engines.llama_cpp.builds import discover
+    from cotenant.engines.llama_cpp.builds import choose, discover
 
     # Described devices do not decide what runs here or must be installed.
     builds, inventory = discover(args.llama_server), measured(None)
-    chosen, refusal = _chosen(builds, inventory)
+    gpus = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
+    chosen, refusal = None, None
+    try:
+        chosen = choose(builds, gpus, cuda_version=inventory.cuda_version)
+    except EngineError as error:
+        refusal = error
     value = _as_json(builds, chosen, refusal)
     return print_result(args, value, _as_text(builds, inventory, chosen, refusal))
 
@@ -61,16 +66,6 @@ def _install(args: argparse.Namespace) -> int:
     build = install(plan, say=lambda line: print(f"  {line}", flush=True))
     print(f"{build.form} {build.version} is installed and {_devices_text(build)}.")
     return 0 if build.sees_gpus or flavour is Flavour.CPU else 1
-
-
-def _chosen(builds: Builds, inventory: Inventory) -> tuple[EngineBuild | None, EngineError | None]:
-    from cotenant.engines.llama_cpp.builds import choose
-
-    gpus = [device for device in inventory.devices if device.kind is not DeviceKind.HOST]
-    try:
-        return choose(builds, gpus, cuda_version=inventory.cuda_version), None
-    except EngineError as error:
-        return None, error
 
 
 def _as_text(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cotenant.cli.flags import file_path
 from cotenant.cli.options import read_inventory
@@ -20,6 +21,9 @@ from cotenant.domain.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from cotenant.config.capacity import ModelOutlook, Peak
     from cotenant.config.configuration import Configuration
+    from cotenant.store.store import SqlJournal
+
+T = TypeVar("T")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
     rows = [plan_alone(model, inventory, devices.rules) for model in configuration.models]
     together = peak(configuration.models, inventory, devices.rules)
-    errors = _estimate_errors(configuration.database)
+    # Of predictions in past runs, by model: |predicted − measured| / measured.
+    errors: Mapping[str, float] = read_journal(
+        configuration.database, lambda each: each.estimate_errors(), {}
+    )
     value = _as_json(configuration, rows, together, errors)
     return print_result(args, value, _as_text(configuration, rows, together, errors))
 
@@ -92,24 +99,20 @@ def run_remove(args: argparse.Namespace) -> int:
     print(f"{removal.name}: {len(removal.files)} files, {format_bytes(removal.frees_bytes)}:")
     for path in removal.files:
         print(f"  {path}" + (" (a link: its target stays)" if path in removal.links else ""))
-    if not args.yes and not _confirmed():
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "cannot ask for confirmation: standard input is not a terminal",
+                hint="Give --yes to delete these files.",
+            )
+        with contextlib.suppress(EOFError):
+            args.yes = input("Delete them? [y/N] ").strip().lower() in ("y", "yes")
+    if not args.yes:
         print("Nothing was deleted.")
         return 1
     removal.carry_out()
     print(f"Deleted; {format_bytes(removal.frees_bytes)} are free again.")
     return 0
-
-
-def _confirmed() -> bool:
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "cannot ask for confirmation: standard input is not a terminal",
-            hint="Give --yes to delete these files.",
-        )
-    try:
-        return input("Delete them? [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
 
 
 def _read(args: argparse.Namespace) -> Configuration:
@@ -138,8 +141,8 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _estimate_errors(database: str | None) -> Mapping[str, float]:
-    """Return the error of predictions in past runs, by model: |predicted − measured| / measured."""
+def read_journal(database: str | None, read: Callable[[SqlJournal], Awaitable[T]], otherwise: T) -> T:
+    """Return what `read` finds in the journal of past runs, else `otherwise`. Raises StoreError."""
     from cotenant.daemon.core.settings import default_database
     from cotenant.store.location import locate
     from cotenant.store.store import SqlJournal
@@ -147,16 +150,16 @@ def _estimate_errors(database: str | None) -> Mapping[str, float]:
 
     location = locate(database or default_database())
     if location.path is not None and not location.path.is_file():
-        return {}
+        return otherwise
 
-    async def read() -> Mapping[str, float]:
+    async def open_and_read() -> T:
         journal = SqlJournal(Writer(location))
         try:
-            return await journal.estimate_errors()
+            return await read(journal)
         finally:
             await journal.close()
 
-    return asyncio.run(read())
+    return asyncio.run(open_and_read())
 
 
 def _columns(errors: Mapping[str, float]) -> Sequence[Column[ModelOutlook]]:
@@ -169,9 +172,16 @@ def _columns(errors: Mapping[str, float]) -> Sequence[Column[ModelOutlook]]:
         Column("NEEDS", lambda row: format_bytes(row.needed_bytes), right=True),
         Column("OFF BY", lambda row: shares.get(row.model.name, "-"), right=True),
         Column("WHERE ALONE", _where),
-        Column("KEEP-ALIVE", lambda row: _keep_alive(row.model.keep_alive_s)),
+        Column("KEEP-ALIVE", _keep_alive),
         Column("", lambda row: " ".join(w for w in ("pinned", "preload") if getattr(row.model, w))),
     )
+
+
+def _keep_alive(row: ModelOutlook) -> str:
+    seconds = row.model.keep_alive_s
+    if not seconds:
+        return "forever" if seconds is None else "none"
+    return format_duration(seconds).removesuffix(" 0 s").removesuffix(" 0 m")
 
 
 def _where(row: ModelOutlook) -> str:
@@ -186,12 +196,6 @@ def _where(row: ModelOutlook) -> str:
         return names[0]
     counted = [f"{name} ({share.count})" for name, share in zip(names, shares, strict=True)]
     return f"{' + '.join(counted)} layers"
-
-
-def _keep_alive(seconds: float | None) -> str:
-    if seconds is None:
-        return "forever"
-    return format_duration(seconds).removesuffix(" 0 s").removesuffix(" 0 m") if seconds else "none"
 
 
 def _peak_lines(peak: Peak) -> Iterator[str]:

@@ -97,7 +97,13 @@ def _stop(args: argparse.Namespace) -> int:
         if not status.running:
             remove_orphans(directories)
         else:
-            _refuse_in_use(status, force=args.force)
+            clients = [client for server in status.servers for client in server.clients]
+            if clients and not args.force:
+                names = ", ".join(f"{client.model or 'a process'} ({client.pid})" for client in clients[:5])
+                raise MpsFailed(
+                    f"{len(clients)} clients use the MPS daemon at {status.pipe}: {names}",
+                    hint="Unload them first, or give --force to end them too.",
+                )
             stop_manually(MpsControl(_program(), directories), args.within)
         ended.append({"pipe": str(status.pipe), "pid": status.pid})
         if not args.json:
@@ -168,16 +174,6 @@ def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
         for each in statuses
         if each.cards is None or any(uuid.startswith(card) for uuid in named for card in each.cards)
     ]
-
-
-def _refuse_in_use(status: DaemonStatus, *, force: bool) -> None:
-    clients = [client for server in status.servers for client in server.clients]
-    if clients and not force:
-        names = ", ".join(f"{client.model or 'a process'} ({client.pid})" for client in clients[:5])
-        raise MpsFailed(
-            f"{len(clients)} clients use the MPS daemon at {status.pipe}: {names}",
-            hint="Unload them first, or give --force to end them too.",
-        )
 
 
 def _as_text(statuses: Sequence[DaemonStatus]) -> Iterator[str]:

@@ -24,7 +24,6 @@ class PlanInput:
     """A model file, the request to plan it, and the devices to plan it on."""
 
     path: Path
-    projector_path: Path | None
     request: PlanRequest
     inventory: Inventory
     budgets: tuple[Budget, ...]
@@ -104,7 +103,6 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
     inventory = read_inventory(args)
     return PlanInput(
         path=path,
-        projector_path=args.mmproj,
         request=PlanRequest(
             name or clean_name(path), shape, with_micro_batch(recipe, shape.kind), projector_bytes
         ),

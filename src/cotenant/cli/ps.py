@@ -38,8 +38,7 @@ def lines(models: Sequence[Model], devices: Sequence[Mapping[str, Any]]) -> Iter
             yield f"{model['name']} is loading: {_progress(model['load'])}"
     yield ""
     label_width = max((len(_label(device)) for device in devices), default=0)
-    for device in devices:
-        yield _device(device, label_width)
+    yield from (_device(device, label_width) for device in devices)
     if devices:
         yield f"{'':<{label_width}}  {_LEGEND}"
 

@@ -23,7 +23,9 @@ def reference() -> str:
     """Return the page as Markdown."""
     parser = build_parser()
     commands = _subcommands(parser)
-    table = [f"| [`{command.prog}`](#{_anchor(command)}) | {text} |" for command, text in commands]
+    table = [
+        f"| [`{command.prog}`](#{command.prog.replace(' ', '-')}) | {text} |" for command, text in commands
+    ]
     parts = [_HEAD, "| command | |\n|---|---|\n" + "\n".join(table) + "\n", f"{parser.epilog}\n"]
     for command, text in commands:
         parts += _command(command, text, level=2)
@@ -73,10 +75,6 @@ def _value(action: argparse.Action) -> str:
     choices = "|".join(map(str, action.choices)) if action.choices else action.dest.upper()
     name = str(action.metavar or choices)
     return {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}.get(str(action.nargs), name)
-
-
-def _anchor(parser: argparse.ArgumentParser) -> str:
-    return parser.prog.replace(" ", "-")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from cotenant.cli.simulate.models import (
     configuration_of,
     configured_tenants,
     keep_alive,
-    read_known,
     stated_model,
     stated_models,
     stated_tenants,
@@ -116,17 +115,17 @@ def run(args: argparse.Namespace) -> int:
     """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
     from cotenant.cli.simulate.table import Study, as_json, lines
 
-    seed, speed = args.seed, _number("--speed", args.speed)
+    seed, speed = args.seed, _speed(args.speed)
     until_s = math.inf if args.until is None else parse_duration(args.until)
     stated = [*(stated_models(args.sizes) if args.sizes else ()), *map(stated_model, args.model)]
     policies = _policies(args.policy)
-    configuration = configuration_of(args.config, args.models_dir, stated=bool(stated))
+    given = configuration_of(args.config, args.models_dir, stated=bool(stated))
     trace = _read_logs(args.logs, 1 / speed)
     requests = [request for request in trace.requests if request.at <= until_s / speed]
-    known = read_known(configuration)
-    tenants, requests, left_out = _match(configured_tenants(known), stated, requests, known.configuration)
-    variants = list(_variants(args, policies, known.configuration, tenants))
-    notes = [] if known.problem is None else [known.problem]
+    configuration, configured, problem = configured_tenants(given)
+    tenants, requests, left_out = _match(configured, stated, requests, configuration)
+    variants = list(_variants(args, policies, configuration, tenants))
+    notes = [] if problem is None else [problem]
     study = Study(requests, trace.guessed, left_out, seed, speed, notes)
     draws = args.draws or (_DRAWS if len(variants) > 1 else 1)
     for number, variant in enumerate(variants, start=1):
@@ -192,25 +191,21 @@ def _match(
     left_out = Counter(request.model for request in requests if request.model not in canonical)
     kept = [replace(r, model=canonical[r.model]) for r in requests if r.model in canonical]
     if not kept:
-        raise UsageError(_no_known_model(left_out, tenants), hint=_how_to_name(left_out))
+        raise _nothing_to_replay(left_out, tenants)
     return tenants, kept, left_out
 
 
-def _no_known_model(left_out: Counter[str], tenants: Sequence[Tenant]) -> str:
+def _nothing_to_replay(left_out: Counter[str], tenants: Sequence[Tenant]) -> UsageError:
     if not left_out:
-        return "the log has no requests"
-    asked = ", ".join(name for name, _ in left_out.most_common(_NAMED))
+        return UsageError("the log has no requests", hint="Is it empty, or cut off by --until?")
+    first, *_ = asked = [name for name, _ in left_out.most_common(_NAMED)]
     more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
     known = ", ".join(tenant.spec.name for tenant in tenants[:_NAMED]) or "none"
-    return f"the log has only requests for unknown models: {asked}{more}; known: {known}"
-
-
-def _how_to_name(left_out: Counter[str]) -> str:
-    if not left_out:
-        return "Is it empty, or cut off by --until?"
-    name = left_out.most_common(1)[0][0]
-    sizes = f"--model '{name}=20GiB', --model '{EVERY_OTHER}=8GiB' for all"
-    return f"Give --config or --models-dir, or sizes: {sizes}."
+    return UsageError(
+        f"the log has only requests for unknown models: {', '.join(asked)}{more}; known: {known}",
+        hint=f"Give --config or --models-dir, or sizes: --model '{first}=20GiB', "
+        f"--model '{EVERY_OTHER}=8GiB' for all.",
+    )
 
 
 def _variants(
@@ -238,17 +233,12 @@ def _variants(
             settings = replace(settings, policy="cost" if clairvoyant else policy)
         words = [_machine_name(spec, machines[spec])] if len(machines) > 1 or len(combinations) == 1 else []
         words += [policy] if policy is not None else []
-        words += [f"keep-alive {kept}"] if kept else []
-        yield Variant(
-            ", ".join(words), machines[spec], settings, _kept_alive(tenants, keep_alives[kept]), clairvoyant
-        )
-
-
-def _kept_alive(tenants: Sequence[Tenant], keep_alive_s: float | None) -> tuple[Tenant, ...]:
-    if keep_alive_s is None:
-        return tuple(tenants)
-    kept = None if keep_alive_s == math.inf else keep_alive_s
-    return tuple(replace(tenant, spec=replace(tenant.spec, keep_alive_s=kept)) for tenant in tenants)
+        own = tuple(tenants)
+        if kept:
+            words.append(f"keep-alive {kept}")
+            kept_s = None if keep_alives[kept] == math.inf else keep_alives[kept]
+            own = tuple(replace(each, spec=replace(each.spec, keep_alive_s=kept_s)) for each in tenants)
+        yield Variant(", ".join(words), machines[spec], settings, own, clairvoyant)
 
 
 def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
@@ -256,14 +246,12 @@ def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
 
     Raises BadDeviceSpec, UnknownDevice, BadSetting.
     """
-    from cotenant.cli.options import kept_to
-    from cotenant.clock import SystemClock
-    from cotenant.hardware.gpus.inventory import probe
+    from cotenant.cli.options import kept_to, measured
     from cotenant.planning.budgets import budgets
 
     devices = configuration.devices
     described = devices.gpus if spec == _HERE else spec
-    inventory = probe(described, SystemClock()).inventory()
+    inventory = measured(described)
     if spec == _HERE:
         inventory = kept_to(inventory, list(devices.use), described=described)
     if inventory.source.is_live:
@@ -294,13 +282,13 @@ def _policies(given: Sequence[str] | None) -> Sequence[str | None]:
     return given or [None]
 
 
-def _number(flag: str, text: str) -> float:
+def _speed(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value <= 1e6:
         raise UsageError(
-            f"{flag} {text!r} is not a number above 0", hint="2 is twice as fast, 0.5 half as fast."
+            f"--speed {text!r} is not a number above 0", hint="2 is twice as fast, 0.5 half as fast."
         )
     return value

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cotenant.cli.models import read_journal
 from cotenant.domain.errors import BadSetting, CotenantError, StoreError
 from cotenant.domain.records import LoadTimes
 from cotenant.domain.units import parse_bytes, parse_duration
@@ -17,6 +17,9 @@ from cotenant.domain.units import parse_bytes, parse_duration
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration, ModelDefaults
     from cotenant.simulation.variant import Tenant
+    from cotenant.store.store import SqlJournal
+
+    _PastRuns = tuple[Configuration, Mapping[str, LoadTimes], Mapping[str, int]]
 
 EVERY_OTHER: Final = "*"
 _HINT: Final = (
@@ -40,19 +43,6 @@ class StatedModel:
     keep_alive_s: float | None = None
     timeout_s: float | None = None
     pinned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """The models of a configuration with their load times and memory in past runs.
-
-    `problem` says why past runs could not be read.
-    """
-
-    configuration: Configuration
-    load_times: Mapping[str, LoadTimes] = field(default_factory=dict)
-    seen_bytes: Mapping[str, int] = field(default_factory=dict)
-    problem: str | None = None
 
 
 def stated_model(text: str) -> StatedModel:
@@ -101,47 +91,36 @@ def stated_models(path: Path) -> list[StatedModel]:
     return found
 
 
-def read_known(configuration: Configuration) -> Known:
-    """Return what the daemon learned about the configuration's models in past runs, if anything."""
-    from cotenant.daemon.core.settings import default_database
-    from cotenant.store.location import locate
+def configured_tenants(configuration: Configuration) -> tuple[Configuration, list[Tenant], str | None]:
+    """Return the models of a configuration, as the daemon passes them to its scheduler.
 
-    location = locate(configuration.database or default_database())
-    if not configuration.models or (location.path is not None and not location.path.is_file()):
-        return Known(configuration)
-
-    from cotenant.daemon.monitors.recorder import learned
-    from cotenant.store.store import SqlJournal
-    from cotenant.store.writer import Writer
-
-    async def read() -> Known:
-        journal = SqlJournal(Writer(location))
-        try:
-            with_overheads = await learned(journal, configuration)
-            return Known(with_overheads, await journal.load_times(), await journal.seen_bytes())
-        finally:
-            await journal.close()
-
-    try:
-        return asyncio.run(read())
-    except StoreError as error:
-        return Known(configuration, problem=f"past runs could not be read: {error.message}")
-
-
-def configured_tenants(known: Known) -> list[Tenant]:
-    """Return the models of the configuration, as the daemon passes them to its scheduler."""
+    They have the load times and the memory of past runs, and the configuration returned its overheads; the
+    last value says why past runs could not be read.
+    """
     from cotenant.daemon.core.fleet import as_learned, spec_of
     from cotenant.daemon.monitors.measured_footprints import with_margin
+    from cotenant.daemon.monitors.recorder import learned
     from cotenant.simulation.variant import Tenant
 
-    rules = known.configuration.devices.rules
+    async def read(journal: SqlJournal) -> _PastRuns:
+        return await learned(journal, configuration), await journal.load_times(), await journal.seen_bytes()
+
+    past: _PastRuns = (configuration, {}, {})
+    problem = None
+    try:
+        if configuration.models:
+            past = read_journal(configuration.database, read, past)
+    except StoreError as error:
+        problem = f"past runs could not be read: {error.message}"
+    configuration, load_times, seen_bytes = past
     tenants = []
-    for entry in known.configuration.models:
-        seen = known.seen_bytes.get(entry.name)
+    for entry in configuration.models:
+        seen = seen_bytes.get(entry.name)
         planned = as_learned(entry, None if seen is None else with_margin(seen))
-        spec = spec_of(planned, rules, known.load_times.get(entry.name, LoadTimes()).expected_s)
+        load_s = load_times.get(entry.name, LoadTimes()).expected_s
+        spec = spec_of(planned, configuration.devices.rules, load_s)
         tenants.append(Tenant(spec, entry.timeout_s, preload=entry.preload))
-    return tenants
+    return configuration, tenants, problem
 
 
 def stated_tenants(
@@ -191,8 +170,7 @@ def keep_alive(text: str) -> float:
     """Read a keep-alive; infinity for never. Raises BadSetting or BadQuantity."""
     from cotenant.config.scalars import keep_alive as scalar
 
-    seconds: float = scalar.read(text)
-    return seconds
+    return float(scalar.read(text))
 
 
 def _slots(text: str) -> int:

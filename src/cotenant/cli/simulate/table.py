@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
-from cotenant.cli.table import Column, table_lines
+from cotenant.cli.table import Column, attributes, table_lines
 from cotenant.domain.units import format_bytes, format_duration
 from cotenant.simulation.results import ReplayResult, Summary, Waits
 from cotenant.simulation.variant import Variant
@@ -99,13 +99,9 @@ def as_json(study: Study) -> dict[str, Any]:
     """Return all of it as plain values: seconds, bytes, shares from 0 to 1, null for never."""
     return {
         "requests": len(study.requests),
-        "guessed": study.guessed,
-        "left_out": dict(study.left_out),
-        "span_s": study.span_s,
+        **attributes(study, "guessed left_out span_s"),
         "logged_waits": None if study.logged is None else asdict(study.logged),
-        "seed": study.seed,
-        "speed": study.speed,
-        "notes": study.notes,
+        **attributes(study, "seed speed notes"),
         "variants": [_variant_json(study.seed, *result) for result in study.results],
     }
 
@@ -121,16 +117,11 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
         "policy": "clairvoyant" if variant.clairvoyant else variant.settings.policy,
         "settings": asdict(variant.settings),
         "total": shown.total.as_json(),
-        "span_s": shown.span_s,
-        "held_share": shown.held_share,
-        "idle_share": shown.idle_share,
+        **attributes(shown, "span_s held_share idle_share"),
         "slowest_model": shown.worst_model,
         "models": [
             {
-                "name": tenant.spec.name,
-                "slots": tenant.spec.slots,
-                "keep_alive_s": tenant.spec.keep_alive_s,
-                "load_s": tenant.spec.load_s,
+                **attributes(tenant.spec, "name slots keep_alive_s load_s"),
                 **shown.models[tenant.spec.name].as_json(),
             }
             for tenant in variant.tenants
@@ -144,7 +135,7 @@ def _variant_json(seed: int, variant: Variant, draws: Sequence[ReplayResult]) ->
             }
             for number, draw in enumerate(draws)
         ],
-        "does_not_fit": [{"model": r.model, "reason": r.reason} for r in variant.refusals()],
+        "does_not_fit": [attributes(refusal, "model reason") for refusal in variant.refusals()],
     }
 
 
