@@ -9,7 +9,6 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return the current instant in seconds."""
-        ...
 
 
 class SystemClock:

@@ -25,7 +25,6 @@ class GpuProbe(Protocol):
 
     def inventory(self) -> Inventory:
         """Measure every device now. Never raises because of the hardware: problems are in the Inventory."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,42 +54,33 @@ class Engine(Protocol):
     @property
     def endpoint(self) -> Endpoint:
         """Where it listens; known before it is ready."""
-        ...
 
     @property
     def pid(self) -> int | None:
         """The process id, also that of its group; None if the process is not ours."""
-        ...
 
     @property
     def build(self) -> EngineBuild:
         """The program that is running."""
-        ...
 
     @property
     def log_path(self) -> Path | None:
         """The file with its output; None if the process is not ours."""
-        ...
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when it answers. Raises EngineLoadFailed or EngineLoadTimeout once its process is gone."""
-        ...
 
     async def wait_exit(self) -> EngineEnd:
         """Wait until the process is gone, and return how it ended and why."""
-        ...
 
     async def busy_slots(self) -> int | None:
         """Count the slots that are generating; None if unknown."""
-        ...
 
     def report(self) -> EngineReport | None:
         """Read back the bytes that the engine says it took; None if it did not say."""
-        ...
 
     async def stop(self, grace_s: float) -> None:
         """Ask it to stop, kill it after `grace_s` seconds, and return when the process group is gone."""
-        ...
 
 
 class EngineHost(Protocol):
@@ -98,7 +88,6 @@ class EngineHost(Protocol):
 
     async def start(self, order: EngineOrder) -> Engine:
         """Start loading. Raises EngineMissing or EngineLacksDevice before anything runs."""
-        ...
 
 
 class Lease(Protocol):
@@ -107,11 +96,9 @@ class Lease(Protocol):
     @property
     def endpoint(self) -> Endpoint:
         """Where to send it."""
-        ...
 
     async def death(self, within_s: float) -> EngineDied | None:
         """Return why the engine died, if that is detected within `within_s` seconds; else None."""
-        ...
 
     def release(self, *, abandoned: bool = False) -> None:
         """Return the slot; call it once.
@@ -119,7 +106,6 @@ class Lease(Protocol):
         `abandoned` says that the engine may still be generating for a client that left: the slot then counts
         as taken until the engine has freed it.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,26 +129,21 @@ class Router(Protocol):
 
     def models(self) -> Sequence[ServedModel]:
         """List the served models, loaded or not."""
-        ...
 
     def resolve(self, name: str) -> str:
         """Return the name of the model with this name or alias. Raises UnknownModel."""
-        ...
 
     def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once, or return None if the request must wait. Raises UnknownModel."""
-        ...
 
     async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease:
         """Wait for a lease, which may load the model and evict others.
 
         Raises UnknownModel, QueueFull, WaitTimeout, DoesNotFit, EngineLoadFailed or ShuttingDown.
         """
-        ...
 
     def wait_estimate(self, name: str) -> WaitEstimate | None:
         """Return what one more request may expect; None if it need not wait."""
-        ...
 
 
 class Operator(Protocol):
@@ -170,43 +151,33 @@ class Operator(Protocol):
 
     def statuses(self) -> Sequence[ModelStatus]:
         """The state of every model."""
-        ...
 
     def devices(self) -> Sequence[DeviceStatus]:
         """The memory of every device and its users."""
-        ...
 
     def why(self, name: str) -> Sequence[Decision]:
         """The last decisions about a model, oldest first."""
-        ...
 
     def recent(self) -> Sequence[Decision]:
         """The last decisions about anything, oldest first."""
-        ...
 
     def log_path(self, name: str) -> Path | None:
         """The log of the model's engine, running or last run."""
-        ...
 
     async def load(self, name: str) -> None:
         """Load it, or return if it is loaded. Raises DoesNotFit, EngineLoadFailed, EngineLoadTimeout."""
-        ...
 
     async def unload(self, name: str) -> None:
         """Unload it once its requests have ended; return when its memory is free."""
-        ...
 
     def pin(self, name: str, pinned: bool) -> None:
         """Never evict it, or allow that again."""
-        ...
 
     async def reload(self) -> Sequence[str]:
         """Read the configuration again and say what changed. Raises BadSetting and changes nothing."""
-        ...
 
     def decisions(self) -> AsyncIterator[Decision]:
         """Yield decisions as they are made. A slow reader misses the oldest: the numbers show gaps."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +236,6 @@ class Planner(Protocol):
         Raises UnknownModel, ModelFileError, BadRequest for a path that is not allowed, BadDeviceSpec,
         BadRecipe and BadSplit.
         """
-        ...
 
 
 class AdvisorBook(Protocol):
@@ -273,7 +243,6 @@ class AdvisorBook(Protocol):
 
     def status(self) -> AdvisorStatus:
         """Its questions so far, and whether it is not asked any more."""
-        ...
 
 
 class AlertBook(Protocol):
@@ -281,19 +250,15 @@ class AlertBook(Protocol):
 
     def active(self) -> Sequence[Alert]:
         """The current alerts, oldest first."""
-        ...
 
     def recent(self) -> Sequence[Alert]:
         """The last beginnings and ends of alerts, oldest first."""
-        ...
 
     def totals(self) -> Mapping[AlertKind, int]:
         """The number of alerts that began, by kind."""
-        ...
 
     def follow(self) -> AsyncIterator[Alert]:
         """Yield alerts as they begin and end. A slow reader misses the oldest."""
-        ...
 
 
 class Puller(Protocol):
@@ -305,7 +270,6 @@ class Puller(Protocol):
         Closing the generator stops the pull; the received bytes are kept for the next pull. Raises
         BadHubName, HubError or NotOffered.
         """
-        ...
 
 
 class Journal(Protocol):
@@ -317,28 +281,21 @@ class Journal(Protocol):
 
     def record(self, record: Record) -> None:
         """Store the memory of a load on one device, the duration of a load, or a decision."""
-        ...
 
     async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
         """Return the overhead learned per device name; `calibration.learned_overheads` states the rule."""
-        ...
 
     async def estimate_errors(self) -> Mapping[str, float]:
         """Return the error of predictions per model, as a fraction of the measured bytes."""
-        ...
 
     async def seen_bytes(self) -> Mapping[str, int]:
         """Return the last measured bytes of each model, if a driver reported them."""
-        ...
 
     async def load_times(self) -> Mapping[str, LoadTimes]:
         """Return the expected time of each model's next load, from its last loads."""
-        ...
 
     async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
         """Return the last `limit` decisions, about one model or all, oldest first."""
-        ...
 
     async def close(self) -> None:
         """Store what is pending, and close."""
-        ...

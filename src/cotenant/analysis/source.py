@@ -9,13 +9,10 @@ class ByteSource(Protocol):
     @property
     def name(self) -> str:
         """Its name in messages: a path."""
-        ...
 
     @property
     def size(self) -> int:
         """Length in bytes."""
-        ...
 
     def read_at(self, offset: int, n: int) -> bytes:
         """Return `n` bytes from `offset`, fewer at the end. Raises ModelFileMissing if reading fails."""
-        ...

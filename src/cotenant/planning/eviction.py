@@ -19,7 +19,6 @@ class Holder(Protocol):
     @property
     def bytes_by_device(self) -> Mapping[DeviceId, int]:
         """The bytes that it holds."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,11 +72,9 @@ class EngineSharing(Protocol):
 
         `fail` is called with the reason if the engine later loses what it shares.
         """
-        ...
 
     def ended(self, residency: ResidencyId) -> None:
         """Record that the engine of a residency has ended."""
-        ...
 
 
 class Effects:

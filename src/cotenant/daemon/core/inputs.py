@@ -18,15 +18,12 @@ class StartReporter(Protocol):
 
     def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
         """Show the plan of the model of `serve MODEL`, whether it fits or not."""
-        ...
 
     def loaded(self, engine: Engine, load_s: float, rows: tuple[Comparison, ...]) -> None:
         """Compare the planned bytes of the model of `serve MODEL` with those that its engine reports."""
-        ...
 
     def serving(self, address: str, configuration: Configuration) -> None:
         """Show the address: requests are answered from now on."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
