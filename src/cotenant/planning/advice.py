@@ -1,8 +1,9 @@
 """Proposes changes after which a model fits. Every proposal is planned before it is made."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_kinds import PlanMethod
@@ -87,8 +88,9 @@ def _smaller_context(recipe: Recipe, attempt: Attempt, also: str = "") -> Iterat
 def _quantised_cache(recipe: Recipe, attempt: Attempt) -> Iterator[Remedy]:
     if recipe.flash_attention is FlashAttention.OFF:
         return
+    bits = {CacheType.F32: 32, CacheType.F16: 16, CacheType.BF16: 16, CacheType.Q8_0: 8}
     for kind in (CacheType.Q8_0, CacheType.Q4_0):
-        if _bits(kind) < _bits(recipe.cache_type_k) and attempt(_with_cache(recipe, kind)):
+        if bits.get(kind, 4) < bits.get(recipe.cache_type_k, 4) and attempt(_with_cache(recipe, kind)):
             yield Remedy(f"a KV cache in {kind}", f"--cache-type-k {kind} --cache-type-v {kind}")
             return
 
@@ -124,8 +126,7 @@ def _smaller_reserve(
         ]
         return isinstance(place(request, larger, rules), Placement)
 
-    high = (rules.reserve_bytes - 1) // _RESERVE_STEP
-    best = _largest(_LEAST_RESERVE // _RESERVE_STEP, high, attempt)
+    best = _largest(_LEAST_RESERVE // _RESERVE_STEP, (rules.reserve_bytes - 1) // _RESERVE_STEP, attempt)
     if best is not None:
         reserve = best * _RESERVE_STEP
         yield Remedy(f"a reserve of {format_bytes(reserve)} per device", f"--reserve-mib {reserve // MIB}")
@@ -141,8 +142,9 @@ def _another_gpu(request: PlanRequest, budgets: tuple[Budget, ...], rules: Budge
         more = Budget(device, free, max(0, free - rules.reserve_bytes))
         return isinstance(place(request, (*budgets, more), rules), Placement)
 
-    least = _smallest(1, _LARGEST_GPU // _GPU_STEP, attempt)
-    if least is not None:
+    most = _LARGEST_GPU // _GPU_STEP
+    least = 1 + bisect_left(range(1, most + 1), True, key=attempt)
+    if least <= most:
         more = "one more GPU" if any(b.device.kind is not DeviceKind.HOST for b in budgets) else "a GPU"
         yield Remedy(f"{more} with {format_bytes(least * _GPU_STEP)} free")
 
@@ -159,49 +161,20 @@ def _smaller_quantisation(shape: ModelShape, recipe: Recipe, attempt: Attempt) -
 
 
 def _scaled(shape: ModelShape, factor: float) -> ModelShape:
-    def scale(count: int) -> int:
-        return round(count * factor)
+    def scaled(of: ModelShape | LayerShape, *names: str) -> dict[str, Any]:
+        return {name: round(getattr(of, name) * factor) for name in names}
 
-    def scale_layer(layer: LayerShape) -> LayerShape:
-        return replace(
-            layer,
-            weight_bytes=scale(layer.weight_bytes),
-            expert_bytes=scale(layer.expert_bytes),
-            largest_tensor_bytes=scale(layer.largest_tensor_bytes),
-        )
-
-    return replace(
-        shape,
-        tensor_bytes=scale(shape.tensor_bytes),
-        input_bytes=scale(shape.input_bytes),
-        output_bytes=scale(shape.output_bytes),
-        layers=tuple(scale_layer(layer) for layer in shape.layers),
-    )
+    sizes = "weight_bytes", "expert_bytes", "largest_tensor_bytes"
+    layers = tuple(replace(layer, **scaled(layer, *sizes)) for layer in shape.layers)
+    return replace(shape, layers=layers, **scaled(shape, "tensor_bytes", "input_bytes", "output_bytes"))
 
 
 def _with_cache(recipe: Recipe, kind: CacheType) -> Recipe:
     return replace(recipe, cache_type_k=kind, cache_type_v=kind)
 
 
-def _bits(kind: CacheType) -> int:
-    return {CacheType.F32: 32, CacheType.F16: 16, CacheType.BF16: 16, CacheType.Q8_0: 8}.get(kind, 4)
-
-
 def _largest(low: int, high: int, fits: Callable[[int], object]) -> int | None:
     """Return the largest n in [low, high] that fits, given that all below it do; None if none does."""
     if low > high or not fits(low):
         return None
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def _smallest(low: int, high: int, fits: Callable[[int], object]) -> int | None:
-    """Return the smallest n in [low, high] that fits, given that all above it do; None if none does."""
-    if low > high or not fits(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return high
+    return low + bisect_left(range(low + 1, high + 1), True, key=lambda n: not fits(n))

@@ -9,8 +9,9 @@ programs over (device, units placed) whose inner minimum moves monotonically, so
 units.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,15 +47,8 @@ class SplitProblem:
 
     def furthest(self, device: int, start: int, many: bool) -> int:
         """Return the largest stop such that units [start, stop) fit the device; `start` if none does."""
-        total, budget = self.costs.total, self.budgets[device]
-        low, high = start, self.end
-        while low < high:
-            middle = (low + high + 1) // 2
-            if total(start, middle, many) <= budget:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        total, stops = self.costs.total, range(start + 1, self.end + 1)
+        return start + bisect_right(stops, self.budgets[device], key=lambda stop: total(start, stop, many))
 
     def earliest(self, device: int, stop: int, many: bool) -> int:
         """Return the smallest start such that units [start, stop) fit the device; `stop` if none does.
@@ -62,37 +56,18 @@ class SplitProblem:
         The first unit has extra costs, so it is checked separately.
         """
         total, budget = self.costs.total, self.budgets[device]
-        low, high = self.begin + 1, stop
-        while low < high:
-            middle = (low + high) // 2
-            if total(middle, stop, many) <= budget:
-                high = middle
-            else:
-                low = middle + 1
-        if low == self.begin + 1 and stop > self.begin and total(self.begin, stop, many) <= budget:
+        second = self.begin + 1
+        starts = range(second, stop)
+        first = second + bisect_left(starts, True, key=lambda start: total(start, stop, many) <= budget)
+        if first == second and stop > self.begin and total(self.begin, stop, many) <= budget:
             return self.begin
-        return min(low, stop)
-
-
-def split(problem: SplitProblem, policy: SplitPolicy) -> tuple[Range, ...] | None:
-    """Return one Range per device, or None if no contiguous partition fits.
-
-    `fill`: the fewest devices; among these, the first devices first. `balance`: the least maximum fraction of
-    a budget. `speed`: the least sum over devices of bytes read per token ÷ bandwidth.
-    """
-    solve: Callable[[SplitProblem], tuple[Range, ...] | None] = {
-        SplitPolicy.FILL: fill,
-        SplitPolicy.BALANCE: balance,
-        SplitPolicy.SPEED: fastest,
-    }[policy]
-    return solve(problem)
+        return min(first, stop)
 
 
 def fill(problem: SplitProblem) -> tuple[Range, ...] | None:
     """Use the fewest devices that any contiguous partition can; give the first ones as much as fits."""
     for count in range(1, len(problem.budgets) + 1):
-        found = _fill_exactly(problem, count)
-        if found is not None:
+        if (found := _fill_exactly(problem, count)) is not None:
             return found
     return None
 
@@ -141,7 +116,7 @@ def least_fraction(problem: SplitProblem) -> tuple[float, tuple[Range, ...]]:
     best_alone, device = min(alone)
     together, ranges = _balance_many(problem)
     if best_alone <= together:
-        return best_alone, _only(problem, device)
+        return best_alone, only(problem, device)
     return together, ranges
 
 
@@ -185,7 +160,7 @@ def fastest(problem: SplitProblem) -> tuple[Range, ...] | None:
     ]
     together, ranges = _fastest_many(problem)
     if alone and min(alone)[0] <= together:
-        return _only(problem, min(alone)[1])
+        return only(problem, min(alone)[1])
     return ranges if together < _INFINITE else None
 
 
@@ -230,9 +205,22 @@ def _trace_back(choices: Sequence[Sequence[int]], begin: int, end: int) -> tuple
     return tuple(reversed(ranges))
 
 
-def _only(problem: SplitProblem, device: int) -> tuple[Range, ...]:
+def only(problem: SplitProblem, device: int) -> tuple[Range, ...]:
+    """Return the ranges of a model that is on one device alone."""
     begin, end = problem.begin, problem.end
     return tuple(
         (begin, end) if d == device else (begin, begin) if d < device else (end, end)
         for d in range(len(problem.budgets))
     )
+
+
+SPLITS: Final[Mapping[SplitPolicy, Callable[[SplitProblem], tuple[Range, ...] | None]]] = {
+    SplitPolicy.FILL: fill,
+    SplitPolicy.BALANCE: balance,
+    SplitPolicy.SPEED: fastest,
+}
+"""Each returns one Range per device, or None if no contiguous partition fits.
+
+`fill`: the fewest devices; among these, the first devices first. `balance`: the least maximum fraction of
+a budget. `speed`: the least sum over devices of bytes read per token ÷ bandwidth.
+"""

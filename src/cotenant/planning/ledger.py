@@ -82,7 +82,11 @@ class Ledger:
         by_ledger = reading.capacity_bytes - self.foreign_bytes(device) - self.claimed_bytes(device)
         if not reading.live:
             return by_ledger - self.reserve_bytes
-        unshown = self.claimed_bytes(device) - self._shown_bytes(reading)
+        unshown = sum(
+            claim.bytes_by_device.get(device, 0)
+            for claim in self.claims.values()
+            if claim.shown_at is None or claim.shown_at > reading.at
+        )
         return min(by_ledger, reading.free_bytes - unshown) - self.reserve_bytes
 
     def engines(self, device: DeviceId) -> int:
@@ -116,17 +120,16 @@ class Ledger:
         """
         found = []
         for device, reading in self.readings.items():
-            left_out, group = reading.left_out, reading.admission.group
+            left_out = reading.left_out
             if not left_out and device in busy:
                 left_out = "a load is under way there"
             elif not left_out and not any_number and self._is_full(device, leaving):
                 left_out = reading.admission.why
-            if left_out or reading.free_bytes is None:
-                budget = Budget(reading.device, reading.free_bytes, 0, left_out or FREE_UNKNOWN, group)
-            else:
-                room = max(0, self.available_bytes(device) + (freed or {}).get(device, 0))
-                budget = Budget(reading.device, reading.free_bytes, room, group=group)
-            found.append(budget)
+            if reading.free_bytes is None:
+                left_out = left_out or FREE_UNKNOWN
+            room = 0 if left_out else max(0, self.available_bytes(device) + (freed or {}).get(device, 0))
+            group = reading.admission.group
+            found.append(Budget(reading.device, reading.free_bytes, room, left_out or None, group))
         return tuple(found)
 
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
@@ -148,10 +151,3 @@ class Ledger:
 
     def _is_full(self, device: DeviceId, leaving: Mapping[DeviceId, int] | None) -> bool:
         return self.engines_to_remove(device, leaving=(leaving or {}).get(device, 0)) > 0
-
-    def _shown_bytes(self, reading: DeviceReading) -> int:
-        return sum(
-            claim.bytes_by_device.get(reading.device.id, 0)
-            for claim in self.claims.values()
-            if claim.shown_at is not None and claim.shown_at <= reading.at
-        )

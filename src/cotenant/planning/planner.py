@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
 
 from cotenant.analysis.footprint import Costs
 from cotenant.domain.devices import HOST_ID, DeviceKind
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import (
-    ALL_LAYERS,
     MOST_LAYERS,
     FlashAttention,
     ModelShape,
@@ -20,7 +20,7 @@ from cotenant.domain.models import (
 from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
-from cotenant.planning.layer_split import Range, SplitProblem, fill, least_fraction, split
+from cotenant.planning.layer_split import SPLITS, Range, SplitProblem, fill, least_fraction, only
 from cotenant.planning.manual_split import llama_counts, manual_counts
 from cotenant.planning.single_device import place_on_one_device, place_without_memory
 from cotenant.planning.tensor_parallel import place_tensor_parallel
@@ -132,7 +132,7 @@ class _Attempt:
 
     def on_host(self) -> Placement | Refusal:
         """Place everything in host RAM; GPUs are listed as unused."""
-        costs = self._costs(begin=self.request.shape.n_layers + 1)
+        costs = self._costs(self.request.shape.n_layers + 1)
         parts = costs.all_on_host()
         host = next((b for b in self.budgets if b.device.id == HOST_ID), None)
         last = self.request.shape.n_layers - 1
@@ -152,39 +152,22 @@ class _Attempt:
     def on_gpus(self, usable: list[Budget]) -> Placement | Refusal:
         """Place on GPUs as many layers as the recipe wants, or as fit."""
         n_units = self.request.shape.n_layers + 1
-        wanted = self.request.recipe.n_gpu_layers
-        if self.request.recipe.tensor_split or not self.request.recipe.smart_split:
-            layers = n_units if isinstance(wanted, str) else min(wanted, n_units)
-            return self._by_proportion(usable, self._costs(begin=n_units - layers))
-        if wanted == MOST_LAYERS:
-            return self._most(usable)
-        layers = n_units if wanted == ALL_LAYERS else min(int(wanted), n_units)
-        costs = self._costs(begin=n_units - layers)
-        problem, warning = self._problem(usable, costs)
-        ranges = self._ranges(problem)
-        if ranges is None:
-            return self._refusal(usable, problem)
-        return self._laid_out(usable, costs, ranges, *warning)
-
-    def evenly(self, usable: list[Budget]) -> Placement:
-        """Minimise the largest fraction of a budget that is used, which may exceed 1."""
-        costs = self._costs(begin=0)
-        problem, _ = self._problem(usable, costs)
-        return self._laid_out(usable, costs, least_fraction(problem)[1])
-
-    def _most(self, usable: list[Budget]) -> Placement | Refusal:
-        problem = None
-        for begin in range(self.request.shape.n_layers + 1):
-            costs = self._costs(begin=begin)
+        recipe, wanted = self.request.recipe, self.request.recipe.n_gpu_layers
+        begin = 0 if isinstance(wanted, str) else n_units - min(wanted, n_units)
+        if recipe.tensor_split or not recipe.smart_split:
+            return self._by_proportion(usable, self._costs(begin))
+        for first in range(n_units) if wanted == MOST_LAYERS else (begin,):
+            costs = self._costs(first)
             problem, warning = self._problem(usable, costs)
-            if fill(problem) is None and self.request.recipe.split_mode is not SplitMode.NONE:
-                continue
             ranges = self._ranges(problem)
             if ranges is not None:
                 return self._laid_out(usable, costs, ranges, *warning)
-        if problem is None:
-            raise AssertionError("a model has at least an output layer")
         return self._refusal(usable, problem)
+
+    def evenly(self, usable: list[Budget]) -> Placement:
+        """Minimise the largest fraction of a budget that is used, which may exceed 1."""
+        costs = self._costs(0)
+        return self._laid_out(usable, costs, least_fraction(self._problem(usable, costs)[0])[1])
 
     def _by_proportion(self, usable: list[Budget], costs: Costs) -> Placement | Refusal:
         layers, by_hand = costs.n_units - costs.begin, self.request.recipe.tensor_split
@@ -192,12 +175,8 @@ class _Attempt:
             counts = manual_counts(by_hand, len(usable), layers)
         else:
             counts = llama_counts([budget.budget_bytes for budget in usable], layers)
-        ranges: list[Range] = []
-        start = costs.begin
-        for count in counts:
-            ranges.append((start, start + count))
-            start += count
-        placement = self._laid_out(usable, costs, tuple(ranges))
+        ranges = tuple(pairwise(accumulate(counts, initial=costs.begin)))
+        placement = self._laid_out(usable, costs, ranges)
         shortfalls = _shortfalls(placement)
         if any(shortfall.missing_bytes for shortfall in shortfalls):
             which = "given by hand" if by_hand else "in proportion to free memory"
@@ -209,12 +188,8 @@ class _Attempt:
         return placement
 
     def _costs(self, begin: int) -> Costs:
-        return Costs(
-            self.request.shape,
-            self.request.recipe,
-            begin=begin,
-            projector_bytes=self.request.projector_bytes,
-        )
+        request = self.request
+        return Costs(request.shape, request.recipe, begin=begin, projector_bytes=request.projector_bytes)
 
     def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
         budgets = tuple(b.budget_bytes - overhead_bytes(b.device, self.rules) for b in usable)
@@ -226,13 +201,19 @@ class _Attempt:
         return problem, (f"split policy speed needs the bandwidth of {unknown}, not known: fill was used",)
 
     def _ranges(self, problem: SplitProblem) -> tuple[Range, ...] | None:
-        recipe = self.request.recipe
-        if recipe.split_mode is SplitMode.NONE:
-            return _on_one(problem)
-        policy = recipe.split_policy
-        if policy is SplitPolicy.SPEED and not all(problem.bandwidths):
-            policy = SplitPolicy.FILL
-        return split(problem, policy)
+        if self.request.recipe.split_mode is SplitMode.NONE:
+            devices = range(len(problem.budgets))
+            fitting = (d for d in devices if problem.furthest(d, problem.begin, many=False) == problem.end)
+            device = next(fitting, None)
+            return None if device is None else only(problem, device)
+        policy = self.request.recipe.split_policy
+        filled = fill(problem)
+        if filled is None or policy is SplitPolicy.FILL:
+            return filled
+        # Without all bandwidths the speed is unknown.
+        return (
+            filled if policy is SplitPolicy.SPEED and not all(problem.bandwidths) else SPLITS[policy](problem)
+        )
 
     def _refusal(self, usable: list[Budget], problem: SplitProblem) -> Refusal:
         _, ranges = least_fraction(problem)
@@ -249,10 +230,7 @@ class _Attempt:
     ) -> Placement:
         many = sum(stop > start for start, stop in ranges) > 1
         by_device = {budget.device.id: units for budget, units in zip(usable, ranges, strict=True)}
-        shares = tuple(
-            self._share(budget, costs, *by_device.get(budget.device.id, (0, 0)), many)
-            for budget in self.budgets
-        )
+        shares = tuple(self._share(b, costs, *by_device.get(b.device.id, (0, 0)), many) for b in self.budgets)
         placement = self._placement(costs, shares, costs.n_units - costs.begin, host=costs.host(many=many))
         return placement.with_warnings(*warnings) if warnings else placement
 
@@ -305,14 +283,6 @@ class _Attempt:
         if recipe.flash_attention is FlashAttention.AUTO and recipe.cache_type_v.quantised:
             warnings.append("a quantised V cache needs flash attention: the engine refuses where it has none")
         return tuple(warnings)
-
-
-def _on_one(problem: SplitProblem) -> tuple[Range, ...] | None:
-    begin, end = problem.begin, problem.end
-    for device in range(len(problem.budgets)):
-        if problem.furthest(device, begin, many=False) == end:
-            return tuple((begin, end) if d == device else (begin, begin) for d in range(len(problem.budgets)))
-    return None
 
 
 def _shortfalls(placement: Placement) -> tuple[Shortfall, ...]:

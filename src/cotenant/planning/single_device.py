@@ -1,9 +1,9 @@
 """Plans models whose bytes are stated or measured, not computed: on one device, or on none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cotenant.domain.devices import DeviceKind
+from cotenant.domain.devices import DeviceId, DeviceKind
 from cotenant.domain.models import ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import format_bytes
@@ -25,12 +25,15 @@ def place_on_one_device(
     left_out = left_out_warnings(budgets)
     shortfalls = []
     for budget in gpus or usable:
-        needed = _needed(needed_bytes, budget)
+        needed, total = needed_bytes, budget.device.total_bytes
+        if needed is None and total is not None and budget.device.kind is not DeviceKind.HOST:
+            needed = int(UNKNOWN_SHARE * total)
         if needed is None:
             reason = f"its memory on {budget.device.label} is not known: state it, as `memory: 6GiB`"
             return Refusal(name, reason, warnings=left_out)
         if needed <= budget.budget_bytes:
-            return _placement(name, shape, recipe, budgets, budget, needed, left_out)
+            parts = {budget.device.id: Parts(weights=needed)}
+            return lay_out_whole(name, shape, recipe, budgets, parts, ("weights",), left_out)
         shortfalls.append(Shortfall(budget.device, needed, budget.budget_bytes))
     if not shortfalls:
         return Refusal(name, "there is no device that can be used", warnings=left_out)
@@ -47,37 +50,25 @@ def place_without_memory(name: str, recipe: Recipe) -> Placement:
     return Placement(name, recipe, n_layers=0, n_gpu_layers=0, shares=(), host=Parts())
 
 
-def _needed(stated: int | None, budget: Budget) -> int | None:
-    if stated is not None:
-        return stated
-    total = budget.device.total_bytes
-    return None if total is None or budget.device.kind is DeviceKind.HOST else int(UNKNOWN_SHARE * total)
-
-
-def _placement(
+def lay_out_whole(
     name: str,
     shape: ModelShape,
     recipe: Recipe,
     budgets: Sequence[Budget],
-    chosen: Budget,
-    needed: int,
-    left_out: tuple[str, ...],
+    parts: Mapping[DeviceId, Parts],
+    estimated: tuple[str, ...],
+    warnings: tuple[str, ...],
 ) -> Placement:
+    """Return the placement of a model of which each device of `parts` holds every layer, or a slice of it."""
     # A model whose file was not read counts as one layer: a share without layers counts as unused.
-    last = max(0, shape.n_layers - 1)
+    n_layers = max(1, shape.n_layers)
+    count = n_layers + 1 if len(parts) == 1 else 0
     shares = tuple(
-        Share(budget, 0, last, last + 2, has_output=True, parts=Parts(weights=needed))
-        if budget is chosen
+        Share(budget, 0, n_layers - 1, count, has_output=True, parts=parts[budget.device.id])
+        if budget.device.id in parts
         else Share.unused(budget)
         for budget in budgets
     )
-    return Placement(
-        name,
-        recipe,
-        n_layers=last + 1,
-        n_gpu_layers=0 if chosen.device.kind is DeviceKind.HOST else last + 2,
-        shares=shares,
-        host=Parts(),
-        estimated=("weights",),
-        warnings=left_out,
-    )
+    on_gpu = any(share.used and share.device.kind is not DeviceKind.HOST for share in shares)
+    n_gpu_layers = n_layers + 1 if on_gpu else 0
+    return Placement(name, recipe, n_layers, n_gpu_layers, shares, Parts(), estimated, warnings)

@@ -9,15 +9,16 @@ come on top, or since 0.20 out of the share unless disabled. `_check_enough_kv_c
 (`v1/core/kv_cache_utils.py`): the cache holds one request of the longest length and a block that stays empty.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cotenant.domain.devices import DeviceId, DeviceKind
+from cotenant.domain.devices import DeviceKind
 from cotenant.domain.models import AttentionKind, CacheType, ModelKind, ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import MIB, format_bytes
 from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
+from cotenant.planning.single_device import lay_out_whole
 
 WAYS: Final = (1, 2, 4, 8)
 GRAPH_BYTES: Final = 512 * MIB
@@ -41,22 +42,21 @@ def place_tensor_parallel(
     """
     left_out = left_out_warnings(budgets)
     usable = [budget for budget in budgets if budget.left_out is None]
-    shortfalls: tuple[Shortfall, ...] = ()
+    tried: list[tuple[Shortfall, ...]] = []
     for group in _groups(usable, shape):
         parts = parts_per_gpu(shape, recipe, len(group))
         needed = [replace(parts, overhead=_overhead(budget, rules)) for budget in group]
-        missing = tuple(
-            Shortfall(budget.device, part.total, budget.budget_bytes)
-            for budget, part in zip(group, needed, strict=True)
-        )
-        if not any(shortfall.missing_bytes for shortfall in missing):
-            by_device = {b.device.id: part for b, part in zip(group, needed, strict=True)}
-            return _placement(name, shape, recipe, budgets, by_device, (*left_out, *shape.notes))
-        if not shortfalls or _missing(missing) < _missing(shortfalls):
-            shortfalls = missing
-    if not shortfalls:
+        fitted = [*zip(group, needed, strict=True)]
+        tried.append(tuple(Shortfall(b.device, part.total, b.budget_bytes) for b, part in fitted))
+        if not any(shortfall.missing_bytes for shortfall in tried[-1]):
+            by_device = {budget.device.id: part for budget, part in fitted}
+            estimated = ("compute",) if _cache_known(shape) else ("kv", "compute")
+            warnings = (*left_out, *shape.notes)
+            return lay_out_whole(name, shape, recipe, budgets, by_device, estimated, warnings)
+    if not tried:
         reason = "no device can be used" if budgets else "there is no device"
         return Refusal(name, reason, warnings=left_out)
+    shortfalls = min(tried, key=lambda group: sum(shortfall.missing_bytes for shortfall in group))
     worst = max(shortfalls, key=lambda shortfall: shortfall.missing_bytes)
     where = f"each of {len(shortfalls)} GPUs" if len(shortfalls) > 1 else worst.device.label
     reason = (
@@ -155,45 +155,5 @@ def _cache_known(shape: ModelShape) -> bool:
 
 
 def _overhead(budget: Budget, rules: BudgetRules) -> int:
-    if budget.device.kind is DeviceKind.HOST:
-        return PROCESS_BYTES
-    return overhead_bytes(budget.device, rules) + GRAPH_BYTES
-
-
-def _missing(shortfalls: Sequence[Shortfall]) -> int:
-    return sum(shortfall.missing_bytes for shortfall in shortfalls)
-
-
-def _placement(
-    name: str,
-    shape: ModelShape,
-    recipe: Recipe,
-    budgets: Sequence[Budget],
-    parts: Mapping[DeviceId, Parts],
-    warnings: tuple[str, ...],
-) -> Placement:
-    on_gpu = any(b.device.id in parts and b.device.kind is not DeviceKind.HOST for b in budgets)
-    units = shape.n_layers + 1
-    shares = tuple(
-        Share(
-            budget,
-            0,
-            max(0, shape.n_layers - 1),
-            units if len(parts) == 1 else 0,
-            has_output=True,
-            parts=parts[budget.device.id],
-        )
-        if budget.device.id in parts
-        else Share.unused(budget)
-        for budget in budgets
-    )
-    return Placement(
-        name,
-        recipe,
-        n_layers=shape.n_layers,
-        n_gpu_layers=units if on_gpu else 0,
-        shares=shares,
-        host=Parts(),
-        estimated=("compute",) if _cache_known(shape) else ("kv", "compute"),
-        warnings=warnings,
-    )
+    on_host = budget.device.kind is DeviceKind.HOST
+    return PROCESS_BYTES if on_host else overhead_bytes(budget.device, rules) + GRAPH_BYTES
