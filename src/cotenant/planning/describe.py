@@ -3,54 +3,48 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from cotenant.domain.models import Parts
-from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.models import Parts, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal, Share
 
 Json = dict[str, object]
 
 
 def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layers: int) -> Json:
     """Return the documented fields, and `host`, `estimated` and `remedies`. Bytes are integers."""
-    if isinstance(result, Placement):
-        return {
-            "fits": True,
-            "model": result.model,
-            "n_layers": result.n_layers,
-            "n_gpu_layers": result.n_gpu_layers,
-            "tensor_split": list(result.tensor_split),
-            "devices": [
-                _device_as_json(
-                    share.budget, share.parts, None if share.first is None else [share.first, share.last]
-                )
-                for share in result.shares
-            ],
-            "host": parts_as_json(result.host),
-            "estimated": list(result.estimated),
-            "warnings": list(result.warnings),
-            "refusal": None,
-            "remedies": [],
-        }
-    return {
-        "fits": False,
-        "model": result.model,
-        "n_layers": n_layers,
-        "n_gpu_layers": 0,
-        "tensor_split": [0] * len(budgets),
-        "devices": [_device_as_json(budget, Parts(), None) for budget in budgets],
-        "host": None,
-        "estimated": [],
-        "warnings": list(result.warnings),
-        "refusal": result.reason,
-        "shortfalls": [
+    laid_out, outcome = result, Json(refusal=None, remedies=[])
+    if isinstance(laid_out, Refusal):
+        shortfalls = [
             {
                 "uuid": shortfall.device.id,
                 "needed_bytes": shortfall.needed_bytes,
                 "budget_bytes": shortfall.budget_bytes,
                 "missing_bytes": shortfall.missing_bytes,
             }
-            for shortfall in result.shortfalls
+            for shortfall in laid_out.shortfalls
+        ]
+        remedies = [asdict(remedy) for remedy in laid_out.remedies]
+        outcome = {"refusal": laid_out.reason, "shortfalls": shortfalls, "remedies": remedies}
+        unused = tuple(Share.unused(budget) for budget in budgets)
+        laid_out = Placement(result.model, Recipe(), n_layers, 0, unused, Parts(), (), result.warnings)
+    return {
+        "fits": isinstance(result, Placement),
+        "model": result.model,
+        "n_layers": laid_out.n_layers,
+        "n_gpu_layers": laid_out.n_gpu_layers,
+        "tensor_split": list(laid_out.tensor_split),
+        "devices": [
+            {
+                **_budget_as_json(share.budget),
+                "planned_bytes": share.parts.total,
+                "layers": None if share.first is None else [share.first, share.last],
+                "parts": parts_as_json(share.parts),
+            }
+            for share in laid_out.shares
         ],
-        "remedies": [asdict(remedy) for remedy in result.remedies],
+        "host": parts_as_json(laid_out.host) if isinstance(result, Placement) else None,
+        "estimated": list(laid_out.estimated),
+        "warnings": list(laid_out.warnings),
+        **outcome,
     }
 
 
@@ -65,15 +59,5 @@ def parts_as_json(parts: Parts) -> Json:
 
 
 def _budget_as_json(budget: Budget) -> Json:
-    return {
-        "index": budget.device.index,
-        "name": budget.device.name,
-        "uuid": budget.device.id,
-        "free_bytes": budget.free_bytes,
-        "budget_bytes": budget.budget_bytes,
-    }
-
-
-def _device_as_json(budget: Budget, parts: Parts, layers: list[int | None] | None) -> Json:
-    planned = {"planned_bytes": parts.total, "layers": layers, "parts": parts_as_json(parts)}
-    return {**_budget_as_json(budget), **planned}
+    device, sizes = budget.device, {"free_bytes": budget.free_bytes, "budget_bytes": budget.budget_bytes}
+    return {"index": device.index, "name": device.name, "uuid": device.id, **sizes}
