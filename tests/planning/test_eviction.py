@@ -1,5 +1,6 @@
 """Which models go: the cheapest that free enough, and no others."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import pytest
@@ -10,13 +11,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId
-from cotenant.planning.eviction import (
-    Candidate,
-    cheapest_anywhere,
-    cheapest_on_device,
-    engines_by_device,
-    freed_by,
-)
+from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
 
 CARD, OTHER = DeviceId("GPU-0"), DeviceId("GPU-1")
 FITS = Placement("new", Recipe(), 1, 1, (), host=Parts())
@@ -86,9 +81,9 @@ def test_of_many_candidates_each_victim_is_needed(
 def test_over_several_devices_only_the_needed_victims_go() -> None:
     candidates = [candidate(1, 1.0, 4), candidate(2, 2.0, 4, OTHER), candidate(3, 3.0, 8, OTHER)]
 
-    def fits(victims: object) -> Placement | None:
-        freed = freed_by(victims)  # type: ignore[arg-type]
-        return FITS if freed.get(CARD, 0) >= 4 and freed.get(OTHER, 0) >= 8 else None
+    def fits(victims: Sequence[Candidate]) -> Placement | None:
+        freed, _ = freed_by(victim.bytes_by_device for victim in victims)
+        return FITS if freed[CARD] >= 4 and freed[OTHER] >= 8 else None
 
     found = cheapest_anywhere(candidates, fits)
     assert found is not None
@@ -98,6 +93,6 @@ def test_over_several_devices_only_the_needed_victims_go() -> None:
 
 def test_victims_free_bytes_and_places_by_device() -> None:
     both = Candidate(ResidencyId(9), 1.0, {CARD: 1, OTHER: 2})
-    victims = [candidate(1, 1.0, 10), both]
-    assert freed_by(victims) == {CARD: 11, OTHER: 2}
-    assert engines_by_device(victims) == {CARD: 2, OTHER: 1}
+    freed, engines = freed_by(victim.bytes_by_device for victim in (candidate(1, 1.0, 10), both))
+    assert freed == {CARD: 11, OTHER: 2}
+    assert engines == {CARD: 2, OTHER: 1}

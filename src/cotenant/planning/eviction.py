@@ -1,24 +1,16 @@
 """Chooses the cheapest set of victims that frees enough memory."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final, Protocol
+from typing import Final
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId
 
 _EXHAUSTIVE: Final = 12
-
-
-class Holder(Protocol):
-    """Anything that holds bytes on devices."""
-
-    @property
-    def bytes_by_device(self) -> Mapping[DeviceId, int]:
-        """The bytes that it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +36,15 @@ def cheapest_on_device(
         return None
     if len(here) > _EXHAUSTIVE:
         return _greedy(here, device, needed_bytes, min_victims)
-    best: tuple[tuple[float, int, tuple[int, ...]], tuple[Candidate, ...]] | None = None
-    for count in range(min_victims, len(here) + 1):
-        for chosen in combinations(here, count):
-            if sum(c.bytes_by_device[device] for c in chosen) >= needed_bytes:
-                key = (sum(c.cost for c in chosen), count, tuple(c.residency for c in chosen))
-                if best is None or key < best[0]:
-                    best = key, chosen
-    return best[1] if best else None
+    enough = (
+        chosen
+        for count in range(min_victims, len(here) + 1)
+        for chosen in combinations(here, count)
+        if sum(c.bytes_by_device[device] for c in chosen) >= needed_bytes
+    )
+    return min(
+        enough, key=lambda of: (sum(c.cost for c in of), len(of), [c.residency for c in of]), default=None
+    )
 
 
 def cheapest_anywhere(
@@ -79,17 +72,16 @@ def cheapest_anywhere(
     return tuple(chosen), placement
 
 
-def freed_by(victims: Sequence[Holder]) -> dict[DeviceId, int]:
-    """Return the bytes that victims free, by device."""
+def freed_by(
+    victims: Iterable[Mapping[DeviceId, int]],
+) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
+    """Return the bytes and the engines that end with victims, by device, given what each of them holds."""
     freed: Counter[DeviceId] = Counter()
-    for victim in victims:
-        freed.update(victim.bytes_by_device)
-    return dict(freed)
-
-
-def engines_by_device(victims: Sequence[Holder]) -> dict[DeviceId, int]:
-    """Count the engines of victims, by device."""
-    return dict(Counter(device for victim in victims for device in victim.bytes_by_device))
+    engines: Counter[DeviceId] = Counter()
+    for held in victims:
+        freed.update(held)
+        engines.update(held.keys())
+    return freed, engines
 
 
 def _greedy(

@@ -18,14 +18,7 @@ from cotenant.scheduling.advice import (
 )
 from cotenant.scheduling.placing import drain_credit_s, evictable_at, eviction_cost, longest_wait_s
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
-from cotenant.scheduling.transitions import (
-    drop_leases,
-    reclaim,
-    record_last_seen,
-    start,
-    unload,
-    unload_when_idle,
-)
+from cotenant.scheduling.transitions import drop_leases, reclaim, record_last_seen, start, unload
 
 _PREFETCH_CHANCE = 0.5
 
@@ -53,11 +46,7 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
     release_returned(state, out)
     evict_for_others(state, out)
-    _mark_crowded(state, out)
-
-
-def _mark_crowded(state: State, out: Outbox) -> None:
-    """Report devices that admit fewer engines than they have: these stay, and no more are started."""
+    # A device may admit fewer engines than it has: these stay, and no more are started.
     crowded = dict(state.ledger.crowded())
     for device in crowded.keys() - state.crowded:
         admission = state.ledger.readings[device].admission
@@ -125,11 +114,9 @@ def keep_alive_ends_at(state: State, residency: Residency) -> float | None:
 
 def prefetch(state: State, out: Outbox) -> None:
     """Load one model that is likely requested soon into free memory that no request needs."""
-    if state.stopping or state.tickets or state.loading_devices():
+    if not (state.settings.prefetch or state.advised) or state.stopping or state.tickets:
         return
-    if not state.settings.prefetch and not state.advised:
-        return
-    if state.max_loaded_reached():
+    if state.loading_devices() or state.max_loaded_reached():
         return
     for chance, model in _likely(state, out.at):
         placement = choose_devices(model.spec.fit, state.ledger.budgets(), (), together=model.spec.together)
@@ -151,14 +138,6 @@ def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState
         chances = [(model.demand.chance_soon(now, state.all_gaps), model) for model in cold]
         ranked = sorted(chances, key=lambda pair: (-pair[0], pair[1].spec.name))
         yield from (pair for pair in ranked if pair[0] >= _PREFETCH_CHANCE)
-
-
-def stop(state: State, out: Outbox) -> None:
-    """Unload every model once its requests have ended."""
-    for residency in [*state.residencies.values()]:
-        unload_when_idle(
-            state, residency, out, UnloadReason.SHUTDOWN, "unloaded: the daemon is shutting down"
-        )
 
 
 def next_instant(state: State, now: float) -> float | None:

@@ -1,6 +1,7 @@
 """Places cold models: in which order, on which devices, and which models are evicted for them."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -10,16 +11,10 @@ from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import RefusalCode, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
 from cotenant.planning.device_choice import choose_devices
-from cotenant.planning.eviction import (
-    Candidate,
-    cheapest_anywhere,
-    cheapest_on_device,
-    engines_by_device,
-    freed_by,
-)
+from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
 from cotenant.scheduling.advice import soft_pinned_cost
 from cotenant.scheduling.policy import Victim
-from cotenant.scheduling.requests import refuse_all
+from cotenant.scheduling.requests import refuse
 from cotenant.scheduling.state import ModelState, Outbox, Reservation, Residency, State
 from cotenant.scheduling.transitions import placement_bytes, resume, start, unload_when_idle
 
@@ -101,7 +96,11 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
     crowded = state.max_loaded_reached()
     now_free = _chosen(state, model, busy)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
-        start(state, model, now_free, out, _why_now(model, out.at))
+        why = "asked for by the operator"
+        if model.queue:
+            count, longest = len(model.queue), format_duration(longest_wait_s(model, out.at))
+            why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
+        start(state, model, now_free, out, why)
         return
     if not crowded and busy and isinstance(_chosen(state, model, set()), Placement):
         _publish_waiting(model, out, "waits for the load under way on its device")
@@ -113,7 +112,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {refusal}")
         model.wanted = False
         model.last_failure, model.last_cause = f"{model.spec.name} does not fit: {refusal}", None
-        refuse_all(state, model, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
+        refuse(state, model.queue, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
     else:
         text = "waits for room: what is loaded is in use, pinned or newly loaded"
         _publish_waiting(model, out, "; ".join((text, *state.ledger.full())))
@@ -208,9 +207,9 @@ def _victims(
         alone = model.spec.fit([replace(budget, budget_bytes=_UNLIMITED)])
         if isinstance(alone, Refusal):
             continue
-        free = state.ledger.available_bytes(device) + reserved_bytes.get(device, 0)
+        free = state.ledger.available_bytes(device) + reserved_bytes[device]
         needed = placement_bytes(alone)[device] - free
-        min_victims = state.ledger.engines_to_remove(device, leaving=reserved_engines.get(device, 0))
+        min_victims = state.ledger.engines_to_remove(device, leaving=reserved_engines[device])
         victims = cheapest_on_device(candidates, device, max(needed, 0), min_victims)
         if victims is not None and crowded and not victims:
             victims = _cheapest_one(candidates)
@@ -224,8 +223,9 @@ def _victims(
         return best[1], best[2]
 
     def fits(victims: Sequence[Candidate]) -> Placement | None:
-        freed = _sum(reserved_bytes, freed_by(victims))
-        leaving = _sum(reserved_engines, engines_by_device(victims))
+        freed, leaving = freed_by(victim.bytes_by_device for victim in victims)
+        freed.update(reserved_bytes)
+        leaving.update(reserved_engines)
         result = model.spec.fit(state.ledger.budgets(freed=freed, leaving=leaving, busy=busy))
         return result if isinstance(result, Placement) else None
 
@@ -278,23 +278,17 @@ def _end_reservation(state: State, reservation: Reservation, out: Outbox) -> Non
         state.drain_credit_at = out.at
 
 
-def _reserved(state: State) -> tuple[dict[DeviceId, int], dict[DeviceId, int]]:
+def _reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
     """Return what reservations need beyond what their victims still hold: bytes and engines, as negatives."""
-    reserved_bytes: dict[DeviceId, int] = {}
-    reserved_engines: dict[DeviceId, int] = {}
+    reserved_bytes: Counter[DeviceId] = Counter()
+    reserved_engines: Counter[DeviceId] = Counter()
     for reservation in state.reservations.values():
-        victims = [state.residencies[victim] for victim in reservation.victims]
-        freed, leaving = freed_by(victims), engines_by_device(victims)
+        victims = (state.residencies[victim].bytes_by_device for victim in reservation.victims)
+        freed, leaving = freed_by(victims)
         for device, count in reservation.bytes_by_device.items():
-            needed = max(0, count - freed.get(device, 0))
-            reserved_bytes[device] = reserved_bytes.get(device, 0) - needed
-            needed = max(0, 1 - leaving.get(device, 0))
-            reserved_engines[device] = reserved_engines.get(device, 0) - needed
+            reserved_bytes[device] -= max(0, count - freed[device])
+            reserved_engines[device] -= max(0, 1 - leaving[device])
     return reserved_bytes, reserved_engines
-
-
-def _sum(one: dict[DeviceId, int], other: dict[DeviceId, int]) -> dict[DeviceId, int]:
-    return {device: one.get(device, 0) + other.get(device, 0) for device in {*one, *other}}
 
 
 def _never_fits(state: State, model: ModelState) -> str | None:
@@ -304,37 +298,29 @@ def _never_fits(state: State, model: ModelState) -> str | None:
     for residency in state.residencies.values():
         stays = state.models[residency.model].pinned and not residency.gone
         (pinned if stays else others).append(residency)
-    result = model.spec.fit(_emptied(state, others))
+    freed, leaving = freed_by(residency.bytes_by_device for residency in others)
+    result = model.spec.fit(_emptied(state, freed, leaving))
     if isinstance(result, Placement):
         return None
     if not pinned:
         return result.reason
     names = ", ".join(sorted(residency.model for residency in pinned))
     reason = f"next to {names} (pinned): {result.reason}"
-    full = state.ledger.full(engines_by_device(others))
+    full = state.ledger.full(leaving)
     return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
 
 
-def _emptied(state: State, gone: Sequence[Residency]) -> list[Budget]:
-    """Return budgets as if `gone` were not in the ledger; Readings do not count, since they lag behind."""
-    freed = freed_by(gone)
+def _emptied(state: State, freed: Counter[DeviceId], leaving: Mapping[DeviceId, int]) -> list[Budget]:
+    """Return budgets without what is `freed`; Readings do not count, since they lag behind."""
     budgets = []
-    for budget in state.ledger.budgets(leaving=engines_by_device(gone)):
+    for budget in state.ledger.budgets(leaving=leaving):
         reading = state.ledger.readings[budget.device.id]
         if budget.left_out is None:
-            claimed = state.ledger.claimed_bytes(budget.device.id) - freed.get(budget.device.id, 0)
+            claimed = state.ledger.claimed_bytes(budget.device.id) - freed[budget.device.id]
             room = reading.capacity_bytes - state.ledger.foreign_bytes(budget.device.id) - claimed
             budget = replace(budget, budget_bytes=max(0, room - state.ledger.reserve_bytes))
         budgets.append(budget)
     return budgets
-
-
-def _why_now(model: ModelState, now: float) -> str:
-    if not model.queue:
-        return "asked for by the operator"
-    count = len(model.queue)
-    waits = "1 request waits" if count == 1 else f"{count} requests wait"
-    return f"{waits}, the first for {format_duration(longest_wait_s(model, now))}"
 
 
 def _publish_waiting(model: ModelState, out: Outbox, text: str) -> None:

@@ -1,7 +1,9 @@
 """Tickets and leases: which requests wait or are served, and how every wait ends."""
 
+from collections.abc import Iterable
+
 from cotenant.domain.exit_causes import Cause
-from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState, TicketId
 from cotenant.domain.units import format_duration
 from cotenant.scheduling.commands import Grant, Refuse
 from cotenant.scheduling.events import RequestArrived
@@ -13,20 +15,12 @@ def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
     """Queue a request, or refuse it at once. Raises UnknownModel."""
     model = state.model(event.model)
     model.demand.arrive(event.at, state.all_gaps)
-    refusal = _immediate_refusal(state, model, out.at)
+    refusal = _immediate_refusal(state, model, event.ticket, out.at)
     if refusal is not None:
-        code, text, retry_after_s = refusal
-        cause = model.last_cause if code is RefusalCode.LOAD_FAILED else None
-        out.add(Refuse(event.ticket, code, text, retry_after_s, cause))
+        out.add(refusal)
         return
-    ticket = Ticket(
-        order=(-event.priority, event.at, event.ticket),
-        id=event.ticket,
-        model=event.model,
-        at=event.at,
-        deadline=event.deadline,
-        keep_alive_s=event.keep_alive_s,
-    )
+    order = (-event.priority, event.at, event.ticket)
+    ticket = Ticket(order, event.ticket, event.model, event.at, event.deadline, event.keep_alive_s)
     state.enqueue(model, ticket)
     dispatch(state, model, out)
 
@@ -77,35 +71,22 @@ def expire(state: State, out: Outbox) -> None:
     for ticket in late:
         waited = format_duration(out.at - ticket.at)
         waits_for = what_it_waits_for(state, state.models[ticket.model])
-        end(state, ticket, RefusalCode.TIMED_OUT, f"waited {waited} for {waits_for}", out)
+        refuse(state, [ticket], RefusalCode.TIMED_OUT, f"waited {waited} for {waits_for}", out)
 
 
-def refuse_all(
+def refuse(
     state: State,
-    model: ModelState,
+    tickets: Iterable[Ticket],
     code: RefusalCode,
     text: str,
     out: Outbox,
     retry_after_s: float | None = None,
     cause: Cause | None = None,
 ) -> None:
-    """End every wait for a model."""
-    for ticket in [*model.queue]:
-        end(state, ticket, code, text, out, retry_after_s, cause)
-
-
-def end(
-    state: State,
-    ticket: Ticket,
-    code: RefusalCode,
-    text: str,
-    out: Outbox,
-    retry_after_s: float | None = None,
-    cause: Cause | None = None,
-) -> None:
-    """End one wait without a grant."""
-    state.dequeue(ticket)
-    out.add(Refuse(ticket.id, code, text, retry_after_s, cause))
+    """End waits without a grant."""
+    for ticket in [*tickets]:
+        state.dequeue(ticket)
+        out.add(Refuse(ticket.id, code, text, retry_after_s, cause))
 
 
 def what_it_waits_for(state: State, model: ModelState) -> str:
@@ -124,18 +105,16 @@ def what_it_waits_for(state: State, model: ModelState) -> str:
     return "; ".join(("room on a GPU", *state.ledger.full()))
 
 
-def _immediate_refusal(
-    state: State, model: ModelState, now: float
-) -> tuple[RefusalCode, str, float | None] | None:
+def _immediate_refusal(state: State, model: ModelState, ticket: TicketId, now: float) -> Refuse | None:
     if state.stopping:
-        return RefusalCode.STOPPING, "the daemon is shutting down", None
+        return Refuse(ticket, RefusalCode.STOPPING, "the daemon is shutting down")
     if model.residency is None and model.retry_at > now:
         failure = model.last_failure or "it could not be loaded"
-        return RefusalCode.LOAD_FAILED, failure, model.retry_at - now
-    limits = state.settings
-    if len(model.queue) >= limits.max_queue:
+        return Refuse(ticket, RefusalCode.LOAD_FAILED, failure, model.retry_at - now, model.last_cause)
+    if len(model.queue) >= state.settings.max_queue:
         text = f"{len(model.queue)} requests already wait for {model.spec.name}"
-        return RefusalCode.QUEUE_FULL, text, max(1.0, model.load_s)
-    if len(state.tickets) >= limits.max_queue_total:
-        return RefusalCode.QUEUE_FULL, f"{len(state.tickets)} requests already wait", max(1.0, model.load_s)
-    return None
+    elif len(state.tickets) >= state.settings.max_queue_total:
+        text = f"{len(state.tickets)} requests already wait"
+    else:
+        return None
+    return Refuse(ticket, RefusalCode.QUEUE_FULL, text, max(1.0, model.load_s))

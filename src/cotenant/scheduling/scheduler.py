@@ -15,7 +15,6 @@ from cotenant.scheduling.housekeeping import (
     prefetch,
     read_devices,
     release_returned,
-    stop,
     unload_expired,
 )
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
@@ -26,7 +25,7 @@ from cotenant.scheduling.requests import (
     dispatch,
     expire,
     grant,
-    refuse_all,
+    refuse,
     released,
     what_it_waits_for,
 )
@@ -170,7 +169,7 @@ class Scheduler:
             self._failed(model, event, out)
             if model.retry_at > event.at:
                 wait_s = model.retry_at - event.at
-                refuse_all(self.state, model, RefusalCode.LOAD_FAILED, event.why, out, wait_s, event.cause)
+                refuse(self.state, model.queue, RefusalCode.LOAD_FAILED, event.why, out, wait_s, event.cause)
                 model.wanted = False
         elif residency.state is not ResidencyState.UNLOADING:
             if residency.ready_at is not None and event.at - residency.ready_at >= _STABLE_S:
@@ -202,9 +201,8 @@ class Scheduler:
             residency = state.residency_of(state.models[name])
             if residency is not None and not residency.gone:
                 state.models[name].wanted = True
-                unload_when_idle(
-                    state, residency, out, UnloadReason.CHANGED, "unloaded: its configuration changed"
-                )
+                why = "unloaded: its configuration changed"
+                unload_when_idle(state, residency, out, UnloadReason.CHANGED, why)
 
     def _serve(self, name: str, spec: ModelSpec, out: Outbox) -> None:
         known = self.state.models.get(name)
@@ -221,14 +219,12 @@ class Scheduler:
     def _remove(self, name: str, out: Outbox) -> None:
         model = self.state.models[name]
         model.removed, model.wanted, model.pinned = True, False, False
-        refuse_all(self.state, model, RefusalCode.REMOVED, f"{name} is not served any more", out)
-        residency = self.state.residency_of(model)
-        if residency is None:
+        refuse(self.state, model.queue, RefusalCode.REMOVED, f"{name} is not served any more", out)
+        if model.residency is None:
             del self.state.models[name]
-        else:
-            unload_when_idle(
-                self.state, residency, out, UnloadReason.REMOVED, "unloaded: it is not served any more"
-            )
+            return
+        residency, why = self.state.residency_of(model), "unloaded: it is not served any more"
+        unload_when_idle(self.state, residency, out, UnloadReason.REMOVED, why)
 
     def _load_asked(self, event: events.LoadAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
@@ -239,11 +235,8 @@ class Scheduler:
     def _unload_asked(self, event: events.UnloadAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
         model.wanted = model.pinned = False
-        residency = self.state.residency_of(model)
-        if residency is not None:
-            unload_when_idle(
-                self.state, residency, out, UnloadReason.OPERATOR, "unloaded: the operator asked for it"
-            )
+        residency, why = self.state.residency_of(model), "unloaded: the operator asked for it"
+        unload_when_idle(self.state, residency, out, UnloadReason.OPERATOR, why)
 
     def _pin_asked(self, event: events.PinAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
@@ -267,5 +260,7 @@ class Scheduler:
         self.state.stopping = True
         for model in [*self.state.models.values()]:
             model.wanted = False
-            refuse_all(self.state, model, RefusalCode.STOPPING, "the daemon is shutting down", out)
-        stop(self.state, out)
+            refuse(self.state, model.queue, RefusalCode.STOPPING, "the daemon is shutting down", out)
+        why = "unloaded: the daemon is shutting down"
+        for residency in [*self.state.residencies.values()]:
+            unload_when_idle(self.state, residency, out, UnloadReason.SHUTDOWN, why)

@@ -13,21 +13,13 @@ from cotenant.scheduling.state import LastSeen, ModelState, Outbox, Residency, S
 
 LOADING, READY, DRAINING, UNLOADING, RECLAIMING = ResidencyState
 
-ALLOWED: Final = frozenset(
-    {
-        (LOADING, READY),
-        (LOADING, UNLOADING),
-        (LOADING, RECLAIMING),
-        (READY, DRAINING),
-        (READY, UNLOADING),
-        (READY, RECLAIMING),
-        (DRAINING, READY),
-        (DRAINING, UNLOADING),
-        (DRAINING, RECLAIMING),
-        (UNLOADING, RECLAIMING),
-    }
-)
-
+ALLOWED: Final = {
+    LOADING: {READY, UNLOADING, RECLAIMING},
+    READY: {DRAINING, UNLOADING, RECLAIMING},
+    DRAINING: {READY, UNLOADING, RECLAIMING},
+    UNLOADING: {RECLAIMING},
+    RECLAIMING: set[ResidencyState](),
+}
 _KINDS: Final = {
     UnloadReason.EVICTED: DecisionKind.EVICT,
     UnloadReason.OVERCOMMITTED: DecisionKind.EVICT,
@@ -43,7 +35,7 @@ class InvalidTransition(AssertionError):
 
 def move(residency: Residency, to: ResidencyState, at: float) -> None:
     """Change state. Raises InvalidTransition."""
-    if (residency.state, to) not in ALLOWED:
+    if to not in ALLOWED[residency.state]:
         raise InvalidTransition(f"{residency.model} #{residency.id}: {residency.state} → {to} at {at}")
     residency.state = to
     residency.since = at
@@ -65,9 +57,9 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     model.residency = residency.id
     model.loads += 1
     model.last_waiting_text = ""
-    where = f"loading on {device_labels(residency)}: {format_bytes(residency.bytes)}"
-    if not residency.bytes_by_device:
-        where = "connecting to where it is served"
+    where = "connecting to where it is served"
+    if residency.bytes_by_device:
+        where = f"loading on {device_labels(residency)}: {format_bytes(residency.bytes)}"
     out.publish(
         DecisionKind.LOAD,
         residency.model,
@@ -98,23 +90,18 @@ def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason
     held_s = out.at - residency.held_since
     move(residency, UNLOADING, out.at)
     residency.pending_unload = (reason, why)
-    frees = (
-        f"; frees {format_bytes(residency.bytes)} on {device_labels(residency)}" if residency.bytes else ""
-    )
-    out.publish(
-        _KINDS.get(reason, DecisionKind.UNLOAD),
-        residency.model,
-        f"{why}{frees}",
-        bytes=residency.bytes,
-        held_s=held_s,
-        reason=reason.value,
-    )
+    if residency.bytes:
+        why = f"{why}; frees {format_bytes(residency.bytes)} on {device_labels(residency)}"
+    kind, facts = _KINDS.get(reason, DecisionKind.UNLOAD), {"bytes": residency.bytes, "held_s": held_s}
+    out.publish(kind, residency.model, why, **facts, reason=reason.value)
     out.add(StopEngine(residency.id))
 
 
-def unload_when_idle(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
+def unload_when_idle(
+    state: State, residency: Residency | None, out: Outbox, reason: UnloadReason, why: str
+) -> None:
     """Unload at once if nothing uses it; else admit no more requests, and unload when the last one ends."""
-    if residency.gone:
+    if residency is None or residency.gone:
         return
     if not residency.in_flight:
         unload(state, residency, out, reason, why)
@@ -192,7 +179,14 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
             bytes=residency.bytes,
             waited_s=waited_s,
         )
-    _forget(state, residency)
+    del state.residencies[residency.id]
+    del state.ledger.claims[residency.id]
+    model = state.models[residency.model]
+    model.residency = None
+    if model.removed and not model.queue:
+        del state.models[residency.model]
+    for reservation in state.reservations.values():
+        reservation.victims.discard(residency.id)
 
 
 def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
@@ -238,14 +232,3 @@ def _last_seen(reading: DeviceReading | None, engine: ResidencyId) -> LastSeen |
         return None
     held = None if reading.engine_bytes is None else reading.engine_bytes.get(engine, 0)
     return LastSeen(reading.free_bytes, reading.foreign_bytes, held)
-
-
-def _forget(state: State, residency: Residency) -> None:
-    del state.residencies[residency.id]
-    del state.ledger.claims[residency.id]
-    model = state.models[residency.model]
-    model.residency = None
-    if model.removed and not model.queue:
-        del state.models[residency.model]
-    for reservation in state.reservations.values():
-        reservation.victims.discard(residency.id)
