@@ -9,8 +9,7 @@ from cotenant.domain.advisors import AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate
 from cotenant.domain.devices import Inventory
-from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
+from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
 from cotenant.domain.errors import EngineDied
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions

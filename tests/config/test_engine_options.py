@@ -5,8 +5,7 @@ import pytest
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.settings import read_configuration
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB

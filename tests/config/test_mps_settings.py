@@ -3,8 +3,8 @@
 import pytest
 
 from cotenant.config.changes import diff
+from cotenant.domain.devices import MpsGroup, MpsMode
 from cotenant.domain.errors import BadSetting
-from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB
 from tests.config.conftest import Reader
 

@@ -9,6 +9,7 @@ from cotenant.domain.devices import (
     Inventory,
     Reading,
     launch_environment,
+    normalise_bus_id,
 )
 from cotenant.domain.errors import UnknownDevice
 from cotenant.domain.vendors import InventorySource, Vendor
@@ -107,3 +108,21 @@ def test_an_engine_planned_on_no_real_gpu_sees_none(devices: list[Device]) -> No
     environment = launch_environment(devices)
 
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["HIP_VISIBLE_DEVICES"]) == ("-1", "-1")
+
+
+@pytest.mark.parametrize(
+    ("written", "printed"),
+    [
+        ("00000000:01:00.0", "0000:01:00.0"),
+        ("00000000:C1:00.0", "0000:c1:00.0"),
+        ("0000:01:00.0", "0000:01:00.0"),
+        ("01:00.0", "0000:01:00.0"),
+        ("00010000:01:00.0", "10000:01:00.0"),
+        ("00000001:00:00.0", "0001:00:00.0"),
+        ("", None),
+        ("01:00", None),
+        ("PCI:1:0:0", None),
+    ],
+)
+def test_bus_ids_are_written_as_llama_cpp_prints_them(written: str, printed: str | None) -> None:
+    assert normalise_bus_id(written) == printed

@@ -2,9 +2,8 @@ from typing import Any
 
 import pytest
 
-from cotenant.domain.models import CacheType, FlashAttention, Recipe
+from cotenant.domain.models import CacheType, FlashAttention, Recipe, check_recipe
 from cotenant.domain.profiles import Profile, keep_alive_s, max_loaded, recipe_values
-from cotenant.domain.recipes import check_recipe
 
 LOW = Profile.LOW_MEMORY
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.llama_cpp.engine import LlamaHost

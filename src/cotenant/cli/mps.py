@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from cotenant.cli.flags import whole
 from cotenant.cli.options import add_devices_option, read_inventory
 from cotenant.cli.table import print_result
-from cotenant.domain.devices import ComputeMode, Device, DeviceKind, Inventory
+from cotenant.domain.devices import ComputeMode, Device, DeviceKind, Inventory, MpsGroup
 from cotenant.domain.errors import MpsFailed
-from cotenant.domain.sharing import MpsGroup
 from cotenant.domain.units import parse_duration
 
 if TYPE_CHECKING:

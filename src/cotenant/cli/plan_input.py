@@ -10,10 +10,9 @@ from cotenant.config.configuration import ModelDefaults
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import BadRecipe, UnsupportedModelFile, UsageError
-from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.models import ModelKind, ModelShape, Recipe, check_recipe, with_micro_batch
 from cotenant.domain.placements import Budget
 from cotenant.domain.profiles import recipe_values
-from cotenant.domain.recipes import check_recipe, with_micro_batch
 from cotenant.domain.settings import setting_of, settings_of
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cotenant.domain.advisors import AdvisorMode
-from cotenant.domain.engine_options import NO_OPTIONS, EngineOptions
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.devices import MpsGroup, MpsMode
+from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineOptions
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.profiles import Profile
 from cotenant.domain.settings import setting
-from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.model_spec import SchedulerSettings

@@ -11,8 +11,7 @@ from cotenant.config.checked import CheckedSettings
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import Model
 from cotenant.domain.engine_kinds import EngineTraits, keys_of_some_kinds
-from cotenant.domain.engine_options import EngineOptions
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.settings import settings_of

@@ -39,9 +39,8 @@ from cotenant.config.services import services_settings
 from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
-from cotenant.domain.models import ModelKind, Recipe
+from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_batch
 from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
-from cotenant.domain.recipes import check_recipe, with_micro_batch
 from cotenant.domain.units import MIB
 from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules

@@ -14,8 +14,7 @@ from cotenant.daemon.core.fleet import Fleet, only_allowed
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile
-from cotenant.domain.models import ModelKind, ModelShape, Recipe
-from cotenant.domain.recipes import check_recipe, with_micro_batch
+from cotenant.domain.models import ModelKind, ModelShape, Recipe, check_recipe, with_micro_batch
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.interfaces import Operator, PlanAnswer, PlanQuery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -14,6 +15,7 @@ DeviceId = NewType("DeviceId", str)
 """The driver's UUID (`GPU-…`, `MIG-…`), or `host` for the RAM of this machine."""
 
 HOST_ID = DeviceId("host")
+_BUS_ID = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
 
 
 class DeviceKind(StrEnum):
@@ -38,6 +40,21 @@ class DeviceOrder(StrEnum):
     FREE_DESC = "free_desc"
     TOTAL_DESC = "total_desc"
     INDEX = "index"
+
+
+class MpsMode(StrEnum):
+    """When engines run under MPS (CUDA's Multi-Process Service): where it is needed, always, or never."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    OFF = "off"
+
+
+class MpsGroup(StrEnum):
+    """Which cards one MPS daemon serves: all of them together, or each by itself."""
+
+    ALL = "all"
+    CARD = "card"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,3 +233,15 @@ def launch_environment(devices: Sequence[Device]) -> dict[str, str]:
     if vendor is None:
         return {name: value for each in Vendor for name, value in each.traits.hidden.items()}
     return dict(vendor.traits.environment([d.runtime_name or d.id for d in real]))
+
+
+def normalise_bus_id(text: str) -> str | None:
+    """Write a bus id as CUDA and llama.cpp print it, `0000:01:00.0`; None if it is no bus id.
+
+    NVML writes the domain with eight digits, and `lspci` may leave it out.
+    """
+    match = _BUS_ID.fullmatch(text.strip())
+    if match is None:
+        return None
+    domain = int(match[1] or "0", 16)
+    return f"{domain:04x}:{match[2]}:{match[3]}.{match[4]}".lower()

@@ -16,12 +16,13 @@ from cotenant.domain.devices import (
     DeviceKind,
     GpuProcess,
     Inventory,
+    MpsGroup,
+    MpsMode,
     Reading,
 )
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.residencies import ResidencyId
-from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.mps.control import MpsControl

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
+from cotenant.domain.engines import EngineOptions
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.ollama.client import ModelFacts, OllamaClient, default_context, same_tag

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
+from cotenant.domain.engines import EngineOptions
 from cotenant.domain.errors import EngineLoadFailed, EngineMissing
 from cotenant.domain.models import CacheType, ModelKind, Parts
 from cotenant.domain.units import GIB

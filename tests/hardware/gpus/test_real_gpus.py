@@ -7,8 +7,14 @@ import sys
 import pytest
 
 from cotenant.clock import SystemClock
-from cotenant.domain.devices import HOST_ID, Device, DeviceKind, Inventory, launch_environment
-from cotenant.domain.pci import normalise_bus_id
+from cotenant.domain.devices import (
+    HOST_ID,
+    Device,
+    DeviceKind,
+    Inventory,
+    launch_environment,
+    normalise_bus_id,
+)
 from cotenant.domain.units import MIB
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.hardware.gpus.host import HOST_NAME

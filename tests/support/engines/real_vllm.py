@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
+from cotenant.domain.engines import EngineOptions
 from cotenant.domain.models import Recipe
 from cotenant.domain.placements import Budget, Placement
 from cotenant.domain.units import GIB

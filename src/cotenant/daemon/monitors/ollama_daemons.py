@@ -17,8 +17,7 @@ from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.daemon.monitors.attribution import EngineUsage
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
-from cotenant.domain.engines import Endpoint
+from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.models import ModelKind
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.engines.ollama.client import (

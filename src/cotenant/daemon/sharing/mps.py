@@ -11,11 +11,10 @@ from typing import Final
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.sharing.mps_rules import MpsRules, wanted_by
-from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory
+from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory, MpsGroup, MpsMode
 from cotenant.domain.errors import MpsError, MpsFailed
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId
-from cotenant.domain.sharing import MpsGroup, MpsMode
 from cotenant.domain.units import format_duration
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.process.process import ChildProcess, guarded

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.daemon.core.fleet import may_use
-from cotenant.domain.devices import Device
-from cotenant.domain.sharing import MpsGroup, MpsMode
+from cotenant.domain.devices import Device, MpsGroup, MpsMode
 from cotenant.hardware.mps.control import find_program, no_program
 from cotenant.hardware.mps.discovery import FoundDaemon, find_daemons
 

@@ -6,9 +6,8 @@ from typing import Final
 
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadRecipe
-from cotenant.domain.models import ModelKind, Recipe, SplitMode
+from cotenant.domain.models import ModelKind, Recipe, SplitMode, check_recipe
 from cotenant.domain.placements import MAX_DEVICES, Share
-from cotenant.domain.recipes import check_recipe
 from cotenant.domain.units import MIB
 from cotenant.engines.launch.plan import fit_shares, visible_devices
 from cotenant.engines.llama_cpp.host_facts import HostFacts

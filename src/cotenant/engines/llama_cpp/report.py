@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cotenant.domain.devices import Device
+from cotenant.domain.devices import Device, normalise_bus_id
 from cotenant.domain.engines import EngineReport, ReportedDevice
 from cotenant.domain.models import Parts
-from cotenant.domain.pci import normalise_bus_id
 from cotenant.domain.units import MIB
 
 _USING: Final = re.compile(r"using device (\S+) \((.*)\) \(([^()]*)\) - \d+ MiB free")

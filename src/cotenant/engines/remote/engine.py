@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engine_options import EngineOptions
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineOptions
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.units import format_duration

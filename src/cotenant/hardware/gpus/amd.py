@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.clock import Clock
-from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Inventory, Reading
-from cotenant.domain.pci import normalise_bus_id
+from cotenant.domain.devices import (
+    Device,
+    DeviceId,
+    DeviceKind,
+    GpuProcess,
+    Inventory,
+    Reading,
+    normalise_bus_id,
+)
 from cotenant.domain.units import MIB
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.host import HostProbe

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import yaml
 
-from cotenant.domain.devices import ComputeMode, GpuProcess
+from cotenant.domain.devices import ComputeMode, GpuProcess, normalise_bus_id
 from cotenant.domain.errors import BadDeviceSpec
-from cotenant.domain.pci import normalise_bus_id
 from cotenant.hardware.gpus.described_entry import (
     DescribedGpu,
     complete,

@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.clock import Clock
-from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, GpuProcess, Inventory, Reading
-from cotenant.domain.pci import normalise_bus_id
+from cotenant.domain.devices import (
+    ComputeMode,
+    Device,
+    DeviceId,
+    DeviceKind,
+    GpuProcess,
+    Inventory,
+    Reading,
+    normalise_bus_id,
+)
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml_query import Nvml
