@@ -1,6 +1,7 @@
-"""The Protocols that the shell implements for the rest of the program."""
+"""The Protocols that the shell implements for the rest of the program, and the values that they exchange."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,6 @@ from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.domain.records import DecisionRecord, LoadTimes, Record
 from cotenant.domain.requests import ServedModel
 
 
@@ -89,22 +89,29 @@ class EngineHost(Protocol):
         """Start loading. Raises EngineMissing or EngineLacksDevice before anything runs."""
 
 
-class Lease(Protocol):
-    """The right to send one request to an engine."""
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right to send a request to an engine at `endpoint`: a slot, until freed by `_free(abandoned)`."""
 
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where to send it."""
+    endpoint: Endpoint
+    _end: asyncio.Future[EngineEnd]
+    _free: Callable[[bool], None] | None
 
     async def death(self, within_s: float) -> EngineDied | None:
         """Return why the engine died, if that is detected within `within_s` seconds; else None."""
+        await asyncio.wait({self._end}, timeout=within_s)
+        end = self._end.result() if self._end.done() else None
+        return None if end is None or end.cause is None else EngineDied(end.why, cause=end.cause)
 
     def release(self, *, abandoned: bool = False) -> None:
-        """Return the slot; call it once.
+        """Return the slot; a second call does nothing.
 
         `abandoned` says that the engine may still be generating for a client that left: the slot then counts
         as taken until the engine has freed it.
         """
+        if self._free is not None:
+            free, self._free = self._free, None
+            free(abandoned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,32 +276,3 @@ class Puller(Protocol):
         Closing the generator stops the pull; the received bytes are kept for the next pull. Raises
         BadHubName, HubError or NotOffered.
         """
-
-
-class Journal(Protocol):
-    """Stores footprints, load times and decisions from one run of the daemon to the next.
-
-    Recording returns at once and never fails: what cannot be stored is logged once and dropped.
-    Answers are empty while nothing can be read.
-    """
-
-    def record(self, record: Record) -> None:
-        """Store the memory of a load on one device, the duration of a load, or a decision."""
-
-    async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
-        """Return the overhead learned per device name; `calibration.learned_overheads` states the rule."""
-
-    async def estimate_errors(self) -> Mapping[str, float]:
-        """Return the error of predictions per model, as a fraction of the measured bytes."""
-
-    async def seen_bytes(self) -> Mapping[str, int]:
-        """Return the last measured bytes of each model, if a driver reported them."""
-
-    async def load_times(self) -> Mapping[str, LoadTimes]:
-        """Return the expected time of each model's next load, from its last loads."""
-
-    async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
-        """Return the last `limit` decisions, about one model or all, oldest first."""
-
-    async def close(self) -> None:
-        """Store what is pending, and close."""

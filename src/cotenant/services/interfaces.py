@@ -15,7 +15,7 @@ from cotenant.services.model import (
 class ServiceStore(Protocol):
     """Remembers the GPU of each service, in the tables of GPU configuration.
 
-    Unlike a Journal it loses nothing silently: a failed read or write raises StoreError.
+    Unlike the journal it loses nothing silently: a failed read or write raises StoreError.
     """
 
     async def current(self) -> SavedConfiguration | None:

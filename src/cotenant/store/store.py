@@ -19,7 +19,11 @@ _LEARNED_FROM: Final = 2_000
 
 
 class SqlJournal:
-    """A Journal in a database that several daemons may share."""
+    """Stores footprints, load times and decisions from one run of the daemon to the next.
+
+    It is in a database that several daemons may share. Recording returns at once and never fails: what cannot
+    be stored is logged once and dropped. Answers are empty while nothing can be read.
+    """
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer

@@ -6,16 +6,25 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.decision_feed import DecisionFeed
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import Fleet
-from cotenant.daemon.core.lease import FleetLease
-from cotenant.daemon.core.refusals import fault_of
 from cotenant.domain.devices import DeviceId, Reading
-from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
+from cotenant.domain.errors import (
+    CotenantError,
+    DoesNotFit,
+    EngineLoadFailed,
+    QueueFull,
+    ShuttingDown,
+    UnknownModel,
+    WaitTimeout,
+)
+from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
+from cotenant.interfaces import Lease
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import (
     Command,
@@ -29,6 +38,13 @@ from cotenant.scheduling.commands import (
 from cotenant.scheduling.scheduler import Scheduler
 
 _LOG = logging.getLogger("cotenant.decisions")
+_FAULTS: Final[Mapping[RefusalCode, type[CotenantError]]] = {
+    RefusalCode.DOES_NOT_FIT: DoesNotFit,
+    RefusalCode.QUEUE_FULL: QueueFull,
+    RefusalCode.TIMED_OUT: WaitTimeout,
+    RefusalCode.STOPPING: ShuttingDown,
+    RefusalCode.REMOVED: UnknownModel,
+}
 
 
 class Loop:
@@ -55,7 +71,7 @@ class Loop:
         self.served_since: Mapping[str, int] = {}
         self.readings: Mapping[DeviceId, Reading] = {}
         self._on_violation = on_violation
-        self._waiting: dict[TicketId, asyncio.Future[FleetLease]] = {}
+        self._waiting: dict[TicketId, asyncio.Future[Lease]] = {}
         self._conditions: set[asyncio.Event] = set()
         self._memory_changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -118,9 +134,9 @@ class Loop:
 
     # Leases.
 
-    async def wait_for_lease(self, request: events.RequestArrived) -> FleetLease:
-        """Post a request and return its lease once it is granted; a refusal is raised (`fault_of`)."""
-        future: asyncio.Future[FleetLease] = asyncio.get_running_loop().create_future()
+    async def wait_for_lease(self, request: events.RequestArrived) -> Lease:
+        """Post a request and return its lease once it is granted; a refusal is raised (`_fault_of`)."""
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiting[request.ticket] = future
         self.post(request)
         try:
@@ -132,16 +148,17 @@ class Loop:
                 future.result().release()
             raise
 
-    def lease_on(self, lease: LeaseId, residency: ResidencyId) -> FleetLease:
+    def lease_on(self, lease: LeaseId, residency: ResidencyId) -> Lease:
         """Return a granted lease on the engine of a ready residency."""
         running = self.effects.running[residency]
-        return FleetLease(self.release, lease, residency, running.ready_engine.endpoint, running.end)
+        free = partial(self._release, lease, residency)
+        return Lease(running.ready_engine.endpoint, running.end, free)
 
-    def release(self, lease: LeaseId, residency: ResidencyId, *, abandoned: bool) -> None:
+    def _release(self, lease: LeaseId, residency: ResidencyId, abandoned: bool) -> None:
         """Free a slot; one `abandoned` by its client only once the engine has stopped generating."""
         running = self.effects.running.get(residency) if abandoned else None
         if running is not None and running.slot_reaper is not None:
-            running.slot_reaper.abandon(lambda: self.release(lease, residency, abandoned=False))
+            running.slot_reaper.abandon(partial(self._release, lease, residency, False))
         else:
             self._execute(self.scheduler.release(lease, self.clock.now()))
 
@@ -149,7 +166,7 @@ class Loop:
         found = self.scheduler.state.residencies.get(residency)
         return found.in_flight if found else 0
 
-    def _grant(self, ticket: TicketId, lease: FleetLease) -> None:
+    def _grant(self, ticket: TicketId, lease: Lease) -> None:
         future = self._waiting.pop(ticket, None)
         if future is None or future.done():
             # The client has just left. Released later, since a command is being executed now.
@@ -160,7 +177,7 @@ class Loop:
     def _refuse(self, refusal: Refuse) -> None:
         future = self._waiting.pop(refusal.ticket, None)
         if future is not None and not future.done():
-            future.set_exception(fault_of(refusal))
+            future.set_exception(_fault_of(refusal))
 
     # Waiting for changes.
 
@@ -193,3 +210,10 @@ class Loop:
         await self.effects.close()
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _fault_of(refusal: Refuse) -> CotenantError:
+    """Return the error for a refusal; that of a failed load has the cause."""
+    if refusal.code is RefusalCode.LOAD_FAILED:
+        return EngineLoadFailed(refusal.text, retry_after_s=refusal.retry_after_s, cause=refusal.cause)
+    return _FAULTS[refusal.code](refusal.text, retry_after_s=refusal.retry_after_s)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from cotenant.daemon.core.lease import FleetLease
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import served_model
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.residencies import TicketId
-from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
+from cotenant.interfaces import DEFAULT_TERMS, Lease, LeaseTerms
 from cotenant.scheduling.events import RequestArrived
 
 
@@ -36,13 +35,13 @@ class FleetRouter:
         """Return the model's own name for a name or alias. Raises UnknownModel."""
         return self._loop.fleet.resolve(name)
 
-    def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> FleetLease | None:
+    def try_lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease | None:
         """Grant a lease at once on a ready model with a free slot. Raises UnknownModel."""
         loop = self._loop
         granted = self._scheduler.try_grant(loop.fleet.resolve(name), self._clock.now(), terms.keep_alive_s)
         return None if granted is None else loop.lease_on(*granted)
 
-    async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> FleetLease:
+    async def lease(self, name: str, terms: LeaseTerms = DEFAULT_TERMS) -> Lease:
         """Wait for a lease, while the model is loaded if need be.
 
         Raises UnknownModel, QueueFull, WaitTimeout, DoesNotFit, EngineLoadFailed or ShuttingDown.

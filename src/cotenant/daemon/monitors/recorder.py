@@ -15,9 +15,9 @@ from cotenant.domain.devices import Inventory
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.warm import WarmTier, presence
-from cotenant.interfaces import Journal
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.state import Residency
+from cotenant.store.store import SqlJournal
 
 _MOSTLY = 0.9
 
@@ -25,7 +25,7 @@ _MOSTLY = 0.9
 class Recorder:
     """Writes decisions and what loads took to the journal."""
 
-    def __init__(self, journal: Journal, view: FleetView) -> None:
+    def __init__(self, journal: SqlJournal, view: FleetView) -> None:
         self._journal = journal
         self._view = view
         self._warmth: dict[str, Warmth] = {}
@@ -107,7 +107,7 @@ class CacheWarmer:
                 self._passes[name] = asyncio.get_running_loop().create_task(warming)
 
 
-async def learned(journal: Journal, configuration: Configuration) -> Configuration:
+async def learned(journal: SqlJournal, configuration: Configuration) -> Configuration:
     """Return the configuration with the overheads learned from past runs, unless the operator set one."""
     rules = configuration.devices.rules
     if rules.overhead_bytes != BudgetRules().overhead_bytes:
