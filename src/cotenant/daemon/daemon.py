@@ -30,10 +30,10 @@ from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.recorder import CacheWarmer, Recorder
 from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.daemon.plans import Plans
-from cotenant.daemon.services import services_of
 from cotenant.daemon.sharing.mps import Sharing
 from cotenant.daemon.sharing.mps_rules import MpsRules
 from cotenant.daemon.systemd_notify import ServiceManager
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.records import LoadTimes
 from cotenant.domain.vendors import InventorySource
@@ -46,9 +46,10 @@ from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.xid_events import XidWatch
 from cotenant.hardware.model_cache.warm import WarmTier
 from cotenant.hub.puller import HubPuller
-from cotenant.interfaces import EngineHost
 from cotenant.scheduling.events import LoadAsked, StopAsked
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.services.compose.orchestrator import ComposeOrchestrator
+from cotenant.services.operator import Services
 from cotenant.store.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -84,9 +85,27 @@ class Daemon:
         self._hangup = asyncio.Event()
 
         # Each part gets those above it. If one reports to a part below it, that part adds a listener.
-        self._hosts = _engine_hosts(inputs, sock.getsockname()[1], clock)
+        self._hosts = EngineHosts(
+            HostInputs(
+                # By port, since two daemons of one user must not write one file.
+                LogFolder(options.log_dir / str(sock.getsockname()[1])),
+                ProbeMeter(inputs.probe, clock),
+                exclusive=exclusive_cards(inputs.inventory),
+                llama_server=options.llama_server,
+                cuda_version=inputs.inventory.cuda_version,
+            )
+        )
         self._sharing = Sharing(mps, ceilings=not options.use_fit_params)
-        effects = _effects(inputs, self._hosts, self._sharing, clock)
+        rules = configuration.devices.rules
+        effects = Effects(
+            self._hosts,
+            clock,
+            lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
+            options.load_timeout_s,
+            options.use_fit_params,
+            self._sharing.environment,
+            [self._sharing.ended],
+        )
         scheduler = Scheduler(scheduler_settings(configuration))
         self._loop = loop = Loop(scheduler, clock, effects, on_violation=self._stop.set)
         self._active = active = ActiveConfiguration(
@@ -114,7 +133,7 @@ class Daemon:
         self._cards = CardWatcher(
             inputs.probe,
             configuration.devices.use,
-            configuration.devices.rules,
+            rules,
             loop,
             view,
             clock,
@@ -126,9 +145,15 @@ class Daemon:
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.measured]
         self._sharing.listeners.append(self._cards.republish)
         active.listeners.append(self._cards.republish)
-        self._services = services_of(
-            configuration.services, store.services, inputs.probe, self._operator, options.state_dir
-        )
+        self._services: Services | None = None
+        if configuration.services is not None:
+            self._services = Services(
+                configuration.services,
+                store.services,
+                ComposeOrchestrator(configuration.services, options.state_dir / "services"),
+                inputs.probe.inventory,
+                lambda: {DeviceId(d.uuid): d.claimed_bytes for d in self._operator.devices()},
+            )
 
     async def serve(self, after_ready: AfterReady | None) -> None:
         """Load, serve, drain, stop."""
@@ -178,14 +203,17 @@ class Daemon:
 
     async def _serve_until_stopped(self, after_ready: AfterReady | None) -> None:
         gateway = self._gateway()
-        _freeze_garbage()
+        # Imported modules live as long as the daemon: scanning them takes tens of milliseconds, during which
+        # no request proceeds.
+        gc.collect()
+        gc.freeze()
         address = _address(self._sock)
-        ready = asyncio.Event()
 
         def on_ready() -> None:
             self._reporter.serving(address, self._active.configuration)
             self._report_ready(address)
-            ready.set()
+            if after_ready is not None:
+                others.append(tasks.create_task(after_ready(address)))
 
         async with asyncio.TaskGroup() as tasks:
             others = [
@@ -199,8 +227,6 @@ class Daemon:
                     *self._watchers(),
                 )
             ]
-            if after_ready is not None:
-                others.append(tasks.create_task(_after(ready, after_ready, address)))
             grace_s = self._inputs.options.grace_s
             serving = tasks.create_task(
                 serve(gateway, self._sock, stop=self._stop, grace_s=grace_s, on_ready=on_ready)
@@ -279,45 +305,6 @@ class Daemon:
             for task in (working, waiting):
                 task.cancel()
             await asyncio.gather(working, waiting, return_exceptions=True)
-
-
-def _engine_hosts(inputs: DaemonInputs, port: int, clock: SystemClock) -> EngineHosts:
-    return EngineHosts(
-        HostInputs(
-            # By port, since two daemons of one user must not write one file.
-            LogFolder(inputs.options.log_dir / str(port)),
-            ProbeMeter(inputs.probe, clock),
-            exclusive=exclusive_cards(inputs.inventory),
-            llama_server=inputs.options.llama_server,
-            cuda_version=inputs.inventory.cuda_version,
-        )
-    )
-
-
-def _effects(inputs: DaemonInputs, host: EngineHost, sharing: Sharing, clock: SystemClock) -> Effects:
-    rules = inputs.configuration.devices.rules
-    return Effects(
-        host,
-        clock,
-        cpu_fallback=lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
-        load_timeout_s=inputs.options.load_timeout_s,
-        use_fit_params=inputs.options.use_fit_params,
-        sharing=sharing,
-    )
-
-
-async def _after(ready: asyncio.Event, action: AfterReady, address: str) -> None:
-    await ready.wait()
-    await action(address)
-
-
-def _freeze_garbage() -> None:
-    """Exclude imported modules from garbage collection, since they live as long as the daemon.
-
-    Scanning them takes tens of milliseconds, during which no request proceeds.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _address(sock: socket.socket) -> str:

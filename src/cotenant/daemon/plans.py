@@ -3,41 +3,26 @@
 import asyncio
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cotenant.clock import Clock
-from cotenant.config.configuration import Configuration
+from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.names import clean_name
 from cotenant.daemon.core.fleet import Fleet, only_allowed
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
 from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile
-from cotenant.domain.models import ModelKind, ModelShape, Recipe, check_recipe, with_micro_batch
+from cotenant.domain.models import ModelKind, check_recipe, with_micro_batch
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.interfaces import Operator, PlanAnswer, PlanQuery
 from cotenant.model_files import load_model
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
-from cotenant.planning.planner import PlanRequest
 
 _NO_DEVICES = Inventory(InventorySource.NVML, (), {}, problems=("the driver reports no GPU now",))
-
-
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """A model to plan, and the defaults of its plan, named as in ModelEntry."""
-
-    name: str
-    shape: ModelShape
-    recipe: Recipe
-    path: Path | None = None
-    projector_path: Path | None = None
-    projector_bytes: int = 0
-    gpus: tuple[str, ...] = ()
-    stated_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +74,18 @@ class Plans:
 def _plan(
     asked: PlanQuery, configuration: Configuration, inventory: Inventory, rules: BudgetRules
 ) -> PlanAnswer:
-    subject = _subject(asked, configuration)
+    subject = _entry(asked, configuration)
     if subject.shape.kind is ModelKind.PROJECTOR:
         raise UnsupportedModelFile(
             f"{subject.name} is a vision projector, not a model of its own",
             hint="Choose the model that it goes with.",
         )
-    recipe = _recipe(asked, subject)
+    changed: dict[str, Any] = dict(asked.recipe)
+    recipe = with_micro_batch(replace(subject.recipe, **changed), subject.shape.kind)
+    check_recipe(recipe)
     allowed = subject.gpus if asked.gpus is None else ()
     found = tuple(only_allowed(budgets(inventory, rules), allowed))
-    request = PlanRequest(subject.name, subject.shape, recipe, subject.projector_bytes, subject.stated_bytes)
+    request = replace(subject.request, recipe=recipe)
     return PlanAnswer(
         subject.name,
         subject.path,
@@ -116,18 +103,18 @@ def _plan(
     )
 
 
-def _subject(asked: PlanQuery, configuration: Configuration) -> _Subject:
+def _entry(asked: PlanQuery, configuration: Configuration) -> ModelEntry:
+    """Return the model to plan, with the defaults of its plan."""
     if asked.model is not None:
         fleet = Fleet.of(configuration.models)
-        entry = fleet.entries[fleet.resolve(asked.model)]
-        return _Subject(**{each.name: getattr(entry, each.name) for each in fields(_Subject)})
+        return fleet.entries[fleet.resolve(asked.model)]
     recipe = configuration.defaults.recipe
     if asked.shape is not None:
-        return _Subject(asked.name, asked.shape, recipe, projector_bytes=asked.projector_bytes)
+        return ModelEntry(asked.name, None, recipe, asked.shape, (), (), None, asked.projector_bytes)
     if asked.path is None:
         raise BadRequest("no model is named", hint="Give model, path or headers.")
     path = _reachable(asked.path, configuration)
-    return _Subject(clean_name(path), load_model(path), recipe, path)
+    return ModelEntry(clean_name(path), path, recipe, load_model(path), (), ())
 
 
 def _reachable(text: str, configuration: Configuration) -> Path:
@@ -151,14 +138,6 @@ def _folders(configuration: Configuration) -> set[Path]:
     if configuration.models_dir:
         folders.add(configuration.models_dir)
     return {Path(os.path.abspath(folder.expanduser())) for folder in folders}
-
-
-def _recipe(asked: PlanQuery, subject: _Subject) -> Recipe:
-    """Return the recipe asked for. Raises BadRecipe."""
-    changed: dict[str, Any] = dict(asked.recipe)
-    recipe = with_micro_batch(replace(subject.recipe, **changed), subject.shape.kind)
-    check_recipe(recipe)
-    return recipe
 
 
 def _rules(asked: PlanQuery, rules: BudgetRules) -> BudgetRules:

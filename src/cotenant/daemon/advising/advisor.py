@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -46,65 +47,30 @@ Ask = Callable[[AdvisorPrompt], Awaitable[bytes]]
 """Returns a chat completion. Raises AdvisorUnavailable or Unreachable."""
 
 
-class Breaker:
-    """A circuit breaker: opens for a while after three failures in a row; then one failure opens it again."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._failures = 0
-        self._open_until: float | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether the advisor must not be asked now."""
-        return self._open_until is not None and self._clock.now() < self._open_until
-
-    def succeeded(self) -> None:
-        """Reset the counters."""
-        self._failures, self._open_until = 0, None
-
-    def failed(self) -> bool:
-        """Count a failure, and return whether it opened the breaker."""
-        self._failures += 1
-        if self._failures < _FAILURES_IN_A_ROW:
-            return False
-        self._open_until = self._clock.now() + _BREAK_S
-        return True
-
-
+@dataclass(slots=True)
 class Advisor:
     """Asks for advice every `every_s`, one question at a time; nothing waits for the response.
 
-    As a listener to decisions it also counts those that advice has changed.
+    After three failures in a row it is not asked for a while; then one more failure breaks off again. As a
+    listener to decisions it also counts those that advice has changed.
     """
 
-    def __init__(
-        self,
-        settings: AdvisorSettings,
-        ask: Ask,
-        operator: FleetOperator,
-        post: Callable[[AdviceGiven], None],
-        clock: Clock,
-    ) -> None:
-        self._settings = settings
-        self._ask = ask
-        self._operator = operator
-        self._post = post
-        self._clock = clock
-        self._breaker = Breaker(clock)
-        self._outcomes: Counter[QuestionOutcome] = Counter()
-        self._mattered = 0
-        self._last_failure: str | None = None
+    _settings: AdvisorSettings
+    _ask: Ask
+    _operator: FleetOperator
+    _post: Callable[[AdviceGiven], None]
+    _clock: Clock
+    _outcomes: Counter[QuestionOutcome] = field(default_factory=Counter)
+    _mattered: int = 0
+    _failures_in_a_row: int = 0
+    _last_failure: str | None = None
+    _broken_until: float = -math.inf
 
     def status(self) -> AdvisorStatus:
         """Return the outcomes of the questions so far."""
-        return AdvisorStatus(
-            str(self._settings.mode),
-            {**self._outcomes},
-            self._mattered,
-            self._breaker.open,
-            self._last_failure,
-        )
+        broken = self._clock.now() < self._broken_until
+        mode, outcomes = str(self._settings.mode), {**self._outcomes}
+        return AdvisorStatus(mode, outcomes, self._mattered, broken, self._last_failure)
 
     def decided(self, decision: Decision) -> None:
         """Count a decision that advice has changed."""
@@ -117,8 +83,8 @@ class Advisor:
             await self.ask_once()
 
     async def ask_once(self) -> None:
-        """Ask, unless the breaker is open, and pass the hints on; a failure is counted and logged."""
-        if self._breaker.open:
+        """Ask, unless it is broken off, and pass the hints on; a failure is counted and logged."""
+        if self._clock.now() < self._broken_until:
             self._outcomes[QuestionOutcome.SKIPPED] += 1
             return
         prompt = AdvisorPrompt.of(self._operator.statuses(), self._operator.devices(), self._clock.now())
@@ -130,8 +96,7 @@ class Advisor:
         except (BadAdvice, Unreachable) as error:
             self._failed(error)
         else:
-            self._breaker.succeeded()
-            self._last_failure = None
+            self._failures_in_a_row, self._last_failure = 0, None
             self._outcomes[QuestionOutcome.ANSWERED] += 1
             shadow = self._settings.mode is AdvisorMode.SHADOW
             _LOG.debug("advice on %d models, shadow=%s", len(hints), shadow)
@@ -146,11 +111,12 @@ class Advisor:
             raise Unreachable(f"no answer within {format_duration(self._settings.timeout_s)}") from None
 
     def _failed(self, error: BadAdvice | Unreachable) -> None:
-        self._outcomes[
-            QuestionOutcome.INVALID if isinstance(error, BadAdvice) else QuestionOutcome.FAILED
-        ] += 1
+        invalid = isinstance(error, BadAdvice)
+        self._outcomes[QuestionOutcome.INVALID if invalid else QuestionOutcome.FAILED] += 1
         self._last_failure = str(error)
-        if self._breaker.failed():
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
+            self._broken_until = self._clock.now() + _BREAK_S
             pause = format_duration(_BREAK_S)
             _LOG.warning("the advisor failed (%s); it is not asked for %s", error, pause)
         else:

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
@@ -62,47 +63,38 @@ class Running:
         self.loaded_bytes = seen
 
 
-class EngineSharing(Protocol):
-    """Lets engines share cards; each `environment` is followed by one `ended`."""
+SharedEnvironment = Callable[
+    [ResidencyId, ModelEntry, Placement, Callable[[str], None]], Awaitable[Mapping[str, str]]
+]
+"""Returns the environment variables of an engine that may share its cards. Raises CotenantError.
 
-    async def environment(
-        self, residency: ResidencyId, entry: ModelEntry, placement: Placement, fail: Callable[[str], None]
-    ) -> Mapping[str, str]:
-        """Return the environment variables for an engine. Raises CotenantError.
-
-        `fail` is called with the reason if the engine later loses what it shares.
-        """
-
-    def ended(self, residency: ResidencyId) -> None:
-        """Record that the engine of a residency has ended."""
+The function that it gets is called with the reason if the engine later loses what it shares.
+"""
 
 
+async def _nothing_shared(*_: object) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(slots=True)
 class Effects:
     """Starts and stops engines, and posts their events.
 
     `cpu_fallback` turns a placement on described GPUs into one that this machine can run. `log_paths` has the
-    log of each model's last engine.
+    log of each model's last engine. `end_listeners` are called once an engine has ended, or was never
+    started: once after each call of `environment`.
     """
 
-    def __init__(
-        self,
-        host: EngineHost,
-        clock: Clock,
-        *,
-        cpu_fallback: CpuFallback,
-        load_timeout_s: float,
-        use_fit_params: bool = False,
-        sharing: EngineSharing | None = None,
-    ) -> None:
-        self._host = host
-        self._sharing = sharing
-        self._clock = clock
-        self._cpu_fallback = cpu_fallback
-        self._load_timeout_s = load_timeout_s
-        self._use_fit_params = use_fit_params
-        self._stopping = BackgroundTasks()
-        self.running: dict[ResidencyId, Running] = {}
-        self.log_paths: dict[str, Path | None] = {}
+    host: EngineHost
+    clock: Clock
+    cpu_fallback: CpuFallback
+    load_timeout_s: float
+    use_fit_params: bool = False
+    environment: SharedEnvironment = _nothing_shared
+    end_listeners: list[Callable[[ResidencyId], None]] = field(default_factory=list)
+    running: dict[ResidencyId, Running] = field(default_factory=dict)
+    log_paths: dict[str, Path | None] = field(default_factory=dict)
+    _stopping: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def start(
         self,
@@ -156,7 +148,8 @@ class Effects:
         try:
             end = await self._live(residency, entry, running)
         except CotenantError as error:
-            end = _failure(error)
+            why = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
+            end = EngineEnd(why, error.cause if isinstance(error, EngineError) else None)
         except Exception as error:
             _LOG.exception("engine failed unexpectedly: model=%s", entry.name)
             end = EngineEnd(f"{entry.name} failed unexpectedly: {error}")
@@ -168,8 +161,8 @@ class Effects:
                 self._report_end(residency, running, end)
 
     def _report_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
-        if self._sharing is not None:
-            self._sharing.ended(residency)
+        for listener in self.end_listeners:
+            listener(residency)
         if running.slot_reaper is not None:
             running.slot_reaper.close()
         del self.running[residency]
@@ -177,40 +170,32 @@ class Effects:
             end = EngineEnd(f"{running.model} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
         running.end.set_result(end)
         cause = Cause.UNKNOWN if end.cause is None else end.cause
-        running.post(EngineExited(self._clock.now(), residency, end.why, cause))
+        running.post(EngineExited(self.clock.now(), residency, end.why, cause))
 
     async def _live(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> EngineEnd:
         """Load, serve, and return why it ended."""
-        carried_out = self._cpu_fallback(entry, running.placement)
+        carried_out = self.cpu_fallback(entry, running.placement)
         if isinstance(carried_out, Refusal):
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
-        shared: Mapping[str, str] = {}
-        if self._sharing is not None:
-            shared = await self._sharing.environment(
-                residency, entry, running.placement, lambda why: self._fail(residency, why)
-            )
+        fail = partial(self._fail, residency)
+        shared = await self.environment(residency, entry, running.placement, fail)
         order = EngineOrder(
             entry.name,
             entry.path,
             entry.shape.kind,
             carried_out,
             projector_path=entry.projector_path,
-            use_fit_params=self._use_fit_params,
+            use_fit_params=self.use_fit_params,
             env={**shared, **entry.env},
             args=entry.args,
             launch=entry.launch,
             options=entry.options,
         )
-        engine = running.engine = await self._host.start(order)
+        engine = running.engine = await self.host.start(order)
         self.log_paths[entry.name] = engine.log_path
-        await engine.wait_ready(self._load_timeout_s)
+        await engine.wait_ready(self.load_timeout_s)
         running.placement = carried_out
         running.report = engine.report()
         running.slot_reaper = AbandonedSlotReaper(engine, running.in_flight)
-        running.post(EngineReady(self._clock.now(), residency))
+        running.post(EngineReady(self.clock.now(), residency))
         return await engine.wait_exit()
-
-
-def _failure(error: CotenantError) -> EngineEnd:
-    why = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
-    return EngineEnd(why, error.cause if isinstance(error, EngineError) else None)

@@ -1,8 +1,8 @@
 """What a run of the daemon gets, and how it reports its start."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cotenant.analysis.calibration import Comparison
 from cotenant.config.configuration import Configuration, ModelEntry
@@ -44,4 +44,4 @@ class DaemonInputs:
     examine: Callable[[Configuration], Mapping[str, object]] | None = None
 
 
-AfterReady = Callable[[str], Awaitable[None]]
+AfterReady = Callable[[str], Coroutine[Any, Any, None]]

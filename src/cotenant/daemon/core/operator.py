@@ -1,7 +1,9 @@
 """What operators see of the models and devices, and what they may do with them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
@@ -9,17 +11,23 @@ from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus
 from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
 from cotenant.domain.residencies import ResidencyState
 from cotenant.scheduling import events
+from cotenant.scheduling.state import State
 
-Reload = Callable[[], Awaitable[Sequence[str]]]
 
-
+@dataclass(frozen=True, slots=True)
 class FleetOperator:
-    """The Operator over a Loop. Names may be aliases; `reload` reads the configuration again."""
+    """The Operator over a Loop. Names may be aliases.
 
-    def __init__(self, loop: Loop, reload: Reload) -> None:
-        self._loop = loop
-        self._state = loop.scheduler.state
-        self._reload = reload
+    `reload` reads the configuration again and says what changed. It raises BadSetting and then changes
+    nothing.
+    """
+
+    _loop: Loop
+    reload: Callable[[], Coroutine[Any, Any, Sequence[str]]]
+
+    @property
+    def _state(self) -> State:
+        return self._loop.scheduler.state
 
     def statuses(self) -> Sequence[ModelStatus]:
         """Return the status of every model."""
@@ -76,10 +84,6 @@ class FleetOperator:
     def pin(self, name: str, pinned: bool) -> None:
         """Pin a model, so that it is never evicted, or unpin it. Raises UnknownModel."""
         self._loop.post(events.PinAsked(self._loop.clock.now(), self._loop.fleet.resolve(name), pinned))
-
-    async def reload(self) -> Sequence[str]:
-        """Read the configuration again and say what changed. Raises BadSetting and then changes nothing."""
-        return await self._reload()
 
     def _load_has_ended(self, name: str) -> bool:
         """Whether the model is ready, or is neither loading nor to be loaded any more."""

@@ -65,12 +65,7 @@ class Sharing:
     nothing limits the memory of an engine. Daemons that already run are used, and never stopped.
     """
 
-    def __init__(
-        self,
-        rules: MpsRules,
-        *,
-        ceilings: bool = True,
-    ) -> None:
+    def __init__(self, rules: MpsRules, *, ceilings: bool = True) -> None:
         self._rules = rules
         self.listeners: list[Callable[[], None]] = []
         self._ceilings = ceilings
