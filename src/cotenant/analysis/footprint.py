@@ -9,11 +9,12 @@ A model is a row of *units*: its blocks 0 … L-1 and then the output layer, uni
 range of units, so its bytes are a function of the range and of a few facts about the whole split.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
+from cotenant.analysis.ggml_types import GGML_TYPES
 from cotenant.domain.models import (
     AttentionKind,
     CacheType,
@@ -29,17 +30,7 @@ _COPIES: Final = 4  # GGML_SCHED_MAX_COPIES, a build-time constant of llama.cpp
 _F32: Final = 4
 _F16: Final = 2
 
-_CACHE_BLOCKS: Final[dict[CacheType, tuple[int, int]]] = {
-    CacheType.F32: (1, 4),
-    CacheType.F16: (1, 2),
-    CacheType.BF16: (1, 2),
-    CacheType.Q8_0: (32, 34),
-    CacheType.Q5_1: (32, 24),
-    CacheType.Q5_0: (32, 22),
-    CacheType.Q4_1: (32, 20),
-    CacheType.Q4_0: (32, 18),
-    CacheType.IQ4_NL: (32, 18),
-}
+_TYPES: Final = {kind.name.lower(): kind for kind in GGML_TYPES.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,24 +135,20 @@ class Costs:
         """Return `parts(…).total` without overhead, fast: searches call it."""
         if start >= stop:
             return 0
-        total = (
-            self._weights_before[stop]
-            - self._weights_before[start]
-            + self._kv_before[stop]
-            - self._kv_before[start]
-            + self.shape.shared_bytes
-            + self._peaks(start, stop)
-            + (self._inputs_many if many else self._inputs_single)
-        )
+        total = self._weights_before[stop] - self._weights_before[start] + self.shape.shared_bytes
+        total += self._kv_before[stop] - self._kv_before[start] + self._peaks(start, stop)
+        total += self._inputs_many if many else self._inputs_single
         if start == self.begin:
             total += self.projector_bytes + self._first_extra_compute
         return total
 
     def read_bytes(self, start: int, stop: int) -> int:
         """Return the bytes that one generated token reads from units [start, stop)."""
-        inactive = self._inactive_expert_bytes(self.shape.layers[start : min(stop, self.shape.n_layers)])
         weights = self._weights_before[stop] - self._weights_before[start]
-        return weights - inactive + self._kv_before[stop] - self._kv_before[start]
+        if n_expert := self.shape.n_expert:
+            idle = n_expert - self.shape.n_expert_used
+            weights -= sum(layer.expert_bytes * idle // n_expert for layer in self.shape.layers[start:stop])
+        return weights + self._kv_before[stop] - self._kv_before[start]
 
     def host(self, *, many: bool) -> Parts:
         """Return what stays in host RAM: the input layer, units before `begin`, and the graph's inputs."""
@@ -259,12 +246,6 @@ class Costs:
             return 0
         return max((layer.largest_tensor_bytes for layer in self.shape.layers[: self.begin]), default=0)
 
-    def _inactive_expert_bytes(self, layers: Iterable[LayerShape]) -> int:
-        if not self.shape.n_expert:
-            return 0
-        idle = self.shape.n_expert - self.shape.n_expert_used
-        return sum(layer.expert_bytes * idle // self.shape.n_expert for layer in layers)
-
 
 class _RangeMaximum:
     """The maximum of any range of fixed values, in constant time, by tables of power-of-two windows."""
@@ -290,5 +271,5 @@ def _pad(count: int) -> int:
 
 
 def _row_bytes(kind: CacheType, elements: int) -> int:
-    block, size = _CACHE_BLOCKS[kind]
-    return -(-elements // block) * size
+    stored = _TYPES[kind]
+    return -(-elements // stored.block_elements) * stored.block_bytes

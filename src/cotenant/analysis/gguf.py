@@ -104,8 +104,8 @@ def read_gguf(source: ByteSource) -> GgufHeader:
 
 def _read_version(cursor: _Cursor) -> int:
     if cursor.source.read_at(0, 4) != b"GGUF":
-        looks = describe_magic(cursor.source.read_at(0, 512))
-        raise NotAModelFile(f"{cursor.source.name} is not a GGUF file: it is {looks.what}", hint=looks.hint)
+        what, hint = describe_magic(cursor.source.read_at(0, 512))
+        raise NotAModelFile(f"{cursor.source.name} is not a GGUF file: it is {what}", hint=hint)
     cursor.skip(4)
     version = cursor.uint32("the version")
     if version in (2, 3):

@@ -6,31 +6,13 @@ from dataclasses import dataclass
 
 from cotenant.analysis import architectures as arch
 from cotenant.analysis.hyperparameters import Hyperparameters
-from cotenant.domain.models import AttentionKind
+from cotenant.domain.models import AttentionKind, LayerShape
 
 
-@dataclass(frozen=True, slots=True)
-class BlockMemory:
-    """One block's part of the cache, in elements: per token (K and V) and per sequence (state)."""
+def cached_layers(hp: Hyperparameters, n_all: int, n_blocks: int) -> tuple[list[LayerShape], int | None]:
+    """Return what the first `n_blocks` of `n_all` blocks cache, and the window of the sliding ones.
 
-    attention: AttentionKind = AttentionKind.NONE
-    n_head: int = 0
-    k_elements: int = 0
-    v_elements: int = 0
-    state_elements: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ModelMemory:
-    """All blocks except those for next-token prediction, and the window of the sliding ones."""
-
-    blocks: tuple[BlockMemory, ...]
-    sliding_window: int | None
-
-
-def model_memory(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelMemory:
-    """Compute the memory of the first `n_blocks` of `n_all` blocks.
-
+    The other blocks, for next-token prediction, are skipped; no weights are filled in.
     Sources: `llama_hparams` (`n_embd_k_gqa`, `n_embd_r`, `n_embd_s`, `has_kv`) and `create_memory`.
     """
     heads = hp.per_block(".attention.head_count", n_all) or [0] * n_all
@@ -48,8 +30,11 @@ def model_memory(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelMemory:
             kind = widths.kind(sliding[index])
             if index < n_with_kv:
                 k, v = widths.elements(kind, kv_heads[index])
-        blocks.append(BlockMemory(kind, heads[index], k, v, state if recurrent[index] else 0))
-    return ModelMemory(tuple(blocks), window)
+        kept = state if recurrent[index] else 0
+        blocks.append(LayerShape(index, 0, 0, 0, kind, heads[index], k, v, kept))
+    skipped = range(n_blocks, n_all)
+    blocks += [LayerShape(index, 0, attention=AttentionKind.NONE, skipped=True) for index in skipped]
+    return blocks, window
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,8 @@ def read_safetensors(source: ByteSource) -> SafetensorsHeader:
     head = source.read_at(0, 512)
     length = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{":
-        looks = describe_magic(head)
-        raise NotAModelFile(f"{source.name} is not a safetensors file: it is {looks.what}", hint=looks.hint)
+        what, hint = describe_magic(head)
+        raise NotAModelFile(f"{source.name} is not a safetensors file: it is {what}", hint=hint)
     if length > HEADER_LIMIT or 8 + length > source.size:
         _fail(source, f"a header of {length} bytes in a file of {source.size}")
     entries = parse_json_object(source.read_at(8, length), f"the header of {source.name}")

@@ -3,16 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.analysis import architectures as arch
 from cotenant.analysis.ggml_types import FILE_TYPES
 from cotenant.analysis.gguf import GgufHeader, TensorInfo
 from cotenant.analysis.hyperparameters import MOST_BLOCKS, Hyperparameters
-from cotenant.analysis.layer_memory import ModelMemory, model_memory
+from cotenant.analysis.layer_memory import cached_layers
 from cotenant.domain.errors import CorruptModelFile, UnsupportedModelFile
-from cotenant.domain.models import AttentionKind, LayerShape, ModelKind, ModelShape
+from cotenant.domain.models import LayerShape, ModelKind, ModelShape
 
 _DEVICE_ALIGNMENT: Final = 128
 _ROW_PADDING: Final = 512
@@ -104,7 +104,7 @@ def _share_out(tensors: Iterable[TensorInfo], n_all: int, architecture: str) -> 
 def _text_shape(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelShape:
     header = hp.header
     shares = _share_out(header.tensors, n_all, hp.architecture)
-    memory = model_memory(hp, n_all, n_blocks)
+    cached, sliding_window = cached_layers(hp, n_all, n_blocks)
     embedding = next((t for t in shares.input if t.name == "token_embd.weight"), None)
     tied = (
         embedding is not None
@@ -112,28 +112,31 @@ def _text_shape(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelShape:
         and not any(tensor.name == "output.weight" for tensor in shares.output)
     )
     output_bytes = _sum(shares.output) + (allocated_bytes(embedding) if tied and embedding else 0)
+    rows = embedding.dims[1] if embedding and len(embedding.dims) > 1 else 0
     pooling = hp.count(".pooling_type", _POOLING_NONE)
     embeds = pooling != _POOLING_NONE or hp.architecture in arch.WITHOUT_OUTPUT
+    kind = ModelKind.EMBEDDING if embeds else ModelKind.TEXT
+    if pooling == _POOLING_RANK:
+        kind = ModelKind.RERANK
     n_expert = hp.count(".expert_count", 0)
     n_expert_used = max(hp.per_block(".expert_used_count", n_all) or [0])
-    layers = _layers(hp, shares, memory, n_all)
     return ModelShape(
         name=hp.text("general.name") or header.source_name.rpartition("/")[2],
         architecture=hp.architecture,
-        kind=_kind(pooling, embeds=embeds),
+        kind=kind,
         file_bytes=header.file_bytes,
         tensor_bytes=sum(tensor.n_bytes for tensor in header.tensors),
         parameters=sum(tensor.elements for tensor in header.tensors),
         quantisation=_quantisation(hp),
-        layers=layers,
+        layers=tuple(_layers(hp, shares, cached)),
         input_bytes=_sum(shares.input),
         output_bytes=output_bytes,
         shared_bytes=_sum(shares.every_device),
         tied=tied,
         n_embd=hp.required(".embedding_length"),
-        n_vocab=_vocabulary_size(hp, embedding),
+        n_vocab=hp.length("tokenizer.ggml.tokens") or hp.count(".vocab_size", rows),
         n_ctx_train=hp.count(".context_length"),
-        sliding_window=memory.sliding_window,
+        sliding_window=sliding_window,
         n_expert=n_expert,
         n_expert_used=n_expert_used,
         n_ff_expert=_expert_width(hp, n_all) if n_expert else 0,
@@ -145,37 +148,21 @@ def _text_shape(hp: Hyperparameters, n_all: int, n_blocks: int) -> ModelShape:
     )
 
 
-def _kind(pooling: int, *, embeds: bool) -> ModelKind:
-    if pooling == _POOLING_RANK:
-        return ModelKind.RERANK
-    return ModelKind.EMBEDDING if embeds else ModelKind.TEXT
-
-
-def _layers(hp: Hyperparameters, shares: _Shares, memory: ModelMemory, n_all: int) -> tuple[LayerShape, ...]:
-    n_ff = hp.per_block(".feed_forward_length", n_all) or [0] * n_all
-    layers = []
-    for index, tensors in enumerate(shares.blocks):
-        if index >= len(memory.blocks):
-            layers.append(LayerShape(index, weight_bytes=0, attention=AttentionKind.NONE, skipped=True))
+def _layers(hp: Hyperparameters, shares: _Shares, cached: list[LayerShape]) -> Iterable[LayerShape]:
+    n_ff = hp.per_block(".feed_forward_length", len(cached)) or [0] * len(cached)
+    for layer, tensors in zip(cached, shares.blocks, strict=True):
+        if layer.skipped:
+            yield layer
             continue
-        block = memory.blocks[index]
         experts = [tensor for tensor in tensors if _EXPERTS.search(tensor.name)]
         dense = not experts or any(_DENSE_FFN.search(tensor.name) for tensor in tensors)
-        layers.append(
-            LayerShape(
-                index,
-                weight_bytes=_sum(tensors),
-                expert_bytes=_sum(experts),
-                largest_tensor_bytes=max((allocated_bytes(tensor) for tensor in tensors), default=0),
-                attention=block.attention,
-                n_head=block.n_head,
-                k_elements=block.k_elements,
-                v_elements=block.v_elements,
-                state_elements=block.state_elements,
-                n_ff=n_ff[index] if dense else 0,
-            )
+        yield replace(
+            layer,
+            weight_bytes=_sum(tensors),
+            expert_bytes=_sum(experts),
+            largest_tensor_bytes=max((allocated_bytes(tensor) for tensor in tensors), default=0),
+            n_ff=n_ff[layer.index] if dense else 0,
         )
-    return tuple(layers)
 
 
 def _projector_shape(hp: Hyperparameters) -> ModelShape:
@@ -233,11 +220,6 @@ def _quantisation(hp: Hyperparameters) -> str | None:
     for tensor in hp.header.tensors:
         elements[tensor.type.name] += tensor.elements
     return elements.most_common(1)[0][0]
-
-
-def _vocabulary_size(hp: Hyperparameters, embedding: TensorInfo | None) -> int:
-    rows = embedding.dims[1] if embedding and len(embedding.dims) > 1 else 0
-    return hp.length("tokenizer.ggml.tokens") or hp.count(".vocab_size", rows)
 
 
 def _expert_width(hp: Hyperparameters, n_all: int) -> int:

@@ -95,13 +95,8 @@ def _from_csv(name: str, first: tuple[int, str], rest: Iterator[str]) -> Iterato
     skipped = first[0] - 1
     reader = csv.DictReader(line for lines in ([first[1]], rest) for line in lines)
     columns = reader.fieldnames or ()
-    missing = []
-    if _SINCE_START not in columns and _AT not in columns:
-        missing.append(_SINCE_START)
-    if "model" not in columns:
-        missing.append("model")
-    if not any(column in columns for column in _LENGTHS):
-        missing.append(_LENGTHS[0])
+    needed = (_SINCE_START, _AT), ("model",), _LENGTHS
+    missing = [names[0] for names in needed if not any(name in columns for name in names)]
     if missing:
         raise BadTrace(
             f"{name} line {first[0]}: the trace has no column {', '.join(missing)}", hint=_COLUMNS_HINT
