@@ -233,7 +233,6 @@ class _Cursor:
 
     @property
     def position(self) -> int:
-        """Offset of the next byte."""
         return self._start + self._at
 
     def fail(self, what: str) -> NoReturn:
@@ -255,7 +254,6 @@ class _Cursor:
             self.fail(f"a header of more than {HEADER_LIMIT >> 20} MiB")
 
     def skip(self, n: int) -> None:
-        """Skip `n` bytes."""
         self._at += n
 
     def count(self, what: str, most: int, *, least_bytes: int) -> int:
@@ -267,15 +265,12 @@ class _Cursor:
         return number
 
     def uint32(self, what: str) -> int:
-        """Read an unsigned 32-bit number."""
         return int(_TYPE.unpack(self._take(4, what))[0])
 
     def uint64(self, what: str) -> int:
-        """Read an unsigned 64-bit number."""
         return int(_LENGTH.unpack(self._take(8, what))[0])
 
     def numbers(self, code: str, count: int, what: str) -> tuple[Number, ...]:
-        """Read `count` numbers of one struct code."""
         layout = struct.Struct(f"<{count}{code}")
         return layout.unpack(self._take(layout.size, what))
 

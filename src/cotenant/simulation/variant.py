@@ -1,5 +1,6 @@
 """A configuration to replay a log with: cards, policy, models and their settings."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -10,8 +11,8 @@ from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.events import LoadAsked
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
+from cotenant.scheduling.policy import Policy, Victim
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.simulation.foresight import foresight
 from cotenant.simulation.machine import Machine
 from cotenant.simulation.models import SimulatedModel, speed_of
 from cotenant.simulation.results import ReplayResult, summarize
@@ -115,3 +116,24 @@ class Variant:
             decode_per_s=speed.decode_per_s,
             slots=tenant.spec.slots,
         )
+
+
+def foresight(requests: Sequence[Request]) -> Policy:
+    """Return the policy that knows when each model is asked for next: the sooner, the more a reload costs.
+
+    It is not the optimum, but shows what better predictions could gain.
+    """
+    arrivals: dict[str, list[float]] = {}
+    for request in requests:
+        arrivals.setdefault(request.model, []).append(request.at)
+
+    def cost(victim: Victim) -> float:
+        known = arrivals.get(victim.model, [])
+        following = bisect_right(known, victim.now)
+        if following == len(known):
+            return 0.0
+        queued_behind = bisect_right(known, known[following] + victim.load_s) - following - 1
+        delay = victim.load_s * (1 + queued_behind / 2)
+        return delay / max(1.0, known[following] - victim.now)
+
+    return cost

@@ -69,12 +69,11 @@ class AdvisorPrompt:
             "max_tokens": 2048,
             "response_format": {
                 "type": "json_schema",
-                "json_schema": {"name": "advice", "strict": True, "schema": self.schema()},
+                "json_schema": {"name": "advice", "strict": True, "schema": self._schema()},
             },
         }
 
-    def schema(self) -> dict[str, Any]:
-        """Return the JSON schema of an answer: hints, each for one of these ids."""
+    def _schema(self) -> dict[str, Any]:
         factor = {"type": "number", "minimum": MIN_KEEP_ALIVE_FACTOR, "maximum": MAX_KEEP_ALIVE_FACTOR}
         properties = {
             "id": {"enum": [*self.models] or [""]},

@@ -84,17 +84,14 @@ class ActiveConfiguration:
                 hint="Start with --config, or a cotenant.yaml.",
             )
         async with self._lock:
-            fresh = self._with_learned_overheads(await asyncio.to_thread(self.reread, change or Change()))
+            fresh = await asyncio.to_thread(self.reread, change or Change())
+            # No file contains the overheads learned from past runs.
+            rules = replace(fresh.devices.rules, overheads=self.configuration.devices.rules.overheads)
+            fresh = replace(fresh, devices=replace(fresh.devices, rules=rules))
             changes = diff(self.configuration, fresh)
             if changes:
                 self._apply(fresh, changes)
         return tuple(changes.sentences())
-
-    def _with_learned_overheads(self, fresh: Configuration) -> Configuration:
-        """Keep the overheads learned from past runs, which no file contains."""
-        overheads = self.configuration.devices.rules.overheads
-        rules = replace(fresh.devices.rules, overheads=overheads)
-        return replace(fresh, devices=replace(fresh.devices, rules=rules))
 
     def _apply(self, fresh: Configuration, changes: Changes) -> None:
         for name in changes.settings:
@@ -110,14 +107,11 @@ class ActiveConfiguration:
         if self.reread is None:
             return
         async for change in watch(self._watched, self.clock):
-            await self._reload_quietly(change)
-
-    async def _reload_quietly(self, change: Change) -> None:
-        try:
-            for sentence in await self.reload(change):
-                _LOG.info("configuration: %s", sentence)
-        except BadSetting as error:
-            _LOG.error("the configuration was left as it was: %s (%s)", error.message, error.hint)
+            try:
+                for sentence in await self.reload(change):
+                    _LOG.info("configuration: %s", sentence)
+            except BadSetting as error:
+                _LOG.error("the configuration was left as it was: %s (%s)", error.message, error.hint)
 
     def _watched(self) -> Watched:
         path = self.configuration.path

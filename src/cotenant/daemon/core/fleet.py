@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import ModelEntry
-from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.devices import Device
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
-from cotenant.domain.placements import Budget, Placement, Refusal
+from cotenant.domain.placements import Budget
 from cotenant.planning.budgets import BudgetRules
-from cotenant.planning.device_choice import Fit
 from cotenant.planning.planner import leave_to_engine, place
 from cotenant.scheduling.model_spec import ModelSpec
 
@@ -49,11 +48,12 @@ def spec_of(
     entry: ModelEntry, rules: BudgetRules, load_s: float | None, *, use_fit_params: bool = False
 ) -> ModelSpec:
     """Describe a model to the scheduler; its load time is estimated from its size until one is known."""
-    recipe = entry.recipe
+    recipe, request = entry.recipe, entry.request
+    lay_out = leave_to_engine if use_fit_params else place
     spread = recipe.n_gpu_layers == MOST_LAYERS or recipe.split_policy is not SplitPolicy.FILL
     return ModelSpec(
         entry.name,
-        _fit(entry, rules, use_fit_params=use_fit_params),
+        lambda budgets: lay_out(request, only_allowed(budgets, entry.gpus), rules),
         together=spread or bool(recipe.tensor_split) or not recipe.smart_split,
         slots=recipe.parallel,
         keep_alive_s=entry.keep_alive_s,
@@ -74,16 +74,6 @@ def as_learned(entry: ModelEntry, seen_bytes: int | None) -> ModelEntry:
     return entry if seen_bytes is None or stated else replace(entry, stated_bytes=seen_bytes)
 
 
-def _fit(entry: ModelEntry, rules: BudgetRules, *, use_fit_params: bool) -> Fit:
-    request = entry.request
-    lay_out = leave_to_engine if use_fit_params else place
-
-    def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
-        return lay_out(request, only_allowed(budgets, entry.gpus), rules)
-
-    return fit
-
-
 def only_allowed(budgets: Sequence[Budget], gpus: Sequence[str]) -> list[Budget]:
     """Leave out the devices that a model's `gpus:` does not name."""
     return [
@@ -96,8 +86,5 @@ def only_allowed(budgets: Sequence[Budget], gpus: Sequence[str]) -> list[Budget]
 
 def may_use(gpus: Sequence[str], device: Device) -> bool:
     """Whether a model's `gpus:` names a device, or any."""
-    return not gpus or any(_means(name, device.id, device.index) for name in gpus)
-
-
-def _means(name: str, device: DeviceId, index: int | None) -> bool:
-    return name == str(index) if name.isdecimal() else device.lower().startswith(name.lower())
+    index, id_ = str(device.index), device.id.lower()
+    return not gpus or any(n == index if n.isdecimal() else id_.startswith(n.lower()) for n in gpus)

@@ -21,6 +21,7 @@ def model_status(
 ) -> ModelStatus:
     """Describe one model; `running` is its engine, if it has one."""
     residency = state.residency_of(model)
+    report = running.report if running else None
     idle_s = model.demand.idle_s(now)
     due = keep_alive_ends_at(state, residency) if residency else None
     return ModelStatus(
@@ -39,7 +40,7 @@ def model_status(
         devices=tuple(residency.bytes_by_device) if residency else (),
         bytes_by_device={str(d): b for d, b in residency.bytes_by_device.items()} if residency else {},
         predicted_bytes=residency.bytes if residency else None,
-        reported_bytes=_reported_bytes(running),
+        reported_bytes=sum(d.parts.total for d in report.devices) if report else None,
         measured_bytes=residency.measured_bytes if residency else None,
         last_failure=model.last_failure,
         last_cause=model.last_cause,
@@ -68,7 +69,7 @@ def device_statuses(
             plannable_bytes=max(0, ledger.available_bytes(device)),
             overcommitted=device in state.overcommitted,
             residents=tuple(r.model for r in state.residencies.values() if device in r.bytes_by_device),
-            compute_capability=_version(reading.device.compute_capability),
+            compute_capability=".".join(map(str, reading.device.compute_capability or ())) or None,
             compute_mode=seen.compute_mode,
             max_engines=reading.admission.max_engines,
             mps=reading.admission.group is not None,
@@ -115,17 +116,8 @@ def served_model(
 
 
 def _others(seen: Reading, ours: Collection[int]) -> tuple[GpuProcess, ...] | None:
-    if seen.processes is None:
-        return None
-    return tuple(
-        process for process in seen.processes if process.pid not in ours and group_of(process.pid) not in ours
-    )
-
-
-def _reported_bytes(running: Running | None) -> int | None:
-    if running is None or running.report is None:
-        return None
-    return sum(device.parts.total for device in running.report.devices)
+    processes = seen.processes
+    return processes and tuple(p for p in processes if p.pid not in ours and group_of(p.pid) not in ours)
 
 
 def _progress(
@@ -147,7 +139,3 @@ def _free_bytes(state: State, reading: DeviceReading) -> int | None:
     if reading.live or reading.free_bytes is None:
         return reading.free_bytes
     return max(0, reading.free_bytes - state.ledger.claimed_bytes(reading.device.id))
-
-
-def _version(capability: tuple[int, int] | None) -> str | None:
-    return None if capability is None else f"{capability[0]}.{capability[1]}"

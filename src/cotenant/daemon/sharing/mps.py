@@ -102,7 +102,10 @@ class Sharing:
         key = self._group_key(devices)
         if key is None:
             self._alone[residency] = devices
-            return self._isolation()
+            if self._misnumbering is None or self._rules.mode is MpsMode.OFF:
+                return {}
+            # Kept away from a daemon that would renumber its cards.
+            return {PIPE_VARIABLE: str(self._rules.state_dir / "mps" / "none")}
         group = self._groups[key]
         group.users[residency] = fail
         try:
@@ -206,12 +209,6 @@ class Sharing:
         if not exclusive or served:
             return exclusive
         return self._rules.max_loaded != 1 and wanted_by(models, device) > 1
-
-    def _isolation(self) -> dict[str, str]:
-        """Return variables that keep an engine away from a daemon that would renumber its cards."""
-        if self._misnumbering is None or self._rules.mode is MpsMode.OFF:
-            return {}
-        return {PIPE_VARIABLE: str(self._rules.state_dir / "mps" / "none")}
 
     async def _ensure_running(self, group: _Group) -> MpsDirectories:
         async with group.lock:
