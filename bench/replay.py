@@ -11,9 +11,9 @@ from cotenant.domain.devices import Device
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import Policy
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.simulation.foresight import foresight
 from cotenant.simulation.machine import Machine
 from cotenant.simulation.models import SimulatedModel
+from cotenant.simulation.variant import foresight
 from cotenant.simulation.workload import Request, quantile
 from cotenant.simulation.world import Outcome, World
 

@@ -1,8 +1,5 @@
 """The scheduler: events in, commands out."""
 
-from collections.abc import Callable
-from typing import Any
-
 from cotenant.domain.decisions import DecisionKind, WaitEstimate
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
@@ -51,26 +48,47 @@ class Scheduler:
             drain_credit_s=settings.drain_limit_s,
         )
         self._wake_at: float | None = None
-        self._handlers: dict[type[events.Event], Callable[[Any, Outbox], None]] = {
-            events.RequestArrived: lambda event, out: arrive(self.state, event, out),
-            events.RequestLeft: self._request_left,
-            events.LeaseReleased: lambda event, out: released(self.state, event.lease, out),
-            events.EngineReady: self._engine_ready,
-            events.EngineExited: self._engine_exited,
-            events.DevicesRead: lambda event, out: read_devices(self.state, event.readings, out),
-            events.ModelsChanged: self._models_changed,
-            events.LoadAsked: self._load_asked,
-            events.UnloadAsked: self._unload_asked,
-            events.PinAsked: self._pin_asked,
-            events.AdviceGiven: lambda event, out: apply_advice(self.state, event.advice, out),
-            events.StopAsked: self._stop_asked,
-            events.TimerFired: self._timer_fired,
-        }
 
     def handle(self, event: events.Event) -> list[Command]:
         """Process one event. Raises UnknownModel for a name that is not served."""
-        out = Outbox(self.state, event.at, type(event).__name__)
-        self._handlers[type(event)](event, out)
+        state, out = self.state, Outbox(self.state, event.at, type(event).__name__)
+        match event:
+            case events.RequestArrived():
+                arrive(state, event, out)
+            case events.LeaseReleased():
+                released(state, event.lease, out)
+            case events.RequestLeft():
+                if event.ticket in state.tickets:
+                    state.dequeue(state.tickets[event.ticket])
+            case events.DevicesRead():
+                read_devices(state, event.readings, out)
+            case events.TimerFired():
+                self._wake_at = None
+                release_returned(state, out)
+            case events.EngineReady():
+                residency = state.residencies.get(event.residency)
+                if residency is not None and residency.state is ResidencyState.LOADING:
+                    became_ready(state, residency, out)
+                    dispatch(state, state.models[residency.model], out)
+            case events.EngineExited():
+                self._engine_exited(event, out)
+            case events.ModelsChanged():
+                self._models_changed(event, out)
+            case events.LoadAsked():
+                model = state.model(event.model)
+                model.wanted = model.residency is None
+                model.retry_at, model.last_used = 0.0, event.at
+            case events.UnloadAsked():
+                model = state.model(event.model)
+                model.wanted = model.pinned = False
+                why = "unloaded: the operator asked for it"
+                unload_when_idle(state, state.residency_of(model), out, UnloadReason.OPERATOR, why)
+            case events.PinAsked():
+                self._pin_asked(event, out)
+            case events.AdviceGiven():
+                apply_advice(state, event.advice, out)
+            case events.StopAsked():
+                self._stop_asked(out)
         self._settle(out)
         return out.commands
 
@@ -145,21 +163,6 @@ class Scheduler:
         self._wake_at = at + keep
         return [WakeAt(self._wake_at)]
 
-    def _timer_fired(self, event: events.TimerFired, out: Outbox) -> None:
-        self._wake_at = None
-        release_returned(self.state, out)
-
-    def _request_left(self, event: events.RequestLeft, out: Outbox) -> None:
-        ticket = self.state.tickets.get(event.ticket)
-        if ticket is not None:
-            self.state.dequeue(ticket)
-
-    def _engine_ready(self, event: events.EngineReady, out: Outbox) -> None:
-        residency = self.state.residencies.get(event.residency)
-        if residency is not None and residency.state is ResidencyState.LOADING:
-            became_ready(self.state, residency, out)
-            dispatch(self.state, self.state.models[residency.model], out)
-
     def _engine_exited(self, event: events.EngineExited, out: Outbox) -> None:
         residency = self.state.residencies.get(event.residency)
         if residency is None or residency.state is ResidencyState.RECLAIMING:
@@ -194,7 +197,7 @@ class Scheduler:
         state.changed_at = event.at
         served = {spec.name: spec for spec in event.models}
         for name, spec in served.items():
-            self._serve(name, spec, out)
+            self._serve(name, spec)
         for name in [name for name in state.models if name not in served]:
             self._remove(name, out)
         for name in event.replaced & served.keys():
@@ -204,7 +207,7 @@ class Scheduler:
                 why = "unloaded: its configuration changed"
                 unload_when_idle(state, residency, out, UnloadReason.CHANGED, why)
 
-    def _serve(self, name: str, spec: ModelSpec, out: Outbox) -> None:
+    def _serve(self, name: str, spec: ModelSpec) -> None:
         known = self.state.models.get(name)
         if known is None:
             self.state.models[name] = ModelState(spec, pinned=spec.pinned, load_s=spec.load_s)
@@ -226,18 +229,6 @@ class Scheduler:
         residency, why = self.state.residency_of(model), "unloaded: it is not served any more"
         unload_when_idle(self.state, residency, out, UnloadReason.REMOVED, why)
 
-    def _load_asked(self, event: events.LoadAsked, out: Outbox) -> None:
-        model = self.state.model(event.model)
-        model.wanted = model.residency is None
-        model.retry_at = 0.0
-        model.last_used = event.at
-
-    def _unload_asked(self, event: events.UnloadAsked, out: Outbox) -> None:
-        model = self.state.model(event.model)
-        model.wanted = model.pinned = False
-        residency, why = self.state.residency_of(model), "unloaded: the operator asked for it"
-        unload_when_idle(self.state, residency, out, UnloadReason.OPERATOR, why)
-
     def _pin_asked(self, event: events.PinAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
         model.pinned = event.pinned
@@ -256,7 +247,7 @@ class Scheduler:
             residency.pending_unload = (UnloadReason.OPERATOR, "unloaded before it was pinned")
             model.wanted = True
 
-    def _stop_asked(self, event: events.StopAsked, out: Outbox) -> None:
+    def _stop_asked(self, out: Outbox) -> None:
         self.state.stopping = True
         for model in [*self.state.models.values()]:
             model.wanted = False
