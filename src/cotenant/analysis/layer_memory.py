@@ -1,9 +1,5 @@
 """The cache of each block of a model: attention, elements per token, recurrent state."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 from cotenant.analysis import architectures as arch
 from cotenant.analysis.hyperparameters import Hyperparameters
 from cotenant.domain.models import AttentionKind, LayerShape
@@ -22,14 +18,15 @@ def cached_layers(hp: Hyperparameters, n_all: int, n_blocks: int) -> tuple[list[
     window, sliding = _sliding_blocks(hp, n_blocks, recurrent)
     n_with_kv = _blocks_with_kv(hp, n_all)
     state = _state_elements(hp, heads[0])
-    widths = _HeadWidths.of(hp, heads[0])
+    widths = _head_widths(hp, heads[0])
     blocks = []
     for index in range(n_blocks):
         kind, k, v = AttentionKind.NONE, 0, 0
         if attending[index] and kv_heads[index]:
-            kind = widths.kind(sliding[index])
+            kind = AttentionKind.SLIDING if sliding[index] else AttentionKind.FULL
+            kind = kind if kind in widths else AttentionKind.LATENT
             if index < n_with_kv:
-                k, v = widths.elements(kind, kv_heads[index])
+                k, v = (kv_heads[index] * width for width in widths[kind])
         kept = state if recurrent[index] else 0
         blocks.append(LayerShape(index, 0, 0, 0, kind, heads[index], k, v, kept))
     skipped = range(n_blocks, n_all)
@@ -37,34 +34,17 @@ def cached_layers(hp: Hyperparameters, n_all: int, n_blocks: int) -> tuple[list[
     return blocks, window
 
 
-@dataclass(frozen=True, slots=True)
-class _HeadWidths:
-    """Elements of one head's K and V, in full and in sliding blocks."""
-
-    full: tuple[int, int]
-    sliding: tuple[int, int]
-    latent: bool
-
-    @classmethod
-    def of(cls, hp: Hyperparameters, n_head: int) -> _HeadWidths:
-        default = hp.count(".embedding_length", 0) // n_head if n_head else 0
-        k = hp.count(".attention.key_length", default)
-        v = hp.count(".attention.value_length", default)
-        k_sliding = hp.count(".attention.key_length_swa", k)
-        v_sliding = hp.count(".attention.value_length_swa", v)
-        latent = hp.architecture in arch.LATENT and all(
-            hp.count(key, 0) for key in (".attention.key_length_mla", ".attention.value_length_mla")
-        )
-        return cls((k, v), (k_sliding, v_sliding), latent)
-
-    def kind(self, sliding: bool) -> AttentionKind:
-        if self.latent:
-            return AttentionKind.LATENT
-        return AttentionKind.SLIDING if sliding else AttentionKind.FULL
-
-    def elements(self, kind: AttentionKind, n_head_kv: int) -> tuple[int, int]:
-        k, v = self.sliding if kind is AttentionKind.SLIDING else self.full
-        return k * n_head_kv, 0 if kind is AttentionKind.LATENT else v * n_head_kv
+def _head_widths(hp: Hyperparameters, n_head: int) -> dict[AttentionKind, tuple[int, int]]:
+    """Return the elements of one head's K and V, by the kinds of attention that the model may have."""
+    default = hp.count(".embedding_length", 0) // n_head if n_head else 0
+    k = hp.count(".attention.key_length", default)
+    v = hp.count(".attention.value_length", default)
+    k_sliding = hp.count(".attention.key_length_swa", k)
+    v_sliding = hp.count(".attention.value_length_swa", v)
+    of_latent = (".attention.key_length_mla", ".attention.value_length_mla")
+    if hp.architecture in arch.LATENT and all(hp.count(key, 0) for key in of_latent):
+        return {AttentionKind.LATENT: (k, 0)}
+    return {AttentionKind.FULL: (k, v), AttentionKind.SLIDING: (k_sliding, v_sliding)}
 
 
 def _sliding_blocks(

@@ -23,7 +23,7 @@ from cotenant.daemon.core.operator import FleetOperator
 from cotenant.daemon.core.router import FleetRouter
 from cotenant.daemon.core.settings import scheduler_settings
 from cotenant.daemon.cpu_fallback import place_on_this_machine
-from cotenant.daemon.engines import EngineMonitors, exclusive_cards
+from cotenant.daemon.engines import EngineMonitors
 from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.daemon.monitors.measured_footprints import with_margin
 from cotenant.daemon.monitors.process_memory import ProbeMeter
@@ -33,7 +33,7 @@ from cotenant.daemon.plans import Plans
 from cotenant.daemon.sharing.mps import Sharing
 from cotenant.daemon.sharing.mps_rules import MpsRules
 from cotenant.daemon.systemd_notify import ServiceManager
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import ComputeMode, DeviceId
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.records import LoadTimes
 from cotenant.domain.vendors import InventorySource
@@ -85,12 +85,13 @@ class Daemon:
         self._hangup = asyncio.Event()
 
         # Each part gets those above it. If one reports to a part below it, that part adds a listener.
+        readings, exclusive = inputs.inventory.readings.values(), ComputeMode.EXCLUSIVE_PROCESS
         self._hosts = EngineHosts(
             HostInputs(
                 # By port, since two daemons of one user must not write one file.
                 LogFolder(options.log_dir / str(sock.getsockname()[1])),
                 ProbeMeter(inputs.probe, clock),
-                exclusive=exclusive_cards(inputs.inventory),
+                exclusive=frozenset(r.device_id for r in readings if r.compute_mode is exclusive),
                 llama_server=options.llama_server,
                 cuda_version=inputs.inventory.cuda_version,
             )
@@ -142,7 +143,7 @@ class Daemon:
             ),
             usage=self._engines.usage,
         )
-        self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.measured]
+        self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
         self._sharing.listeners.append(self._cards.republish)
         active.listeners.append(self._cards.republish)
         self._services: Services | None = None

@@ -12,7 +12,6 @@ from cotenant.daemon.monitors.measured_footprints import MeasuredFootprints
 from cotenant.daemon.monitors.ollama_daemons import OllamaDaemons
 from cotenant.daemon.monitors.orphans import OrphanCleaner
 from cotenant.daemon.monitors.sleeping_engines import SleepingEngines
-from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
 from cotenant.engines.hosts import EngineHosts
 
 
@@ -29,7 +28,7 @@ class EngineMonitors:
     ) -> None:
         self._hosts = hosts
         self._orphans = OrphanCleaner(active)
-        self._footprints = MeasuredFootprints(view, active, known_bytes)
+        self.footprints = MeasuredFootprints(view, active, known_bytes)
         self._ollama = OllamaDaemons(view, active)
         sleeping = SleepingEngines(hosts, view, lambda: [e.name for e in active.models], loop.wake_watchers)
         loop.feed.listeners.append(sleeping.decided)
@@ -39,21 +38,8 @@ class EngineMonitors:
         """Return the GPU memory that our engines hold outside of the processes of residencies."""
         return replace(self._ollama.usage(), asleep=frozenset(self._hosts.asleep.values()))
 
-    def measured(self, inventory: Inventory | None) -> None:
-        """Learn from the last Readings."""
-        self._footprints.measured()
-
     async def run(self) -> None:
         """Remove containers that a killed daemon left behind, and watch Ollama daemons, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._orphans.run())
             tasks.create_task(self._ollama.run())
-
-
-def exclusive_cards(inventory: Inventory) -> frozenset[DeviceId]:
-    """Return the cards that admit one process at a time."""
-    return frozenset(
-        reading.device_id
-        for reading in inventory.readings.values()
-        if reading.compute_mode is ComputeMode.EXCLUSIVE_PROCESS
-    )

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from cotenant.daemon.alerting.alerts import Alerts
@@ -28,6 +29,7 @@ _INSPECT_S: Final = 10.0
 _LINE_BYTES: Final = 1 << 16
 
 
+@dataclass(frozen=True, slots=True)
 class ContainerWatch:
     """Follows the events of the engine that runs the services, and reports them to the alerts.
 
@@ -36,9 +38,8 @@ class ContainerWatch:
     longer pauses each time until it has run for a minute.
     """
 
-    def __init__(self, alerts: Alerts, compose: Sequence[str] | None = None) -> None:
-        self._alerts = alerts
-        self._compose = compose
+    _alerts: Alerts
+    _compose: Sequence[str] | None = None
 
     async def run(self) -> None:
         """Follow the events until cancelled; return at once if there is no container engine."""

@@ -5,6 +5,7 @@ from typing import Final
 
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.fleet_view import FleetView
+from cotenant.domain.devices import Inventory
 from cotenant.domain.residencies import ResidencyState
 
 _MARGIN: Final = 1.05
@@ -22,7 +23,7 @@ class MeasuredFootprints:
         self._served = served
         self._seen = dict(known)
 
-    def measured(self) -> None:
+    def measured(self, inventory: Inventory | None) -> None:
         """Update what is known of each loaded model by the last Readings."""
         for residency, _ in self._view.loaded():
             entry = self._view.entry(residency.model)

@@ -215,24 +215,21 @@ class Sharing:
             if group.idle is not None:
                 group.idle.cancel()
                 group.idle = None
-            if group.broken:
-                await self._until_cleared(group)
+            try:
+                async with asyncio.timeout(_BROKEN_GONE_WITHIN_S):
+                    if group.broken:
+                        await group.cleared.wait()
+            except TimeoutError:
+                raise MpsFailed(
+                    f"{len(group.broken)} engines of an MPS daemon that died are still there after "
+                    f"{format_duration(_BROKEN_GONE_WITHIN_S)}"
+                ) from None
             if group.failure is not None:
                 raise MpsFailed(group.failure)
             if group.daemon is None:
                 group.daemon = await self._start(group)
                 group.watcher = asyncio.get_running_loop().create_task(self._watch(group, group.daemon))
             return group.daemon.directories
-
-    async def _until_cleared(self, group: _Group) -> None:
-        try:
-            async with asyncio.timeout(_BROKEN_GONE_WITHIN_S):
-                await group.cleared.wait()
-        except TimeoutError:
-            raise MpsFailed(
-                f"{len(group.broken)} engines of an MPS daemon that died are still there after "
-                f"{format_duration(_BROKEN_GONE_WITHIN_S)}"
-            ) from None
 
     async def _start(self, group: _Group) -> MpsDaemon:
         if group.found is not None and await asyncio.to_thread(group.found.control.answers):
