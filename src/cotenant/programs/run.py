@@ -65,11 +65,11 @@ def run_program(
         with _running(argv, input_text, env, cwd, merge_errors=merge_errors) as run:
             poll = select.poll()
             poll.register(run.pidfd, select.POLLIN)
-            if poll.poll(timeout_s * 1000):
-                return run.finish(kill=kill_children)
-            return _too_slow(timeout_s)
+            if not poll.poll(timeout_s * 1000):
+                raise TimeoutError
+            return run.finish(kill=kill_children)
     except OSError as error:
-        return _not_started(error)
+        return _not_finished(error, timeout_s)
 
 
 async def run_async(argv: Sequence[str], timeout_s: float) -> Finished:
@@ -79,10 +79,8 @@ async def run_async(argv: Sequence[str], timeout_s: float) -> Finished:
             async with asyncio.timeout(timeout_s):
                 await readable(run.pidfd)
             return run.finish(kill=True)
-    except TimeoutError:
-        return _too_slow(timeout_s)
     except OSError as error:
-        return _not_started(error)
+        return _not_finished(error, timeout_s)
 
 
 async def readable(descriptor: int) -> None:
@@ -153,9 +151,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _not_started(error: OSError) -> Finished:
+def _not_finished(error: OSError, timeout_s: float) -> Finished:
+    if isinstance(error, TimeoutError):
+        return Finished(None, problem=f"it did not answer within {timeout_s:g} s")
     return Finished(None, problem=f"it cannot be started: {error.strerror}")
-
-
-def _too_slow(timeout_s: float) -> Finished:
-    return Finished(None, problem=f"it did not answer within {timeout_s:g} s")

@@ -18,10 +18,9 @@ from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.launch.container import RunAs
 from cotenant.engines.launch.launchers import launch
 from cotenant.engines.launch.plan import LaunchPlan, visible_devices
-from cotenant.engines.process.log_folder import LogFolder
+from cotenant.engines.process.log_folder import LogFolder, RotatingLog
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.process import ChildProcess
-from cotenant.engines.process.rotating_log import RotatingLog
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
 
@@ -39,11 +38,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Started:
-    """A server process that was just started, with its port and log.
+    """A server process that was just started for an order, with its port and log.
 
     `exclusive` says that it runs on a card which admits one process at a time.
     """
 
+    order: EngineOrder
     plan: LaunchPlan
     process: ChildProcess
     port: ReservedPort
@@ -71,7 +71,7 @@ class ServerHost:
             port.close()
             raise
         exclusive = any(device.id in self._exclusive for device in visible_devices(order))
-        return Started(plan, process, port, log, exclusive)
+        return Started(order, plan, process, port, log, exclusive)
 
     async def _launch(self, plan: LaunchPlan, port: ReservedPort) -> tuple[ChildProcess, RotatingLog]:
         started: list[ChildProcess] = []
@@ -110,14 +110,16 @@ class ServerEngine:
     """One server process that serves one model.
 
     Requests to it must name `model`; None stands for the model's own name. `endpoint` is where it listens,
-    known before it is ready, and `build` is its program. Kinds of engines override methods of this class.
+    known before it is ready, `build` is its program, and `order` what it was started for. Kinds of engines
+    override methods of this class.
     """
 
     _dies_with_status_0 = False
     """Whether a failure may end with status 0: its log is read then."""
 
     def __init__(self, started: Started, build: EngineBuild, *, model: str | None = None) -> None:
-        self._name = started.plan.name
+        self.order = started.order
+        self._name = started.order.name
         self._health_path = started.plan.health_path
         self.build = build
         self._process = started.process
@@ -159,7 +161,7 @@ class ServerEngine:
             await self.stop(0)
             raise EngineLoadTimeout(
                 f"{self._name} was not ready within {format_duration(timeout_s)}",
-                hint=f"{REMEDIES[Cause.LOAD_TIMEOUT]} {self._log_hint()}",
+                hint=self._advice(REMEDIES[Cause.LOAD_TIMEOUT]),
             ) from None
         except EngineError:
             await self.stop(0)
@@ -170,7 +172,7 @@ class ServerEngine:
             found = await asyncio.to_thread(self._diagnose, returncode, was_ready=False)
             raise EngineLoadFailed(
                 f"{self._name} could not be loaded: {found.sentence}",
-                hint=self._advice(found),
+                hint=self._advice(found.remedy),
                 cause=found.cause,
             )
 
@@ -182,7 +184,8 @@ class ServerEngine:
         if returncode != 0 or self._dies_with_status_0:
             found = await asyncio.to_thread(self._diagnose, returncode, was_ready=True)
             if returncode != 0 or found.cause is not Cause.UNKNOWN:
-                return EngineEnd(f"{self._name} died: {found.sentence}. {self._advice(found)}", found.cause)
+                why = f"{self._name} died: {found.sentence}. {self._advice(found.remedy)}"
+                return EngineEnd(why, found.cause)
         return EngineEnd(f"{self._name} ended by itself", Cause.UNKNOWN)
 
     async def busy_slots(self) -> int | None:
@@ -232,8 +235,5 @@ class ServerEngine:
         finally:
             self._port.close()
 
-    def _advice(self, found: Diagnosis) -> str:
-        return f"{found.remedy} {self._log_hint()}".lstrip()
-
-    def _log_hint(self) -> str:
-        return f"The engine's log is {self._log.path}."
+    def _advice(self, remedy: str) -> str:
+        return f"{remedy} The engine's log is {self._log.path}.".lstrip()

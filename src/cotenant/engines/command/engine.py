@@ -18,7 +18,6 @@ from cotenant.engines.base.server import ServerEngine, ServerHost, Started
 from cotenant.engines.launch.launchers import launch
 from cotenant.engines.launch.plan import LaunchPlan, visible_devices
 from cotenant.engines.process.ports import LOOPBACK
-from cotenant.engines.process.process import ChildProcess
 from cotenant.interfaces import EngineOrder
 
 WORDS: Final = ("host", "port", "model", "path", "gpus", "memory_mib", "pid")
@@ -51,17 +50,17 @@ class CommandHost(ServerHost):
                 launch=order.launch,
             )
 
-        return CommandEngine(order, await self._start(order, plan_for))
+        return CommandEngine(await self._start(order, plan_for))
 
 
 class CommandEngine(ServerEngine):
     """One server that the operator's command runs. The operator's `stop` or SIGTERM ends it."""
 
-    def __init__(self, order: EngineOrder, started: Started) -> None:
-        plan, options = started.plan, order.options
+    def __init__(self, started: Started) -> None:
+        plan, options = started.plan, started.order.options
         build = EngineBuild(EngineKind.COMMAND, EngineKind.COMMAND, plan.argv[0], "unknown")
         super().__init__(started, build, model=options.model)
-        words = {**_words(order, plan.port), "pid": str(self.pid)}
+        words = {**_words(started.order, plan.port), "pid": str(self.pid)}
         self._stop_argv = tuple(fill(word, words) for word in options.stop)
         self._plan = plan
 
@@ -75,22 +74,22 @@ class CommandEngine(ServerEngine):
     async def _ask_to_stop(self, grace_s: float) -> None:
         deadline = self._loop.time() + grace_s
         plan = LaunchPlan(self._name, self._stop_argv, self._plan.port, env=self._plan.env)
-        asking: ChildProcess | None = None
         try:
             output = os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
             try:
                 asking = await launch(plan, output)
             finally:
                 os.close(output)
+        except (OSError, EngineMissing) as error:
+            _log.error("%s: its `stop:` cannot be run: %s", self._name, error)
+            return
+        try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     if await asking.wait() == 0:
                         await self._process.wait()
-        except (OSError, EngineMissing) as error:
-            _log.error("%s: its `stop:` cannot be run: %s", self._name, error)
         finally:
-            if asking is not None:
-                await asking.stop(0)
+            await asking.stop(0)
 
 
 def fill(word: str, words: Mapping[str, str]) -> str:

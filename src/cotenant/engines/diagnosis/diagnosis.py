@@ -79,19 +79,13 @@ def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: b
     )
     if found is not None:
         return found
-    if exclusive and number is None:
-        return _diagnosis(
-            Cause.DEVICE_BUSY,
-            f"it {describe_exit(returncode)} without a message, on a GPU that admits one process at a time",
-            _last(lines),
-        )
     if number is not None:
         return _by_signal(number, lines)
     last = _last(lines)
-    evidence = "its last lines" if last else "it printed nothing"
-    return _diagnosis(
-        Cause.UNKNOWN, f"it {describe_exit(returncode)} for an unknown reason; {evidence}", last
-    )
+    cause, why = Cause.UNKNOWN, f"for an unknown reason; {'its last lines' if last else 'it printed nothing'}"
+    if exclusive:
+        cause, why = Cause.DEVICE_BUSY, "without a message, on a GPU that admits one process at a time"
+    return _diagnosis(cause, f"it {describe_exit(returncode)} {why}", last)
 
 
 def describe_exit(returncode: int) -> str:

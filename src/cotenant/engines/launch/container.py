@@ -30,6 +30,7 @@ NOBODY: Final = 65534
 _SHARED_MEMORY: Final = "8g"
 """A limit: engines on several cards pass tensors through it, and the default of 64 MB is too small."""
 _PART_NAME: Final = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.DOTALL)
+_NO_RIGHTS: Final = ("--cap-drop=all", "--security-opt=no-new-privileges")
 _NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
@@ -71,12 +72,7 @@ class ContainerLauncher:
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without network, devices or rights."""
-        isolation = [
-            "--network=none",
-            "--cap-drop=all",
-            "--security-opt=no-new-privileges",
-            f"--user={NOBODY}:{NOBODY}",
-        ]
+        isolation = ("--network=none", *_NO_RIGHTS, f"--user={NOBODY}:{NOBODY}")
         run = [self._program, "run", "--rm", "--name", name, "--pull=never", *isolation]
         return [*run, "--entrypoint", argv[0], self._image, *argv[1:]]
 
@@ -110,8 +106,8 @@ class ContainerLauncher:
         It has the host's network, since it listens on the loopback address only. Its output is stored once,
         in the engine's log.
         """
-        yield from ("--pull=never", "--network=host", "--log-driver=none", "--cap-drop=all")
-        yield from ("--security-opt=no-new-privileges", f"--user={self._user.uid}:{self._user.gid}")
+        yield from ("--pull=never", "--network=host", "--log-driver=none", *_NO_RIGHTS)
+        yield f"--user={self._user.uid}:{self._user.gid}"
         if self._kind is LauncherKind.PODMAN:
             yield "--http-proxy=false"
             if not self._user.daemon_is_root:
@@ -181,13 +177,9 @@ def renumbered(cards: Sequence[Device]) -> list[Device]:
 
 
 def _refuse_unreadable(plan: LaunchPlan, user: RunAs) -> None:
-    """Refuse files that the engine's user cannot read although the daemon, as root, can.
-
-    Parent folders do not matter: they are not mounted.
-    """
-    if not user.daemon_is_root:
-        return
-    for path in readable_files(plan.reads):
+    """Refuse files that the engine's user cannot read although the daemon, as root, can."""
+    # Parent folders do not matter: they are not mounted.
+    for path in readable_files(plan.reads) if user.daemon_is_root else ():
         try:
             mode = path.stat().st_mode
         except OSError as error:

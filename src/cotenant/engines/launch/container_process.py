@@ -132,13 +132,17 @@ class ContainerProcess(ChildProcess):
             self._commands.close()
         complete = "code" in self._reported or "failed" in self._reported
         group = self._reported.get("pid")
-        if not complete:
-            await asyncio.to_thread(_remove, self._job, group)
-        if isinstance(self._job, GroupJob) and group is not None:
-            # A driver may hold a killed process for longer.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GROUP_GONE_WITHIN_S):
-                    await wait_group_gone(group)
+        if isinstance(self._job, GroupJob):
+            if group is not None:
+                if not complete:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(group, signal.SIGKILL)
+                # A driver may hold a killed process for longer.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GROUP_GONE_WITHIN_S):
+                        await wait_group_gone(group)
+        elif not complete:
+            await asyncio.to_thread(container_supervisor.remove, self._job.engine, self._job.name)
         return _status(self._reported) if complete else returned or -signal.SIGKILL
 
 
@@ -148,12 +152,3 @@ def _status(reported: Mapping[str, Any]) -> int:
         return -signal.SIGKILL
     code = int(reported.get("code", 1))
     return _SHELL_OFFSET - code if _SHELL_OFFSET < code < _SHELL_OFFSET + signal.NSIG else code
-
-
-def _remove(job: ContainerJob | GroupJob, group: int | None) -> None:
-    """Remove the container, or kill the process group, of a supervisor that was killed."""
-    if isinstance(job, ContainerJob):
-        container_supervisor.remove(job.engine, job.name)
-    elif group is not None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)

@@ -11,8 +11,7 @@ from cotenant.domain.devices import Device, DeviceKind, launch_environment
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.placements import Placement, Share
-from cotenant.engines.process.environment import scrubbed
-from cotenant.engines.process.process import ChildProcess, guarded
+from cotenant.engines.process.process import ChildProcess, guarded, scrubbed
 from cotenant.interfaces import EngineOrder
 
 

@@ -19,7 +19,7 @@ from cotenant.domain.errors import EngineLacksDevice, EngineMissing
 from cotenant.domain.units import MIB
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
-from cotenant.engines.process.environment import scrubbed
+from cotenant.engines.process.process import scrubbed
 from cotenant.programs.run import Finished, run_program
 
 SERVER_NAME: Final = "llama-server"

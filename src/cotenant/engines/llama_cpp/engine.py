@@ -86,21 +86,16 @@ class LlamaHost(ServerHost):
             order, lambda port: llama_plan(build, order, replace(arguments, port=port))
         )
         never_repack = partial(self._never_repack.add, build.program) if arguments.repack else None
-        return LlamaEngine(order, started, build, never_repack)
+        return LlamaEngine(started, build, never_repack)
 
 
 class LlamaEngine(ServerEngine):
     """One llama.cpp process that serves one model; `on_illegal_instruction` is called if it dies of one."""
 
     def __init__(
-        self,
-        order: EngineOrder,
-        started: Started,
-        build: EngineBuild,
-        on_illegal_instruction: Callable[[], None] | None = None,
+        self, started: Started, build: EngineBuild, on_illegal_instruction: Callable[[], None] | None = None
     ) -> None:
         super().__init__(started, build)
-        self._order = order
         self._on_illegal_instruction = on_illegal_instruction
         self._report: EngineReport | None = None
 
@@ -133,10 +128,10 @@ class LlamaEngine(ServerEngine):
     async def _check(self) -> None:
         """Check that the engine uses its planned GPUs: it silently continues with fewer."""
         report = await self._report_soon()
-        if report is not None and (missing := missing_devices(visible_devices(self._order), report)):
+        if report is not None and (missing := missing_devices(visible_devices(self.order), report)):
             names = ", ".join(device.label for device in missing)
             raise EngineLacksDevice(
-                f"{self._order.name} was planned on {names}, which the engine did not find",
+                f"{self._name} was planned on {names}, which the engine did not find",
                 hint=f"See `cotenant gpus`, `cotenant engine list` and the engine's log, {self._log.path}.",
             )
 

@@ -33,21 +33,13 @@ def read_host_facts() -> HostFacts:
 
 def physical_cores(cpus: Iterable[int], root: Path = _CPUS) -> int:
     """Count the physical cores of logical CPUs: a second engine thread on the same core only spins."""
-    siblings = set()
-    for cpu in cpus:
-        try:
-            siblings.add((root / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip())
-        except OSError:
-            siblings.add(str(cpu))
-    return max(1, len(siblings))
+    lists = {_text(root / f"cpu{cpu}/topology/thread_siblings_list").strip() or str(cpu) for cpu in cpus}
+    return max(1, len(lists))
 
 
 def cpu_quota(own: Path = _OWN_CGROUP, root: Path = _CGROUPS) -> float | None:
     """Return the CPUs that the control group (version 2) allows, the tightest of its ancestors; or None."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return None
+    lines = _text(own).splitlines()
     path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
     if path is None:
         return None
@@ -58,10 +50,17 @@ def cpu_quota(own: Path = _OWN_CGROUP, root: Path = _CGROUPS) -> float | None:
 
 def _quota(folder: Path) -> float | None:
     try:
-        quota, period = (folder / "cpu.max").read_text().split()
+        quota, period = _text(folder / "cpu.max").split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+    except ValueError:
         return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _has_amx() -> bool:

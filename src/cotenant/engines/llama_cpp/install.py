@@ -42,7 +42,6 @@ class Flavour(StrEnum):
 class InstallPlan:
     """The command that installs a build, and notes to read before running it."""
 
-    flavour: Flavour
     command: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -68,14 +67,14 @@ def plan_install(flavour: Flavour, system: System, *, index_url: str | None = No
     `index_url` replaces the chosen index: a mirror, or a folder of wheels.
     """
     if flavour is Flavour.CPU:
-        return InstallPlan(flavour, _command(index_url))
+        return InstallPlan(_command(index_url))
     if system.glibc is not None and system.glibc < _LEAST_GLIBC and flavour is Flavour.CUDA:
         raise EngineInstallFailed(
             f"the CUDA wheels need glibc 2.35 and this machine has {system.glibc[0]}.{system.glibc[1]}",
             hint="Build llama.cpp with CUDA here and give it with --llama-server.",
         )
     index, notes = _index(flavour, system)
-    return InstallPlan(flavour, _command(index_url or f"{WHEELS_URL}/{index}"), notes)
+    return InstallPlan(_command(index_url or f"{WHEELS_URL}/{index}"), notes)
 
 
 def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:

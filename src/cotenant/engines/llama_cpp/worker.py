@@ -19,12 +19,12 @@ _SERVING_VERBOSITY: Final = 3
 _SET_VERBOSITY: Final = "_Z30common_log_set_verbosity_tholdi"
 _LOG, _FLUSH_LOG = "_Z15common_log_mainv", "_Z16common_log_flushP10common_log"
 _LOAD_MODES: Final = {
-    (True, False): "AUTO",
-    (True, True): "MMAP_MLOCK",
-    (False, True): "MLOCK",
-    (False, False): "NONE",
+    (True, False): "auto",
+    (True, True): "mmap_mlock",
+    (False, True): "mlock",
+    (False, False): "none",
 }
-_FLASH: Final = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
+_FLASH: Final = {"on": "enabled", "off": "disabled", "auto": "auto"}
 
 
 class _Unusable(Exception):
@@ -73,16 +73,14 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     params.cpuparams_batch.n_threads = arguments["threads"]
     params.n_threads_http = arguments["threads_http"]
     for name in ("cache_type_k", "cache_type_v"):
-        setattr(params, name, _member(xlc.ggml_type, "GGML_TYPE", recipe[name]))
-    flash = _FLASH[recipe["flash_attention"]]
-    params.flash_attn_type = _member(xlc.llama_flash_attn_type, "LLAMA_FLASH_ATTN_TYPE", flash)
-    load_mode = _LOAD_MODES[recipe["mmap"], recipe["mlock"]]
-    params.load_mode = _member(xlc.llama_load_mode, "LLAMA_LOAD_MODE", load_mode)
+        setattr(params, name, _member(xlc, "ggml_type", recipe[name]))
+    params.flash_attn_type = _member(xlc, "llama_flash_attn_type", _FLASH[recipe["flash_attention"]])
+    params.load_mode = _member(xlc, "llama_load_mode", _LOAD_MODES[recipe["mmap"], recipe["mlock"]])
     params.no_extra_bufts = not arguments["repack"]
     params.cache_ram_mib = arguments["prompt_cache_mib"]
     params.embedding = arguments["embedding"] or arguments["rerank"]
     if arguments["rerank"]:
-        params.pooling_type = _member(xlc.llama_pooling_type, "LLAMA_POOLING_TYPE", "RANK")
+        params.pooling_type = _member(xlc, "llama_pooling_type", "rank")
     params.endpoint_metrics = True
     params.endpoint_slots = True
     params.ui = False
@@ -94,7 +92,7 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
 
 
 def _place(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
-    params.split_mode = _member(xlc.llama_split_mode, "LLAMA_SPLIT_MODE", arguments["split_mode"])
+    params.split_mode = _member(xlc, "llama_split_mode", arguments["split_mode"])
     params.fit_params = arguments["fit"]
     if not arguments["use_gpu"]:
         # No device at all, not just no layers: with devices, large batches are still computed on the first.
@@ -163,8 +161,8 @@ def _flush_log(library: str) -> None:
         flush(log())
 
 
-def _member(enum: Any, prefix: str, name: str) -> Any:
-    return getattr(enum, f"{prefix}_{name.upper()}")
+def _member(xlc: Any, enum: str, name: str) -> Any:
+    return getattr(getattr(xlc, enum), f"{enum}_{name}".upper())
 
 
 if __name__ == "__main__":

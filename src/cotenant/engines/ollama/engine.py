@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import Final
@@ -103,12 +104,10 @@ class OllamaEngine(ExternalEngine):
     async def _unload(self) -> None:
         if await self._client.keep(self._tag, 0, timeout_s=_UNLOAD_TIMEOUT_S) is None:
             return
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
                 while await self._loaded_now() is not None:  # noqa: ASYNC110  Ollama only answers questions
                     await asyncio.sleep(_GONE_POLL_S)
-        except TimeoutError:
-            return
 
     async def _watch(self) -> None:
         """Keep it loaded, also if other clients send another `keep_alive` for it."""
@@ -116,20 +115,18 @@ class OllamaEngine(ExternalEngine):
         while True:
             await asyncio.sleep(self._poll_every_s)
             loaded = await self._client.loaded()
+            silent = silent + 1 if loaded is None else 0
+            if silent >= _SILENT_TIMES:
+                why = f"{self._name} is no longer served: Ollama at {self.endpoint.url} does not answer"
+                return self._ended(EngineEnd(why, Cause.UNKNOWN))
             if loaded is None:
-                silent += 1
-                if silent >= _SILENT_TIMES:
-                    why = f"{self._name} is no longer served: Ollama at {self.endpoint.url} does not answer"
-                    return self._ended(EngineEnd(why, Cause.UNKNOWN))
                 continue
-            silent = 0
             self._seen = await self._find_in(loaded)
             if self._seen is None:
-                return self._ended(
-                    EngineEnd(f"{self._name} was unloaded by Ollama or another client of it", Cause.UNKNOWN)
-                )
-            left_s = None if self._seen.expires_at is None else self._seen.expires_at - time.time()
-            if left_s is not None and left_s < _RENEW_BEFORE_S:
+                why = f"{self._name} was unloaded by Ollama or another client of it"
+                return self._ended(EngineEnd(why, Cause.UNKNOWN))
+            expires_at = self._seen.expires_at
+            if expires_at is not None and expires_at - time.time() < _RENEW_BEFORE_S:
                 await self._client.keep(self._tag, _FOREVER, timeout_s=ASK_TIMEOUT_S)
 
     async def _loaded_now(self) -> LoadedModel | None:
@@ -156,7 +153,6 @@ class OllamaEngine(ExternalEngine):
 
 
 def _error(answer: Response) -> str:
-    """Return Ollama's error message, shortened."""
     parsed = answer.json_object(of_any_status=True)
     text = str(parsed["error"]) if parsed and "error" in parsed else answer.body.decode("utf-8", "replace")
     return text.strip()[:300] or "nothing"

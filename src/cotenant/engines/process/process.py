@@ -16,6 +16,13 @@ from cotenant.programs.run import readable
 _GROUP_POLL_S: Final = 0.01
 GROUP_GONE_WITHIN_S: Final = 10.0
 _PROC: Final = Path("/proc")
+_FOREIGN: Final = ("LLAMA_", "GGML_", "MTMD_", "AIP_", "COTENANT_")
+"""llama-server reads `LLAMA_ARG_*`, `LLAMA_API_KEY` and, as cloud runtimes set them, `AIP_*`."""
+
+
+def scrubbed(ambient: Mapping[str, str]) -> dict[str, str]:
+    """Return `ambient` without the variables that engines read or that belong to Cotenant."""
+    return {name: value for name, value in ambient.items() if not name.startswith(_FOREIGN)}
 
 
 def guarded(argv: Sequence[str], *, family: bool = False) -> list[str]:

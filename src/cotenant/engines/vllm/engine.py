@@ -77,7 +77,7 @@ class VllmHost(ServerHost):
         sleeper = VllmSleep(level, order, self._meter) if level else None
         executable = shutil.which(program[0]) or program[0]
         build = EngineBuild(EngineKind.VLLM, EngineKind.VLLM, executable, release or "unknown")
-        return VllmEngine(order, started, build, self, sleeper)
+        return VllmEngine(started, build, self, sleeper)
 
     def park(self, engine: VllmEngine) -> None:
         """Keep a sleeping engine for the next load of its model."""
@@ -103,21 +103,15 @@ class VllmHost(ServerHost):
 
 
 class VllmEngine(ServerEngine):
-    """One vLLM server for `order`. With a `sleeper`, `stop` puts it to sleep, or ends it if that fails."""
+    """One vLLM server. With a `sleeper`, `stop` puts it to sleep, or ends it if that fails."""
 
     # Its server shuts down with status 0 when the process with the model has died.
     _dies_with_status_0 = True
 
     def __init__(
-        self,
-        order: EngineOrder,
-        started: Started,
-        build: EngineBuild,
-        host: VllmHost,
-        sleeper: VllmSleep | None,
+        self, started: Started, build: EngineBuild, host: VllmHost, sleeper: VllmSleep | None
     ) -> None:
         super().__init__(started, build)
-        self.order = order
         self._host = host
         self._sleeper = sleeper
         self._was_ready = False

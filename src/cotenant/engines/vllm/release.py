@@ -54,8 +54,6 @@ def _interpreter(program: Path) -> Path | None:
             head = script.read(_SHEBANG_BYTES)
     except OSError:
         return None
-    if not head.startswith(b"#!"):
-        return None
-    words = head[2:].partition(b"\n")[0].split()
+    words = head[2:].partition(b"\n")[0].split() if head.startswith(b"#!") else []
     path = Path(os.fsdecode(words[0])) if words else None
     return path if path is not None and path.name.startswith("python") else None

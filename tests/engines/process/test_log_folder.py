@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-from cotenant.engines.process.rotating_log import RotatingLog
+from cotenant.engines.process.log_folder import RotatingLog
 
 
 def test_a_rotation_keeps_what_was_written_and_lets_the_writer_go_on(tmp_path: Path) -> None:
