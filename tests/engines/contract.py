@@ -9,12 +9,15 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LauncherKind, LaunchOptions
+from cotenant.domain.units import MIB
+from cotenant.engines.base.server import HostInputs, Meter
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost
@@ -47,6 +50,14 @@ class NoMeter:
 
     async def free_host_bytes(self) -> int | None:
         return None
+
+
+def inputs(
+    folder: Path, meter: Meter | None = None, *, max_log_bytes: int = 16 * MIB, **more: Any
+) -> HostInputs:
+    """What hosts are made of, with their logs in a folder of `folder`."""
+    logs = LogFolder(folder / "logs", max_bytes=max_log_bytes)
+    return HostInputs(logs, meter or NoMeter(), **more)
 
 
 @dataclass
@@ -88,7 +99,7 @@ def embedded(folder: Path) -> Subject:
     torn = folder / "torn.gguf"
     torn.write_bytes(order.model_path.read_bytes()[:3000] if order.model_path else b"")
     return Subject(
-        LlamaHost(LogFolder(folder / "logs")),
+        LlamaHost(inputs(folder)),
         order,
         replace(order, model_path=torn),
         "could not be loaded",
@@ -105,14 +116,14 @@ def llama_server(folder: Path) -> Subject:
     if program is None:
         pytest.skip("no llama-server: set COTENANT_TEST_LLAMA_SERVER or have it on PATH")
     subject = embedded(folder)
-    subject.host = LlamaHost(LogFolder(folder / "logs"), configured=Path(program))
+    subject.host = LlamaHost(inputs(folder, llama_server=Path(program)))
     return subject
 
 
 def fake(folder: Path) -> Subject:
     order = host_order(folder / "m.gguf")
     return Subject(
-        LlamaHost(LogFolder(folder / "logs"), configured=fake_server(folder)),
+        LlamaHost(inputs(folder, llama_server=fake_server(folder))),
         order,
         with_env(order, FAKE_SAYS="E llama_model_load: cudaMalloc failed: out of memory", FAKE_EXIT=1),
         "out of memory",
@@ -143,7 +154,7 @@ def podman(folder: Path) -> Subject:
         os.kill(engine.pid, signal.SIGKILL)
 
     return Subject(
-        LlamaHost(LogFolder(folder / "logs")),
+        LlamaHost(inputs(folder)),
         order,
         with_env(order, FAKE_SAYS="E llama_model_load: cudaMalloc failed: out of memory", FAKE_EXIT=1),
         "out of memory",
@@ -165,7 +176,7 @@ def vllm(folder: Path) -> Subject:
     )
     says = "ERROR torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     return Subject(
-        VllmHost(LogFolder(folder / "logs"), NoMeter()),
+        VllmHost(inputs(folder)),
         order,
         with_env(order, STAND_IN_SAYS=says, STAND_IN_EXIT=1),
         "out of memory",
@@ -180,7 +191,7 @@ def vllm(folder: Path) -> Subject:
 def real_vllm(folder: Path) -> Subject:
     order = vllm_order()
     return Subject(
-        VllmHost(LogFolder(folder / "logs"), NoMeter()),
+        VllmHost(inputs(folder)),
         order,
         replace(order, model_path=folder / "nothing"),
         "there is no folder",
@@ -200,7 +211,7 @@ def command(folder: Path) -> Subject:
         replace(host_order(Path("-")), model_path=None), EngineKind.COMMAND, EngineOptions(command=argv)
     )
     return Subject(
-        CommandHost(LogFolder(folder / "logs")),
+        CommandHost(inputs(folder)),
         order,
         with_env(order, FAKE_SAYS="RuntimeError: CUDA out of memory", FAKE_EXIT=3),
         "out of memory",

@@ -1,46 +1,22 @@
 """Starts engines of every kind, each by the host of its kind."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
+from cotenant.engines.base.server import HostInputs as HostInputs
 from cotenant.engines.command.engine import CommandHost
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.ollama.engine import OllamaHost
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.remote.engine import RemoteHost
 from cotenant.engines.vllm.engine import VllmHost
-from cotenant.engines.vllm.sleep import Meter
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
 
-
-@dataclass(frozen=True, slots=True)
-class HostInputs:
-    """What hosts may need. `exclusive` are the cards that admit one process at a time.
-
-    `llama_server` is the operator's program, `cuda_version` the driver's.
-    """
-
-    logs: LogFolder
-    meter: Meter
-    exclusive: Set[DeviceId] = frozenset()
-    llama_server: Path | None = None
-    cuda_version: str | None = None
-
-
 HOSTS: Final[Mapping[EngineKind, Callable[[HostInputs], EngineHost]]] = {
-    EngineKind.LLAMA_CPP: lambda inputs: LlamaHost(
-        inputs.logs,
-        configured=inputs.llama_server,
-        cuda_version=inputs.cuda_version,
-        exclusive=inputs.exclusive,
-    ),
-    EngineKind.VLLM: lambda inputs: VllmHost(inputs.logs, inputs.meter, exclusive=inputs.exclusive),
+    EngineKind.LLAMA_CPP: LlamaHost,
+    EngineKind.VLLM: VllmHost,
     EngineKind.OLLAMA: lambda inputs: OllamaHost(),
-    EngineKind.COMMAND: lambda inputs: CommandHost(inputs.logs, exclusive=inputs.exclusive),
+    EngineKind.COMMAND: CommandHost,
     EngineKind.REMOTE: lambda inputs: RemoteHost(),
 }
 

@@ -10,10 +10,9 @@ from cotenant.domain.errors import EngineMissing
 from cotenant.domain.models import Parts
 from cotenant.domain.units import MIB
 from cotenant.engines.command.engine import CommandHost, fill
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
-from tests.engines.contract import of_kind, running
+from tests.engines.contract import inputs, of_kind, running
 from tests.support.engines.orders import fake_server, host_order
 
 
@@ -36,7 +35,7 @@ def test_words_in_braces_are_filled_and_other_braces_are_left() -> None:
 async def test_a_command_is_told_its_port_model_file_and_memory(tmp_path: Path) -> None:
     words = ("{model}", "{path}", "{memory_mib}", "[{gpus}]", "{host}")
     argv = (str(fake_server(tmp_path)), "--port", "{port}", *words)
-    async with running(CommandHost(LogFolder(tmp_path / "logs")), ordered(argv)) as engine:
+    async with running(CommandHost(inputs(tmp_path)), ordered(argv)) as engine:
         answer = await probe(engine.endpoint, "/told", timeout_s=5)
         told = json.loads(answer.body if answer else b"")
     assert told["argv"][2:] == ["tiny", "/models/m.gguf", "600", "[]", "127.0.0.1"]
@@ -48,7 +47,7 @@ async def test_its_own_stop_command_ends_it(tmp_path: Path) -> None:
     argv = (str(fake_server(tmp_path)), "--port", "{port}")
     asked = tmp_path / "asked"
     order = ordered(argv, ("/bin/sh", "-c", f"echo {{port}} > {asked}; kill -KILL {{pid}}"))
-    async with running(CommandHost(LogFolder(tmp_path / "logs")), order) as engine:
+    async with running(CommandHost(inputs(tmp_path)), order) as engine:
         port = engine.endpoint.port
         await engine.stop(5)
         assert (await engine.wait_exit()).why == "tiny was stopped"
@@ -58,7 +57,7 @@ async def test_its_own_stop_command_ends_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_stop_command_that_does_nothing_does_not_keep_it_alive(tmp_path: Path) -> None:
     argv = (str(fake_server(tmp_path)), "--port", "{port}")
-    host = CommandHost(LogFolder(tmp_path / "logs"))
+    host = CommandHost(inputs(tmp_path))
     for stop in (("/bin/true",), ("/bin/sleep", "60"), ("/no/such/program",)):
         async with running(host, ordered(argv, stop)) as engine:
             await engine.stop(0.1)
@@ -66,6 +65,6 @@ async def test_a_stop_command_that_does_nothing_does_not_keep_it_alive(tmp_path:
 
 
 async def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
-    host = CommandHost(LogFolder(tmp_path / "logs"))
+    host = CommandHost(inputs(tmp_path))
     with pytest.raises(EngineMissing, match="there is no program /no/such/server"):
         await host.start(ordered(("/no/such/server", "{port}")))

@@ -10,10 +10,10 @@ from cotenant.domain.engines import EngineEnd
 from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.process import group_lives
 from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
+from tests.engines.contract import inputs
 from tests.support.engines.orders import fake_server, gpu_order, host_order, with_env
 from tests.support.waiting import has_ended, wait_until
 
@@ -32,7 +32,7 @@ def run(
     """Start the fake server for an order, then stop it whatever happens."""
 
     async def main() -> None:
-        host = LlamaHost(LogFolder(folder / "logs", max_bytes=log_max_bytes), configured=fake_server(folder))
+        host = LlamaHost(inputs(folder, max_log_bytes=log_max_bytes, llama_server=fake_server(folder)))
         engine = await host.start(order)
         try:
             async with asyncio.timeout(60):
@@ -197,7 +197,7 @@ def test_logs_are_rotated_and_the_oldest_dropped_while_the_engine_writes_on(
 
 def test_two_engines_of_one_name_write_two_logs_and_a_restart_reuses_the_first(tmp_path: Path) -> None:
     async def main() -> None:
-        host = LlamaHost(LogFolder(tmp_path / "logs"), configured=fake_server(tmp_path))
+        host = LlamaHost(inputs(tmp_path, llama_server=fake_server(tmp_path)))
         order = host_order(Path("m.gguf"))
         engines = [await host.start(order), await host.start(order)]
         assert [engine.log_path.name for engine in engines] == ["tiny.log", "tiny.2.log"]
@@ -212,7 +212,7 @@ def test_two_engines_of_one_name_write_two_logs_and_a_restart_reuses_the_first(t
 
 def test_a_gpu_that_no_engine_sees_is_refused_before_anything_runs(tmp_path: Path) -> None:
     async def main() -> None:
-        host = LlamaHost(LogFolder(tmp_path / "logs"), configured=fake_server(tmp_path), cuda_version="13.2")
+        host = LlamaHost(inputs(tmp_path, llama_server=fake_server(tmp_path), cuda_version="13.2"))
         with pytest.raises(EngineLacksDevice, match="GPU 0"):
             await host.start(gpu_order((33,)))
 
@@ -238,7 +238,7 @@ def test_an_unwritable_log_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file, not a folder")
 
     async def main() -> None:
-        host = LlamaHost(LogFolder(tmp_path / "logs"), configured=fake_server(tmp_path))
+        host = LlamaHost(inputs(tmp_path, llama_server=fake_server(tmp_path)))
         with pytest.raises(EngineLoadFailed, match=r"tiny\.log cannot be written: (File exists|Not a dir)"):
             await host.start(host_order(Path("m.gguf")))
 

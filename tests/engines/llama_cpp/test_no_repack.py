@@ -10,7 +10,7 @@ from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp import engine as llama_cpp
 from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.llama_cpp.host_facts import HostFacts
-from cotenant.engines.process.log_folder import LogFolder
+from tests.engines.contract import inputs
 from tests.support.engines.orders import fake_server, gpu_order, host_order, with_env
 
 KNOWS_NO_REPACK = "-nr,   --no-repack                      do not repack weights\n"
@@ -37,7 +37,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_after_an_illegal_instruction_the_next_attempt_does_not_repack(
     tmp_path: Path, build: Path
 ) -> None:
-    host = LlamaHost(LogFolder(tmp_path / "logs"), configured=build)
+    host = LlamaHost(inputs(tmp_path, llama_server=build))
     order = host_order(Path("m.gguf"))
 
     first = await host.start(order)
@@ -61,7 +61,7 @@ async def test_a_card_in_exclusive_mode_explains_a_death_without_a_word(
     order = with_env(gpu_order((33,)), FAKE_SAYS="", FAKE_EXIT=1)
     card = order.placement.used_shares[0].device.id
     for exclusive, cause in ((frozenset({card}), Cause.DEVICE_BUSY), (frozenset(), Cause.UNKNOWN)):
-        host = LlamaHost(LogFolder(tmp_path / "logs"), configured=fake_server(tmp_path), exclusive=exclusive)
+        host = LlamaHost(inputs(tmp_path, llama_server=fake_server(tmp_path), exclusive=exclusive))
         engine = await host.start(order)
         with pytest.raises(EngineLoadFailed) as failed:
             await engine.wait_ready(60)

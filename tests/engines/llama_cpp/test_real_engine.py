@@ -15,8 +15,8 @@ import pytest
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.models import FlashAttention, ModelKind
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.interfaces import EngineOrder
+from tests.engines.contract import inputs
 from tests.support.engines.orders import host_order
 from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.models.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, real_server
@@ -43,7 +43,7 @@ def run(
     logs: Path, configured: Path | None, order: EngineOrder, scenario: Callable[[LlamaEngine], Awaitable[Any]]
 ) -> Any:
     async def main() -> Any:
-        engine = await LlamaHost(LogFolder(logs), configured=configured).start(order)
+        engine = await LlamaHost(inputs(logs, llama_server=configured)).start(order)
         try:
             await engine.wait_ready(LOAD_TIMEOUT_S)
             return await scenario(engine)
@@ -202,13 +202,14 @@ def test_a_killed_daemon_leaves_no_engine(
         import asyncio, sys
         from pathlib import Path
         sys.path.insert(0, {str(ROOT)!r})
-        from cotenant.engines.process.log_folder import LogFolder
         from cotenant.engines.llama_cpp.engine import LlamaHost
+        from tests.engines.contract import inputs
         from tests.support.engines.orders import host_order
         configured = {None if configured is None else str(configured)!r}
 
         async def main():
-            host = LlamaHost(LogFolder(Path({str(tmp_path)!r})), configured=configured and Path(configured))
+            llama_server = configured and Path(configured)
+            host = LlamaHost(inputs(Path({str(tmp_path)!r}), llama_server=llama_server))
             engine = await host.start(host_order(Path({str(tiny)!r})))
             if {when == "ready"}:
                 await engine.wait_ready(60)

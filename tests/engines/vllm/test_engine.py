@@ -11,12 +11,11 @@ from cotenant.domain.engines import EngineOptions
 from cotenant.domain.errors import EngineLoadFailed, EngineMissing
 from cotenant.domain.models import CacheType, ModelKind, Parts
 from cotenant.domain.units import GIB
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.vllm.arguments import vllm_argv, vllm_environment
 from cotenant.engines.vllm.engine import VllmEngine, VllmHost
 from cotenant.engines.vllm.release import installed_release
 from cotenant.interfaces import EngineOrder
-from tests.engines.contract import NoMeter, complete, of_kind
+from tests.engines.contract import complete, inputs, of_kind
 from tests.support.engines.fake_programs import ask, hugging_face_folder, vllm_program
 from tests.support.engines.orders import gpu_order, host_order, with_env
 
@@ -139,7 +138,7 @@ async def test_a_release_that_is_too_old_is_refused_before_it_starts(tmp_path: P
     program = environment_with(tmp_path, version)
     order = of_kind(host_order(tmp_path), EngineKind.VLLM, EngineOptions(command=(str(program),)))
     with pytest.raises(EngineMissing, match=f"vLLM {version} is too old: 0.10.2 or newer") as refused:
-        await VllmHost(LogFolder(tmp_path / "logs"), NoMeter()).start(order)
+        await VllmHost(inputs(tmp_path)).start(order)
     assert "pip install" in refused.value.hint
 
 
@@ -164,7 +163,7 @@ def calls(engine: VllmEngine) -> list[str]:
 @pytest.mark.slow
 async def test_a_sleeping_engine_counts_as_asleep_until_its_process_has_ended(tmp_path: Path) -> None:
     """Until then the driver lists it: its memory would be taken for that of a stranger."""
-    host = VllmHost(LogFolder(tmp_path / "logs"), NoMeter())
+    host = VllmHost(inputs(tmp_path))
     engine = await loaded(host, sleeper(tmp_path, 1))
     await engine.stop(60)
     ending = asyncio.create_task(host.end_sleeping())
@@ -178,7 +177,7 @@ async def test_a_sleeping_engine_counts_as_asleep_until_its_process_has_ended(tm
 @pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 2])
 async def test_a_sleeping_engine_is_the_same_process_when_it_wakes(tmp_path: Path, level: int) -> None:
-    host, order = VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), sleeper(tmp_path, level)
+    host, order = VllmHost(inputs(tmp_path)), sleeper(tmp_path, level)
     engine = await loaded(host, order)
     try:
         await engine.stop(60)
@@ -210,7 +209,7 @@ async def test_its_server_ends_in_good_order_when_its_worker_has_died(
     tmp_path: Path, says: str, why: str
 ) -> None:
     order = with_env(sleeper(tmp_path), STAND_IN_SAYS=says)
-    engine = await loaded(VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), order)
+    engine = await loaded(VllmHost(inputs(tmp_path)), order)
     try:
         os.kill(engine.pid, signal.SIGTERM)
         async with asyncio.timeout(60):
@@ -221,7 +220,7 @@ async def test_its_server_ends_in_good_order_when_its_worker_has_died(
 
 @pytest.mark.slow
 async def test_another_recipe_does_not_wake_what_sleeps(tmp_path: Path) -> None:
-    host, order = VllmHost(LogFolder(tmp_path / "logs"), NoMeter()), sleeper(tmp_path)
+    host, order = VllmHost(inputs(tmp_path)), sleeper(tmp_path)
     engine = await loaded(host, order)
     await engine.stop(60)
     recipe = replace(order.placement.recipe, n_ctx=1024)
@@ -247,7 +246,7 @@ async def test_a_sleep_that_does_not_work_ends_the_engine(
     tmp_path: Path, scales: Scales, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cotenant.engines.vllm.sleep._FREED_TIMEOUT_S", 0.1)
-    host = VllmHost(LogFolder(tmp_path / "logs"), scales)
+    host = VllmHost(inputs(tmp_path, scales))
     engine = await loaded(host, with_env(sleeper(tmp_path), **env))
     await engine.stop(60)
     assert engine.ended
@@ -260,7 +259,7 @@ async def test_a_sleep_that_does_not_work_ends_the_engine(
 async def test_a_wake_that_does_not_work_ends_the_engine_and_the_next_load_is_a_fresh_one(
     tmp_path: Path, wake: str
 ) -> None:
-    host = VllmHost(LogFolder(tmp_path / "logs"), NoMeter())
+    host = VllmHost(inputs(tmp_path))
     order = with_env(sleeper(tmp_path), STAND_IN_BAD_WAKE=wake)
     engine = await loaded(host, order)
     await engine.stop(60)
@@ -277,7 +276,7 @@ async def test_a_wake_that_does_not_work_ends_the_engine_and_the_next_load_is_a_
 
 @pytest.mark.slow
 async def test_what_sleeps_ends_when_it_is_to_make_room_and_a_kept_one_does_not(tmp_path: Path) -> None:
-    host = VllmHost(LogFolder(tmp_path / "logs"), NoMeter())
+    host = VllmHost(inputs(tmp_path))
     engine = await loaded(host, sleeper(tmp_path))
     await engine.stop(60)
     assert await host.end_sleeping({"tiny"}) == []

@@ -13,11 +13,10 @@ import pytest
 
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.process.process import group_lives
 from cotenant.engines.vllm.engine import VllmEngine, VllmHost
 from cotenant.interfaces import Engine
-from tests.engines.contract import NoMeter, running
+from tests.engines.contract import inputs, running
 from tests.support.daemon.api import get, port_of, story
 from tests.support.daemon.serving import Serving
 from tests.support.engines.real_vllm import ENV, LOADS_WITHIN_S, QUICKLY, models, program, vllm_order
@@ -28,7 +27,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def host(folder: Path) -> VllmHost:
-    return VllmHost(LogFolder(folder / "logs"), NoMeter())
+    return VllmHost(inputs(folder))
 
 
 async def ask(engine: Engine, path: str, **body: Any) -> Any:

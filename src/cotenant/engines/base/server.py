@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Coroutine, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
@@ -36,6 +36,32 @@ _ROTATE_EVERY_S: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
+class Meter(Protocol):
+    """Measures the memory that our processes hold."""
+
+    async def held_bytes(self, group: int) -> int | None:
+        """Return what a process group holds on all GPUs; None if the driver does not report it."""
+        ...
+
+    async def free_host_bytes(self) -> int | None:
+        """Return the free host RAM; None if unknown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostInputs:
+    """What hosts may need. `exclusive` are the cards that admit one process at a time.
+
+    `llama_server` is the operator's program, `cuda_version` the driver's.
+    """
+
+    logs: LogFolder
+    meter: Meter
+    exclusive: Set[DeviceId] = frozenset()
+    llama_server: Path | None = None
+    cuda_version: str | None = None
+
+
 @dataclass(slots=True)
 class Started:
     """A server process that was just started for an order, with its port and log.
@@ -52,11 +78,10 @@ class Started:
 
 
 class ServerHost:
-    """Starts servers as processes of ours; `exclusive` are the cards that admit one process at a time."""
+    """Starts servers as processes of ours."""
 
-    def __init__(self, logs: LogFolder, *, exclusive: Set[DeviceId] = frozenset()) -> None:
-        self._logs = logs
-        self._exclusive = exclusive
+    def __init__(self, inputs: HostInputs) -> None:
+        self._inputs = inputs
 
     async def _start(self, order: EngineOrder, plan_for: Callable[[int], LaunchPlan]) -> Started:
         """Start what `plan_for` returns for a port; it is called in a thread.
@@ -70,12 +95,12 @@ class ServerHost:
         except BaseException:
             port.close()
             raise
-        exclusive = any(device.id in self._exclusive for device in visible_devices(order))
+        exclusive = any(device.id in self._inputs.exclusive for device in visible_devices(order))
         return Started(order, plan, process, port, log, exclusive)
 
     async def _launch(self, plan: LaunchPlan, port: ReservedPort) -> tuple[ChildProcess, RotatingLog]:
         started: list[ChildProcess] = []
-        log = self._logs.log(plan.name, lambda: not started or started[0].returncode is not None)
+        log = self._inputs.logs.log(plan.name, lambda: not started or started[0].returncode is not None)
         try:
             output = log.open()
         except OSError as error:

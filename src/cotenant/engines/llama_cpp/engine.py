@@ -6,18 +6,16 @@ import asyncio
 import json
 import logging
 import signal
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.engines import EngineBuild, EngineReport
 from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
-from cotenant.engines.base.server import ServerEngine, ServerHost, Started
+from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started
 from cotenant.engines.launch.plan import runs_on_described, visible_devices
 from cotenant.engines.llama_cpp.arguments import arguments_for, validate
 from cotenant.engines.llama_cpp.builds import choose, discover
@@ -25,7 +23,6 @@ from cotenant.engines.llama_cpp.command_line import llama_plan
 from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.image_builds import image_build
 from cotenant.engines.llama_cpp.report import missing_devices, parse_report
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
 
@@ -40,31 +37,20 @@ _log = logging.getLogger(__name__)
 class LlamaHost(ServerHost):
     """Starts llama.cpp engines, each on the build that can use its devices.
 
-    `configured` is the operator's own llama-server. `cuda_version` is the driver's, for advice only.
-
     A build that has once died of an illegal instruction with repacked weights never repacks them again: some
     virtual machines advertise AMX but do not have it. The scheduler's next attempt then loads.
     """
 
-    def __init__(
-        self,
-        logs: LogFolder,
-        *,
-        configured: Path | None = None,
-        cuda_version: str | None = None,
-        exclusive: Set[DeviceId] = frozenset(),
-    ) -> None:
-        super().__init__(logs, exclusive=exclusive)
+    def __init__(self, inputs: HostInputs) -> None:
+        super().__init__(inputs)
         self._never_repack: set[str] = set()
-        self._configured = configured
-        self._cuda_version = cuda_version
 
     async def build_for(self, order: EngineOrder) -> EngineBuild:
         """Return the build that `start` would use. Raises EngineMissing or EngineLacksDevice."""
         if order.launch.image is not None:
             return (await asyncio.to_thread(image_build, order.launch))[0]
-        builds = await asyncio.to_thread(discover, self._configured)
-        return choose(builds, visible_devices(order), cuda_version=self._cuda_version)
+        builds = await asyncio.to_thread(discover, self._inputs.llama_server)
+        return choose(builds, visible_devices(order), cuda_version=self._inputs.cuda_version)
 
     async def start(self, order: EngineOrder) -> LlamaEngine:
         """Start loading. Call it in the thread of the event loop: the engine dies with that thread.

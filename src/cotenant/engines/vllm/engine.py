@@ -9,16 +9,14 @@ import shutil
 from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
-from cotenant.domain.devices import DeviceId
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
-from cotenant.engines.base.server import ServerEngine, ServerHost, Started, first_of
+from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started, first_of
 from cotenant.engines.launch.plan import LaunchPlan, visible_devices
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
-from cotenant.engines.vllm.sleep import Meter, VllmSleep
+from cotenant.engines.vllm.sleep import VllmSleep
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import Engine, EngineOrder
 
@@ -34,14 +32,12 @@ class VllmHost(ServerHost):
     """Starts vLLM engines, or wakes those that sleep.
 
     The engine of a model with `sleep:` sleeps instead of ending. It is woken for the same model, recipe and
-    devices. It is ended by `end_sleeping`, or if a sleep or a wake fails its check. `exclusive` are the cards
-    that admit one process at a time: no engine sleeps there, since it would block its card. Once `sleeps` is
-    false, all engines are ended.
+    devices. It is ended by `end_sleeping`, or if a sleep or a wake fails its check. On `exclusive` cards no
+    engine sleeps, since it would block its card. Once `sleeps` is false, all engines are ended.
     """
 
-    def __init__(self, logs: LogFolder, meter: Meter, *, exclusive: Set[DeviceId] = frozenset()) -> None:
-        super().__init__(logs, exclusive=exclusive)
-        self._meter = meter
+    def __init__(self, inputs: HostInputs) -> None:
+        super().__init__(inputs)
         self._parked: dict[str, VllmEngine] = {}
         self._ending: set[VllmEngine] = set()
         self.sleeps = True
@@ -74,7 +70,7 @@ class VllmHost(ServerHost):
 
         started = await self._start(order, plan_for)
         level = 0 if started.exclusive else sleep_level(order)
-        sleeper = VllmSleep(level, order, self._meter) if level else None
+        sleeper = VllmSleep(level, order, self._inputs.meter) if level else None
         executable = shutil.which(program[0]) or program[0]
         build = EngineBuild(EngineKind.VLLM, EngineKind.VLLM, executable, release or "unknown")
         return VllmEngine(started, build, self, sleeper)

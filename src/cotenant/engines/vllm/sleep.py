@@ -6,13 +6,14 @@ produced garbage after a level 2 wake (#29341): each sleep is measured, each wak
 
 import asyncio
 import json
-from typing import Final, Protocol
+from typing import Final
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB, format_bytes
+from cotenant.engines.base.server import Meter
 from cotenant.http.client import probe, probe_json, probe_ok
 from cotenant.interfaces import EngineOrder
 
@@ -28,18 +29,6 @@ _HOST_MARGIN_BYTES: Final = 2 * GIB
 _CANARY: Final = "The capital of France is"
 _TO_EMBED: Final[dict[str, object]] = {"input": _CANARY}
 _TO_COMPLETE: Final[dict[str, object]] = {"prompt": _CANARY, "max_tokens": 4, "temperature": 0, "seed": 1}
-
-
-class Meter(Protocol):
-    """Measures the memory that our processes hold."""
-
-    async def held_bytes(self, group: int) -> int | None:
-        """Return what a process group holds on all GPUs; None if the driver does not report it."""
-        ...
-
-    async def free_host_bytes(self) -> int | None:
-        """Return the free host RAM; None if unknown."""
-        ...
 
 
 class VllmSleep:
