@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -62,12 +62,12 @@ def run_program(
     are killed, unless `kill_children` is False: some programs start a daemon.
     """
     try:
-        with _running(argv, input_text, env, cwd, merge_errors=merge_errors) as run:
+        with _running(argv, input_text, env, cwd, merge_errors=merge_errors) as (pidfd, finish):
             poll = select.poll()
-            poll.register(run.pidfd, select.POLLIN)
+            poll.register(pidfd, select.POLLIN)
             if not poll.poll(timeout_s * 1000):
                 raise TimeoutError
-            return run.finish(kill=kill_children)
+            return finish(kill_children)
     except OSError as error:
         return _not_finished(error, timeout_s)
 
@@ -75,10 +75,10 @@ def run_program(
 async def run_async(argv: Sequence[str], timeout_s: float) -> Finished:
     """Run a program without blocking the loop, its standard error separate; it is killed with this task."""
     try:
-        with _running(argv, "", None, None, merge_errors=False) as run:
+        with _running(argv, "", None, None, merge_errors=False) as (pidfd, finish):
             async with asyncio.timeout(timeout_s):
-                await readable(run.pidfd)
-            return run.finish(kill=True)
+                await readable(pidfd)
+            return finish(True)
     except OSError as error:
         return _not_finished(error, timeout_s)
 
@@ -101,19 +101,6 @@ def read_tail(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    process: subprocess.Popen[bytes]
-    pidfd: int
-    output: IO[bytes]
-    errors: IO[bytes]
-
-    def finish(self, *, kill: bool) -> Finished:
-        if kill:
-            _kill_group(self.process)
-        return Finished(self.process.wait(), read_tail(self.output), read_tail(self.errors))
-
-
 @contextlib.contextmanager
 def _running(
     argv: Sequence[str],
@@ -122,8 +109,11 @@ def _running(
     cwd: Path | None,
     *,
     merge_errors: bool,
-) -> Iterator[_Running]:
-    """Start a program; its group is killed at the end of the block unless it has finished. Raises OSError."""
+) -> Iterator[tuple[int, Callable[[bool], Finished]]]:
+    """Start a program; its group is killed at the end of the block unless it has finished. Raises OSError.
+
+    Yield its pidfd, and what to call once it has ended: with True it kills what is left of the group.
+    """
     # Files, not pipes: a full pipe blocks the program, and a child may keep a pipe open.
     temporary = tempfile.TemporaryFile
     with temporary() as stdin, temporary() as out, temporary() as err:
@@ -133,10 +123,16 @@ def _running(
         process = subprocess.Popen(
             argv, stdin=stdin, stdout=out, stderr=errors, env=env, cwd=cwd, start_new_session=True
         )
+
+        def finish(kill: bool) -> Finished:
+            if kill:
+                _kill_group(process)
+            return Finished(process.wait(), read_tail(out), read_tail(err))
+
         try:
             pidfd = os.pidfd_open(process.pid)
             try:
-                yield _Running(process, pidfd, out, err)
+                yield pidfd, finish
             finally:
                 os.close(pidfd)
         finally:

@@ -38,17 +38,8 @@ class CommandHost(ServerHost):
 
         def plan_for(port: int) -> LaunchPlan:
             words = _words(order, port)
-            return LaunchPlan(
-                order.name,
-                (*(fill(word, words) for word in options.command), *order.args),
-                port,
-                visible_devices(order),
-                order.env,
-                (order.model_path,) if order.model_path is not None else (),
-                options.health_path,
-                has_children=True,
-                launch=order.launch,
-            )
+            argv = (*(fill(word, words) for word in options.command), *order.args)
+            return LaunchPlan.of(order, argv, port, health_path=options.health_path, has_children=True)
 
         return CommandEngine(await self._start(order, plan_for))
 

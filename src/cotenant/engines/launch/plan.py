@@ -2,10 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from cotenant.domain.devices import Device, DeviceKind, launch_environment
 from cotenant.domain.errors import EngineMissing
@@ -37,6 +37,14 @@ class LaunchPlan:
     ends_with_parent: bool = False
     has_children: bool = False
     launch: LaunchOptions = ON_HOST
+
+    @classmethod
+    def of(cls, order: EngineOrder, argv: Iterable[str], port: int, **more: Any) -> Self:
+        """Return the plan for an order; `more` are the fields that do not follow from it."""
+        files = (order.model_path, order.projector_path)
+        reads = tuple(path for path in files if path is not None)
+        fields = {"env": order.env, "reads": reads, "launch": order.launch, **more}
+        return cls(order.name, tuple(argv), port, visible_devices(order), **fields)
 
 
 class Launcher(Protocol):

@@ -3,7 +3,7 @@
 import os
 
 from cotenant.domain.engines import EngineBuild, EngineForm
-from cotenant.engines.launch.plan import LaunchPlan, visible_devices
+from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.llama_cpp.arguments import LlamaArguments
 from cotenant.engines.llama_cpp.builds import server_flags
 from cotenant.engines.llama_cpp.image_builds import image_build
@@ -20,13 +20,4 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
     else:
         flags = server_flags(build) if order.launch.image is None else image_build(order.launch)[1]
         words = server_argv(arguments, flags)
-    return LaunchPlan(
-        order.name,
-        (build.program, *words),
-        arguments.port,
-        visible_devices(order),
-        order.env,
-        tuple(path for path in (order.model_path, order.projector_path) if path is not None),
-        ends_with_parent=embedded,
-        launch=order.launch,
-    )
+    return LaunchPlan.of(order, (build.program, *words), arguments.port, ends_with_parent=embedded)

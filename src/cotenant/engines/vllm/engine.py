@@ -13,7 +13,7 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
 from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started, first_of
-from cotenant.engines.launch.plan import LaunchPlan, visible_devices
+from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
 from cotenant.engines.vllm.sleep import VllmSleep
@@ -57,16 +57,8 @@ class VllmHost(ServerHost):
         check_release(release)
 
         def plan_for(port: int) -> LaunchPlan:
-            return LaunchPlan(
-                order.name,
-                (*program, *vllm_argv(order, port)),
-                port,
-                visible_devices(order),
-                {**vllm_environment(order), **order.env},
-                () if order.model_path is None else (order.model_path,),
-                has_children=True,
-                launch=order.launch,
-            )
+            env = {**vllm_environment(order), **order.env}
+            return LaunchPlan.of(order, (*program, *vllm_argv(order, port)), port, env=env, has_children=True)
 
         started = await self._start(order, plan_for)
         level = 0 if started.exclusive else sleep_level(order)
