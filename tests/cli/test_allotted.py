@@ -2,7 +2,7 @@
 
 import pytest
 
-from cotenant.cli.options import kept_to
+from cotenant.cli.flags import kept_to
 from cotenant.clock import ManualClock
 from cotenant.domain.devices import Inventory
 from cotenant.hardware.gpus.amd import AmdProbe

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cotenant.cli.options import measured
+from cotenant.cli.flags import measured
 from cotenant.cli.table import Column, print_result, table_lines
 from cotenant.store.location import Location, locate
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cotenant.cli.options import add_llama_server_option
+from cotenant.cli.flags import add_llama_server_option
 from cotenant.cli.table import attributes, print_result
 from cotenant.domain.errors import CotenantError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cotenant.doctor.findings import Finding
     from cotenant.doctor.host_context import HostContext
 
-_WIDTH: Final = 80
 _INDENT: Final = 11
 _MARKS: Final = {"problem": "PROBLEM", "warning": "warning", "unknown": "not seen", "ok": "ok"}
 _COLOURS: Final = {"problem": "31;1", "warning": "33", "unknown": "36", "ok": "32"}
@@ -112,9 +111,8 @@ def _lines(finding: Finding, *, colours: bool) -> Iterator[str]:
     mark = _MARKS[finding.level.value].ljust(_INDENT - 3)
     if colours:
         mark = f"\x1b[{_COLOURS[finding.level.value]}m{mark}\x1b[0m"
-    first, *rest = _wrapped(finding.seen)
+    first, *lines = _wrapped(finding.seen)
     yield f"  {mark} {first}"
-    lines = rest
     if finding.matters:
         lines += _wrapped(f"Why: {finding.matters}")
     if finding.fix:
@@ -125,7 +123,7 @@ def _lines(finding: Finding, *, colours: bool) -> Iterator[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(text, 80 - _INDENT, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _counts(findings: Sequence[Finding]) -> dict[str, int]:
@@ -136,15 +134,13 @@ def _counts(findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def _host(args: argparse.Namespace) -> HostContext:
-    from cotenant.config.model_file_cache import Library
     from cotenant.config.settings import find_configuration, read_configuration
     from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.host_context import HostContext
 
     configuration, refusal = None, None
     try:
-        path = find_configuration(args.config, os.environ)
-        configuration = read_configuration(path, flags={}, library=Library(), unsettled=frozenset())
+        configuration = read_configuration(find_configuration(args.config, os.environ))
     except CotenantError as error:
         refusal = error
     return HostContext(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.options import add_llama_server_option, measured
+from cotenant.cli.flags import add_llama_server_option, measured
 from cotenant.cli.table import attributes, print_result
 from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.engines import EngineBuild

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from cotenant.cli.options import add_device_options, read_inventory
+from cotenant.cli.flags import add_device_options, read_inventory
 from cotenant.cli.table import Column, attributes, cut_middle, print_result, table_lines
 from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading, Sensors
 from cotenant.domain.units import format_mib

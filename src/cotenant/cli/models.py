@@ -10,8 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cotenant.cli.flags import file_path
-from cotenant.cli.options import read_inventory
+from cotenant.cli.flags import file_path, read_inventory
 from cotenant.cli.table import Column, attributes, print_result, table_lines
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UsageError
@@ -73,7 +72,12 @@ def run(args: argparse.Namespace) -> int:
     errors: Mapping[str, float] = read_journal(
         configuration.database, lambda each: each.estimate_errors(), {}
     )
-    value = _as_json(configuration, rows, together, errors)
+    value = {
+        "configuration": configuration.path and str(configuration.path),
+        "models": [_model_json(row, errors.get(row.model.name)) for row in rows],
+        "peak": attributes(together, "needed_bytes offered_bytes together waiting nowhere"),
+        "problems": [{"path": str(each.path), "text": each.text} for each in configuration.problems],
+    }
     return print_result(args, value, _as_text(configuration, rows, together, errors))
 
 
@@ -214,24 +218,13 @@ def _peak_lines(peak: Peak) -> Iterator[str]:
         yield f"Too large even alone: {', '.join(peak.nowhere)}. `cotenant plan` says what would fit."
 
 
-def _as_json(
-    configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak, errors: Mapping[str, float]
-) -> dict[str, Any]:
-    return {
-        "configuration": None if configuration.path is None else str(configuration.path),
-        "models": [_model_json(row, errors.get(row.model.name)) for row in rows],
-        "peak": attributes(peak, "needed_bytes offered_bytes together waiting nowhere"),
-        "problems": [{"path": str(each.path), "text": each.text} for each in configuration.problems],
-    }
-
-
 def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:
     model, placed = row.model, row.result if isinstance(row.result, Placement) else None
     return {
         "name": model.name,
         "aliases": model.aliases,
-        "path": None if model.path is None else str(model.path),
-        "projector_path": None if model.projector_path is None else str(model.projector_path),
+        "path": model.path and str(model.path),
+        "projector_path": model.projector_path and str(model.projector_path),
         "engine": model.recipe.engine,
         **attributes(model.shape, "kind quantisation file_bytes"),
         "needed_bytes": row.needed_bytes,

@@ -11,8 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.flags import whole
-from cotenant.cli.options import add_devices_option, read_inventory
+from cotenant.cli.flags import add_devices_option, read_inventory, whole
 from cotenant.cli.table import print_result
 from cotenant.domain.devices import ComputeMode, Device, DeviceKind, Inventory, MpsGroup
 from cotenant.domain.errors import MpsFailed

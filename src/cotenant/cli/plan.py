@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from cotenant.cli.options import read_inventory
+from cotenant.cli.flags import read_inventory
 from cotenant.cli.plan_input import (
     PlanInput,
     add_model_options,

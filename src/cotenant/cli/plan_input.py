@@ -4,8 +4,15 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from cotenant.cli.flags import add_setting, add_settings, file_path, is_given, read_settings
-from cotenant.cli.options import add_device_options, read_inventory
+from cotenant.cli.flags import (
+    add_device_options,
+    add_setting,
+    add_settings,
+    file_path,
+    is_given,
+    read_inventory,
+    read_settings,
+)
 from cotenant.config.configuration import ModelDefaults
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory

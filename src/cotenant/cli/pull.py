@@ -8,15 +8,12 @@ import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final
 
 from cotenant.cli.flags import file_path
 from cotenant.cli.table import attributes
 from cotenant.domain.errors import UsageError
 from cotenant.domain.hub import PullStep
 from cotenant.domain.units import format_bytes
-
-_CLEAR: Final = "\r\x1b[K"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -82,22 +79,18 @@ class StepPrinter:
 
     def __call__(self, step: PullStep) -> None:
         """Print a step."""
+        new = step.what != self._last
+        if self._interactive and self._last is not None and (new or step.files):
+            print()
         if step.files:
-            self._end_line()
             print(*step.files, sep="\n", flush=True)
-        elif self._interactive:
-            if step.what != self._last:
-                self._end_line()
-            print(f"{_CLEAR}{step.what}{_progress(step)}", end="", flush=True)
-            self._last = step.what
-        elif step.what != self._last:
-            self._last = step.what
+            return
+        self._last = step.what
+        if self._interactive:
+            print(f"\r\x1b[K{step.what}{_progress(step)}", end="", flush=True)
+        elif new:
             size = f" ({format_bytes(step.total_bytes)})" if step.total_bytes else ""
             print(f"{step.what}{size}", flush=True)
-
-    def _end_line(self) -> None:
-        if self._interactive and self._last is not None:
-            print()
 
 
 def _progress(step: PullStep) -> str:

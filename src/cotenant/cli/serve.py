@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.doctor import machine_checks
-from cotenant.cli.flags import add_setting, file_path, flag, switch
-from cotenant.cli.options import kept_to
+from cotenant.cli.flags import add_setting, file_path, flag, kept_to, switch
 from cotenant.cli.plan_input import add_model_options, model_path, read_plan_input
 from cotenant.cli.render import (
     analysis_lines,

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
@@ -13,8 +13,6 @@ from cotenant.atomic_files import write_durably
 from cotenant.domain.errors import BadSetting, ComposeFileError
 from cotenant.domain.units import MIB
 from cotenant.services.model import Service, ServiceRole, Strategy
-
-_NEW: Final = Path("cotenant.yaml")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
             hint="Add a GPU reservation, or a label such as cotenant.vram_mib: 650.",
         )
     found = args.config if args.write and args.config else find_configuration(args.config, os.environ)
-    target = found or _NEW
+    target = found or Path("cotenant.yaml")
     section = "".join(f"{line}\n" for line in section_lines(args.files, services, target))
     if args.write:
         append_section(target, section)
@@ -80,7 +78,13 @@ def append_section(target: Path, section: str) -> None:
             hint="Without --write the section is printed: paste it where it belongs.",
         )
     check(document, {}, {})
-    _replace(Path(os.path.realpath(target)), after)
+    path = Path(os.path.realpath(target))
+    try:
+        write_durably(path, after.encode(), path.stat().st_mode & 0o777 if path.exists() else None)
+    except OSError as error:
+        raise BadSetting(
+            f"{path} cannot be written: {error.strerror}", hint="Without --write the section is printed."
+        ) from None
 
 
 def _settings_of(service: Service) -> dict[str, Any]:
@@ -126,15 +130,3 @@ def _text(target: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise BadSetting(f"{target} cannot be read: {why}", hint="Check --config.") from None
-
-
-def _replace(target: Path, text: str) -> None:
-    """Replace a file atomically. Raises BadSetting."""
-    try:
-        mode = target.stat().st_mode & 0o777 if target.exists() else None
-        write_durably(target, text.encode(), mode)
-    except OSError as error:
-        raise BadSetting(
-            f"{target} cannot be written: {error.strerror}",
-            hint="Without --write the section is printed.",
-        ) from None

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
-from cotenant.cli.flags import file_path, whole
+from cotenant.cli.flags import file_path, kept_to, measured, whole
 from cotenant.cli.simulate.models import (
     EVERY_OTHER,
     StatedModel,
@@ -33,7 +33,6 @@ from cotenant.scheduling.policy import POLICIES
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.domain.devices import Device
-    from cotenant.simulation.trace import Trace
     from cotenant.simulation.variant import Tenant, Variant
     from cotenant.simulation.workload import Request
 
@@ -65,15 +64,11 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="2xRTX 3090, 24GiB,24GiB or a YAML file, as for `plan`; here: this machine's, or those of the "
         "configuration (default)",
     )
-    what.add_argument(
-        "--policy", metavar="NAME", action="append", help=f"who is evicted: {', '.join(_POLICIES)}"
-    )
-    what.add_argument(
-        "--keep-alive",
-        metavar="TIME",
-        action="append",
-        help="how long models stay after a request, or forever",
-    )
+    for name, metavar, text in (
+        ("--policy", "NAME", f"who is evicted: {', '.join(_POLICIES)}"),
+        ("--keep-alive", "TIME", "how long models stay after a request, or forever"),
+    ):
+        what.add_argument(name, metavar=metavar, action="append", help=text)
     models = parser.add_argument_group("models")
     models.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
     models.add_argument("--models-dir", metavar="FOLDER", help="every GGUF in it is served")
@@ -114,17 +109,21 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
     from cotenant.cli.simulate.table import Study, as_json, lines
+    from cotenant.simulation.trace import read_trace
 
     seed, speed = args.seed, _speed(args.speed)
     until_s = math.inf if args.until is None else parse_duration(args.until)
     stated = [*(stated_models(args.sizes) if args.sizes else ()), *map(stated_model, args.model)]
-    policies = _policies(args.policy)
+    for name in args.policy or ():
+        if name not in _POLICIES:
+            raise UsageError(f"--policy {name!r} is not known", hint=f"One of {', '.join(_POLICIES)}.")
     given = configuration_of(args.config, args.models_dir, stated=bool(stated))
-    trace = _read_logs(args.logs, 1 / speed)
+    with ExitStack() as stack:
+        trace = read_trace({name: _opened(stack, name) for name in args.logs}, stretch=1 / speed)
     requests = [request for request in trace.requests if request.at <= until_s / speed]
     configuration, configured, problem = configured_tenants(given)
     tenants, requests, left_out = _match(configured, stated, requests, configuration)
-    variants = list(_variants(args, policies, configuration, tenants))
+    variants = list(_variants(args, configuration, tenants))
     notes = [] if problem is None else [problem]
     study = Study(requests, trace.guessed, left_out, seed, speed, notes)
     draws = args.draws or (_DRAWS if len(variants) > 1 else 1)
@@ -138,13 +137,6 @@ def run(args: argparse.Namespace) -> int:
             results = [variant.run(requests, seed=seed + n, progress=progress) for n in range(draws)]
         study.results.append((variant, results))
     return print_result(args, as_json(study), lines(study, every_model=args.all_models))
-
-
-def _read_logs(names: Sequence[str], stretch: float) -> Trace:
-    from cotenant.simulation.trace import read_trace
-
-    with ExitStack() as stack:
-        return read_trace({name: _opened(stack, name) for name in names}, stretch=stretch)
 
 
 def _opened(stack: ExitStack, name: str) -> Iterator[str]:
@@ -209,10 +201,7 @@ def _nothing_to_replay(left_out: Counter[str], tenants: Sequence[Tenant]) -> Usa
 
 
 def _variants(
-    args: argparse.Namespace,
-    policies: Sequence[str | None],
-    configuration: Configuration,
-    tenants: list[Tenant],
+    args: argparse.Namespace, configuration: Configuration, tenants: Sequence[Tenant]
 ) -> Iterator[Variant]:
     """Yield every combination to compare. Raises BadSetting, BadDeviceSpec."""
     from cotenant.daemon.core.settings import scheduler_settings
@@ -220,7 +209,7 @@ def _variants(
 
     machines = {spec: _cards(spec, configuration) for spec in args.gpus or [_HERE]}
     keep_alives = {text: keep_alive(text) if text else None for text in args.keep_alive or ("",)}
-    combinations = [*product(machines, dict.fromkeys(policies), keep_alives)]
+    combinations = [*product(machines, dict.fromkeys(args.policy or [None]), keep_alives)]
     if len(combinations) > _MOST_VARIANTS:
         raise UsageError(
             f"{len(combinations)} combinations are too many",
@@ -246,7 +235,6 @@ def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
 
     Raises BadDeviceSpec, UnknownDevice, BadSetting.
     """
-    from cotenant.cli.options import kept_to, measured
     from cotenant.planning.budgets import budgets
 
     devices = configuration.devices
@@ -273,13 +261,6 @@ def _machine_name(spec: str, cards: Sequence[Device]) -> str:
         return spec
     names = Counter(card.name for card in cards)
     return ", ".join(name if count == 1 else f"{count}x{name}" for name, count in names.items())
-
-
-def _policies(given: Sequence[str] | None) -> Sequence[str | None]:
-    for name in given or ():
-        if name not in _POLICIES:
-            raise UsageError(f"--policy {name!r} is not known", hint=f"One of {', '.join(_POLICIES)}.")
-    return given or [None]
 
 
 def _speed(text: str) -> float:

@@ -23,7 +23,6 @@ from cotenant.programs.run import Finished, run_program
 
 _RUNNING: Final = Path("/run/systemd/system")
 """This folder exists if systemd is the machine's service manager (sd_booted)."""
-_GROUPS: Final = ("video", "render")
 _USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
 _SYSTEMCTL_TIMEOUT_S: Final = 90.0
 
@@ -125,8 +124,8 @@ def _install(args: argparse.Namespace) -> int:
     if args.now:
         print("systemd is not running here, so nothing was started.")
     print("It is neither enabled nor started yet. To do both:")
-    for words in (("daemon-reload",), ("enable", "--now", UNIT_NAME)):
-        print(f"  {target.command(*words)}")
+    print(f"  {target.command('daemon-reload')}")
+    print(f"  {target.command('enable', '--now', UNIT_NAME)}")
     if target.for_user:
         print("To keep it running while you are logged out: sudo loginctl enable-linger $USER")
     return 0
@@ -149,7 +148,7 @@ def _unit_text(args: argparse.Namespace, target: _Target) -> str:
     if not _USER.fullmatch(args.run_as):
         raise BadSetting(f"--run-as {args.run_as!r} is not a user name", hint="Use letters, digits, - and _.")
     # A group that does not exist keeps a unit from starting at all.
-    groups = [name for name in _GROUPS if not target.here or _exists(grp.getgrnam, name)]
+    groups = [name for name in ("video", "render") if not target.here or _exists(grp.getgrnam, name)]
     return unit_text(command, args.run_as, groups)
 
 

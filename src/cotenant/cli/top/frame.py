@@ -146,26 +146,16 @@ def _bar(snapshot: Snapshot, device: Mapping[str, Any], width: int) -> str:
     total = device.get("total_bytes")
     if not total:
         return "?" * width
-    letters = snapshot.letters
-    bar = ""
-    for name, count in snapshot.holdings(device["uuid"]):
-        # Even a small model is visible.
-        bar += letters.get(name, "#") * _cells(count, total, width)
-    others = _others_bytes(snapshot, device, total)
-    bar += "×" * (_cells(others, total, width) if others > total / 50 else 0)
+    holdings = [(snapshot.letters.get(name, "#"), n) for name, n in snapshot.holdings(device["uuid"])]
+    # The memory of others is as reported, else what is used and not ours.
+    others = device.get("foreign_bytes") or 0
+    if not others and device.get("free_bytes") is not None:
+        others = total - device["free_bytes"] - sum(count for _, count in holdings)
+    if others > total / 50:
+        holdings.append(("×", others))
+    # Even a small model is visible.
+    bar = "".join(letter * max(1, min(width, round(n / total * width))) for letter, n in holdings)
     return bar[:width].ljust(width, "·")
-
-
-def _cells(count: int, total: int, width: int) -> int:
-    return max(1, min(width, round(count / total * width)))
-
-
-def _others_bytes(snapshot: Snapshot, device: Mapping[str, Any], total: int) -> int:
-    """Return the memory of others: as reported, else what is used and not ours."""
-    if device.get("foreign_bytes") or device.get("free_bytes") is None:
-        return int(device.get("foreign_bytes") or 0)
-    ours = sum(count for _, count in snapshot.holdings(device["uuid"]))
-    return max(0, total - int(device["free_bytes"]) - ours)
 
 
 def _figures(device: Mapping[str, Any]) -> str:
