@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import re
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -32,17 +31,6 @@ _NO_LIBRARY: Final = (
     "ROCm's amd-smi-lib, and its Python package of the same version (`pip install amdsmi`)."
 )
 _MESSAGE_CHARACTERS: Final = 160
-
-
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """A card's identity: its handle, index for HIP, name for ROCr, UUID, and its device file's number."""
-
-    handle: Any
-    index: int
-    runtime_name: str
-    uuid: DeviceId
-    render_node: int | None
 
 
 class AmdProbe:
@@ -78,15 +66,24 @@ class AmdProbe:
             self._close()
             return self._host.inventory(self._refused(error))
         problems: list[str] = []
-        cards = self._cards(handles or (), problems)
-        if not cards:
+        found: dict[DeviceId, tuple[Device, Reading]] = {}
+        for position, handle in enumerate(handles or ()):
+            card = self._card(handle, position)
+            if card is None or card[0].id in found:
+                problems.append(
+                    f"AMD GPU {position} does not say which it is: it is left out; see `dmesg` for why."
+                )
+            else:
+                found[card[0].id] = card
+        if not found:
             return self._host.inventory(tuple(problems))
-        found = [self._measured(card) for card in cards]
-        driver = self._field(self._ask("amdsmi_get_gpu_driver_info", cards[0].handle), "driver_version")
+        drivers = (self._ask("amdsmi_get_gpu_driver_info", handle) for handle in handles)
+        versions = (self._field(driver, "driver_version") for driver in drivers)
+        driver = next((version for version in versions if version is not None), None)
         return Inventory(
             InventorySource.AMDSMI,
-            devices=tuple(device for device, _ in found),
-            readings={device.id: reading for device, reading in found},
+            devices=tuple(sorted((device for device, _ in found.values()), key=lambda card: card.index or 0)),
+            readings={id_: reading for id_, (_, reading) in found.items()},
             driver_version=None if driver is None else str(driver),
             problems=tuple(problems),
         )
@@ -125,54 +122,38 @@ class AmdProbe:
         value = self._field(answer, name)
         return value if isinstance(value, int) and value >= 0 else None
 
-    def _cards(self, handles: Any, problems: list[str]) -> list[_Card]:
-        cards: list[_Card] = []
-        for position, handle in enumerate(handles):
-            card = self._card(handle, position)
-            if card is None or any(card.uuid == other.uuid for other in cards):
-                problems.append(
-                    f"AMD GPU {position} does not say which it is: it is left out; see `dmesg` for why."
-                )
-                continue
-            cards.append(card)
-        return sorted(cards, key=lambda card: card.index)
-
-    def _card(self, handle: Any, position: int) -> _Card | None:
+    def _card(self, handle: Any, position: int) -> tuple[Device, Reading] | None:
+        """Measure a card; None if it does not say which it is."""
         numbers = self._ask("amdsmi_get_gpu_enumeration_info", handle)
         index = self._number(numbers, "hip_id")
         index = position if index is None else index
         unique = str(self._field(numbers, "hip_uuid") or "")
-        render_node = self._number(numbers, "drm_render")
-        if _UNIQUE.fullmatch(unique):
-            return _Card(handle, index, unique, DeviceId(unique), render_node)
-        # If ROCr has no UUID for a card, its number names it, which may change between boots.
-        uuid = self._ask("amdsmi_get_gpu_device_uuid", handle) or self._ask(
-            "amdsmi_get_gpu_device_bdf", handle
-        )
-        if not uuid:
-            return None
-        return _Card(handle, index, str(index), DeviceId(f"AMD-{uuid}"), render_node)
-
-    def _measured(self, card: _Card) -> tuple[Device, Reading]:
-        handle = card.handle
-        total, used = self._memory(handle)
         bus_id = self._ask("amdsmi_get_gpu_device_bdf", handle)
+        if _UNIQUE.fullmatch(unique):
+            id_, runtime_name = DeviceId(unique), unique
+        else:
+            # If ROCr has no UUID for a card, its number names it, which may change between boots.
+            uuid = self._ask("amdsmi_get_gpu_device_uuid", handle) or bus_id
+            if not uuid:
+                return None
+            id_, runtime_name = DeviceId(f"AMD-{uuid}"), str(index)
+        total, used = self._memory(handle)
         bandwidth = self._number(self._ask("amdsmi_get_gpu_vram_info", handle), "vram_max_bandwidth")
         name = self._field(self._ask("amdsmi_get_gpu_asic_info", handle), "market_name")
         device = Device(
-            card.uuid,
+            id_,
             DeviceKind.GPU,
             name=str(name or "of unknown name"),
-            index=card.index,
+            index=index,
             total_bytes=total,
             pci_bus_id=normalise_bus_id(bus_id) if isinstance(bus_id, str) else None,
             bandwidth_bytes_per_s=bandwidth * 10**9 if bandwidth else None,
             vendor=Vendor.AMD,
-            runtime_name=card.runtime_name,
-            render_node=card.render_node,
+            runtime_name=runtime_name,
+            render_node=self._number(numbers, "drm_render"),
         )
         reading = Reading(
-            card.uuid,
+            id_,
             at=self._clock.now(),
             used_bytes=used,
             free_bytes=None if total is None or used is None else max(0, total - used),

@@ -1,6 +1,7 @@
 """GPUs from a description, used instead of those of this machine."""
 
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from cotenant.clock import Clock
@@ -14,7 +15,7 @@ from cotenant.hardware.gpus.described_entry import (
     parse_entry,
     read_entries,
 )
-from cotenant.hardware.gpus.described_file import DescribedFile, read_file
+from cotenant.hardware.gpus.described_file import read_file
 
 _NAMESPACE = uuid.UUID("6fb4c1de-3c0f-5d1e-9d5a-0c7e9b1f2a34")
 
@@ -38,9 +39,10 @@ class DescribedProbe:
             (f"GPU description, entry {number} ({text.strip()[:60]!r})", text)
             for number, text in enumerate(spec.split(","), start=1)
         )
-        read = read_file(self._file) if self._file else DescribedFile(read_entries(entries, parse_entry))
-        self._live = read.live
-        self._gpus = _identified(read)
+        gpus, self._live = (
+            read_file(self._file) if self._file else (read_entries(entries, parse_entry), False)
+        )
+        self._gpus = _identified(gpus)
 
     def inventory(self) -> Inventory:
         """Return the described devices, as if measured now."""
@@ -66,10 +68,9 @@ class DescribedProbe:
 
     def _follow(self) -> tuple[str, ...]:
         """Read the file again, and return what is wrong with it, if anything."""
-        if self._file is None:
-            return ()
         try:
-            self._gpus = _identified(read_file(self._file))
+            if self._file is not None:
+                self._gpus = _identified(read_file(self._file)[0])
         except BadDeviceSpec as error:
             return (f"{error.message}: its last content is used.",)
         return ()
@@ -83,10 +84,10 @@ def _file_of(spec: str) -> Path | None:
         return None
 
 
-def _identified(read: DescribedFile) -> tuple[tuple[DeviceId, DescribedGpu], ...]:
+def _identified(gpus: Iterable[tuple[str, DescribedGpu]]) -> tuple[tuple[DeviceId, DescribedGpu], ...]:
     """Give each GPU a UUID with distinct first digits, which the same description always produces."""
     found: dict[DeviceId, DescribedGpu] = {}
-    for where, gpu in read.gpus:
+    for where, gpu in gpus:
         index = len(found)
         if index == MAX_DEVICES:
             raise BadDeviceSpec(f"{where}: more than {MAX_DEVICES} GPUs", hint=EXAMPLE)

@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 
@@ -24,19 +24,12 @@ _FILE_KEYS = ("gpus", "live")
 _MAX_FILE_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class DescribedFile:
-    """The GPUs of a file, each with its place in the file (`entry 2`).
+def read_file(path: Path) -> tuple[tuple[tuple[str, DescribedGpu], ...], bool]:
+    """Read a file of GPUs: a list, or `gpus:` and perhaps `live: true`. Raises BadDeviceSpec.
 
-    `live`: the file changes, as a driver's answers do, and is read again for each inventory.
+    Return each with its place in the file (`entry 2`), and whether the file is live: it changes, as a
+    driver's answers do, and is read again for each inventory.
     """
-
-    gpus: tuple[tuple[str, DescribedGpu], ...]
-    live: bool = False
-
-
-def read_file(path: Path) -> DescribedFile:
-    """Read a file of GPUs: a list, or `gpus:` and perhaps `live: true`. Raises BadDeviceSpec."""
     document, live = _load(path), None
     if isinstance(document, dict):
         unknown = sorted(str(key) for key in document if key not in _FILE_KEYS)
@@ -53,7 +46,7 @@ def read_file(path: Path) -> DescribedFile:
     if not isinstance(document, list) or not document:
         raise BadDeviceSpec(f"{path} holds no list of GPUs", hint=_EXAMPLE)
     entries = ((f"{path}, entry {number}", entry) for number, entry in enumerate(document, start=1))
-    return DescribedFile(read_entries(entries, _gpus), bool(live))
+    return read_entries(entries, _gpus), bool(live)
 
 
 def _gpus(entry: Any) -> list[DescribedGpu]:
@@ -153,8 +146,7 @@ def _capability(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
+class _Key(NamedTuple):
     """One key of a GPU's entry: how it is read, and its field of DescribedGpu if that has another name."""
 
     read: Callable[[str], Any]
