@@ -117,13 +117,11 @@ _ENTRANCES: dict[str, set[str]] = {
     "hardware.gpus": {"card_health", "described", "host", "inventory", "xid_events"},
     "hardware.model_cache": {"load_progress", "warm"},
     "hardware.mps": {
-        "client",
         "control",
         "daemon",
         "directories",
         "discovery",
         "manual",
-        "processes",
         "status",
     },
     "services.compose": {"command", "compose_files", "container_events", "importing", "orchestrator"},

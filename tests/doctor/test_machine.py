@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cotenant.config.configuration import Configuration, Problem, ServerSettings
-from cotenant.doctor import configuration, engines, files, machine, mps
+from cotenant.doctor import cards, configuration, engines, files, machine
 from cotenant.doctor.findings import Level
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import GIB
@@ -261,18 +261,19 @@ def test_a_configured_engine_that_is_not_there_is_a_problem(tmp_path: Path) -> N
 def test_exclusive_cards_without_the_program_of_mps_are_a_warning(tmp_path: Path) -> None:
     exclusive = PaperCard("GPU-a", mode=3)
     assert (
-        "nvidia-cuda-mps-control" in only(mps.control_daemons(paper(tmp_path, exclusive)), Level.WARNING).seen
+        "nvidia-cuda-mps-control"
+        in only(cards.control_daemons(paper(tmp_path, exclusive)), Level.WARNING).seen
     )
-    assert list(mps.control_daemons(paper(tmp_path, PaperCard("GPU-a")))) == []
+    assert list(cards.control_daemons(paper(tmp_path, PaperCard("GPU-a")))) == []
 
 
 def test_what_a_dead_mps_daemon_left_is_found(tmp_path: Path) -> None:
     program(tmp_path, "nvidia-cuda-mps-control", "exit 1")
     write(tmp_path, "/proc/self", "")
     host = paper(tmp_path, PaperCard("GPU-a"))
-    assert levels(mps.control_daemons(host)) == [Level.OK]
+    assert levels(cards.control_daemons(host)) == [Level.OK]
 
     pipe = tmp_path / "pipe"
     pipe.mkdir()
     (pipe / "nvidia-cuda-mps-control.pid").write_text("2147480000\n")
-    assert only(mps.control_daemons(host), Level.WARNING).fix == f"rm -r {pipe}"
+    assert only(cards.control_daemons(host), Level.WARNING).fix == f"rm -r {pipe}"

@@ -1,4 +1,4 @@
-"""Checks of the driver and the cards."""
+"""Checks of the driver, the cards, and how they are shared."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -8,6 +8,9 @@ from cotenant.doctor.host_context import HostContext
 from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.units import format_bytes
 from cotenant.hardware.gpus.card_health import CardHealth, read_health
+from cotenant.hardware.mps.control import find_program
+from cotenant.hardware.mps.directories import MpsDirectories
+from cotenant.hardware.mps.discovery import find_daemons, is_of_mps
 
 _LARGE_SHARE: Final = 0.1
 """The share of a card that others may use without a warning: a desktop needs some."""
@@ -107,6 +110,48 @@ def health(host: HostContext) -> Iterator[Observation]:
         )
     elif any(card.persistence for card in cards):
         yield ok("persistence mode is on")
+
+
+def control_daemons(host: HostContext) -> Iterator[Observation]:
+    """Check the control daemons, and for leftovers of dead ones."""
+    inventory = host.inventory()
+    cards = host.nvidia_cards()
+    exclusive = [
+        card for card in cards if inventory.reading(card).compute_mode is ComputeMode.EXCLUSIVE_PROCESS
+    ]
+    program = find_program(host.environ)
+    if program is None:
+        if exclusive:
+            yield warning(
+                "the control program of MPS, nvidia-cuda-mps-control, is not installed",
+                f"{', '.join(card.label for card in exclusive)} cannot be shared by several engines.",
+                "Install the NVIDIA driver's compute tools (Debian, Ubuntu: nvidia-compute-utils-VERSION).",
+            )
+        return
+    found = list(find_daemons(program, host.state_dir, host.environ))
+    for daemon in found:
+        where = f"an MPS daemon in {daemon.directories.pipe}"
+        if daemon.problem is not None:
+            yield warning(
+                f"{where} cannot be used: {daemon.problem}",
+                "Engines run without MPS, which a card in Exclusive_Process mode does not admit.",
+                f"CUDA_MPS_PIPE_DIRECTORY={daemon.directories.pipe} nvidia-cuda-mps-control <<< quit",
+            )
+        else:
+            serves = "every card" if daemon.cards is None else ", ".join(daemon.cards)
+            yield ok(f"{where} serves {serves}")
+    known = [*MpsDirectories.all_ours(host.state_dir), MpsDirectories.by_default(host.environ)]
+    stale = [each for each in known if (pid := each.recorded_pid()) is not None and not is_of_mps(pid)]
+    if not host.path("/proc/self").exists():
+        stale = []
+    for directories in stale:
+        yield warning(
+            f"{directories.pipe} was left behind by an MPS daemon that no longer runs",
+            "Programs that find it wait for the daemon or fail.",
+            f"rm -r {directories.pipe}",
+        )
+    if not found and not stale and cards:
+        yield ok("MPS is installed and does not run" + ("" if exclusive else "; it is not needed"))
 
 
 def _no_card(host: HostContext) -> Iterator[Observation]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 
 class Level(StrEnum):
@@ -42,21 +43,11 @@ class Finding(Observation):
     area: Area = field(kw_only=True)
 
 
-def ok(seen: str) -> Observation:
-    """Report that there is no problem."""
-    return Observation(Level.OK, seen)
-
-
-def warning(seen: str, matters: str, fix: str = "") -> Observation:
-    """Report that models run, but slower than they could, or with a risk of failure."""
-    return Observation(Level.WARNING, seen, matters, fix)
-
-
-def problem(seen: str, matters: str, fix: str = "") -> Observation:
-    """Report that something which was requested cannot work."""
-    return Observation(Level.PROBLEM, seen, matters, fix)
-
-
-def unknown(seen: str, matters: str = "", fix: str = "") -> Observation:
-    """Report that it could not be checked."""
-    return Observation(Level.UNKNOWN, seen, matters, fix)
+ok = partial(Observation, Level.OK)
+"""Report that there is no problem."""
+warning = partial(Observation, Level.WARNING)
+"""Report that models run, but slower than they could, or with a risk of failure."""
+problem = partial(Observation, Level.PROBLEM)
+"""Report that something which was requested cannot work."""
+unknown = partial(Observation, Level.UNKNOWN)
+"""Report that it could not be checked."""

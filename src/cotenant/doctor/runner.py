@@ -7,17 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cotenant.doctor import (
-    cards,
-    configuration,
-    container_runs,
-    containers,
-    engines,
-    files,
-    kernel,
-    machine,
-    mps,
-)
+from cotenant.doctor import cards, configuration, container_runs, containers, engines, files, kernel, machine
 from cotenant.doctor.findings import Area, Finding, Observation, unknown
 from cotenant.doctor.host_context import HostContext
 
@@ -42,7 +32,7 @@ CHECKS: Final = (
     Check(Area.CARDS, "the kernel's log", kernel.faults),
     Check(Area.SHARING, "compute modes", cards.compute_modes),
     Check(Area.SHARING, "other processes on the cards", cards.foreign_processes),
-    Check(Area.SHARING, "MPS", mps.control_daemons),
+    Check(Area.SHARING, "MPS", cards.control_daemons),
     Check(Area.ENGINES, "engine builds", engines.builds),
     Check(Area.CONTAINERS, "docker", containers.docker),
     Check(Area.CONTAINERS, "podman", containers.podman),

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,18 +16,22 @@ from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.errors import MpsFailed, MpsMissing
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.process.process import ChildProcess, guarded
-from cotenant.hardware.mps.client import (
-    MEMORY_VARIABLE,
-    THREADS_VARIABLE,
-    ClientShare,
-    client_environment,
-)
 from cotenant.hardware.mps.control import VARIABLE, MpsControl, find_program, no_program
 from cotenant.hardware.mps.daemon import MpsDaemon
-from cotenant.hardware.mps.directories import MpsDirectories
-from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon, find_daemons
+from cotenant.hardware.mps.directories import (
+    MEMORY_VARIABLE,
+    THREADS_VARIABLE,
+    MpsDirectories,
+)
+from cotenant.hardware.mps.discovery import (
+    FoundDaemon,
+    find_daemon,
+    find_daemons,
+    is_of_mps,
+    orphans_of,
+    variables_of,
+)
 from cotenant.hardware.mps.manual import remove_orphans, start_manually, stop_manually
-from cotenant.hardware.mps.processes import is_of_mps, orphans_of, variables_of
 from cotenant.hardware.mps.status import daemon_statuses
 from tests.support.gpus.fake_mps import client, left_in_pipes, mps_processes, real_program, stand_in
 from tests.support.waiting import wait_until
@@ -320,8 +325,7 @@ def test_a_daemon_started_by_hand_runs_on_its_own_until_ended(place: Place) -> N
 @pytest.mark.slow
 def test_clients_are_shown_with_their_models_and_limits(stood_in: Place) -> None:
     start_manually(stood_in.program, stood_in.directories, stood_in.cards)
-    share = ClientShare("llama", [2 * GIB], 30)
-    told = client_environment(stood_in.directories, share)
+    told = stood_in.directories.client_variables("llama", [2 * GIB], 30)
     ours = stood_in.client(**told)
     stranger = stood_in.client()
     wait_until(lambda: stood_in.control.servers())
@@ -372,15 +376,15 @@ def test_a_program_is_found_by_its_variable_or_on_the_path(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("share", "memory", "threads"),
     [
-        (ClientShare("m"), None, None),
-        (ClientShare("m", [GIB]), "0=1024M", None),
-        (ClientShare("m", [GIB, 3 * MIB + 1], 100), "0=1024M,1=4M", "100"),
+        (("m",), None, None),
+        (("m", [GIB]), "0=1024M", None),
+        (("m", [GIB, 3 * MIB + 1], 100), "0=1024M,1=4M", "100"),
     ],
 )
 def test_limits_are_written_as_mps_reads_them(
-    tmp_path: Path, share: ClientShare, memory: str | None, threads: str | None
+    tmp_path: Path, share: tuple[Any, ...], memory: str | None, threads: str | None
 ) -> None:
-    told = client_environment(MpsDirectories.of_cards(tmp_path, [CARD]), share)
+    told = MpsDirectories.of_cards(tmp_path, [CARD]).client_variables(*share)
     assert (told.get(MEMORY_VARIABLE), told.get(THREADS_VARIABLE)) == (memory, threads)
     assert told["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps" / CARD[:16] / "pipe")
 

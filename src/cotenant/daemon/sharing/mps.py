@@ -18,7 +18,6 @@ from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_duration
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.process.process import ChildProcess, guarded
-from cotenant.hardware.mps.client import ClientShare, client_environment
 from cotenant.hardware.mps.control import no_program
 from cotenant.hardware.mps.daemon import MpsDaemon
 from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
@@ -115,7 +114,7 @@ class Sharing:
             raise
         margin = entry.mps_margin_bytes if self._ceilings else None
         ceilings = [] if margin is None else [share.parts.total + margin for share in shares]
-        return client_environment(directories, ClientShare(entry.name, ceilings, entry.mps_threads_percent))
+        return directories.client_variables(entry.name, ceilings, entry.mps_threads_percent)
 
     def ended(self, residency: ResidencyId) -> None:
         """Record that an engine has ended; a daemon without engines is stopped soon after."""

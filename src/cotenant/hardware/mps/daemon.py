@@ -14,8 +14,7 @@ from cotenant.domain.errors import MpsFailed
 from cotenant.domain.units import format_duration
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
-from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon
-from cotenant.hardware.mps.processes import kill_orphans
+from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon, kill_orphans
 
 READY_WITHIN_S: Final = 20.0
 _POLL_S: Final = 0.02
@@ -25,29 +24,21 @@ _OUTPUT: Final = "daemon.out"
 _LOG = logging.getLogger(__name__)
 
 
-class Child(Protocol):
-    """A child process with its group, which dies with this process."""
+class _Child(Protocol):
+    """A child process with its group, which dies with this process.
+
+    `stop` asks the group to end, kills it after `grace_s`, and waits until it is gone.
+    """
 
     @property
-    def pid(self) -> int:
-        """The process id."""
-        ...
-
+    def pid(self) -> int: ...
     @property
-    def returncode(self) -> int | None:
-        """The exit status, None while it runs."""
-        ...
-
-    async def wait(self) -> int:
-        """Return the exit status once it has ended."""
-        ...
-
-    async def stop(self, grace_s: float) -> bool:
-        """Ask the group to end, kill it after `grace_s`, and wait until it is gone."""
-        ...
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
+    async def stop(self, grace_s: float) -> bool: ...
 
 
-Spawn = Callable[[Sequence[str], Mapping[str, str], int], Child]
+Spawn = Callable[[Sequence[str], Mapping[str, str], int], _Child]
 """Starts a command with an environment, its output going to a file descriptor. Raises OSError."""
 
 
@@ -59,7 +50,7 @@ class MpsDaemon:
     """
 
     def __init__(
-        self, control: MpsControl, *, pid: int | None, child: Child | None, lock: int | None
+        self, control: MpsControl, *, pid: int | None, child: _Child | None, lock: int | None
     ) -> None:
         self.control = control
         self.pid = pid
@@ -109,8 +100,7 @@ class MpsDaemon:
                 found = await _another_starts(control, ready_within_s)
             if found is not None:
                 return cls.adopt(found)
-            await asyncio.to_thread(kill_orphans, directories.pipe)
-            directories.remove_sockets()
+            await asyncio.to_thread(kill_orphans, directories)
             child = _spawned(program, directories, cards, spawn)
             try:
                 await _ready(control, child, ready_within_s)
@@ -154,8 +144,7 @@ class MpsDaemon:
         """Remove what a daemon of ours that has ended left behind: its servers and sockets."""
         if self._child is None or self._child.returncode is None:
             return
-        await asyncio.to_thread(kill_orphans, self.directories.pipe)
-        self.directories.remove_sockets()
+        await asyncio.to_thread(kill_orphans, self.directories)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -178,7 +167,7 @@ class MpsDaemon:
             self._pidfd = -1
 
 
-def _spawned(program: Path, directories: MpsDirectories, cards: Sequence[str], spawn: Spawn) -> Child:
+def _spawned(program: Path, directories: MpsDirectories, cards: Sequence[str], spawn: Spawn) -> _Child:
     environment = {**os.environ, **daemon_environment(directories, cards)}
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -219,7 +208,7 @@ async def _another_starts(control: MpsControl, within_s: float) -> FoundDaemon:
     )
 
 
-async def _ready(control: MpsControl, child: Child, within_s: float) -> None:
+async def _ready(control: MpsControl, child: _Child, within_s: float) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     while loop.time() < deadline:

@@ -1,4 +1,4 @@
-"""Where an MPS control daemon listens and logs, and which cards it serves."""
+"""Where an MPS control daemon listens and logs, which cards it serves, and how its clients find it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.domain.errors import MpsFailed
+from cotenant.domain.units import MIB
 
 PIPE_VARIABLE: Final = "CUDA_MPS_PIPE_DIRECTORY"
 LOG_VARIABLE: Final = "CUDA_MPS_LOG_DIRECTORY"
+MODEL_VARIABLE: Final = "COTENANT_MODEL"
+"""Shows `cotenant mps status` which model a client runs."""
+MEMORY_VARIABLE: Final = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
+THREADS_VARIABLE: Final = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 _DEFAULT_PIPE: Final = Path("/tmp/nvidia-mps")  # noqa: S108  NVIDIA's choice, which clients fall back to
 _DEFAULT_LOG: Final = Path("/var/log/nvidia-mps")
 _PID_FILE: Final = "nvidia-cuda-mps-control.pid"
@@ -61,6 +66,22 @@ class MpsDirectories:
     def variables(self) -> dict[str, str]:
         """Return the variables of the control program."""
         return {PIPE_VARIABLE: str(self.pipe), LOG_VARIABLE: str(self.log)}
+
+    def client_variables(
+        self, model: str, memory_bytes: Sequence[int] = (), threads_percent: int | None = None
+    ) -> dict[str, str]:
+        """Return the variables of a client (NVIDIA's MPS documentation, "Environment Variables").
+
+        It may take `memory_bytes` on each device in the order in which it sees them, and a share of the SMs;
+        without them MPS sets no limit of that kind.
+        """
+        variables = {PIPE_VARIABLE: str(self.pipe), MODEL_VARIABLE: model}
+        if memory_bytes:
+            limits = (f"{number}={-(-count // MIB)}M" for number, count in enumerate(memory_bytes))
+            variables[MEMORY_VARIABLE] = ",".join(limits)
+        if threads_percent is not None:
+            variables[THREADS_VARIABLE] = str(threads_percent)
+        return variables
 
     def create(self, cards: Sequence[str]) -> None:
         """Create the directories, accessible to their owner only, and record the cards. Raises MpsFailed."""

@@ -1,13 +1,19 @@
-"""MPS daemons that already run on this machine, started by Cotenant or not."""
+"""MPS daemons and their processes that run on this machine, started by Cotenant or not."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.hardware.mps.control import MpsControl
-from cotenant.hardware.mps.directories import MpsDirectories
-from cotenant.hardware.mps.processes import is_of_mps, variables_of
+from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
+
+_PROC: Final = Path("/proc")
+_PROGRAMS: Final = "nvidia-cuda-mps-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,50 @@ def find_daemon(control: MpsControl) -> FoundDaemon | None:
         # Another user's environment cannot be read; a daemon for a whole machine is started without it.
         return FoundDaemon(control, known, control.directories.cards() or None)
     cards = tuple(word.strip() for word in visible.split(",") if word.strip())
-    return FoundDaemon(control, known, cards, _problem(cards))
-
-
-def _problem(cards: Sequence[str]) -> str | None:
-    if all(card.startswith(("GPU-", "MIG-")) for card in cards):
-        return None
-    return (
+    problem = (
         f"it was started with CUDA_VISIBLE_DEVICES={','.join(cards)}, so that it renumbers its "
         "clients' cards: it should be started with UUIDs"
     )
+    by_uuid = all(card.startswith(("GPU-", "MIG-")) for card in cards)
+    return FoundDaemon(control, known, cards, None if by_uuid else problem)
+
+
+def variables_of(pid: int) -> dict[str, str] | None:
+    """Return a process's environment as it was started; None if it has ended or is another user's."""
+    try:
+        content = (_PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return None
+    pairs = (entry.partition(b"=") for entry in content.split(b"\0") if b"=" in entry)
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+
+
+def is_of_mps(pid: int) -> bool:
+    """Whether a process is a control daemon or a server of MPS."""
+    try:
+        content = (_PROC / str(pid) / "cmdline").read_bytes()
+        state = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    if state.rpartition(")")[2].split()[:1] == ["Z"]:
+        return False
+    words = content.split(b"\0")[:2]
+    return any(os.path.basename(os.fsdecode(word)).startswith(_PROGRAMS) for word in words)
+
+
+def orphans_of(pipe: Path) -> Iterator[int]:
+    """Yield the processes of MPS, of this user, that were started for a pipe directory."""
+    for folder in _PROC.iterdir():
+        if not folder.name.isdecimal():
+            continue
+        pid = int(folder.name)
+        if is_of_mps(pid) and (variables_of(pid) or {}).get(PIPE_VARIABLE) == str(pipe):
+            yield pid
+
+
+def kill_orphans(directories: MpsDirectories) -> None:
+    """Remove what an ended daemon of ours left behind: its sockets, and servers that still hold cards."""
+    for pid in orphans_of(directories.pipe):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    directories.remove_sockets()

@@ -10,8 +10,7 @@ from cotenant.domain.errors import MpsFailed
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.daemon import READY_WITHIN_S, daemon_environment
 from cotenant.hardware.mps.directories import MpsDirectories
-from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon
-from cotenant.hardware.mps.processes import is_of_mps, kill_orphans
+from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon, is_of_mps, kill_orphans
 from cotenant.programs.run import run_program
 
 _POLL_S: Final = 0.02
@@ -35,8 +34,7 @@ def start_manually(program: Path, directories: MpsDirectories, cards: Sequence[s
             hint="It starts and ends its MPS daemon by itself.",
         )
     try:
-        kill_orphans(directories.pipe)
-        directories.remove_sockets()
+        kill_orphans(directories)
         return _started(control, cards)
     finally:
         os.close(lock)
@@ -64,8 +62,7 @@ def remove_orphans(directories: MpsDirectories) -> None:
     if lock is None:
         return
     try:
-        kill_orphans(directories.pipe)
-        directories.remove_sockets()
+        kill_orphans(directories)
     finally:
         os.close(lock)
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.domain.errors import MpsFailed
-from cotenant.hardware.mps.client import MEMORY_VARIABLE, MODEL_VARIABLE, THREADS_VARIABLE
 from cotenant.hardware.mps.control import MpsControl
-from cotenant.hardware.mps.directories import MpsDirectories
-from cotenant.hardware.mps.discovery import find_daemons
-from cotenant.hardware.mps.processes import orphans_of, variables_of
+from cotenant.hardware.mps.directories import (
+    MEMORY_VARIABLE,
+    MODEL_VARIABLE,
+    THREADS_VARIABLE,
+    MpsDirectories,
+)
+from cotenant.hardware.mps.discovery import find_daemons, orphans_of, variables_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +58,19 @@ def daemon_statuses(program: Path, state_dir: Path, environ: Mapping[str, str]) 
     """Yield the daemons that answer, then our directories without a daemon where something is left."""
     answering = set()
     for found in find_daemons(program, state_dir, environ):
-        answering.add(found.directories.pipe)
+        at = found.directories
+        answering.add(at.pipe)
         servers, problem = _servers(found.control)
         yield DaemonStatus(
-            found.directories.pipe,
-            found.directories.log,
-            found.directories.ours,
-            found.pid,
-            True,
-            found.cards,
-            servers,
-            found.problem or problem,
+            at.pipe, at.log, at.ours, found.pid, True, found.cards, servers, found.problem or problem
         )
-    for directories in MpsDirectories.all_ours(state_dir):
-        if directories.pipe not in answering and is_left(directories):
-            yield DaemonStatus(
-                directories.pipe,
-                directories.log,
-                True,
-                None,
-                False,
-                directories.cards() or None,
-                problem="no daemon answers here, and it left something: `cotenant mps stop` removes it",
-            )
+    for at in MpsDirectories.all_ours(state_dir):
+        if at.pipe not in answering and _is_left(at):
+            problem = "no daemon answers here, and it left something: `cotenant mps stop` removes it"
+            yield DaemonStatus(at.pipe, at.log, True, None, False, at.cards() or None, problem=problem)
 
 
-def is_left(directories: MpsDirectories) -> bool:
-    """Whether a daemon of ours that has ended left sockets or servers behind."""
+def _is_left(directories: MpsDirectories) -> bool:
     try:
         sockets = any(not path.is_dir() for path in directories.pipe.iterdir())
     except OSError:
