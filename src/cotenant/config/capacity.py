@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import ModelEntry
-from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory
+from cotenant.domain.devices import DeviceId, DeviceKind, Inventory
 from cotenant.domain.errors import UsageError
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.planning.budgets import BudgetRules, budgets
@@ -51,6 +51,7 @@ def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules)
     alone = {model.name: plan_alone(model, inventory, rules) for model in models}
     left = budgets(inventory, rules)
     usable = [budget for budget in left if budget.left_out is None]
+    cards = sum(budget.device.kind is not DeviceKind.HOST for budget in usable)
     together: list[str] = []
     waiting: list[str] = []
     nowhere: list[str] = []
@@ -69,7 +70,7 @@ def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules)
     return Peak(
         needed_bytes=sum(outlook.needed_bytes or 0 for outlook in alone.values()),
         offered_bytes=sum(budget.budget_bytes for budget in usable),
-        devices=_device_count([budget.device for budget in usable]),
+        devices=f"{cards} GPUs" if cards > 1 else "1 GPU" if cards else "host RAM" if usable else "no device",
         together=tuple(together),
         waiting=tuple(waiting),
         nowhere=tuple(nowhere),
@@ -88,17 +89,10 @@ def _place(
 
 def _without(left: Sequence[Budget], placement: Placement, rules: BudgetRules) -> tuple[Budget, ...]:
     taken: dict[DeviceId, int] = {share.device.id: share.parts.total for share in placement.used_shares}
-
-    def remaining_budget(budget: Budget) -> Budget:
+    budgets_left = []
+    for budget in left:
         remaining = max(0, budget.budget_bytes - taken.get(budget.device.id, 0))
         full = budget.device.kind is not DeviceKind.HOST and remaining < rules.min_budget_bytes
-        return replace(budget, budget_bytes=remaining, left_out=budget.left_out or ("full" if full else None))
-
-    return tuple(map(remaining_budget, left))
-
-
-def _device_count(devices: Sequence[Device]) -> str:
-    cards = sum(device.kind is not DeviceKind.HOST for device in devices)
-    if not devices:
-        return "no device"
-    return "host RAM" if not cards else "1 GPU" if cards == 1 else f"{cards} GPUs"
+        left_out = budget.left_out or ("full" if full else None)
+        budgets_left.append(replace(budget, budget_bytes=remaining, left_out=left_out))
+    return tuple(budgets_left)

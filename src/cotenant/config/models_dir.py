@@ -48,7 +48,8 @@ def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset
         first = first_part(path)
         if first != path and first in paths:
             continue
-        if any(part in unsettled or _downloading(part) for part in part_paths(path)):
+        # While aria2 downloads a file, it has its full length from the beginning.
+        if any(part in unsettled or os.path.lexists(f"{part}.aria2") for part in part_paths(path)):
             problems.append(Problem(path, "it is still being written"))
             continue
         try:
@@ -84,11 +85,6 @@ def gguf_files(folder: str) -> Iterator[str]:
         with suppress(OSError):
             names = sorted(os.listdir(inner))
             yield from (f"{inner}/{name}" for name in names if name.endswith(".gguf") and name[0] != ".")
-
-
-def _downloading(path: Path) -> bool:
-    """Whether aria2 is still downloading a file, which has its full length from the beginning."""
-    return os.path.lexists(f"{path}.aria2")
 
 
 def _unpaired(found: list[Found], projectors: list[ModelFile]) -> Iterator[Problem]:

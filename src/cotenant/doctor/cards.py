@@ -156,7 +156,12 @@ def control_daemons(host: HostContext) -> Iterator[Observation]:
 
 def _no_card(host: HostContext) -> Iterator[Observation]:
     pci = sorted(host.path("/sys/bus/pci/devices").glob("*"))
-    cards = [each for each in pci if _is_nvidia_display(each.name, host)]
+    cards = [
+        each
+        for each in pci
+        if (host.text(f"/sys/bus/pci/devices/{each.name}/vendor") or "").strip() == "0x10de"
+        and (host.text(f"/sys/bus/pci/devices/{each.name}/class") or "").startswith("0x03")
+    ]
     if cards:
         yield problem(
             f"{len(cards)} NVIDIA card(s) are plugged in ({', '.join(each.name for each in cards)}), but no "
@@ -166,12 +171,6 @@ def _no_card(host: HostContext) -> Iterator[Observation]:
         )
     else:
         yield ok("no GPU: models run on the CPU, in host RAM")
-
-
-def _is_nvidia_display(address: str, host: HostContext) -> bool:
-    folder = f"/sys/bus/pci/devices/{address}"
-    vendor, kind = host.text(f"{folder}/vendor"), host.text(f"{folder}/class")
-    return (vendor or "").strip() == "0x10de" and (kind or "").startswith("0x03")
 
 
 def _memory_errors(card: CardHealth) -> Iterator[Observation]:

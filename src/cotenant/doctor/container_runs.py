@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
+from cotenant.doctor.containers import GENERATE_CDI
 from cotenant.doctor.findings import Observation, ok, problem, unknown, warning
 from cotenant.doctor.host_context import HostContext
 from cotenant.domain.errors import ComposeFileError
@@ -42,7 +43,7 @@ def trial(host: HostContext) -> Iterator[Observation]:
             yield problem(
                 f"{engine} cannot start a container with a GPU: {answer.reason}",
                 "Services that are pinned to a GPU do not start.",
-                "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+                GENERATE_CDI,
             )
         elif any(path.startswith("/dev/") for path in seen):
             yield ok(f"a container of {engine} sees {', '.join(seen)}")
@@ -50,9 +51,7 @@ def trial(host: HostContext) -> Iterator[Observation]:
             yield problem(
                 f"a container of {engine} starts with a GPU and sees none",
                 "Services compute on the CPU, or fail, without an error of the container engine.",
-                "sudo nvidia-ctk runtime configure --runtime=docker"
-                if engine == "docker"
-                else "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+                "sudo nvidia-ctk runtime configure --runtime=docker" if engine == "docker" else GENERATE_CDI,
             )
 
 

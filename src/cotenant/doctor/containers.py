@@ -15,9 +15,7 @@ from cotenant.services.compose.command import KNOWN_COMMANDS
 ASK_WITHIN_S: Final = 3.5
 _KIND: Final = "nvidia.com/gpu"
 _SPECS: Final = ("/etc/cdi", "/var/run/cdi")
-_SPEC_SUFFIXES: Final = (".json", ".yaml")
-"""Container engines read only these files."""
-_GENERATE: Final = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+GENERATE_CDI: Final = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 _INSTALL_TOOLKIT: Final = "sudo apt-get install nvidia-container-toolkit   # after adding NVIDIA's repository"
 
 
@@ -119,10 +117,10 @@ def toolkit(host: HostContext) -> Iterator[Observation]:
 
 def cdi(host: HostContext) -> Iterator[Observation]:
     """Check whether the CDI specification names the cards and files of the current driver."""
-    files = [path for folder in _SPECS for path in sorted(host.path(folder).glob("*.*"))]
-    files = [path for path in files if path.suffix in _SPEC_SUFFIXES]
+    files = (path for folder in _SPECS for path in sorted(host.path(folder).glob("*.*")))
     specs: dict[Path, dict[str, Any]] = {}
-    for path in files:
+    # Container engines read only these files.
+    for path in (path for path in files if path.suffix in (".json", ".yaml")):
         try:
             spec = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -130,7 +128,7 @@ def cdi(host: HostContext) -> Iterator[Observation]:
             yield problem(
                 f"{path} cannot be read: {reason}",
                 "podman cannot use its devices, and docker no CDI device at all.",
-                _GENERATE,
+                GENERATE_CDI,
             )
             continue
         if isinstance(spec, dict) and spec.get("kind") == _KIND:
@@ -141,7 +139,7 @@ def cdi(host: HostContext) -> Iterator[Observation]:
         yield warning(
             "there is no CDI specification for the NVIDIA cards",
             "podman finds no GPU for its containers (`unresolvable CDI devices nvidia.com/gpu=0`).",
-            _GENERATE,
+            GENERATE_CDI,
         )
 
 
@@ -169,13 +167,13 @@ def _stale(host: HostContext, specs: Mapping[Path, dict[str, Any]]) -> Iterator[
             f"{where} names files that do not exist: {', '.join(lost[:2])}"
             + (f" and {len(lost) - 2} more" if len(lost) > 2 else ""),
             "It was written for another driver: no container with a GPU starts.",
-            _GENERATE,
+            GENERATE_CDI,
         )
     elif missing:
         yield warning(
             f"{where} does not name {', '.join(card.label for card in missing)}",
             "Containers cannot be pinned to that card.",
-            _GENERATE,
+            GENERATE_CDI,
         )
     elif not cards:
         yield unknown(f"{where} names {len(named)} devices, and the driver shows no card")

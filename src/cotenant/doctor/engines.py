@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from cotenant.doctor.findings import Observation, ok, problem, warning
 from cotenant.doctor.host_context import HostContext
-from cotenant.domain.engines import EngineBuild
 from cotenant.domain.errors import EngineMissing
 from cotenant.engines.llama_cpp.builds import discover
 
@@ -18,7 +17,12 @@ def builds(host: HostContext) -> Iterator[Observation]:
         return
     usable = [build for build in found if build.problem is None]
     for build in found:
-        yield _build(build)
+        if build.problem is not None:
+            what = f"{build.form} ({build.program}) does not run: {build.problem}"
+            yield warning(what, "It is not used.")
+        else:
+            sees = ", ".join(f"{device.name} ({device.description})" for device in build.devices)
+            yield ok(f"{build.form} {build.version} {f'sees {sees}' if sees else 'runs on the CPU'}")
     cards = host.cards()
     if not usable:
         yield problem(
@@ -32,13 +36,6 @@ def builds(host: HostContext) -> Iterator[Observation]:
             "They are built for the CPU only, or without code for these cards: models on GPUs are refused.",
             f"cotenant engine install {_flavour(host)}",
         )
-
-
-def _build(build: EngineBuild) -> Observation:
-    if build.problem is not None:
-        return warning(f"{build.form} ({build.program}) does not run: {build.problem}", "It is not used.")
-    sees = ", ".join(f"{device.name} ({device.description})" for device in build.devices)
-    return ok(f"{build.form} {build.version} {f'sees {sees}' if sees else 'runs on the CPU'}")
 
 
 def _flavour(host: HostContext) -> str:

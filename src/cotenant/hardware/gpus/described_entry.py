@@ -93,10 +93,16 @@ def complete(name: str | None, total_bytes: int | None, used_bytes: int = 0) -> 
     card = find_card(name) if name else None
     if total_bytes is None:
         if card is None:
-            raise _unknown_card(name or "")
+            near = nearest_cards(name or "")
+            raise BadDeviceSpec(
+                f"{name or ''!r} is neither a size nor a GPU whose memory is known here",
+                hint=(f"Did you mean {' or '.join(near)}? " if near else "")
+                + f"Give its memory in MiB after a colon: {name or ''}:24576.",
+            )
         name, total_bytes = card.name, card.total_bytes
+    size, unit = (GIB, "GiB") if total_bytes >= GIB else (MIB, "MiB")
     return DescribedGpu(
-        f"GPU {_round_size(total_bytes)}" if name is None else name,
+        f"GPU {round(total_bytes / size, 1):g} {unit}" if name is None else name,
         total_bytes,
         used_bytes,
         compute_capability=card.compute_capability if card else None,
@@ -124,17 +130,3 @@ def _size_with_unit(text: str) -> int | None:
         return parse_bytes(text)
     except BadQuantity:
         return None
-
-
-def _round_size(count: int) -> str:
-    unit, name = (GIB, "GiB") if count >= GIB else (MIB, "MiB")
-    return f"{round(count / unit, 1):g} {name}"
-
-
-def _unknown_card(name: str) -> BadDeviceSpec:
-    near = nearest_cards(name)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    return BadDeviceSpec(
-        f"{name!r} is neither a size nor a GPU whose memory is known here",
-        hint=f"{hint}Give its memory in MiB after a colon: {name}:24576.",
-    )

@@ -51,7 +51,9 @@ class HostProbe:
     def memory(self) -> HostMemory:
         """Return the least of what the machine and each control group above this process leave."""
         facts = _number_table(self._proc / "meminfo")
-        total, available = _from_kib(facts.get("MemTotal")), _from_kib(facts.get("MemAvailable"))
+        total, available = (
+            facts[name] * 1024 if name in facts else None for name in ("MemTotal", "MemAvailable")
+        )
         for limit, room in self._cgroup_limits():
             total = limit if total is None else min(total, limit)
             available = room if available is None else min(available, room)
@@ -109,7 +111,3 @@ def _number_table(path: Path) -> dict[str, int]:
         if len(words) >= 2 and words[1].isdecimal():
             table[words[0]] = int(words[1])
     return table
-
-
-def _from_kib(count: int | None) -> int | None:
-    return None if count is None else count * 1024

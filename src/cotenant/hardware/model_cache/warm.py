@@ -115,10 +115,7 @@ class WarmTier:
         finally:
             if reading.covered_bytes:
                 self._warmed[files] = reading.covered_bytes
-        return self._report(reading, self._clock.now() - started, files, reason)
-
-    def _report(self, reading: ReadAhead, seconds: float, files: tuple[Path, ...], reason: str) -> Warmed:
-        stopped = reading.stopped
+        seconds, stopped = self._clock.now() - started, reading.stopped
         if stopped is None and reading.covered_bytes < reading.total_bytes:
             stopped = "the budget is used up"
         _log.info(
@@ -148,8 +145,7 @@ class WarmTier:
         free = self._budget_bytes if available is None else available - self._floor_bytes
         budget = min(self._budget_bytes, free)
         while self._warmed and sum(self._warmed.values()) + wanted_bytes > budget:
-            files = next(iter(self._warmed))
-            self.drop(files)
+            self.drop(next(iter(self._warmed)))
         return max(0, min(wanted_bytes, budget))
 
     def _stop_reason(self) -> str | None:

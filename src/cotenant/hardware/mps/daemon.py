@@ -211,17 +211,16 @@ async def _another_starts(control: MpsControl, within_s: float) -> FoundDaemon:
 async def _ready(control: MpsControl, child: _Child, within_s: float) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
+    what = f"did not answer within {format_duration(within_s)}"
     while loop.time() < deadline:
         if child.returncode is not None:
-            raise MpsFailed(
-                f"the MPS daemon ended with status {child.returncode}: {_said(control.directories)}",
-                hint=f"Its logs are in {control.directories.log}.",
-            )
+            what = f"ended with status {child.returncode}"
+            break
         if control.directories.recorded_pid() is not None and await asyncio.to_thread(control.answers):
             return
         await asyncio.sleep(_POLL_S)
     raise MpsFailed(
-        f"the MPS daemon did not answer within {format_duration(within_s)}: {_said(control.directories)}",
+        f"the MPS daemon {what}: {_said(control.directories)}",
         hint=f"Its logs are in {control.directories.log}.",
     )
 

@@ -41,8 +41,12 @@ class MpsDirectories:
     @classmethod
     def of_cards(cls, state_dir: Path, cards: Sequence[str]) -> MpsDirectories:
         """Return the directories of the daemon that serves exactly these cards (UUIDs)."""
-        folder = state_dir / "mps" / _name(cards)
-        return cls(folder / "pipe", folder / "log")
+        name = f"cards-{hashlib.sha256(','.join(sorted(cards)).encode()).hexdigest()[:8]}"
+        # Short, since the path of a socket is limited.
+        # A MIG slice of an old driver is `MIG-GPU-<card>/<instance>/<instance>`.
+        if len(cards) == 1 and "/" not in cards[0]:
+            name = cards[0][:16]
+        return cls(state_dir / "mps" / name / "pipe", state_dir / "mps" / name / "log")
 
     @classmethod
     def by_default(cls, environ: Mapping[str, str]) -> MpsDirectories:
@@ -93,7 +97,12 @@ class MpsDirectories:
         try:
             for folder in (self.pipe.parent.parent, self.pipe.parent, self.pipe, self.log):
                 folder.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
-                _keep_to_owner(folder)
+                found = folder.lstat()
+                # Anyone who can write there can act as any client.
+                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                    raise MpsFailed(f"{folder} is not a folder of this user", hint="Move it away.")
+                if stat.S_IMODE(found.st_mode) != _OWNER_ONLY:
+                    folder.chmod(_OWNER_ONLY)
             (self.pipe.parent / _CARDS_FILE).write_text("\n".join(cards) + "\n", encoding="utf-8")
         except OSError as error:
             raise MpsFailed(
@@ -142,20 +151,3 @@ class MpsDirectories:
             return
         for path in left:
             path.unlink(missing_ok=True)
-
-
-def _name(cards: Sequence[str]) -> str:
-    # Short, since the path of a socket is limited.
-    # A MIG slice of an old driver is `MIG-GPU-<card>/<instance>/<instance>`.
-    if len(cards) == 1 and "/" not in cards[0]:
-        return cards[0][:16]
-    return f"cards-{hashlib.sha256(','.join(sorted(cards)).encode()).hexdigest()[:8]}"
-
-
-def _keep_to_owner(folder: Path) -> None:
-    """Refuse a folder of another user, or a link: anyone who can write there can act as any client."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise MpsFailed(f"{folder} is not a folder of this user", hint="Move it away.")
-    if stat.S_IMODE(found.st_mode) != _OWNER_ONLY:
-        folder.chmod(_OWNER_ONLY)
