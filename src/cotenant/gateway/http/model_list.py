@@ -4,7 +4,7 @@ from typing import Any
 
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.domain.engines import EngineReport
-from cotenant.domain.placements import Placement, Share
+from cotenant.domain.placements import Placement
 from cotenant.domain.requests import ServedModel
 from cotenant.interfaces import Router
 from cotenant.planning.describe import parts_as_json
@@ -54,19 +54,20 @@ def _placement(placement: Placement, report: EngineReport | None) -> dict[str, A
         "n_ctx": placement.recipe.n_ctx,
         "parallel": placement.recipe.parallel,
         "tensor_split": placement.tensor_split,
-        "devices": [{**_share(row.share), **_compared(row)} for row in cards if row.share],
+        "devices": [
+            {
+                "index": row.share.device.index,
+                "name": row.share.device.name,
+                "uuid": row.share.device.id,
+                "layers": None if row.share.first is None else [row.share.first, row.share.last],
+                **_compared(row),
+            }
+            for row in cards
+            if row.share
+        ],
         "host": _compared(host),
         "estimated": placement.estimated,
         "warnings": placement.warnings,
-    }
-
-
-def _share(share: Share) -> dict[str, Any]:
-    return {
-        "index": share.device.index,
-        "name": share.device.name,
-        "uuid": share.device.id,
-        "layers": None if share.first is None else [share.first, share.last],
     }
 
 

@@ -45,14 +45,11 @@ _MESSAGES: Final = Target(b"/v1/messages", _GENERATING, streams=True, in_anthrop
 _COUNT: Final = Target(b"/v1/messages/count_tokens", _GENERATING, in_anthropic=True)
 
 TARGETS: Final[Mapping[str, Target]] = {
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": COMPLETIONS,
-    "/v1/embeddings": EMBEDDINGS,
-    "/v1/rerank": _RERANK,
     "/rerank": _RERANK,
-    "/v1/responses": _RESPONSES,
-    "/v1/messages": _MESSAGES,
-    "/v1/messages/count_tokens": _COUNT,
+    **{
+        target.path.decode(): target
+        for target in (CHAT, COMPLETIONS, EMBEDDINGS, _RERANK, _RESPONSES, _MESSAGES, _COUNT)
+    },
 }
 """The paths that are forwarded to engines without translation, by the client's path."""
 

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,9 +18,6 @@ from cotenant.interfaces import DEFAULT_TERMS, LeaseTerms
 _log = logging.getLogger("cotenant.gateway")
 
 _EVERY_S: Final = 1.0
-_MAX_WAITING: Final = 20_000
-_MAX_BYTES: Final = 64 * MIB
-_KEPT: Final = 4
 _OWN_ONLY: Final = 0o600
 
 
@@ -39,6 +37,7 @@ class RequestRecord(NamedTuple):
     terms: LeaseTerms
 
 
+@dataclass
 class RequestLog:
     """Appends to a file every second, in a thread; adding a request is an append to a list.
 
@@ -46,26 +45,18 @@ class RequestLog:
     has their number. A file over `max_bytes` becomes `NAME.1`, older ones `NAME.2` and so on up to `kept`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        max_waiting: int = _MAX_WAITING,
-        max_bytes: int = _MAX_BYTES,
-        kept: int = _KEPT,
-    ) -> None:
-        self._path = path
-        self._max_waiting = max_waiting
-        self._max_bytes = max_bytes
-        self._kept = kept
-        self._waiting: list[RequestRecord] = []
-        self._lost = 0
-        self._failing = False
-        self._writing = threading.Lock()
+    _path: Path
+    max_waiting: int = 20_000
+    max_bytes: int = 64 * MIB
+    kept: int = 4
+    _waiting: list[RequestRecord] = field(default_factory=list)
+    _lost: int = 0
+    _failing: bool = False
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, request: RequestRecord) -> None:
         """Queue a request to be written."""
-        if len(self._waiting) < self._max_waiting:
+        if len(self._waiting) < self.max_waiting:
             self._waiting.append(request)
         else:
             self._lost += 1
@@ -104,14 +95,14 @@ class RequestLog:
             self._lost = 0
 
     def _append(self, content: bytes) -> None:
-        if self._path.exists() and self._path.stat().st_size + len(content) > self._max_bytes:
+        if self._path.exists() and self._path.stat().st_size + len(content) > self.max_bytes:
             self._shift()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         with open(os.open(self._path, flags, _OWN_ONLY), "ab") as file:
             file.write(content)
 
     def _shift(self) -> None:
-        for number in range(self._kept, 0, -1):
+        for number in range(self.kept, 0, -1):
             older = self._path if number == 1 else self._numbered(number - 1)
             if older.exists():
                 older.replace(self._numbered(number))

@@ -152,7 +152,10 @@ def _options(fields: Fields) -> dict[str, Any]:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BadRequest(f"`options.{name}` is not a number but {value!r}"[:120])
-        translated[_RENAMED.get(name, name)] = _whole(value) if name in _WHOLE else value
+        if name in _WHOLE:
+            # Truncated as Ollama does: clients with only one number type may send it with a fraction.
+            value = int(value) if math.isfinite(value) else 0
+        translated[_RENAMED.get(name, name)] = value
     if translated.get("max_tokens", 1) <= 0:
         # In Ollama, 0 and -1 mean no limit, and -2 the context length, where llama.cpp always stops.
         del translated["max_tokens"]
@@ -164,11 +167,6 @@ def _options(fields: Fields) -> dict[str, Any]:
         translated["stop"] = stops
     _log_ignored(tuple(sorted(options.keys() - {*_WHOLE, *_FRACTIONS, "stop"})))
     return translated
-
-
-def _whole(number: float) -> int:
-    """Truncate a number as Ollama does: clients with only one number type may send it with a fraction."""
-    return int(number) if math.isfinite(number) else 0
 
 
 def _log_ignored(names: tuple[str, ...]) -> None:

@@ -179,7 +179,17 @@ class ModelRoutes:
         if request.switch("wait", True):
             await order(name)
             return self._model(name)
-        self._run_in_background(order(name), f"{order.__name__} {name}")
+
+        async def run() -> None:
+            """Log a failure: the result is in the model's decisions."""
+            try:
+                await order(name)
+            except CotenantError as error:
+                _log.warning("%s %s failed: %s", order.__name__, name, error.message)
+
+        task = asyncio.create_task(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
         await send_json(request.send, 202, self._model(name))
         return None
 
@@ -187,19 +197,6 @@ class ModelRoutes:
         name = self._router.resolve(request.name)
         self._operator.pin(name, pinned)
         return self._model(name)
-
-    def _run_in_background(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        """Run a command in the background; its result is in the model's decisions and in the log."""
-
-        async def run() -> None:
-            try:
-                await work
-            except CotenantError as error:
-                _log.warning("%s failed: %s", what, error.message)
-
-        task = asyncio.create_task(run())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     def _model(self, name: str) -> dict[str, Any]:
         model = find_model(name, self._router)

@@ -126,14 +126,14 @@ def join_headers(sent: Sequence[SentHeader]) -> tuple[str, ModelShape, int]:
     return first.name.removesuffix(".gguf"), shape, projector
 
 
+@dataclass
 class _Beginning:
     """The first bytes of a file, as a ByteSource that records how many bytes its reader needed."""
 
-    def __init__(self, name: str, size: int, first: bytes) -> None:
-        self.name = name
-        self.size = size
-        self.wanted_bytes = 0
-        self._first = first
+    name: str
+    size: int
+    _first: bytes
+    wanted_bytes: int = 0
 
     def read_at(self, offset: int, n: int) -> bytes:
         """Return those of these bytes that were sent."""

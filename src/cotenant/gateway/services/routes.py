@@ -52,6 +52,7 @@ _NUMBER: Final = Parameter(
     "number", "a configuration in the history, used if the body has none; default: the one before", integer(1)
 )
 _NO_SERVICES: Final = UnknownRoute
+_READING: Final = (errors.StoreError, errors.ComposeFileError)
 _APPLYING: Final = (
     errors.ApplyRunning,
     errors.NothingToRollBack,
@@ -73,7 +74,7 @@ class GpuConfigRoutes:
         f"GET {_PATH}",
         "Return which service is pinned to which GPU, and the available strategies",
         Reply(ConfigurationResponse, "everything about the pinning of services"),
-        (_NO_SERVICES, errors.StoreError, errors.ComposeFileError),
+        (_NO_SERVICES, *_READING),
     )
     async def _show(self, request: ApiRequest) -> object:
         return configuration_response(await self._needed().view())
@@ -82,14 +83,7 @@ class GpuConfigRoutes:
         f"PUT {_PATH}",
         "Save assignments to the database and both files, or to none",
         Reply(SaveResponse, "the assignments as saved", example=examples.SAVED),
-        (
-            _NO_SERVICES,
-            *BODY_ERRORS,
-            errors.GeneratedFileEdited,
-            errors.GeneratedFileFailed,
-            errors.StoreError,
-            errors.ComposeFileError,
-        ),
+        (_NO_SERVICES, *BODY_ERRORS, errors.GeneratedFileEdited, errors.GeneratedFileFailed, *_READING),
         body=Body(ConfigurationRequest, required=True, examples=examples.SAVES),
     )
     async def _save(self, request: ApiRequest) -> object:
@@ -135,7 +129,7 @@ class GpuConfigRoutes:
         f"GET {_PATH}/preview",
         "Return what a strategy would assign, without changing anything",
         _PREVIEW,
-        (_NO_SERVICES, errors.BadAssignment, errors.StoreError, errors.ComposeFileError),
+        (_NO_SERVICES, errors.BadAssignment, *_READING),
         (_STRATEGY,),
     )
     async def _preview(self, request: ApiRequest) -> object:
@@ -146,7 +140,7 @@ class GpuConfigRoutes:
         f"POST {_PATH}/preview",
         "Return what saving assignments would do, without saving them",
         _PREVIEW,
-        (_NO_SERVICES, *BODY_ERRORS, errors.StoreError, errors.ComposeFileError),
+        (_NO_SERVICES, *BODY_ERRORS, *_READING),
         body=Body(PreviewRequest, required=True, examples=examples.SAVES),
     )
     async def _preview_assignments(self, request: ApiRequest) -> object:

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -119,15 +119,12 @@ class RequestCounters:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._by_model: dict[str, ModelCounters] = {}
+        self._by_model: defaultdict[str, ModelCounters] = defaultdict(ModelCounters)
         self.nameless = ModelCounters()
 
     def of(self, model: str) -> ModelCounters:
         """Return the counters of a model, by its name (no alias)."""
-        counters = self._by_model.get(model)
-        if counters is None:
-            counters = self._by_model[model] = ModelCounters()
-        return counters
+        return self._by_model[model]
 
     def count(self, decision: Decision) -> None:
         """Count an unload under its reason, and a failure under its cause."""

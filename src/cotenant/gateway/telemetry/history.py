@@ -1,14 +1,12 @@
 """The last ten minutes of devices and models in steps of five seconds, for charts."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.gateway.http.request import ApiRequest
@@ -55,18 +53,8 @@ class CurvesResponse:
     models: Sequence[ModelCurves]
 
 
-class _Totals(NamedTuple):
-    """A model's counters at a point: requests, tokens, first tokens, and the seconds until those."""
-
-    requests: int
-    tokens: int
-    firsts: int
-    first_s: float
-
-    @classmethod
-    def of(cls, counters: ModelCounters) -> _Totals:
-        first = counters.first_token_s
-        return cls(sum(counters.by_class), counters.completion_tokens, sum(first.counts), first.total)
+_Totals = tuple[int, int, int, float]
+"""A model's counters at a point: requests, tokens, first tokens, and the seconds until those."""
 
 
 class History:
@@ -101,7 +89,7 @@ class History:
     def sample(self, elapsed_s: float) -> None:
         """Record a point; rates are over the seconds since the last one."""
         self._devices = {each.uuid: self._device(each) for each in self._operator.devices()}
-        totals = {name: _Totals.of(counters) for name, counters in self._request_counters.all() if name}
+        totals = {name: _totals(counters) for name, counters in self._request_counters.all() if name}
         self._models = {name: self._model(name, now, elapsed_s) for name, now in totals.items()}
         self._totals = totals
         self._length = min(POINTS, self._length + 1)
@@ -118,11 +106,11 @@ class History:
 
     def _model(self, name: str, now: _Totals, elapsed_s: float) -> ModelCurves:
         before = self._totals.get(name, now)
+        requests, tokens, firsts, first_s = (new - old for new, old in zip(now, before, strict=True))
         model = self._models.get(name) or ModelCurves(name, self._past(), self._past(), self._past())
-        model.requests_per_s.append(round((now.requests - before.requests) / elapsed_s, 3))
-        model.tokens_per_s.append(round((now.tokens - before.tokens) / elapsed_s, 3))
-        fresh = now.firsts - before.firsts
-        model.first_token_s.append(round((now.first_s - before.first_s) / fresh, 3) if fresh else None)
+        model.requests_per_s.append(round(requests / elapsed_s, 3))
+        model.tokens_per_s.append(round(tokens / elapsed_s, 3))
+        model.first_token_s.append(round(first_s / firsts, 3) if firsts else None)
         return model
 
     def _past(self) -> deque[Any]:
@@ -143,3 +131,8 @@ class History:
         if not self._length:
             self.sample(STEP_S)
         return self.curves()
+
+
+def _totals(counters: ModelCounters) -> _Totals:
+    first = counters.first_token_s
+    return sum(counters.by_class), counters.completion_tokens, sum(first.counts), first.total
