@@ -18,9 +18,6 @@ from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
 
 SESSION: Final = "/api/session"
 _COOKIE: Final = "cotenant_session"
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_CSRF: Final = b"x-cotenant-csrf"
-_NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 
 
 class SessionRequest(RequestModel):
@@ -56,26 +53,27 @@ class AccessControl:
         Raises Unauthorized, UntrustedHost or ForeignPage.
         """
         headers = scope["headers"]
-        host = origin = None
-        has_key = False
-        for name, value in headers:
-            if name == b"host":
-                host = value
-            elif name == b"origin":
-                origin = value
-            elif name in (b"authorization", b"x-api-key"):
-                has_key = True
+        named = dict(headers)
         needs_key = bool(self._keys) and not is_open
-        if has_key and needs_key:
+        if needs_key and (b"authorization" in named or b"x-api-key" in named):
             self._check_key(headers)
             return
+        host, origin = named.get(b"host"), named.get(b"origin")
         if host is not None:
             self._hosts.check_host(host)
-        changes_state = scope["method"] not in _SAFE
+        changes_state = scope["method"] not in frozenset({"GET", "HEAD", "OPTIONS"})
         if changes_state and origin is not None:
             self._hosts.check_origin(origin, host)
         if needs_key:
-            self._check_session(headers, host, changes_state)
+            session = self._sessions.find(_cookie(headers, host))
+            if session is None:
+                self._check_key(headers)
+            elif changes_state and not same(
+                session.csrf, named.get(b"x-cotenant-csrf", b"").decode("latin-1")
+            ):
+                raise ForeignPage(
+                    "the request lacks this session's token", hint="Reload the page and try again."
+                )
 
     def _check_key(self, headers: Sequence[Header]) -> None:
         """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
@@ -92,24 +90,14 @@ class AccessControl:
         # Every key is compared, so that the duration does not reveal which one is similar.
         return sum(hmac.compare_digest(key, offered) for key in self._keys) > 0
 
-    def _check_session(self, headers: Sequence[Header], host: bytes | None, changes_state: bool) -> None:
-        session = self._session(headers, host)
-        if session is None:
-            self._check_key(headers)
-        elif changes_state and not same(session.csrf, dict(headers).get(_CSRF, b"").decode("latin-1")):
-            raise ForeignPage("the request lacks this session's token", hint="Reload the page and try again.")
-
-    def _session(self, headers: Sequence[Header], host: bytes | None) -> BrowserSession | None:
-        token = _cookie(headers, _cookie_name(host))
-        return self._sessions.find(token) if token else None
-
     @Route(
         f"GET {SESSION}",
         "Return whether a key is needed and this browser is signed in; needs no key",
         Reply(SessionResponse, "the session"),
     )
     async def _show(self, request: ApiRequest) -> None:
-        await self._send(request, self._session(request.headers, request.header(b"host")))
+        session = self._sessions.find(_cookie(request.headers, request.header(b"host")))
+        await self._send(request, session)
 
     @Route(
         f"POST {SESSION}",
@@ -142,15 +130,13 @@ class AccessControl:
     @Route("POST /api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))
     async def _end(self, request: ApiRequest) -> None:
         """End the session and delete its cookie."""
-        token = _cookie(request.headers, _cookie_name(request.header(b"host")))
-        if token:
-            self._sessions.end(token)
+        self._sessions.end(_cookie(request.headers, request.header(b"host")))
         await self._send(request, None, _set_cookie(request, "", 0))
 
     async def _send(self, request: ApiRequest, session: BrowserSession | None, *headers: Header) -> None:
         csrf = session.csrf if session else None
         response = SessionResponse(needed=bool(self._keys), signed_in=session is not None, csrf=csrf)
-        await send_json(request.send, 200, response, (_NO_STORE, *headers))
+        await send_json(request.send, 200, response, ((b"cache-control", b"no-store"), *headers))
 
 
 def _wrong_key() -> Unauthorized:
@@ -180,7 +166,8 @@ def _cookie_name(host: bytes | None) -> str:
     return f"{_COOKIE}_{port}" if port.isdigit() else _COOKIE
 
 
-def _cookie(headers: Sequence[Header], wanted: str) -> str:
+def _cookie(headers: Sequence[Header], host: bytes | None) -> str:
+    wanted = _cookie_name(host)
     for name, value in headers:
         if name == b"cookie":
             for pair in value.decode("latin-1").split(";"):

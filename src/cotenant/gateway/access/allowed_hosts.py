@@ -7,8 +7,6 @@ from typing import Final
 from cotenant.domain.errors import ForeignPage, UntrustedHost
 
 _LOCAL: Final = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-_MAX_CACHED: Final = 64
-_WEB: Final = ("http", "https")
 
 
 class AllowedHosts:
@@ -31,14 +29,14 @@ class AllowedHosts:
                 f"requests for the host {name[:80]!r} are refused",
                 hint=f"If this is the daemon's name, add it to server.allowed_hosts: [{name[:80]}].",
             )
-        if len(self._passed) < _MAX_CACHED:
+        if len(self._passed) < 64:
             self._passed.add(host)
 
     def check_origin(self, origin: bytes, host: bytes | None) -> None:
         """Check the origin of a request that changes something. Raises ForeignPage."""
         text = origin.decode("latin-1")
         scheme, _, where = text.partition("://")
-        if where and (origin.partition(b"://")[2] == host or scheme.lower() not in _WEB):
+        if where and (origin.partition(b"://")[2] == host or scheme.lower() not in ("http", "https")):
             return
         if _name(where) not in self._allowed:
             raise ForeignPage(

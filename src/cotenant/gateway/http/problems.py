@@ -11,7 +11,6 @@ from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
 
 _INVALID: Final = "invalid_request_error"
-_SERVER: Final = "server_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class HttpProblem:
     """
 
     status: int
-    type: str = _SERVER
+    type: str = "server_error"
     param: str | None = None
     retry_after_s: int | None = None
     hopeless: bool = False

@@ -14,7 +14,6 @@ from cotenant.gateway.http.problems import send_problem
 from cotenant.gateway.http.request import ApiRequest
 
 _NAME: Final = "{name}"
-_MAX_INTEGER: Final = 999_999_999
 
 BODY_ERRORS: Final = (errors.BadRequest, errors.BadAssignment, errors.UnsupportedMediaType)
 """Errors that reading a JSON body may raise."""
@@ -154,6 +153,6 @@ async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Se
     await send_problem(send, error, ((b"allow", allow.encode()),))
 
 
-def integer(minimum: int = 0, maximum: int = _MAX_INTEGER, **more: Any) -> Mapping[str, Any]:
+def integer(minimum: int = 0, maximum: int = 999_999_999, **more: Any) -> Mapping[str, Any]:
     """Return the schema of a whole number in a query."""
     return {"type": "integer", "minimum": minimum, "maximum": maximum, **more}

@@ -61,7 +61,10 @@ def read_request_options(headers: Sequence[Header], request: Mapping[str, Any]) 
 def _keep_alive(where: str, value: object) -> float:
     """Return seconds; infinity for `forever` and, as in Ollama, for negative values."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise BadRequest(f"{where} is not a duration but {value!r}"[:120], hint=_KEEP_ALIVE_HINT)
+        raise BadRequest(
+            f"{where} is not a duration but {value!r}"[:120],
+            hint="Write a duration such as 10m, 0 to unload at once, or -1 to keep it.",
+        )
     text = str(value).strip()
     if text.lower() == "forever":
         return math.inf
@@ -69,9 +72,6 @@ def _keep_alive(where: str, value: object) -> float:
         _seconds(where, text[1:])
         return math.inf
     return _seconds(where, text)
-
-
-_KEEP_ALIVE_HINT: Final = "Write a duration such as 10m, 0 to unload at once, or -1 to keep it."
 
 
 def _seconds(where: str, text: str) -> float:

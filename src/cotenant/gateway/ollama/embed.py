@@ -19,7 +19,6 @@ from cotenant.gateway.ollama.requests import embed_request
 _TOKENS: Final = Target(b"/tokenize", frozenset({ModelKind.EMBEDDING}))
 _BATCH: Final = re.compile(r"too large to process.*batch size: (\d{1,9})\)")
 _OK: Final = 200
-_MAX_TRIES: Final = 3
 
 
 @dataclass
@@ -39,7 +38,7 @@ class EmbeddingRequest:
         if texts must not be `cut`, or if the engine cannot tokenize.
         """
         given: list[str | list[int]] = list(texts)
-        for _ in range(_MAX_TRIES):
+        for _ in range(3):
             response = await self._send(EMBEDDINGS, embed_request(self._fields, self._model.name, given))
             if response.status == _OK:
                 return response.payload()

@@ -21,7 +21,7 @@ from cotenant.gateway.inference.proxy import Exchange, Proxy
 from cotenant.gateway.ollama.models import rendered
 from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, counts
 
-_NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
+NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _MAX_BYTES: Final = 256 * MIB
 _OK: Final = 200
 
@@ -124,7 +124,7 @@ class LineSender:
     async def _line(self, part: dict[str, Any], *, more: bool) -> None:
         if not self._begun:
             self._begun = True
-            await self._send({"type": "http.response.start", "status": _OK, "headers": [_NDJSON]})
+            await self._send({"type": "http.response.start", "status": _OK, "headers": [NDJSON]})
         line = encode_json({**self._head(), **part}) + b"\n"
         await self._send({"type": "http.response.body", "body": line, "more_body": more})
 

@@ -5,15 +5,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
-from cotenant.asgi import Header, encode_json, send_stream
+from cotenant.asgi import encode_json, send_stream
 from cotenant.domain.errors import BadRequest, CotenantError
 from cotenant.domain.hub import PullStep
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.streams import unless_disconnected
+from cotenant.gateway.ollama.exchange import NDJSON
 from cotenant.gateway.ollama.fields import Fields, switch, text
 from cotenant.interfaces import Puller
 
-_NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _SUCCESS: Final = {"status": "success"}
 
 
@@ -31,7 +31,7 @@ async def pull(puller: Puller, closing: asyncio.Event, request: ApiRequest, fiel
         # The first step is awaited before the response begins, so that errors have their own status.
         first = await unless_disconnected(request.receive, anext(steps))
         if first is not None:
-            await send_stream(request.receive, request.send, [_NDJSON], _lines(first, steps), closing)
+            await send_stream(request.receive, request.send, [NDJSON], _lines(first, steps), closing)
         return None
 
 

@@ -38,7 +38,6 @@ _IMAGE_TYPES: Final = (
     (b"RIFF", "image/webp"),
     (b"BM", "image/bmp"),
 )
-_MAGIC_CHARACTERS: Final = 8
 _MAX_LOG_PROBABILITIES: Final = 20
 _UNKNOWN_CALL: Final = "call_0"
 _CHAT_FIELDS: Final = ("format", "images", "suffix")
@@ -264,7 +263,7 @@ def _image_url(image: object) -> str:
         return image
     # Four characters encode three bytes; the first few bytes show the image type.
     try:
-        magic = base64.b64decode(image[:_MAGIC_CHARACTERS], validate=True)
+        magic = base64.b64decode(image[:8], validate=True)
     except (binascii.Error, ValueError):
         magic = b""
     kind = next((kind for start, kind in _IMAGE_TYPES if magic.startswith(start)), None)

@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from cotenant.domain.errors import UpstreamFailed
 
-_NS: Final = 1_000_000_000
-_NS_PER_MS: Final = 1_000_000
 _DATA: Final = b"data:"
 _MOST_CALLS: Final = 4096
 _NORM_ERROR: Final = 1e-5
@@ -159,8 +157,8 @@ def _normed(vector: list[float]) -> list[float]:
 
 
 def _reported_ns(ms: float | None, seen_s: float) -> int:
-    return _ns(seen_s) if ms is None else round(ms * _NS_PER_MS)
+    return _ns(seen_s) if ms is None else round(ms * 1_000_000)
 
 
 def _ns(seconds: float) -> int:
-    return max(0, round(seconds * _NS))
+    return max(0, round(seconds * 1_000_000_000))

@@ -20,7 +20,6 @@ _EVERYWHERE: Final[tuple[type[CotenantError], ...]] = (
     errors.HeadersTooLarge,
     errors.ShuttingDown,
 )
-_OPEN: Final = ("/health", "/api/session")
 _INTRODUCTION: Final = (
     "The API for operators. Errors are in OpenAI's form: `error.message` says what happened and what to do, "
     "`error.param` names the wrong field. The routes for clients are OpenAI's, under /v1."
@@ -125,7 +124,7 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
         if body.examples:
             content["examples"] = {name: {"value": value} for name, value in body.examples.items()}
         described["requestBody"] = {"required": body.required, "content": {body.content_type: content}}
-    if route.path in _OPEN:
+    if route.path in ("/health", "/api/session"):
         described["security"] = []
     return described
 

@@ -29,7 +29,6 @@ from cotenant.interfaces import AlertBook, Operator, Router
 from cotenant.services.operator import Services
 
 _DECISIONS: Final = 100
-_MAX_DECISIONS: Final = 500
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class DecisionRoutes:
         (Parameter("limit", "how many, at most 500", integer(default=_DECISIONS)),),
     )
     async def _recent(self, request: ApiRequest) -> object:
-        limit = request.integer("limit", _DECISIONS, _MAX_DECISIONS)
+        limit = request.integer("limit", _DECISIONS, 500)
         decisions = self._operator.recent()
         last = decisions[max(0, len(decisions) - limit) :]
         return {"decisions": [self._response(each) for each in last]}

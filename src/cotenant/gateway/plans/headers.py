@@ -23,7 +23,6 @@ from cotenant.domain.units import MIB, format_bytes
 
 _MAX_HEADERS: Final = 64
 _LIFETIME_S: Final = 1800.0
-_MIN_NEEDED_BYTES: Final = MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
     except CorruptModelFile:
         if source.wanted_bytes <= len(first) or len(first) >= HEADER_LIMIT:
             raise
-        needed = min(file_bytes, max(source.wanted_bytes, 2 * len(first), _MIN_NEEDED_BYTES))
+        needed = min(file_bytes, max(source.wanted_bytes, 2 * len(first), MIB))
         raise HeaderIncomplete(
             f"the header of {name} is longer than the first {format_bytes(len(first))}",
             hint=f"Send the first {needed} bytes.",

@@ -8,21 +8,14 @@ from cotenant.domain.models import ALL_LAYERS, MOST_LAYERS, ModelKind, Recipe
 from cotenant.domain.settings import Setting, settings_of
 from cotenant.gateway.http.bodies import RequestModel, ResponseModel, whole_number
 
-MAX_HEADERS: Final = 64
-_MAX_LAYERS: Final = 1 << 16
-_MAX_MIB: Final = 1 << 24
-_MAX_SPEC: Final = 4096
-_MAX_PATH: Final = 4096
-_MAX_DEVICES: Final = 64
-
 
 def _request_type(setting: Setting) -> Any:
     """Return the type of a recipe's field in a request."""
     if setting.reads == "layers":
-        number = Annotated[int, Field(ge=0, le=_MAX_LAYERS), BeforeValidator(whole_number)]
+        number = Annotated[int, Field(ge=0, le=1 << 16), BeforeValidator(whole_number)]
         return number | Annotated[str, Field(pattern=f"^({ALL_LAYERS}|{MOST_LAYERS})$")]
     if setting.reads == "tensor_split":
-        return Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=_MAX_DEVICES)]
+        return Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=64)]
     if setting.type is int:
         return Annotated[int, Field(ge=setting.least, le=setting.most), BeforeValidator(whole_number)]
     return setting.type
@@ -43,7 +36,7 @@ _REQUESTED: Final[dict[str, Any]] = {
 _ANSWERED: Final[dict[str, Any]] = {each.name: (_response_type(each), ...) for each in settings_of(Recipe)}
 _RecipeRequest: Any = create_model("_RecipeRequest", __base__=RequestModel, **_REQUESTED)
 _RecipeResponse: Any = create_model("_RecipeResponse", __base__=ResponseModel, **_ANSWERED)
-Mib = Annotated[int, Field(ge=0, le=_MAX_MIB), BeforeValidator(whole_number)]
+Mib = Annotated[int, Field(ge=0, le=1 << 24), BeforeValidator(whole_number)]
 
 
 class RecipeRequest(_RecipeRequest):  # type: ignore[misc]
@@ -56,19 +49,19 @@ class PlanRequest(RequestModel):
     model: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
         default=None, description="a model that is served, by name or alias"
     )
-    path: Annotated[str, Field(min_length=1, max_length=_MAX_PATH)] | None = Field(
+    path: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         default=None,
         description="a GGUF file or Hugging Face folder; models must be served from its folder",
     )
     headers: (
         Annotated[
             list[Annotated[str, Field(min_length=1, max_length=64)]],
-            Field(min_length=1, max_length=MAX_HEADERS),
+            Field(min_length=1, max_length=64),
         ]
         | None
     ) = Field(default=None, description="ids of uploaded headers: of all parts, and of the projector")
     recipe: RecipeRequest = Field(default_factory=RecipeRequest)
-    gpus: Annotated[str, Field(min_length=1, max_length=_MAX_SPEC)] | None = Field(
+    gpus: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         default=None,
         description="GPUs in place of the detected ones: 24GiB,24GiB or RTX A400:4094:329 "
         "(name:total MiB:used MiB)",

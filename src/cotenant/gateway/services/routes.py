@@ -38,7 +38,6 @@ from cotenant.services.operator import Services
 
 _PATH: Final = "/api/system/gpu-config"
 _HISTORY: Final = 20
-_MAX_HISTORY: Final = 100
 _BEGUN: Final = Reply(ApplyResponse, "the apply as it begins", 202, example=examples.APPLY)
 _PREVIEW: Final = Reply(PreviewResponse, "assignments and what they change", example=examples.PREVIEW)
 _STRATEGY: Final = Parameter(
@@ -174,7 +173,7 @@ class GpuConfigRoutes:
         (Parameter("limit", "how many, 100 at most", integer(default=_HISTORY)),),
     )
     async def _history(self, request: ApiRequest) -> object:
-        limit = request.integer("limit", _HISTORY, _MAX_HISTORY)
+        limit = request.integer("limit", _HISTORY, 100)
         return HistoryResponse.model_validate({"history": await self._needed().history(limit)})
 
     def _needed(self) -> Services:

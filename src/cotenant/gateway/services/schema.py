@@ -29,10 +29,7 @@ from cotenant.services.model import (
     WarningKind,
 )
 
-MAX_GPU_INDEX: Final = 1023
-MAX_BUDGET_GB: Final = 1_000_000.0
 MAX_NUMBER: Final = 2**31 - 1
-_MAX_ASSIGNMENTS: Final = 1000
 _NO_GPUS: Final = "No GPUs detected"
 _STRATEGIES: Final = [
     {"name": name, "title": title, "description": description}
@@ -46,7 +43,7 @@ _STRATEGIES: Final = [
 ]
 
 
-GpuIndex = Annotated[int, Field(ge=0, le=MAX_GPU_INDEX), BeforeValidator(whole_number)]
+GpuIndex = Annotated[int, Field(ge=0, le=1023), BeforeValidator(whole_number)]
 Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(whole_number)]
 Mb = Annotated[int, BeforeValidator(lambda count_bytes: round(count_bytes / MIB))]
 WarningText = Annotated[str, BeforeValidator(attrgetter("text"))]
@@ -62,7 +59,7 @@ class AssignmentRequest(RequestModel):
         default=None,
         description="used if gpu_index is null: a GPU that is absent now keeps its service",
     )
-    vram_budget_override: Annotated[float, Field(gt=0, le=MAX_BUDGET_GB)] | None = Field(
+    vram_budget_override: Annotated[float, Field(gt=0, le=1_000_000.0)] | None = Field(
         default=None, description="GB that the service gets in its budget variable"
     )
 
@@ -71,9 +68,7 @@ class PreviewRequest(RequestModel):
     """Assignments to try. Services that are left out are placed by the strategy; manual unpins them."""
 
     strategy: Strategy
-    assignments: Annotated[list[AssignmentRequest], Field(max_length=_MAX_ASSIGNMENTS)] = Field(
-        default_factory=list
-    )
+    assignments: Annotated[list[AssignmentRequest], Field(max_length=1000)] = Field(default_factory=list)
 
 
 class ConfigurationRequest(PreviewRequest):

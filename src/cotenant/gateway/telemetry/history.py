@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -57,6 +57,7 @@ _Totals = tuple[int, int, int, float]
 """A model's counters at a point: requests, tokens, first tokens, and the seconds until those."""
 
 
+@dataclass
 class History:
     """Curves of equal length: unknown values are None.
 
@@ -64,14 +65,13 @@ class History:
     three curves with 120 points.
     """
 
-    def __init__(self, request_counters: RequestCounters, operator: Operator) -> None:
-        self._request_counters = request_counters
-        self._operator = operator
-        self._devices: dict[str, DeviceCurves] = {}
-        self._models: dict[str, ModelCurves] = {}
-        self._totals: dict[str, _Totals] = {}
-        self._length = 0
-        self._last_at = time.time()
+    _request_counters: RequestCounters
+    _operator: Operator
+    _devices: dict[str, DeviceCurves] = field(default_factory=dict)
+    _models: dict[str, ModelCurves] = field(default_factory=dict)
+    _totals: dict[str, _Totals] = field(default_factory=dict)
+    _length: int = 0
+    _last_at: float = field(default_factory=time.time)
 
     async def run(self) -> None:
         """Record a point every five seconds until cancelled."""
