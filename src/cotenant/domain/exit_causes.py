@@ -52,9 +52,8 @@ class Diagnosis:
     """A cause, in words.
 
     `summary` continues "the engine could not be loaded: " and has no full stop. `evidence` are lines of the
-    log, the most important one
-    first. `remedy` is what to do, in whole sentences; a command in it that needs root is
-    for the reader to run.
+    log, the most important one first. `remedy` is what to do, in whole sentences; a command in it that needs
+    root is for the reader to run.
     """
 
     cause: Cause
