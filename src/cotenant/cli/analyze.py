@@ -12,6 +12,8 @@ from cotenant.cli.table import attributes
 from cotenant.domain.errors import UsageError
 from cotenant.domain.models import ModelShape
 from cotenant.domain.placements import Placement
+from cotenant.planning.advice import plan
+from cotenant.planning.describe import parts_as_json
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +35,14 @@ def run(args: argparse.Namespace) -> int:
     path = model_path(args)
     if path is None:
         raise UsageError("no model is given", hint="cotenant analyze --model FILE.gguf")
-    from cotenant.planning.advice import plan
-
     given = read_plan_input(args, path)
     result = plan(given.request, given.budgets, given.rules)
     placed = result if isinstance(result, Placement) else None
     if args.json:
         more = {"verification": placed and _verified_as_json(given, placed, args)} if args.verify else {}
-        print_json(given, result, analysis=_as_json(given.shape), **more)
+        print_json(given, result, analysis=_as_json(given.request.shape), **more)
     else:
-        print(*analysis_lines(path, given.shape), sep="\n")
+        print(*analysis_lines(path, given.request.shape), sep="\n")
         print()
         print_plan(given, result)
         if args.verify and placed is not None:
@@ -53,8 +53,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verified_as_json(given: PlanInput, placement: Placement, args: argparse.Namespace) -> dict[str, object]:
-    from cotenant.planning.describe import parts_as_json
-
     comparisons, engine = _verified(given, placement, args)
     devices = [
         {

@@ -18,7 +18,6 @@ from cotenant.domain.errors import CotenantError
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.doctor.findings import Finding
-    from cotenant.doctor.host_context import HostContext
 
 _INDENT: Final = 11
 _MARKS: Final = {"problem": "PROBLEM", "warning": "warning", "unknown": "not seen", "ok": "ok"}
@@ -44,10 +43,25 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings. Returns 1 if there is a problem; warnings alone are not a failure."""
+    from cotenant.config.settings import find_configuration, read_configuration
+    from cotenant.daemon.core.settings import state_dir
     from cotenant.doctor.findings import Level
+    from cotenant.doctor.host_context import HostContext
     from cotenant.doctor.runner import WITHIN_S, WITHIN_WITH_CONTAINERS_S, run_checks
 
-    host = _host(args)
+    configuration, refusal = None, None
+    try:
+        configuration = read_configuration(find_configuration(args.config, os.environ))
+    except CotenantError as error:
+        refusal = error
+    host = HostContext(
+        state_dir=state_dir(),
+        configuration=configuration,
+        refusal=refusal,
+        llama_server=args.llama_server,
+        containers=args.containers or args.image is not None,
+        image=args.image,
+    )
     findings = run_checks(host, within_s=WITHIN_WITH_CONTAINERS_S if host.containers else WITHIN_S)
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print_result(args, as_json(findings), as_text(findings, colours=colours))
@@ -131,23 +145,3 @@ def _counts(findings: Sequence[Finding]) -> dict[str, int]:
 
     counted = Counter(finding.level for finding in findings)
     return {level.value: counted[level] for level in Level}
-
-
-def _host(args: argparse.Namespace) -> HostContext:
-    from cotenant.config.settings import find_configuration, read_configuration
-    from cotenant.daemon.core.settings import state_dir
-    from cotenant.doctor.host_context import HostContext
-
-    configuration, refusal = None, None
-    try:
-        configuration = read_configuration(find_configuration(args.config, os.environ))
-    except CotenantError as error:
-        refusal = error
-    return HostContext(
-        state_dir=state_dir(),
-        configuration=configuration,
-        refusal=refusal,
-        llama_server=args.llama_server,
-        containers=args.containers or args.image is not None,
-        image=args.image,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cotenant.cli.flags import add_llama_server_option, measured
 from cotenant.cli.table import attributes, print_result
@@ -48,7 +48,17 @@ def _list(args: argparse.Namespace) -> int:
         chosen = choose(builds, gpus, cuda_version=inventory.cuda_version)
     except EngineError as error:
         refusal = error
-    value = _as_json(builds, chosen, refusal)
+    value = {
+        "engines": [
+            {
+                **attributes(build, "form version program problem"),
+                "chosen": build is chosen,
+                "devices": [asdict(device) for device in build.devices],
+            }
+            for build in builds.all
+        ],
+        "problem": refusal and attributes(refusal, "message hint"),
+    }
     return print_result(args, value, _as_text(builds, inventory, chosen, refusal))
 
 
@@ -87,17 +97,3 @@ def _devices_text(build: EngineBuild) -> str:
     if not build.sees_gpus:
         return "sees no GPU: CPU only"
     return "sees " + ", ".join(f"{device.name} ({device.description})" for device in build.devices)
-
-
-def _as_json(builds: Builds, chosen: EngineBuild | None, refusal: EngineError | None) -> dict[str, Any]:
-    return {
-        "engines": [
-            {
-                **attributes(build, "form version program problem"),
-                "chosen": build is chosen,
-                "devices": [asdict(device) for device in build.devices],
-            }
-            for build in builds.all
-        ],
-        "problem": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
-    }

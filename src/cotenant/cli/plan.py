@@ -15,6 +15,9 @@ from cotenant.cli.plan_input import (
 from cotenant.cli.render import device_lines, recipe_line, result_lines
 from cotenant.cli.table import print_result
 from cotenant.domain.placements import Placement, Refusal
+from cotenant.planning.advice import plan
+from cotenant.planning.budgets import budgets
+from cotenant.planning.describe import budgets_as_json, plan_as_json
 
 DOES_NOT_FIT = 3
 
@@ -29,9 +32,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan, or the budgets when no model is given."""
     path = model_path(args)
     if path is None:
-        return _print_budgets(args)
-    from cotenant.planning.advice import plan
-
+        read_recipe(args)
+        rules, inventory = read_rules(args), read_inventory(args)
+        found = budgets(inventory, rules)
+        lines = [*device_lines(inventory, found, rules.order)]
+        lines.append("Give a model to plan it: cotenant plan --model FILE")
+        return print_result(args, {"devices": budgets_as_json(found)}, lines)
     given = read_plan_input(args, path)
     result = plan(given.request, given.budgets, given.rules)
     if args.json:
@@ -51,21 +57,5 @@ def print_plan(given: PlanInput, result: Placement | Refusal) -> None:
 
 def print_json(given: PlanInput, result: Placement | Refusal, **more: object) -> None:
     """Print the plan's fixed JSON, with further fields."""
-    from cotenant.planning.describe import plan_as_json
-
-    described = plan_as_json(result, given.budgets, given.shape.n_layers)
+    described = plan_as_json(result, given.budgets, given.request.shape.n_layers)
     print(json.dumps({**described, **more}, indent=2, ensure_ascii=False))
-
-
-def _print_budgets(args: argparse.Namespace) -> int:
-    from cotenant.planning.budgets import budgets
-    from cotenant.planning.describe import budgets_as_json
-
-    read_recipe(args)
-    rules, inventory = read_rules(args), read_inventory(args)
-    found = budgets(inventory, rules)
-    lines = (
-        *device_lines(inventory, found, rules.order),
-        "Give a model to plan it: cotenant plan --model FILE",
-    )
-    return print_result(args, {"devices": budgets_as_json(found)}, lines)

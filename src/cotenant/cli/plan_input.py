@@ -17,7 +17,7 @@ from cotenant.config.configuration import ModelDefaults
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import BadRecipe, UnsupportedModelFile, UsageError
-from cotenant.domain.models import ModelKind, ModelShape, Recipe, check_recipe, with_micro_batch
+from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_batch
 from cotenant.domain.placements import Budget
 from cotenant.domain.profiles import recipe_values
 from cotenant.domain.settings import setting_of, settings_of
@@ -35,11 +35,6 @@ class PlanInput:
     budgets: tuple[Budget, ...]
     rules: BudgetRules
 
-    @property
-    def shape(self) -> ModelShape:
-        """The model's shape."""
-        return self.request.shape
-
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the model, by position or by flag, its projector, and every recipe and device flag."""
@@ -47,11 +42,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=file_path, metavar="FILE", help="the same, as a flag")
     parser.add_argument("--mmproj", type=file_path, metavar="FILE", help="the vision projector of the model")
     add_device_options(parser)
-    add_recipe_options(parser)
-
-
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add every flag of a Recipe and of BudgetRules, except the device order."""
     add_setting(parser, setting_of(ModelDefaults, "profile"))
     add_settings(parser, [*settings_of(Recipe), *settings_of(BudgetRules)])
 

@@ -10,16 +10,16 @@ from typing import Any
 import yaml
 
 from cotenant.atomic_files import write_durably
+from cotenant.config.settings import check, find_configuration
+from cotenant.config.yaml_document import parse_document
 from cotenant.domain.errors import BadSetting, ComposeFileError
 from cotenant.domain.units import MIB
+from cotenant.services.compose.importing import import_services
 from cotenant.services.model import Service, ServiceRole, Strategy
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the section, or append it. Raises ComposeFileError, BadSetting."""
-    from cotenant.config.settings import find_configuration
-    from cotenant.services.compose.importing import import_services
-
     services, notes = import_services(args.files)
     if not services:
         raise ComposeFileError(
@@ -55,9 +55,6 @@ def section_lines(files: Sequence[Path], services: Sequence[Service], target: Pa
 
 def append_section(target: Path, section: str) -> None:
     """Append the section to a file, which is created if it does not exist. Raises BadSetting."""
-    from cotenant.config.settings import check
-    from cotenant.config.yaml_document import parse_document
-
     before = _text(target)
     earlier = parse_document(before, str(target)).settings
     if "services" in earlier:

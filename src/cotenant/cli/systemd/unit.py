@@ -94,13 +94,12 @@ def unit_text(command: Sequence[str], user: str | None = None, groups: Sequence[
 
 def signed(body: str) -> str:
     """Return a unit with its checksum as the first line."""
-    return f"{_MARK}{_checksum(body)}\n{body}"
+    return f"{_MARK}{hashlib.sha256(body.encode()).hexdigest()[:16]}\n{body}"
 
 
 def is_untouched(text: str) -> bool:
     """Whether a unit is unchanged since `cotenant systemd install` wrote it."""
-    first, _, body = text.partition("\n")
-    return first == f"{_MARK}{_checksum(body)}"
+    return text == signed(text.partition("\n")[2])
 
 
 def unit_path(root: Path, *, user_folder: Path | None) -> Path:
@@ -108,10 +107,6 @@ def unit_path(root: Path, *, user_folder: Path | None) -> Path:
     if user_folder is not None:
         return root / str(user_folder / "systemd" / "user" / UNIT_NAME).lstrip("/")
     return root / "etc" / "systemd" / "system" / UNIT_NAME
-
-
-def _checksum(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 def _word(text: str) -> str:

@@ -31,7 +31,6 @@ _NAMES: Final = {
 _KEY: Final = re.compile(r"\x1b[\[O][^@-~]*[@-~]?|.", re.DOTALL)
 """A special key, which ends with a letter or `~`, or a character."""
 _CODES: Final = {Style.PLAIN: "", Style.BOLD: "1", Style.DIM: "2", Style.REVERSE: "7", Style.BAD: "1;31"}
-_WITHOUT_COLOUR: Final = {**_CODES, Style.BAD: "1"}
 _READ_BYTES: Final = 1024
 
 
@@ -51,7 +50,7 @@ class Terminal:
         self._saved: list[Any] = []
         self._woken, self._waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handlers: dict[signal.Signals, Any] = {}
-        self._codes = _CODES if has_colour() else _WITHOUT_COLOUR
+        self._codes = _CODES if has_colour() else {**_CODES, Style.BAD: "1"}
         self._unicode = "utf" in (sys.stdout.encoding or "").lower()
         self.ended = False
 
