@@ -2,15 +2,15 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.config.advisor import advisor_problems, advisor_settings
 from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import (
+    AdvisorSettings,
     AlertSettings,
     Configuration,
     DeviceSettings,
@@ -36,12 +36,14 @@ from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import Model, RecipeSection
 from cotenant.config.services import services_settings
+from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat
 from cotenant.domain.errors import BadRecipe, ModelFileError
 from cotenant.domain.hub import hub_name
 from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_batch
 from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
 from cotenant.domain.units import MIB
+from cotenant.http.client import api_endpoint
 from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.model_spec import SchedulerSettings
@@ -86,7 +88,7 @@ class _Resolution:
         catalogue = self._catalogue(models_dir)
         others, problems = self._from_folder(catalogue, listed.values())
         models = (*listed.values(), *others)
-        advisor, database, ollama = advisor_settings(self._checked), settings.database, settings.ollama
+        advisor, database, ollama = _advisor_settings(self._checked), settings.database, settings.ollama
         return Configuration(
             path=self._checked.path,
             server=self._server(),
@@ -108,7 +110,7 @@ class _Resolution:
             ollama=OllamaSettings(endpoint(ollama.address or OLLAMA_ADDRESS), ollama.gpus or ())
             if ollama
             else None,
-            problems=(*catalogue.problems, *problems, *advisor_problems(advisor, models)),
+            problems=(*catalogue.problems, *problems, *_advisor_problems(advisor, models)),
         )
 
     def _server(self) -> ServerSettings:
@@ -305,6 +307,33 @@ class _Resolution:
     def _path(self, text: str | None) -> Path | None:
         """Return an absolute path; relative ones start from the file's folder. None stays None."""
         return self._checked.absolute(text) if text else None
+
+
+def _advisor_settings(checked: CheckedSettings) -> AdvisorSettings:
+    """Return the section with all defaults filled in, and report conflicts between its keys."""
+    settings = AdvisorSettings(**values_of(checked.settings.advisor, AdvisorSettings))
+    if settings.mode is AdvisorMode.OFF:
+        return settings
+    if settings.api_key is not None and settings.address is None:
+        hint = "Give `address:`, or leave the key out: a model served here needs none."
+        checked.report(("advisor", "api_key"), "there is no address for this key", hint)
+    elif settings.model is None:
+        checked.report(("advisor", "mode"), "there is no model to ask", "Give `model:`.")
+    elif settings.address is not None:
+        try:
+            api_endpoint(settings.address)
+        except ValueError:
+            hint = "Write http://host:port or https://host/path, with nothing after the path."
+            checked.report(("advisor", "address"), "it is not the address of an API", hint)
+    return settings
+
+
+def _advisor_problems(settings: AdvisorSettings, models: Sequence[ModelEntry]) -> list[Problem]:
+    """Return a problem if the advisor's model is not served; no error, as its file may be added later."""
+    names = {name for entry in models for name in (entry.name, *entry.aliases)}
+    if settings.mode is AdvisorMode.OFF or settings.address is not None or settings.model in names:
+        return []
+    return [Problem(Path("advisor"), f"{settings.model} is not served here, so there is no advice")]
 
 
 def _by_key(text: str) -> str:

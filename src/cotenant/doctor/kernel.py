@@ -45,7 +45,19 @@ def faults(host: HostContext) -> Iterator[Observation]:
     seen = Counter((match[1], int(match[2])) for line in lines if (match := _XID.search(line)))
     lost = any(_LOST.search(line) for line in lines)
     for (address, number), count in sorted(seen.items()):
-        yield _xid(address, number, count)
+        what = f"Xid {number} on PCI {address}{'' if count == 1 else f', {count} times'}"
+        if number in _OF_HARDWARE:
+            yield problem(
+                f"{what}: {_OF_HARDWARE[number]}",
+                "Engines on that card crash or compute wrong results.",
+                "sudo nvidia-smi -r   # or reboot; have the card replaced if it comes back",
+            )
+        else:
+            yield warning(
+                what,
+                "A program on that card failed; this is mostly the program's or the driver's fault.",
+                "sudo dmesg | grep Xid",
+            )
     if lost and not any(number == 79 for _, number in seen):
         yield problem(
             "a card has fallen off the bus", "It is unusable until the machine is restarted.", "sudo reboot"
@@ -65,21 +77,6 @@ def killed_processes(host: HostContext) -> Iterator[Observation]:
             "An engine among them stopped in the middle of its answers.",
             "Free RAM, add swap, or keep fewer models in host RAM.",
         )
-
-
-def _xid(address: str, number: int, count: int) -> Observation:
-    times = "" if count == 1 else f", {count} times"
-    if number in _OF_HARDWARE:
-        return problem(
-            f"Xid {number} on PCI {address}{times}: {_OF_HARDWARE[number]}",
-            "Engines on that card crash or compute wrong results.",
-            "sudo nvidia-smi -r   # or reboot; have the card replaced if it comes back",
-        )
-    return warning(
-        f"Xid {number} on PCI {address}{times}",
-        "A program on that card failed; this is mostly the program's or the driver's fault.",
-        "sudo dmesg | grep Xid",
-    )
 
 
 def _kernel_log(host: HostContext) -> tuple[list[str] | None, str]:

@@ -58,11 +58,11 @@ class Recorder:
 
     async def _check_warmth(self, entry: ModelEntry) -> None:
         try:
-            found = await asyncio.to_thread(presence, entry.parts)
+            total, resident = await asyncio.to_thread(presence, entry.parts)
         except OSError:
             # The file was deleted; the load will report it.
             return
-        warm = (found.resident_bytes or 0) >= _MOSTLY * found.total_bytes
+        warm = (resident or 0) >= _MOSTLY * total
         self._warmth[entry.name] = Warmth.WARM if warm else Warmth.COLD
 
     def _record_footprints(self, residency: Residency, running: Running) -> None:

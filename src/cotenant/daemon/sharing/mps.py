@@ -233,7 +233,7 @@ class Sharing:
     async def _start(self, group: _Group) -> MpsDaemon:
         if group.found is not None and await asyncio.to_thread(group.found.control.answers):
             _LOG.info("uses the MPS daemon that runs at %s", group.found.directories.pipe)
-            return MpsDaemon.adopt(group.found)
+            return MpsDaemon(group.found.control, group.found.pid)
         self._forget(group)
         if self._rules.program is None:
             raise no_program(os.environ)

@@ -63,7 +63,8 @@ class AmdProbe:
             self._open = True
         handles, error = self._try("amdsmi_get_processor_handles")
         if error is not None:
-            self._close()
+            self._open = False
+            self._ask("amdsmi_shut_down")
             return self._host.inventory(self._refused(error))
         problems: list[str] = []
         found: dict[DeviceId, tuple[Device, Reading]] = {}
@@ -92,10 +93,6 @@ class AmdProbe:
     def _present(self) -> bool:
         return (self._devices / "kfd").exists()
 
-    def _close(self) -> None:
-        self._open = False
-        self._try("amdsmi_shut_down")
-
     def _refused(self, error: Exception) -> tuple[str, ...]:
         return (f"AMD's driver refuses: {_text(error)}.",) if self._present else ()
 
@@ -111,6 +108,9 @@ class AmdProbe:
     def _ask(self, name: str, *arguments: Any) -> Any:
         """Return the answer, or None if the driver refuses it."""
         return self._try(name, *arguments)[0]
+
+    def _constant(self, kind: str, name: str) -> Any:
+        return getattr(getattr(self._library, kind, None), name, None)
 
     @staticmethod
     def _field(answer: Any, name: str) -> Any:
@@ -152,6 +152,7 @@ class AmdProbe:
             runtime_name=runtime_name,
             render_node=self._number(numbers, "drm_render"),
         )
+        graphics = self._constant("AmdSmiClkType", "GFX")
         reading = Reading(
             id_,
             at=self._clock.now(),
@@ -162,23 +163,19 @@ class AmdProbe:
             utilisation_percent=self._number(self._ask("amdsmi_get_gpu_activity", handle), "gfx_activity"),
             temperature_c=self._temperature(handle),
             power_w=self._power(handle),
-            clock_mhz=self._clock_mhz(handle),
+            clock_mhz=self._number(self._ask("amdsmi_get_clock_info", handle, graphics), "clk"),
         )
         return device, reading
 
     def _temperature(self, handle: Any) -> int | None:
-        kinds = getattr(self._library, "AmdSmiTemperatureType", None)
-        metric = getattr(getattr(self._library, "AmdSmiTemperatureMetric", None), "CURRENT", None)
+        metric = self._constant("AmdSmiTemperatureMetric", "CURRENT")
         # Data-centre cards have no edge sensor, and small cards no hotspot sensor.
         for sensor in ("EDGE", "HOTSPOT", "JUNCTION"):
-            value = self._ask("amdsmi_get_temp_metric", handle, getattr(kinds, sensor, None), metric)
+            kind = self._constant("AmdSmiTemperatureType", sensor)
+            value = self._ask("amdsmi_get_temp_metric", handle, kind, metric)
             if isinstance(value, int):
                 return value
         return None
-
-    def _clock_mhz(self, handle: Any) -> int | None:
-        kind = getattr(getattr(self._library, "AmdSmiClkType", None), "GFX", None)
-        return self._number(self._ask("amdsmi_get_clock_info", handle, kind), "clk")
 
     def _power(self, handle: Any) -> int | None:
         value = self._ask("amdsmi_get_power_info", handle)
@@ -187,7 +184,7 @@ class AmdProbe:
 
     def _memory(self, handle: Any) -> tuple[int | None, int | None]:
         """Return total and used bytes, both or neither; the exact ones, else those in whole MiB."""
-        kind = getattr(getattr(self._library, "AmdSmiMemoryType", None), "VRAM", None)
+        kind = self._constant("AmdSmiMemoryType", "VRAM")
         total = self._ask("amdsmi_get_gpu_memory_total", handle, kind)
         used = self._ask("amdsmi_get_gpu_memory_usage", handle, kind)
         if not total or not isinstance(used, int):

@@ -14,8 +14,8 @@ from cotenant.hardware.gpus.described_entry import (
     DescribedGpu,
     parse_entry,
     read_entries,
+    read_file,
 )
-from cotenant.hardware.gpus.described_file import read_file
 
 _NAMESPACE = uuid.UUID("6fb4c1de-3c0f-5d1e-9d5a-0c7e9b1f2a34")
 
@@ -48,7 +48,22 @@ class DescribedProbe:
         """Return the described devices, as if measured now."""
         at = self._clock.now()
         problems = self._follow() if self._live else ()
-        devices = tuple(_device(index, id_, gpu) for index, (id_, gpu) in enumerate(self._gpus))
+        devices = tuple(
+            Device(
+                id_,
+                DeviceKind.MIG if id_.startswith("MIG-") else DeviceKind.GPU,
+                name=gpu.name,
+                index=index,
+                total_bytes=gpu.total_bytes,
+                pci_bus_id=gpu.pci_bus_id,
+                compute_capability=gpu.compute_capability,
+                bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
+                described=True,
+                # Planned like NVIDIA's GPUs: with compute modes, MIG and MPS.
+                vendor=Vendor.NVIDIA,
+            )
+            for index, (id_, gpu) in enumerate(self._gpus)
+        )
         readings = {
             id_: Reading(
                 id_,
@@ -97,19 +112,3 @@ def _identified(gpus: Iterable[tuple[str, DescribedGpu]]) -> tuple[tuple[DeviceI
             raise BadDeviceSpec(f"{where}: the UUID {id_} is there twice", hint="Each GPU has its own UUID.")
         found[id_] = gpu
     return tuple(found.items())
-
-
-def _device(index: int, id_: DeviceId, gpu: DescribedGpu) -> Device:
-    return Device(
-        id_,
-        DeviceKind.MIG if id_.startswith("MIG-") else DeviceKind.GPU,
-        name=gpu.name,
-        index=index,
-        total_bytes=gpu.total_bytes,
-        pci_bus_id=gpu.pci_bus_id,
-        compute_capability=gpu.compute_capability,
-        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
-        described=True,
-        # Planned like NVIDIA's GPUs: with compute modes, MIG and MPS.
-        vendor=Vendor.NVIDIA,
-    )

@@ -38,14 +38,6 @@ class Warmed:
     stopped: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Presence:
-    """How much of a model's files is in the page cache; `resident_bytes` is None if unknown."""
-
-    total_bytes: int
-    resident_bytes: int | None
-
-
 class WarmTier:
     """Reads files ahead, one pass at a time, within `budget_bytes` of page cache and never under pressure.
 
@@ -175,9 +167,11 @@ def _unreadable(error: OSError) -> str:
     return f"{error.filename} cannot be read: {error.strerror}"
 
 
-def presence(paths: Sequence[Path]) -> Presence:
-    """Return how much of some files is in the page cache. Raises OSError if one is missing."""
+def presence(paths: Sequence[Path]) -> tuple[int, int | None]:
+    """Return the size of some files in bytes, and how much of it is in the page cache; None if unknown.
+
+    Raises OSError if one is missing.
+    """
     total_bytes = sum(path.stat().st_size for path in paths)
-    found = [resident_bytes(path) for path in paths]
-    known = [count for count in found if count is not None]
-    return Presence(total_bytes, sum(known) if len(known) == len(found) else None)
+    known = [count for path in paths if (count := resident_bytes(path)) is not None]
+    return total_bytes, sum(known) if len(known) == len(paths) else None

@@ -43,14 +43,14 @@ Spawn = Callable[[Sequence[str], Mapping[str, str], int], _Child]
 
 
 class MpsDaemon:
-    """A control daemon that answers.
+    """A control daemon that answers; without a `child` it runs already, and is adopted.
 
     One that we started dies with this process, and its directories are left empty. An adopted one is only
     used and watched: it keeps running after us.
     """
 
     def __init__(
-        self, control: MpsControl, *, pid: int | None, child: _Child | None, lock: int | None
+        self, control: MpsControl, pid: int | None, child: _Child | None = None, lock: int | None = None
     ) -> None:
         self.control = control
         self.pid = pid
@@ -59,8 +59,10 @@ class MpsDaemon:
         self._stopping = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pidfd = -1
-        if child is None:
-            self._watch()
+        if child is None and pid is not None:
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(pid)
+                asyncio.get_running_loop().add_reader(self._pidfd, self._gone)
 
     @property
     def adopted(self) -> bool:
@@ -71,11 +73,6 @@ class MpsDaemon:
     def directories(self) -> MpsDirectories:
         """Where it listens and logs."""
         return self.control.directories
-
-    @classmethod
-    def adopt(cls, found: FoundDaemon) -> MpsDaemon:
-        """Use a daemon that runs already."""
-        return cls(found.control, pid=found.pid, child=None, lock=None)
 
     @classmethod
     async def start(
@@ -99,7 +96,7 @@ class MpsDaemon:
             if found is None and lock is None:
                 found = await _another_starts(control, ready_within_s)
             if found is not None:
-                return cls.adopt(found)
+                return cls(found.control, found.pid)
             await asyncio.to_thread(kill_orphans, directories)
             child = _spawned(program, directories, cards, spawn)
             try:
@@ -108,7 +105,7 @@ class MpsDaemon:
                 await asyncio.shield(child.stop(_TERM_GRACE_S))
                 directories.remove_sockets()
                 raise
-            started, lock = cls(control, pid=child.pid, child=child, lock=lock), None
+            started, lock = cls(control, child.pid, child, lock), None
             return started
         finally:
             if lock is not None:
@@ -148,12 +145,6 @@ class MpsDaemon:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _watch(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.pid is not None:
-                self._pidfd = os.pidfd_open(self.pid)
-                asyncio.get_running_loop().add_reader(self._pidfd, self._gone)
 
     def _gone(self) -> None:
         self._unwatch()

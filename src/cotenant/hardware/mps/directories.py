@@ -60,12 +60,8 @@ class MpsDirectories:
     @classmethod
     def all_ours(cls, state_dir: Path) -> Iterator[MpsDirectories]:
         """Yield the directories of every daemon that Cotenant has started and not cleaned up after."""
-        root = state_dir / "mps"
-        try:
-            folders = sorted(folder for folder in root.iterdir() if (folder / "pipe").is_dir())
-        except OSError:
-            return
-        yield from (cls(folder / "pipe", folder / "log") for folder in folders)
+        pipes = sorted((state_dir / "mps").glob("*/pipe"))
+        yield from (cls(pipe, pipe.parent / "log") for pipe in pipes if pipe.is_dir())
 
     def variables(self) -> dict[str, str]:
         """Return the variables of the control program."""
