@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from cotenant.domain.exit_causes import Cause, Diagnosis
@@ -69,7 +69,9 @@ def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: b
     while serving from memory that ran out while loading. `exclusive` says that it ran on a card in
     Exclusive_Process mode, where a second process may die without a message.
     """
-    lines = list(_clean(log))
+    # Without blank lines and terminal codes, and cut to a readable length.
+    plain = _ESCAPE.sub("", log[-_READ_CHARS:]).splitlines()
+    lines = [line[:_LINE_CHARS] for line in plain if line and not line.isspace()]
     text = "\n".join(line for line in lines if not BENIGN.search(line))
     number = _signal(returncode)
     found = (
@@ -106,13 +108,6 @@ def _signal(returncode: int) -> signal.Signals | None:
         return signal.Signals(number)
     except ValueError:
         return None
-
-
-def _clean(log: str) -> Iterator[str]:
-    """Yield the lines that are not blank, without terminal codes, cut to a readable length."""
-    for line in _ESCAPE.sub("", log[-_READ_CHARS:]).splitlines():
-        if line and not line.isspace():
-            yield line[:_LINE_CHARS]
 
 
 def _by_signature(signatures: Iterable[Signature], text: str, *, was_ready: bool) -> Diagnosis | None:

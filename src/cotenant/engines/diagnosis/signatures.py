@@ -33,7 +33,8 @@ def _signatures(*rows: tuple[Cause, str, str]) -> tuple[Signature, ...]:
 
 _GPU_MEMORY: Final = Cause.GPU_MEMORY_LOADING
 
-_HARDWARE: Final = _signatures(
+STRONG: Final = _signatures(
+    # The hardware.
     (
         Cause.HARDWARE_FAULT,
         r"uncorrectable ECC error|ECC_UNCORRECTABLE",
@@ -45,22 +46,7 @@ _HARDWARE: Final = _signatures(
         r"NVRM: Xid \([^)\n]*\): (48|6[234]|74|79|9[245]|119|120|140)\b",
         "the driver reports a fault of the GPU, Xid {0}",
     ),
-)
-
-_SHARING: Final = _signatures(
-    (
-        Cause.DEVICE_BUSY,
-        r"CUDA-capable device(?:s|\(s\)) (?:is/)?are busy or unavailable|cudaErrorDevicesUnavailable",
-        "its GPU is held by another process or does not admit a second one",
-    ),
-    (
-        Cause.MPS_UNREACHABLE,
-        r"\bMPS (?:client|server)\b|cudaErrorMps|CUDA_ERROR_MPS_",
-        "MPS does not serve it",
-    ),
-)
-
-_CONTAINER: Final = _signatures(
+    # The container.
     (
         Cause.DEVICE_MISSING,
         r"unresolvable CDI devices ([^\s,]+(?:, [^\s,]+)*)"
@@ -87,97 +73,53 @@ _CONTAINER: Final = _signatures(
         r"exec: \"([^\"\n]+)\": (?:executable file not found|stat \S+ no such file)",
         "its image has no program {0}",
     ),
-)
-
-_DRIVER: Final = _signatures(
+    # Who else uses the GPU.
     (
-        Cause.NO_KERNEL_IMAGE,
-        r"no kernel image is available|NO_BINARY_FOR_GPU|NoKernelImageForDevice",
-        "its build has no code for this GPU",
+        Cause.DEVICE_BUSY,
+        r"CUDA-capable device(?:s|\(s\)) (?:is/)?are busy or unavailable|cudaErrorDevicesUnavailable",
+        "its GPU is held by another process or does not admit a second one",
     ),
     (
-        Cause.DRIVER_TOO_OLD,
-        r"driver version is insufficient|NVIDIA driver on your system is too old|unsupported toolchain",
-        "the NVIDIA driver is too old for its build",
+        Cause.MPS_UNREACHABLE,
+        r"\bMPS (?:client|server)\b|cudaErrorMps|CUDA_ERROR_MPS_",
+        "MPS does not serve it",
+    ),
+    # The program and its arguments.
+    (Cause.NOT_EXECUTABLE, r"cannot be started: ", "its program cannot be started"),
+    (
+        Cause.BAD_ARGUMENT,
+        r"error: (?:invalid argument|unknown argument|unrecognized arguments): ([^\s=]+)"
+        r"|worker: (\S+): the embedded engine has no such",
+        "it does not know the argument {0}",
     ),
     (
-        Cause.CARD_TOO_OLD,
-        r"[Bb]float16 is only supported on GPUs|[Qq]uantization (?:method \S+|scheme) is not supported for"
-        r"|compute capability below \d",
-        "its GPU is too old for this model's number format",
+        Cause.BAD_ARGUMENT,
+        r"error: argument (--[\w/-]+): (?:invalid|expected) .{1,400}",
+        "its argument {0} has a value that it does not take",
     ),
     (
-        Cause.DRIVER_UNAVAILABLE,
-        r"(?i)driver/library version mismatch|unsupported display driver|found no nvidia driver"
-        r"|system not yet initialized",
-        "the NVIDIA driver does not work",
-    ),
-)
-
-_MEMORY: Final = _signatures(
-    (
-        Cause.CONTEXT_TOO_LARGE,
-        r"max seq len \((\d+)\).{0,60}larger than",
-        "the memory left after the weights does not hold its context of {0} tokens",
+        Cause.BAD_ARGUMENT,
+        r"Sleep mode is not supported on current platform",
+        "vLLM cannot sleep on this device",
     ),
     (
-        Cause.CONTEXT_TOO_LARGE,
-        r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
-        "its context of {0} tokens is longer than the {1} that the model takes",
+        Cause.BAD_ARGUMENT,
+        r"worker: \S+: the embedded engine takes|worker: \S+: (?:its value|'[^'\n]*' is no)|error while "
+        r"handling argument",
+        "one of its arguments is wrong",
     ),
     (
-        Cause.CONTEXT_TOO_LARGE,
-        r"failed to allocate buffer for (?:the )?kv cache|kv_cache_init\(\) failed|No available memory for "
-        r"the cache blocks",
-        "the memory left after the weights does not hold its context",
+        Cause.BAD_ARGUMENT,
+        r"quantized V cache requires flash_attn",
+        "a quantised V cache needs flash attention",
     ),
     (
-        _GPU_MEMORY,
-        r"Free memory on device (?:cuda:\d+ )?\(([\d.]+)/([\d.]+) GiB\) on startup is less than",
-        "only {0} of {1} GiB of its GPU are free, less than it is configured to use",
+        Cause.PORT_IN_USE,
+        r"couldn't bind HTTP server socket.{0,300}port: (\d+)",
+        "its port {0} is in use",
     ),
-    (
-        _GPU_MEMORY,
-        r"allocating ([\d.]+) MiB on device (\d+): (?:cuda|hip|musa)Malloc failed",
-        "its GPU {1} has no room for another {0} MiB",
-    ),
-    (
-        _GPU_MEMORY,
-        r"(?:CUDA|HIP) out of memory\. Tried to allocate ([\d.]+ [KMG]iB)",
-        "its GPU has no room for another {0}",
-    ),
-    (
-        _GPU_MEMORY,
-        r"(?:CUDA|ROCm|HIP) error(?: 2)?(?: at \S+)?: out of memory|(?:cuda|hip|musa)Malloc failed"
-        r"|(?:unable|failed) to allocate (?:CUDA|ROCm|Vulkan|SYCL|Metal)\d* buffer|ErrorOutOfDeviceMemory"
-        r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation",
-        "its GPU is out of memory",
-    ),
-    (
-        Cause.HOST_MEMORY,
-        r"Available memory on node \d+ \(([\d.]+)/([\d.]+) GiB\) on .{1,20} is less than",
-        "only {0} of {1} GiB of RAM are free, less than it is configured to use",
-    ),
-    (
-        Cause.HOST_MEMORY,
-        r"model requires more system memory \(([^)\n]*)\) than is available \(([^)\n]*)\)",
-        "it needs {0} of RAM and {1} are free",
-    ),
-    (
-        Cause.HOST_MEMORY,
-        r"(?:unable|failed) to allocate CPU buffer|bad_alloc|^MemoryError|can't allocate memory"
-        r"|Cannot allocate memory"
-        r"|(?i:unable to allocate|failed to allocate|out of memory)(?! killer|: Killed)",
-        "it is out of memory",
-    ),
-    (
-        Cause.OOM_KILLED,
-        r"killed by the OOM killer|Killed process \d+|oom-kill|signal: killed",
-        "the kernel killed it when memory ran out",
-    ),
-)
-
-_FILES: Final = _signatures(
+    (Cause.PORT_IN_USE, r"(?i:address already in use)|EADDRINUSE", "its port is in use"),
+    # The model's files.
     (Cause.NO_SUCH_FILE, r"failed to open \S.{0,400}No such file", "there is no such model file"),
     (
         Cause.PERMISSION_DENIED,
@@ -250,44 +192,92 @@ _FILES: Final = _signatures(
         "the model hub does not give out its model",
     ),
     (Cause.DISK_FULL, r"No space left on device|StorageFull|Disk quota exceeded", "the disk is full"),
+    # The driver and what the GPU can do.
+    (
+        Cause.NO_KERNEL_IMAGE,
+        r"no kernel image is available|NO_BINARY_FOR_GPU|NoKernelImageForDevice",
+        "its build has no code for this GPU",
+    ),
+    (
+        Cause.DRIVER_TOO_OLD,
+        r"driver version is insufficient|NVIDIA driver on your system is too old|unsupported toolchain",
+        "the NVIDIA driver is too old for its build",
+    ),
+    (
+        Cause.CARD_TOO_OLD,
+        r"[Bb]float16 is only supported on GPUs|[Qq]uantization (?:method \S+|scheme) is not supported for"
+        r"|compute capability below \d",
+        "its GPU is too old for this model's number format",
+    ),
+    (
+        Cause.DRIVER_UNAVAILABLE,
+        r"(?i)driver/library version mismatch|unsupported display driver|found no nvidia driver"
+        r"|system not yet initialized",
+        "the NVIDIA driver does not work",
+    ),
+    # Memory.
+    (
+        Cause.CONTEXT_TOO_LARGE,
+        r"max seq len \((\d+)\).{0,60}larger than",
+        "the memory left after the weights does not hold its context of {0} tokens",
+    ),
+    (
+        Cause.CONTEXT_TOO_LARGE,
+        r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
+        "its context of {0} tokens is longer than the {1} that the model takes",
+    ),
+    (
+        Cause.CONTEXT_TOO_LARGE,
+        r"failed to allocate buffer for (?:the )?kv cache|kv_cache_init\(\) failed|No available memory for "
+        r"the cache blocks",
+        "the memory left after the weights does not hold its context",
+    ),
+    (
+        _GPU_MEMORY,
+        r"Free memory on device (?:cuda:\d+ )?\(([\d.]+)/([\d.]+) GiB\) on startup is less than",
+        "only {0} of {1} GiB of its GPU are free, less than it is configured to use",
+    ),
+    (
+        _GPU_MEMORY,
+        r"allocating ([\d.]+) MiB on device (\d+): (?:cuda|hip|musa)Malloc failed",
+        "its GPU {1} has no room for another {0} MiB",
+    ),
+    (
+        _GPU_MEMORY,
+        r"(?:CUDA|HIP) out of memory\. Tried to allocate ([\d.]+ [KMG]iB)",
+        "its GPU has no room for another {0}",
+    ),
+    (
+        _GPU_MEMORY,
+        r"(?:CUDA|ROCm|HIP) error(?: 2)?(?: at \S+)?: out of memory|(?:cuda|hip|musa)Malloc failed"
+        r"|(?:unable|failed) to allocate (?:CUDA|ROCm|Vulkan|SYCL|Metal)\d* buffer|ErrorOutOfDeviceMemory"
+        r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation",
+        "its GPU is out of memory",
+    ),
+    (
+        Cause.HOST_MEMORY,
+        r"Available memory on node \d+ \(([\d.]+)/([\d.]+) GiB\) on .{1,20} is less than",
+        "only {0} of {1} GiB of RAM are free, less than it is configured to use",
+    ),
+    (
+        Cause.HOST_MEMORY,
+        r"model requires more system memory \(([^)\n]*)\) than is available \(([^)\n]*)\)",
+        "it needs {0} of RAM and {1} are free",
+    ),
+    (
+        Cause.HOST_MEMORY,
+        r"(?:unable|failed) to allocate CPU buffer|bad_alloc|^MemoryError|can't allocate memory"
+        r"|Cannot allocate memory"
+        r"|(?i:unable to allocate|failed to allocate|out of memory)(?! killer|: Killed)",
+        "it is out of memory",
+    ),
+    (
+        Cause.OOM_KILLED,
+        r"killed by the OOM killer|Killed process \d+|oom-kill|signal: killed",
+        "the kernel killed it when memory ran out",
+    ),
 )
-
-_START: Final = _signatures(
-    (Cause.NOT_EXECUTABLE, r"cannot be started: ", "its program cannot be started"),
-    (
-        Cause.BAD_ARGUMENT,
-        r"error: (?:invalid argument|unknown argument|unrecognized arguments): ([^\s=]+)"
-        r"|worker: (\S+): the embedded engine has no such",
-        "it does not know the argument {0}",
-    ),
-    (
-        Cause.BAD_ARGUMENT,
-        r"error: argument (--[\w/-]+): (?:invalid|expected) .{1,400}",
-        "its argument {0} has a value that it does not take",
-    ),
-    (
-        Cause.BAD_ARGUMENT,
-        r"Sleep mode is not supported on current platform",
-        "vLLM cannot sleep on this device",
-    ),
-    (
-        Cause.BAD_ARGUMENT,
-        r"worker: \S+: the embedded engine takes|worker: \S+: (?:its value|'[^'\n]*' is no)|error while "
-        r"handling argument",
-        "one of its arguments is wrong",
-    ),
-    (
-        Cause.BAD_ARGUMENT,
-        r"quantized V cache requires flash_attn",
-        "a quantised V cache needs flash attention",
-    ),
-    (
-        Cause.PORT_IN_USE,
-        r"couldn't bind HTTP server socket.{0,300}port: (\d+)",
-        "its port {0} is in use",
-    ),
-    (Cause.PORT_IN_USE, r"(?i:address already in use)|EADDRINUSE", "its port is in use"),
-)
+"""Signatures that decide at once."""
 
 WEAK: Final = _signatures(
     (
@@ -343,9 +333,6 @@ WEAK: Final = _signatures(
     (Cause.INTERNAL_CHECK, r"GGML_ASSERT\(|GGML_ABORT|ggml_abort", "an internal check failed"),
 )
 """Signatures that count only if neither a strong signature nor a clear signal does."""
-
-STRONG: Final = (*_HARDWARE, *_CONTAINER, *_SHARING, *_START, *_FILES, *_DRIVER, *_MEMORY)
-"""Signatures that decide at once."""
 
 BENIGN: Final = re.compile(
     r"pinned memory|failed to m(?:un)?lock|fit params to free device memory|normal during memory fitting"

@@ -52,8 +52,11 @@ class ApptainerProcess(ContainerProcess):
     def pid(self) -> int:
         """The engine's process id: the first one below Apptainer's own processes, which keep running."""
         pid = super().pid
-        while (below := _only_child(pid)) is not None and _name(pid).lower().startswith(_OWN_NAMES):
-            pid = below
+        while _proc(f"{pid}/comm").lower().startswith(_OWN_NAMES):
+            children = _proc(f"{pid}/task/{pid}/children").split()
+            if len(children) != 1:
+                break
+            pid = int(children[0])
         return pid
 
 
@@ -82,16 +85,9 @@ def _binds(plan: LaunchPlan, pipes: str | None) -> Iterator[str]:
         yield from ("--bind", f"{path}:{path}{how}")
 
 
-def _only_child(pid: int) -> int | None:
+def _proc(name: str) -> str:
+    """Return the text of a file of /proc; empty once its process has ended."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return None
-    return int(children[0]) if len(children) == 1 else None
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text()
+        return Path("/proc", name).read_text()
     except OSError:
         return ""

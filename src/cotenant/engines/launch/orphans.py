@@ -32,8 +32,12 @@ def remove_orphaned_containers(kinds: Iterable[LauncherKind] = LauncherKind) -> 
         for container in _containers(program):
             name = str(container.get("Name", "")).lstrip("/")
             labels = (container.get("Config") or {}).get("Labels") or {}
-            running = bool((container.get("State") or {}).get("Running"))
-            if name and _is_orphan(labels, running) and container_supervisor.remove([program], name):
+            running = (container.get("State") or {}).get("Running")
+            owner = Owner.parse(labels.get(OWNER_LABEL, ""))
+            # A running container of another boot belongs to another machine, whose processes are not visible.
+            if owner is None or not (owner.gone or (owner.another_boot and not running)):
+                continue
+            if name and container_supervisor.remove([program], name):
                 _log.warning(
                     "removed the container %s of model %s, whose Cotenant has ended",
                     name,
@@ -41,12 +45,6 @@ def remove_orphaned_containers(kinds: Iterable[LauncherKind] = LauncherKind) -> 
                 )
                 removed.append(name)
     return tuple(removed)
-
-
-def _is_orphan(labels: Mapping[str, str], running: bool) -> bool:
-    owner = Owner.parse(labels.get(OWNER_LABEL, ""))
-    # A running container of another boot belongs to another machine, whose processes are not visible here.
-    return owner is not None and (owner.gone or (owner.another_boot and not running))
 
 
 def _containers(program: str) -> Iterator[Mapping[str, Any]]:

@@ -1,5 +1,6 @@
 """Installs a build of the embedded engine for this machine's GPUs."""
 
+import contextlib
 import importlib
 import os
 import platform
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from cotenant.domain.engines import EngineBuild
@@ -57,8 +59,11 @@ class System:
 
 def read_system(cuda_version: str | None = None) -> System:
     """Read this machine's properties; `cuda_version` is the driver's."""
+    rocm_version = None
+    with contextlib.suppress(OSError):
+        rocm_version = Path("/opt/rocm/.info/version").read_text(encoding="utf-8").strip() or None
     name, version = platform.libc_ver()
-    return System(cuda_version, _rocm_version(), _version(version) if name == "glibc" else None)
+    return System(cuda_version, rocm_version, _version(version) if name == "glibc" else None)
 
 
 def plan_install(flavour: Flavour, system: System, *, index_url: str | None = None) -> InstallPlan:
@@ -154,14 +159,6 @@ def _loads(library: str) -> bool:
     code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
     probe = [sys.executable, "-I", "-S", "-c", code, library]
     return subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0
-
-
-def _rocm_version() -> str | None:
-    try:
-        with open("/opt/rocm/.info/version", encoding="utf-8") as file:
-            return file.read().strip() or None
-    except OSError:
-        return None
 
 
 def _version(text: str) -> tuple[int, int] | None:

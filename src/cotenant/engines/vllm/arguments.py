@@ -20,37 +20,28 @@ def vllm_argv(order: EngineOrder, port: int) -> tuple[str, ...]:
     """Return the arguments of `vllm`, the operator's own last."""
     recipe, shares = order.placement.recipe, order.placement.used_shares
     cards = [share for share in shares if share.device.kind is not DeviceKind.HOST]
-    argv = [
-        "serve",
-        str(order.model_path),
-        "--served-model-name",
-        order.name,
-        "--host",
-        LOOPBACK,
-        "--port",
-        str(port),
-        "--max-model-len",
-        str(recipe.n_ctx),
-        "--max-num-seqs",
-        str(recipe.parallel),
-        "--max-num-batched-tokens",
-        str(batch_tokens(recipe, order.kind)),
-        "--tensor-parallel-size",
-        str(max(1, len(cards))),
-    ]
+    options: dict[str, object] = {
+        "--served-model-name": order.name,
+        "--host": LOOPBACK,
+        "--port": port,
+        "--max-model-len": recipe.n_ctx,
+        "--max-num-seqs": recipe.parallel,
+        "--max-num-batched-tokens": batch_tokens(recipe, order.kind),
+        "--tensor-parallel-size": max(1, len(cards)),
+    }
     fractions = [fraction for share in shares if (fraction := utilization(share)) is not None]
     if fractions:
-        argv += ["--gpu-memory-utilization", f"{max(fractions):.4f}"]
+        options["--gpu-memory-utilization"] = f"{max(fractions):.4f}"
     cache_bytes = max((share.parts.kv for share in shares), default=0)
     if cache_bytes and "kv" not in order.placement.estimated:
-        argv += ["--kv-cache-memory-bytes", str(cache_bytes)]
+        options["--kv-cache-memory-bytes"] = cache_bytes
     if recipe.cache_type_k is CacheType.Q8_0:
-        argv += ["--kv-cache-dtype", "fp8"]
+        options["--kv-cache-dtype"] = "fp8"
     if order.kind in _CONVERSIONS:
-        argv += ["--runner", "pooling", "--convert", _CONVERSIONS[order.kind]]
-    if sleep_level(order):
-        argv.append("--enable-sleep-mode")
-    return (*argv, *order.args)
+        options |= {"--runner": "pooling", "--convert": _CONVERSIONS[order.kind]}
+    words = (str(word) for option in options.items() for word in option)
+    switches = ("--enable-sleep-mode",) if sleep_level(order) else ()
+    return ("serve", str(order.model_path), *words, *switches, *order.args)
 
 
 def sleep_level(order: EngineOrder) -> int:
