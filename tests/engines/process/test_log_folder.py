@@ -35,13 +35,13 @@ def test_a_new_run_sets_the_last_one_aside(tmp_path: Path) -> None:
         output = log.open()
         os.write(output, text)
         os.close(output)
-    assert log.head(100) == "now"
+    assert log.read(100) == "now"
     assert (tmp_path / "a.log.1").read_text() == "before"
 
 
 def test_head_and_tail_are_bounded_and_bear_a_missing_file(tmp_path: Path) -> None:
     log = RotatingLog(tmp_path / "a.log")
-    assert (log.head(5), log.tail(5), log.overgrown) == ("", "", False)
+    assert (log.read(5), log.read(5, from_end=True), log.overgrown) == ("", "", False)
     log.path.write_bytes(b"0123456789\xff")
-    assert log.head(3) == "012"
-    assert log.tail(3) == "89\ufffd"
+    assert log.read(3) == "012"
+    assert log.read(3, from_end=True) == "89\ufffd"

@@ -234,7 +234,7 @@ class ServerEngine:
 
     def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
         """Find the cause of the end in the log. It takes up to 0.2 s: call it in a thread."""
-        log = self._log.tail(_LAST_LOG_BYTES if was_ready else _EVIDENCE_BYTES)
+        log = self._log.read(_LAST_LOG_BYTES if was_ready else _EVIDENCE_BYTES, from_end=True)
         return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive)
 
     async def _healthy(self) -> None:

@@ -23,16 +23,11 @@ LAUNCHERS: Final[Mapping[LauncherKind, Callable[[str, str], Launcher]]] = {
 
 async def launch(plan: LaunchPlan, output_fd: int) -> ChildProcess:
     """Start an engine as its plan says. Raises EngineError or OSError before anything runs."""
-    return await launcher_for(plan.launch).launch(plan, output_fd)
-
-
-def launcher_for(options: LaunchOptions) -> Launcher:
-    """Return the launcher for these options. Raises EngineMissing."""
-    kind = kind_of(options)
-    if kind.traits.runs_images and options.image is None:
+    kind, image = kind_of(plan.launch), plan.launch.image
+    if kind.traits.runs_images and image is None:
         kind = LauncherKind.HOST
     program = program_of(kind) if kind.traits.runs_images else ""
-    return LAUNCHERS[kind](program, options.image or "")
+    return await LAUNCHERS[kind](program, image or "").launch(plan, output_fd)
 
 
 def kind_of(options: LaunchOptions) -> LauncherKind:

@@ -99,7 +99,7 @@ class LlamaEngine(ServerEngine):
         """Return the bytes that the engine reports to have taken; None if it does not report them."""
         if self._report is not None:
             return self._report
-        report = parse_report(self._log.head(_LOAD_LOG_BYTES).splitlines())
+        report = parse_report(self._log.read(_LOAD_LOG_BYTES).splitlines())
         if report is not None and any(device.parts.compute for device in report.devices):
             # Compute buffers come last. The report is kept, since the log may be rotated.
             self._report = report

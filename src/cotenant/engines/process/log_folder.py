@@ -50,15 +50,8 @@ class RotatingLog:
             shutil.copyfileobj(source, target, MIB)
             source.truncate(0)
 
-    def head(self, limit_bytes: int) -> str:
-        """Read the start of the file; empty if there is none."""
-        return self._read(limit_bytes)
-
-    def tail(self, limit_bytes: int) -> str:
-        """Read the end of the file; empty if there is none."""
-        return self._read(limit_bytes, from_end=True)
-
-    def _read(self, limit_bytes: int, *, from_end: bool = False) -> str:
+    def read(self, limit_bytes: int, *, from_end: bool = False) -> str:
+        """Read the start of the file, or its end; empty if there is none."""
         try:
             with self.path.open("rb") as file:
                 if from_end:
