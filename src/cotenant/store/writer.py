@@ -59,12 +59,9 @@ class Writer:
         self._queue_lock = threading.Lock()
         self._closed = False
         opened: Future[None] = Future()
-
-        def run() -> None:
-            self._run(opened, busy_timeout_s, retry_s, clock or SystemClock())
-
+        arguments = (opened, busy_timeout_s, retry_s, clock or SystemClock())
         # A daemon thread: a disk that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=run, name="store", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="store", daemon=True)
         self._thread.start()
         opened.result()
 
