@@ -19,9 +19,9 @@ def written(folder, text: str, name: str = "docker-compose.yml"):
     return path
 
 
-def requests(folder, definition: dict) -> list[str]:
+def requests(folder, definition: dict) -> list[tuple[str, ...]]:
     path = written(folder, yaml.safe_dump({"services": {"a": definition}}))
-    return [str(request) for request in read_project([path]).services["a"].gpus]
+    return [request.ids for request in read_project([path]).services["a"].gpus]
 
 
 def reservation(**entry) -> dict:
@@ -31,17 +31,17 @@ def reservation(**entry) -> dict:
 @pytest.mark.parametrize(
     ("definition", "expected"),
     [
-        (reservation(driver="nvidia", count=2, capabilities=["gpu"]), ["2 GPUs"]),
-        (reservation(driver="nvidia", count="all", capabilities=["gpu"]), ["every GPU"]),
-        (reservation(driver="nvidia", capabilities=["gpu"]), ["every GPU"]),
-        (reservation(capabilities=["gpu"], device_ids=["0", "3"]), ["GPU 0, 3"]),
+        (reservation(driver="nvidia", count=2, capabilities=["gpu"]), [()]),
+        (reservation(driver="nvidia", count="all", capabilities=["gpu"]), [()]),
+        (reservation(driver="nvidia", capabilities=["gpu"]), [()]),
+        (reservation(capabilities=["gpu"], device_ids=["0", "3"]), [("0", "3")]),
         (reservation(driver="other", capabilities=["tpu"]), []),
-        ({"gpus": "all"}, ["every GPU"]),
-        ({"gpus": [{"driver": "nvidia", "count": 1}]}, ["1 GPU"]),
-        ({"runtime": "nvidia"}, ["every GPU"]),
-        ({"runtime": "nvidia", "environment": ["NVIDIA_VISIBLE_DEVICES=1,2"]}, ["GPU 1, 2"]),
-        ({"devices": ["/dev/video0", "nvidia.com/gpu=1"]}, ["GPU 1"]),
-        ({"devices": ["nvidia.com/gpu=all"]}, ["every GPU"]),
+        ({"gpus": "all"}, [()]),
+        ({"gpus": [{"driver": "nvidia", "count": 1}]}, [()]),
+        ({"runtime": "nvidia"}, [()]),
+        ({"runtime": "nvidia", "environment": ["NVIDIA_VISIBLE_DEVICES=1,2"]}, [("1", "2")]),
+        ({"devices": ["/dev/video0", "nvidia.com/gpu=1"]}, [("1",)]),
+        ({"devices": ["nvidia.com/gpu=all"]}, [()]),
         ({"image": "x"}, []),
     ],
 )
@@ -66,7 +66,7 @@ def test_later_files_go_over_earlier_ones(tmp_path):
     assert services["a"].gpus == ()
     assert services["a"].environment == {"X": "3", "Y": "2"}
     assert services["a"].labels == {"one": "1", "two": "2"}
-    assert [str(request) for request in services["b"].gpus] == ["GPU 0"]
+    assert [request.ids for request in services["b"].gpus] == [("0",)]
 
 
 def test_included_and_extended_services_are_found(tmp_path):
@@ -77,7 +77,7 @@ def test_included_and_extended_services_are_found(tmp_path):
 
     assert set(services) == {"a", "base"}
     assert services["a"].labels == {"x": "y"}
-    assert [str(request) for request in services["a"].gpus] == ["every GPU"]
+    assert [request.ids for request in services["a"].gpus] == [()]
 
 
 def test_the_project_is_named_as_compose_names_it(tmp_path, monkeypatch):

@@ -120,8 +120,8 @@ def test_what_a_service_asks_for_itself_is_dropped_first_and_the_rest_kept(tmp_p
         [tmp_path / name for name in ("docker-compose.prod.yml", "reset.yml", "override.yml")]
     ).services
     llm, enrichment = merged["ai-llm"].definition, merged["ai-enrichment"].definition
-    assert [str(request) for request in merged["ai-llm"].gpus] == ["GPU 0"]
-    assert [str(request) for request in merged["ai-enrichment"].gpus] == ["GPU 1"]
+    assert [request.ids for request in merged["ai-llm"].gpus] == [("0",)]
+    assert [request.ids for request in merged["ai-enrichment"].gpus] == [("1",)]
     assert llm["devices"] == ["/dev/video0"]
     assert llm["deploy"]["resources"]["reservations"]["devices"][1]["device_ids"] == ["v.com/tpu="]
     assert "gpus" not in enrichment

@@ -13,19 +13,13 @@ CDI_GPU: Final = "nvidia.com/gpu="
 class GpuRequest:
     """One place where a service requests GPUs.
 
-    `path` are the keys that lead there from the service. `ids` are the GPUs it names, `count` how many it
-    requests; neither means all. `kept` are the other entries of the same list, which are not GPUs.
+    `path` are the keys that lead there from the service. `ids` are the GPUs it names, none if it takes any or
+    all. `kept` are the other entries of the same list, which are not GPUs.
     """
 
     path: tuple[str, ...]
     ids: tuple[str, ...] = ()
-    count: int | None = None
     kept: tuple[Any, ...] = ()
-
-    def __str__(self) -> str:
-        if self.ids:
-            return f"GPU {', '.join(self.ids)}"
-        return f"{self.count} GPU{'s' if self.count != 1 else ''}" if self.count is not None else "every GPU"
 
 
 def gpu_requests(service: Mapping[str, Any]) -> tuple[GpuRequest, ...]:
@@ -39,13 +33,14 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
         reserved = reserved.get(key) if isinstance(reserved, Mapping) else None
     wanted = [entry for entry in as_list(reserved) if _requests_gpu(entry)]
     if wanted:
-        kept = [entry for entry in as_list(reserved) if not _requests_gpu(entry)]
-        yield _joined(RESERVED_DEVICES, wanted, kept)
+        kept = tuple(entry for entry in as_list(reserved) if not _requests_gpu(entry))
+        yield GpuRequest(RESERVED_DEVICES, _named(wanted), kept)
     short = service.get("gpus")
     if short == "all":
         yield GpuRequest(("gpus",))
     elif short:
-        yield _joined(("gpus",), [entry for entry in as_list(short) if isinstance(entry, Mapping)], ())
+        entries = [entry for entry in as_list(short) if isinstance(entry, Mapping)]
+        yield GpuRequest(("gpus",), _named(entries))
     if service.get("runtime") == "nvidia":
         visible = environment_of(service).get("NVIDIA_VISIBLE_DEVICES") or "all"
         ids = () if visible in ("all", "void", "none") else tuple(visible.split(","))
@@ -54,22 +49,18 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
     names = tuple(name for _, name in named if name is not None)
     if names:
         others = tuple(entry for entry, name in named if name is None)
-        yield GpuRequest(("devices",), () if "all" in names else names, kept=others)
+        yield GpuRequest(("devices",), () if "all" in names else names, others)
 
 
-def _joined(path: tuple[str, ...], entries: Sequence[Mapping[str, Any]], kept: Sequence[Any]) -> GpuRequest:
-    ids = [str(name) for entry in entries for name in as_list(entry.get("device_ids"))]
-    counts = [entry.get("count") for entry in entries if not entry.get("device_ids")]
-    numbers = [count for count in counts if isinstance(count, int) and not isinstance(count, bool)]
-    if "all" in ids or len(numbers) < len(counts):
-        return GpuRequest(path, kept=tuple(kept))
-    return GpuRequest(path, tuple(ids), sum(numbers) if numbers and not ids else None, tuple(kept))
+def _named(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    ids = tuple(str(name) for entry in entries for name in as_list(entry.get("device_ids")))
+    return ids if "all" not in ids and all(entry.get("device_ids") for entry in entries) else ()
 
 
 def _requests_gpu(entry: object) -> bool:
-    if not isinstance(entry, Mapping):
-        return False
-    return "gpu" in as_list(entry.get("capabilities")) or entry.get("driver") == "nvidia"
+    return isinstance(entry, Mapping) and (
+        "gpu" in as_list(entry.get("capabilities")) or entry.get("driver") == "nvidia"
+    )
 
 
 def _cdi_name(entry: object) -> str | None:
