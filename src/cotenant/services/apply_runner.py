@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Final
 
@@ -23,12 +24,9 @@ class ApplyRunner:
     `status` is the last apply of this run, or the one found at its start; None if there was none.
     """
 
-    def __init__(
-        self, orchestrator: ComposeOrchestrator, store: ServiceStore, wall: Callable[[], float]
-    ) -> None:
+    def __init__(self, orchestrator: ComposeOrchestrator, store: ServiceStore) -> None:
         self._orchestrator = orchestrator
         self._store = store
-        self._wall = wall
         self._task: asyncio.Task[None] | None = None
         self._updates: Broadcast[ApplyStatus] = Broadcast(_BACKLOG)
         self.status: ApplyStatus | None = None
@@ -44,7 +42,7 @@ class ApplyRunner:
     def start(self, order: ApplyOrder) -> ApplyStatus:
         """Start an apply in the background. Raises ApplyRunning."""
         self.check_idle()
-        started = ApplyStatus(order.number, ApplyState.RUNNING, self._wall())
+        started = ApplyStatus(order.number, ApplyState.RUNNING, time.time())
         self._publish(started)
         self._task = asyncio.get_running_loop().create_task(self._run(order, started))
         return started
@@ -74,7 +72,7 @@ class ApplyRunner:
     async def _run(self, order: ApplyOrder, started: ApplyStatus) -> None:
         def failed(message: str) -> ApplyStatus:
             last = self.status or started
-            return replace(last, state=ApplyState.FAILED, finished_at=self._wall(), message=message)
+            return replace(last, state=ApplyState.FAILED, finished_at=time.time(), message=message)
 
         try:
             await self._store.record_apply(order.number, started)

@@ -52,7 +52,7 @@ class Services:
     """The services of this machine: the store that remembers assignments, and their orchestrator.
 
     `measure` measures every GPU and may block. `claims` returns the bytes that the scheduler's models hold,
-    by device. `wall` returns Unix seconds.
+    by device.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class Services:
         orchestrator: ComposeOrchestrator,
         measure: Measure,
         claims: Claims,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._enabled = tuple(service for service in settings.items if service.enabled)
@@ -70,8 +69,7 @@ class Services:
         self._orchestrator = orchestrator
         self._measure = measure
         self._claims = claims
-        self._wall = wall
-        self._runner = ApplyRunner(orchestrator, store, wall)
+        self._runner = ApplyRunner(orchestrator, store)
         self._changing = asyncio.Lock()
         self._measuring: asyncio.Task[Inventory] | None = None
 
@@ -154,7 +152,7 @@ class Services:
 
     async def detect(self) -> Sequence[SeenDevice]:
         """Detect the GPUs again and return all that were ever seen. Raises StoreError."""
-        await self._store.see_devices(seen_devices(await self._inventory(), self._wall()))
+        await self._store.see_devices(seen_devices(await self._inventory(), time.time()))
         return await self._store.devices()
 
     def changes(self) -> AsyncIterator[ApplyStatus]:
@@ -203,7 +201,7 @@ class Services:
             target = self._target(await self._store.history(_MAX_HISTORY), number)
             containers = await self._orchestrator.containers()
             saved = await self._store.save(
-                target.strategy, target.assignments, self._wall(), lambda _number: None
+                target.strategy, target.assignments, time.time(), lambda _number: None
             )
             return await self._start(saved, containers, force=True)
 
@@ -213,7 +211,7 @@ class Services:
         applied = await self._store.applied()
         devices = self._devices(await self._inventory(), applied)
         plan = await self._plan(strategy, self._resolved(assignments, devices), devices)
-        at = self._wall()
+        at = time.time()
 
         def publish(number: int) -> None:
             saved = SavedConfiguration(number, at, strategy, plan.assignments)

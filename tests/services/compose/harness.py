@@ -49,7 +49,7 @@ def pin(service: str, gpu: int | None, budget_gb: float | None = None) -> Assign
 
 def orchestrator(file: Path, folder: Path, **options: Any) -> ComposeOrchestrator:
     """An orchestrator of one compose file; `options` are settings, or the orchestrator's own."""
-    own = {name: options.pop(name) for name in ("settle_s", "patience_s", "clock", "wall") if name in options}
+    own = {name: options.pop(name) for name in ("settle_s", "patience_s") if name in options}
     settings = ServicesSettings((file,), folder / "config", **options)
     return ComposeOrchestrator(settings, folder / "state", **own)
 

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.clock import SystemClock
 from cotenant.services.compose.container_engine import ContainerEngine
 from cotenant.services.compose.health import GIVEN_UP, HealthWatch
 from cotenant.services.model import Service
@@ -22,7 +21,7 @@ def watch(folder: Path, *, logs: str = "", **told) -> HealthWatch:
         folder,
         {"ps -aq": {"out": "a0\n"}, "inspect": {"out": json.dumps([container])}, "logs": {"out": logs}},
     )
-    return HealthWatch(ContainerEngine([str(docker)], "p"), SystemClock(), 0.01)
+    return HealthWatch(ContainerEngine([str(docker)], "p"), 0.01)
 
 
 async def wait(health: HealthWatch, url: str | None = None, *, timeout_s: float = 0.2) -> str | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.clock import SystemClock
 from cotenant.services.compose.runner import ComposeRunner
 from tests.support.containers.fake_docker import install
 from tests.support.waiting import until
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def runner(folder: Path, timeout_s: float = 120.0) -> ComposeRunner:
-    return ComposeRunner(folder, SystemClock(), timeout_s)
+    return ComposeRunner(folder, timeout_s)
 
 
 def script(folder: Path, text: str) -> list[str]:
@@ -85,9 +84,8 @@ async def test_a_command_keeps_to_its_limit_when_the_daemon_was_killed(tmp_path)
     driver = f"""
 import asyncio, sys
 from pathlib import Path
-from cotenant.clock import SystemClock
 from cotenant.services.compose.runner import ComposeRunner
-asyncio.run(ComposeRunner(Path({str(tmp_path)!r}), SystemClock(), 5).run({argv!r}, Path({str(tmp_path)!r})))
+asyncio.run(ComposeRunner(Path({str(tmp_path)!r}), 5).run({argv!r}, Path({str(tmp_path)!r})))
 """
     daemon = await asyncio.create_subprocess_exec(sys.executable, "-c", driver)
     await until((tmp_path / "began").exists)

@@ -6,6 +6,7 @@ The file lets the next run of a daemon that was killed find out, from the contai
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,17 +54,10 @@ def load_record(folder: Path) -> ApplyRecord | None:
 class ApplyProgress:
     """The status of one apply. Each change is on disk before it is reported."""
 
-    def __init__(
-        self,
-        order: ApplyOrder,
-        folder: Path,
-        report: Callable[[ApplyStatus], None],
-        wall: Callable[[], float],
-    ) -> None:
+    def __init__(self, order: ApplyOrder, folder: Path, report: Callable[[ApplyStatus], None]) -> None:
         self._order = order
         self._folder = folder
         self._report = report
-        self._wall = wall
         self._lock = asyncio.Lock()
         self._services = {
             service.name: ServiceProgress(
@@ -73,7 +67,7 @@ class ApplyProgress:
             )
             for service in order.changed
         }
-        self._status = ApplyStatus(order.number, ApplyState.RUNNING, wall())
+        self._status = ApplyStatus(order.number, ApplyState.RUNNING, time.time())
 
     @property
     def status(self) -> ApplyStatus:
@@ -102,7 +96,7 @@ class ApplyProgress:
         """Report the state of the whole apply; every state but `rolling_back` ends it."""
         ended = state is not ApplyState.ROLLING_BACK
         self._status = replace(
-            self._status, state=state, message=message, finished_at=self._wall() if ended else None
+            self._status, state=state, message=message, finished_at=time.time() if ended else None
         )
         await self._save_and_report()
         return self.status

@@ -1,10 +1,10 @@
 """Waits until a recreated service is healthy."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cotenant.clock import Clock
 from cotenant.http.client import Limits, describe, get_url
 from cotenant.services.compose.container_engine import Container, ContainerEngine
 from cotenant.services.model import Service
@@ -19,9 +19,8 @@ _LIMITS: Final = Limits(_PROBE_TIMEOUT_S, whole_s=_PROBE_TIMEOUT_S)
 class HealthWatch:
     """Checks services. A container without a health check must stay up for `settle_s`."""
 
-    def __init__(self, engine: ContainerEngine, clock: Clock, settle_s: float) -> None:
+    def __init__(self, engine: ContainerEngine, settle_s: float) -> None:
         self._engine = engine
-        self._clock = clock
         self._settle_s = settle_s
 
     async def wait(self, service: Service, given_up: Callable[[], bool]) -> str | None:
@@ -30,7 +29,7 @@ class HealthWatch:
         Its URL decides if it has one, else its container's health check, else that it stays up. Returns early
         if its container ends for good, and GIVEN_UP once `given_up` returns true.
         """
-        deadline = self._clock.now() + service.health_timeout_s
+        deadline = time.monotonic() + service.health_timeout_s
         pause_s = _POLL_S
         while True:
             containers = await self._engine.containers(service.name)
@@ -40,12 +39,12 @@ class HealthWatch:
             problem = await self._problem(service, containers)
             if problem is None:
                 return None
-            if self._clock.now() >= deadline:
+            if time.monotonic() >= deadline:
                 within = f"it was not healthy within {service.health_timeout_s:g} s"
                 return f"{within}: {problem}{await self._last_log(containers)}"
             if given_up():
                 return GIVEN_UP
-            await asyncio.sleep(min(pause_s, max(0.0, deadline - self._clock.now())))
+            await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
             pause_s = min(pause_s * 1.5, _MAX_POLL_S)
 
     async def _problem(self, service: Service, containers: Sequence[Container]) -> str | None:

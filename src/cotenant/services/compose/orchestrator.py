@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import ComposeFileError, ContainerEngineMissing
 from cotenant.services.compose.apply import ApplyTools, run_apply
 from cotenant.services.compose.apply_progress import ApplyProgress, interrupted, load_record
@@ -45,18 +44,14 @@ class ComposeOrchestrator:
         *,
         settle_s: float = 3.0,
         patience_s: float = 10.0,
-        clock: Clock | None = None,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._files = tuple(file.absolute() for file in settings.compose_files)
         self._state_dir = state_dir.absolute()
         self._settle_s = settle_s
         self._patience_s = patience_s
-        self._clock = clock or SystemClock()
-        self._wall = wall
         self._generated = GeneratedFiles(settings.output_dir.absolute())
-        self._runner = ComposeRunner(self._state_dir, self._clock, settings.command_timeout_s)
+        self._runner = ComposeRunner(self._state_dir, settings.command_timeout_s)
         self._applying = False
         self._found: ComposeCommand | None = None
 
@@ -129,11 +124,11 @@ class ComposeOrchestrator:
             command,
             engine,
             self._runner,
-            HealthWatch(engine, self._clock, self._settle_s),
+            HealthWatch(engine, self._settle_s),
             self._generated,
             max(1, self._settings.parallel),
         )
-        progress = ApplyProgress(order, self._state_dir, report, self._wall)
+        progress = ApplyProgress(order, self._state_dir, report)
         self._applying = True
         try:
             await progress.start()
@@ -158,7 +153,7 @@ class ComposeOrchestrator:
             containers = await self.containers()
         except (ContainerEngineMissing, ComposeFileError):
             containers = None
-        return interrupted(record, containers, command_running=busy, at=self._wall())
+        return interrupted(record, containers, command_running=busy, at=time.time())
 
     def _project(self) -> ComposeProject:
         return read_project(self._files, self._settings.project)

@@ -5,12 +5,12 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from cotenant.clock import Clock
 from cotenant.programs.run import read_tail, readable
 from cotenant.services.compose import compose_supervisor
 from cotenant.services.compose.command import reason
@@ -28,10 +28,9 @@ class ComposeRunner:
     and `is_busy` reports it. `folder` is the daemon's own.
     """
 
-    def __init__(self, folder: Path, clock: Clock, timeout_s: float) -> None:
+    def __init__(self, folder: Path, timeout_s: float) -> None:
         self._lock = folder / _LOCK
         self._log = folder / _LOG
-        self._clock = clock
         self._timeout_s = timeout_s
         self._one_at_a_time = asyncio.Lock()
 
@@ -95,11 +94,11 @@ class ComposeRunner:
     @asynccontextmanager
     async def _locked(self, patience_s: float) -> AsyncIterator[int | None]:
         """The locked file; None if another command holds it for longer than `patience_s`."""
-        deadline = self._clock.now() + patience_s
+        deadline = time.monotonic() + patience_s
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while not _try_lock(descriptor):
-                if self._clock.now() >= deadline:
+                if time.monotonic() >= deadline:
                     yield None
                     return
                 await asyncio.sleep(_POLL_S)
