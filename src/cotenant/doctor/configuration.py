@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterator
 from typing import Final
 
-from cotenant.config.configuration import ServerSettings
 from cotenant.doctor.findings import Observation, ok, problem, warning
 from cotenant.doctor.host_context import HostContext
 from cotenant.domain.engines import Endpoint
@@ -46,7 +45,7 @@ def configuration(host: HostContext) -> Iterator[Observation]:
 
 def port(host: HostContext) -> Iterator[Observation]:
     """Check whether the port is free or used by Cotenant."""
-    server = host.configuration.server if host.configuration is not None else ServerSettings()
+    server = host.settings.server
     if server.port == 0:
         yield ok("any free port is used")
         return

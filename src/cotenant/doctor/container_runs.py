@@ -57,7 +57,7 @@ def trial(host: HostContext) -> Iterator[Observation]:
 
 def services(host: HostContext) -> Iterator[Observation]:
     """Check which GPUs the running container of each service sees."""
-    settings = host.services
+    settings = host.settings.services
     if not host.containers or settings is None:
         return
     try:

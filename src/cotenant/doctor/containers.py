@@ -68,7 +68,7 @@ def podman(host: HostContext) -> Iterator[Observation]:
 
 def compose(host: HostContext) -> Iterator[Observation]:
     """Check for a compose command that works, if services need one."""
-    services = host.services
+    services = host.settings.services
     configured = services.command if services is not None else None
     tried = []
     for command in (configured,) if configured else KNOWN_COMMANDS:
@@ -204,7 +204,7 @@ def _has_engine(host: HostContext) -> bool:
 
 
 def _absent(host: HostContext, name: str) -> Observation:
-    if host.services is None or _has_engine(host):
+    if host.settings.services is None or _has_engine(host):
         return ok(f"{name} is not installed and not needed")
     return problem(
         f"{name} is not installed, nor is another container engine",

@@ -54,14 +54,8 @@ def state(host: HostContext) -> Iterator[Observation]:
 
 def keys(host: HostContext) -> Iterator[Observation]:
     """Check that others cannot read the API keys."""
-    configuration = host.configuration
-    if configuration is None:
-        return
-    secret = [
-        configuration.server.api_key_file,
-        configuration.path if configuration.server.api_keys else None,
-    ]
-    for path in (each for each in secret if each is not None):
+    server, path_of_keys = host.settings.server, host.settings.path
+    for path in filter(None, (server.api_key_file, path_of_keys if server.api_keys else None)):
         try:
             mode = path.stat().st_mode
         except OSError as error:

@@ -15,7 +15,6 @@ from cotenant.domain.errors import CotenantError
 from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.inventory import probe
 from cotenant.programs.run import Finished, run_program
-from cotenant.services.model import ServicesSettings
 
 Runner = Callable[[Sequence[str], float], Finished]
 
@@ -75,9 +74,9 @@ class HostContext:
             return None
 
     @property
-    def services(self) -> ServicesSettings | None:
-        """The configured services; None if there are none."""
-        return None if self.configuration is None else self.configuration.services
+    def settings(self) -> Configuration:
+        """What the daemon serves, or the defaults."""
+        return self.configuration or Configuration()
 
     def cards(self) -> tuple[Device, ...]:
         """Return the GPUs and MIG slices."""

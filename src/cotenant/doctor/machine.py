@@ -38,7 +38,7 @@ def memory(host: HostContext) -> Iterator[Observation]:
         return
     total, free = ram.total_bytes, ram.available_bytes
     text = f"{format_bytes(free)} of {format_bytes(total)} of RAM are available"
-    wanted = host.configuration.warm_ram_bytes if host.configuration is not None else None
+    wanted = host.settings.warm_ram_bytes
     if wanted is not None and wanted > total:
         yield problem(
             f"the warm tier should hold {format_bytes(wanted)} of model files, but {text}",
@@ -57,8 +57,7 @@ def memory(host: HostContext) -> Iterator[Observation]:
 
 def disks(host: HostContext) -> Iterator[Observation]:
     """Check the free space for models and state."""
-    configuration = host.configuration
-    folder = configuration.models_dir if configuration is not None else None
+    folder = host.settings.models_dir
     if folder is not None:
         yield from _disk(folder, "models", _MODEL_DISK, "The next model may not fit on the disk.")
     yield from _disk(
@@ -80,8 +79,7 @@ def limits(host: HostContext) -> Iterator[Observation]:
         )
     else:
         yield ok(f"{'any number of' if soft < 0 else soft} files may be open at once")
-    models = () if host.configuration is None else host.configuration.models
-    names = [entry.name for entry in models if entry.recipe.mlock]
+    names = [entry.name for entry in host.settings.models if entry.recipe.mlock]
     most, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if names and most != resource.RLIM_INFINITY:
         yield warning(

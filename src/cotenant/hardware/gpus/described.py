@@ -2,7 +2,9 @@
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from cotenant.clock import Clock
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, Reading
@@ -52,13 +54,9 @@ class DescribedProbe:
             Device(
                 id_,
                 DeviceKind.MIG if id_.startswith("MIG-") else DeviceKind.GPU,
-                name=gpu.name,
                 index=index,
-                total_bytes=gpu.total_bytes,
-                pci_bus_id=gpu.pci_bus_id,
-                compute_capability=gpu.compute_capability,
-                bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
                 described=True,
+                **_described(gpu, Device),
                 # Planned like NVIDIA's GPUs: with compute modes, MIG and MPS.
                 vendor=Vendor.NVIDIA,
             )
@@ -68,13 +66,8 @@ class DescribedProbe:
             id_: Reading(
                 id_,
                 at=at,
-                used_bytes=gpu.used_bytes,
                 free_bytes=gpu.total_bytes - gpu.used_bytes,
-                compute_mode=gpu.compute_mode,
-                processes=gpu.processes,
-                utilisation_percent=gpu.utilisation_percent,
-                temperature_c=gpu.temperature_c,
-                power_w=gpu.power_w,
+                **_described(gpu, Reading),
             )
             for id_, gpu in self._gpus
         }
@@ -89,6 +82,11 @@ class DescribedProbe:
         except BadDeviceSpec as error:
             return (f"{error.message}: its last content is used.",)
         return ()
+
+
+def _described(gpu: DescribedGpu, owner: type[Device] | type[Reading]) -> dict[str, Any]:
+    """Return the fields of a device or its reading that a description has too."""
+    return {each.name: getattr(gpu, each.name) for each in fields(owner) if hasattr(gpu, each.name)}
 
 
 def _file_of(spec: str) -> Path | None:

@@ -1,7 +1,7 @@
 """NVIDIA GPUs, through NVML (`nvidia-ml-py`)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +137,14 @@ class NvmlProbe:
                 continue
             memory = self._memory(handle)
             # The bandwidth stays unknown: the driver reports the card's, not a slice's share of it.
-            device = Device(
-                DeviceId(uuid),
-                DeviceKind.MIG,
+            device = replace(
+                card,
+                id=DeviceId(uuid),
+                kind=DeviceKind.MIG,
                 name=self._ask("DeviceGetName", handle) or f"{card.name} MIG {number}",
-                index=card.index,
                 total_bytes=memory.total,
-                pci_bus_id=card.pci_bus_id,
-                compute_capability=card.compute_capability,
+                bandwidth_bytes_per_s=None,
                 parent_id=card.id,
-                vendor=Vendor.NVIDIA,
             )
             yield device, self._reading(handle, device, memory, mode)
 

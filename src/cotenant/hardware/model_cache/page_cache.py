@@ -31,15 +31,10 @@ def resident_bytes(path: Path) -> int | None:
     Reads nothing of the file and loads nothing: about a millisecond a gigabyte at most.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with path.open("rb", buffering=0) as file:
+            return resident_range(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     except OSError:
         return None
-    try:
-        return resident_range(fd, 0, os.fstat(fd).st_size)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
 
 
 def resident_range(fd: int, offset: int, length: int) -> int | None:
@@ -57,11 +52,8 @@ def drop(path: Path) -> None:
 
     Raises OSError if the file cannot be opened.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _by_cachestat(fd: int, offset: int, length: int) -> int | None:

@@ -109,7 +109,12 @@ class ReadAhead:
                 os.close(fd)
 
     def _next_block(self) -> tuple[Path, int, int] | None:
-        if self._is_time_to_ask() and (why := self._stop_reason()) is not None:
+        with self._lock:
+            now = time.monotonic()
+            is_time_to_ask = self._asked_at is None or now - self._asked_at >= self._ask_every_s
+            if is_time_to_ask:
+                self._asked_at = now
+        if is_time_to_ask and (why := self._stop_reason()) is not None:
             self.cancel(why)
         with self._lock:
             block = None if self.stopped or self._limit_bytes <= 0 else next(self._blocks, None)
@@ -119,11 +124,3 @@ class ReadAhead:
             length = min(length, self._limit_bytes)
             self._limit_bytes -= length
             return path, offset, length
-
-    def _is_time_to_ask(self) -> bool:
-        with self._lock:
-            now = time.monotonic()
-            if self._asked_at is not None and now - self._asked_at < self._ask_every_s:
-                return False
-            self._asked_at = now
-            return True

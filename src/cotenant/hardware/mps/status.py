@@ -84,7 +84,7 @@ def _servers(control: MpsControl) -> tuple[tuple[ServerStatus, ...], str | None]
             ServerStatus(
                 server,
                 control.server_status(server),
-                tuple(_client(pid) for pid in control.clients(server)),
+                tuple(map(_client, control.clients(server))),
             )
             for server in control.servers()
         ), None
