@@ -14,9 +14,7 @@ from cotenant.cli.serve import add_serve_options, serve_model
 from cotenant.domain.errors import HubError
 
 _PROMPT = "Say in one sentence what a GPU is for."
-_ANSWER_TIMEOUT_S = 300
 _MODEL = "hf.co/Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M"
-_HUB_WITHIN_S = 4.0
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +48,7 @@ def _from_hub() -> Path | None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cotenant" / "models"
     print(f"No model given: trying {_MODEL}.", flush=True)
     try:
-        files = asyncio.run(pull(_MODEL, cache, StepPrinter(), list_within_s=_HUB_WITHIN_S))
+        files = asyncio.run(pull(_MODEL, cache, StepPrinter(), list_within_s=4.0))
     except HubError as error:
         print(f"It cannot be pulled: {error.message}.")
         return None
@@ -84,7 +82,7 @@ async def _ask(address: str, key: str | None) -> str:
 
     payload = {"model": "local", "max_tokens": 48, "messages": [{"role": "user", "content": _PROMPT}]}
     request = Request(api_endpoint(address, key), "POST", "/v1/chat/completions", payload)
-    response = await fetch(request, Limits(whole_s=_ANSWER_TIMEOUT_S))
+    response = await fetch(request, Limits(whole_s=300))
     answer = response.json_object(of_any_status=True) or {}
     if response.status != 200:
         reason = f"status {response.status}"

@@ -65,7 +65,6 @@ def as_text(inventory: Inventory, order: DeviceOrder) -> Iterator[str]:
 
 
 def _modes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
-    """Explain compute modes other than the default."""
     for rank, device in enumerate(devices):
         mode = inventory.reading(device).compute_mode
         if mode is ComputeMode.EXCLUSIVE_PROCESS:

@@ -40,7 +40,10 @@ def _command(parser: argparse.ArgumentParser, text: str, level: int) -> Iterator
         ("", positionals._group_actions + options._group_actions),
         *((f"{str(group.title).capitalize()}:\n\n", group._group_actions) for group in groups),
     ):
-        flags = [_flag(action) for action in actions if _is_shown(action)]
+        # Commands follow on their own.
+        hidden = (argparse._HelpAction, argparse._SubParsersAction)
+        shown = [each for each in actions if each.help != argparse.SUPPRESS and not isinstance(each, hidden)]
+        flags = [_flag(action) for action in shown]
         if flags:
             yield title + "\n".join(flags) + "\n"
     for command, help_ in _subcommands(parser):
@@ -54,11 +57,6 @@ def _subcommands(parser: argparse.ArgumentParser) -> list[tuple[argparse.Argumen
         if isinstance(action, argparse._SubParsersAction):
             found += [(action.choices[each.dest], each.help or "") for each in action._choices_actions]
     return found
-
-
-def _is_shown(action: argparse.Action) -> bool:
-    hidden = action.help == argparse.SUPPRESS
-    return not hidden and not isinstance(action, (argparse._HelpAction, argparse._SubParsersAction))
 
 
 def _flag(action: argparse.Action) -> str:

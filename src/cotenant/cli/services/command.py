@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,7 +128,13 @@ def _set(args: argparse.Namespace) -> int:
     daemon = Daemon(args)
     given = {each["service"]: each for each in args.assignments}
     shown = daemon.get(_PATH)
-    kept = {} if args.strategy else {each["service"]: each for each in _saved_assignments(shown)}
+    kept = {}
+    if not args.strategy:
+        # An absent GPU is named by its UUID.
+        here = {gpu["index"] for gpu in shown["gpus"]}
+        for each in shown["assignments"]:
+            index = each["gpu_index"] if each["gpu_index"] in here else None
+            kept[each["service"]] = {**each, "gpu_index": index}
     payload = {
         "strategy": args.strategy or Strategy.MANUAL,
         "assignments": list({**kept, **given}.values()),
@@ -211,13 +217,6 @@ def _status(args: argparse.Namespace) -> int:
 def _history(args: argparse.Namespace) -> int:
     response = Daemon(args).get(f"{_PATH}/history?limit={args.limit}")
     return print_result(args, response, history_lines(response["history"]))
-
-
-def _saved_assignments(shown: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """Return the saved assignments, to be saved again; an absent GPU is named by its UUID."""
-    here = {gpu["index"] for gpu in shown["gpus"]}
-    for each in shown["assignments"]:
-        yield {**each, "gpu_index": each["gpu_index"] if each["gpu_index"] in here else None}
 
 
 def _assignment(text: str) -> dict[str, Any]:

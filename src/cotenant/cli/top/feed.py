@@ -13,8 +13,6 @@ from cotenant.cli.top.view import Snapshot
 from cotenant.domain.errors import CotenantError
 
 _KEPT: Final = 50
-_MOST_MODELS: Final = 16
-_AGAIN_S: Final = 1.0
 
 
 class Feed:
@@ -69,7 +67,7 @@ class Feed:
 
     def _past_decisions(self, models: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return earlier decisions about the models that were ever loaded."""
-        names = [model["name"] for model in models if model.get("loads")][:_MOST_MODELS]
+        names = [model["name"] for model in models if model.get("loads")][:16]
         found = [each for name in names for each in self._daemon.get(model_path(name, "why"))["decisions"]]
         return sorted(found, key=lambda each: int(each["number"]))[-_KEPT:]
 
@@ -92,7 +90,7 @@ class Feed:
             except (CotenantError, OSError):
                 # The polling thread reports the problem.
                 pass
-            if self._stopped.wait(_AGAIN_S):
+            if self._stopped.wait(1.0):
                 return
             # A restarted daemon numbers its decisions from 1 again.
             with self._lock:
