@@ -30,35 +30,32 @@ _SYSTEMCTL_TIMEOUT_S: Final = 90.0
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    install = actions.add_parser("install", help="write the systemd unit; starts nothing without --now")
-    _add_scope(install)
-    install.add_argument("--config", type=file_path, metavar="FILE", help="the configuration that it serves")
-    install.add_argument("--run-as", metavar="USER", default="cotenant", help="user of a system unit")
-    install.add_argument("--now", action="store_true", help="enable and start it as well")
-    _add_writing(install)
-    install.set_defaults(run=_install)
-    uninstall = actions.add_parser("uninstall", help="stop and disable the daemon and remove its unit")
-    _add_scope(uninstall)
-    _add_writing(uninstall)
-    uninstall.set_defaults(run=_uninstall)
-    status = actions.add_parser("status", help="show whether the unit is installed, and its state in systemd")
-    _add_scope(status)
-    status.add_argument("--json", action="store_true", help="print JSON; null for unknown")
-    status.set_defaults(run=_status)
-
-
-def _add_scope(parser: argparse.ArgumentParser) -> None:
-    scope = parser.add_mutually_exclusive_group()
-    scope.add_argument("--user", action="store_true", help="a unit of this user (default except for root)")
-    scope.add_argument("--system", action="store_true", help="a unit of the machine (default for root)")
-    parser.add_argument(
-        "--root", type=file_path, metavar="FOLDER", help="a root file system other than this machine's"
-    )
-
-
-def _add_writing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done")
-    parser.add_argument("--force", action="store_true", help="even if the unit was edited by hand")
+    for name, run, text in (
+        ("install", _install, "write the systemd unit; starts nothing without --now"),
+        ("uninstall", _uninstall, "stop and disable the daemon and remove its unit"),
+        ("status", _status, "show whether the unit is installed, and its state in systemd"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.set_defaults(run=run)
+        scope = action.add_mutually_exclusive_group()
+        scope.add_argument(
+            "--user", action="store_true", help="a unit of this user (default except for root)"
+        )
+        scope.add_argument("--system", action="store_true", help="a unit of the machine (default for root)")
+        action.add_argument(
+            "--root", type=file_path, metavar="FOLDER", help="a root file system other than this machine's"
+        )
+        if name == "status":
+            action.add_argument("--json", action="store_true", help="print JSON; null for unknown")
+            continue
+        if name == "install":
+            action.add_argument(
+                "--config", type=file_path, metavar="FILE", help="the configuration that it serves"
+            )
+            action.add_argument("--run-as", metavar="USER", default="cotenant", help="user of a system unit")
+            action.add_argument("--now", action="store_true", help="enable and start it as well")
+        action.add_argument("--dry-run", action="store_true", help="show what would be done")
+        action.add_argument("--force", action="store_true", help="even if the unit was edited by hand")
 
 
 @dataclass(frozen=True, slots=True)
