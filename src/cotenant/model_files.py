@@ -3,9 +3,9 @@
 import contextlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from cotenant.analysis.gguf import GgufHeader, read_gguf
 from cotenant.analysis.safetensors import (
@@ -22,6 +22,7 @@ from cotenant.analysis.split_files import join_parts, part_names
 from cotenant.domain.errors import CorruptModelFile, ModelFileMissing, NotAModelFile, SplitPartMissing
 from cotenant.domain.models import ModelShape
 
+_Header = TypeVar("_Header")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -66,15 +67,10 @@ def load_model(path: Path) -> ModelShape:
 
 def open_header(path: Path) -> GgufHeader:
     """Read the joined header of a GGUF file and its other parts in the same folder. Raises ModelFileError."""
-    with FileSource(path) as source:
-        first = read_gguf(source)
+    first = _header(path, read_gguf)
     others = [path.with_name(name) for name in part_names(path.name, first)[1:]]
     _check_there(others, f"{path.name} is the first of {len(others) + 1} parts")
-    headers = [first]
-    for part in others:
-        with FileSource(part) as source:
-            headers.append(read_gguf(source))
-    return join_parts(headers)
+    return join_parts([first, *(_header(part, read_gguf) for part in others)])
 
 
 def find_projectors(path: Path) -> tuple[Path, ...]:
@@ -88,6 +84,11 @@ def find_projectors(path: Path) -> tuple[Path, ...]:
     return ()
 
 
+def _header(path: Path, read: Callable[[FileSource], _Header]) -> _Header:
+    with FileSource(path) as source:
+        return read(source)
+
+
 def _folder_shape(folder: Path) -> ModelShape:
     config = _read_json_if_there(folder / "config.json")
     shards = _shards(folder)
@@ -99,10 +100,7 @@ def _folder_shape(folder: Path) -> ModelShape:
             if ggufs
             else "Give a GGUF file or a Hugging Face folder.",
         )
-    headers = []
-    for shard in shards:
-        with FileSource(shard) as source:
-            headers.append(read_safetensors(source))
+    headers = [_header(shard, read_safetensors) for shard in shards]
     sentence = _read_json_if_there(folder / "sentence_bert_config.json")
     return safetensors_shape(config, headers, str(folder), sentence=sentence)
 

@@ -28,8 +28,15 @@ def amd_options(model: str, cards: Sequence[Device], style: CardStyle, rootless:
     if style is CardStyle.SWITCH:
         yield "--rocm"
         return
+    for card in cards:
+        if card.render_node is None:
+            raise EngineLacksDevice(
+                f"{model} cannot be loaded: AMD's driver does not report the render node of {card.label}, "
+                "and without it a container cannot be given the card",
+                hint="Give the model `launcher: host`, or other GPUs by `gpus:`.",
+            )
     groups: set[int] = set()
-    for name in dict.fromkeys((_COMPUTE, *(_render_node(model, card) for card in cards))):
+    for name in dict.fromkeys((_COMPUTE, *(f"dri/renderD{card.render_node}" for card in cards))):
         try:
             found = (DEVICES / name).stat()
         except OSError as error:
@@ -44,13 +51,3 @@ def amd_options(model: str, cards: Sequence[Device], style: CardStyle, rootless:
         yield "--group-add=keep-groups"
     elif groups:
         yield from (f"--group-add={group}" for group in sorted(groups))
-
-
-def _render_node(model: str, card: Device) -> str:
-    if card.render_node is None:
-        raise EngineLacksDevice(
-            f"{model} cannot be loaded: AMD's driver does not report the render node of {card.label}, and "
-            "without it a container cannot be given the card",
-            hint="Give the model `launcher: host`, or other GPUs by `gpus:`.",
-        )
-    return f"dri/renderD{card.render_node}"

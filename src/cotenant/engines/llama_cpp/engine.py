@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from cotenant.domain.engines import EngineBuild, EngineReport
+from cotenant.domain.engines import EngineBuild, EngineForm, EngineReport
 from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.exit_causes import Diagnosis
 from cotenant.domain.units import MIB
 from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started
-from cotenant.engines.launch.plan import runs_on_described, visible_devices
-from cotenant.engines.llama_cpp.arguments import arguments_for, validate
-from cotenant.engines.llama_cpp.builds import choose, discover
-from cotenant.engines.llama_cpp.command_line import llama_plan
+from cotenant.engines.launch.plan import LaunchPlan, runs_on_described, visible_devices
+from cotenant.engines.llama_cpp.arguments import LlamaArguments, arguments_for, validate
+from cotenant.engines.llama_cpp.builds import choose, discover, server_flags
 from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.image_builds import image_build
 from cotenant.engines.llama_cpp.report import missing_devices, parse_report
+from cotenant.engines.llama_cpp.server_flags import server_argv
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
 
@@ -32,6 +33,18 @@ _REPORT_WITHIN_S: Final = 0.5
 _REPORT_POLL_S: Final = 0.02
 
 _log = logging.getLogger(__name__)
+
+
+def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments) -> LaunchPlan:
+    """Render `arguments` for one build. Raises EngineMissing if a llama-server does not know one of them."""
+    embedded = build.form is EngineForm.EMBEDDED
+    if embedded:
+        worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
+        words = [*worker, arguments.to_json()]
+    else:
+        flags = server_flags(build) if order.launch.image is None else image_build(order.launch)[1]
+        words = server_argv(arguments, flags)
+    return LaunchPlan.of(order, (build.program, *words), arguments.port, ends_with_parent=embedded)
 
 
 class LlamaHost(ServerHost):

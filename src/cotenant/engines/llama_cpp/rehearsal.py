@@ -15,7 +15,7 @@ from cotenant.domain.units import MIB, format_duration
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch.plan import host_command, visible_devices
 from cotenant.engines.llama_cpp.arguments import arguments_for
-from cotenant.engines.llama_cpp.command_line import llama_plan
+from cotenant.engines.llama_cpp.engine import llama_plan
 from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.report import compute_bytes
 from cotenant.interfaces import EngineOrder
