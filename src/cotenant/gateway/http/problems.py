@@ -127,7 +127,8 @@ def envelope(error: BaseException) -> bytes:
     if isinstance(error, CotenantError):
         param = error.field if isinstance(error, errors.BadAssignment) else problem.param
         cause = error.cause if isinstance(error, errors.EngineError) else None
-        return encode_error(_sentences(error), problem.type, param, error.code, cause)
+        text = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
+        return encode_error(text, problem.type, param, error.code, cause)
     return encode_error(
         "The gateway failed on this request; its log says why.", problem.type, None, "internal"
     )
@@ -155,7 +156,3 @@ async def send_problem(
     problem = problem or http_problem(error)
     retry_after_s = error.retry_after_s if isinstance(error, CotenantError) else None
     await send_body(send, problem.status, envelope(error), *problem.headers(retry_after_s), *headers)
-
-
-def _sentences(error: CotenantError) -> str:
-    return f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message

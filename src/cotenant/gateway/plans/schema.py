@@ -21,10 +21,6 @@ def _request_type(setting: Setting) -> Any:
     return setting.type
 
 
-def _response_type(setting: Setting) -> Any:
-    return list[float] if setting.reads == "tensor_split" else setting.type
-
-
 _DESCRIPTIONS: Final = {"layers": "a number, with the output layer counted; auto: as many as fit; all"}
 _REQUESTED: Final[dict[str, Any]] = {
     each.name: (
@@ -33,7 +29,10 @@ _REQUESTED: Final[dict[str, Any]] = {
     )
     for each in settings_of(Recipe)
 }
-_ANSWERED: Final[dict[str, Any]] = {each.name: (_response_type(each), ...) for each in settings_of(Recipe)}
+_ANSWERED: Final[dict[str, Any]] = {
+    each.name: (list[float] if each.reads == "tensor_split" else each.type, ...)
+    for each in settings_of(Recipe)
+}
 _RecipeRequest: Any = create_model("_RecipeRequest", __base__=RequestModel, **_REQUESTED)
 _RecipeResponse: Any = create_model("_RecipeResponse", __base__=ResponseModel, **_ANSWERED)
 Mib = Annotated[int, Field(ge=0, le=1 << 24), BeforeValidator(whole_number)]
