@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.analysis.gguf import GgufHeader
-from cotenant.cli.plan_input import add_recipe_options, read_recipe
+from cotenant.cli.plan_input import add_model_options, read_recipe
 from cotenant.clock import ManualClock
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import HeaderGone
@@ -242,7 +242,7 @@ RECIPES = st.builds(
 @given(RECIPES)
 def test_the_command_means_the_recipe_that_was_planned(recipe: Recipe):
     parser = argparse.ArgumentParser()
-    add_recipe_options(parser)
+    add_model_options(parser)
     assert read_recipe(parser.parse_args(shlex.split(shlex.join(recipe_flags(recipe))))) == recipe
 
 
