@@ -228,7 +228,7 @@ class Sharing:
             if group.daemon is None:
                 group.daemon = await self._start(group)
                 group.watcher = asyncio.get_running_loop().create_task(self._watch(group, group.daemon))
-            return group.daemon.directories
+            return group.daemon.control.directories
 
     async def _start(self, group: _Group) -> MpsDaemon:
         if group.found is not None and await asyncio.to_thread(group.found.control.answers):

@@ -60,27 +60,17 @@ class HostProbe:
         return HostMemory(total, available)
 
     def _cgroup_limits(self) -> Iterator[tuple[int, int]]:
-        for folder, limit_name, usage_name, cache_key in self._cgroup_folders():
-            limit = _number(folder / limit_name)
-            usage = _number(folder / usage_name)
-            if limit is None or usage is None:
-                continue
-            # The usage counts the page cache, which a model file that was read once fills. The kernel drops
-            # inactive pages before it refuses memory, so they count as room, as for the kubelet.
-            cache = _number_table(folder / "memory.stat").get(cache_key, 0)
-            yield limit, max(0, limit - max(0, usage - cache))
-
-    def _cgroup_folders(self) -> Iterator[tuple[Path, str, str, str]]:
-        """Yield each group from this process's own up to the root, with its version's file names."""
+        """Yield the limit and the room of each group from this process's own up to the root."""
         for line in _text(self._proc / "self" / "cgroup").splitlines():
             hierarchy, _, rest = line.partition(":")
             controllers, _, path = rest.partition(":")
             if hierarchy == "0" and not controllers:
                 root = self._cgroup
-                names = ("memory.max", "memory.current", "inactive_file")
+                limit_name, usage_name, cache_key = "memory.max", "memory.current", "inactive_file"
             elif "memory" in controllers.split(","):
                 root = self._cgroup / "memory"
-                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                limit_name, usage_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+                cache_key = "total_inactive_file"
             else:
                 continue
             # Inside a container the path may be the host's and absent here (version 1) or climb out of the
@@ -88,7 +78,14 @@ class HostProbe:
             parts = [part for part in path.split("/") if part]
             depth = 0 if ".." in parts else len(parts)
             for kept in range(depth, -1, -1):
-                yield root.joinpath(*parts[:kept]), *names
+                folder = root.joinpath(*parts[:kept])
+                limit, usage = _number(folder / limit_name), _number(folder / usage_name)
+                if limit is None or usage is None:
+                    continue
+                # The usage counts the page cache, which a model file that was read once fills. The kernel
+                # drops inactive pages before it refuses memory: they count as room, as for the kubelet.
+                cache = _number_table(folder / "memory.stat").get(cache_key, 0)
+                yield limit, max(0, limit - max(0, usage - cache))
 
 
 def _text(path: Path) -> str:

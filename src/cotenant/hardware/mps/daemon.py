@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -68,11 +69,6 @@ class MpsDaemon:
     def adopted(self) -> bool:
         """Whether it was not started by Cotenant."""
         return self._child is None
-
-    @property
-    def directories(self) -> MpsDirectories:
-        """Where it listens and logs."""
-        return self.control.directories
 
     @classmethod
     async def start(
@@ -141,7 +137,7 @@ class MpsDaemon:
         """Remove what a daemon of ours that has ended left behind: its servers and sockets."""
         if self._child is None or self._child.returncode is None:
             return
-        await asyncio.to_thread(kill_orphans, self.directories)
+        await asyncio.to_thread(kill_orphans, self.control.directories)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -161,12 +157,8 @@ class MpsDaemon:
 def _spawned(program: Path, directories: MpsDirectories, cards: Sequence[str], spawn: Spawn) -> _Child:
     environment = {**os.environ, **daemon_environment(directories, cards)}
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        output = os.open(directories.log / _OUTPUT, flags, 0o600)
-        try:
-            return spawn([str(program), "-f"], environment, output)
-        finally:
-            os.close(output)
+        with open(directories.log / _OUTPUT, "wb", opener=partial(os.open, mode=0o600)) as output:
+            return spawn([str(program), "-f"], environment, output.fileno())
     except OSError as error:
         raise MpsFailed(f"{program} cannot be started: {error.strerror}") from None
 

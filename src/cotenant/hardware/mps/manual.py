@@ -45,12 +45,11 @@ def stop_manually(control: MpsControl, within_s: float) -> None:
     pid = control.directories.recorded_pid()
     control.quit(within_s)
     deadline = time.monotonic() + _GONE_WITHIN_S
-    while pid is not None and is_of_mps(pid) and time.monotonic() < deadline:
+    while pid is not None and is_of_mps(pid):
+        if time.monotonic() >= deadline:
+            hint = f"`kill -9 {pid}`, then `cotenant mps stop`."
+            raise MpsFailed(f"the MPS daemon, process {pid}, did not end", hint=hint)
         time.sleep(_POLL_S)
-    if pid is not None and is_of_mps(pid):
-        raise MpsFailed(
-            f"the MPS daemon, process {pid}, did not end", hint=f"`kill -9 {pid}`, then `cotenant mps stop`."
-        )
     remove_orphans(control.directories)
 
 
