@@ -40,34 +40,27 @@ class _Observer:
     """Compares each snapshot with the one before."""
 
     def __init__(self) -> None:
-        self._seen: Snapshot = {}
+        self._seen: Snapshot | None = None
         self._touched: dict[str, float] = {}
         self._missing: frozenset[str] = frozenset()
-        self._removed = False
-        self._first = True
 
     def look(self, snapshot: Snapshot, served: frozenset[str], now: float) -> Change | None:
         """Compare the snapshot at time `now`. Returns a Change when one must be reported."""
-        if self._first:
+        before, self._seen = self._seen, snapshot
+        if before is None:
             # Files that exist at the start are as complete as when the configuration was read.
-            self._first, self._seen = False, snapshot
             return Change()
-        missing = frozenset((self._seen.keys() | served) - snapshot.keys())
-        for path in missing - self._missing:
+        missing = frozenset((before.keys() | served) - snapshot.keys())
+        removed, self._missing = missing - self._missing, missing
+        for path in removed:
             self._touched.pop(path, None)
-            self._removed = True
-        self._missing = missing
         for path, seen in snapshot.items():
-            if path not in self._seen or self._seen[path] != seen:
+            if path not in before or before[path] != seen:
                 self._touched[path] = now
-        self._seen = snapshot
         settled = [path for path, at in self._touched.items() if now - at >= QUIET_S]
         for path in settled:
             del self._touched[path]
-        if not settled and not self._removed:
-            return None
-        self._removed = False
-        return Change(frozenset(Path(path) for path in self._touched))
+        return Change(frozenset(map(Path, self._touched))) if settled or removed else None
 
 
 async def watch(
