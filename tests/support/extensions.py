@@ -16,7 +16,7 @@ from cotenant.clock import Clock
 from cotenant.domain import engine_kinds, launching, vendors
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, Reading
 from cotenant.domain.engine_kinds import EngineKind, EngineTraits, ModelFormat, PlanMethod
-from cotenant.domain.engines import Endpoint, EngineBuild
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.launching import LauncherKind, LauncherTraits
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource, Vendor, VendorTraits
@@ -40,7 +40,7 @@ class EchoEngine(ExternalEngine):
     def __init__(self, name: str, kind: EngineKind) -> None:
         self._reserved = ReservedPort()
         endpoint = Endpoint(LOOPBACK, self._reserved.number)
-        super().__init__(name, endpoint, EngineBuild(kind, kind, "echo", "1"))
+        super().__init__(name, endpoint, kind)
         self._server: asyncio.Server | None = None
 
     async def wait_ready(self, timeout_s: float) -> None:

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def test_a_reranker_is_served_as_one() -> None:
 
 def test_the_json_for_the_worker_holds_every_setting() -> None:
     order = replace(host_order(MODEL), projector_path=Path("p.gguf"), args=("--no-warmup",))
-    told = json.loads(arguments_for(order, FACTS, 4321).to_json())
+    told = json.loads(json.dumps(asdict(arguments_for(order, FACTS, 4321))))
     assert told["port"] == 4321
     assert told["projector_path"] == "p.gguf"
     assert told["extra"] == ["--no-warmup"]

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
 
 
@@ -11,11 +12,11 @@ class ExternalEngine:
     `endpoint` is where requests go, `build` what is known of the server. It has no process or log of ours.
     """
 
-    def __init__(self, name: str, endpoint: Endpoint, build: EngineBuild) -> None:
+    def __init__(self, name: str, endpoint: Endpoint, kind: EngineKind) -> None:
         self._name = name
         self.endpoint = endpoint
         self.pid = None
-        self.build = build
+        self.build = EngineBuild(kind, kind, endpoint.url, "unknown")
         self.log_path = None
         self._end: asyncio.Future[EngineEnd] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None

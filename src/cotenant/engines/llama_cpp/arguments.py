@@ -1,7 +1,6 @@
 """The arguments of llama.cpp, for a llama-server and for the embedded engine."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind
@@ -55,10 +54,6 @@ class LlamaArguments:
     prompt_cache_mib: int = PROMPT_CACHE_MIB
     verbosity: int = BUFFER_LINES
     extra: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """Render for the worker (`llama_worker`)."""
-        return json.dumps(asdict(self))
 
 
 def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArguments:

@@ -27,7 +27,7 @@ SERVER_NAME: Final = "llama-server"
 _ASK_WITHIN_S: Final = 60.0
 """A first CUDA initialisation on eight GPUs takes seconds; a program that never answers is not an engine."""
 _DEVICE_LINE: Final = re.compile(r"^\s+(\w+): (.+) \((\d+) MiB, (\d+) MiB free\)$", re.MULTILINE)
-_VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
+VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 _VENDOR: Final = re.compile(r"^(?:nvidia|amd|intel|geforce|radeon|\(tm\)|\(r\)|\s)+", re.IGNORECASE)
 _MISSING_LIBRARY: Final = re.compile(r"(lib[\w.+-]+): cannot open shared object file")
 
@@ -161,7 +161,7 @@ def _ask_flags(program: str, file_version: tuple[int, int]) -> ServerFlags:
 def _ask_server(program: str, file_version: tuple[int, int]) -> EngineBuild:
     build = partial(EngineBuild, EngineKind.LLAMA_CPP, EngineForm.SERVER, program)
     listed = _run([program, "--list-devices"])
-    version = _VERSION_LINE.search(_run([program, "--version"]).output)
+    version = VERSION_LINE.search(_run([program, "--version"]).output)
     if listed.problem is not None or version is None:
         return build(version="unknown", problem=listed.problem or "it does not report its version")
     devices = tuple(

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Final
 
@@ -40,7 +40,7 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
     embedded = build.form is EngineForm.EMBEDDED
     if embedded:
         worker = ("-P", "-m", "cotenant.engines.llama_cpp.worker", str(os.getpid()))
-        words = [*worker, arguments.to_json()]
+        words = [*worker, json.dumps(asdict(arguments))]
     else:
         flags = server_flags(build) if order.launch.image is None else image_build(order.launch)[1]
         words = server_argv(arguments, flags)

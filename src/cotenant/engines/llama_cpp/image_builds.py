@@ -1,7 +1,6 @@
 """llama.cpp in images: the path of an image's llama-server, and the options that it knows."""
 
 import os
-import re
 import secrets
 from collections.abc import Sequence
 from functools import cache
@@ -15,13 +14,13 @@ from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch import container_supervisor
 from cotenant.engines.launch.launchers import LAUNCHERS, kind_of, program_of
 from cotenant.engines.launch.plan import ImageLauncher
+from cotenant.engines.llama_cpp.builds import VERSION_LINE
 from cotenant.engines.llama_cpp.server_flags import ServerFlags
 from cotenant.programs.run import Finished, run_program
 
 _PLACES: Final = ("llama-server", "/app/llama-server")
 """On the PATH, or the path in llama.cpp's own images."""
 _ANSWERS_WITHIN_S: Final = 60.0
-_VERSION_LINE: Final = re.compile(r"^version: (.+)$", re.MULTILINE)
 
 
 def image_build(terms: LaunchOptions) -> tuple[EngineBuild, ServerFlags]:
@@ -65,7 +64,7 @@ def _query(kind: LauncherKind, program: str, image: str, identity: str) -> tuple
         answer = _inside(launcher, program, [place, "--help"])
         flags = ServerFlags.parse(answer.output)
         if answer.ok and flags.known:
-            version = _VERSION_LINE.search(_inside(launcher, program, [place, "--version"]).output)
+            version = VERSION_LINE.search(_inside(launcher, program, [place, "--version"]).output)
             build = EngineBuild(
                 EngineKind.LLAMA_CPP, EngineForm.SERVER, place, version[1] if version else "unknown"
             )

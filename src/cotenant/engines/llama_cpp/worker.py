@@ -1,6 +1,6 @@
 """The child process that runs one model with xllamacpp, llama.cpp's own HTTP server in a Python package.
 
-`python -P -m cotenant.engines.llama_cpp.worker PARENT_PID JSON`, JSON being `LlamaArguments.to_json()`. It
+`python -P -m cotenant.engines.llama_cpp.worker PARENT_PID JSON`, JSON being `LlamaArguments`. It
 imports little, since every model needs such a process. It ends without Python's clean-up: the server's
 destructor can hang while a request runs.
 """

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport, ReportedDevice
+from cotenant.domain.engines import Endpoint, EngineEnd, EngineReport, ReportedDevice
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import Parts
@@ -45,8 +45,7 @@ class OllamaEngine(ExternalEngine):
     """One model of an Ollama daemon, kept loaded until it is stopped."""
 
     def __init__(self, name: str, address: Endpoint, tag: str, poll_every_s: float) -> None:
-        build = EngineBuild(EngineKind.OLLAMA, EngineKind.OLLAMA, address.url, "unknown")
-        super().__init__(name, replace(address, model=tag), build)
+        super().__init__(name, replace(address, model=tag), EngineKind.OLLAMA)
         self._client = OllamaClient(address)
         self._tag = tag
         self._poll_every_s = poll_every_s

@@ -14,7 +14,6 @@ from typing import Final
 
 FAMILY: Final = "--family"
 _PR_SET_PDEATHSIG: Final = 1
-_IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -29,7 +28,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 def _kill_group_after(leader: int) -> None:
     """Wait until the leader of this process's group has ended for any reason, then kill the group."""
-    for number in _IGNORED:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineOptions
+from cotenant.domain.engines import Endpoint, EngineEnd, EngineOptions
 from cotenant.domain.errors import BadRecipe, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.units import format_duration
@@ -41,8 +41,7 @@ class RemoteEngine(ExternalEngine):
     """One model of another server."""
 
     def __init__(self, name: str, address: Endpoint, options: EngineOptions, watch_every_s: float) -> None:
-        build = EngineBuild(EngineKind.REMOTE, EngineKind.REMOTE, address.url, "unknown")
-        super().__init__(name, replace(address, model=options.model), build)
+        super().__init__(name, replace(address, model=options.model), EngineKind.REMOTE)
         self._health_path = options.health_path
         self._watch_every_s = watch_every_s
 
