@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from cotenant.config.checked import CheckedSettings
 from cotenant.config.issues import KeyPath
-from cotenant.config.schema import Model
+from cotenant.config.schema import CheckedSettings, Model
 from cotenant.domain.engine_kinds import EngineTraits, keys_of_some_kinds
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LaunchOptions

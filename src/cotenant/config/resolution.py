@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import (
     AdvisorSettings,
     AlertSettings,
@@ -34,7 +33,7 @@ from cotenant.config.issues import KeyPath, shown
 from cotenant.config.model_file_cache import Library, ModelFile, signature
 from cotenant.config.models_dir import Catalogue, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
-from cotenant.config.schema import Model, RecipeSection
+from cotenant.config.schema import CheckedSettings, Model, RecipeSection
 from cotenant.config.services import services_settings
 from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.engine_kinds import DEFAULT_KIND, OLLAMA_ADDRESS, ModelFormat

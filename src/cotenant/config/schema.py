@@ -1,6 +1,9 @@
-"""The schema of `cotenant.yaml`: its keys and their values."""
+"""The schema of `cotenant.yaml`: its keys and their values, and the settings that are valid by it."""
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
@@ -9,7 +12,8 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from cotenant.config import scalars
 from cotenant.config.configuration import ModelEntry
 from cotenant.config.fields import MAX_MIB, SECTIONS, is_list, recipe_settings, scalar_of, values_of
-from cotenant.config.issues import wrong
+from cotenant.config.issues import ConfigIssue, KeyPath, refusal, wrong
+from cotenant.config.yaml_document import Document
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.launching import LauncherKind
 from cotenant.domain.models import MAX_CTX, ModelKind, Recipe
@@ -296,3 +300,37 @@ class Settings(BaseSettings, Section):
             InitSettingsSource(settings_cls, sources.get(source, {}))
             for source in ("flags", "environment", "file")
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckedSettings:
+    """Settings that are valid one by one, the source of each, and the issues that were found with them."""
+
+    settings: Settings
+    document: Document | None
+    sources: Mapping[KeyPath, str]
+    issues: list[ConfigIssue] = dataclasses.field(default_factory=list)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that was read."""
+        return Path(self.document.name) if self.document and self.document.name else None
+
+    def absolute(self, text: str) -> Path:
+        """Return an absolute path; relative ones start from the file's folder."""
+        return Path(os.path.abspath((self.path.absolute().parent if self.path else Path.cwd()) / text))
+
+    def report(self, key: KeyPath, what: str, hint: str) -> None:
+        """Note an issue with a setting, and where the setting was given."""
+        for length in range(len(key), 0, -1):
+            if source := self.sources.get(key[:length]):
+                self.issues.append(ConfigIssue(source, what, hint))
+                return
+        name = str(self.path or "the configuration")
+        line = self.document.line_of(key) if self.document and self.path else None
+        self.issues.append(ConfigIssue(name, what, hint, key, line))
+
+    def refuse(self) -> None:
+        """Raise BadSetting with all issues, if there are any."""
+        if self.issues:
+            raise refusal(sorted(self.issues, key=lambda issue: issue.line or 0))

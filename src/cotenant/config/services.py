@@ -2,8 +2,7 @@
 
 from typing import Final
 
-from cotenant.config.checked import CheckedSettings
-from cotenant.config.schema import ServiceItem, Services
+from cotenant.config.schema import CheckedSettings, ServiceItem, Services
 from cotenant.domain.units import MIB
 from cotenant.services.model import Service, ServicesSettings
 

@@ -7,13 +7,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from cotenant.config.checked import CheckedSettings
 from cotenant.config.configuration import Configuration
 from cotenant.config.environment import from_environment, from_flags
 from cotenant.config.issues import CONFIG_ISSUE, KeyPath, nearest, shown
 from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
-from cotenant.config.schema import Section, Settings, sections_in
+from cotenant.config.schema import CheckedSettings, Section, Settings, sections_in
 from cotenant.config.yaml_document import EXAMPLE, Document, read_document
 from cotenant.domain.errors import BadSetting
 

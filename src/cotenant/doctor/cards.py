@@ -140,7 +140,7 @@ def control_daemons(host: HostContext) -> Iterator[Observation]:
         else:
             serves = "every card" if daemon.cards is None else ", ".join(daemon.cards)
             yield ok(f"{where} serves {serves}")
-    known = [*MpsDirectories.all_ours(host.state_dir), MpsDirectories.by_default(host.environ)]
+    known = MpsDirectories.known(host.state_dir, host.environ)
     stale = [each for each in known if (pid := each.recorded_pid()) is not None and not is_of_mps(pid)]
     if not host.path("/proc/self").exists():
         stale = []

@@ -63,6 +63,12 @@ class MpsDirectories:
         pipes = sorted((state_dir / "mps").glob("*/pipe"))
         yield from (cls(pipe, pipe.parent / "log") for pipe in pipes if pipe.is_dir())
 
+    @classmethod
+    def known(cls, state_dir: Path, environ: Mapping[str, str]) -> list[MpsDirectories]:
+        """List our own directories, then those of the daemon that clients find by default."""
+        ours, by_default = [*cls.all_ours(state_dir)], cls.by_default(environ)
+        return ours if by_default.pipe in [each.pipe for each in ours] else [*ours, by_default]
+
     def variables(self) -> dict[str, str]:
         """Return the variables of the control program."""
         return {PIPE_VARIABLE: str(self.pipe), LOG_VARIABLE: str(self.log)}

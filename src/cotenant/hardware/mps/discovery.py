@@ -46,10 +46,7 @@ def find_daemons(program: Path, state_dir: Path, environ: Mapping[str, str]) -> 
 
     Asks each daemon, so do not call it in the thread of an event loop.
     """
-    ours = [*MpsDirectories.all_ours(state_dir)]
-    by_default = MpsDirectories.by_default(environ)
-    others = [] if by_default.pipe in [each.pipe for each in ours] else [by_default]
-    for directories in (*ours, *others):
+    for directories in MpsDirectories.known(state_dir, environ):
         found = find_daemon(MpsControl(program, directories))
         if found is not None:
             yield found
