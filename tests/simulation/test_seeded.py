@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cotenant.scheduling import events
+from cotenant.scheduling.commands import Command
 from cotenant.simulation.faults import NO_FAULTS
 from cotenant.simulation.timeline import Timeline
 from cotenant.simulation.world import Outcome
@@ -65,14 +66,14 @@ def test_a_broken_law_is_told_with_its_seed_and_the_last_steps() -> None:
 
 def test_a_scheduler_that_forgets_a_request_is_found_out() -> None:
     seeded = seeded_world(7, NO_FAULTS)
-    arrived = seeded.world.scheduler._handlers[events.RequestArrived]
+    handle = seeded.world.scheduler.handle
 
-    def forgetful(event: events.RequestArrived, out: object) -> None:
-        if event.ticket != 10:
-            arrived(event, out)
+    def forgetful(event: events.Event) -> list[Command]:
+        forgets = isinstance(event, events.RequestArrived) and event.ticket == 10
+        return [] if forgets else handle(event)
 
     seeded.world.scheduler.try_grant = lambda *_: None  # type: ignore[method-assign]
-    seeded.world.scheduler._handlers[events.RequestArrived] = forgetful
+    seeded.world.scheduler.handle = forgetful  # type: ignore[method-assign]
     with pytest.raises(SimulationFailure, match="seed 7: ContractViolation"):
         seeded.run()
 
