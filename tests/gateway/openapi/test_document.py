@@ -184,7 +184,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=540,
         )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     # It leaves out the route from which it took the document.
