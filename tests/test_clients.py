@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tests.support.daemon.serving import Serving
 from tests.support.http.model_hub import StandInHub, standing_in
 from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.models.vision import build_tiny_projector, png
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -240,10 +240,7 @@ def test_ollama_loads_and_unloads(ollama_client: ollama.Client) -> None:
     assert running["chatty:latest"].expires_at is not None
     assert ollama_client.generate("chatty", keep_alive=0).done_reason == "unload"
     # As with Ollama, the answer does not wait for the end: a model stays for its minimum residency at least.
-    deadline = time.monotonic() + 60
-    while "chatty:latest" in {model.model for model in ollama_client.ps().models}:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: "chatty:latest" not in {model.model for model in ollama_client.ps().models})
 
 
 def test_ollama_pulls_a_model_and_chats_with_it_by_that_name(ollama_client: ollama.Client) -> None:

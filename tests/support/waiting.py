@@ -14,12 +14,12 @@ from pathlib import Path
 DEADLINE_S = 60.0
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Return when the condition holds."""
+def wait_until(condition: Callable[[], object], *, every_s: float = 0.01) -> None:
+    """Return when the condition holds; it is tried every so often."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 async def until(condition: Callable[[], object]) -> None:

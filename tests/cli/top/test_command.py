@@ -24,6 +24,7 @@ from cotenant.domain.units import GIB
 from tests.support.daemon.serving import Serving
 from tests.support.debian import installed
 from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.waiting import wait_until
 
 ADDRESS = "http://127.0.0.1:8080"
 
@@ -365,10 +366,7 @@ def test_in_a_terminal_models_are_loaded_explained_filtered_and_unloaded_by_keys
         daemon.process.kill()
         screen.wait_for(lambda text: "retrying" in text and "alpha" in text)
         screen.press("q")
-        deadline = time.monotonic() + 60
-        while not screen.ended():
-            assert time.monotonic() < deadline, screen.text
-            time.sleep(0.05)
+        wait_until(screen.ended)
 
 
 class _NoTerminal:
