@@ -7,6 +7,7 @@ Ours parses the request and looks up its model too; the others are spared that.
 import asyncio
 import socket
 import sys
+from typing import Any
 
 import uvloop
 
@@ -72,6 +73,7 @@ async def scheduled(engine_port: int) -> None:
     from cotenant.domain.engines import Endpoint, EngineBuild, EngineForm
     from cotenant.domain.models import Recipe
     from cotenant.gateway.server import bind, serve
+    from cotenant.interfaces import EngineOrder
     from cotenant.planning.budgets import BudgetRules
     from cotenant.planning.ledger import DeviceReading
     from cotenant.scheduling.events import DevicesRead, ModelsChanged
@@ -98,7 +100,7 @@ async def scheduled(engine_port: int) -> None:
             return None
 
     class Host:
-        async def start(self, order) -> Stub:
+        async def start(self, order: EngineOrder) -> Any:
             return Stub()
 
     async def nothing_to_reload() -> list[str]:

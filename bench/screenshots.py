@@ -268,7 +268,7 @@ def _each_way(browser: Browser, address: str, name: str, path: str, act: Any) ->
 def _write(picture: bytes, name: str) -> None:
     """Keep a picture in few colours: it is a third of the size and looks the same."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    counted = sorted(image.getcolors(image.width * image.height) or (), reverse=True)
+    counted: list[tuple[int, Any]] = sorted(image.getcolors(image.width * image.height) or (), reverse=True)
     kept = _apart([colour for _, colour in counted])
     number = {
         colour: min(range(len(kept)), key=lambda at: _distance(kept[at], colour)) for _, colour in counted

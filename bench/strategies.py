@@ -209,7 +209,7 @@ def _cp_model(problem: BalanceProblem) -> tuple[Any, list[Any], list[Any]]:
     return model, shares, over
 
 
-def _proven(model: object) -> float:
+def _proven(model: Any) -> float:
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = _BOUND_S
     solver.parameters.num_workers = 4

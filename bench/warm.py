@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.engines.contract import inputs
 from tests.support.models.gguf_models import llama
 from tests.support.models.sparse import write_sparse
 
@@ -19,7 +20,6 @@ from cotenant.domain.models import ModelKind, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.llama_cpp.engine import LlamaHost
-from cotenant.engines.process.log_folder import LogFolder
 from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.model_cache.page_cache import drop, resident_bytes
 from cotenant.hardware.model_cache.warm import WarmTier
@@ -40,7 +40,7 @@ def main() -> list[Row]:
 
 async def _measure(model: Path, logs: Path) -> list[Row]:
     clock = SystemClock()
-    host, order = LlamaHost(LogFolder(logs)), _order(model)
+    host, order = LlamaHost(inputs(logs)), _order(model)
     build = await host.build_for(order)
     order = replace(order, args=(_NO_REPACK[build.form],))
     tier = WarmTier(4 * GIB, clock, HostProbe(clock).memory)
