@@ -9,6 +9,8 @@ from cotenant.config.configuration import Configuration, ModelEntry
 _RULES = {"name", "aliases", "keep_alive_s", "preload", "pinned", "priority", "timeout_s"}
 _ORIGINS = {"from_folder", "stated_is_guess"}
 """With the rules, the fields of ModelEntry that the running engine does not depend on."""
+_AT_ONCE = {"models_dir", "ollama", "server.api_keys", "server.api_key_file", "server.insecure"}
+"""Settings that a running daemon follows; the others take effect at the next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,10 @@ class Changes:
             *(f"{model.name} is removed" for model in self.removed),
             *(f"{model.name} changed: it is loaded again" for model in self.reloaded),
             *(f"{model.name} has new rules: it stays loaded" for model in self.adjusted),
-            *(f"{setting} changed" for setting in self.settings),
+            *(
+                f"{setting} changed{'' if setting in _AT_ONCE else ': it takes effect at the next start'}"
+                for setting in self.settings
+            ),
         )
 
 

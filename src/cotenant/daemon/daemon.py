@@ -21,7 +21,7 @@ from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.operator import FleetOperator
 from cotenant.daemon.core.router import FleetRouter
-from cotenant.daemon.core.settings import scheduler_settings
+from cotenant.daemon.core.settings import ApiKeys, scheduler_settings
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineMonitors
 from cotenant.daemon.monitors.load_progress import LoadWatcher
@@ -34,7 +34,7 @@ from cotenant.daemon.sharing.mps import Sharing
 from cotenant.daemon.sharing.mps_rules import MpsRules
 from cotenant.daemon.systemd_notify import ServiceManager
 from cotenant.domain.devices import ComputeMode, DeviceId
-from cotenant.domain.errors import BadSetting
+from cotenant.domain.errors import UsageError
 from cotenant.domain.records import LoadTimes
 from cotenant.domain.vendors import InventorySource
 from cotenant.engines.hosts import EngineHosts, HostInputs
@@ -66,7 +66,7 @@ class Daemon:
         self,
         inputs: DaemonInputs,
         reporter: StartReporter,
-        keys: tuple[str, ...],
+        keys: ApiKeys,
         sock: socket.socket,
         store: Store,
         mps: MpsRules,
@@ -76,7 +76,6 @@ class Daemon:
         configuration, options, clock = inputs.configuration, inputs.options, SystemClock()
         self._inputs = inputs
         self._reporter = reporter
-        self._keys = keys
         self._sock = sock
         self._clock = clock
         self._systemd = ServiceManager()
@@ -117,6 +116,7 @@ class Daemon:
             options.use_fit_params,
             load_times,
             {name: with_margin(count) for name, count in seen_bytes.items()},
+            keys=keys,
         )
         self._router = FleetRouter(loop)
         self._operator = FleetOperator(loop, active.reload)
@@ -204,6 +204,7 @@ class Daemon:
 
     async def _serve_until_stopped(self, after_ready: AfterReady | None) -> None:
         gateway = self._gateway()
+        self._active.listeners.append(lambda: gateway.set_api_keys(self._active.keys.current))
         # Imported modules live as long as the daemon: scanning them takes tens of milliseconds, during which
         # no request proceeds.
         gc.collect()
@@ -246,7 +247,7 @@ class Daemon:
             services=self._services,
             alerts=self._alerts,
             advisor=self._advisor,
-            api_keys=self._keys,
+            api_keys=active.keys.current,
             hosts=(*server.allowed_hosts, server.host),
             console=Console,
             examine=None if examine is None else lambda: examine(active.configuration),
@@ -284,7 +285,7 @@ class Daemon:
             try:
                 changed = await self._active.reload()
                 _LOG.info("configuration read again: %s", "; ".join(changed) or "nothing changed")
-            except BadSetting as error:
+            except UsageError as error:
                 _LOG.error("the configuration was left as it was: %s (%s)", error.message, error.hint)
             self._report_ready(address)
 

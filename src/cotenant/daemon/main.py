@@ -7,7 +7,7 @@ import uvloop
 
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
-from cotenant.daemon.core.settings import check_address, default_database, read_api_keys
+from cotenant.daemon.core.settings import ApiKeys, default_database
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.daemon import Daemon
 from cotenant.daemon.monitors.recorder import learned
@@ -29,8 +29,7 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
     DoesNotFit, MpsMissing, EngineError.
     """
     server = inputs.configuration.server
-    keys = read_api_keys(list(server.api_keys), server.api_key_file)
-    check_address(server.host, server.port, keys, insecure=server.insecure)
+    keys = ApiKeys(server)
     mps = MpsRules.of(inputs.configuration, inputs.options.state_dir)
     with bind(server.host, server.port) as sock:
         if inputs.alone is not None:

@@ -148,6 +148,10 @@ class Gateway:
             if not _has_begun(exchange, send):
                 await send_problem(send, error)
 
+    def set_api_keys(self, keys: Sequence[str]) -> None:
+        """Accept these keys from now on; what others began in a browser ends."""
+        self._access.set_keys(keys)
+
     def open(self) -> None:
         """Start to count decisions, to record the history and to write the request log."""
         loop = asyncio.get_running_loop()

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from cotenant.clock import ManualClock, SystemClock
-from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry
+from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry, ServerSettings
 from cotenant.config.watch import Change
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
+from cotenant.daemon.core.settings import ApiKeys
 from cotenant.daemon.monitors import watchers
 from cotenant.daemon.monitors.attribution import EngineUsage
 from cotenant.daemon.monitors.watchers import CardWatcher
@@ -236,6 +237,22 @@ async def test_without_a_file_there_is_nothing_to_read_again() -> None:
     served = ActiveConfiguration(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match="no configuration file"):
         await served.reload()
+
+
+async def test_one_model_without_a_file_has_its_keys_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old")
+    server = ServerSettings(api_key_file=file)
+    served = ActiveConfiguration(
+        Configuration(server=server),
+        None,
+        Posted(),  # type: ignore[arg-type]
+        ManualClock(),
+        keys=ApiKeys(server),
+    )
+    file.write_text("new")
+    assert await served.reload() == ("API keys changed: 1 revoked, 1 added",)
+    assert served.keys.current == ("new",)
 
 
 @pytest.mark.slow

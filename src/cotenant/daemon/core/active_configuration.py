@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from cotenant.clock import Clock
 from cotenant.config.changes import Changes, diff
-from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.configuration import Configuration, ModelEntry, ServerSettings
 from cotenant.config.watch import Change, Watched, watch
 from cotenant.daemon.core.fleet import as_learned, spec_of
 from cotenant.daemon.core.loop import Loop
-from cotenant.domain.errors import BadSetting
+from cotenant.daemon.core.settings import ApiKeys
+from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.records import LoadTimes
 from cotenant.scheduling.events import LoadAsked, ModelsChanged
 
@@ -23,7 +24,8 @@ class ActiveConfiguration:
     """The configuration that is served, and how to read it again; an invalid file changes nothing.
 
     `discovered` are models that Ollama daemons have in addition to the configured ones. `learned_bytes` is
-    what to plan for models that were measured. `listeners` are called when what is served may have changed.
+    what to plan for models that were measured. `listeners` are called when what is served may have changed,
+    or to whom.
     """
 
     configuration: Configuration
@@ -35,6 +37,7 @@ class ActiveConfiguration:
     learned_bytes: dict[str, int] = field(default_factory=dict)
     discovered: tuple[ModelEntry, ...] = ()
     listeners: list[Callable[[], None]] = field(default_factory=list)
+    keys: ApiKeys = field(default_factory=lambda: ApiKeys(ServerSettings()))
     # One at a time: a read that starts first and ends last must not replace a newer one.
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -78,24 +81,34 @@ class ActiveConfiguration:
 
     async def reload(self, change: Change | None = None) -> tuple[str, ...]:
         """Read it again, apply what changed, and say what. Raises BadSetting and then changes nothing."""
-        if self.reread is None:
+        if not self._may_change:
             raise BadSetting(
                 "there is no configuration file to read again",
                 hint="Start with --config, or a cotenant.yaml.",
             )
         async with self._lock:
-            fresh = await asyncio.to_thread(self.reread, change or Change())
+            fresh, keys = await asyncio.to_thread(self._read, change or Change())
             # No file contains the overheads learned from past runs.
             rules = replace(fresh.devices.rules, overheads=self.configuration.devices.rules.overheads)
             fresh = replace(fresh, devices=replace(fresh.devices, rules=rules))
             changes = diff(self.configuration, fresh)
             if changes:
                 self._apply(fresh, changes)
-        return tuple(changes.sentences())
+            about_keys = self.keys.replace(keys)
+            if about_keys:
+                self.notify()
+        return (*changes.sentences(), *about_keys)
+
+    @property
+    def _may_change(self) -> bool:
+        """Whether there is a file to read again: `serve MODEL` has only that of its keys."""
+        return self.reread is not None or self.configuration.server.api_key_file is not None
+
+    def _read(self, change: Change) -> tuple[Configuration, tuple[str, ...]]:
+        fresh = self.configuration if self.reread is None else self.reread(change)
+        return fresh, self.keys.read(fresh.server)
 
     def _apply(self, fresh: Configuration, changes: Changes) -> None:
-        for name in changes.settings:
-            _LOG.warning("%s changed: it takes effect at the next start", name)
         self.configuration = fresh
         self.publish(replaced=frozenset(entry.name for entry in changes.reloaded))
         for entry in (*changes.added, *changes.reloaded):
@@ -104,17 +117,18 @@ class ActiveConfiguration:
 
     async def watch(self) -> None:
         """Reload whenever the files change, until cancelled."""
-        if self.reread is None:
+        if not self._may_change:
             return
         async for change in watch(self._watched, self.clock):
             try:
                 for sentence in await self.reload(change):
                     _LOG.info("configuration: %s", sentence)
-            except BadSetting as error:
+            except UsageError as error:
                 _LOG.error("the configuration was left as it was: %s (%s)", error.message, error.hint)
 
     def _watched(self) -> Watched:
-        path = self.configuration.path
-        entries = (entry for entry in self.configuration.models if entry.from_folder)
+        configuration = self.configuration
+        files = filter(None, (configuration.path, configuration.server.api_key_file))
+        entries = (entry for entry in configuration.models if entry.from_folder)
         served = frozenset(str(part) for entry in entries for part in entry.parts)
-        return Watched(() if path is None else (path,), self.configuration.models_dir, served)
+        return Watched(tuple(files), configuration.models_dir, served)

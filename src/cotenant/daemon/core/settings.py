@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cotenant.config.configuration import Configuration
+from cotenant.config.configuration import Configuration, ServerSettings
 from cotenant.domain.errors import BadSetting, InsecureBind
 from cotenant.scheduling.model_spec import SchedulerSettings
 
@@ -80,6 +80,27 @@ def read_api_keys(keys: list[str], key_file: Path | None) -> tuple[str, ...]:
             hint="Use printable ASCII.",
         )
     return tuple(found)
+
+
+class ApiKeys:
+    """The keys that clients must send, which may change while the daemon listens where it was `started`."""
+
+    def __init__(self, started: ServerSettings) -> None:
+        """Read the first keys. Raises BadSetting or InsecureBind."""
+        self._started = started
+        self.current = self.read(started)
+
+    def read(self, server: ServerSettings) -> tuple[str, ...]:
+        """Return the keys of these settings. Raises BadSetting; InsecureBind for none where one is needed."""
+        keys = read_api_keys(list(server.api_keys), server.api_key_file)
+        check_address(self._started.host, self._started.port, keys, insecure=server.insecure)
+        return keys
+
+    def replace(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """Have these keys from now on; say what that changes."""
+        before, self.current = self.current, keys
+        revoked, added = len({*before} - {*keys}), len({*keys} - {*before})
+        return (f"API keys changed: {revoked} revoked, {added} added",) if revoked or added else ()
 
 
 def scheduler_settings(configuration: Configuration) -> SchedulerSettings:

@@ -41,10 +41,15 @@ class AccessControl:
     """Checks every request before it is handled; without `keys`, everyone has access."""
 
     def __init__(self, keys: Iterable[str], hosts: Iterable[str], clock: Clock) -> None:
-        self._keys = tuple(key.encode() for key in keys)
         self._hosts = AllowedHosts(hosts)
         self._sessions = Sessions(clock.now)
         self._attempts = LoginAttempts(clock.now)
+        self.set_keys(tuple(keys))
+
+    def set_keys(self, keys: Sequence[str]) -> None:
+        """Accept these keys from now on, and end the sessions of all others."""
+        self._keys = tuple(key.encode() for key in keys)
+        self._sessions.end_unless_of(keys)
 
     def check(self, scope: Scope, *, is_open: bool) -> None:
         """Check a request; `is_open` means that its path needs no key.
@@ -121,10 +126,11 @@ class AccessControl:
             raise TooManyAttempts(
                 "too many wrong keys", hint=f"Wait {max(1, round(wait_s))} s.", retry_after_s=wait_s
             )
-        if not self._is_key(body.key.strip().encode("utf-8", "replace")):
+        key = body.key.strip()
+        if not self._is_key(key.encode("utf-8", "replace")):
             self._attempts.failed(client)
             raise _wrong_key()
-        token, session = self._sessions.begin()
+        token, session = self._sessions.begin(key)
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
     @Route("POST /api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))
@@ -140,7 +146,9 @@ class AccessControl:
 
 
 def _wrong_key() -> Unauthorized:
-    return Unauthorized("the API key is wrong", hint="Use a key that the daemon was started with.")
+    return Unauthorized(
+        "the API key is wrong", hint="Use one of the daemon's keys; one that was taken out is void."
+    )
 
 
 def _offered_key(headers: Sequence[Header]) -> bytes | None:

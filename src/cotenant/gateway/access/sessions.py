@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,10 +17,14 @@ _MAX_CLIENTS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """One browser's session; requests that change something must send `csrf` as well as the cookie."""
+    """One browser's session; requests that change something must send `csrf` as well as the cookie.
+
+    It ends with the key that it began with, whose digest is `key_digest`.
+    """
 
     csrf: str
     ends_at: float
+    key_digest: bytes = b""
 
 
 class Sessions:
@@ -33,10 +37,10 @@ class Sessions:
         self._now = now
         self._by_digest: dict[bytes, BrowserSession] = {}
 
-    def begin(self) -> tuple[str, BrowserSession]:
-        """Begin a session; return the token for its cookie."""
+    def begin(self, key: str = "") -> tuple[str, BrowserSession]:
+        """Begin a session for who has this key; return the token for its cookie."""
         token = secrets.token_urlsafe(_BYTES)
-        session = BrowserSession(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S)
+        session = BrowserSession(secrets.token_urlsafe(_BYTES), self._now() + LIFETIME_S, _digest(key))
         self._by_digest[_digest(token)] = session
         while len(self._by_digest) > MAX_SESSIONS:
             del self._by_digest[next(iter(self._by_digest))]
@@ -49,6 +53,11 @@ class Sessions:
             self.end(token)
             return None
         return session
+
+    def end_unless_of(self, keys: Iterable[str]) -> None:
+        """End the sessions that began with a key that is none of these."""
+        kept = set(map(_digest, keys))
+        self._by_digest = {token: each for token, each in self._by_digest.items() if each.key_digest in kept}
 
     def end(self, token: str) -> None:
         """End a session, if there is one."""
