@@ -1,6 +1,10 @@
+import grp
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -344,6 +348,72 @@ def test_the_file_is_looked_for_where_it_was_told_then_here_then_at_home(
     assert find_configuration(None, {"COTENANT_CONFIG": "other.yaml"}) == Path("other.yaml")
     with pytest.raises(BadSetting, match=r"absent\.yaml does not exist"):
         find_configuration(Path("absent.yaml"), {})
+
+
+@pytest.mark.parametrize("fault", ["file's owner", "folder's owner", "file's mode", "folder's mode", "link"])
+def test_a_file_that_others_may_write_is_read_only_if_it_is_named(
+    fault: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    here = folder / "cotenant.yaml"
+    here.write_text("server: {port: 9}")
+    here.chmod(0o600)
+    folder.chmod(0o700)
+    what, _, how = fault.partition("'s ")
+    changed = here if what == "file" else folder
+    if how == "mode":
+        changed.chmod(0o777)
+    elif how == "owner":
+        own = Path.stat
+
+        def stat(path: Path, **options: bool) -> os.stat_result:
+            found = own(path, **options)
+            if found.st_ino != own(changed).st_ino:
+                return found
+            return os.stat_result([*found[:4], os.geteuid() + 1, *found[5:]])
+
+        monkeypatch.setattr(Path, "stat", stat)
+        monkeypatch.setattr(Path, "lstat", lambda path: stat(path, follow_symlinks=False))
+    else:
+        here.rename(folder / "real.yaml")
+        (folder / "real.yaml").chmod(0o602)
+        here.symlink_to("real.yaml")
+    with pytest.raises(BadSetting, match="is not read"):
+        find_configuration(None, {})
+    assert find_configuration(here, {}) == here
+    assert find_configuration(None, {"COTENANT_CONFIG": "cotenant.yaml"}) == Path("cotenant.yaml")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_a_file_of_ones_own_is_read_also_where_everybody_may_add_files(
+    mode: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "cotenant.yaml").touch(0o644)
+    folder.chmod(mode)
+    assert find_configuration(None, {}) == Path("cotenant.yaml")
+
+
+def test_a_group_of_the_owner_alone_may_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As umask 002 makes files on Debian and Fedora, where each user has a group."""
+    monkeypatch.chdir(folder)
+    here = folder / "cotenant.yaml"
+    here.touch()
+    here.chmod(0o660)
+    owner = here.stat()
+    users = [SimpleNamespace(pw_name="me", pw_gid=owner.st_gid)]
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: users[0])
+    monkeypatch.setattr(pwd, "getpwall", lambda: users)
+    group = SimpleNamespace(gr_gid=owner.st_gid, gr_mem=[])
+    monkeypatch.setattr(grp, "getgrgid", lambda number: group)
+    assert find_configuration(None, {}) == Path("cotenant.yaml")
+    users.append(SimpleNamespace(pw_name="another", pw_gid=owner.st_gid))
+    with pytest.raises(BadSetting, match="by the group"):
+        find_configuration(None, {})
+    del users[1]
+    group.gr_mem.append("guest")
+    with pytest.raises(BadSetting, match="by the group"):
+        find_configuration(None, {})
 
 
 KEYS = sorted(

@@ -107,8 +107,15 @@ def test_the_compose_command_of_the_configuration_is_the_one_that_must_work(tmp_
     assert "ours compose: there is no ours" in missing.seen
     assert "services.compose.command" in missing.fix
 
-    program(tmp_path, "ours", '[ "$*" = "compose version" ]')
-    assert only(containers.compose(host), Level.OK).seen == "ours compose works"
+    program(tmp_path, "ours", f"touch {tmp_path}/ran")
+    assert "is not run" in only(containers.compose(host), Level.UNKNOWN).seen
+    assert not (tmp_path / "ran").exists()
+
+    known = machine(
+        tmp_path, configuration=Configuration(services=replace(services, command=("docker", "compose")))
+    )
+    program(tmp_path, "docker", '[ "$*" = "compose version" ]')
+    assert only(containers.compose(known), Level.OK).seen == "docker compose works"
 
 
 def test_a_toolkit_that_is_missing_is_told_where_it_matters(tmp_path: Path) -> None:

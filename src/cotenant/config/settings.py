@@ -13,6 +13,7 @@ from cotenant.config.issues import CONFIG_ISSUE, KeyPath, nearest, shown
 from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
 from cotenant.config.schema import CheckedSettings, Section, Settings, sections_in
+from cotenant.config.trusted_file import refuse_if_others_may_write
 from cotenant.config.yaml_document import EXAMPLE, Document, read_document
 from cotenant.domain.errors import BadSetting
 
@@ -27,7 +28,8 @@ _EXPECTED: Final = {
 def find_configuration(given: Path | None, environment: Mapping[str, str]) -> Path | None:
     """Return the file to read: `given`, $COTENANT_CONFIG, ./cotenant.yaml, or the one in ~/.config.
 
-    None if there is none. Raises BadSetting if `given` or $COTENANT_CONFIG does not exist.
+    None if there is none. Raises BadSetting if `given` or $COTENANT_CONFIG does not exist, or if others may
+    write a file that neither of them names.
     """
     asked = given or environment.get("COTENANT_CONFIG")
     if asked:
@@ -39,7 +41,10 @@ def find_configuration(given: Path | None, environment: Mapping[str, str]) -> Pa
         return path
     home = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     candidates = (Path("cotenant.yaml"), Path(home) / "cotenant" / "cotenant.yaml")
-    return next((path for path in candidates if os.path.isfile(path)), None)
+    found = next((path for path in candidates if os.path.isfile(path)), None)
+    if found is not None:
+        refuse_if_others_may_write(found)
+    return found
 
 
 def read_configuration(
