@@ -12,7 +12,7 @@ from cotenant.domain.launching import CardStyle, LauncherKind
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.launch import amd as launch_amd
 from cotenant.engines.launch.amd import amd_options
-from cotenant.engines.launch.apptainer import group_job
+from cotenant.engines.launch.apptainer import command_line
 from cotenant.engines.launch.container import ContainerLauncher, RunAs, renumbered
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.container_bed import container_bed
@@ -86,10 +86,10 @@ def test_a_job_for_amds_cards_asks_for_nothing_of_nvidias(devices: Path) -> None
         assert not [word for word in job.create if "nvidia" in word or word.startswith("--gpus")]
         assert (job.env["ROCR_VISIBLE_DEVICES"], job.env["HIP_VISIBLE_DEVICES"]) == ("0", "0")
         assert ("--group-add=keep-groups" in job.create) is (kind is LauncherKind.PODMAN)
-    told = group_job(plan, "/usr/bin/apptainer", "/i/llama.sif")
-    assert "--rocm" in told.argv
-    assert "--nv" not in told.argv
-    assert told.env["APPTAINERENV_ROCR_VISIBLE_DEVICES"] == "2", "it hides cards by variables alone"
+    argv, variables = command_line(plan, "/usr/bin/apptainer", "/i/llama.sif")
+    assert "--rocm" in argv
+    assert "--nv" not in argv
+    assert variables["APPTAINERENV_ROCR_VISIBLE_DEVICES"] == "2", "it hides cards by variables alone"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.domain.errors import EngineLoadFailed
-from cotenant.engines.launch.apptainer import ApptainerLauncher, group_job
+from cotenant.engines.launch.apptainer import ApptainerLauncher, command_line
 from cotenant.engines.launch.container import RunAs
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.engine_images import launched
@@ -65,27 +65,27 @@ def folder(tmp_path: Path) -> Path:
 
 def test_it_is_told_to_bind_files_read_only_and_to_show_the_cards_only() -> None:
     plan = LaunchPlan("tiny", ("vllm", "serve"), 1, (gpu(0), gpu(1)), {"A": "b,c"}, (Path("/m/a.gguf"),))
-    job = group_job(plan, "/usr/bin/apptainer", "/i/vllm.sif")
-    assert job.argv == (
+    argv, variables = command_line(plan, "/usr/bin/apptainer", "/i/vllm.sif")
+    assert argv == [
         "/usr/bin/apptainer", "exec", "--cleanenv", "--no-home", "--pwd", "/tmp", "--nv",
         "--bind", "/m/a.gguf:/m/a.gguf:ro", "/i/vllm.sif", "vllm", "serve",
-    )  # fmt: skip
-    assert job.env["APPTAINERENV_A"] == "b,c"
-    assert job.env["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "GPU-00000000-0000,GPU-00000001-0000"
-    singularity = group_job(replace(plan, devices=()), "/usr/bin/singularity", "/i/vllm.sif")
-    assert "--nv" not in singularity.argv
-    assert singularity.env["SINGULARITYENV_CUDA_VISIBLE_DEVICES"] == "-1"
+    ]  # fmt: skip
+    assert variables["APPTAINERENV_A"] == "b,c"
+    assert variables["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "GPU-00000000-0000,GPU-00000001-0000"
+    argv, variables = command_line(replace(plan, devices=()), "/usr/bin/singularity", "/i/vllm.sif")
+    assert "--nv" not in argv
+    assert variables["SINGULARITYENV_CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 def test_under_mps_the_pipes_are_bound_to_be_written() -> None:
     plan = LaunchPlan("tiny", ("x",), 1, (gpu(0),), {"CUDA_MPS_PIPE_DIRECTORY": "/state/pipe"})
-    assert "/state/pipe:/state/pipe" in group_job(plan, "apptainer", "/i.sif").argv
+    assert "/state/pipe:/state/pipe" in command_line(plan, "apptainer", "/i.sif")[0]
 
 
 def test_a_path_that_cannot_be_bound_is_refused() -> None:
     plan = LaunchPlan("tiny", ("x",), 1, reads=(Path("/m/a:b.gguf"),))
     with pytest.raises(EngineLoadFailed, match="colon"):
-        group_job(plan, "apptainer", "/i.sif")
+        command_line(plan, "apptainer", "/i.sif")
 
 
 async def test_root_and_an_image_that_is_not_there_are_refused(folder: Path) -> None:
@@ -99,10 +99,12 @@ async def test_root_and_an_image_that_is_not_there_are_refused(folder: Path) -> 
         )
 
 
-async def test_the_engine_is_known_by_its_own_process_and_stopped_with_all_above_it(folder: Path) -> None:
+async def test_the_engine_is_in_the_group_of_its_process_and_stopped_with_all_above_it(
+    folder: Path,
+) -> None:
     engine = await launched(launcher(folder), sleeping(folder), folder / "log")
     pid, cards = await asyncio.to_thread(told, folder)
-    assert engine.pid == pid
+    assert os.getpgid(pid) == engine.pid
     assert cards == "GPU-00000000-0000,GPU-00000001-0000"
     assert await engine.stop(5)
     assert not alive(pid)

@@ -21,9 +21,9 @@ from cotenant.domain.launching import LauncherKind
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch.container import OWNER_LABEL, ContainerLauncher
-from cotenant.engines.launch.container_owner import Owner
 from cotenant.engines.launch.orphans import remove_orphaned_containers
 from cotenant.engines.launch.plan import LaunchPlan
+from cotenant.engines.process.owner import Owner
 from cotenant.engines.process.ports import ReservedPort
 from cotenant.http.client import probe
 from tests.support.containers.container_bed import GPU_UUIDS, ContainerBed, container_bed

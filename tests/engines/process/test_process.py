@@ -1,6 +1,5 @@
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -100,51 +99,6 @@ def test_a_guarded_program_dies_with_its_parent(tmp_path: Path) -> None:
         pidfd = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()
         assert ends(pidfd)
-
-
-@pytest.mark.parametrize("polite", [False, True], ids=["killed", "in good order"])
-def test_a_guarded_family_ends_with_the_program_whoever_ended_that(tmp_path: Path, polite: bool) -> None:
-    program = f"""
-        import os, signal
-        leader = os.getpid()
-        if os.fork() == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            open({str(tmp_path)!r} + f"/{{leader}}-{{os.getpid()}}", "w").close()
-            signal.pause()
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        while True:
-            signal.pause()
-    """
-    # Nobody reaps it here as `ChildProcess` does, for its parent may be what was killed.
-    with subprocess.Popen(guarded(python(program), family=True), start_new_session=True) as leader:
-        wait_until(lambda: bool(os.listdir(tmp_path)))
-        group, _, child = os.listdir(tmp_path)[0].partition("-")
-        assert int(group) == leader.pid
-        pidfd = os.pidfd_open(int(child))
-        leader.send_signal(signal.SIGTERM if polite else signal.SIGKILL)
-        assert ends(pidfd)
-        wait_until(lambda: not group_lives(leader.pid))
-
-
-def test_a_guarded_family_is_asked_to_end_before_it_is_killed() -> None:
-    slow = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); signal.pause()"
-
-    async def scenario() -> int | None:
-        child = start(guarded(python(slow), family=True))
-        comm = Path(f"/proc/{child.pid}/cmdline")
-        await asyncio.to_thread(wait_until, lambda: b"guard.py" not in comm.read_bytes())
-        await asyncio.to_thread(wait_until, lambda: _handles_sigterm(child.pid))
-        assert await child.stop(60)
-        assert not group_lives(child.pid)
-        return child.returncode
-
-    assert asyncio.run(scenario()) == 5
-
-
-def _handles_sigterm(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def test_a_guarded_program_of_a_dead_parent_does_not_start(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Removes containers that a killed daemon left behind, once a served model uses that container engine."""
+"""Removes what a killed daemon left behind: processes, and containers of engines that served models use."""
 
 import asyncio
 
@@ -7,6 +7,7 @@ from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch.launchers import kind_of
 from cotenant.engines.launch.orphans import remove_orphaned_containers
+from cotenant.engines.process.marks import kill_orphans
 
 
 class OrphanCleaner:
@@ -25,6 +26,7 @@ class OrphanCleaner:
 
     async def run(self) -> None:
         """Clean up until cancelled."""
+        await asyncio.to_thread(kill_orphans)
         cleared: set[LauncherKind] = set()
         while True:
             self._changed.clear()

@@ -39,7 +39,7 @@ class CommandHost(ServerHost):
         def plan_for(port: int) -> LaunchPlan:
             words = _words(order, port)
             argv = (*(fill(word, words) for word in options.command), *order.args)
-            return LaunchPlan.of(order, argv, port, health_path=options.health_path, has_children=True)
+            return LaunchPlan.of(order, argv, port, health_path=options.health_path)
 
         return CommandEngine(await self._start(order, plan_for))
 

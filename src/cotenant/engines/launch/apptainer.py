@@ -10,12 +10,10 @@ from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.launching import CardStyle
 from cotenant.engines.launch.cards import card_options, real_cards
 from cotenant.engines.launch.container import MPS_VARIABLE, RunAs, readable_files
-from cotenant.engines.launch.container_process import ContainerProcess, GroupJob
 from cotenant.engines.launch.plan import LaunchPlan
-from cotenant.engines.process.process import ChildProcess
+from cotenant.engines.process.process import ChildProcess, FamilyProcess, scrubbed
 
 _VARIABLES: Final = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}
-_OWN_NAMES: Final = ("starter", "apptainer", "singularity")
 
 
 class ApptainerLauncher:
@@ -38,30 +36,20 @@ class ApptainerLauncher:
                 f"{plan.name} cannot be loaded: there is no image {self._image}",
                 hint="Make it with `apptainer pull`, or correct `image:`.",
             )
-        return await ApptainerProcess.supervise(group_job(plan, self._program, self._image), output_fd)
+        argv, variables = command_line(plan, self._program, self._image)
+        env = {**scrubbed(os.environ), **variables}
+        return await FamilyProcess.start_family(argv, env=env, output_fd=output_fd)
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:
         """Return the command line that runs `argv` in the image without devices."""
         return [self._program, "exec", "--cleanenv", "--no-home", self._image, *argv]
 
 
-class ApptainerProcess(ContainerProcess):
-    """Apptainer's process, and the engine below it."""
+def command_line(plan: LaunchPlan, program: str, image: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command to run, and its own variables.
 
-    @property
-    def pid(self) -> int:
-        """The engine's process id: the first one below Apptainer's own processes, which keep running."""
-        pid = super().pid
-        while _proc(f"{pid}/comm").lower().startswith(_OWN_NAMES):
-            children = _proc(f"{pid}/task/{pid}/children").split()
-            if len(children) != 1:
-                break
-            pid = int(children[0])
-        return pid
-
-
-def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
-    """Return the command to run. Apptainer cannot choose devices: variables hide the others."""
+    Apptainer cannot choose devices: variables hide the others.
+    """
     cards = real_cards(plan.devices)
     env = {"GGML_NO_BACKTRACE": "1", **launch_environment(cards), **plan.env}
     argv = [program, "exec", "--cleanenv", "--no-home", "--pwd", "/tmp"]  # noqa: S108  the image's own
@@ -69,9 +57,7 @@ def group_job(plan: LaunchPlan, program: str, image: str) -> GroupJob:
     argv += _binds(plan, env.get(MPS_VARIABLE))
     # `--env` splits its value at commas, which lists of cards have.
     prefix = _VARIABLES[Path(program).name]
-    hint = f"See that {program} runs: `{program} exec {image} true`."
-    variables = {f"{prefix}{name}": value for name, value in env.items()}
-    return GroupJob(plan.name, hint, (*argv, image, *plan.argv), variables)
+    return [*argv, image, *plan.argv], {f"{prefix}{name}": value for name, value in env.items()}
 
 
 def _binds(plan: LaunchPlan, pipes: str | None) -> Iterator[str]:
@@ -83,11 +69,3 @@ def _binds(plan: LaunchPlan, pipes: str | None) -> Iterator[str]:
                 hint="Rename it.",
             )
         yield from ("--bind", f"{path}:{path}{how}")
-
-
-def _proc(name: str) -> str:
-    """Return the text of a file of /proc; empty once its process has ended."""
-    try:
-        return Path("/proc", name).read_text()
-    except OSError:
-        return ""

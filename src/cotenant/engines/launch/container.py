@@ -16,9 +16,9 @@ from cotenant.domain.devices import Device, launch_environment
 from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch.cards import card_options, real_cards
-from cotenant.engines.launch.container_owner import Owner
 from cotenant.engines.launch.container_process import ContainerJob, ContainerProcess
 from cotenant.engines.launch.plan import LaunchPlan
+from cotenant.engines.process.owner import Owner
 from cotenant.engines.process.process import ChildProcess
 
 ENGINE_LABEL: Final = "cotenant.engine"

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch import container_supervisor
-from cotenant.engines.process.process import GROUP_GONE_WITHIN_S, ChildProcess, process_end, wait_group_gone
+from cotenant.engines.process.process import ChildProcess, process_end
 from cotenant.programs.run import readable
 
 _REMOVE_TIMEOUT_S: Final = 60.0
@@ -38,16 +37,6 @@ class ContainerJob:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupJob:
-    """A command whose container is its child: its process group is ended. `env` goes on top of ours."""
-
-    model: str
-    hint: str
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-
-
 class ContainerProcess(ChildProcess):
     """A supervisor process (`container_supervisor`) and its engine.
 
@@ -55,7 +44,7 @@ class ContainerProcess(ChildProcess):
     supervisor itself is killed, this process removes the engine.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], job: ContainerJob | GroupJob) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], job: ContainerJob) -> None:
         if popen.stdin is None or popen.stdout is None:
             raise ValueError("a supervisor needs pipes for its input and output")
         self._commands, self._reports = popen.stdin, popen.stdout
@@ -65,7 +54,7 @@ class ContainerProcess(ChildProcess):
         super().__init__(popen)
 
     @classmethod
-    async def supervise(cls, job: ContainerJob | GroupJob, output_fd: int) -> Self:
+    async def supervise(cls, job: ContainerJob, output_fd: int) -> Self:
         """Start it and return once its process id is known, or it has ended.
 
         Raises EngineLoadFailed if the container cannot be created, OSError if the supervisor cannot be
@@ -131,17 +120,7 @@ class ContainerProcess(ChildProcess):
         with contextlib.suppress(BrokenPipeError):
             self._commands.close()
         complete = "code" in self._reported or "failed" in self._reported
-        group = self._reported.get("pid")
-        if isinstance(self._job, GroupJob):
-            if group is not None:
-                if not complete:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(group, signal.SIGKILL)
-                # A driver may hold a killed process for longer.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(GROUP_GONE_WITHIN_S):
-                        await wait_group_gone(group)
-        elif not complete:
+        if not complete:
             await asyncio.to_thread(container_supervisor.remove, self._job.engine, self._job.name)
         return _status(self._reported) if complete else returned or -signal.SIGKILL
 

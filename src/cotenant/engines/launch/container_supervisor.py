@@ -33,7 +33,14 @@ class SupervisedContainer:
     def __init__(self, engine: Sequence[str], name: str) -> None:
         self._engine = engine
         self._name = name
-        self.process = _spawn([*engine, "start", "--attach", name])
+        # In a session of its own; all that it prints goes to the log.
+        self.process = subprocess.Popen(
+            [*engine, "start", "--attach", name],
+            stdin=subprocess.DEVNULL,
+            stdout=_LOG,
+            stderr=_LOG,
+            start_new_session=True,
+        )
 
     def pid(self) -> int | None:
         """Return the container's first process id on the host; None before it is known."""
@@ -68,28 +75,6 @@ class SupervisedContainer:
         except ValueError:
             return {}
         return state if isinstance(state, dict) else {}
-
-
-class SupervisedGroup:
-    """A process group, for container engines whose containers are ordinary children."""
-
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        self.process = _spawn(argv, env={**os.environ, **env}, cwd="/")
-
-    def pid(self) -> int:
-        """Return the process id of the group's leader."""
-        return self.process.pid
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def end(self) -> tuple[int, bool]:
-        """Kill the rest of the group; return the leader's status, negative for a signal, and False."""
-        # The leader is not reaped yet, so its id cannot belong to another group.
-        self.signal(signal.SIGKILL)
-        return self.process.wait(), False
 
 
 class Commands:
@@ -133,13 +118,6 @@ def remove(engine: Sequence[str], name: str) -> bool:
         if listed is not None and not listed.strip():
             return True
     return False
-
-
-def _spawn(argv: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own; all that it prints goes to the log."""
-    return subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=_LOG, stderr=_LOG, start_new_session=True, **how
-    )
 
 
 def _ask(argv: Sequence[str]) -> str | None:
@@ -193,13 +171,7 @@ def _create(job: Mapping[str, Any]) -> str | None:
     return (errors or lines or [f"{job['engine'][0]} ended with status {done.returncode}"])[0][:500]
 
 
-def _start(job: Mapping[str, Any], commands: Commands) -> SupervisedContainer | SupervisedGroup | None:
-    if "argv" in job:
-        try:
-            return SupervisedGroup(job["argv"], job["env"])
-        except OSError as error:
-            _report(failed=f"{job['argv'][0]} cannot be started: {error.strerror}")
-            return None
+def _start(job: Mapping[str, Any], commands: Commands) -> SupervisedContainer | None:
     failed = _create(job)
     if failed is not None or (_wait_input(0) and commands.grace_s() is not None):
         remove(job["engine"], job["name"])
@@ -213,7 +185,7 @@ def _wait_input(timeout_s: float | None, *others: int) -> bool:
     return _INPUT in select.select([_INPUT, *others], [], [], timeout_s)[0]
 
 
-def _supervise(engine: SupervisedContainer | SupervisedGroup, commands: Commands) -> None:
+def _supervise(engine: SupervisedContainer, commands: Commands) -> None:
     """Return once the engine has ended, by itself or by command."""
     end = os.pidfd_open(engine.process.pid)
     reported = False

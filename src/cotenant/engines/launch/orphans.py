@@ -9,7 +9,7 @@ from typing import Any, Final
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch import container_supervisor
 from cotenant.engines.launch.container import ENGINE_LABEL, MODEL_LABEL, OWNER_LABEL
-from cotenant.engines.launch.container_owner import Owner
+from cotenant.engines.process.owner import Owner
 from cotenant.programs.run import run_program
 
 _ASK_TIMEOUT_S: Final = 10.0

@@ -11,7 +11,7 @@ from cotenant.domain.devices import Device, DeviceKind, launch_environment
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.placements import Placement, Share
-from cotenant.engines.process.process import ChildProcess, guarded, scrubbed
+from cotenant.engines.process.process import ChildProcess, FamilyProcess, scrubbed
 from cotenant.interfaces import EngineOrder
 
 
@@ -20,11 +20,10 @@ class LaunchPlan:
     """How one engine is started, by any launcher.
 
     `argv` begins with the program. `ends_with_parent` says that the program ends by itself with the process
-    that starts it; other programs are started under a guard. `has_children` says that it starts processes,
-    which must not outlive it. `devices` are the GPUs that it may see, none for host RAM. `env` is added to
-    the launcher's own variables. `reads` are the files and folders that it opens, at these paths. It listens
-    on `port` of the loopback address and answers 200 at `health_path` once it serves. `launch` says where it
-    runs; with an image, the program is in the image.
+    that starts it, and starts no other; other programs are started under a guard. `devices` are the GPUs that
+    it may see, none for host RAM. `env` is added to the launcher's own variables. `reads` are the files and
+    folders that it opens, at these paths. It listens on `port` of the loopback address and answers 200 at
+    `health_path` once it serves. `launch` says where it runs; with an image, the program is in the image.
     """
 
     name: str
@@ -35,7 +34,6 @@ class LaunchPlan:
     reads: tuple[Path, ...] = ()
     health_path: str = "/health"
     ends_with_parent: bool = False
-    has_children: bool = False
     launch: LaunchOptions = ON_HOST
 
     @classmethod
@@ -73,7 +71,9 @@ class HostLauncher:
     async def launch(self, plan: LaunchPlan, output_fd: int) -> ChildProcess:
         """Start a process group that dies with this thread. Raises EngineMissing or OSError."""
         argv, env = host_command(plan)
-        return ChildProcess.start(argv, env=env, output_fd=output_fd)
+        if plan.ends_with_parent:
+            return ChildProcess.start(argv, env=env, output_fd=output_fd)
+        return await FamilyProcess.start_family(argv, env=env, output_fd=output_fd)
 
 
 def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
@@ -88,7 +88,7 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
     argv = [found, *rest]
     # With a backtrace an abort starts a debugger on the engine, whose output hides the reason.
     env = scrubbed(os.environ) | {"GGML_NO_BACKTRACE": "1"} | launch_environment(plan.devices)
-    return (argv if plan.ends_with_parent else guarded(argv, family=plan.has_children)), {**env, **plan.env}
+    return argv, {**env, **plan.env}
 
 
 def visible_devices(order: EngineOrder) -> tuple[Device, ...]:

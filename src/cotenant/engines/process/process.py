@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cotenant.engines.process import guard
+from cotenant.engines.process.marks import MARK, kill_marked, new_mark
 from cotenant.programs.run import readable
 
 _GROUP_POLL_S: Final = 0.01
@@ -25,18 +26,13 @@ def scrubbed(ambient: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in ambient.items() if not name.startswith(_FOREIGN)}
 
 
-def guarded(argv: Sequence[str], *, family: bool = False) -> list[str]:
-    """Return a command that starts another program so that it ends with this process.
-
-    With `family`, the processes that the program starts end with it too: a small process of its group kills
-    them.
-    """
-    options = [guard.FAMILY] if family else []
-    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *options, *argv]
+def guarded(argv: Sequence[str]) -> list[str]:
+    """Return a command that starts another program so that it ends with this process."""
+    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *argv]
 
 
 class ChildProcess:
-    """A process that leads a session and a group of its own.
+    """A process that leads a group of its own.
 
     A pidfd reports its end at once; the rest of its group is killed then. `command` must end with this
     process (`guarded`, or `guard.die_with_parent`). It ends with the *thread* that starts it, so call `start`
@@ -103,6 +99,60 @@ class ChildProcess:
         # The leader is not reaped yet, so its id cannot belong to another group.
         self._signal(signal.SIGKILL)
         return self._popen.wait()
+
+
+class FamilyProcess(ChildProcess):
+    """A program under a guard that stays its parent and ends with it, once all that it started is killed.
+
+    What a killed guard leaves is found by its mark, a variable that the program's children inherit.
+    """
+
+    def __init__(self, popen: subprocess.Popen[bytes], leader: int, mark: str) -> None:
+        super().__init__(popen)
+        self._leader = leader
+        self._mark = mark
+
+    @classmethod
+    async def start_family(cls, argv: Sequence[str], *, env: Mapping[str, str], output_fd: int) -> Self:
+        """Start a program; return once its process id is known, before it runs. Raises OSError."""
+        mark = new_mark()
+        reading, writing = os.pipe()
+        try:
+            popen = subprocess.Popen(  # noqa: ASYNC220  exec takes 1 to 2 ms
+                guarded([guard.FAMILY, str(writing), *argv]),
+                stdin=subprocess.DEVNULL,
+                stdout=output_fd,
+                stderr=output_fd,
+                env={**env, MARK: mark},
+                start_new_session=True,
+                pass_fds=(writing,),
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        try:
+            await readable(reading)
+            leader = int(os.read(reading, 32) or popen.pid)
+        except asyncio.CancelledError:
+            popen.kill()
+            popen.wait()
+            raise
+        finally:
+            os.close(reading)
+        return cls(popen, leader, mark)
+
+    @property
+    def pid(self) -> int:
+        """The program's process id, also its group's."""
+        return self._leader
+
+    async def _reap(self) -> int:
+        await process_end(self._popen.pid)
+        returned = self._popen.wait()
+        await asyncio.to_thread(kill_marked, self._mark)
+        return returned
 
 
 async def process_end(child: int) -> None:

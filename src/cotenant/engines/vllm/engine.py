@@ -58,7 +58,7 @@ class VllmHost(ServerHost):
 
         def plan_for(port: int) -> LaunchPlan:
             env = {**vllm_environment(order), **order.env}
-            return LaunchPlan.of(order, (*program, *vllm_argv(order, port)), port, env=env, has_children=True)
+            return LaunchPlan.of(order, (*program, *vllm_argv(order, port)), port, env=env)
 
         started = await self._start(order, plan_for)
         level = 0 if started.exclusive else sleep_level(order)

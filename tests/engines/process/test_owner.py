@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cotenant.engines.launch.container_owner import Owner
+from cotenant.engines.process.owner import Owner
 
 
 def test_a_process_that_runs_is_not_gone_and_its_label_reads_back() -> None:

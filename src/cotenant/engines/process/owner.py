@@ -1,4 +1,4 @@
-"""The owner of a container: the daemon that started it, identified without ambiguity."""
+"""The owner of a container or an engine: the daemon that started it, identified without ambiguity."""
 
 import contextlib
 import os
