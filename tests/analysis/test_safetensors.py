@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cotenant.analysis.safetensors import (
@@ -90,6 +90,31 @@ def test_damaged_bytes_are_an_error_or_harmless(edits: list[tuple[int, int]]) ->
         data[at] = value
     with suppress(CotenantError):
         read_safetensors(BytesSource(bytes(data)))
+
+
+NUMBERS = st.sampled_from(
+    [0, 1, -1, 4097, 2**31, 2**64, 10**400, 1e308, -1.5, float("inf"), float("nan"), True, "x"]
+)
+KEYS = st.sampled_from(
+    [*CONFIG, "head_dim", "kv_lora_rank", "sliding_window", "sliding_window_pattern", "num_experts"]
+)
+
+
+@given(
+    st.dictionaries(KEYS, NUMBERS | st.lists(NUMBERS, max_size=2), max_size=4),
+    st.dictionaries(
+        st.sampled_from(["factor", "rope_type", "type"]), NUMBERS | st.just("linear"), max_size=3
+    ),
+)
+@example({}, {"rope_type": "linear", "factor": float("inf")})
+@example({"max_position_embeddings": 10**400}, {"rope_type": "linear", "factor": 1.5})
+@example({"max_position_embeddings": 2**64}, {"rope_type": "linear", "factor": 1e308})
+def test_any_number_in_a_configuration_is_an_error_or_a_shape(
+    numbers: dict[str, Any], rope: dict[str, Any]
+) -> None:
+    text = json.dumps({**CONFIG, **numbers, "rope_scaling": rope})
+    with suppress(CotenantError):
+        safetensors_shape(parse_json_object(text.encode(), "config.json"), [], "folder")
 
 
 def test_shards_stay_in_their_folder() -> None:

@@ -20,6 +20,8 @@ from cotenant.domain.units import format_bytes
 HEADER_LIMIT: Final = 32 << 20
 CONFIG_LIMIT: Final = 4 << 20
 _MOST_LAYERS: Final = 4096
+_MOST: Final = 1 << 53
+_MOST_SCALING: Final = 1 << 20
 _AGAIN: Final = "Fetch the file again."
 
 _DTYPE_BITS: Final = {
@@ -174,7 +176,7 @@ class _Config:
             value = self._values.get(key)
             if value is None:
                 continue
-            if not isinstance(value, int) or value < 0:
+            if not isinstance(value, int) or not 0 <= value <= _MOST:
                 raise CorruptModelFile(
                     f"{self._name}/config.json: {key} should be a count, not {value!r:.80}", hint=_AGAIN
                 )
@@ -200,7 +202,8 @@ class _Config:
         rope = self._values.get("rope_parameters") or self._values.get("rope_scaling")
         if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in ("linear", "dynamic"):
             factor = rope.get("factor")
-            tokens = int(tokens * factor) if isinstance(factor, int | float) and factor > 1 else tokens
+            if isinstance(factor, int | float) and 1 < factor <= _MOST_SCALING:
+                return int(tokens * factor)
         return tokens
 
     @staticmethod

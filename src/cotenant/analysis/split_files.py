@@ -11,22 +11,38 @@ _PART_NAME: Final = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\
 _MOST_PARTS: Final = 1000
 
 
+def part_of(header: GgufHeader) -> tuple[int, int]:
+    """Return the number of this file, from 1, and of all files of its model: (1, 1) if it is not split.
+
+    Raises CorruptModelFile for numbers that no model has.
+    """
+    count = _number(header, "split.count", default=1)
+    if count in (0, 1):
+        return 1, 1
+    number = _number(header, "split.no")
+    if not (1 < count <= _MOST_PARTS and 0 <= number < count):
+        raise CorruptModelFile(
+            f"{header.source_name} says that it is part {number + 1} of {count}",
+            hint=f"A model has at most {_MOST_PARTS} parts: fetch the file again.",
+        )
+    return number + 1, count
+
+
 def part_names(first_name: str, header: GgufHeader) -> tuple[str, ...]:
     """Return the file names of all parts, including the given first one; only that one if it is not split.
 
     Raises SplitPartMissing if a later part was given, CorruptModelFile if name and header disagree.
     """
-    count = _number(header, "split.count", default=1)
-    if count <= 1:
+    number, count = part_of(header)
+    if count == 1:
         return (first_name,)
-    number = _number(header, "split.no")
     match = _PART_NAME.fullmatch(first_name)
-    if number != 0:
+    if number != 1:
         first = f"{match['prefix']}-00001-of-{count:05}.gguf" if match else "the first part"
         raise SplitPartMissing(
-            f"{first_name} is part {number + 1} of {count}", hint=f"Give the first part: {first}."
+            f"{first_name} is part {number} of {count}", hint=f"Give the first part: {first}."
         )
-    if match is None or int(match["number"]) != 1 or int(match["count"]) != count or count > _MOST_PARTS:
+    if match is None or int(match["number"]) != 1 or int(match["count"]) != count:
         raise CorruptModelFile(
             f"{first_name} holds part 1 of {count}, but its name does not say so",
             hint=f"Name the parts NAME-00001-of-{count:05}.gguf and so on, as they were published.",
@@ -44,7 +60,7 @@ def join_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
         return first
     names: dict[str, str] = {}
     for index, part in enumerate(parts):
-        if _number(part, "split.no") != index or _number(part, "split.count") != len(parts):
+        if part_of(part) != (index + 1, len(parts)):
             raise CorruptModelFile(
                 f"{part.source_name} does not hold part {index + 1} of {len(parts)}",
                 hint="The parts come from different models: fetch them again.",

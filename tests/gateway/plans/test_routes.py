@@ -10,14 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotenant.analysis.gguf import GgufHeader
 from cotenant.cli.plan_input import add_model_options, read_recipe
 from cotenant.clock import ManualClock
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import HeaderGone
 from cotenant.domain.models import MAX_CTX, CacheType, FlashAttention, Recipe, SplitMode, SplitPolicy
 from cotenant.gateway.plans.command import changes_of, recipe_flags
-from cotenant.gateway.plans.headers import Headers, SentHeader
 from tests.gateway.harness import SlotRouter, fetch, serving
 from tests.support.daemon.planner import planner
 from tests.support.models.gguf_models import REAL_SHAPES, llama_70b
@@ -175,16 +172,6 @@ async def test_a_header_is_kept_for_half_an_hour_after_it_was_used(folder: Path)
         clock.advance(1801)
         gone = await ask(port, headers=[header])
     assert (gone.status, gone.error["code"]) == (404, "header_gone")
-
-
-def test_only_the_last_headers_are_kept():
-    headers = Headers(ManualClock())
-    small = GgufHeader("a.gguf", 3, {}, (), 0)
-    for number in range(65):
-        headers.keep(SentHeader(str(number), "a.gguf", small, 1, 1, None, None))
-    assert headers.find("64").id == "64"
-    with pytest.raises(HeaderGone):
-        headers.find("0")
 
 
 async def test_all_parts_of_a_split_model_are_wanted(tmp_path: Path):

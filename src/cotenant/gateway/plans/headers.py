@@ -1,14 +1,15 @@
 """Headers of model files on other machines: uploaded once, and kept for several plans."""
 
 import secrets
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cotenant.analysis.gguf import HEADER_LIMIT, GgufHeader, read_gguf
+from cotenant.analysis.gguf import HEADER_LIMIT, GgufArray, GgufHeader, read_gguf
 from cotenant.analysis.shape import model_shape
-from cotenant.analysis.split_files import join_parts
+from cotenant.analysis.split_files import join_parts, part_of
 from cotenant.clock import Clock
 from cotenant.domain.errors import (
     BadRequest,
@@ -21,8 +22,12 @@ from cotenant.domain.errors import (
 from cotenant.domain.models import ModelKind, ModelShape
 from cotenant.domain.units import MIB, format_bytes
 
-_MAX_HEADERS: Final = 64
+_MAX_KEPT_BYTES: Final = 256 * MIB
 _LIFETIME_S: Final = 1800.0
+_TENSOR_BYTES: Final = 500
+_KEY_BYTES: Final = 200
+_NUMBER_BYTES: Final = 40
+"""Bytes of memory that an object of a parsed header takes in CPython, a name of usual length included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +42,49 @@ class SentHeader:
     kind: ModelKind | None
     architecture: str | None
 
+    @property
+    def kept_bytes(self) -> int:
+        """About how much memory it takes: many times its length in the file."""
+        size = _TENSOR_BYTES * len(self.header.tensors)
+        for key, value in self.header.metadata.items():
+            size += _KEY_BYTES + sys.getsizeof(key) + sys.getsizeof(value)
+            if isinstance(value, GgufArray) and value.values is not None:
+                size += _NUMBER_BYTES * len(value.values)
+        return size
+
 
 class Headers:
-    """The last 64 headers, each for half an hour after it was last used."""
+    """The last headers that fit in `most_bytes`, each for half an hour after it was last used."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, most_bytes: int = _MAX_KEPT_BYTES) -> None:
         self._clock = clock
+        self._most_bytes = most_bytes
         self._kept: OrderedDict[str, tuple[SentHeader, float]] = OrderedDict()
+        self._kept_bytes = 0
 
     def keep(self, sent: SentHeader) -> None:
-        """Keep a header; the least recently used one is dropped if there are too many."""
-        self._kept[sent.id] = sent, self._clock.now()
-        while len(self._kept) > _MAX_HEADERS:
-            self._kept.popitem(last=False)
+        """Keep a header; those least recently used are dropped for it, and those that have expired."""
+        now = self._clock.now()
+        self._kept[sent.id] = sent, now
+        self._kept_bytes += sent.kept_bytes
+        while len(self._kept) > 1 and (self._kept_bytes > self._most_bytes or self._is_expired(now)):
+            _, (dropped, _) = self._kept.popitem(last=False)
+            self._kept_bytes -= dropped.kept_bytes
+
+    def _is_expired(self, now: float) -> bool:
+        """Whether the least recently used header has expired."""
+        return now - next(iter(self._kept.values()))[1] > _LIFETIME_S
 
     def find(self, id_: str) -> SentHeader:
         """Return a header that is kept. Raises HeaderGone."""
         now = self._clock.now()
-        found = self._kept.pop(id_, None)
+        found = self._kept.get(id_)
         if found is None or now - found[1] > _LIFETIME_S:
             raise HeaderGone(
                 f"there is no header {id_!r}, or it has expired", hint="Send the beginning of the file again."
             )
         self._kept[id_] = found[0], now
+        self._kept.move_to_end(id_)
         return found[0]
 
 
@@ -85,14 +110,14 @@ def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
             hint=f"Send the first {needed} bytes.",
             needed_bytes=needed,
         ) from None
-    part, parts = _number(header, "split.no", 0) + 1, _number(header, "split.count", 1)
+    part, parts = part_of(header)
     kind = architecture = None
     if part == 1:
-        shape = model_shape(header) if parts <= 1 else None
+        shape = model_shape(header) if parts == 1 else None
         kind = shape.kind if shape else None
         named = header.metadata.get("general.architecture")
         architecture = named if isinstance(named, str) else None
-    return SentHeader(secrets.token_urlsafe(12), name, header, part, max(1, parts), kind, architecture)
+    return SentHeader(secrets.token_urlsafe(12), name, header, part, parts, kind, architecture)
 
 
 def join_headers(sent: Sequence[SentHeader]) -> tuple[str, ModelShape, int]:
@@ -110,10 +135,11 @@ def join_headers(sent: Sequence[SentHeader]) -> tuple[str, ModelShape, int]:
     if len(projectors) > 1:
         raise UnsupportedModelFile("there is more than one vision projector", hint="Choose one.")
     first = parts[0]
-    missing = sorted({*range(1, first.parts + 1)} - {each.part for each in parts})
-    if missing:
+    sent_parts = {each.part for each in parts}
+    missing = next((number for number in range(1, first.parts + 1) if number not in sent_parts), None)
+    if missing is not None:
         raise SplitPartMissing(
-            f"{first.name} is one of {first.parts} parts, and part {missing[0]} is missing",
+            f"{first.name} is one of {first.parts} parts, and part {missing} is missing",
             hint="Choose all parts together.",
         )
     if len(parts) > first.parts:
@@ -138,8 +164,3 @@ class _Beginning:
         """Return those of these bytes that were sent."""
         self.wanted_bytes = max(self.wanted_bytes, min(self.size, offset + n))
         return self._first[offset : offset + n]
-
-
-def _number(header: GgufHeader, key: str, default: int) -> int:
-    value = header.metadata.get(key, default)
-    return value if isinstance(value, int) else default
