@@ -240,7 +240,7 @@ class Planner(Protocol):
         """Place a model on devices, or say why that is impossible and what would fit.
 
         Raises UnknownModel, ModelFileError, BadRequest for a path that is not allowed, BadDeviceSpec,
-        BadRecipe and BadSplit.
+        BadRecipe, BadSplit, and QueueFull if many plans wait already.
         """
 
 

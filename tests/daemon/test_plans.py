@@ -1,9 +1,12 @@
 """Plans of the daemon: what its own models hold counts only where that is asked for."""
 
+import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
 
+from cotenant.daemon import plans
 from cotenant.daemon.plans import Plans
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import (
@@ -15,13 +18,14 @@ from cotenant.domain.devices import (
     Inventory,
     Reading,
 )
-from cotenant.domain.errors import UnsupportedModelFile
+from cotenant.domain.errors import QueueFull, UnsupportedModelFile
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource
 from cotenant.interfaces import PlanQuery
 from tests.support.daemon.planner import entry, inventory, planner
 from tests.support.models.real_shapes import real_shape
+from tests.support.waiting import DEADLINE_S, until
 
 CARD = Device(DeviceId("GPU-a"), DeviceKind.GPU, "RTX 3090", 0, 24 * GIB)
 OURS, THEIRS = 4711, 815
@@ -89,3 +93,24 @@ async def test_what_pools_is_planned_as_it_is_served(kind: ModelKind):
     shape = replace(real_shape("llama-70b"), kind=kind)
     found = await planner().plan(PlanQuery(shape=shape, name="bert", recipe={"n_batch": 1024}))
     assert (found.recipe.n_batch, found.recipe.n_ubatch) == (1024, 1024)
+
+
+async def test_plans_that_take_long_delay_no_load_and_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):
+    let_go, computing = threading.Event(), []
+
+    def slow(*_: object) -> None:
+        computing.append(threading.current_thread())
+        assert let_go.wait(DEADLINE_S)
+        raise UnsupportedModelFile("slow")
+
+    monkeypatch.setattr(plans, "plan", slow)
+    desk = planner()
+    asked = [asyncio.ensure_future(desk.plan(PlanQuery(model="llama-70b"))) for _ in range(40)]
+    await until(lambda: computing)
+    # What a load does, in the threads that loads use.
+    assert await asyncio.to_thread(lambda: "loaded") == "loaded"
+    refused = [each for each in asked if each.done() and isinstance(each.exception(), QueueFull)]
+    assert (len(refused), len(computing)) == (40 - 1 - plans._MAX_WAITING, 1)
+    let_go.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert len(computing) == 40 - len(refused)

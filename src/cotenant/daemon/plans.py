@@ -1,19 +1,20 @@
 """Plans that a client requests without loading anything: of served models or of files, on any devices."""
 
-import asyncio
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cotenant.clock import Clock
+from cotenant.concurrency.thread_gate import ThreadGate
 from cotenant.config.configuration import Configuration, ModelEntry
 from cotenant.config.names import clean_name
 from cotenant.daemon.core.fleet import Fleet, only_allowed
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import Inventory, Reading
-from cotenant.domain.errors import BadDeviceSpec, BadRequest, UnsupportedModelFile
+from cotenant.domain.errors import BadDeviceSpec, BadRequest, QueueFull, UnsupportedModelFile
 from cotenant.domain.models import ModelKind, check_recipe, with_micro_batch
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
@@ -22,6 +23,7 @@ from cotenant.model_files import load_model
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets
 
+_MAX_WAITING = 16
 _NO_DEVICES = Inventory(InventorySource.NVML, (), {}, problems=("the driver reports no GPU now",))
 
 
@@ -38,17 +40,20 @@ class Plans:
     _operator: Operator
     _our_pids: Callable[[], Collection[int]]
     _clock: Clock
+    _gate: ThreadGate = field(default_factory=lambda: ThreadGate(_full, waiting=_MAX_WAITING), init=False)
 
     async def plan(self, asked: PlanQuery) -> PlanAnswer:
         """Place a model on devices, or return why it does not fit and what would fit.
 
-        Raises UnknownModel, ModelFileError, BadRequest, BadDeviceSpec, BadRecipe and BadSplit.
+        Raises UnknownModel, ModelFileError, BadRequest, BadDeviceSpec, BadRecipe, BadSplit, and QueueFull if
+        many plans wait already.
         """
         configuration = self._configuration()
         rules = _rules(asked, configuration.devices.rules)
         inventory = self._described(asked.gpus) if asked.gpus else self._current(asked, rules)
-        # Reading a header or planning takes milliseconds; requests to models must not wait for that.
-        return await asyncio.to_thread(_plan, asked, configuration, inventory, rules)
+        # A plan takes milliseconds, or seconds for a client that wants it to: neither requests to models nor
+        # loads, which use the loop's threads, must wait for that.
+        return await self._gate.run(partial(_plan, asked, configuration, inventory, rules))
 
     def _described(self, spec: str) -> Inventory:
         try:
@@ -69,6 +74,10 @@ class Plans:
             if (status := statuses.get(device.id)) is not None
         }
         return replace(found, readings={**found.readings, **readings})
+
+
+def _full() -> QueueFull:
+    return QueueFull("many plans are being computed", hint="Try again later.")
 
 
 def _plan(

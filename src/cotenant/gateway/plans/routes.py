@@ -4,16 +4,18 @@ POST /api/plan                              a served model, a file on this machi
 POST /api/plan/headers?name=NAME&size=N     the beginning of a file on another machine
 """
 
-import asyncio
+from functools import partial
 from typing import Any, Final
 
 from cotenant.clock import Clock
+from cotenant.concurrency.thread_gate import ThreadGate
 from cotenant.domain import errors
 from cotenant.domain.errors import (
     BadAssignment,
     BadRequest,
     HeaderIncomplete,
     ModelFileError,
+    QueueFull,
     UnsupportedMediaType,
 )
 from cotenant.domain.units import MIB
@@ -22,6 +24,7 @@ from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import UNREADABLE_MODEL, send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route
+from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.plans.command import changes_of, plan_command, serve_command
 from cotenant.gateway.plans.headers import Headers, join_headers, read_header
 from cotenant.gateway.plans.schema import FileResponse, HeaderResponse, PlanRequest, PlanResponse
@@ -59,8 +62,7 @@ class PlanRoutes:
         self._planner = planner
         self._limits = limits
         self._headers = Headers(clock)
-        # One header is received at a time: each may be as long as the limit on bodies.
-        self._receiving = asyncio.Lock()
+        self._reading = ThreadGate(lambda: QueueFull("many headers are being read", hint="Try again later."))
 
     @Route(
         "POST /api/plan",
@@ -74,17 +76,18 @@ class PlanRoutes:
             errors.BadDeviceSpec,
             errors.BadRecipe,
             errors.BadSplit,
+            errors.QueueFull,
         ),
         body=Body(PlanRequest, required=True, examples=_EXAMPLES),
     )
     async def _plan(self, request: ApiRequest) -> object:
         asked = read_body(PlanRequest, await request.body() or b"{}")
         try:
-            found = await self._planner.plan(self._wanted(asked))
+            found = await unless_disconnected(request.receive, self._planned(asked))
         except ModelFileError as error:
             await send_problem(request.send, error, problem=UNREADABLE_MODEL)
             return None
-        return plan_answer(found)
+        return None if found is None else plan_answer(found)
 
     # An invalid file is sent as problems.UNREADABLE_MODEL here.
     @Route(
@@ -98,6 +101,7 @@ class PlanRoutes:
             errors.BadRequest,
             errors.UnsupportedMediaType,
             errors.HeaderIncomplete,
+            errors.QueueFull,
         ),
         (_NAME, _SIZE),
         Body(bytes, required=True, content_type=OCTETS),
@@ -110,32 +114,33 @@ class PlanRoutes:
                 f"the body is {given.decode('latin-1')[:80]!r}, not the beginning of a file",
                 hint=f"Send it with Content-Type: {OCTETS}.",
             )
-        async with self._receiving:
-            first = await request.octets(self._limits)
-            try:
-                sent = await asyncio.to_thread(read_header, name, size, first)
-            except HeaderIncomplete as error:
-                needed = b"%d" % (error.needed_bytes or size)
-                await send_problem(request.send, error, ((NEEDED, needed),))
-                return None
-            except ModelFileError as error:
-                await send_problem(request.send, error, problem=UNREADABLE_MODEL)
-                return None
+        first = await request.octets(self._limits)
+        try:
+            sent = await self._reading.run(partial(read_header, name, size, first))
+        except HeaderIncomplete as error:
+            needed = b"%d" % (error.needed_bytes or size)
+            await send_problem(request.send, error, ((NEEDED, needed),))
+            return None
+        except ModelFileError as error:
+            await send_problem(request.send, error, problem=UNREADABLE_MODEL)
+            return None
         self._headers.keep(sent)
         return HeaderResponse.model_validate(sent)
 
-    def _wanted(self, asked: PlanRequest) -> PlanQuery:
-        """Convert a request. Raises BadAssignment, HeaderGone and ModelFileError."""
+    async def _planned(self, asked: PlanRequest) -> PlanAnswer:
+        """Plan what a request asks for. Raises BadAssignment, HeaderGone, and what a planner raises."""
         named = [name for name in ("model", "path", "headers") if getattr(asked, name) is not None]
         if len(named) != 1:
             what = f"{' and '.join(named)} are given" if named else "no model is given"
             raise BadAssignment(what, hint="Give one of model, path and headers.", field="model")
         sent = [self._headers.find(id_) for id_ in asked.headers or ()]
-        name, shape, projector_bytes = join_headers(sent) if sent else ("", None, 0)
+        name, shape, projector_bytes = (
+            await self._reading.run(partial(join_headers, sent)) if sent else ("", None, 0)
+        )
         recipe = asked.recipe.model_dump(exclude_none=True)
         if "tensor_split" in recipe:
             recipe["tensor_split"] = tuple(recipe["tensor_split"])
-        return PlanQuery(
+        query = PlanQuery(
             model=asked.model,
             path=asked.path,
             shape=shape,
@@ -148,6 +153,7 @@ class PlanRoutes:
             min_budget_bytes=_bytes(asked.min_budget_mib),
             overhead_bytes=_bytes(asked.overhead_mib),
         )
+        return await self._planner.plan(query)
 
 
 def plan_answer(found: PlanAnswer) -> PlanResponse:
