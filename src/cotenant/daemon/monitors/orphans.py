@@ -6,8 +6,7 @@ from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.domain.errors import EngineMissing
 from cotenant.domain.launching import LauncherKind, LaunchOptions
 from cotenant.engines.launch.launchers import kind_of
-from cotenant.engines.launch.orphans import remove_orphaned_containers
-from cotenant.engines.process.marks import kill_orphans
+from cotenant.engines.launch.orphans import kill_orphans, remove_orphaned_containers
 
 
 class OrphanCleaner:

@@ -1,4 +1,4 @@
-"""Finds the containers of daemons that have ended, by their labels, and removes them."""
+"""Finds the containers and processes of daemons that have ended, and removes them."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ from typing import Any, Final
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch import container_supervisor
 from cotenant.engines.launch.container import ENGINE_LABEL, MODEL_LABEL, OWNER_LABEL
+from cotenant.engines.process.marks import kill_orphans as kill_orphans
 from cotenant.engines.process.owner import Owner
 from cotenant.programs.run import run_program
 
