@@ -1,6 +1,7 @@
 import grp
 import os
 import pwd
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -414,6 +415,55 @@ def test_a_group_of_the_owner_alone_may_write(folder: Path, monkeypatch: pytest.
     group.gr_mem.append("guest")
     with pytest.raises(BadSetting, match="by the group"):
         find_configuration(None, {})
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("${KEY}", "secret"),
+        ("a-${KEY}-b", "a-secret-b"),
+        ("${KEY:-other}", "secret"),
+        ("${ABSENT:-other}", "other"),
+        ("${ABSENT-}x", "x"),
+        ("${EMPTY:-other}", "other"),
+        ("${EMPTY-other}x", "x"),
+        ("$${KEY}", "${KEY}"),
+        ("$KEY", "$KEY"),
+        ("$$", "$$"),
+    ],
+)
+def test_variables_in_the_file_are_expanded(read: Reader, written: str, meant: str) -> None:
+    given = {"KEY": "secret", "EMPTY": ""}
+    assert read(f"server: {{api_keys: ['{written}']}}", given).server.api_keys == (meant,)
+
+
+def test_variables_are_expanded_everywhere_and_then_read_as_if_written(read: Reader) -> None:
+    text = """
+server: {port: "${PORT:-80}"}
+models:
+  - {name: "${NAME}", path: "${DIR}/tiny.gguf", env: {TOKEN: "${NAME}"}, args: ["--x=${NAME}"]}
+"""
+    configuration = read(text, {"NAME": "mine", "DIR": "models"})
+    (model,) = configuration.models
+    assert configuration.server.port == 80
+    assert (model.name, model.env, model.args) == ("mine", {"TOKEN": "mine"}, ("--x=mine",))
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_line_and_nothing_else_is_said(read: Reader) -> None:
+    with pytest.raises(BadSetting) as raised:
+        read("server:\n  port: ${PORT}\n  api_keys: ['${A}', '${1}']\ndevices: {reserve_mib: '${}'}")
+    line = r"cotenant\.yaml, line {}: {}: {}"
+    for problem, pattern in zip(
+        raised.value.problems,
+        (
+            line.format(2, r"server\.port", "the variable PORT is not set"),
+            line.format(3, r"server\.api_keys\[0\]", "the variable A is not set"),
+            line.format(3, r"server\.api_keys\[1\]", r"it has a \$\{ that begins no"),
+            line.format(4, r"devices\.reserve_mib", r"it has a \$\{ that begins no"),
+        ),
+        strict=True,
+    ):
+        assert re.search(pattern, problem)
 
 
 KEYS = sorted(

@@ -14,6 +14,7 @@ from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
 from cotenant.config.schema import CheckedSettings, Section, Settings, sections_in
 from cotenant.config.trusted_file import refuse_if_others_may_write
+from cotenant.config.variables import Issue, expanded
 from cotenant.config.yaml_document import EXAMPLE, Document, read_document
 from cotenant.domain.errors import BadSetting
 
@@ -71,16 +72,22 @@ def check(
     """Check every setting separately. Raises BadSetting with all issues."""
     by_flag, flag_sources = from_flags(flags)
     by_variable, variable_sources = from_environment(environment)
-    # An empty section would hide the values of other sources.
-    by_file = {key: each for key, each in document.settings.items() if each is not None} if document else {}
+    issues: list[Issue] = []
+    by_file: Mapping[str, Any] = {}
+    if document is not None:
+        # Flags are no text of a file: the shell has expanded them.
+        given = expanded(document.settings, environment, issues) if document.name else document.settings
+        # An empty section would hide the values of other sources.
+        by_file = {key: each for key, each in given.items() if each is not None}
     faults: list[Any] = []
     try:
         settings = Settings(flags=by_flag, environment=by_variable, file=by_file)  # type: ignore[call-arg]
     except ValidationError as error:
         settings, faults = Settings.model_construct(), error.errors(include_url=False)
     checked = CheckedSettings(settings, document, {**variable_sources, **flag_sources})
-    for fault in faults:
-        checked.report(*_explained(fault))
+    unread = {key for key, _, _ in issues}
+    for issue in (*issues, *(_explained(fault) for fault in faults if fault["loc"] not in unread)):
+        checked.report(*issue)
     checked.refuse()
     return checked
 
