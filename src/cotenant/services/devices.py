@@ -1,6 +1,6 @@
 """The GPUs of this machine, as input of the strategies and as records of the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory
 from cotenant.services.assign.memory import needed_bytes
@@ -12,27 +12,41 @@ def service_devices(
     claims: Mapping[DeviceId, int],
     services: Sequence[Service],
     assigned: Sequence[Assignment],
+    running: Collection[str] | None = None,
 ) -> tuple[ServiceDevice, ...]:
     """Return every GPU of known size, in index order, with the bytes that services cannot use.
 
-    `claims` are the bytes of the scheduler's models, `assigned` the GPUs on which `services` run now. A GPU
-    that cannot be measured or used counts as unhealthy.
+    `claims` are the bytes of the scheduler's models, `assigned` the GPUs on which `services` run or ran last,
+    `running` the names of those that are seen to run; None if that is not known. A GPU that cannot be
+    measured or used counts as unhealthy.
 
     A service that runs on a GPU must not displace itself. Drivers do not always report the owner of memory,
     so what is in use beyond the scheduler's claims is attributed to the running services up to the sum of
     their needs; the rest is foreign. Occupied is foreign plus claimed. A service that is not pinned is
     assumed to be on the GPU of lowest index, where CUDA puts it. If the use is unknown, only claims count.
+
+    Where nothing shows which services run (no container engine answers, or the GPUs are only described), all
+    are assumed to; what is attributed to those that are not seen is `assumed_bytes`. A static description does
+    not change with what runs: there `assigned` does not count.
     """
     gpus = _gpus(inventory)
     indices = {device.id: index for index, device in gpus}
     lowest = min(indices.values(), default=None)
-    assignments = {each.service: each for each in assigned}
+    assignments = {each.service: each for each in assigned if inventory.source.is_live}
+    seen = running or ()
+    observable = running is not None and inventory.source.is_live
     own: dict[int | None, int] = {}
+    own_seen: dict[int | None, int] = {}
     for service in services:
+        if observable and service.name not in seen:
+            continue
         each = assignments.get(service.name, Assignment(service.name))
         pinned = each.gpu_index if each.device_id is None else indices.get(each.device_id)
         index = lowest if pinned is None else pinned
-        own[index] = own.get(index, 0) + needed_bytes(service, each.vram_budget_gb)
+        need = needed_bytes(service, each.vram_budget_gb)
+        own[index] = own.get(index, 0) + need
+        if service.name in seen:
+            own_seen[index] = own_seen.get(index, 0) + need
     found = []
     for index, device in gpus:
         if device.total_bytes is not None:
@@ -40,7 +54,8 @@ def service_devices(
             # A static description does not show our models.
             unseen = claimed if device.described and not inventory.source.is_live else 0
             used = claimed if reading.used_bytes is None else reading.used_bytes + unseen
-            occupied = claimed + max(0, used - claimed - own.get(index, 0))
+            others = max(0, used - claimed)
+            attributed = min(others, own.get(index, 0))
             healthy = reading.free_bytes is not None and reading.compute_mode is not ComputeMode.PROHIBITED
             found.append(
                 ServiceDevice(
@@ -48,9 +63,10 @@ def service_devices(
                     index,
                     device.name,
                     device.total_bytes,
-                    occupied,
+                    claimed + others - attributed,
                     device.bandwidth_bytes_per_s,
                     healthy,
+                    max(0, attributed - own_seen.get(index, 0)),
                 )
             )
     return tuple(found)

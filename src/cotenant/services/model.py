@@ -55,6 +55,7 @@ class ServiceDevice:
     """A GPU, as input of the strategies.
 
     `occupied_bytes` is in use by others than services: foreign processes and the scheduler's models.
+    `assumed_bytes` is in use besides, and taken for services' own, though none is seen to run there.
     `speed` orders GPUs, faster is more (bytes/s of memory bandwidth); None where it is not known.
     """
 
@@ -65,6 +66,7 @@ class ServiceDevice:
     occupied_bytes: int = 0
     speed: float | None = None
     healthy: bool = True
+    assumed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class WarningKind(StrEnum):
     GPU_MISSING = "gpu_missing"
     GPU_UNHEALTHY = "gpu_unhealthy"
     UNKNOWN_SERVICE = "unknown_service"
+    MEMORY_ASSUMED = "memory_assumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +128,15 @@ class AssignmentPlan:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How one service's assignment differs between two configurations; None where it has none."""
+    """How one service's assignment differs between two configurations; None where it has none.
+
+    `reason` says why its container is recreated although the assignment is the same.
+    """
 
     service: str
     before: Assignment | None
     after: Assignment | None
+    reason: str | None = None
 
 
 class ProgressState(StrEnum):
@@ -260,8 +267,8 @@ class SeenDevice:
 class ContainerState:
     """The state of a service's container, as its engine reports it. Unknown is None.
 
-    `assignment` is the one with which it was created, None if Cotenant did not pin it. `healthy` is the
-    result of its health check, None if it has none.
+    `assignment` is the one with which it was created, with the GPU that it got; None if Cotenant did not pin
+    it. `healthy` is the result of its health check, None if it has none.
     """
 
     service: str
@@ -275,8 +282,8 @@ class ContainerState:
 class ServicesView:
     """GPU configuration as an operator sees it: what is saved, what runs, warnings and problems.
 
-    `applied` is the configuration that the containers were last created with, None before the first apply;
-    `changes` is what applying the saved one would change. `strategy` is the saved one's, before the first the
+    `applied` is the configuration that was applied last, None before the first apply; `changes` is what
+    applying the saved one would recreate. `strategy` is the saved one's, before the first the
     configured one. `problems` are sentences (a generated file was edited, a compose file is missing, no GPU
     was found).
     """

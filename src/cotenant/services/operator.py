@@ -17,7 +17,7 @@ from cotenant.domain.errors import (
     StoreError,
 )
 from cotenant.services.apply_runner import ApplyRunner
-from cotenant.services.assign.changes import difference
+from cotenant.services.assign.changes import difference, recreations
 from cotenant.services.assign.fallback import fall_back
 from cotenant.services.assign.strategies import assign
 from cotenant.services.assign.warnings import warnings_of
@@ -32,6 +32,7 @@ from cotenant.services.model import (
     AssignmentPlan,
     Change,
     ContainerState,
+    ProgressState,
     SavedConfiguration,
     SeenDevice,
     ServiceDevice,
@@ -42,6 +43,9 @@ from cotenant.services.model import (
 )
 
 _MAX_HISTORY: Final = 1_000
+_ENGINE_PATIENCE_S: Final = 5.0
+"""After that a page is shown without the state of containers."""
+
 _LOG: Final = logging.getLogger("cotenant.services")
 
 Measure = Callable[[], Inventory]
@@ -72,6 +76,7 @@ class Services:
         self._runner = ApplyRunner(orchestrator, store)
         self._changing = asyncio.Lock()
         self._measuring: asyncio.Task[Inventory] | None = None
+        self._querying: asyncio.Task[Sequence[ContainerState] | None] | None = None
 
     async def start(self) -> None:
         """Store which GPUs are present, and find out the state of an interrupted apply.
@@ -93,9 +98,10 @@ class Services:
     async def view(self) -> ServicesView:
         """Return everything as it is now. Raises StoreError."""
         saved, applied = await self._store.current(), await self._store.applied()
-        inventory = await self._inventory()
-        devices = self._devices(inventory, applied)
+        inventory, containers = await asyncio.gather(self._inventory(), self._containers())
+        devices = self._devices(inventory, applied, containers)
         problems = list(inventory.problems)
+        changes: Sequence[Change] = ()
         if not devices:
             problems.append("No GPUs detected: services cannot be pinned. Describe some with --gpus to plan.")
         compose = await self._compose_services(problems)
@@ -104,6 +110,7 @@ class Services:
             effective, moved = fall_back(saved.assignments, self._enabled, devices)
             found = warnings_of(self._settings.items, devices, effective, known_services=compose)
             warnings = (*moved, *found)
+            changes = await self._changes(applied, effective, containers)
         edited = await asyncio.to_thread(self._orchestrator.edited)
         problems += [
             f"{path} was changed by hand since Cotenant wrote it: it is not overwritten without force."
@@ -117,34 +124,32 @@ class Services:
             warnings,
             problems,
             edited,
-            changes=_differences(applied, saved) if saved else (),
+            changes=changes,
             strategy=saved.strategy if saved else self._settings.strategy,
         )
 
     async def preview(
         self, strategy: Strategy, assignments: Sequence[Assignment] | None = None
     ) -> tuple[AssignmentPlan, Sequence[Change]]:
-        """Return what would be saved, and how that differs from what is applied.
+        """Return what would be saved, and what applying it would recreate.
 
         Services that `assignments` leave out are placed by the strategy. None: under `manual` those saved.
         Raises BadAssignment, StoreError.
         """
         saved, applied = await self._store.current(), await self._store.applied()
-        devices = self._devices(await self._inventory(), applied)
+        inventory, containers = await asyncio.gather(self._inventory(), self._containers())
+        devices = self._devices(inventory, applied, containers)
         if assignments is not None:
             manual = self._resolved(assignments, devices)
         else:
             manual = saved.assignments if strategy is Strategy.MANUAL and saved is not None else ()
         plan = await self._plan(strategy, manual, devices)
-        return plan, _differences(applied, plan)
+        effective, _ = fall_back(plan.assignments, self._enabled, devices)
+        return plan, await self._changes(applied, effective, containers)
 
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
         """Return the last apply and the containers as they are; none if there is no container engine."""
-        status = self._runner.status or await self._store.last_apply()
-        try:
-            return status, await self._orchestrator.containers()
-        except (ContainerEngineMissing, ComposeFileError):
-            return status, ()
+        return await self._last_apply(), await self._containers() or ()
 
     async def history(self, limit: int = 20) -> Sequence[SavedConfiguration]:
         """Return the last configurations, newest first. Raises StoreError."""
@@ -167,18 +172,20 @@ class Services:
         """Save assignments to the database and both files, or to none; return them as saved, with warnings.
 
         Services that `assignments` leave out are placed by the strategy; under `manual` they stay unpinned.
-        Raises BadAssignment, GeneratedFileEdited, GeneratedFileFailed, StoreError.
+        Raises BadAssignment, GeneratedFileEdited, GeneratedFileFailed, StoreError, and ApplyRunning, since an
+        apply works with the files.
         """
         async with self._changing:
+            self._runner.check_idle()
             _, plan = await self._save(strategy, assignments, force=force)
             return plan
 
     async def apply(self, *, force: bool = False) -> ApplyStatus:
-        """Start to recreate the services whose containers run with another assignment than the saved one.
+        """Start to recreate the services whose containers do not run as saved.
 
-        If nothing was saved, the configured strategy's assignments are saved first. Returns at once.
-        Raises ApplyRunning, ContainerEngineMissing, ComposeFileError, GeneratedFileEdited,
-        GeneratedFileFailed, StoreError.
+        That is with another assignment, not at all, unhealthy, or not up since the last apply. If nothing was
+        saved, the configured strategy's assignments are saved first. Returns at once. Raises ApplyRunning,
+        ContainerEngineMissing, ComposeFileError, GeneratedFileEdited, GeneratedFileFailed, StoreError.
         """
         async with self._changing:
             self._runner.check_idle()
@@ -200,24 +207,35 @@ class Services:
             self._runner.check_idle()
             target = self._target(await self._store.history(_MAX_HISTORY), number)
             containers = await self._orchestrator.containers()
-            saved = await self._store.save(
-                target.strategy, target.assignments, time.time(), lambda _number: None
-            )
+            devices = self._devices(await self._inventory(), await self._store.applied(), containers)
+            saved = await self._commit(target.strategy, target.assignments, devices, force=True)
             return await self._start(saved, containers, force=True)
 
     async def _save(
         self, strategy: Strategy, assignments: Sequence[Assignment], *, force: bool
     ) -> tuple[SavedConfiguration, AssignmentPlan]:
         applied = await self._store.applied()
-        devices = self._devices(await self._inventory(), applied)
+        inventory, containers = await asyncio.gather(self._inventory(), self._containers())
+        devices = self._devices(inventory, applied, containers)
         plan = await self._plan(strategy, self._resolved(assignments, devices), devices)
+        return await self._commit(strategy, plan.assignments, devices, force=force), plan
+
+    async def _commit(
+        self,
+        strategy: Strategy,
+        assignments: Sequence[Assignment],
+        devices: Sequence[ServiceDevice],
+        *,
+        force: bool,
+    ) -> SavedConfiguration:
+        """Save assignments to the database and the generated files, or to none."""
         at = time.time()
 
         def publish(number: int) -> None:
-            saved = SavedConfiguration(number, at, strategy, plan.assignments)
+            saved = SavedConfiguration(number, at, strategy, tuple(assignments))
             self._orchestrator.write(saved, self._settings.items, devices, force=force)
 
-        return await self._store.save(strategy, plan.assignments, at, publish), plan
+        return await self._store.save(strategy, assignments, at, publish)
 
     async def _plan(
         self, strategy: Strategy, manual: Sequence[Assignment], devices: Sequence[ServiceDevice]
@@ -229,24 +247,18 @@ class Services:
         self, saved: SavedConfiguration, running: Sequence[ContainerState], *, force: bool
     ) -> ApplyStatus:
         applied = await self._store.applied()
-        devices = self._devices(await self._inventory(), applied)
+        devices = self._devices(await self._inventory(), applied, running)
         assignments, _ = fall_back(saved.assignments, self._enabled, devices)
         effective = replace(saved, assignments=tuple(assignments))
         await asyncio.to_thread(
             self._orchestrator.write, effective, self._settings.items, devices, force=force
         )
-        before = {state.service: state.assignment for state in running if state.assignment}
-        after = {each.service: each for each in assignments}
-        differing = {change.service for change in difference(before.values(), assignments)}
-        present = {state.service for state in running if state.container_id is not None}
-        changed = [
-            service for service in self._enabled if service.name in differing or service.name not in present
-        ]
+        changing = {change.service for change in await self._changes(applied, assignments, running)}
         order = ApplyOrder(
             saved.number,
-            changed,
-            before,
-            after,
+            [service for service in self._enabled if service.name in changing],
+            {state.service: state.assignment for state in running if state.assignment},
+            {each.service: each for each in assignments},
             self._settings.on_failure,
             applied.number if applied is not None else None,
         )
@@ -260,9 +272,53 @@ class Services:
             self._measuring = asyncio.get_running_loop().create_task(run_in_detached_thread(self._measure))
         return await asyncio.shield(self._measuring)
 
-    def _devices(self, inventory: Inventory, applied: SavedConfiguration | None) -> tuple[ServiceDevice, ...]:
-        pinned = applied.assignments if applied is not None else ()
-        return service_devices(inventory, self._claims(), self._enabled, pinned)
+    async def _containers(self) -> Sequence[ContainerState] | None:
+        """Return the containers as they are; None if no engine answers. Concurrent callers share a query."""
+        if self._querying is None or self._querying.done():
+            self._querying = asyncio.get_running_loop().create_task(self._query())
+        return await asyncio.shield(self._querying)
+
+    async def _query(self) -> Sequence[ContainerState] | None:
+        try:
+            async with asyncio.timeout(_ENGINE_PATIENCE_S):
+                return await self._orchestrator.containers()
+        except (ContainerEngineMissing, ComposeFileError, TimeoutError):
+            return None
+
+    def _devices(
+        self,
+        inventory: Inventory,
+        applied: SavedConfiguration | None,
+        containers: Sequence[ContainerState] | None,
+    ) -> tuple[ServiceDevice, ...]:
+        pinned = {each.service: each for each in (applied.assignments if applied is not None else ())}
+        running = None
+        if containers is not None:
+            running = {state.service for state in containers if state.running}
+            pinned |= {
+                state.service: state.assignment or Assignment(state.service)
+                for state in containers
+                if state.running
+            }
+        return service_devices(inventory, self._claims(), self._enabled, [*pinned.values()], running)
+
+    async def _changes(
+        self,
+        applied: SavedConfiguration | None,
+        after: Sequence[Assignment],
+        containers: Sequence[ContainerState] | None,
+    ) -> Sequence[Change]:
+        """Return what applying `after` would recreate; without an engine, by what was applied last."""
+        if containers is None:
+            return difference(applied.assignments if applied is not None else (), after)
+        last = await self._last_apply()
+        failed = (
+            {each.service for each in last.services if each.state is ProgressState.FAILED} if last else ()
+        )
+        return recreations(self._enabled, containers, after, failed)
+
+    async def _last_apply(self) -> ApplyStatus | None:
+        return self._runner.status or await self._store.last_apply()
 
     async def _compose_services(self, problems: list[str]) -> frozenset[str] | None:
         """Return the names in the compose files. Unreadable files give None and a sentence in `problems`."""
@@ -318,9 +374,3 @@ class Services:
             return good[0]
         unpinned = tuple(Assignment(service.name) for service in self._enabled)
         return SavedConfiguration(0, 0.0, Strategy.MANUAL, unpinned)
-
-
-def _differences(
-    applied: SavedConfiguration | None, wanted: SavedConfiguration | AssignmentPlan
-) -> tuple[Change, ...]:
-    return difference(applied.assignments if applied else (), wanted.assignments)

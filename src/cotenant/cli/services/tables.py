@@ -41,7 +41,7 @@ def configuration_lines(shown: Json) -> Iterator[str]:
 
 
 def preview_lines(preview: Json, shown: Json) -> Iterator[str]:
-    """Show what a strategy would assign, how that differs from what is applied, and how full GPUs get."""
+    """Show what a strategy would assign, what applying that would recreate, and how full GPUs get."""
     yield f"Strategy: {preview['strategy']}"
     services = {service["name"]: service for service in shown["services"]}
     changes = {change["service"]: change for change in preview["diff"]}
@@ -57,7 +57,7 @@ def preview_lines(preview: Json, shown: Json) -> Iterator[str]:
         yield _filled(gpu, preview["assignments"], services)
     yield from _notes(preview)
     if not preview["diff"]:
-        yield "No difference from what is applied."
+        yield "No difference from what runs."
 
 
 def apply_lines(apply: Json | None) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _change(change: Json | None) -> str:
         return ""
     indices = [(each or {}).get("gpu_index") for each in (change["before"], change["after"])]
     before, after = ("not pinned" if index is None else f"GPU {index}" for index in indices)
-    return f"{before} -> {after}" if before != after else "other budget"
+    return f"{before} -> {after}" if before != after else change["reason"] or "other budget"
 
 
 def _filled(gpu: Json, assignments: Sequence[Json], services: Mapping[str, Json]) -> str:

@@ -82,7 +82,14 @@ class GpuConfigRoutes:
         f"PUT {_PATH}",
         "Save assignments to the database and both files, or to none",
         Reply(SaveResponse, "the assignments as saved", example=examples.SAVED),
-        (_NO_SERVICES, *BODY_ERRORS, errors.GeneratedFileEdited, errors.GeneratedFileFailed, *_READING),
+        (
+            _NO_SERVICES,
+            *BODY_ERRORS,
+            errors.ApplyRunning,
+            errors.GeneratedFileEdited,
+            errors.GeneratedFileFailed,
+            *_READING,
+        ),
         body=Body(ConfigurationRequest, required=True, examples=examples.SAVES),
     )
     async def _save(self, request: ApiRequest) -> object:

@@ -129,11 +129,15 @@ class WarningResponse(ResponseModel):
 
 
 class ChangeResponse(ResponseModel):
-    """How a service's assignment differs from the applied one; null where it has none."""
+    """How a service's assignment differs from that of its container; null where it has none.
+
+    `reason` says why the container is recreated although they are the same.
+    """
 
     service: str
     before: AssignmentResponse | None
     after: AssignmentResponse | None
+    reason: str | None
 
 
 class StrategyResponse(ResponseModel):

@@ -1,8 +1,8 @@
-"""How two configurations of services differ."""
+"""How two configurations of services differ, and which containers an apply recreates."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from cotenant.services.model import Assignment, Change
+from cotenant.services.model import Assignment, Change, ContainerState, Service
 
 
 def difference(before: Iterable[Assignment], after: Iterable[Assignment]) -> tuple[Change, ...]:
@@ -18,6 +18,40 @@ def difference(before: Iterable[Assignment], after: Iterable[Assignment]) -> tup
         for service in dict.fromkeys((*new, *old))
         if not same(old.get(service) or Assignment(service), new.get(service) or Assignment(service))
     )
+
+
+def recreations(
+    services: Sequence[Service],
+    containers: Sequence[ContainerState],
+    after: Iterable[Assignment],
+    failed: Collection[str],
+) -> tuple[Change, ...]:
+    """Return the services whose containers must be recreated to run as in `after`, in their order.
+
+    A container that runs with that assignment is left alone, unless it is unhealthy or the last apply of its
+    service `failed`.
+    """
+    states = {state.service: state for state in containers}
+    wanted = {assignment.service: assignment for assignment in after}
+    found = []
+    for service in services:
+        name, new = service.name, wanted.get(service.name)
+        state = states.get(name, ContainerState(name))
+        differs = not same(state.assignment or Assignment(name), new or Assignment(name))
+        reason = _reason(state, failed)
+        if differs or reason is not None:
+            found.append(Change(name, state.assignment, new, None if differs and state.running else reason))
+    return tuple(found)
+
+
+def _reason(state: ContainerState, failed: Collection[str]) -> str | None:
+    if state.container_id is None:
+        return "it has no container"
+    if not state.running:
+        return "its container is not running"
+    if state.healthy is False:
+        return "its container is unhealthy"
+    return "it did not come up in the last apply" if state.service in failed else None
 
 
 def same(one: Assignment, other: Assignment) -> bool:

@@ -44,6 +44,7 @@ def warnings_of(
         for service, budget in here[device.id]:
             found += _of_one(device, service, budget, here[device.id])
         found += _of_all(device, here[device.id])
+        found += _of_assumed(device, here[device.id])
     return tuple(found)
 
 
@@ -159,6 +160,18 @@ def _of_all(device: ServiceDevice, placed: Placed) -> Iterator[ServiceWarning]:
         f"Combined VRAM (~{size}) exceeds {limit}",
         gpu_index=device.index,
     )
+
+
+def _of_assumed(device: ServiceDevice, placed: Placed) -> Iterator[ServiceWarning]:
+    """Warn if services fit only because memory in use is taken for their own."""
+    free = device.total_bytes - device.occupied_bytes - device.assumed_bytes
+    if device.assumed_bytes and sum(needed_bytes(service, budget) for service, budget in placed) > free:
+        yield ServiceWarning(
+            WarningKind.MEMORY_ASSUMED,
+            f"{size_text(device.assumed_bytes)} in use on GPU {device.index} are taken for services' own, "
+            f"though none is seen to run. If others hold them, only {size_text(max(0, free))} are free.",
+            gpu_index=device.index,
+        )
 
 
 def _reduced(device: ServiceDevice, service: Service, budget: float | None, placed: Placed) -> str:

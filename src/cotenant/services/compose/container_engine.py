@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.errors import ContainerEngineMissing
 from cotenant.programs.run import run_async
 from cotenant.services.compose.command import reason
 from cotenant.services.compose.gpu_requests import CDI_GPU
 from cotenant.services.compose.override import labelled_assignment
-from cotenant.services.model import ContainerState
+from cotenant.services.model import Assignment, ContainerState
 
 _PROJECT: Final = "com.docker.compose.project"
 _SERVICE: Final = "com.docker.compose.service"
@@ -123,8 +124,18 @@ def _state(service: str, containers: Sequence[Container]) -> ContainerState:
         container_id=first.id,
         running=all(each.running for each in containers),
         healthy=all(checked) if len(checked) == len(containers) else None,
-        assignment=labelled_assignment(service, first.labels),
+        assignment=_actual(labelled_assignment(service, first.labels), first.gpus),
     )
+
+
+def _actual(labelled: Assignment | None, gpus: frozenset[str] | None) -> Assignment | None:
+    """Return the assignment of a container's label, with another GPU if the engine gave it another."""
+    if labelled is None or not gpus or gpus & {str(labelled.gpu_index), labelled.device_id}:
+        return labelled
+    name = min(gpus)
+    if name.isdecimal():
+        return replace(labelled, gpu_index=int(name), device_id=None)
+    return replace(labelled, gpu_index=None, device_id=DeviceId(name))
 
 
 def _container(inspected: Mapping[str, Any]) -> Container:
