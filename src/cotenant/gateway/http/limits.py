@@ -1,20 +1,51 @@
 """Limits on the size of a request, and intervals of the gateway."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from cotenant.asgi import Header, Receive
-from cotenant.domain.errors import HeadersTooLarge, RequestTooLarge
-from cotenant.domain.units import KIB, MIB, format_bytes
+from cotenant.domain.errors import HeadersTooLarge, QueueFull, RequestTooLarge
+from cotenant.domain.units import GIB, KIB, MIB, format_bytes
+
+_FREE_BODY_BYTES: Final = 256 * KIB
+_MAX_VALUES: Final = 500_000
+
+
+@dataclass(slots=True)
+class BodyMemory:
+    """Memory of bodies that are received now, or whose requests are in progress; small ones do not count."""
+
+    most_bytes: int = GIB
+    held_bytes: int = 0
+
+    def hold(self, n: int) -> None:
+        """Count a body of `n` bytes. Raises QueueFull if all of them would be over the bound."""
+        if n > _FREE_BODY_BYTES:
+            if self.held_bytes + n > self.most_bytes:
+                raise QueueFull(
+                    f"the bodies of other requests take {format_bytes(self.held_bytes)} of memory",
+                    hint="Try again later.",
+                )
+            self.held_bytes += n
+
+    def release(self, n: int) -> None:
+        """Forget a body of `n` bytes that was held."""
+        if n > _FREE_BODY_BYTES:
+            self.held_bytes -= n
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on a request: bytes of its body, bytes of its head, and the number of headers."""
+    """Bounds on a request: bytes of its body, bytes of its head, and the number of headers.
+
+    `memory` is shared by all requests.
+    """
 
     body_bytes: int = 32 * MIB
     head_bytes: int = 64 * KIB
     headers: int = 100
+    memory: BodyMemory = field(default_factory=BodyMemory, compare=False)
 
     def check_head(self, headers: Sequence[Header]) -> None:
         """Check the size of a head, and of the body that it declares.
@@ -54,17 +85,45 @@ class Timing:
 
 
 async def whole_body(receive: Receive, limits: Limits) -> bytes | None:
-    """Read a complete body; None if the client disconnects. Raises RequestTooLarge."""
+    """Read a complete body; None if the client disconnects. Raises RequestTooLarge or QueueFull."""
     pieces: list[bytes] = []
-    size = 0
+    size = held = 0
     more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        piece: bytes = message.get("body", b"")
-        size += len(piece)
-        limits.check_body(size)
-        pieces.append(piece)
-        more = message.get("more_body", False)
+    try:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            limits.check_body(size)
+            pieces.append(piece)
+            more = message.get("more_body", False)
+            if more:
+                limits.memory.release(held)
+                held = 0
+                limits.memory.hold(size)
+                held = size
+    finally:
+        limits.memory.release(held)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def check_values(body: bytes) -> None:
+    """Check the number of values in a JSON text before it is parsed. Raises RequestTooLarge.
+
+    Parsing holds up all requests, by its number of values more than by its length: 31 MiB of `[],` take
+    seconds and a gigabyte of memory, one image of that length takes milliseconds.
+    """
+    if _values(body) <= _MAX_VALUES:
+        return
+    # Commas and brackets in strings, as in long texts, do not count.
+    text = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if text.count(b'"') > 2 * _MAX_VALUES or _values(b"".join(text.split(b'"')[::2])) > _MAX_VALUES:
+        raise RequestTooLarge(
+            f"the body holds more than {_MAX_VALUES:,} values", hint="Send it in several requests."
+        )
+
+
+def _values(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")

@@ -91,6 +91,7 @@ class Exchange:
         if body is None:
             return
         proxy = self._proxy
+        proxy.limits.memory.hold(len(body))
         proxy.watch.enter(self)
         self._counters = proxy.counters.nameless
         self._begun_at = self._loop.time()
@@ -118,6 +119,7 @@ class Exchange:
                 await self._end_early(ShuttingDown("the daemon shut down before the answer was complete"))
             raise
         finally:
+            proxy.limits.memory.release(len(body))
             proxy.watch.leave(self)
             self._counters.by_class[0 if self._disconnected else min(self._status // 100, 5)] += 1
             if proxy.request_log is not None and self._name is not None:

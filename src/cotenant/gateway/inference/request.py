@@ -8,6 +8,8 @@ from typing import Any, Final
 from cotenant.asgi import Header
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest
+from cotenant.domain.units import MIB
+from cotenant.gateway.http.limits import check_values
 from cotenant.gateway.inference.request_options import TERM_HEADERS
 from cotenant.interfaces import Router
 
@@ -33,13 +35,17 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
         b"x-conversation-id",  # llama.cpp would continue to generate after the client has disconnected
     }
 )
+_FEW_VALUES_BYTES: Final = MIB
+"""A body up to this length is parsed in milliseconds, whatever is in it."""
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
 _decoder: Final = json.JSONDecoder()
 _scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type: ignore[attr-defined]
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """Parse a body as a JSON object. Raises BadRequest."""
+    """Parse a body as a JSON object. Raises BadRequest or RequestTooLarge."""
+    if len(body) > _FEW_VALUES_BYTES:
+        check_values(body)
     try:
         request = _decode(body.decode())
     except ValueError as error:
