@@ -26,8 +26,8 @@ def service_devices(
     assumed to be on the GPU of lowest index, where CUDA puts it. If the use is unknown, only claims count.
 
     Where nothing shows which services run (no container engine answers, or the GPUs are only described), all
-    are assumed to; what is attributed to those that are not seen is `assumed_bytes`. A static description does
-    not change with what runs: there `assigned` does not count.
+    are assumed to; what is attributed to those that are not seen is `assumed_bytes`. A static description
+    does not change with what runs: there `assigned` does not count.
     """
     gpus = _gpus(inventory)
     indices = {device.id: index for index, device in gpus}
