@@ -342,8 +342,9 @@ async def running(host: EngineHost, order: EngineOrder, within_s: float = 60.0) 
 async def complete(engine: Engine, **more: object) -> bytes:
     """Ask an engine as the gateway does; return the body of its answer, which must be a success."""
     asked = {"model": "tiny", "prompt": "Once", "max_tokens": 4, "temperature": 0, **more}
-    body = engine_body(json.dumps(asked).encode(), engine.endpoint)
-    head = engine_head(b"/v1/completions", engine.endpoint, [(b"connection", b"close")], len(body))
+    path = b"/v1/completions"
+    body, _ = engine_body(path, asked, json.dumps(asked).encode(), engine.endpoint, translated=False)
+    head = engine_head(path, engine.endpoint, [(b"connection", b"close")], len(body))
     reader, writer = await asyncio.open_connection(engine.endpoint.host, engine.endpoint.port)
     try:
         # llama.cpp keeps the connection open unless asked, and the gateway asks nothing of the kind.

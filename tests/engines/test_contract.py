@@ -22,7 +22,7 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
 async def test_it_starts_becomes_ready_and_serves_under_its_name(subject: Subject) -> None:
     async with running(subject.host, subject.order, subject.load_within_s) as engine:
         assert b'"choices"' in await complete(engine)
-        assert engine.build.kind is subject.order.placement.recipe.engine
+        assert engine.build.kind is engine.endpoint.kind is subject.order.placement.recipe.engine
 
 
 async def test_it_streams(subject: Subject) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Endpoint
 
 ANSWER = b'{"object":"chat.completion","choices":[]}'
@@ -80,17 +81,19 @@ async def stream_for_ever(call: Call) -> None:
 
 
 class StubEngine:
-    """Serves `script` and keeps what came in `calls`."""
+    """Serves `script` and keeps what came in `calls`. Requests come to it as to an engine of `kind`."""
 
-    def __init__(self, script: Script = answer) -> None:
+    def __init__(self, script: Script = answer, kind: EngineKind | None = EngineKind.LLAMA_CPP) -> None:
         self.script = script
+        self.kind = kind
         self.calls: list[Call] = []
         self.connections = 0
         self._arrived = asyncio.Condition()
 
     async def __aenter__(self) -> StubEngine:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=2048)
-        self.endpoint = Endpoint("127.0.0.1", self._server.sockets[0].getsockname()[1])
+        port = self._server.sockets[0].getsockname()[1]
+        self.endpoint = Endpoint("127.0.0.1", port, kind=self.kind)
         return self
 
     async def __aexit__(self, *_: object) -> None:

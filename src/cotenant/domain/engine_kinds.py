@@ -62,6 +62,8 @@ class EngineTraits:
     usual address of the daemon that runs all models of this kind, None for kinds without one. `cache_types`
     are the types of KV cache that it supports, K and V alike; empty for no limit. `tokenizes` says that it
     answers `/tokenize`, and `learns_from_readings` that its measured memory is planned for its next load.
+    With `counts_streams`, every release takes `stream_options`. With `outruns_clients`, it notices late
+    that the client of a plain request has disconnected, so long ones are sent as streams.
     """
 
     planning: PlanMethod
@@ -75,6 +77,8 @@ class EngineTraits:
     cache_types: tuple[str, ...] = ()
     tokenizes: bool = False
     learns_from_readings: bool = False
+    counts_streams: bool = False
+    outruns_clients: bool = False
 
     @property
     def follows_recipe(self) -> bool:
@@ -99,6 +103,8 @@ ENGINE_TRAITS: Final[Mapping[EngineKind, EngineTraits]] = {
         needs="path",
         whole_recipe=True,
         tokenizes=True,
+        counts_streams=True,
+        outruns_clients=True,
     ),
     EngineKind.VLLM: EngineTraits(
         PlanMethod.TENSOR_PARALLEL,
@@ -107,12 +113,14 @@ ENGINE_TRAITS: Final[Mapping[EngineKind, EngineTraits]] = {
         needs="path",
         command=("vllm",),
         cache_types=("f16", "q8_0"),
+        counts_streams=True,
     ),
     EngineKind.OLLAMA: EngineTraits(
         PlanMethod.WHOLE,
         ModelFormat.NOTHING,
         keys=_SERVER | {"model", "memory", "kind", "gpus"},
         daemon_address=OLLAMA_ADDRESS,
+        counts_streams=True,
     ),
     EngineKind.COMMAND: EngineTraits(
         PlanMethod.WHOLE,

@@ -55,7 +55,7 @@ class Endpoint:
     """Where an engine listens, and how it is addressed.
 
     `prefix` comes before every path. `model` is the name by which it knows the model, None for that of the
-    request; `key` is sent as a bearer token.
+    request; `key` is sent as a bearer token. `kind` is what serves there, None if that is unknown.
     """
 
     host: str
@@ -64,6 +64,7 @@ class Endpoint:
     prefix: str = ""
     model: str | None = None
     key: str | None = field(default=None, repr=False)
+    kind: EngineKind | None = None
 
     @property
     def url(self) -> str:

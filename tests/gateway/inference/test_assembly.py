@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.gateway.http.limits import Timing
 from cotenant.gateway.inference.assembly import SHORT_TOKENS, assemble, stream_body
@@ -123,6 +124,111 @@ def test_tool_calls_reasoning_and_text_come_together() -> None:
     }
 
 
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+COUNTED = {"choices": [], "usage": USAGE}
+
+
+def call(arguments: object = None, **more: object) -> dict[str, object]:
+    return delta({"tool_calls": [{"function": {"arguments": arguments}, **more}]})
+
+
+def begin(arguments: object, number: str = "t1", name: str = "f", **more: object) -> dict[str, object]:
+    function = {"name": name, "arguments": arguments}
+    return delta({"tool_calls": [{"id": number, "type": "function", "function": function, **more}]})
+
+
+ONE_CALL = [{"id": "t1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}]
+TWO_CALLS = [*ONE_CALL, {"id": "t2", "type": "function", "function": {"name": "g", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize(
+    ("events", "calls"),
+    [
+        pytest.param(
+            [
+                begin("", index=0),
+                delta({"tool_calls": [{"index": 0, "id": None, "function": {"name": None}}]}),
+                call('{"a":1}', index=0, id="", type=None),
+            ],
+            ONE_CALL,
+            id="nulls in later pieces",
+        ),
+        pytest.param([begin('{"a"'), call(":1}")], ONE_CALL, id="no index"),
+        pytest.param([begin('{"a":1}', index=None)], ONE_CALL, id="index null"),
+        pytest.param([begin(None, index=0), call('{"a":1}', index=0)], ONE_CALL, id="arguments null"),
+        pytest.param([begin({"a": 1}, index=0)], None, id="arguments as an object"),
+        pytest.param(
+            [begin('{"a":1}', index=0), delta({"tool_calls": [{"index": 0, "function": None}]})],
+            ONE_CALL,
+            id="function null",
+        ),
+        pytest.param(
+            [delta({"tool_calls": None}), begin('{"a":1}', index=0), delta({"tool_calls": []})],
+            ONE_CALL,
+            id="tool_calls null",
+        ),
+        pytest.param(
+            [begin('{"a":1}', index=0), begin("{}", "t2", "g", index=0)], TWO_CALLS, id="all numbered 0"
+        ),
+        pytest.param([begin('{"a":'), begin("{}", "t2", "g"), call("1}", id="t1")], TWO_CALLS, id="by id"),
+        pytest.param(
+            [begin("{}", "t2", "g", index=1), begin('{"a":1}', index=0)], TWO_CALLS, id="out of order"
+        ),
+        pytest.param(
+            [begin('{"a":1}', index=0, extra_content={"google": {"thought_signature": "s"}})],
+            [{**ONE_CALL[0], "extra_content": {"google": {"thought_signature": "s"}}}],
+            id="unknown fields",
+        ),
+    ],
+)
+def test_tool_calls_come_together_in_every_form_that_servers_send(events, calls) -> None:
+    _, body = assemble(CHAT_PATH, sse(delta({"content": ""}), *events, delta({}, "tool_calls"), COUNTED))
+    message = json.loads(body)["choices"][0]["message"]
+    found = message["tool_calls"]
+    if calls is None:
+        assert json.loads(found[0]["function"]["arguments"]) == {"a": 1}
+    else:
+        assert found == calls
+    assert (message["role"], message["content"]) == ("assistant", "")
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([delta({"role": None, "content": "hi", "tool_calls": None}), delta({"content": None}, "stop")], {}),
+        ([delta({"content": "hi"}), {"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}]}], {}),
+        ([{**delta({"content": "hi"}, "stop"), "error": None}, {"choices": None}], {}),
+        ([delta({"content": "hi"})], {}),
+        (
+            [
+                delta({"reasoning_details": [{"text": "h"}]}),
+                delta({"reasoning_details": [{"text": "m"}]}),
+                delta({"content": "hi"}, "stop"),
+            ],
+            {"reasoning_details": [{"text": "h"}, {"text": "m"}]},
+        ),
+        (
+            [
+                delta({"function_call": {"name": "f", "arguments": "{"}}),
+                delta({"content": "hi", "function_call": {"arguments": "}"}}, "stop"),
+            ],
+            {"function_call": {"name": "f", "arguments": "{}"}},
+        ),
+        (
+            [delta({"content": [{"type": "thinking", "thinking": []}]}), delta({"content": "hi"}, "stop")],
+            {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "hi"}]},
+        ),
+    ],
+)
+def test_nulls_mean_nothing_and_lists_and_unknown_fields_are_kept(events, expected) -> None:
+    status, body = assemble(CHAT_PATH, sse(*events, COUNTED, {"choices": [], "usage": None}))
+    answer = json.loads(body)
+    assert status == 200
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hi", **expected}
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"] == USAGE
+
+
 def test_an_error_in_the_stream_is_the_answer() -> None:
     status, body = assemble(
         CHAT.encode(), sse(delta({"content": "a"}), {"error": {"code": 400, "message": "too long"}})
@@ -131,7 +237,14 @@ def test_an_error_in_the_stream_is_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "events", [b"", sse(delta({"content": "a"})), b"data: {nonsense\n\n", b"data: null\n\n"]
+    "events",
+    [
+        b"",
+        sse(),
+        sse(delta({"content": "a"})).removesuffix(b"data: [DONE]\n\n"),
+        b"data: {nonsense\n\n",
+        b"data: null\n\n",
+    ],
 )
 def test_a_stream_that_does_not_end_properly_is_no_answer(events: bytes) -> None:
     with pytest.raises(UpstreamFailed):
@@ -187,6 +300,16 @@ async def test_the_client_sees_a_plain_answer_and_the_engine_a_stream() -> None:
     assert reply.headers["content-type"] == "application/json"
     assert json.loads(reply.body)["choices"][0]["message"]["content"] == "hey"
     assert router.released == [False]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EngineKind if kind is not EngineKind.LLAMA_CPP])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+async def test_other_engines_get_a_plain_request_as_the_client_sent_it(kind: EngineKind, path: str) -> None:
+    body = json.dumps({**HELLO, "prompt_logprobs": 1}).encode()
+    async with StubEngine(kind=kind) as engine, serving(SlotRouter(engine.endpoint)) as port:
+        reply = await fetch(port, "POST", path, body)
+    assert (reply.status, reply.body) == (200, stub.ANSWER)
+    assert engine.calls[0].body == body
 
 
 async def test_an_engine_that_dies_in_a_long_plain_answer_is_a_502() -> None:

@@ -129,7 +129,7 @@ async def test_options_formats_and_thinking_are_translated_and_loading_options_l
     assert (asked["max_tokens"], asked["temperature"], asked["top_k"], asked["stop"]) == (5, 0, 3, ["x"])
     assert asked["response_format"]["json_schema"]["schema"] == schema
     assert asked["chat_template_kwargs"] == {"enable_thinking": False}
-    assert asked["keep_alive"] == "7m"
+    assert "keep_alive" not in asked
     assert not asked.keys() & options.keys() - {"temperature", "top_k", "stop"}
     assert "num_ctx, num_gpu" in caplog.text
     _, [(_, asked)] = await ask(
@@ -452,8 +452,61 @@ async def test_a_stream_that_breaks_is_told_as_an_error_line_or_a_status(script,
     reply, _ = await ask({"model": "llama", "messages": HELLO}, script=script)
     assert why in lines(reply.body)[-1]["error"]
     reply, _ = await ask({"model": "llama", "messages": HELLO, "stream": False}, script=script)
-    assert reply.status == 502
+    assert reply.status == (500 if script is complain else 502)
     assert why in reply.error
+
+
+@pytest.mark.parametrize("kind", [None, *EngineKind])
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_an_engine_is_asked_for_a_stream_and_counts_only_where_the_client_wants_one_or_it_is_known(
+    kind, streaming
+):
+    payload = {"model": "llama", "messages": HELLO, "stream": streaming, "keep_alive": "5m"}
+    async with StubEngine(WORDS, kind) as engine, serving(SlotRouter(engine.endpoint)) as port:
+        reply = await post(port, payload, "/api/chat")
+    asked = json.loads(engine.calls[0].body)
+    known = kind in (EngineKind.LLAMA_CPP, EngineKind.VLLM, EngineKind.OLLAMA)
+    assert asked.get("stream", False) is (streaming or kind is EngineKind.LLAMA_CPP)
+    assert ("stream_options" in asked) is (asked.get("stream", False) and known)
+    assert "keep_alive" not in asked
+    assert lines(reply.body)[-1]["done"] is True
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"reasoning_content": "hm"}, {"content": "hi"}],
+        [{"reasoning": "hm", "reasoning_content": None}, {"content": "hi"}],
+        [{"reasoning": "hm", "reasoning_content": "hm"}, {"content": "hi"}],
+        [
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
+            {"content": "hi"},
+        ],
+        [{"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "hi"}]}],
+    ],
+)
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_thoughts_are_thinking_whatever_the_engine_calls_them(deltas, streaming):
+    payload = {"model": "llama", "messages": HELLO, "stream": streaming}
+    async with (
+        StubEngine(streams(*deltas), EngineKind.REMOTE) as engine,
+        serving(SlotRouter(engine.endpoint)) as port,
+    ):
+        reply = await post(port, payload, "/api/chat")
+    messages = [line["message"] for line in lines(reply.body)]
+    assert "".join(message.get("thinking", "") for message in messages) == "hm"
+    assert "".join(message["content"] for message in messages) == "hi"
+
+
+async def test_a_stream_without_a_reason_or_usage_is_whole_once_it_says_done():
+    async def script(call: stub.Call) -> None:
+        await call.send(stub.STREAM_HEAD)
+        await call.send_event(b'{"choices":[{"index":0,"delta":{"content":"hi"}}],"error":null,"usage":null}')
+        await call.send_event(b"[DONE]")
+        await call.send(b"0\r\n\r\n")
+
+    reply, _ = await ask({"model": "llama", "messages": HELLO}, script=script)
+    assert lines(reply.body)[-1]["done_reason"] == "stop"
 
 
 @pytest.mark.parametrize(

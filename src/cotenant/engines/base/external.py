@@ -1,6 +1,7 @@
 """External engines: servers that others run. They are queried and watched, never started or killed."""
 
 import asyncio
+from dataclasses import replace
 
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
@@ -14,7 +15,7 @@ class ExternalEngine:
 
     def __init__(self, name: str, endpoint: Endpoint, kind: EngineKind) -> None:
         self._name = name
-        self.endpoint = endpoint
+        self.endpoint = replace(endpoint, kind=kind)
         self.pid = None
         self.build = EngineBuild(kind, kind, endpoint.url, "unknown")
         self.log_path = None

@@ -153,7 +153,7 @@ class ServerEngine:
         self._exclusive = started.exclusive
         self._loop = asyncio.get_running_loop()
         self._stopping = False
-        self.endpoint = Endpoint(LOOPBACK, started.port.number, model=model)
+        self.endpoint = Endpoint(LOOPBACK, started.port.number, model=model, kind=build.kind)
         self._monitor_task = asyncio.create_task(self._monitor())
 
     @property

@@ -4,6 +4,9 @@ llama.cpp stops a stream within 0.1 s of its reader's disconnect. For a plain re
 second without results in any slot: while others stream, it generates to the last token although no one reads.
 So a plain request that may run long is sent as a stream, which costs 5 µs per token. A short one is forwarded
 unchanged: its own limit bounds the waste.
+
+Only llama.cpp's own servers are asked so (`EngineTraits.outruns_clients`). Others stop when their client
+disconnects, and some refuse streams, or stream what they do not say in a plain response.
 """
 
 import json
@@ -12,12 +15,12 @@ from typing import Any, Final
 
 from cotenant.asgi import encode_json
 from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.inference.deltas import Pieces, finish, join
 from cotenant.gateway.inference.dialects import error_status
 
 SHORT_TOKENS: Final = 256
 """A request that is limited to this many tokens is forwarded unchanged."""
 
-_MOST_CALLS: Final = 4096
 _RESPONSES_PATH: Final = b"/v1/responses"
 _MESSAGES_PATH: Final = b"/v1/messages"
 _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
@@ -71,18 +74,33 @@ def _completion(events: bytes) -> tuple[int, bytes]:
     answer: dict[str, Any] = {}
     choice: dict[str, Any] = {}
     for event in _events_in(events):
-        if "error" in event:
+        if event.get("error"):
             return error_status(event["error"]), json.dumps({"error": event["error"]}).encode()
-        pieces = event.pop("choices", [])
-        answer.update(event)
+        pieces = event.pop("choices", None) or ()
+        _update(answer, event)
         for piece in pieces:
             _join_choice(choice, piece)
     if choice.get("finish_reason") is None:
-        raise UpstreamFailed("the engine's stream ended before the answer was complete")
-    _finish(choice)
+        # Some servers end with [DONE] and give no reason; what broke off has neither.
+        if not choice or not events.rstrip().endswith(_DONE):
+            raise UpstreamFailed("the engine's stream ended before the answer was complete")
+        choice["finish_reason"] = "stop"
+    if "text" in choice:
+        choice["text"] = "".join(choice["text"])
+    if "message" in choice:
+        finish(choice["message"])
+        if not choice["message"].get("tool_calls", True):
+            del choice["message"]["tool_calls"]
     if answer.get("object") == "chat.completion.chunk":
         answer["object"] = "chat.completion"
     return 200, encode_json({"choices": [choice], **answer})
+
+
+def _update(known: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Take the fields that are not null; null does not undo what came before."""
+    for name, value in fields.items():
+        if value is not None or name not in known:
+            known[name] = value
 
 
 def _events_in(stream: bytes) -> Iterator[dict[str, Any]]:
@@ -101,46 +119,15 @@ def _events_in(stream: bytes) -> Iterator[dict[str, Any]]:
 def _join_choice(choice: dict[str, Any], piece: dict[str, Any]) -> None:
     for name, value in piece.items():
         if name == "delta":
-            message = choice.setdefault("message", {"role": "assistant", "content": []})
-            _join_delta(message, value)
+            message = choice.setdefault("message", {"role": "", "content": Pieces()})
+            join(message, value or {})
+            message["role"] = message["role"] or "assistant"
         elif name == "text":
-            choice.setdefault("text", []).append(value)
+            choice.setdefault("text", []).append(value or "")
         elif name == "logprobs":
             _join_logprobs(choice, value)
-        elif value is not None or name not in choice:
-            choice[name] = value
-
-
-def _join_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
-    for name, value in delta.items():
-        if name == "tool_calls":
-            for call in value:
-                _join_call(message.setdefault("tool_calls", []), call)
-        elif name == "role" or value is None:
-            continue
-        elif isinstance(value, str):
-            message.setdefault(name, []).append(value)
         else:
-            message[name] = value
-
-
-def _join_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
-    """Add a piece of a tool call: the first has id, type and name, the others continue the arguments."""
-    index = piece.get("index", len(calls))
-    if not 0 <= index < _MOST_CALLS:
-        raise ValueError(f"a tool call numbered {index}")
-    while len(calls) <= index:
-        calls.append({"function": {"arguments": []}})
-    call = calls[index]
-    for name, value in piece.items():
-        if name == "function":
-            for key, text in value.items():
-                if key == "arguments":
-                    call["function"]["arguments"].append(text)
-                else:
-                    call["function"][key] = text
-        elif name != "index":
-            call[name] = value
+            _update(choice, {name: value})
 
 
 def _join_logprobs(choice: dict[str, Any], piece: dict[str, Any] | None) -> None:
@@ -153,20 +140,6 @@ def _join_logprobs(choice: dict[str, Any], piece: dict[str, Any] | None) -> None
             joined.setdefault(name, []).extend(values)
         else:
             joined[name] = values
-
-
-def _finish(choice: dict[str, Any]) -> None:
-    """Join each list of pieces to one text."""
-    if "text" in choice:
-        choice["text"] = "".join(choice["text"])
-    message = choice.get("message")
-    if message is None:
-        return
-    for name, value in message.items():
-        if isinstance(value, list) and name != "tool_calls":
-            message[name] = "".join(value)
-    for call in message.get("tool_calls", []):
-        call["function"]["arguments"] = "".join(call["function"]["arguments"])
 
 
 def _response(events: bytes) -> tuple[int, bytes]:

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, Header, Receive, Send, disconnected, encode_json, send_body
 from cotenant.domain.engines import Endpoint
@@ -14,7 +14,7 @@ from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.limits import Limits, Timing, whole_body
 from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem
 from cotenant.gateway.http.streams import STREAM_HEADERS
-from cotenant.gateway.inference.assembly import assemble, stream_body
+from cotenant.gateway.inference.assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
 from cotenant.gateway.inference.model_kinds import ModelKinds
@@ -54,7 +54,8 @@ class Exchange:
     """One request in progress: its client, its lease and its connection to the engine.
 
     `started` is set when the response has begun, after which no other can be sent; `waited_s` is how long it
-    waited for its lease: for the model to load, or in the queue.
+    waited for its lease: for the model to load, or in the queue. A `translated` request was made of one in
+    another dialect, whose clients always get token counts.
     """
 
     _proxy: Proxy
@@ -62,10 +63,12 @@ class Exchange:
     _headers: Sequence[Header]
     _receive: Receive
     _send: Send
+    _translated: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop, init=False)
     _begun_at: float = field(init=False)
     _counters: ModelCounters = field(init=False)
     _options: RequestOptions = field(init=False)
+    _request: dict[str, Any] = field(init=False)
     _connection: EngineConnection | None = None
     _listener: asyncio.Task[None] | None = None
     _wait: LeaseWait | None = None
@@ -103,9 +106,8 @@ class Exchange:
             proxy.kinds.check(name, self._target)
             self._name = name
             self._streaming = request.get("stream") is True and self._target.streams
-            as_stream = stream_body(self._target.path, request, body)
-            self._assembling = as_stream is not None
-            await self._answer(name, as_stream or body)
+            self._request = request
+            await self._answer(name, body)
         except CotenantError as error:
             if self._disconnected:
                 return
@@ -220,7 +222,9 @@ class Exchange:
         """Send the request, again if a pooled connection was stale, and return the response's status."""
         pool = self._proxy.pool
         connection = pool.idle(endpoint) or await pool.connect(endpoint)
-        body = engine_body(body, endpoint)
+        body, self._assembling = engine_body(
+            self._target.path, self._request, body, endpoint, translated=self._translated
+        )
         head = engine_head(self._target.path, endpoint, self._headers, len(body))
         while True:
             self._connection = connection

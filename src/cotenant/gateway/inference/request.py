@@ -10,6 +10,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.limits import check_values
+from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.request_options import TERM_HEADERS
 from cotenant.interfaces import Router
 
@@ -94,11 +95,27 @@ def _head_start(path: bytes, endpoint: Endpoint) -> bytes:
     return f"{start}{key}content-type: application/json\r\ncontent-length: ".encode()
 
 
-def engine_body(body: bytes, endpoint: Endpoint) -> bytes:
-    """Return the body with the engine's own name for the model."""
-    if endpoint.model is None:
-        return body
-    return json.dumps({**parse(body), "model": endpoint.model}, ensure_ascii=False).encode()
+def engine_body(
+    path: bytes, request: Mapping[str, Any], body: bytes, endpoint: Endpoint, *, translated: bool
+) -> tuple[bytes, bool]:
+    """Return the body for an engine, and whether it asks for a stream in place of a plain response.
+
+    It is what the client sent, but for the engine's own name of the model and `keep_alive`, which concerns
+    this gateway and which strict servers refuse. More is added only for engines that are known to take it:
+    `translated` requests for streams then ask for token counts.
+    """
+    traits = endpoint.kind and endpoint.kind.traits
+    changes: dict[str, Any] = {}
+    if endpoint.model is not None and request.get("model") != endpoint.model:
+        changes["model"] = endpoint.model
+    if translated and traits and traits.counts_streams and request.get("stream"):
+        changes["stream_options"] = {"include_usage": True}
+    if changes or "keep_alive" in request:
+        request = {**request, **changes}
+        request.pop("keep_alive", None)
+        body = json.dumps(request, ensure_ascii=False).encode()
+    as_stream = stream_body(path, request, body) if traits and traits.outruns_clients else None
+    return as_stream or body, as_stream is not None
 
 
 def _forwarded(headers: Sequence[Header], dropped: frozenset[bytes]) -> bytes:

@@ -6,7 +6,7 @@
     X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits
 
 Every client may set them: the operator decides who gets a key. The header takes precedence over `keep_alive`
-in the body, which is forwarded unchanged: engines ignore unknown fields.
+in the body, which is not forwarded: strict servers refuse it.
 """
 
 import math

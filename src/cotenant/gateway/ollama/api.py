@@ -172,6 +172,8 @@ class OllamaApi:
         self, request: ApiRequest, fields: Fields, target: Target, engine_request: dict[str, Any], wrap: Wrap
     ) -> None:
         streaming = switch(fields, "stream", True)
+        if streaming:
+            engine_request["stream"] = True
         lines = LineSender(request.send, text(fields, "model"), wrap, lambda: forwarded.waited_s, streaming)
         forwarded = exchange(self._proxy, request, target, engine_request, lines)
         await forwarded.run()

@@ -191,7 +191,7 @@ def exchange(
     async def receive() -> Message:
         return next(translated, None) or await request.receive()
 
-    return Exchange(proxy, target, headers, receive, send)
+    return Exchange(proxy, target, headers, receive, send, True)
 
 
 def as_chat(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Translates requests in Ollama's API to OpenAI's, which every engine supports.
 
-Translated requests always ask for a stream: `responses` converts it to what the client requested.
+They ask for a stream where the client does; `responses` converts either to what the client requested.
 """
 
 import base64
@@ -41,14 +41,13 @@ _IMAGE_TYPES: Final = (
 _MAX_LOG_PROBABILITIES: Final = 20
 _UNKNOWN_CALL: Final = "call_0"
 _CHAT_FIELDS: Final = ("format", "images", "suffix")
-_STREAM: Final = {"stream": True, "stream_options": {"include_usage": True}}
 
 _logged: set[tuple[str, ...]] = set()
 
 
 def chat_request(fields: Fields, model: str) -> dict[str, Any]:
     """Translate a request to /api/chat into one to /v1/chat/completions. Raises BadRequest."""
-    request = {"model": model, "messages": list(_messages(fields)), **_STREAM, **_common(fields)}
+    request = {"model": model, "messages": list(_messages(fields)), **_common(fields)}
     tools = objects(fields, "tools")
     if tools:
         request["tools"] = tools
@@ -71,7 +70,7 @@ def generate_request(fields: Fields, model: str) -> dict[str, Any]:
     if system := text(fields, "system"):
         messages.append({"role": "system", "content": system})
     messages.append({"role": "user", "content": _content(text(fields, "prompt"), items(fields, "images"))})
-    return {"model": model, "messages": messages, **_STREAM, **_common(fields)}
+    return {"model": model, "messages": messages, **_common(fields)}
 
 
 def raw_request(fields: Fields, model: str) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def raw_request(fields: Fields, model: str) -> dict[str, Any]:
         most = common.pop("top_logprobs", 1)
         # In this older API, `logprobs` is a number; llama.cpp calls it `n_probs`.
         common |= {"logprobs": most, "n_probs": most}
-    return {"model": model, "prompt": text(fields, "prompt"), **_STREAM, **common}
+    return {"model": model, "prompt": text(fields, "prompt"), **common}
 
 
 def stands_alone(fields: Fields) -> bool:
@@ -216,7 +215,8 @@ def _messages(fields: Fields) -> Iterator[dict[str, Any]]:
         translated: dict[str, Any] = {"role": text(message, "role", "user")}
         translated["content"] = _content(text(message, "content"), items(message, "images"))
         if thinking := text(message, "thinking"):
-            translated["reasoning_content"] = thinking
+            # llama.cpp's name, and that of vLLM since 0.12.
+            translated |= {"reasoning_content": thinking, "reasoning": thinking}
         calls = []
         for call in objects(message, "tool_calls"):
             function = mapping(call, "function")

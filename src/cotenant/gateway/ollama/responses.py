@@ -2,14 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.inference.deltas import ToolCalls
 
 _DATA: Final = b"data:"
-_MOST_CALLS: Final = 4096
+_DONE: Final = b"[DONE]"
 _NORM_ERROR: Final = 1e-5
 
 
@@ -20,19 +21,6 @@ class StreamPiece:
     answer: str = ""
     thoughts: str = ""
     probabilities: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Call:
-    id: str = ""
-    name: str = ""
-    arguments: list[str] = field(default_factory=list)
-
-    def as_json(self, index: int) -> dict[str, Any]:
-        """Return the call in Ollama's form. Raises ValueError for arguments that are not JSON."""
-        arguments = json.loads("".join(self.arguments) or "{}")
-        function = {"index": index, "name": self.name, "arguments": arguments}
-        return {**({"id": self.id} if self.id else {}), "function": function}
 
 
 @dataclass(slots=True)
@@ -48,7 +36,7 @@ class StreamReader:
     usage: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, Any] = field(default_factory=dict)
     _rest: bytes = b""
-    _calls: list[_Call] = field(default_factory=list)
+    _calls: ToolCalls = field(default_factory=ToolCalls)
 
     def read(self, piece: bytes) -> list[StreamPiece]:
         """Parse a piece; return what each event adds.
@@ -57,7 +45,7 @@ class StreamReader:
         """
         *lines, self._rest = (self._rest + piece).split(b"\n")
         try:
-            added = [found for event in _events(lines) if (found := self._take(event))]
+            added = [found for line in lines if line.startswith(_DATA) and (found := self._line(line))]
         except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
             raise UpstreamFailed("the engine's stream has events of an unknown shape") from None
         return added
@@ -65,13 +53,20 @@ class StreamReader:
     def calls(self) -> list[dict[str, Any]]:
         """Return the tool calls, after the end of the stream. Raises UpstreamFailed for invalid JSON."""
         try:
-            return [call.as_json(index) for index, call in enumerate(self._calls)]
+            return [_call(index, call) for index, call in enumerate(self._calls.finish())]
         except (ValueError, RecursionError):
             raise UpstreamFailed("the model called a tool with arguments that are not JSON") from None
 
+    def _line(self, line: bytes) -> StreamPiece | None:
+        data = line[len(_DATA) :].strip()
+        if data == _DONE:
+            # Some servers give no other reason.
+            self.finish_reason = self.finish_reason or "stop"
+        event = json.loads(data) if data not in (_DONE, b"") else None
+        return self._take(event) if isinstance(event, dict) else None
+
     def _take(self, event: dict[str, Any]) -> StreamPiece | None:
-        if "error" in event:
-            error = event["error"]
+        if error := event.get("error"):
             self.error = str(error.get("message") if isinstance(error, dict) else error)
             self.cause = error.get("cause") if isinstance(error, dict) else None
             return None
@@ -82,23 +77,30 @@ class StreamReader:
         for choice in event.get("choices") or ():
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             delta = choice.get("delta") or choice.get("message") or {}
-            answer += (choice.get("text") or "") + (delta.get("content") or "")
-            thoughts += delta.get("reasoning_content") or ""
+            answer += (choice.get("text") or "") + _text(delta.get("content"), "text")
+            # vLLM's name since 0.12, OpenRouter's and LM Studio's is `reasoning`; some send both.
+            thoughts += delta.get("reasoning_content") or delta.get("reasoning") or ""
+            if isinstance(delta.get("content"), list):
+                thoughts += _text(delta["content"], "thinking")
             probabilities += map(_log_probability, (choice.get("logprobs") or {}).get("content") or ())
             for call in delta.get("tool_calls") or ():
-                self._take_call(call)
+                self._calls.add(call)
         return StreamPiece(answer, thoughts, probabilities) if answer or thoughts or probabilities else None
 
-    def _take_call(self, piece: dict[str, Any]) -> None:
-        index = piece.get("index", len(self._calls))
-        if not 0 <= index < _MOST_CALLS:
-            raise ValueError(f"a tool call numbered {index}")
-        while len(self._calls) <= index:
-            self._calls.append(_Call())
-        function = piece.get("function") or {}
-        self._calls[index].id = piece.get("id") or self._calls[index].id
-        self._calls[index].name += function.get("name") or ""
-        self._calls[index].arguments.append(function.get("arguments") or "")
+
+def _text(content: Any, kind: str) -> str:
+    """Return the text of a message's content, of which a list has parts of several kinds."""
+    if not isinstance(content, list):
+        return content or ""
+    return "".join(_text(part[kind], "text") for part in content if part["type"] == kind)
+
+
+def _call(index: int, call: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool call in Ollama's form. Raises ValueError for arguments that are not JSON."""
+    function, number = call["function"], call.get("id")
+    arguments = json.loads(function["arguments"] or "{}")
+    described = {"index": index, "name": function.get("name", ""), "arguments": arguments}
+    return {**({"id": number} if number else {}), "function": described}
 
 
 def _log_probability(token: dict[str, Any]) -> dict[str, Any]:
@@ -106,14 +108,6 @@ def _log_probability(token: dict[str, Any]) -> dict[str, Any]:
     found = {name: token[name] for name in ("token", "logprob", "bytes") if token.get(name) is not None}
     others = token.get("top_logprobs")
     return {**found, "top_logprobs": list(map(_log_probability, others))} if others else found
-
-
-def _events(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.startswith(_DATA) and line[len(_DATA) :].strip() not in (b"[DONE]", b""):
-            event = json.loads(line[len(_DATA) :])
-            if isinstance(event, dict):
-                yield event
 
 
 def counts(
