@@ -12,6 +12,7 @@ from cotenant.cli.main import main
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import FootprintRecord
+from cotenant.domain.units import MIB
 from cotenant.store.store import SqlJournal
 from cotenant.store.writer import Writer
 from tests.support.models.gguf_models import build_tiny_llama, llama_8b, llama_70b
@@ -48,19 +49,31 @@ def test_the_table_tells_sizes_places_and_that_all_fit(
     assert "They all fit at once." in shown
 
 
-def test_the_error_of_past_estimates_is_told(
+def remember(state: Path, engine: str, took: int) -> None:
+    """Record three loads of l8 for which 110 MiB were planned and 100 MiB reported."""
+    state.mkdir(exist_ok=True)
+    journal = SqlJournal(Writer(state / "cotenant.db"))
+    planned, reported = Parts(weights=110 * MIB), Parts(weights=100 * MIB)
+    where = DeviceId("GPU-0"), "GPU 24 GiB"
+    for at in range(3):
+        row = FootprintRecord(float(at), "l8", "f", "r", *where, planned, engine, reported, took * MIB)
+        journal.record(row)
+    asyncio.run(journal.close())
+
+
+def test_models_are_told_as_serve_would_plan_them(
     capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "state").mkdir()
-    journal = SqlJournal(Writer(tmp_path / "state" / "cotenant.db"))
-    device = DeviceId("GPU-0")
-    for _ in range(3):
-        journal.record(
-            FootprintRecord(1.0, "l8", "f", "r", device, "card", Parts(weights=110), measured_bytes=100)
-        )
-    asyncio.run(journal.close())
-    assert main(["models", "--gpus", "24GiB"]) == 0
-    assert "5.4 GiB   10.0%" in capsys.readouterr().out
+    def told() -> tuple[int, object]:
+        assert main(["models", "--gpus", "24GiB", "--json"]) == 0
+        (found,) = (m for m in json.loads(capsys.readouterr().out)["models"] if m["name"] == "l8")
+        return found["needed_bytes"], found["estimate_error"]
+
+    unlearned, _ = told()
+    remember(tmp_path / "state", "ollama 0.12.1", 100)
+    assert told() == (unlearned, None)
+    remember(tmp_path / "state", "llama-server b1", 200)
+    assert told() == (unlearned - (512 - 132) * MIB, pytest.approx(0.45))
 
 
 def test_models_that_must_wait_and_that_fit_nowhere_are_named(

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.domain.devices import DeviceId
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.errors import StoreError
-from cotenant.domain.records import LoadRecord, Warmth
+from cotenant.domain.records import LoadRecord, ModelOnEngine, Warmth
 from cotenant.domain.units import MIB
 from cotenant.services.model import Assignment, SavedConfiguration, SeenDevice, Strategy
 from cotenant.store.backup import Outcome, RestoreResult, read_backup
@@ -148,14 +149,15 @@ def test_a_restore_brings_history_settings_and_what_was_learned_but_no_apply(
         assert [(entry.number, entry.apply) for entry in history] == [(3, None), (2, None), (1, None)]
         assert history[2].assignments == (LLM,)
         assert (await store.services.settings())["gpu_assignment_strategy"] == {"default": "vram_based"}
-        assert await store.journal.load_times() == await from_source(store)
-        assert await store.journal.estimate_errors() == {"llama": pytest.approx(202 / 1460)}
+        past = await store.journal.past_runs(0)
+        assert past.load_times == await from_source(store)
+        assert past.errors == {ModelOnEngine("llama", EngineKind.LLAMA_CPP): pytest.approx(202 / 1460)}
         assert await store.services.devices() == list(CARDS)
 
     async def from_source(store: Store) -> object:
         other = Store(await asyncio.to_thread(Writer, file.with_name("source.db")))
         try:
-            return await other.journal.load_times()
+            return (await other.journal.past_runs(0)).load_times
         finally:
             await other.close()
 

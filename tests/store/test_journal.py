@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cotenant.domain.records import LoadRecord, LoadTimes, Warmth
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.records import LoadRecord, LoadTimes, ModelOnEngine, PastRuns, Warmth
 from cotenant.domain.units import MIB
 from cotenant.store.store import SqlJournal
 from cotenant.store.writer import Writer
@@ -50,9 +51,9 @@ def test_overheads_and_errors_are_learned_from_footprints_of_earlier_runs(place:
             journal.record(replace(FOOTPRINT, at=float(number)))
 
     async def learn(journal: SqlJournal) -> None:
-        assert await journal.overheads(512 * MIB) == {"RTX 3090": 332 * MIB}
-        assert await journal.overheads(512 * MIB, "llama-server b2") == {"RTX 3090": 332 * MIB}
-        assert await journal.estimate_errors() == {"llama": pytest.approx(202 / 1460)}
+        past = await journal.past_runs(512 * MIB)
+        assert past.overheads == {(EngineKind.LLAMA_CPP, "RTX 3090"): 332 * MIB}
+        assert past.errors == {ModelOnEngine("llama", EngineKind.LLAMA_CPP): pytest.approx(202 / 1460)}
 
     using(place, load)
     using(place, learn)
@@ -63,7 +64,7 @@ def test_what_was_not_reported_or_measured_stays_unknown(place: Place) -> None:
         for _ in range(3):
             journal.record(replace(FOOTPRINT, reported=None))
             journal.record(replace(FOOTPRINT, measured_bytes=None))
-        assert await journal.overheads(512 * MIB) == {}
+        assert (await journal.past_runs(512 * MIB)).overheads == {}
 
     using(place, scenario)
 
@@ -73,7 +74,8 @@ def test_load_times_are_told_by_what_the_page_cache_held(place: Place) -> None:
         for seconds in (9.0, 4.0, 5.0):
             journal.record(LoadRecord(1.0, "llama", seconds, 1 << 30, Warmth.COLD))
         journal.record(LoadRecord(2.0, "qwen", 0.5, 1 << 30, Warmth.WARM))
-        assert await journal.load_times() == {"llama": LoadTimes(5.0, None), "qwen": LoadTimes(None, 0.5)}
+        load_times = (await journal.past_runs(0)).load_times
+        assert load_times == {"llama": LoadTimes(5.0, None), "qwen": LoadTimes(None, 0.5)}
 
     using(place, scenario)
 
@@ -133,7 +135,7 @@ def test_what_comes_after_closing_is_left_out(place: Place) -> None:
         await journal.close()
         journal.record(decision(1))
         assert await journal.decisions() == []
-        assert await journal.load_times() == {}
+        assert await journal.past_runs(0) == PastRuns()
         await journal.close()
 
     asyncio.run(scenario())

@@ -9,8 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.errors import StoreError
-from cotenant.domain.records import LoadTimes
+from cotenant.domain.records import LoadTimes, ModelOnEngine
 from cotenant.store.database import open_engine
 from cotenant.store.location import locate
 from cotenant.store.maintenance import database_status, upgrade
@@ -80,8 +81,9 @@ def test_a_file_of_version_1_is_upgraded_at_start_and_loses_nothing(version_1: P
 
     async def look(store: Store) -> None:
         assert await store.services.current() is None
-        assert await store.journal.estimate_errors() == {"llama": pytest.approx(202 / 1460)}
-        assert await store.journal.load_times() == {"llama": LoadTimes(4.5, None)}
+        past = await store.journal.past_runs(0)
+        assert past.errors == {ModelOnEngine("llama", EngineKind.LLAMA_CPP): pytest.approx(202 / 1460)}
+        assert past.load_times == {"llama": LoadTimes(4.5, None)}
 
     opened(version_1, look)
     assert database_status(locate(version_1)).revision == HEAD

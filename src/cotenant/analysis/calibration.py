@@ -6,10 +6,11 @@ from statistics import median
 from typing import Final
 
 from cotenant.domain.devices import Device, DeviceKind
-from cotenant.domain.engines import EngineReport
+from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.engines import EngineReport, kind_of_build
 from cotenant.domain.models import Parts
 from cotenant.domain.placements import Placement, Share
-from cotenant.domain.records import FootprintRecord, LoadRecord, LoadTimes, Warmth
+from cotenant.domain.records import FootprintRecord, LoadRecord, LoadTimes, ModelOnEngine, Warmth
 from cotenant.domain.units import GIB, MIB
 
 LAST_RECORDS: Final = 20
@@ -67,54 +68,56 @@ def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparis
     return (*rows, Comparison(None, planned, reported))
 
 
-def seen_bytes(records: Iterable[FootprintRecord]) -> Mapping[str, int]:
-    """Return the bytes of each model on all devices, as last measured."""
-    last: dict[str, dict[str, FootprintRecord]] = {}
-    for record in sorted(records, key=lambda record: record.at):
+def seen_bytes(records: Iterable[FootprintRecord]) -> Mapping[ModelOnEngine, int]:
+    """Return the bytes of each model on all devices, as last measured with each kind of engine."""
+    last: dict[ModelOnEngine, dict[str, FootprintRecord]] = {}
+    for key, record in _by_engine(records):
         if record.measured_bytes is None:
             continue
-        known = last.setdefault(record.model, {})
+        known = last.setdefault(key, {})
         if any(record.at - other.at > _ONE_LOAD_S for other in known.values()):
             known.clear()
         known[record.device_id] = record
     return {
-        model: sum(record.measured_bytes or 0 for record in by_device.values())
-        for model, by_device in last.items()
+        key: sum(record.measured_bytes or 0 for record in by_device.values())
+        for key, by_device in last.items()
     }
 
 
 def learned_overheads(
-    records: Iterable[FootprintRecord], default_bytes: int, engine: str | None = None
-) -> Mapping[str, int]:
-    """Return what a process takes beyond its engine's report, per device name in the records.
+    records: Iterable[FootprintRecord], default_bytes: int
+) -> Mapping[tuple[EngineKind, str], int]:
+    """Return what a process takes beyond its engine's report, per kind of engine and device name.
 
     A sample is measured minus reported bytes of one load, limited to 0 to MAX_OVERHEAD_BYTES. Of the newest
     LAST_RECORDS samples the estimate is the median plus three standard deviations, these taken from the
     median absolute deviation (times 1.4826, as for normal noise; Rousseeuw and Croux, 1993), and at least
     LEAST_MARGIN_BYTES: other processes also allocate while a model loads, and one such load must not move
-    the estimate. The estimate has the same limits. If there are LEAST_SAMPLES samples of `engine`, only
-    these count; with fewer than that from all engines, the default is returned.
+    the estimate. The estimate has the same limits. Samples never count for another kind of engine, since
+    each reports something else: Ollama's report includes what llama.cpp's leaves out. With fewer than
+    LEAST_SAMPLES the default is returned.
     """
-    by_device: dict[str, list[tuple[str | None, int]]] = {}
-    for record in sorted(records, key=lambda record: record.at):
+    samples: dict[tuple[EngineKind, str], list[int]] = {}
+    for key, record in _by_engine(records):
         if record.measured_bytes is not None and record.reported is not None:
             reported = record.reported.total - record.reported.overhead
             sample = _bounded(record.measured_bytes - reported)
-            by_device.setdefault(record.device_name, []).append((record.engine, sample))
-    return {name: _estimate(_samples(pairs, engine), default_bytes) for name, pairs in by_device.items()}
+            samples.setdefault((key.engine, record.device_name), []).append(sample)
+    return {where: _estimate(found[-LAST_RECORDS:], default_bytes) for where, found in samples.items()}
 
 
-def estimate_errors(records: Iterable[FootprintRecord]) -> Mapping[str, float]:
-    """Return |predicted − measured| / measured per model: the median of its newest LAST_RECORDS records.
+def estimate_errors(records: Iterable[FootprintRecord]) -> Mapping[ModelOnEngine, float]:
+    """Return |predicted − measured| / measured per model and kind of engine.
 
-    Records without a measurement are ignored; a model without others is left out.
+    It is the median of the newest LAST_RECORDS records. Records without a measurement are ignored; a model
+    without others is left out.
     """
-    by_model: dict[str, list[float]] = {}
-    for record in sorted(records, key=lambda record: record.at):
+    found: dict[ModelOnEngine, list[float]] = {}
+    for key, record in _by_engine(records):
         if record.measured_bytes:
             error = abs(record.predicted.total - record.measured_bytes) / record.measured_bytes
-            by_model.setdefault(record.model, []).append(error)
-    return {model: median(errors[-LAST_RECORDS:]) for model, errors in by_model.items()}
+            found.setdefault(key, []).append(error)
+    return {key: median(errors[-LAST_RECORDS:]) for key, errors in found.items()}
 
 
 def expected_load_times(records: Iterable[LoadRecord]) -> Mapping[str, LoadTimes]:
@@ -132,10 +135,12 @@ def _expected(seconds: list[float] | None) -> float | None:
     return median(seconds[-_LAST_LOADS:]) if seconds else None
 
 
-def _samples(pairs: list[tuple[str | None, int]], engine: str | None) -> list[int]:
-    of_engine = [sample for name, sample in pairs if engine is not None and name == engine]
-    samples = of_engine if len(of_engine) >= LEAST_SAMPLES else [sample for _, sample in pairs]
-    return samples[-LAST_RECORDS:]
+def _by_engine(records: Iterable[FootprintRecord]) -> Iterator[tuple[ModelOnEngine, FootprintRecord]]:
+    """Yield the records of known kinds of engines, oldest first."""
+    for record in sorted(records, key=lambda record: record.at):
+        kind = kind_of_build(record.engine)
+        if kind is not None:
+            yield ModelOnEngine(record.model, kind), record
 
 
 def _estimate(samples: list[int], default_bytes: int) -> int:

@@ -7,22 +7,21 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.flags import file_path, read_inventory
 from cotenant.cli.table import Column, attributes, print_result, table_lines
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.placements import Placement
+from cotenant.domain.records import PastRuns
 from cotenant.domain.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from cotenant.config.capacity import ModelOutlook, Peak
     from cotenant.config.configuration import Configuration
-    from cotenant.store.store import SqlJournal
-
-T = TypeVar("T")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -62,31 +61,31 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         return _check(args)
     from cotenant.config.capacity import peak, plan_alone
+    from cotenant.daemon.past_runs import learned, planned_by
 
     configuration = _read(args)
+    past = read_past_runs(configuration)
+    configuration = learned(configuration, past)
+    configuration = replace(configuration, models=tuple(planned_by(m, past) for m in configuration.models))
     devices = configuration.devices
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
     rows = [plan_alone(model, inventory, devices.rules) for model in configuration.models]
     together = peak(configuration.models, inventory, devices.rules)
-    # Of predictions in past runs, by model: |predicted − measured| / measured.
-    errors: Mapping[str, float] = read_journal(
-        configuration.database, lambda each: each.estimate_errors(), {}
-    )
     value = {
         "configuration": configuration.path and str(configuration.path),
-        "models": [_model_json(row, errors.get(row.model.name)) for row in rows],
+        "models": [_model_json(row, past.errors.get(row.model.on_engine)) for row in rows],
         "peak": attributes(together, "needed_bytes offered_bytes together waiting nowhere"),
         "problems": [{"path": str(each.path), "text": each.text} for each in configuration.problems],
     }
-    return print_result(args, value, _as_text(configuration, rows, together, errors))
+    return print_result(args, value, _as_text(configuration, rows, together, past))
 
 
 def _as_text(
-    configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak, errors: Mapping[str, float]
+    configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak, past: PastRuns
 ) -> Iterator[str]:
     yield f"Configuration: {configuration.path or 'none; the environment and flags are used'}"
     if rows:
-        yield from table_lines(_columns(errors), rows)
+        yield from table_lines(_columns(past), rows)
         yield ""
         yield from _peak_lines(peak)
     else:
@@ -145,36 +144,36 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_journal(database: str | None, read: Callable[[SqlJournal], Awaitable[T]], otherwise: T) -> T:
-    """Return what `read` finds in the journal of past runs, else `otherwise`. Raises StoreError."""
+def read_past_runs(configuration: Configuration) -> PastRuns:
+    """Return what the journal has of past runs; nothing if there is none. Raises StoreError."""
     from cotenant.daemon.core.settings import default_database
     from cotenant.store.location import locate
     from cotenant.store.store import SqlJournal
     from cotenant.store.writer import Writer
 
-    location = locate(database or default_database())
+    location = locate(configuration.database or default_database())
     if location.path is not None and not location.path.is_file():
-        return otherwise
+        return PastRuns()
 
-    async def open_and_read() -> T:
+    async def open_and_read() -> PastRuns:
         journal = SqlJournal(Writer(location))
         try:
-            return await read(journal)
+            return await journal.past_runs(configuration.devices.rules.overhead_bytes)
         finally:
             await journal.close()
 
     return asyncio.run(open_and_read())
 
 
-def _columns(errors: Mapping[str, float]) -> Sequence[Column[ModelOutlook]]:
-    """Return the columns of the models; `errors` are those of predictions, by model."""
-    shares = {name: f"{error:.1%}" for name, error in errors.items()}
+def _columns(past: PastRuns) -> Sequence[Column[ModelOutlook]]:
+    """Return the columns of the models."""
+    shares = {model: f"{error:.1%}" for model, error in past.errors.items()}
     return (
         Column("NAME", lambda row: row.model.name),
         Column("QUANT", lambda row: row.model.shape.quantisation or "?"),
         Column("FILE", lambda row: format_bytes(row.model.shape.file_bytes), right=True),
         Column("NEEDS", lambda row: format_bytes(row.needed_bytes), right=True),
-        Column("OFF BY", lambda row: shares.get(row.model.name, "-"), right=True),
+        Column("OFF BY", lambda row: shares.get(row.model.on_engine, "-"), right=True),
         Column("WHERE ALONE", _where),
         Column("KEEP-ALIVE", _keep_alive),
         Column("", lambda row: " ".join(w for w in ("pinned", "preload") if getattr(row.model, w))),

@@ -13,6 +13,7 @@ from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineOptions
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.profiles import Profile
+from cotenant.domain.records import ModelOnEngine
 from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB
 from cotenant.planning.budgets import BudgetRules
@@ -181,6 +182,11 @@ class ModelEntry:
     launch: LaunchOptions = ON_HOST
     stated_bytes: int | None = None
     stated_is_guess: bool = False
+
+    @property
+    def on_engine(self) -> ModelOnEngine:
+        """What its memory is learned by."""
+        return ModelOnEngine(self.name, self.recipe.engine)
 
     @property
     def request(self) -> PlanRequest:

@@ -5,7 +5,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Final
 
 from cotenant.analysis.calibration import compare
@@ -25,17 +25,17 @@ from cotenant.daemon.core.settings import ApiKeys, scheduler_settings
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineMonitors
 from cotenant.daemon.monitors.load_progress import LoadWatcher
-from cotenant.daemon.monitors.measured_footprints import with_margin
 from cotenant.daemon.monitors.process_memory import ProbeMeter
 from cotenant.daemon.monitors.recorder import CacheWarmer, Recorder
 from cotenant.daemon.monitors.watchers import CardWatcher
+from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
 from cotenant.daemon.sharing.mps import Sharing
 from cotenant.daemon.sharing.mps_rules import MpsRules
 from cotenant.daemon.systemd_notify import ServiceManager
 from cotenant.domain.devices import ComputeMode, DeviceId
 from cotenant.domain.errors import UsageError
-from cotenant.domain.records import LoadTimes
+from cotenant.domain.records import PastRuns
 from cotenant.domain.vendors import InventorySource
 from cotenant.engines.hosts import EngineHosts, HostInputs
 from cotenant.engines.process.log_folder import LogFolder
@@ -59,7 +59,7 @@ _LAST_ENGINES_S: Final = 5.0
 class Daemon:
     """The parts of a running daemon, built from `inputs`.
 
-    `load_times` and `seen_bytes` are what models' loads took in past runs.
+    `past` is what loads of earlier runs teach.
     """
 
     def __init__(
@@ -70,8 +70,7 @@ class Daemon:
         sock: socket.socket,
         store: Store,
         mps: MpsRules,
-        load_times: Mapping[str, LoadTimes],
-        seen_bytes: Mapping[str, int],
+        past: PastRuns,
     ) -> None:
         configuration, options, clock = inputs.configuration, inputs.options, SystemClock()
         self._inputs = inputs
@@ -114,15 +113,15 @@ class Daemon:
             loop,
             clock,
             options.use_fit_params,
-            load_times,
-            {name: with_margin(count) for name, count in seen_bytes.items()},
+            past,
+            {model: with_margin(count) for model, count in past.seen_bytes.items()},
             keys=keys,
         )
         self._router = FleetRouter(loop)
         self._operator = FleetOperator(loop, active.reload)
 
         view = FleetView(loop)
-        self._engines = EngineMonitors(self._hosts, loop, view, active, seen_bytes)
+        self._engines = EngineMonitors(self._hosts, loop, view, active, past.seen_bytes)
         self._advisor = advisor_of(configuration.advisor, self._router, self._operator, loop)
         self._alerts = Alerts(configuration.alerts, clock)
         recorder = Recorder(store.journal, view)
@@ -253,7 +252,7 @@ class Daemon:
             examine=None if examine is None else lambda: examine(active.configuration),
             puller=HubPuller(lambda: active.configuration.models_dir, arrived=active.reload),
             planner=Plans(
-                lambda: active.configuration,
+                active.planned,
                 lambda: self._cards.last,
                 self._operator,
                 self._loop.effects.pids,

@@ -12,6 +12,7 @@ from cotenant.daemon.monitors.measured_footprints import MeasuredFootprints
 from cotenant.daemon.monitors.ollama_daemons import OllamaDaemons
 from cotenant.daemon.monitors.orphans import OrphanCleaner
 from cotenant.daemon.monitors.sleeping_engines import SleepingEngines
+from cotenant.domain.records import ModelOnEngine
 from cotenant.engines.hosts import EngineHosts
 
 
@@ -24,7 +25,7 @@ class EngineMonitors:
         loop: Loop,
         view: FleetView,
         active: ActiveConfiguration,
-        known_bytes: Mapping[str, int],
+        known_bytes: Mapping[ModelOnEngine, int],
     ) -> None:
         self._hosts = hosts
         self._orphans = OrphanCleaner(active)

@@ -10,7 +10,7 @@ from cotenant.daemon.core.inputs import AfterReady, DaemonInputs, StartReporter
 from cotenant.daemon.core.settings import ApiKeys, default_database
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.daemon import Daemon
-from cotenant.daemon.monitors.recorder import learned
+from cotenant.daemon.past_runs import learned
 from cotenant.daemon.sharing.mps_rules import MpsRules
 from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.placements import Refusal
@@ -32,16 +32,15 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
     keys = ApiKeys(server)
     mps = MpsRules.of(inputs.configuration, inputs.options.state_dir)
     with bind(server.host, server.port) as sock:
-        if inputs.alone is not None:
-            _report_plan(inputs, inputs.alone, reporter)
         store = Store(Writer(inputs.configuration.database or default_database()))
-        journal = store.journal
 
         async def serve() -> None:
             try:
-                adjusted = replace(inputs, configuration=await learned(journal, inputs.configuration))
-                load_times, seen_bytes = await journal.load_times(), await journal.seen_bytes()
-                daemon = Daemon(adjusted, reporter, keys, sock, store, mps, load_times, seen_bytes)
+                past = await store.journal.past_runs(inputs.configuration.devices.rules.overhead_bytes)
+                adjusted = replace(inputs, configuration=learned(inputs.configuration, past))
+                if adjusted.alone is not None:
+                    _report_plan(adjusted, adjusted.alone, reporter)
+                daemon = Daemon(adjusted, reporter, keys, sock, store, mps, past)
                 await daemon.serve(after_ready)
             finally:
                 await store.close()

@@ -50,6 +50,14 @@ class EngineBuild:
         return bool(self.devices)
 
 
+def kind_of_build(label: str | None) -> EngineKind | None:
+    """Return the kind of engine that `FORM VERSION` names; None if it names none."""
+    form = (label or "").partition(" ")[0]
+    if form in (EngineForm.SERVER, EngineForm.EMBEDDED):
+        return EngineKind.LLAMA_CPP
+    return next((kind for kind in EngineKind if kind == form), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where an engine listens, and how it is addressed.

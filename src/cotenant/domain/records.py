@@ -1,11 +1,21 @@
 """What is stored from one run of the daemon to the next."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from cotenant.domain.decisions import Decision
 from cotenant.domain.devices import DeviceId
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.models import Parts
+
+
+class ModelOnEngine(NamedTuple):
+    """What memory is learned by: another kind of engine holds other amounts for the same model."""
+
+    model: str
+    engine: EngineKind
 
 
 class Warmth(StrEnum):
@@ -57,6 +67,25 @@ class LoadTimes:
     def expected_s(self) -> float | None:
         """The load time to plan with: a cold one if it is known."""
         return self.warm_s if self.cold_s is None else self.cold_s
+
+
+@dataclass(frozen=True, slots=True)
+class PastRuns:
+    """What loads of earlier runs teach.
+
+    `overheads` are what a process takes beyond its engine's report, by kind of engine and device name;
+    `seen_bytes` what each model last held in all, and `errors` how far off its predictions were, as a
+    fraction.
+    """
+
+    overheads: Mapping[tuple[EngineKind, str], int] = field(default_factory=dict)
+    seen_bytes: Mapping[ModelOnEngine, int] = field(default_factory=dict)
+    errors: Mapping[ModelOnEngine, float] = field(default_factory=dict)
+    load_times: Mapping[str, LoadTimes] = field(default_factory=dict)
+
+    def load_s(self, model: str) -> float | None:
+        """Return how long the next load of a model is expected to take; None if unknown."""
+        return self.load_times.get(model, LoadTimes()).expected_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, GpuProcess, Inventory, Reading
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.placements import Budget
 from cotenant.domain.settings import setting
 from cotenant.domain.units import MIB, format_bytes
@@ -19,8 +20,8 @@ class BudgetRules:
 
     `reserve_bytes` stays free on every device. A GPU whose budget is below `min_budget_bytes` is not used.
     `overhead_bytes` is what a process takes on a GPU besides weights, KV and compute: the CUDA context and
-    its pools, reported as 107 to 555 MiB. `overheads` has measured values by device name, which replace it
-    (`calibration.learned_overheads`).
+    its pools, reported as 107 to 555 MiB. `overheads` has measured values by kind of engine and device name,
+    which replace it (`calibration.learned_overheads`).
     """
 
     order: DeviceOrder = setting(DeviceOrder.FREE_DESC, "which GPU comes first", flag="device_order")
@@ -48,7 +49,7 @@ class BudgetRules:
         group="budget",
         metavar="MIB",
     )
-    overheads: Mapping[str, int] = field(default_factory=dict, hash=False)
+    overheads: Mapping[tuple[EngineKind, str], int] = field(default_factory=dict, hash=False)
 
 
 def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
@@ -63,11 +64,11 @@ def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
     return tuple(found)
 
 
-def overhead_bytes(device: Device, rules: BudgetRules) -> int:
-    """Return what a process takes on this device beyond what its engine reports; 0 in host RAM."""
+def overhead_bytes(device: Device, rules: BudgetRules, engine: EngineKind) -> int:
+    """Return what an engine's process takes on this device beyond what it reports; 0 in host RAM."""
     if device.kind is DeviceKind.HOST:
         return 0
-    return rules.overheads.get(device.name, rules.overhead_bytes)
+    return rules.overheads.get((engine, device.name), rules.overhead_bytes)
 
 
 def why_left_out(

@@ -192,7 +192,7 @@ class _Attempt:
         return Costs(request.shape, request.recipe, begin=begin, projector_bytes=request.projector_bytes)
 
     def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
-        budgets = tuple(b.budget_bytes - overhead_bytes(b.device, self.rules) for b in usable)
+        budgets = tuple(b.budget_bytes - self._overhead(b) for b in usable)
         bandwidths = tuple(float(b.device.bandwidth_bytes_per_s or 0) for b in usable)
         problem = SplitProblem(costs, budgets, bandwidths)
         unknown = ", ".join(b.device.label for b in usable if not b.device.bandwidth_bytes_per_s)
@@ -245,10 +245,11 @@ class _Attempt:
             last=min(stop, n_layers) - 1 if holds_blocks else None,
             count=stop - start,
             has_output=stop == costs.n_units,
-            parts=costs.parts(
-                start, stop, many=many, overhead_bytes=overhead_bytes(budget.device, self.rules)
-            ),
+            parts=costs.parts(start, stop, many=many, overhead_bytes=self._overhead(budget)),
         )
+
+    def _overhead(self, budget: Budget) -> int:
+        return overhead_bytes(budget.device, self.rules, self.request.recipe.engine)
 
     def _placement(
         self, costs: Costs, shares: tuple[Share, ...], n_gpu_layers: int, host: Parts

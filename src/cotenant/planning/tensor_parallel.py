@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.models import AttentionKind, CacheType, ModelKind, ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import MIB, format_bytes
@@ -45,7 +46,7 @@ def place_tensor_parallel(
     tried: list[tuple[Shortfall, ...]] = []
     for group in _groups(usable, shape):
         parts = parts_per_gpu(shape, recipe, len(group))
-        needed = [replace(parts, overhead=_overhead(budget, rules)) for budget in group]
+        needed = [replace(parts, overhead=_overhead(budget, rules, recipe.engine)) for budget in group]
         fitted = [*zip(group, needed, strict=True)]
         tried.append(tuple(Shortfall(b.device, part.total, b.budget_bytes) for b, part in fitted))
         if not any(shortfall.missing_bytes for shortfall in tried[-1]):
@@ -154,6 +155,6 @@ def _cache_known(shape: ModelShape) -> bool:
     return shape.kv_exact and alike and plain
 
 
-def _overhead(budget: Budget, rules: BudgetRules) -> int:
+def _overhead(budget: Budget, rules: BudgetRules, engine: EngineKind) -> int:
     on_host = budget.device.kind is DeviceKind.HOST
-    return PROCESS_BYTES if on_host else overhead_bytes(budget.device, rules) + GRAPH_BYTES
+    return PROCESS_BYTES if on_host else overhead_bytes(budget.device, rules, engine) + GRAPH_BYTES

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cotenant.analysis.calibration import estimate_errors, expected_load_times, learned_overheads, seen_bytes
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadTimes, Record
+from cotenant.domain.records import DecisionRecord, PastRuns, Record
 from cotenant.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -32,21 +32,16 @@ class SqlJournal:
         """Record the memory of a load on one device, the duration of a load, or a decision."""
         self._writer.put(record)
 
-    async def overheads(self, default_bytes: int, engine: str | None = None) -> Mapping[str, int]:
-        """Return the overhead learned per device name; `calibration.learned_overheads` states the rule."""
-        return learned_overheads(await self._footprints(), default_bytes, engine)
-
-    async def estimate_errors(self) -> Mapping[str, float]:
-        """Return how far off predictions were per model, as a fraction of what was measured."""
-        return estimate_errors(await self._footprints())
-
-    async def seen_bytes(self) -> Mapping[str, int]:
-        """Return the bytes that each model was last measured to hold, if a driver reports them."""
-        return seen_bytes(await self._footprints())
-
-    async def load_times(self) -> Mapping[str, LoadTimes]:
-        """Return the expected duration of each model's next load, from its last ones."""
-        return expected_load_times(await self._ask(lambda records: records.loads.newest(_LEARNED_FROM)))
+    async def past_runs(self, default_overhead_bytes: int) -> PastRuns:
+        """Return what loads of earlier runs teach; `analysis.calibration` states the rules."""
+        footprints = await self._ask(lambda records: records.footprints.newest(_LEARNED_FROM))
+        loads = await self._ask(lambda records: records.loads.newest(_LEARNED_FROM))
+        return PastRuns(
+            learned_overheads(footprints, default_overhead_bytes),
+            seen_bytes(footprints),
+            estimate_errors(footprints),
+            expected_load_times(loads),
+        )
 
     async def decisions(self, model: str | None = None, limit: int = 100) -> Sequence[DecisionRecord]:
         """Return the last `limit` decisions, about one model or all, oldest first."""
@@ -55,9 +50,6 @@ class SqlJournal:
     async def close(self) -> None:
         """Write what is pending, and close; what is recorded later is dropped."""
         await asyncio.to_thread(self._writer.close)
-
-    async def _footprints(self) -> list[FootprintRecord]:
-        return await self._ask(lambda records: records.footprints.newest(_LEARNED_FROM))
 
     async def _ask(self, read: Callable[[Records], list[T]]) -> list[T]:
         empty: list[T] = []

@@ -23,6 +23,7 @@ from cotenant.domain.devices import (
     Inventory,
     Reading,
 )
+from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import Recipe
 from cotenant.domain.units import GIB
@@ -197,7 +198,7 @@ def entry(name: str, **facts: object) -> ModelEntry:
 
 
 async def test_a_reload_touches_what_changed_and_keeps_what_was_learned() -> None:
-    learned = DeviceSettings(rules=BudgetRules(overheads={"card": 1}))
+    learned = DeviceSettings(rules=BudgetRules(overheads={(EngineKind.LLAMA_CPP, "card"): 1}))
     old = Configuration(devices=learned, models=(entry("same"), entry("other")))
     new = Configuration(models=(entry("same"), replace(entry("other"), recipe=Recipe(n_ctx=512))))
     posted = Posted()
@@ -206,7 +207,7 @@ async def test_a_reload_touches_what_changed_and_keeps_what_was_learned() -> Non
     (changed,) = posted.events
     assert isinstance(changed, ModelsChanged)
     assert changed.replaced == {"other"}
-    assert served.configuration.devices.rules.overheads == {"card": 1}
+    assert served.configuration.devices.rules.overheads == learned.rules.overheads
 
 
 async def test_what_was_read_first_never_takes_the_place_of_what_was_read_last() -> None:

@@ -9,17 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cotenant.cli.models import read_journal
+from cotenant.cli.models import read_past_runs
 from cotenant.domain.errors import BadSetting, CotenantError, StoreError
-from cotenant.domain.records import LoadTimes
+from cotenant.domain.records import PastRuns
 from cotenant.domain.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration, ModelDefaults
     from cotenant.simulation.variant import Tenant
-    from cotenant.store.store import SqlJournal
 
-    _PastRuns = tuple[Configuration, Mapping[str, LoadTimes], Mapping[str, int]]
 
 EVERY_OTHER: Final = "*"
 _HINT: Final = (
@@ -97,28 +95,20 @@ def configured_tenants(configuration: Configuration) -> tuple[Configuration, lis
     They have the load times and the memory of past runs, and the configuration returned its overheads; the
     last value says why past runs could not be read.
     """
-    from cotenant.daemon.core.fleet import as_learned, spec_of
-    from cotenant.daemon.monitors.measured_footprints import with_margin
-    from cotenant.daemon.monitors.recorder import learned
+    from cotenant.daemon.core.fleet import spec_of
+    from cotenant.daemon.past_runs import learned, planned_by
     from cotenant.simulation.variant import Tenant
 
-    async def read(journal: SqlJournal) -> _PastRuns:
-        return await learned(journal, configuration), await journal.load_times(), await journal.seen_bytes()
-
-    past: _PastRuns = (configuration, {}, {})
-    problem = None
+    past, problem = PastRuns(), None
     try:
         if configuration.models:
-            past = read_journal(configuration.database, read, past)
+            past = read_past_runs(configuration)
     except StoreError as error:
         problem = f"past runs could not be read: {error.message}"
-    configuration, load_times, seen_bytes = past
+    configuration = learned(configuration, past)
     tenants = []
     for entry in configuration.models:
-        seen = seen_bytes.get(entry.name)
-        planned = as_learned(entry, None if seen is None else with_margin(seen))
-        load_s = load_times.get(entry.name, LoadTimes()).expected_s
-        spec = spec_of(planned, configuration.devices.rules, load_s)
+        spec = spec_of(planned_by(entry, past), configuration.devices.rules, past.load_s(entry.name))
         tenants.append(Tenant(spec, entry.timeout_s, preload=entry.preload))
     return configuration, tenants, problem
 

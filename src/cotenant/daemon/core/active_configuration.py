@@ -13,7 +13,7 @@ from cotenant.daemon.core.fleet import as_learned, spec_of
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.settings import ApiKeys
 from cotenant.domain.errors import BadSetting, UsageError
-from cotenant.domain.records import LoadTimes
+from cotenant.domain.records import ModelOnEngine, PastRuns
 from cotenant.scheduling.events import LoadAsked, ModelsChanged
 
 _LOG = logging.getLogger(__name__)
@@ -23,9 +23,9 @@ _LOG = logging.getLogger(__name__)
 class ActiveConfiguration:
     """The configuration that is served, and how to read it again; an invalid file changes nothing.
 
-    `discovered` are models that Ollama daemons have in addition to the configured ones. `learned_bytes` is
-    what to plan for models that were measured. `listeners` are called when what is served may have changed,
-    or to whom.
+    `discovered` are models that Ollama daemons have in addition to the configured ones. `past` is what
+    earlier runs teach, `learned_bytes` what to plan for models that were measured. `listeners` are called
+    when what is served may have changed, or to whom.
     """
 
     configuration: Configuration
@@ -33,8 +33,8 @@ class ActiveConfiguration:
     loop: Loop
     clock: Clock
     use_fit_params: bool = False
-    load_times: Mapping[str, LoadTimes] = field(default_factory=dict)
-    learned_bytes: dict[str, int] = field(default_factory=dict)
+    past: PastRuns = field(default_factory=PastRuns)
+    learned_bytes: dict[ModelOnEngine, int] = field(default_factory=dict)
     discovered: tuple[ModelEntry, ...] = ()
     listeners: list[Callable[[], None]] = field(default_factory=list)
     keys: ApiKeys = field(default_factory=lambda: ApiKeys(ServerSettings()))
@@ -53,23 +53,23 @@ class ActiveConfiguration:
             self.discovered = entries
             self.publish()
 
-    def learn(self, known: Mapping[str, int]) -> None:
+    def learn(self, known: Mapping[ModelOnEngine, int]) -> None:
         """Plan models by what they were measured to hold, from their next load on."""
-        if any(self.learned_bytes.get(name) != count for name, count in known.items()):
+        if any(self.learned_bytes.get(model) != count for model, count in known.items()):
             self.learned_bytes.update(known)
             self.publish()
+
+    def planned(self) -> Configuration:
+        """Return the configuration with all models, planned by what they were measured to hold."""
+        models = (as_learned(entry, self.learned_bytes.get(entry.on_engine)) for entry in self.models)
+        return replace(self.configuration, models=tuple(models))
 
     def publish(self, *, replaced: frozenset[str] = frozenset()) -> None:
         """Have the loop serve `models`; those in `replaced` must be loaded again to take effect."""
         rules = self.configuration.devices.rules
         specs = tuple(
-            spec_of(
-                as_learned(entry, self.learned_bytes.get(entry.name)),
-                rules,
-                self.load_times.get(entry.name, LoadTimes()).expected_s,
-                use_fit_params=self.use_fit_params,
-            )
-            for entry in self.models
+            spec_of(entry, rules, self.past.load_s(entry.name), use_fit_params=self.use_fit_params)
+            for entry in self.planned().models
         )
         self.loop.serve(self.models, ModelsChanged(self.clock.now(), specs, replaced))
         self.notify()

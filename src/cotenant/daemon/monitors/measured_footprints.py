@@ -5,10 +5,11 @@ from typing import Final
 
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.fleet_view import FleetView
+from cotenant.daemon.past_runs import with_margin
 from cotenant.domain.devices import Inventory
+from cotenant.domain.records import ModelOnEngine
 from cotenant.domain.residencies import ResidencyState
 
-_MARGIN: Final = 1.05
 _CHANGED: Final = 1.02
 
 
@@ -18,7 +19,9 @@ class MeasuredFootprints:
     It starts with what models held in past runs. A stated `memory:` always wins.
     """
 
-    def __init__(self, view: FleetView, served: ActiveConfiguration, known: Mapping[str, int]) -> None:
+    def __init__(
+        self, view: FleetView, served: ActiveConfiguration, known: Mapping[ModelOnEngine, int]
+    ) -> None:
         self._view = view
         self._served = served
         self._seen = dict(known)
@@ -32,11 +35,6 @@ class MeasuredFootprints:
             held = residency.measured_bytes
             if residency.state is not ResidencyState.READY or not held:
                 continue
-            if held > _CHANGED * self._seen.get(entry.name, 0):
-                self._seen[entry.name] = held
-                self._served.learn({entry.name: with_margin(held)})
-
-
-def with_margin(seen_bytes: int) -> int:
-    """Return the bytes to plan for a model that was measured to hold `seen_bytes`."""
-    return int(_MARGIN * seen_bytes)
+            if held > _CHANGED * self._seen.get(entry.on_engine, 0):
+                self._seen[entry.on_engine] = held
+                self._served.learn({entry.on_engine: with_margin(held)})

@@ -19,6 +19,7 @@ from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.models import ModelKind
+from cotenant.domain.records import ModelOnEngine
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.engines.ollama.client import (
     LATEST,
@@ -139,7 +140,7 @@ class OllamaDaemons:
 
     def _learn(self) -> None:
         """Plan each model by what it last held, else by an estimate."""
-        known: dict[str, int] = {}
+        known: dict[ModelOnEngine, int] = {}
         for entry in self._served.models:
             address = _address(entry)
             daemon = None if address is None else self._daemons.get(address)
@@ -149,15 +150,15 @@ class OllamaDaemons:
             seen = next((each for each in daemon.loaded if daemon.are_one(each.tag, tag)), None)
             if seen is not None:
                 self._estimates.discard(entry.name)
-                known[entry.name] = int(_MARGIN * (seen.gpu_bytes or seen.total_bytes))
-            elif entry.name not in self._served.learned_bytes or entry.name in self._estimates:
+                known[entry.on_engine] = int(_MARGIN * (seen.gpu_bytes or seen.total_bytes))
+            elif entry.on_engine not in self._served.learned_bytes or entry.name in self._estimates:
                 shown = daemon.of(tag)
                 if shown is not None:
                     model, facts = shown
                     gpu_bytes = sum(device.total_bytes or 0 for device in self._gpus_of(address))
                     n_ctx = default_context(daemon.version, gpu_bytes)
                     self._estimates.add(entry.name)
-                    known[entry.name] = facts.estimate_bytes(model.file_bytes, n_ctx)
+                    known[entry.on_engine] = facts.estimate_bytes(model.file_bytes, n_ctx)
         self._served.learn(known)
 
     def _foreign(self) -> Mapping[DeviceId, int]:

@@ -3,11 +3,10 @@
 import asyncio
 import hashlib
 import time
-from dataclasses import replace
 
 from cotenant.analysis.calibration import compare
 from cotenant.concurrency.background_tasks import BackgroundTasks
-from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.fleet_view import FleetView
 from cotenant.domain.decisions import Decision, DecisionKind
@@ -15,7 +14,6 @@ from cotenant.domain.devices import Inventory
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.warm import WarmTier, presence
-from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.state import Residency
 from cotenant.store.store import SqlJournal
 
@@ -105,16 +103,6 @@ class CacheWarmer:
             if entry is not None and (running is None or running.done()):
                 warming = self._tier.warm(entry.parts, f"{name} waits for room")
                 self._passes[name] = asyncio.get_running_loop().create_task(warming)
-
-
-async def learned(journal: SqlJournal, configuration: Configuration) -> Configuration:
-    """Return the configuration with the overheads learned from past runs, unless the operator set one."""
-    rules = configuration.devices.rules
-    if rules.overhead_bytes != BudgetRules().overhead_bytes:
-        return configuration
-    overheads = await journal.overheads(rules.overhead_bytes)
-    devices = replace(configuration.devices, rules=replace(rules, overheads=overheads))
-    return replace(configuration, devices=devices)
 
 
 def _fingerprint(value: object) -> str:
