@@ -183,6 +183,39 @@ async def test_what_is_not_http_is_refused():
         assert (await fetch(port, "GET", "/health")).status == 200
 
 
+_H2C = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAAB"}
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("offer", [_H2C, {"Connection": "upgrade", "Upgrade": "websocket"}])
+async def test_an_offer_of_another_protocol_is_ignored_and_its_request_answered(offer, apart, chunked):
+    body = json.dumps(ASK).encode()
+    fields = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(len(body))}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "x", **offer, **fields}.items())
+    head = f"POST {CHAT} HTTP/1.1\r\n{lines}\r\n".encode()
+    content = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    async with (
+        StubEngine() as engine,
+        serving(SlotRouter(engine.endpoint)) as port,
+        connected(port) as client,
+    ):
+        if apart:
+            for byte in head:
+                client.writer.write(bytes([byte]))
+                await asyncio.sleep(0)  # lets the server read some pieces on their own
+            client.writer.write(content)
+        else:
+            client.writer.write(head + content)
+        assert (await client.reply()).status == 200
+        client.post(ASK)
+        assert (await client.reply()).status == 200, "the connection is kept"
+        client.send("GET", "/health", headers=offer)
+        client.post(ASK)
+        assert [(await client.reply()).status for _ in range(2)] == [200, 200], "what follows is answered too"
+    assert [json.loads(call.body)["model"] for call in engine.calls] == ["llama"] * 3
+
+
 async def test_connections_are_kept_between_requests():
     async with (
         StubEngine() as engine,

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, cast
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -23,6 +24,7 @@ from cotenant.gateway.http.problems import envelope, http_problem
 _BACKLOG: Final = 2048
 _KEEP_ALIVE_S: Final = 60
 _CUT_OFF_S: Final = 1.0
+_OFFER: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -165,6 +167,9 @@ class _BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with a limit on the bytes of a head (and of chunk framing), which uvicorn lacks.
 
     The limit may be exceeded by one read of the socket (256 KiB); the application checks heads exactly.
+
+    Offers to speak another protocol are ignored (RFC 9110, 7.8): a JDK's HttpClient sends `Upgrade: h2c` with
+    its first request, and the parser would leave the body of that request unread.
     """
 
     def __init__(self, config: uvicorn.Config, state: _State, head_bytes: int) -> None:
@@ -182,7 +187,18 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._bytes_since_progress += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            # The parser is of no use after this: another one reads the request without the offer.
+            head = self._head_without_offer()
+            self.parser = httptools.HttpRequestParser(self)
+            self.data_received(head + data[upgrade.args[0] :])
+            return
         if self._bytes_since_progress > self._head_bytes and not self.transport.is_closing():
             self._refuse(
                 HeadersTooLarge(f"the headers are over the limit of {format_bytes(self._head_bytes)}")
@@ -190,7 +206,8 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._bytes_since_progress = 0
-        super().on_headers_complete()
+        if not self._is_offer:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._bytes_since_progress = 0
@@ -198,7 +215,22 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._bytes_since_progress = 0
-        super().on_message_complete()
+        if not self._is_offer:
+            super().on_message_complete()
+
+    @property
+    def _is_offer(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name not in _OFFER:
+                lines.append(b"%b: %b" % (name, value))
+            elif name == b"connection" and b"close" in value.lower():
+                lines.append(b"connection: close")
+        return b"\r\n".join((*lines, b"\r\n"))
 
     def _refuse(self, error: CotenantError) -> None:
         if self.cycle is None or self.cycle.response_complete:

@@ -37,8 +37,11 @@ def join(whole: dict[str, Any], piece: dict[str, Any]) -> None:
                 whole[name] = Pieces([value])
         elif isinstance(value, list):
             if type(known) is Pieces:
-                known = [{"type": "text", "text": text}] if (text := "".join(known)) else []
-            whole[name] = [*(known or ()), *value]
+                whole[name] = [*([{"type": "text", "text": "".join(known)}] if any(known) else ()), *value]
+            elif isinstance(known, list):
+                known.extend(value)
+            else:
+                whole[name] = value
         elif isinstance(value, dict):
             part = whole[name] = known if isinstance(known, dict) else {}
             join(part, value)
