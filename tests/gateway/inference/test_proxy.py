@@ -123,18 +123,40 @@ async def test_an_error_of_the_engine_in_the_envelope_passes_as_it_is(status):
     assert router.released == [False]
 
 
+@pytest.mark.parametrize("status", [b"500 Oops", b"503 Loading", b"400 Bad", b"418 Teapot"])
 @pytest.mark.parametrize(
-    ("status", "seen"), [(b"500 Oops", 502), (b"503 Loading", 502), (b"400 Bad", 400), (b"418 Teapot", 418)]
+    ("body", "reason"),
+    [
+        (b"", "without a reason"),
+        (b"<html>", "without a reason"),
+        (b"[]", "without a reason"),
+        (b'{"error": "text"}', "text"),
+        (b'{"error": null, "detail": "it is full"}', "it is full"),
+        (b'{"detail": [{"loc": ["body", "top_p"], "msg": "too high", "input": 3}]}', "body.top_p: too high"),
+        (b'{"object": "error", "message": {"detail": [{"loc": ["n"], "msg": "extra"}]}}', "n: extra"),
+        (b"upstream   is\nbusy", "upstream is busy"),
+        (b"<html><head><title>x</title></head><h1>502 Bad&nbsp;Gateway</h1>", ": 502 Bad Gateway"),
+        (b"x" * 200_000, "x" * 400 + "…"),
+        (b"\xff\xfe", "\ufffd"),
+        (b'{"message":' + b"[" * 50_000, "[" * 300),
+    ],
 )
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": "text"}', b"x" * 200_000])
-async def test_an_error_of_the_engine_in_any_other_form_is_put_into_the_envelope(status, seen, body):
+async def test_an_error_of_the_engine_in_any_other_form_keeps_its_status_and_reason(
+    status, body, reason, caplog
+):
+    caplog.set_level("INFO")
+
     async def script(call):
-        await call.send(response(body, status, kind=b"text/html"))
+        head = b"text/html\r\nRetry-After: 7"
+        await call.send(response(body, status, kind=head))
 
     async with StubEngine(script) as engine, serving(router := SlotRouter(engine.endpoint)) as port:
         reply = await post(port, ASK)
-    assert reply.status == seen
-    assert status[:3].decode() in reply.error["message"]
+    assert reply.status == int(status[:3])
+    assert reply.headers["retry-after"] == "7"
+    assert f"the engine answered {reply.status}" in reply.error["message"]
+    assert reason in reply.error["message"]
+    assert f"status={reply.status}" in caplog.text
     assert len(router.released) == 1
 
 

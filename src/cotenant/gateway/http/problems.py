@@ -1,7 +1,9 @@
 """Errors as HTTP responses: a status, and an error object in OpenAI's form."""
 
+import html
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,6 +13,13 @@ from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
 
 _INVALID: Final = "invalid_request_error"
+_REASONS: Final = ("error", "message", "msg", "detail", "details", "errors", "title", "error_msg")
+"""Fields in which servers say what is wrong."""
+_NAMED: Final = 3
+_MAX_REASON: Final = 400
+_TAGS: Final = re.compile(
+    r"<(script|style|head)\b.{0,20000}?</\1>|<[^<>]{0,2000}>", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +156,34 @@ def error_in(body: bytes) -> Any:
     except (ValueError, RecursionError):
         return None
     return payload.get("error") if isinstance(payload, dict) else None
+
+
+def reason_in(body: bytes) -> str | None:
+    """Return what an error's body says, in one line and cut; None if it says nothing.
+
+    Besides OpenAI's envelope, servers send FastAPI's `detail`, `{"error": "text"}`, `{"message": …}`, plain
+    text and a proxy's page.
+    """
+    text = body.decode("utf-8", "replace")
+    try:
+        text = _said(json.loads(text))
+    except (ValueError, RecursionError):
+        text = html.unescape(_TAGS.sub(" ", text))
+    text = " ".join(text.split())
+    if len(text) > _MAX_REASON:
+        text = text[:_MAX_REASON] + "…"
+    return text or None
+
+
+def _said(value: Any) -> str:
+    """Return the text in a part of an error: itself, or what its usual fields say."""
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_said, value[:_NAMED])))
+    if not isinstance(value, dict):
+        return value if isinstance(value, str) else ""
+    said = next(filter(None, (_said(value.get(name)) for name in _REASONS)), "")
+    where = value.get("loc")
+    return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
 
 
 async def send_problem(

@@ -12,7 +12,7 @@ from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.limits import Limits, Timing, whole_body
-from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem
+from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem, reason_in
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.inference.assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
@@ -299,7 +299,7 @@ class Exchange:
         self._tokens = (self._tokens[0] + prompt, self._tokens[1] + output)
 
     async def _pass_error(self, status: int) -> None:
-        """Forward an error in OpenAI's form unchanged; replace others by one of ours."""
+        """Forward an error in OpenAI's form unchanged; put the reason of any other into that form."""
         reply = self._reply
         body = reply.take()
         while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
@@ -310,14 +310,17 @@ class Exchange:
                 f"the engine of this model does not support {self._target.path.decode()}",
                 hint="Use /v1/chat/completions, or serve the model with an engine that does, as llama.cpp.",
             )
+        reason = reason_in(body)
+        path, level = self._target.path.decode(), logging.WARNING if status >= 500 else logging.INFO
+        _log.log(level, "the engine refused: path=%s status=%s reason=%s", path, status, reason)
         if reply.ended and isinstance(error_in(body), dict):
             await self._send_whole(status, body, reply.headers)
             return
-        what = f"the engine answered {status} without a reason"
-        if status >= 500:
-            raise UpstreamFailed(what)
-        error = encode_error(what, "invalid_request_error", None, "engine_refused")
-        await self._send_whole(status, error, [JSON_TYPE])
+        what = f"the engine answered {status}" + (f": {reason}" if reason else " without a reason")
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        kept = [header for header in reply.headers if header[0] == b"retry-after"]
+        error = encode_error(what, kind, None, "engine_refused")
+        await self._send_whole(status, error, [JSON_TYPE, *kept])
 
     async def _send_whole(self, status: int, body: bytes, headers: Sequence[Header]) -> None:
         """Send a complete body; as an event if comments have begun a stream."""
