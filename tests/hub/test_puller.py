@@ -7,16 +7,19 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from cotenant.domain.errors import HubSilent, NoRoomOnDisk, NotOffered, NotOnHub, PullFailed
+from cotenant.domain.errors import HubSilent, NoRoomOnDisk, NotOffered, NotOnHub, PullFailed, QueueFull
 from cotenant.domain.hub import HubName, PullStep
 from cotenant.hub import fetch
 from cotenant.hub.choice import HubFile
+from cotenant.hub.client import _Redirects
 from cotenant.hub.puller import HubPuller
 from tests.support.http.model_hub import StandInHub, sha256, standing_in
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -230,3 +233,105 @@ def test_the_process_ends_with_whoever_started_it(hub, tmp_path):
         assert child.stdin is not None
         child.stdin.close()
         assert child.wait(60) == 1
+
+
+def listed(
+    path: str = "a.gguf", size: object = 4, sha: object = "0" * 64, **more: object
+) -> dict[str, object]:
+    return {"rfilename": path, "size": size, "lfs": {"sha256": sha}, **more}
+
+
+@pytest.mark.parametrize(
+    "siblings",
+    [
+        [listed(sha="../../../../zz")],
+        [listed(sha="A" * 64)],
+        [listed(sha=5)],
+        [listed(size="12")],
+        [listed(size=-5)],
+        [listed(size=2**62)],
+        [listed(path="a\ud800.gguf")],
+        [listed(path=7)],
+        "no list",
+        [7],
+    ],
+)
+async def test_a_list_that_no_hub_sends_is_refused_before_a_path_is_made_of_it(hub, tmp_path, siblings):
+    hub.lists["org/repo"] = {"sha": "0" * 40, "siblings": siblings}
+    with pytest.raises(HubSilent, match="is not a known hub"):
+        await pull(tmp_path, "hf.co/org/repo")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+async def test_a_revision_that_is_a_path_is_refused(hub, tmp_path):
+    hub.lists["org/repo"] = {"sha": "../../../x", "siblings": [{"rfilename": "a.gguf"}]}
+    with pytest.raises(HubSilent, match="is not a known hub"):
+        await pull(tmp_path, "hf.co/org/repo")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..gguf", ".gguf", ".hidden.gguf", "-rf.gguf", "a\x1b]0;x\x07.gguf", "a\0b.gguf", "a" * 300 + ".gguf"],
+)
+async def test_files_of_names_that_harm_are_not_chosen(hub, tmp_path, name):
+    hub.lists["org/repo"] = {"sha": "0" * 40, "siblings": [listed(path=name)]}
+    with pytest.raises(NotOnHub, match="has no GGUF file"):
+        await pull(tmp_path, "hf.co/org/repo")
+
+
+async def test_a_file_without_end_takes_no_more_than_its_size(hub, tmp_path):
+    hub.lists["org/repo"] = {
+        "sha": "0" * 40,
+        "siblings": [{"rfilename": "Model-Q4_K_M.gguf", "size": 1000}],
+    }
+    hub.endless.add("Model-Q4_K_M.gguf")
+    with pytest.raises(PullFailed, match=r"Model-Q4_K_M\.gguf has \d+ bytes, not 1000"):
+        await pull(tmp_path, "hf.co/org/repo")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+async def test_an_unexpected_fault_of_a_pull_says_what_it_was(hub, tmp_path):
+    # A folder that no path can name: os.path raises ValueError for it.
+    with pytest.raises(PullFailed, match="the pull failed: ValueError"):
+        await pull(tmp_path / "a\0b", "hf.co/org/repo")
+
+
+async def test_no_more_than_four_models_are_pulled_at_once(hub, tmp_path):
+    hub.stalls["Model-Q4_K_M.gguf"] = 100
+    for number in range(5):
+        hub.repositories[f"org/repo{number}"] = REPOSITORY
+    puller = HubPuller(lambda: tmp_path)
+
+    async def run(number: int) -> list[PullStep]:
+        return [step async for step in puller.pull(f"hf.co/org/repo{number}")]
+
+    running = [asyncio.ensure_future(run(number)) for number in range(4)]
+    await until(lambda: puller._running == 4)
+    with pytest.raises(QueueFull, match="4 models are being pulled"):
+        await run(4)
+    running[0].cancel()  # its client left
+    await asyncio.wait(running[:1])
+    hub.go_on.set()
+    assert (await run(4))[-1].files
+    await asyncio.gather(*running[1:])
+
+
+async def test_a_server_whose_operator_forbids_it_pulls_nothing(hub, tmp_path):
+    with pytest.raises(NotOffered, match="this server pulls no models"):
+        await pull(tmp_path, "hf.co/org/repo", allowed=lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("to", "keeps"),
+    [
+        ("https://hub.example/file", True),
+        ("https://other.example/file", False),
+        ("http://hub.example/file", False),
+        ("https://hub.example:8443/file", False),
+    ],
+)
+def test_a_token_stays_with_the_hub_and_with_https(to: str, keeps: bool):
+    asked = urllib.request.Request("https://hub.example/a", headers={"Authorization": "Bearer secret"})
+    following = _Redirects().redirect_request(asked, None, 302, "Found", {}, to)
+    assert following is not None
+    assert following.has_header("Authorization") is keeps

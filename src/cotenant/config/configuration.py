@@ -59,6 +59,9 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = setting(
         (), "names in public DNS under which browsers may reach it", flag=None, shown="none"
     )
+    pulls: bool = setting(
+        True, "clients may pull models from the hub into `models_dir` with `/api/pull`", flag=None
+    )
     request_log: Path | None = setting(
         None,
         "file that gets a line for each request: model and sizes, never content",

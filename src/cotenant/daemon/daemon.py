@@ -250,7 +250,11 @@ class Daemon:
             hosts=(*server.allowed_hosts, server.host),
             console=Console,
             examine=None if examine is None else lambda: examine(active.configuration),
-            puller=HubPuller(lambda: active.configuration.models_dir, arrived=active.reload),
+            puller=HubPuller(
+                lambda: active.configuration.models_dir,
+                allowed=lambda: active.configuration.server.pulls,
+                arrived=active.reload,
+            ),
             planner=Plans(
                 active.planned,
                 lambda: self._cards.last,

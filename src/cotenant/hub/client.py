@@ -8,6 +8,7 @@ fifteen megabytes of other packages. `HF_ENDPOINT` names another hub with the sa
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,6 +24,9 @@ from cotenant.hub.choice import HubFile
 _PUBLIC: Final = "https://huggingface.co"
 _MAX_LIST_BYTES: Final = 16 * MIB
 _READ_TIMEOUT_S: Final = 30.0
+_REVISION: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME_BYTES: Final = 200
 BROKEN: Final = (OSError, http.client.HTTPException)
 """The errors of a broken connection."""
 
@@ -44,13 +48,14 @@ class HubClient:
         try:
             with self._open(path, {}, within_s) as answer:
                 listed = json.loads(answer.read(_MAX_LIST_BYTES))
-            return str(listed["sha"]), [
-                HubFile(str(each["rfilename"]), each.get("size"), (each.get("lfs") or {}).get("sha256"))
-                for each in listed["siblings"]
-            ]
+            revision = listed["sha"]
+            if not _REVISION.fullmatch(revision):
+                raise ValueError(revision)
+            found = [_hub_file(each) for each in listed["siblings"]]
+            return revision, [file for file in found if _is_usable(file.name)]
         except BROKEN as error:
             raise self.fault(error, repository) from error
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise HubSilent(
                 f"the server at {self.endpoint} is not a known hub", hint="Check HF_ENDPOINT."
             ) from error
@@ -100,9 +105,27 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if following is not None and following.host != req.host:
+        if following is not None and (following.type, following.host) != (req.type, req.host):
             following.remove_header("Authorization")
         return following
+
+
+def _hub_file(listed: Any) -> HubFile:
+    """Read a file of a list. Raises ValueError, LookupError, TypeError or AttributeError if it is none.
+
+    Checksums become parts of paths, sizes are added up: nothing of them is taken on trust.
+    """
+    path, size, sha256 = listed["rfilename"], listed.get("size"), (listed.get("lfs") or {}).get("sha256")
+    if size is not None and not (isinstance(size, int) and 0 <= size < 1 << 60):
+        raise ValueError(size)
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        raise ValueError(sha256)
+    return HubFile(path.encode().decode(), size, sha256)
+
+
+def _is_usable(name: str) -> bool:
+    """Whether a file may have this name in a folder of models; hidden ones are not served."""
+    return name.isprintable() and not name.startswith((".", "-")) and len(name.encode()) <= _MAX_NAME_BYTES
 
 
 def _token(environment: Mapping[str, str]) -> str | None:

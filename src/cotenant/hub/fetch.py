@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> None:
         files = _pull(name, models_dir, request["list_within_s"])
     except CotenantError as error:
         report(error={"code": error.code, "message": error.message, "hint": error.hint})
+    except Exception as error:
+        report(error={"code": PullFailed.code, "message": f"the pull failed: {error!r:.200}", "hint": ""})
+        raise
     else:
         report(files=[str(path) for path in files])
 
@@ -58,7 +61,8 @@ def report(**facts: Any) -> None:
 
 
 def _exit_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    # Not sys.stdin: an interpreter that exits crashes while a thread holds its lock.
+    while os.read(0, 1):
         pass
     os._exit(1)
 
@@ -133,6 +137,15 @@ class _Download:
             raise _ConnectionBroken from error
         except BROKEN as error:
             raise _ConnectionBroken from error
+        expected = file.size_bytes
+        if expected is None and response.length is not None:
+            expected = begin + response.length
+        if expected is None and file.sha256 is None:
+            response.close()
+            raise PullFailed(
+                f"the length of {file.name} is unknown, so it may be incomplete",
+                hint="Check HF_ENDPOINT: that server reports neither sizes nor checksums.",
+            )
         with response, path.open("r+b" if begin else "wb") as out:
             out.seek(begin)
             done, reported_at = begin, float("-inf")
@@ -145,15 +158,11 @@ class _Download:
                 out.write(chunk)
                 out.flush()
                 done += len(chunk)
+                if expected is not None and done > expected:
+                    break  # `_verify` refuses it
             missing = response.length
-        if missing or (file.size_bytes is not None and _size(path) < file.size_bytes):
+        if missing or (expected is not None and done < expected):
             raise _ConnectionBroken("the connection was closed early")
-        if missing is None and not response.chunked and file.size_bytes is None and file.sha256 is None:
-            path.unlink()
-            raise PullFailed(
-                f"the length of {file.name} is unknown, so it may be incomplete",
-                hint="Check HF_ENDPOINT: that server reports neither sizes nor checksums.",
-            )
 
 
 class _ConnectionBroken(Exception):

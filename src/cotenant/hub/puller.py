@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cotenant.domain import errors
-from cotenant.domain.errors import CotenantError, NotOffered, PullFailed
+from cotenant.domain.errors import CotenantError, NotOffered, PullFailed, QueueFull
 from cotenant.domain.hub import HubName, PullStep
 from cotenant.domain.units import MIB
 
@@ -19,6 +19,8 @@ _ERRORS_BY_CODE: Final[dict[str, type[CotenantError]]] = {
 }
 _MAX_STDERR_CHARS: Final = 400
 _GRACE_S: Final = 2.0
+_MAX_PULLS: Final = 4
+"""Each is a process of 25 MB that shares the line and the disk with the others."""
 _LINES_UNTIL_LISTED: Final = 2
 """The child's first line says that it asks the hub; the second follows the hub's answer."""
 
@@ -26,28 +28,47 @@ _LINES_UNTIL_LISTED: Final = 2
 class HubPuller:
     """Pulls into the folder that `models_dir` returns at each pull; None means that pulls are refused.
 
-    `arrived` is awaited after each pull. `list_within_s` bounds the wait for the hub's first answer.
+    They are also refused while `allowed` returns False. `arrived` is awaited after each pull. `list_within_s`
+    bounds the wait for the hub's first answer.
     """
 
     def __init__(
         self,
         models_dir: Callable[[], Path | None],
         *,
+        allowed: Callable[[], bool] = lambda: True,
         arrived: Callable[[], Awaitable[object]] | None = None,
         list_within_s: float = 15.0,
     ) -> None:
         self._models_dir = models_dir
+        self._allowed = allowed
         self._arrived = arrived
         self._list_within_s = list_within_s
+        self._running = 0
 
     async def pull(self, name: str) -> AsyncGenerator[PullStep, None]:
-        """Fetch a model, yielding each step. Raises BadHubName, HubError or NotOffered."""
+        """Fetch a model, yielding each step. Raises BadHubName, HubError, NotOffered or QueueFull."""
         wanted = HubName.parse(name)
+        if not self._allowed():
+            raise NotOffered("this server pulls no models", hint="Its operator may: `cotenant pull`.")
         models_dir = self._models_dir()
         if models_dir is None:
             raise NotOffered(
                 "there is no folder to pull models to", hint="Set models_dir in the configuration."
             )
+        if self._running == _MAX_PULLS:
+            raise QueueFull(f"{_MAX_PULLS} models are being pulled", hint="Wait until one of them is there.")
+        self._running += 1
+        try:
+            async with contextlib.aclosing(self._fetch(wanted, models_dir)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._running -= 1
+        if self._arrived is not None:
+            await self._arrived()
+
+    async def _fetch(self, wanted: HubName, models_dir: Path) -> AsyncGenerator[PullStep, None]:
         request = {"name": str(wanted), "models_dir": str(models_dir), "list_within_s": self._list_within_s}
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(request)),
@@ -65,8 +86,6 @@ class HubPuller:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.communicate()
-        if self._arrived is not None:
-            await self._arrived()
 
 
 async def _steps(child: asyncio.subprocess.Process, list_within_s: float) -> AsyncGenerator[PullStep, None]:

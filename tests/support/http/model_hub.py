@@ -23,13 +23,14 @@ class StandInHub:
     `lies` are paths whose bytes are not those that their checksum is of; those `untold` are listed without a
     size or a checksum, and of those `endless` no answer tells how long it is. A GET of a path in `stalls`
     gets so many bytes and no more until `go_on` is set; in `cuts`, once, its connection is closed after so
-    many. `refusals` are statuses with which the next requests for a path are answered, in turn; None serves
-    it.
+    many. `lists` are answers in place of the lists of repositories. `refusals` are statuses with which the
+    next requests for a path are answered, in turn; None serves it.
     """
 
     repositories: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     lies: set[str] = field(default_factory=set)
+    lists: dict[str, object] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
     endless: set[str] = field(default_factory=set)
     stalls: dict[str, int] = field(default_factory=dict)
@@ -84,7 +85,9 @@ def _handler(hub: StandInHub) -> type[BaseHTTPRequestHandler]:
 
         def _list(self, name: str) -> None:
             files = hub.repositories.get(name)
-            if name in hub.gated:
+            if name in hub.lists:
+                self._answer(200, json.dumps(hub.lists[name]).encode(), {"Content-Type": "application/json"})
+            elif name in hub.gated:
                 self._answer(403, b'{"error":"gated"}', {"X-Error-Code": "GatedRepo"})
             elif files is None:
                 self._answer(404, b'{"error":"none"}', {"X-Error-Code": "RepoNotFound"})
