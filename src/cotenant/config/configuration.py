@@ -62,6 +62,12 @@ class ServerSettings:
     pulls: bool = setting(
         True, "clients may pull models from the hub into `models_dir` with `/api/pull`", flag=None
     )
+    media_hosts: tuple[str, ...] = setting(
+        (),
+        "hosts from which engines may fetch images, audio and video that requests name; `*`: any",
+        flag=None,
+        shown="none",
+    )
     request_log: Path | None = setting(
         None,
         "file that gets a line for each request: model and sizes, never content",

@@ -248,6 +248,7 @@ class Daemon:
             advisor=self._advisor,
             api_keys=active.keys.current,
             hosts=(*server.allowed_hosts, server.host),
+            media_hosts=server.media_hosts,
             console=Console,
             examine=None if examine is None else lambda: examine(active.configuration),
             puller=HubPuller(

@@ -60,7 +60,8 @@ class Gateway:
     """Serves a router's models, and the operator's API.
 
     One instance belongs to one event loop. `clock` is the clock of the operator's decisions. `hosts` are
-    allowed host names in addition to those of local networks. `console` makes the pages, given the gateway.
+    allowed host names in addition to those of local networks, and `media_hosts` those from which engines may
+    fetch images. `console` makes the pages, given the gateway.
     `examine` runs the doctor's checks, in a thread.
     """
 
@@ -79,6 +80,7 @@ class Gateway:
         request_log: RequestLog | None = None,
         api_keys: Sequence[str] = (),
         hosts: Sequence[str] = (),
+        media_hosts: Sequence[str] = (),
         limits: Limits | None = None,
         timing: Timing | None = None,
         clock: Clock | None = None,
@@ -89,7 +91,7 @@ class Gateway:
         self._operator = operator
         self._access = AccessControl(api_keys, hosts, clock)
         self._console = console(self)
-        self._proxy = Proxy(router, self.limits, timing, request_log)
+        self._proxy = Proxy(router, self.limits, timing, request_log, media_hosts)
         self._closing = asyncio.Event()
         self._ollama = OllamaApi(self._proxy, operator, self._closing, puller)
         self._error_forms: dict[str, ErrorForm] = {

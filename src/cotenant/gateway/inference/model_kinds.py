@@ -26,8 +26,10 @@ class ModelKinds:
         self._router = router
         self._known: dict[str, frozenset[ModelKind]] = {}
 
-    def check(self, name: str, target: Target) -> None:
-        """Check that a model supports the target, before it is loaded. Raises WrongKind."""
+    def check(self, name: str, target: Target, *, has_media: bool) -> None:
+        """Check that a model supports a request, before it is loaded. Raises WrongKind."""
+        if has_media:
+            _check_media_support(find_model(name, self._router))
         known = self._known.get(name)
         if known is not None and not known.isdisjoint(target.kinds):
             return
@@ -40,6 +42,15 @@ class ModelKinds:
         raise WrongKind(
             f"{name} is a model for {purpose}, which does not support {target.path.decode()}",
             hint=f"Use {path.path.decode() if path else '/v1/rerank'}, or another model.",
+        )
+
+
+def _check_media_support(model: ServedModel) -> None:
+    """Check that a model takes images. Raises WrongKind."""
+    if is_read(model) and not model.vision:
+        raise WrongKind(
+            f"{model.name} does not support images",
+            hint="Put its vision projector (mmproj) next to its file.",
         )
 
 

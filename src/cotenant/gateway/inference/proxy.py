@@ -17,6 +17,7 @@ from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.inference.assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
+from cotenant.gateway.inference.media import check_media
 from cotenant.gateway.inference.model_kinds import ModelKinds
 from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse
 from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
@@ -37,9 +38,15 @@ class Proxy:
     """What all requests share: the router, the limits, the connections, the counters."""
 
     def __init__(
-        self, router: Router, limits: Limits, timing: Timing, request_log: RequestLog | None = None
+        self,
+        router: Router,
+        limits: Limits,
+        timing: Timing,
+        request_log: RequestLog | None = None,
+        media_hosts: Sequence[str] = (),
     ) -> None:
         self.router = router
+        self.media_hosts = frozenset(host.lower() for host in media_hosts)
         self.request_log = request_log
         self.limits = limits
         self.timing = timing
@@ -103,7 +110,8 @@ class Exchange:
             name = proxy.router.resolve(model_name(request, proxy.router))
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request)
-            proxy.kinds.check(name, self._target)
+            has_media = check_media(request, body, proxy.media_hosts)
+            proxy.kinds.check(name, self._target, has_media=has_media)
             self._name = name
             self._streaming = request.get("stream") is True and self._target.streams
             self._request = request

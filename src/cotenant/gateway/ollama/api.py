@@ -29,7 +29,7 @@ from cotenant.gateway.inference.request_options import read_request_options
 from cotenant.gateway.ollama import models
 from cotenant.gateway.ollama.embed import EmbeddingRequest
 from cotenant.gateway.ollama.exchange import LineSender, Wrap, as_chat, as_generated, exchange, timestamp
-from cotenant.gateway.ollama.fields import Fields, items, objects, switch, text
+from cotenant.gateway.ollama.fields import Fields, switch, text
 from cotenant.gateway.ollama.pull import pull
 from cotenant.gateway.ollama.requests import (
     asks_for_nothing,
@@ -123,7 +123,6 @@ class OllamaApi:
         if asks_for_nothing(fields):
             return await self._load(request, fields, model, as_chat)
         _check_generates(model, "chat")
-        _check_images(model, any(message.get("images") for message in objects(fields, "messages")))
         await self._stream(request, fields, CHAT, chat_request(fields, model.name), as_chat)
         return None
 
@@ -132,7 +131,6 @@ class OllamaApi:
         if asks_for_nothing(fields):
             return await self._load(request, fields, model, as_generated)
         _check_generates(model, "generate")
-        _check_images(model, bool(items(fields, "images")))
         if switch(fields, "raw", False) or (_continues(model) and stands_alone(fields)):
             target, engine_request = COMPLETIONS, raw_request(fields, model.name)
         else:
@@ -233,14 +231,6 @@ def _checked_embedder(model: ServedModel) -> ServedModel:
             f'"{model.name}" does not support embeddings', hint=f"It is a model for {model.kind}."
         )
     return model
-
-
-def _check_images(model: ServedModel, has_images: bool) -> None:
-    if has_images and is_read(model) and not model.vision:
-        raise WrongKind(
-            f"{model.name} does not support images",
-            hint="Put its vision projector (mmproj) next to its file.",
-        )
 
 
 async def _no_blob(request: ApiRequest) -> None:

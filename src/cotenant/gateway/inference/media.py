@@ -1,0 +1,76 @@
+"""Images, audio and video in requests: whether there are any, and from where an engine may fetch them.
+
+An engine fetches what a URL names from where it runs: from hosts that only this machine reaches, and with
+some servers from its disk. So only inline data is forwarded, unless the operator allows the host.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
+
+from cotenant.domain.errors import BadRequest
+
+_FIELDS: Final = ("messages", "input", "system", "prompt", "query", "documents")
+"""Fields of a request, in any dialect, in which parts may be."""
+_NESTED: Final = ("content", "output")
+"""Fields of a part with more parts: of a message, and of a tool's result."""
+_MEDIA: Final = ("image_url", "video_url", "audio_url", "input_audio")
+_LINKS: Final = (*_MEDIA, "file_url", "image", "video", "audio")
+_HOLDERS: Final = (*_LINKS, "file", "source")
+"""Fields with a URL, or with an object that has one."""
+_TYPES: Final = frozenset({"image", "input_image", "video", "audio", *_MEDIA})
+_HINTS: Final = (b"image", b"audio", b"video", b"file", b"_url", b"source", b"\\u")
+"""A body with parts of interest has one of these, if only within an escape."""
+_INLINE: Final = re.compile(r"data:|(?:/9j/|[A-Z0-9])[A-Z0-9+/=_-]{60}", re.IGNORECASE)
+"""A `data:` URL, or base64 alone, which a path does not resemble for that long (`/9j/` begins a JPEG)."""
+_HOST: Final = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?(?=[/?#]|$)", re.IGNORECASE)
+"""A URL whose host every parser reads alike: without a user, a backslash or an escape before its path."""
+
+
+def check_media(request: Mapping[str, Any], body: bytes, hosts: Collection[str]) -> bool:
+    """Return whether a request has images, audio or video. Raises BadRequest if one is not inline.
+
+    `hosts` are those from which engines may fetch; `*` stands for any.
+    """
+    if not any(hint in body for hint in _HINTS):
+        return False
+    found = False
+    for field in _FIELDS:
+        for part in _parts(request.get(field)):
+            found = found or str(part.get("type")) in _TYPES or any(map(part.get, _MEDIA))
+            for url in _urls(part):
+                _check_url(url, hosts)
+    return found
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a list of parts, and in the lists within them."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending.extend(item for item in value if isinstance(item, (dict, list)))
+        elif isinstance(value, dict):
+            yield value
+            pending.extend(value.get(name) for name in _NESTED)
+
+
+def _urls(part: Mapping[str, Any]) -> Iterator[str]:
+    for name in _HOLDERS:
+        link = part.get(name)
+        if isinstance(link, dict):
+            yield from (url for key in ("url", "file_url") if isinstance(url := link.get(key), str))
+        elif isinstance(link, str) and name in _LINKS:
+            yield link
+
+
+def _check_url(url: str, hosts: Collection[str]) -> None:
+    if _INLINE.match(url):
+        return
+    found = _HOST.match(url)
+    host = found[1].lower() if found else None
+    if host is None or (host not in hosts and "*" not in hosts):
+        raise BadRequest(
+            f"media at {host or url[:60]!r} are not fetched for clients",
+            hint="Send a `data:` URL, or ask the operator to allow the host (server.media_hosts).",
+        )
