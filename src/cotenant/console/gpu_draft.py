@@ -76,7 +76,9 @@ def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
     indices = {gpu["uuid"]: gpu["index"] for gpu in config["gpus"]}
     choices: dict[str, Choice] = {}
     for each in saved["assignments"]:
-        uuid, budget = each["gpu_uuid"], each["vram_budget_override"]
+        uuid = each["gpu_uuid"]
+        automatic = each["service"] in config["automatic_budgets"]
+        budget = None if automatic else each["vram_budget_override"]
         index = each["gpu_index"] if uuid is None else indices.get(uuid)
         gpu = str(index) if index is not None else UNPINNED if uuid is None else f"{_GONE}{uuid}"
         if strategy != MANUAL and (gpu == UNPINNED or meaning(each) in again):

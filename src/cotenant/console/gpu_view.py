@@ -43,6 +43,7 @@ def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
                 "wanted": needs if budget is None else round(budget * GIB),
                 "choice": choice,
                 "shown": shown,
+                "given_budget": "" if budget is None or name in planned["automatic_budgets"] else budget,
                 "by_strategy": None if draft.strategy == MANUAL else by_strategy,
                 "adjusted": budget is not None and vram_mb is not None and budget * 1024 < vram_mb - 1,
                 "warnings": [each["text"] for each in planned["warning_details"] if each["service"] == name],

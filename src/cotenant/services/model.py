@@ -6,7 +6,7 @@ A VRAM budget is counted in GB of 2^30 bytes, as in the applications that read i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -74,13 +74,17 @@ class Assignment:
     """A service and the GPU to which it is pinned; None leaves it unpinned.
 
     `device_id` stays valid when GPUs are renumbered, `gpu_index` is what people know. `vram_budget_gb` is
-    passed to the service in its budget variable; None sets no budget.
+    passed to the service in its budget variable; None sets no budget. `by_hand` says that an operator chose
+    the GPU, `budget_auto` that Cotenant computed the budget, and so computes it anew with every save. Neither
+    makes an assignment another one.
     """
 
     service: str
     gpu_index: int | None = None
     device_id: DeviceId | None = None
     vram_budget_gb: float | None = None
+    by_hand: bool = field(default=False, compare=False)
+    budget_auto: bool = field(default=False, compare=False)
 
     @property
     def names_gpu(self) -> bool:

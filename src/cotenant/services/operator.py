@@ -10,7 +10,6 @@ from typing import Final
 from cotenant.concurrency.detached_thread import run_in_detached_thread
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.errors import (
-    BadAssignment,
     ComposeFileError,
     ContainerEngineMissing,
     NothingToRollBack,
@@ -18,6 +17,7 @@ from cotenant.domain.errors import (
 )
 from cotenant.services.apply_runner import ApplyRunner
 from cotenant.services.assign.changes import difference, recreations
+from cotenant.services.assign.checks import resolved
 from cotenant.services.assign.fallback import fall_back
 from cotenant.services.assign.strategies import assign
 from cotenant.services.assign.warnings import warnings_of
@@ -140,10 +140,10 @@ class Services:
         inventory, containers = await asyncio.gather(self._inventory(), self._containers())
         devices = self._devices(inventory, applied, containers)
         if assignments is not None:
-            manual = self._resolved(assignments, devices)
+            manual = resolved(assignments, self._settings.items, devices, saved)
         else:
             manual = saved.assignments if strategy is Strategy.MANUAL and saved is not None else ()
-        plan = await self._plan(strategy, manual, devices)
+        plan = await self._plan(strategy, manual, devices, saved)
         effective, _ = fall_back(plan.assignments, self._enabled, devices)
         return plan, await self._changes(applied, effective, containers)
 
@@ -214,10 +214,12 @@ class Services:
     async def _save(
         self, strategy: Strategy, assignments: Sequence[Assignment], *, force: bool
     ) -> tuple[SavedConfiguration, AssignmentPlan]:
-        applied = await self._store.applied()
+        saved, applied = await self._store.current(), await self._store.applied()
         inventory, containers = await asyncio.gather(self._inventory(), self._containers())
         devices = self._devices(inventory, applied, containers)
-        plan = await self._plan(strategy, self._resolved(assignments, devices), devices)
+        plan = await self._plan(
+            strategy, resolved(assignments, self._settings.items, devices, saved), devices, saved
+        )
         return await self._commit(strategy, plan.assignments, devices, force=force), plan
 
     async def _commit(
@@ -238,8 +240,16 @@ class Services:
         return await self._store.save(strategy, assignments, at, publish)
 
     async def _plan(
-        self, strategy: Strategy, manual: Sequence[Assignment], devices: Sequence[ServiceDevice]
+        self,
+        strategy: Strategy,
+        manual: Sequence[Assignment],
+        devices: Sequence[ServiceDevice],
+        saved: SavedConfiguration | None,
     ) -> AssignmentPlan:
+        """Return what a strategy assigns. While no GPU can be chosen, what was saved stays."""
+        if strategy is not Strategy.MANUAL and saved is not None and not any(gpu.healthy for gpu in devices):
+            named = {each.service for each in manual}
+            manual = (*manual, *(each for each in saved.assignments if each.service not in named))
         known = await self._compose_services([])
         return assign(strategy, self._enabled, devices, manual=manual, known_services=known)
 
@@ -328,32 +338,6 @@ class Services:
         except ComposeFileError as error:
             problems.append(f"{error.message}. {error.hint}")
             return None
-
-    def _resolved(
-        self, assignments: Sequence[Assignment], devices: Sequence[ServiceDevice]
-    ) -> tuple[Assignment, ...]:
-        """Check the assignments and add each GPU's UUID. Raises BadAssignment."""
-        known = {service.name for service in self._settings.items}
-        ids = {device.index: device.id for device in devices}
-        seen: set[str] = set()
-        for number, each in enumerate(assignments):
-            field = "service"
-            if each.service not in known:
-                what = f"there is no service {each.service!r}"
-                hint = f"Services: {', '.join(sorted(known)) or 'none'}."
-            elif each.service in seen:
-                what, hint = f"{each.service} is assigned twice", "Keep one."
-            elif each.gpu_index is not None and each.gpu_index not in ids:
-                field, what = "gpu_index", f"there is no GPU {each.gpu_index}"
-                hint = f"GPUs: {', '.join(map(str, sorted(ids))) or 'none'}."
-            else:
-                seen.add(each.service)
-                continue
-            raise BadAssignment(what, hint=hint, field=f"assignments[{number}].{field}")
-        return tuple(
-            each if each.gpu_index is None else replace(each, device_id=ids[each.gpu_index])
-            for each in assignments
-        )
 
     def _target(self, history: Sequence[SavedConfiguration], number: int | None) -> SavedConfiguration:
         """Return the configuration to go back to. Raises NothingToRollBack."""

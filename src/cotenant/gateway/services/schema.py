@@ -213,6 +213,7 @@ class ConfigurationResponse(ResponseModel):
 
     strategy: Strategy
     assignments: list[AssignmentResponse]
+    automatic_budgets: list[str]
     strategies: list[StrategyResponse]
     services: list[ServiceResponse]
     gpus: list[ServiceGpu] = Field(validation_alias="devices")
@@ -226,13 +227,17 @@ class ConfigurationResponse(ResponseModel):
 
 
 class SaveResponse(ResponseModel):
-    """The saved assignments, with warnings."""
+    """The saved assignments, with warnings.
+
+    `automatic_budgets` are the services whose budget Cotenant computed, and computes anew with every save.
+    """
 
     success: bool
     warnings: list[WarningText]
     warning_details: list[WarningResponse] = Field(validation_alias="warnings")
     strategy: Strategy
     assignments: list[AssignmentResponse]
+    automatic_budgets: list[str]
 
 
 class PreviewResponse(ResponseModel):
@@ -240,6 +245,7 @@ class PreviewResponse(ResponseModel):
 
     strategy: Strategy
     assignments: list[AssignmentResponse]
+    automatic_budgets: list[str]
     warnings: list[WarningText]
     warning_details: list[WarningResponse] = Field(validation_alias="warnings")
     diff: list[ChangeResponse]
@@ -301,18 +307,30 @@ def configuration_response(view: ServicesView) -> ConfigurationResponse:
     names = dict.fromkeys([*(service.name for service in view.services), *saved])
     assignments = [saved.get(name, Assignment(name)) for name in names]
     return ConfigurationResponse.model_validate(
-        {**_fields(view), "assignments": assignments, "strategies": _STRATEGIES, "problems": _problems(view)}
+        {
+            **_fields(view),
+            "assignments": assignments,
+            "automatic_budgets": _automatic(assignments),
+            "strategies": _STRATEGIES,
+            "problems": _problems(view),
+        }
     )
 
 
 def save_response(plan: AssignmentPlan) -> SaveResponse:
     """Return what was saved."""
-    return SaveResponse.model_validate({**_fields(plan), "success": True})
+    automatic = _automatic(plan.assignments)
+    return SaveResponse.model_validate({**_fields(plan), "automatic_budgets": automatic, "success": True})
 
 
 def preview_response(plan: AssignmentPlan, changes: Sequence[Change]) -> PreviewResponse:
     """Return what a strategy would do."""
-    return PreviewResponse.model_validate({**_fields(plan), "diff": changes})
+    automatic = _automatic(plan.assignments)
+    return PreviewResponse.model_validate({**_fields(plan), "automatic_budgets": automatic, "diff": changes})
+
+
+def _automatic(assignments: Iterable[Assignment]) -> list[str]:
+    return [each.service for each in assignments if each.budget_auto]
 
 
 def apply_event(status: ApplyStatus) -> bytes:

@@ -39,14 +39,15 @@ def assign(
 ) -> AssignmentPlan:
     """Assign every enabled service to a GPU, with a VRAM budget where it needs one.
 
-    `manual` assignments keep their GPU and their budget under every strategy. One without a GPU leaves the
-    choice to the strategy; one whose GPU is missing leaves the service unpinned, and keeps the GPU's id. The
-    last of several for one service counts. Under `manual`, and where there is no healthy GPU, the others stay
-    unpinned. `known_services` are those in the compose files, None if they were not read.
+    `manual` assignments keep their GPU and their budget under every strategy; an automatic budget is computed
+    anew, unless its GPU is missing. One without a GPU leaves the choice to the strategy; one whose GPU is
+    missing leaves the service unpinned, and keeps the GPU's id. The last of several for one service counts.
+    Under `manual`, and where there is no healthy GPU, the others stay unpinned. `known_services` are those in
+    the compose files, None if they were not read.
     """
     devices = sorted(devices, key=lambda device: (device.index, device.id))
     healthy = [device for device in devices if device.healthy]
-    given = {assignment.service: assignment for assignment in manual}
+    given = {each.service: _without_automatic(each, devices) for each in manual}
     enabled = [service for service in services if service.enabled]
     wanted = {service.name: given.get(service.name, Assignment(service.name)) for service in enabled}
     needs = {service.name: needed_bytes(service, wanted[service.name].vram_budget_gb) for service in enabled}
@@ -64,7 +65,7 @@ def assign(
     for device in devices:
         budgets |= adjusted_budgets(device, placed[device.id])
     for name, gb in budgets.items():
-        wanted[name] = replace(wanted[name], vram_budget_gb=gb)
+        wanted[name] = replace(wanted[name], vram_budget_gb=gb, budget_auto=True)
     others = [one for name, one in given.items() if name not in wanted]
     warnings = warnings_of(services, devices, [*others, *wanted.values()], known_services=known_services)
     if strategy is not Strategy.MANUAL and to_place and devices and not healthy:
@@ -126,6 +127,15 @@ _RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], Fre
     Strategy.ISOLATION_FIRST: isolation_first,
     Strategy.BALANCED: balanced,
 }
+
+
+def _without_automatic(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:
+    """Return an operator's assignment, without an automatic budget that is to be computed anew."""
+    chosen = replace(assignment, by_hand=assignment.names_gpu)
+    missing = assignment.names_gpu and assigned_device(assignment, devices) is None
+    if missing or not assignment.budget_auto:
+        return chosen
+    return replace(chosen, vram_budget_gb=None, budget_auto=False)
 
 
 def _resolved(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:

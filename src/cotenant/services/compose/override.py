@@ -35,7 +35,7 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True)
 class _Assigned:
-    """A service with a GPU: its assignment, its compose definition, its settings and its GPU."""
+    """A service with a GPU or a budget: its assignment, its compose definition, its settings and its GPU."""
 
     assignment: Assignment
     compose: ComposeService
@@ -61,7 +61,8 @@ def render(
     assigned = [
         _Assigned(each, project.services[each.service], known.get(each.service), _device(each, devices))
         for each in configuration.assignments
-        if each.gpu_index is not None and each.service in project.services
+        if each.service in project.services
+        and (each.gpu_index is not None or (each.vram_budget_gb is not None and each.device_id is None))
     ]
     at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -121,23 +122,26 @@ def _service_block(assigned: _Assigned, names: DeviceNames) -> str:
         f"  {_yaml_key(assignment.service)}:",
         "    labels:",
         f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(assignment))}",
-        "    deploy:",
-        "      resources:",
-        "        reservations:",
-        "          devices:",
-        "            - driver: nvidia",
-        f"              device_ids: [{_quoted(str(name))}]"
-        + (f"  # {' '.join(device.name.split())}" if device else ""),
-        "              capabilities: [gpu]",
-        *(f"            - {_flow(entry)}" for entry in _kept(assigned, RESERVED_DEVICES)),
     ]
+    if name is not None:
+        lines += [
+            "    deploy:",
+            "      resources:",
+            "        reservations:",
+            "          devices:",
+            "            - driver: nvidia",
+            f"              device_ids: [{_quoted(str(name))}]"
+            + (f"  # {' '.join(device.name.split())}" if device else ""),
+            "              capabilities: [gpu]",
+            *(f"            - {_flow(entry)}" for entry in _kept(assigned, RESERVED_DEVICES)),
+        ]
     budget = assignment.vram_budget_gb
     if budget is not None and service is not None and service.budget_env is not None:
         text = f"{budget:.6f}".rstrip("0").rstrip(".")
         if service.vram_bytes is not None and budget * GIB < service.vram_bytes * 0.99:
             text += f"  # adjusted: it asks for {service.vram_bytes / GIB:.1f}"
         lines += ["    environment:", f"      - {service.budget_env}={text}"]
-    others = _kept(assigned, ("devices",))
+    others = () if name is None else _kept(assigned, ("devices",))
     if others:
         lines += ["    devices:", *(f"      - {_flow(entry)}" for entry in others)]
     return "\n".join(lines) + "\n"
@@ -150,7 +154,10 @@ def _dropped(assigned: _Assigned) -> list[tuple[str, ...]]:
     what later files put in its place.
     """
     definition = assigned.compose.definition
-    paths = [request.path for request in assigned.compose.gpus if _present(definition, request.path)]
+    pinned = assigned.assignment.gpu_index is not None
+    paths = [
+        request.path for request in assigned.compose.gpus if pinned and _present(definition, request.path)
+    ]
     variables = definition.get("environment")
     if assigned.service and assigned.assignment.vram_budget_gb is not None and isinstance(variables, Mapping):
         name = assigned.service.budget_env
@@ -217,7 +224,7 @@ def labelled_assignment(service: str, labels: Mapping[str, str]) -> Assignment |
         gpu, device_id, budget = value["gpu"], value.get("device_id"), value.get("vram_budget")
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    if isinstance(gpu, bool) or not isinstance(gpu, int):
+    if isinstance(gpu, bool) or not isinstance(gpu, int | None):
         return None
     return Assignment(
         service,

@@ -32,6 +32,8 @@ from cotenant.store.services.tables import (
 
 _MAX_HISTORY: Final = 1_000
 _LOCK: Final = 0x436F5473
+_STRATEGY_KEY: Final = "gpu_assignment_strategy"
+"""The key of `system_settings` that holds the strategy saved last, for others who read the database."""
 
 
 class ServiceRows:
@@ -41,14 +43,16 @@ class ServiceRows:
         self._connection = connection
 
     def current(self) -> SavedConfiguration | None:
-        """Return the newest entry of the history, with the assignments of `gpu_configurations`."""
+        """Return the newest entry of the history, with the GPUs and budgets of `gpu_configurations`."""
         newest = self.history(1)
         if not newest:
             return None
         rows = self._connection.execute(
             select(configurations).where(configurations.c.enabled).order_by(configurations.c.position)
         )
-        return replace(newest[0], assignments=tuple(map(assignment_of, rows)))
+        saved = {each.service: each for each in newest[0].assignments}
+        found = tuple(assignment_of(row, saved.get(row.service_name)) for row in rows)
+        return replace(newest[0], assignments=found)
 
     def save(
         self,
@@ -77,7 +81,7 @@ class ServiceRows:
         self._connection.execute(update(configurations).where(configurations.c.enabled).values(enabled=False))
         for position, assignment in enumerate(saved.assignments):
             row = assignment_row(assignment) | {
-                "strategy": strategy.value,
+                "strategy": (Strategy.MANUAL if assignment.by_hand else strategy).value,
                 "enabled": True,
                 "updated_at": at,
                 "position": position,
@@ -85,6 +89,7 @@ class ServiceRows:
             same = configurations.c.service_name == assignment.service
             self._put(configurations, same, row, at_first={"created_at": at})
         self._connection.execute(insert(history), history_row(saved))
+        self.set_setting(_STRATEGY_KEY, {"default": strategy.value}, at)
         self._connection.execute(delete(history).where(history.c.number <= number - _MAX_HISTORY))
         if publish is not None:
             publish(number)

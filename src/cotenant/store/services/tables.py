@@ -1,7 +1,7 @@
 """The tables of GPU configuration, and the conversion of the values of `services.model` to rows."""
 
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -99,14 +99,26 @@ history: Final = Table(
 
 
 def assignment_row(assignment: Assignment) -> dict[str, Any]:
-    """Render an assignment for `gpu_configurations`."""
-    row = asdict(assignment)
-    return {"service_name": row.pop("service"), "vram_budget_override": row.pop("vram_budget_gb"), **row}
+    """Render an assignment for `gpu_configurations`, which does not keep where it comes from."""
+    return {
+        "service_name": assignment.service,
+        "gpu_index": assignment.gpu_index,
+        "device_id": assignment.device_id,
+        "vram_budget_override": assignment.vram_budget_gb,
+    }
 
 
-def assignment_of(row: Row[Any]) -> Assignment:
-    """Read a row of `gpu_configurations`."""
-    return Assignment(row.service_name, row.gpu_index, row.device_id, row.vram_budget_override)
+def assignment_of(row: Row[Any], saved: Assignment | None) -> Assignment:
+    """Read a row of `gpu_configurations`; `saved` is the same assignment in the history."""
+    found = saved or Assignment(row.service_name)
+    changed = row.vram_budget_override != found.vram_budget_gb
+    return replace(
+        found,
+        gpu_index=row.gpu_index,
+        device_id=row.device_id,
+        vram_budget_gb=row.vram_budget_override,
+        budget_auto=found.budget_auto and not changed,
+    )
 
 
 def device_row(device: SeenDevice) -> dict[str, Any]:
