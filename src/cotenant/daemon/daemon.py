@@ -34,6 +34,7 @@ from cotenant.daemon.sharing.mps import Sharing
 from cotenant.daemon.sharing.mps_rules import MpsRules
 from cotenant.daemon.systemd_notify import ServiceManager
 from cotenant.domain.devices import ComputeMode, DeviceId
+from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UsageError
 from cotenant.domain.records import PastRuns
 from cotenant.domain.vendors import InventorySource
@@ -247,7 +248,7 @@ class Daemon:
             alerts=self._alerts,
             advisor=self._advisor,
             api_keys=active.keys.current,
-            hosts=(*server.allowed_hosts, server.host),
+            hosts=(*server.allowed_hosts, Endpoint(server.host, server.port).authority),
             media_hosts=server.media_hosts,
             console=Console,
             examine=None if examine is None else lambda: examine(active.configuration),

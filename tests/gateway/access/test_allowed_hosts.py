@@ -49,6 +49,28 @@ def test_orders_from_our_own_pages_and_from_programs_pass(origin):
 
 
 @pytest.mark.parametrize(
+    ("allowed", "origin", "passes"),
+    [
+        ("127.0.0.1:8080", "http://127.0.0.1:8080", True),
+        ("127.0.0.1:8080", "http://127.0.0.1:25401", False),
+        ("127.0.0.1:8080", "http://127.0.0.1", False),
+        ("models.example.org", "https://models.example.org", True),
+        ("models.example.org", "https://models.example.org:3000", False),
+        ("models.example.org:8443", "https://MODELS.example.org:8443", True),
+        ("models.example.org:8443", "https://models.example.org", False),
+    ],
+)
+def test_a_page_of_another_port_of_an_allowed_host_may_give_no_orders(allowed, origin, passes):
+    hosts = AllowedHosts([allowed])
+    hosts.check_host(allowed.encode())
+    if passes:
+        hosts.check_origin(origin.encode(), b"10.0.0.7:1")
+    else:
+        with pytest.raises(ForeignPage):
+            hosts.check_origin(origin.encode(), b"10.0.0.7:1")
+
+
+@pytest.mark.parametrize(
     "origin",
     ["http://evil.example", "http://localhost:9999", "null", "", "http://localhost", "HTTPS://evil.example"],
 )

@@ -13,10 +13,14 @@ class AllowedHosts:
     """Allows addresses, `localhost`, names without a dot or under a domain of local networks, and `allowed`.
 
     DNS rebinding needs a name in public DNS, whose owner can change its address to that of this machine.
+
+    Pages of an `allowed` name may give orders, too, since a proxy may serve them under another `Host`. They
+    are pages of that port alone (without one, of the scheme's): other programs serve the other ports.
     """
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
-        self._allowed = frozenset(name.lower().rstrip(".") for name in allowed)
+        self._origins = frozenset(name.lower().rstrip(".") for name in allowed)
+        self._allowed = frozenset(map(_name, self._origins))
         self._passed: set[bytes] = set()
 
     def check_host(self, host: bytes) -> None:
@@ -38,7 +42,7 @@ class AllowedHosts:
         scheme, _, where = text.partition("://")
         if where and (origin.partition(b"://")[2] == host or scheme.lower() not in ("http", "https")):
             return
-        if _name(where) not in self._allowed:
+        if where.lower() not in self._origins:
             raise ForeignPage(
                 f"a page of {text[:80]} may not change anything here",
                 hint="Use the console at this address, the command line, or an API key.",
