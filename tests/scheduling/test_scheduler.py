@@ -442,6 +442,24 @@ def test_the_three_scenarios_of_two_models_on_one_card(qps, idle, pressure, evic
     assert set(bench.stopping) == evicted
 
 
+@pytest.mark.parametrize("policy", ["lru", "gdsf", "cost"])
+def test_under_pressure_the_longer_idle_goes_however_busy_it_was(policy: str) -> None:
+    models = [model("gpt2", 0.5, keep_alive_s=None), model("gpt2-small", 0.3, keep_alive_s=None)]
+    bench = Bench.of(models, [card(1, 40)], policy=policy)
+    loaded_with(bench, {"gpt2": 0.5, "gpt2-small": 6.19}, {"gpt2": 200, "gpt2-small": 400}, until=1000)
+    bench.read(card(1, 40), foreign={1: 39.3})
+    assert set(bench.stopping) == {"gpt2-small"}
+
+
+def test_a_busy_model_that_drains_and_the_one_that_replaces_it_take_one_place() -> None:
+    bench = Bench.of([model("a", 10), model("b", 10)], [card(0, 24)], max_loaded=1)
+    bench.load("a")
+    bench.ask("b")
+    bench.wait(130)
+    assert bench.state.reservations["b"].drains
+    assert bench.state.loaded_count() == 1
+
+
 def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go() -> None:
     sizes = {"gpt2": 0.5, "gpt2-small": 0.3, "bert-base": 0.4, "llama-7b": 14, "qwen-1.5b": 3}
     qps = {"gpt2": 2.0, "gpt2-small": 0.0, "bert-base": 1.5, "llama-7b": 0.8, "qwen-1.5b": 0.0}

@@ -1,6 +1,7 @@
 """How often a model is requested, and how soon the next request is likely."""
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -8,6 +9,7 @@ _BUCKETS: Final = 24
 _RATE_MEMORY_S: Final = 300.0
 _HORIZON_S: Final = 300.0
 _PSEUDO_COUNTS: Final = 4.0
+_MINUTE_S: Final = 60
 
 
 @dataclass(slots=True)
@@ -28,12 +30,17 @@ class GapHistogram:
 
 @dataclass(slots=True)
 class Demand:
-    """One model's requests: a decaying rate per second and its gaps. Times are the scheduler's."""
+    """One model's requests: how many in the last minute, a rate for decisions, and their gaps.
+
+    Times are the scheduler's.
+    """
 
     gaps: GapHistogram = field(default_factory=GapHistogram)
     last_at: float | None = None
     requests: int = 0
     _rate: float = 0.0
+    _by_second: deque[list[int]] = field(default_factory=deque)
+    """The seconds of the last minute that had requests, oldest first, each with their number."""
 
     def arrive(self, at: float, all_gaps: GapHistogram) -> None:
         """Count a request; its gap goes into the model's own histogram and `all_gaps`."""
@@ -45,12 +52,29 @@ class Demand:
             self._rate *= math.exp(-gap / _RATE_MEMORY_S)
         self._rate += 1 / _RATE_MEMORY_S
         self.last_at = at
+        second = int(at)
+        if self._by_second and self._by_second[-1][0] == second:
+            self._by_second[-1][1] += 1
+            return
+        self._by_second.append([second, 1])
+        while self._by_second[0][0] <= second - _MINUTE_S:
+            self._by_second.popleft()
 
     def rate(self, now: float) -> float:
-        """Return requests per second, weighted by recency over five minutes."""
+        """Return the requests per second to expect: the past ones, weighted by recency over five minutes.
+
+        After a minute without any, it is at most one in the time since the last: a model that was busy long
+        ago is not kept for one that is used less, but now.
+        """
         if self.last_at is None:
             return 0.0
-        return self._rate * math.exp(-max(0.0, now - self.last_at) / _RATE_MEMORY_S)
+        idle = max(0.0, now - self.last_at)
+        decayed = self._rate * math.exp(-idle / _RATE_MEMORY_S)
+        return min(decayed, 1 / idle) if idle >= _MINUTE_S else decayed
+
+    def last_minute_rate(self, now: float) -> float:
+        """Return requests per second over the last 60 seconds."""
+        return sum(count for second, count in self._by_second if second > now - _MINUTE_S) / _MINUTE_S
 
     def idle_s(self, now: float) -> float:
         """Return seconds since the last request; infinite if there was none."""

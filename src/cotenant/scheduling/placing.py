@@ -259,13 +259,11 @@ def _reserve(
         residency = state.residencies[victim.residency]
         demand = state.models[residency.model].demand
         idle = out.at - state.models[residency.model].last_used
+        rate = f"{demand.last_minute_rate(out.at):.2f} requests/s in the last minute"
         how = (
             f"idle {format_duration(idle)}" if residency.idle else f"{residency.in_flight} requests in flight"
         )
-        why = (
-            f"evicted: {how}, {demand.rate(out.at):.2f} requests/s, for {name}, "
-            f"whose first request had waited {format_duration(waited)}"
-        )
+        why = f"evicted: {how}, {rate}, for {name}, whose first request had waited {format_duration(waited)}"
         if not residency.idle:
             out.publish(DecisionKind.DRAIN, residency.model, f"admits no more requests: {why}")
         unload_when_idle(state, residency, out, UnloadReason.EVICTED, why)

@@ -187,10 +187,12 @@ class State:
     def loaded_count(self) -> int:
         """Count the models that are loaded or loading, and those with a reservation.
 
-        A model that takes no memory, since it is served elsewhere, does not count.
+        A reservation takes the places of its victims, also while they drain. A model that takes no memory,
+        since it is served elsewhere, does not count.
         """
-        loaded = sum(bool(r.bytes_by_device) and not r.gone for r in self.residencies.values())
-        return loaded + len(self.reservations)
+        loaded = {r.id for r in self.residencies.values() if r.bytes_by_device and not r.gone}
+        victims = [reservation.victims & loaded for reservation in self.reservations.values()]
+        return len(loaded.difference(*victims)) + sum(max(1, len(each)) for each in victims)
 
     def max_loaded_reached(self) -> bool:
         """Whether no further model may be loaded unless another one is unloaded."""

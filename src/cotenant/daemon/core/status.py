@@ -33,7 +33,7 @@ def model_status(
         slots=model.spec.slots,
         idle_s=None if math.isinf(idle_s) else idle_s,
         keep_alive_left_s=None if due is None else max(0.0, due - now),
-        requests_per_s=model.demand.rate(now),
+        requests_per_s=model.demand.last_minute_rate(now),
         requests=model.demand.requests,
         loads=model.loads,
         load_s=model.load_s,
