@@ -79,7 +79,7 @@ def find_projectors(path: Path) -> tuple[Path, ...]:
         return tuple(
             other
             for other in sorted(path.parent.iterdir())
-            if other.suffix == ".gguf" and "mmproj" in other.name.lower() and other.name != path.name
+            if other.suffix.lower() == ".gguf" and "mmproj" in other.name.lower() and other.name != path.name
         )
     return ()
 

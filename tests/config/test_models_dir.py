@@ -23,14 +23,43 @@ def models(folder: Path) -> Path:
     return folder / "models"
 
 
-def test_models_are_found_in_the_folder_and_one_level_down(models: Path, tiny: Path) -> None:
-    for inner in ("b", "a", "a/deeper", ".hidden"):
+def test_models_are_found_in_the_folder_and_some_levels_down(models: Path, tiny: Path) -> None:
+    for inner in ("b", "a", "a/2", "a/2/3", "a/2/3/4", "a/2/3/4/5", ".hidden"):
         (models / inner).mkdir()
         (models / inner / "x.gguf").hardlink_to(tiny)
+    (models / "a" / "loop").symlink_to(models)
     (models / "notes.txt").touch()
     (models / ".partial.gguf").touch()
     found = [str(each.model.path.relative_to(models)) for each in read_folder(models, Library()).found]
-    assert found == ["tiny.gguf", "a/x.gguf", "b/x.gguf"]
+    assert found == ["tiny.gguf", "a/x.gguf", "b/x.gguf", "a/2/x.gguf", "a/2/3/x.gguf", "a/2/3/4/x.gguf"]
+
+
+def test_folders_as_lm_studio_and_the_hub_lay_them_out_and_capitals(models: Path, tiny: Path) -> None:
+    (models / "publisher" / "repository").mkdir(parents=True)
+    (models / "publisher" / "repository" / "MODEL.GGUF").hardlink_to(tiny)
+    hub = models / "hub" / "models--org--name"
+    (hub / "blobs").mkdir(parents=True)
+    (hub / "blobs" / "0a").hardlink_to(tiny)
+    for revision in ("one", "two"):
+        (hub / "snapshots" / revision).mkdir(parents=True)
+        (hub / "snapshots" / revision / "hub.gguf").symlink_to(hub / "blobs" / "0a")
+    catalogue = read_folder(models, Library())
+    assert names(catalogue) == ["tiny.gguf", "MODEL.GGUF", "hub.gguf"]
+    assert clean_name(catalogue.found[1].model.path) == "MODEL"
+
+
+def test_where_nothing_is_found_and_where_too_much_is_it_is_told(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert told(read_folder(empty, Library())) == {
+        "empty": "no GGUF file is in it, nor up to 4 folders below it"
+    }
+    monkeypatch.setattr("cotenant.config.models_dir._MOST_FOLDERS", 2)
+    for name in ("a", "b"):
+        (models / name).mkdir()
+    assert "over 2 folders" in told(read_folder(models, Library()))["models"]
 
 
 def test_a_split_model_is_one_and_a_missing_part_is_told(models: Path) -> None:
@@ -62,7 +91,19 @@ def test_a_file_still_being_written_waits(models: Path, tiny: Path) -> None:
     (models / "fetched.gguf.aria2").touch()
     catalogue = read_folder(models, Library(), {models / "tiny.gguf"})
     assert names(catalogue) == []
-    assert set(told(catalogue).values()) == {"it is still being written"}
+    assert set(told(catalogue).values()) == {"is still being written"}
+
+
+def test_a_served_file_that_is_written_again_stays_what_it_was_until_it_is_complete(models: Path) -> None:
+    library, path = Library(), models / "tiny.gguf"
+    (before,) = read_folder(models, library).found
+    path.unlink()
+    path.write_bytes(b"GGUF")
+    assert read_folder(models, library, {path}).found == (before,)
+    (models / "tiny.gguf.aria2").touch()
+    assert read_folder(models, library).found == (before,)
+    (models / "tiny.gguf.aria2").unlink()
+    assert read_folder(models, library).found == ()
 
 
 def test_a_file_is_read_again_only_when_it_changed(models: Path) -> None:

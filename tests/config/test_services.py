@@ -227,5 +227,5 @@ def test_the_database_is_a_path_or_a_url(read: Reader, folder: Path, monkeypatch
 
 def test_a_changed_section_is_told_on_a_reload(read: Reader) -> None:
     before, after = read(SHORT), read(SHORT.replace("name: a", "name: b"))
-    assert diff(before, after).sentences() == ("services changed",)
+    assert diff(before, after).sentences() == ("services changed: it takes effect at the next start",)
     assert not diff(after, read(SHORT.replace("name: a", "name: b")))

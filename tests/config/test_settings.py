@@ -466,6 +466,51 @@ def test_a_variable_that_is_not_set_is_named_with_its_line_and_nothing_else_is_s
         assert re.search(pattern, problem)
 
 
+def test_merge_keys_and_places_for_anchors_are_read_as_yaml_has_them(read: Reader) -> None:
+    models = read("""
+x-shared: &shared {ctx: 512, parallel: 2}
+x-more: &more
+  <<: *shared
+  parallel: 3
+  pinned: true
+models:
+  - <<: *shared
+    name: a
+    path: models/tiny.gguf
+    ctx: 1024
+  - {<<: [*shared, *more], name: b, path: models/tiny.gguf}
+  - {name: c, path: models/tiny.gguf, <<: *more}
+""").models
+    assert [(m.recipe.n_ctx, m.recipe.parallel, m.pinned) for m in models] == [
+        (1024, 2, False),
+        (512, 2, True),
+        (512, 3, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("x-a: &a {cxt: 1}\ndefaults:\n  <<: *a", "line 1: defaults.cxt: unknown setting"),
+        ("defaults:\n  <<: 7", "line 2: defaults.<<: it is not a mapping"),
+        ("x-a: &a\n  <<: *a", "nested too deep"),
+        ("defaults: {x-a: 1}", "defaults.x-a: unknown setting"),
+        ("'<<': {ctx: 1}", "<<: unknown setting"),
+    ],
+)
+def test_what_cannot_be_merged_is_told(read: Reader, text: str, what: str) -> None:
+    with pytest.raises(BadSetting) as raised:
+        read(text)
+    assert what in raised.value.message
+
+
+def test_merges_that_multiply_are_refused_soon(read: Reader) -> None:
+    lines = ["x-0: &m0 {a: 1}"]
+    lines += [f"x-{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+    with pytest.raises(BadSetting, match="nested too deep, or too long"):
+        read("\n".join(lines))
+
+
 KEYS = sorted(
     {key for section in Settings.model_json_schema()["$defs"].values() for key in section["properties"]}
     | set(Settings.model_fields)

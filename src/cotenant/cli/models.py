@@ -89,7 +89,8 @@ def _as_text(
         yield ""
         yield from _peak_lines(peak)
     else:
-        yield "No model is configured: give `models:` or `models_dir:`."
+        advice = "" if configuration.models_dir else ": give `models:` or `models_dir:`"
+        yield f"No model is configured{advice}."
     for problem in configuration.problems:
         yield f"Problem: {problem}"
 

@@ -270,11 +270,14 @@ class Problem:
 class Configuration:
     """The whole configuration. `path` is None if no file was read, `warm_ram_bytes` if `warm` is off.
 
+    `is_empty` says that there is no file or that no setting is in it.
+
     `services` is None without a `services` section. `database` is a path or a URL, None for the file in the
     state directory.
     """
 
     path: Path | None = None
+    is_empty: bool = True
     server: ServerSettings = field(default_factory=ServerSettings)
     devices: DeviceSettings = field(default_factory=DeviceSettings)
     defaults: ModelDefaults = field(default_factory=ModelDefaults)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,16 +34,22 @@ class Library:
     def __init__(self) -> None:
         self._read: dict[Path, tuple[tuple[FileSignature | None, ...], ModelFile | ModelFileError]] = {}
 
-    def open(self, path: Path, *, is_folder: bool = False) -> ModelFile:
+    def open(self, path: Path, unsettled: Set[Path] = frozenset(), *, is_folder: bool = False) -> ModelFile:
         """Return a GGUF file with the parts that its name implies. Raises ModelFileError.
 
-        `is_folder`: a Hugging Face folder, whose parts are its weights.
+        `is_folder`: a Hugging Face folder, whose parts are its weights. `unsettled` are files that are being
+        written: one that is known stays what it was, so that what is served of it goes on.
         """
         parts = part_paths(path)
         if is_folder:
             parts = (path / "config.json", *sorted(path.glob("*.safetensors")))
-        seen = tuple(map(signature, parts))
         known = self._read.get(path)
+        # While aria2 downloads a file, it has its full length from the beginning.
+        if any(part in unsettled or os.path.lexists(f"{part}.aria2") for part in parts):
+            if known is not None and isinstance(known[1], ModelFile):
+                return known[1]
+            raise ModelFileMissing(f"{path} is still being written", hint="Wait for it to be complete.")
+        seen = tuple(map(signature, parts))
         if known is None or known[0] != seen:
             known = self._read[path] = (seen, _load(path, parts, seen, is_folder=is_folder))
         if isinstance(known[1], ModelFileError):

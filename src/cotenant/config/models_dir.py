@@ -1,9 +1,8 @@
-"""The models in a folder: every GGUF file in it and in its subfolders, one level down."""
+"""The models in a folder: every GGUF file in it and in the folders below it, a few levels down."""
 
 import os
 import re
 from collections.abc import Iterator, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,12 +10,15 @@ from typing import Final
 
 from cotenant.config.configuration import Problem
 from cotenant.config.model_file_cache import Library, ModelFile
-from cotenant.config.names import first_part, part_paths, stem
+from cotenant.config.names import SUFFIX, first_part, stem
 from cotenant.domain.errors import ModelFileError
 
 _PRECISIONS: Final = ("f16", "bf16", "q8_0", "f32")
 """In order of preference: what llama.cpp's converter writes comes first."""
 _FILLER_WORDS: Final = frozenset(["mmproj", "model", "", *_PRECISIONS])
+DEPTH: Final = 4
+"""Levels of folders below the folder: LM Studio uses two, the snapshots in the hub's cache three."""
+_MOST_FOLDERS: Final = 2000
 _WORD_BREAK: Final = re.compile(r"[-. ]+")
 
 
@@ -37,25 +39,26 @@ class Catalogue:
 
 
 def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset()) -> Catalogue:
-    """Read every model in a folder. `unsettled` are files still being written: they are skipped for now.
+    """Read every model in a folder. `unsettled` are files still being written: new ones wait.
 
     An unusable file is a Problem, never an error. Raises OSError if the folder itself cannot be read.
     """
-    paths = dict.fromkeys(Path(path) for path in gguf_files(str(folder)))
-    opened: list[ModelFile] = []
     problems: list[Problem] = []
+    paths = dict.fromkeys(Path(path) for path in gguf_files(str(folder), problems))
+    opened: list[ModelFile] = []
+    # Revisions in the hub's cache link to one file, and links of folders may lead to it twice.
+    seen: set[tuple[str, str]] = set()
     for path in paths:
-        first = first_part(path)
-        if first != path and first in paths:
+        first, same = first_part(path), (path.name, os.path.realpath(path))
+        if (first != path and first in paths) or same in seen:
             continue
-        # While aria2 downloads a file, it has its full length from the beginning.
-        if any(part in unsettled or os.path.lexists(f"{part}.aria2") for part in part_paths(path)):
-            problems.append(Problem(path, "it is still being written"))
-            continue
+        seen.add(same)
         try:
-            opened.append(library.open(path))
+            opened.append(library.open(path, unsettled))
         except ModelFileError as error:
             problems.append(Problem(path, error.message.removeprefix(f"{path} ")))
+    if not paths:
+        problems.append(Problem(folder, f"no GGUF file is in it, nor up to {DEPTH} folders below it"))
     found: list[Found] = []
     for _, group in groupby(opened, key=lambda file: file.path.parent):
         here = list(group)
@@ -67,24 +70,39 @@ def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset
     return Catalogue(tuple(found), tuple(problems))
 
 
-def gguf_files(folder: str) -> Iterator[str]:
-    """List the GGUF files in a folder, then in its subfolders, each sorted by name, without hidden ones.
+def gguf_files(folder: str, problems: list[Problem] | None = None) -> Iterator[str]:
+    """List the GGUF files in a folder, then level by level those below it, sorted, without hidden ones.
 
-    Raises OSError if the folder itself cannot be read; a subfolder that cannot be read is skipped.
+    `problems` gets why not all are listed. Raises OSError if the folder itself cannot be read; one below that
+    cannot be read is skipped.
     """
-    below: list[str] = []
-    for name in sorted(os.listdir(folder)):
-        if name.startswith("."):
-            continue
-        path = f"{folder}/{name}"
-        if name.endswith(".gguf"):
-            yield path
-        elif os.path.isdir(path):
-            below.append(path)
-    for inner in below:
-        with suppress(OSError):
-            names = sorted(os.listdir(inner))
-            yield from (f"{inner}/{name}" for name in names if name.endswith(".gguf") and name[0] != ".")
+    level, visited = [folder], set[tuple[int, int]]()
+    for depth in range(DEPTH + 1):
+        below: list[str] = []
+        for path in level:
+            if len(visited) == _MOST_FOLDERS:
+                if problems is not None:
+                    what = f"it has over {_MOST_FOLDERS:,} folders: {path} and later ones are not looked at"
+                    problems.append(Problem(Path(folder), what))
+                return
+            try:
+                status, names = os.stat(path), sorted(os.listdir(path))
+            except OSError:
+                if depth == 0:
+                    raise
+                continue
+            # A link may lead to a folder above it.
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            for name in names:
+                if name.startswith("."):
+                    continue
+                if name.lower().endswith(SUFFIX):
+                    yield f"{path}/{name}"
+                elif depth < DEPTH and os.path.isdir(f"{path}/{name}"):
+                    below.append(f"{path}/{name}")
+        level = below
 
 
 def _unpaired(found: list[Found], projectors: list[ModelFile]) -> Iterator[Problem]:

@@ -90,6 +90,7 @@ class _Resolution:
         advisor, database, ollama = _advisor_settings(self._checked), settings.database, settings.ollama
         return Configuration(
             path=self._checked.path,
+            is_empty=not (self._checked.document and self._checked.document.settings),
             server=self._server(),
             devices=self._devices(),
             defaults=self._defaults,
@@ -234,11 +235,8 @@ class _Resolution:
         return None
 
     def _open(self, key: KeyPath, path: Path, *, is_folder: bool = False) -> ModelFile | None:
-        if path in self._unsettled:
-            self._report(key, f"{path} is still being written", "Wait for it to be complete.")
-            return None
         try:
-            return self._library.open(path, is_folder=is_folder)
+            return self._library.open(path, self._unsettled, is_folder=is_folder)
         except ModelFileError as error:
             self._report(key, error.message, error.hint)
             return None

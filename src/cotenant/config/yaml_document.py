@@ -13,6 +13,7 @@ from cotenant.domain.errors import BadSetting
 _MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 50_000
 _MAX_DEPTH: Final = 16
+_MERGE: Final = "<<"
 _ABSENT: Final = frozenset(["", "~", "null", "Null", "NULL"])
 EXAMPLE: Final = "docs/configuration.md shows a whole file."
 
@@ -84,14 +85,12 @@ class _Reader:
             self._report(root, (), "it is not a mapping of settings", EXAMPLE)
         if self._issues:
             raise refusal(self._issues)
-        return Document(self._name, settings or {}, self._lines)
+        # As in compose files: a place for anchors.
+        own = {key: each for key, each in (settings or {}).items() if not key.startswith("x-")}
+        return Document(self._name, own, self._lines)
 
     def _value(self, node: yaml.Node, key: KeyPath) -> Any:
-        self._values += 1
-        # With aliases, a small text can expand to a huge one.
-        if self._values > _MAX_VALUES or len(key) > _MAX_DEPTH:
-            self._report(node, key, "it is nested too deep, or too long", EXAMPLE)
-            raise refusal(self._issues)
+        self._count(node, key)
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, key))
         if isinstance(node, yaml.SequenceNode):
@@ -104,10 +103,19 @@ class _Reader:
             self._report(node, key, "it has a character that is not allowed", "Retype the value.")
         return None if plain and text in _ABSENT else text
 
+    def _count(self, node: yaml.Node, key: KeyPath) -> None:
+        self._values += 1
+        # With aliases, a small text can expand to a huge one.
+        if self._values > _MAX_VALUES or len(key) > _MAX_DEPTH:
+            self._report(node, key, "it is nested too deep, or too long", EXAMPLE)
+            raise refusal(self._issues)
+
     def _pairs(self, node: yaml.MappingNode, key: KeyPath) -> Iterator[tuple[str, Any]]:
         seen: dict[str, int] = {}
         for name_node, value_node in node.value:
             name = name_node.value
+            if _is_merge(name_node):
+                continue
             if not isinstance(name, str):
                 self._report(name_node, key, "a key is not a word", EXAMPLE)
                 continue
@@ -118,10 +126,34 @@ class _Reader:
                 continue
             seen[name] = self._lines[*key, name] = _line(name_node)
             yield name, self._value(value_node, (*key, name))
+        for name_node, value_node in self._merged(node, key):
+            if name_node.value not in seen:
+                name = name_node.value
+                seen[name] = self._lines[*key, name] = _line(name_node)
+                yield name, self._value(value_node, (*key, name))
+
+    def _merged(self, node: yaml.MappingNode, key: KeyPath) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+        """Yield what `<<` adds to a mapping, what wins first: as YAML 1.1 has it."""
+        self._count(node, key)
+        for _, value in filter(lambda pair: _is_merge(pair[0]), node.value):
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    self._report(
+                        source, (*key, _MERGE), "it is not a mapping", "Write <<: *anchor of a mapping."
+                    )
+                    continue
+                yield from (
+                    pair for pair in source.value if isinstance(pair[0].value, str) and not _is_merge(pair[0])
+                )
+                yield from self._merged(source, (*key, _MERGE))
 
     def _report(self, node: yaml.Node | None, key: KeyPath, what: str, hint: str) -> None:
         line = None if node is None else _line(node)
         self._issues.append(ConfigIssue(self._name, what, hint, key=key, line=line))
+
+
+def _is_merge(key: yaml.Node) -> bool:
+    return isinstance(key, yaml.ScalarNode) and key.value == _MERGE and not key.style
 
 
 def _line(node: yaml.Node) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from cotenant.clock import ManualClock, SystemClock
 from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry, ServerSettings
+from cotenant.config.settings import read_configuration
 from cotenant.config.watch import Change
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.settings import ApiKeys
@@ -238,6 +239,25 @@ async def test_without_a_file_there_is_nothing_to_read_again() -> None:
     served = ActiveConfiguration(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match="no configuration file"):
         await served.reload()
+
+
+@pytest.mark.parametrize("text", ["", "# all gone\n", "x-a: 1"])
+async def test_a_file_that_becomes_empty_changes_nothing(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "cotenant.yaml"
+    file.write_text("server: {port: 1}")
+    first = read_configuration(file, environment={})
+    served = ActiveConfiguration(
+        first,
+        lambda change: read_configuration(file, environment={}),
+        Posted(),  # type: ignore[arg-type]
+        ManualClock(),
+    )
+    file.write_text(text)
+    with pytest.raises(BadSetting, match=r"cotenant\.yaml has become empty"):
+        await served.reload()
+    assert served.configuration is first
+    file.write_text("models: []")
+    assert await served.reload()
 
 
 async def test_one_model_without_a_file_has_its_keys_read_again(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ class ActiveConfiguration:
             )
         async with self._lock:
             fresh, keys = await asyncio.to_thread(self._read, change or Change())
+            if fresh.is_empty and not self.configuration.is_empty:
+                raise BadSetting(
+                    f"{fresh.path} has become empty",
+                    hint="Restore it; `models: []` is a file that serves none.",
+                )
             # No file contains the overheads learned from past runs.
             rules = replace(fresh.devices.rules, overheads=self.configuration.devices.rules.overheads)
             fresh = replace(fresh, devices=replace(fresh.devices, rules=rules))

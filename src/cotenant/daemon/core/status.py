@@ -109,7 +109,7 @@ def served_model(
             shape.n_layers,
             shape.n_ctx_train,
             shape.n_embd or None,
-            shape.chat_template if entry.path.suffix == ".gguf" else None,
+            shape.chat_template if entry.path.suffix.lower() == ".gguf" else None,
         ),
         vision=entry.projector_path is not None,
     )

@@ -105,7 +105,7 @@ def details(model: ServedModel) -> dict[str, Any]:
     family = file.architecture if file else ""
     return {
         "parent_model": "",
-        "format": "gguf" if file and file.path.endswith(".gguf") else "",
+        "format": "gguf" if file and file.path.lower().endswith(".gguf") else "",
         "family": family,
         "families": [family, *(["clip"] if model.vision else [])] if family else [],
         "parameter_size": _count(file.parameters) if file else "",
