@@ -45,6 +45,10 @@ def test_unknown_bytes_are_not_zero() -> None:
 
 
 def test_durations() -> None:
+    assert [parse_duration(text) for text in (".5h", "1h.5m", "1.s", "5us", "5µs", "5μs", "5ns")] == [
+        *(1800.0, 3630.0, 1.0),
+        *map(pytest.approx, (5e-6, 5e-6, 5e-6, 5e-9)),
+    ]
     assert [parse_duration(text) for text in ("90", "250ms", "5m", "1h", "2d", "1h30m", "1.5h")] == [
         90,
         0.25,

@@ -25,9 +25,20 @@ _BYTE_UNITS: Final = {
     "t": 1024**4,
     "tb": 10**12,
 }
-_SECOND_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER_WITH_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
-_DURATION: Final = re.compile(r"\d+(?:\.\d+)?|(?:\d+(?:\.\d+)?\s*[A-Za-z]+\s*)+")
+_SECOND_UNITS: Final = {
+    "": 1.0,
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 0.001,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+_NUMBER_WITH_UNIT: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-zµμ]*)")
+_DURATION: Final = re.compile(r"\d+(?:\.\d*)?|\.\d+|(?:(?:\d+(?:\.\d*)?|\.\d+)\s*[A-Za-zµμ]+\s*)+")
 _MAX_BYTES: Final = 1 << 60
 
 
@@ -68,7 +79,10 @@ def format_mib(count: int | None) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Read seconds from `300`, `250ms`, `30s`, `5m`, `2h`, `1d` or `1h30m`. Raises BadQuantity."""
+    """Read seconds from `300`, `250ms`, `30s`, `5m`, `2h`, `1d` or `1h30m`, or as Go writes them.
+
+    Raises BadQuantity.
+    """
     pieces = _NUMBER_WITH_UNIT.findall(text) if _DURATION.fullmatch(text.strip()) else []
     if not pieces or any(unit.lower() not in _SECOND_UNITS for _, unit in pieces):
         raise BadQuantity(

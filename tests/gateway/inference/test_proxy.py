@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,30 @@ async def test_the_only_model_answers_a_request_that_names_none():
     async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
         assert (await post(port, {"messages": []})).status == 200
         assert (await post(port, {"model": None, "messages": []})).status == 200
+
+
+@pytest.mark.parametrize("name", ["llama:latest", "LLAMA", "library/llama", "gpt-4o:latest", "GPT-4o"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/completions"])
+async def test_a_name_in_ollamas_form_means_the_same_in_every_dialect_and_the_engine_gets_its_own(name, path):
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        assert (await post(port, {**ASK, "model": name, "max_tokens": 2}, path)).status == 200
+        assert (await fetch(port, "GET", f"/v1/models/{name.replace('/', '%2F')}")).json()["id"] == "llama"
+    assert json.loads(engine.calls[0].body)["model"] == "llama"
+
+
+@pytest.mark.parametrize("cut", [r"\ud83d", r"\uDE00", r"\ude00\ud83d", r"\ud83d\ud83d\ude00", r"\\ud83d"])
+@pytest.mark.parametrize("renamed", [None, "other"])
+async def test_half_a_surrogate_pair_does_not_reach_the_engine(cut, renamed):
+    content = f"cut é {cut}"
+    body = f'{{"model":"llama","max_tokens":2,"messages":[{{"role":"user","content":"{content}"}}]}}'
+    async with StubEngine() as engine:
+        endpoint = replace(engine.endpoint, model=renamed)
+        async with serving(SlotRouter(endpoint)) as port:
+            assert (await fetch(port, "POST", CHAT, body.encode())).status == 200
+    sent = json.loads(engine.calls[0].body.decode())["messages"][0]["content"]
+    sent.encode()
+    whole = json.loads(f'"{content}"').encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert sent == whole
 
 
 async def test_headers_that_concern_one_hop_or_the_gateway_stay_behind():

@@ -56,7 +56,18 @@ async def test_a_term_that_means_nothing_is_a_400_that_names_it(header, value):
     assert engine.calls == []
 
 
-@pytest.mark.parametrize("value", [True, [], {}, "whenever"])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *(("5us", 5e-6), ("5µs", 5e-6), (".5h", 1800.0), ("+5m", 300.0), ("1h.5m", 3630.0), ("1.h", 3600.0)),
+        *((2.5, 2.5), (1e20, math.inf), (10**400, math.inf), (-(10**400), math.inf), (-1.5, math.inf)),
+    ],
+)
+def test_keep_alive_is_read_as_ollama_reads_it(value, seconds):
+    assert read_request_options([], {"keep_alive": value}).terms.keep_alive_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("value", [True, [], {}, "whenever", math.nan])
 def test_a_keep_alive_of_another_type_is_refused(value):
     with pytest.raises(BadRequest, match="keep_alive"):
         read_request_options([], {"keep_alive": value})

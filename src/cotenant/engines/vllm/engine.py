@@ -99,7 +99,8 @@ class VllmEngine(ServerEngine):
     def __init__(
         self, started: Started, build: EngineBuild, host: VllmHost, sleeper: VllmSleep | None
     ) -> None:
-        super().__init__(started, build)
+        # It refuses any name but its own, such as an alias.
+        super().__init__(started, build, model=started.order.name)
         self._host = host
         self._sleeper = sleeper
         self._was_ready = False

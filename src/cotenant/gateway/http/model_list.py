@@ -1,18 +1,46 @@
 """Descriptions of the models served: in OpenAI's form, and in that of the operator's API."""
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.domain.engines import EngineReport
+from cotenant.domain.errors import UnknownModel
 from cotenant.domain.placements import Placement
 from cotenant.domain.requests import ServedModel
 from cotenant.interfaces import Router
 from cotenant.planning.describe import parts_as_json
 
+LATEST: Final = ":latest"
+"""The tag that Ollama's names have if they have no other."""
+_REGISTRY: Final = ("registry.ollama.ai/", "library/")
+
+
+def resolve(name: str, router: Router) -> str:
+    """Return the own name of the model with this name or alias. Raises UnknownModel.
+
+    Clients list models in one dialect and ask in another, so names in Ollama's form mean the same everywhere:
+    with its default tag and registry, in upper or lower case.
+    """
+    try:
+        return router.resolve(name)
+    except UnknownModel:
+        bare = name
+        for part in _REGISTRY:
+            bare = bare.removeprefix(part)
+        for wanted in (bare, bare.removesuffix(LATEST)):
+            with suppress(UnknownModel):
+                return router.resolve(wanted)
+        plain = bare.lower().removesuffix(LATEST)
+        for model in router.models():
+            if plain in (each.lower().removesuffix(LATEST) for each in (model.name, *model.aliases)):
+                return model.name
+        raise
+
 
 def find_model(name: str, router: Router) -> ServedModel:
     """Return the model with this name or alias. Raises UnknownModel."""
-    own = router.resolve(name)
+    own = resolve(name, router)
     return next(model for model in router.models() if model.name == own)
 
 

@@ -19,7 +19,7 @@ from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
 from cotenant.gateway.inference.media import check_media
 from cotenant.gateway.inference.model_kinds import ModelKinds
-from cotenant.gateway.inference.request import engine_body, engine_head, model_name, parse
+from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse
 from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
 from cotenant.gateway.inference.waiting import LeaseWait
@@ -106,8 +106,9 @@ class Exchange:
         self._counters = proxy.counters.nameless
         self._begun_at = self._loop.time()
         try:
+            body = mended(body)
             request = parse(body)
-            name = proxy.router.resolve(model_name(request, proxy.router))
+            name, body = own_name(request, body, proxy.router)
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request)
             has_media = check_media(request, body, proxy.media_hosts)

@@ -1,15 +1,17 @@
 """Parses a client's request, and makes the head and body for the engine."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 from cotenant.asgi import Header
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import BadRequest
+from cotenant.domain.errors import BadRequest, UnknownModel
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.limits import check_values
+from cotenant.gateway.http.model_list import resolve
 from cotenant.gateway.inference.assembly import stream_body
 from cotenant.gateway.inference.request_options import TERM_HEADERS
 from cotenant.interfaces import Router
@@ -39,6 +41,10 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
 _FEW_VALUES_BYTES: Final = MIB
 """A body up to this length is parsed in milliseconds, whatever is in it."""
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
+_HALF: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 _decoder: Final = json.JSONDecoder()
 _scan: Final[Callable[[str, int], tuple[Any, int]]] = _decoder.scan_once  # type: ignore[attr-defined]
 
@@ -58,6 +64,28 @@ def parse(body: bytes) -> dict[str, Any]:
     return request
 
 
+def encoded(request: Mapping[str, Any]) -> bytes:
+    """Encode a request, with U+FFFD in place of each half of a surrogate pair, which UTF-8 cannot hold."""
+    text = json.dumps(request, ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def mended(body: bytes) -> bytes:
+    """Return a body without halves of surrogate pairs, with which engines refuse it.
+
+    JavaScript writes them where a text was cut within an emoji, and a conversation holds that text for ever.
+    """
+    if (b"\\ud" not in body and b"\\uD" not in body) or _HALF.search(body) is None:
+        return body
+    try:
+        return encoded(parse(body))
+    except BadRequest:
+        return body  # whoever parses it says what is wrong
+
+
 def _decode(text: str) -> Any:
     """Do the same as json.loads, but faster for a text without whitespace around it."""
     try:
@@ -65,6 +93,19 @@ def _decode(text: str) -> Any:
     except StopIteration:
         end = -1
     return value if end == len(text) else _decoder.decode(text)
+
+
+def own_name(request: dict[str, Any], body: bytes, router: Router) -> tuple[str, bytes]:
+    """Return the model's own name, and the body, in which it replaces a name in another dialect's form.
+
+    Raises BadRequest or UnknownModel.
+    """
+    name = model_name(request, router)
+    try:
+        return router.resolve(name), body
+    except UnknownModel:
+        request["model"] = name = resolve(name, router)
+        return name, encoded(request)
 
 
 def model_name(request: Mapping[str, Any], router: Router) -> str:
@@ -113,7 +154,7 @@ def engine_body(
     if changes or "keep_alive" in request:
         request = {**request, **changes}
         request.pop("keep_alive", None)
-        body = json.dumps(request, ensure_ascii=False).encode()
+        body = encoded(request)
     as_stream = stream_body(path, request, body) if traits and traits.outruns_clients else None
     return as_stream or body, as_stream is not None
 

@@ -26,6 +26,8 @@ _WAIT_COMMENTS: Final = b"x-cotenant-wait-comments"
 TERM_HEADERS: Final = frozenset({_KEEP_ALIVE, _PRIORITY, _TIMEOUT, _WAIT_COMMENTS})
 
 _MAX_PRIORITY: Final = 10
+_MOST_S: Final = 10**12
+"""A keep-alive of more seconds, some 30,000 years, is for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,9 @@ def _keep_alive(where: str, value: object) -> float:
             f"{where} is not a duration but {value!r}"[:120],
             hint="Write a duration such as 10m, 0 to unload at once, or -1 to keep it.",
         )
-    text = str(value).strip()
+    if not isinstance(value, str) and (value < 0 or value > _MOST_S):
+        return math.inf
+    text = str(value).strip().removeprefix("+")
     if text.lower() == "forever":
         return math.inf
     if text.startswith("-"):

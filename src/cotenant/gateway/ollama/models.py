@@ -9,11 +9,9 @@ from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
-from cotenant.gateway.http.model_list import find_model
+from cotenant.gateway.http.model_list import LATEST, find_model
 from cotenant.interfaces import Router
 
-_LATEST: Final = ":latest"
-_REGISTRY: Final = ("registry.ollama.ai/", "library/")
 _CAPABILITIES: Final = {ModelKind.TEXT: ["completion", "tools"], ModelKind.EMBEDDING: ["embedding"]}
 _UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 _CENTURY_S: Final = 100 * 365 * 86400.0
@@ -21,22 +19,10 @@ LOADED: Final = frozenset({"ready", "draining"})
 
 
 def find(name: str, router: Router) -> ServedModel:
-    """Return the model with this name. Raises UnknownModel with the text that Ollama's clients look for.
-
-    The default tag and registry may be part of the name, and case does not matter.
-    """
-    bare = name
-    for part in _REGISTRY:
-        bare = bare.removeprefix(part)
-    for wanted in (name, bare, bare.removesuffix(_LATEST)):
-        with suppress(UnknownModel):
-            return find_model(wanted, router)
-    served = router.models()
-    plain = bare.lower().removesuffix(_LATEST)
-    for model in served:
-        if plain in (model.name.lower(), *(alias.lower() for alias in model.aliases)):
-            return model
-    names = ", ".join(model.name for model in served)
+    """Return the model with this name. Raises UnknownModel with the text that Ollama's clients look for."""
+    with suppress(UnknownModel):
+        return find_model(name, router)
+    names = ", ".join(model.name for model in router.models())
     raise UnknownModel(
         f"model {name!r} not found", hint=f"Served: {names}." if names else "No model is served."
     )
@@ -135,7 +121,7 @@ def _n_ctx(model: ServedModel) -> int:
 
 
 def _tagged(model: ServedModel) -> str:
-    return model.name if ":" in model.name else model.name + _LATEST
+    return model.name if ":" in model.name else model.name + LATEST
 
 
 def _count(number: int) -> str:
