@@ -11,7 +11,8 @@ from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate
 from cotenant.domain.devices import Inventory
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
-from cotenant.domain.errors import EngineDied
+from cotenant.domain.errors import EngineDied, EngineHung
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
@@ -91,17 +92,24 @@ class EngineHost(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right to send a request to an engine at `endpoint`: a slot, until freed by `_free(abandoned)`."""
+    """The right to send a request to an engine at `endpoint`: a slot, until freed by `_free(abandoned)`.
+
+    The engine may be silent for `silence_s`, and its answer may take `answer_s` in whole, None for any time.
+    """
 
     endpoint: Endpoint
     _end: asyncio.Future[EngineEnd]
     _free: Callable[[bool], None] | None
+    silence_s: float
+    answer_s: float | None
 
     async def death(self, within_s: float) -> EngineDied | None:
         """Return why the engine died, if that is detected within `within_s` seconds; else None."""
         await asyncio.wait({self._end}, timeout=within_s)
         end = self._end.result() if self._end.done() else None
-        return None if end is None or end.cause is None else EngineDied(end.why, cause=end.cause)
+        if end is None or end.cause is None:
+            return None
+        return (EngineHung if end.cause is Cause.HUNG else EngineDied)(end.why, cause=end.cause)
 
     def release(self, *, abandoned: bool = False) -> None:
         """Return the slot; a second call does nothing.

@@ -25,6 +25,8 @@ class CountedLease:
     def __init__(self, router: SlotRouter) -> None:
         self._router = router
         self.endpoint = router.endpoint
+        self.silence_s = router.silence_s
+        self.answer_s = router.answer_s
 
     async def death(self, within_s):
         with contextlib.suppress(TimeoutError):
@@ -49,6 +51,8 @@ class SlotRouter:
         self.terms: list[LeaseTerms] = []
         self.estimates: dict[str, WaitEstimate] = {}
         self.death: EngineDied | None = None
+        self.silence_s = 600.0
+        self.answer_s: float | None = None
 
     async def seen_dead(self):
         """Return once the daemon has seen that the engine is dead, if it is."""

@@ -111,13 +111,17 @@ class ModelDefaults:
     )
     timeout_s: float = setting(
         600.0,
-        "how long a request waits for the model",
+        "how long a request waits for the model, then for the first byte of its answer and between two; "
+        "an answer that is no stream must come whole in this time",
         key="timeout",
-        help="how long a request waits for its turn",
+        help="how long a request waits for its turn, and then for its answer or the next part of it",
         reads="timeout",
         group="server",
         metavar="TIME",
         shown="10m",
+    )
+    answer_timeout_s: float | None = setting(
+        None, "longest answer in whole, streams too", key="answer_timeout", reads="timeout", group="server"
     )
     profile: Profile | None = setting(
         None,
@@ -129,7 +133,7 @@ class ModelDefaults:
     vision_timeout_s: float | None = None
 
     def timeout_for(self, kind: ModelKind, *, vision: bool) -> float:
-        """Return how long a request waits for a model that does not set a timeout itself."""
+        """Return the timeout of a model that does not set one itself."""
         if vision and self.vision_timeout_s is not None:
             return self.vision_timeout_s
         return self.timeouts_s.get(kind, self.timeout_s)
@@ -140,7 +144,8 @@ class ModelEntry:
     """A model to serve, with what its file says.
 
     `recipe` has every default filled in. `gpus` are indices or UUIDs, empty for any device. It is unloaded
-    `keep_alive_s` after its last request, None never; a request waits for it `timeout_s` at most.
+    `keep_alive_s` after its last request, None never; a request waits for it, and then for its answer,
+    `timeout_s` at most; an answer takes `answer_timeout_s` at most.
     `parts` are all its files except the projector; `signature` changes when one of them changes.
     `from_folder` is true if it has no entry and is served because its file is in `models_dir`.
     `path` is None if its file is not read. `options` are further options of its kind of engine, `launch` says
@@ -167,6 +172,7 @@ class ModelEntry:
     pinned: bool = setting(False, "never evict it for another", flag=None)
     priority: int = setting(0, "higher is first", flag=None, least=-100, most=100)
     timeout_s: float = 600.0
+    answer_timeout_s: float | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = setting(
         (), "further arguments of its engine, applied last", flag=None, shown="none"

@@ -202,6 +202,7 @@ class _Resolution:
             stated_bytes=stated or None,
             stated_is_guess=model.memory is None,
             timeout_s=self._defaults.timeout_for(model.kind or ModelKind.TEXT, vision=False),
+            answer_timeout_s=self._defaults.answer_timeout_s,
         )
 
     def _served(self, name: str, file: ModelFile, projector: ModelFile | None, recipe: Recipe) -> ModelEntry:
@@ -216,6 +217,7 @@ class _Resolution:
             projector_bytes=projector.shape.tensor_bytes if projector else 0,
             keep_alive_s=self._defaults.keep_alive_s,
             timeout_s=self._defaults.timeout_for(file.shape.kind, vision=projector is not None),
+            answer_timeout_s=self._defaults.answer_timeout_s,
             from_folder=True,
         )
 

@@ -103,7 +103,7 @@ class RecipeSection(section_of(recipe_settings())):  # type: ignore[misc]
 
 
 class Timeouts(Section):
-    """How long a request waits for a model, by the model's purpose; these override `timeout`."""
+    """How long a request waits for a model, and for its answer, by the model's purpose, over `timeout`."""
 
     chat: Timeout | None = None
     vision: Timeout | None = optional("for models that accept images")

@@ -11,6 +11,7 @@ class AlertKind(StrEnum):
     CARD_LOST = "card_lost"
     GPU_FAULT = "gpu_fault"
     RESTART_LOOP = "restart_loop"
+    ENGINE_HUNG = "engine_hung"
     OUT_OF_MEMORY = "out_of_memory"
 
 

@@ -218,6 +218,12 @@ class EngineDied(EngineError):
     """The engine died after it was ready."""
 
 
+class EngineHung(EngineDied):
+    """The engine answered no longer and was killed."""
+
+    usual_cause = Cause.HUNG
+
+
 class EngineInstallFailed(EngineError):
     """The package installer could not install a build."""
 
@@ -321,6 +327,10 @@ class QueueFull(RequestError):
 
 class WaitTimeout(RequestError):
     """The request got no slot before its timeout."""
+
+
+class AnswerTimeout(RequestError):
+    """The engine was silent, or its answer took, longer than allowed."""
 
 
 class UpstreamFailed(RequestError):

@@ -151,6 +151,11 @@ class Connection(asyncio.Protocol):
         """Whether the connection is still open, as far as this side knows."""
         return self._broken is None and not self._transport.is_closing()
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a reader waits for more."""
+        return self._waiter is not None
+
     def abort(self) -> None:
         """Close at once; a waiting reader gets an error."""
         self._hang_up("was cut off")

@@ -54,15 +54,26 @@ def fake_fleet(
     *,
     scheduling: str = "{}",
     keep_alive: str = "5m",
+    timeouts: str = "{}",
+    more: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Iterator[Serving]:
-    """Serve models by name, each through a fake engine that misbehaves as its variables say."""
+    """Serve models by name, each through a fake engine that misbehaves as its variables say.
+
+    `more` are further keys of a model in the configuration.
+    """
     entries = [
-        {"name": name, "path": str(model), "env": {key: str(value) for key, value in env.items()}}
+        {
+            "name": name,
+            "path": str(model),
+            "env": {key: str(value) for key, value in env.items()},
+            **(more or {}).get(name, {}),
+        }
         for name, env in engines.items()
     ]
     config = folder / "cotenant.yaml"
     config.write_text(
-        f"defaults: {{keep_alive: {keep_alive}}}\nscheduling: {scheduling}\nmodels: {json.dumps(entries)}\n",
+        f"defaults: {{keep_alive: {keep_alive}, timeouts: {timeouts}}}\nscheduling: {scheduling}\n"
+        f"models: {json.dumps(entries)}\n",
         encoding="utf-8",
     )
     argv = ["serve", "--config", str(config), "--port", "0", "--gpus", gpus, "--parallel", "2"]

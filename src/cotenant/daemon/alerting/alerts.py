@@ -14,6 +14,7 @@ from cotenant.daemon.alerting.webhook import Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceKind, Inventory
+from cotenant.domain.exit_causes import Cause
 
 _LOG = logging.getLogger("cotenant.alerts")
 _TICK_S: Final = 5.0
@@ -39,9 +40,12 @@ class Alerts:
         self._publish(self._rules.cards(self._clock.now(), _cards(inventory) if inventory else {}))
 
     def decided(self, decision: Decision) -> None:
-        """Count the failures of a model's engine."""
+        """Count the failures of a model's engine; one that hung is an incident of its own."""
         if decision.kind is DecisionKind.FAILED and decision.model is not None:
-            self._publish(self._rules.failed(self._clock.now(), decision.model))
+            now, model = self._clock.now(), decision.model
+            self._publish(self._rules.failed(now, model))
+            if decision.facts.get("cause") == Cause.HUNG.value:
+                self._publish(self._rules.incident(now, AlertKind.ENGINE_HUNG, model, decision.text))
 
     def fault(self, subject: str, text: str) -> None:
         """Record an error that a card's driver reported."""

@@ -152,7 +152,10 @@ class Loop:
         """Return a granted lease on the engine of a ready residency."""
         running = self.effects.running[residency]
         free = partial(self._release, lease, residency)
-        return Lease(running.ready_engine.endpoint, running.end, free)
+        entry = self.fleet.entries[running.model]
+        return Lease(
+            running.ready_engine.endpoint, running.end, free, entry.timeout_s, entry.answer_timeout_s
+        )
 
     def _release(self, lease: LeaseId, residency: ResidencyId, abandoned: bool) -> None:
         """Free a slot; one `abandoned` by its client only once the engine has stopped generating."""

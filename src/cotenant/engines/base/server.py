@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,15 +13,17 @@ from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineRepo
 from cotenant.domain.errors import EngineError, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.domain.units import MIB, format_duration
+from cotenant.engines.base.health import HealthRules, until_hung
 from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.launch.container import RunAs
 from cotenant.engines.launch.launchers import launch
 from cotenant.engines.launch.plan import LaunchPlan, visible_devices
+from cotenant.engines.process.activity import Activity
 from cotenant.engines.process.log_folder import LogFolder, RotatingLog
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.process import ChildProcess
-from cotenant.http.client import probe_ok
+from cotenant.http.client import probe, probe_ok
 from cotenant.interfaces import EngineOrder
 
 _FIRST_POLL_S: Final = 0.002
@@ -60,6 +62,7 @@ class HostInputs:
     exclusive: Set[DeviceId] = frozenset()
     llama_server: Path | None = None
     cuda_version: str | None = None
+    health: HealthRules = field(default_factory=HealthRules)
 
 
 @dataclass(slots=True)
@@ -75,6 +78,7 @@ class Started:
     port: ReservedPort
     log: RotatingLog
     exclusive: bool = False
+    health: HealthRules = field(default_factory=HealthRules)
 
 
 class ServerHost:
@@ -96,7 +100,7 @@ class ServerHost:
             port.close()
             raise
         exclusive = any(device.id in self._inputs.exclusive for device in visible_devices(order))
-        return Started(order, plan, process, port, log, exclusive)
+        return Started(order, plan, process, port, log, exclusive, self._inputs.health)
 
     async def _launch(self, plan: LaunchPlan, port: ReservedPort) -> tuple[ChildProcess, RotatingLog]:
         started: list[ChildProcess] = []
@@ -153,6 +157,10 @@ class ServerEngine:
         self._exclusive = started.exclusive
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._hung: str | None = None
+        self._in_container = started.plan.launch.image is not None
+        self._health_rules = started.health
+        self._health_task: asyncio.Task[None] | None = None
         self.endpoint = Endpoint(LOOPBACK, started.port.number, model=model, kind=build.kind)
         self._monitor_task = asyncio.create_task(self._monitor())
 
@@ -200,10 +208,15 @@ class ServerEngine:
                 hint=self._advice(found.remedy),
                 cause=found.cause,
             )
+        if self._health_task is None or self._health_task.done():
+            self._health_task = asyncio.create_task(self._end_if_hung())
 
     async def wait_exit(self) -> EngineEnd:
         """Return when the process has ended, with how and why."""
         returncode = await self._process.wait()
+        if self._hung is not None:
+            why = f"{self._name} was killed because it hung: {self._hung}"
+            return EngineEnd(f"{why}. {self._advice(REMEDIES[Cause.HUNG])}", Cause.HUNG)
         if self._stopping:
             return EngineEnd(f"{self._name} was stopped")
         if returncode != 0 or self._dies_with_status_0:
@@ -245,6 +258,23 @@ class ServerEngine:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
 
+    async def _end_if_hung(self) -> None:
+        """Kill it once it hangs; any answer, of whatever status, shows that it does not."""
+
+        async def answers() -> bool:
+            timeout_s = self._health_rules.timeout_s
+            found = await probe(self.endpoint, self._health_path, timeout_s=timeout_s)
+            return found is not None or self._stopping
+
+        hung = await until_hung(answers, self._activity, self._health_rules)
+        _log.error("%s hangs: %s; it is killed", self._name, hung)
+        self._hung = hung
+        await self._process.stop(0)
+
+    def _activity(self) -> Activity | None:
+        """Return what its processes do; None in a container, whose processes are not below ours."""
+        return None if self._in_container else Activity.of(self.pid)
+
     async def _monitor(self) -> None:
         """Rotate the log while the process runs, then release the port."""
         try:
@@ -258,6 +288,8 @@ class ServerEngine:
                 except OSError as error:
                     _log.error("the log %s cannot be rotated: %s", self._log.path, error.strerror)
         finally:
+            if self._health_task is not None:
+                self._health_task.cancel()
             self._port.close()
 
     def _advice(self, remedy: str) -> str:

@@ -97,6 +97,10 @@ REMEDIES: Final[dict[Cause, str]] = {
     ),
     Cause.KEY_REFUSED: "Correct `api_key:` or the variable that `api_key_env:` names.",
     Cause.LOAD_TIMEOUT: "Give it more time with --load-timeout, or look at the disk's speed.",
+    Cause.HUNG: (
+        "The next request starts it again. If it happens again, look at `sudo dmesg | grep -i xid`, and try "
+        "another engine build."
+    ),
     Cause.UNKNOWN: "",
 }
 """One entry per cause; a test checks that."""

@@ -87,6 +87,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.EngineLoadFailed: HttpProblem(503, retry_after_s=10),
     errors.EngineLoadTimeout: HttpProblem(503, retry_after_s=10),
     errors.EngineDied: HttpProblem(503, retry_after_s=2),
+    errors.EngineHung: HttpProblem(504, retry_after_s=2),
     errors.EngineInstallFailed: _OPERATOR_ERROR,
     errors.BadRequest: _INVALID_REQUEST,
     errors.RequestTooLarge: HttpProblem(413, _INVALID),
@@ -108,6 +109,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.MethodNotAllowed: HttpProblem(405, _INVALID),
     errors.QueueFull: HttpProblem(429, "rate_limit_error", retry_after_s=1),
     errors.WaitTimeout: HttpProblem(504, "overloaded_error", retry_after_s=1),
+    errors.AnswerTimeout: HttpProblem(504),
     errors.UpstreamFailed: HttpProblem(502),
     errors.ShuttingDown: HttpProblem(503, retry_after_s=5),
 }

@@ -9,13 +9,15 @@ from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, Header, Receive, Send, disconnected, encode_json, send_body
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import CotenantError, NotOffered, ShuttingDown, UpstreamFailed
+from cotenant.domain.errors import CotenantError, EngineHung, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.limits import Limits, Timing, whole_body
 from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem, reason_in
 from cotenant.gateway.http.streams import STREAM_HEADERS
+from cotenant.gateway.inference.answer_timer import AnswerTimer
 from cotenant.gateway.inference.assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
+from cotenant.gateway.inference.disconnects import DisconnectWatch
 from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
 from cotenant.gateway.inference.media import check_media
 from cotenant.gateway.inference.model_kinds import ModelKinds
@@ -62,7 +64,8 @@ class Exchange:
 
     `started` is set when the response has begun, after which no other can be sent; `waited_s` is how long it
     waited for its lease: for the model to load, or in the queue. A `translated` request was made of one in
-    another dialect, whose clients always get token counts.
+    another dialect, whose clients always get token counts. `buffered` says that `_send` keeps the
+    response until it is whole, so that the client gets an error in its place until then.
     """
 
     _proxy: Proxy
@@ -71,6 +74,7 @@ class Exchange:
     _receive: Receive
     _send: Send
     _translated: bool = False
+    buffered: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop, init=False)
     _begun_at: float = field(init=False)
     _counters: ModelCounters = field(init=False)
@@ -79,6 +83,7 @@ class Exchange:
     _connection: EngineConnection | None = None
     _listener: asyncio.Task[None] | None = None
     _wait: LeaseWait | None = None
+    _timer: AnswerTimer | None = None
     _failed: bool = False
     _disconnected: bool = False
     _assembling: bool = False
@@ -95,7 +100,7 @@ class Exchange:
     async def run(self) -> None:
         """Read the request, get a slot, and forward the response.
 
-        Raises a CotenantError only while nothing has been sent to the client.
+        Raises a CotenantError only while nothing has reached the client.
         """
         body = await whole_body(self._receive, self._proxy.limits)
         if body is None:
@@ -121,7 +126,7 @@ class Exchange:
             if self._disconnected:
                 return
             self._status = http_problem(error).status
-            if not self.started:
+            if not self.started or self.buffered:
                 raise
             await self._end_early(error)
         except asyncio.CancelledError:
@@ -145,7 +150,10 @@ class Exchange:
     # The request.
 
     async def _answer(self, name: str, body: bytes) -> None:
-        """Forward the request with a lease; once more if the engine dies before the response has begun."""
+        """Forward the request with a lease; once more if the engine dies before the response has begun.
+
+        Not if it hung: that took its time already.
+        """
         counters = self._counters
         while True:
             lease = self._proxy.router.try_lease(name, self._options.terms)
@@ -156,42 +164,48 @@ class Exchange:
                 if lease is None:
                     return
             counters.in_flight += 1
-            self._granted_at = self._loop.time()
+            self._timer = timer = AnswerTimer(self._loop, lease, self._options.terms.timeout_s)
+            self._granted_at = timer.heard_at
+            if self._listener is not None:
+                timer.start()
             try:
-                status = await self._ask(lease.endpoint, body)
+                status = await self._ask(lease.endpoint, body, timer)
                 if status >= 400:
                     await self._pass_error(status)
                 elif self._assembling and self._reply.event_stream:
                     await self._pass_assembled()
                 else:
-                    await self._pass_response(status)
+                    await self._pass_response(status, timer)
                 return
             except UpstreamFailed as error:
-                if self._disconnected:
-                    return
-                lost = self._connection is None or self._connection.lost
-                repeated = lost and not self._answered and not self._failed
-                self._failed = True
-                what = "is retried" if repeated else "failed"
-                _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), error.message)
-                if not repeated:
-                    # If the engine is dead, the daemon knows better why than the connection does.
-                    death = await lease.death(self._proxy.timing.notice_s) if lost else None
-                    raise death or error from None
+                failure = error
             finally:
+                timer.stop()
                 counters.in_flight -= 1
                 self._release(lease)
-            if not await self._leave_engine(lease):
+            if self._disconnected:
+                return
+            if timer.overdue is not None:
+                raise timer.overdue
+            if not await self._may_retry(lease, failure):
                 return
 
-    async def _leave_engine(self, lease: Lease) -> bool:
-        """Wait until the daemon notices that a failed engine is dead; False if the client disconnects.
+    async def _may_retry(self, lease: Lease, failure: UpstreamFailed) -> bool:
+        """Return once the request may be asked again, False if its client has left; else raise why it failed.
 
-        A process needs time to die, seconds if a driver cleans up after it, and its socket may accept
-        connections until then: the retry must not be wasted on it.
+        If the engine is dead, the daemon knows better why than the connection does. A process needs time to
+        die, seconds if a driver cleans up after it, and its socket may accept connections until then: the
+        retry must not be wasted on it.
         """
+        lost = self._connection is None or self._connection.lost
+        death = await lease.death(self._proxy.timing.notice_s) if lost else None
+        repeated = lost and not (self._answered or self._failed or isinstance(death, EngineHung))
+        what = "is retried" if repeated else "failed"
+        _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), failure.message)
+        if not repeated:
+            raise death or failure
+        self._failed = True
         self._connection = None
-        await lease.death(self._proxy.timing.notice_s)
         return not self._disconnected
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
@@ -216,6 +230,8 @@ class Exchange:
         """Watch from now on for the client's disconnect."""
         if self._listener is None:
             self._listener = asyncio.get_running_loop().create_task(self._await_disconnect())
+            if self._timer is not None:
+                self._timer.start()
 
     async def _await_disconnect(self) -> None:
         await disconnected(self._receive)
@@ -227,7 +243,7 @@ class Exchange:
 
     # The response.
 
-    async def _ask(self, endpoint: Endpoint, body: bytes) -> int:
+    async def _ask(self, endpoint: Endpoint, body: bytes, timer: AnswerTimer) -> int:
         """Send the request, again if a pooled connection was stale, and return the response's status."""
         pool = self._proxy.pool
         connection = pool.idle(endpoint) or await pool.connect(endpoint)
@@ -236,7 +252,7 @@ class Exchange:
         )
         head = engine_head(self._target.path, endpoint, self._headers, len(body))
         while True:
-            self._connection = connection
+            self._connection = timer.connection = connection
             if self._disconnected:
                 connection.abort()
                 raise UpstreamFailed("the client disconnected")
@@ -245,14 +261,14 @@ class Exchange:
                 while connection.status is None:
                     await connection.more()
             except UpstreamFailed:
-                if self._disconnected or not connection.stale:
+                if connection.cut or not connection.stale:
                     raise
             else:
                 return connection.status
-            self._connection = None
+            self._connection = timer.connection = None
             connection = await pool.connect(endpoint)
 
-    async def _pass_response(self, status: int) -> None:
+    async def _pass_response(self, status: int, timer: AnswerTimer) -> None:
         """Forward the body as it arrives. Until its first byte, the request may be retried."""
         reply = self._reply
         send = self._send
@@ -277,6 +293,8 @@ class Exchange:
             if chunk:
                 before, self._last_chunk = self._last_chunk, chunk
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                if not self.buffered:
+                    timer.heard_at = self._loop.time()
             else:
                 await reply.more()
             chunk = reply.take()
@@ -366,33 +384,3 @@ class Exchange:
         else:
             self._proxy.pool.give_back(connection)
             lease.release(abandoned=connection.cut)
-
-
-class DisconnectWatch:
-    """Calls `listen` on requests that last longer than the interval, with one timer for all.
-
-    Most responses are complete sooner and need no task that listens; engines do not free a slot faster.
-    """
-
-    _INTERVAL_S: Final = 0.1
-
-    def __init__(self) -> None:
-        self._new: set[Exchange] = set()
-        self._armed = False
-
-    def enter(self, request: Exchange) -> None:
-        """Call `listen` on the request after the interval."""
-        self._new.add(request)
-        if not self._armed:
-            self._armed = True
-            asyncio.get_running_loop().call_later(self._INTERVAL_S, self._listen)
-
-    def leave(self, request: Exchange) -> None:
-        """Forget a request that has ended."""
-        self._new.discard(request)
-
-    def _listen(self) -> None:
-        self._armed = False
-        for request in self._new:
-            request.listen()
-        self._new.clear()

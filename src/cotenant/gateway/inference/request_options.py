@@ -2,7 +2,7 @@
 
     X-Cotenant-Keep-Alive     how long the model stays loaded: `10m`, `0` (not at all), `-1` or `forever`
     X-Cotenant-Priority       -10 to 10; a higher one goes first
-    X-Cotenant-Timeout        longest wait for a slot: `30s`; `0` does not wait
+    X-Cotenant-Timeout        longest wait for a slot, then for the answer: `30s`; `0`: no wait for a slot
     X-Cotenant-Wait-Comments  `1`: send comments on an event stream while the request waits
 
 Every client may set them: the operator decides who gets a key. The header takes precedence over `keep_alive`

@@ -173,7 +173,7 @@ class OllamaApi:
         if streaming:
             engine_request["stream"] = True
         lines = LineSender(request.send, text(fields, "model"), wrap, lambda: forwarded.waited_s, streaming)
-        forwarded = exchange(self._proxy, request, target, engine_request, lines)
+        forwarded = exchange(self._proxy, request, target, engine_request, lines, buffered=not streaming)
         await forwarded.run()
 
     # Loading and unloading.

@@ -179,7 +179,13 @@ class BufferedResponse:
 
 
 def exchange(
-    proxy: Proxy, request: ApiRequest, target: Target, engine_request: Mapping[str, Any], send: Send
+    proxy: Proxy,
+    request: ApiRequest,
+    target: Target,
+    engine_request: Mapping[str, Any],
+    send: Send,
+    *,
+    buffered: bool = True,
 ) -> Exchange:
     """Make the Exchange of a translated request, with the lease options in the client's headers."""
     # Many clients, such as curl, send another content type, or none.
@@ -191,7 +197,7 @@ def exchange(
     async def receive() -> Message:
         return next(translated, None) or await request.receive()
 
-    return Exchange(proxy, target, headers, receive, send, True)
+    return Exchange(proxy, target, headers, receive, send, True, buffered)
 
 
 def as_chat(answer: str, thoughts: str, calls: list[dict[str, Any]]) -> dict[str, Any]:

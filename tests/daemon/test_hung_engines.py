@@ -1,0 +1,57 @@
+"""Engines that hang, behind the daemon as users run it."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cotenant.engines.process.guard import descendants
+from tests.daemon.test_misbehaving_engines import ROOM, TEXT, ask, error_of, unloads
+from tests.support.daemon.api import get, port_of
+from tests.support.daemon.serving import Serving
+from tests.support.gpus.paper_machine import fake_fleet
+from tests.support.http.client import post
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def stop_engine(daemon: Serving) -> int:
+    """Stop the daemon's only engine, as a driver that hangs does, and return its process id."""
+    below = descendants(daemon.process.pid)
+    (engine,) = [pid for pid in below if b"fake_llama_server.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(engine, signal.SIGSTOP)
+    return engine
+
+
+def test_a_hung_engine_is_replaced_and_its_request_ends(model: Path, tmp_path: Path) -> None:
+    with fake_fleet(tmp_path, model, ROOM, {"m": {}}) as daemon:
+        assert ask(daemon, "m").status == 200
+        stop_engine(daemon)
+        reply = ask(daemon, "m")
+        assert reply.status == 504, reply.body
+        assert (error_of(reply)["code"], error_of(reply)["cause"]) == ("engine_hung", "hung")
+        wait_until(lambda: unloads(daemon, "m") == {"engine_died": 1})
+        assert [alert["alert"] for alert in get(daemon, "/api/alerts")["active"]] == ["engine_hung"]
+        assert ask(daemon, "m").status == 200
+
+
+def test_a_request_to_a_hung_engine_ends_in_the_time_that_its_kind_has(model: Path, tmp_path: Path) -> None:
+    with fake_fleet(tmp_path, model, ROOM, {"m": {}}, timeouts="{chat: 1s}") as daemon:
+        assert asyncio.run(post(port_of(daemon), "/api/models/m/load", {})).status == 200
+        stop_engine(daemon)
+        reply = ask(daemon, "m")
+        assert (reply.status, error_of(reply)["code"]) == (504, "answer_timeout"), reply.body
+        assert json.loads(reply.body)["error"]["message"].startswith("the engine was silent for 1.0 s")
+
+
+def test_a_client_bounds_its_answer_by_its_own_timeout(model: Path, tmp_path: Path) -> None:
+    with fake_fleet(tmp_path, model, ROOM, {"m": {}}) as daemon:
+        assert ask(daemon, "m").status == 200
+        stop_engine(daemon)
+        body, headers = {"model": "m", "prompt": "x"}, {"X-Cotenant-Timeout": "1s"}
+        reply = asyncio.run(post(port_of(daemon), TEXT, body, headers=headers))
+        assert (reply.status, error_of(reply)["code"]) == (504, "answer_timeout"), reply.body
