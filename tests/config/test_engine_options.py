@@ -10,6 +10,7 @@ from cotenant.domain.errors import BadSetting
 from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB
 from tests.support.engines.fake_programs import hugging_face_folder
+from tests.support.models.gguf_models import build_tiny_llama
 
 
 def read(folder: Path, text: str) -> Configuration:
@@ -50,6 +51,32 @@ def test_a_vllm_model_is_asked_for_no_more_context_than_it_takes(
 
 def header_bytes(entry: ModelEntry) -> int:
     return 8 + int.from_bytes(entry.parts[1].read_bytes()[:8], "little")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("path: m.gguf, env: {CUDA_VISIBLE_DEVICES: 3}", "`gpus: [3]`"),
+        ("engine: command, name: c, command: x, env: {HIP_VISIBLE_DEVICES: '0,1'}", "`gpus: [0,1]`"),
+        ("engine: command, name: c, command: x, env: {ROCR_VISIBLE_DEVICES: 1}", "`gpus: [1]`"),
+    ],
+)
+def test_variables_that_show_an_engine_other_gpus_are_refused(tmp_path: Path, text: str, hint: str) -> None:
+    build_tiny_llama(tmp_path / "m.gguf")
+    with pytest.raises(BadSetting, match="other GPUs than those that are planned") as raised:
+        only(tmp_path, text)
+    assert hint in raised.value.hint
+
+
+def test_a_llama_cpp_model_may_have_a_server_of_its_own(tmp_path: Path) -> None:
+    build_tiny_llama(tmp_path / "m.gguf")
+    server = tmp_path / "llama-server"
+    with pytest.raises(BadSetting, match="is not a program"):
+        only(tmp_path, "path: m.gguf, llama_server: llama-server")
+    server.touch(0o700)
+    assert only(tmp_path, "path: m.gguf, llama_server: llama-server").options.command == (str(server),)
+    with pytest.raises(BadSetting, match="command takes no llama_server"):
+        only(tmp_path, "engine: command, name: c, command: x, llama_server: llama-server")
 
 
 def test_a_command_has_its_options_and_a_first_guess_from_its_file(tmp_path: Path) -> None:

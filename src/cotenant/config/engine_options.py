@@ -14,6 +14,7 @@ from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
 from cotenant.domain.settings import settings_of
+from cotenant.domain.vendors import VENDOR_TRAITS
 
 UNREAD_PERCENT: Final = 130
 """Assumed memory of a model whose file is not read, in percent of its file size, until it is measured."""
@@ -24,6 +25,9 @@ _RECIPE_KEYS: Final = frozenset(
     for name in (each.key, each.flag or each.key)
 )
 """Recipe keys, in both spellings, that not every engine kind supports."""
+_SHOWS_GPUS: Final = frozenset(
+    name for each in VENDOR_TRAITS.values() for some in each.allotments for name in some.variables
+)
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -56,6 +60,11 @@ def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str
         found.append((("image",), f"launcher {launcher} runs no image", "Leave one of them out."))
     elif image is not None and (image.startswith("-") or image.split() != [image]):
         found.append((("image",), f"{image!r} cannot be an image", "Give its name, or a .sif file."))
+    for variable in sorted(_SHOWS_GPUS & {*(model.env or {})}):
+        what = "it would show the engine other GPUs than those that are planned"
+        found.append(
+            (("env", variable), what, f"Write `gpus: [{(model.env or {})[variable]}]` in place of it.")
+        )
     if model.api_key is not None and model.api_key_env is not None:
         found.append((("api_key_env",), "it has both api_key and api_key_env", "Keep one."))
     return found

@@ -155,14 +155,20 @@ class _Resolution:
         for variable in model.env or {}:
             if not _VARIABLE.fullmatch(variable):
                 self._report((*key, "env", variable), "it is not a variable name", "Write NAME: value.")
-        ollama = self._settings.ollama
+        ollama, server = self._settings.ollama, self._path(model.llama_server)
+        options = options_of(model, kind.traits, ollama.address if ollama else None, os.environ)
+        if server is not None:
+            options = replace(options, command=(str(server),))
+            if server.is_dir() or not os.access(server, os.X_OK):
+                what = f"{server} is not a program that can be run"
+                self._report((*key, "llama_server"), what, "Correct the path.")
         entry = replace(
             base,
             keep_alive_s=self._defaults.keep_alive_s,
             env=dict(model.env or {}),
             from_folder=False,
             launch=launch_of(model, self._checked),
-            options=options_of(model, kind.traits, ollama.address if ollama else None, os.environ),
+            options=options,
         )
         return replace(entry, **values_of(model, ModelDefaults), **values_of(model, ModelEntry))
 

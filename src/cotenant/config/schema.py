@@ -161,6 +161,9 @@ class Model(RecipeSection, section_of(settings_of(ModelEntry))):  # type: ignore
     command: Command | None = optional(
         "command of its server, with {port} and others; for vllm, that of vllm"
     )
+    llama_server: PathText | None = optional(
+        "the llama-server that runs it; default: --llama-server, else the best of this machine"
+    )
     stop: Command | None = optional("command that stops the server; default: SIGTERM")
     health: Annotated[str, scalars.url_path] | None = optional("path that returns 200 when it is ready")
     memory: Annotated[int, scalars.size] | None = optional(

@@ -2,11 +2,12 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cotenant.domain.engines import EngineEnd
+from cotenant.domain.engines import EngineEnd, EngineOptions
 from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
@@ -42,6 +43,15 @@ def run(
             assert not group_lives(engine.pid)
 
     asyncio.run(main())
+
+
+async def test_the_server_of_a_models_own_entry_goes_before_that_of_all(tmp_path: Path) -> None:
+    for name in ("own", "others"):
+        (tmp_path / name).mkdir()
+    own = fake_server(tmp_path / "own")
+    order = replace(host_order(Path("m.gguf")), options=EngineOptions(command=(str(own),)))
+    host = LlamaHost(inputs(tmp_path, llama_server=fake_server(tmp_path / "others")))
+    assert (await host.build_for(order)).program == str(own)
 
 
 def test_an_engine_is_ready_when_health_says_so(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from cotenant.domain.engines import EngineBuild, EngineForm, EngineReport
@@ -62,7 +63,8 @@ class LlamaHost(ServerHost):
         """Return the build that `start` would use. Raises EngineMissing or EngineLacksDevice."""
         if order.launch.image is not None:
             return (await asyncio.to_thread(image_build, order.launch))[0]
-        builds = await asyncio.to_thread(discover, self._inputs.llama_server)
+        own = next(map(Path, order.options.command), self._inputs.llama_server)
+        builds = await asyncio.to_thread(discover, own)
         return choose(builds, visible_devices(order), cuda_version=self._inputs.cuda_version)
 
     async def start(self, order: EngineOrder) -> LlamaEngine:
