@@ -10,6 +10,7 @@ from cotenant.domain.errors import (
     UnsupportedMediaType,
 )
 from cotenant.domain.units import MIB
+from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import Limits, whole_body
 
 _LIMITS: Final = Limits(body_bytes=MIB)
@@ -80,11 +81,11 @@ class ApiRequest:
         return body
 
     async def octets(self, limits: Limits) -> bytes:
-        """Read the body as bytes. Raises RequestTooLarge, or BadRequest if the client disconnects."""
+        """Read the body as bytes. Raises RequestTooLarge, UnsupportedMediaType or BadRequest."""
         body = await whole_body(self.receive, limits)
         if body is None:
             raise BadRequest("the client disconnected before its request was complete")
-        return body
+        return decoded(body, self.headers, limits)
 
     def header(self, name: bytes) -> bytes | None:
         """Return a header, by its name in lower case."""

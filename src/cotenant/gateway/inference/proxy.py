@@ -11,6 +11,7 @@ from cotenant.asgi import JSON_TYPE, Header, Receive, Send, disconnected, encode
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import CotenantError, EngineHung, NotOffered, ShuttingDown, UpstreamFailed
 from cotenant.domain.units import KIB, MIB, format_bytes
+from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import Limits, Timing, whole_body
 from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem, reason_in
 from cotenant.gateway.http.streams import STREAM_HEADERS
@@ -102,10 +103,11 @@ class Exchange:
 
         Raises a CotenantError only while nothing has reached the client.
         """
-        body = await whole_body(self._receive, self._proxy.limits)
+        proxy = self._proxy
+        body = await whole_body(self._receive, proxy.limits)
         if body is None:
             return
-        proxy = self._proxy
+        body = decoded(body, self._headers, proxy.limits)
         proxy.limits.memory.hold(len(body))
         proxy.watch.enter(self)
         self._counters = proxy.counters.nameless

@@ -21,6 +21,7 @@ _NOT_FORWARDED: Final = TERM_HEADERS | frozenset(
         b"accept-encoding",  # the body is forwarded unchanged, so it must not be compressed
         b"authorization",
         b"connection",
+        b"content-encoding",
         b"content-length",
         b"content-type",
         b"cookie",

@@ -17,6 +17,7 @@ from cotenant import __version__
 from cotenant.domain.errors import BadRequest, NotOffered, UnknownRoute, WrongKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
+from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import whole_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Handler
@@ -90,7 +91,9 @@ class OllamaApi:
 
         async def handle(request: ApiRequest) -> object:
             body = await whole_body(request.receive, self._proxy.limits)
-            return None if body is None else await handler(request, parse(body))
+            if body is None:
+                return None
+            return await handler(request, parse(decoded(body, request.headers, self._proxy.limits)))
 
         return handle
 

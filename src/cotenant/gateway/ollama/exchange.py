@@ -24,6 +24,7 @@ from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, counts
 NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _MAX_BYTES: Final = 256 * MIB
 _OK: Final = 200
+_OF_BODY: Final = frozenset({b"content-type", b"content-encoding"})
 
 Wrap = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
 """Makes the part of a line with the answer, the thinking before it, and tool calls."""
@@ -188,8 +189,8 @@ def exchange(
     buffered: bool = True,
 ) -> Exchange:
     """Make the Exchange of a translated request, with the lease options in the client's headers."""
-    # Many clients, such as curl, send another content type, or none.
-    headers: list[Header] = [header for header in request.headers if header[0] != b"content-type"]
+    # Many clients, such as curl, send another content type, or none; the new body is not compressed.
+    headers: list[Header] = [header for header in request.headers if header[0] not in _OF_BODY]
     headers.append((b"content-type", b"application/json"))
     body = json.dumps(engine_request).encode()
     translated = iter([{"type": "http.request", "body": body, "more_body": False}])
