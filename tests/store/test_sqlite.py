@@ -1,5 +1,9 @@
+import asyncio
 import logging
+import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +13,7 @@ from cotenant.clock import ManualClock
 from cotenant.domain.errors import StoreError
 from cotenant.store.store import SqlJournal, Store
 from cotenant.store.writer import Writer
-from tests.store.harness import decision, keep, kept, opened, using
+from tests.store.harness import decision, keep, kept, opened, run_sql, using
 
 
 @pytest.fixture
@@ -113,3 +117,77 @@ def test_a_place_that_can_be_written_later_is_taken_up_with_what_was_recorded(
         opened(path, scenario, clock=clock)
     assert "1 records from memory" in caplog.text
     assert kept(path) == [decision(1), decision(2)]
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "its folder deleted"])
+def test_a_file_that_is_gone_while_it_is_used_is_begun_anew_and_told(
+    path: Path, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(other := tmp_path / "other" / "cotenant.db", decision(0))
+
+    def get_out_of_the_way() -> None:
+        shutil.rmtree(path.parent)
+        if how != "its folder deleted":
+            path.parent.mkdir()
+        if how == "replaced":
+            other.rename(path)
+
+    async def scenario(store: Store) -> None:
+        store.journal.record(decision(1))
+        assert await store.journal.decisions() == [decision(1)]
+        get_out_of_the_way()
+        store.journal.record(decision(2))
+        await store.services.set_setting("key", {"n": 1})
+        assert (await store.services.settings())["key"] == {"n": 1}
+
+    with caplog.at_level(logging.WARNING):
+        opened(path, scenario)
+    assert "the file was deleted or replaced" in caplog.text
+    assert kept(path) == ([decision(0), decision(2)] if how == "replaced" else [decision(2)])
+
+
+def test_a_file_that_is_damaged_while_it_is_used_is_moved_aside(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+
+    async def scenario(store: Store) -> None:
+        store.journal.record(decision(1))
+        await store.journal.decisions()
+        run_sql(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await asyncio.to_thread(path.write_bytes, b"no database" * 5000)
+        for number in (2, 3):
+            store.journal.record(decision(number))
+            await store.journal.decisions()
+            clock.advance(5.0)
+
+    with caplog.at_level(logging.WARNING):
+        opened(path, scenario, clock=clock)
+    assert "is damaged: it is now" in caplog.text
+    assert kept(path) == [decision(2), decision(3)]
+
+
+@pytest.mark.slow
+def test_what_a_full_disk_refuses_is_kept_until_there_is_room(path: Path) -> None:
+    # A limit on the length of files is as near to a full disk as a test without a disk of its own comes.
+    program = f"""
+import asyncio, resource
+from pathlib import PosixPath
+from tests.store.harness import decision, kept, opened
+path = {path!r}
+
+async def scenario(store):
+    store.journal.record(decision(1))
+    await store.journal.decisions()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    for number in range(2, 300):
+        store.journal.record(decision(number))
+    assert len(await store.journal.decisions(limit=1000)) in (298, 299)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+opened(path, scenario)
+assert kept(path, limit=1000) == [decision(number) for number in range(1, 300)]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "can be used again" in done.stderr

@@ -1,7 +1,8 @@
 """The database of one thread: open, or replaced by one in memory until it can be opened."""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cotenant.clock import Clock
 from cotenant.domain.errors import StoreError
+from cotenant.domain.records import Record
 from cotenant.store import postgres, sqlite
 from cotenant.store.location import Location, explain, unusable
 from cotenant.store.repositories import Records
@@ -80,9 +82,10 @@ def session(engine: Engine) -> Iterator[Session]:
 class Database:
     """The database as one thread holds it.
 
-    While it cannot be opened, records are kept in memory, with a warning, and it is tried again at most every
-    `retry_s`; once it can be, they are written to it. A damaged file is renamed with a warning and a new one
-    created. Raises StoreError or BadSetting for a database that must not be used.
+    While it cannot be opened or written, records are kept in memory, with a warning, and it is tried again
+    at most every `retry_s` and at the end; once it can be, they are written to it. A damaged file is renamed
+    with a warning and a new one created, while it is in use too; one that is gone is created anew. Raises
+    StoreError or BadSetting for a database that must not be used.
     """
 
     def __init__(self, location: Location, *, busy_timeout_s: float, retry_s: float, clock: Clock) -> None:
@@ -91,39 +94,47 @@ class Database:
         self._retry_s = retry_s
         self._clock = clock
         self._problem: str | None = None
+        self._tried_at = clock.now()
         try:
             self._engine = self._open()
         except Unusable as error:
-            self._problem = str(error)
-            self._engine = open_engine(Location(), busy_timeout_s=busy_timeout_s)
-            _log.warning(
-                "%s cannot be used, so nothing is remembered after this run unless it recovers: %s",
-                location,
-                self._problem,
-            )
-        self._tried_at = clock.now()
+            self._keep_in_memory(str(error))
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Store records: in memory while the database cannot be used."""
+        try:
+            with self.records() as opened:
+                opened.records.add(records)
+        except SQLAlchemyError as error:
+            if self._problem is not None:
+                raise
+            self._engine.dispose()
+            self._keep_in_memory(explain(error))
+            with session(self._engine) as opened:
+                opened.records.add(records)
 
     def records(self) -> AbstractContextManager[Session]:
-        """A transaction for data that may be lost: in memory while the database cannot be opened."""
+        """A transaction for records: in memory while the database cannot be used."""
         self._try_again()
         return session(self._engine)
 
     def durable(self) -> AbstractContextManager[Session]:
         """A transaction for data that must not be lost. Raises StoreError while there is no database."""
-        self._try_again()
+        self._try_again(at_once=True)
         if self._problem is not None:
             raise unusable(self.location, self._problem)
         return session(self._engine)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, after a last try to write what is in memory."""
+        self._try_again(at_once=True)
         self._engine.dispose()
 
     def _open(self) -> Engine:
+        path = self.location.path
         try:
-            return open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
+            engine = open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
         except sqlite.Damaged:
-            path = self.location.path
             if path is None:
                 raise
             try:
@@ -131,11 +142,35 @@ class Database:
             except OSError as error:
                 raise Unusable(f"it is damaged, and cannot be renamed: {explain(error)}") from error
             _log.warning("%s is damaged: it is now %s, and a new one is created", path, renamed.name)
-            return open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
+            engine = open_engine(self.location, busy_timeout_s=self._busy_timeout_s)
+        self._inode = None if path is None else os.stat(path).st_ino
+        return engine
 
-    def _try_again(self) -> None:
-        now = self._clock.now()
-        if self._problem is None or now < self._tried_at + self._retry_s:
+    def _keep_in_memory(self, problem: str) -> None:
+        self._problem, self._tried_at = problem, self._clock.now()
+        self._engine = open_engine(Location(), busy_timeout_s=self._busy_timeout_s)
+        _log.warning(
+            "%s cannot be used, so nothing is remembered after this run unless it recovers: %s",
+            self.location,
+            problem,
+        )
+
+    def _is_gone(self) -> bool:
+        """Whether the open file is no longer the one at its path: SQLite would write to it all the same."""
+        path = self.location.path
+        if path is None:
+            return False
+        try:
+            return os.stat(path).st_ino != self._inode
+        except OSError:
+            return True
+
+    def _try_again(self, at_once: bool = False) -> None:
+        if self._problem is None and self._is_gone():
+            self._engine.dispose()
+            self._keep_in_memory("the file was deleted or replaced")
+            at_once = True
+        if self._problem is None or not (at_once or self._clock.now() >= self._tried_at + self._retry_s):
             return
         durable: Engine | None = None
         try:

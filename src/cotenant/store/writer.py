@@ -35,10 +35,10 @@ class Writer:
     program's, or whose driver is missing, and BadSetting for a URL that cannot be used.
 
     Only the thread imports SQLAlchemy, so a program that never opens a database does not import it.
-    A failure to write records is logged once, until writing succeeds again; those records are lost. At most
-    `max_waiting` wait; further ones are lost too. Tasks are never lost: they are done, or raise. A lock that
-    another program holds is waited for during `busy_timeout_s`. An unavailable database is tried again after
-    `retry_s`, at the next request.
+    Records that cannot be written are kept in memory, as `Database` says. At most `max_waiting` wait for a
+    slow disk; further ones are lost, which is logged once, until writing succeeds again. Tasks are never
+    lost: they are done, or raise. A lock that another program holds is waited for during `busy_timeout_s`. An
+    unavailable database is tried again after `retry_s`, at the next request.
     """
 
     def __init__(
@@ -154,8 +154,7 @@ class Writer:
 
     def _write(self, database: Database, batch: list[Record]) -> None:
         try:
-            with database.records() as session:
-                session.records.add(batch)
+            database.add(batch)
         except Exception as error:
             self._count_lost(len(batch), explain(error))
             return
