@@ -106,13 +106,13 @@ async def test_the_reference_hardware_gives_the_picture_of_the_document(tmp_path
             "ai-llm": 0,
             "ai-yolo26": 0,
             "ai-florence": 0,
-            "ai-clip": 0,
+            "ai-clip": 1,
             "ai-enrichment": 1,
         }
         (told,) = [each.vram_budget_gb for each in plan.assignments if each.service == "ai-enrichment"]
-        assert told == 3.5
+        assert told == 2.3
         texts = [warning.text for warning in plan.warnings]
-        assert "ai-enrichment VRAM budget (6.8 GB) exceeds GPU 1 (4 GB). Auto-adjusted to 3.5 GB." in texts
+        assert "ai-enrichment VRAM budget (6.8 GB) exceeds GPU 1 (4 GB). Auto-adjusted to 2.3 GB." in texts
         assert len(changes) == 5
 
 
@@ -132,9 +132,9 @@ async def test_only_services_that_changed_are_recreated(tmp_path):
         saved = (await at.services.view()).saved
         assert saved is not None
         moved = [replace(each, device_id=None) for each in saved.assignments if each.service != "ai-clip"]
-        await at.services.save(Strategy.MANUAL, [*moved, Assignment("ai-clip", 1)])
+        await at.services.save(Strategy.MANUAL, [*moved, Assignment("ai-clip", 0)])
         await at.applied()
-        # The service that was there gets a smaller budget.
+        # The service that stays gets a larger budget.
         assert [each.name for each in at.orchestrator.orders[-1].changed] == ["ai-clip", "ai-enrichment"]
         await at.applied()
         assert at.orchestrator.orders[-1].changed == []
@@ -191,7 +191,8 @@ async def test_gpu_removed_failed(tmp_path):
         at.cards = "RTX A5500:24564:0"
         view = await at.services.view()
         assert [each.text for each in view.warnings if each.kind is WarningKind.GPU_MISSING] == [
-            "GPU 1 is missing. ai-enrichment falls back to GPU 0."
+            "GPU 1 is missing. ai-enrichment falls back to GPU 0.",
+            "GPU 1 is missing. ai-clip falls back to GPU 0.",
         ]
         await at.applied()
         assert (await at.pinned())["ai-enrichment"] == 0
@@ -215,7 +216,7 @@ async def test_container_restart_fails(tmp_path):
         await at.applied()
         at.orchestrator.broken = {"ai-clip"}
         saved = (await at.services.view()).saved
-        await at.services.save(Strategy.MANUAL, [Assignment("ai-clip", 1)])
+        await at.services.save(Strategy.MANUAL, [Assignment("ai-clip", 0)])
         assert (await at.applied()).state is ApplyState.ROLLED_BACK
         view = await at.services.view()
         assert saved is not None
@@ -284,12 +285,12 @@ async def test_a_failure_that_is_kept_can_be_rolled_back_by_hand(tmp_path):
     async with setting(tmp_path, OnFailure.KEEP) as at:
         await at.applied()
         at.orchestrator.broken = {"ai-clip"}
-        await at.services.save(Strategy.MANUAL, [Assignment("ai-clip", 1), Assignment("ai-llm", 0)])
+        await at.services.save(Strategy.MANUAL, [Assignment("ai-clip", 0), Assignment("ai-llm", 0)])
         assert (await at.applied()).state is ApplyState.FAILED
         at.orchestrator.broken = set()
         await at.services.rollback()
         assert (await at.ended()).state is ApplyState.SUCCEEDED
-        assert (await at.pinned())["ai-clip"] == 0
+        assert (await at.pinned())["ai-clip"] == 1
 
 
 async def test_looking_does_not_read_the_whole_history(tmp_path, monkeypatch):

@@ -149,7 +149,12 @@ def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
         "draft": draft,
         "rows": found,
         "loads": loads(config, found),
-        "warnings": planned["warnings"],
+        # A row shows the warnings of its service.
+        "warnings": [
+            each["text"]
+            for each in planned["warning_details"]
+            if each["service"] not in {row["name"] for row in found}
+        ],
         "diff": [
             {**change, "before": place(change["before"], names), "after": place(change["after"], names)}
             for change in planned["changes" if planned is config else "diff"]

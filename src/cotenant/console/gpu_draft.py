@@ -66,7 +66,7 @@ class Draft:
 def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
     """Return the saved configuration as a draft; `by_strategy` is what the strategy would assign now.
 
-    An assignment that the strategy would make again is left to the strategy.
+    An assignment that the strategy would make again is left to the strategy, unless it was made by hand.
     """
     strategy, saved = config["strategy"], config["saved"]
     if saved is None:
@@ -81,7 +81,8 @@ def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
         budget = None if automatic else each["vram_budget_override"]
         index = each["gpu_index"] if uuid is None else indices.get(uuid)
         gpu = str(index) if index is not None else UNPINNED if uuid is None else f"{_GONE}{uuid}"
-        if strategy != MANUAL and (gpu == UNPINNED or meaning(each) in again):
+        left = meaning(each) in again and each["service"] not in config["set_by_hand"]
+        if strategy != MANUAL and (gpu == UNPINNED or left):
             choices[each["service"]] = Choice()
         else:
             choices[each["service"]] = Choice(gpu, "" if budget is None else f"{budget:g}")

@@ -20,7 +20,7 @@ from tests.support.daemon.plain_operator import PlainOperator
 from tests.support.daemon.plain_service_operator import A400, PlainServices
 from tests.support.waiting import wait_until
 
-WARNING = "ai-enrichment VRAM budget (6.8 GB) exceeds GPU 1 (4 GB). Auto-adjusted to 3.5 GB."
+WARNING = "ai-enrichment VRAM budget (6.8 GB) exceeds GPU 1 (4 GB). Auto-adjusted to 2.3 GB."
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_list_shows_where_services_are_within_eighty_columns(services, capsys):
     tables = [line for line in lines if not line.startswith(("Warning", "Not applied"))]
     assert max(map(len, tables)) <= 80
     enrichment = next(line for line in lines if line.startswith("ai-enrichment"))
-    assert enrichment.split()[-5:] == ["1", "RTX", "A400", "3.5", "GB"]
+    assert enrichment.split()[-5:] == ["1", "RTX", "A400", "2.3", "GB"]
     assert f"Warning: {WARNING}" in lines
     assert lines[-1].startswith("Not applied yet: ai-llm, ")
 
@@ -98,10 +98,10 @@ def test_preview_shows_the_difference_and_how_full_gpus_get(services, capsys):
     assert lines[0] == "Strategy: vram_based"
     enrichment = next(line for line in lines if line.startswith("ai-enrichment"))
     assert enrichment.split() == [
-        *("ai-enrichment", "6.8", "GiB", "1", "RTX", "A400", "3.5", "GB"),
+        *("ai-enrichment", "6.8", "GiB", "1", "RTX", "A400", "2.3", "GB"),
         *("not", "pinned", "->", "GPU", "1"),
     ]
-    assert "GPU 1 RTX A400: 1 service, 3.5 GiB; 329 MiB others', of 4.0 GiB" in lines
+    assert "GPU 1 RTX A400: 2 services, 3.5 GiB; 329 MiB others', of 4.0 GiB" in lines
     assert f"Warning: {WARNING}" in lines
     assert services.saved == []
 

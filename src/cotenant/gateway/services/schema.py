@@ -207,13 +207,14 @@ class SavedConfigurationResponse(ResponseModel):
 class ConfigurationResponse(ResponseModel):
     """Everything about the pinning of services, as it is now.
 
-    `assignments` are those saved last, `applied` is the configuration of the running containers, and
-    `changes` are the differences: what applying would do.
+    `assignments` are those saved last, with the services whose budget Cotenant computed and those whose GPU
+    an operator chose; `applied` is the configuration applied last; `changes` is what applying would recreate.
     """
 
     strategy: Strategy
     assignments: list[AssignmentResponse]
     automatic_budgets: list[str]
+    set_by_hand: list[str]
     strategies: list[StrategyResponse]
     services: list[ServiceResponse]
     gpus: list[ServiceGpu] = Field(validation_alias="devices")
@@ -311,6 +312,7 @@ def configuration_response(view: ServicesView) -> ConfigurationResponse:
             **_fields(view),
             "assignments": assignments,
             "automatic_budgets": _automatic(assignments),
+            "set_by_hand": [each.service for each in assignments if each.by_hand],
             "strategies": _STRATEGIES,
             "problems": _problems(view),
         }

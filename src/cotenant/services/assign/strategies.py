@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.services.assign.balance import balanced
+from cotenant.services.assign.balance_exact import overflow, spread
+from cotenant.services.assign.fit import Layout, fitting
 from cotenant.services.assign.memory import (
     Chosen,
     FreeMemory,
@@ -58,7 +60,8 @@ def assign(
         if device is not None:
             memory.place(service, needs[service.name], device)
     if strategy is not Strategy.MANUAL and healthy:
-        for name, device in _RULES[strategy](to_place, needs, memory).items():
+        chosen = RULES[strategy](to_place, needs, memory)
+        for name, device in _fitted(strategy, chosen, enabled, wanted, needs, healthy).items():
             wanted[name] = replace(wanted[name], gpu_index=device.index, device_id=device.id)
     budgets: dict[str, float] = {}
     placed = placed_by_device(enabled, devices, wanted.values())
@@ -121,7 +124,48 @@ def isolation_first(services: Sequence[Service], needs: Mapping[str, int], memor
     return chosen | memory.place_each(rest, needs, without_llm)
 
 
-_RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], FreeMemory], Chosen]]] = {
+def _fitted(
+    strategy: Strategy,
+    chosen: Chosen,
+    services: Sequence[Service],
+    wanted: Mapping[str, Assignment],
+    needs: Mapping[str, int],
+    devices: Sequence[ServiceDevice],
+) -> Chosen:
+    """Return where a strategy puts services, or a layout near that if that overfills a GPU and need not."""
+    sized = [service for service in services if service.name in chosen and needs[service.name]]
+    positions = {device.id: position for position, device in enumerate(devices)}
+    placed = placed_by_device(services, devices, wanted.values())
+    layout = Layout(
+        devices,
+        [placed[device.id] for device in devices],
+        [(service, wanted[service.name].vram_budget_gb) for service in sized],
+        tuple(positions[chosen[service.name].id] for service in sized),
+    )
+
+    def preference(gpus: Sequence[Sequence[Service]], moved: Sequence[Service]) -> tuple[float, ...]:
+        if strategy is Strategy.LATENCY_OPTIMIZED:
+            return (sum(service.latency_critical for service in moved),)
+        if strategy is Strategy.ISOLATION_FIRST:
+            with_llm = [here for here in gpus if any(each.role is ServiceRole.LLM for each in here)]
+            return (sum(each.role is not ServiceRole.LLM for here in with_llm for each in here),)
+        if strategy is Strategy.BALANCED:
+            loads = [
+                device.occupied_bytes + sum(needs[each.name] for each in here)
+                for device, here in zip(devices, gpus, strict=True)
+            ]
+            totals = [max(1, device.total_bytes) for device in devices]
+            return (
+                overflow(loads, totals),
+                spread([load / total for load, total in zip(loads, totals, strict=True)]),
+            )
+        return ()
+
+    where = fitting(layout, preference)
+    return chosen | {one.name: devices[gpu] for one, gpu in zip(sized, where, strict=True)}
+
+
+RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], FreeMemory], Chosen]]] = {
     Strategy.VRAM_BASED: lambda services, needs, memory: memory.spread(services, needs),
     Strategy.LATENCY_OPTIMIZED: latency_optimized,
     Strategy.ISOLATION_FIRST: isolation_first,
