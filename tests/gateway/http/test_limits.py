@@ -88,3 +88,17 @@ async def test_bodies_of_requests_that_wait_count_until_their_requests_end():
         assert (await post(port, large)).status == 429
         waiting.cancel()
         await until(lambda: memory.held_bytes == 0)
+
+
+async def test_a_body_that_is_changed_for_the_engine_is_released_by_the_length_that_was_held():
+    memory = BodyMemory()
+    async with (
+        StubEngine() as engine,
+        serving(SlotRouter(engine.endpoint), limits=Limits(memory=memory)) as port,
+    ):
+        half_a_pair = json.dumps({"model": "llama", "messages": [{"content": "\ud800" * HALF}]})
+        assert (await fetch(port, "POST", CHAT, half_a_pair.encode())).status == 200
+        # The response is sent before its request is over.
+        await until(lambda: memory.held_bytes == 0)
+        assert (await post(port, {"model": "gpt-4o", "x": "a" * HALF})).status == 200
+        await until(lambda: memory.held_bytes == 0)

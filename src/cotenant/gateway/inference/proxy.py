@@ -108,7 +108,8 @@ class Exchange:
         if body is None:
             return
         body = decoded(body, self._headers, proxy.limits)
-        proxy.limits.memory.hold(len(body))
+        size = len(body)
+        proxy.limits.memory.hold(size)
         proxy.watch.enter(self)
         self._counters = proxy.counters.nameless
         self._begun_at = self._loop.time()
@@ -137,7 +138,7 @@ class Exchange:
                 await self._end_early(ShuttingDown("the daemon shut down before the answer was complete"))
             raise
         finally:
-            proxy.limits.memory.release(len(body))
+            proxy.limits.memory.release(size)
             proxy.watch.leave(self)
             self._counters.by_class[0 if self._disconnected else min(self._status // 100, 5)] += 1
             if proxy.request_log is not None and self._name is not None:
