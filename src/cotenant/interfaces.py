@@ -11,7 +11,7 @@ from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate
 from cotenant.domain.devices import Inventory
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
-from cotenant.domain.errors import EngineDied, EngineHung
+from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
@@ -103,10 +103,12 @@ class Lease:
     silence_s: float
     answer_s: float | None
 
-    async def death(self, within_s: float) -> EngineDied | None:
+    async def death(self, within_s: float) -> EngineDied | ModelUnloaded | None:
         """Return why the engine died, if that is detected within `within_s` seconds; else None."""
         await asyncio.wait({self._end}, timeout=within_s)
         end = self._end.result() if self._end.done() else None
+        if end is not None and end.cuts_requests:
+            return ModelUnloaded(f"{end.why} before the answer was complete")
         if end is None or end.cause is None:
             return None
         return (EngineHung if end.cause is Cause.HUNG else EngineDied)(end.why, cause=end.cause)

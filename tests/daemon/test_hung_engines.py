@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,14 @@ def test_a_client_bounds_its_answer_by_its_own_timeout(model: Path, tmp_path: Pa
         body, headers = {"model": "m", "prompt": "x"}, {"X-Cotenant-Timeout": "1s"}
         reply = asyncio.run(post(port_of(daemon), TEXT, body, headers=headers))
         assert (reply.status, error_of(reply)["code"]) == (504, "answer_timeout"), reply.body
+
+
+def test_an_operators_unload_does_not_wait_for_ever(model: Path, tmp_path: Path) -> None:
+    slow = {"FAKE_LAST_TOKEN_ONCE": tmp_path / "never"}
+    with fake_fleet(tmp_path, model, ROOM, {"m": slow}, scheduling="{unload_grace: 100ms}") as daemon:
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(ask, daemon, "m")
+            wait_until(lambda: get(daemon, "/api/models/m")["in_flight"] == 1)
+            assert asyncio.run(post(port_of(daemon), "/api/models/m/unload", {})).status == 200
+            assert error_of(asked.result())["code"] == "model_unloaded"
+        assert get(daemon, "/api/models/m")["loads"] == 1

@@ -226,3 +226,36 @@ async def test_connections_are_kept_between_requests():
             client.post(ASK)
             assert (await client.reply()).status == 200
         assert (await post(port, ASK)).status == 200
+
+
+async def test_a_client_that_reads_nothing_frees_its_slot():
+    async def flood(call):
+        await call.send(stub.STREAM_HEAD)
+        with contextlib.suppress(ConnectionError):
+            while not call.closed.is_set():
+                await call.send_event(b'"%b"' % (b"x" * 65536))
+
+    async with StubEngine(flood) as engine:
+        router = SlotRouter(engine.endpoint)
+        async with serving(router, limits=Limits(unread_s=0.5)) as port, connected(port) as client:
+            client.post({**ASK, "stream": True})
+            await client.head()
+            client.writer.transport.pause_reading()
+            await until(lambda: router.released == [True])
+
+
+async def test_a_client_that_reads_slowly_stays():
+    async def much(call):
+        await call.send(stub.STREAM_HEAD)
+        for _ in range(400):
+            await call.send_event(b'"%b"' % (b"x" * 16384))
+        await call.send(b"0\r\n\r\n")
+
+    async with (
+        StubEngine(much) as engine,
+        serving(SlotRouter(engine.endpoint), limits=Limits(unread_s=10)) as port,
+        connected(port) as client,
+    ):
+        client.post({**ASK, "stream": True})
+        await client.head()
+        assert (await client.reply_body()).count(b"data: ") == 400

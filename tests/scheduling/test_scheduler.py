@@ -364,6 +364,35 @@ def test_the_operator_loads_unloads_and_pins() -> None:
         bench.send(events.LoadAsked(0, "z"))
 
 
+def test_an_operators_unload_cuts_requests_that_outlast_its_grace() -> None:
+    bench = one_card(model("a", 10, slots=2), unload_grace_s=30.0)
+    quick, slow = bench.load("a", requests=2)
+    bench.send(events.UnloadAsked(bench.now, "a"))
+    bench.done(quick)
+    bench.wait(29)
+    bench.send(events.UnloadAsked(bench.now, "a"))
+    assert not bench.stopping
+    bench.wait(1)
+    assert set(bench.stopping) == {"a"}
+    assert not bench.state.leases
+    bench.done(slow)
+    bench.gone("a")
+    assert "1 requests had not ended in the grace" in bench.story[-2].text
+    bench.ask("a")
+    assert "a" in bench.loading
+
+
+def test_a_model_that_drains_for_another_has_no_such_grace() -> None:
+    bench = one_card(
+        model("hot", 20), model("rare", 20), overdue_s=10.0, drain_limit_s=90.0, unload_grace_s=30.0
+    )
+    bench.load("hot")
+    bench.ask("rare")
+    bench.wait(60)
+    assert bench.state.reservations["rare"].drains
+    assert not bench.stopping
+
+
 def test_a_changed_configuration_touches_only_what_changed() -> None:
     a, b, c = model("a", 5), model("b", 5), model("c", 5)
     bench = one_card(a, b, c)

@@ -87,10 +87,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class EngineEnd:
-    """How an engine's process ended, in whole sentences; `cause` is None if it was stopped on purpose."""
+    """How an engine's process ended, in whole sentences; `cause` is None if it was stopped on purpose.
+
+    `cuts_requests` says that it was stopped in spite of its requests.
+    """
 
     why: str
     cause: Cause | None = None
+    cuts_requests: bool = False
 
 
 @dataclass(frozen=True, slots=True)

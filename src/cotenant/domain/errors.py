@@ -329,6 +329,10 @@ class WaitTimeout(RequestError):
     """The request got no slot before its timeout."""
 
 
+class ModelUnloaded(RequestError):
+    """The operator unloaded the model, and the request had not ended in the grace."""
+
+
 class AnswerTimeout(RequestError):
     """The engine was silent, or its answer took, longer than allowed."""
 

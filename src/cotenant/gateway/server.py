@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from cotenant.domain.errors import BadSetting, CotenantError, HeadersTooLarge, PortTaken
 from cotenant.domain.units import format_bytes
 from cotenant.gateway.app import Gateway
+from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import envelope, http_problem
 
 _BACKLOG: Final = 2048
@@ -81,9 +82,9 @@ async def serve(
     )
     config.load()
     state = _State()
-    head_bytes = gateway.limits.head_bytes
+    limits = gateway.limits
     server = await asyncio.get_running_loop().create_server(
-        lambda: _BoundedProtocol(config, state, head_bytes), sock=sock, backlog=_BACKLOG
+        lambda: _BoundedProtocol(config, state, limits), sock=sock, backlog=_BACKLOG
     )
     try:
         gateway.open()
@@ -172,13 +173,18 @@ class _BoundedProtocol(HttpToolsProtocol):
     its first request, and the parser would leave the body of that request unread.
     """
 
-    def __init__(self, config: uvicorn.Config, state: _State, head_bytes: int) -> None:
+    def __init__(self, config: uvicorn.Config, state: _State, limits: Limits) -> None:
         super().__init__(config, state, {})
         self._state = state
-        self._head_bytes = head_bytes
+        self._head_bytes = limits.head_bytes
+        self._unread_ms = round(limits.unread_s * 1000)
         self._bytes_since_progress = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # The kernel ends a connection whose client takes nothing, whether it has vanished or does not read: a
+        # response would hold its slot and its memory for ever.
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_ms)
         super().connection_made(_BatchingTransport(cast(asyncio.Transport, transport)))
 
     def connection_lost(self, exc: Exception | None) -> None:

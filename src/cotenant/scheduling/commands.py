@@ -45,9 +45,10 @@ class StartEngine:
 
 @dataclass(frozen=True, slots=True)
 class StopEngine:
-    """Stop an engine and wait until its process is gone."""
+    """Stop an engine and wait until its process is gone; it may cut requests that have not ended."""
 
     residency: ResidencyId
+    cuts_requests: bool = False
 
 
 @dataclass(frozen=True, slots=True)

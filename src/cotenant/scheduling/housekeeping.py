@@ -103,6 +103,25 @@ def unload_expired(state: State, out: Outbox) -> None:
             unload(state, residency, out, UnloadReason.KEEP_ALIVE, why)
 
 
+def end_drains(state: State, out: Outbox) -> None:
+    """Unload models that the operator wants unloaded, once their requests have had their grace."""
+    for residency in [*state.residencies.values()]:
+        due = drain_ends_at(state, residency)
+        if due is not None and due <= out.at and residency.pending_unload is not None:
+            count, (reason, why) = residency.in_flight, residency.pending_unload
+            drop_leases(state, residency)
+            why = f"{why}; {count} requests had not ended in the grace"
+            unload(state, residency, out, reason, why, cuts_requests=True)
+
+
+def drain_ends_at(state: State, residency: Residency) -> float | None:
+    """Return when an operator's unload waits no longer for requests; None without one."""
+    draining, pending = residency.state is ResidencyState.DRAINING, residency.pending_unload
+    if not draining or pending is None or pending[0] is not UnloadReason.OPERATOR:
+        return None
+    return residency.since + state.settings.unload_grace_s
+
+
 def keep_alive_ends_at(state: State, residency: Residency) -> float | None:
     """Return when an idle model's keep-alive expires; None if it does not."""
     model = state.models[residency.model]
@@ -150,9 +169,9 @@ def _instants(state: State, now: float) -> Iterator[float]:
     for active in state.advised.values():
         yield from (active.factor_until, active.pinned_until, active.prefetch_until)
     for residency in state.residencies.values():
-        due = keep_alive_ends_at(state, residency)
-        if due is not None:
-            yield due
+        for due in (keep_alive_ends_at(state, residency), drain_ends_at(state, residency)):
+            if due is not None:
+                yield due
         if residency.state is ResidencyState.RECLAIMING and residency.ended_at is not None:
             yield residency.ended_at + state.settings.reclaim_bound_s
     for reservation in state.reservations.values():

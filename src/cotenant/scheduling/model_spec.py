@@ -59,6 +59,12 @@ class SchedulerSettings:
         key="reclaim_bound",
         reads="duration",
     )
+    unload_grace_s: float = setting(
+        30.0,
+        "how long an operator's unload waits for the model's requests; then it cuts them",
+        key="unload_grace",
+        reads="duration",
+    )
     max_queue: int = setting(
         256, "requests that may wait for one model", help="requests that may wait for a model", most=MAX_COUNT
     )

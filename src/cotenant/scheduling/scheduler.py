@@ -8,6 +8,7 @@ from cotenant.scheduling import events
 from cotenant.scheduling.advice import apply_advice, effective_keep_alive_s, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
 from cotenant.scheduling.housekeeping import (
+    end_drains,
     next_instant,
     prefetch,
     read_devices,
@@ -140,6 +141,7 @@ class Scheduler:
             expire(state, out)
         expire_advice(state, out.at)
         unload_expired(state, out)
+        end_drains(state, out)
         fulfil_reservations(state, out)
         schedule(state, out)
         prefetch(state, out)

@@ -85,7 +85,15 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
     out.publish(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
 
 
-def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason, why: str) -> None:
+def unload(
+    state: State,
+    residency: Residency,
+    out: Outbox,
+    reason: UnloadReason,
+    why: str,
+    *,
+    cuts_requests: bool = False,
+) -> None:
     """Stop the engine."""
     held_s = out.at - residency.held_since
     move(residency, UNLOADING, out.at)
@@ -94,7 +102,7 @@ def unload(state: State, residency: Residency, out: Outbox, reason: UnloadReason
         why = f"{why}; frees {format_bytes(residency.bytes)} on {device_labels(residency)}"
     kind, facts = _KINDS.get(reason, DecisionKind.UNLOAD), {"bytes": residency.bytes, "held_s": held_s}
     out.publish(kind, residency.model, why, **facts, reason=reason.value)
-    out.add(StopEngine(residency.id))
+    out.add(StopEngine(residency.id, cuts_requests))
 
 
 def unload_when_idle(
@@ -108,6 +116,8 @@ def unload_when_idle(
         return
     if residency.state is READY:
         move(residency, DRAINING, out.at)
+    if residency.pending_unload is None or residency.pending_unload[0] is not reason:
+        residency.since = out.at
     residency.pending_unload = (reason, why)
 
 

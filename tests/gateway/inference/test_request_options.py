@@ -81,3 +81,9 @@ async def test_terms_reach_the_router_and_not_the_engine():
     assert router.terms == [LeaseTerms(priority=-3, keep_alive_s=3600.0, timeout_s=2.0)]
     assert not [name for name in call.headers if name.startswith(b"x-cotenant")]
     assert json.loads(call.body) == ASK
+
+
+@pytest.mark.parametrize("value", ["61m", "9000d", "9" * 400])
+def test_a_wait_is_an_hour_at_most(value):
+    with pytest.raises(BadRequest, match="X-Cotenant-Timeout"):
+        read_request_options([(b"x-cotenant-timeout", value.encode())], {})

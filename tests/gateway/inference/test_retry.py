@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cotenant.domain.errors import EngineDied
+from cotenant.domain.errors import EngineDied, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.http.limits import Timing
 from tests.gateway import stub
@@ -201,3 +201,13 @@ async def test_a_client_that_left_is_not_begun_anew():
         client.leave()
         await until(lambda: router.released == [True])
         assert len(engine.calls) == 1
+
+
+async def test_what_an_operator_unloads_is_not_begun_anew():
+    async with StubEngine(_close) as engine:
+        router = SlotRouter(engine.endpoint)
+        router.death = ModelUnloaded("llama was unloaded before the answer was complete")
+        async with serving(router) as port:
+            reply = await post(port, ASK)
+    assert (reply.status, reply.error["code"]) == (503, "model_unloaded")
+    assert len(engine.calls) == 1

@@ -46,6 +46,7 @@ class Running:
     report: EngineReport | None = None
     task: asyncio.Task[None] | None = None
     broken: str | None = None
+    cuts_requests: bool = False
     loaded_bytes: LoadedBytes | None = None
 
     @property
@@ -110,11 +111,12 @@ class Effects:
         self.running[residency] = running
         running.task = loop.create_task(self._run(residency, entry, running))
 
-    def stop(self, residency: ResidencyId) -> None:
+    def stop(self, residency: ResidencyId, *, cuts_requests: bool = False) -> None:
         """End an engine; EngineExited is posted."""
         running = self.running.get(residency)
         if running is None or running.task is None:
             return
+        running.cuts_requests = cuts_requests
         if running.engine is None:
             # Not at once: a task cancelled before its first step never runs, so it would post nothing.
             asyncio.get_running_loop().call_soon(running.task.cancel)
@@ -168,6 +170,8 @@ class Effects:
         del self.running[residency]
         if running.broken:
             end = EngineEnd(f"{running.model} was ended: {running.broken}", Cause.MPS_UNREACHABLE)
+        elif running.cuts_requests:
+            end = EngineEnd(f"{running.model} was unloaded", cuts_requests=True)
         running.end.set_result(end)
         cause = Cause.UNKNOWN if end.cause is None else end.cause
         running.post(EngineExited(self.clock.now(), residency, end.why, cause))

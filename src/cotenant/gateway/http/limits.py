@@ -39,12 +39,13 @@ class BodyMemory:
 class Limits:
     """Bounds on a request: bytes of its body, bytes of its head, and the number of headers.
 
-    `memory` is shared by all requests.
+    `memory` is shared by all requests. A client that takes no byte of its response for `unread_s` is gone.
     """
 
     body_bytes: int = 32 * MIB
     head_bytes: int = 64 * KIB
     headers: int = 100
+    unread_s: float = 30.0
     memory: BodyMemory = field(default_factory=BodyMemory, compare=False)
 
     def check_head(self, headers: Sequence[Header]) -> None:

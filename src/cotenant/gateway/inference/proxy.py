@@ -9,7 +9,14 @@ from typing import Any, Final
 
 from cotenant.asgi import JSON_TYPE, Header, Receive, Send, disconnected, encode_json, send_body
 from cotenant.domain.engines import Endpoint
-from cotenant.domain.errors import CotenantError, EngineHung, NotOffered, ShuttingDown, UpstreamFailed
+from cotenant.domain.errors import (
+    CotenantError,
+    EngineHung,
+    ModelUnloaded,
+    NotOffered,
+    ShuttingDown,
+    UpstreamFailed,
+)
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import Limits, Timing, whole_body
@@ -155,7 +162,7 @@ class Exchange:
     async def _answer(self, name: str, body: bytes) -> None:
         """Forward the request with a lease; once more if the engine dies before the response has begun.
 
-        Not if it hung: that took its time already.
+        Not if it hung, which took its time already, or if the operator unloaded the model.
         """
         counters = self._counters
         while True:
@@ -202,7 +209,9 @@ class Exchange:
         """
         lost = self._connection is None or self._connection.lost
         death = await lease.death(self._proxy.timing.notice_s) if lost else None
-        repeated = lost and not (self._answered or self._failed or isinstance(death, EngineHung))
+        repeated = lost and not (
+            self._answered or self._failed or isinstance(death, EngineHung | ModelUnloaded)
+        )
         what = "is retried" if repeated else "failed"
         _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), failure.message)
         if not repeated:

@@ -26,6 +26,7 @@ _WAIT_COMMENTS: Final = b"x-cotenant-wait-comments"
 TERM_HEADERS: Final = frozenset({_KEEP_ALIVE, _PRIORITY, _TIMEOUT, _WAIT_COMMENTS})
 
 _MAX_PRIORITY: Final = 10
+_MAX_TIMEOUT_S: Final = 3600.0
 _MOST_S: Final = 10**12
 """A keep-alive of more seconds, some 30,000 years, is for ever."""
 
@@ -55,7 +56,7 @@ def read_request_options(headers: Sequence[Header], request: Mapping[str, Any]) 
     terms = LeaseTerms(
         priority=_priority(texts[_PRIORITY]) if _PRIORITY in texts else None,
         keep_alive_s=keep_alive_s,
-        timeout_s=_seconds("X-Cotenant-Timeout", texts[_TIMEOUT]) if _TIMEOUT in texts else None,
+        timeout_s=_timeout_s(texts[_TIMEOUT]) if _TIMEOUT in texts else None,
     )
     return RequestOptions(terms, _switch(texts.get(_WAIT_COMMENTS, "0")))
 
@@ -83,6 +84,14 @@ def _seconds(where: str, text: str) -> float:
         return parse_duration(text)
     except BadQuantity as error:
         raise BadRequest(f"{where}: {error.message}"[:160], hint=error.hint) from None
+
+
+def _timeout_s(text: str) -> float:
+    """Return seconds; bounded, since one client's waiting requests take places in the queue of all."""
+    seconds = _seconds("X-Cotenant-Timeout", text)
+    if seconds > _MAX_TIMEOUT_S:
+        raise BadRequest(f"X-Cotenant-Timeout {text[:40]!r} is over an hour", hint="Write at most 1h.")
+    return seconds
 
 
 def _priority(text: str) -> int:
