@@ -67,6 +67,8 @@ def service_devices(
                     device.bandwidth_bytes_per_s,
                     healthy,
                     max(0, attributed - own_seen.get(index, 0)),
+                    device.vendor,
+                    device.render_node,
                 )
             )
     return tuple(found)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from cotenant.domain.devices import DeviceId
+from cotenant.domain.vendors import Vendor
 
 
 class Strategy(StrEnum):
@@ -57,6 +58,7 @@ class ServiceDevice:
     `occupied_bytes` is in use by others than services: foreign processes and the scheduler's models.
     `assumed_bytes` is in use besides, and taken for services' own, though none is seen to run there.
     `speed` orders GPUs, faster is more (bytes/s of memory bandwidth); None where it is not known.
+    `render_node` is the number of an AMD card's device file, /dev/dri/renderD128 for 128.
     """
 
     id: DeviceId
@@ -67,6 +69,8 @@ class ServiceDevice:
     speed: float | None = None
     healthy: bool = True
     assumed_bytes: int = 0
+    vendor: Vendor | None = None
+    render_node: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import yaml
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
+from cotenant.domain.vendors import Vendor
 from cotenant.services.compose.compose_files import read_project
 from cotenant.services.compose.override import (
     ASSIGNMENT_LABEL,
@@ -44,6 +47,46 @@ def all_rendered(folder, definitions: dict, configuration: SavedConfiguration, n
     return render(
         configuration, SERVICES, DEVICES, read_project([path]), names, [path], path.parent / "config"
     )
+
+
+def test_an_amd_card_is_given_by_its_device_files(tmp_path):
+    own = {"devices": ["/dev/kfd:/dev/kfd", "/dev/dri", "/dev/snd"], "image": "rocm/vllm"}
+    path = tmp_path / "docker-compose.prod.yml"
+    path.write_text(yaml.safe_dump({"services": {"ai-llm": own, "ai-enrichment": {}}}))
+    first, second = (
+        replace(card, vendor=Vendor.AMD, name="Radeon", render_node=node)
+        for card, node in zip(DEVICES, (128, None), strict=True)
+    )
+    project = read_project([path])
+    assert [request.path for request in project.services["ai-llm"].gpus] == [("devices",)]
+    contents = render(
+        saved(7, pin("ai-llm", 0), pin("ai-enrichment", 1, 3.5)),
+        SERVICES,
+        (first, second),
+        project,
+        DeviceNames.INDEX,
+        [path],
+        tmp_path / "config",
+    )
+    written = yaml.safe_load(contents[OVERRIDE_NAME])["services"]
+    assert "nvidia" not in contents[OVERRIDE_NAME]
+    assert written["ai-llm"]["devices"] == [
+        "/dev/kfd:/dev/kfd",
+        "/dev/dri/renderD128:/dev/dri/renderD128",
+        "/dev/snd",
+    ]
+    assert "devices: !reset null" in contents[RESET_NAME]
+    assert written["ai-enrichment"]["devices"] == ["/dev/kfd:/dev/kfd", "/dev/dri:/dev/dri"]
+    assert written["ai-enrichment"]["environment"] == ["ROCR_VISIBLE_DEVICES=1", "VRAM_BUDGET_GB=3.5"]
+
+
+def test_a_budget_without_a_gpu_is_passed_on_and_read_back(tmp_path):
+    text, _ = rendered(tmp_path, {"ai-enrichment": RESERVED}, pin("ai-enrichment", None, 2.5))
+    service = yaml.safe_load(text)["services"]["ai-enrichment"]
+    assert service["environment"] == ["VRAM_BUDGET_GB=2.5"]
+    assert "deploy" not in service
+    labels = {ASSIGNMENT_LABEL: service["labels"][ASSIGNMENT_LABEL]}
+    assert labelled_assignment("ai-enrichment", labels) == pin("ai-enrichment", None, 2.5)
 
 
 def test_the_override_has_the_documents_form(tmp_path):

@@ -51,7 +51,7 @@ REMEDIES: Final[dict[Cause, str]] = {
     Cause.DRIVER_UNAVAILABLE: "`cotenant doctor` looks for the reason; reboot after an update of the driver.",
     Cause.NO_KERNEL_IMAGE: (
         "Install an engine that is built for this card's compute capability (`cotenant gpus` shows it): "
-        "`cotenant engine install cuda`."
+        "`cotenant engine install`."
     ),
     Cause.CARD_TOO_OLD: "Run it in another number format (vLLM: `--dtype half`), or on a newer card.",
     Cause.MPS_UNREACHABLE: (

@@ -8,6 +8,10 @@ RESERVED_DEVICES: Final = ("deploy", "resources", "reservations", "devices")
 CDI_GPU: Final = "nvidia.com/gpu="
 """The prefix of a GPU's name in the Container Device Interface."""
 
+AMD_COMPUTE: Final = "/dev/kfd"
+AMD_RENDER: Final = "/dev/dri"
+"""The device file that all AMD cards share, and the folder of those of each card."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
@@ -45,10 +49,17 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
         visible = environment_of(service).get("NVIDIA_VISIBLE_DEVICES") or "all"
         ids = () if visible in ("all", "void", "none") else tuple(visible.split(","))
         yield GpuRequest(("runtime",), ids)
-    named = [(entry, _cdi_name(entry)) for entry in as_list(service.get("devices"))]
-    names = tuple(name for _, name in named if name is not None)
-    if names:
-        others = tuple(entry for entry, name in named if name is None)
+    listed = as_list(service.get("devices"))
+    sources = [str(entry.get("source") if isinstance(entry, Mapping) else entry) for entry in listed]
+    # Others than GPUs of AMD have render nodes, but only these the compute device.
+    prefixes: tuple[str, ...] = (CDI_GPU,)
+    if any(source.startswith(AMD_COMPUTE) for source in sources):
+        prefixes += (AMD_COMPUTE, AMD_RENDER)
+    if any(source.startswith(prefixes) for source in sources):
+        others = tuple(
+            entry for entry, source in zip(listed, sources, strict=True) if not source.startswith(prefixes)
+        )
+        names = tuple(source.removeprefix(CDI_GPU) for source in sources if source.startswith(CDI_GPU))
         yield GpuRequest(("devices",), () if "all" in names else names, others)
 
 
@@ -61,11 +72,6 @@ def _requests_gpu(entry: object) -> bool:
     return isinstance(entry, Mapping) and (
         "gpu" in as_list(entry.get("capabilities")) or entry.get("driver") == "nvidia"
     )
-
-
-def _cdi_name(entry: object) -> str | None:
-    source = entry.get("source") if isinstance(entry, Mapping) else entry
-    return source.removeprefix(CDI_GPU) if isinstance(source, str) and source.startswith(CDI_GPU) else None
 
 
 def environment_of(service: Mapping[str, Any]) -> dict[str, str | None]:

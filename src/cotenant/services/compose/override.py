@@ -9,8 +9,10 @@ podman-compose reads `!override` only one level deep. The same file removes a bu
 as a number (`VRAM_BUDGET_GB: 6.8`), which podman-compose cannot merge with a string.
 """
 
+import contextlib
 import json
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,8 +23,9 @@ import yaml
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
+from cotenant.domain.vendors import Vendor
 from cotenant.services.compose.compose_files import ComposeProject, ComposeService
-from cotenant.services.compose.gpu_requests import RESERVED_DEVICES
+from cotenant.services.compose.gpu_requests import AMD_COMPUTE, AMD_RENDER, RESERVED_DEVICES
 from cotenant.services.compose.interpolation import escaped
 from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, ServiceDevice
 
@@ -30,6 +33,7 @@ ASSIGNMENTS_NAME: Final = "gpu-assignments.yml"
 OVERRIDE_NAME: Final = "docker-compose.gpu-override.yml"
 RESET_NAME: Final = "docker-compose.gpu-reset.yml"
 ASSIGNMENT_LABEL: Final = "cotenant.assignment"
+_FOR_ALL: Final = stat.S_IROTH | stat.S_IWOTH
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
@@ -123,28 +127,49 @@ def _service_block(assigned: _Assigned, names: DeviceNames) -> str:
         "    labels:",
         f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(assignment))}",
     ]
-    if name is not None:
-        lines += [
-            "    deploy:",
-            "      resources:",
-            "        reservations:",
-            "          devices:",
-            "            - driver: nvidia",
-            f"              device_ids: [{_quoted(str(name))}]"
-            + (f"  # {' '.join(device.name.split())}" if device else ""),
-            "              capabilities: [gpu]",
-            *(f"            - {_flow(entry)}" for entry in _kept(assigned, RESERVED_DEVICES)),
-        ]
+    variables: list[str] = []
+    others = [_flow(entry) for entry in _kept(assigned, ("devices",))] if name is not None else []
+    reserved = [_flow(entry) for entry in _kept(assigned, RESERVED_DEVICES)] if name is not None else []
+    comment = f"  # {' '.join(device.name.split())}" if device else ""
+    if device is not None and device.vendor is Vendor.AMD:
+        files, groups = _amd_files(device)
+        others = [f"{_quoted(f'{file}:{file}')}{comment}" for file in files] + others
+        if device.render_node is None:
+            variables.append(f"ROCR_VISIBLE_DEVICES={device.index}")
+        if groups:
+            lines.append(f"    group_add: [{', '.join(_quoted(str(group)) for group in groups)}]")
+    elif name is not None:
+        gpu = f"driver: nvidia\n              device_ids: [{_quoted(str(name))}]{comment}"
+        reserved = [f"{gpu}\n              capabilities: [gpu]", *reserved]
+    if reserved:
+        lines += ["    deploy:", "      resources:", "        reservations:", "          devices:"]
+        lines += [f"            - {entry}" for entry in reserved]
     budget = assignment.vram_budget_gb
     if budget is not None and service is not None and service.budget_env is not None:
         text = f"{budget:.6f}".rstrip("0").rstrip(".")
         if service.vram_bytes is not None and budget * GIB < service.vram_bytes * 0.99:
             text += f"  # adjusted: it asks for {service.vram_bytes / GIB:.1f}"
-        lines += ["    environment:", f"      - {service.budget_env}={text}"]
-    others = () if name is None else _kept(assigned, ("devices",))
-    if others:
-        lines += ["    devices:", *(f"      - {_flow(entry)}" for entry in others)]
+        variables.append(f"{service.budget_env}={text}")
+    for key, entries in (("environment", variables), ("devices", others)):
+        if entries:
+            lines += [f"    {key}:", *(f"      - {entry}" for entry in entries)]
     return "\n".join(lines) + "\n"
+
+
+def _amd_files(device: ServiceDevice) -> tuple[list[str], list[int]]:
+    """Return the device files that a container needs for an AMD card, and the groups that may open them.
+
+    All cards share one compute device; the card's render node shows it and no other.
+    """
+    node = "" if device.render_node is None else f"/renderD{device.render_node}"
+    files = [AMD_COMPUTE, f"{AMD_RENDER}{node}"]
+    groups = set()
+    for file in files:
+        with contextlib.suppress(OSError):
+            found = Path(file).stat()
+            if found.st_mode & _FOR_ALL != _FOR_ALL:
+                groups.add(found.st_gid)
+    return files, sorted(groups)
 
 
 def _dropped(assigned: _Assigned) -> list[tuple[str, ...]]:
