@@ -116,7 +116,7 @@ def test_a_check_lists_everything_wrong(
     assert "(and 1 more)" in capsys.readouterr().err
     assert main(["models", "--check"]) == 2
     assert capsys.readouterr().out.splitlines() == [
-        "cotenant.yaml, line 1: modles: unknown setting",
+        "cotenant.yaml, line 1: modles: unknown setting (Did you mean models?)",
         "cotenant.yaml, line 2: server.port: x is not a whole number from 0 to 65,535",
     ]
 

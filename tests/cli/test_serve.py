@@ -39,3 +39,13 @@ def test_a_name_that_is_given_is_kept_as_it_is(tmp_path: Path) -> None:
     path = build_tiny_llama(tmp_path / "My Model.gguf")
     entry = one_model(build_parser().parse_args(["serve", "--name", "my model", str(path)]), path).models[0]
     assert (entry.name, entry.aliases) == ("my model", ())
+
+
+def test_one_model_stays_for_good_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build_tiny_llama(tmp_path / "m.gguf")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    given = build_parser().parse_args(["serve", "--keep-alive", "2m", "--max-loaded", "2", str(path)])
+    configuration = one_model(given, path)
+    assert (configuration.models[0].keep_alive_s, configuration.scheduling.max_loaded) == (120, 2)

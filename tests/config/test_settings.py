@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cotenant.config.configuration import Configuration
+from cotenant.config.environment import notes
 from cotenant.config.schema import Settings
 from cotenant.config.settings import check, find_configuration, read_configuration
 from cotenant.config.yaml_document import parse_document
@@ -509,6 +510,58 @@ def test_merges_that_multiply_are_refused_soon(read: Reader) -> None:
     lines += [f"x-{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 12)]
     with pytest.raises(BadSetting, match="nested too deep, or too long"):
         read("\n".join(lines))
+
+
+def test_ollamas_own_variables_count_where_nothing_else_is_given_and_that_is_said(
+    read: Reader, folder: Path
+) -> None:
+    ollama = {
+        "OLLAMA_KEEP_ALIVE": "2m",
+        "OLLAMA_NUM_PARALLEL": "3",
+        "OLLAMA_MAX_LOADED_MODELS": "2",
+        "OLLAMA_GPU_LAYERS": "5",
+        "OLLAMA_HOST": "localhost:1234",
+        "OLLAMA_MODELS": str(folder / "models"),
+    }
+    configuration = read("", ollama)
+    (model,) = configuration.models
+    assert (model.keep_alive_s, model.recipe.parallel, model.recipe.n_gpu_layers) == (120, 3, 5)
+    assert configuration.scheduling.max_loaded == 2
+    assert (configuration.server.host, configuration.server.port) == ("localhost", 1234)
+    assert {str(each.path) for each in configuration.problems} == set(ollama)
+
+    others = read("defaults: {keep_alive: 7}\nmodels_dir: models", {**ollama, "COTENANT_PARALLEL": "9"})
+    assert (others.models[0].keep_alive_s, others.models[0].recipe.parallel) == (7, 9)
+    for address, host, port in (("box", "box", 11434), ("http://[::1]:5", "::1", 5), (":6", "127.0.0.1", 6)):
+        server = read("", {"OLLAMA_HOST": address}).server
+        assert (server.host, server.port) == (host, port)
+
+
+def test_a_variable_of_ours_that_nothing_reads_is_named(read: Reader) -> None:
+    variables = {
+        "COTENANT_KEEPALIVE": "1",
+        "COTENANT_STATE_DIR": "x",
+        "COTENANT_N_CTX": "8",
+        "COTENANT_ZZZZZZ": "1",
+    }
+    assert [str(each) for each in read("", variables).problems] == [
+        "COTENANT_KEEPALIVE: nothing reads it: did you mean COTENANT_KEEP_ALIVE?",
+        "COTENANT_ZZZZZZ: nothing reads it: docs/cli.md lists those that are",
+    ]
+
+
+def test_every_variable_that_the_program_names_is_known() -> None:
+    source = Path(__file__).parents[2] / "src"
+    names = re.compile(r"\bCOTENANT_[A-Z_]*[A-Z]\b")
+    named = {name for path in source.rglob("*.py") for name in names.findall(path.read_text())}
+    assert "COTENANT_STATE_DIR" in named
+    assert [str(each) for each in notes(dict.fromkeys(named, "x"))] == []
+
+
+def test_a_mistyped_key_shows_with_what_was_meant(read: Reader) -> None:
+    with pytest.raises(BadSetting) as raised:
+        read("models: [{path: models/tiny.gguf, gpu_layers: 35}]")
+    assert raised.value.problems[0].endswith("gpu_layers: unknown setting (Did you mean n_gpu_layers?)")
 
 
 KEYS = sorted(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.doctor import machine_checks
-from cotenant.cli.flags import add_setting, file_path, flag, kept_to, switch
+from cotenant.cli.flags import add_setting, file_path, flag, is_given, kept_to, switch
 from cotenant.cli.plan_input import add_model_options, model_path, read_plan_input
 from cotenant.cli.render import (
     analysis_lines,
@@ -57,7 +57,9 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         if setting.group:
             add_setting(group, setting)
     add_setting(group, setting_of(SchedulerSettings, "max_queue"))
-    add_setting(group, setting_of(ModelDefaults, "timeout_s"))
+    add_setting(group, setting_of(SchedulerSettings, "max_loaded"))
+    for name in ("timeout_s", "keep_alive_s"):
+        add_setting(group, setting_of(ModelDefaults, name))
     engine = parser.add_argument_group("engine")
     flag(engine, "--llama-server", file_path, None, "FILE", "use this llama-server")
     flag(engine, "--load-timeout", parse_duration, "10m", "TIME", "how long a model may take to load")
@@ -158,8 +160,10 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
     from cotenant.config.yaml_document import Document
 
     projector = str(args.mmproj or "none")
-    entry = {"path": str(path), "preload": "true", "keep_alive": "forever", "mmproj": projector}
-    environment = {name: value for name, value in os.environ.items() if name != "COTENANT_MODELS_DIR"}
+    keep_alive = None if is_given(args, setting_of(ModelDefaults, "keep_alive_s")) else "forever"
+    entry = {"path": str(path), "preload": "true", "keep_alive": keep_alive, "mmproj": projector}
+    folders = ("COTENANT_MODELS_DIR", "OLLAMA_MODELS")
+    environment = {name: value for name, value in os.environ.items() if name not in folders}
     configuration = read_configuration(
         Document("", {"models": [entry]}), environment=environment, flags=_flags(args)
     )
@@ -202,13 +206,13 @@ class _Terminal:
         _print(f"Engine log: {engine.log_path}")
 
     def serving(self, address: str, configuration: Configuration) -> None:
+        for problem in configuration.problems:
+            _print(f"Warning: {problem}")
         if len(configuration.models) == 1 and configuration.path is None and configuration.models_dir is None:
             _print(f"Serving {configuration.models[0].name} at {address}/v1")
             return
         _print(*device_lines(self._inventory, self._budgets, self._rules.order))
         self._print_described()
-        for problem in configuration.problems:
-            _print(f"Warning: {problem}")
         for entry in configuration.models:
             size = format_bytes(entry.shape.tensor_bytes)
             aliases = f", also {', '.join(entry.aliases)}" if entry.aliases else ""

@@ -1,12 +1,15 @@
 """Flags and environment variables as settings: `--n-ctx` and COTENANT_N_CTX both set `defaults.ctx`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
+from cotenant.config.configuration import Problem
 from cotenant.config.fields import SECTIONS
-from cotenant.config.issues import KeyPath
+from cotenant.config.issues import KeyPath, dotted
 
 PREFIX: Final = "COTENANT_"
 SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -27,6 +30,20 @@ _OTHER_NAMES: Final = {
     "gpu_layers": "n_gpu_layers",
 }
 """Names from Ollama; Cotenant's own names take precedence."""
+_OF_OLLAMA: Final = {
+    "OLLAMA_KEEP_ALIVE": "keep_alive",
+    "OLLAMA_NUM_PARALLEL": "parallel",
+    "OLLAMA_MAX_LOADED_MODELS": "max_loaded",
+    "OLLAMA_GPU_LAYERS": "n_gpu_layers",
+    "OLLAMA_MODELS": "models_dir",
+    "OLLAMA_HOST": "host",
+}
+"""Ollama's own variables, which count where nothing else is given, and the settings that they are."""
+_NO_SETTINGS: Final = {
+    *("address", "api_key", "config", "debug", "devices", "engine", "gpus", "llama_server", "load_timeout"),
+    *("model", "mps_control", "name", "state_dir", "use_fit_params"),
+}
+"""Further names that follow the prefix: those of commands, and marks of our processes."""
 _PATHS: Final = frozenset(
     ["models_dir", "database", *(each.flag for each in SECTIONS["server"] if each.type is Path)]
 )
@@ -35,7 +52,7 @@ _PATHS: Final = frozenset(
 def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Return the settings in the environment, nested, and the variable of each.
 
-    An empty variable counts as not set. Variables that are not settings are ignored.
+    An empty variable counts as not set. Variables that are not settings are left to `notes`.
     """
     names = {**{name: name for name in SETTINGS}, **_OTHER_NAMES}
     given: dict[str, tuple[object, str]] = {}
@@ -44,6 +61,30 @@ def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], di
         if environment.get(variable) and name not in given:
             given[name] = (environment[variable], variable)
     return _nested(given)
+
+
+def from_ollama(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings in Ollama's own variables, nested. OLLAMA_HOST is HOST, HOST:PORT or a URL."""
+    given = {name: (environment[each], each) for each, name in _OF_OLLAMA.items() if environment.get(each)}
+    if "host" in given:
+        address, source = given["host"]
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        given |= {"host": (parts.hostname or "127.0.0.1", source), "port": (str(parts.port or 11434), source)}
+    return _nested(given)[0]
+
+
+def notes(environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what to know of the variables: which of Ollama's are read, and which of ours nothing reads."""
+    for variable, name in _OF_OLLAMA.items():
+        if environment.get(variable):
+            yield Problem(Path(variable), f"read as {dotted(SETTINGS[name])}, where nothing else sets that")
+    known = {*SETTINGS, *_OTHER_NAMES, *_NO_SETTINGS}
+    for variable in sorted(environment):
+        name = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and name not in known:
+            near = get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            what = f"did you mean {PREFIX}{near[0].upper()}?" if near else "docs/cli.md lists those that are"
+            yield Problem(Path(variable), f"nothing reads it: {what}")
 
 
 def from_flags(flags: Mapping[str, object]) -> tuple[dict[str, Any], dict[KeyPath, str]]:

@@ -10,6 +10,7 @@ KeyPath = tuple[str | int, ...]
 CONFIG_ISSUE: Final = "issue"
 """The type of pydantic errors that contain our own message."""
 _MAX_SHOWN: Final = 60
+_MEANT: Final = "Did you mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,10 @@ def refusal(issues: Sequence[ConfigIssue]) -> BadSetting:
     return BadSetting(
         f"{first} (and {more} more)" if more else str(first),
         hint=f"{first.hint} `cotenant models --check` lists all of them." if more else first.hint,
-        problems=tuple(str(issue) for issue in issues),
+        # What was mistyped shows with what was meant.
+        problems=tuple(
+            f"{each} ({each.hint})" if each.hint.startswith(_MEANT) else str(each) for each in issues
+        ),
     )
 
 
@@ -64,4 +68,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     names = sorted(known)
     near = difflib.get_close_matches(name[:_MAX_SHOWN].lower(), names, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(names)}."
+    return f"{_MEANT} {near[0]}?" if near else f"Known here: {', '.join(names)}."

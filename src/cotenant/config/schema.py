@@ -297,11 +297,11 @@ class Settings(BaseSettings, Section):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the nested mappings `flags`, `environment` and `file`, in this order of precedence."""
+        """Read the nested mappings `flags`, `environment`, `file`, `others`, in this order of precedence."""
         sources = init_settings()
         return tuple(
             InitSettingsSource(settings_cls, sources.get(source, {}))
-            for source in ("flags", "environment", "file")
+            for source in ("flags", "environment", "file", "others")
         )
 
 

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from cotenant.config.configuration import Configuration
-from cotenant.config.environment import from_environment, from_flags
+from cotenant.config.environment import from_environment, from_flags, from_ollama, notes
 from cotenant.config.issues import CONFIG_ISSUE, KeyPath, nearest, shown
 from cotenant.config.model_file_cache import Library
 from cotenant.config.resolution import resolve
@@ -62,8 +63,9 @@ def read_configuration(
     `unsettled` are files still being written (`watch.Change`), skipped for now. Raises BadSetting.
     """
     document = read_document(source) if isinstance(source, Path) else source
-    checked = check(document, os.environ if environment is None else environment, flags or {})
-    return resolve(checked, library or Library(), unsettled)
+    variables = os.environ if environment is None else environment
+    found = resolve(check(document, variables, flags or {}), library or Library(), unsettled)
+    return replace(found, problems=(*found.problems, *notes(variables)))
 
 
 def check(
@@ -81,7 +83,8 @@ def check(
         by_file = {key: each for key, each in given.items() if each is not None}
     faults: list[Any] = []
     try:
-        settings = Settings(flags=by_flag, environment=by_variable, file=by_file)  # type: ignore[call-arg]
+        others = from_ollama(environment)
+        settings = Settings(flags=by_flag, environment=by_variable, file=by_file, others=others)  # type: ignore[call-arg]
     except ValidationError as error:
         settings, faults = Settings.model_construct(), error.errors(include_url=False)
     checked = CheckedSettings(settings, document, {**variable_sources, **flag_sources})
