@@ -64,6 +64,7 @@ class Endpoint:
 
     `prefix` comes before every path. `model` is the name by which it knows the model, None for that of the
     request; `key` is sent as a bearer token. `kind` is what serves there, None if that is unknown.
+    `listeners` are the inodes of the sockets on which an engine of ours listens: nothing goes to any other.
     """
 
     host: str
@@ -73,6 +74,7 @@ class Endpoint:
     model: str | None = None
     key: str | None = field(default=None, repr=False)
     kind: EngineKind | None = None
+    listeners: frozenset[int] = field(default=frozenset(), compare=False)
 
     @property
     def url(self) -> str:

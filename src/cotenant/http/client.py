@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.units import MIB
 from cotenant.http.connection import Connection, Header, ResponseBroken, client_context, tls_fault
+from cotenant.http.listeners import verify_listener
 
 _PORTS: Final = {"http": 80, "https": 443}
 _MAX_REDIRECTS: Final = 5
@@ -106,6 +107,11 @@ class Exchange:
                 endpoint.port,
                 ssl=client_context() if endpoint.tls else None,
             )
+        try:
+            verify_listener(endpoint)
+        except OSError:
+            connection.abort()
+            raise
         return cls(connection, limits, deadline)
 
     async def send(self, request: Request) -> None:

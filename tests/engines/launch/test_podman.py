@@ -64,6 +64,7 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> ContainerBed:
 @pytest.fixture
 def port() -> Iterator[int]:
     with ReservedPort() as reserved:
+        reserved.let_go()  # busybox shares no port
         yield reserved.number
 
 

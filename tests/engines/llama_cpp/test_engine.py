@@ -87,7 +87,12 @@ def test_the_engine_gets_its_arguments_and_a_clean_environment(
         assert told["argv"][told["argv"].index("--port") + 1] == str(engine.endpoint.port)
         assert told["env"]["CUDA_VISIBLE_DEVICES"] == "-1"
         assert "secret" not in told["env"].values()
-        assert not [name for name in told["env"] if name.startswith("LLAMA_")]
+        assert [name for name in told["env"] if name.startswith("LLAMA_")] == ["LLAMA_API_KEY"]
+        assert told["env"]["LLAMA_API_KEY"] == engine.endpoint.key
+        assert engine.endpoint.key not in told["argv"], "everybody may read a command line"
+        nobody = await probe(replace(engine.endpoint, key=None), "/told", timeout_s=60)
+        assert nobody is not None
+        assert nobody.status == 401
 
     run(tmp_path, host_order(Path("m.gguf")), scenario)
 

@@ -55,7 +55,12 @@ def run(
 
 def post(engine: LlamaEngine, path: str, **body: object) -> Any:
     request = urllib.request.Request(
-        engine.endpoint.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        engine.endpoint.url + path,
+        json.dumps(body).encode(),
+        {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {engine.endpoint.key}",
+        },
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)

@@ -40,6 +40,9 @@ def answer(connection, ready):
     with connection:
         request = read_request(connection)
         path = request.split(b" ")[1].decode()
+        given = b"\r\nauthorization: Bearer " + os.environ.get("LLAMA_API_KEY", "").encode() + b"\r\n"
+        if path not in PUBLIC and "LLAMA_API_KEY" in os.environ and given.lower() not in request.lower():
+            return connection.sendall(b"HTTP/1.1 401 X\r\n\r\n")
         if path.startswith("/v1/"):
             body = json.loads(request.partition(b"\r\n\r\n")[2])
             garbage = os.environ.get("FAKE_GARBAGE")
@@ -53,6 +56,9 @@ def answer(connection, ready):
         elif path == "/slots":
             body = [{"id": number, "is_processing": busy} for number, busy in enumerate(slots)]
         return connection.sendall(f"HTTP/1.1 {status} X\r\n\r\n{json.dumps(body)}".encode())
+
+
+PUBLIC = ("/health", "/crash")
 
 
 def read_request(connection):

@@ -22,6 +22,7 @@ import time
 from fake_card import opened, take
 
 state = {"asleep": False, "woken": False, "busy": 0, "calls": []}
+key = os.environ.get("VLLM_API_KEY")
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: "
 OPTIONS = {
     *(
@@ -36,6 +37,7 @@ OPTIONS = {
     *(
         "--max-num-batched-tokens",
         "--tensor-parallel-size",
+        "--middleware",
         "--gpu-memory-utilization",
         "--enable-sleep-mode",
     ),
@@ -74,6 +76,13 @@ def answer(connection):
             missing -= len(more)
         path, _, query = target.decode().partition("?")
         state["calls"].append(target.decode())
+        # As the middleware does, which answers for all routes.
+        if (
+            key
+            and path != "/told"
+            and f"\r\nauthorization: bearer {key}\r\n".lower() not in head.decode().lower() + "\r\n"
+        ):
+            return connection.sendall(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
         if path == "/health":
             ready = time.monotonic() >= READY_AT
             return connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" if ready else b"HTTP/1.1 503 No\r\n\r\n")

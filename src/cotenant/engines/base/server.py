@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,7 +23,8 @@ from cotenant.engines.process.activity import Activity
 from cotenant.engines.process.log_folder import LogFolder, RotatingLog
 from cotenant.engines.process.ports import LOOPBACK, ReservedPort
 from cotenant.engines.process.process import ChildProcess
-from cotenant.http.client import probe, probe_ok
+from cotenant.http.client import probe
+from cotenant.http.listeners import listener_inode, listening_sockets
 from cotenant.interfaces import EngineOrder
 
 _FIRST_POLL_S: Final = 0.002
@@ -34,6 +35,8 @@ _EVIDENCE_BYTES: Final = MIB // 4
 _LAST_LOG_BYTES: Final = MIB // 8
 """How much of the log of an engine that was ready is read: earlier lines are about other requests."""
 _ROTATE_EVERY_S: Final = 1.0
+_NO_HEALTH_STATUSES: Final = frozenset({400, 404, 405, 410, 501})
+"""What a server answers that has no such path; one that is loading answers 503, or nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ class ServerHost:
         """
         port = ReservedPort()
         try:
-            plan = await asyncio.to_thread(plan_for, port.number)
+            plan = (await asyncio.to_thread(plan_for, port.number)).with_key()
             process, log = await self._launch(plan, port)
         except BaseException:
             port.close()
@@ -113,7 +116,9 @@ class ServerHost:
                 hint="Choose another folder for logs.",
             ) from error
         try:
-            if plan.launch.image is not None:
+            if not plan.shares_port:
+                port.let_go()
+            elif plan.launch.image is not None:
                 port.admit(RunAs.of_daemon().uid)
             started.append(await launch(plan, output))
         except OSError as error:
@@ -146,6 +151,9 @@ class ServerEngine:
     _dies_with_status_0 = False
     """Whether a failure may end with status 0: its log is read then."""
 
+    NO_HEALTH_AFTER_S = 15.0
+    """For how long its health path may be unknown to it before the load counts as failed."""
+
     def __init__(self, started: Started, build: EngineBuild, *, model: str | None = None) -> None:
         self.order = started.order
         self._name = started.order.name
@@ -161,7 +169,10 @@ class ServerEngine:
         self._in_container = started.plan.launch.image is not None
         self._health_rules = started.health
         self._health_task: asyncio.Task[None] | None = None
-        self.endpoint = Endpoint(LOOPBACK, started.port.number, model=model, kind=build.kind)
+        self._health_problem: EngineError | None = None
+        self._last_status: int | None = None
+        port, key = started.port.number, started.plan.key
+        self.endpoint = Endpoint(LOOPBACK, port, model=model, key=key, kind=build.kind)
         self._monitor_task = asyncio.create_task(self._monitor())
 
     @property
@@ -185,15 +196,19 @@ class ServerEngine:
         Raises EngineLoadFailed, EngineLoadTimeout or, if it does not use its planned GPUs, EngineLacksDevice;
         the process has ended by then.
         """
+        self._health_problem = None
         try:
             async with asyncio.timeout(timeout_s):
                 await first_of(self._process.wait(), self._healthy())
+                if self._health_problem is not None:
+                    raise self._health_problem
                 if not self.ended:
                     await self._check()
         except TimeoutError:
             await self.stop(0)
+            answers = "" if self._last_status is None else f": {self._health_answer}"
             raise EngineLoadTimeout(
-                f"{self._name} was not ready within {format_duration(timeout_s)}",
+                f"{self._name} was not ready within {format_duration(timeout_s)}{answers}",
                 hint=self._advice(REMEDIES[Cause.LOAD_TIMEOUT]),
             ) from None
         except EngineError:
@@ -250,10 +265,27 @@ class ServerEngine:
         log = self._log.read(_LAST_LOG_BYTES if was_ready else _EVIDENCE_BYTES, from_end=True)
         return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive)
 
+    @property
+    def _health_answer(self) -> str:
+        return f"it answers {self._last_status} at {self._health_path}"
+
     async def _healthy(self) -> None:
+        """Return when it is ready, or never will be: `_health_problem` then says why."""
         pause_s = _FIRST_POLL_S
+        refused_since: float | None = None
         while True:
-            if await probe_ok(self.endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S) is not None:
+            if await self._listens():
+                answer = await probe(self.endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
+                self._last_status = self._last_status if answer is None else answer.status
+                if answer is not None and answer.status == 200:
+                    return
+                refused = answer is not None and answer.status in _NO_HEALTH_STATUSES
+                refused_since = (refused_since or self._loop.time()) if refused else None
+                if refused_since is not None and self._loop.time() - refused_since >= self.NO_HEALTH_AFTER_S:
+                    hint = f"Set `health:` to a path that answers 200 once it serves. {self._advice('')}"
+                    why = f"{self._name} could not be loaded: {self._health_answer}"
+                    self._health_problem = EngineLoadFailed(why, hint=hint, cause=Cause.BAD_ARGUMENT)
+            if self._health_problem is not None:
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
@@ -275,6 +307,31 @@ class ServerEngine:
         """Return what its processes do; None in a container, whose processes are not below ours."""
         return None if self._in_container else Activity.of(self.pid)
 
+    async def _listens(self) -> bool:
+        """Whether the engine, and nobody else, listens on its port; nothing is sent there before that."""
+        known = self.endpoint.listeners
+        inode = listener_inode(LOOPBACK, self._port.number)
+        if inode is None or inode in known:
+            return inode is not None
+        sockets = dict(await asyncio.to_thread(lambda: [*listening_sockets(self._port.number)]))
+        uid = sockets.get(inode)
+        if uid is None:
+            return False
+        own = await asyncio.to_thread(
+            lambda: frozenset(each for each in sockets if self._process.owns_socket(each, sockets[each]))
+        )
+        if inode in own:
+            self.endpoint = replace(self.endpoint, listeners=own)
+            return True
+        if inode == listener_inode(LOOPBACK, self._port.number) and not self.ended:
+            why = f"another process, of user {uid}, listens on its port {self._port.number}"
+            self._health_problem = EngineLoadFailed(
+                f"{self._name} could not be loaded: {why}",
+                hint=REMEDIES[Cause.PORT_IN_USE],
+                cause=Cause.PORT_IN_USE,
+            )
+        return False
+
     async def _monitor(self) -> None:
         """Rotate the log while the process runs, then release the port."""
         try:
@@ -282,6 +339,9 @@ class ServerEngine:
                 exited = asyncio.create_task(self._process.wait())
                 await asyncio.wait({exited}, timeout=_ROTATE_EVERY_S)
                 exited.cancel()
+                if self.endpoint.listeners and not self.ended:
+                    # A program may restart its server, or add another.
+                    await self._listens()
                 try:
                     if self._log.overgrown:
                         await asyncio.to_thread(self._log.rotate)

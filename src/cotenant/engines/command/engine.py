@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Final
 
@@ -21,7 +22,10 @@ from cotenant.engines.process.ports import LOOPBACK
 from cotenant.interfaces import EngineOrder
 
 WORDS: Final = ("host", "port", "model", "path", "gpus", "memory_mib", "pid")
-"""The words that a command may have in braces; `pid` only in the command that stops it."""
+"""The words that a command may have in braces; `pid` only in the command that stops it.
+
+Values of `env` may have `{key}`, the key that requests to the engine then have.
+"""
 _WORD: Final = re.compile(r"\{([a-z_]+)\}")
 
 _log = logging.getLogger(__name__)
@@ -39,7 +43,18 @@ class CommandHost(ServerHost):
         def plan_for(port: int) -> LaunchPlan:
             words = _words(order, port)
             argv = (*(fill(word, words) for word in options.command), *order.args)
-            return LaunchPlan.of(order, argv, port, health_path=options.health_path)
+            # By its environment only: everybody may read a command line.
+            key = secrets.token_urlsafe(32)
+            env = {name: fill(value, {"key": key}) for name, value in order.env.items()}
+            return LaunchPlan.of(
+                order,
+                argv,
+                port,
+                env=env,
+                key=key if env != order.env else None,
+                health_path=options.health_path,
+                shares_port=False,
+            )
 
         return CommandEngine(await self._start(order, plan_for))
 

@@ -1,9 +1,10 @@
 """How an engine is started: the plan, and the Protocol of launchers."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -23,7 +24,9 @@ class LaunchPlan:
     that starts it, and starts no other; other programs are started under a guard. `devices` are the GPUs that
     it may see, none for host RAM. `env` is added to the launcher's own variables. `reads` are the files and
     folders that it opens, at these paths. It listens on `port` of the loopback address and answers 200 at
-    `health_path` once it serves. `launch` says where it runs; with an image, the program is in the image.
+    `health_path` once it serves; `shares_port` says that it binds the port with SO_REUSEPORT. It gets `key`
+    in the variable `key_variable` and answers nobody without it. `launch` says where it runs; with an image,
+    the program is in the image.
     """
 
     name: str
@@ -34,6 +37,9 @@ class LaunchPlan:
     reads: tuple[Path, ...] = ()
     health_path: str = "/health"
     ends_with_parent: bool = False
+    shares_port: bool = True
+    key_variable: str | None = None
+    key: str | None = field(default=None, repr=False)
     launch: LaunchOptions = ON_HOST
 
     @classmethod
@@ -43,6 +49,13 @@ class LaunchPlan:
         reads = tuple(path for path in files if path is not None)
         fields = {"env": order.env, "reads": reads, "launch": order.launch, **more}
         return cls(order.name, tuple(argv), port, visible_devices(order), **fields)
+
+    def with_key(self) -> Self:
+        """Return the plan with a random key for an engine that takes one; the operator cannot set another."""
+        if self.key_variable is None:
+            return self
+        key = secrets.token_urlsafe(32)
+        return replace(self, key=key, env={**self.env, self.key_variable: key})
 
 
 class Launcher(Protocol):

@@ -45,7 +45,14 @@ def llama_plan(build: EngineBuild, order: EngineOrder, arguments: LlamaArguments
     else:
         flags = server_flags(build) if order.launch.image is None else image_build(order.launch)[1]
         words = server_argv(arguments, flags)
-    return LaunchPlan.of(order, (build.program, *words), arguments.port, ends_with_parent=embedded)
+    return LaunchPlan.of(
+        order,
+        (build.program, *words),
+        arguments.port,
+        ends_with_parent=embedded,
+        shares_port=embedded or "--reuse-port" in words,
+        key_variable="LLAMA_API_KEY",
+    )
 
 
 class LlamaHost(ServerHost):

@@ -18,6 +18,7 @@ from cotenant.engines.llama_cpp.arguments import arguments_for
 from cotenant.engines.llama_cpp.engine import llama_plan
 from cotenant.engines.llama_cpp.host_facts import read_host_facts
 from cotenant.engines.llama_cpp.report import compute_bytes
+from cotenant.engines.process.process import guarded
 from cotenant.interfaces import EngineOrder
 
 DEFAULT_TIMEOUT_S: Final = 60.0
@@ -43,6 +44,8 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
     arguments = arguments_for(plain, read_host_facts(), _ANY_PORT)
     plan = llama_plan(build, plain, replace(arguments, fit=True, verbosity=_TRACE_VERBOSITY))
     argv, env = host_command(plan)
+    if not plan.ends_with_parent:
+        argv = guarded(argv)
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,

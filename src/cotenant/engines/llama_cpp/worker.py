@@ -84,6 +84,8 @@ def _fill(xlc: Any, params: Any, arguments: dict[str, Any]) -> None:
     params.endpoint_metrics = True
     params.endpoint_slots = True
     params.ui = False
+    if key := os.environ.get("LLAMA_API_KEY"):
+        params.api_keys = [key]
     params.cors_origins = "localhost"
     params.cors_origins_explicit = True
     if arguments["projector_path"] is not None:

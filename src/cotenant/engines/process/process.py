@@ -61,6 +61,11 @@ class ChildProcess:
         """The process id, also the group's."""
         return self._popen.pid
 
+    def owns_socket(self, inode: int, uid: int) -> bool:
+        """Whether one of its processes has a socket; of one that may not be looked into, its user must be."""
+        own = self._popen.pid, self.pid
+        return any(_has_socket(pid, inode, uid) for top in own for pid in (top, *guard.descendants(top)))
+
     @property
     def returncode(self) -> int | None:
         """The exit status, minus the signal's number if a signal killed it, None while it runs."""
@@ -188,3 +193,17 @@ def _runs_in(folder: Path, group: int) -> bool:
     except (OSError, ValueError):
         return False
     return int(member_of) == group and state not in ("Z", "X")
+
+
+def _has_socket(pid: int, inode: int, uid: int) -> bool:
+    link, folder = f"socket:[{inode}]", f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):
+        try:
+            descriptors = os.listdir(folder)
+        except PermissionError:
+            return os.stat(f"/proc/{pid}").st_uid == uid
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{folder}/{descriptor}") == link:
+                    return True
+    return False

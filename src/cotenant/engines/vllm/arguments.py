@@ -4,6 +4,8 @@ Sources: `engine/arg_utils.py` of 0.10.2, 0.13, 0.16, 0.20 and 0.32. 0.13 remove
 0.10.2 added `--kv-cache-memory-bytes`.
 """
 
+import os
+from pathlib import Path
 from typing import Final
 
 from cotenant.domain.devices import DeviceKind
@@ -12,6 +14,8 @@ from cotenant.engines.process.ports import LOOPBACK
 from cotenant.interfaces import EngineOrder
 from cotenant.planning.tensor_parallel import batch_tokens, utilization
 
+MIDDLEWARE: Final = Path(__file__).parents[1] / "vllm_middleware"
+"""A folder with a module that vLLM imports."""
 _CONVERSIONS: Final = {ModelKind.EMBEDDING: "embed", ModelKind.RERANK: "classify"}
 """What a model that generates text is converted to; one that already embeds or ranks stays as it is."""
 
@@ -28,6 +32,7 @@ def vllm_argv(order: EngineOrder, port: int) -> tuple[str, ...]:
         "--max-num-seqs": recipe.parallel,
         "--max-num-batched-tokens": batch_tokens(recipe, order.kind),
         "--tensor-parallel-size": max(1, len(cards)),
+        "--middleware": "cotenant_key.RequireKey",
     }
     fractions = [fraction for share in shares if (fraction := utilization(share)) is not None]
     if fractions:
@@ -56,11 +61,14 @@ def sleep_level(order: EngineOrder) -> int:
 
 
 def vllm_environment(order: EngineOrder) -> dict[str, str]:
-    """Return the environment variables that vLLM needs."""
+    """Return the environment variables that vLLM needs, with the operator's own."""
+    paths = [str(MIDDLEWARE), order.env.get("PYTHONPATH") or ""]
+    if order.launch.image is None:
+        paths.append(os.environ.get("PYTHONPATH", ""))
     # Since 0.20 its share includes an estimate of the CUDA graphs, which the plan counts separately.
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     variables = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"}
     if sleep_level(order):
-        # It can sleep in its development mode only. It listens on the loopback address, so that no other
-        # machine can put it to sleep.
+        # It can sleep in its development mode only, whose routes the middleware closes to others.
         variables["VLLM_SERVER_DEV_MODE"] = "1"
-    return variables
+    return {**variables, **order.env, **own}

@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.engine_kinds import EngineKind
@@ -14,7 +15,7 @@ from cotenant.domain.engines import EngineBuild, EngineEnd
 from cotenant.domain.errors import BadRecipe
 from cotenant.engines.base.server import HostInputs, ServerEngine, ServerHost, Started, first_of
 from cotenant.engines.launch.plan import LaunchPlan
-from cotenant.engines.vllm.arguments import sleep_level, vllm_argv, vllm_environment
+from cotenant.engines.vllm.arguments import MIDDLEWARE, sleep_level, vllm_argv, vllm_environment
 from cotenant.engines.vllm.release import check_release, installed_release
 from cotenant.engines.vllm.sleep import VllmSleep
 from cotenant.http.client import probe_ok
@@ -57,8 +58,9 @@ class VllmHost(ServerHost):
         check_release(release)
 
         def plan_for(port: int) -> LaunchPlan:
-            env = {**vllm_environment(order), **order.env}
-            return LaunchPlan.of(order, (*program, *vllm_argv(order, port)), port, env=env)
+            argv = (*program, *vllm_argv(order, port))
+            plan = LaunchPlan.of(order, argv, port, env=vllm_environment(order), key_variable="VLLM_API_KEY")
+            return replace(plan, reads=(*plan.reads, MIDDLEWARE))
 
         started = await self._start(order, plan_for)
         level = 0 if started.exclusive else sleep_level(order)

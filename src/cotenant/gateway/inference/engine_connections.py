@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UpstreamFailed
 from cotenant.http.connection import Connection, client_context, tls_fault
+from cotenant.http.listeners import PortTaken, verify_listener
 
 
 class EngineConnection(Connection):
@@ -92,9 +93,14 @@ class Pool:
                     endpoint.port,
                     ssl=client_context() if endpoint.tls else None,
                 )
+            try:
+                verify_listener(endpoint)
+            except PortTaken:
+                connection.abort()
+                raise
         except OSError as error:  # TimeoutError is one
             how = "accepts no connection" if isinstance(error, TimeoutError) else "cannot be reached"
-            if (fault := tls_fault(error)) is not None:
+            if (fault := str(error) if isinstance(error, PortTaken) else tls_fault(error)) is not None:
                 how = f"{how}: {fault}"
             raise UpstreamFailed(f"the engine at {endpoint.url} {how}") from error
         return connection
