@@ -183,6 +183,82 @@ async def test_what_is_not_http_is_refused():
         assert (await fetch(port, "GET", "/health")).status == 200
 
 
+HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", HALF, HALF + b"\r\n{", b"\r\n"], ids=["nothing", "head", "body", "line"]
+)
+async def test_a_connection_without_a_whole_request_is_closed_and_one_that_waits_is_not(sent):
+    go_on = asyncio.Event()
+
+    async def wait(call):
+        await go_on.wait()
+        await stub.answer(call)
+
+    limits = Limits(head_s=1.0, silence_s=1.0)
+    async with (
+        StubEngine(wait) as engine,
+        serving(SlotRouter(engine.endpoint), limits=limits) as port,
+        connected(port) as waiting,
+        connected(port) as kept,
+        connected(port) as silent,
+    ):
+        waiting.post(ASK)
+        await engine.call()
+        kept.send("GET", "/health")
+        await kept.reply()
+        silent.writer.write(sent)
+        assert await asyncio.wait_for(silent.reader.read(), 60) == b""
+        go_on.set()
+        assert (await waiting.reply()).status == 200
+        kept.writer.write(sent or b"GET")
+        assert await asyncio.wait_for(kept.reader.read(), 60) == b""
+
+
+async def test_a_head_that_comes_byte_by_byte_without_end_is_closed():
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1))
+    async with serving(router, limits=Limits(head_s=1.0)) as port, connected(port) as client:
+        client.writer.write(HALF)
+        closed = asyncio.ensure_future(client.reader.read())
+        while not closed.done():
+            client.writer.write(b"X")
+            await asyncio.wait({closed}, timeout=0.01)
+        with contextlib.suppress(ConnectionError):
+            assert closed.result() == b""
+
+
+@pytest.mark.parametrize("sent", [b"", HALF, HALF + b"\r\n{"])
+async def test_idle_connections_give_way_to_new_ones_and_busy_ones_do_not(sent):
+    async with (
+        StubEngine(stub.never_answer) as engine,
+        serving(SlotRouter(engine.endpoint), limits=Limits(connections=3)) as port,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        idle = []
+        for _ in range(6):
+            idle.append(await stack.enter_async_context(connected(port)))
+            idle[-1].writer.write(sent)
+        assert (await fetch(port, "GET", "/health")).status == 200
+        closed = [asyncio.ensure_future(each.reader.read()) for each in idle]
+        await until(lambda: sum(each.done() for each in closed) == 4)
+        await asyncio.gather(*(each for each in closed if each.done()), return_exceptions=True)
+        for number in range(3):
+            busy = await stack.enter_async_context(connected(port))
+            busy.post(ASK)
+            await engine.call(number)
+        async with connected(port) as refused:
+            assert (await refused.head())[0] == 503
+
+
+def test_a_client_that_is_gone_without_a_word_is_noticed_by_the_kernel():
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        listening.setblocking(True)
+        with listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
 _H2C = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAAB"}
 
 

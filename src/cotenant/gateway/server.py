@@ -7,9 +7,10 @@ up ten times a second, and not await cancelled requests.
 import asyncio
 import contextlib
 import errno
+import resource
 import socket
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 import httptools
 import uvicorn
@@ -23,7 +24,13 @@ from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import envelope, http_problem
 
 _BACKLOG: Final = 2048
-_KEEP_ALIVE_S: Final = 60
+_PROBED: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+"""When the kernel finds out that a client is gone without a word, and closes."""
+_OTHER_DESCRIPTORS: Final = 128
+_MOST_CONNECTIONS: Final = 8192
+_FULL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+)
 _CUT_OFF_S: Final = 1.0
 _OFFER: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
@@ -42,6 +49,10 @@ def bind(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _PROBED:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
         if family == socket.AF_INET6 and host == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)
@@ -78,14 +89,14 @@ async def serve(
         log_config=None,
         # uvicorn would log only errors of clients, and what the gateway logs already.
         log_level="critical",
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=gateway.limits.keep_alive_s,
     )
     config.load()
-    state = _State()
-    limits = gateway.limits
+    state = _State(gateway.limits)
     server = await asyncio.get_running_loop().create_server(
-        lambda: _BoundedProtocol(config, state, limits), sock=sock, backlog=_BACKLOG
+        lambda: _BoundedProtocol(config, state), sock=sock, backlog=_BACKLOG
     )
+    closing_silent = asyncio.create_task(_close_silent(state))
     try:
         gateway.open()
         if on_ready is not None:
@@ -97,6 +108,7 @@ async def serve(
             connection.shutdown()
         await _wait_closed(state, grace_s)
     finally:
+        closing_silent.cancel()
         server.close()
         gateway.end_streams()
         for task in state.tasks:
@@ -110,11 +122,40 @@ async def serve(
 
 
 class _State(ServerState):
-    """uvicorn's ServerState that also reports closed connections."""
+    """uvicorn's ServerState with the limits, that also reports closed connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
+        self.limits = limits
+        self.most_connections = limits.connections or _most_connections()
         self.connection_ended = asyncio.Event()
+
+    def make_room(self) -> bool:
+        """Close the connection that has been without a whole request for longest; False if there is none."""
+        idle = [each for each in cast(set[_BoundedProtocol], self.connections) if each.idle]
+        if idle:
+            oldest = min(idle, key=lambda each: each.since)
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+        return bool(idle)
+
+
+def _most_connections() -> int:
+    """Return how many the limit on descriptors allows: a request may need one to its engine, too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return max(8, min(_MOST_CONNECTIONS, (soft - _OTHER_DESCRIPTORS) // 2))
+
+
+async def _close_silent(state: _State) -> None:
+    """Close connections whose request does not become complete; one timer serves all."""
+    loop, limits = asyncio.get_running_loop(), state.limits
+    while True:
+        await asyncio.sleep(min(limits.head_s, limits.silence_s, 20.0) / 4)
+        for connection in list(cast(set[_BoundedProtocol], state.connections)):
+            if connection.is_late(loop.time()):
+                connection.transport.abort()
 
 
 async def _wait_closed(state: _State, timeout_s: float) -> None:
@@ -165,20 +206,34 @@ class _BatchingTransport(asyncio.Transport):
 
 
 class _BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a limit on the bytes of a head (and of chunk framing), which uvicorn lacks.
+    """uvicorn's protocol with limits that uvicorn lacks: bytes of a head (and of chunk framing), and time.
 
     The limit may be exceeded by one read of the socket (256 KiB); the application checks heads exactly.
+    `since` is when the client was last expected to send, or, in a body, when it last sent.
 
     Offers to speak another protocol are ignored (RFC 9110, 7.8): a JDK's HttpClient sends `Upgrade: h2c` with
     its first request, and the parser would leave the body of that request unread.
     """
 
-    def __init__(self, config: uvicorn.Config, state: _State, limits: Limits) -> None:
+    def __init__(self, config: uvicorn.Config, state: _State) -> None:
         super().__init__(config, state, {})
         self._state = state
-        self._head_bytes = limits.head_bytes
-        self._unread_ms = round(limits.unread_s * 1000)
+        self._head_bytes = state.limits.head_bytes
+        self._unread_ms = round(state.limits.unread_s * 1000)
         self._bytes_since_progress = 0
+        self._within: Literal["head", "body"] | None = "head"
+        self.since = self.loop.time()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request on it is complete and still to be answered."""
+        return self._within is not None or self.cycle is None or self.cycle.response_complete
+
+    def is_late(self, now: float) -> bool:
+        """Whether the client has not sent for too long what it has begun, or what a new connection is for."""
+        if self._within == "head":
+            return now - self.since > self._state.limits.head_s
+        return self._within == "body" and now - self.since > self._state.limits.silence_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # The kernel ends a connection whose client takes nothing, whether it has vanished or does not read: a
@@ -186,6 +241,13 @@ class _BoundedProtocol(HttpToolsProtocol):
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_ms)
         super().connection_made(_BatchingTransport(cast(asyncio.Transport, transport)))
+        if len(self.connections) > self._state.most_connections:
+            self.connections.discard(self)
+            if self._state.make_room():
+                self.connections.add(self)
+            else:
+                self.transport.write(_FULL)
+                self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -193,6 +255,10 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._bytes_since_progress += len(data)
+        if self._within == "body":
+            self.since = self.loop.time()
+        elif self._within is None and self.idle:
+            self._expect_head()
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -210,8 +276,12 @@ class _BoundedProtocol(HttpToolsProtocol):
                 HeadersTooLarge(f"the headers are over the limit of {format_bytes(self._head_bytes)}")
             )
 
+    def _expect_head(self) -> None:
+        self._within, self.since = "head", self.loop.time()
+
     def on_headers_complete(self) -> None:
         self._bytes_since_progress = 0
+        self._within, self.since = "body", self.loop.time()
         if not self._is_offer:
             super().on_headers_complete()
 
@@ -219,8 +289,13 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._bytes_since_progress = 0
         super().on_body(body)
 
+    def on_response_complete(self) -> None:
+        self.since = self.loop.time()
+        super().on_response_complete()
+
     def on_message_complete(self) -> None:
         self._bytes_since_progress = 0
+        self._within = None
         if not self._is_offer:
             super().on_message_complete()
 
