@@ -1,14 +1,19 @@
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from cotenant.domain.decisions import DecisionKind
+from cotenant.domain.devices import HOST_ID, Device, DeviceKind
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.models import Parts, Recipe
+from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.residencies import ResidencyState
 from cotenant.scheduling import events
 from cotenant.scheduling.demand import Demand
+from cotenant.scheduling.model_spec import ModelSpec
 from tests.scheduling.harness import GB, Bench, RefusalCode, card, fit_nowhere, fit_over, model
 
 
@@ -487,6 +492,37 @@ def test_a_busy_model_that_drains_and_the_one_that_replaces_it_take_one_place() 
     bench.wait(130)
     assert bench.state.reservations["b"].drains
     assert bench.state.loaded_count() == 1
+
+
+HOST = Device(HOST_ID, DeviceKind.HOST, "host RAM", total_bytes=24 * GB)
+
+
+def in_host_ram(name: str, gb: float, **rules: object) -> ModelSpec:
+    """A model on a machine with GPUs that uses none of them."""
+
+    def fit(budgets: Sequence[Budget]) -> Placement | Refusal:
+        held = Parts(compute=round(gb * GB))
+        return Placement(name, Recipe(), 1, 0, tuple(map(Share.unused, budgets)), host=held)
+
+    return ModelSpec(name, fit, **rules)  # type: ignore[arg-type]
+
+
+def test_host_ram_is_claimed_refused_and_freed_like_a_device() -> None:
+    models = [in_host_ram("a", 16), in_host_ram("b", 16), in_host_ram("c", 25), model("d", 10)]
+    bench = Bench.of(models, [card(0, 24), HOST])
+    (ticket,) = bench.load("a")
+    assert bench.state.ledger.claimed_bytes(HOST_ID) == 16 * GB
+    assert "loading on host RAM: 14.9 GiB" in bench.told(DecisionKind.LOAD, "a")[0]
+    bench.load("d")
+    bench.ask("b")
+    assert "b" not in bench.loading, "it waits for the room of a, which is busy"
+    bench.done(ticket)
+    bench.wait(1)
+    assert set(bench.stopping) == {"a"}
+    bench.gone("a")
+    assert "b" in bench.loading
+    bench.ask("c")
+    assert "it holds 23.3 GiB of host RAM" in bench.told(DecisionKind.REFUSED, "c")[0]
 
 
 def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go() -> None:

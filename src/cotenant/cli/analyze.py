@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if path is None:
         raise UsageError("no model is given", hint="cotenant analyze --model FILE.gguf")
     given = read_plan_input(args, path)
-    result = plan(given.request, given.budgets, given.rules)
+    result = plan(given.request, given.budgets, given.rules, given.host)
     placed = result if isinstance(result, Placement) else None
     if args.json:
         more = {"verification": placed and _verified_as_json(given, placed, args)} if args.verify else {}

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         lines.append("Give a model to plan it: cotenant plan --model FILE")
         return print_result(args, {"devices": budgets_as_json(found)}, lines)
     given = read_plan_input(args, path)
-    result = plan(given.request, given.budgets, given.rules)
+    result = plan(given.request, given.budgets, given.rules, given.host)
     if args.json:
         print_json(given, result)
     else:

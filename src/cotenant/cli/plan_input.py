@@ -21,7 +21,7 @@ from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_b
 from cotenant.domain.placements import Budget
 from cotenant.domain.profiles import recipe_values
 from cotenant.domain.settings import setting_of, settings_of
-from cotenant.planning.budgets import BudgetRules, budgets
+from cotenant.planning.budgets import BudgetRules, budgets, host_budget
 from cotenant.planning.planner import PlanRequest
 
 
@@ -34,6 +34,11 @@ class PlanInput:
     inventory: Inventory
     budgets: tuple[Budget, ...]
     rules: BudgetRules
+
+    @property
+    def host(self) -> Budget | None:
+        """What may be used of host RAM besides GPUs."""
+        return host_budget(self.inventory, self.rules)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

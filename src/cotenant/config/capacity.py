@@ -7,7 +7,8 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.domain.devices import DeviceId, DeviceKind, Inventory
 from cotenant.domain.errors import UsageError
 from cotenant.domain.placements import Budget, Placement, Refusal
-from cotenant.planning.budgets import BudgetRules, budgets
+from cotenant.planning.budgets import BudgetRules, budgets, host_budget
+from cotenant.planning.host_memory import held_bytes, on_host
 from cotenant.planning.planner import place
 
 
@@ -39,9 +40,10 @@ class Peak:
 
 def plan_alone(model: ModelEntry, inventory: Inventory, rules: BudgetRules) -> ModelOutlook:
     """Plan one model on the memory that is free now, with no other model loaded."""
-    result = _place(model, inventory, budgets(inventory, rules), rules)
+    result = _place(model, inventory, budgets(inventory, rules), rules, host_budget(inventory, rules))
     if isinstance(result, Placement):
-        return ModelOutlook(model, result, sum(share.parts.total for share in result.used_shares), 0)
+        on_devices = sum(share.parts.total for share in result.used_shares)
+        return ModelOutlook(model, result, on_devices or result.host.total, 0)
     needed = sum(shortfall.needed_bytes for shortfall in result.shortfalls) or None
     return ModelOutlook(model, result, needed, sum(each.missing_bytes for each in result.shortfalls))
 
@@ -49,7 +51,7 @@ def plan_alone(model: ModelEntry, inventory: Inventory, rules: BudgetRules) -> M
 def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules) -> Peak:
     """Place as many models as fit at the same time: pinned and preloaded ones first, then the largest."""
     alone = {model.name: plan_alone(model, inventory, rules) for model in models}
-    left = budgets(inventory, rules)
+    left, host = budgets(inventory, rules), host_budget(inventory, rules)
     usable = [budget for budget in left if budget.left_out is None]
     cards = sum(budget.device.kind is not DeviceKind.HOST for budget in usable)
     together: list[str] = []
@@ -63,9 +65,10 @@ def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules)
         if isinstance(alone[model.name].result, Refusal):
             nowhere.append(model.name)
             continue
-        result = _place(model, inventory, left, rules)
+        result = _place(model, inventory, left, rules, host)
         if isinstance(result, Placement):
             left = _without(left, result, rules)
+            host = host and replace(host, budget_bytes=host.budget_bytes - held_bytes(result))
         (together if isinstance(result, Placement) else waiting).append(model.name)
     return Peak(
         needed_bytes=sum(outlook.needed_bytes or 0 for outlook in alone.values()),
@@ -78,11 +81,12 @@ def peak(models: Sequence[ModelEntry], inventory: Inventory, rules: BudgetRules)
 
 
 def _place(
-    model: ModelEntry, inventory: Inventory, left: Sequence[Budget], rules: BudgetRules
+    model: ModelEntry, inventory: Inventory, left: Sequence[Budget], rules: BudgetRules, host: Budget | None
 ) -> Placement | Refusal:
     try:
         allowed = {device.id for device in inventory.select(model.gpus).devices}
-        return place(model.request, [budget for budget in left if budget.device.id in allowed], rules)
+        usable = [budget for budget in left if budget.device.id in allowed]
+        return on_host(place(model.request, usable, rules), host)
     except UsageError as error:
         return Refusal(model.name, error.message)
 

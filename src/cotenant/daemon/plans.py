@@ -21,7 +21,7 @@ from cotenant.hardware.gpus.described import DescribedProbe
 from cotenant.interfaces import Operator, PlanAnswer, PlanQuery
 from cotenant.model_files import load_model
 from cotenant.planning.advice import plan
-from cotenant.planning.budgets import BudgetRules, budgets
+from cotenant.planning.budgets import BudgetRules, budgets, host_budget
 
 _MAX_WAITING = 16
 _NO_DEVICES = Inventory(InventorySource.NVML, (), {}, problems=("the driver reports no GPU now",))
@@ -101,7 +101,7 @@ def _plan(
         subject.shape,
         recipe,
         found,
-        plan(request, found, rules),
+        plan(request, found, rules, host_budget(inventory, rules)),
         rules.reserve_bytes,
         rules.min_budget_bytes,
         rules.overhead_bytes,

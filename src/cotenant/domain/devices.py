@@ -158,7 +158,8 @@ class Reading(Sensors):
 class Inventory:
     """The devices of a machine with one Reading each, in index order, and how they were found.
 
-    `problems` are sentences about the whole machine (the driver is missing, a card is lost).
+    `problems` are sentences about the whole machine (the driver is missing, a card is lost). `host` is host
+    RAM alone, measured with the GPUs; None if it is among the devices, or unknown.
     """
 
     source: InventorySource
@@ -167,6 +168,7 @@ class Inventory:
     driver_version: str | None = None
     cuda_version: str | None = None
     problems: tuple[str, ...] = ()
+    host: Inventory | None = None
 
     @property
     def has_gpus(self) -> bool:

@@ -18,6 +18,7 @@ from cotenant.domain.models import (
 from cotenant.domain.placements import Budget, Placement, Refusal, Remedy
 from cotenant.domain.units import GIB, MIB, format_bytes
 from cotenant.planning.budgets import BudgetRules
+from cotenant.planning.host_memory import on_host
 from cotenant.planning.planner import PlanRequest, place
 
 _CONTEXT_STEP: Final = 256
@@ -43,22 +44,34 @@ _BITS_PER_WEIGHT: Final = {
 """Bits per weight of llama.cpp's quantisations as its quantize tool lists them for Llama 3.1 8B."""
 
 
-def plan(request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules) -> Placement | Refusal:
-    """Place a model; a Refusal says what would fit. Raises BadSplit for a manual split."""
-    result = place(request, budgets, rules)
+def plan(
+    request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules, host: Budget | None = None
+) -> Placement | Refusal:
+    """Place a model; a Refusal says what would fit. Raises BadSplit for a manual split.
+
+    `host` is what may be used of host RAM besides the devices, None if that is no concern.
+    """
+    result = on_host(place(request, budgets, rules), host)
     computed = request.recipe.engine.traits.planning is PlanMethod.PER_LAYER
     if isinstance(result, Placement) or not result.shortfalls or not computed:
         return result
-    return replace(result, remedies=tuple(_remedies(request, tuple(budgets), rules)))
+    return replace(result, remedies=tuple(_remedies(request, tuple(budgets), rules, host)))
 
 
-def _remedies(request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRules) -> Iterator[Remedy]:
+def _remedies(
+    request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRules, host: Budget | None
+) -> Iterator[Remedy]:
     def attempt(recipe: Recipe, shape: ModelShape | None = None) -> Placement | None:
         changed = replace(request, recipe=recipe, shape=shape or request.shape)
-        result = place(changed, budgets, rules)
+        result = on_host(place(changed, budgets, rules), host)
         return result if isinstance(result, Placement) else None
 
     recipe = request.recipe
+    if host is not None and (recipe.mlock or not recipe.mmap):
+        mapped = replace(recipe, mmap=True, mlock=False)
+        if attempt(mapped):
+            yield Remedy("the file mapped instead of held in host RAM: leave --no-mmap and --mlock out")
+            return
     if recipe.tensor_split or not recipe.smart_split:
         flag = "--tensor-split" if recipe.tensor_split else "--no-smart-split"
         recipe = replace(recipe, tensor_split=(), smart_split=True)
@@ -67,7 +80,7 @@ def _remedies(request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRu
             return
     found = [*_smaller_context(recipe, attempt), *_quantised_cache(recipe, attempt)]
     yield from found or _smaller_context_and_cache(recipe, attempt)
-    yield from _fewer_layers(recipe, attempt)
+    yield from _fewer_layers(recipe, attempt, host)
     yield from _smaller_reserve(request, budgets, rules)
     yield from _another_gpu(request, budgets, rules)
     yield from _smaller_quantisation(request.shape, recipe, attempt)
@@ -101,10 +114,12 @@ def _smaller_context_and_cache(recipe: Recipe, attempt: Attempt) -> Iterator[Rem
         yield from _smaller_context(_with_cache(recipe, CacheType.Q8_0), attempt, also=flags)
 
 
-def _fewer_layers(recipe: Recipe, attempt: Attempt) -> Iterator[Remedy]:
+def _fewer_layers(recipe: Recipe, attempt: Attempt, host: Budget | None) -> Iterator[Remedy]:
     if recipe.n_gpu_layers == 0:
         return
     placement = attempt(replace(recipe, n_gpu_layers=MOST_LAYERS))
+    if placement is not None and host is not None and placement.host.total > host.budget_bytes:
+        return
     if placement is not None and placement.n_gpu_layers <= placement.n_layers:
         yield Remedy(
             f"{placement.n_gpu_layers} of {placement.n_layers + 1} layers on the GPU and "

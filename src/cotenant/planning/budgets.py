@@ -64,6 +64,12 @@ def budgets(inventory: Inventory, rules: BudgetRules) -> tuple[Budget, ...]:
     return tuple(found)
 
 
+def host_budget(inventory: Inventory, rules: BudgetRules) -> Budget | None:
+    """Return the Budget of host RAM on a machine with GPUs; None without GPUs, or if it is unknown."""
+    found = budgets(inventory.host, rules) if inventory.host is not None and inventory.has_gpus else ()
+    return next((budget for budget in found if budget.free_bytes is not None), None)
+
+
 def overhead_bytes(device: Device, rules: BudgetRules, engine: EngineKind) -> int:
     """Return what an engine's process takes on this device beyond what it reports; 0 in host RAM."""
     if device.kind is DeviceKind.HOST:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
 from cotenant.domain.placements import Budget
 from cotenant.domain.residencies import ResidencyId
 from cotenant.planning.budgets import FREE_UNKNOWN
@@ -45,16 +45,22 @@ class Claim:
 
 @dataclass(slots=True)
 class Ledger:
-    """The last Reading of every device, and all claims."""
+    """The last Reading of every device, and all claims.
+
+    `host` is host RAM on a machine with GPUs: models claim it, and none is placed on it as a device.
+    """
 
     reserve_bytes: int = 0
     readings: dict[DeviceId, DeviceReading] = field(default_factory=dict)
+    host: DeviceReading | None = None
     claims: dict[ResidencyId, Claim] = field(default_factory=dict)
 
     def read(self, readings: Sequence[DeviceReading]) -> tuple[DeviceId, ...]:
         """Record new Readings of all devices, in planned order; return the devices that are gone."""
+        gpus = {r.device.id: r for r in readings if r.device.kind is not DeviceKind.HOST}
         lost = tuple(device for device in self.readings if device not in {r.device.id for r in readings})
-        self.readings = {reading.device.id: reading for reading in readings}
+        self.host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
+        self.readings = gpus or {reading.device.id: reading for reading in readings}
         return lost
 
     def claimed_bytes(self, device: DeviceId) -> int:
@@ -66,7 +72,7 @@ class Ledger:
 
         An engine that is still loading may have taken any part of its claim, so the whole claim counts.
         """
-        reading = self.readings[device]
+        reading = self._reading(device)
         if reading.foreign_bytes is not None:
             return reading.foreign_bytes
         if reading.free_bytes is None:
@@ -76,7 +82,7 @@ class Ledger:
 
     def available_bytes(self, device: DeviceId) -> int:
         """Return what may still be planned; negative if the device is overcommitted."""
-        reading = self.readings[device]
+        reading = self._reading(device)
         if reading.free_bytes is None or reading.left_out:
             return 0
         by_ledger = reading.capacity_bytes - self.foreign_bytes(device) - self.claimed_bytes(device)
@@ -88,6 +94,13 @@ class Ledger:
             if claim.shown_at is None or claim.shown_at > reading.at
         )
         return min(by_ledger, reading.free_bytes - unshown) - self.reserve_bytes
+
+    def host_budget(self, freed: Mapping[DeviceId, int]) -> Budget | None:
+        """Return what may be planned of host RAM besides GPUs once `freed` is free; None if unknown."""
+        if self.host is None or self.host.free_bytes is None:
+            return None
+        room = max(0, self.available_bytes(HOST_ID) + freed.get(HOST_ID, 0))
+        return Budget(self.host.device, self.host.free_bytes, room)
 
     def engines(self, device: DeviceId) -> int:
         """Count the claims on a device: an engine each, from the decision until its bytes are seen back."""
@@ -148,6 +161,11 @@ class Ledger:
             most = reading.admission.max_engines
             if most is not None and self.engines(device) > most:
                 yield device, most
+
+    def _reading(self, device: DeviceId) -> DeviceReading:
+        if self.host is not None and device == HOST_ID:
+            return self.host
+        return self.readings[device]
 
     def _is_full(self, device: DeviceId, leaving: Mapping[DeviceId, int] | None) -> bool:
         return self.engines_to_remove(device, leaving=(leaving or {}).get(device, 0)) > 0

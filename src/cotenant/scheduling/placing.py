@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import RefusalCode, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
+from cotenant.planning.host_memory import on_host
 from cotenant.scheduling.advice import soft_pinned_cost
 from cotenant.scheduling.policy import Victim
 from cotenant.scheduling.requests import refuse
@@ -123,7 +124,8 @@ def _chosen(state: State, model: ModelState, busy: set[DeviceId]) -> Placement |
     used = {device for claim in state.ledger.claims.values() for device in claim.bytes_by_device}
     freed, leaving = _reserved(state)
     budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
-    return choose_devices(model.spec.fit, budgets, used, together=model.spec.together)
+    chosen = choose_devices(model.spec.fit, budgets, used, together=model.spec.together)
+    return on_host(chosen, state.ledger.host_budget(freed))
 
 
 def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId], *, crowded: bool) -> bool:
@@ -205,7 +207,7 @@ def _victims(
             continue
         device = budget.device.id
         alone = model.spec.fit([replace(budget, budget_bytes=_UNLIMITED)])
-        if isinstance(alone, Refusal):
+        if isinstance(alone, Refusal) or device not in placement_bytes(alone):
             continue
         free = state.ledger.available_bytes(device) + reserved_bytes[device]
         needed = placement_bytes(alone)[device] - free
@@ -215,7 +217,12 @@ def _victims(
             victims = _cheapest_one(candidates)
         if victims is None:
             continue
-        placement = model.spec.fit([replace(budget, budget_bytes=free + max(0, needed))])
+        freed, _ = freed_by(victim.bytes_by_device for victim in victims)
+        freed.update(reserved_bytes)
+        placement = on_host(
+            model.spec.fit([replace(budget, budget_bytes=free + max(0, needed))]),
+            state.ledger.host_budget(freed),
+        )
         cost = sum(victim.cost for victim in victims)
         if isinstance(placement, Placement) and (best is None or cost < best[0]):
             best = cost, victims, placement
@@ -226,7 +233,8 @@ def _victims(
         freed, leaving = freed_by(victim.bytes_by_device for victim in victims)
         freed.update(reserved_bytes)
         leaving.update(reserved_engines)
-        result = model.spec.fit(state.ledger.budgets(freed=freed, leaving=leaving, busy=busy))
+        found = model.spec.fit(state.ledger.budgets(freed=freed, leaving=leaving, busy=busy))
+        result = on_host(found, state.ledger.host_budget(freed))
         return result if isinstance(result, Placement) else None
 
     found = cheapest_anywhere(candidates, fits)
@@ -297,7 +305,7 @@ def _never_fits(state: State, model: ModelState) -> str | None:
         stays = state.models[residency.model].pinned and not residency.gone
         (pinned if stays else others).append(residency)
     freed, leaving = freed_by(residency.bytes_by_device for residency in others)
-    result = model.spec.fit(_emptied(state, freed, leaving))
+    result = on_host(model.spec.fit(_emptied(state, freed, leaving)), _emptied_host(state, freed))
     if isinstance(result, Placement):
         return None
     if not pinned:
@@ -319,6 +327,15 @@ def _emptied(state: State, freed: Counter[DeviceId], leaving: Mapping[DeviceId, 
             budget = replace(budget, budget_bytes=max(0, room - state.ledger.reserve_bytes))
         budgets.append(budget)
     return budgets
+
+
+def _emptied_host(state: State, freed: Counter[DeviceId]) -> Budget | None:
+    budget, host = state.ledger.host_budget(freed), state.ledger.host
+    if budget is None or host is None:
+        return None
+    claimed = state.ledger.claimed_bytes(HOST_ID) - freed[HOST_ID]
+    room = host.capacity_bytes - state.ledger.foreign_bytes(HOST_ID) - claimed - state.ledger.reserve_bytes
+    return replace(budget, budget_bytes=max(0, room))
 
 
 def _publish_waiting(model: ModelState, out: Outbox, text: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cotenant.domain.decisions import Decision, DecisionKind
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement
@@ -69,8 +69,14 @@ class Residency:
 
     @property
     def bytes(self) -> int:
-        """What it claims on all devices."""
-        return sum(self.bytes_by_device.values())
+        """What it claims on its GPUs, or of host RAM if it has none."""
+        return sum(self.bytes_by_device[device] for device in self.devices)
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """The devices that it runs on: host RAM only if it has no GPU."""
+        gpus = tuple(device for device in self.bytes_by_device if device != HOST_ID)
+        return gpus or tuple(self.bytes_by_device)
 
     @property
     def held_since(self) -> float:

@@ -3,10 +3,11 @@
 from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
+from cotenant.planning.host_memory import held_bytes
 from cotenant.planning.ledger import Claim, DeviceReading
 from cotenant.scheduling.commands import StartEngine, StopEngine
 from cotenant.scheduling.state import LastSeen, ModelState, Outbox, Residency, State
@@ -200,13 +201,17 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
 
 
 def placement_bytes(placement: Placement) -> dict[DeviceId, int]:
-    """Return what a placement takes on each device that it uses."""
-    return {share.device.id: share.parts.total for share in placement.used_shares}
+    """Return what a placement takes on each device that it uses, host RAM besides GPUs included."""
+    taken = {share.device.id: share.parts.total for share in placement.used_shares}
+    held = held_bytes(placement)
+    if held:
+        taken[HOST_ID] = taken.get(HOST_ID, 0) + held
+    return taken
 
 
 def device_labels(residency: Residency) -> str:
     """Name the devices of a residency for people."""
-    return ", ".join(share.device.label for share in residency.placement.used_shares)
+    return ", ".join(share.device.label for share in residency.placement.used_shares) or "host RAM"
 
 
 def _seen_back(state: State, residency: Residency, device: DeviceId) -> bool:

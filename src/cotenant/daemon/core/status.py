@@ -37,8 +37,10 @@ def model_status(
         requests=model.demand.requests,
         loads=model.loads,
         load_s=model.load_s,
-        devices=tuple(residency.bytes_by_device) if residency else (),
-        bytes_by_device={str(d): b for d, b in residency.bytes_by_device.items()} if residency else {},
+        devices=residency.devices if residency else (),
+        bytes_by_device={str(d): residency.bytes_by_device[d] for d in residency.devices}
+        if residency
+        else {},
         predicted_bytes=residency.bytes if residency else None,
         reported_bytes=sum(d.parts.total for d in report.devices) if report else None,
         measured_bytes=residency.measured_bytes if residency else None,

@@ -24,7 +24,7 @@ def device_readings(
     usage: EngineUsage = NO_USAGE,
     asleep: Collection[int] = (),
 ) -> tuple[DeviceReading, ...]:
-    """Return one DeviceReading per device, in planned order; `engines` are our processes.
+    """Return one DeviceReading per device, in planned order, host RAM last; `engines` are our processes.
 
     `admissions` are how many engines each takes, `usage` is what else our engines hold, and `asleep` are the
     processes of sleeping ones. Only a real card's
@@ -32,12 +32,19 @@ def device_readings(
     which counts as available.
     """
     admitted = admissions or {}
-    return tuple(
+    gpus = tuple(
         replace(
             _reading(device, inventory.reading(device), inventory.source, rules, engines, at, usage, asleep),
             admission=admitted.get(device.id, ANY_NUMBER),
         )
         for device in inventory.ordered(rules.order)
+    )
+    if inventory.host is None:
+        return gpus
+    host = inventory.host
+    return *gpus, *(
+        _reading(device, host.reading(device), inventory.source, rules, engines, at, NO_USAGE, ())
+        for device in host.devices
     )
 
 

@@ -1,7 +1,7 @@
 """The probe of the devices that Cotenant uses."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cotenant.clock import Clock
@@ -9,6 +9,7 @@ from cotenant.domain.devices import Inventory
 from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.amd import AmdProbe
 from cotenant.hardware.gpus.described import DescribedProbe
+from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
 from cotenant.interfaces import GpuProbe
 
@@ -41,11 +42,23 @@ class MachineProbe:
         return replace(found, problems=tuple(problems))
 
 
+@dataclass(frozen=True, slots=True)
+class WithHostMemory:
+    """A probe that also measures host RAM if it finds GPUs."""
+
+    gpus: GpuProbe
+    host: HostProbe
+
+    def inventory(self) -> Inventory:
+        """Measure every device now."""
+        found = self.gpus.inventory()
+        return replace(found, host=self.host.inventory()) if found.has_gpus else found
+
+
 def probe(spec: str | None, clock: Clock) -> GpuProbe:
     """Return the probe of the described GPUs if there is a description, else of this machine's devices.
 
     Raises BadDeviceSpec.
     """
-    if spec is not None:
-        return DescribedProbe(clock, spec)
-    return MachineProbe(*(make(clock) for make in PROBES.values()))
+    gpus = MachineProbe(*(make(clock) for make in PROBES.values())) if spec is None else None
+    return WithHostMemory(gpus or DescribedProbe(clock, spec or ""), HostProbe(clock))

@@ -1,0 +1,37 @@
+"""Host RAM on a machine with GPUs: what a placement holds of it besides its devices."""
+
+from cotenant.domain.placements import Budget, Placement, Refusal, Shortfall
+from cotenant.domain.units import format_bytes
+
+
+def held_bytes(placement: Placement) -> int:
+    """Return the host RAM that an engine holds: all of its part there, except weights that are mapped.
+
+    The kernel can take back pages of a mapped file, and reads them again when they are used.
+    """
+    parts = placement.host
+    mapped = placement.recipe.mmap and not placement.recipe.mlock
+    return parts.total - (parts.weights if mapped else 0)
+
+
+def on_host(placement: Placement | Refusal, host: Budget | None) -> Placement | Refusal:
+    """Return the placement, or a Refusal if host RAM has no room for what it holds there.
+
+    Mapped weights may exceed what is free, with a warning. `host` is None if host RAM is a device of the
+    plan itself, or unknown.
+    """
+    if host is None or isinstance(placement, Refusal):
+        return placement
+    held, room = held_bytes(placement), host.budget_bytes
+    if held > room:
+        reason = f"it holds {format_bytes(held)} of host RAM and {format_bytes(room)} may be used"
+        return Refusal(
+            placement.model, reason, (Shortfall(host.device, held, room),), warnings=placement.warnings
+        )
+    lacking = placement.host.total - room
+    if lacking <= 0:
+        return placement
+    return placement.with_warnings(
+        f"{format_bytes(placement.host.total)} stay in host RAM, of which {format_bytes(room)} may be used: "
+        f"{format_bytes(lacking)} of mapped weights are read from the disk again for every token"
+    )
