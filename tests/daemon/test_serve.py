@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import urllib.request
@@ -267,3 +268,15 @@ def test_a_trained_model_gives_its_known_text_through_both_ways(way: str, tmp_pa
                 model="local", prompt=KNOWN_PROMPT, temperature=0, max_tokens=40
             )
         assert answer.choices[0].text.startswith(KNOWN_TEXT)
+
+
+def test_as_many_files_may_be_open_as_the_machine_allows(model: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        running = serving(model, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with running as daemon:
+        daemon.address()
+        assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)

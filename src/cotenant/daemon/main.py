@@ -1,6 +1,7 @@
 """Runs the daemon: checks its inputs, binds its address, and serves until it is stopped."""
 
 import asyncio
+import resource
 from dataclasses import replace
 
 import uvloop
@@ -28,6 +29,8 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
     `after_ready` is called with the address once requests are answered. Raises InsecureBind, PortTaken,
     DoesNotFit, MpsMissing, EngineError.
     """
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     server = inputs.configuration.server
     keys = ApiKeys(server)
     mps = MpsRules.of(inputs.configuration, inputs.options.state_dir)

@@ -67,18 +67,15 @@ def disks(host: HostContext) -> Iterator[Observation]:
 
 def limits(host: HostContext) -> Iterator[Observation]:
     """Check how many files may be open and how much memory may be locked."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
-        may_raise = hard == resource.RLIM_INFINITY or hard >= _FEW_FILES
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)  # the daemon raises the soft limit to the hard one
+    if files != resource.RLIM_INFINITY and files < _FEW_FILES:
         yield warning(
-            f"{soft} files may be open at once",
+            f"{files} files may be open at once",
             "A client needs two: about half as many can be served at a time.",
-            "ulimit -n 65536   # in a systemd unit: LimitNOFILE=65536"
-            if may_raise
-            else "echo '* - nofile 65536' | sudo tee /etc/security/limits.d/cotenant.conf",
+            "echo '* - nofile 65536' | sudo tee /etc/security/limits.d/cotenant.conf",
         )
     else:
-        yield ok(f"{'any number of' if soft < 0 else soft} files may be open at once")
+        yield ok(f"{'any number of' if files < 0 else files} files may be open at once")
     names = [entry.name for entry in host.settings.models if entry.recipe.mlock]
     most, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if names and most != resource.RLIM_INFINITY:
