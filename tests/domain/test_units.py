@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.domain.errors import BadQuantity
-from cotenant.domain.units import GIB, MIB, format_bytes, format_duration, parse_bytes, parse_duration
+from cotenant.domain.units import (
+    GIB,
+    MIB,
+    format_bytes,
+    format_count,
+    format_duration,
+    parse_bytes,
+    parse_duration,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +78,12 @@ def test_a_long_text_is_refused_in_linear_time(parse: Callable[[str], float]) ->
     for text in ("1" + " " * 100_000 + "!", "1a" * 100_000 + "!", "1" * 100_000 + "!"):
         with pytest.raises(BadQuantity):
             parse(text)
+
+
+def test_one_of_a_thing_is_not_many() -> None:
+    assert [format_count(count, "file") for count in (0, 1, 2, 1500)] == [
+        "0 files",
+        "1 file",
+        "2 files",
+        "1,500 files",
+    ]

@@ -382,7 +382,7 @@ def test_an_operators_unload_cuts_requests_that_outlast_its_grace() -> None:
     assert not bench.state.leases
     bench.done(slow)
     bench.gone("a")
-    assert "1 requests had not ended in the grace" in bench.story[-2].text
+    assert "1 request had not ended in the grace" in bench.story[-2].text
     bench.ask("a")
     assert "a" in bench.loading
 

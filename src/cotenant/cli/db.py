@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cotenant.cli.flags import measured
 from cotenant.cli.table import Column, print_result, table_lines
+from cotenant.domain.units import format_count
 from cotenant.store.location import Location, locate
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ def _backup(args: argparse.Namespace, location: Location) -> int:
     made = back_up(location, args.file, overwrite=args.force)
     services = len(made.configuration.assignments) if made.configuration else 0
     print(
-        f"{args.file} holds {services} assignments, {len(made.history)} configurations of the history, "
-        f"{len(made.settings)} settings, and {len(made.footprints) + len(made.loads)} records of loads"
+        f"{args.file} holds {format_count(services, 'assignment')}, "
+        f"{format_count(len(made.history), 'configuration')} of the history, "
+        f"{format_count(len(made.settings), 'setting')}, "
+        f"and {format_count(len(made.footprints) + len(made.loads), 'record')} of loads"
     )
     return 0
 

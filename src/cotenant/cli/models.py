@@ -17,7 +17,7 @@ from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UsageError
 from cotenant.domain.placements import Placement
 from cotenant.domain.records import PastRuns
-from cotenant.domain.units import format_bytes, format_duration
+from cotenant.domain.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from cotenant.config.capacity import ModelOutlook, Peak
@@ -100,7 +100,7 @@ def run_remove(args: argparse.Namespace) -> int:
     from cotenant.config.delete_model import plan_removal
 
     removal = plan_removal(_read(args), args.name)
-    print(f"{removal.name}: {len(removal.files)} files, {format_bytes(removal.frees_bytes)}:")
+    print(f"{removal.name}: {format_count(len(removal.files), 'file')}, {format_bytes(removal.frees_bytes)}:")
     for path in removal.files:
         print(f"  {path}" + (" (a link: its target stays)" if path in removal.links else ""))
     if not args.yes:
@@ -139,7 +139,8 @@ def _check(args: argparse.Namespace) -> int:
     except BadSetting as error:
         print(*error.problems, sep="\n")
         return 2
-    print(f"{configuration.path or 'The environment'} is valid: {len(configuration.models)} models.")
+    count = format_count(len(configuration.models), "model")
+    print(f"{configuration.path or 'The environment'} is valid: {count}.")
     for problem in configuration.problems:
         print(f"Problem: {problem}")
     return 0

@@ -9,6 +9,7 @@ from cotenant.console.gpu_view import apply_facts, containers, gpu_names, is_dir
 from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.page_request import PageRequest
 from cotenant.console.view_data import Json, device_rows
+from cotenant.domain.units import format_count
 
 PATH: Final = "/api/system/gpu-config"
 _CACHE_S: Final = 2.0
@@ -82,9 +83,7 @@ async def _apply(request: PageRequest, config: Json, draft: Draft) -> str:
     count = len(begun["services"])
     if not count:
         return f"Configuration {begun['number']} is running already: nothing to recreate."
-    return (
-        f"Applying configuration {begun['number']}: {count} service{'s' if count != 1 else ''} to recreate."
-    )
+    return f"Applying configuration {begun['number']}: {format_count(count, 'service')} to recreate."
 
 
 async def _rollback(request: PageRequest, config: Json, draft: Draft) -> str:
@@ -101,7 +100,7 @@ async def _detect(request: PageRequest, config: Json, draft: Draft) -> str:
     found = await request.api.post(f"{PATH}/detect")
     present = sum(gpu["present"] for gpu in found["gpus"])
     gone = len(found["gpus"]) - present
-    text = f"{present} GPU{'s' if present != 1 else ''} found" if present else "No GPU found"
+    text = f"{format_count(present, 'GPU')} found" if present else "No GPU found"
     return f"{text}; {gone} seen earlier {'are' if gone != 1 else 'is'} gone." if gone else f"{text}."
 
 

@@ -73,13 +73,14 @@ def layer_run(label: str, slot: int | None, first: int, last: int, count: int) -
 def segments(
     device: Mapping[str, Any],
     models: Sequence[Mapping[str, Any]],
-    services: Sequence[Mapping[str, Any]],
+    services: tuple[int, Sequence[Mapping[str, Any]]] | None,
     colours: Mapping[str, int],
 ) -> list[Segment]:
     """Split a device's memory; empty if its size is unknown.
 
-    `services` are those pinned to it, with `name` and `vram_mb`. Foreign memory is attributed to them first,
-    by their descriptions, then to other processes, as the driver lists them.
+    `services` are the bytes that services cannot use, and those pinned to it, with `name` and `vram_mb`. What
+    is in use beyond these bytes is the services', by their descriptions; the rest is other processes', as the
+    driver lists them.
     """
     total, free_bytes, foreign = device["total_bytes"], device["free_bytes"], device.get("foreign_bytes") or 0
     if not total:
@@ -89,10 +90,16 @@ def segments(
         count = (model.get("bytes_by_device") or {}).get(device["uuid"], 0)
         kind, note = ("claim", str(model["state"])) if model["state"] in _IN_FLIGHT else ("model", "")
         parts.append(Segment(kind, model["name"], count, colours.get(model["name"], 0), note))
-    for service in services:
-        count = min(foreign, (service["vram_mb"] or 0) * MIB)
+    occupied, pinned = services or (total, ())
+    used_bytes = foreign if free_bytes is None else total - free_bytes
+    own = max(0, min(used_bytes - sum(part.bytes for part in parts), used_bytes - occupied))
+    foreign = max(0, foreign - own)
+    for service in pinned:
+        count = min(own, (service["vram_mb"] or 0) * MIB)
         parts.append(Segment("service", service["name"], count, note="service, as described"))
-        foreign -= count
+        own -= count
+    if own >= _MIN_OTHER_BYTES:
+        parts.append(Segment("service", "services", own, note="services, as assumed"))
     known = [process for process in device.get("processes") or () if process["used_bytes"]]
     for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:_MAX_PROCESSES]:
         count = min(foreign, process["used_bytes"])

@@ -8,6 +8,7 @@ from cotenant.console.memory_bar import segments
 from cotenant.console.page_request import PageRequest
 from cotenant.console.rendering import as_segment, in_coarse
 from cotenant.domain.devices import Sensors
+from cotenant.domain.units import MIB
 
 Json = Mapping[str, Any]
 
@@ -22,16 +23,18 @@ _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 _TONES: Final = {"ready": "good", **dict.fromkeys(_BUSY, "busy")}
 
 
-async def _services_by_gpu(request: PageRequest) -> Mapping[int | None, Sequence[Json]]:
-    """Return the services whose containers are pinned to each GPU, by GPU index."""
+async def _services_by_gpu(request: PageRequest) -> Mapping[int | None, tuple[int, Sequence[Json]]]:
+    """Return, by GPU index, the bytes that services cannot use, and the services that were pinned there."""
     config = await request.api.find_cached("/api/system/gpu-config", _SERVICES_FOR_S)
     if not config:
         return {}
     known = {service["name"]: service for service in config["services"]}
-    found: dict[int | None, list[Json]] = {}
+    found: dict[int | None, tuple[int, list[Json]]] = {
+        gpu["index"]: (gpu["vram_occupied_mb"] * MIB, []) for gpu in config["gpus"]
+    }
     for assignment in (config["applied"] or {}).get("assignments", ()):
-        if assignment["service"] in known and assignment["gpu_index"] is not None:
-            found.setdefault(assignment["gpu_index"], []).append(known[assignment["service"]])
+        if assignment["service"] in known and assignment["gpu_index"] in found:
+            found[assignment["gpu_index"]][1].append(known[assignment["service"]])
     return found
 
 
@@ -106,7 +109,7 @@ async def device_rows(
                 for name, each in Sensors.displays().items()
                 if device.get(name) is not None
             ],
-            "segments": segments(device, models, services.get(device["index"], ()), colours),
+            "segments": segments(device, models, services.get(device["index"]), colours),
             "plot": plot,
         }
         rows.append(Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts}))

@@ -8,6 +8,7 @@ from cotenant.doctor.findings import Observation, ok, problem, warning
 from cotenant.doctor.host_context import HostContext
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadSetting
+from cotenant.domain.units import format_count
 from cotenant.http import blocking
 from cotenant.http.client import Limits, Request
 
@@ -40,7 +41,7 @@ def configuration(host: HostContext) -> Iterator[Observation]:
             "No model in it is served.",
             f"mkdir -p {configuration.models_dir}",
         )
-    yield ok(f"{configuration.path} can be read; it names {len(configuration.models)} models")
+    yield ok(f"{configuration.path} can be read; it names {format_count(len(configuration.models), 'model')}")
 
 
 def port(host: HostContext) -> Iterator[Observation]:

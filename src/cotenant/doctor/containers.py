@@ -92,7 +92,7 @@ def compose(host: HostContext) -> Iterator[Observation]:
     else:
         yield problem(
             f"no compose command works ({'; '.join(tried) or 'none is installed'})",
-            f"The {len(services.items)} services of the configuration cannot be recreated on another GPU.",
+            "The services of the configuration cannot be recreated on another GPU.",
             "See `services.compose.command` in the configuration."
             if configured
             else "pip install podman-compose   # or install docker's compose plugin",

@@ -73,6 +73,11 @@ def format_bytes(count: int | None) -> str:
     return f"{count} B"
 
 
+def format_count(count: int, noun: str) -> str:
+    """Format a count with its noun: `1 file`, `2 files`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_mib(count: int | None) -> str:
     """Render bytes as whole MiB with thousands separators, without the unit: `23,287`; `?` for None."""
     return "?" if count is None else f"{round(count / MIB):,}"

@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 
 from cotenant.domain.errors import CotenantError, NoRoomOnDisk, PullFailed
 from cotenant.domain.hub import HubName
-from cotenant.domain.units import KIB, format_bytes
+from cotenant.domain.units import KIB, format_bytes, format_count
 from cotenant.hub.choice import HubFile, choose
 from cotenant.hub.client import BROKEN, HubClient
 
@@ -75,7 +75,7 @@ def _pull(name: HubName, models_dir: Path, list_within_s: float) -> list[Path]:
     try:
         chosen = [(file, folder / file.name) for file in choose(name, listed)]
         total = sum(file.size_bytes or 0 for file, _ in chosen)
-        report(what=f"{'1 file' if len(chosen) == 1 else f'{len(chosen)} files'}, {format_bytes(total)}")
+        report(what=f"{format_count(len(chosen), 'file')}, {format_bytes(total)}")
         missing = [(file, path) for file, path in chosen if not _is_present(file, path)]
         with _locked(staging):
             _check_room(models_dir, staging, [file for file, _ in missing])

@@ -7,7 +7,7 @@ from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
-from cotenant.domain.units import format_bytes, format_duration
+from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.advice import (
@@ -110,7 +110,7 @@ def end_drains(state: State, out: Outbox) -> None:
         if due is not None and due <= out.at and residency.pending_unload is not None:
             count, (reason, why) = residency.in_flight, residency.pending_unload
             drop_leases(state, residency)
-            why = f"{why}; {count} requests had not ended in the grace"
+            why = f"{why}; {format_count(count, 'request')} had not ended in the grace"
             unload(state, residency, out, reason, why, cuts_requests=True)
 
 

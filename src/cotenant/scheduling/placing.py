@@ -9,7 +9,7 @@ from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import HOST_ID, DeviceId
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.residencies import RefusalCode, ResidencyState, UnloadReason
-from cotenant.domain.units import format_duration
+from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.eviction import Candidate, cheapest_anywhere, cheapest_on_device, freed_by
 from cotenant.planning.host_memory import on_host
@@ -269,7 +269,9 @@ def _reserve(
         idle = out.at - state.models[residency.model].last_used
         rate = f"{demand.last_minute_rate(out.at):.2f} requests/s in the last minute"
         how = (
-            f"idle {format_duration(idle)}" if residency.idle else f"{residency.in_flight} requests in flight"
+            f"idle {format_duration(idle)}"
+            if residency.idle
+            else f"{format_count(residency.in_flight, 'request')} in flight"
         )
         why = f"evicted: {how}, {rate}, for {name}, whose first request had waited {format_duration(waited)}"
         if not residency.idle:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from cotenant.cli.table import Column, table_lines
-from cotenant.domain.units import GIB, MIB, format_bytes, format_duration
+from cotenant.domain.units import GIB, MIB, format_bytes, format_count, format_duration
 
 _HEALTH: Final = {True: "healthy", False: "unhealthy", None: "running"}
 _MIN_WIDTH: Final = 8
@@ -152,7 +152,7 @@ def _change(change: Json | None) -> str:
 def _filled(gpu: Json, assignments: Sequence[Json], services: Mapping[str, Json]) -> str:
     placed = [each for each in assignments if each["gpu_index"] == gpu["index"]]
     need_mb = sum(_takes_mb(each, services.get(each["service"], {})) for each in placed)
-    count = "1 service" if len(placed) == 1 else f"{len(placed)} services"
+    count = format_count(len(placed), "service")
     others, total = gpu["vram_occupied_mb"] * MIB, gpu["vram_total_mb"] * MIB
     return (
         f"GPU {gpu['index']} {gpu['name']}: {count}, {format_bytes(round(need_mb * MIB))}; "

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
 from cotenant.cli.table import Column, attributes, table_lines
-from cotenant.domain.units import format_bytes, format_duration
+from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.simulation.results import ReplayResult, Summary, Waits
 from cotenant.simulation.variant import Variant
 from cotenant.simulation.workload import Request
@@ -66,7 +66,7 @@ def lines(study: Study, *, every_model: bool = False) -> Iterator[str]:
     asked = {request.model for request in study.requests}
     faster = "" if study.speed == 1 else f", at {study.speed:g} times its speed"
     yield (
-        f"{len(study.requests):,} requests for {_count(len(asked), 'model')} over "
+        f"{format_count(len(study.requests), 'request')} for {format_count(len(asked), 'model')} over "
         f"{format_duration(study.span_s)}{faster}; seed {study.seed}"
     )
     yield ""
@@ -182,13 +182,13 @@ def _notes(study: Study, letters: Sequence[str]) -> Iterator[str]:
     if study.left_out:
         names = [f"{name} ({count:,})" for name, count in list(study.left_out.items())[:_NAMED]]
         more = len(study.left_out) - len(names)
-        count = _count(sum(study.left_out.values()), "request")
+        count = format_count(sum(study.left_out.values()), "request")
         listed = ", ".join(names) + (f" and {more} more" if more else "")
         yield f"Left out: {count} for unknown models: {listed}. --model NAME=SIZE adds one."
     if study.guessed:
         yield (
-            f"{_count(study.guessed, 'request')} of the log never ran or have no length: replayed with the "
-            "median length of their model."
+            f"{format_count(study.guessed, 'request')} of the log never ran or have no length: replayed "
+            "with the median length of their model."
         )
     for letter, (variant, result) in zip(letters, study.shown, strict=True):
         refusals = [*variant.refusals()]
@@ -201,10 +201,6 @@ def _notes(study: Study, letters: Sequence[str]) -> Iterator[str]:
             yield f"{letter}: refused: " + ", ".join(f"{code} {count:,}" for code, count in refused.items())
     for note in study.notes:
         yield f"Note: {note}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:
