@@ -52,6 +52,7 @@ _ALLOWED = {
         "daemon",
     },
     "doctor": {*_SHELL_BASE, "config", "hardware", "engines", "services", "doctor"},
+    "__main__": {"cli"},
     "cli": {
         *_SHELL_BASE,
         "scheduling",

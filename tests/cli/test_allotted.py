@@ -1,10 +1,16 @@
 """GPUs that a batch system allots to this process by environment variables."""
 
+from pathlib import Path
+
 import pytest
 
 from cotenant.cli.flags import kept_to
+from cotenant.cli.main import main
 from cotenant.clock import ManualClock
+from cotenant.config.watch import Change
+from cotenant.daemon.core.inputs import DaemonInputs
 from cotenant.domain.devices import Inventory
+from cotenant.domain.errors import UnknownDevice
 from cotenant.hardware.gpus.amd import AmdProbe
 from cotenant.hardware.gpus.nvml import NvmlProbe
 from tests.support.gpus.fake_amdsmi import AmdCard, StandInAmdsmi
@@ -67,3 +73,38 @@ def test_rocms_variables_mean_nothing_for_nvidias_cards(monkeypatch: pytest.Monk
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2aaa")
 
     assert [device.index for device in kept_to(nvidia(), [], described=None).devices] == [2]
+
+
+def test_devices_are_those_allotted_by_the_drivers_indices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    assert [device.index for device in kept_to(nvidia(), ["2"], described=None).devices] == [2]
+    with pytest.raises(UnknownDevice, match="'1' names no device"):
+        kept_to(nvidia(), ["1"], described=None)
+
+
+def test_what_a_list_loses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,9,2")
+    kept = kept_to(nvidia(), [], described=None)
+    assert [device.index for device in kept.devices] == [1]
+    assert "names no GPU with '9'" in kept.problems[0]
+
+
+def test_a_daemon_of_many_models_keeps_to_what_is_allotted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[DaemonInputs] = []
+    cards = [PaperCard(f"GPU-{n}aaa", bus_id=f"00000000:0{n}:00.0") for n in range(4)]
+    monkeypatch.setattr(
+        "cotenant.hardware.gpus.inventory.probe",
+        lambda described, clock: NvmlProbe(clock, StandInNvml(*cards)),
+    )
+    monkeypatch.setattr("cotenant.daemon.main.run", lambda inputs, *others: runs.append(inputs))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    assert main(["serve", "--models-dir", str(tmp_path)]) == 0
+    (inputs,) = runs
+    assert inputs.reread is not None
+    for configuration in (inputs.configuration, inputs.reread(Change())):
+        # What watches the cards selects by this at each reading.
+        assert configuration.devices.use == ("GPU-0aaa", "GPU-2aaa")

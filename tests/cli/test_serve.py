@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.cli.main import build_parser
+from cotenant.cli.main import build_parser, main
 from cotenant.cli.serve import one_model
 from cotenant.config.settings import read_configuration
 from tests.support.models.gguf_models import build_tiny_llama
@@ -49,3 +49,12 @@ def test_one_model_stays_for_good_unless_told_otherwise(
     given = build_parser().parse_args(["serve", "--keep-alive", "2m", "--max-loaded", "2", str(path)])
     configuration = one_model(given, path)
     assert (configuration.models[0].keep_alive_s, configuration.scheduling.max_loaded) == (120, 2)
+
+
+@pytest.mark.parametrize("also", ["--config", "--models-dir"])
+def test_one_model_and_a_source_of_many_exclude_each_other(
+    also: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = build_tiny_llama(tmp_path / "m.gguf")
+    assert main(["serve", "--model", str(path), also, str(tmp_path)]) == 2
+    assert also in capsys.readouterr().err

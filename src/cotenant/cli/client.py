@@ -21,12 +21,32 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--address",
         metavar="URL",
-        default=os.environ.get("COTENANT_ADDRESS") or _DEFAULT,
-        help=f"where the daemon listens (default: {_DEFAULT})",
+        default=os.environ.get("COTENANT_ADDRESS") or None,
+        help=f"where the daemon listens (default: as the configuration of `serve` says, else {_DEFAULT})",
     )
     group.add_argument(
         "--api-key", metavar="KEY", default=os.environ.get("COTENANT_API_KEY") or None, help="key to send"
     )
+
+
+def _configured() -> str:
+    """Return the address at which `serve` would listen if it were started here."""
+    from cotenant.config.settings import check, find_configuration
+
+    try:
+        path = find_configuration(None, os.environ)
+        if path is None and not any(map(os.environ.get, ("COTENANT_HOST", "COTENANT_PORT", "OLLAMA_HOST"))):
+            return _DEFAULT
+        from cotenant.config.yaml_document import read_document
+
+        document = None if path is None else read_document(path)
+        server = check(document, os.environ, {}).settings.server
+    except BadSetting:
+        # A daemon may run with what the file said before.
+        return _DEFAULT
+    given: str = server.host or "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(given, given)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{server.port or 8080}"
 
 
 def model_path(name: str, action: str = "") -> str:
@@ -39,7 +59,8 @@ class Daemon:
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Take address and key from the flags. Raises BadSetting."""
-        given = args.address if "://" in args.address else f"http://{args.address}"
+        address = args.address or _configured()
+        given = address if "://" in address else f"http://{address}"
         self.address = given.rstrip("/")
         try:
             parts = urlsplit(self.address)
@@ -48,7 +69,7 @@ class Daemon:
             host = None
         if not host or port == 0 or parts.scheme not in ("http", "https"):
             raise BadSetting(
-                f"{args.address!r} is not an address",
+                f"{address!r} is not an address",
                 hint=f"--address or COTENANT_ADDRESS is a URL such as {_DEFAULT}.",
             )
         tls = parts.scheme == "https"

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -196,16 +197,14 @@ def kept_to(inventory: Inventory, devices: list[str], *, described: str | None) 
 
     A batch system or the user allots GPUs by environment variables. Engines get variables that Cotenant
     sets, which replace these. As in CUDA and ROCm, a list ends at the first invalid entry, and an empty one
-    hides every GPU.
+    hides every GPU. `devices` are among those allotted, by the driver's indices whatever the variables say.
     """
-    if described is not None or devices:
-        return inventory.select(devices)
-    vendor = inventory.vendor
+    vendor = None if described is not None else inventory.vendor
     for allotment in vendor.traits.allotments if vendor else ():
         *others, last = allotment.variables
         variable = next((name for name in others if os.environ.get(name)), last)
         inventory = _kept(inventory, variable, by_place=allotment.by_place)
-    return inventory
+    return inventory.select(devices)
 
 
 def _kept(inventory: Inventory, variable: str, *, by_place: bool) -> Inventory:
@@ -220,6 +219,8 @@ def _kept(inventory: Inventory, variable: str, *, by_place: bool) -> Inventory:
         try:
             inventory.select([name])
         except UnknownDevice:
+            lost = f"{variable}={given!r} names no GPU with {name[:40]!r}: its list ends there"
+            inventory = replace(inventory, problems=(*inventory.problems, lost))
             break
         allotted.append(name)
     if allotted:

@@ -71,6 +71,9 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     path = model_path(args)
+    if path is not None and (args.config or "models_dir" in getattr(args, "given", ())):
+        what = "--config" if args.config else "--models-dir"
+        raise UsageError(f"one model is given, and {what}, which names many", hint="Leave one of them out.")
     if path is not None:
         serve_model(args, path)
     else:
@@ -109,8 +112,10 @@ def _serve_configuration(args: argparse.Namespace) -> None:
     library = Library()
 
     def read(change: Change) -> Configuration:
-        return read_configuration(path, flags=_flags(args), library=library, unsettled=change.unsettled)
+        found = read_configuration(path, flags=_flags(args), library=library, unsettled=change.unsettled)
+        return replace(found, devices=replace(found.devices, use=allotted)) if allotted else found
 
+    allotted: tuple[str, ...] = ()
     configuration = read(Change())
     nothing = not configuration.models and configuration.models_dir is None and configuration.ollama is None
     if nothing and configuration.services is None:
@@ -120,7 +125,12 @@ def _serve_configuration(args: argparse.Namespace) -> None:
         )
     devices = configuration.devices
     gpus = probe(devices.gpus, SystemClock())
-    inventory = kept_to(gpus.inventory(), list(devices.use), described=devices.gpus)
+    whole = gpus.inventory()
+    inventory = kept_to(whole, list(devices.use), described=devices.gpus)
+    if len(kept_to(whole, [], described=devices.gpus).devices) < len(whole.devices):
+        # Later readings show all cards, whatever this process was allotted.
+        allotted = tuple(device.id for device in inventory.devices)
+        configuration = replace(configuration, devices=replace(devices, use=allotted))
     _serve(args, configuration, gpus, inventory, devices.rules, reread=read)
 
 

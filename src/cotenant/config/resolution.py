@@ -134,7 +134,7 @@ class _Resolution:
         devices = self._settings.devices
         gpus = devices.gpus
         from_file = ("devices", "gpus") not in self._checked.sources
-        if gpus is not None and from_file and gpus.lower().endswith((".yaml", ".yml")):
+        if gpus is not None and from_file and gpus.lower().endswith((".yaml", ".yml", ".json")):
             gpus = str(self._path(gpus))
         rules = BudgetRules(**values_of(devices, BudgetRules))
         return DeviceSettings(rules=rules, **{**values_of(devices, DeviceSettings), "gpus": gpus})

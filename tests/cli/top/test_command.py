@@ -1,6 +1,7 @@
 """`cotenant top`: its picture, its keys, and the whole in a real terminal (tmux) before a real daemon."""
 
 import contextlib
+import json
 import queue
 import subprocess
 import sys
@@ -403,3 +404,13 @@ def test_a_busy_model_is_unloaded_only_after_a_yes() -> None:
 
     assert daemon.told.get(timeout=60) == "/api/models/llama/unload?wait=0"
     assert daemon.told.empty()
+
+
+def test_what_is_shown_once_can_be_had_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Snapshot(models=[{"name": "llama"}], taken_at="12:00:00")
+    monkeypatch.setattr("cotenant.cli.top.command.Feed.read", lambda feed: shown)
+    assert main(["top", "--json", "--address", "http://127.0.0.1:9"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["models"], found["taken_at"], found["alerts"]) == ([{"name": "llama"}], "12:00:00", [])

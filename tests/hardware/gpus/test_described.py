@@ -10,6 +10,7 @@ from cotenant.domain.errors import BadDeviceSpec
 from cotenant.domain.units import GIB, MIB
 from cotenant.domain.vendors import InventorySource
 from cotenant.hardware.gpus.described import DescribedProbe
+from cotenant.hardware.gpus.described_entry import _GPU_KEYS, _SIZES
 from cotenant.hardware.gpus.known_cards import find_card
 
 
@@ -303,3 +304,12 @@ def test_a_huge_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     for name, reason in (("huge.yaml", "over 256 KiB"), ("folder.yaml", "Is a directory")):
         with pytest.raises(BadDeviceSpec, match=reason):
             described(str(tmp_path / name))
+
+
+def test_a_json_file_is_a_file_and_every_key_of_a_file_is_documented(tmp_path: Path) -> None:
+    file = tmp_path / "gpus.json"
+    file.write_text('{"gpus": [{"name": "Mine", "total_mib": 4096}]}')
+    (device,) = described(str(file)).devices
+    assert (device.name, device.total_bytes) == ("Mine", 4096 << 20)
+    page = (Path(__file__).parents[3] / "docs" / "planning.md").read_text()
+    assert [key for key in (*_SIZES, *_GPU_KEYS, "processes", "live: true") if f"`{key}`" not in page] == []

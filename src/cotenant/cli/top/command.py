@@ -6,9 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from cotenant.cli.client import Daemon, add_daemon_options, model_path
+from cotenant.cli.table import print_result
 from cotenant.cli.top.feed import Feed
 from cotenant.cli.top.frame import HELP, frame
 from cotenant.cli.top.terminal import Terminal, plain
@@ -23,6 +25,7 @@ _STEPS: Final = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -10, "page dow
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("--once", action="store_true", help="print one screen as text, and exit")
+    parser.add_argument("--json", action="store_true", help="print what is shown once, as JSON")
     parser.add_argument(
         "--interval", type=_interval, default=2.0, metavar="TIME", help="how often to poll (default: 2s)"
     )
@@ -39,6 +42,8 @@ def _interval(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Run until the user quits; print one screen if this is not a terminal. Raises DaemonSilent."""
     daemon = Daemon(args)
+    if args.json:
+        return print_result(args, asdict(Feed(daemon, args.interval, lambda: None).read()), ())
     if args.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         snapshot = Feed(daemon, args.interval, lambda: None).read()
         width = shutil.get_terminal_size((80, 24)).columns

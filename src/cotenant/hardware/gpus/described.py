@@ -12,6 +12,7 @@ from cotenant.domain.errors import BadDeviceSpec
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.described_entry import (
     EXAMPLE,
+    FILE_SUFFIXES,
     MAX_DEVICES,
     DescribedGpu,
     parse_entry,
@@ -90,7 +91,7 @@ def _described(gpu: DescribedGpu, owner: type[Device] | type[Reading]) -> dict[s
 
 
 def _file_of(spec: str) -> Path | None:
-    named = spec.strip().lower().endswith((".yaml", ".yml"))
+    named = spec.strip().lower().endswith(FILE_SUFFIXES)
     try:
         return Path(spec.strip()) if named or Path(spec).is_file() else None
     except (OSError, ValueError):

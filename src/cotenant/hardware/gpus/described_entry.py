@@ -15,6 +15,7 @@ from cotenant.domain.units import GIB, MIB, parse_bytes
 from cotenant.hardware.gpus.known_cards import find_card, nearest_cards
 
 MAX_DEVICES = 64
+FILE_SUFFIXES = (".yaml", ".yml", ".json")
 EXAMPLE = (
     "Write sizes (24GiB,24GiB), known names (2xRTX 3090), name:total MiB:used MiB, or a YAML file's path."
 )
