@@ -93,6 +93,11 @@ class Daemon:
                 exclusive=frozenset(r.device_id for r in readings if r.compute_mode is exclusive),
                 llama_server=options.llama_server,
                 cuda_version=inputs.inventory.cuda_version,
+                secrets=lambda: frozenset(
+                    entry.options.address.key
+                    for entry in self._active.models
+                    if entry.options.address is not None and entry.options.address.key is not None
+                ),
             )
         )
         self._sharing = Sharing(mps, ceilings=not options.use_fit_params)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from cotenant.engines.process.process import ChildProcess, group_lives, guarded
+from cotenant.engines.process.process import ChildProcess, group_lives, guarded, scrubbed
 from tests.support.waiting import ends, has_ended, wait_until
 
 STUBBORN = """
@@ -112,3 +112,26 @@ def test_a_guarded_program_that_is_not_there_says_so() -> None:
     done = subprocess.run(guarded(["/nonexistent"]), capture_output=True, text=True, check=False)
     assert done.returncode == 127
     assert done.stderr == "E /nonexistent: cannot be started: No such file or directory\n"
+
+
+def test_no_secret_of_ours_reaches_an_engine() -> None:
+    secret = {
+        "HF_TOKEN": "a",
+        "OPENAI_API_KEY": "b",
+        "AWS_SECRET_ACCESS_KEY": "c",
+        "PGPASSWORD": "d",
+        "DATABASE_URL": "postgresql://me:pw@db/x",
+        "SSH_AUTH_SOCK": "e",
+        "LLAMA_ARG_HOST": "0.0.0.0",
+        "PLAIN": "of another model",
+    }
+    kept = {
+        "PATH": "/bin",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HOME": "/hub",
+        "https_proxy": "http://me:pw@proxy:3128",
+        "CUDA_HOME": "/cuda",
+        "KEYBOARD": "de",
+        "ADDRESS": "http://host/a:b@c",
+    }
+    assert scrubbed({**secret, **kept}, {"of another model"}) == kept

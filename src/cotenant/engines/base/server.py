@@ -34,7 +34,7 @@ _HEALTH_TIMEOUT_S: Final = 5.0
 _EVIDENCE_BYTES: Final = MIB // 4
 _LAST_LOG_BYTES: Final = MIB // 8
 """How much of the log of an engine that was ready is read: earlier lines are about other requests."""
-_ROTATE_EVERY_S: Final = 1.0
+_ROTATE_EVERY_S: Final = 0.25
 _NO_HEALTH_STATUSES: Final = frozenset({400, 404, 405, 410, 501})
 """What a server answers that has no such path; one that is loading answers 503, or nothing."""
 
@@ -57,7 +57,8 @@ class Meter(Protocol):
 class HostInputs:
     """What hosts may need. `exclusive` are the cards that admit one process at a time.
 
-    `llama_server` is the operator's program, `cuda_version` the driver's.
+    `llama_server` is the operator's program, `cuda_version` the driver's. `secrets` returns values that no
+    engine gets of our environment, such as the keys of remote servers.
     """
 
     logs: LogFolder
@@ -66,6 +67,7 @@ class HostInputs:
     llama_server: Path | None = None
     cuda_version: str | None = None
     health: HealthRules = field(default_factory=HealthRules)
+    secrets: Callable[[], frozenset[str]] = frozenset
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Started:
     log: RotatingLog
     exclusive: bool = False
     health: HealthRules = field(default_factory=HealthRules)
+    secrets: Callable[[], frozenset[str]] = frozenset
 
 
 class ServerHost:
@@ -98,6 +101,7 @@ class ServerHost:
         port = ReservedPort()
         try:
             plan = (await asyncio.to_thread(plan_for, port.number)).with_key()
+            plan = replace(plan, withheld=self._inputs.secrets())
             process, log = await self._launch(plan, port)
         except BaseException:
             port.close()
@@ -106,11 +110,17 @@ class ServerHost:
         return Started(order, plan, process, port, log, exclusive, self._inputs.health)
 
     async def _launch(self, plan: LaunchPlan, port: ReservedPort) -> tuple[ChildProcess, RotatingLog]:
-        started: list[ChildProcess] = []
-        log = self._inputs.logs.log(plan.name, lambda: not started or started[0].returncode is not None)
+        process: ChildProcess | None = None
+        launching = True
+
+        def unused() -> bool:
+            return process.returncode is not None if process is not None else not launching
+
+        log = self._inputs.logs.log(plan.name, unused)
         try:
             output = log.open()
         except OSError as error:
+            launching = False
             raise EngineLoadFailed(
                 f"the log {log.path} cannot be written: {error.strerror}",
                 hint="Choose another folder for logs.",
@@ -120,13 +130,14 @@ class ServerHost:
                 port.let_go()
             elif plan.launch.image is not None:
                 port.admit(RunAs.of_daemon().uid)
-            started.append(await launch(plan, output))
+            process = await launch(plan, output)
         except OSError as error:
             why = f"{plan.name} could not be loaded: {plan.argv[0]}: {error.strerror}"
             raise EngineLoadFailed(why) from error
         finally:
+            launching = False
             os.close(output)
-        return started[0], log
+        return process, log
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
@@ -335,10 +346,12 @@ class ServerEngine:
     async def _monitor(self) -> None:
         """Rotate the log while the process runs, then release the port."""
         try:
+            pause_s = _FIRST_POLL_S
             while not self.ended:
                 exited = asyncio.create_task(self._process.wait())
-                await asyncio.wait({exited}, timeout=_ROTATE_EVERY_S)
+                await asyncio.wait({exited}, timeout=pause_s)
                 exited.cancel()
+                pause_s = self._log.next_look_s(pause_s, _ROTATE_EVERY_S)
                 if self.endpoint.listeners and not self.ended:
                     # A program may restart its server, or add another.
                     await self._listens()

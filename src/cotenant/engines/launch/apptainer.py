@@ -37,7 +37,7 @@ class ApptainerLauncher:
                 hint="Make it with `apptainer pull`, or correct `image:`.",
             )
         argv, variables = command_line(plan, self._program, self._image)
-        env = {**scrubbed(os.environ), **variables}
+        env = {**scrubbed(os.environ, plan.withheld), **variables}
         return await FamilyProcess.start_family(argv, env=env, output_fd=output_fd)
 
     def command_in_image(self, argv: Sequence[str], name: str) -> list[str]:

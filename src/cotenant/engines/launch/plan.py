@@ -25,8 +25,8 @@ class LaunchPlan:
     it may see, none for host RAM. `env` is added to the launcher's own variables. `reads` are the files and
     folders that it opens, at these paths. It listens on `port` of the loopback address and answers 200 at
     `health_path` once it serves; `shares_port` says that it binds the port with SO_REUSEPORT. It gets `key`
-    in the variable `key_variable` and answers nobody without it. `launch` says where it runs; with an image,
-    the program is in the image.
+    in the variable `key_variable` and answers nobody without it. Variables of ours with a `withheld` value do
+    not reach it. `launch` says where it runs; with an image, the program is in the image.
     """
 
     name: str
@@ -40,6 +40,7 @@ class LaunchPlan:
     shares_port: bool = True
     key_variable: str | None = None
     key: str | None = field(default=None, repr=False)
+    withheld: frozenset[str] = field(default=frozenset(), repr=False)
     launch: LaunchOptions = ON_HOST
 
     @classmethod
@@ -100,7 +101,7 @@ def host_command(plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
         )
     argv = [found, *rest]
     # With a backtrace an abort starts a debugger on the engine, whose output hides the reason.
-    env = scrubbed(os.environ) | {"GGML_NO_BACKTRACE": "1"} | launch_environment(plan.devices)
+    env = scrubbed(os.environ, plan.withheld) | {"GGML_NO_BACKTRACE": "1"} | launch_environment(plan.devices)
     return argv, {**env, **plan.env}
 
 

@@ -1,9 +1,10 @@
 """The logs of engines: one file per model, the same at every start, written by a child and rotated here."""
 
 import contextlib
+import errno
 import os
 import re
-import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -11,20 +12,25 @@ from typing import Final
 from cotenant.domain.units import MIB
 
 DEFAULT_MAX_BYTES: Final = 16 * MIB
+_MODE: Final = 0o640
+_SOONEST_LOOK_S: Final = 0.01
 
 
 class RotatingLog:
     """A file that a child writes to directly, so that no full pipe can block the child.
 
-    When it exceeds `max_bytes` it is copied to `NAME.1` (older ones to `NAME.2` and so on, `kept` in all) and
-    truncated; the child appends, so it continues at the start. What the child writes between the copy and the
-    truncation, microseconds apart, is lost.
+    When it exceeds `max_bytes` its last `max_bytes`, or a MiB, go to `NAME.1` (older ones to `NAME.2` and so
+    on, `kept` in all) and it is truncated; the child appends, so it continues at the start. What the child
+    writes between the copy and the truncation, microseconds apart, is lost. On a full disk nothing is copied.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, kept: int = 2) -> None:
         self.path = path
         self._max_bytes = max_bytes
         self._kept = kept
+        self._rotated = False
+        self._lock = threading.Lock()
+        self._seen_bytes = 0
 
     def open(self) -> int:
         """Rotate an earlier run's log and return a file descriptor to append to. Raises OSError."""
@@ -32,33 +38,60 @@ class RotatingLog:
         if self.path.exists():
             self._shift()
             self.path.replace(self._older(1))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(self.path, flags, 0o640)
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT, _MODE)
 
     @property
     def overgrown(self) -> bool:
         """Whether it is time to rotate."""
-        try:
-            return self.path.stat().st_size > self._max_bytes
-        except FileNotFoundError:
-            return False
+        return self._bytes() > self._max_bytes
+
+    def next_look_s(self, since_s: float, at_most_s: float) -> float:
+        """Return when to look again, by what was written in the `since_s` since the last call: in time.
+
+        An engine that writes a gigabyte a second would fill a disk between looks a second apart.
+        """
+        size = self._bytes()
+        written, self._seen_bytes = max(0, size - self._seen_bytes), size
+        if not written:
+            return at_most_s
+        left = max(self._max_bytes - size, self._max_bytes // 4)
+        return min(at_most_s, max(_SOONEST_LOOK_S, left * since_s / written))
 
     def rotate(self) -> None:
-        """Copy and truncate. Raises OSError."""
-        self._shift()
-        with self.path.open("rb+") as source, self._older(1).open("wb") as target:
-            shutil.copyfileobj(source, target, MIB)
-            source.truncate(0)
+        """Copy and truncate. Raises OSError; it is truncated also if the copy fails."""
+        with self._lock, self.path.open("rb+") as source:
+            try:
+                self._shift()
+                mib = -(-self._max_bytes // MIB)
+                source.seek(max(0, source.seek(0, os.SEEK_END) - mib * MIB))
+                target = os.open(self._older(1), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+                with open(target, "wb") as older:
+                    # By its length: a child that writes as fast as this reads would never let it end.
+                    for _ in range(mib):
+                        older.write(source.read(MIB))
+                self._rotated = True
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    self._older(1).unlink()
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+            finally:
+                source.truncate(0)
+                self._seen_bytes = 0
 
     def read(self, limit_bytes: int, *, from_end: bool = False) -> str:
-        """Read the start of the file, or its end; empty if there is none."""
+        """Read the start of the file, or the end of what this run wrote; empty if there is none."""
+        with self._lock:
+            found = _part(self.path, limit_bytes, from_end)
+            if from_end and self._rotated and len(found) < limit_bytes:
+                found = _part(self._older(1), limit_bytes - len(found), from_end) + found
+        return found.decode("utf-8", "replace")
+
+    def _bytes(self) -> int:
         try:
-            with self.path.open("rb") as file:
-                if from_end:
-                    file.seek(max(0, file.seek(0, os.SEEK_END) - limit_bytes))
-                return file.read(limit_bytes).decode("utf-8", "replace")
+            return self.path.stat().st_size
         except FileNotFoundError:
-            return ""
+            return 0
 
     def _older(self, age: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{age}")
@@ -67,6 +100,16 @@ class RotatingLog:
         for age in range(self._kept, 1, -1):
             with contextlib.suppress(FileNotFoundError):
                 self._older(age - 1).replace(self._older(age))
+
+
+def _part(path: Path, limit_bytes: int, from_end: bool) -> bytes:
+    try:
+        with path.open("rb") as file:
+            if from_end:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - limit_bytes))
+            return file.read(limit_bytes)
+    except FileNotFoundError:
+        return b""
 
 
 class LogFolder:

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,9 +22,27 @@ _FOREIGN: Final = ("LLAMA_", "GGML_", "MTMD_", "AIP_", "COTENANT_")
 """llama-server reads `LLAMA_ARG_*`, `LLAMA_API_KEY` and, as cloud runtimes set them, `AIP_*`."""
 
 
-def scrubbed(ambient: Mapping[str, str]) -> dict[str, str]:
-    """Return `ambient` without the variables that engines read or that belong to Cotenant."""
-    return {name: value for name, value in ambient.items() if not name.startswith(_FOREIGN)}
+_SECRET_NAME: Final = re.compile(
+    r"(?:^|_)(?:KEYS?|TOKENS?|SECRETS?|PASS|PASSPHRASE|CREDENTIALS?|AUTH|PAT|DSN)(?:_|\d|$)"
+    r"|PASSWORD|PASSWD|APIKEY",
+    re.IGNORECASE,
+)
+_URL_WITH_PASSWORD: Final = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+
+
+def scrubbed(ambient: Mapping[str, str], withheld: Set[str] = frozenset()) -> dict[str, str]:
+    """Return `ambient` without what engines read or belongs to Cotenant, and without secrets.
+
+    Secrets are told by their names, as URLs with a password (proxies excepted), or by `withheld` values.
+    """
+    return {
+        name: value
+        for name, value in ambient.items()
+        if not name.startswith(_FOREIGN)
+        and not _SECRET_NAME.search(name)
+        and (name.lower().endswith("_proxy") or not _URL_WITH_PASSWORD.search(value))
+        and value not in withheld
+    }
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
