@@ -536,3 +536,12 @@ def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go() -> None:
     frees = bench.told(DecisionKind.UNLOAD, "qwen-1.5b")[0]
     assert "idle 8 m 20 s" in frees
     assert "frees 2.8 GiB" in frees
+
+
+def test_deaths_while_serving_lock_nobody_out_until_they_are_many() -> None:
+    bench = one_card(model("a", 10))
+    for _ in range(5):
+        assert bench.state.models["a"].retry_at <= bench.now
+        bench.load("a")
+        bench.die("a")
+    assert bench.state.models["a"].retry_at > bench.now

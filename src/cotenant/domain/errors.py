@@ -329,6 +329,10 @@ class WaitTimeout(RequestError):
     """The request got no slot before its timeout."""
 
 
+class CrashesEngine(RequestError):
+    """The engine crashed each time that it was asked this request."""
+
+
 class ModelUnloaded(RequestError):
     """The operator unloaded the model, and the request had not ended in the grace."""
 

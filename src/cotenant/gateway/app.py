@@ -23,8 +23,9 @@ from cotenant.gateway.inference.dialects import (
     anthropic_error,
     ollama_error,
 )
-from cotenant.gateway.inference.proxy import Exchange, Proxy
+from cotenant.gateway.inference.proxy import Exchange
 from cotenant.gateway.inference.request_log import RequestLog
+from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.ollama.api import BLOBS, OllamaApi
 from cotenant.gateway.operator.decisions import DecisionRoutes
 from cotenant.gateway.operator.doctor import DoctorRoutes

@@ -31,6 +31,7 @@ from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 from cotenant.scheduling.transitions import became_ready, exited, resume, unload_when_idle
 
 _STABLE_S = 30.0
+_DEATHS_WITHOUT_PAUSE = 4
 
 
 class Scheduler:
@@ -179,15 +180,28 @@ class Scheduler:
         elif residency.state is not ResidencyState.UNLOADING:
             if residency.ready_at is not None and event.at - residency.ready_at >= _STABLE_S:
                 model.failures = 0
-            self._failed(model, event, out, reason=UnloadReason.ENGINE_DIED.value)
+            served = residency.in_flight > 0
+            self._failed(model, event, out, served=served, reason=UnloadReason.ENGINE_DIED.value)
         exited(self.state, residency, out)
 
-    def _failed(self, model: ModelState, event: events.EngineExited, out: Outbox, **facts: str) -> None:
-        """Record a failure. The first one is retried at once; later ones after pauses that double."""
+    def _failed(
+        self,
+        model: ModelState,
+        event: events.EngineExited,
+        out: Outbox,
+        *,
+        served: bool = False,
+        **facts: str,
+    ) -> None:
+        """Record a failure. The first one is retried at once; later ones after pauses that double.
+
+        An engine that died while it served may have died of one request, which must not lock out the others:
+        pauses begin later then, after deaths without one answer between them.
+        """
         settings = self.state.settings
         model.failures += 1
         model.last_failure, model.last_cause = event.why, event.cause
-        doublings = model.failures - 2
+        doublings = model.failures - (_DEATHS_WITHOUT_PAUSE if served else 1) - 1
         pause = min(settings.backoff_limit_s, settings.backoff_s * 2.0**doublings) if doublings >= 0 else 0.0
         model.retry_at = event.at + pause
         again = f"; next attempt in {format_duration(pause)} at the earliest" if pause else ""

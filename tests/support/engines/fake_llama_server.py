@@ -11,6 +11,7 @@ FAKE_TOKENS           how many tokens it generates (8), one every FAKE_TOKEN_S; 
                       FAKE_LAST_TOKEN_ONCE exists
 FAKE_CRASH_AT_TOKEN   it kills itself in place of that token, 0 being the first; with FAKE_CRASH_ONCE, a path,
                       only the engine that creates that file
+FAKE_CRASH_ON         it crashes (SIGSEGV) when a request has this text
 FAKE_GARBAGE          `words`, `json`, `shape` or `cut`: what it answers requests with
 FAKE_IGNORE_TERM, FAKE_FORK, FAKE_ABORT, FAKE_EXIT, FAKE_CHATTER
 """
@@ -45,6 +46,8 @@ def answer(connection, ready):
             return connection.sendall(b"HTTP/1.1 401 X\r\n\r\n")
         if path.startswith("/v1/"):
             body = json.loads(request.partition(b"\r\n\r\n")[2])
+            if os.environ.get("FAKE_CRASH_ON", "\0").encode() in request:
+                signal.raise_signal(signal.SIGSEGV)
             garbage = os.environ.get("FAKE_GARBAGE")
             slots[:] = [False, False]
             return answer_garbage(connection, garbage, body) if garbage else generate(connection, body)

@@ -19,22 +19,23 @@ from cotenant.domain.errors import (
 )
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.codings import decoded
-from cotenant.gateway.http.limits import Limits, Timing, whole_body
+from cotenant.gateway.http.limits import whole_body
 from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem, reason_in
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.inference.answer_timer import AnswerTimer
 from cotenant.gateway.inference.assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
-from cotenant.gateway.inference.disconnects import DisconnectWatch
-from cotenant.gateway.inference.engine_connections import EngineConnection, Pool
+from cotenant.gateway.inference.engine_connections import EngineConnection
+from cotenant.gateway.inference.grammar import check_grammar
 from cotenant.gateway.inference.media import check_media
-from cotenant.gateway.inference.model_kinds import ModelKinds
 from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse
-from cotenant.gateway.inference.request_log import RequestLog, RequestRecord
+from cotenant.gateway.inference.request_log import RequestRecord
 from cotenant.gateway.inference.request_options import RequestOptions, read_request_options
+from cotenant.gateway.inference.shared import Proxy
+from cotenant.gateway.inference.suspects import Turn, request_hash
 from cotenant.gateway.inference.waiting import LeaseWait
-from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
-from cotenant.interfaces import Lease, Router
+from cotenant.gateway.telemetry.counters import ModelCounters
+from cotenant.interfaces import Lease
 
 _log = logging.getLogger("cotenant.gateway")
 
@@ -42,28 +43,6 @@ _MAX_ERROR_BYTES: Final = 64 * KIB
 _MAX_ASSEMBLED_BYTES: Final = 256 * MIB
 _CLIENT_CLOSED_REQUEST: Final = 499
 """The status in the log of a request whose client disconnected first."""
-
-
-class Proxy:
-    """What all requests share: the router, the limits, the connections, the counters."""
-
-    def __init__(
-        self,
-        router: Router,
-        limits: Limits,
-        timing: Timing,
-        request_log: RequestLog | None = None,
-        media_hosts: Sequence[str] = (),
-    ) -> None:
-        self.router = router
-        self.media_hosts = frozenset(host.lower() for host in media_hosts)
-        self.request_log = request_log
-        self.limits = limits
-        self.timing = timing
-        self.pool = Pool()
-        self.counters = RequestCounters(router)
-        self.watch = DisconnectWatch()
-        self.kinds = ModelKinds(router)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +71,7 @@ class Exchange:
     _listener: asyncio.Task[None] | None = None
     _wait: LeaseWait | None = None
     _timer: AnswerTimer | None = None
+    _turn: Turn | None = None
     _failed: bool = False
     _disconnected: bool = False
     _assembling: bool = False
@@ -126,8 +106,10 @@ class Exchange:
             name, body = own_name(request, body, proxy.router)
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request)
+            check_grammar(request)
             has_media = check_media(request, body, proxy.media_hosts)
             proxy.kinds.check(name, self._target, has_media=has_media)
+            proxy.suspects.check(name, self._target.path, body)
             self._name = name
             self._streaming = request.get("stream") is True and self._target.streams
             self._request = request
@@ -147,6 +129,8 @@ class Exchange:
         finally:
             proxy.limits.memory.release(size)
             proxy.watch.leave(self)
+            if self._turn is not None:
+                proxy.suspects.end(self._turn)
             self._counters.by_class[0 if self._disconnected else min(self._status // 100, 5)] += 1
             if proxy.request_log is not None and self._name is not None:
                 status = _CLIENT_CLOSED_REQUEST if self._disconnected else self._status
@@ -164,8 +148,10 @@ class Exchange:
 
         Not if it hung, which took its time already, or if the operator unloaded the model.
         """
-        counters = self._counters
+        counters, suspects = self._counters, self._proxy.suspects
         while True:
+            if suspects.asking and self._turn is None:
+                await suspects.let_pass(name)
             lease = self._proxy.router.try_lease(name, self._options.terms)
             if lease is not None:
                 counters.at_once += 1
@@ -180,12 +166,16 @@ class Exchange:
                 timer.start()
             try:
                 status = await self._ask(lease.endpoint, body, timer)
+                if self._turn is not None:
+                    suspects.end(self._turn)
                 if status >= 400:
                     await self._pass_error(status)
                 elif self._assembling and self._reply.event_stream:
                     await self._pass_assembled()
                 else:
                     await self._pass_response(status, timer)
+                if suspects.crashes:
+                    suspects.clear(request_hash(name, self._target.path, body))
                 return
             except UpstreamFailed as error:
                 failure = error
@@ -197,10 +187,10 @@ class Exchange:
                 return
             if timer.overdue is not None:
                 raise timer.overdue
-            if not await self._may_retry(lease, failure):
+            if not await self._may_retry(lease, failure, name, body):
                 return
 
-    async def _may_retry(self, lease: Lease, failure: UpstreamFailed) -> bool:
+    async def _may_retry(self, lease: Lease, failure: UpstreamFailed, name: str, body: bytes) -> bool:
         """Return once the request may be asked again, False if its client has left; else raise why it failed.
 
         If the engine is dead, the daemon knows better why than the connection does. A process needs time to
@@ -214,8 +204,15 @@ class Exchange:
         )
         what = "is retried" if repeated else "failed"
         _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), failure.message)
+        suspects, turn = self._proxy.suspects, self._turn
+        if turn is not None:
+            suspects.end(turn)
+        crashed = suspects.record(name, request_hash(name, self._target.path, body), death, turn)
         if not repeated:
             raise death or failure
+        if crashed:
+            self._turn = await suspects.turn(name)
+            self._turn.alone = not (self._counters.in_flight or self._counters.waiting)
         self._failed = True
         self._connection = None
         return not self._disconnected

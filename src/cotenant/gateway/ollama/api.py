@@ -24,9 +24,9 @@ from cotenant.gateway.http.routes import Handler
 from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.inference.dialects import CHAT, COMPLETIONS, Target
 from cotenant.gateway.inference.model_kinds import is_read
-from cotenant.gateway.inference.proxy import Proxy
 from cotenant.gateway.inference.request import parse
 from cotenant.gateway.inference.request_options import read_request_options
+from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.ollama import models
 from cotenant.gateway.ollama.embed import EmbeddingRequest
 from cotenant.gateway.ollama.exchange import LineSender, Wrap, as_chat, as_generated, exchange, timestamp

@@ -11,7 +11,7 @@ from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.problems import error_in
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import EMBEDDINGS, Target
-from cotenant.gateway.inference.proxy import Proxy
+from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.ollama.exchange import BufferedResponse, exchange
 from cotenant.gateway.ollama.fields import Fields
 from cotenant.gateway.ollama.requests import embed_request

@@ -17,7 +17,8 @@ from cotenant.domain.units import MIB, format_bytes
 from cotenant.gateway.http.problems import encode_error
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.inference.dialects import Target, ollama_error
-from cotenant.gateway.inference.proxy import Exchange, Proxy
+from cotenant.gateway.inference.proxy import Exchange
+from cotenant.gateway.inference.shared import Proxy
 from cotenant.gateway.ollama.models import rendered
 from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, counts
 

@@ -1,0 +1,126 @@
+"""Requests that crash engines, among others that do not."""
+
+import asyncio
+
+import pytest
+
+from cotenant.domain.errors import BadRequest, CrashesEngine, EngineDied
+from cotenant.domain.exit_causes import Cause
+from cotenant.gateway.inference.grammar import check_grammar
+from cotenant.gateway.inference.suspects import Suspects, Turn
+from tests.gateway import stub
+from tests.gateway.harness import SlotRouter, post, serving
+from tests.gateway.stub import StubEngine
+
+CRASH = EngineDied("llama died: it crashed (SIGSEGV)", cause=Cause.CRASHED)
+ASK = {"model": "llama", "messages": [], "max_tokens": 8}
+
+
+async def crash_on_poison(call):
+    if b"poison" in call.body:
+        call.writer.close()
+    else:
+        await stub.answer(call)
+
+
+async def test_a_request_that_crashes_engines_is_asked_twice_then_refused_and_others_are_not():
+    async with StubEngine(crash_on_poison) as engine:
+        router = SlotRouter(engine.endpoint)
+        router.death = CRASH
+        async with serving(router) as port:
+            first = await post(port, {**ASK, "user": "poison"})
+            assert (first.status, first.error["code"]) == (422, "crashes_engine")
+            assert "SIGSEGV" in first.error["message"]
+            assert len(engine.calls) == 2
+            assert (await post(port, {**ASK, "user": "poison"})).status == 422
+            assert len(engine.calls) == 2
+            assert (await post(port, ASK)).status == 200
+    assert not router.held
+
+
+@pytest.mark.parametrize("cause", [Cause.KILLED, Cause.GPU_MEMORY_RUNNING, Cause.OOM_KILLED])
+async def test_an_end_that_no_request_caused_is_held_against_none(cause):
+    async with StubEngine(crash_on_poison) as engine:
+        router = SlotRouter(engine.endpoint)
+        router.death = EngineDied("llama died", cause=cause)
+        async with serving(router) as port:
+            for _ in range(2):
+                assert (await post(port, {**ASK, "user": "poison"})).status == 503
+    assert len(engine.calls) == 4
+
+
+def test_it_takes_three_crashes_in_company_and_two_alone():
+    company, alone = Suspects(), Suspects()
+    for _ in range(2):
+        assert company.record("m", b"a", CRASH, Turn("m", alone=False))
+    with pytest.raises(CrashesEngine):
+        company.record("m", b"a", CRASH, None)
+    assert alone.record("m", b"a", CRASH, None)
+    with pytest.raises(CrashesEngine):
+        alone.record("m", b"a", CRASH, Turn("m", alone=True))
+
+
+def test_an_answer_clears_a_request():
+    suspects = Suspects()
+    assert suspects.record("m", b"a", CRASH, None)
+    suspects.clear(b"a")
+    assert suspects.record("m", b"a", CRASH, Turn("m", alone=True))
+
+
+def test_what_is_remembered_is_bounded():
+    suspects = Suspects()
+    for number in range(2000):
+        suspects.record("m", b"%d" % number, CRASH, None)
+    assert len(suspects.crashes) <= 256
+
+
+async def test_suspects_take_turns_and_others_wait_for_them():
+    suspects = Suspects()
+    first = await suspects.turn("m")
+    second = asyncio.ensure_future(suspects.turn("m"))
+    other = asyncio.ensure_future(suspects.let_pass("m"))
+    await suspects.let_pass("another")
+    await asyncio.sleep(0)
+    assert not second.done()
+    assert not other.done()
+    suspects.end(first)
+    suspects.end(first)
+    await other
+    assert first.alone
+    suspects.end(await second)
+    assert not suspects.asking
+
+
+def nested(levels):
+    schema = {"type": "string"}
+    for _ in range(levels):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"grammar": "root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": nested(400)}}},
+        {"json_schema": {"pattern": "^" + "(" * 5000 + "a" + ")" * 5000 + "$"}},
+        {"tools": [{"function": {"parameters": nested(150)}}]},
+        {"guided_json": [[0] * 1000] * 1000},
+    ],
+)
+def test_grammars_that_may_crash_a_parser_are_refused(field):
+    with pytest.raises(BadRequest):
+        check_grammar(field)
+
+
+def test_grammars_as_people_write_them_are_not():
+    check_grammar(
+        {
+            "grammar": 'root ::= ("a" | [b-c]){1,3} ' * 2000,
+            "response_format": {"type": "json_schema", "json_schema": {"schema": nested(40)}},
+            "tools": [
+                {"type": "function", "function": {"name": f"f{n}", "parameters": nested(3)}}
+                for n in range(1000)
+            ],
+        }
+    )
