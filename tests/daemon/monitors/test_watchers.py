@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from cotenant.clock import ManualClock, SystemClock
-from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry, ServerSettings
+from cotenant.config.configuration import Configuration, DeviceSettings, ModelEntry, Problem, ServerSettings
 from cotenant.config.settings import read_configuration
 from cotenant.config.watch import Change
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
@@ -239,6 +239,42 @@ async def test_without_a_file_there_is_nothing_to_read_again() -> None:
     served = ActiveConfiguration(Configuration(), None, Posted(), ManualClock())  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match="no configuration file"):
         await served.reload()
+
+
+async def test_a_key_is_revoked_though_the_configuration_is_invalid(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old\nkept")
+    server = ServerSettings(api_key_file=file)
+
+    def invalid(change: Change) -> Configuration:
+        raise BadSetting("a model is missing")
+
+    served = ActiveConfiguration(
+        Configuration(server=server),
+        invalid,
+        Posted(),  # type: ignore[arg-type]
+        ManualClock(),
+        keys=ApiKeys(server),
+    )
+    file.write_text("kept")
+    with pytest.raises(BadSetting, match="a model is missing"):
+        await served.reload()
+    assert served.keys.current == ("kept",)
+
+
+async def test_a_bad_file_that_comes_while_serving_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = Configuration(problems=(Problem(tmp_path / "cut.gguf", "it ends early"),))
+    served = ActiveConfiguration(
+        Configuration(),
+        lambda change: bad,
+        Posted(),  # type: ignore[arg-type]
+        ManualClock(),
+    )
+    for _ in range(2):
+        assert await served.reload() == ()
+    assert [record.message for record in caplog.records] == [f"{tmp_path}/cut.gguf: it ends early"]
 
 
 @pytest.mark.parametrize("text", ["", "# all gone\n", "x-a: 1"])

@@ -87,21 +87,23 @@ class ActiveConfiguration:
                 hint="Start with --config, or a cotenant.yaml.",
             )
         async with self._lock:
-            fresh, keys = await asyncio.to_thread(self._read, change or Change())
-            if fresh.is_empty and not self.configuration.is_empty:
-                raise BadSetting(
-                    f"{fresh.path} has become empty",
-                    hint="Restore it; `models: []` is a file that serves none.",
-                )
+            try:
+                fresh, keys = await asyncio.to_thread(self._read, change or Change())
+            except BadSetting:
+                # A key taken out of its file is void, whatever else is wrong.
+                self._replace_keys(await asyncio.to_thread(self.keys.read, self.configuration.server))
+                raise
             # No file contains the overheads learned from past runs.
             rules = replace(fresh.devices.rules, overheads=self.configuration.devices.rules.overheads)
             fresh = replace(fresh, devices=replace(fresh.devices, rules=rules))
+            for problem in fresh.problems:
+                if problem not in self.configuration.problems:
+                    _LOG.warning("%s", problem)
             changes = diff(self.configuration, fresh)
+            self.configuration = fresh
             if changes:
-                self._apply(fresh, changes)
-            about_keys = self.keys.replace(keys)
-            if about_keys:
-                self.notify()
+                self._apply(changes)
+            about_keys = self._replace_keys(keys)
         return (*changes.sentences(), *about_keys)
 
     @property
@@ -111,10 +113,18 @@ class ActiveConfiguration:
 
     def _read(self, change: Change) -> tuple[Configuration, tuple[str, ...]]:
         fresh = self.configuration if self.reread is None else self.reread(change)
+        if fresh.is_empty and not self.configuration.is_empty:
+            hint = "Restore it; `models: []` is a file that serves none."
+            raise BadSetting(f"{fresh.path} has become empty", hint=hint)
         return fresh, self.keys.read(fresh.server)
 
-    def _apply(self, fresh: Configuration, changes: Changes) -> None:
-        self.configuration = fresh
+    def _replace_keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        said = self.keys.replace(keys)
+        if said:
+            self.notify()
+        return said
+
+    def _apply(self, changes: Changes) -> None:
         self.publish(replaced=frozenset(entry.name for entry in changes.reloaded))
         for entry in (*changes.added, *changes.reloaded):
             if entry.preload:
