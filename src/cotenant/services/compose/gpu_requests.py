@@ -8,6 +8,8 @@ RESERVED_DEVICES: Final = ("deploy", "resources", "reservations", "devices")
 CDI_GPU: Final = "nvidia.com/gpu="
 """The prefix of a GPU's name in the Container Device Interface."""
 
+_VISIBLE: Final = "NVIDIA_VISIBLE_DEVICES"
+_ALL_OR_NONE: Final = ("all", "void", "none")
 AMD_COMPUTE: Final = "/dev/kfd"
 AMD_RENDER: Final = "/dev/dri"
 """The device file that all AMD cards share, and the folder of those of each card."""
@@ -45,10 +47,13 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
     elif short:
         entries = [entry for entry in as_list(short) if isinstance(entry, Mapping)]
         yield GpuRequest(("gpus",), _named(entries))
+    visible = environment_of(service).get(_VISIBLE)
+    ids = () if visible in (None, "", *_ALL_OR_NONE) else tuple(str(visible).split(","))
     if service.get("runtime") == "nvidia":
-        visible = environment_of(service).get("NVIDIA_VISIBLE_DEVICES") or "all"
-        ids = () if visible in ("all", "void", "none") else tuple(visible.split(","))
         yield GpuRequest(("runtime",), ids)
+    elif visible == "all" or ids:
+        # Docker's default runtime may be NVIDIA's.
+        yield GpuRequest(("environment", _VISIBLE), ids)
     listed = as_list(service.get("devices"))
     sources = [str(entry.get("source") if isinstance(entry, Mapping) else entry) for entry in listed]
     # Others than GPUs of AMD have render nodes, but only these the compute device.
@@ -64,13 +69,16 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
 
 
 def _named(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    ids = tuple(str(name) for entry in entries for name in as_list(entry.get("device_ids")))
+    given = [str(name) for entry in entries for name in as_list(entry.get("device_ids"))]
+    ids = tuple(name.removeprefix(CDI_GPU) for name in given)
     return ids if "all" not in ids and all(entry.get("device_ids") for entry in entries) else ()
 
 
 def _requests_gpu(entry: object) -> bool:
     return isinstance(entry, Mapping) and (
-        "gpu" in as_list(entry.get("capabilities")) or entry.get("driver") == "nvidia"
+        "gpu" in as_list(entry.get("capabilities"))
+        or entry.get("driver") == "nvidia"
+        or any(str(name).startswith(CDI_GPU) for name in as_list(entry.get("device_ids")))
     )
 
 

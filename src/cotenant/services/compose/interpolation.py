@@ -13,6 +13,8 @@ _VARIABLE: Final = re.compile(
     r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)"
     rf"(?:(?P<rule>:?[-?+])(?P<word>{_WORD}))?\}})"
 )
+_ENV_VALUE: Final = re.compile(r"""'([^']*)'|"([^"]*)"|#.*|(.*?)(?:\s+#.*)?$""")
+"""A value of `.env`: a comment begins after white space, but not within quotes."""
 
 
 def interpolated(text: str, variables: Mapping[str, str]) -> str:
@@ -51,5 +53,6 @@ def project_variables(directory: Path) -> dict[str, str]:
     for line in lines:
         name, separator, value = line.strip().removeprefix("export ").partition("=")
         if separator and not name.startswith("#"):
-            found[name.strip()] = value.strip().strip("'\"")
+            match = _ENV_VALUE.match(value.strip())
+            found[name.strip()] = "".join(filter(None, match.groups())) if match else ""
     return found | dict(os.environ)
