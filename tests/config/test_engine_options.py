@@ -134,6 +134,8 @@ def test_a_remote_model_has_an_address_a_key_and_another_name(
         ("engine: ollama", "it has no name", "Add `name:`."),
         ("engine: ollama, name: x, ctx: 4096", "ollama takes no ctx", "Leave it out."),
         ("engine: remote, name: x, address: 'http://a', memory: 6GiB", "remote takes no memory", "Leave"),
+        ("engine: remote, name: x, address: 'http://me:pw@a'", "it has a user", "api_key"),
+        ("engine: remote, name: x, address: 'http://a#b'", "after #", "Leave it out"),
         ("engine: remote, name: x, address: 'ftp://a'", "it is not a URL", "http://host:port"),
         ("path: x.gguf, sleep: 1", "llama.cpp takes no sleep", "Leave it out."),
         ("engine: command, name: x, command: [a], health: ready", "is not the path of a URL", "/health"),

@@ -28,7 +28,6 @@ _RECIPE_KEYS: Final = frozenset(
 _SHOWS_GPUS: Final = frozenset(
     name for each in VENDOR_TRAITS.values() for some in each.allotments for name in some.variables
 )
-_PORTS: Final = {"http": 80, "https": 443}
 
 
 def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str]]:
@@ -65,6 +64,9 @@ def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str
         found.append(
             (("env", variable), what, f"Write `gpus: [{(model.env or {})[variable]}]` in place of it.")
         )
+    if model.address is not None and ((parts := urlsplit(model.address)).username or parts.fragment):
+        hint = "Leave it out; a key is given by `api_key:` or `api_key_env:`."
+        found.append((("address",), "it has a user, or a part after #, that no request would have", hint))
     if model.api_key is not None and model.api_key_env is not None:
         found.append((("api_key_env",), "it has both api_key and api_key_env", "Keep one."))
     return found
@@ -98,11 +100,8 @@ def options_of(
 
 
 def endpoint(address: str) -> Endpoint:
-    """Parse a URL; a `/v1` at its end is removed, since every request path begins with it."""
-    parts = urlsplit(address)
-    prefix = parts.path.rstrip("/").removesuffix("/v1")
-    port = parts.port or _PORTS[parts.scheme]
-    return Endpoint(parts.hostname or "", port, parts.scheme == "https", prefix)
+    """Parse a URL."""
+    return Endpoint.at(urlsplit(address))
 
 
 def unread_shape(name: str, kind: ModelKind) -> ModelShape:

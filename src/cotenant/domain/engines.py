@@ -1,7 +1,12 @@
 """The programs that run models, their settings, and what they report."""
 
+from __future__ import annotations
+
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+from urllib.parse import SplitResult
 
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.exit_causes import Cause
@@ -58,11 +63,15 @@ def kind_of_build(label: str | None) -> EngineKind | None:
     return next((kind for kind in EngineKind if kind == form), None)
 
 
+_VERSION: Final = re.compile(r"v[0-9]+[a-z0-9]*")
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where an engine listens, and how it is addressed.
 
-    `prefix` comes before every path. `model` is the name by which it knows the model, None for that of the
+    `prefix` comes before every path, `version` in place of the `/v1` with which most begin, and `query` after
+    it. `model` is the name by which it knows the model, None for that of the
     request; `key` is sent as a bearer token. `kind` is what serves there, None if that is unknown.
     `listeners` are the inodes of the sockets on which an engine of ours listens: nothing goes to any other.
     """
@@ -71,10 +80,32 @@ class Endpoint:
     port: int
     tls: bool = False
     prefix: str = ""
+    version: str = "/v1"
+    query: str = ""
     model: str | None = None
     key: str | None = field(default=None, repr=False)
     kind: EngineKind | None = None
     listeners: frozenset[int] = field(default=frozenset(), compare=False)
+
+    @classmethod
+    def at(cls, parts: SplitResult) -> Endpoint:
+        """Read an address as providers document it: the base URL of OpenAI's clients, or without `/v1`.
+
+        A path with a version of its own, as Gemini's `/v1beta/openai` or `/api/paas/v4`, is the whole base.
+        """
+        path = parts.path.rstrip("/")
+        whole = not path.endswith("/v1") and any(map(_VERSION.fullmatch, path.split("/")))
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host, tls = parts.hostname or "", parts.scheme == "https"
+        return cls(host, port, tls, path.removesuffix("/v1"), "" if whole else "/v1", parts.query)
+
+    def target(self, path: str) -> str:
+        """Return the target of a request to a path."""
+        if path.startswith("/v1/"):
+            path = self.version + path.removeprefix("/v1")
+        if self.query:
+            path += ("&" if "?" in path else "?") + self.query
+        return self.prefix + path
 
     @property
     def url(self) -> str:

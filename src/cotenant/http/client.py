@@ -71,7 +71,7 @@ class Request:
 
     def encoded(self) -> tuple[bytes, bytes]:
         """Return the bytes of the head and of the body. Raises ValueError for an impossible path."""
-        endpoint, target = self.endpoint, self.endpoint.prefix + self.path
+        endpoint, target = self.endpoint, self.endpoint.target(self.path)
         if not _is_plain(target):
             raise ValueError(f"{target!r} has characters that an address cannot have")
         body = b"" if self.payload is None else json.dumps(self.payload).encode()
@@ -216,10 +216,7 @@ async def get_url(url: str, limits: Limits) -> Response:
 
 
 def api_endpoint(url: str, key: str | None = None) -> Endpoint:
-    """Read the address of an API; a trailing `/v1`, which OpenAI's clients need, is dropped.
-
-    Raises ValueError.
-    """
+    """Read the address of an API. Raises ValueError."""
     parts = _http_parts(url)
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} is not an address")
@@ -227,7 +224,7 @@ def api_endpoint(url: str, key: str | None = None) -> Endpoint:
         raise ValueError(f"{url!r} has characters that an address cannot have")
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ValueError("the API key has characters that a header cannot have")
-    return replace(_endpoint(parts), prefix=parts.path.rstrip("/").removesuffix("/v1"), key=key)
+    return replace(Endpoint.at(parts), key=key)
 
 
 def describe(error: OSError) -> str:

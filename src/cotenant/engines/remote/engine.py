@@ -21,6 +21,7 @@ _FIRST_POLL_S: Final = 0.1
 _WATCH_EVERY_S: Final = 10.0
 _SILENT_TIMES: Final = 3
 _FORBIDDEN: Final = frozenset({401, 403})
+_MISSING: Final = frozenset({404, 405, 410})
 
 
 class RemoteHost:
@@ -48,8 +49,8 @@ class RemoteEngine(ExternalEngine):
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when it answers.
 
-        Raises EngineLoadFailed if it does not take the key or its certificate is not trusted,
-        EngineLoadTimeout.
+        Raises EngineLoadFailed if it does not take the key, its certificate is not trusted, or nothing is at
+        its health path; EngineLoadTimeout.
         """
         last = "there is no answer"
         try:
@@ -95,4 +96,16 @@ class RemoteEngine(ExternalEngine):
                 hint=REMEDIES[Cause.KEY_REFUSED],
                 cause=Cause.KEY_REFUSED,
             )
-        return None if answer.status < 400 else f"it answers {answer.status} at {self._health_path}"
+        if answer.status < 300:
+            return None
+        said = f"it answers {answer.status} at {self.endpoint.target(self._health_path)}"
+        if answer.status < 400:
+            location = dict(answer.headers).get(b"location", b"").decode("latin-1")
+            hint = "Write the new address as `address:`; a request that is redirected loses its body."
+            raise EngineLoadFailed(
+                f"{self._name} at {self.endpoint.url}: {said}, redirecting to {location[:200]}", hint=hint
+            )
+        if answer.status in _MISSING:
+            hint = "Check `address:`, or name another path by `health:` if the server lists no models."
+            raise EngineLoadFailed(f"{self._name} at {self.endpoint.url}: {said}", hint=hint)
+        return said

@@ -153,6 +153,12 @@ def encode_error(message: str, kind: str, param: str | None, code: str, cause: s
     return encode_json({"error": error if cause is None else {**error, "cause": cause}})
 
 
+def engine_error(status: int, reason: str | None) -> bytes:
+    """Encode an engine's error, which was in another form, as OpenAI's error object."""
+    what = f"the engine answered {status}" + (f": {reason}" if reason else " without a reason")
+    return encode_error(what, "server_error" if status >= 500 else _INVALID, None, "engine_refused")
+
+
 def error_in(body: bytes) -> Any:
     """Return `error` of a JSON body, which is an object in OpenAI's form; None if there is none."""
     try:

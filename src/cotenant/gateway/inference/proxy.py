@@ -20,7 +20,7 @@ from cotenant.domain.errors import (
 from cotenant.domain.units import KIB, MIB, format_bytes
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import whole_body
-from cotenant.gateway.http.problems import encode_error, envelope, error_in, http_problem, reason_in
+from cotenant.gateway.http.problems import engine_error, envelope, error_in, http_problem, reason_in
 from cotenant.gateway.http.streams import STREAM_HEADERS
 from cotenant.gateway.inference.answer_timer import AnswerTimer
 from cotenant.gateway.inference.assembly import assemble
@@ -168,7 +168,7 @@ class Exchange:
                 status = await self._ask(lease.endpoint, body, timer)
                 if self._turn is not None:
                     suspects.end(self._turn)
-                if status >= 400:
+                if status >= 300:
                     await self._pass_error(status)
                 elif self._assembling and self._reply.event_stream:
                     await self._pass_assembled()
@@ -337,6 +337,9 @@ class Exchange:
     async def _pass_error(self, status: int) -> None:
         """Forward an error in OpenAI's form unchanged; put the reason of any other into that form."""
         reply = self._reply
+        if status < 400:
+            location = dict(reply.headers).get(b"location", b"").decode("latin-1")
+            raise UpstreamFailed(f"the engine answered {status}, redirecting to {location[:200]!r}")
         body = reply.take()
         while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
             await reply.more()
@@ -352,11 +355,8 @@ class Exchange:
         if reply.ended and isinstance(error_in(body), dict):
             await self._send_whole(status, body, reply.headers)
             return
-        what = f"the engine answered {status}" + (f": {reason}" if reason else " without a reason")
-        kind = "server_error" if status >= 500 else "invalid_request_error"
         kept = [header for header in reply.headers if header[0] == b"retry-after"]
-        error = encode_error(what, kind, None, "engine_refused")
-        await self._send_whole(status, error, [JSON_TYPE, *kept])
+        await self._send_whole(status, engine_error(status, reason), [JSON_TYPE, *kept])
 
     async def _send_whole(self, status: int, body: bytes, headers: Sequence[Header]) -> None:
         """Send a complete body; as an event if comments have begun a stream."""

@@ -132,7 +132,7 @@ def engine_head(path: bytes, endpoint: Endpoint, headers: Sequence[Header], leng
 def _head_start(path: bytes, endpoint: Endpoint) -> bytes:
     """Render the part of the head that is the same in all requests, up to the content length."""
     key = "" if endpoint.key is None else f"authorization: Bearer {endpoint.key}\r\n"
-    start = f"POST {endpoint.prefix}{path.decode()} HTTP/1.1\r\nhost: {endpoint.authority}\r\n"
+    start = f"POST {endpoint.target(path.decode())} HTTP/1.1\r\nhost: {endpoint.authority}\r\n"
     # vLLM refuses another content type, such as that of `curl -d`, or none.
     return f"{start}{key}content-type: application/json\r\ncontent-length: ".encode()
 
