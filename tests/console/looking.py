@@ -108,7 +108,8 @@ def scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 async def look(app: Gateway, path: str = "/", method: str = "GET", body: bytes = b"", **headers: str) -> Page:
-    """Make one request and return the whole answer."""
+    """Make one request as a browser does, and return the whole answer."""
+    headers = {"accept": "text/html,*/*", **headers}
     page = Page()
     asked = False
 

@@ -17,6 +17,7 @@ from cotenant.domain.placements import Budget, Placement, Share
 from cotenant.domain.requests import ServedModel
 from cotenant.interfaces import DEFAULT_TERMS
 from tests.gateway.harness import CHAT, MODEL, SlotRouter, fetch, post, serving
+from tests.gateway.stub import StubEngine
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 OTHER = ServedModel("org/bert", ModelKind.EMBEDDING, created_at=2, state="loading")
@@ -95,6 +96,30 @@ async def test_an_unknown_path_is_404_and_a_wrong_method_405_with_the_right_ones
     assert (write_of_read.status, write_of_read.headers["allow"]) == (405, "GET, HEAD")
     assert options.status == 405
     assert not [name for name in options.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "path", [f"/{CHAT}", CHAT.replace("/chat", "//chat"), f"{CHAT}/", "///v1/chat/completions//"]
+)
+async def test_a_base_url_with_a_slash_too_many_means_the_same(path):
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        assert (await post(port, {"model": "llama"}, path)).status == 200
+        assert (await fetch(port, "GET", "//v1/models/")).json()["object"] == "list"
+        assert (await fetch(port, "GET", "//v1/models/llama")).json()["id"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "accept"),
+    [
+        *(("POST", "/chat/completions", "text/html"), ("POST", "/v2/rerank", "*/*"), ("POST", "/", "*/*")),
+        *(("GET", "/models", "application/json"), ("GET", "/v2/models", "*/*"), ("PUT", "/x", "text/html")),
+    ],
+)
+async def test_an_unknown_path_is_told_in_json_to_whoever_is_no_browser(method, path, accept):
+    async with serving(_router(MODEL)) as port:
+        reply = await fetch(port, method, path, b"{}", Accept=accept)
+    assert (reply.status, reply.error["code"]) == (404, "unknown_route")
+    assert "OpenAI's API is under /v1" in reply.error["message"]
 
 
 @pytest.mark.parametrize(

@@ -57,15 +57,20 @@ class Console:
                 request, scope, send, View("fault.html", {"fault": fault}, status=fault.status)
             )
 
+    def serves(self, scope: Scope) -> bool:
+        """Whether something is at the path of a request."""
+        path = scope["path"]
+        if path.startswith(PREFIX) or path in (_STREAM, _LOGIN, _LOGOUT):
+            return True
+        return (scope["method"], path) in FRAGMENTS or find_page(_raw_path(scope)) is not None
+
     def end_streams(self) -> None:
         """End the streams of open tabs, so that they do not delay a shutdown."""
         self._closing.set()
 
     def _request(self, scope: Scope, receive: Receive) -> PageRequest:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        # In the undecoded path, a slash within a name is still encoded.
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        path = raw.decode("latin-1").partition("?")[0]
+        path = _raw_path(scope)
         query = first_values(scope.get("query_string", b"").decode("latin-1"))
         return PageRequest(method, path, query, Api(self._api, scope, self._cache), receive, self._palette)
 
@@ -117,6 +122,12 @@ class Console:
         watched = replace(request, method="GET", path=at.path, query=first_values(at.query), name=name)
         events = events_of(lambda: page.show(watched), render_part, self._every_s)
         await send_stream(request.receive, send, STREAM_HEADERS, events, self._closing)
+
+
+def _raw_path(scope: Scope) -> str:
+    """Return the undecoded path, in which a slash within a name is still encoded."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw.decode("latin-1").partition("?")[0]
 
 
 async def _send_asset(scope: Scope, send: Send) -> None:

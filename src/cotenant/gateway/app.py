@@ -52,6 +52,10 @@ class Pages(Protocol):
         """Answer one request."""
         ...
 
+    def serves(self, scope: Scope) -> bool:
+        """Whether something is at the path of a request."""
+        ...
+
     def end_streams(self) -> None:
         """End the responses that do not end by themselves."""
         ...
@@ -123,6 +127,8 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         exchange: Exchange | None = None
+        if scope["path"] not in TARGETS:
+            _tidy(scope)
         path = scope["path"]
         form = self._error_forms.get(BLOBS if path.startswith(BLOBS) else path)
         if form is not None:
@@ -187,6 +193,7 @@ class Gateway:
         if path in self._ollama.routes or path.startswith(BLOBS):
             handlers = self._ollama.routes[BLOBS if path.startswith(BLOBS) else path]
         is_page = handlers is None and not path.startswith((_API, _OPENAI))
+        is_page = is_page and (self._console.serves(scope) or _is_browser(scope))
         if path != _HEALTH:
             self._access.check(scope, is_open=is_page or path == SESSION)
         if handlers is not None:
@@ -196,7 +203,9 @@ class Gateway:
         else:
             in_api = path.startswith(_API)
             hint = "The operator's API begins at /api/models." if in_api else "OpenAI's API is under /v1."
-            raise UnknownRoute(f"there is nothing at {path!r}", hint=hint)
+            if scope["method"] == "POST" and f"{_OPENAI}{path}" in TARGETS:
+                hint = f"OpenAI's API is under /v1: the base URL ends with it, as in {_OPENAI}{path}."
+            raise UnknownRoute(f"there is nothing at {path[:200]!r}", hint=hint)
 
     @Route(f"GET {_HEALTH}", "Return that the daemon is running; needs no key", Reply(HealthResponse, "ok"))
     async def _health(self, request: ApiRequest) -> object:
@@ -240,6 +249,20 @@ class Gateway:
 
             self._document = document(self.routes)
         return self._document
+
+
+def _tidy(scope: Scope) -> None:
+    """Read `//` as `/`, and leave out a slash at the end: base URLs are often written with one."""
+    path: str = scope["path"]
+    if "//" in path or path.endswith("/"):
+        raw: bytes = scope.get("raw_path") or path.encode()
+        scope["path"] = "/" + "/".join(filter(None, path.split("/")))
+        scope["raw_path"] = b"/" + b"/".join(filter(None, raw.split(b"/")))
+
+
+def _is_browser(scope: Scope) -> bool:
+    """Whether an unknown path is told as a page; programs get an error in JSON."""
+    return scope["method"] in ("GET", "HEAD") and b"html" in dict(scope["headers"]).get(b"accept", b"")
 
 
 def _has_begun(exchange: Exchange | None, send: Send) -> bool:

@@ -51,6 +51,9 @@ class NoPages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_problem(send, UnknownRoute(f"there is no page at {scope['path']}"))
 
+    def serves(self, scope: Scope) -> bool:
+        return False
+
     def end_streams(self) -> None:
         pass
 

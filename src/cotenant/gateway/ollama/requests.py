@@ -60,7 +60,7 @@ def generate_request(fields: Fields, model: str) -> dict[str, Any]:
     Raises BadRequest, or NotOffered for features of Ollama's own templates.
     """
     for name, instead in (
-        ("suffix", "Use llama.cpp's /infill, or write the model's own markers into a `raw` prompt."),
+        ("suffix", "Write the model's own markers for it into a `raw` prompt."),
         ("template", "Serve the model with its own chat template, or send `raw` prompts."),
         ("context", "Send the conversation to /api/chat."),
     ):
