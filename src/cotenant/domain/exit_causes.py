@@ -44,6 +44,7 @@ class Cause(StrEnum):
     UNTRUSTED_SERVER = "untrusted_server"
     KEY_REFUSED = "key_refused"
     LOAD_TIMEOUT = "load_timeout"
+    DESCRIPTORS = "descriptors"
     HUNG = "hung"
     UNKNOWN = "unknown"
 

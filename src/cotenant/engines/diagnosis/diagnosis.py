@@ -8,6 +8,7 @@ from typing import Final
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.diagnosis.signatures import BENIGN, STRONG, UNINFORMATIVE, WEAK, Signature
+from cotenant.engines.diagnosis.specific import SPECIFIC
 
 _READ_CHARS: Final = 1 << 20
 _LINE_CHARS: Final = 1000
@@ -75,7 +76,7 @@ def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: b
     text = "\n".join(line for line in lines if not BENIGN.search(line))
     number = _signal(returncode)
     found = (
-        _by_signature(STRONG, text, was_ready=was_ready)
+        _by_signature((*SPECIFIC, *STRONG), text, was_ready=was_ready)
         or (_by_signal(number, lines) if number is not None and number in _CLEAR_SIGNALS else None)
         or _by_signature(WEAK, text, was_ready=was_ready)
     )

@@ -96,6 +96,7 @@ REMEDIES: Final[dict[Cause, str]] = {
         "a name, or IP address, that the certificate has."
     ),
     Cause.KEY_REFUSED: "Correct `api_key:` or the variable that `api_key_env:` names.",
+    Cause.DESCRIPTORS: "Raise the limit of open files: `ulimit -n`, or `LimitNOFILE=` of the service.",
     Cause.LOAD_TIMEOUT: "Give it more time with --load-timeout, or look at the disk's speed.",
     Cause.HUNG: (
         "The next request starts it again. If it happens again, look at `sudo dmesg | grep -i xid`, and try "

@@ -25,7 +25,8 @@ class Signature:
     summary: str
 
 
-def _signatures(*rows: tuple[Cause, str, str]) -> tuple[Signature, ...]:
+def signatures(*rows: tuple[Cause, str, str]) -> tuple[Signature, ...]:
+    """Compile rows of a cause, a pattern and a summary."""
     return tuple(
         Signature(cause, re.compile(pattern, re.MULTILINE), summary) for cause, pattern, summary in rows
     )
@@ -33,7 +34,7 @@ def _signatures(*rows: tuple[Cause, str, str]) -> tuple[Signature, ...]:
 
 _GPU_MEMORY: Final = Cause.GPU_MEMORY_LOADING
 
-STRONG: Final = _signatures(
+STRONG: Final = signatures(
     # The hardware.
     (
         Cause.HARDWARE_FAULT,
@@ -279,7 +280,7 @@ STRONG: Final = _signatures(
 )
 """Signatures that decide at once."""
 
-WEAK: Final = _signatures(
+WEAK: Final = signatures(
     (
         Cause.GPU_COMMUNICATION,
         r"peer access (?:is not|has not|is already)|NCCL error|nccl\w+Error\b",
