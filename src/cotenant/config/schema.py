@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cotenant.config import scalars
 from cotenant.config.configuration import ModelEntry
@@ -268,10 +267,10 @@ class Ollama(Section):
     )
 
 
-class Settings(BaseSettings, Section):
+class Settings(Section):
     """The whole file. Flags override environment variables, which override the file."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, case_sensitive=True, title="cotenant.yaml")
+    model_config = ConfigDict(title="cotenant.yaml")
 
     server: Server = Field(default_factory=Server)
     devices: DevicesSection = Field(default_factory=DevicesSection)
@@ -287,22 +286,6 @@ class Settings(BaseSettings, Section):
     database: Annotated[str, scalars.database] | None = optional(
         "a path, or postgresql+psycopg://…; default: a file in the state directory"
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the nested mappings `flags`, `environment`, `file`, `others`, in this order of precedence."""
-        sources = init_settings()
-        return tuple(
-            InitSettingsSource(settings_cls, sources.get(source, {}))
-            for source in ("flags", "environment", "file", "others")
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

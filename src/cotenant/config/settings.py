@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Set
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,8 +84,9 @@ def check(
         by_file = {key: each for key, each in given.items() if each is not None}
     faults: list[Any] = []
     try:
-        others = from_ollama(environment)
-        settings = Settings(flags=by_flag, environment=by_variable, file=by_file, others=others)  # type: ignore[call-arg]
+        settings = Settings.model_validate(
+            reduce(_over, [from_ollama(environment), by_file, by_variable, by_flag])
+        )
     except ValidationError as error:
         settings, faults = Settings.model_construct(), error.errors(include_url=False)
     checked = CheckedSettings(settings, document, {**variable_sources, **flag_sources})
@@ -93,6 +95,14 @@ def check(
         checked.report(*issue)
     checked.refuse()
     return checked
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both mappings as one, and those in them: what `upper` says wins."""
+    return {**lower} | {
+        key: _over(lower[key], each) if isinstance(each, dict) and isinstance(lower.get(key), dict) else each
+        for key, each in upper.items()
+    }
 
 
 def _explained(fault: Any) -> tuple[KeyPath, str, str]:
