@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
+    ContainerState,
     OnFailure,
     ProgressState,
     ServiceProgress,
@@ -179,14 +181,17 @@ async def test_a_rollback_whose_files_cannot_be_written_saves_nothing(tmp_path: 
 
 
 async def test_an_engine_that_hangs_keeps_nobody_from_the_page(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("cotenant.services.operator._ENGINE_PATIENCE_S", 0.0)
+    wait = asyncio.timeout
+    monkeypatch.setattr(asyncio, "timeout", lambda delay: wait(0.0 if delay == 10.0 else delay))
     async with setting(tmp_path) as at:
-        never = asyncio.Event()
+        goes_on = asyncio.Event()
+        containers = at.orchestrator.containers
 
-        async def hang() -> list[object]:
-            await never.wait()
-            return []
+        async def hang() -> Sequence[ContainerState]:
+            await goes_on.wait()
+            return await containers()
 
         at.orchestrator.containers = hang  # type: ignore[method-assign]
         assert len((await at.services.view()).devices) == 2
-        assert (await at.services.status())[1] == ()
+        goes_on.set()
+        assert len((await at.services.status())[1]) == 5

@@ -1,6 +1,7 @@
 """What an operator can see and change of GPU configuration: previews, saves, applies, rollbacks."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -43,7 +44,7 @@ from cotenant.services.model import (
 )
 
 _MAX_HISTORY: Final = 1_000
-_ENGINE_PATIENCE_S: Final = 5.0
+_ENGINE_PATIENCE_S: Final = 10.0
 """After that a page is shown without the state of containers."""
 
 _LOG: Final = logging.getLogger("cotenant.services")
@@ -149,7 +150,7 @@ class Services:
 
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
         """Return the last apply and the containers as they are; none if there is no container engine."""
-        return await self._last_apply(), await self._containers() or ()
+        return await self._last_apply(), await self._containers(None) or ()
 
     async def history(self, limit: int = 20) -> Sequence[SavedConfiguration]:
         """Return the last configurations, newest first. Raises StoreError."""
@@ -282,18 +283,21 @@ class Services:
             self._measuring = asyncio.get_running_loop().create_task(run_in_detached_thread(self._measure))
         return await asyncio.shield(self._measuring)
 
-    async def _containers(self) -> Sequence[ContainerState] | None:
+    async def _containers(
+        self, patience_s: float | None = _ENGINE_PATIENCE_S
+    ) -> Sequence[ContainerState] | None:
         """Return the containers as they are; None if no engine answers. Concurrent callers share a query."""
         if self._querying is None or self._querying.done():
             self._querying = asyncio.get_running_loop().create_task(self._query())
-        return await asyncio.shield(self._querying)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                return await asyncio.shield(self._querying)
+        return None
 
     async def _query(self) -> Sequence[ContainerState] | None:
-        try:
-            async with asyncio.timeout(_ENGINE_PATIENCE_S):
-                return await self._orchestrator.containers()
-        except (ContainerEngineMissing, ComposeFileError, TimeoutError):
-            return None
+        with contextlib.suppress(ContainerEngineMissing, ComposeFileError):
+            return await self._orchestrator.containers()
+        return None
 
     def _devices(
         self,

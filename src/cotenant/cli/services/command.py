@@ -229,7 +229,8 @@ def _assignment(text: str) -> dict[str, Any]:
     if not service or not equals or (index is None and not unpinned) or (colon and budget_gb is None):
         raise BadSetting(
             f"{text!r} is not an assignment",
-            hint="Write SERVICE=GPU or SERVICE=GPU:BUDGET, such as ai-enrichment=1:3.5; the GPU may be none.",
+            hint="Write SERVICE=GPU or SERVICE=GPU:BUDGET, such as ai-enrichment=1:3.5. The GPU may be none, "
+            "for a service on several GPUs too: its own compose file then decides.",
         )
     return {"service": service, "gpu_index": index, "vram_budget_override": budget_gb}
 
