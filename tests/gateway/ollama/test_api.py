@@ -11,7 +11,7 @@ import pytest
 
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.errors import CotenantError, NotOnHub
+from cotenant.domain.errors import BadHubName, CotenantError, HubSilent, NotOffered, NotOnHub
 from cotenant.domain.hub import PullStep
 from cotenant.domain.models import ModelKind, Recipe
 from cotenant.domain.requests import ModelFile, ServedModel
@@ -110,6 +110,17 @@ async def test_an_engine_that_does_not_stream_is_understood():
     piece, last = lines(reply.body)
     assert piece["message"]["content"] == "all"
     assert (last["done_reason"], last["eval_count"]) == ("length", 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "sent"),
+    [("seen", -1, 8192), ("seen", 0, 0), ("seen", 64, 64), ("llama", -1, None), ("llama", 64, 64)],
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_a_negative_repeat_last_n_is_the_context_of_the_model(model, value, sent, path):
+    payload = {"model": model, "prompt": "x", "messages": HELLO, "options": {"repeat_last_n": value}}
+    _, [(_, asked)] = await ask(payload, path)
+    assert asked.get("repeat_last_n") == sent
 
 
 async def test_options_formats_and_thinking_are_translated_and_loading_options_left_out(caplog):
@@ -655,6 +666,19 @@ async def pull(puller: PlainPuller, payload: object):
     router = SlotRouter(stub.Endpoint("127.0.0.1", 1), models=MODELS)
     async with serving(router, puller=puller) as port:
         return await post(port, payload, "/api/pull")
+
+
+@pytest.mark.parametrize(
+    "fault", [BadHubName("no name"), NotOffered("no folder"), NotOnHub("not there"), HubSilent("offline")]
+)
+@pytest.mark.parametrize("name", ["llama", "LLAMA:latest", "gpt-4o"])
+async def test_a_pull_of_what_is_served_has_succeeded(fault, name):
+    reply = await pull(PlainPuller(fault), {"model": name})
+    assert (reply.status, lines(reply.body)) == (200, [{"status": "success"}])
+    reply = await pull(PlainPuller(fault), {"model": name, "stream": False})
+    assert (reply.status, reply.json()) == (200, {"status": "success"})
+    reply = await pull(PlainPuller(fault), {"model": "stranger"})
+    assert reply.status >= 400
 
 
 async def test_a_pull_is_told_step_by_step():

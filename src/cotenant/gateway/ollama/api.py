@@ -78,7 +78,7 @@ class OllamaApi:
             "/api/generate": {"POST": self._reading(self._generate)},
             "/api/embed": {"POST": self._reading(self._embed)},
             "/api/embeddings": {"POST": self._reading(self._embedding)},
-            "/api/pull": {"POST": self._reading(partial(pull, puller, closing))},
+            "/api/pull": {"POST": self._reading(partial(pull, puller, proxy.router, closing))},
             **{path: {method: partial(_refuse, hint)} for path, (method, hint) in _REFUSED.items()},
             BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
         }
@@ -126,7 +126,8 @@ class OllamaApi:
         if asks_for_nothing(fields):
             return await self._load(request, fields, model, as_chat)
         _check_generates(model, "chat")
-        await self._stream(request, fields, CHAT, chat_request(fields, model.name), as_chat)
+        engine_request = chat_request(fields, model.name, models.n_ctx(model))
+        await self._stream(request, fields, CHAT, engine_request, as_chat)
         return None
 
     async def _generate(self, request: ApiRequest, fields: Fields) -> object:
@@ -135,9 +136,10 @@ class OllamaApi:
             return await self._load(request, fields, model, as_generated)
         _check_generates(model, "generate")
         if switch(fields, "raw", False) or (_continues(model) and stands_alone(fields)):
-            target, engine_request = COMPLETIONS, raw_request(fields, model.name)
+            target, translate = COMPLETIONS, raw_request
         else:
-            target, engine_request = CHAT, generate_request(fields, model.name)
+            target, translate = CHAT, generate_request
+        engine_request = translate(fields, model.name, models.n_ctx(model))
         await self._stream(request, fields, target, engine_request, as_generated)
         return None
 

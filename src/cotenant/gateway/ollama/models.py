@@ -28,6 +28,14 @@ def find(name: str, router: Router) -> ServedModel:
     )
 
 
+def is_served(name: str, router: Router) -> bool:
+    """Whether a model is served under this name."""
+    with suppress(UnknownModel):
+        find(name, router)
+        return True
+    return False
+
+
 def listed(model: ServedModel) -> dict[str, Any]:
     """Describe a model in the form of /api/tags."""
     return {
@@ -57,7 +65,7 @@ def running(model: ServedModel, status: ModelStatus | None, now: datetime) -> di
         "details": details(model),
         "expires_at": rendered(expires_at),
         "size_vram": 0 if in_host_ram else size,
-        "context_length": _n_ctx(model),
+        "context_length": n_ctx(model),
     }
 
 
@@ -76,7 +84,7 @@ def shown(model: ServedModel) -> dict[str, Any]:
     capabilities = list(_CAPABILITIES.get(model.kind, []))
     return {
         "modelfile": f"FROM {model.file.path}\n" if model.file else "",
-        "parameters": f"{'num_ctx':<30} {n_ctx}" if (n_ctx := _n_ctx(model)) else "",
+        "parameters": f"{'num_ctx':<30} {size}" if (size := n_ctx(model)) else "",
         "template": "",
         "details": details(model),
         "model_info": info,
@@ -114,7 +122,7 @@ def _time(seconds: float) -> str:
     return rendered(datetime.fromtimestamp(seconds, UTC))
 
 
-def _n_ctx(model: ServedModel) -> int:
+def n_ctx(model: ServedModel) -> int:
     """Return the context that a model is loaded with; 0 if its engine chooses it."""
     recipe = model.recipe
     return recipe.n_ctx if recipe is not None and recipe.engine.traits.follows_recipe else 0

@@ -5,33 +5,46 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
-from cotenant.asgi import encode_json, send_stream
-from cotenant.domain.errors import BadRequest, CotenantError
+from cotenant.asgi import encode_json, send_body, send_stream
+from cotenant.domain.errors import BadHubName, BadRequest, CotenantError, HubSilent, NotOffered, NotOnHub
 from cotenant.domain.hub import PullStep
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.ollama.exchange import NDJSON
 from cotenant.gateway.ollama.fields import Fields, switch, text
-from cotenant.interfaces import Puller
+from cotenant.gateway.ollama.models import is_served
+from cotenant.interfaces import Puller, Router
 
 _SUCCESS: Final = {"status": "success"}
 
 
-async def pull(puller: Puller, closing: asyncio.Event, request: ApiRequest, fields: Fields) -> object:
+async def pull(
+    puller: Puller, router: Router, closing: asyncio.Event, request: ApiRequest, fields: Fields
+) -> object:
     """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step.
 
-    The pull ends when the client disconnects, or `closing` is set; downloaded data is kept.
+    The pull ends when the client disconnects, or `closing` is set; downloaded data is kept. What is served
+    is here already, whether or not a hub has it: scripts pull their models at every start.
     """
     name = text(fields, "model") or text(fields, "name")
     if not name:
         raise BadRequest("`model` is required", hint="Write hf.co/ORG/REPO:QUANT.")
     async with aclosing(puller.pull(name)) as steps:
-        if not switch(fields, "stream", True):
+        streaming = switch(fields, "stream", True)
+        try:
+            # The first step is awaited before the response begins, so that errors have their own status.
+            first = await unless_disconnected(request.receive, anext(steps))
+        except (BadHubName, NotOffered, NotOnHub, HubSilent):
+            if not is_served(name, router):
+                raise
+            if streaming:
+                await send_body(request.send, 200, encode_json(_SUCCESS) + b"\n", NDJSON)
+            return None if streaming else _SUCCESS
+        if first is None:
+            return None
+        if not streaming:
             return await unless_disconnected(request.receive, _to_the_end(steps))
-        # The first step is awaited before the response begins, so that errors have their own status.
-        first = await unless_disconnected(request.receive, anext(steps))
-        if first is not None:
-            await send_stream(request.receive, request.send, [NDJSON], _lines(first, steps), closing)
+        await send_stream(request.receive, request.send, [NDJSON], _lines(first, steps), closing)
         return None
 
 

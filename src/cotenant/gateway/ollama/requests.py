@@ -45,16 +45,16 @@ _CHAT_FIELDS: Final = ("format", "images", "suffix")
 _logged: set[tuple[str, ...]] = set()
 
 
-def chat_request(fields: Fields, model: str) -> dict[str, Any]:
+def chat_request(fields: Fields, model: str, n_ctx: int) -> dict[str, Any]:
     """Translate a request to /api/chat into one to /v1/chat/completions. Raises BadRequest."""
-    request = {"model": model, "messages": list(_messages(fields)), **_common(fields)}
+    request = {"model": model, "messages": list(_messages(fields)), **_common(fields, n_ctx)}
     tools = objects(fields, "tools")
     if tools:
         request["tools"] = tools
     return request
 
 
-def generate_request(fields: Fields, model: str) -> dict[str, Any]:
+def generate_request(fields: Fields, model: str, n_ctx: int) -> dict[str, Any]:
     """Translate a request to /api/generate into a chat with one message.
 
     Raises BadRequest, or NotOffered for features of Ollama's own templates.
@@ -70,10 +70,10 @@ def generate_request(fields: Fields, model: str) -> dict[str, Any]:
     if system := text(fields, "system"):
         messages.append({"role": "system", "content": system})
     messages.append({"role": "user", "content": _content(text(fields, "prompt"), items(fields, "images"))})
-    return {"model": model, "messages": messages, **_common(fields)}
+    return {"model": model, "messages": messages, **_common(fields, n_ctx)}
 
 
-def raw_request(fields: Fields, model: str) -> dict[str, Any]:
+def raw_request(fields: Fields, model: str, n_ctx: int) -> dict[str, Any]:
     """Translate a request to /api/generate with a raw prompt into one to /v1/completions.
 
     Raises BadRequest, or NotOffered for fields that only chats support.
@@ -84,7 +84,7 @@ def raw_request(fields: Fields, model: str) -> dict[str, Any]:
     for name in _CHAT_FIELDS:
         if fields.get(name):
             raise NotOffered(f"`{name}` of a `raw` prompt is not offered here", hint="Leave out `raw`.")
-    common = _common(fields)
+    common = _common(fields, n_ctx)
     if common.pop("logprobs", False):
         most = common.pop("top_logprobs", 1)
         # In this older API, `logprobs` is a number; llama.cpp calls it `n_probs`.
@@ -116,7 +116,7 @@ def embed_dimensions(fields: Fields) -> int | None:
 
 def embed_request(fields: Fields, model: str, texts: Sequence[str | list[int]]) -> dict[str, Any]:
     """Make the request to /v1/embeddings; a text may be given as its tokens. Raises BadRequest."""
-    _options(fields)
+    _options(fields, 0)
     return {"model": model, "input": texts, "encoding_format": "float", **_kept(fields)}
 
 
@@ -125,9 +125,9 @@ def asks_for_nothing(fields: Fields) -> bool:
     return not (objects(fields, "messages") or text(fields, "prompt") or items(fields, "images"))
 
 
-def _common(fields: Fields) -> dict[str, Any]:
+def _common(fields: Fields, n_ctx: int) -> dict[str, Any]:
     return {
-        **_options(fields),
+        **_options(fields, n_ctx),
         **_format(fields),
         **_thinking(fields),
         **_log_probabilities(fields),
@@ -140,8 +140,11 @@ def _kept(fields: Fields) -> dict[str, Any]:
     return {} if keep_alive is None else {"keep_alive": keep_alive}
 
 
-def _options(fields: Fields) -> dict[str, Any]:
-    """Translate sampling options; options for loading are left out: the operator sets them."""
+def _options(fields: Fields, n_ctx: int) -> dict[str, Any]:
+    """Translate sampling options; options for loading are left out: the operator sets them.
+
+    `n_ctx` is the model's context, 0 if it is unknown.
+    """
     options = mapping(fields, "options")
     translated: dict[str, Any] = {}
     for name in (*_WHOLE, *_FRACTIONS):
@@ -157,6 +160,10 @@ def _options(fields: Fields) -> dict[str, Any]:
     if translated.get("max_tokens", 1) <= 0:
         # In Ollama, 0 and -1 mean no limit, and -2 the context length, where llama.cpp always stops.
         del translated["max_tokens"]
+    if translated.get("repeat_last_n", 0) < 0:
+        # In Ollama, this means the whole context; engines take a number.
+        del translated["repeat_last_n"]
+        translated |= {"repeat_last_n": n_ctx} if n_ctx else {}
     stop = options.get("stop")
     if stop is not None:
         stops = stop if isinstance(stop, list) else [stop]
