@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cotenant.domain.devices import DeviceId
+from cotenant.domain.engine_arguments import reserved_word
 from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
-from cotenant.domain.errors import EngineError, EngineLoadFailed, EngineLoadTimeout
+from cotenant.domain.errors import BadRecipe, EngineError, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.domain.units import MIB, format_duration
 from cotenant.engines.base.health import HealthRules, until_hung
@@ -96,8 +97,11 @@ class ServerHost:
     async def _start(self, order: EngineOrder, plan_for: Callable[[int], LaunchPlan]) -> Started:
         """Start what `plan_for` returns for a port; it is called in a thread.
 
-        Raises EngineMissing or EngineLoadFailed.
+        Raises BadRecipe, EngineMissing or EngineLoadFailed.
         """
+        word = reserved_word(order.placement.recipe.engine, order.args, order.env)
+        if word is not None:
+            raise BadRecipe(f"{order.name}: {word} is set by Cotenant", hint="Leave it out.")
         port = ReservedPort()
         try:
             plan = (await asyncio.to_thread(plan_for, port.number)).with_key()

@@ -135,7 +135,7 @@ STRONG: Final = signatures(
     ),
     (
         Cause.UNSUPPORTED_ARCHITECTURE,
-        r"unknown model architecture: '([^'\n]*)'"
+        r"(?:unknown|unsupported) model architecture:? '([^'\n]*)'"
         r"|Model architectures \['([^'\n]*)'.{0,80}(?:not supported|failed to be inspected)",
         "its build does not know the architecture '{0}'",
     ),

@@ -97,8 +97,7 @@ _ROWS: Final[tuple[tuple[Cause, str, str, str, str], ...]] = (
     (
         Cause.UNSUPPORTED_ARCHITECTURE,
         "llama.cpp",
-        r"un(?:known|supported) (pre-tokenizer|tokenizer|projector|model architecture)"
-        r"(?: type)?:? '?([\w.-]+)",
+        r"un(?:known|supported) (pre-tokenizer|tokenizer|projector)(?: type)?:? '?([\w.-]+)",
         "its build does not know the {0} {1}",
         "llama-vocab.cpp, clip.cpp",
     ),
