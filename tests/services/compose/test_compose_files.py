@@ -115,6 +115,9 @@ def test_published_ports_are_read_in_both_forms(tmp_path):
         (_LAUGHS, "", "aliases"),
         ("\x00", "", "not YAML"),
         ("? [a]\n: b\n", ":1", "not YAML"),
+        ("services: {a: {image: !!timestamp x}}\n", "", "not YAML"),
+        ("services: {a: {image: !!bool x}}\n", "", "not YAML"),
+        ("services: {a: {image: !!int x}}\n", "", "not YAML"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, text, where, what):

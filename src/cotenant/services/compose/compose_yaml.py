@@ -78,7 +78,7 @@ def read_compose_text(path: Path) -> ComposeText:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         raise error_at(line, f"it is not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+    except Exception as error:  # its constructors raise anything for a value of the wrong type
         raise error_at(None, f"it is not YAML: {' '.join(str(error).split())[:200]}") from None
     if root is None:
         root = {}
