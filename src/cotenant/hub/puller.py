@@ -59,33 +59,28 @@ class HubPuller:
         if self._running == _MAX_PULLS:
             raise QueueFull(f"{_MAX_PULLS} models are being pulled", hint="Wait until one of them is there.")
         self._running += 1
-        try:
-            async with contextlib.aclosing(self._fetch(wanted, models_dir)) as steps:
-                async for step in steps:
-                    yield step
-        finally:
-            self._running -= 1
-        if self._arrived is not None:
-            await self._arrived()
-
-    async def _fetch(self, wanted: HubName, models_dir: Path) -> AsyncGenerator[PullStep, None]:
+        child = None
         request = {"name": str(wanted), "models_dir": str(models_dir), "list_within_s": self._list_within_s}
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(request)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=MIB,
-            start_new_session=True,
-        )
         try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "cotenant.hub.fetch", json.dumps(request)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=MIB,
+                start_new_session=True,
+            )
             async with contextlib.aclosing(_steps(child, self._list_within_s)) as steps:
                 async for step in steps:
                     yield step
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.communicate()
+            self._running -= 1
+            if child is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+                await child.communicate()
+        if self._arrived is not None:
+            await self._arrived()
 
 
 async def _steps(child: asyncio.subprocess.Process, list_within_s: float) -> AsyncGenerator[PullStep, None]:

@@ -2,21 +2,22 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from cotenant.clock import Clock
 from cotenant.domain.errors import StoreError
-from cotenant.domain.records import Record
 from cotenant.store import postgres, sqlite
 from cotenant.store.location import Location, explain, unusable
 from cotenant.store.repositories import Records
 from cotenant.store.services.rows import ServiceRows
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -100,23 +101,19 @@ class Database:
         except Unusable as error:
             self._keep_in_memory(str(error))
 
-    def add(self, records: Sequence[Record]) -> None:
-        """Store records: in memory while the database cannot be used."""
+    def use(self, work: Callable[[Records], T]) -> T:
+        """Store or find records, in one transaction: in memory while the database cannot be used."""
+        self._try_again()
         try:
-            with self.records() as opened:
-                opened.records.add(records)
+            with session(self._engine) as opened:
+                return work(opened.records)
         except SQLAlchemyError as error:
             if self._problem is not None:
                 raise
             self._engine.dispose()
             self._keep_in_memory(explain(error))
-            with session(self._engine) as opened:
-                opened.records.add(records)
-
-    def records(self) -> AbstractContextManager[Session]:
-        """A transaction for records: in memory while the database cannot be used."""
-        self._try_again()
-        return session(self._engine)
+        with session(self._engine) as opened:
+            return work(opened.records)
 
     def durable(self) -> AbstractContextManager[Session]:
         """A transaction for data that must not be lost. Raises StoreError while there is no database."""

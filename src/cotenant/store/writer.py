@@ -54,7 +54,6 @@ class Writer:
         self._waiting: queue.Queue[Record | Callable[[Database], None] | None] = queue.Queue(max_waiting)
         self._lost = 0
         self._count_lock = threading.Lock()
-        self._unreadable = False
         # Nothing may be queued after the item that ends the thread: it would never be answered.
         self._queue_lock = threading.Lock()
         self._closed = False
@@ -154,7 +153,7 @@ class Writer:
 
     def _write(self, database: Database, batch: list[Record]) -> None:
         try:
-            database.add(batch)
+            database.use(lambda records: records.add(batch))
         except Exception as error:
             self._count_lost(len(batch), explain(error))
             return
@@ -168,17 +167,11 @@ class Writer:
     ) -> None:
         if not answer.set_running_or_notify_cancel():
             return
-        found = default
         try:
-            with database.records() as session:
-                found = read(session.records)
+            answer.set_result(database.use(read))
         except Exception as error:
-            if not self._unreadable:
-                _log.warning("%s cannot be read: %s", self._location, explain(error))
-            self._unreadable = True
-        else:
-            self._unreadable = False
-        answer.set_result(found)
+            _log.warning("%s cannot be read: %s", self._location, explain(error))
+            answer.set_result(default)
 
     def _do_task(self, database: Database, work: Callable[[Session], T], answer: Future[T]) -> None:
         from sqlalchemy.exc import SQLAlchemyError
