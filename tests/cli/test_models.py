@@ -121,6 +121,25 @@ def test_a_check_lists_everything_wrong(
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("devices: {gpus: absent.yaml}", "absent.yaml cannot be read"),
+        ("devices: {gpus: '24GiB,8GiB', use: [2]}", "'2' names no device"),
+        (
+            "devices: {gpus: '24GiB'}\nmodels: [{path: models/llama.gguf, gpus: [9]}]",
+            "gpus of llama: '9' names",
+        ),
+    ],
+)
+def test_a_check_names_devices_that_are_not_there(
+    text: str, what: str, capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cotenant.yaml").write_text(text)
+    assert main(["models", "--check"]) == 2
+    assert what in capsys.readouterr().out
+
+
 def test_files_are_deleted_only_when_somebody_agreed(
     capsys: pytest.CaptureFixture[str], models: Path
 ) -> None:

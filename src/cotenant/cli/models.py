@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.flags import file_path, read_inventory
+from cotenant.cli.flags import file_path, kept_to, measured, read_inventory
 from cotenant.cli.table import Column, attributes, print_result, table_lines
 from cotenant.domain.devices import DeviceKind
-from cotenant.domain.errors import BadSetting, UsageError
+from cotenant.domain.errors import BadSetting, UnknownDevice, UsageError
 from cotenant.domain.placements import Placement
 from cotenant.domain.records import PastRuns
 from cotenant.domain.units import format_bytes, format_count, format_duration
@@ -139,11 +139,32 @@ def _check(args: argparse.Namespace) -> int:
     except BadSetting as error:
         print(*error.problems, sep="\n")
         return 2
+    if absent := [*_absent_devices(configuration)]:
+        print(*absent, sep="\n")
+        return 2
     count = format_count(len(configuration.models), "model")
     print(f"{configuration.path or 'The environment'} is valid: {count}.")
     for problem in configuration.problems:
         print(f"Problem: {problem}")
     return 0
+
+
+def _absent_devices(configuration: Configuration) -> Iterator[str]:
+    """Say which devices are named that are not there; nothing on a machine without GPUs, where none are."""
+    devices = configuration.devices
+    where = f"{configuration.path or 'the environment'}: "
+    try:
+        inventory = measured(devices.gpus)
+        if inventory.has_gpus:
+            inventory = kept_to(inventory, list(devices.use), described=devices.gpus)
+    except UsageError as error:
+        yield f"{where}devices: {error.message} ({error.hint})"
+        return
+    for model in configuration.models if inventory.has_gpus else ():
+        try:
+            inventory.select(model.gpus)
+        except UnknownDevice as error:
+            yield f"{where}gpus of {model.name}: {error.message} ({error.hint})"
 
 
 def read_past_runs(configuration: Configuration) -> PastRuns:
