@@ -252,7 +252,10 @@ class Services:
             named = {each.service for each in manual}
             manual = (*manual, *(each for each in saved.assignments if each.service not in named))
         known = await self._compose_services([])
-        return assign(strategy, self._enabled, devices, manual=manual, known_services=known)
+        # The search for a layout takes up to some tenths of a second.
+        return await asyncio.to_thread(
+            assign, strategy, self._enabled, devices, manual=manual, known_services=known
+        )
 
     async def _start(
         self, saved: SavedConfiguration, running: Sequence[ContainerState], *, force: bool

@@ -21,8 +21,8 @@ from cotenant.services.assign.memory import Placed, adjustable, adjusted_budgets
 from cotenant.services.model import Service, ServiceDevice
 
 _MAX_LAYOUTS: Final = 4096
-_MAX_COMPARED: Final = 20_000
-"""Layouts that a repair of many services may compare: some tenths of a second."""
+_MAX_COMPARED: Final = 3000
+"""Layouts that the repair of many services may look at: some tenths of a second for 64 on 8 GPUs."""
 
 Preference = Callable[[Sequence[Sequence[Service]], Sequence[Service]], tuple[float, ...]]
 """What a strategy wants least of, given each GPU's services, and those that are not where it put them."""
@@ -56,7 +56,9 @@ def fitting(layout: Layout, preference: Preference) -> Where:
     if n_gpus**n_services <= _MAX_LAYOUTS:
         found = min(product(range(n_gpus), repeat=n_services), key=search.cost)
     else:
-        found = min((search.improved(start) for start in (layout.where, _even(layout))), key=search.cost)
+        found = search.improved(layout.where, until_it_fits=True)
+        if search.overfill(found):
+            found = search.improved(_even(layout))
     return layout.where if search.overfill(found) else found
 
 
@@ -95,7 +97,6 @@ class _Search:
 
     def cost(self, where: Where) -> _Cost:
         """Return what to minimise, most important first."""
-        self._compared += 1
         seen = self._gpus(where)
         moved = [i for i, gpu in enumerate(where) if gpu != self._layout.where[i]]
         return (
@@ -112,19 +113,28 @@ class _Search:
             len(moved),
         )
 
-    def improved(self, where: Where) -> Where:
+    def improved(self, where: Where, *, until_it_fits: bool = False) -> Where:
         """Make the best move of one service, or exchange of two, as long as one improves the layout."""
         least = self.cost(where)
-        while self._compared < _MAX_COMPARED:
-            for neighbours in (self._moves, self._exchanges):
-                found = min(neighbours(where), key=self.cost, default=where)
-                cost = self.cost(found)
-                if cost < least:
-                    break
-            else:
+        while least[0] or not until_it_fits:
+            found = self._best(self._moves(where), least) or self._best(self._exchanges(where), least)
+            if found is None:
                 break
-            least, where = cost, found
+            least, where = found
         return where
+
+    def _best(self, layouts: Iterator[Where], least: _Cost) -> tuple[_Cost, Where] | None:
+        """Return the best of the layouts, if it costs less than `least`."""
+        best = None
+        for each in layouts:
+            if self._compared >= _MAX_COMPARED:
+                return None
+            self._compared += 1
+            if self.overfill(each) <= least[0]:
+                cost = self.cost(each)
+                if cost < least:
+                    least, best = cost, (cost, each)
+        return best
 
     def _moves(self, where: Where) -> Iterator[Where]:
         for i, gpu in product(range(len(where)), range(len(self._layout.devices))):
