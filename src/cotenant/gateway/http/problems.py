@@ -11,6 +11,7 @@ from typing import Any, Final
 from cotenant.asgi import JSON_TYPE, Header, Send, encode_json, send_body
 from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError
+from cotenant.gateway.http.redaction import for_clients
 
 _INVALID: Final = "invalid_request_error"
 _REASONS: Final = ("error", "message", "msg", "detail", "details", "errors", "title", "error_msg")
@@ -141,6 +142,8 @@ def envelope(error: BaseException) -> bytes:
         param = error.field if isinstance(error, errors.BadAssignment) else problem.param
         cause = error.cause if isinstance(error, errors.EngineError) else None
         text = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
+        if isinstance(error, errors.EngineError):
+            text = for_clients(text)
         return encode_error(text, problem.type, param, error.code, cause)
     return encode_error(
         "The gateway failed on this request; its log says why.", problem.type, None, "internal"
