@@ -142,6 +142,13 @@ async def test_a_model_without_projector_is_not_loaded_for_an_image(path, payloa
         assert len(engine.calls) == 1
 
 
+@pytest.mark.parametrize("padding", [b"", b" " * 100_000])
+def test_a_long_body_is_looked_at_as_a_short_one(padding):
+    for request in forms("http://evil.example"):
+        with pytest.raises(BadRequest):
+            check_media(request, json.dumps(request).encode() + padding, ())
+
+
 async def test_the_gateway_asks_no_engine_to_fetch_unless_the_host_is_allowed():
     models = (SEEING,)
     async with (

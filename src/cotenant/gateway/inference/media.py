@@ -9,11 +9,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from cotenant.domain.errors import BadRequest
+from cotenant.domain.units import KIB
 
 _FIELDS: Final = ("messages", "input", "system", "prompt", "query", "documents")
 """Fields of a request, in any dialect, in which parts may be."""
-_NESTED: Final = ("content", "output")
-"""Fields of a part with more parts: of a message, and of a tool's result."""
 _MEDIA: Final = ("image_url", "video_url", "audio_url", "input_audio")
 _LINKS: Final = (*_MEDIA, "file_url", "image", "video", "audio")
 _HOLDERS: Final = (*_LINKS, "file", "source")
@@ -21,6 +20,8 @@ _HOLDERS: Final = (*_LINKS, "file", "source")
 _TYPES: Final = frozenset({"image", "input_image", "video", "audio", *_MEDIA})
 _HINTS: Final = (b"image", b"audio", b"video", b"file", b"_url", b"source", b"\\u")
 """A body with parts of interest has one of these, if only within an escape."""
+_LARGE_BYTES: Final = 64 * KIB
+"""A body over this length may hold a million numbers, which are not looked at one by one."""
 _INLINE: Final = re.compile(r"data:|(?:/9j/|[A-Z0-9])[A-Z0-9+/=_-]{60}", re.IGNORECASE)
 """A `data:` URL, or base64 alone, which a path does not resemble for that long (`/9j/` begins a JPEG)."""
 _HOST: Final = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?(?=[/?#]|$)", re.IGNORECASE)
@@ -32,11 +33,12 @@ def check_media(request: Mapping[str, Any], body: bytes, hosts: Collection[str])
 
     `hosts` are those from which engines may fetch; `*` stands for any.
     """
-    if not any(hint in body for hint in _HINTS):
+    if len(body) > _LARGE_BYTES and not any(hint in body for hint in _HINTS):
         return False
     found = False
     for field in _FIELDS:
-        for part in _parts(request.get(field)):
+        value = request.get(field)
+        for part in _parts(value) if isinstance(value, (dict, list)) else ():
             found = found or str(part.get("type")) in _TYPES or any(map(part.get, _MEDIA))
             for url in _urls(part):
                 _check_url(url, hosts)
@@ -44,15 +46,18 @@ def check_media(request: Mapping[str, Any], body: bytes, hosts: Collection[str])
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a list of parts, and in the lists within them."""
+    """Yield the objects in a list of parts, and within them: of messages, and of results of tools."""
     pending = [value]
     while pending:
         value = pending.pop()
         if isinstance(value, list):
             pending.extend(item for item in value if isinstance(item, (dict, list)))
         elif isinstance(value, dict):
+            content = value.get("content")
+            if isinstance(content, str) and "role" in value:
+                continue  # most messages: a text alone
             yield value
-            pending.extend(value.get(name) for name in _NESTED)
+            pending += content, value.get("output")
 
 
 def _urls(part: Mapping[str, Any]) -> Iterator[str]:
