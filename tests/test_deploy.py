@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cotenant.cli.main import build_parser
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.models import ModelKind
@@ -148,3 +149,13 @@ def test_promtool_reads_every_query_of_the_dashboard(tmp_path: Path) -> None:
     written.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": asked}]}))
 
     run("check", "rules", str(written))
+
+
+def test_alerts_name_commands_that_exist() -> None:
+    named = re.findall(r"`cotenant ([a-z ]+?)(?: --json| \{\{|`)", RULES.read_text())
+    assert named
+    parser = build_parser()
+    for command in named:
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([*command.split(), "--help"])
+        assert end.value.code == 0, command

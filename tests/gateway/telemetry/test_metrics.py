@@ -54,7 +54,8 @@ async def test_what_the_operator_knows_is_told_with_model_runtime_and_gpu():
         reported_bytes=3 * GIB,
         measured_bytes=5 * GIB,
     )
-    operator = PlainOperator(status, ModelStatus("cold", "unloaded"))
+    described = ModelStatus("described", "ready", predicted_bytes=4 * GIB, reported_bytes=3 * GIB)
+    operator = PlainOperator(status, ModelStatus("cold", "unloaded"), described)
     async with serving(SlotRouter(None), operator) as port:
         told = await scrape(port)
     assert told[of_llama("cotenant_model_qps", gpu="0")] == 0.25
@@ -64,6 +65,8 @@ async def test_what_the_operator_knows_is_told_with_model_runtime_and_gpu():
     assert told[of_llama("cotenant_model_measured_bytes", gpu="0")] == 5 * GIB
     assert told[of_llama("cotenant_model_estimate_error_ratio", gpu="0")] == 0.25
     assert not [key for key in told if key[0] == "cotenant_model_idle_seconds" and "model=cold" in key]
+    errors = [key for key in told if key[0] == "cotenant_model_estimate_error_ratio"]
+    assert len(errors) == 1, "what an engine reports leaves out the overhead, so it is no measurement"
 
 
 async def test_a_load_under_way_tells_how_far_it_is_and_no_other_does():

@@ -116,7 +116,7 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
     measured = _gauge("cotenant_model_measured_bytes", "Bytes that the driver showed it to hold", _PLACED)
     error = _gauge(
         "cotenant_model_estimate_error_ratio",
-        "Measured bytes (reported ones where none are measured) over predicted, less 1",
+        "Measured bytes over predicted, less 1",
         _PLACED,
     )
     loading = _gauge("cotenant_model_loading_seconds", "Seconds since the load under way began", _PLACED)
@@ -132,14 +132,14 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
         state.add_metric((*placed, status.state), 1)
         pinned.add_metric(placed, status.pinned)
         loads.add_metric(placed[:2], status.loads)
-        actual = status.reported_bytes if status.measured_bytes is None else status.measured_bytes
         _add_known(idle, placed, status.idle_s)
         _add_known(load_s, placed, status.load_s)
         _add_known(predicted, placed, status.predicted_bytes)
         _add_known(reported, placed, status.reported_bytes)
         _add_known(measured, placed, status.measured_bytes)
-        if actual is not None and status.predicted_bytes:
-            error.add_metric(placed, actual / status.predicted_bytes - 1)
+        # Engines do not report the overhead that is predicted: only what was measured can be compared.
+        if status.measured_bytes is not None and status.predicted_bytes:
+            error.add_metric(placed, status.measured_bytes / status.predicted_bytes - 1)
         if status.load is not None:
             loading.add_metric(placed, status.load.running_s)
             _add_known(read, placed, status.load.read_bytes)
