@@ -131,6 +131,24 @@ def test_five_kinds_of_engine_share_a_card_under_load(tmp_path: Path) -> None:
         wait_until(lambda: machine.card()["used_mib"] == 0)
 
 
+def test_the_first_preload_of_an_ollama_model_claims_what_it_takes_and_not_most_of_the_card(
+    tmp_path: Path,
+) -> None:
+    with ollama_daemon() as hub:
+        entry = {"name": "tiny", "engine": "ollama", "address": f"http://127.0.0.1:{hub}"}
+        config = {"models": [{**entry, "preload": True, "pinned": True}]}
+        path = tmp_path / "cotenant.yaml"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        argv = ["serve", "--config", str(path), "--port", "0", "--gpus", "24GiB"]
+        with Serving(argv, tmp_path / "state") as daemon:
+            daemon.address()
+            wait_until(lambda: states(daemon)["tiny"] == "ready")
+            assert "loading on GPU 0" in story(daemon, "tiny")[0]["text"]
+            first = story(daemon, "tiny")[0]["facts"]["bytes"]
+            assert first < 2000 * MIB
+            wait_until(lambda: card(daemon)["claimed_bytes"] <= 310 * MIB)
+
+
 def test_what_others_have_ollama_load_is_counted_and_its_models_are_listed(tmp_path: Path) -> None:
     with ollama_daemon() as hub:
         config = {"ollama": {"address": f"http://127.0.0.1:{hub}"}, "defaults": {"ctx": 512}}
@@ -256,7 +274,9 @@ def test_a_command_is_learned_by_what_it_is_seen_to_take(tmp_path: Path) -> None
 
     with serve(tmp_path, config, machine) as daemon:
         assert complete(daemon, "unknown").status == 200
-        assert claim(daemon) == int(0.8 * 2000 * MIB), "at first it gets most of a card"
+        (load,) = (d for d in story(daemon, "unknown") if d["kind"] == "load")
+        assert load["facts"]["bytes"] == int(0.8 * 2000 * MIB), "at first it gets most of a card"
+        wait_until(lambda: claim(daemon) == int(1.05 * 300 * MIB))
         wait_until(lambda: get(daemon, "/api/models")["models"][0]["measured_bytes"] == 300 * MIB)
         asyncio.run(post(port_of(daemon), "/api/models/unknown/unload", {}))
         wait_until(lambda: states(daemon)["unknown"] == "cold")

@@ -525,6 +525,21 @@ def test_host_ram_is_claimed_refused_and_freed_like_a_device() -> None:
     assert "it holds 23.3 GiB of host RAM" in bench.told(DecisionKind.REFUSED, "c")[0]
 
 
+def test_a_claim_that_was_a_guess_falls_to_what_the_model_was_measured_to_hold() -> None:
+    guessed, other = model("ollama", 19), model("b", 10)
+    bench = Bench.of([guessed, other], [card(0, 24)])
+    bench.load("ollama")
+    bench.state.models["ollama"].pinned = True
+    bench.send(events.ModelsChanged(bench.now, (replace(guessed, seen_bytes=4 * GB), other)))
+    assert bench.state.ledger.claimed_bytes(card(0).id) == 4 * GB
+    bench.ask("b")
+    assert "b" in bench.loading
+    bench.send(events.ModelsChanged(bench.now, (replace(guessed, seen_bytes=9 * GB), other)))
+    assert bench.state.ledger.claims[bench.state.models["ollama"].residency].bytes_by_device == {
+        card(0).id: 4 * GB
+    }, "no claim grows where others may have been placed"
+
+
 def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go() -> None:
     sizes = {"gpt2": 0.5, "gpt2-small": 0.3, "bert-base": 0.4, "llama-7b": 14, "qwen-1.5b": 3}
     qps = {"gpt2": 2.0, "gpt2-small": 0.0, "bert-base": 1.5, "llama-7b": 0.8, "qwen-1.5b": 0.0}

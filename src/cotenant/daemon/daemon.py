@@ -170,6 +170,7 @@ class Daemon:
         try:
             self._cards.read(self._inputs.inventory)
             self._active.publish()
+            await self._engines.ask_once()
             if self._services is not None:
                 await self._services.start()
             if await self._load_first():

@@ -39,6 +39,10 @@ class EngineMonitors:
         """Return the GPU memory that our engines hold outside of the processes of residencies."""
         return replace(self._ollama.usage(), asleep=frozenset(self._hosts.asleep.values()))
 
+    async def ask_once(self) -> None:
+        """Ask Ollama daemons what they have, so that the first loads are planned by more than a guess."""
+        await self._ollama.poll()
+
     async def run(self) -> None:
         """Remove containers that a killed daemon left behind, and watch Ollama daemons, until cancelled."""
         async with asyncio.TaskGroup() as tasks:

@@ -16,7 +16,8 @@ class ModelSpec:
 
     `fit` places it on devices; with `together` it is spread over all rather than packed on one. `slots`
     requests run at once. It is unloaded `keep_alive_s` after its last request, None never. `load_s` is the
-    first estimate of its load time, replaced by measurements. A higher `priority` waits less.
+    first estimate of its load time, replaced by measurements. A higher `priority` waits less. `seen_bytes` is
+    what it was measured to hold, if its memory cannot be computed.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ModelSpec:
     pinned: bool = False
     priority: int = 0
     load_s: float = 10.0
+    seen_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

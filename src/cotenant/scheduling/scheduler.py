@@ -28,7 +28,7 @@ from cotenant.scheduling.requests import (
     what_it_waits_for,
 )
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
-from cotenant.scheduling.transitions import became_ready, exited, resume, unload_when_idle
+from cotenant.scheduling.transitions import became_ready, exited, lower_claim, resume, unload_when_idle
 
 _STABLE_S = 30.0
 _DEATHS_WITHOUT_PAUSE = 4
@@ -234,6 +234,7 @@ class Scheduler:
         residency = self.state.residency_of(known)
         if residency is not None:
             residency.slots = spec.slots
+            lower_claim(residency, spec.seen_bytes)
 
     def _remove(self, name: str, out: Outbox) -> None:
         model = self.state.models[name]

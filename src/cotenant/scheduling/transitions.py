@@ -86,6 +86,14 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
     out.publish(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
 
 
+def lower_claim(residency: Residency, seen_bytes: int | None) -> None:
+    """Claim no more than a ready model was measured to hold: its first claim may have been a guess."""
+    if seen_bytes is None or residency.state is not READY or len(residency.bytes_by_device) != 1:
+        return
+    for device, claimed in residency.bytes_by_device.items():
+        residency.bytes_by_device[device] = min(claimed, seen_bytes)
+
+
 def unload(
     state: State,
     residency: Residency,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import ModelEntry
 from cotenant.domain.devices import Device
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget
@@ -60,6 +61,7 @@ def spec_of(
         pinned=entry.pinned,
         priority=entry.priority,
         load_s=load_s or guessed_load_s(entry.shape.tensor_bytes),
+        seen_bytes=entry.stated_bytes if recipe.engine.traits.planning is PlanMethod.WHOLE else None,
     )
 
 
