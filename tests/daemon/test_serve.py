@@ -5,8 +5,11 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import openai
@@ -15,7 +18,7 @@ import pytest
 from tests.support.daemon.serving import Serving, serving
 from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.models.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, real_server
-from tests.support.waiting import alive, wait_until
+from tests.support.waiting import alive, ends, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -280,3 +283,20 @@ def test_as_many_files_may_be_open_as_the_machine_allows(model: Path, tmp_path: 
     with running as daemon:
         daemon.address()
         assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_killed_again_and_again_it_leaves_no_engine_and_a_sound_record(model: Path, tmp_path: Path) -> None:
+    for _ in range(4):
+        with serving(model, tmp_path) as running:
+            running.address()
+            engine = os.pidfd_open(running.engine_pid())
+            running.process.kill()
+            running.process.wait()
+            assert ends(engine)
+        with closing(sqlite3.connect(tmp_path / "cotenant.db")) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with serving(model, tmp_path) as first, serving(model, tmp_path) as second:
+        # Two daemons may share one folder of state, too.
+        for running in (first, second):
+            assert get_json(f"{running.address()}/api/decisions?limit=500")
+    assert not list(tmp_path.glob("*.damaged-*"))
