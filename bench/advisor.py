@@ -20,7 +20,7 @@ from cotenant.scheduling.events import AdviceGiven
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.scheduling.state import ModelState
 from cotenant.simulation.machine import Machine, card
-from cotenant.simulation.workload import Request
+from cotenant.simulation.models import Request
 from cotenant.simulation.world import World
 
 _EVERY_S, _KEEP_ALIVE_S, _DRAWS = 60.0, 300.0, 3

@@ -17,8 +17,8 @@ from bench.replay import BASELINES, Report
 from bench.rows import Row, print_table
 from bench.workloads import ARENA, CLIENTS, Profile, draw_models
 from cotenant.simulation.machine import card
+from cotenant.simulation.models import Request
 from cotenant.simulation.trace import read_trace
-from cotenant.simulation.workload import Request
 
 GB = 10**9
 MEASURES = ("mean_s", "p99_s", "worst_model_s")

@@ -12,9 +12,8 @@ from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import Policy
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.machine import Machine
-from cotenant.simulation.models import SimulatedModel
+from cotenant.simulation.models import Request, SimulatedModel, quantile
 from cotenant.simulation.variant import foresight
-from cotenant.simulation.workload import Request, quantile
 from cotenant.simulation.world import Outcome, World
 
 

@@ -14,8 +14,7 @@ from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.planning.device_choice import Fit
 from cotenant.scheduling.model_spec import ModelSpec
-from cotenant.simulation.models import SimulatedModel, speed_of
-from cotenant.simulation.workload import Request, quantile
+from cotenant.simulation.models import Request, SimulatedModel, quantile, speed_of
 
 _GB: Final = 10**9
 _SIZES_GB: Final = (1.4, 2.4, 3.5, 5.6, 6.1, 8.6, 9.8, 13.5, 18.5, 21.5)
@@ -35,14 +34,14 @@ def draw_models(names: Sequence[str], rng: Random, *, largest_bytes: int) -> tup
         size = round(rng.choice(sizes) * rng.uniform(0.85, 1.15) * _GB)
         size = min(size, largest_bytes)
         read_per_s = math.exp(rng.uniform(math.log(0.5e9), math.log(3e9)))
-        speed = speed_of(size)
+        prefill_per_s, decode_per_s = speed_of(size)
         models.append(
             SimulatedModel(
                 name,
                 (size,),
                 load_s=_START_S + size / read_per_s,
-                prefill_per_s=speed.prefill_per_s,
-                decode_per_s=speed.decode_per_s,
+                prefill_per_s=prefill_per_s,
+                decode_per_s=decode_per_s,
                 slots=_SLOTS,
             )
         )

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from cotenant.console.text_diff import count_nodes, tokens_of
+from cotenant.console.live_updates import count_nodes, tokens_of
 from tests.support.browser import tab, until
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cotenant.console.text_diff import changes, count_nodes, tokens_of
+from cotenant.console.live_updates import changes, count_nodes, tokens_of
 
 ROW = '<tr id="a" class="x"><td>1 <b>of</b> 2</td><td data-tip="a &amp; b">–</td></tr>'
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.config.configuration import Configuration
-from cotenant.doctor import container_runs, containers
+from cotenant.doctor import containers
 from cotenant.doctor.findings import Level
 from cotenant.doctor.host_context import HostContext
 from cotenant.services.model import Service, ServicesSettings
@@ -159,7 +159,7 @@ def test_no_container_runs_unless_asked_for(tmp_path: Path) -> None:
     program(tmp_path, "podman", f"touch {tmp_path / 'ran'}")
     host = with_services(machine(tmp_path, CARD))
 
-    assert list(container_runs.trial(host)) == list(container_runs.services(host)) == []
+    assert list(containers.trial(host)) == list(containers.services(host)) == []
     assert not (tmp_path / "ran").exists()
 
 
@@ -184,7 +184,7 @@ def test_a_container_is_run_and_asked_what_it_sees(tmp_path: Path, run: str, lev
     program(tmp_path, "podman", TRIAL.format(run=f'echo "$*" > {tmp_path / "argv"}; {run}'))
     host = machine(tmp_path, CARD, containers=True)
 
-    (found,) = container_runs.trial(host)
+    (found,) = containers.trial(host)
     assert found.level is level
     assert says in found.seen
     argv = (tmp_path / "argv").read_text()
@@ -195,7 +195,7 @@ def test_a_container_is_run_and_asked_what_it_sees(tmp_path: Path, run: str, lev
 
 def test_without_an_image_nothing_is_pulled(tmp_path: Path) -> None:
     program(tmp_path, "docker", "test $1 = images")
-    (found,) = container_runs.trial(machine(tmp_path, CARD, containers=True))
+    (found,) = containers.trial(machine(tmp_path, CARD, containers=True))
 
     assert found.level is Level.UNKNOWN
     assert found.fix.startswith("docker pull")
@@ -215,7 +215,7 @@ def test_each_service_is_asked_for_its_gpu(tmp_path: Path, ps: str, look: str, l
     program(tmp_path, "docker", f'case "$1" in ps) {ps} ;; exec) {look} ;; esac')
     host = with_services(machine(tmp_path, CARD, containers=True))
 
-    (found,) = container_runs.services(host)
+    (found,) = containers.services(host)
     assert found.level is level
     assert "ai-llm" in found.seen
 
@@ -228,7 +228,7 @@ def test_a_service_of_that_name_in_another_project_is_not_asked(tmp_path: Path) 
         f'case "$*" in *"{ours}"*) echo ours ;; ps*) echo theirs ;; "exec ours "*) echo /dev/nvidia0 ;; esac',
     )
     host = with_services(machine(tmp_path, CARD, containers=True))
-    assert only(container_runs.services(host), Level.OK).seen == "the service ai-llm sees /dev/nvidia0"
+    assert only(containers.services(host), Level.OK).seen == "the service ai-llm sees /dev/nvidia0"
 
     (host.state_dir / "compose.yml").unlink()
-    assert "cannot be read" in only(container_runs.services(host), Level.PROBLEM).seen
+    assert "cannot be read" in only(containers.services(host), Level.PROBLEM).seen

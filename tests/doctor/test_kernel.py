@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.doctor import kernel
+from cotenant.doctor import machine as checks
 from cotenant.doctor.findings import Level
 from tests.doctor.support import levels, machine, only, program, write
 
@@ -25,7 +25,7 @@ def test_faults_of_the_hardware_are_problems_and_those_of_programs_warnings(
         (tmp_path / "log").write_text(log)
         program(tmp_path, "journalctl", f"cat {tmp_path / 'log'}")
 
-    found = [*kernel.faults(host), *kernel.killed_processes(host)]
+    found = [*checks.faults(host), *checks.killed_processes(host)]
     assert "Xid 79 on PCI 0000:44:00" in only(found, Level.PROBLEM).seen
     assert [each.seen for each in found if each.level is Level.WARNING] == [
         "Xid 31 on PCI 0000:01:00, 2 times",
@@ -40,7 +40,7 @@ def test_a_loss_that_the_newer_driver_tells_in_two_lines_is_seen(tmp_path: Path)
         "NVRM: The NVIDIA GPU 0000:b3:00.0\nNVRM: fallen off the bus and is not responding\n",
     )
 
-    assert "fallen off the bus" in only(kernel.faults(machine(tmp_path)), Level.PROBLEM).seen
+    assert "fallen off the bus" in only(checks.faults(machine(tmp_path)), Level.PROBLEM).seen
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_loss_that_the_newer_driver_tells_in_two_lines_is_seen(tmp_path: Path)
 def test_a_kill_within_a_limit_of_memory_counts_as_one_of_the_machine(tmp_path: Path, begins: str) -> None:
     write(tmp_path, "/dev/kmsg", KILLED.replace("Out of memory", begins) + "\n")
 
-    assert "llama-server (1×)" in only(kernel.killed_processes(machine(tmp_path)), Level.WARNING).seen
+    assert "llama-server (1×)" in only(checks.killed_processes(machine(tmp_path)), Level.WARNING).seen
 
 
 def test_records_that_are_overwritten_while_being_read_do_not_end_the_reading(
@@ -64,13 +64,13 @@ def test_records_that_are_overwritten_while_being_read_do_not_end_the_reading(
         return real(descriptor, count)
 
     monkeypatch.setattr(os, "read", read)
-    assert "Xid 79" in only(kernel.faults(machine(tmp_path)), Level.PROBLEM).seen
+    assert "Xid 79" in only(checks.faults(machine(tmp_path)), Level.PROBLEM).seen
 
 
 def test_a_quiet_log_is_well(tmp_path: Path) -> None:
     write(tmp_path, "/dev/kmsg", "6,1,1,-;fine\n")
 
-    assert levels(kernel.faults(machine(tmp_path))) == [Level.OK]
+    assert levels(checks.faults(machine(tmp_path))) == [Level.OK]
 
 
 @pytest.mark.parametrize("journal", [None, "exit 1", "echo '-- No entries --'"])
@@ -79,6 +79,6 @@ def test_a_log_that_may_not_be_read_is_said_to_be_unseen(tmp_path: Path, journal
     if journal is not None:
         program(tmp_path, "journalctl", journal)
 
-    (found,) = kernel.faults(host)
+    (found,) = checks.faults(host)
     assert found.level is Level.UNKNOWN
     assert "sudo dmesg" in found.fix

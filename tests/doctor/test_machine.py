@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cotenant.config.configuration import Configuration, Problem, ServerSettings
-from cotenant.doctor import cards, configuration, engines, files, machine
+from cotenant.doctor import cards, engines, files, machine
 from cotenant.doctor.findings import Level
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import GIB
@@ -140,18 +140,18 @@ def at(port: int) -> Configuration:
 
 
 def test_a_port_is_free_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "_ASK_WITHIN_S", 0.05)
+    monkeypatch.setattr(files, "_ASK_WITHIN_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        found = only(configuration.port(paper(tmp_path, configuration=at(port))), Level.PROBLEM)
+        found = only(files.port(paper(tmp_path, configuration=at(port))), Level.PROBLEM)
         assert f"port {port} cannot be opened: Address already in use" in found.seen
         assert f"sport = :{port}" in found.fix
-    assert levels(configuration.port(paper(tmp_path, configuration=at(port)))) == [Level.OK]
-    assert levels(configuration.port(paper(tmp_path, configuration=at(0)))) == [Level.OK]
+    assert levels(files.port(paper(tmp_path, configuration=at(port)))) == [Level.OK]
+    assert levels(files.port(paper(tmp_path, configuration=at(0)))) == [Level.OK]
 
 
 def test_a_port_that_cotenant_holds_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "_ASK_WITHIN_S", 60)
+    monkeypatch.setattr(files, "_ASK_WITHIN_S", 60)
 
     class Healthy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -164,14 +164,14 @@ def test_a_port_that_cotenant_holds_is_well(tmp_path: Path, monkeypatch: pytest.
 
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        found = only(configuration.port(paper(tmp_path, configuration=at(server.server_port))), Level.OK)
+        found = only(files.port(paper(tmp_path, configuration=at(server.server_port))), Level.OK)
         server.shutdown()
     assert found.seen.startswith("a Cotenant daemon answers")
 
 
 def test_every_mistake_of_a_configuration_is_a_problem(tmp_path: Path) -> None:
     refusal = BadSetting("2 mistakes", hint="See the docs.", problems=("c.yaml:1: no", "c.yaml:7: neither"))
-    found = list(configuration.configuration(paper(tmp_path, configuration=None, refusal=refusal)))
+    found = list(files.configuration(paper(tmp_path, configuration=None, refusal=refusal)))
 
     assert [each.seen for each in found] == ["c.yaml:1: no", "c.yaml:7: neither"]
     assert levels(found) == [Level.PROBLEM] * 2
@@ -182,7 +182,7 @@ def test_a_configuration_that_can_be_read_tells_what_is_left_out(tmp_path: Path)
     told = Configuration(
         path=tmp_path / "c.yaml", models_dir=tmp_path / "gone", problems=(Problem("m.gguf", "is damaged"),)
     )
-    found = list(configuration.configuration(paper(tmp_path, configuration=told)))
+    found = list(files.configuration(paper(tmp_path, configuration=told)))
 
     assert "is damaged" in only(found, Level.WARNING).seen
     assert only(found, Level.PROBLEM).fix == f"mkdir -p {tmp_path / 'gone'}"

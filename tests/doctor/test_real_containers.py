@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.config.configuration import Configuration
-from cotenant.doctor import container_runs, containers
+from cotenant.doctor import containers
 from cotenant.doctor.findings import Level
 from cotenant.doctor.host_context import HostContext
 from cotenant.programs.run import Finished
@@ -63,7 +63,7 @@ def test_podman_and_its_specification_are_well(host: HostContext) -> None:
 
 
 def test_a_container_is_run_and_sees_both_cards(host: HostContext) -> None:
-    found = only(container_runs.trial(host), Level.OK)
+    found = only(containers.trial(host), Level.OK)
 
     assert found.seen == "a container of podman sees /dev/nvidia0, /dev/nvidia1"
 
@@ -73,7 +73,7 @@ def test_a_card_that_no_specification_names_keeps_containers_from_starting(
 ) -> None:
     three = machine(tmp_path, PaperCard("GPU-a"), PaperCard("GPU-b"), PaperCard("GPU-c"))
 
-    found = only(container_runs.trial(replace(host, inventory=three.inventory)), Level.PROBLEM)
+    found = only(containers.trial(replace(host, inventory=three.inventory)), Level.PROBLEM)
     assert "nvidia.com/gpu=2" in found.seen
 
 
@@ -84,7 +84,7 @@ def test_each_service_is_asked_in_its_container(
     file.write_text("name: doctor\nservices: {}\n")
     items = tuple(Service(name) for name in (*project, "doctor-stopped"))
     told = ServicesSettings(compose_files=(file,), output_dir=Path("config"), items=items)
-    found = list(container_runs.services(replace(host, configuration=Configuration(services=told))))
+    found = list(containers.services(replace(host, configuration=Configuration(services=told))))
 
     assert [each.level for each in found] == [Level.OK, Level.PROBLEM, Level.WARNING]
     assert found[0].seen == "the service doctor-sees sees /dev/nvidia1"

@@ -14,8 +14,7 @@ from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.faults import NO_FAULTS, Faults
 from cotenant.simulation.machine import Driver, Machine, card
-from cotenant.simulation.models import SimulatedModel
-from cotenant.simulation.workload import Request
+from cotenant.simulation.models import Request, SimulatedModel
 from cotenant.simulation.world import Client, ContractViolation, Outcome, World
 
 _GB: Final = 10**9

@@ -7,9 +7,8 @@ from bench.workloads import ARENA, draw_models
 from cotenant.scheduling.policy import Victim
 from cotenant.simulation.event_queue import EventQueue
 from cotenant.simulation.machine import card
-from cotenant.simulation.models import SimulatedModel
+from cotenant.simulation.models import Request, SimulatedModel
 from cotenant.simulation.variant import foresight
-from cotenant.simulation.workload import Request
 
 GB = 10**9
 

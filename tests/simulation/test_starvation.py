@@ -9,8 +9,7 @@ from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.machine import Machine, card
-from cotenant.simulation.models import SimulatedModel
-from cotenant.simulation.workload import Request
+from cotenant.simulation.models import Request, SimulatedModel
 from cotenant.simulation.world import World
 
 _GB = 10**9

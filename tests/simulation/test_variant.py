@@ -8,10 +8,9 @@ import pytest
 
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.simulation.machine import card
-from cotenant.simulation.models import fit_size, speed_of
+from cotenant.simulation.models import Request, fit_size, speed_of
 from cotenant.simulation.results import ReplayResult
 from cotenant.simulation.variant import Tenant, Variant
-from cotenant.simulation.workload import Request
 
 GB = 10**9
 SETTINGS = SchedulerSettings(policy="lru")
@@ -142,7 +141,7 @@ def test_a_size_without_a_file_lies_on_one_card_or_on_as_many_as_it_needs() -> N
 
 
 def test_a_speed_is_reckoned_from_size_and_memory() -> None:
-    assert speed_of(9 * GB).decode_per_s == pytest.approx(0.6 * 900 / 9)
-    assert speed_of(9 * GB, 450 * GB).decode_per_s == pytest.approx(0.6 * 450 / 9)
-    assert speed_of(1).decode_per_s == 200
-    assert speed_of(9 * GB, 450 * GB, 77.0).decode_per_s == 77.0
+    assert speed_of(9 * GB)[1] == pytest.approx(0.6 * 900 / 9)
+    assert speed_of(9 * GB, 450 * GB)[1] == pytest.approx(0.6 * 450 / 9)
+    assert speed_of(1)[1] == 200
+    assert speed_of(9 * GB, 450 * GB, 77.0)[1] == 77.0

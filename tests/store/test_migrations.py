@@ -17,7 +17,7 @@ from cotenant.store.location import locate
 from cotenant.store.maintenance import database_status, upgrade
 from cotenant.store.migrate import configuration
 from cotenant.store.migrations import HEAD, VERSION_TABLE
-from cotenant.store.services.tables import metadata
+from cotenant.store.services.rows import metadata
 from cotenant.store.sqlite import APPLICATION_ID
 from cotenant.store.store import Store
 from tests.store.harness import Place, decision, keep, kept, opened, run_sql

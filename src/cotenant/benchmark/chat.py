@@ -10,9 +10,6 @@ from cotenant.clock import Clock
 from cotenant.domain.engines import Endpoint
 from cotenant.http.client import Exchange, Limits, Request, describe
 
-_PATH: Final = "/v1/chat/completions"
-_MAX_EVENT_BYTES: Final = 1 << 20
-_MAX_BODY_BYTES: Final = 1 << 28
 _MAX_ERROR_CHARS: Final = 300
 
 
@@ -29,11 +26,12 @@ async def chat(
 ) -> Completion:
     """Send a request and read the answer; `arrived` is called for every chunk. Raises ChatFailed."""
     streamed = {**payload, "stream": True, "stream_options": {"include_usage": True}}
-    limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=_MAX_BODY_BYTES)
+    limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=1 << 28)
     try:
         with contextlib.closing(await Exchange.connect(endpoint, limits)) as answer:
             sent_at = clock.now()
-            await answer.send(Request(endpoint, "POST", _PATH, streamed, accept="text/event-stream"))
+            path, accept = "/v1/chat/completions", "text/event-stream"
+            await answer.send(Request(endpoint, "POST", path, streamed, accept=accept))
             if answer.status != 200:
                 raise ChatFailed(_error_text(answer.status, await answer.body()))
             return await _read(answer, clock, sent_at, arrived)
@@ -81,7 +79,7 @@ async def _events(answer: Exchange) -> AsyncIterator[dict[str, Any]]:
                 raise ChatFailed("an event of the stream is not JSON") from None
             if isinstance(event, dict):
                 yield event
-        if len(rest) > _MAX_EVENT_BYTES:
+        if len(rest) > 1 << 20:
             raise ChatFailed("an event of the stream is too long")
 
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 from cotenant.benchmark.results import MemorySample
@@ -13,21 +13,16 @@ from cotenant.clock import Clock
 from cotenant.domain.engines import Endpoint
 from cotenant.http.client import Limits, Request, fetch
 
-_READ_TIMEOUT_S: Final = 10.0
-_SAMPLE_EVERY_S: Final = 0.25
-_LIMIT_BYTES: Final = 1 << 24
-_NO_CHAT: Final = frozenset({"embedding", "rerank"})
-
 
 class ApiFailed(Exception):
     """The address refused a request or sent no JSON; the message says why."""
 
 
 async def read_json(
-    endpoint: Endpoint, path: str, method: str = "GET", timeout_s: float = _READ_TIMEOUT_S
+    endpoint: Endpoint, path: str, method: str = "GET", timeout_s: float = 10.0
 ) -> dict[str, Any]:
     """Return the JSON object at a path. Raises ApiFailed, or OSError where nothing answers at all."""
-    limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=_LIMIT_BYTES)
+    limits = Limits(connect_s=None, whole_s=timeout_s, body_bytes=1 << 24)
     answer = await fetch(Request(endpoint, method, path), limits)
     try:
         found = json.loads(answer.body)
@@ -49,7 +44,7 @@ async def chat_models(endpoint: Endpoint) -> list[str]:
         for row in (data if isinstance(data, list) else ())
         if isinstance(row, dict)
         and isinstance(row.get("id"), str)
-        and (row.get("meta") or {}).get("kind") not in _NO_CHAT
+        and (row.get("meta") or {}).get("kind") not in ("embedding", "rerank")
     ]
 
 
@@ -93,7 +88,7 @@ class CotenantApi:
                     if models := (await self.models()).values():
                         held = {str(model["name"]): _held_bytes(model) for model in models}
                         into.append(MemorySample(clock.now(), held))
-                await asyncio.sleep(_SAMPLE_EVERY_S)
+                await asyncio.sleep(0.25)
 
         sampling = asyncio.create_task(sample())
         try:

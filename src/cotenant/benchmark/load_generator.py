@@ -10,8 +10,6 @@ from cotenant.benchmark.results import Completion, Load, ModelResult, Percentile
 from cotenant.clock import Clock
 from cotenant.domain.engines import Endpoint
 
-_FAILURES_IN_A_ROW: Final = 3
-_PROBE_WORDS: Final = 64
 _WORDS: Final = ("memory", "model", "card", "share", "token", "layer", "cache", "slot")
 
 
@@ -30,7 +28,7 @@ class _ModelLoad:
 
     @property
     def given_up(self) -> bool:
-        return self.in_a_row >= _FAILURES_IN_A_ROW
+        return self.in_a_row >= 3
 
 
 @dataclass(slots=True)
@@ -47,7 +45,7 @@ class LoadGenerator:
 
     async def warm_up(self, model: str) -> None:
         """Load a model with a short request, and learn its tokens per word. Raises ChatFailed."""
-        words = _PROBE_WORDS if model not in self._tokens_per_word else 1
+        words = 64 if model not in self._tokens_per_word else 1
         answer = await self._chat(model, words, 1)
         if words > 1:
             self._tokens_per_word[model] = max(1.0, (answer.prompt_tokens or words) / words)

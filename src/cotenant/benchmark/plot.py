@@ -17,11 +17,7 @@ _COLOURS: Final = ("#2f6bd8", "#b35c09", "#1c7d5f", "#a43f8c", "#6a58cc", "#bf3f
 """Dark enough for white text."""
 _DARK: Final = "@media (prefers-color-scheme: dark) { #figure_1 { filter: invert(0.9) hue-rotate(180deg) } }"
 _WIDTH_IN, _HEAD_IN, _ROW_IN, _PANEL_IN = 9.6, 0.8, 0.3, 1.7
-_LETTERS: Final = 96
-"""How many letters fit into the width of a panel."""
 _MAX_LABEL: Final = 24
-_BINS: Final = 160
-_LEAST_BIN_S: Final = 0.25
 _COUNTS: Final = ("", "alone", "two together", "three together")
 
 
@@ -54,7 +50,6 @@ def picture(report: Report, kind: str) -> bytes:
 
 
 def _sentence(phase: Phase) -> str:
-    """Describe the bars of a phase, for screen readers."""
     rates = ", ".join(
         f"{result.model} {result.tokens_per_s:,.0f}"
         + ("" if result.share_kept is None else f" ({result.share_kept:.0%} of alone)")
@@ -94,7 +89,8 @@ def _draw_bars(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
 
 def _first_that_fits(texts: Sequence[str], share_of_width: float) -> str:
     """Return the longest text that fits, `texts` being ordered by length; empty if none does."""
-    return next((text for text in texts if len(text) <= _LETTERS * share_of_width), "")
+    # 96 letters fit into the width of a panel.
+    return next((text for text in texts if len(text) <= 96 * share_of_width), "")
 
 
 def _draw_rates(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
@@ -103,7 +99,7 @@ def _draw_rates(axes: Axes, report: Report, colours: Mapping[str, str]) -> None:
 
     axes.set_title("Tokens per second over time", weight="bold", pad=18)
     until_s = _until_s(report)
-    n_bins = max(1, int(min(_BINS, until_s / _LEAST_BIN_S)))
+    n_bins = max(1, int(min(160, until_s / 0.25)))
     rates = []
     for times in report.tokens.values():
         instants, tokens = zip(*times, strict=True) if times else ((), ())

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from cotenant.benchmark.chat import ChatFailed
 from cotenant.benchmark.cotenant_api import ApiFailed, CotenantApi, chat_models
@@ -11,8 +10,6 @@ from cotenant.benchmark.load_generator import LoadGenerator
 from cotenant.benchmark.results import Load, MemorySample, Phase, Report, Wait
 from cotenant.clock import Clock
 from cotenant.domain.engines import Endpoint
-
-_MOST_TOGETHER: Final = 3
 
 Progress = Callable[[str, int, int], None]
 """Called with the current work, its number of finished steps, and of all steps."""
@@ -120,7 +117,7 @@ class BenchmarkRun:
                 alone[model] = phase.tokens_per_s
         if not alone:
             raise NothingToMeasure("; ".join(self.left_out) or "no model answered")
-        for count in range(2, min(_MOST_TOGETHER, len(alone)) + 1):
+        for count in range(2, min(3, len(alone)) + 1):
             await self._phase(tuple(alone)[:count], alone)
 
     async def _phase(self, models: tuple[str, ...], alone: Mapping[str, float]) -> Phase | None:

@@ -159,7 +159,6 @@ def _of_result(heading: str, cell: Callable[[ModelResult], str], right: bool = T
 
 
 def _times(what: str, of: Callable[[ModelResult], Percentiles | None]) -> Sequence[Column[_Row]]:
-    """Return the columns of a time's median and 95th percentile."""
     return (
         _of_result(f"{what} p50", lambda result: "-" if (s := of(result)) is None else _seconds(s.p50_s)),
         _of_result("p95", lambda result: "-" if (s := of(result)) is None else _seconds(s.p95_s)),
@@ -179,5 +178,4 @@ _COLUMNS: Final[Sequence[Column[_Row]]] = (
 
 
 def _seconds(value: float) -> str:
-    """Render a time in seconds, or in milliseconds below one."""
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"

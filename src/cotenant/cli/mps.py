@@ -141,7 +141,6 @@ def _program() -> Path:
 
 
 def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
-    """Return the cards named, or those in Exclusive_Process mode."""
     cards = [
         device
         for device in inventory.devices
@@ -159,7 +158,6 @@ def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
 
 
 def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
-    """Return the daemons that serve the devices named, or all daemons."""
     from cotenant.daemon.core.settings import state_dir
     from cotenant.hardware.mps.status import daemon_statuses
 

@@ -16,9 +16,6 @@ EXAMPLES: Final = ("24GiB", "2xRTX 3090", "RTX A5500:24564:2048,RTX A400:4094:32
 _FORM: Final = {each.name: each for each in settings_of(Recipe) if each.label}
 _CHOICES: Final = {name: list(each.type) for name, each in _FORM.items() if isinstance(each.default, StrEnum)}
 _SWITCHES: Final = [name for name, each in _FORM.items() if each.type is bool]
-_IN_FRONT: Final = ("n_ctx", "parallel", "n_gpu_layers", "cache_type_k", "cache_type_v", "split_policy")
-"""Fields at the top of the form; the others are under "More settings"."""
-_MAX_MIB: Final = 1 << 16
 _RULES: Final = {"reserve_mib": "Reserve", "min_budget_mib": "Least budget", "overhead_mib": "Overhead"}
 _NUMBERS: Final = (*(name for name, each in _FORM.items() if each.type is int), *_RULES)
 
@@ -42,6 +39,7 @@ async def show(request: PageRequest) -> View:
     names = [model["name"] for model in (await request.api.get("/api/models"))["models"]]
     cards = (await request.api.find("/api/system/gpus", {"gpus": []}))["gpus"]
     chosen = request.query.get("model", "")
+    in_front = ("n_ctx", "parallel", "n_gpu_layers", "cache_type_k", "cache_type_v", "split_policy")
     return View(
         "analyse.html",
         {
@@ -49,7 +47,8 @@ async def show(request: PageRequest) -> View:
             "chosen": chosen if chosen in names else (names[0] if names else ""),
             "cards": cards,
             "choices": _CHOICES,
-            "more": [each for name, each in _FORM.items() if name not in _IN_FRONT],
+            # Under "More settings"; the others are at the top of the form.
+            "more": [each for name, each in _FORM.items() if name not in in_front],
             "switches": _SWITCHES,
             "rules": _RULES,
             "examples": EXAMPLES,
@@ -120,7 +119,7 @@ def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | 
     if not text:
         return None
     declared = _FORM.get(name)
-    least, most = (declared.least, declared.most) if declared and declared.type is int else (0, _MAX_MIB)
+    least, most = (declared.least, declared.most) if declared and declared.type is int else (0, 1 << 16)
     value = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else -1
     if not least <= value <= most:
         label = declared.label if declared else _RULES[name]
@@ -130,7 +129,6 @@ def _whole(form: Mapping[str, str], name: str, faults: dict[str, str]) -> int | 
 
 
 def _device(device: Json, plan: Json) -> dict[str, Any]:
-    """Return a device's memory by part, as a bar."""
     shortfall = next((each for each in plan["shortfalls"] if each["uuid"] == device["uuid"]), None)
     last = next((each["uuid"] for each in reversed(plan["devices"]) if each["planned_bytes"]), None)
     total, free = device["total_bytes"], device["free_bytes"]

@@ -1,25 +1,104 @@
-"""The console as an ASGI application: pages, their streams, the login and static files."""
+"""The console as an ASGI application: pages by path, their fragments and streams, the login, static files."""
 
 import asyncio
-from dataclasses import replace
-from typing import Final
-from urllib.parse import quote, urlsplit
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
 
 from cotenant.asgi import App, Receive, Scope, Send, send_stream
-from cotenant.console import login
+from cotenant.console import analyse, gpu_configuration, login, model, overview
 from cotenant.console.api import Api, ApiFault, ResponseCache, SignedOut
 from cotenant.console.assets import PREFIX, assets, version
-from cotenant.console.live_updates import STREAM_HEADERS, View, events_of
+from cotenant.console.live_updates import STREAM_HEADERS, Part, Rows, View, events_of
 from cotenant.console.memory_bar import Palette
 from cotenant.console.page_request import PageRequest, first_values
-from cotenant.console.pages import FRAGMENTS, PAGES, find_page
 from cotenant.console.rendering import render, render_part
 from cotenant.console.responses import accepts_gzip, send_body, send_html, send_redirect
+from cotenant.console.view_data import decision_part
+
+Show = Callable[[PageRequest], Awaitable[View]]
+
+
+async def _events(request: PageRequest) -> View:
+    """Show decisions, newest first, and alerts. Raises ApiFault."""
+    decisions = (await request.api.get("/api/decisions?limit=300"))["decisions"]
+    alerts = await request.api.find("/api/alerts", {"active": [], "recent": []})
+    recent = [
+        Part(f"was-{number}", "alert_row.html", {"alert": alert})
+        for number, alert in reversed(list(enumerate(alerts["recent"])))
+    ]
+    return View(
+        "events.html",
+        {"kinds": sorted({str(each["kind"]) for each in decisions})},
+        {
+            "events": Rows("events", [decision_part(each, "e") for each in reversed(decisions)]),
+            "alerts": Rows("alert-history", recent),
+        },
+    )
+
+
+async def _doctor(request: PageRequest) -> View:
+    """Show the page; the findings take seconds and are requested separately."""
+    return View("doctor.html")
+
+
+async def _doctor_findings(request: PageRequest) -> View:
+    """Check the daemon's machine and show the findings by area, the worst first. Raises ApiFault."""
+    report = await request.api.get("/api/doctor")
+    areas: dict[str, list[Mapping[str, Any]]] = {finding["area"]: [] for finding in report["findings"]}
+    levels = ("problem", "warning", "unknown", "ok")
+    for finding in sorted(report["findings"], key=lambda each: levels.index(each["level"])):
+        areas[finding["area"]].append(finding)
+    return View("doctor_findings.html", {"counts": report["counts"], "areas": areas.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page: `path` may end in `{name}`, which matches the rest, including slashes.
+
+    `label` is its entry in the navigation, None for none. `show` is called for the page and, for every open
+    tab, once a second for its live parts.
+    """
+
+    path: str
+    label: str | None
+    show: Show
+
+
+PAGES: Final[tuple[Page, ...]] = (
+    Page("/", "Overview", overview.show),
+    Page("/models/{name}", None, model.show),
+    Page("/analyse", "Analyse", analyse.show),
+    Page("/gpu-configuration", "GPU configuration", gpu_configuration.show),
+    Page("/events", "Events", _events),
+    Page("/doctor", "Doctor", _doctor),
+)
+
+FRAGMENTS: Final[dict[tuple[str, str], Show]] = {
+    ("GET", "/ui/fragments/doctor"): _doctor_findings,
+    ("POST", "/ui/fragments/analyse"): analyse.plan,
+    ("POST", "/ui/fragments/gpu-configuration"): gpu_configuration.change,
+    **{
+        ("POST", f"/ui/fragments/gpu-configuration/{order}"): gpu_configuration.order
+        for order in gpu_configuration.ORDERS
+    },
+}
+"""Parts that pages load separately, by method and path; the parts of their View are not updated."""
+
+
+def find_page(raw_path: str) -> tuple[Page, str] | None:
+    """Return the page at an undecoded path, and the name in the path; None if there is none."""
+    for page in PAGES:
+        prefix, has_name, _ = page.path.partition("{name}")
+        if raw_path == page.path or (has_name and raw_path.startswith(prefix) and raw_path != prefix):
+            return page, unquote(raw_path.removeprefix(prefix))
+    return None
+
 
 _STREAM: Final = "/ui/stream"
 _LOGIN: Final = "/login"
 _LOGOUT: Final = "/logout"
-_CACHE_FOREVER: Final = b"public, max-age=31536000, immutable"
 
 
 class Console:
@@ -138,7 +217,7 @@ async def _send_asset(scope: Scope, send: Send) -> None:
         return
     tag = f'"{version()}"'.encode()
     # A page of an earlier version may use an old URL: it gets the current file, but must not cache it.
-    keep = _CACHE_FOREVER if digest == version() else b"no-cache"
+    keep = b"public, max-age=31536000, immutable" if digest == version() else b"no-cache"
     head = [(b"etag", tag), (b"cache-control", keep), (b"vary", b"accept-encoding")]
     if any(name == b"if-none-match" and value == tag for name, value in scope["headers"]):
         await send_body(send, 304, b"", head)

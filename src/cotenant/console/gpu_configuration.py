@@ -13,7 +13,6 @@ from cotenant.domain.units import format_count
 
 PATH: Final = "/api/system/gpu-config"
 _CACHE_S: Final = 2.0
-_STATUS_CACHE_S: Final = 4.0
 _FORM: Final = "gpu_configuration_form.html"
 
 
@@ -167,9 +166,7 @@ def _form(config: Json, draft: Draft, planned: Json) -> dict[str, Any]:
 async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict[str, Part | Rows]:
     models = (await request.api.get("/api/models"))["models"]
     colours = request.palette.of([model["name"] for model in models if model.get("devices")])
-    status = await request.api.find_cached(
-        f"{PATH}/status", _STATUS_CACHE_S, {"apply": None, "containers": []}
-    )
+    status = await request.api.find_cached(f"{PATH}/status", 4.0, {"apply": None, "containers": []})
     if status["apply"] and status["apply"]["running"]:
         # The next request must see the next step.
         request.api.forget(PATH)
@@ -189,9 +186,7 @@ async def _live(request: PageRequest, config: Json, devices: list[Json]) -> dict
         "cards": await device_rows(request, "gpu-cards", "gpu", cards, models, colours),
         "saved": Part("gpu-saved", "gpu_configuration_saved.html", {"number": saved}),
         "problems": Part(
-            "gpu-problems",
-            "gpu_configuration_problems.html",
-            {"problems": problems, "edited": edited},
+            "gpu-problems", "gpu_configuration_problems.html", {"problems": problems, "edited": edited}
         ),
         "status": Part(
             "gpu-status",

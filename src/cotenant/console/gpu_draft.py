@@ -11,7 +11,6 @@ MANUAL: Final = "manual"
 BY_STRATEGY: Final = "auto"
 UNPINNED: Final = "none"
 _GONE: Final = "gone:"
-_MAX_DIGITS: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
 
 def number_of(text: str) -> int | None:
     """Read a number of a form; None if it is not one."""
-    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
+    return int(text) if text.isdecimal() and len(text) <= 9 else None
 
 
 def meaning(assignment: Json) -> tuple[Any, ...]:

@@ -1,24 +1,29 @@
 """Live parts of a page, and the stream that sends them again when they change."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import unescape
 from typing import Any, Final
 
 from cotenant.asgi import encode_json
 from cotenant.console.api import ApiFault, SignedOut
 from cotenant.console.responses import SECURITY
-from cotenant.console.text_diff import Change, changes, count_nodes, tokens_of
 
-_HEARTBEAT_ROUNDS: Final = 15
-"""After this many rounds without changes, a comment keeps the stream alive."""
-_YIELD_AFTER: Final = 20
 STREAM_HEADERS: Final = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
     *SECURITY,
 )
+Change = tuple[int, str | dict[str, str | None]]
+"""The number of a node, with its new text or its changed attributes (None for removed ones)."""
+_TOKEN: Final = re.compile(r"<[^>]*>|[^<]+")
+_NAME: Final = re.compile(r"</?[^\s/>]+")
+_ATTRIBUTE: Final = re.compile(r"""\s([^\s"'=<>/]+)(?:="([^"]*)"|='([^']*)')?""")
+_STRUCTURAL: Final = ("hx-", "id", "data-key", "data-own")
+"""Attributes that scripts identify an element by, or read only once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class SentParts:
                 elif differences:
                     changed.append((piece.id, count_nodes(now), differences))
                 rendered += 1
-                if rendered % _YIELD_AFTER == 0:
+                if rendered % 20 == 0:
                     # Do not delay requests to models while rendering a long table.
                     await asyncio.sleep(0)
             if isinstance(live, Rows):
@@ -125,10 +130,63 @@ async def events_of(
             silent = 0 if news else silent + 1
             if news:
                 yield _event("parts", news)
-            elif silent % _HEARTBEAT_ROUNDS == 0:
+            elif silent % 15 == 0:
+                # A comment keeps the stream alive.
                 yield b": alive\n\n"
         await asyncio.sleep(every_s)
 
 
 def _event(name: str, data: object) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), encode_json(data))
+
+
+def tokens_of(html: str) -> list[str]:
+    """Split HTML into its tags and the texts between them."""
+    return _TOKEN.findall(html)
+
+
+def count_nodes(tokens: Sequence[str]) -> int:
+    """Return the number of elements and texts; `data-own` elements of a part are empty."""
+    return len(tokens) - sum(token[:2] == "</" for token in tokens)
+
+
+def changes(before: Sequence[str], after: Sequence[str]) -> list[Change] | None:
+    """Return the changes of text and attributes; None if the elements themselves differ.
+
+    Nodes are elements and texts, numbered in document order, the outermost element 0.
+    """
+    if len(before) != len(after):
+        return None
+    found: list[Change] = []
+    number, seen = -1, 0
+    for at, (old, new) in enumerate(zip(before, after, strict=True), 1):
+        if old == new:
+            continue
+        number += count_nodes(after[seen:at])
+        seen = at
+        if old[0] != "<" != new[0]:
+            found.append((number, unescape(new)))
+            continue
+        if (attributes := _changed(old, new)) is None:
+            return None
+        if attributes:
+            found.append((number, attributes))
+    return found
+
+
+def _changed(old: str, new: str) -> dict[str, str | None] | None:
+    old_name, new_name = (name and name[0] for name in map(_NAME.match, (old, new)))
+    if old_name != new_name:
+        return None
+    had, has = (
+        {name: double or single for name, double, single in _ATTRIBUTE.findall(tag)} for tag in (old, new)
+    )
+    found: dict[str, str | None] = {
+        name: unescape(value) for name, value in has.items() if had.get(name) != value
+    }
+    found |= dict.fromkeys(name for name in had if name not in has)
+    if any(name.startswith(_STRUCTURAL) for name in found):
+        return None
+    for name in has.get("data-client", "").split():
+        found.pop(name, None)
+    return found

@@ -7,11 +7,8 @@ from zlib import crc32
 
 from cotenant.domain.units import MIB, format_bytes
 
-_IN_FLIGHT: Final = frozenset({"loading", "unloading", "reclaiming"})
 WIDTH: Final = 1000
 """The width of a whole bar, in the units of its drawing."""
-_MIN_WIDTH: Final = 4
-_MAX_PROCESSES: Final = 6
 _MIN_OTHER_BYTES: Final = 32 * MIB
 PART_NAMES: Final = {"weights": "weights", "kv": "KV cache", "compute": "compute", "overhead": "overhead"}
 """The parts of a footprint, in the order of bars, and their names on pages."""
@@ -88,7 +85,8 @@ def segments(
     parts = []
     for model in models:
         count = (model.get("bytes_by_device") or {}).get(device["uuid"], 0)
-        kind, note = ("claim", str(model["state"])) if model["state"] in _IN_FLIGHT else ("model", "")
+        moving = model["state"] in ("loading", "unloading", "reclaiming")
+        kind, note = ("claim", str(model["state"])) if moving else ("model", "")
         parts.append(Segment(kind, model["name"], count, colours.get(model["name"], 0), note))
     occupied, pinned = services or (total, ())
     used_bytes = foreign if free_bytes is None else total - free_bytes
@@ -101,7 +99,7 @@ def segments(
     if own >= _MIN_OTHER_BYTES:
         parts.append(Segment("service", "services", own, note="services, as assumed"))
     known = [process for process in device.get("processes") or () if process["used_bytes"]]
-    for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:_MAX_PROCESSES]:
+    for process in sorted(known, key=lambda each: -int(each["used_bytes"]))[:6]:
         count = min(foreign, process["used_bytes"])
         if count >= MIB:
             name = (process["name"] or "process").rsplit("/", 1)[-1]
@@ -116,4 +114,4 @@ def segments(
         used = total - free_bytes
     note = "" if device.get("left_out") else f"{format_bytes(device['plannable_bytes'])} of it for models"
     parts.append(Segment("free", "free", max(0, total - used), note=note))
-    return layout(parts, max(total, used), _MIN_WIDTH)
+    return layout(parts, max(total, used), min_width=4)

@@ -1,7 +1,7 @@
 """The overview page: devices, models and decisions."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from cotenant.console.live_updates import Part, Rows, View
 from cotenant.console.page_request import PageRequest
@@ -15,8 +15,6 @@ from cotenant.console.view_data import (
     short_names,
 )
 
-_DECISIONS: Final = 60
-
 
 async def show(request: PageRequest) -> View:
     """Show the overview. Raises ApiFault."""
@@ -25,7 +23,7 @@ async def show(request: PageRequest) -> View:
     # The API lists devices in planning order, which changes as they fill.
     devices = sorted(devices, key=lambda device: (device["index"] is None, device["index"] or 0))
     history = await request.api.find("/api/history", {})
-    decisions = (await request.api.find(f"/api/decisions?limit={_DECISIONS}", {"decisions": []}))["decisions"]
+    decisions = (await request.api.find("/api/decisions?limit=60", {"decisions": []}))["decisions"]
     alerts = (await request.api.find("/api/alerts", {"active": []}))["active"]
     colours = request.palette.of([model["name"] for model in models if model.get("devices")])
     names, rates = short_names(devices), last_rates(history)

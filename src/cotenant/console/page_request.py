@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from cotenant.asgi import Receive
 from cotenant.console.api import Api
 from cotenant.console.memory_bar import Palette
-
-_MAX_FORM_BYTES: Final = 65536
 
 
 @dataclass(slots=True)
@@ -37,7 +35,7 @@ class PageRequest:
         while more:
             message = await self.receive()
             body += message.get("body", b"")
-            if message["type"] == "http.disconnect" or len(body) > _MAX_FORM_BYTES:
+            if message["type"] == "http.disconnect" or len(body) > 65536:
                 return
             more = message.get("more_body", False)
         self.form = first_values(body.decode("utf-8", "replace"))

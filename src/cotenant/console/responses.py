@@ -19,7 +19,6 @@ SECURITY: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_MIN_GZIP_BYTES: Final = 512
 _PAGE: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/html; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -35,7 +34,7 @@ async def send_body(send: Send, status: int, body: bytes, headers: Iterable[Head
 async def send_html(scope: Scope, send: Send, html: str, status: int = 200) -> None:
     """Send a page or a part of one, compressed if the browser accepts gzip."""
     body, headers = html.encode(), _PAGE
-    if len(body) > _MIN_GZIP_BYTES and accepts_gzip(scope["headers"]):
+    if len(body) > 512 and accepts_gzip(scope["headers"]):
         body = gzip.compress(body, 5, mtime=0)
         headers = (*_PAGE, (b"content-encoding", b"gzip"))
     await send_body(send, status, body, headers)

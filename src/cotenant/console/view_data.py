@@ -14,18 +14,13 @@ Json = Mapping[str, Any]
 
 RAM: Final = "RAM"
 HOST: Final = "host RAM"
-_SERVICES_FOR_S: Final = 10.0
-_SHOWN_OF_DEVICE: Final = (
-    *("uuid", "index", "name", "total_bytes", "overcommitted"),
-    *("compute_mode", "compute_capability", "mps", "left_out"),
-)
 _BUSY: Final = frozenset({"loading", "draining", "unloading", "reclaiming"})
 _TONES: Final = {"ready": "good", **dict.fromkeys(_BUSY, "busy")}
 
 
 async def _services_by_gpu(request: PageRequest) -> Mapping[int | None, tuple[int, Sequence[Json]]]:
     """Return, by GPU index, the bytes that services cannot use, and the services that were pinned there."""
-    config = await request.api.find_cached("/api/system/gpu-config", _SERVICES_FOR_S)
+    config = await request.api.find_cached("/api/system/gpu-config", 10.0)
     if not config:
         return {}
     known = {service["name"]: service for service in config["services"]}
@@ -77,7 +72,6 @@ def model_facts(model: Json, rates: Mapping[str, float | None], names: Mapping[s
 
 
 def _stays(model: Json, state: str) -> str:
-    """Return how long a model stays loaded without requests."""
     loaded, left_s = bool(model.get("devices")), model.get("keep_alive_left_s")
     if loaded and model.get("pinned"):
         return "pinned"
@@ -98,11 +92,22 @@ async def device_rows(
 ) -> Rows:
     """Return devices as cards: sensors and who uses their memory; `plot` adds the last ten minutes."""
     services = await _services_by_gpu(request)
+    shown = [
+        "uuid",
+        "index",
+        "name",
+        "total_bytes",
+        "overcommitted",
+        "compute_mode",
+        "compute_capability",
+        "mps",
+        "left_out",
+    ]
     rows = []
     for device in devices:
         free, total = device["free_bytes"], device["total_bytes"]
         facts = {
-            **{key: device.get(key) for key in _SHOWN_OF_DEVICE},
+            **{key: device.get(key) for key in shown},
             "used_bytes": None if free is None or total is None else total - free,
             "sensors": [
                 {"label": each.label, "unit": each.unit, "tip": each.tip, "value": round(device[name])}
@@ -124,8 +129,7 @@ def decision_part(decision: Json, prefix: str = "decision") -> Part:
 def _load(load: Json | None) -> dict[str, Any] | None:
     if load is None:
         return None
-    read, total = load["read_bytes"], load["total_bytes"]
-    expected_s = load["expected_s"]
+    read, total, expected_s = load["read_bytes"], load["total_bytes"], load["expected_s"]
     return {
         "percent": min(99, int(read * 100 / total)) if read is not None and total else None,
         "read": read,

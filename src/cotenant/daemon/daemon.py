@@ -30,8 +30,7 @@ from cotenant.daemon.monitors.recorder import CacheWarmer, Recorder
 from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
-from cotenant.daemon.sharing.mps import Sharing
-from cotenant.daemon.sharing.mps_rules import MpsRules
+from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.daemon.systemd_notify import ServiceManager
 from cotenant.domain.devices import ComputeMode, DeviceId
 from cotenant.domain.engines import Endpoint

@@ -12,7 +12,7 @@ from cotenant.daemon.core.settings import ApiKeys, default_database
 from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.daemon import Daemon
 from cotenant.daemon.past_runs import learned
-from cotenant.daemon.sharing.mps_rules import MpsRules
+from cotenant.daemon.sharing.mps import MpsRules
 from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.placements import Refusal
 from cotenant.gateway.server import bind

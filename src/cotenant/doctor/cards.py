@@ -14,8 +14,6 @@ from cotenant.hardware.mps.discovery import find_daemons, is_of_mps
 
 _LARGE_SHARE: Final = 0.1
 """The share of a card that others may use without a warning: a desktop needs some."""
-_PERFORMANCE_STATE: Final = 0
-_HOT_C: Final = 90
 
 
 def driver(host: HostContext) -> Iterator[Observation]:
@@ -116,15 +114,14 @@ def control_daemons(host: HostContext) -> Iterator[Observation]:
     """Check the control daemons, and for leftovers of dead ones."""
     inventory = host.inventory()
     cards = host.nvidia_cards()
-    exclusive = [
-        card for card in cards if inventory.reading(card).compute_mode is ComputeMode.EXCLUSIVE_PROCESS
-    ]
+    modes = {card.label: inventory.reading(card).compute_mode for card in cards}
+    exclusive = [label for label, mode in modes.items() if mode is ComputeMode.EXCLUSIVE_PROCESS]
     program = find_program(host.environ)
     if program is None:
         if exclusive:
             yield warning(
                 "the control program of MPS, nvidia-cuda-mps-control, is not installed",
-                f"{', '.join(card.label for card in exclusive)} cannot be shared by several engines.",
+                f"{', '.join(exclusive)} cannot be shared by several engines.",
                 "Install the NVIDIA driver's compute tools (Debian, Ubuntu: nvidia-compute-utils-VERSION).",
             )
         return
@@ -206,7 +203,7 @@ def _link(card: CardHealth) -> Iterator[Observation]:
             "Models load slower in proportion, and split models wait for transfers between cards.",
             "Reseat the card; check riser, slot and the lanes that the mainboard shares.",
         )
-    elif generation and newest and generation < newest and card.performance_state == _PERFORMANCE_STATE:
+    elif generation and newest and generation < newest and card.performance_state == 0:
         yield warning(
             f"{card.label}: its PCIe link runs at generation {generation} of {newest} under load",
             "Models load slower than they could.",
@@ -223,7 +220,7 @@ def _power(card: CardHealth) -> Iterator[Observation]:
             "It generates tokens slower than it could.",
             f"nvidia-smi -i {card.index} -q -d PERFORMANCE,TEMPERATURE,POWER",
         )
-    if card.temperature_c is not None and card.temperature_c >= _HOT_C:
+    if card.temperature_c is not None and card.temperature_c >= 90:
         yield warning(
             f"{card.label} is at {card.temperature_c} °C",
             "It slows down or switches off when it gets hotter.",

@@ -24,19 +24,16 @@ def builds(host: HostContext) -> Iterator[Observation]:
             sees = ", ".join(f"{device.name} ({device.description})" for device in build.devices)
             yield ok(f"{build.form} {build.version} {f'sees {sees}' if sees else 'runs on the CPU'}")
     cards = host.cards()
+    flavour = next((card.vendor.traits.backend for card in cards if card.vendor), "cpu")
     if not usable:
         yield problem(
             "no engine can run on this machine",
             "No model can be loaded.",
-            f"cotenant engine install {_flavour(host) if cards else 'cpu'}",
+            f"cotenant engine install {flavour}",
         )
     elif cards and not any(build.sees_gpus for build in usable):
         yield problem(
             f"no engine sees the GPUs ({', '.join(card.label for card in cards)})",
             "They are built for the CPU only, or without code for these cards: models on GPUs are refused.",
-            f"cotenant engine install {_flavour(host)}",
+            f"cotenant engine install {flavour}",
         )
-
-
-def _flavour(host: HostContext) -> str:
-    return next((card.vendor.traits.backend for card in host.cards() if card.vendor), "cpu")

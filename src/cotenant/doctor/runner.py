@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cotenant.doctor import cards, configuration, container_runs, containers, engines, files, kernel, machine
+from cotenant.doctor import cards, containers, engines, files, machine
 from cotenant.doctor.findings import Area, Finding, Observation, unknown
 from cotenant.doctor.host_context import HostContext
 
@@ -29,7 +29,7 @@ CHECKS: Final = (
     Check(Area.DRIVER, "the driver", cards.driver),
     Check(Area.CARDS, "the cards", cards.readings),
     Check(Area.CARDS, "the cards' health", cards.health),
-    Check(Area.CARDS, "the kernel's log", kernel.faults),
+    Check(Area.CARDS, "the kernel's log", machine.faults),
     Check(Area.SHARING, "compute modes", cards.compute_modes),
     Check(Area.SHARING, "other processes on the cards", cards.foreign_processes),
     Check(Area.SHARING, "MPS", cards.control_daemons),
@@ -40,15 +40,15 @@ CHECKS: Final = (
     Check(Area.CONTAINERS, "NVIDIA's container toolkit", containers.toolkit),
     Check(Area.CONTAINERS, "CDI specifications", containers.cdi),
     Check(Area.CONTAINERS, "Apptainer", containers.apptainer),
-    Check(Area.CONTAINERS, "a container with a GPU", container_runs.trial),
-    Check(Area.CONTAINERS, "the services' containers", container_runs.services),
-    Check(Area.MACHINE, "killed processes", kernel.killed_processes),
+    Check(Area.CONTAINERS, "a container with a GPU", containers.trial),
+    Check(Area.CONTAINERS, "the services' containers", containers.services),
+    Check(Area.MACHINE, "killed processes", machine.killed_processes),
     Check(Area.MACHINE, "memory", machine.memory),
     Check(Area.MACHINE, "disks", machine.disks),
     Check(Area.MACHINE, "limits", machine.limits),
     Check(Area.MACHINE, "the clock", machine.clock),
-    Check(Area.FILES, "the configuration", configuration.configuration),
-    Check(Area.FILES, "the port", configuration.port),
+    Check(Area.FILES, "the configuration", files.configuration),
+    Check(Area.FILES, "the port", files.port),
     Check(Area.FILES, "files of state", files.state),
     Check(Area.FILES, "keys", files.keys),
 )

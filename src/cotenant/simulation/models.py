@@ -1,4 +1,4 @@
-"""Simulated models: planned and actual memory, load times and speeds."""
+"""Requests and simulated models: planned and actual memory, load times and speeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,34 @@ from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.units import format_bytes
 from cotenant.planning.device_choice import Fit
-from cotenant.simulation.workload import Request
 
-_CARD_BYTES_PER_S: Final = 900e9
 _DECODE_EFFICIENCY: Final = 0.6
-_FASTEST_PER_S: Final = 200.0
 _PREFILL_PER_DECODE: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request: its arrival `at`, in seconds from the start, and its tokens.
+
+    `service_s` is its service time, None to compute it from the tokens. `patience_s` is its longest wait,
+    None for the default; `keep_alive_s` and `priority` are its own settings, None if it has none.
+    `waited_s` is how long it waited when it was recorded, None if unknown.
+    """
+
+    at: float
+    model: str
+    prompt_tokens: int
+    output_tokens: int
+    priority: int | None = None
+    service_s: float | None = None
+    patience_s: float | None = None
+    keep_alive_s: float | None = None
+    waited_s: float | None = None
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the quantile `share` of an ordered sequence; 0 for an empty one."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +66,18 @@ class SimulatedModel:
         return request.prompt_tokens / self.prefill_per_s + request.output_tokens / self.decode_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Tokens per second of one request."""
+def speed_of(
+    size: int, card_bytes_per_s: int | None = None, decode_per_s: float | None = None
+) -> tuple[float, float]:
+    """Estimate the tokens per second, of prompts and of answers, of one request to a model of this size.
 
-    prefill_per_s: float
-    decode_per_s: float
-
-
-def speed_of(size: int, card_bytes_per_s: int | None = None, decode_per_s: float | None = None) -> Speed:
-    """Estimate the speed of a model of this size on a card of this memory bandwidth.
-
-    Every token reads the whole model once. An unknown bandwidth counts as 900 GB/s.
+    Every token reads the whole model once, at the card's bandwidth; an unknown one counts as 900 GB/s.
+    Answers have at most 200 tokens per second.
     """
     if decode_per_s is None:
-        read_per_s = _DECODE_EFFICIENCY * (card_bytes_per_s or _CARD_BYTES_PER_S)
-        decode_per_s = min(_FASTEST_PER_S, read_per_s / max(1, size))
-    return Speed(decode_per_s * _PREFILL_PER_DECODE, decode_per_s)
+        read_per_s = _DECODE_EFFICIENCY * (card_bytes_per_s or 900e9)
+        decode_per_s = min(200.0, read_per_s / max(1, size))
+    return decode_per_s * _PREFILL_PER_DECODE, decode_per_s
 
 
 def fit_size(name: str, size: int) -> Fit:

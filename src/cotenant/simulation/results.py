@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from cotenant.domain.residencies import UnloadReason
+from cotenant.simulation.models import quantile
 from cotenant.simulation.totals import ModelTotals
-from cotenant.simulation.workload import quantile
 from cotenant.simulation.world import Client, World
-
-_NO_WAIT_S: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Waits:
         ordered = sorted(waits)
         count = max(1, len(ordered))
         return cls(
-            sum(wait > _NO_WAIT_S for wait in ordered) / count,
+            sum(wait > 1e-6 for wait in ordered) / count,
             sum(ordered) / count,
             p50_s=quantile(ordered, 0.5),
             p95_s=quantile(ordered, 0.95),

@@ -2,18 +2,15 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 from cotenant.scheduling.commands import Command, PublishDecision, StartEngine
 from cotenant.scheduling.events import DevicesRead, Event
-
-_KEPT: Final = 30
 
 
 class Timeline:
     """The last `kept` events with the commands that the scheduler answered."""
 
-    def __init__(self, kept: int | None = _KEPT) -> None:
+    def __init__(self, kept: int | None = 30) -> None:
         self._steps: deque[tuple[Event, Sequence[Command]]] = deque(maxlen=kept)
 
     def add(self, event: Event, commands: Sequence[Command]) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cotenant.domain.errors import BadTrace
-from cotenant.simulation.workload import Request
+from cotenant.simulation.models import Request
 
 _SINCE_START: Final = "arrival_s"
 _AT: Final = "at"
@@ -18,7 +18,6 @@ _COLUMNS_HINT: Final = (
     "The first line must name the columns arrival_s,model,prompt_tokens,output_tokens: `at` may stand in "
     "place of arrival_s, service_s in place of the tokens."
 )
-_NUMBER_HINT: Final = "It must be a number of at least 0, written as 12.5."
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,9 @@ def _record(row: Mapping[str, Any], where: str, *, strict: bool) -> _Record:
             priority=None if priority is None else round(priority),
             service_s=service_s,
             patience_s=_number_or_none(row, "timeout_s", where),
-            keep_alive_s=_keep_alive_s(row, where),
+            keep_alive_s=math.inf
+            if row.get("keep_alive_s") == "forever"
+            else _number_or_none(row, "keep_alive_s", where),
             waited_s=_number_or_none(row, "wait_s", where) if known else None,
         ),
         dated,
@@ -180,10 +181,6 @@ def _instant(row: Mapping[str, Any], where: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _keep_alive_s(row: Mapping[str, Any], where: str) -> float | None:
-    return math.inf if row.get("keep_alive_s") == "forever" else _number_or_none(row, "keep_alive_s", where)
-
-
 def _number_or_none(row: Mapping[str, Any], column: str, where: str, *, signed: bool = False) -> float | None:
     given = row.get(column)
     return None if given is None or given == "" else _number(row, column, where, signed=signed)
@@ -196,5 +193,6 @@ def _number(row: Mapping[str, Any], column: str, where: str, *, signed: bool = F
     except (TypeError, ValueError):
         value = math.nan
     if not (math.isfinite(value) and (signed or value >= 0)):
-        raise BadTrace(f"{where}: {column} is {given!r}", hint=_NUMBER_HINT)
+        hint = "It must be a number of at least 0, written as 12.5."
+        raise BadTrace(f"{where}: {column} is {given!r}", hint=hint)
     return value

@@ -14,14 +14,12 @@ from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.policy import Policy, Victim
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.machine import Machine
-from cotenant.simulation.models import SimulatedModel, speed_of
+from cotenant.simulation.models import Request, SimulatedModel, speed_of
 from cotenant.simulation.results import ReplayResult, summarize
-from cotenant.simulation.workload import Request
 from cotenant.simulation.world import World
 
 Progress = Callable[[float], None]
 """Called with the progress of a replay, from 0 to 1."""
-_STEPS_PER_PROGRESS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class Variant:
                 world.send(LoadAsked(0.0, tenant.spec.name))
         world.expect(self._for_tenants(requests))
         end = requests[-1].at if requests else 0.0
-        while world.run(steps=_STEPS_PER_PROGRESS):
+        while world.run(steps=2000):
             if progress is not None:
                 progress(min(1.0, world.queue.now / end) if end else 1.0)
         return summarize(world)
@@ -106,14 +104,15 @@ class Variant:
         pieces: tuple[int, ...] = ()
         if isinstance(planned, Placement):
             pieces = tuple(share.parts.total for share in planned.used_shares)
-        bandwidths = [card.bandwidth_bytes_per_s for card in self.cards if card.bandwidth_bytes_per_s]
-        speed = speed_of(sum(pieces), min(bandwidths, default=None), tenant.tokens_per_s)
+        bandwidths = (card.bandwidth_bytes_per_s for card in self.cards if card.bandwidth_bytes_per_s)
+        slowest = min(bandwidths, default=None)
+        prefill_per_s, decode_per_s = speed_of(sum(pieces), slowest, tenant.tokens_per_s)
         return SimulatedModel(
             tenant.spec.name,
             pieces,
             load_s=tenant.spec.load_s,
-            prefill_per_s=speed.prefill_per_s,
-            decode_per_s=speed.decode_per_s,
+            prefill_per_s=prefill_per_s,
+            decode_per_s=decode_per_s,
             slots=tenant.spec.slots,
         )
 

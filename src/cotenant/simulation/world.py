@@ -25,10 +25,9 @@ from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.event_queue import EventQueue
 from cotenant.simulation.faults import NO_FAULTS, Faults
 from cotenant.simulation.machine import Driver, Machine
-from cotenant.simulation.models import SimulatedModel
+from cotenant.simulation.models import Request, SimulatedModel
 from cotenant.simulation.timeline import Timeline
 from cotenant.simulation.totals import Totals
-from cotenant.simulation.workload import Request
 
 _LOAD_SPREAD: Final = 0.2
 _END_S: Final = (0.1, 0.6)
@@ -111,18 +110,9 @@ class World:
         self._read_every_s = read_every_s
         self._engines: dict[ResidencyId, SimulatedEngine] = {}
         self._timer = 0
-        self._open = 0
+        # Requests that have arrived and not ended.
+        self.open_requests = 0
         self._coming = False
-
-    @property
-    def open_requests(self) -> int:
-        """The number of requests that have arrived and not ended."""
-        return self._open
-
-    @property
-    def engines(self) -> tuple[SimulatedEngine, ...]:
-        """The running processes."""
-        return tuple(self._engines.values())
 
     def begin(self, specs: Sequence[ModelSpec]) -> None:
         """Read the cards and configure the models."""
@@ -161,10 +151,14 @@ class World:
 
     def run(self, *, until: float = math.inf, steps: float = math.inf) -> bool:
         """Run until no request is left, until an instant, or for some steps. True if requests are left."""
-        while len(self.queue) and self.queue.now < until and (self._open or self._coming) and steps > 0:
+        while self._has_requests and self.queue.now < until and steps > 0:
             self.queue.step()
             steps -= 1
-        return len(self.queue) > 0 and (self._open > 0 or self._coming)
+        return self._has_requests
+
+    @property
+    def _has_requests(self) -> bool:
+        return len(self.queue) > 0 and (self.open_requests > 0 or self._coming)
 
     def _read_again(self) -> None:
         self.read()
@@ -185,7 +179,7 @@ class World:
         ticket = TicketId(len(self.clients) + 1)
         own_s = request.patience_s
         client = self.clients[ticket] = Client(request, now + (patience_s if own_s is None else own_s))
-        self._open += 1
+        self.open_requests += 1
         keep_alive_s = request.keep_alive_s
         lease = self.scheduler.try_grant(request.model, now, keep_alive_s)
         if lease is not None:
@@ -236,7 +230,7 @@ class World:
         if client.outcome is not None:
             raise ContractViolation(f"{client} has ended already, and is now {outcome}")
         client.outcome = outcome
-        self._open -= 1
+        self.open_requests -= 1
 
     # Commands
 

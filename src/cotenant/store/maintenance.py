@@ -103,7 +103,6 @@ def _opened(location: Location, *, snapshot: bool = False) -> Iterator[Session]:
 
 @contextmanager
 def _store_errors(location: Location) -> Iterator[None]:
-    """Raise errors of the database as StoreError."""
     try:
         yield
     except (Unusable, SQLAlchemyError, sqlite.Damaged) as error:

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from typing import Final
 
 # Alembic logs about its own parts as soon as it is imported.
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -11,7 +10,6 @@ from alembic import command  # noqa: E402
 from alembic.config import Config  # noqa: E402
 from sqlalchemy import Connection  # noqa: E402
 
-_FIRST: Final = "0001"
 _one_at_a_time = threading.Lock()
 
 
@@ -32,5 +30,5 @@ def upgrade(connection: Connection, *, unstamped: bool = False) -> None:
     # Alembic passes its settings to the scripts through globals.
     with _one_at_a_time:
         if unstamped:
-            command.stamp(config, _FIRST)
+            command.stamp(config, "0001")
         command.upgrade(config, "head")

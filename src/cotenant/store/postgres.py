@@ -62,7 +62,7 @@ def stored_version(connection: Connection, location: Location) -> int:
             f"{location} has revision {stored!r} of the tables, which no Cotenant makes",
             hint="Use another database.",
         )
-    from cotenant.store.services.tables import configurations
+    from cotenant.store.services.rows import configurations
 
     if theirs := found & set(configurations.metadata.tables):
         raise StoreError(

@@ -1,15 +1,117 @@
-"""Stores and finds records, in a transaction that the caller begins."""
+"""The scheduler's tables, and their records, stored and found in a transaction that the caller begins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import Connection, Row, Table, delete, func, insert, select
+import sqlalchemy as sa
 
-from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Record
-from cotenant.store import tables
+from cotenant.domain.decisions import Decision, DecisionKind
+from cotenant.domain.models import Parts
+from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Record, Warmth
+
+metadata: Final = sa.MetaData()
+
+Count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""Bytes and numbers. SQLite's integers have 64 bits under any name, and its keys must be INTEGER."""
+
+_PARTS: Final = ("weights", "kv", "compute", "overhead")
+
+footprints: Final = sa.Table(
+    "footprints",
+    metadata,
+    sa.Column("id", Count, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("file_fingerprint", sa.String, nullable=False),
+    sa.Column("recipe_fingerprint", sa.String, nullable=False),
+    sa.Column("device_id", sa.String, nullable=False),
+    sa.Column("device_name", sa.String, nullable=False),
+    sa.Column("engine", sa.String),
+    *(sa.Column(f"predicted_{part}_bytes", Count, nullable=False) for part in _PARTS),
+    *(sa.Column(f"reported_{part}_bytes", Count) for part in _PARTS),
+    sa.Column("measured_bytes", Count),
+)
+
+loads: Final = sa.Table(
+    "loads",
+    metadata,
+    sa.Column("id", Count, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("bytes", Count, nullable=False),
+    sa.Column("warmth", sa.String, nullable=False),
+)
+
+decisions: Final = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", Count, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("number", Count, nullable=False),
+    sa.Column("scheduler_at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("model", sa.String, index=True),
+    sa.Column("text", sa.String, nullable=False),
+    sa.Column("cause", sa.String, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+)
+
+
+def footprint_row(record: FootprintRecord) -> dict[str, Any]:
+    """Render a record for `footprints`."""
+    row = asdict(record)
+    for whose in ("predicted", "reported"):
+        parts = row.pop(whose) or {}
+        row |= {f"{whose}_{part}_bytes": parts.get(part) for part in _PARTS}
+    return row
+
+
+def footprint_of(row: sa.Row[Any]) -> FootprintRecord:
+    """Read a row of `footprints`."""
+    values = {**row._mapping}
+    del values["id"]
+    for whose in ("predicted", "reported"):
+        parts = {part: values.pop(f"{whose}_{part}_bytes") for part in _PARTS}
+        values[whose] = None if None in parts.values() else Parts(**parts)
+    return FootprintRecord(**values)
+
+
+def load_row(record: LoadRecord) -> dict[str, Any]:
+    """Render a record for `loads`."""
+    return {**asdict(record), "warmth": record.warmth.value}
+
+
+def load_of(row: sa.Row[Any]) -> LoadRecord:
+    """Read a row of `loads`."""
+    return LoadRecord(row.at, row.model, row.seconds, row.bytes, Warmth(row.warmth))
+
+
+def decision_row(record: DecisionRecord) -> dict[str, Any]:
+    """Render a record for `decisions`."""
+    decision = record.decision
+    return {
+        "at": record.at,
+        "number": decision.number,
+        "scheduler_at": decision.at,
+        "kind": decision.kind.value,
+        "model": decision.model,
+        "text": decision.text,
+        "cause": decision.cause,
+        "facts": dict(decision.facts),
+    }
+
+
+def decision_of(row: sa.Row[Any]) -> DecisionRecord:
+    """Read a row of `decisions`."""
+    decision = Decision(
+        row.number, row.scheduler_at, DecisionKind(row.kind), row.model, row.text, row.cause, row.facts
+    )
+    return DecisionRecord(row.at, decision)
+
 
 R = TypeVar("R")
 MAX_DECISIONS: Final = 20_000
@@ -19,31 +121,31 @@ MAX_DECISIONS: Final = 20_000
 class Repository(Generic[R]):
     """One kind of record in one table, as one connection sees it; the newest `kept` stay."""
 
-    connection: Connection
-    table: Table
+    connection: sa.Connection
+    table: sa.Table
     to_row: Callable[[R], dict[str, Any]]
-    from_row: Callable[[Row[Any]], R]
+    from_row: Callable[[sa.Row[Any]], R]
     kept: int = 10_000
 
     def add(self, records: Sequence[R]) -> None:
         """Insert the records, and delete the oldest beyond the limit."""
         key = self.table.c.id
-        self.connection.execute(insert(self.table), [self.to_row(record) for record in records])
-        newest = select(func.max(key)).scalar_subquery()
-        self.connection.execute(delete(self.table).where(key <= newest - self.kept))
+        self.connection.execute(sa.insert(self.table), [self.to_row(record) for record in records])
+        newest = sa.select(sa.func.max(key)).scalar_subquery()
+        self.connection.execute(sa.delete(self.table).where(key <= newest - self.kept))
 
     def merge(self, records: Sequence[R], at: Callable[[R], float]) -> int:
         """Insert the records that are not stored yet, in the order of their time; return their number."""
         known = self.newest()
         merged = sorted(dict.fromkeys([*records, *known]), key=at)
         if len(merged) > len(known):
-            self.connection.execute(delete(self.table))
+            self.connection.execute(sa.delete(self.table))
             self.add(merged[-self.kept :])
         return len(merged) - len(known)
 
     def newest(self, limit: int | None = None, model: str | None = None) -> list[R]:
         """Return the last `limit` records or all, of one model or all, oldest first."""
-        query = select(self.table).order_by(self.table.c.id.desc()).limit(limit)
+        query = sa.select(self.table).order_by(self.table.c.id.desc()).limit(limit)
         if model is not None:
             query = query.where(self.table.c.model == model)
         return [self.from_row(row) for row in self.connection.execute(query)][::-1]
@@ -52,15 +154,13 @@ class Repository(Generic[R]):
 class Records:
     """The records, as one connection sees them."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: sa.Connection) -> None:
         self.footprints: Repository[FootprintRecord] = Repository(
-            connection, tables.footprints, tables.footprint_row, tables.footprint_of
+            connection, footprints, footprint_row, footprint_of
         )
-        self.loads: Repository[LoadRecord] = Repository(
-            connection, tables.loads, tables.load_row, tables.load_of
-        )
+        self.loads: Repository[LoadRecord] = Repository(connection, loads, load_row, load_of)
         self.decisions: Repository[DecisionRecord] = Repository(
-            connection, tables.decisions, tables.decision_row, tables.decision_of, kept=MAX_DECISIONS
+            connection, decisions, decision_row, decision_of, kept=MAX_DECISIONS
         )
 
     def add(self, records: Sequence[Record]) -> None:

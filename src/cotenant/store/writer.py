@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain.errors import StoreError
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from cotenant.store.repositories import Records
 
 T = TypeVar("T")
-_MAX_BATCH: Final = 500
-_CLOSES_WITHIN_S: Final = 15.0
 _log = logging.getLogger(__name__)
 
 
@@ -91,7 +89,7 @@ class Writer:
             )
         return answer
 
-    def close(self, within_s: float = _CLOSES_WITHIN_S) -> None:
+    def close(self, within_s: float = 15.0) -> None:
         """Wait until everything queued is written and the database is closed; what comes later is dropped.
 
         Waits at most `within_s` for a disk or a server that does not respond, then logs a warning.
@@ -140,7 +138,7 @@ class Writer:
         try:
             while item is not None and not callable(item):
                 batch.append(item)
-                if len(batch) == _MAX_BATCH:
+                if len(batch) == 500:
                     break
                 item = self._waiting.get_nowait()
         except queue.Empty:

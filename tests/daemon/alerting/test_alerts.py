@@ -14,8 +14,7 @@ import pytest
 
 from cotenant.clock import ManualClock
 from cotenant.config.configuration import AlertSettings
-from cotenant.daemon.alerting.alerts import Alerts
-from cotenant.daemon.alerting.webhook import Webhook
+from cotenant.daemon.alerting.alerts import Alerts, Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceKind

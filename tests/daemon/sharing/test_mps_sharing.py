@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.config.configuration import ModelEntry
-from cotenant.daemon.sharing.mps import Sharing
-from cotenant.daemon.sharing.mps_rules import MpsRules
+from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.domain.devices import (
     HOST_ID,
     ComputeMode,

@@ -10,9 +10,9 @@ from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.errors import EngineLacksDevice
 from cotenant.domain.launching import CardStyle, LauncherKind
 from cotenant.domain.vendors import Vendor
-from cotenant.engines.launch import amd as launch_amd
-from cotenant.engines.launch.amd import amd_options
+from cotenant.engines.launch import cards as launch_amd
 from cotenant.engines.launch.apptainer import command_line
+from cotenant.engines.launch.cards import amd_options
 from cotenant.engines.launch.container import ContainerLauncher, RunAs, renumbered
 from cotenant.engines.launch.plan import LaunchPlan
 from tests.support.containers.container_bed import container_bed

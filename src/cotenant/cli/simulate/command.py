@@ -33,14 +33,12 @@ from cotenant.scheduling.policy import POLICIES
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration
     from cotenant.domain.devices import Device
+    from cotenant.simulation.models import Request
     from cotenant.simulation.variant import Tenant, Variant
-    from cotenant.simulation.workload import Request
 
 _POLICIES: Final = (*POLICIES, "clairvoyant")
 _HERE: Final = "here"
 _MOST_VARIANTS: Final = 26
-_DRAWS: Final = 3
-_MOST_DRAWS: Final = 100
 _NAMED: Final = 5
 _EPILOG: Final = (
     "LOG is what `cotenant serve --request-log FILE` writes, or CSV with the columns "
@@ -97,7 +95,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     replay.add_argument(
         "--draws",
-        type=whole("--draws", 1, _MOST_DRAWS),
+        type=whole("--draws", 1, 100),
         metavar="N",
         help="replays of each variant, by seeds from --seed on, which separate a difference from chance "
         "(default: 3 where variants are compared, else 1)",
@@ -126,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     variants = list(_variants(args, configuration, tenants))
     notes = [] if problem is None else [problem]
     study = Study(requests, trace.guessed, left_out, seed, speed, notes)
-    draws = args.draws or (_DRAWS if len(variants) > 1 else 1)
+    draws = args.draws or (3 if len(variants) > 1 else 1)
     for number, variant in enumerate(variants, start=1):
         with progress_line() as show:
             what = f"{number} of {len(variants)}: {variant.name}"

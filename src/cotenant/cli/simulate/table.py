@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple
 
 from cotenant.cli.table import Column, attributes, table_lines
 from cotenant.domain.units import format_bytes, format_count, format_duration
+from cotenant.simulation.models import Request
 from cotenant.simulation.results import ReplayResult, Summary, Waits
 from cotenant.simulation.variant import Variant
-from cotenant.simulation.workload import Request
 
 _LEGEND: Final = (
     "waited: share that waited; p50 to p99: waits for a load or a slot; evicted: unloads to make room",
@@ -244,7 +244,6 @@ _ModelRow = tuple[str, Sequence[Summary]]
 
 
 def _of_variant(heading: str, number: int, cell: Callable[[Summary], str]) -> Column[_ModelRow]:
-    """Return a column of a model's summary in one variant."""
     return Column(heading, lambda row: cell(row[1][number]), right=True)
 
 

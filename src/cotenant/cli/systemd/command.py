@@ -95,7 +95,6 @@ class _Target:
 
 
 def _install(args: argparse.Namespace) -> int:
-    """Write the unit. Raises BadSetting or UnitFault."""
     target = _Target.of(args)
     text, before = _unit_text(args, target), target.text()
     _refuse_edited(target, args, "overwritten")
@@ -161,7 +160,6 @@ def _print_missing(args: argparse.Namespace, target: _Target) -> None:
 
 
 def _uninstall(args: argparse.Namespace) -> int:
-    """Stop, disable, remove. Raises UnitFault."""
     target = _Target.of(args)
     if target.text() is None:
         print(f"{target.path} does not exist: nothing to do.")
@@ -185,7 +183,6 @@ def _uninstall(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    """Print the unit's state. Returns 1 if it is not installed."""
     target = _Target.of(args)
     text = target.text()
     unit = "absent" if text is None else "installed" if is_untouched(text) else "edited"
@@ -219,7 +216,6 @@ def _cannot(path: Path, what: str, error: OSError) -> UnitFault:
 
 
 def _systemctl(target: _Target, *words: str) -> None:
-    """Run systemctl. Raises UnitFault."""
     done = _run(target, *words)
     if not done.ok:
         said = " ".join(done.failure_text.split())[:200] or "no reason given"

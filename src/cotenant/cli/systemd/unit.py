@@ -73,8 +73,7 @@ RemoveIPC=yes
 # modules may be loaded) and ProtectClock (it allows only the clock), MemoryDenyWriteExecute (CUDA compiles at
 # run time), PrivateTmp (other MPS daemons have their sockets there), ProtectProc (other processes are read).
 """
-_SYSTEM_INSTALL = "\n[Install]\nWantedBy=multi-user.target\n"
-_USER_INSTALL = "\n[Install]\nWantedBy=default.target\n"
+_INSTALL = "\n[Install]\nWantedBy={target}.target\n"
 
 
 def unit_text(command: Sequence[str], user: str | None = None, groups: Sequence[str] = ()) -> str:
@@ -85,11 +84,10 @@ def unit_text(command: Sequence[str], user: str | None = None, groups: Sequence[
     """
     service = _SERVICE.format(command=" ".join(map(_word, command)))
     if user is None:
-        return signed(_HEAD + service + _USER_INSTALL)
+        return signed(_HEAD + service + _INSTALL.format(target="default"))
     further = f"SupplementaryGroups={' '.join(groups)}\n" if groups else ""
-    return signed(
-        _HEAD + _AFTER_SYSTEM + service + _SYSTEM.format(user=user, groups=further) + _SYSTEM_INSTALL
-    )
+    system = _SYSTEM.format(user=user, groups=further) + _INSTALL.format(target="multi-user")
+    return signed(_HEAD + _AFTER_SYSTEM + service + system)
 
 
 def signed(body: str) -> str:

@@ -85,7 +85,10 @@ class Feed:
         while not self._stopped.is_set():
             try:
                 for event in _events(self._daemon.stream("/api/events")):
-                    self._remember(event)
+                    with self._lock:
+                        known = {each["number"] for each in self._decisions}
+                        if "number" in event and event["number"] not in known:
+                            self._decisions.append(event)
                     self.refresh()
             except (CotenantError, OSError):
                 # The polling thread reports the problem.
@@ -95,13 +98,6 @@ class Feed:
             # A restarted daemon numbers its decisions from 1 again.
             with self._lock:
                 self._decisions.clear()
-
-    def _remember(self, event: Mapping[str, Any]) -> None:
-        """Keep a new decision; known ones and other events are ignored."""
-        with self._lock:
-            known = {each["number"] for each in self._decisions}
-            if "number" in event and event["number"] not in known:
-                self._decisions.append(event)
 
 
 def _events(pieces: Iterator[bytes]) -> Iterator[Mapping[str, Any]]:

@@ -28,11 +28,6 @@ HELP: Final = (
     "Each letter in a card's bar is memory of the model with that letter, × of others,",
     "· is free. Figures cover the last seconds; - means unknown.",
 )
-_MIN_BAR: Final = 10
-_MAX_BAR: Final = 60
-_WIDE: Final = 110
-_DECISIONS: Final = 3
-_KEPT: Final = 20
 
 
 class Style(StrEnum):
@@ -91,10 +86,9 @@ def _bottom(choices: Choices) -> Line:
 def _tables(snapshot: Snapshot, choices: Choices, address: str, width: int, height: int | None) -> list[Line]:
     top = [_title(snapshot, choices, address), *_alerts(snapshot)]
     cards = _cards(snapshot, width)
-    rows, selected = _models(snapshot, choices, width, marked=height is not None)
-    heading, *models = rows
+    (heading, *models), selected = _models(snapshot, choices, width, marked=height is not None)
     decisions = []
-    for decision in snapshot.decisions[-_KEPT:]:
+    for decision in snapshot.decisions[-20:]:
         model = f"{decision['model']}: " if decision.get("model") else ""
         text = f"{str(decision.get('time', ''))[11:19]} {model}{decision.get('text', '')}"
         decisions += [Line(line) for line in _wrapped(text, width)]
@@ -102,7 +96,7 @@ def _tables(snapshot: Snapshot, choices: Choices, address: str, width: int, heig
         left = height - len(top) - 4
         cards = _first(cards, max(1, left // 2))
         left -= len(cards)
-        kept = min(len(decisions), max(_DECISIONS, left - len(models)), max(0, left - 2))
+        kept = min(len(decisions), max(3, left - len(models)), max(0, left - 2))
         most = max(1, left - kept)
         first = max(0, min(selected - most // 2, len(models) - most))
         models = models[first : first + most]
@@ -129,11 +123,14 @@ def _alerts(snapshot: Snapshot) -> list[Line]:
 
 
 def _cards(snapshot: Snapshot, width: int) -> list[Line]:
-    labels = [_label(device) for device in snapshot.devices]
+    labels = [
+        str(each["name"]) if each.get("index") is None else f"GPU {each['index']} {short_name(each['name'])}"
+        for each in snapshot.devices
+    ]
     label_width = min(max(map(len, labels), default=0), max(8, width // 4))
     figures = [_figures(device) for device in snapshot.devices]
     figures_width = max(map(len, figures), default=0)
-    bar_width = max(_MIN_BAR, min(_MAX_BAR, width - label_width - figures_width - 4))
+    bar_width = max(10, min(60, width - label_width - figures_width - 4))
     lines = []
     for device, label, numbers in zip(snapshot.devices, labels, figures, strict=True):
         bar = _bar(snapshot, device, bar_width)
@@ -161,19 +158,16 @@ def _bar(snapshot: Snapshot, device: Mapping[str, Any], width: int) -> str:
 def _figures(device: Mapping[str, Any]) -> str:
     total, free = device.get("total_bytes"), device.get("free_bytes")
     used = None if total is None or free is None else total - free
-    text = f"{_gib(used)}/{_gib(total)} GiB"
-    for name, display in Sensors.displays().items():
-        value = device.get(name)
-        if value is not None:
-            text += f" {value:.0f}{display.unit}"
-    return text
+    values = ((device.get(name), display.unit) for name, display in Sensors.displays().items())
+    sensors = "".join(f" {value:.0f}{unit}" for value, unit in values if value is not None)
+    return f"{_gib(used)}/{_gib(total)} GiB{sensors}"
 
 
 def _models(snapshot: Snapshot, choices: Choices, width: int, *, marked: bool) -> tuple[list[Line], int]:
     """Return the table with its heading, and the number of the selected row."""
     shown, current = choices.shown(snapshot), choices.model(snapshot)
     # One column for the mark of the selection, one for a margin.
-    heading, *rows = table_lines(_columns(snapshot, wide=width >= _WIDE), shown, width=width - 2, gap=" ")
+    heading, *rows = table_lines(_columns(snapshot, wide=width >= 110), shown, width=width - 2, gap=" ")
     lines = [Line(f" {heading}", Style.BOLD)]
     selected = 0
     for number, (model, row) in enumerate(zip(shown, rows, strict=True)):
@@ -230,15 +224,8 @@ def _first(lines: list[Line], most: int) -> list[Line]:
 
 
 def _cut(line: Line, width: int) -> Line:
-    """Cut a line to the width, without control characters."""
     clean = "".join(character if character.isprintable() else " " for character in line.text)
     return Line(clean if len(clean) <= width else clean[: width - 1] + "…", line.style)
-
-
-def _label(device: Mapping[str, Any]) -> str:
-    if device.get("index") is None:
-        return str(device["name"])
-    return f"GPU {device['index']} {short_name(device['name'])}"
 
 
 def _gib(count: int | None) -> str:

@@ -57,11 +57,8 @@ class Terminal:
     def __enter__(self) -> Self:
         self._saved = termios.tcgetattr(self._input)
         tty.setcbreak(self._input)
-        for number, handler in (
-            (signal.SIGWINCH, lambda *_: self.wake()),
-            (signal.SIGTERM, self._terminated),
-        ):
-            self._handlers[number] = signal.signal(number, handler)
+        self._handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: self.wake())
+        self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminated)
         self._write("\x1b[?1049h\x1b[?25l\x1b[2J")
         return self
 

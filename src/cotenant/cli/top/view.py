@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from string import ascii_lowercase
-from typing import Any, Final
-
-_LETTERS: Final = ascii_lowercase + ascii_lowercase.upper()
+from string import ascii_letters
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Snapshot:
     def letters(self) -> Mapping[str, str]:
         """A letter for each loaded model, while there are letters."""
         resident = [model["name"] for model in self.models if model.get("devices")]
-        return dict(zip(resident, _LETTERS, strict=False))
+        return dict(zip(resident, ascii_letters, strict=False))
 
     def holdings(self, uuid: str) -> Sequence[tuple[str, int]]:
         """Return the planned bytes of each model on a device."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -24,8 +24,6 @@ from cotenant.http.client import Limits, Request, api_endpoint, describe, fetch
 from cotenant.scheduling.events import AdviceGiven
 
 _LOG = logging.getLogger("cotenant.advisor")
-_PATH: Final = "/v1/chat/completions"
-_QUOTED_BYTES: Final = 300
 _LIMITS: Final = Limits(connect_s=None, body_bytes=256 * KIB)
 _FAILURES_IN_A_ROW: Final = 3
 _BREAK_S: Final = 300.0
@@ -89,10 +87,13 @@ class Advisor:
             return
         prompt = AdvisorPrompt.of(self._operator.statuses(), self._operator.devices(), self._clock.now())
         try:
-            hints = await self._hints(prompt)
+            async with asyncio.timeout(self._settings.timeout_s):
+                hints = prompt.read(await self._ask(prompt))
         except AdvisorUnavailable as reason:
             self._outcomes[QuestionOutcome.SKIPPED] += 1
             _LOG.debug("the advisor was not asked: %s", reason)
+        except TimeoutError:
+            self._failed(Unreachable(f"no answer within {format_duration(self._settings.timeout_s)}"))
         except (BadAdvice, Unreachable) as error:
             self._failed(error)
         else:
@@ -102,13 +103,6 @@ class Advisor:
             _LOG.debug("advice on %d models, shadow=%s", len(hints), shadow)
             if hints:
                 self._post(AdviceGiven(self._clock.now(), Advice(prompt.asked_at, hints, shadow)))
-
-    async def _hints(self, prompt: AdvisorPrompt) -> Mapping[str, Hint]:
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                return prompt.read(await self._ask(prompt))
-        except TimeoutError:
-            raise Unreachable(f"no answer within {format_duration(self._settings.timeout_s)}") from None
 
     def _failed(self, error: BadAdvice | Unreachable) -> None:
         invalid = isinstance(error, BadAdvice)
@@ -186,10 +180,12 @@ async def completion(endpoint: Endpoint, model: str, prompt: AdvisorPrompt) -> b
     """Return the body of a chat completion, following no redirect. Raises Unreachable."""
     try:
         # The caller limits the time.
-        answer = await fetch(Request(endpoint, "POST", _PATH, prompt.payload(model)), _LIMITS)
+        answer = await fetch(
+            Request(endpoint, "POST", "/v1/chat/completions", prompt.payload(model)), _LIMITS
+        )
     except OSError as error:
         raise Unreachable(describe(error)) from None
     if answer.status != 200:
-        quoted = answer.body[:_QUOTED_BYTES].decode("utf-8", "replace")
+        quoted = answer.body[:300].decode("utf-8", "replace")
         raise Refused(f"it responded with status {answer.status}: {quoted!r}")
     return answer.body

@@ -1,25 +1,81 @@
-"""Alerts, sent to the log, to subscribers and to a webhook."""
+"""Alerts, sent to the log, to subscribers and to a webhook that the operator configures."""
 
 import asyncio
+import http.client
+import json
 import logging
+import socket
+import urllib.request
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Final
+from datetime import datetime
+from urllib.parse import urlsplit
 
 from cotenant.clock import Clock
 from cotenant.concurrency.broadcast import Broadcast
 from cotenant.config.configuration import AlertSettings
 from cotenant.daemon.alerting.rules import AlertRules, CardMemory
-from cotenant.daemon.alerting.webhook import Webhook
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import DeviceKind, Inventory
 from cotenant.domain.exit_causes import Cause
 
 _LOG = logging.getLogger("cotenant.alerts")
-_TICK_S: Final = 5.0
-_RECENT: Final = 100
-_BACKLOG: Final = 64
+
+
+class Webhook:
+    """Posts each alert as JSON, one after another, in a thread: nothing waits for it.
+
+    A post that fails is repeated after each of `pauses_s`, then given up. While the receiver is down, at
+    most 64 alerts wait; the oldest are dropped.
+    """
+
+    def __init__(self, url: str, *, pauses_s: Sequence[float] = (1.0, 5.0, 25.0)) -> None:
+        self._url = url
+        self._pauses_s = pauses_s
+        self._host = socket.gethostname()
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(64)
+
+    def post(self, alert: Alert) -> None:
+        """Queue an alert to be posted."""
+        body = {
+            "alert": alert.kind,
+            "state": "active" if alert.active else "over",
+            "subject": alert.subject,
+            "text": alert.text,
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "host": self._host,
+        }
+        if self._queue.full():
+            self._queue.get_nowait()
+        self._queue.put_nowait(json.dumps(body, ensure_ascii=False).encode())
+
+    async def run(self) -> None:
+        """Post queued alerts until cancelled."""
+        while True:
+            await self._deliver(await self._queue.get())
+
+    async def _deliver(self, body: bytes) -> None:
+        for pause_s in (*self._pauses_s, None):
+            problem = await asyncio.to_thread(self._send, body)
+            if problem is None:
+                return
+            if pause_s is None:
+                # The URL itself may contain a secret.
+                host = urlsplit(self._url).hostname
+                _LOG.warning("an alert could not be posted to the webhook at %s: %s", host, problem)
+                return
+            await asyncio.sleep(pause_s)
+
+    def _send(self, body: bytes) -> str | None:
+        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+            self._url, data=body, headers={"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5.0):  # noqa: S310
+                return None
+        except (OSError, http.client.HTTPException) as error:
+            return str(error) or type(error).__name__
 
 
 class Alerts:
@@ -29,9 +85,9 @@ class Alerts:
         self._rules = AlertRules(settings.memory_percent, settings.memory_for_s)
         self._clock = clock
         self._webhook = Webhook(settings.webhook) if settings.webhook else None
-        self._recent: deque[Alert] = deque(maxlen=_RECENT)
+        self._recent: deque[Alert] = deque(maxlen=100)
         self._totals: Counter[AlertKind] = Counter()
-        self._subscribers: Broadcast[Alert] = Broadcast(_BACKLOG)
+        self._subscribers: Broadcast[Alert] = Broadcast(64)
 
     # Observations.
 
@@ -66,7 +122,7 @@ class Alerts:
             if self._webhook is not None:
                 tasks.create_task(self._webhook.run())
             while True:
-                await asyncio.sleep(_TICK_S)
+                await asyncio.sleep(5.0)
                 self._publish(self._rules.tick(self._clock.now()))
 
     def _publish(self, alerts: Sequence[Alert]) -> None:

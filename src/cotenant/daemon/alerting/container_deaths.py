@@ -21,12 +21,8 @@ from cotenant.services.compose.container_events import (
 )
 
 _LOG = logging.getLogger(__name__)
-_ENGINES: Final = ("podman", "docker")
 _AGAIN_S: Final = (1.0, 5.0, 30.0, 120.0)
 _STEADY_S: Final = 60.0
-_GRACE_S: Final = 1.0
-_INSPECT_S: Final = 10.0
-_LINE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ class ContainerWatch:
         try:
             names: Sequence[str] = (await find_compose(self._compose)).engine[:1]
         except ContainerEngineMissing:
-            names = _ENGINES
+            names = ("podman", "docker")
         return next((path for name in names if (path := shutil.which(name))), None)
 
     async def _follow(self, engine: str) -> None:
@@ -73,7 +69,7 @@ class ContainerWatch:
             return
         finally:
             os.close(writing)
-        reader = asyncio.StreamReader(limit=_LINE_BYTES)
+        reader = asyncio.StreamReader(limit=1 << 16)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
         )
@@ -81,7 +77,7 @@ class ContainerWatch:
             await self._read(engine, reader)
         finally:
             transport.close()
-            await child.stop(_GRACE_S)
+            await child.stop(1.0)
 
     async def _read(self, engine: str, reader: asyncio.StreamReader) -> None:
         while True:
@@ -99,10 +95,8 @@ class ContainerWatch:
     async def _report(self, engine: str, event: ContainerEvent) -> None:
         change = event.change
         if change is ContainerChange.KILLED:
-            inspected = await run_async(
-                [engine, "container", "inspect", "--format", "{{.State.OOMKilled}}", event.container_id],
-                _INSPECT_S,
-            )
+            what = ("--format", "{{.State.OOMKilled}}", event.container_id)
+            inspected = await run_async([engine, "container", "inspect", *what], 10.0)
             if inspected.ok and inspected.output.strip() == "true":
                 change = ContainerChange.OUT_OF_MEMORY
         if change is ContainerChange.OUT_OF_MEMORY:

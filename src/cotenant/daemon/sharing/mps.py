@@ -6,11 +6,12 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Final, Self
 
 from cotenant.concurrency.background_tasks import BackgroundTasks
-from cotenant.config.configuration import ModelEntry
-from cotenant.daemon.sharing.mps_rules import MpsRules, wanted_by
+from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.daemon.core.fleet import may_use
 from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory, MpsGroup, MpsMode
 from cotenant.domain.errors import MpsError, MpsFailed
 from cotenant.domain.placements import Placement
@@ -18,10 +19,10 @@ from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_duration
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.process.process import ChildProcess, guarded
-from cotenant.hardware.mps.control import no_program
+from cotenant.hardware.mps.control import find_program, no_program
 from cotenant.hardware.mps.daemon import MpsDaemon
 from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
-from cotenant.hardware.mps.discovery import FoundDaemon
+from cotenant.hardware.mps.discovery import FoundDaemon, find_daemons
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission, alone, is_mps_server, through_mps
 
 _LOG = logging.getLogger(__name__)
@@ -30,6 +31,35 @@ _QUIT_WITHIN_S: Final = 2.0
 _FAILED_FOR_S: Final = 60.0
 _BROKEN_GONE_WITHIN_S: Final = 30.0
 _ALL: Final = "mps"
+
+
+@dataclass(frozen=True, slots=True)
+class MpsRules:
+    """When engines run under MPS, and with what.
+
+    `program` is None if this machine has none; `found` are the daemons that run already.
+    """
+
+    mode: MpsMode
+    group: MpsGroup
+    program: Path | None
+    state_dir: Path
+    max_loaded: int | None = None
+    found: tuple[FoundDaemon, ...] = ()
+
+    @classmethod
+    def of(
+        cls, configuration: Configuration, state_dir: Path, environ: Mapping[str, str] | None = None
+    ) -> Self:
+        """Collect the rules. Raises MpsMissing if MPS is required and there is no control program."""
+        variables = os.environ if environ is None else environ
+        devices = configuration.devices
+        program = None if devices.mps is MpsMode.OFF else find_program(variables)
+        if program is None and devices.mps is MpsMode.REQUIRED:
+            raise no_program(variables)
+        max_loaded = configuration.scheduling.max_loaded
+        found = () if program is None else tuple(find_daemons(program, state_dir, variables))
+        return cls(devices.mps, devices.mps_group, program, state_dir, max_loaded, found)
 
 
 @dataclass(slots=True, eq=False)
@@ -207,7 +237,8 @@ class Sharing:
             return True
         if not exclusive or served:
             return exclusive
-        return self._rules.max_loaded != 1 and wanted_by(models, device) > 1
+        wanting = sum(each.recipe.n_gpu_layers != 0 and may_use(each.gpus, device) for each in models)
+        return self._rules.max_loaded != 1 and wanting > 1
 
     async def _ensure_running(self, group: _Group) -> MpsDirectories:
         async with group.lock:
@@ -258,7 +289,6 @@ class Sharing:
             fail(f"the MPS daemon of its card, process {daemon.pid}, died")
 
     def _forget(self, group: _Group) -> None:
-        """Stop using a daemon that was found running and has ended."""
         self._adopted = {key: found for key, found in self._adopted.items() if found is not group.found}
         group.found = None
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from cotenant.domain.devices import launch_environment
 from cotenant.domain.errors import EngineLoadFailed
@@ -12,8 +11,6 @@ from cotenant.engines.launch.cards import card_options, real_cards
 from cotenant.engines.launch.container import MPS_VARIABLE, RunAs, readable_files
 from cotenant.engines.launch.plan import LaunchPlan
 from cotenant.engines.process.process import ChildProcess, FamilyProcess, scrubbed
-
-_VARIABLES: Final = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}
 
 
 class ApptainerLauncher:
@@ -56,7 +53,7 @@ def command_line(plan: LaunchPlan, program: str, image: str) -> tuple[list[str],
     argv += card_options(plan.name, cards, CardStyle.SWITCH, rootless=True)
     argv += _binds(plan, env.get(MPS_VARIABLE))
     # `--env` splits its value at commas, which lists of cards have.
-    prefix = _VARIABLES[Path(program).name]
+    prefix = {"apptainer": "APPTAINERENV_", "singularity": "SINGULARITYENV_"}[Path(program).name]
     return [*argv, image, *plan.argv], {f"{prefix}{name}": value for name, value in env.items()}
 
 

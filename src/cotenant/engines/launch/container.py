@@ -27,11 +27,7 @@ MODEL_LABEL: Final = "cotenant.model"
 
 MPS_VARIABLE: Final = "CUDA_MPS_PIPE_DIRECTORY"
 NOBODY: Final = 65534
-_SHARED_MEMORY: Final = "8g"
-"""A limit: engines on several cards pass tensors through it, and the default of 64 MB is too small."""
-_PART_NAME: Final = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.DOTALL)
 _NO_RIGHTS: Final = ("--cap-drop=all", "--security-opt=no-new-privileges")
-_NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,8 @@ class ContainerLauncher:
         _refuse_unreadable(plan, self._user)
         env = _environment(plan)
         rootless = not self._user.daemon_is_root
-        name = f"cotenant-{_NOT_IN_NAMES.sub('-', plan.name)[:40]}-{secrets.token_hex(4)}"
+        shown = re.sub(r"[^a-zA-Z0-9_.-]+", "-", plan.name)[:40]
+        name = f"cotenant-{shown}-{secrets.token_hex(4)}"
         create = [self._program, "create", "--name", name]
         labels = {ENGINE_LABEL: "1", OWNER_LABEL: Owner.here().label, MODEL_LABEL: plan.name}
         for label, value in labels.items():
@@ -117,7 +114,8 @@ class ContainerLauncher:
         yield from (f"--mount={_mount(path)},readonly" for path in readable_files(plan.reads))
         pipes = env.get(MPS_VARIABLE)
         if pipes is None:
-            yield f"--shm-size={_SHARED_MEMORY}"
+            # Engines on several cards pass tensors through it; the default limit of 64 MB is too small.
+            yield "--shm-size=8g"
             return
         if self._user.daemon_is_root:
             raise EngineLoadFailed(
@@ -139,7 +137,7 @@ def readable_files(reads: Sequence[Path]) -> list[Path]:
     files: dict[Path, None] = {}
     for path in reads:
         files[path] = None
-        if part := _PART_NAME.fullmatch(path.name):
+        if part := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name, re.DOTALL):
             parts = path.parent.glob(f"{glob.escape(part[1])}-?????-of-{part[2]}.gguf")
             files |= dict.fromkeys(sorted(parts))
         if path.is_dir():

@@ -17,7 +17,6 @@ from cotenant.engines.launch import container_supervisor
 from cotenant.engines.process.process import ChildProcess, process_end
 from cotenant.programs.run import readable
 
-_REMOVE_TIMEOUT_S: Final = 60.0
 _SHELL_OFFSET: Final = 128
 
 
@@ -95,7 +94,7 @@ class ContainerProcess(ChildProcess):
         if not self._exit.done():
             self._send(f"stop {grace_s}")
         try:
-            async with asyncio.timeout(grace_s + _REMOVE_TIMEOUT_S):
+            async with asyncio.timeout(grace_s + 60.0):
                 await self.wait()
         except TimeoutError:
             return False

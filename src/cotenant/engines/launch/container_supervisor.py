@@ -19,10 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-_ASK_TIMEOUT_S: Final = 30.0
 _CREATE_TIMEOUT_S: Final = 600.0
 _POLL_S: Final = 0.05
-_TRIES: Final = 5
 _INPUT: Final = 0
 _LOG: Final = 2
 
@@ -109,7 +107,7 @@ class Commands:
 
 def remove(engine: Sequence[str], name: str) -> bool:
     """Kill and remove a container; return whether it is gone. Without the kill it gets a grace of 10 s."""
-    for attempt in range(_TRIES):
+    for attempt in range(5):
         if attempt:
             time.sleep(_POLL_S * 2**attempt)
         _ask([*engine, "kill", "--signal", "SIGKILL", name])
@@ -123,9 +121,7 @@ def remove(engine: Sequence[str], name: str) -> bool:
 def _ask(argv: Sequence[str]) -> str | None:
     """Return the output of a command, None if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30.0, check=False)
         if done.returncode == 0:
             return done.stdout.decode("utf-8", "replace")
     return None

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from cotenant.domain.launching import LauncherKind
 from cotenant.engines.launch import container_supervisor
@@ -12,8 +12,6 @@ from cotenant.engines.launch.container import ENGINE_LABEL, MODEL_LABEL, OWNER_L
 from cotenant.engines.process.marks import kill_orphans as kill_orphans
 from cotenant.engines.process.owner import Owner
 from cotenant.programs.run import run_program
-
-_ASK_TIMEOUT_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ def _containers(program: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _ask(argv: Sequence[str]) -> str:
-    done = run_program(argv, _ASK_TIMEOUT_S, merge_errors=False)
+    done = run_program(argv, 10.0, merge_errors=False)
     if done.problem is not None:
         _log.info("%s does not list its containers: %s", argv[0], done.problem)
     return done.output if done.ok else ""

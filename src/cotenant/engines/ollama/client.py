@@ -15,11 +15,7 @@ from cotenant.http.client import Response, probe, probe_json
 
 LATEST: Final = ":latest"
 ASK_TIMEOUT_S: Final = 5.0
-_KV_ELEMENT_BYTES: Final = 2
-_MARGIN_BYTES: Final = 512 * MIB
 _SMALL_CONTEXT: Final = 4096
-_CONTEXT_BY_GPU_BYTES: Final = ((47 * GIB, 262144), (23 * GIB, 32768))
-_SINCE_VERSION: Final = (0, 15, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class ModelFacts:
         n_ctx = self.n_ctx or default_ctx
         if self.n_ctx_train is not None:
             n_ctx = min(n_ctx, self.n_ctx_train)
-        return file_bytes + n_ctx * self.token_bytes + _MARGIN_BYTES
+        return file_bytes + n_ctx * self.token_bytes + 512 * MIB
 
 
 class OllamaClient:
@@ -117,9 +113,10 @@ def same_tag(first: str, second: str) -> bool:
 def default_context(version: str, gpu_bytes: int) -> int:
     """Return Ollama's default context, on GPUs of these bytes in total."""
     found = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", version)
-    if found and (0, 0, 0) < tuple(map(int, found.groups())) < _SINCE_VERSION:
+    if found and (0, 0, 0) < tuple(map(int, found.groups())) < (0, 15, 5):
         return _SMALL_CONTEXT
-    return next((n_ctx for least, n_ctx in _CONTEXT_BY_GPU_BYTES if gpu_bytes >= least), _SMALL_CONTEXT)
+    by_gpu_bytes = ((47 * GIB, 262144), (23 * GIB, 32768))
+    return next((n_ctx for least, n_ctx in by_gpu_bytes if gpu_bytes >= least), _SMALL_CONTEXT)
 
 
 def _entries(answer: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -180,7 +177,7 @@ def _facts(answer: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(
         weights[1] if weights else "",
         "embedding" in capabilities if isinstance(capabilities, list) else None,
-        row * _KV_ELEMENT_BYTES,
+        row * 2,  # bytes of an F16 element
         int(n_ctx[1]) if n_ctx else None,
         count("context_length") or None,
     )

@@ -19,9 +19,6 @@ from cotenant.engines.ollama.client import ASK_TIMEOUT_S, LoadedModel, OllamaCli
 from cotenant.http.client import Response, tls_problem
 from cotenant.interfaces import EngineOrder
 
-_POLL_EVERY_S: Final = 1.0
-_GONE_POLL_S: Final = 0.05
-_SILENT_TIMES: Final = 3
 _FOREVER: Final = -1
 _RENEW_BEFORE_S: Final = 120.0
 _UNLOAD_TIMEOUT_S: Final = 30.0
@@ -30,7 +27,7 @@ _UNLOAD_TIMEOUT_S: Final = 30.0
 class OllamaHost:
     """Loads models in Ollama daemons; `poll_every_s` is how often each is asked what it has loaded."""
 
-    def __init__(self, *, poll_every_s: float = _POLL_EVERY_S) -> None:
+    def __init__(self, *, poll_every_s: float = 1.0) -> None:
         self._poll_every_s = poll_every_s
 
     async def start(self, order: EngineOrder) -> OllamaEngine:
@@ -106,7 +103,7 @@ class OllamaEngine(ExternalEngine):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_UNLOAD_TIMEOUT_S):
                 while await self._loaded_now() is not None:  # noqa: ASYNC110  Ollama only answers questions
-                    await asyncio.sleep(_GONE_POLL_S)
+                    await asyncio.sleep(0.05)
 
     async def _watch(self) -> None:
         """Keep it loaded, also if other clients send another `keep_alive` for it."""
@@ -115,7 +112,7 @@ class OllamaEngine(ExternalEngine):
             await asyncio.sleep(self._poll_every_s)
             loaded = await self._client.loaded()
             silent = silent + 1 if loaded is None else 0
-            if silent >= _SILENT_TIMES:
+            if silent >= 3:
                 why = f"{self._name} is no longer served: Ollama at {self.endpoint.url} does not answer"
                 return self._ended(EngineEnd(why, Cause.UNKNOWN))
             if loaded is None:

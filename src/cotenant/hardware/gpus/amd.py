@@ -30,7 +30,6 @@ _NO_LIBRARY: Final = (
     "this machine has AMD's compute device /dev/kfd but no usable `amdsmi`, so no GPU can be used: install "
     "ROCm's amd-smi-lib, and its Python package of the same version (`pip install amdsmi`)."
 )
-_MESSAGE_CHARACTERS: Final = 160
 
 
 class AmdProbe:
@@ -106,7 +105,6 @@ class AmdProbe:
             return None, error
 
     def _ask(self, name: str, *arguments: Any) -> Any:
-        """Return the answer, or None if the driver refuses it."""
         return self._try(name, *arguments)[0]
 
     def _constant(self, kind: str, name: str) -> Any:
@@ -153,6 +151,8 @@ class AmdProbe:
             render_node=self._number(numbers, "drm_render"),
         )
         graphics = self._constant("AmdSmiClkType", "GFX")
+        power = self._ask("amdsmi_get_power_info", handle)
+        current = self._number(power, "current_socket_power")
         reading = Reading(
             id_,
             at=self._clock.now(),
@@ -162,7 +162,7 @@ class AmdProbe:
             problem="the driver does not report its memory" if total is None else None,
             utilisation_percent=self._number(self._ask("amdsmi_get_gpu_activity", handle), "gfx_activity"),
             temperature_c=self._temperature(handle),
-            power_w=self._power(handle),
+            power_w=current if current is not None else self._number(power, "average_socket_power"),
             clock_mhz=self._number(self._ask("amdsmi_get_clock_info", handle, graphics), "clk"),
         )
         return device, reading
@@ -176,11 +176,6 @@ class AmdProbe:
             if isinstance(value, int):
                 return value
         return None
-
-    def _power(self, handle: Any) -> int | None:
-        value = self._ask("amdsmi_get_power_info", handle)
-        names = ("current_socket_power", "average_socket_power")
-        return next((watts for name in names if (watts := self._number(value, name)) is not None), None)
 
     def _memory(self, handle: Any) -> tuple[int | None, int | None]:
         """Return total and used bytes, both or neither; the exact ones, else those in whole MiB."""
@@ -221,4 +216,4 @@ def _load() -> Any:
 
 
 def _text(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MESSAGE_CHARACTERS] or type(error).__name__
+    return " ".join(str(error).split())[:160] or type(error).__name__

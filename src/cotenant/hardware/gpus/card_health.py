@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cotenant.hardware.gpus.nvml_query import Nvml
+from cotenant.hardware.gpus.nvml import Nvml
 
 _SLOWDOWNS: Final = (
     ("nvmlClocksEventReasonHwThermalSlowdown", "too hot"),

@@ -50,7 +50,12 @@ class DescribedProbe:
     def inventory(self) -> Inventory:
         """Return the described devices, as if measured now."""
         at = self._clock.now()
-        problems = self._follow() if self._live else ()
+        problems: tuple[str, ...] = ()
+        if self._live and self._file is not None:
+            try:
+                self._gpus = _identified(read_file(self._file)[0])
+            except BadDeviceSpec as error:
+                problems = (f"{error.message}: its last content is used.",)
         devices = tuple(
             Device(
                 id_,
@@ -64,25 +69,11 @@ class DescribedProbe:
             for index, (id_, gpu) in enumerate(self._gpus)
         )
         readings = {
-            id_: Reading(
-                id_,
-                at=at,
-                free_bytes=gpu.total_bytes - gpu.used_bytes,
-                **_described(gpu, Reading),
-            )
+            id_: Reading(id_, at=at, free_bytes=gpu.total_bytes - gpu.used_bytes, **_described(gpu, Reading))
             for id_, gpu in self._gpus
         }
         source = InventorySource.FOLLOWED if self._live else InventorySource.DESCRIBED
         return Inventory(source, devices, readings, problems=problems)
-
-    def _follow(self) -> tuple[str, ...]:
-        """Read the file again, and return what is wrong with it, if anything."""
-        try:
-            if self._file is not None:
-                self._gpus = _identified(read_file(self._file)[0])
-        except BadDeviceSpec as error:
-            return (f"{error.message}: its last content is used.",)
-        return ()
 
 
 def _described(gpu: DescribedGpu, owner: type[Device] | type[Reading]) -> dict[str, Any]:

@@ -21,11 +21,9 @@ EXAMPLE = (
 )
 
 T = TypeVar("T")
-_COUNTED = re.compile(r"(\d{1,4})\s*[x×]\s*(.+)", re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _MAX_NAME = 96
 _FILE_EXAMPLE = "A file lists GPUs: `- {name: RTX A5500, total_mib: 24564, used_mib: 19304}`."
-_FILE_KEYS = ("gpus", "live")
 _MAX_FILE_BYTES = 256 * 1024
 
 
@@ -78,7 +76,7 @@ def parse_entry(text: str) -> list[DescribedGpu]:
 
     After a colon a number without a unit is MiB, as nvidia-smi shows them. Raises BadDeviceSpec.
     """
-    counted = _COUNTED.fullmatch(text.strip())
+    counted = re.fullmatch(r"(\d{1,4})\s*[x×]\s*(.+)", text.strip(), re.DOTALL)
     count = int(counted[1]) if counted else 1
     if not 1 <= count <= MAX_DEVICES:
         raise BadDeviceSpec(f"{count} GPUs are not between 1 and {MAX_DEVICES}", hint=EXAMPLE)
@@ -148,7 +146,7 @@ def read_file(path: Path) -> tuple[tuple[tuple[str, DescribedGpu], ...], bool]:
     """
     document, live = _load(path), None
     if isinstance(document, dict):
-        unknown = sorted(str(key) for key in document if key not in _FILE_KEYS)
+        unknown = sorted(str(key) for key in document if key not in ("gpus", "live"))
         if unknown:
             what = f"{path} has a key {_shown(unknown[0])} other than gpus or live"
             raise BadDeviceSpec(what, hint=_FILE_EXAMPLE)
@@ -161,11 +159,9 @@ def read_file(path: Path) -> tuple[tuple[tuple[str, DescribedGpu], ...], bool]:
     if not isinstance(document, list) or not document:
         raise BadDeviceSpec(f"{path} holds no list of GPUs", hint=_FILE_EXAMPLE)
     entries = ((f"{path}, entry {number}", entry) for number, entry in enumerate(document, start=1))
-    return read_entries(entries, _gpus), bool(live)
-
-
-def _gpus(entry: Any) -> list[DescribedGpu]:
-    return parse_entry(entry) if isinstance(entry, str) else [_gpu(entry)]
+    return read_entries(
+        entries, lambda entry: parse_entry(entry) if isinstance(entry, str) else [_gpu(entry)]
+    ), bool(live)
 
 
 def _load(path: Path) -> Any:
@@ -255,14 +251,6 @@ def _pattern(pattern: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: read(text) if re.fullmatch(pattern, text) else None
 
 
-def _percent(text: str) -> int | None:
-    return int(text) if int(text) <= 100 else None
-
-
-def _capability(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(".")))
-
-
 class _Key(NamedTuple):
     """One key of a GPU's entry: how it is read, and its field of DescribedGpu if that has another name."""
 
@@ -276,14 +264,17 @@ _PROCESSES_HINT: Final = "Write `processes: [{pid: 1234, name: python3, used_mib
 _GPU_KEYS: Final = {
     "uuid": _Key(_pattern(r"(GPU|MIG)-[0-9A-Za-z/-]{1,80}", str), "A UUID begins with GPU- or MIG-."),
     "pci_bus_id": _Key(normalise_bus_id, "Write it as nvidia-smi does: 0000:01:00.0."),
-    "compute_capability": _Key(_pattern(r"\d{1,2}\.\d", _capability), "Write it with a point, such as 8.6."),
+    "compute_capability": _Key(
+        _pattern(r"\d{1,2}\.\d", lambda text: tuple(map(int, text.split(".")))),
+        "Write it with a point, such as 8.6.",
+    ),
     "compute_mode": _Key(_pattern("|".join(ComputeMode), ComputeMode), f"One of {', '.join(ComputeMode)}."),
     "bandwidth_gb_s": _Key(
         _pattern(r"\d{1,6}(\.\d{1,3})?", lambda text: round(float(text) * 10**9) or None),
         "A number of GB/s above zero, such as 936.",
         "bandwidth_bytes_per_s",
     ),
-    "utilisation_percent": _Key(_pattern(r"[0-9]{1,3}", _percent), "A whole number from 0 to 100."),
+    "utilisation_percent": _Key(_pattern(r"[0-9]{1,2}|0[0-9]{2}|100", int), "A whole number from 0 to 100."),
     "temperature_c": _Key(_pattern(r"-?[0-9]{1,3}", int), "A whole number of degrees Celsius, such as 61."),
     "power_w": _Key(_pattern(r"[0-9]{1,5}(\.[0-9]{1,3})?", float), "A number of watts, such as 214.5."),
 }

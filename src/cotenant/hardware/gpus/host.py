@@ -9,7 +9,6 @@ from cotenant.domain.devices import HOST_ID, Device, DeviceKind, Inventory, Read
 from cotenant.domain.vendors import InventorySource
 
 HOST_NAME = "host RAM"
-_NO_MEMINFO = "the kernel does not report its memory in /proc/meminfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +38,13 @@ class HostProbe:
         memory = self.memory()
         total, available = memory.total_bytes, memory.available_bytes
         device = Device(HOST_ID, DeviceKind.HOST, HOST_NAME, total_bytes=total)
+        unknown = "the kernel does not report its memory in /proc/meminfo"
         reading = Reading(
             HOST_ID,
             at=self._clock.now(),
             used_bytes=None if total is None or available is None else total - available,
             free_bytes=available,
-            problem=_NO_MEMINFO if available is None else None,
+            problem=unknown if available is None else None,
         )
         return Inventory(InventorySource.HOST, (device,), {HOST_ID: reading}, problems=problems)
 

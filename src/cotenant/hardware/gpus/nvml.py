@@ -1,7 +1,9 @@
 """NVIDIA GPUs, through NVML (`nvidia-ml-py`)."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from cotenant.domain.devices import (
 )
 from cotenant.domain.vendors import InventorySource, Vendor
 from cotenant.hardware.gpus.host import HostProbe
-from cotenant.hardware.gpus.nvml_query import Nvml
 
 _WHOLE_MACHINE = {
     "NVMLError_DriverNotLoaded": (
@@ -40,6 +41,7 @@ _NO_LIBRARY = (
     "this machine has NVIDIA devices but not libnvidia-ml.so.1, so no GPU can be used: "
     "in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,utility."
 )
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +230,30 @@ class NvmlProbe:
         return tuple(
             GpuProcess(pid, self._ask("SystemGetProcessName", pid) or None, used[pid]) for pid in sorted(used)
         )
+
+
+class Nvml:
+    """The module `pynvml` as `library`, or its replacement in tests."""
+
+    def __init__(self, replacement: Any = None) -> None:
+        # Imported late: it takes 40 ms, which `--help` need not wait for.
+        self.library = import_module("pynvml") if replacement is None else replacement
+
+    def attempt(self, query: str, *arguments: Any) -> tuple[Any, Exception | None]:
+        """Return the answer of the function `nvml<query>`, or None and why the driver refuses it."""
+        nvml = self.library
+        try:
+            return getattr(nvml, f"nvml{query}")(*arguments), None
+        # An old driver lacks the function (NVMLLibraryMismatchError is no NVMLError); a name cut in the
+        # middle of a character does not decode.
+        except (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError) as error:
+            _log.debug("nvml%s: %s", query, error)
+            return None, error
+
+    def ask(self, query: str, *arguments: Any) -> Any:
+        """Return the answer of the function `nvml<query>`, or None if the driver refuses it."""
+        return self.attempt(query, *arguments)[0]
+
+    def name(self, handle: Any) -> str:
+        """Return a card's name."""
+        return self.ask("DeviceGetName", handle) or "of unknown name"

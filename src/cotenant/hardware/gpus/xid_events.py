@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from cotenant.hardware.gpus.nvml_query import Nvml
+from cotenant.hardware.gpus.nvml import Nvml
 
 _LOG = logging.getLogger(__name__)
-_WAIT_MS: Final = 1000
 _MEANINGS: Final = {
     13: "graphics engine exception: mostly a fault of the program",
     31: "memory page fault: mostly a fault of the program",
@@ -103,7 +102,7 @@ class XidWatch:
                 labels[_bus(nvml, handle)] = f"GPU {index} {nvml.name(handle)}"
             while labels and not self._stop.is_set():
                 try:
-                    event = library.nvmlEventSetWait_v2(events, _WAIT_MS)
+                    event = library.nvmlEventSetWait_v2(events, 1000)  # milliseconds
                 except library.NVMLError_Timeout:
                     continue
                 report_in_loop(labels.get(_bus(nvml, event.device), "a GPU"), int(event.eventData))

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROC = Path("/proc")
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedBytes:
@@ -15,7 +13,7 @@ class LoadedBytes:
     total_bytes: int
 
 
-def loaded_bytes(pid: int, paths: Sequence[Path], *, proc: Path = _PROC) -> LoadedBytes:
+def loaded_bytes(pid: int, paths: Sequence[Path], *, proc: Path = Path("/proc")) -> LoadedBytes:
     """Return how much of some files a process has mapped into memory, or has read.
 
     The page cache does not show it: the load of a file that is cached already takes long as well, although

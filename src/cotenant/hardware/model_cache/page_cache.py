@@ -8,7 +8,6 @@ from typing import Final
 
 _SYS_CACHESTAT: Final = 451
 """The same number on every architecture but Alpha; Linux 6.5 and later."""
-_WINDOW_BYTES: Final = 1 << 30
 
 
 class _Range(ctypes.Structure):
@@ -79,7 +78,7 @@ def _by_mincore(fd: int, offset: int, length: int) -> int | None:
     pages = 0
     start = offset - offset % mmap.PAGESIZE
     while start < offset + length:
-        window = min(_WINDOW_BYTES, offset + length - start)
+        window = min(1 << 30, offset + length - start)
         # A private copy on write: ctypes takes the address of writable memory only, and nothing is written.
         with mmap.mmap(fd, window, access=mmap.ACCESS_COPY, offset=start) as mapped:
             states = (ctypes.c_ubyte * -(-window // mmap.PAGESIZE))()

@@ -13,8 +13,6 @@ from cotenant.programs.run import run_program
 
 PROGRAM: Final = "nvidia-cuda-mps-control"
 VARIABLE: Final = "COTENANT_MPS_CONTROL"
-_ANSWERS_WITHIN_S: Final = 5.0
-_BEYOND_THE_BOUND_S: Final = 2.0
 
 
 def find_program(environ: Mapping[str, str]) -> Path | None:
@@ -67,9 +65,9 @@ class MpsControl:
     def quit(self, within_s: float) -> None:
         """End the daemon and its servers, clients or not, once `within_s` have passed at the latest."""
         whole_s = max(1, round(within_s))
-        self.ask(f"quit -t {whole_s}", answers_within_s=whole_s + _BEYOND_THE_BOUND_S)
+        self.ask(f"quit -t {whole_s}", answers_within_s=whole_s + 2.0)
 
-    def ask(self, command: str, *, answers_within_s: float = _ANSWERS_WITHIN_S) -> str:
+    def ask(self, command: str, *, answers_within_s: float = 5.0) -> str:
         """Give one command and return what is printed."""
         env = {**os.environ, **self.directories.variables()}
         done = run_program([str(self.program)], answers_within_s, input_text=f"{command}\n", env=env)

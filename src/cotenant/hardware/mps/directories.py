@@ -20,14 +20,8 @@ MODEL_VARIABLE: Final = "COTENANT_MODEL"
 """Shows `cotenant mps status` which model a client runs."""
 MEMORY_VARIABLE: Final = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 THREADS_VARIABLE: Final = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
-_DEFAULT_PIPE: Final = Path("/tmp/nvidia-mps")  # noqa: S108  NVIDIA's choice, which clients fall back to
-_DEFAULT_LOG: Final = Path("/var/log/nvidia-mps")
-_PID_FILE: Final = "nvidia-cuda-mps-control.pid"
 _CARDS_FILE: Final = "cards"
 _OWNER_ONLY: Final = 0o700
-_LONGEST_NAME: Final = "control_privileged"
-_MAX_SOCKET_PATH: Final = 107
-"""`sun_path` of unix(7), without its final zero byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +46,8 @@ class MpsDirectories:
     def by_default(cls, environ: Mapping[str, str]) -> MpsDirectories:
         """Return the directories that a client uses by default: the environment's or NVIDIA's."""
         return cls(
-            Path(environ.get(PIPE_VARIABLE) or _DEFAULT_PIPE),
-            Path(environ.get(LOG_VARIABLE) or _DEFAULT_LOG),
+            Path(environ.get(PIPE_VARIABLE) or "/tmp/nvidia-mps"),  # noqa: S108  NVIDIA's choice
+            Path(environ.get(LOG_VARIABLE) or "/var/log/nvidia-mps"),
             ours=False,
         )
 
@@ -91,7 +85,8 @@ class MpsDirectories:
 
     def create(self, cards: Sequence[str]) -> None:
         """Create the directories, accessible to their owner only, and record the cards. Raises MpsFailed."""
-        if len(os.fsencode(self.pipe / _LONGEST_NAME)) > _MAX_SOCKET_PATH:
+        # The longest name of its sockets; `sun_path` of unix(7) holds 107 bytes and a final zero.
+        if len(os.fsencode(self.pipe / "control_privileged")) > 107:
             raise MpsFailed(
                 f"{self.pipe} is too long a path for MPS's sockets",
                 hint="Set COTENANT_STATE_DIR to a shorter one.",
@@ -122,7 +117,7 @@ class MpsDirectories:
     def recorded_pid(self) -> int | None:
         """Return the process that the PID file names, running or not; None without one."""
         try:
-            text = (self.pipe / _PID_FILE).read_text(encoding="ascii").strip()
+            text = (self.pipe / "nvidia-cuda-mps-control.pid").read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             return None
         return int(text) if text.isdecimal() and 0 < int(text) < 1 << 31 else None

@@ -13,7 +13,6 @@ from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
 
 _PROC: Final = Path("/proc")
-_PROGRAMS: Final = "nvidia-cuda-mps-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def is_of_mps(pid: int) -> bool:
     if state.rpartition(")")[2].split()[:1] == ["Z"]:
         return False
     words = content.split(b"\0")[:2]
-    return any(os.path.basename(os.fsdecode(word)).startswith(_PROGRAMS) for word in words)
+    return any(os.path.basename(os.fsdecode(word)).startswith("nvidia-cuda-mps-") for word in words)
 
 
 def orphans_of(pipe: Path) -> Iterator[int]:

@@ -65,27 +65,21 @@ def daemon_statuses(program: Path, state_dir: Path, environ: Mapping[str, str]) 
             at.pipe, at.log, at.ours, found.pid, True, found.cards, servers, found.problem or problem
         )
     for at in MpsDirectories.all_ours(state_dir):
-        if at.pipe not in answering and _is_left(at):
+        if at.pipe in answering:
+            continue
+        try:
+            left = any(not path.is_dir() for path in at.pipe.iterdir())
+        except OSError:
+            left = False
+        if left or any(True for _ in orphans_of(at.pipe)):
             problem = "no daemon answers here, and it left something: `cotenant mps stop` removes it"
             yield DaemonStatus(at.pipe, at.log, True, None, False, at.cards() or None, problem=problem)
-
-
-def _is_left(directories: MpsDirectories) -> bool:
-    try:
-        sockets = any(not path.is_dir() for path in directories.pipe.iterdir())
-    except OSError:
-        sockets = False
-    return sockets or any(True for _ in orphans_of(directories.pipe))
 
 
 def _servers(control: MpsControl) -> tuple[tuple[ServerStatus, ...], str | None]:
     try:
         return tuple(
-            ServerStatus(
-                server,
-                control.server_status(server),
-                tuple(map(_client, control.clients(server))),
-            )
+            ServerStatus(server, control.server_status(server), tuple(map(_client, control.clients(server))))
             for server in control.servers()
         ), None
     except MpsFailed as error:

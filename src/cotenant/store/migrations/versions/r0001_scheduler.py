@@ -16,6 +16,7 @@ _COUNT = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Make `footprints`, `loads` and `decisions`."""
+    parts = ("weights", "kv", "compute", "overhead")
     op.create_table(
         "footprints",
         sa.Column("id", _COUNT, primary_key=True),
@@ -26,14 +27,8 @@ def upgrade() -> None:
         sa.Column("device_id", sa.String, nullable=False),
         sa.Column("device_name", sa.String, nullable=False),
         sa.Column("engine", sa.String),
-        sa.Column("predicted_weights_bytes", _COUNT, nullable=False),
-        sa.Column("predicted_kv_bytes", _COUNT, nullable=False),
-        sa.Column("predicted_compute_bytes", _COUNT, nullable=False),
-        sa.Column("predicted_overhead_bytes", _COUNT, nullable=False),
-        sa.Column("reported_weights_bytes", _COUNT),
-        sa.Column("reported_kv_bytes", _COUNT),
-        sa.Column("reported_compute_bytes", _COUNT),
-        sa.Column("reported_overhead_bytes", _COUNT),
+        *(sa.Column(f"predicted_{part}_bytes", _COUNT, nullable=False) for part in parts),
+        *(sa.Column(f"reported_{part}_bytes", _COUNT) for part in parts),
         sa.Column("measured_bytes", _COUNT),
     )
     op.create_table(

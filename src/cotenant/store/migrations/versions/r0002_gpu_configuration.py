@@ -10,7 +10,6 @@ branch_labels = None
 depends_on = None
 
 _JSON = sa.JSON().with_variant(JSONB(), "postgresql")
-_COUNT = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _INSTANT = sa.DateTime(timezone=True)
 
 
@@ -18,7 +17,7 @@ def upgrade() -> None:
     """Make `gpu_configurations`, `gpu_devices`, `system_settings` and `gpu_config_history`."""
     on_postgres = op.get_bind().dialect.name == "postgresql"
     new_id = sa.text("gen_random_uuid()" if on_postgres else "(lower(hex(randomblob(16))))")
-    now = sa.func.now()
+    now, number = sa.func.now(), sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(
         "gpu_configurations",
         sa.Column("id", sa.Uuid, primary_key=True, server_default=new_id),
@@ -51,7 +50,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "gpu_config_history",
-        sa.Column("number", _COUNT, primary_key=True, autoincrement=False),
+        sa.Column("number", number, primary_key=True, autoincrement=False),
         sa.Column("at", sa.Float, nullable=False),
         sa.Column("strategy", sa.String(32), nullable=False),
         sa.Column("assignments", _JSON, nullable=False),
