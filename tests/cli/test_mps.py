@@ -10,7 +10,7 @@ import pytest
 from cotenant.cli.main import main
 from cotenant.domain.vendors import Vendor
 from cotenant.hardware.gpus.described import DescribedProbe
-from cotenant.hardware.mps import manual
+from cotenant.hardware.mps import daemon
 from cotenant.hardware.mps.control import VARIABLE
 from tests.support.gpus.fake_mps import client, mps_processes, stand_in
 from tests.support.waiting import wait_until
@@ -28,7 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # Short, since a socket's path has 107 characters at most.
-    monkeypatch.setattr(manual, "_GONE_WITHIN_S", 60)
+    monkeypatch.setattr(daemon, "_GONE_WITHIN_S", 60)
     with tempfile.TemporaryDirectory(prefix="mps-") as name:
         made = Path(name)
         (made / "gpus.yaml").write_text(CARDS)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import cotenant.console
-from cotenant.console.assets import asset_url, assets, version
+from cotenant.console.responses import asset_url, assets, version
 from tests.console.looking import gateway, look
 
 HERE = Path(cotenant.console.__file__).parent

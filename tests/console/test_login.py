@@ -4,7 +4,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from cotenant.console.login import own_page
+from cotenant.console.app import own_page
 from tests.console.looking import following, gateway, look
 
 KEY = "the-key"

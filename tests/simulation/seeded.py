@@ -12,8 +12,7 @@ from cotenant.scheduling import events
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.simulation.faults import NO_FAULTS, Faults
-from cotenant.simulation.machine import Driver, Machine, card
+from cotenant.simulation.machine import NO_FAULTS, Driver, Faults, Machine, card
 from cotenant.simulation.models import Request, SimulatedModel
 from cotenant.simulation.world import Client, ContractViolation, Outcome, World
 

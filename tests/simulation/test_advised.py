@@ -7,7 +7,7 @@ import pytest
 
 from cotenant.domain.advisors import Advice, Hint
 from cotenant.scheduling import events
-from cotenant.simulation.faults import NO_FAULTS
+from cotenant.simulation.machine import NO_FAULTS
 from tests.simulation.seeded import SeededWorld, seeded_world
 
 _SEEDS = int(os.environ.get("COTENANT_SIM_SEEDS", "60"))

@@ -8,8 +8,8 @@ import pytest
 
 from cotenant.scheduling import events
 from cotenant.scheduling.commands import Command
-from cotenant.simulation.faults import NO_FAULTS
-from cotenant.simulation.timeline import Timeline
+from cotenant.simulation.event_queue import Timeline
+from cotenant.simulation.machine import NO_FAULTS
 from cotenant.simulation.world import Outcome
 from tests.simulation.seeded import ALL_FAULTS, SimulationFailure, seeded_world
 

@@ -18,7 +18,7 @@ from cotenant.domain.errors import MpsFailed
 from cotenant.domain.units import parse_duration
 
 if TYPE_CHECKING:
-    from cotenant.hardware.mps.status import DaemonStatus
+    from cotenant.hardware.mps.discovery import DaemonStatus
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace) -> int:
     from cotenant.daemon.core.settings import state_dir
+    from cotenant.hardware.mps.daemon import start_manually
     from cotenant.hardware.mps.directories import MpsDirectories
-    from cotenant.hardware.mps.manual import start_manually
 
     cards = _cards_to_share(read_inventory(args), named=bool(args.devices))
     whole_cards = [card for card in cards if card.kind is not DeviceKind.MIG]
@@ -86,8 +86,8 @@ def _start(args: argparse.Namespace) -> int:
 
 def _stop(args: argparse.Namespace) -> int:
     from cotenant.hardware.mps.control import MpsControl
+    from cotenant.hardware.mps.daemon import remove_orphans, stop_manually
     from cotenant.hardware.mps.directories import MpsDirectories
-    from cotenant.hardware.mps.manual import remove_orphans, stop_manually
 
     ended: list[dict[str, object]] = []
     for status in (each for each in _selected(args) if each.ours):
@@ -159,7 +159,7 @@ def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
 
 def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
     from cotenant.daemon.core.settings import state_dir
-    from cotenant.hardware.mps.status import daemon_statuses
+    from cotenant.hardware.mps.discovery import daemon_statuses
 
     statuses = [*daemon_statuses(_program(), state_dir(), os.environ)]
     if not args.devices:

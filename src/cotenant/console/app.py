@@ -6,15 +6,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from cotenant.asgi import App, Receive, Scope, Send, send_stream
-from cotenant.console import analyse, gpu_configuration, login, model, overview
-from cotenant.console.api import Api, ApiFault, ResponseCache, SignedOut
-from cotenant.console.assets import PREFIX, assets, version
+from cotenant.asgi import App, Header, Receive, Scope, Send, send_stream
+from cotenant.console import analyse, gpu_configuration, model, overview
+from cotenant.console.api import Api, ApiFault, Refused, Reply, ResponseCache, SignedOut
 from cotenant.console.live_updates import STREAM_HEADERS, Part, Rows, View, events_of
 from cotenant.console.memory_bar import Palette
 from cotenant.console.page_request import PageRequest, first_values
 from cotenant.console.rendering import render, render_part
-from cotenant.console.responses import accepts_gzip, send_body, send_html, send_redirect
+from cotenant.console.responses import (
+    PREFIX,
+    accepts_gzip,
+    assets,
+    send_body,
+    send_html,
+    send_redirect,
+    version,
+)
 from cotenant.console.view_data import decision_part
 
 Show = Callable[[PageRequest], Awaitable[View]]
@@ -122,9 +129,9 @@ class Console:
             if path == _STREAM:
                 await self._stream(request, send)
             elif path == _LOGIN:
-                await login.answer_login(request, scope, send)
+                await answer_login(request, scope, send)
             elif path == _LOGOUT:
-                await login.answer_logout(request, send)
+                await answer_logout(request, send)
             elif (request.method, path) in FRAGMENTS:
                 await self._fragment(request, scope, send)
             else:
@@ -226,3 +233,48 @@ async def _send_asset(scope: Scope, send: Send) -> None:
     if accepts_gzip(scope["headers"]):
         body, head = asset.packed, [*head, (b"content-encoding", b"gzip")]
     await send_body(send, 200, body, head)
+
+
+async def answer_login(request: PageRequest, scope: Scope, send: Send) -> None:
+    """Show the form, or check the key and redirect to the requested page. Raises ApiFault."""
+    wanted = own_page(request.query.get("next", "/"))
+    fault: Refused | None = None
+    if request.method == "POST":
+        await request.read_form()
+        wanted = own_page(request.form.get("next", "/"))
+        reply = await request.api.send("POST", "/api/session", {"key": request.form.get("key", "")})
+        try:
+            reply.json()
+        except Refused as refused:
+            fault = refused
+        else:
+            await send_redirect(send, wanted, _cookies(reply))
+            return
+    else:
+        session = await request.api.find("/api/session", {})
+        if session.get("signed_in") or not session.get("needed", True):
+            await send_redirect(send, wanted)
+            return
+    html = render("login.html", {"fault": fault, "next": wanted})
+    await send_html(scope, send, html, fault.status if fault else 200)
+
+
+async def answer_logout(request: PageRequest, send: Send) -> None:
+    """End the session if the form has its token. Raises ApiFault."""
+    if request.method != "POST":
+        raise ApiFault(405, "method_not_allowed", "Sign out with the button.")
+    await request.read_form()
+    token = request.form.get("csrf", "").encode("latin-1", "replace")
+    reply = await request.api.send("POST", "/api/session/end", headers=[(b"x-cotenant-csrf", token)])
+    reply.json()
+    await send_redirect(send, "/login", _cookies(reply))
+
+
+def own_page(text: str) -> str:
+    """Return the path to redirect to if it is on this daemon, else that of the overview."""
+    sound = text.startswith("/") and not text.startswith(("//", "/\\", "/login", "/logout"))
+    return text if sound and text.isprintable() and text.isascii() else "/"
+
+
+def _cookies(reply: Reply) -> list[Header]:
+    return [(name, value) for name, value in reply.headers if name == b"set-cookie"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from cotenant import __version__
-from cotenant.console.assets import asset_url
 from cotenant.console.live_updates import Live, Part, Rows
+from cotenant.console.responses import asset_url
 from cotenant.domain.units import GIB, format_bytes, format_duration
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
-"""Simulated GPUs: their actual memory use, and what a driver reports of it."""
+"""Simulated GPUs: their actual memory use, what a driver reports of it, and how likely faults are."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
@@ -83,3 +84,25 @@ class Machine:
 def card(index: int, total_bytes: int) -> Device:
     """Describe a card."""
     return Device(DeviceId(f"GPU-{index}"), DeviceKind.GPU, "card", index=index, total_bytes=total_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Probabilities from 0 to 1, each per occasion: a load, a ready engine, an exit, a request.
+
+    `trouble_every_s` is the mean time between card faults (foreign memory use, a lost card, no readings) and
+    operator actions; None for none.
+    """
+
+    slow_load: float = 0.0
+    failed_load: float = 0.0
+    death: float = 0.0
+    slow_end: float = 0.0
+    late_memory: float = 0.0
+    lost_memory: float = 0.0
+    leaves_waiting: float = 0.0
+    leaves_served: float = 0.0
+    trouble_every_s: float | None = None
+
+
+NO_FAULTS = Faults()

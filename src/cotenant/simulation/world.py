@@ -22,11 +22,9 @@ from cotenant.scheduling.commands import (
 )
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.scheduling.scheduler import Scheduler
-from cotenant.simulation.event_queue import EventQueue
-from cotenant.simulation.faults import NO_FAULTS, Faults
-from cotenant.simulation.machine import Driver, Machine
+from cotenant.simulation.event_queue import EventQueue, Timeline
+from cotenant.simulation.machine import NO_FAULTS, Driver, Faults, Machine
 from cotenant.simulation.models import Request, SimulatedModel
-from cotenant.simulation.timeline import Timeline
 from cotenant.simulation.totals import Totals
 
 _LOAD_SPREAD: Final = 0.2

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.hardware.mps.daemon import start_manually
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import variables_of
-from cotenant.hardware.mps.manual import start_manually
 from tests.support.daemon.serving import Serving
 from tests.support.engines.orders import fake_server
 from tests.support.gpus.fake_mps import control_daemon, left_in_pipes, mps_processes, stand_in

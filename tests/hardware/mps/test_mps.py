@@ -17,7 +17,7 @@ from cotenant.domain.errors import MpsFailed, MpsMissing
 from cotenant.domain.units import GIB, MIB
 from cotenant.engines.process.process import ChildProcess, guarded
 from cotenant.hardware.mps.control import VARIABLE, MpsControl, find_program, no_program
-from cotenant.hardware.mps.daemon import MpsDaemon
+from cotenant.hardware.mps.daemon import MpsDaemon, remove_orphans, start_manually, stop_manually
 from cotenant.hardware.mps.directories import (
     MEMORY_VARIABLE,
     THREADS_VARIABLE,
@@ -25,14 +25,13 @@ from cotenant.hardware.mps.directories import (
 )
 from cotenant.hardware.mps.discovery import (
     FoundDaemon,
+    daemon_statuses,
     find_daemon,
     find_daemons,
     is_of_mps,
     orphans_of,
     variables_of,
 )
-from cotenant.hardware.mps.manual import remove_orphans, start_manually, stop_manually
-from cotenant.hardware.mps.status import daemon_statuses
 from tests.support.gpus.fake_mps import client, left_in_pipes, mps_processes, real_program, stand_in
 from tests.support.waiting import wait_until
 
