@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cotenant.config.configuration import Configuration, Problem, ServerSettings
-from cotenant.doctor import cards, engines, files, machine
+from cotenant.doctor import cards, files, machine
 from cotenant.doctor.findings import Level
 from cotenant.domain.errors import BadSetting
 from cotenant.domain.units import GIB
@@ -244,18 +244,18 @@ def test_engines_that_see_no_gpu_are_a_problem_where_there_is_one(
     monkeypatch.setenv("FAKE_DEVICES", "  (none)")
     server = fake_server(tmp_path)
     blind = paper(tmp_path, PaperCard("GPU-a"), llama_server=server)
-    assert only(engines.builds(blind), Level.PROBLEM).fix == "cotenant engine install cuda"
-    assert levels(engines.builds(paper(tmp_path, llama_server=server))) == [Level.OK]
+    assert only(cards.builds(blind), Level.PROBLEM).fix == "cotenant engine install cuda"
+    assert levels(cards.builds(paper(tmp_path, llama_server=server))) == [Level.OK]
 
     monkeypatch.setenv("FAKE_DEVICES", "  CUDA0: NVIDIA GeForce RTX 3090 (24564 MiB, 19304 MiB free)")
     os.utime(server, (time.time() + 9, time.time() + 9))
-    assert levels(engines.builds(blind)) == [Level.OK]
+    assert levels(cards.builds(blind)) == [Level.OK]
 
 
 def test_a_configured_engine_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     host = paper(tmp_path, llama_server=tmp_path / "no-server")
 
-    assert "no-server" in only(engines.builds(host), Level.PROBLEM).seen
+    assert "no-server" in only(cards.builds(host), Level.PROBLEM).seen
 
 
 def test_exclusive_cards_without_the_program_of_mps_are_a_warning(tmp_path: Path) -> None:

@@ -123,14 +123,9 @@ def restore(
     services.see_devices(here)
     relocate = _relocation(backup.devices, here)
     if backup.history and services.is_empty():
-        services.replace_history(
-            [
-                replace(
-                    entry, assignments=tuple(relocate(each).after for each in entry.assignments), apply=None
-                )
-                for entry in backup.history
-            ]
-        )
+        moved = (tuple(relocate(each).after for each in entry.assignments) for entry in backup.history)
+        entries = zip(backup.history, moved, strict=True)
+        services.replace_history([replace(entry, assignments=own, apply=None) for entry, own in entries])
     number: int | None = None
     restored: tuple[Relocated, ...] = ()
     if backup.configuration is not None:
@@ -230,10 +225,8 @@ def _contents(path: Path) -> bytes:
 
 def _in_range(value: Any) -> bool:
     """Whether every number is one that a database can hold."""
-    if isinstance(value, dict):
-        return all(_in_range(each) for each in value.values())
-    if isinstance(value, list):
-        return all(_in_range(each) for each in value)
+    if isinstance(value, dict | list):
+        return all(map(_in_range, value.values() if isinstance(value, dict) else value))
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or -(1 << 63) < value < 1 << 63

@@ -23,8 +23,6 @@ from cotenant.programs.run import Finished, run_program
 
 _RUNNING: Final = Path("/run/systemd/system")
 """This folder exists if systemd is the machine's service manager (sd_booted)."""
-_USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
-_SYSTEMCTL_TIMEOUT_S: Final = 90.0
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +139,7 @@ def _unit_text(args: argparse.Namespace, target: _Target) -> str:
     command = [*program, "serve", "--config", str(config)]
     if target.for_user:
         return unit_text(command)
-    if not _USER.fullmatch(args.run_as):
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}\$?", args.run_as):
         raise BadSetting(f"--run-as {args.run_as!r} is not a user name", hint="Use letters, digits, - and _.")
     # A group that does not exist keeps a unit from starting at all.
     groups = [name for name in ("video", "render") if not target.here or _exists(grp.getgrnam, name)]
@@ -226,7 +224,7 @@ def _systemctl(target: _Target, *words: str) -> None:
 
 
 def _run(target: _Target, *words: str) -> Finished:
-    return run_program([*target.systemctl, *words], _SYSTEMCTL_TIMEOUT_S, merge_errors=False)
+    return run_program([*target.systemctl, *words], 90.0, merge_errors=False)
 
 
 def _exists(find: Callable[[str], object], name: str) -> bool:
