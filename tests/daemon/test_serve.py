@@ -15,6 +15,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from cotenant.hardware.mps.discovery import variables_of
 from tests.support.daemon.serving import Serving, serving
 from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.models.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, real_server
@@ -110,8 +111,15 @@ def engine_port(pid: int) -> int:
     return ports.pop()
 
 
+def key_of(pid: int) -> dict[str, str]:
+    """Return the header with the key that an engine got in its environment."""
+    key = (variables_of(pid) or {})["LLAMA_API_KEY"]
+    return {"Authorization": f"Bearer {key}"}
+
+
 def busy_slots(pid: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{engine_port(pid)}/slots", timeout=60) as response:
+    address = f"http://127.0.0.1:{engine_port(pid)}/slots"
+    with urllib.request.urlopen(urllib.request.Request(address, headers=key_of(pid)), timeout=60) as response:
         return sum(slot["is_processing"] for slot in json.load(response))
 
 
@@ -134,7 +142,7 @@ def test_a_long_plain_answer_is_what_the_engine_itself_would_answer(
     body = {"model": "tiny", "max_tokens": 300, "temperature": 0, "cache_prompt": False, **request_}
 
     def ask(base: str) -> dict[str, object]:
-        request = urllib.request.Request(base + path, json.dumps(body).encode())
+        request = urllib.request.Request(base + path, json.dumps(body).encode(), key_of(daemon.engine_pid()))
         with urllib.request.urlopen(request, timeout=60) as response:
             assert response.headers["Content-Type"].startswith("application/json")
             answer: dict[str, object] = json.load(response)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.engines.process import guard
+from cotenant.engines.process.guard import descendants
 from cotenant.hardware.mps.daemon import start_manually
 from cotenant.hardware.mps.directories import MpsDirectories
 from cotenant.hardware.mps.discovery import variables_of
@@ -81,14 +83,13 @@ def ask(daemon: Serving, name: str) -> dict[str, str]:
 
 
 def engine_of(daemon: Serving, name: str) -> int:
-    """Find the engine of a model among the daemon's children."""
-    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
-    for pid in map(int, children.read_text(encoding="utf-8").split()):
+    """Find the engine of a model below the daemon."""
+    for pid in descendants(daemon.process.pid):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
         except FileNotFoundError:  # It has just gone.
             continue
-        if alive(pid) and "--alias" in words and words[words.index("--alias") + 1] == name:
+        if guard.__file__ not in words and "--alias" in words and words[words.index("--alias") + 1] == name:
             return pid
     raise AssertionError(f"no engine runs {name}")
 

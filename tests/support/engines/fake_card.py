@@ -1,16 +1,14 @@
 """Memory on a card that is a file: what a driver would do for an engine, as `fake_llama_server` needs it.
 
-The file is one that `--gpus` follows (`live: true`), in JSON, which is YAML too. Beside the engine lives a
-keeper, a process in a session of its own, that gives the memory back when the engine's process is gone; for
-`holds_s` more it holds it itself, as a child does that nobody thought of. Standard library only.
+The file is one that `--gpus` follows (`live: true`), in JSON, which is YAML too. The test's `PaperMachine`
+plays the driver: it gives the memory back when the engine's process is gone. No process of the engine's own
+could, since all that it starts is killed with it. Standard library only.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-import select
-import time
 
 
 def take(path, mib, *, holds_s=0.0, name="fake-llama-server"):
@@ -23,30 +21,32 @@ def take(path, mib, *, holds_s=0.0, name="fake-llama-server"):
                 "cudaMalloc failed: out of memory"
             )
         _hold(card, os.getpid(), name, mib)
-    _keep(path, mib, holds_s)
+        _write(f"{path}.kept", {**kept(path), str(os.getpid()): [mib, holds_s]})
     return None
 
 
-def _keep(path, mib, holds_s):
-    engine = os.getpid()
-    watched = os.pidfd_open(engine)
-    if os.fork():
-        os.close(watched)
-        return
-    os.setsid()
-    os.closerange(0, 3)
-    select.select([watched], [], [])
-    with contextlib.suppress(FileNotFoundError):
+def kept(path):
+    """Return what is to be given back, by the process that took it."""
+    try:
+        with open(f"{path}.kept") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return {}
+
+
+def give_back(path, pid):
+    """Give back what an ended process took; return the process that holds it for its `holds_s` more, if any."""
+    heir = None
+    with opened(path) as machine:
+        card, memory = machine["gpus"][0], kept(path)
+        mib, holds_s = memory.pop(str(pid))
+        _let_go(card, pid)
         if holds_s:
-            with opened(path) as machine:
-                _let_go(machine["gpus"][0], engine)
-                _hold(machine["gpus"][0], os.getpid(), "heir", mib)
-            until = time.monotonic() + holds_s
-            while time.monotonic() < until and os.path.exists(path):
-                time.sleep(0.02)
-        with opened(path) as machine:
-            _let_go(machine["gpus"][0], os.getpid() if holds_s else engine)
-    os._exit(0)
+            heir = os.posix_spawn("/bin/sleep", ["sleep", str(holds_s)], {})
+            _hold(card, heir, "heir", mib)
+            memory[str(heir)] = [mib, 0]
+        _write(f"{path}.kept", memory)
+    return heir
 
 
 def _hold(card, pid, name, mib):
@@ -68,6 +68,10 @@ def opened(path):
         with open(path) as file:
             machine = json.load(file)
         yield machine
-        with open(f"{path}.part", "w") as file:
-            json.dump(machine, file)
-        os.replace(f"{path}.part", path)
+        _write(path, machine)
+
+
+def _write(path, value):
+    with open(f"{path}.part", "w") as file:
+        json.dump(value, file)
+    os.replace(f"{path}.part", path)

@@ -161,7 +161,8 @@ def clients():
         try:
             if folder.name.isdecimal() and wanted in (folder / "environ").read_bytes().split(b"\0"):
                 command = (folder / "cmdline").read_bytes()
-                if b"nvidia-cuda-mps-control" not in command and command:
+                # An engine's guard has its environment, and computes nothing.
+                if b"nvidia-cuda-mps-control" not in command and b"guard.py" not in command and command:
                     found.append(int(folder.name))
         except OSError:
             continue

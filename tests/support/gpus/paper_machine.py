@@ -4,13 +4,17 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support.daemon.serving import Serving
-from tests.support.engines.fake_card import opened
+from tests.support.engines.fake_card import give_back, kept, opened
 from tests.support.engines.orders import fake_server
+from tests.support.waiting import alive
 
 
 class PaperMachine:
@@ -20,6 +24,7 @@ class PaperMachine:
         self.path = folder / "machine.yaml"
         card = {"name": "paper", "uuid": "GPU-paper", "total_mib": total_mib, "used_mib": 0, "processes": []}
         self.path.write_text(json.dumps({"live": True, "gpus": [card]}), encoding="utf-8")
+        threading.Thread(target=_drive, args=(self.path, weakref.ref(self)), daemon=True).start()
 
     def card(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))["gpus"][0]
@@ -43,6 +48,25 @@ class PaperMachine:
                         os.kill(process["pid"], signal.SIGKILL)
             card["processes"] = [process for process in card["processes"] if process["name"] != "heir"]
             card["used_mib"] = sum(process["used_mib"] for process in card["processes"])
+
+
+def _drive(path: Path, machine: Callable[[], object]) -> None:
+    """Give back what ended processes took, as a driver does, for as long as the machine is used."""
+    heirs: set[int] = set()
+    while machine() is not None and path.exists():
+        for pid in map(int, kept(path)):
+            if not alive(pid):
+                with contextlib.suppress(FileNotFoundError):
+                    heir = give_back(path, pid)
+                    heirs |= set() if heir is None else {heir}
+        for heir in [heir for heir in heirs if not alive(heir)]:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(heir, os.WNOHANG)
+            heirs.discard(heir)
+        time.sleep(0.005)
+    for heir in heirs:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(heir, signal.SIGKILL)
 
 
 @contextlib.contextmanager
