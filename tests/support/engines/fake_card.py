@@ -35,7 +35,7 @@ def kept(path):
 
 
 def give_back(path, pid):
-    """Give back what an ended process took; return the process that holds it for its `holds_s` more, if any."""
+    """Give back what an ended process took; return who holds it for its `holds_s` more, if any."""
     heir = None
     with opened(path) as machine:
         card, memory = machine["gpus"][0], kept(path)
