@@ -6,7 +6,6 @@ import resource
 import signal
 import socket
 import sqlite3
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
