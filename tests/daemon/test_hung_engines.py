@@ -20,12 +20,16 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 
-def stop_engine(daemon: Serving) -> int:
-    """Stop the daemon's only engine, as a driver that hangs does, and return its process id."""
+def engine_of(daemon: Serving) -> int:
+    """Return the process id of the daemon's only engine."""
     below = descendants(daemon.process.pid)
     (engine,) = [pid for pid in below if b"fake_llama_server.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(engine, signal.SIGSTOP)
     return engine
+
+
+def stop_engine(daemon: Serving) -> None:
+    """Stop the daemon's only engine, as a driver that hangs does."""
+    os.kill(engine_of(daemon), signal.SIGSTOP)
 
 
 def test_a_hung_engine_is_replaced_and_its_request_ends(model: Path, tmp_path: Path) -> None:

@@ -560,3 +560,46 @@ def test_deaths_while_serving_lock_nobody_out_until_they_are_many() -> None:
         bench.load("a")
         bench.die("a")
     assert bench.state.models["a"].retry_at > bench.now
+
+
+@pytest.mark.parametrize("facts", [{"preload": True}, {"pinned": True}])
+def test_a_model_that_is_to_stay_loaded_is_loaded_again_when_its_engine_dies(facts: dict[str, bool]) -> None:
+    bench = one_card(model("a", 10, **facts))
+    bench.send(events.LoadAsked(0, "a", "loaded at start"))
+    assert "loaded at start" in bench.told(DecisionKind.LOAD, "a")[-1]
+    bench.ready("a")
+    bench.wait(40)
+    bench.die("a")
+    assert "a" in bench.loading
+    assert "its engine has died" in bench.told(DecisionKind.LOAD, "a")[-1]
+    for _ in range(2):
+        bench.die("a")
+    assert "a" not in bench.loading
+    bench.wait(bench.state.models["a"].retry_at - bench.now)
+    assert "a" in bench.loading
+    bench.ready("a")
+    bench.send(events.UnloadAsked(bench.now, "a"))
+    bench.gone("a")
+    assert "a" not in bench.loading
+
+
+def test_another_model_whose_engine_dies_stays_cold_until_it_is_asked_for() -> None:
+    bench = one_card(model("a", 10))
+    bench.load("a")
+    bench.die("a")
+    assert "a" not in bench.loading
+
+
+def test_a_load_says_why_it_is_made() -> None:
+    bench = Bench.of([model("a", 10)], [card(0), card(1)])
+    bench.send(events.LoadAsked(0, "a"))
+    bench.ready("a")
+    assert "asked for by the operator" in bench.told(DecisionKind.LOAD, "a")[-1]
+    bench.send(events.ModelsChanged(bench.now, (model("a", 10),), frozenset({"a"})))
+    bench.gone("a")
+    bench.ready("a")
+    assert "its configuration changed" in bench.told(DecisionKind.LOAD, "a")[-1]
+    (device,) = bench.state.residencies[bench.state.models["a"].residency].bytes_by_device
+    bench.read(card(1) if device.endswith("0") else card(0))
+    bench.gone("a")
+    assert "its device is gone" in bench.told(DecisionKind.LOAD, "a")[-1]

@@ -168,8 +168,8 @@ class ModelEntry:
         (), "auto, or a list of indices or UUIDs", flag=None, reads="model_devices", shown="auto"
     )
     keep_alive_s: float | None = 300.0
-    preload: bool = setting(False, "load it at start", flag=None)
-    pinned: bool = setting(False, "never evict it for another", flag=None)
+    preload: bool = setting(False, "load it at start, and again if its engine dies", flag=None)
+    pinned: bool = setting(False, "never evict it for another; load it again if its engine dies", flag=None)
     priority: int = setting(0, "higher is first", flag=None, least=-100, most=100)
     timeout_s: float = 600.0
     answer_timeout_s: float | None = None

@@ -195,11 +195,17 @@ class Daemon:
         if alone is None:
             for entry in self._inputs.configuration.models:
                 if entry.preload:
-                    self._loop.post(LoadAsked(self._clock.now(), entry.name))
+                    self._loop.post(LoadAsked(self._clock.now(), entry.name, "loaded at start"))
             return True
         started = self._clock.now()
-        if not await self._unless_stopped(self._operator.load(alone.name)):
-            return False
+        # A load that fails is tried again once the cards show its memory free: they are read meanwhile.
+        reading = asyncio.create_task(self._cards.run())
+        try:
+            if not await self._unless_stopped(self._operator.load(alone.name)):
+                return False
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
         # If the engine has died since, the model is loaded again at its next request.
         for running in self._loop.effects.running.values():
             if running.engine is not None:

@@ -77,9 +77,10 @@ class ModelsChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class LoadAsked(Event):
-    """The operator wants a model loaded, or it is preloaded at start."""
+    """The operator wants a model loaded, or it is preloaded at start: `why` says which."""
 
     model: str
+    why: str = "asked for by the operator"
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
             DecisionKind.DEVICE_LOST, None, f"{device} is gone: its models move to others where they fit"
         )
         for residency in _on(state, device):
-            state.models[residency.model].wanted = True
+            state.models[residency.model].wanted = "its device is gone"
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
     release_returned(state, out)

@@ -16,8 +16,9 @@ class ModelSpec:
 
     `fit` places it on devices; with `together` it is spread over all rather than packed on one. `slots`
     requests run at once. It is unloaded `keep_alive_s` after its last request, None never. `load_s` is the
-    first estimate of its load time, replaced by measurements. A higher `priority` waits less. `seen_bytes` is
-    what it was measured to hold, if its memory cannot be computed.
+    first estimate of its load time, replaced by measurements. A higher `priority` waits less. One with
+    `preload` is loaded again if its engine dies. `seen_bytes` is what it was measured to hold, if its memory
+    cannot be computed.
     """
 
     name: str
@@ -26,6 +27,7 @@ class ModelSpec:
     slots: int = 1
     keep_alive_s: float | None = 300.0
     pinned: bool = False
+    preload: bool = False
     priority: int = 0
     load_s: float = 10.0
     seen_bytes: int | None = None

@@ -97,7 +97,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
     crowded = state.max_loaded_reached()
     now_free = _chosen(state, model, busy)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
-        why = "asked for by the operator"
+        why = model.wanted
         if model.queue:
             count, longest = len(model.queue), format_duration(longest_wait_s(model, out.at))
             why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
@@ -111,7 +111,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
     refusal = _never_fits(state, model)
     if refusal is not None:
         out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {refusal}")
-        model.wanted = False
+        model.wanted = ""
         model.last_failure, model.last_cause = f"{model.spec.name} does not fit: {refusal}", None
         refuse(state, model.queue, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
     else:

@@ -78,11 +78,11 @@ class Scheduler:
                 self._models_changed(event, out)
             case events.LoadAsked():
                 model = state.model(event.model)
-                model.wanted = model.residency is None
+                model.wanted = event.why if model.residency is None else ""
                 model.retry_at, model.last_used = 0.0, event.at
             case events.UnloadAsked():
                 model = state.model(event.model)
-                model.wanted = model.pinned = False
+                model.wanted, model.pinned = "", False
                 why = "unloaded: the operator asked for it"
                 unload_when_idle(state, state.residency_of(model), out, UnloadReason.OPERATOR, why)
             case events.PinAsked():
@@ -176,12 +176,15 @@ class Scheduler:
             if model.retry_at > event.at:
                 wait_s = model.retry_at - event.at
                 refuse(self.state, model.queue, RefusalCode.LOAD_FAILED, event.why, out, wait_s, event.cause)
-                model.wanted = False
+                if not model.stays:
+                    model.wanted = ""
         elif residency.state is not ResidencyState.UNLOADING:
             if residency.ready_at is not None and event.at - residency.ready_at >= _STABLE_S:
                 model.failures = 0
             served = residency.in_flight > 0
             self._failed(model, event, out, served=served, reason=UnloadReason.ENGINE_DIED.value)
+            if model.stays and not self.state.stopping:
+                model.wanted = "its engine has died, and it is to stay loaded"
         exited(self.state, residency, out)
 
     def _failed(
@@ -219,7 +222,7 @@ class Scheduler:
         for name in event.replaced & served.keys():
             residency = state.residency_of(state.models[name])
             if residency is not None and not residency.gone:
-                state.models[name].wanted = True
+                state.models[name].wanted = "its configuration changed"
                 why = "unloaded: its configuration changed"
                 unload_when_idle(state, residency, out, UnloadReason.CHANGED, why)
 
@@ -238,7 +241,7 @@ class Scheduler:
 
     def _remove(self, name: str, out: Outbox) -> None:
         model = self.state.models[name]
-        model.removed, model.wanted, model.pinned = True, False, False
+        model.removed, model.wanted, model.pinned = True, "", False
         refuse(self.state, model.queue, RefusalCode.REMOVED, f"{name} is not served any more", out)
         if model.residency is None:
             del self.state.models[name]
@@ -262,12 +265,12 @@ class Scheduler:
         resume(residency, out.at)
         if residency.state is not ResidencyState.READY:
             residency.pending_unload = (UnloadReason.OPERATOR, "unloaded before it was pinned")
-            model.wanted = True
+            model.wanted = "it was pinned while it was unloaded"
 
     def _stop_asked(self, out: Outbox) -> None:
         self.state.stopping = True
         for model in [*self.state.models.values()]:
-            model.wanted = False
+            model.wanted = ""
             refuse(self.state, model.queue, RefusalCode.STOPPING, "the daemon is shutting down", out)
         why = "unloaded: the daemon is shutting down"
         for residency in [*self.state.residencies.values()]:

@@ -96,14 +96,17 @@ class Residency:
 
 @dataclass(slots=True)
 class ModelState:
-    """A model, its waiting requests and its history."""
+    """A model, its waiting requests and its history.
+
+    `wanted` is why it is to be loaded though no request waits; empty if it is not.
+    """
 
     spec: ModelSpec
     pinned: bool
     demand: Demand = field(default_factory=Demand)
     queue: list[Ticket] = field(default_factory=list)
     residency: ResidencyId | None = None
-    wanted: bool = False
+    wanted: str = ""
     load_s: float = 0.0
     loads: int = 0
     failures: int = 0
@@ -118,7 +121,12 @@ class ModelState:
     @property
     def cold_and_wanted(self) -> bool:
         """Whether it should be loaded and has no residency."""
-        return self.residency is None and (bool(self.queue) or self.wanted)
+        return self.residency is None and bool(self.queue or self.wanted)
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is to stay loaded: its engine is replaced if it dies, without a request."""
+        return (self.spec.preload or self.pinned) and not self.removed
 
 
 @dataclass(slots=True)

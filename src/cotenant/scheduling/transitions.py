@@ -4,6 +4,7 @@ from typing import Final
 
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import HOST_ID, DeviceId
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
@@ -58,7 +59,8 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     model.residency = residency.id
     model.loads += 1
     model.last_waiting_text = ""
-    where = "connecting to where it is served"
+    elsewhere = placement.recipe.engine.traits.planning is PlanMethod.NONE
+    where = "connecting to where it is served" if elsewhere else "loading without memory of a GPU"
     if residency.bytes_by_device:
         where = f"loading on {device_labels(residency)}: {format_bytes(residency.bytes)}"
     out.publish(
@@ -78,7 +80,7 @@ def became_ready(state: State, residency: Residency, out: Outbox) -> None:
     took_s = out.at - residency.since
     model.load_s = took_s if model.loads == 1 else (1 - _LOAD_MEMORY) * model.load_s + _LOAD_MEMORY * took_s
     model.retry_at, model.last_failure, model.last_cause = 0.0, None, None
-    model.wanted = False
+    model.wanted = ""
     model.last_used = out.at
     move(residency, READY, out.at)
     residency.ready_at = out.at

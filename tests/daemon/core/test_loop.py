@@ -311,6 +311,14 @@ async def test_the_end_of_an_engine_is_told_even_if_its_stop_is_cut_short() -> N
     await daemon.loop.stop(0)
 
 
+async def test_a_ready_engine_that_is_stopped_was_not_loading() -> None:
+    daemon, _ = fleet(100)
+    lease = await daemon.router.lease("m0")
+    await daemon.loop.stop(0)
+    assert daemon.operator.why("m0")[-2].text == "m0 was stopped"
+    lease.release()
+
+
 async def test_what_is_decided_about_any_model_is_remembered_in_one_order() -> None:
     daemon, _ = fleet(100, 100)
     await daemon.operator.load("m0")

@@ -146,7 +146,7 @@ class Effects:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, residency: ResidencyId, entry: ModelEntry, running: Running) -> None:
-        end = EngineEnd(f"{entry.name} was stopped while it was loading")
+        end: EngineEnd | None = None
         try:
             end = await self._live(residency, entry, running)
         except CotenantError as error:
@@ -160,7 +160,8 @@ class Effects:
                 if running.engine is not None:
                     await asyncio.shield(running.engine.stop(0))
             finally:
-                self._report_end(residency, running, end)
+                stopped = "was stopped" if running.slot_reaper else "was stopped while it was loading"
+                self._report_end(residency, running, end or EngineEnd(f"{entry.name} {stopped}"))
 
     def _report_end(self, residency: ResidencyId, running: Running, end: EngineEnd) -> None:
         for listener in self.end_listeners:

@@ -59,6 +59,7 @@ def spec_of(
         slots=recipe.parallel,
         keep_alive_s=entry.keep_alive_s,
         pinned=entry.pinned,
+        preload=entry.preload,
         priority=entry.priority,
         load_s=load_s or guessed_load_s(entry.shape.tensor_bytes),
         seen_bytes=entry.stated_bytes if recipe.engine.traits.planning is PlanMethod.WHOLE else None,

@@ -93,4 +93,7 @@ class FleetOperator:
         residency = self._state.residency_of(model)
         if residency is not None and residency.state is ResidencyState.READY:
             return True
-        return not model.wanted and (residency is None or residency.state is not ResidencyState.LOADING)
+        # One that is to stay loaded remains wanted while it waits for its next attempt.
+        if model.wanted and model.retry_at <= self._loop.clock.now():
+            return False
+        return residency is None or residency.state is not ResidencyState.LOADING
