@@ -26,7 +26,7 @@ def test_list_shows_what_would_be_used_and_what_it_sees(
     program = fake_server(tmp_path)
     assert run("list", "--llama-server", str(program)) == 0
     shown = capsys.readouterr().out
-    assert "llama-server 9.9 (fake): sees CUDA0 (NVIDIA RTX A5500)" in shown
+    assert "llama-server 9.9 (fake): sees NVIDIA RTX A5500 (CUDA)" in shown
     assert str(program) in shown
     assert "xllamacpp" in shown
 

@@ -50,21 +50,21 @@ def test_the_table_comes_in_the_planned_order_which_the_first_line_states(
     assert call("--gpus", TWO) == 0
 
     title, head, first, second = capsys.readouterr().out.splitlines()
-    assert title.startswith("GPUs sorted by free VRAM (GPU0 = highest)")
-    assert head.split() == ["idx", "name", "UUID", "PCI", "total", "used", "free", "CC", "mode", "GB/s"]
+    assert title.startswith("GPUs sorted by free VRAM, the highest first")
+    assert head.split() == ["GPU", "name", "UUID", "PCI", "total", "used", "free", "CC", "mode", "GB/s"]
     assert re.sub(r"GPU-\w+", "UUID", first).split() == (
-        ["GPU0", "1", "RTX", "A5500", "UUID", "?", "24,564", "19,304", "5,260", "8.6", "default", "768"]
+        ["1", "RTX", "A5500", "UUID", "?", "24,564", "19,304", "5,260", "8.6", "default", "768"]
     )
     assert re.sub(r"GPU-\w+", "UUID", second).split() == (
-        ["GPU1", "0", "RTX", "A400", "UUID", "?", "4,094", "329", "3,765", "8.6", "default", "96"]
+        ["0", "RTX", "A400", "UUID", "?", "4,094", "329", "3,765", "8.6", "default", "96"]
     )
 
 
 @pytest.mark.parametrize(
     ("order", "title", "indices"),
     [
-        ("free_desc", "GPUs sorted by free VRAM (GPU0 = highest)", [1, 0]),
-        ("total_desc", "GPUs sorted by total VRAM (GPU0 = highest)", [0, 1]),
+        ("free_desc", "GPUs sorted by free VRAM, the highest first", [1, 0]),
+        ("total_desc", "GPUs sorted by total VRAM, the highest first", [0, 1]),
         ("index", "GPUs in index order", [0, 1]),
     ],
 )
@@ -180,8 +180,8 @@ def test_unknown_is_a_question_mark_with_its_reason_and_never_zero() -> None:
     found = paper(PaperCard("GPU-a", refuses=everything))
 
     lines = text(found)
-    assert lines[2].split() == ["GPU0", "0", "RTX", "3090", "GPU-a", "?", "?", "?", "?", "?", "?", "?"]
-    assert "  GPU0  unknown: the driver does not list them" in lines
+    assert lines[2].split() == ["0", "RTX", "3090", "GPU-a", "?", "?", "?", "?", "?", "?", "?"]
+    assert "  GPU 0  unknown: the driver does not list them" in lines
     assert lines[-1] == (
         "Problem: GPU 0 NVIDIA GeForce RTX 3090: the driver does not report its memory (Unknown Error)"
     )
@@ -196,8 +196,8 @@ def test_processes_are_shown_on_their_card_with_their_memory() -> None:
 
     start = lines.index("Processes:")
     assert [line.split() for line in lines[start + 1 :]] == [
-        ["GPU1", "pid", "7", "8,000", "MiB", "/usr/bin/python3"],
-        ["GPU1", "pid", "9", "unknown", "unknown", "program"],
+        ["GPU", "0", "pid", "7", "8,000", "MiB", "/usr/bin/python3"],
+        ["GPU", "0", "pid", "9", "unknown", "unknown", "program"],
     ]
     assert text(paper(PaperCard("GPU-a")))[-1] == "Processes: none"
 
@@ -239,3 +239,13 @@ def test_the_table_fits_a_hundred_columns_and_keeps_the_end_of_long_names(tmp_pa
 
     assert max(map(len, lines)) <= 100
     assert "b+gfx" in lines[2] + lines[3]
+
+
+def test_a_card_has_one_number_in_all_lines_of_an_answer() -> None:
+    prohibited = PaperCard("GPU-b", mode=pynvml.NVML_COMPUTEMODE_PROHIBITED)
+    shown = "\n".join(text(paper(None, prohibited)))
+
+    assert "GPU 0 does not answer" in shown
+    assert "GPU 1 NVIDIA GeForce RTX 3090 is in Prohibited mode" in shown
+    assert re.search(r"^ +1  RTX 3090", shown, re.MULTILINE)
+    assert "GPU0" not in shown

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -160,6 +161,13 @@ def test_analyze_draws_a_bar_per_gpu_and_the_split_to_use(
     for said in ("Total size", "Avg layer size", "Layer size range", "RTX A5500", "#0-3", "TENSOR SPLIT:"):
         assert said in shown
     assert "×" in shown
+
+
+def test_a_plan_numbers_gpus_as_the_driver_does(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    assert main(["plan", str(model), "--gpus", "RTX A400:4094:329,RTX A5500:24564"]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^  (\S+ \d)", shown, re.MULTILINE) == ["GPU 1", "GPU 0", "GPU 1", "GPU 0"]
+    assert "(layers on GPU 1, GPU 0, in this order)" in shown
 
 
 def test_what_the_engine_rehearsed_is_told_in_the_same_json(

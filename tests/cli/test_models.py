@@ -44,7 +44,7 @@ def test_the_table_tells_sizes_places_and_that_all_fit(
 ) -> None:
     assert main(["models", "--gpus", "24GiB"]) == 0
     shown = capsys.readouterr().out
-    assert "l8    Q4_K_M  4.6 GiB  5.4 GiB       -  GPU 0        forever     pinned" in shown
+    assert "l8    Q4_K_M  4.6 GiB  5.4 GiB       -  GPU 0 GPU 24 GiB  forever     pinned" in shown
     assert "All 2 models loaded at once need 5.9 GiB; 23.0 GiB may be planned on 1 GPU." in shown
     assert "They all fit at once." in shown
 

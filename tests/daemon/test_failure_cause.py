@@ -64,7 +64,7 @@ def test_the_cause_of_a_failed_load_reaches_everybody(tmp_path: Path, out_of_mem
     assert json.loads(anthropic.body)["error"]["cause"] == "gpu_memory_loading"
     assert json.loads(ollama.body)["cause"] == "gpu_memory_loading"
     assert json.loads(ordered.body)["error"]["cause"] == "gpu_memory_loading"
-    assert "its GPU 0 has no room for another 144817.04 MiB (allocating 144817.04 MiB" in error["message"]
+    assert "its device 0 has no room for another 144817.04 MiB (allocating 144817.04 MiB" in error["message"]
     assert "See `cotenant gpus` for who holds memory" in error["message"]
     failed = [each for each in told["decisions"] if each["kind"] == "failed"]
     assert {each["facts"]["cause"] for each in failed} == {"gpu_memory_loading"}

@@ -96,4 +96,4 @@ def _as_text(
 def _devices_text(build: EngineBuild) -> str:
     if not build.sees_gpus:
         return "sees no GPU: CPU only"
-    return "sees " + ", ".join(f"{device.name} ({device.description})" for device in build.devices)
+    return "sees " + ", ".join(device.label for device in build.devices)

@@ -13,8 +13,8 @@ from cotenant.planning.compute_modes import default_mode_command
 
 _WIDTH = 100
 _TITLES = {
-    DeviceOrder.FREE_DESC: "GPUs sorted by free VRAM (GPU0 = highest)",
-    DeviceOrder.TOTAL_DESC: "GPUs sorted by total VRAM (GPU0 = highest)",
+    DeviceOrder.FREE_DESC: "GPUs sorted by free VRAM, the highest first",
+    DeviceOrder.TOTAL_DESC: "GPUs sorted by total VRAM, the highest first",
     DeviceOrder.INDEX: "GPUs in index order",
 }
 
@@ -65,13 +65,13 @@ def as_text(inventory: Inventory, order: DeviceOrder) -> Iterator[str]:
 
 
 def _modes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]:
-    for rank, device in enumerate(devices):
-        mode = inventory.reading(device).compute_mode
+    for device in devices:
+        mode, lifts = inventory.reading(device).compute_mode, f"`{default_mode_command(device)}` lifts it."
         if mode is ComputeMode.EXCLUSIVE_PROCESS:
-            yield f"GPU{rank} is in Exclusive_Process mode: one process at a time, or several through MPS,"
-            yield f"  which Cotenant starts if needed; `{default_mode_command(device)}` lifts it."
+            yield f"{device.label} is in Exclusive_Process mode: one process at a time, or several"
+            yield f"  through MPS, which Cotenant starts if needed; {lifts}"
         elif mode is ComputeMode.PROHIBITED:
-            yield f"GPU{rank} is in Prohibited mode and not used; `{default_mode_command(device)}` lifts it."
+            yield f"{device.label} is in Prohibited mode and not used; {lifts}"
 
 
 def _gpus(inventory: Inventory, devices: Sequence[Device], title: str) -> Iterator[str]:
@@ -84,21 +84,19 @@ def _gpus(inventory: Inventory, devices: Sequence[Device], title: str) -> Iterat
         facts.append(f"CUDA {inventory.cuda_version}")
     yield f"{', '.join(facts)}; memory in MiB:"
     columns = _columns(_distinct_width(devices))
-    rows = [_Row(f"GPU{rank}", device, inventory.reading(device)) for rank, device in enumerate(devices)]
+    rows = [_Row(device, inventory.reading(device)) for device in devices]
     for line in table_lines(columns, rows, width=_WIDTH - 2):
         yield f"  {line}"
 
 
 class _Row(NamedTuple):
-    rank: str
     device: Device
     reading: Reading
 
 
 def _columns(uuid_width: int) -> Sequence[Column[_Row]]:
     return (
-        Column("", lambda row: row.rank),
-        Column("idx", lambda row: _known(row.device.index), right=True),
+        Column("GPU", lambda row: _known(row.device.index), right=True),
         Column("name", lambda row: short_name(row.device.name), min_width=12, cut=cut_middle),
         Column("UUID", lambda row: row.device.id[:uuid_width]),
         Column("PCI", lambda row: _known(row.device.pci_bus_id).removeprefix("0000:")),
@@ -136,13 +134,13 @@ def _processes(inventory: Inventory, devices: Sequence[Device]) -> Iterator[str]
         if not any(listed):
             return
     yield "Processes:" if any(processes is None or processes for processes in listed) else "Processes: none"
-    for rank, processes in enumerate(listed):
+    for device, processes in zip(devices, listed, strict=True):
         if processes is None:
-            yield f"  GPU{rank}  unknown: the driver does not list them"
+            yield f"  {device.number}  unknown: the driver does not list them"
         for process in processes or ():
             used = "unknown" if process.used_bytes is None else f"{format_mib(process.used_bytes)} MiB"
             name = cut_middle(process.name or "unknown program", _WIDTH - 40)
-            yield f"  GPU{rank}  pid {process.pid:<8} {used:>12}  {name}"
+            yield f"  {device.number}  pid {process.pid:<8} {used:>12}  {name}"
 
 
 def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:

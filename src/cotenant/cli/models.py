@@ -217,10 +217,9 @@ def _where(row: ModelOutlook) -> str:
     shares = row.result.used_shares
     if any(share.device.kind is DeviceKind.HOST for share in shares) or not shares:
         return "host RAM"
-    names = [f"GPU {'?' if share.device.index is None else share.device.index}" for share in shares]
     if len(shares) == 1:
-        return names[0]
-    counted = [f"{name} ({share.count})" for name, share in zip(names, shares, strict=True)]
+        return shares[0].device.label
+    counted = [f"{share.device.label} ({share.count})" for share in shares]
     return f"{' + '.join(counted)} layers"
 
 

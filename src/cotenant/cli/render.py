@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from cotenant.analysis.calibration import Comparison
-from cotenant.domain.devices import Device, DeviceKind, DeviceOrder, Inventory
+from cotenant.domain.devices import DeviceOrder, Inventory
 from cotenant.domain.models import ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.units import MIB, format_bytes, format_mib
@@ -59,12 +59,12 @@ def recipe_line(recipe: Recipe) -> str:
 def device_lines(inventory: Inventory, budgets: Sequence[Budget], order: DeviceOrder) -> Iterator[str]:
     """List the devices in planned order, with what is free and what may be planned."""
     yield f"Devices {_ORDERS[order]}:"
-    for rank, budget in enumerate(budgets):
+    for budget in budgets:
         free, total = format_mib(budget.free_bytes), format_mib(budget.device.total_bytes)
         use = (
             f"left out: {budget.left_out}" if budget.left_out else f"budget {format_mib(budget.budget_bytes)}"
         )
-        yield f"  {_ranked(rank, budget.device):<44} {free:>8} / {total:>8} MiB free, {use}"
+        yield f"  {budget.device.label:<44} {free:>8} / {total:>8} MiB free, {use}"
     for problem in inventory.problems:
         yield f"  Problem: {problem}"
 
@@ -79,8 +79,8 @@ def result_lines(result: Placement | Refusal) -> Iterator[str]:
 def placement_lines(placement: Placement) -> Iterator[str]:
     """Draw the layer-to-device plan: a line, a bar and the parts per device."""
     yield "LAYER-TO-GPU ALLOCATION PLAN" if placement.on_gpu else "ALLOCATION PLAN"
-    for rank, share in enumerate(placement.shares):
-        yield from _share_lines(rank, share)
+    for share in placement.shares:
+        yield from _share_lines(share)
     if placement.host.total:
         on_host = placement.n_layers + 1 - placement.n_gpu_layers
         layers = f"{on_host} layers" if placement.n_gpu_layers and on_host else "input layer"
@@ -91,7 +91,9 @@ def placement_lines(placement: Placement) -> Iterator[str]:
         yield f"  estimated, not exact: {', '.join(placement.estimated)}"
     if placement.n_gpu_layers:
         counts = ",".join(map(str, placement.tensor_split))
-        yield f"TENSOR SPLIT: --tensor-split {counts} --n-gpu-layers {placement.n_gpu_layers}"
+        numbers = ", ".join(share.device.number for share in placement.shares)
+        over = f"   (layers on {numbers}, in this order)" if len(placement.shares) > 1 else ""
+        yield f"TENSOR SPLIT: --tensor-split {counts} --n-gpu-layers {placement.n_gpu_layers}{over}"
 
 
 def refusal_lines(refusal: Refusal) -> Iterator[str]:
@@ -128,11 +130,11 @@ def comparison_lines(rows: Sequence[Comparison], title: str) -> Iterator[str]:
         yield f"  {label:<34}{cells}{row.error_bytes / MIB:>+12,.1f}"
 
 
-def _share_lines(rank: int, share: Share) -> Iterator[str]:
+def _share_lines(share: Share) -> Iterator[str]:
     budget = share.budget
     free = budget.free_bytes
     if not share.used:
-        yield f"  {_ranked(rank, budget.device)}: not used"
+        yield f"  {budget.device.label}: not used"
         return
     if share.first is None or share.last is None:
         layers = "output layer"
@@ -142,7 +144,7 @@ def _share_lines(rank: int, share: Share) -> Iterator[str]:
         layers += " + output" if share.has_output else ""
     percent = f" ({100 * share.parts.total / free:.1f}%)" if free else ""
     yield (
-        f"  {_ranked(rank, budget.device)}: {layers} | "
+        f"  {budget.device.label}: {layers} | "
         f"{format_mib(share.parts.total)} / {format_mib(free)} MiB{percent}"
     )
     yield f"    {_bar(share)}  {_parts(share.parts)}"
@@ -168,12 +170,6 @@ def _parts(parts: Parts) -> str:
 
 def _mib(count: int) -> str:
     return f"{count / MIB:,.0f}" if count >= 100 * MIB else f"{count / MIB:,.2f}"
-
-
-def _ranked(rank: int, device: Device) -> str:
-    if device.kind is DeviceKind.HOST:
-        return device.label
-    return f"GPU {rank} (index {'?' if device.index is None else device.index}): {device.name}"
 
 
 def _attention(shape: ModelShape) -> str:

@@ -101,10 +101,10 @@ def health(host: HostContext) -> Iterator[Observation]:
         yield from _memory_errors(card)
         yield from _link(card)
         yield from _power(card)
-    lazy = [str(card.index) for card in cards if card.persistence is False]
+    lazy = [card.label for card in cards if card.persistence is False]
     if lazy:
         yield warning(
-            f"persistence mode is off (GPU {', '.join(lazy)})",
+            f"persistence mode is off ({', '.join(lazy)})",
             "The driver shuts an unused card down, and each first use then takes seconds.",
             "sudo nvidia-smi -pm 1",
         )
@@ -261,7 +261,7 @@ def builds(host: HostContext) -> Iterator[Observation]:
             what = f"{build.form} ({build.program}) does not run: {build.problem}"
             yield warning(what, "It is not used.")
         else:
-            sees = ", ".join(f"{device.name} ({device.description})" for device in build.devices)
+            sees = ", ".join(device.label for device in build.devices)
             yield ok(f"{build.form} {build.version} {f'sees {sees}' if sees else 'runs on the CPU'}")
     cards = host.cards()
     flavour = next((card.vendor.traits.backend for card in cards if card.vendor), "cpu")

@@ -83,12 +83,17 @@ class Device:
     render_node: int | None = None
 
     @property
-    def label(self) -> str:
-        """Name the device for people: `GPU 0 NVIDIA GeForce RTX 3090`, or `host RAM`."""
+    def number(self) -> str:
+        """The driver's index for people: `GPU 0`, or `host RAM`. No other number of a device is shown."""
         if self.kind is DeviceKind.HOST:
             return self.name
         number = "?" if self.index is None else self.index
-        return f"{'MIG' if self.kind is DeviceKind.MIG else 'GPU'} {number} {self.name}"
+        return f"{'MIG' if self.kind is DeviceKind.MIG else 'GPU'} {number}"
+
+    @property
+    def label(self) -> str:
+        """Name the device for people: `GPU 0 NVIDIA GeForce RTX 3090`, or `host RAM`."""
+        return self.name if self.kind is DeviceKind.HOST else f"{self.number} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.models import Parts
 
+LOG_MARK: Final = "[cotenant] "
+"""How a line of an engine's log begins that is ours."""
+
 
 class EngineForm(StrEnum):
     """The forms of llama.cpp's program; for other kinds of engines the form is the name of the kind."""
@@ -28,6 +31,11 @@ class EngineDevice:
     description: str
     total_bytes: int | None = None
     free_bytes: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name the card without the engine's number of it, which differs from the driver's."""
+        return f"{self.description} ({self.name.rstrip('0123456789')})"
 
     @property
     def backend(self) -> str:

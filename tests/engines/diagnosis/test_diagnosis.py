@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cotenant.domain.engines import LOG_MARK
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.diagnosis.diagnosis import describe_exit, diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.diagnosis.signatures import STRONG, WEAK
+from tests.support.engines.orders import gpu
 
 LOGS = Path(__file__).with_name("logs")
 OWN = "xllamacpp 2026.10.11549, run for this table"
@@ -206,7 +208,7 @@ def test_every_cause_has_a_remedy_but_the_unknown_one() -> None:
             "0.01.002.000 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9216.00 MiB on device 1: "
             "cudaMalloc failed: out of memory",
             Cause.GPU_MEMORY_LOADING,
-            "its GPU 1 has no room for another 9216.00 MiB (allocating 9216.00 MiB on device 1: "
+            "its device 1 has no room for another 9216.00 MiB (allocating 9216.00 MiB on device 1: "
             "cudaMalloc failed: out of memory)",
         ),
         (
@@ -419,3 +421,24 @@ def test_the_page_on_causes_names_every_one_with_its_remedy() -> None:
         assert f"| `{cause}` |" in page
         assert remedy in page
     assert f"which has {len(REAL_LOGS)} of them" in page
+
+
+def test_an_engines_numbers_of_gpus_are_translated_to_the_drivers() -> None:
+    line = (
+        "E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9.00 MiB on device 1: cudaMalloc failed\n"
+    )
+    devices = [gpu(3, name="RTX A5500"), gpu(0, name="RTX A400")]
+    found = diagnose(1, line, devices=devices)
+    assert found.summary == "its device 1 (the driver's GPU 0 RTX A400) has no room for another 9.00 MiB"
+    assert "on device 1 (the driver's GPU 0 RTX A400): cudaMalloc" in found.evidence[0]
+
+    for own in ("CUDA0", "cuda:0", "GPU 0", "device: 0", "ROCm0"):
+        (last,) = diagnose(1, f"something about {own}, at last\n", devices=devices).evidence
+        assert f"{own} (the driver's GPU 3 RTX A5500), at last" in last
+    for other in ("GPU 0000:b3:00.0", "CUDA 12", "nvidia.com/gpu=0", "device 2", "CUDA02x"):
+        (last,) = diagnose(1, f"something about {other}\n", devices=devices).evidence
+        assert last.endswith(other)
+
+
+def test_a_line_of_ours_in_a_log_is_no_line_of_the_engine() -> None:
+    assert "it printed nothing" in diagnose(1, f"{LOG_MARK}in this log CUDA0 is GPU 1 RTX A400\n").summary

@@ -111,7 +111,7 @@ def test_a_death_while_loading_is_explained_at_once(tmp_path: Path) -> None:
         with pytest.raises(EngineLoadFailed) as failed:
             await engine.wait_ready(60)
         assert failed.value.message.startswith(
-            "tiny could not be loaded: its GPU 0 has no room for another 9216.00 MiB (allocating"
+            "tiny could not be loaded: its device 0 has no room for another 9216.00 MiB (allocating"
         )
         assert failed.value.cause is Cause.GPU_MEMORY_LOADING
         assert failed.value.hint.startswith("See `cotenant gpus`")
@@ -244,6 +244,8 @@ def test_an_engine_that_takes_the_cpu_in_place_of_its_gpus_is_stopped(
         with pytest.raises(EngineLacksDevice, match=r"planned on GPU 0 .*did not find"):
             await engine.wait_ready(60)
         assert engine.ended
+        first, *_ = engine.log_path.read_text().splitlines()
+        assert first == "[cotenant] in this log CUDA0 is GPU 0 NVIDIA GeForce RTX 3090"
 
     order = gpu_order((33,))
     run(tmp_path, order, scenario)

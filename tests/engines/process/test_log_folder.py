@@ -106,3 +106,13 @@ def test_a_log_is_not_free_while_its_engine_is_still_being_launched(tmp_path: Pa
     assert folder.log("m", lambda: True).path != first.path
     ended = True
     assert folder.log("m", lambda: True).path == first.path
+
+
+def test_a_header_is_the_first_line_also_after_a_rotation(tmp_path: Path) -> None:
+    log = RotatingLog(tmp_path / "a.log", max_bytes=10)
+    output = log.open(b"header\n")
+    os.write(output, b"first run of lines\n")
+    log.rotate()
+    os.write(output, b"second\n")
+    os.close(output)
+    assert log.path.read_text() == "header\nsecond\n"

@@ -225,6 +225,18 @@ async def test_logs_show_the_last_lines(tmp_path):
     assert "no log yet" in unwritten.error["message"]
 
 
+async def test_the_first_line_of_a_log_is_shown_if_it_is_ours(tmp_path):
+    operator, served = setting()
+    path = operator.logs["llama"] = tmp_path / "llama.log"
+    path.write_text("[cotenant] in this log CUDA0 is GPU 1 RTX A400\none\ntwo\n")
+    async with served as port:
+        two, all_of_it = [
+            await fetch(port, "GET", f"/api/models/llama/logs?tail={count}") for count in (1, 9)
+        ]
+    assert two.body == b"[cotenant] in this log CUDA0 is GPU 1 RTX A400\ntwo\n"
+    assert all_of_it.body.decode() == path.read_text()
+
+
 async def test_a_followed_log_goes_on_through_rotation_and_a_new_file(tmp_path):
     operator, served = setting()
     path = operator.logs["llama"] = tmp_path / "llama.log"

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Set
+from collections.abc import Callable, Coroutine, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from cotenant.domain.devices import DeviceId
+from cotenant.domain.devices import Device, DeviceId
 from cotenant.domain.engine_arguments import reserved_word
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineReport
+from cotenant.domain.engines import LOG_MARK, Endpoint, EngineBuild, EngineEnd, EngineReport
 from cotenant.domain.errors import BadRecipe, EngineError, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.domain.units import MIB, format_duration
@@ -122,7 +122,7 @@ class ServerHost:
 
         log = self._inputs.logs.log(plan.name, unused)
         try:
-            output = log.open()
+            output = log.open(_header(plan.devices))
         except OSError as error:
             launching = False
             raise EngineLoadFailed(
@@ -142,6 +142,16 @@ class ServerHost:
             launching = False
             os.close(output)
         return process, log
+
+
+def _header(devices: Sequence[Device]) -> bytes:
+    """Return the first line of a log: which GPU of the driver's is which of the engine's."""
+    named = (
+        f"{device.vendor.traits.backend.upper()}{number} is {device.label}"
+        for number, device in enumerate(devices)
+        if device.vendor is not None
+    )
+    return f"{LOG_MARK}in this log {', '.join(named)}\n".encode() if devices else b""
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
@@ -278,7 +288,8 @@ class ServerEngine:
     def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
         """Find the cause of the end in the log. It takes up to 0.2 s: call it in a thread."""
         log = self._log.read(_LAST_LOG_BYTES if was_ready else _EVIDENCE_BYTES, from_end=True)
-        return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive)
+        devices = visible_devices(self.order)
+        return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive, devices=devices)
 
     @property
     def _health_answer(self) -> str:

@@ -2,9 +2,12 @@
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
+from cotenant.domain.devices import Device
+from cotenant.domain.engines import LOG_MARK
 from cotenant.domain.exit_causes import Cause, Diagnosis
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.diagnosis.signatures import BENIGN, STRONG, UNINFORMATIVE, WEAK, Signature
@@ -37,6 +40,8 @@ _ERROR: Final = re.compile(
     r"|\([\w-]{1,40} pid=\d{1,9}\) ERROR .{1,80}\] \w{1,80}(?:Error|Exception): "
 )
 _WHERE: Final = re.compile(r"current device: \d+, in function \w+")
+_OWN_NUMBER: Final = re.compile(r"\b(?:CUDA|ROCm|cuda:|hip:|(?:[Dd]evice|GPU):? )(\d{1,2})\b")
+"""How engines name GPUs: by numbers that begin at 0 with the first that they may see."""
 _SECRET: Final = re.compile(
     r"(--?[\w-]{1,80}=|(?i:--?[\w-]{0,40}(?:key|token|secret|password)[\w-]{0,40}) )\S+"
 )
@@ -63,16 +68,35 @@ _SIGNALS: Final = {
 }
 
 
-def diagnose(returncode: int, log: str, *, was_ready: bool = False, exclusive: bool = False) -> Diagnosis:
+def diagnose(
+    returncode: int,
+    log: str,
+    *,
+    was_ready: bool = False,
+    exclusive: bool = False,
+    devices: Sequence[Device] = (),
+) -> Diagnosis:
     """Return the cause of an engine's end, with the lines that show it and what to do.
 
     `log` is the end of its output; the last MiB of it counts. `was_ready` distinguishes memory that ran out
     while serving from memory that ran out while loading. `exclusive` says that it ran on a card in
-    Exclusive_Process mode, where a second process may die without a message.
+    Exclusive_Process mode, where a second process may die without a message. `devices` are the GPUs that it
+    could see, in its order: where the log has its number of one, the driver's is added.
     """
+    found = _diagnose(returncode, log, was_ready=was_ready, exclusive=exclusive)
+
+    def numbered(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return f"{match[0]} (the driver's {devices[number].label})" if number < len(devices) else match[0]
+
+    summary, *evidence = (_OWN_NUMBER.sub(numbered, text) for text in (found.summary, *found.evidence))
+    return replace(found, summary=summary, evidence=tuple(evidence))
+
+
+def _diagnose(returncode: int, log: str, *, was_ready: bool, exclusive: bool) -> Diagnosis:
     # Without blank lines and terminal codes, and cut to a readable length.
     plain = _ESCAPE.sub("", log[-_READ_CHARS:]).splitlines()
-    lines = [line[:_LINE_CHARS] for line in plain if line and not line.isspace()]
+    lines = [line[:_LINE_CHARS] for line in plain if line.strip() and not line.startswith(LOG_MARK)]
     text = "\n".join(line for line in lines if not BENIGN.search(line))
     number = _signal(returncode)
     found = (

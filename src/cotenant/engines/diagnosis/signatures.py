@@ -241,7 +241,7 @@ STRONG: Final = signatures(
     (
         _GPU_MEMORY,
         r"allocating ([\d.]+) MiB on device (\d+): (?:cuda|hip|musa)Malloc failed",
-        "its GPU {1} has no room for another {0} MiB",
+        "its device {1} has no room for another {0} MiB",
     ),
     (
         _GPU_MEMORY,

@@ -84,7 +84,7 @@ def choose(builds: Builds, needed: Sequence[Device], *, cuda_version: str | None
             return build
     seen = "; ".join(
         f"{build.form} {build.version} sees "
-        + (", ".join(f"{d.name} ({d.description})" for d in build.devices) or "no GPU")
+        + (", ".join(device.label for device in build.devices) or "no GPU")
         for build in usable
     )
     raise EngineLacksDevice(

@@ -69,7 +69,7 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
         return report
     if time.monotonic() >= deadline:
         raise EngineLoadTimeout(f"the engine did not rehearse {order.name} in {format_duration(timeout_s)}")
-    found = diagnose(process.returncode, "".join(lines))
+    found = diagnose(process.returncode, "".join(lines), devices=visible_devices(order))
     raise EngineLoadFailed(
         f"{order.name} could not be rehearsed: {found.sentence}",
         hint=found.remedy or "A llama-server without --fit cannot rehearse.",

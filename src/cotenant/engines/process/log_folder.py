@@ -31,14 +31,21 @@ class RotatingLog:
         self._rotated = False
         self._lock = threading.Lock()
         self._seen_bytes = 0
+        self._header = b""
 
-    def open(self) -> int:
-        """Rotate an earlier run's log and return a file descriptor to append to. Raises OSError."""
+    def open(self, header: bytes = b"") -> int:
+        """Rotate an earlier run's log and return a file descriptor to append to. Raises OSError.
+
+        `header` is the file's first line, also after a rotation.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._shift()
             self.path.replace(self._older(1))
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT, _MODE)
+        output = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT, _MODE)
+        self._header = header
+        self._write_header()
+        return output
 
     @property
     def overgrown(self) -> bool:
@@ -77,6 +84,7 @@ class RotatingLog:
                     raise
             finally:
                 source.truncate(0)
+                self._write_header()
                 self._seen_bytes = 0
 
     def read(self, limit_bytes: int, *, from_end: bool = False) -> str:
@@ -86,6 +94,10 @@ class RotatingLog:
             if from_end and self._rotated and len(found) < limit_bytes:
                 found = _part(self._older(1), limit_bytes - len(found), from_end) + found
         return found.decode("utf-8", "replace")
+
+    def _write_header(self) -> None:
+        with contextlib.suppress(OSError), self.path.open("ab", buffering=0) as file:
+            file.write(self._header)
 
     def _bytes(self) -> int:
         try:

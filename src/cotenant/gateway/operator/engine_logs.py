@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from cotenant.domain.engines import LOG_MARK
 from cotenant.domain.units import KIB, MIB
 
 MAX_LINES: Final = 10_000
@@ -78,11 +79,17 @@ class LogReader:
 
 
 def _tail(file: BinaryIO, lines: int) -> bytes:
-    """Return the last lines and move to the end; a line that the byte limit cuts is left out."""
+    """Return the last lines, after a first line that is ours, and move to the end.
+
+    A line that the byte limit cuts is left out.
+    """
+    first = file.readline(_MAX_TAIL_BYTES)
     size = file.seek(0, os.SEEK_END)
     start = max(0, size - _MAX_TAIL_BYTES)
     file.seek(start)
     kept = file.read(size - start).splitlines(keepends=True)
     if start and kept:
         del kept[0]
-    return b"".join(kept[len(kept) - min(lines, len(kept)) :])
+    last = kept[len(kept) - min(lines, len(kept)) :]
+    ours = bool(last) and first not in last and first.startswith(LOG_MARK.encode())
+    return b"".join([first, *last] if ours else last)
