@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cotenant.cli.main import main
+from cotenant.config.settings import read_configuration
 from cotenant.demo_model import write_demo_model
 from tests.support.engines.orders import fake_server
+from tests.support.models.vision import build_tiny_projector
 
 REHEARSED = """\
 0.0 I print: | memory breakdown [MiB] | total   free    self   model   context   compute    unaccounted |
@@ -131,6 +134,53 @@ def test_the_plan_as_json_has_the_fixed_fields(
     assert set(used["parts"]) == {"weights", "kv", "compute", "overhead"}
     assert plan["devices"][2]["layers"] is None
     assert plan["refusal"] is None
+
+
+def test_the_projector_beside_a_model_is_planned_as_models_dir_serves_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "Tiny-F16.gguf"
+    write_demo_model(path)
+    alone = planned(capsys, "plan", str(path))
+    mmproj = build_tiny_projector(tmp_path / "mmproj-Tiny-F16.gguf")
+    (served,) = read_configuration(None, environment={}, flags={"models_dir": tmp_path}).models
+    assert served.projector_path == mmproj
+    for command in ("plan", "analyze"):
+        plan = planned(capsys, command, str(path))
+        assert plan["projector"] == {"path": str(mmproj), "bytes": served.projector_bytes}
+        assert weights(plan) == weights(alone) + served.projector_bytes
+        without = planned(capsys, command, str(path), "--mmproj", "none")
+        assert (without["projector"], weights(without)) == (None, weights(alone))
+        assert main([command, str(path), "--gpus", "24GiB"]) == 0
+        assert "projector mmproj-Tiny-F16.gguf (" in capsys.readouterr().out
+
+
+def test_a_rehearsal_compares_without_the_projector(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MORE_HELP", "-fit,  --fit [on|off]   fit the unset arguments")
+    monkeypatch.setenv("FAKE_SAYS", REHEARSED)
+    write_demo_model(tmp_path / "Tiny-F16.gguf")
+    build_tiny_projector(tmp_path / "mmproj-Tiny-F16.gguf")
+    command = ["analyze", str(tmp_path / "Tiny-F16.gguf"), "--verify", "--json"]
+    rows = []
+    for mmproj in ("none", str(tmp_path / "mmproj-Tiny-F16.gguf")):
+        for gpus in ([], ["--gpus", "24GiB"]):
+            server = ["--llama-server", str(fake_server(tmp_path)), "--mmproj", mmproj]
+            assert main([*command, *gpus, *server]) == 0
+            rows += json.loads(capsys.readouterr().out)["verification"]["devices"]
+    assert len({row["planned"]["weights"] for row in rows}) == 1
+
+
+def planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main([*argv, "--gpus", "24GiB", "--json"]) == 0
+    plan: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return plan
+
+
+def weights(plan: dict[str, Any]) -> int:
+    (device,) = plan["devices"]
+    return int(device["parts"]["weights"])
 
 
 def test_flags_beat_the_environment(

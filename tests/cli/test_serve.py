@@ -8,6 +8,7 @@ from cotenant.cli.main import build_parser, main
 from cotenant.cli.serve import one_model
 from cotenant.config.settings import read_configuration
 from tests.support.models.gguf_models import build_tiny_llama
+from tests.support.models.vision import build_tiny_projector
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,14 @@ def test_one_model_stays_for_good_unless_told_otherwise(
     given = build_parser().parse_args(["serve", "--keep-alive", "2m", "--max-loaded", "2", str(path)])
     configuration = one_model(given, path)
     assert (configuration.models[0].keep_alive_s, configuration.scheduling.max_loaded) == (120, 2)
+
+
+def test_one_model_is_served_with_the_projector_beside_it_unless_told_not_to(tmp_path: Path) -> None:
+    path = build_tiny_llama(tmp_path / "m.gguf")
+    mmproj = build_tiny_projector(tmp_path / "mmproj-F16.gguf")
+    for flags, projector in (([], mmproj), (["--mmproj", "none"], None), (["--mmproj", str(mmproj)], mmproj)):
+        given = build_parser().parse_args(["serve", *flags, str(path)])
+        assert one_model(given, path).models[0].projector_path == projector
 
 
 @pytest.mark.parametrize("also", ["--config", "--models-dir"])

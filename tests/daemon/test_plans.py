@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -23,8 +24,11 @@ from cotenant.domain.models import ModelKind
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource
 from cotenant.interfaces import PlanQuery
+from cotenant.model_files import load_model
 from tests.support.daemon.planner import entry, inventory, planner
+from tests.support.models.gguf_models import build_tiny_llama
 from tests.support.models.real_shapes import real_shape
+from tests.support.models.vision import build_tiny_projector
 from tests.support.waiting import DEADLINE_S, until
 
 CARD = Device(DeviceId("GPU-a"), DeviceKind.GPU, "RTX 3090", 0, 24 * GIB)
@@ -86,6 +90,17 @@ async def test_a_projector_is_no_model():
     shape = replace(real_shape("llama-70b"), kind=ModelKind.PROJECTOR)
     with pytest.raises(UnsupportedModelFile, match="vision projector"):
         await planner().plan(PlanQuery(shape=shape, name="mmproj"))
+
+
+async def test_the_projector_beside_a_file_is_planned_with_it(tmp_path: Path):
+    path = build_tiny_llama(tmp_path / "m.gguf")
+    projector = build_tiny_projector(tmp_path / "mmproj-F16.gguf")
+    anyone = planner(models_dir=tmp_path)
+    found = await anyone.plan(PlanQuery(path=str(path)))
+    assert found.projector_path == projector
+    alone = await anyone.plan(PlanQuery(shape=found.shape, name="m"))
+    size = load_model(projector).tensor_bytes
+    assert found.result.used_shares[0].parts.weights == alone.result.used_shares[0].parts.weights + size
 
 
 @pytest.mark.parametrize("kind", [ModelKind.EMBEDDING, ModelKind.RERANK])

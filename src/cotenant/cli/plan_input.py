@@ -14,6 +14,8 @@ from cotenant.cli.flags import (
     read_settings,
 )
 from cotenant.config.configuration import ModelDefaults
+from cotenant.config.model_file_cache import Library, ModelFile
+from cotenant.config.models_dir import find_projector
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import BadRecipe, UnsupportedModelFile, UsageError
@@ -27,13 +29,14 @@ from cotenant.planning.planner import PlanRequest
 
 @dataclass(frozen=True, slots=True)
 class PlanInput:
-    """A model file, the request to plan it, and the devices to plan it on."""
+    """A model file and its projector, the request to plan it, and the devices to plan it on."""
 
     path: Path
     request: PlanRequest
     inventory: Inventory
     budgets: tuple[Budget, ...]
     rules: BudgetRules
+    projector: Path | None
 
     @property
     def host(self) -> Budget | None:
@@ -45,7 +48,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the model, by position or by flag, its projector, and every recipe and device flag."""
     parser.add_argument("model_path", nargs="?", type=file_path, metavar="MODEL", help="a GGUF file")
     parser.add_argument("--model", type=file_path, metavar="FILE", help="the same, as a flag")
-    parser.add_argument("--mmproj", type=file_path, metavar="FILE", help="the vision projector of the model")
+    parser.add_argument(
+        "--mmproj",
+        type=file_path,
+        metavar="FILE|none",
+        help="the vision projector of the model (default: the one in its folder)",
+    )
     add_device_options(parser)
     add_setting(parser, setting_of(ModelDefaults, "profile"))
     add_settings(parser, [*settings_of(Recipe), *settings_of(BudgetRules)])
@@ -93,14 +101,8 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
         raise UnsupportedModelFile(
             f"{path} is a vision projector, not a model of its own", hint="Give it with --mmproj."
         )
-    projector_bytes = 0
-    if args.mmproj:
-        projector = load_model(args.mmproj)
-        if projector.kind is not ModelKind.PROJECTOR:
-            raise UnsupportedModelFile(
-                f"{args.mmproj} is not a vision projector", hint="--mmproj takes an mmproj file."
-            )
-        projector_bytes = projector.tensor_bytes
+    projector = _projector(args, path)
+    projector_bytes = 0 if projector is None else projector.shape.tensor_bytes
     inventory = read_inventory(args)
     return PlanInput(
         path=path,
@@ -110,4 +112,18 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
         inventory=inventory,
         budgets=budgets(inventory, rules),
         rules=rules,
+        projector=None if projector is None else projector.path,
     )
+
+
+def _projector(args: argparse.Namespace, path: Path) -> ModelFile | None:
+    if args.mmproj is None:
+        return find_projector(path, Library())
+    if str(args.mmproj) == "none":
+        return None
+    projector = Library().open(args.mmproj)
+    if not projector.is_projector:
+        raise UnsupportedModelFile(
+            f"{args.mmproj} is not a vision projector", hint="--mmproj takes an mmproj file."
+        )
+    return projector

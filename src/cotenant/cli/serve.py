@@ -169,9 +169,10 @@ def one_model(args: argparse.Namespace, path: Path) -> Configuration:
     from cotenant.config.settings import read_configuration
     from cotenant.config.yaml_document import Document
 
-    projector = str(args.mmproj or "none")
     keep_alive = None if is_given(args, setting_of(ModelDefaults, "keep_alive_s")) else "forever"
-    entry = {"path": str(path), "preload": "true", "keep_alive": keep_alive, "mmproj": projector}
+    entry = {"path": str(path), "preload": "true", "keep_alive": keep_alive}
+    if args.mmproj:
+        entry["mmproj"] = str(args.mmproj)
     folders = ("COTENANT_MODELS_DIR", "OLLAMA_MODELS")
     environment = {name: value for name, value in os.environ.items() if name not in folders}
     configuration = read_configuration(
@@ -200,7 +201,8 @@ class _Terminal:
         self._rules = rules
 
     def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
-        _print(*analysis_lines(entry.path, entry.shape), "", recipe_line(entry.recipe))
+        _print(*analysis_lines(entry.path, entry.shape), "")
+        _print(recipe_line(entry.recipe, entry.projector_path, entry.projector_bytes))
         _print(*device_lines(self._inventory, self._budgets, self._rules.order), "")
         _print(*result_lines(result))
         if isinstance(result, Placement):

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ from cotenant.config.configuration import Problem
 from cotenant.config.model_file_cache import Library, ModelFile
 from cotenant.config.names import SUFFIX, first_part, stem
 from cotenant.domain.errors import ModelFileError
+from cotenant.model_files import find_projectors
 
 _PRECISIONS: Final = ("f16", "bf16", "q8_0", "f32")
 """In order of preference: what llama.cpp's converter writes comes first."""
@@ -38,13 +40,25 @@ class Catalogue:
     problems: tuple[Problem, ...] = ()
 
 
-def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset()) -> Catalogue:
+def find_projector(model: Path, library: Library, unsettled: Set[Path] = frozenset()) -> ModelFile | None:
+    """Return the projector in a model's own folder that `read_folder` gives it; None if there is none."""
+    if find_projectors(model):
+        with suppress(OSError):
+            found = read_folder(model.parent, library, unsettled, depth=0).found
+            return next((each.projector for each in found if each.model.path == model), None)
+    return None
+
+
+def read_folder(
+    folder: Path, library: Library, unsettled: Set[Path] = frozenset(), *, depth: int = DEPTH
+) -> Catalogue:
     """Read every model in a folder. `unsettled` are files still being written: new ones wait.
 
-    An unusable file is a Problem, never an error. Raises OSError if the folder itself cannot be read.
+    Folders up to `depth` levels below it are read, too. An unusable file is a Problem, never an error. Raises
+    OSError if the folder itself cannot be read.
     """
     problems: list[Problem] = []
-    paths = dict.fromkeys(Path(path) for path in gguf_files(str(folder), problems))
+    paths = dict.fromkeys(Path(path) for path in gguf_files(str(folder), problems, depth))
     opened: list[ModelFile] = []
     # Revisions in the hub's cache link to one file, and links of folders may lead to it twice.
     seen: set[tuple[str, str]] = set()
@@ -58,7 +72,7 @@ def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset
         except ModelFileError as error:
             problems.append(Problem(path, error.message.removeprefix(f"{path} ")))
     if not paths:
-        problems.append(Problem(folder, f"no GGUF file is in it, nor up to {DEPTH} folders below it"))
+        problems.append(Problem(folder, f"no GGUF file is in it, nor up to {depth} folders below it"))
     found: list[Found] = []
     for _, group in groupby(opened, key=lambda file: file.path.parent):
         here = list(group)
@@ -70,14 +84,14 @@ def read_folder(folder: Path, library: Library, unsettled: Set[Path] = frozenset
     return Catalogue(tuple(found), tuple(problems))
 
 
-def gguf_files(folder: str, problems: list[Problem] | None = None) -> Iterator[str]:
+def gguf_files(folder: str, problems: list[Problem] | None = None, deepest: int = DEPTH) -> Iterator[str]:
     """List the GGUF files in a folder, then level by level those below it, sorted, without hidden ones.
 
     `problems` gets why not all are listed. Raises OSError if the folder itself cannot be read; one below that
     cannot be read is skipped.
     """
     level, visited = [folder], set[tuple[int, int]]()
-    for depth in range(DEPTH + 1):
+    for depth in range(deepest + 1):
         below: list[str] = []
         for path in level:
             if len(visited) == _MOST_FOLDERS:
@@ -100,7 +114,7 @@ def gguf_files(folder: str, problems: list[Problem] | None = None) -> Iterator[s
                     continue
                 if name.lower().endswith(SUFFIX):
                     yield f"{path}/{name}"
-                elif depth < DEPTH and os.path.isdir(f"{path}/{name}"):
+                elif depth < deepest and os.path.isdir(f"{path}/{name}"):
                     below.append(f"{path}/{name}")
         level = below
 

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +30,7 @@ from cotenant.config.engine_options import (
 from cotenant.config.fields import values_of
 from cotenant.config.issues import KeyPath, shown
 from cotenant.config.model_file_cache import Library, ModelFile, signature
-from cotenant.config.models_dir import Catalogue, read_folder
+from cotenant.config.models_dir import Catalogue, find_projector, read_folder
 from cotenant.config.names import NAME, clean_name, free_name
 from cotenant.config.schema import CheckedSettings, Model, RecipeSection
 from cotenant.config.services import services_settings
@@ -43,7 +42,6 @@ from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_b
 from cotenant.domain.profiles import keep_alive_s, max_loaded, recipe_values
 from cotenant.domain.units import MIB
 from cotenant.http.client import api_endpoint
-from cotenant.model_files import find_projectors
 from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.model_spec import SchedulerSettings
 
@@ -234,13 +232,7 @@ class _Resolution:
             if projector is not None and not projector.is_projector:
                 self._report((*key, "mmproj"), f"{path} is not a vision projector", "Give an mmproj file.")
             return projector
-        if model.mmproj is not None or not find_projectors(file.path):
-            return None
-        # As in `models_dir`, so that an entry need not name it.
-        with suppress(OSError):
-            found = read_folder(file.path.parent, self._library, self._unsettled).found
-            return next((each.projector for each in found if each.model.path == file.path), None)
-        return None
+        return find_projector(file.path, self._library, self._unsettled) if model.mmproj is None else None
 
     def _open(self, key: KeyPath, path: Path, *, is_folder: bool = False) -> ModelFile | None:
         try:

@@ -10,6 +10,8 @@ from typing import Any
 from cotenant.clock import Clock
 from cotenant.concurrency.thread_gate import ThreadGate
 from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.model_file_cache import Library
+from cotenant.config.models_dir import find_projector
 from cotenant.config.names import clean_name
 from cotenant.daemon.core.fleet import Fleet, only_allowed
 from cotenant.domain.decisions import DeviceStatus
@@ -123,7 +125,11 @@ def _entry(asked: PlanQuery, configuration: Configuration) -> ModelEntry:
     if asked.path is None:
         raise BadRequest("no model is named", hint="Give model, path or headers.")
     path = _reachable(asked.path, configuration)
-    return ModelEntry(clean_name(path), path, recipe, load_model(path), (), ())
+    shape, projector = load_model(path), find_projector(path, Library())
+    entry = ModelEntry(clean_name(path), path, recipe, shape, (), ())
+    if projector is None:
+        return entry
+    return replace(entry, projector_path=projector.path, projector_bytes=projector.shape.tensor_bytes)
 
 
 def _reachable(text: str, configuration: Configuration) -> Path:

@@ -1,5 +1,6 @@
 """Compares a plan with the engine's own calculation, without loading."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison, compare
@@ -25,10 +26,25 @@ def verify(
     Described GPUs cannot be rehearsed: the comparison is then of the same model in host RAM. The projector is
     left out on both sides. Raises EngineError.
     """
-    running = place_on_this_machine(request, placement, rules, rehearsal=True)
+    plain = replace(request, projector_bytes=0)
+    running = place_on_this_machine(
+        plain, _without(placement, request.projector_bytes), rules, rehearsal=True
+    )
     if not isinstance(running, Placement):
         raise AssertionError(f"a rehearsal needs no memory, yet was refused: {running.reason}")
     order = EngineOrder(request.name, model_path, request.shape.kind, running)
     build = choose(discover(llama_server), visible_devices(order))
     report = rehearse(build, order)
     return compare(running, report), f"{build.form} {build.version}"
+
+
+def _without(placement: Placement, projector_bytes: int) -> Placement:
+    """Return a placement without the projector, which is on its first device."""
+    shares = list(placement.shares)
+    first = next((place for place, share in enumerate(shares) if share.used), None)
+    if first is None:
+        host = placement.host
+        return replace(placement, host=replace(host, weights=host.weights - projector_bytes))
+    parts = shares[first].parts
+    shares[first] = replace(shares[first], parts=replace(parts, weights=parts.weights - projector_bytes))
+    return replace(placement, shares=tuple(shares))
