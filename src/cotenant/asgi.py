@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
@@ -62,10 +62,10 @@ async def send_stream(
     send: Send,
     headers: Sequence[Header],
     pieces: AsyncGenerator[bytes, None],
-    closing: asyncio.Event,
+    ended: Callable[[], Coroutine[Any, Any, object]],
     heartbeat_s: float | None = None,
 ) -> None:
-    """Send pieces as they arrive, until they end, the client disconnects or `closing` is set.
+    """Send pieces as they arrive, until they end, the client disconnects or `ended` returns.
 
     An event-stream comment is sent after every `heartbeat_s` seconds without a piece.
     """
@@ -74,7 +74,7 @@ async def send_stream(
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     pump = asyncio.create_task(_pump(send, pieces, heartbeat_s))
     leaving = asyncio.create_task(disconnected(receive))
-    tasks = {pump, leaving, asyncio.create_task(closing.wait())}
+    tasks = {pump, leaving, asyncio.create_task(ended())}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -109,7 +109,7 @@ class SlotRouter:
 
 @contextlib.asynccontextmanager
 async def serving(
-    router, operator=None, *, grace_s: float = 0.0, stop: asyncio.Event | None = None, **options
+    router, operator=None, *, gateway=None, grace_s: float = 0.0, stop: asyncio.Event | None = None, **options
 ):
     """Serve a gateway and yield its port."""
     sock = bind("127.0.0.1", 0)
@@ -118,7 +118,11 @@ async def serving(
     ready = asyncio.Event()
     server = asyncio.ensure_future(
         serve(
-            plain_gateway(router, operator, **options), sock, stop=stop, grace_s=grace_s, on_ready=ready.set
+            gateway or plain_gateway(router, operator, **options),
+            sock,
+            stop=stop,
+            grace_s=grace_s,
+            on_ready=ready.set,
         )
     )
     await asyncio.wait({server, asyncio.ensure_future(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)

@@ -207,7 +207,7 @@ class Console:
         page, name = found
         watched = replace(request, method="GET", path=at.path, query=first_values(at.query), name=name)
         events = events_of(lambda: page.show(watched), render_part, self._every_s)
-        await send_stream(request.receive, send, STREAM_HEADERS, events, self._closing)
+        await send_stream(request.receive, send, STREAM_HEADERS, events, self._closing.wait)
 
 
 def _raw_path(scope: Scope) -> str:

@@ -1,9 +1,11 @@
 """The ASGI application: dispatches requests by path, and turns errors into responses."""
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from cotenant.asgi import App, Receive, Scope, Send, send_body
@@ -43,6 +45,7 @@ _log = logging.getLogger("cotenant.gateway")
 _API: Final = "/api/"
 _OPENAI: Final = "/v1"
 _HEALTH: Final = "/health"
+_RECHECK_S: Final = 1.0
 
 
 class Pages(Protocol):
@@ -98,18 +101,18 @@ class Gateway:
         self._console = console(self)
         self._proxy = Proxy(router, self.limits, timing, request_log, media_hosts)
         self._closing = asyncio.Event()
-        self._ollama = OllamaApi(self._proxy, operator, self._closing, puller)
+        self._ollama = OllamaApi(self._proxy, operator, puller)
         self._error_forms: dict[str, ErrorForm] = {
             **{path: anthropic_error for path, target in TARGETS.items() if target.in_anthropic},
             **dict.fromkeys(self._ollama.routes, ollama_error),
         }
         self._history = History(self._proxy.counters, operator)
         self._metrics = Metrics(self._proxy.counters, operator, alerts, advisor)
-        self._models = ModelRoutes(router, operator, self._closing, timing)
+        self._models = ModelRoutes(router, operator, timing)
         self._table = RouteTable(
             self,
             self._models,
-            DecisionRoutes(router, operator, alerts, services, self._closing, clock, timing),
+            DecisionRoutes(router, operator, alerts, services, clock, timing),
             self._history,
             self._access,
             DoctorRoutes(examine),
@@ -186,6 +189,16 @@ class Gateway:
         async for decision in self._operator.decisions():
             self._proxy.counters.count(decision)
 
+    async def _ended(self, scope: Scope) -> None:
+        """Return when the daemon closes, or the request's key or session is no longer valid."""
+        while not self._closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _RECHECK_S)
+            try:
+                self._access.check(scope, is_open=False)
+            except CotenantError:
+                return
+
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that is not for a model. Raises UnknownRoute and what handlers raise."""
         path = scope["path"]
@@ -197,7 +210,8 @@ class Gateway:
         if path != _HEALTH:
             self._access.check(scope, is_open=is_page or path == SESSION)
         if handlers is not None:
-            await dispatch(ApiRequest(scope, receive, send, name), handlers)
+            request = ApiRequest(scope, receive, send, partial(self._ended, scope), name)
+            await dispatch(request, handlers)
         elif is_page:
             await self._console(scope, receive, send)
         else:

@@ -1,12 +1,16 @@
 """Who gets in: keys, sessions, and from where."""
 
+import asyncio
+import contextlib
 import json
 
 import pytest
 
-from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
 from cotenant.domain.engines import Endpoint
-from tests.gateway.harness import SlotRouter, fetch, serving
+from cotenant.domain.hub import PullStep
+from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
+from tests.support.daemon.plain_gateway import plain_gateway
 from tests.support.daemon.plain_operator import PlainOperator
 
 NOWHERE = Endpoint("127.0.0.1", 1)
@@ -126,3 +130,56 @@ async def test_without_keys_there_is_nothing_to_sign_in_to():
         assert told == {"needed": False, "signed_in": False, "csrf": None}
         reply = await sign_in(port)
     assert (reply.status, reply.json(), "set-cookie" in reply.headers) == (200, told, False)
+
+
+class EndlessPuller:
+    """Its only pull begins and never ends; `ended` is set when nobody awaits it any more."""
+
+    def __init__(self):
+        self.ended = asyncio.Event()
+
+    async def pull(self, name):
+        try:
+            yield PullStep("pulling manifest")
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+
+async def test_endless_answers_end_with_the_key_or_session_that_they_were_given_to(tmp_path):
+    operator, puller = PlainOperator(ModelStatus("llama", "ready")), EndlessPuller()
+    operator.logs["llama"] = tmp_path / "llama.log"
+    operator.logs["llama"].write_text("one\n")
+    gateway = plain_gateway(SlotRouter(NOWHERE), operator, puller=puller, api_keys=("old", "other"))
+    async with serving(None, gateway=gateway) as port, contextlib.AsyncExitStack() as stack:
+
+        async def follow(method, path, body=None, **headers):
+            client = await stack.enter_async_context(connected(port))
+            client.send(method, path, body, headers)
+            assert (await client.head())[0] == 200
+            return client
+
+        async def cookie(key):
+            reply = await sign_in(port, key)
+            return reply.headers["set-cookie"].partition(";")[0], reply.json()["csrf"]
+
+        (revoked, _), (signed_out, csrf) = await cookie("old"), await cookie("other")
+        old = {"Authorization": "Bearer old"}
+        ending = [
+            await follow("GET", "/api/events", **old),
+            await follow("GET", "/api/models/llama/logs?follow=1", **old),
+            await follow("POST", "/api/pull", b'{"model": "hf.co/o/r"}', **old),
+            await follow("GET", "/api/events", Cookie=revoked),
+        ]
+        kept = await follow("GET", "/api/events", Authorization="Bearer other")
+        with_session = await follow("GET", "/api/events", Cookie=signed_out)
+        gateway.set_api_keys(("other", "new"))
+        for client in ending:
+            # An end as every other, not a broken connection.
+            await client.reply_body()
+        await asyncio.wait_for(puller.ended.wait(), 60)
+        await post(port, {}, "/api/session/end", Cookie=signed_out, X_Cotenant_CSRF=csrf)
+        await with_session.reply_body()
+        operator.tell(Decision(1, 0.0, DecisionKind.LOAD, "llama", "still followed"))
+        while b"still followed" not in await kept.chunk():
+            pass

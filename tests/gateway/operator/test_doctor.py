@@ -37,12 +37,15 @@ async def test_who_asks_while_the_machine_is_examined_gets_the_same_answer():
     async def send(message):
         told.append(message.get("body", b""))
 
-    asked = [asyncio.create_task(dispatch(ApiRequest(scope, None, send), handlers)) for _ in range(3)]
+    asked = [
+        asyncio.create_task(dispatch(ApiRequest(scope, None, send, asyncio.Event().wait), handlers))
+        for _ in range(3)
+    ]
     await until(lambda: bool(runs))
     go_on.set()
     await asyncio.gather(*asked)
     assert (len(runs), b"".join(told)) == (1, encode_json(FOUND) * 3)
-    await dispatch(ApiRequest(scope, None, send), handlers)
+    await dispatch(ApiRequest(scope, None, send, asyncio.Event().wait), handlers)
     assert len(runs) == 2
 
 

@@ -1,7 +1,7 @@
 """A request to the daemon's own API, in the form that handlers use."""
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 from cotenant.asgi import Header, Receive, Scope, Send
@@ -19,15 +19,23 @@ _LIMITS: Final = Limits(body_bytes=MIB)
 class ApiRequest:
     """One request. `name` is the decoded name in its path, if the template has one.
 
-    `client` is the address of the client.
+    `client` is the address of the client. `ended` returns when an endless response to it must end.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, name: str = "") -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        ended: Callable[[], Coroutine[Any, Any, object]],
+        name: str = "",
+    ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.name = name
         self.receive = receive
         self.send = send
+        self.ended = ended
         self.headers: Sequence[Header] = scope["headers"]
         self.client: str = (scope.get("client") or ("",))[0]
         self._scheme = str(scope.get("scheme", "http")).encode()

@@ -66,7 +66,7 @@ _REFUSED: Final = {
 class OllamaApi:
     """Answers Ollama's paths."""
 
-    def __init__(self, proxy: Proxy, operator: Operator, closing: asyncio.Event, puller: Puller) -> None:
+    def __init__(self, proxy: Proxy, operator: Operator, puller: Puller) -> None:
         self._proxy = proxy
         self._operator = operator
         self.routes: Mapping[str, Mapping[str, Handler]] = {
@@ -78,7 +78,7 @@ class OllamaApi:
             "/api/generate": {"POST": self._reading(self._generate)},
             "/api/embed": {"POST": self._reading(self._embed)},
             "/api/embeddings": {"POST": self._reading(self._embedding)},
-            "/api/pull": {"POST": self._reading(partial(pull, puller, proxy.router, closing))},
+            "/api/pull": {"POST": self._reading(partial(pull, puller, proxy.router))},
             **{path: {method: partial(_refuse, hint)} for path, (method, hint) in _REFUSED.items()},
             BLOBS: {"GET": _no_blob, "POST": partial(_refuse, _CREATE)},
         }

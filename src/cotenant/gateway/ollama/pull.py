@@ -1,6 +1,5 @@
 """Pulls models from a hub, with the progress as lines of JSON."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
@@ -18,12 +17,10 @@ from cotenant.interfaces import Puller, Router
 _SUCCESS: Final = {"status": "success"}
 
 
-async def pull(
-    puller: Puller, router: Router, closing: asyncio.Event, request: ApiRequest, fields: Fields
-) -> object:
+async def pull(puller: Puller, router: Router, request: ApiRequest, fields: Fields) -> object:
     """Pull a model. Raises BadRequest, NotOffered, and what a pull raises before its first step.
 
-    The pull ends when the client disconnects, or `closing` is set; downloaded data is kept. What is served
+    The pull ends when the client disconnects; downloaded data is kept. What is served
     is here already, whether or not a hub has it: scripts pull their models at every start.
     """
     name = text(fields, "model") or text(fields, "name")
@@ -44,7 +41,7 @@ async def pull(
             return None
         if not streaming:
             return await unless_disconnected(request.receive, _to_the_end(steps))
-        await send_stream(request.receive, request.send, [NDJSON], _lines(first, steps), closing)
+        await send_stream(request.receive, request.send, [NDJSON], _lines(first, steps), request.ended)
         return None
 
 

@@ -1,6 +1,5 @@
 """Decisions and alerts, with their feed: as JSON, as server-sent events, and as lines of text."""
 
-import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,16 +32,12 @@ _DECISIONS: Final = 100
 
 @dataclass(frozen=True)
 class DecisionRoutes:
-    """Handles requests about decisions and alerts, and the feed of both and of the steps of an apply.
-
-    `closing` is set to end the feed.
-    """
+    """Handles requests about decisions and alerts, and the feed of both and of the steps of an apply."""
 
     _router: Router
     _operator: Operator
     _alerts: AlertBook
     _services: Services | None
-    _closing: asyncio.Event
     _clock: Clock
     _timing: Timing
 
@@ -96,7 +91,7 @@ class DecisionRoutes:
             request.send,
             STREAM_HEADERS,
             merged(*feeds),
-            self._closing,
+            request.ended,
             self._timing.heartbeat_s,
         )
 

@@ -65,7 +65,6 @@ class ModelRoutes:
 
     _router: Router
     _operator: Operator
-    _closing: asyncio.Event
     _timing: Timing
     _background: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -101,7 +100,7 @@ class ModelRoutes:
             )
         if follow and request.method == "GET":
             pieces = LogReader(partial(_log_path, self._operator, name), tail).follow(self._timing.log_poll_s)
-            await send_stream(request.receive, request.send, [TEXT_TYPE], pieces, self._closing)
+            await send_stream(request.receive, request.send, [TEXT_TYPE], pieces, request.ended)
             return
         # The operator must be called in the event loop's thread.
         reader = LogReader(lambda: path, tail)
