@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.site import SERVICES, Site, ask
-from tests.browser.usage import apply, choose, gpu, status, the_seven_steps
+from tests.browser.usage import apply, choose, gpu, reconsidering, status, the_seven_steps
 from tests.support.browser import tab
 from tests.support.containers.container_bed import IDLE, IMAGE, container_bed
 
@@ -61,6 +61,19 @@ def test_a_failing_apply_says_why_and_puts_back_what_ran(browser, site):
         dialog.get_by_role("button", name="Roll back").click()
         expect(status(page)).to_contain_text("succeeded", timeout=PATIENCE_MS)
         expect(gpu(page, "ai-clip").locator("option:checked")).to_contain_text("GPU 0")
+
+
+def test_a_choice_made_while_the_page_computes_an_earlier_one_is_kept(browser, site):
+    with site.daemon() as daemon, tab(browser, daemon.address()) as look:
+        page = look.open("/gpu-configuration")
+        page.route("**/ui/fragments/gpu-configuration", lambda held: None)
+        gpu(page, "ai-clip").select_option("0")
+        page.wait_for_function("() => document.querySelector('#gpu-form.htmx-request')")
+        gpu(page, "ai-florence").select_option("0")
+        with reconsidering(page):
+            page.unroute("**/ui/fragments/gpu-configuration")
+        for service in ("ai-clip", "ai-florence"):
+            expect(gpu(page, service).locator("option:checked")).to_contain_text("GPU 0")
 
 
 def test_what_another_browser_saves_is_noticed_and_not_overwritten_unasked(browser, site):

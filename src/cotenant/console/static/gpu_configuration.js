@@ -18,6 +18,16 @@ function look() {
   if (ended) window.htmx.trigger(form(), "change");
 }
 
+const values = () => new URLSearchParams(new FormData(form())).toString();
+let sent = "";
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.detail.elt === form()) sent = values();
+});
+// A choice made while the form was under way is not in its reply; the form is sent again and brings it.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.requestConfig.elt === form() && values() !== sent) event.detail.shouldSwap = false;
+});
+
 let previewed = false;
 document.addEventListener("toggle", (event) => {
   if (event.target.id === "gpu-diff") previewed = event.target.open;
