@@ -113,6 +113,7 @@ _ENTRANCES: dict[str, set[str]] = {
     "engines.launch": {"launchers", "orphans", "plan"},
     "engines.llama_cpp": {"builds", "install", "rehearsal"},
     "engines.ollama": {"client"},
+    "engines.vllm": {"release"},
     "engines.process": {"log_folder", "process"},
     "gateway.inference": {"request_log"},
     "hardware.gpus": {"card_health", "described", "host", "inventory", "xid_events"},

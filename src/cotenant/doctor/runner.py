@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cotenant.doctor import cards, containers, files, machine
+from cotenant.doctor import cards, containers, files, known_flaws, machine
 from cotenant.doctor.findings import Area, Finding, Observation, unknown
 from cotenant.doctor.host_context import HostContext
 
@@ -34,6 +34,7 @@ CHECKS: Final = (
     Check(Area.SHARING, "other processes on the cards", cards.foreign_processes),
     Check(Area.SHARING, "MPS", cards.control_daemons),
     Check(Area.ENGINES, "engine builds", cards.builds),
+    Check(Area.ENGINES, "known flaws of engines", known_flaws.known_flaws),
     Check(Area.CONTAINERS, "docker", containers.docker),
     Check(Area.CONTAINERS, "podman", containers.podman),
     Check(Area.CONTAINERS, "compose", containers.compose),

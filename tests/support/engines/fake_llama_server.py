@@ -133,7 +133,7 @@ def main():
     if "--help" in sys.argv:
         return print(HELP + os.environ.get("FAKE_MORE_HELP", ""))
     if "--version" in sys.argv:
-        return print("version: 9.9 (fake)")
+        return print(f"version: {os.environ.get('FAKE_VERSION', '9.9 (fake)')}")
     if "--list-devices" in sys.argv:
         return print("Available devices:\n" + os.environ.get("FAKE_DEVICES", "  (none)"))
     return serve()

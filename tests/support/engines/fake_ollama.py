@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         calls.append(self.path)
         if self.path == "/api/version":
-            return self.tell({"version": "0.17.4"})
+            return self.tell({"version": os.environ.get("FAKE_VERSION", "0.17.4")})
         if self.path == "/api/tags":
             models = [
                 {**self.named(tag), "modified_at": written(time.time()), "size": size_of(tag)}
