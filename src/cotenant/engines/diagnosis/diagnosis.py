@@ -144,7 +144,9 @@ def _by_signature(signatures: Iterable[Signature], text: str, *, was_ready: bool
         if cause is Cause.GPU_MEMORY_LOADING and was_ready:
             cause = Cause.GPU_MEMORY_RUNNING
         groups = [_shown(group) for group in match.groups() if group is not None]
-        return _diagnosis(cause, signature.summary.format(*groups), _around(text, match))
+        summary = signature.summary.format(*groups)
+        found = _diagnosis(cause, summary, _around(text, match))
+        return replace(found, remedy=signature.remedy) if signature.remedy else found
     return None
 
 
