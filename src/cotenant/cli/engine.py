@@ -34,6 +34,12 @@ def register(parser: argparse.ArgumentParser) -> None:
     installing.add_argument(
         "--index", metavar="URL|FOLDER", help="where to take the wheel from in place of upstream's index"
     )
+    installing.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="take the newest wheel of the index, without a known hash",
+    )
     installing.set_defaults(run=_install)
 
 
@@ -67,7 +73,8 @@ def _install(args: argparse.Namespace) -> int:
 
     inventory = measured(None)
     flavour = Flavour(args.flavour or (inventory.vendor.traits.backend if inventory.vendor else "cpu"))
-    plan = plan_install(flavour, read_system(inventory.cuda_version), index_url=args.index)
+    system = read_system(inventory.cuda_version)
+    plan = plan_install(flavour, system, index_url=args.index, verify=args.verify)
     print(shown(plan.command), flush=True)
     for note in plan.notes:
         print(f"note: {note}", flush=True)

@@ -1,3 +1,5 @@
+import hashlib
+import re
 import sys
 import zipfile
 from dataclasses import replace
@@ -24,6 +26,10 @@ def index_of(plan: InstallPlan) -> str:
     return command[command.index("--index-url") + 1].removeprefix(f"{WHEELS_URL}/")
 
 
+def unverified(flavour: Flavour, system: System = MODERN) -> InstallPlan:
+    return plan_install(flavour, system, verify=False)
+
+
 @pytest.mark.parametrize(
     ("driver", "index"),
     [
@@ -36,18 +42,18 @@ def index_of(plan: InstallPlan) -> str:
     ],
 )
 def test_the_cuda_index_follows_the_driver(driver: str | None, index: str) -> None:
-    assert index_of(plan_install(Flavour.CUDA, replace(MODERN, cuda_version=driver))) == index
+    assert index_of(unverified(Flavour.CUDA, replace(MODERN, cuda_version=driver))) == index
 
 
 def test_the_other_flavours_have_their_own_index() -> None:
-    assert index_of(plan_install(Flavour.VULKAN, MODERN)) == "vulkan"
-    assert index_of(plan_install(Flavour.ROCM, MODERN)) == "rocm-6.4.1"
-    assert index_of(plan_install(Flavour.ROCM, replace(MODERN, rocm_version="7.2"))) == "rocm-7.2.4"
+    assert index_of(unverified(Flavour.VULKAN)) == "vulkan"
+    assert index_of(unverified(Flavour.ROCM)) == "rocm-6.4.1"
+    assert index_of(unverified(Flavour.ROCM, replace(MODERN, rocm_version="7.2"))) == "rocm-7.2.4"
     assert "--index-url" not in plan_install(Flavour.CPU, MODERN).command
 
 
 def test_the_command_replaces_the_build_of_the_same_name_in_this_environment() -> None:
-    command = plan_install(Flavour.CUDA, MODERN).command
+    command = unverified(Flavour.CUDA).command
     assert command[:4] == (sys.executable, "-m", "pip", "install")
     assert command[-1] == "xllamacpp"
     assert {"--force-reinstall", "--no-deps", "--only-binary"} <= set(command)
@@ -67,8 +73,9 @@ def test_a_machine_on_which_no_wheel_can_work_is_told_so(system: System, says: s
 
 
 def test_libraries_that_the_cuda_wheel_does_not_bring_are_named() -> None:
-    for note in plan_install(Flavour.CUDA, MODERN).notes:
-        assert "libcudart.so.12" in note or "libcublas.so.12" in note
+    *notes, last = unverified(Flavour.CUDA).notes
+    assert all("libcudart.so.12" in note or "libcublas.so.12" in note for note in notes)
+    assert last == "The wheel is not verified."
 
 
 @pytest.mark.slow
@@ -77,16 +84,35 @@ def test_a_failure_is_pips_last_line_and_leaves_the_engine_as_it_was(tmp_path: P
     said: list[str] = []
     with pytest.raises(EngineInstallFailed) as failed:
         install(plan, say=said.append)
-    assert failed.value.message == "pip failed: No matching distribution found for xllamacpp"
+    assert failed.value.message.startswith("pip failed: No matching distribution found for xllamacpp==")
     assert "--find-links" in failed.value.hint
     assert any("ERROR" in line for line in said)
 
 
+def test_only_the_known_wheels_of_one_version_are_installed() -> None:
+    *command, option, file = plan_install(Flavour.CPU, MODERN).command
+    assert (command[-1], option) == ("--require-hashes", "-r")
+    version, *hashes = Path(file).read_text().replace("\\", "").split()
+    assert re.fullmatch(r"xllamacpp==[\d.]+", version)
+    assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+    assert len(hashes) >= 2  # both processors
+
+
+@pytest.mark.parametrize("flavour", [Flavour.CUDA, Flavour.ROCM, Flavour.VULKAN])
+def test_a_wheel_whose_hash_is_not_known_is_taken_only_by_a_word(flavour: Flavour) -> None:
+    with pytest.raises(EngineInstallFailed, match="cannot be verified") as refused:
+        plan_install(flavour, MODERN)
+    assert refused.value.hint
+    assert "--no-verify" in refused.value.hint
+    assert unverified(flavour).command[-1] == "xllamacpp"
+
+
 @pytest.mark.slow
 @pytest.mark.engine
-def test_a_wheel_of_a_local_folder_is_installed_and_what_is_there_is_checked(tmp_path: Path) -> None:
-    write_wheel(tmp_path / "wheels")
-    plan = plan_install(Flavour.CPU, MODERN, index_url=str(tmp_path / "wheels"))
+def test_a_wheel_of_a_local_folder_is_installed_and_what_is_there_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = pinned_to_a_local_wheel(tmp_path, monkeypatch)
     # Beside the environment of the tests, whose own engine is to stay.
     elsewhere = replace(plan, command=(*plan.command, "--target", str(tmp_path / "site")))
     build = install(elsewhere, say=lambda _: None)
@@ -94,8 +120,29 @@ def test_a_wheel_of_a_local_folder_is_installed_and_what_is_there_is_checked(tmp
     assert build.problem is None
 
 
+@pytest.mark.slow
+def test_a_wheel_that_was_exchanged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = pinned_to_a_local_wheel(tmp_path, monkeypatch)
+    with zipfile.ZipFile(tmp_path / "wheels" / "xllamacpp-9.9-py3-none-any.whl", "a") as wheel:
+        wheel.writestr("xllamacpp/more.py", "")
+    elsewhere = replace(plan, command=(*plan.command, "--target", str(tmp_path / "site")))
+    with pytest.raises(EngineInstallFailed, match="its hash is another than the known one"):
+        install(elsewhere, say=lambda _: None)
+    assert not (tmp_path / "site").exists()
+
+
+def pinned_to_a_local_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> InstallPlan:
+    write_wheel(folder / "wheels")
+    (wheel,) = (folder / "wheels").iterdir()
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (folder / "pins").mkdir()
+    (folder / "pins" / "cpu.txt").write_text(f"xllamacpp==9.9 --hash=sha256:{digest}\n")
+    monkeypatch.setattr("cotenant.engines.llama_cpp.install._PINS", folder / "pins")
+    return plan_install(Flavour.CPU, MODERN, index_url=str(folder / "wheels"))
+
+
 def test_the_command_is_shown_as_one_would_type_it() -> None:
-    assert shown(plan_install(Flavour.VULKAN, MODERN).command).startswith("python -m pip install ")
+    assert shown(unverified(Flavour.VULKAN).command).startswith("python -m pip install ")
 
 
 def write_wheel(folder: Path) -> None:

@@ -4,6 +4,9 @@ from typing import Final
 
 from cotenant.domain.exit_causes import Cause
 
+_NEWEST: Final = "`cotenant engine install --no-verify`"
+"""Without the word, it installs a version that is known and may be the present one."""
+
 REMEDIES: Final[dict[Cause, str]] = {
     Cause.DEVICE_BUSY: (
         "If `nvidia-smi -q -d COMPUTE` shows Exclusive_Process, either share the card through MPS "
@@ -33,12 +36,12 @@ REMEDIES: Final[dict[Cause, str]] = {
     Cause.DISK_FULL: "Free space: `df -h` shows where.",
     Cause.NOT_A_MODEL: "Download it again, or correct the path: the first four bytes must be `GGUF`.",
     Cause.CORRUPT_MODEL: "Download it again and compare its size or checksum.",
-    Cause.MODEL_MISMATCH: "A newer engine may know it (`cotenant engine install`); else convert it again.",
+    Cause.MODEL_MISMATCH: f"A newer engine may know it ({_NEWEST}); else convert it again.",
     Cause.UNSUPPORTED_ARCHITECTURE: (
-        "Install a newer engine: `cotenant engine install`, or for vLLM `pip install --upgrade vllm`."
+        f"Install a newer engine: {_NEWEST}, or for vLLM `pip install --upgrade vllm`."
     ),
     Cause.UNSUPPORTED_QUANTISATION: (
-        "Install a newer engine (`cotenant engine install`), or take the model in another quantisation."
+        f"Install a newer engine ({_NEWEST}), or take the model in another quantisation."
     ),
     Cause.REPOSITORY_REFUSED: (
         "Check the repository's name, accept its terms on the hub, and give the engine a token in its `env` "

@@ -21,6 +21,10 @@ PACKAGE: Final = "xllamacpp"
 WHEELS_URL: Final = "https://xorbitsai.github.io/xllamacpp/whl"
 """Upstream's indices, one per GPU runtime; all wheels have the same name, so an extra cannot select one."""
 
+_PINS: Final = Path(__file__).with_name("pins")
+"""A requirements file for each index: the version that is installed, and the hashes of its wheels."""
+_NOT_THE_SAME: Final = "DO NOT MATCH THE HASHES"
+
 _CUDA_INDICES: Final = (((13, 2), "cu132"), ((12, 0), "cu128"))
 """Least CUDA version of the driver, newest first. A 12.x driver runs any 12.y build (minor compatibility)."""
 _ROCM_INDICES: Final = (((7, 0), "rocm-7.2.4"), ((6, 0), "rocm-6.4.1"))
@@ -66,20 +70,30 @@ def read_system(cuda_version: str | None = None) -> System:
     return System(cuda_version, rocm_version, _version(version) if name == "glibc" else None)
 
 
-def plan_install(flavour: Flavour, system: System, *, index_url: str | None = None) -> InstallPlan:
+def plan_install(
+    flavour: Flavour, system: System, *, index_url: str | None = None, verify: bool = True
+) -> InstallPlan:
     """Choose the index and write the command. Raises EngineInstallFailed if no wheel can work here.
 
-    `index_url` replaces the chosen index: a mirror, or a folder of wheels.
+    `index_url` replaces the chosen index: a mirror, or a folder of wheels. Only wheels whose hashes are known
+    are installed; unless `verify`, the newest of the index, whatever it is.
     """
-    if flavour is Flavour.CPU:
-        return InstallPlan(_command(index_url))
     if system.glibc is not None and system.glibc < _LEAST_GLIBC and flavour is Flavour.CUDA:
         raise EngineInstallFailed(
             f"the CUDA wheels need glibc 2.35 and this machine has {system.glibc[0]}.{system.glibc[1]}",
             hint="Build llama.cpp with CUDA here and give it with --llama-server.",
         )
     index, notes = _index(flavour, system)
-    return InstallPlan(_command(index_url or f"{WHEELS_URL}/{index}"), notes)
+    where = index_url or (None if flavour is Flavour.CPU else f"{WHEELS_URL}/{index}")
+    pins = _PINS / f"{index}.txt"
+    if not verify:
+        return InstallPlan(_command(where, PACKAGE), (*notes, "The wheel is not verified."))
+    if not pins.is_file():
+        raise EngineInstallFailed(
+            f"the wheel for {index} cannot be verified: upstream publishes no hash of it",
+            hint=f"Add --no-verify to take the newest of {where}, or pin one as docs/engines.md describes.",
+        )
+    return InstallPlan(_command(where, "--require-hashes", "-r", str(pins)), notes)
 
 
 def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
@@ -94,6 +108,11 @@ def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
         for line in pip.stdout or ():
             say(line.rstrip())
             lines.append(line.strip())
+    if any(_NOT_THE_SAME in line for line in lines):
+        raise EngineInstallFailed(
+            f"the wheel that was offered is not {PACKAGE}'s: its hash is another than the known one",
+            hint="Nothing was installed. Another index may have the right one; --no-verify takes this one.",
+        )
     if pip.returncode != 0:
         last = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line), "it printed nothing")
         raise EngineInstallFailed(f"pip failed: {last}", hint=f"The command was: {shown(plan.command)}")
@@ -113,17 +132,19 @@ def shown(command: Sequence[str]) -> str:
     return " ".join(("python" if word == sys.executable else word) for word in command)
 
 
-def _command(index: str | None) -> tuple[str, ...]:
+def _command(index: str | None, *wanted: str) -> tuple[str, ...]:
     where: tuple[str, ...] = ()
     if index:
         is_folder = os.path.isdir(index)
         where = ("--no-index", "--find-links", index) if is_folder else ("--index-url", index)
     # Without --force-reinstall pip keeps the build that has the same name and number.
     options = ("--force-reinstall", "--no-deps", "--only-binary", ":all:", "--no-input")
-    return (sys.executable, "-m", "pip", "install", *options, *where, PACKAGE)
+    return (sys.executable, "-m", "pip", "install", *options, *where, *wanted)
 
 
 def _index(flavour: Flavour, system: System) -> tuple[str, tuple[str, ...]]:
+    if flavour is Flavour.CPU:
+        return "cpu", ()
     if flavour is Flavour.VULKAN:
         return "vulkan", ("It needs a Vulkan loader (libvulkan.so.1) and the vendor's driver for it.",)
     if flavour is Flavour.ROCM:
