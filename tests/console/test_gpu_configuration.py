@@ -10,10 +10,10 @@ import pytest
 from cotenant.console.api import Api
 from cotenant.domain.errors import GeneratedFileFailed
 from cotenant.gateway.app import Gateway
-from cotenant.services.model import ApplyState, Assignment, ProgressState, Strategy
+from cotenant.services.model import ApplyState, Assignment, GpuRef, ProgressState, Strategy
 from tests.console.looking import Page, following, gateway, look, operator
 from tests.gateway.services.harness import CARDS, WARNING
-from tests.support.daemon.plain_service_operator import SERVICES, PlainServices
+from tests.support.daemon.plain_service_operator import A400, A5500, SERVICES, PlainServices, big
 
 PAGE = "/gpu-configuration"
 PIECE = "/ui/fragments/gpu-configuration"
@@ -244,6 +244,27 @@ async def test_a_gpu_that_is_gone_keeps_its_service():
     assert "Saved as configuration 2" in page.text
     (kept,) = [each for each in services.saved[-1].assignments if each.service == "ai-clip"]
     assert (kept.gpu_index, kept.device_id) == (None, "GPU-a400")
+
+
+async def test_services_on_several_gpus_are_shown_and_kept():
+    services = PlainServices(devices=(A5500, A400, big(2)))
+    several = Assignment("ai-clip", 1, more=(GpuRef(2),))
+    await services.save(Strategy.MANUAL, [several, Assignment("ai-llm", count="all")])
+    app = served(services)
+    page = await look(app, PAGE)
+    assert '<option value="1,2" selected>1, 2</option>' in page.text
+    assert '<option value="all" selected>All GPUs</option>' in page.text
+    assert "GPU 1 RTX A400, GPU 2 RTX 3090" in page.text
+    body = form("manual", base=1, gpu__ai_clip="1,2", gpu__ai_llm="all", gpu__ai_florence="count=2")
+    assert "Saved as configuration 2" in (await post(app, "save", body)).text
+    found = {each.service: (each.indices, each.count) for each in services.saved[-1].assignments}
+    assert found["ai-clip"] == ((1, 2), None)
+    assert found["ai-llm"] == ((0, 1, 2), "all")
+    assert found["ai-florence"] == ((0, 2), 2)
+    # Turning to manual keeps what is shown.
+    page = await look(app, PAGE)
+    assert 'name="shown:ai-clip" value="1,2"' in page.text
+    assert 'name="shown:ai-florence" value="count=2"' in page.text
 
 
 async def test_applying_always_asks_and_says_what_happens_to_requests_in_flight():

@@ -140,6 +140,23 @@ async def test_only_services_that_changed_are_recreated(tmp_path):
         assert at.orchestrator.orders[-1].changed == []
 
 
+async def test_a_service_on_several_gpus_is_applied_and_rolled_back(tmp_path):
+    async with setting(tmp_path) as at:
+        await at.services.save(Strategy.MANUAL, [Assignment("ai-clip", 0), Assignment("ai-llm", 0)])
+        await at.applied()
+        await at.services.save(Strategy.MANUAL, [Assignment("ai-clip", count="all"), Assignment("ai-llm", 0)])
+        assert [change.service for change in (await at.services.view()).changes] == ["ai-clip"]
+        await at.applied()
+        assert [service.name for service in at.orchestrator.orders[-1].changed] == ["ai-clip"]
+        assert at.orchestrator.states["ai-clip"].assignment.indices == (0, 1)
+        assert (await at.services.view()).changes == ()
+        await at.services.rollback()
+        await at.ended()
+        assert at.orchestrator.states["ai-clip"].assignment.indices == (0,)
+        current = await at.store.services.current()
+        assert {each.service: each.indices for each in current.assignments}["ai-clip"] == (0,)
+
+
 async def test_user_assigns_same_gpu_to_all(tmp_path):
     async with setting(tmp_path) as at:
         plan = await at.services.save(Strategy.MANUAL, [Assignment(each.name, 0) for each in SERVICES])

@@ -135,7 +135,7 @@ def _restore(args: argparse.Namespace, location: Location) -> int:
 
 
 def _gpu_before(each: Relocated) -> str:
-    then = "unpinned" if each.before.gpu_index is None else f"GPU {each.before.gpu_index}"
+    then = _gpus(each.before.indices)
     return then if each.name is None else f"{then} {each.name}"
 
 
@@ -146,7 +146,11 @@ def _gpu_now(each: Relocated) -> str:
         return f"not on this machine: left unpinned, was {each.after.device_id}"
     if each.outcome is Outcome.UNKNOWN:
         return "left unpinned: the backup does not say which GPU it was"
-    return "unpinned" if each.after.gpu_index is None else f"GPU {each.after.gpu_index}"
+    return _gpus(each.after.indices)
+
+
+def _gpus(indices: Sequence[int]) -> str:
+    return f"GPU {', '.join(map(str, indices))}" if indices else "unpinned"
 
 
 _COLUMNS: Final[Sequence[Column[Relocated]]] = (

@@ -10,6 +10,8 @@ from cotenant.console.view_data import Json
 MANUAL: Final = "manual"
 BY_STRATEGY: Final = "auto"
 UNPINNED: Final = "none"
+ALL: Final = "all"
+_COUNT: Final = "count="
 _GONE: Final = "gone:"
 
 
@@ -17,16 +19,27 @@ _GONE: Final = "gone:"
 class Choice:
     """The GPU of a service: chosen by the strategy, an index, a missing GPU (`gone:` and its UUID), or none.
 
-    `budget` is the text as typed, empty for none.
+    Or several: with commas, `all`, or `count=` and a number. `budget` is the text as typed, empty for none.
     """
 
     gpu: str = BY_STRATEGY
     budget: str = ""
 
-    @property
-    def gone_uuid(self) -> str | None:
-        """The UUID if the GPU is missing."""
-        return self.gpu.removeprefix(_GONE) if self.gpu.startswith(_GONE) else None
+    def payload(self) -> dict[str, Any]:
+        """Return the GPUs as a part of a body for the API."""
+        first, *more = (
+            {
+                "gpu_index": number_of(gpu),
+                "gpu_uuid": gpu.removeprefix(_GONE) if gpu.startswith(_GONE) else None,
+            }
+            for gpu in self.gpu.split(",")
+        )
+        is_count, count = self.gpu.startswith(_COUNT), number_of(self.gpu.removeprefix(_COUNT))
+        return {
+            **first,
+            "more_gpus": more,
+            "gpu_count": ALL if self.gpu == ALL else count if is_count else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +63,7 @@ class Draft:
         assignments = [
             {
                 "service": service,
-                "gpu_index": number_of(choice.gpu),
-                "gpu_uuid": choice.gone_uuid,
+                **choice.payload(),
                 "vram_budget_override": (
                     float(choice.budget) if choice.budget and choice.gpu != UNPINNED else None
                 ),
@@ -75,17 +87,28 @@ def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
     indices = {gpu["uuid"]: gpu["index"] for gpu in config["gpus"]}
     choices: dict[str, Choice] = {}
     for each in saved["assignments"]:
-        uuid = each["gpu_uuid"]
         automatic = each["service"] in config["automatic_budgets"]
         budget = None if automatic else each["vram_budget_override"]
-        index = each["gpu_index"] if uuid is None else indices.get(uuid)
-        gpu = str(index) if index is not None else UNPINNED if uuid is None else f"{_GONE}{uuid}"
+        gpu = choice_of(each, indices)
         left = meaning(each) in again and each["service"] not in config["set_by_hand"]
         if strategy != MANUAL and (gpu == UNPINNED or left):
             choices[each["service"]] = Choice()
         else:
             choices[each["service"]] = Choice(gpu, "" if budget is None else f"{budget:g}")
     return Draft(strategy, choices, saved["number"])
+
+
+def choice_of(assignment: Json, indices: Mapping[str, int]) -> str:
+    """Return the GPUs of an assignment as a choice; `indices` are those of the present GPUs, by UUID."""
+    count = assignment["gpu_count"]
+    if count is not None:
+        return ALL if count == ALL else f"{_COUNT}{count}"
+    found = []
+    for gpu in (assignment, *assignment["more_gpus"]):
+        uuid = gpu["gpu_uuid"]
+        index = gpu["gpu_index"] if uuid is None else indices.get(uuid)
+        found.append(str(index) if index is not None else UNPINNED if uuid is None else f"{_GONE}{uuid}")
+    return ",".join(found)
 
 
 def read_draft(form: Mapping[str, str], services: Sequence[Json]) -> Draft:
@@ -116,9 +139,8 @@ def number_of(text: str) -> int | None:
 
 def meaning(assignment: Json) -> tuple[Any, ...]:
     """Return a key that is equal for equivalent assignments: a GPU counts by its UUID, not its index."""
-    uuid = assignment["gpu_uuid"]
-    gpu = assignment["gpu_index"] if uuid is None else uuid
-    return assignment["service"], gpu, assignment["vram_budget_override"]
+    gpus = frozenset(gpu["gpu_uuid"] or gpu["gpu_index"] for gpu in (assignment, *assignment["more_gpus"]))
+    return assignment["service"], gpus, assignment["gpu_count"], assignment["vram_budget_override"]
 
 
 def _is_budget(text: str) -> bool:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from cotenant.console.gpu_draft import BY_STRATEGY, MANUAL, Draft, meaning
+from cotenant.console.gpu_draft import BY_STRATEGY, MANUAL, Draft, choice_of, meaning
 from cotenant.console.memory_bar import COLOURS, WIDTH, Segment, layout
-from cotenant.console.view_data import Json
+from cotenant.console.view_data import Json, indices_of
 from cotenant.domain.units import GIB, MIB
 
 _NOT_PINNED: Final = "not pinned"
@@ -27,6 +27,7 @@ def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
     None for manual.
     """
     assigned = {each["service"]: each for each in planned["assignments"]}
+    indices = {gpu["uuid"]: gpu["index"] for gpu in config["gpus"]}
     found = []
     for number, service in enumerate(config["services"]):
         name, vram_mb = service["name"], service["vram_mb"]
@@ -43,6 +44,8 @@ def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
                 "wanted": needs if budget is None else round(budget * GIB),
                 "choice": choice,
                 "shown": shown,
+                "shown_choice": choice_of(shown, indices) if shown else None,
+                "on": indices_of(shown) if shown else (),
                 "given_budget": "" if budget is None or name in planned["automatic_budgets"] else budget,
                 "by_strategy": None if draft.strategy == MANUAL else by_strategy,
                 "adjusted": budget is not None and vram_mb is not None and budget * 1024 < vram_mb - 1,
@@ -58,8 +61,11 @@ def loads(config: Json, shown: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     """Return the planned load of each GPU; a bar is as long as the larger of its size and its load."""
     found = []
     for gpu in config["gpus"]:
-        here = [row for row in shown if row["shown"] and row["shown"]["gpu_index"] == gpu["index"]]
-        parts = [Segment("model", row["name"], row["wanted"] or 0, row["colour"]) for row in here]
+        here = [row for row in shown if gpu["index"] in row["on"]]
+        parts = [
+            Segment("model", row["name"], (row["wanted"] or 0) // len(row["on"]), row["colour"])
+            for row in here
+        ]
         occupied, total = gpu["vram_occupied_mb"] * MIB, gpu["vram_total_mb"] * MIB
         planned = sum(part.bytes for part in parts)
         free = max(0, total - planned - occupied)
@@ -144,8 +150,8 @@ def place(assignment: Json | None, names: Mapping[int, str]) -> str:
     """Return where an assignment places its service, with its budget."""
     if assignment is None:
         return _NOT_PINNED
-    gpu = _gpu(assignment["gpu_index"], names)
-    if gpu is None:
+    gpu = ", ".join(f"GPU {index} {names.get(index, '')}".rstrip() for index in indices_of(assignment))
+    if not gpu:
         uuid = assignment["gpu_uuid"]
         return _NOT_PINNED if uuid is None else f"a GPU that is gone ({uuid})"
     budget = assignment["vram_budget_override"]

@@ -28,9 +28,17 @@ async def _services_by_gpu(request: PageRequest) -> Mapping[int | None, tuple[in
         gpu["index"]: (gpu["vram_occupied_mb"] * MIB, []) for gpu in config["gpus"]
     }
     for assignment in (config["applied"] or {}).get("assignments", ()):
-        if assignment["service"] in known and assignment["gpu_index"] in found:
-            found[assignment["gpu_index"]][1].append(known[assignment["service"]])
+        service, on = known.get(assignment["service"]), indices_of(assignment)
+        for index in on:
+            if service and index in found:
+                found[index][1].append({**service, "vram_mb": (service["vram_mb"] or 0) // len(on)})
     return found
+
+
+def indices_of(assignment: Json) -> Sequence[int]:
+    """Return the indices of the GPUs of an assignment, as far as they are present."""
+    gpus = (assignment, *assignment["more_gpus"])
+    return [gpu["gpu_index"] for gpu in gpus if gpu["gpu_index"] is not None]
 
 
 def last_rates(history: Json) -> Mapping[str, float | None]:

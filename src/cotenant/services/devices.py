@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, Inventory
-from cotenant.services.assign.memory import needed_bytes
+from cotenant.services.assign.memory import divided, needed_bytes
 from cotenant.services.model import Assignment, SeenDevice, Service, ServiceDevice
 
 
@@ -41,12 +41,13 @@ def service_devices(
         if observable and service.name not in seen:
             continue
         each = assignments.get(service.name, Assignment(service.name))
-        pinned = each.gpu_index if each.device_id is None else indices.get(each.device_id)
-        index = lowest if pinned is None else pinned
-        need = needed_bytes(service, each.vram_budget_gb)
-        own[index] = own.get(index, 0) + need
-        if service.name in seen:
-            own_seen[index] = own_seen.get(index, 0) + need
+        named = [gpu.gpu_index if gpu.device_id is None else indices.get(gpu.device_id) for gpu in each.gpus]
+        need = needed_bytes(divided(service, each), each.vram_budget_gb)
+        here: list[int | None] = [index for index in named if index is not None]
+        for index in here or [lowest]:
+            own[index] = own.get(index, 0) + need
+            if service.name in seen:
+                own_seen[index] = own_seen.get(index, 0) + need
     found = []
     for index, device in gpus:
         if device.total_bytes is not None:

@@ -5,10 +5,11 @@ A VRAM budget is counted in GB of 2^30 bytes, as in the applications that read i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.vendors import Vendor
@@ -38,6 +39,7 @@ class Service:
     `model` is shown to people. `vram_bytes` is its need, None if unknown. `budget_env` is the variable that
     sets its VRAM budget in GB; without one it cannot be limited. `health_url` is polled until it returns a
     status below 400; without it the container's health check counts, and without that, that it keeps running.
+    `n_gpus` is over how many GPUs its assignment divides its memory, in equal parts.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Service:
     budget_env: str | None = None
     health_url: str | None = None
     health_timeout_s: float = 120.0
+    n_gpus: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +75,32 @@ class ServiceDevice:
     vendor: Vendor | None = None
     render_node: int | None = None
 
+    @property
+    def ref(self) -> GpuRef:
+        """Its index and id."""
+        return GpuRef(self.index, self.id)
+
+
+GpuCount = int | Literal["all"]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRef:
+    """A GPU: `device_id` stays valid when GPUs are renumbered, `gpu_index` is what people know."""
+
+    gpu_index: int | None = None
+    device_id: DeviceId | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A service and the GPU to which it is pinned; None leaves it unpinned.
+    """A service and the GPUs to which it is pinned; it is unpinned without one.
 
-    `device_id` stays valid when GPUs are renumbered, `gpu_index` is what people know. `vram_budget_gb` is
-    passed to the service in its budget variable; None sets no budget. `by_hand` says that an operator chose
-    the GPU, `budget_auto` that Cotenant computed the budget, and so computes it anew with every save. Neither
-    makes an assignment another one.
+    `gpu_index` and `device_id` name the first GPU, `more` those after it. `vram_budget_gb` is passed to the
+    service in its budget variable, for all its GPUs together; None sets no budget. `by_hand` says that an
+    operator chose the GPU, `budget_auto` that Cotenant computed the budget, and so computes it anew with
+    every save; `count` is how many GPUs an operator asked for without naming them. None of these makes an
+    assignment another one.
     """
 
     service: str
@@ -89,11 +109,28 @@ class Assignment:
     vram_budget_gb: float | None = None
     by_hand: bool = field(default=False, compare=False)
     budget_auto: bool = field(default=False, compare=False)
+    more: tuple[GpuRef, ...] = ()
+    count: GpuCount | None = field(default=None, compare=False)
 
     @property
     def names_gpu(self) -> bool:
         """Whether it pins the service to a GPU, by index or by id."""
         return self.gpu_index is not None or self.device_id is not None
+
+    @property
+    def gpus(self) -> tuple[GpuRef, ...]:
+        """Every GPU that it names."""
+        return (GpuRef(self.gpu_index, self.device_id), *self.more) if self.names_gpu else ()
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The indices of the GPUs that are present, as far as it knows them."""
+        return tuple(each.gpu_index for each in self.gpus if each.gpu_index is not None)
+
+    def on(self, gpus: Iterable[GpuRef]) -> Assignment:
+        """Return it with these GPUs in place of its own."""
+        first, *more = [*gpus] or [GpuRef()]
+        return replace(self, gpu_index=first.gpu_index, device_id=first.device_id, more=tuple(more))
 
 
 class DeviceNames(StrEnum):
@@ -198,7 +235,7 @@ class ServicesSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceProgress:
-    """The progress of one service: its container, its target GPU, and an error message if it failed."""
+    """The progress of one service: its container, its first target GPU, and an error message if it failed."""
 
     service: str
     state: ProgressState

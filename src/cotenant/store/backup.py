@@ -17,7 +17,7 @@ from cotenant import __version__
 from cotenant.atomic_files import write_durably
 from cotenant.domain.errors import StoreError
 from cotenant.domain.records import FootprintRecord, LoadRecord
-from cotenant.services.model import Assignment, SavedConfiguration, SeenDevice
+from cotenant.services.model import Assignment, GpuRef, SavedConfiguration, SeenDevice
 
 if TYPE_CHECKING:
     from cotenant.store.database import Session
@@ -146,11 +146,15 @@ def _relocation(then: Sequence[SeenDevice], here: Sequence[SeenDevice]) -> Calla
     names = {device.device_id: device.name for device in then}
     now = {device.device_id: device.gpu_index for device in here}
 
+    def moved(gpu: GpuRef) -> GpuRef:
+        id_ = gpu.device_id
+        if id_ is None and gpu.gpu_index is not None:
+            id_ = by_index.get(gpu.gpu_index)
+        return GpuRef(None if id_ is None else now.get(id_), id_)
+
     def relocate(before: Assignment) -> Relocated:
-        id_ = before.device_id
-        if id_ is None and before.gpu_index is not None:
-            id_ = by_index.get(before.gpu_index)
-        after = replace(before, gpu_index=None if id_ is None else now.get(id_), device_id=id_)
+        after = before.on(map(moved, before.gpus))
+        id_ = after.device_id
         if id_ is None:
             outcome = Outcome.UNPINNED if before.gpu_index is None else Outcome.UNKNOWN
             return Relocated(outcome, before, after)

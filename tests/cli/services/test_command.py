@@ -92,6 +92,27 @@ def test_reads_print_the_daemons_answers_as_json(services, capsys):
         assert key in json.loads(capsys.readouterr().out)
 
 
+def test_a_service_is_set_on_several_gpus_all_of_them_or_a_number(services, capsys):
+    assert run("set", "ai-clip=1,0", "ai-llm=ALL", "ai-enrichment=count=2:3.5", "ai-yolo26=1") == 0
+    out = capsys.readouterr().out
+    assert "ai-clip: GPU 0 RTX A5500, 1 RTX A400\n" in out
+    assert "ai-llm: GPU 0 RTX A5500, 1 RTX A400 (all)\n" in out
+    assert "ai-enrichment: GPU 0 RTX A5500, 1 RTX A400, budget 3.5 GB" in out
+    # Those that are not named keep their GPUs.
+    assert run("set", "ai-yolo26=0") == 0
+    kept = {each.service: (each.indices, each.count) for each in services.saved[-1].assignments}
+    assert kept["ai-clip"] == ((0, 1), None)
+    assert kept["ai-llm"] == ((0, 1), "all")
+    assert kept["ai-enrichment"] == ((0, 1), 2)
+    capsys.readouterr()
+    assert run("history") == 0
+    assert "ai-llm=0,1 ai-yolo26=0" in capsys.readouterr().out
+    assert run("preview", "--strategy", "manual") == 0
+    for wrong in ("ai-clip=0,", "ai-clip=0,x", "ai-clip=count=0", "ai-clip=count=", "ai-clip=all,0"):
+        assert run("set", wrong) == 2
+        assert "is not an assignment" in capsys.readouterr().err
+
+
 def test_preview_shows_the_difference_and_how_full_gpus_get(services, capsys):
     assert run("preview", "--strategy", "vram_based") == 0
     lines = capsys.readouterr().out.splitlines()

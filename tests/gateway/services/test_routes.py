@@ -116,12 +116,32 @@ async def test_the_documents_request_is_saved_and_answered_with_its_warning():
         "gpu_index": 1,
         "gpu_uuid": "GPU-a400",
         "vram_budget_override": 3.5,
+        "more_gpus": [],
+        "gpu_count": None,
     }
     assert enrichment in told["assignments"]
     assert shown["assignments"] == told["assignments"]
     assert (shown["saved"]["number"], shown["saved"]["saved_at"]) == (1, "2025-01-23T10:30:01Z")
     assert {change["service"] for change in shown["changes"]} == {"ai-llm", "ai-yolo26", "ai-enrichment"}
     assert len(services.saved) == 1
+
+
+async def test_a_service_on_several_gpus_is_saved_previewed_and_put_back_as_it_was_read():
+    several = {"service": "ai-clip", "gpu_index": 1, "more_gpus": [{"gpu_uuid": "GPU-a5500"}]}
+    asked = by_hand(several, {"service": "ai-llm", "gpu_count": "all"})
+    async with configured() as (port, services, _):
+        previewed = (await ask(port, "POST", f"{PATH}/preview", asked)).json()
+        saved = (await ask(port, "PUT", PATH, asked)).json()
+        shown = (await ask(port, "GET", PATH)).json()
+        again = {"strategy": "manual", "assignments": shown["assignments"]}
+        repeated = (await ask(port, "PUT", PATH, again)).json()
+        refused = await ask(port, "PUT", PATH, by_hand({**several, "gpu_count": 0}))
+    by_name = {each["service"]: each for each in saved["assignments"]}
+    assert by_name["ai-clip"]["more_gpus"] == [{"gpu_index": 1, "gpu_uuid": "GPU-a400"}]
+    assert (by_name["ai-llm"]["gpu_index"], by_name["ai-llm"]["gpu_count"]) == (0, "all")
+    assert previewed["assignments"] == saved["assignments"] == repeated["assignments"]
+    assert {each.service for each in services.saved[-1].assignments if each.more} == {"ai-llm", "ai-clip"}
+    assert refused.status == 422
 
 
 async def test_user_assigns_same_gpu_to_all():

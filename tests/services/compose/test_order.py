@@ -3,15 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.services.compose.order import Move, Step, ordered
-from cotenant.services.model import Assignment
+from cotenant.services.model import Assignment, GpuRef
 
 
 def move(name: str, before: int | None, after: int | None, *, critical: bool = False) -> Move:
     return Move(name, _on(name, before), _on(name, after), critical)
 
 
-def _on(name: str, gpu: int | None, budget_gb: float | None = None) -> Assignment | None:
-    return None if gpu is None else Assignment(name, gpu, vram_budget_gb=budget_gb)
+def _on(name: str, gpu: int | None, budget_gb: float | None = None, *more: int) -> Assignment | None:
+    gpus = tuple(GpuRef(index) for index in more)
+    return None if gpu is None else Assignment(name, gpu, vram_budget_gb=budget_gb, more=gpus)
 
 
 def test_who_comes_waits_for_who_leaves():
@@ -52,6 +53,17 @@ def test_an_unpinned_service_is_taken_to_be_on_the_first_gpu():
     ]
 
 
+def test_each_gpu_of_a_service_on_several_counts():
+    """`wide` comes to GPU 1 and takes less of GPU 0; its budget is for both together."""
+    wide = Move("wide", _on("wide", 0, 8.0), _on("wide", 0, 8.0, 1))
+    assert (wide.frees, wide.needs) == ({0}, {1})
+    assert ordered([wide, move("leaves", 1, 2), move("comes", 3, 0)]) == (
+        Step("leaves"),
+        Step("wide", after=("leaves",)),
+        Step("comes", after=("wide",)),
+    )
+
+
 gpus = st.none() | st.integers(0, 3)
 budgets = st.none() | st.sampled_from([1.0, 2.0, 4.0])
 
@@ -62,8 +74,8 @@ def many_moves(draw):
     return [
         Move(
             name,
-            _on(name, draw(gpus), draw(budgets)),
-            _on(name, draw(gpus), draw(budgets)),
+            _on(name, draw(gpus), draw(budgets), *draw(st.sets(st.integers(4, 6), max_size=2))),
+            _on(name, draw(gpus), draw(budgets), *draw(st.sets(st.integers(4, 6), max_size=2))),
             draw(st.booleans()),
         )
         for name in names
@@ -84,13 +96,8 @@ def test_nobody_comes_before_all_who_leave_have_left(moves, random):
         assert ready, "nothing can go on"
         step = random.choice(ready)
         mine = by_name[step.service]
-        if mine.needs:
-            others = [other for other in moves if other.service != step.service]
-            assert not [
-                other
-                for other in others
-                if other.frees and other.leaves == mine.arrives and other.service not in freed
-            ]
+        others = [other for other in moves if other.service != step.service]
+        assert not [other for other in others if other.frees & mine.needs and other.service not in freed]
         freed.add(step.service)
         waiting.remove(step)
 

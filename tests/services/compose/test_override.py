@@ -15,7 +15,7 @@ from cotenant.services.compose.override import (
     labelled_assignment,
     render,
 )
-from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, Strategy
+from cotenant.services.model import Assignment, DeviceNames, GpuRef, SavedConfiguration, Service, Strategy
 from tests.services.compose.harness import AT, DEVICES, pin, saved
 
 RESERVED = {
@@ -78,6 +78,50 @@ def test_an_amd_card_is_given_by_its_device_files(tmp_path):
     assert "devices: !reset null" in contents[RESET_NAME]
     assert written["ai-enrichment"]["devices"] == ["/dev/kfd:/dev/kfd", "/dev/dri:/dev/dri"]
     assert written["ai-enrichment"]["environment"] == ["ROCR_VISIBLE_DEVICES=1", "VRAM_BUDGET_GB=3.5"]
+
+
+def test_several_gpus_are_listed_and_all_are_asked_for_as_such(tmp_path):
+    several = Assignment("ai-llm", 0, DEVICES[0].id, more=(GpuRef(1, DEVICES[1].id),))
+    everything = replace(several, service="ai-enrichment", count="all")
+    text, reset = rendered(tmp_path, {"ai-llm": RESERVED, "ai-enrichment": {}}, several, everything)
+    assert "device_ids: ['0', '1']  # RTX A5500, RTX A400\n" in text
+    assert "count: all  # RTX A5500, RTX A400\n" in text
+    assert "devices: !reset null" in reset
+    assert (
+        f"device_ids: ['{DEVICES[0].id}', '{DEVICES[1].id}']"
+        in rendered(tmp_path, {"ai-llm": {}}, several, names=DeviceNames.UUID)[0]
+    )
+    for each in (several, everything):
+        read = labelled_assignment(each.service, {ASSIGNMENT_LABEL: assignment_label(each)})
+        assert (read, read.count) == (each, each.count)
+    files = all_rendered(tmp_path, {"ai-llm": {}}, saved(7, several))
+    assert "ai-llm: { gpu: 0, gpus: [0, 1], vram_budget: null }" in files[ASSIGNMENTS_NAME]
+    assert yaml.safe_load(files[ASSIGNMENTS_NAME])["assignments"]["ai-llm"]["gpus"] == [0, 1]
+
+
+def test_several_amd_cards_are_given_by_their_device_files(tmp_path):
+    cards = [
+        replace(card, vendor=Vendor.AMD, render_node=node)
+        for card, node in zip(DEVICES, (128, 129), strict=True)
+    ]
+    both = Assignment("ai-llm", 0, more=(GpuRef(1),))
+
+    def written(devices):
+        path = tmp_path / "docker-compose.prod.yml"
+        path.write_text(yaml.safe_dump({"services": {"ai-llm": {}}}))
+        contents = render(
+            saved(7, both), SERVICES, devices, read_project([path]), DeviceNames.INDEX, [path], tmp_path
+        )
+        return yaml.safe_load(contents[OVERRIDE_NAME])["services"]["ai-llm"]
+
+    assert written(cards)["devices"] == [
+        "/dev/kfd:/dev/kfd",
+        "/dev/dri/renderD128:/dev/dri/renderD128",
+        "/dev/dri/renderD129:/dev/dri/renderD129",
+    ]
+    unknown = written([cards[0], replace(cards[1], render_node=None)])
+    assert unknown["devices"] == ["/dev/kfd:/dev/kfd", "/dev/dri:/dev/dri"]
+    assert unknown["environment"] == ["ROCR_VISIBLE_DEVICES=0,1"]
 
 
 def test_a_budget_without_a_gpu_is_passed_on_and_read_back(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.services.model import ApplyState, DeviceNames, OnFailure, ProgressState
+from cotenant.services.model import ApplyState, Assignment, DeviceNames, GpuRef, OnFailure, ProgressState
 from tests.services.compose.harness import DEVICES, Project, answering, idle, pin, saved
 from tests.support.containers.container_bed import IMAGE
 
@@ -30,6 +30,19 @@ SEES = "ls /dev | grep nvidia"
 
 async def by_name(project: Project) -> dict:
     return {each.service: each for each in await project.orchestrator.containers()}
+
+
+async def test_a_service_on_several_gpus_sees_them_and_all_when_it_has_all(bed, tmp_path):
+    project = Project(tmp_path, {"ai-llm": idle(**RESERVED), "ai-clip": idle()})
+    both = Assignment("ai-llm", 0, more=(GpuRef(1),))
+    everything = Assignment("ai-clip", 0, more=(GpuRef(1),), count="all")
+    ended = await project.apply(saved(1, both, everything), ["ai-llm", "ai-clip"])
+    assert ended.state is ApplyState.SUCCEEDED, ended
+    assert project.inside(bed, "ai-llm", SEES) == "nvidia0\nnvidia1"
+    assert project.inside(bed, "ai-clip", SEES) == "nvidia0\nnvidia1"
+    states = await by_name(project)
+    assert states["ai-llm"].assignment == both
+    assert (states["ai-clip"].assignment, states["ai-clip"].assignment.count) == (everything, "all")
 
 
 async def test_services_are_pinned_and_told_their_budget_and_others_left_alone(bed, tmp_path):

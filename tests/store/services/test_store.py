@@ -16,6 +16,7 @@ from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
+    GpuRef,
     ProgressState,
     SavedConfiguration,
     SeenDevice,
@@ -67,6 +68,24 @@ def test_a_configuration_outlives_the_run_in_the_order_of_its_services(place: Pl
     saved = opened(place, save)
     assert saved == SavedConfiguration(1, 1_700_000_000.125, Strategy.VRAM_BASED, given)
     assert opened(place, lambda store: store.services.current()) == saved
+
+
+def test_gpus_after_the_first_are_kept_and_follow_a_renumbering(place: Place) -> None:
+    given = replace(LLM, more=(GpuRef(2, DeviceId("GPU-c")), GpuRef(None, DeviceId("GPU-gone"))), count=3)
+
+    async def scenario(store: Store) -> None:
+        await store.services.save(Strategy.MANUAL, (given, UNPINNED), 1.0, nothing)
+        current = await store.services.current()
+        assert current is not None
+        assert current.assignments == (given, UNPINNED)
+        assert current.assignments[0].count == 3
+        await store.services.see_devices([SeenDevice(5, DeviceId("GPU-c"), None, None, None, None, 2.0)])
+        current = await store.services.current()
+        assert current is not None
+        assert [gpu.gpu_index for gpu in current.assignments[0].more] == [5, None]
+        assert current.assignments[1] == UNPINNED
+
+    opened(place, scenario)
 
 
 def test_a_service_that_is_left_out_is_no_longer_configured_and_comes_back_when_saved_again(

@@ -113,16 +113,19 @@ def _stand_in_gpus() -> None:
     fcntl.flock(lock, fcntl.LOCK_SH)
     atexit.register(_forget_gpus, lock)
     _CDI.parent.mkdir(parents=True, exist_ok=True)
-    names = [(str(index), index) for index in range(2)] + [(uuid, n) for n, uuid in enumerate(GPU_UUIDS)]
+    names = [(str(index), (index,)) for index in range(2)] + [("all", (0, 1))]
+    names += [(uuid, (index,)) for index, uuid in enumerate(GPU_UUIDS)]
     devices = [
         {
             "name": name,
             "containerEdits": {
-                "env": [f"FAKE_GPU_{index}=1"],
-                "deviceNodes": [{"path": f"/dev/nvidia{index}", "type": "c", "major": 1, "minor": 3}],
+                "env": [f"FAKE_GPU_{index}=1" for index in indices],
+                "deviceNodes": [
+                    {"path": f"/dev/nvidia{index}", "type": "c", "major": 1, "minor": 3} for index in indices
+                ],
             },
         }
-        for name, index in names
+        for name, indices in names
     ]
     told = json.dumps({"cdiVersion": "0.3.0", "kind": "nvidia.com/gpu", "devices": devices})
     # Another run of these tests may be reading it.

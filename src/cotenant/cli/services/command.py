@@ -60,8 +60,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="SERVICE=GPU[:BUDGET]",
         nargs="*",
         type=_assignment,
-        help="a GPU's index, or none; a budget in GB. Services that are not named keep their GPU, or are "
-        "placed by the strategy if one is given",
+        help="a GPU's index, several (0,1), all, a number of GPUs (count=2), or none; a budget in GB. "
+        "Services that are not named keep their GPUs, or are placed by the strategy if one is given",
     )
     setting.add_argument("--strategy", metavar="NAME", type=_strategy, help=_STRATEGIES)
     setting.add_argument("--force", action="store_true", help="overwrite generated files that were edited")
@@ -133,8 +133,11 @@ def _set(args: argparse.Namespace) -> int:
         # An absent GPU is named by its UUID.
         here = {gpu["index"] for gpu in shown["gpus"]}
         for each in shown["assignments"]:
-            index = each["gpu_index"] if each["gpu_index"] in here else None
-            kept[each["service"]] = {**each, "gpu_index": index}
+            first, *more = (
+                {**gpu, "gpu_index": gpu["gpu_index"] if gpu["gpu_index"] in here else None}
+                for gpu in (each, *each["more_gpus"])
+            )
+            kept[each["service"]] = {**first, "more_gpus": more}
     payload = {
         "strategy": args.strategy or Strategy.MANUAL,
         "assignments": list({**kept, **given}.values()),
@@ -220,19 +223,30 @@ def _history(args: argparse.Namespace) -> int:
 
 
 def _assignment(text: str) -> dict[str, Any]:
-    """Read `ai-llm=0`, `ai-enrichment=1:3.5` or `ai-clip=none`. Raises BadSetting."""
+    """Read `ai-llm=0`, `ollama=0,1`, `ollama=all`, `ollama=count=2`, `ai-enrichment=1:3.5` or `ai-clip=none`.
+
+    Raises BadSetting.
+    """
     service, equals, target = text.partition("=")
-    gpu, colon, budget = target.partition(":")
-    unpinned = gpu.lower() in ("none", "-")
-    index = None if unpinned else _whole(gpu)
+    gpu, colon, budget = target.lower().partition(":")
+    number = _whole(gpu.removeprefix("count=")) if gpu.startswith("count=") else None
+    count = "all" if gpu == "all" else number or None
+    first, *more = [None] if count or gpu in ("none", "-") else [_whole(each) for each in gpu.split(",")]
+    named = first is not None or count or gpu in ("none", "-")
     budget_gb = _gigabytes(budget) if colon else None
-    if not service or not equals or (index is None and not unpinned) or (colon and budget_gb is None):
+    if not service or not equals or not named or None in more or (colon and budget_gb is None):
         raise BadSetting(
             f"{text!r} is not an assignment",
-            hint="Write SERVICE=GPU or SERVICE=GPU:BUDGET, such as ai-enrichment=1:3.5. The GPU may be none, "
-            "for a service on several GPUs too: its own compose file then decides.",
+            hint="Write SERVICE=GPU or SERVICE=GPU:BUDGET, such as ai-enrichment=1:3.5. GPU may be several, "
+            "as in 0,1, or all, a number of GPUs, as in count=2, or none.",
         )
-    return {"service": service, "gpu_index": index, "vram_budget_override": budget_gb}
+    return {
+        "service": service,
+        "gpu_index": first,
+        "more_gpus": [{"gpu_index": index} for index in more],
+        "gpu_count": count,
+        "vram_budget_override": budget_gb,
+    }
 
 
 def _whole(text: str) -> int | None:

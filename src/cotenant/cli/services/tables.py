@@ -107,9 +107,14 @@ def history_lines(history: Sequence[Json]) -> Iterator[str]:
 
 
 def where(assignment: Json | None, gpus: Sequence[Json]) -> str:
-    """Name the GPU of an assignment: `1 RTX A400`."""
+    """Name the GPUs of an assignment: `1 RTX A400`."""
     if assignment is None:
         return "-"
+    named = ", ".join(_gpu(each, gpus) for each in (assignment, *assignment["more_gpus"]))
+    return f"{named} (all)" if assignment["gpu_count"] == "all" else named
+
+
+def _gpu(assignment: Json, gpus: Sequence[Json]) -> str:
     index, uuid = assignment["gpu_index"], assignment["gpu_uuid"]
     if index is None:
         return "not pinned" if uuid is None else f"{uuid}, not here"
@@ -144,14 +149,16 @@ def _budget(assignment: Json | None) -> str:
 def _change(change: Json | None) -> str:
     if change is None:
         return ""
-    indices = [(each or {}).get("gpu_index") for each in (change["before"], change["after"])]
-    before, after = ("not pinned" if index is None else f"GPU {index}" for index in indices)
+    texts = [_indices(each) if each else "" for each in (change["before"], change["after"])]
+    before, after = (f"GPU {text}" if text else "not pinned" for text in texts)
     return f"{before} -> {after}" if before != after else change["reason"] or "other budget"
 
 
 def _filled(gpu: Json, assignments: Sequence[Json], services: Mapping[str, Json]) -> str:
-    placed = [each for each in assignments if each["gpu_index"] == gpu["index"]]
-    need_mb = sum(_takes_mb(each, services.get(each["service"], {})) for each in placed)
+    placed = [each for each in assignments if str(gpu["index"]) in _indices(each).split(",")]
+    need_mb = sum(
+        _takes_mb(each, services.get(each["service"], {})) / (1 + len(each["more_gpus"])) for each in placed
+    )
     count = format_count(len(placed), "service")
     others, total = gpu["vram_occupied_mb"] * MIB, gpu["vram_total_mb"] * MIB
     return (
@@ -167,9 +174,15 @@ def _takes_mb(assignment: Json, service: Json) -> float:
 
 
 def _compact(assignment: Json) -> str:
-    index, budget_gb = assignment["gpu_index"], assignment["vram_budget_override"]
-    gpu = "none" if index is None else index
-    return f"{assignment['service']}={gpu}" + ("" if budget_gb is None else f":{budget_gb:g}")
+    budget_gb = assignment["vram_budget_override"]
+    return f"{assignment['service']}={_indices(assignment) or 'none'}" + (
+        "" if budget_gb is None else f":{budget_gb:g}"
+    )
+
+
+def _indices(assignment: Json) -> str:
+    gpus = (assignment, *assignment["more_gpus"])
+    return ",".join(str(gpu["gpu_index"]) for gpu in gpus if gpu["gpu_index"] is not None)
 
 
 def _terminal_width() -> int:

@@ -85,7 +85,7 @@ SAVES: Final[dict[str, Any]] = {
             {"service": "ai-enrichment", "gpu_index": 1, "vram_budget_override": 3.5},
         ],
     },
-    "by a strategy": {"strategy": "vram_based"},
+    "on all GPUs": {"strategy": "balanced", "assignments": [{"service": "ai-llm", "gpu_count": "all"}]},
 }
 GPUS: Final = partial(gpus_response, (_BIG_STATUS, _SMALL_STATUS))
 SAVED: Final = partial(save_response, _PLAN)

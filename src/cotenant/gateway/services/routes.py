@@ -33,7 +33,7 @@ from cotenant.gateway.services.schema import (
     preview_response,
     save_response,
 )
-from cotenant.services.model import Assignment, Strategy
+from cotenant.services.model import Assignment, GpuRef, Strategy
 from cotenant.services.operator import Services
 
 _PATH: Final = "/api/system/gpu-config"
@@ -205,11 +205,10 @@ def _assignments(requested: Sequence[AssignmentRequest]) -> list[Assignment]:
             )
         first[each.service] = number
     return [
-        Assignment(
-            each.service,
-            each.gpu_index,
-            DeviceId(each.gpu_uuid) if each.gpu_uuid is not None and each.gpu_index is None else None,
-            each.vram_budget_override,
+        Assignment(each.service, vram_budget_gb=each.vram_budget_override, count=each.gpu_count).on(
+            GpuRef(gpu.gpu_index, DeviceId(gpu.gpu_uuid) if gpu.gpu_uuid else None)
+            for gpu in (each, *each.more_gpus)
+            if gpu.gpu_index is not None or gpu.gpu_uuid
         )
         for each in requested
     ]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import datetime
 from operator import attrgetter
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -50,14 +50,26 @@ WarningText = Annotated[str, BeforeValidator(attrgetter("text"))]
 ServiceName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class AssignmentRequest(RequestModel):
-    """A service and its GPU; without one the strategy chooses, and manual leaves it unpinned."""
+class GpuRequest(RequestModel):
+    """A GPU of a service."""
 
-    service: ServiceName
     gpu_index: GpuIndex | None = None
     gpu_uuid: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         default=None,
         description="used if gpu_index is null: a GPU that is absent now keeps its service",
+    )
+
+
+class AssignmentRequest(GpuRequest):
+    """A service and its GPUs; without one the strategy chooses, and manual leaves it unpinned."""
+
+    service: ServiceName
+    more_gpus: Annotated[list[GpuRequest], Field(max_length=64)] = Field(
+        default_factory=list, description="further GPUs, for a service that uses several"
+    )
+    gpu_count: Annotated[int, Field(ge=1, le=64)] | Literal["all"] | None = Field(
+        default=None,
+        description="how many GPUs it gets, those with the most free memory unless as many are named; or all",
     )
     vram_budget_override: Annotated[float, Field(gt=0, le=1_000_000.0)] | None = Field(
         default=None, description="GB that the service gets in its budget variable"
@@ -110,13 +122,23 @@ class Gpus(ResponseModel):
     problems: list[str] = Field(default_factory=list)
 
 
-class AssignmentResponse(ResponseModel):
-    """A service and its GPU. With a UUID and no index, its GPU is absent now."""
+class GpuResponse(ResponseModel):
+    """A GPU of a service."""
 
-    service: str
     gpu_index: int | None
     gpu_uuid: str | None = Field(validation_alias="device_id")
+
+
+class AssignmentResponse(GpuResponse):
+    """A service and its GPUs. With a UUID and no index, a GPU is absent now.
+
+    `more_gpus` are those after the first, `gpu_count` is how many were asked for without naming them.
+    """
+
+    service: str
     vram_budget_override: float | None = Field(validation_alias="vram_budget_gb")
+    more_gpus: list[GpuResponse] = Field(validation_alias="more")
+    gpu_count: int | Literal["all"] | None = Field(validation_alias="count")
 
 
 class WarningResponse(ResponseModel):

@@ -55,10 +55,11 @@ def _reason(state: ContainerState, failed: Collection[str]) -> str | None:
 
 
 def same(one: Assignment, other: Assignment) -> bool:
-    """Whether two assignments of a service name the same GPU and budget."""
-    if one.vram_budget_gb != other.vram_budget_gb:
+    """Whether two assignments of a service name the same GPUs and budget."""
+    if one.vram_budget_gb != other.vram_budget_gb or len(one.more) != len(other.more):
         return False
-    if one.device_id is not None and other.device_id is not None:
-        pinned = one.gpu_index is not None
-        return one.device_id == other.device_id and pinned == (other.gpu_index is not None)
-    return one.gpu_index == other.gpu_index
+    if all(gpu.device_id is not None for gpu in (*one.gpus, *other.gpus)):
+        return {(gpu.device_id, gpu.gpu_index is None) for gpu in one.gpus} == {
+            (gpu.device_id, gpu.gpu_index is None) for gpu in other.gpus
+        }
+    return {*one.indices} == {*other.indices}

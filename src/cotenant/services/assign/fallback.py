@@ -1,16 +1,16 @@
 """Moves services whose GPU is missing to another one until it is back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cotenant.services.assign.memory import (
     FreeMemory,
-    adjusted_budgets,
     assigned_device,
+    divided,
+    least_budgets,
     needed_bytes,
-    placed_by_device,
 )
-from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceWarning, WarningKind
+from cotenant.services.model import Assignment, GpuRef, Service, ServiceDevice, ServiceWarning, WarningKind
 
 
 def fall_back(
@@ -19,63 +19,62 @@ def fall_back(
     """Name every GPU by its present index, and move the services of missing GPUs; warn of each that moves.
 
     They go to the healthy GPU with the most free memory, largest need first; without a healthy GPU they are
-    unpinned. A budget given by hand stays. Automatic budgets on a GPU that gets a service are computed anew.
-    The saved assignment is not changed: the GPU may come back.
+    unpinned, or stay on the others of their GPUs. `all` GPUs are those of now. A budget given by hand stays.
+    Automatic budgets on a GPU that gets a service are computed anew. The saved assignment is not changed: the
+    GPU may come back.
     """
     named = {service.name: service for service in services}
-    wanted = [(named.get(each.service, Service(each.service)), each) for each in assignments]
     memory = FreeMemory([device for device in devices if device.healthy])
     result: dict[str, Assignment] = {}
     missing = []
-    for service, each in wanted:
-        device = assigned_device(each, devices)
-        if device is not None:
-            result[each.service] = replace(each, gpu_index=device.index, device_id=device.id)
-            if device.healthy:
-                memory.place(service, needed_bytes(service, each.vram_budget_gb), device)
-        elif each.names_gpu:
-            given = None if each.budget_auto else each.vram_budget_gb
-            missing.append((service, each, needed_bytes(service, given)))
-        else:
-            result[each.service] = each
+    for each in assignments:
+        if each.count == "all":
+            each = each.on(device.ref for device in devices)
+        service = divided(named.get(each.service, Service(each.service)), each)
+        here = []
+        for gpu in each.gpus:
+            device = assigned_device(gpu, devices)
+            if device is not None:
+                here.append(device.ref)
+                if device.healthy:
+                    memory.place(service, needed_bytes(service, each.vram_budget_gb), device)
+            else:
+                given = None if each.budget_auto else each.vram_budget_gb
+                missing.append((service, each, gpu, needed_bytes(service, given)))
+        result[each.service] = each.on(here)
     warnings = []
-    joined = {}
-    for service, each, need in sorted(missing, key=lambda one: -one[2]):
-        if not memory.devices:
+    joined = set()
+    for service, each, gpu, need in sorted(missing, key=lambda one: -one[3]):
+        kept = result[each.service].gpus
+        free = [device for device in memory.devices if device.id not in {one.device_id for one in kept}]
+        if free:
+            chosen = memory.most_free(free)
+            memory.place(service, need, chosen)
+            joined.add(chosen.id)
+            result[each.service] = result[each.service].on([*kept, chosen.ref])
+            warnings.append(_warning(each, gpu, f"falls back to GPU {chosen.index}"))
+        elif kept:
+            warnings.append(_warning(each, gpu, "uses the others of its GPUs"))
+        else:
             given = None if each.budget_auto else each.vram_budget_gb
             result[each.service] = Assignment(each.service, vram_budget_gb=given)
-            warnings.append(_warning(each, "is left unpinned: no other GPU is healthy"))
-            continue
-        chosen = memory.most_free()
-        memory.place(service, need, chosen)
-        joined[chosen.id] = chosen
-        result[each.service] = replace(each, gpu_index=chosen.index, device_id=chosen.id)
-        warnings.append(_warning(each, f"falls back to GPU {chosen.index}"))
-    for device in joined.values():
-        result |= _with_budgets(device, services, result)
+            warnings.append(_warning(each, gpu, "is left unpinned: no other GPU is healthy"))
+    here_too = [each for each in result.values() if any(gpu.device_id in joined for gpu in each.gpus)]
+    bare = {
+        each.service: replace(each, vram_budget_gb=None) if each.budget_auto else each for each in here_too
+    }
+    result |= bare
+    budgets = least_budgets(services, devices, result.values())
+    for name in bare.keys() & budgets.keys():
+        result[name] = replace(bare[name], vram_budget_gb=budgets[name], budget_auto=True)
     return [result[each.service] for each in assignments], warnings
 
 
-def _with_budgets(
-    device: ServiceDevice, services: Sequence[Service], assignments: Mapping[str, Assignment]
-) -> dict[str, Assignment]:
-    """Return the assignments to a GPU with their automatic budgets computed anew."""
-    here = [each for each in assignments.values() if each.device_id == device.id]
-    bare = [replace(each, vram_budget_gb=None) if each.budget_auto else each for each in here]
-    budgets = adjusted_budgets(device, placed_by_device(services, [device], bare)[device.id])
-    return {
-        each.service: replace(each, vram_budget_gb=budgets[each.service], budget_auto=True)
-        if each.service in budgets
-        else each
-        for each in bare
-    }
-
-
-def _warning(assignment: Assignment, what: str) -> ServiceWarning:
-    gpu = assignment.device_id if assignment.gpu_index is None else assignment.gpu_index
+def _warning(assignment: Assignment, missing: GpuRef, what: str) -> ServiceWarning:
+    gpu = missing.device_id if missing.gpu_index is None else missing.gpu_index
     return ServiceWarning(
         WarningKind.GPU_MISSING,
         f"GPU {gpu} is missing. {assignment.service} {what}.",
         service=assignment.service,
-        gpu_index=assignment.gpu_index,
+        gpu_index=missing.gpu_index,
     )

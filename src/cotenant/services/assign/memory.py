@@ -1,41 +1,55 @@
 """The memory that services need, the budgets that limit it, and what is free while they are placed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB, MIB
-from cotenant.services.model import Assignment, Service, ServiceDevice, ServiceRole
+from cotenant.services.model import Assignment, GpuRef, Service, ServiceDevice, ServiceRole
 
 _HEADROOM_BYTES: Final = 128 * MIB
 
 
 def needed_bytes(service: Service, budget_gb: float | None = None) -> int:
-    """Return the bytes that a service is assumed to need: its budget if it takes one, else its stated need.
+    """Return the bytes that a service needs on each of its GPUs: by its budget if it takes one, else stated.
 
-    A service without a stated need counts as 0: it is placed, but no memory is reserved for it.
+    A service on several GPUs is assumed to divide its memory equally. One without a stated need counts as 0:
+    it is placed, but no memory is reserved for it.
     """
+    need = service.vram_bytes or 0
     if budget_gb is not None and service.budget_env is not None:
-        return round(budget_gb * GIB)
-    return service.vram_bytes or 0
+        need = round(budget_gb * GIB)
+    return -(-need // service.n_gpus)
 
 
-def assigned_device(assignment: Assignment, devices: Iterable[ServiceDevice]) -> ServiceDevice | None:
-    """Return the GPU that an assignment names; None if it is missing or the assignment names none.
+def divided(service: Service, assignment: Assignment) -> Service:
+    """Return a service whose memory is divided over the GPUs of its assignment."""
+    return replace(service, n_gpus=max(1, len(assignment.gpus)))
+
+
+def assigned_devices(assignment: Assignment, devices: Sequence[ServiceDevice]) -> list[ServiceDevice]:
+    """Return the GPUs that an assignment names, without those that are missing."""
+    found = [assigned_device(each, devices) for each in assignment.gpus]
+    return [device for device in found if device is not None]
+
+
+def assigned_device(gpu: GpuRef, devices: Iterable[ServiceDevice]) -> ServiceDevice | None:
+    """Return the GPU that an assignment names; None if it is missing.
 
     The id counts if there is one: after a renumbering the index may name another GPU.
     """
     for device in devices:
-        if assignment.device_id is not None:
-            if device.id == assignment.device_id:
+        if gpu.device_id is not None:
+            if device.id == gpu.device_id:
                 return device
-        elif device.index == assignment.gpu_index:
+        elif device.index == gpu.gpu_index:
             return device
     return None
 
 
 Placed = Sequence[tuple[Service, float | None]]
-"""Services on one GPU, each with its manual budget."""
+"""Services on one GPU, each with its manual budget; each has the number of its GPUs."""
 
 
 def placed_by_device(
@@ -45,9 +59,9 @@ def placed_by_device(
     named = {service.name: service for service in services}
     here: dict[DeviceId, list[tuple[Service, float | None]]] = {device.id: [] for device in devices}
     for each in assignments:
-        device = assigned_device(each, devices)
-        if device is not None and each.service in named:
-            here[device.id].append((named[each.service], each.vram_budget_gb))
+        if each.service in named:
+            for device in assigned_devices(each, devices):
+                here[device.id].append((divided(named[each.service], each), each.vram_budget_gb))
     return {**here}
 
 
@@ -67,8 +81,20 @@ def adjusted_budgets(device: ServiceDevice, placed: Placed) -> dict[str, float]:
     if needed <= left:
         return {}
     usable = left - _HEADROOM_BYTES
-    tenths = {service.name: usable * 10 * needed_bytes(service) // (needed * GIB) for service in cut}
+    tenths = {one.name: usable * 10 * needed_bytes(one) // (needed * GIB) * one.n_gpus for one in cut}
     return {name: count / 10 for name, count in tenths.items() if count >= 1}
+
+
+def least_budgets(
+    services: Iterable[Service], devices: Sequence[ServiceDevice], assignments: Iterable[Assignment]
+) -> dict[str, float]:
+    """Return the adjusted budgets of all GPUs; for a service on several, that of the one with least room."""
+    placed = placed_by_device(services, devices, assignments)
+    found: dict[str, float] = {}
+    for device in devices:
+        for name, gb in adjusted_budgets(device, placed[device.id]).items():
+            found[name] = min(gb, found.get(name, gb))
+    return found
 
 
 def adjustable(service: Service, given_gb: float | None) -> bool:

@@ -15,8 +15,10 @@ from cotenant.services.assign.fit import Layout, fitting
 from cotenant.services.assign.memory import (
     Chosen,
     FreeMemory,
-    adjusted_budgets,
     assigned_device,
+    assigned_devices,
+    divided,
+    least_budgets,
     needed_bytes,
     placed_by_device,
 )
@@ -24,6 +26,7 @@ from cotenant.services.assign.warnings import no_healthy_gpu, warnings_of
 from cotenant.services.model import (
     Assignment,
     AssignmentPlan,
+    GpuRef,
     Service,
     ServiceDevice,
     ServiceRole,
@@ -41,11 +44,12 @@ def assign(
 ) -> AssignmentPlan:
     """Assign every enabled service to a GPU, with a VRAM budget where it needs one.
 
-    `manual` assignments keep their GPU and their budget under every strategy; an automatic budget is computed
-    anew, unless its GPU is missing. One without a GPU leaves the choice to the strategy; one whose GPU is
-    missing leaves the service unpinned, and keeps the GPU's id. The last of several for one service counts.
-    Under `manual`, and where there is no healthy GPU, the others stay unpinned. `known_services` are those in
-    the compose files, None if they were not read.
+    `manual` assignments keep their GPUs and their budget under every strategy; an automatic budget is
+    computed anew, unless a GPU is missing. One without a GPU leaves the choice to the strategy; one whose GPU
+    is missing leaves the service unpinned, and keeps the GPU's id. One that asks for a number of GPUs gets,
+    under every strategy, those with the most free memory, before the services that are placed on one GPU.
+    The last of several for one service counts. Under `manual`, and where there is no healthy GPU, the others
+    stay unpinned. `known_services` are those in the compose files, None if they were not read.
     """
     devices = sorted(devices, key=lambda device: (device.index, device.id))
     healthy = [device for device in devices if device.healthy]
@@ -53,21 +57,23 @@ def assign(
     enabled = [service for service in services if service.enabled]
     wanted = {service.name: given.get(service.name, Assignment(service.name)) for service in enabled}
     needs = {service.name: needed_bytes(service, wanted[service.name].vram_budget_gb) for service in enabled}
-    to_place = [service for service in enabled if not wanted[service.name].names_gpu]
+    to_place = [one for one in enabled if not (wanted[one.name].names_gpu or wanted[one.name].count)]
     memory = FreeMemory(healthy)
-    for service in enabled:
-        device = assigned_device(wanted[service.name], healthy)
-        if device is not None:
+    fixed = [service for service in enabled if service not in to_place]
+    # Those whose GPUs are named come first.
+    for service in sorted(fixed, key=lambda one: (not wanted[one.name].names_gpu, -needs[one.name])):
+        each = wanted[service.name]
+        if not each.names_gpu and isinstance(each.count, int):
+            freest = sorted(healthy, key=lambda device: -memory.free(device))[: each.count]
+            each = wanted[service.name] = each.on(device.ref for device in freest)
+        needs[service.name] = needed_bytes(divided(service, each), each.vram_budget_gb)
+        for device in assigned_devices(each, healthy):
             memory.place(service, needs[service.name], device)
     if strategy is not Strategy.MANUAL and healthy:
         chosen = RULES[strategy](to_place, needs, memory)
         for name, device in _fitted(strategy, chosen, enabled, wanted, needs, healthy).items():
             wanted[name] = replace(wanted[name], gpu_index=device.index, device_id=device.id)
-    budgets: dict[str, float] = {}
-    placed = placed_by_device(enabled, devices, wanted.values())
-    for device in devices:
-        budgets |= adjusted_budgets(device, placed[device.id])
-    for name, gb in budgets.items():
+    for name, gb in least_budgets(enabled, devices, wanted.values()).items():
         wanted[name] = replace(wanted[name], vram_budget_gb=gb, budget_auto=True)
     others = [one for name, one in given.items() if name not in wanted]
     warnings = warnings_of(services, devices, [*others, *wanted.values()], known_services=known_services)
@@ -174,17 +180,23 @@ RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], Free
 
 
 def _without_automatic(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:
-    """Return an operator's assignment, without an automatic budget that is to be computed anew."""
-    chosen = replace(assignment, by_hand=assignment.names_gpu)
-    missing = assignment.names_gpu and assigned_device(assignment, devices) is None
+    """Return an operator's assignment, without an automatic budget that is to be computed anew.
+
+    `all` GPUs are those of now; a number of GPUs other than it asks for is chosen anew.
+    """
+    if assignment.count == "all":
+        assignment = assignment.on(device.ref for device in devices)
+    elif assignment.count is not None and assignment.count != len(assignment.gpus):
+        assignment = assignment.on(())
+    chosen = replace(assignment, by_hand=assignment.names_gpu or assignment.count is not None)
+    missing = len(assigned_devices(assignment, devices)) < len(assignment.gpus)
     if missing or not assignment.budget_auto:
         return chosen
     return replace(chosen, vram_budget_gb=None, budget_auto=False)
 
 
 def _resolved(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:
-    """Name the GPU by its index and id as they are now; without an index if it is missing."""
-    device = assigned_device(assignment, devices)
-    if device is None:
-        return replace(assignment, gpu_index=None)
-    return replace(assignment, gpu_index=device.index, device_id=device.id)
+    """Name the GPUs by index and id as they are now, in index order; without an index those missing."""
+    here = sorted(assigned_devices(assignment, devices), key=lambda device: device.index)
+    gone = [GpuRef(None, each.device_id) for each in assignment.gpus if not assigned_device(each, devices)]
+    return assignment.on([*(device.ref for device in here), *gone])

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from cotenant.domain.units import GIB, MIB
+from cotenant.domain.units import GIB, MIB, format_count
 from cotenant.services.assign.memory import (
     Placed,
     adjustable,
     adjusted_budgets,
     assigned_device,
+    assigned_devices,
     needed_bytes,
     placed_by_device,
 )
@@ -78,25 +79,34 @@ def _of_devices(
         return
     for assignment in assignments:
         name = assignment.service
-        if name not in enabled or not assignment.names_gpu:
+        if name not in enabled:
             continue
-        device = assigned_device(assignment, devices)
-        if device is None:
-            index = assignment.gpu_index
-            gpu = assignment.device_id if index is None else f"GPU {index}"
+        here = assigned_devices(assignment, devices)
+        if isinstance(assignment.count, int) and len(here) < assignment.count:
             yield ServiceWarning(
                 WarningKind.GPU_MISSING,
-                f"{gpu} is missing. {name} is left unpinned and uses whichever GPU is available.",
+                f"{name} asks for {format_count(assignment.count, 'GPU')} and gets {len(here)}.",
                 service=name,
-                gpu_index=index,
             )
-        elif not device.healthy:
-            yield ServiceWarning(
-                WarningKind.GPU_UNHEALTHY,
-                f"GPU {device.index} is unhealthy. {name} is pinned to it.",
-                service=name,
-                gpu_index=device.index,
-            )
+        for each in assignment.gpus:
+            device = assigned_device(each, devices)
+            if device is None:
+                index = each.gpu_index
+                gpu = each.device_id if index is None else f"GPU {index}"
+                left = "left unpinned and uses whichever GPU is available"
+                yield ServiceWarning(
+                    WarningKind.GPU_MISSING,
+                    f"{gpu} is missing. {name} {'uses the others of its GPUs' if here else f'is {left}'}.",
+                    service=name,
+                    gpu_index=index,
+                )
+            elif not device.healthy:
+                yield ServiceWarning(
+                    WarningKind.GPU_UNHEALTHY,
+                    f"GPU {device.index} is unhealthy. {name} is pinned to it.",
+                    service=name,
+                    gpu_index=device.index,
+                )
 
 
 def no_healthy_gpu(devices: Sequence[ServiceDevice]) -> ServiceWarning:
@@ -121,7 +131,7 @@ def _of_one(
             return
         size, limit = _exceeded(device, need, left, "left")
         instead = _reduced(device, service, budget, placed)
-        text = f"{service.name} VRAM budget ({size}) exceeds {limit}. {instead}"
+        text = f"{service.name} VRAM budget ({size}{_part(service)}) exceeds {limit}. {instead}"
     elif budgeted <= free:
         return
     elif service.role is ServiceRole.LLM:
@@ -130,7 +140,7 @@ def _of_one(
     else:
         noun = "VRAM" if service.budget_env is None else "VRAM budget"
         size, limit = _exceeded(device, budgeted, free, "free")
-        text = f"{service.name} {noun} ({size}) exceeds {limit}"
+        text = f"{service.name} {noun} ({size}{_part(service)}) exceeds {limit}"
         if adjustable(service, budget):
             text += ". No budget fits next to what is there."
     yield ServiceWarning(kind, text, service=service.name, gpu_index=device.index)
@@ -140,7 +150,11 @@ def _of_llm(device: ServiceDevice, service: Service, need: int, free: int) -> st
     who, whole = service.model or service.name, need > device.total_bytes
     size, limit = _distinct_sizes(need, device.total_bytes if whole else max(0, free))
     has = limit if whole else f"{limit} free of {size_text(device.total_bytes)}"
-    return f"{who} requires ~{size}, GPU {device.index} only has {has}"
+    return f"{who} requires ~{size}{_part(service)}, GPU {device.index} only has {has}"
+
+
+def _part(service: Service) -> str:
+    return f" on each of {service.n_gpus} GPUs" if service.n_gpus > 1 else ""
 
 
 def _of_all(device: ServiceDevice, placed: Placed) -> Iterator[ServiceWarning]:
@@ -181,7 +195,9 @@ def _reduced(device: ServiceDevice, service: Service, budget: float | None, plac
         (one, None if needed_bytes(one, given) < needed_bytes(one) else given) for one, given in placed
     ]
     rule = [adjusted_budgets(device, those).get(service.name) for those in (alone, together)]
-    return f"{'Auto-adjusted' if budget in rule else 'Set'} to {budget:g} GB."
+    # The budget of a service on several GPUs is that of the one with least room.
+    shared = service.n_gpus > 1 and budget is not None and any(gb is not None and budget < gb for gb in rule)
+    return f"{'Auto-adjusted' if shared or budget in rule else 'Set'} to {budget:g} GB."
 
 
 def _exceeded(device: ServiceDevice, size: int, room: int, word: str) -> tuple[str, str]:

@@ -156,8 +156,8 @@ def _seen(
     elif _same(container.assignment, before):
         state, message = ProgressState.PENDING, "it runs as before"
     else:
-        gpu = container.assignment.gpu_index if container.assignment else None
-        where = "without a pin" if gpu is None else f"on GPU {gpu}"
+        gpus = container.assignment.indices if container.assignment else ()
+        where = f"on GPU {', '.join(map(str, gpus))}" if gpus else "without a pin"
         state, message = ProgressState.FAILED, f"it runs neither as before nor as configured: {where}"
     target = container.assignment or after
     gpu_index = target.gpu_index if target else None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from cotenant.programs.run import run_async
 from cotenant.services.compose.command import reason
 from cotenant.services.compose.gpu_requests import CDI_GPU
 from cotenant.services.compose.override import labelled_assignment
-from cotenant.services.model import Assignment, ContainerState
+from cotenant.services.model import Assignment, ContainerState, GpuRef
 
 _PROJECT: Final = "com.docker.compose.project"
 _SERVICE: Final = "com.docker.compose.service"
@@ -129,13 +129,16 @@ def _state(service: str, containers: Sequence[Container]) -> ContainerState:
 
 
 def _actual(labelled: Assignment | None, gpus: frozenset[str] | None) -> Assignment | None:
-    """Return the assignment of a container's label, with another GPU if the engine gave it another."""
-    if labelled is None or not gpus or gpus & {str(labelled.gpu_index), labelled.device_id}:
+    """Return the assignment of a container's label, with other GPUs if the engine gave it others."""
+    if labelled is None or not gpus:
         return labelled
-    name = min(gpus)
-    if name.isdecimal():
-        return replace(labelled, gpu_index=int(name), device_id=None)
-    return replace(labelled, gpu_index=None, device_id=DeviceId(name))
+    if all(gpus & {str(gpu.gpu_index), gpu.device_id} for gpu in labelled.gpus) and labelled.gpus:
+        return labelled
+    if labelled.count == "all" and "all" in gpus:
+        return labelled
+    return labelled.on(
+        GpuRef(int(name)) if name.isdecimal() else GpuRef(None, DeviceId(name)) for name in sorted(gpus)
+    )
 
 
 def _container(inspected: Mapping[str, Any]) -> Container:

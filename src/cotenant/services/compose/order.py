@@ -1,10 +1,12 @@
 """The order in which services are recreated, so that memory is freed before it is needed. Pure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cotenant.services.model import Assignment
+
+_EVERYTHING_GB: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,24 +22,16 @@ class Move:
     latency_critical: bool = False
 
     @property
-    def leaves(self) -> int:
-        """The GPU on which it is now."""
-        return _gpu(self.before)
+    def frees(self) -> frozenset[int]:
+        """The GPUs that have more free memory afterwards: it leaves them, or takes less of them."""
+        after = _gpus(self.after)
+        return frozenset(gpu for gpu, part in _gpus(self.before).items() if after.get(gpu, 0.0) < part)
 
     @property
-    def arrives(self) -> int:
-        """The GPU on which it will be."""
-        return _gpu(self.after)
-
-    @property
-    def frees(self) -> bool:
-        """Whether its old GPU has more free memory afterwards: it leaves, or gets a smaller budget."""
-        return self.leaves != self.arrives or _budget(self.after) < _budget(self.before)
-
-    @property
-    def needs(self) -> bool:
-        """Whether its new GPU has less free memory afterwards: it arrives, or gets a larger budget."""
-        return self.leaves != self.arrives or _budget(self.after) > _budget(self.before)
+    def needs(self) -> frozenset[int]:
+        """The GPUs that have less free memory afterwards: it comes to them, or takes more of them."""
+        before = _gpus(self.before)
+        return frozenset(gpu for gpu, part in _gpus(self.after).items() if before.get(gpu, 0.0) < part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +56,7 @@ def ordered(moves: Sequence[Move]) -> tuple[Step, ...]:
     """
     waits = {
         move.service: tuple(
-            other.service
-            for other in moves
-            if move.needs and other is not move and other.frees and other.leaves == move.arrives
+            other.service for other in moves if other is not move and other.frees & move.needs
         )
         for move in moves
     }
@@ -98,11 +90,11 @@ def _cycle(start: str, waits: Mapping[str, Sequence[str]], freed: set[str]) -> l
         path.append(following)
 
 
-def _gpu(assignment: Assignment | None) -> int:
-    """Return the GPU that a container uses; one that sees every GPU starts with the first, as CUDA does."""
-    return 0 if assignment is None or assignment.gpu_index is None else assignment.gpu_index
+def _gpus(assignment: Assignment | None) -> Mapping[int, float]:
+    """Return the GPUs that a container uses, and how many GB it may take of each.
 
-
-def _budget(assignment: Assignment | None) -> float:
-    """Return the budget in GB; without one a service may take everything."""
-    return math.inf if assignment is None or assignment.vram_budget_gb is None else assignment.vram_budget_gb
+    One that sees every GPU starts with the first, as CUDA does. Without a budget it may take everything.
+    """
+    indices = (assignment.indices if assignment is not None else ()) or (0,)
+    budget = None if assignment is None else assignment.vram_budget_gb
+    return dict.fromkeys(indices, (_EVERYTHING_GB if budget is None else budget) / len(indices))

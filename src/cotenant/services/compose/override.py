@@ -14,12 +14,13 @@ import json
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from pydantic import TypeAdapter
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.units import GIB
@@ -27,7 +28,14 @@ from cotenant.domain.vendors import Vendor
 from cotenant.services.compose.compose_files import ComposeProject, ComposeService
 from cotenant.services.compose.gpu_requests import AMD_COMPUTE, AMD_RENDER, RESERVED_DEVICES
 from cotenant.services.compose.interpolation import escaped
-from cotenant.services.model import Assignment, DeviceNames, SavedConfiguration, Service, ServiceDevice
+from cotenant.services.model import (
+    Assignment,
+    DeviceNames,
+    GpuRef,
+    SavedConfiguration,
+    Service,
+    ServiceDevice,
+)
 
 ASSIGNMENTS_NAME: Final = "gpu-assignments.yml"
 OVERRIDE_NAME: Final = "docker-compose.gpu-override.yml"
@@ -39,12 +47,12 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True)
 class _Assigned:
-    """A service with a GPU or a budget: its assignment, its compose definition, its settings and its GPU."""
+    """A service with a GPU or a budget: its assignment, its compose definition, its settings and its GPUs."""
 
     assignment: Assignment
     compose: ComposeService
     service: Service | None
-    device: ServiceDevice | None
+    devices: Sequence[tuple[GpuRef, ServiceDevice | None]]
 
 
 def render(
@@ -63,10 +71,15 @@ def render(
     """
     known = {service.name: service for service in services}
     assigned = [
-        _Assigned(each, project.services[each.service], known.get(each.service), _device(each, devices))
+        _Assigned(
+            each,
+            project.services[each.service],
+            known.get(each.service),
+            [_found(gpu, devices) for gpu in each.gpus if gpu.gpu_index is not None],
+        )
         for each in configuration.assignments
         if each.service in project.services
-        and (each.gpu_index is not None or (each.vram_budget_gb is not None and each.device_id is None))
+        and (each.indices or (each.vram_budget_gb is not None and each.device_id is None))
     ]
     at = datetime.fromtimestamp(configuration.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -86,7 +99,8 @@ def render(
     blocks = "".join(_service_block(each, names) for each in assigned)
     lines = [
         f"  {_yaml_key(each.service)}: "
-        f"{{ gpu: {json.dumps(each.gpu_index)}, vram_budget: {json.dumps(each.vram_budget_gb)} }}\n"
+        f"{{ gpu: {json.dumps(each.gpu_index)}, {f'gpus: {[*each.indices]}, ' if each.more else ''}"
+        f"vram_budget: {json.dumps(each.vram_budget_gb)} }}\n"
         for each in configuration.assignments
     ]
     why_reset = f"It comes before {OVERRIDE_NAME}: compose commands join lists of devices."
@@ -100,10 +114,11 @@ def render(
     }
 
 
-def _device(assignment: Assignment, devices: Sequence[ServiceDevice]) -> ServiceDevice | None:
-    """Return the GPU of an assignment: by its id at any index, else by its index."""
-    same = [device for device in devices if device.id == assignment.device_id]
-    return next(iter(same or [device for device in devices if device.index == assignment.gpu_index]), None)
+def _found(gpu: GpuRef, devices: Sequence[ServiceDevice]) -> tuple[GpuRef, ServiceDevice | None]:
+    """Return a GPU as it is now, None if it is missing: by its id at any index, else by its index."""
+    same = [device for device in devices if device.id == gpu.device_id]
+    device = next(iter(same or [device for device in devices if device.index == gpu.gpu_index]), None)
+    return device.ref if device else gpu, device
 
 
 def _reset(assigned: Sequence[_Assigned]) -> dict[str, Any]:
@@ -119,28 +134,31 @@ def _reset(assigned: Sequence[_Assigned]) -> dict[str, Any]:
 
 
 def _service_block(assigned: _Assigned, names: DeviceNames) -> str:
-    assignment, service, device = assigned.assignment, assigned.service, assigned.device
-    index, uuid = (device.index, device.id) if device else (assignment.gpu_index, assignment.device_id)
-    name = uuid if names is DeviceNames.UUID and uuid is not None else index
+    assignment, service = assigned.assignment, assigned.service
+    pinned = bool(assigned.devices)
     lines = [
         f"  {_yaml_key(assignment.service)}:",
         "    labels:",
         f"      {ASSIGNMENT_LABEL}: {_quoted(assignment_label(assignment))}",
     ]
     variables: list[str] = []
-    others = [_flow(entry) for entry in _kept(assigned, ("devices",))] if name is not None else []
-    reserved = [_flow(entry) for entry in _kept(assigned, RESERVED_DEVICES)] if name is not None else []
-    comment = f"  # {' '.join(device.name.split())}" if device else ""
-    if device is not None and device.vendor is Vendor.AMD:
-        files, groups = _amd_files(device)
-        others = [f"{_quoted(f'{file}:{file}')}{comment}" for file in files] + others
-        if device.render_node is None:
-            variables.append(f"ROCR_VISIBLE_DEVICES={device.index}")
+    others = [_flow(entry) for entry in _kept(assigned, ("devices",))] if pinned else []
+    reserved = [_flow(entry) for entry in _kept(assigned, RESERVED_DEVICES)] if pinned else []
+    amd = [device for _, device in assigned.devices if device and device.vendor is Vendor.AMD]
+    nvidia = [(gpu, device) for gpu, device in assigned.devices if device not in amd]
+    if amd:
+        files, groups = _amd_files(amd)
+        others = [f"{_quoted(f'{file}:{file}')}{_comment(own)}" for file, own in files.items()] + others
+        if AMD_RENDER in files:
+            variables.append(f"ROCR_VISIBLE_DEVICES={','.join(str(device.index) for device in amd)}")
         if groups:
             lines.append(f"    group_add: [{', '.join(_quoted(str(group)) for group in groups)}]")
-    elif name is not None:
-        gpu = f"driver: nvidia\n              device_ids: [{_quoted(str(name))}]{comment}"
-        reserved = [f"{gpu}\n              capabilities: [gpu]", *reserved]
+    if nvidia:
+        uuids = names is DeviceNames.UUID
+        ids = [str((uuids and gpu.device_id) or gpu.gpu_index) for gpu, _ in nvidia]
+        which = "count: all" if assignment.count == "all" else f"device_ids: [{', '.join(map(_quoted, ids))}]"
+        gpus = f"driver: nvidia\n              {which}{_comment([device for _, device in nvidia])}"
+        reserved = [f"{gpus}\n              capabilities: [gpu]", *reserved]
     if reserved:
         lines += ["    deploy:", "      resources:", "        reservations:", "          devices:"]
         lines += [f"            - {entry}" for entry in reserved]
@@ -156,13 +174,22 @@ def _service_block(assigned: _Assigned, names: DeviceNames) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _amd_files(device: ServiceDevice) -> tuple[list[str], list[int]]:
-    """Return the device files that a container needs for an AMD card, and the groups that may open them.
+def _comment(devices: Sequence[ServiceDevice | None]) -> str:
+    names = ", ".join(" ".join(device.name.split()) for device in devices if device)
+    return f"  # {names}" if names else ""
 
-    All cards share one compute device; the card's render node shows it and no other.
+
+def _amd_files(devices: Sequence[ServiceDevice]) -> tuple[dict[str, list[ServiceDevice]], list[int]]:
+    """Return the device files that a container needs for AMD cards, with those cards, and who may open them.
+
+    These are groups. All cards share one compute device; a card's render node shows it and no other. Unless
+    every node is known, the container gets the nodes of all cards.
     """
-    node = "" if device.render_node is None else f"/renderD{device.render_node}"
-    files = [AMD_COMPUTE, f"{AMD_RENDER}{node}"]
+    files = {AMD_COMPUTE: [*devices]}
+    if all(device.render_node is not None for device in devices):
+        files |= {f"{AMD_RENDER}/renderD{device.render_node}": [device] for device in devices}
+    else:
+        files[AMD_RENDER] = [*devices]
     groups = set()
     for file in files:
         with contextlib.suppress(OSError):
@@ -179,7 +206,7 @@ def _dropped(assigned: _Assigned) -> list[tuple[str, ...]]:
     what later files put in its place.
     """
     definition = assigned.compose.definition
-    pinned = assigned.assignment.gpu_index is not None
+    pinned = bool(assigned.devices)
     paths = [
         request.path for request in assigned.compose.gpus if pinned and _present(definition, request.path)
     ]
@@ -237,6 +264,10 @@ def assignment_label(assignment: Assignment) -> str:
     value: dict[str, Any] = {"gpu": assignment.gpu_index}
     if assignment.device_id is not None:
         value["device_id"] = assignment.device_id
+    if assignment.more:
+        value["more"] = [asdict(gpu) for gpu in assignment.more]
+    if assignment.count == "all":
+        value["count"] = "all"
     if assignment.vram_budget_gb is not None:
         value["vram_budget"] = assignment.vram_budget_gb
     return json.dumps(value, separators=(",", ":"))
@@ -247,6 +278,7 @@ def labelled_assignment(service: str, labels: Mapping[str, str]) -> Assignment |
     try:
         value = json.loads(labels.get(ASSIGNMENT_LABEL, "null"))
         gpu, device_id, budget = value["gpu"], value.get("device_id"), value.get("vram_budget")
+        more = TypeAdapter(tuple[GpuRef, ...]).validate_python(value.get("more", ()))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     if isinstance(gpu, bool) or not isinstance(gpu, int | None):
@@ -256,4 +288,6 @@ def labelled_assignment(service: str, labels: Mapping[str, str]) -> Assignment |
         gpu,
         DeviceId(device_id) if isinstance(device_id, str) else None,
         float(budget) if isinstance(budget, (int, float)) else None,
+        more=more,
+        count="all" if value.get("count") == "all" else None,
     )

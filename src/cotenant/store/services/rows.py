@@ -17,6 +17,7 @@ from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
+    GpuRef,
     SavedConfiguration,
     SeenDevice,
     Strategy,
@@ -58,6 +59,7 @@ configurations: Final = sa.Table(
     sa.Column("updated_at", _Instant, server_default=sa.func.now()),
     sa.Column("device_id", sa.String(128)),
     sa.Column("position", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("more_gpus", _Json),
 )
 
 devices: Final = sa.Table(
@@ -102,6 +104,7 @@ def assignment_of(row: sa.Row[Any], saved: Assignment | None) -> Assignment:
         device_id=row.device_id,
         vram_budget_gb=row.vram_budget_override,
         budget_auto=found.budget_auto and not changed,
+        more=_GPUS.validate_python(row.more_gpus or ()),
     )
 
 
@@ -131,6 +134,7 @@ def history_row(saved: SavedConfiguration) -> dict[str, Any]:
 
 _MIB_COLUMNS: Final = {"total_bytes": "vram_total_mb", "available_bytes": "vram_available_mb"}
 _SAVED: Final = TypeAdapter(SavedConfiguration)
+_GPUS: Final = TypeAdapter(tuple[GpuRef, ...])
 
 
 _MAX_HISTORY: Final = 1_000
@@ -195,6 +199,7 @@ class ServiceRows:
                 "enabled": True,
                 "updated_at": at,
                 "position": position,
+                "more_gpus": [asdict(gpu) for gpu in assignment.more] or None,
             }
             same = configurations.c.service_name == assignment.service
             self._put(configurations, same, row, at_first={"created_at": at})
@@ -258,6 +263,14 @@ class ServiceRows:
                 .where(configurations.c.device_id == device.device_id)
                 .values(gpu_index=device.gpu_index)
             )
+        indices = {device.device_id: device.gpu_index for device in seen}
+        several = sa.select(configurations).where(configurations.c.more_gpus.is_not(None))
+        for row in self._connection.execute(several).all():
+            present = [
+                {**gpu, "gpu_index": indices.get(gpu["device_id"], gpu["gpu_index"])} for gpu in row.more_gpus
+            ]
+            same = configurations.c.id == row.id
+            self._connection.execute(sa.update(configurations).where(same).values(more_gpus=present))
 
     def devices(self) -> list[SeenDevice]:
         """Return every GPU seen under its index, in index order."""
