@@ -1,4 +1,5 @@
 import grp
+import math
 import os
 import pwd
 import re
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cotenant.config import scalars
 from cotenant.config.configuration import Configuration
 from cotenant.config.environment import notes
 from cotenant.config.schema import Settings
@@ -144,7 +146,7 @@ WRONG = [
     ("devices: {mps_group: two}", 1, "devices.mps_group: two is not known", "Known here: all, card"),
     ("\nservices: {}", 2, "services: it has no compose", "Add `compose:`."),
     ("defaults: {keep_alive: soon}", 1, "defaults.keep_alive: 'soon' is not a duration", "30s, 5m or 1h"),
-    ("defaults: {keep_alive: -5}", 1, "defaults.keep_alive: '-5' is not a duration", "30s, 5m or 1h"),
+    ("defaults: {keep_alive: five}", 1, "defaults.keep_alive: 'five' is not a duration", "30s, 5m or 1h"),
     ("defaults: {timeout: 0}", 1, "defaults.timeout: 0 is too short", "30s"),
     ("defaults: {ctx: 10, n_ctx: 10}", 1, "defaults: it has both ctx and n_ctx", "Keep one."),
     (
@@ -621,3 +623,11 @@ def test_commands_without_a_configuration_import_no_pydantic() -> None:
     code = "import sys; from cotenant.cli.main import main; main(['plan', '--gpus', '8GiB']); "
     code += "assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("-1", math.inf), (-1, math.inf), ("-1m", math.inf), ("-0", 0.0), (0, 0.0), ("5m30s", 330.0)],
+)
+def test_a_negative_keep_alive_means_for_ever_as_in_ollama(value, seconds):
+    assert scalars.keep_alive.read(value) == seconds

@@ -133,8 +133,12 @@ def duration(least: float = 0.0) -> Scalar:
 
 @scalar(type=["string", "number"], examples=["5m", 0, "forever"])
 def keep_alive(value: Any) -> float:
-    """A duration, 0 to unload at once, or infinity for never."""
-    return math.inf if value == math.inf or _text(value) in ("-1", "forever") else duration().read(value)
+    """A duration, 0 to unload at once, or infinity for never, which Ollama writes as any negative one."""
+    if value == math.inf or _text(value) == "forever":
+        return math.inf
+    text = _text(value)
+    seconds = duration().read(text.removeprefix("-"))
+    return math.inf if seconds and text.startswith("-") else seconds
 
 
 @_of_text(type="boolean")

@@ -217,6 +217,8 @@ class Gateway:
         else:
             in_api = path.startswith(_API)
             hint = "The operator's API begins at /api/models." if in_api else "OpenAI's API is under /v1."
+            if path.startswith(_OPENAI):
+                hint = f"Offered are {', '.join(each for each in TARGETS if each.startswith(_OPENAI))}."
             if scope["method"] == "POST" and f"{_OPENAI}{path}" in TARGETS:
                 hint = f"OpenAI's API is under /v1: the base URL ends with it, as in {_OPENAI}{path}."
             raise UnknownRoute(f"there is nothing at {path[:200]!r}", hint=hint)

@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
         if name in _FRAMING:
             self._framed = True
         elif name == b"content-type":
-            self.event_stream = value.startswith(b"text/event-stream")
+            self.event_stream = value.lower().startswith(b"text/event-stream")
         if name not in self._dropped_headers:
             self.headers.append((name, value))
 

@@ -84,3 +84,20 @@ async def test_the_operators_api_takes_them_too():
         body = gzip.compress(b'{"key": "k"}')
         headers = {"Content_Encoding": "gzip", "Content_Type": "application/json"}
         assert (await fetch(port, "POST", "/api/session", body, **headers)).status == 200
+
+
+async def test_a_coding_of_the_transfer_counts_as_one_of_the_content():
+    packed = gzip.compress(TEXT)
+    assert decoded(packed, [(b"transfer-encoding", b"gzip, chunked")], LIMITS) == TEXT
+    assert decoded(TEXT, [(b"transfer-encoding", b"chunked")], LIMITS) == TEXT
+    with pytest.raises(UnsupportedMediaType):
+        decoded(TEXT, [(b"transfer-encoding", b"br, chunked")], LIMITS)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/api/chat"])
+async def test_a_byte_order_mark_is_no_part_of_a_body(path):
+    asked = {"model": "llama", "max_tokens": 2, "messages": [{"role": "user", "content": "é"}]}
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        await fetch(port, "POST", path, b"\xef\xbb\xbf" + json.dumps(asked).encode())
+        (call,) = engine.calls
+    assert json.loads(call.body)["messages"] == asked["messages"]

@@ -61,6 +61,7 @@ async def test_a_term_that_means_nothing_is_a_400_that_names_it(header, value):
     [
         *(("5us", 5e-6), ("5µs", 5e-6), (".5h", 1800.0), ("+5m", 300.0), ("1h.5m", 3630.0), ("1.h", 3600.0)),
         *((2.5, 2.5), (1e20, math.inf), (10**400, math.inf), (-(10**400), math.inf), (-1.5, math.inf)),
+        *(("-5m30s", math.inf), ("-0", 0.0), (-0.0, 0.0), ("0", 0.0), ("300.5", 300.5)),
     ],
 )
 def test_keep_alive_is_read_as_ollama_reads_it(value, seconds):

@@ -164,6 +164,12 @@ async def test_numbers_are_cut_as_ollama_cuts_them_and_none_is_no_limit():
     assert [repr(asked[name]) for name in ("seed", "top_k", "temperature")] == ["7", "3", "1"]
 
 
+async def test_a_repeat_penalty_of_nothing_is_none():
+    options = {"repeat_penalty": 0.0, "temperature": 0}
+    _, [(_, asked)] = await ask({"model": "llama", "messages": HELLO, "options": options})
+    assert ("repeat_penalty" in asked, asked["temperature"]) == (False, 0)
+
+
 async def test_a_result_that_answers_no_call_is_passed_on():
     _, [(_, asked)] = await ask({"model": "llama", "messages": [{"role": "tool", "content": "x"}]})
     assert asked["messages"] == [{"role": "tool", "content": "x", "tool_call_id": "call_0"}]
@@ -518,6 +524,95 @@ async def test_a_stream_without_a_reason_or_usage_is_whole_once_it_says_done():
 
     reply, _ = await ask({"model": "llama", "messages": HELLO}, script=script)
     assert lines(reply.body)[-1]["done_reason"] == "stop"
+
+
+def sent(body: bytes, content_type: bytes = b"text/event-stream") -> stub.Script:
+    """A response with this body, in pieces of a few bytes."""
+
+    async def script(call: stub.Call) -> None:
+        await call.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: " + content_type + b"\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        for start in range(0, len(body), 37):
+            piece = body[start : start + 37]
+            await call.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+        await call.send(b"0\r\n\r\n")
+
+    return script
+
+
+HI = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": None}]}
+STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+def as_events(*payloads: Any, end: bytes = b"\n\n", field: bytes = b"data: ") -> bytes:
+    return b"".join(
+        field + (each if isinstance(each, bytes) else json.dumps(each).encode()) + end for each in payloads
+    )
+
+
+def over_lines(payload: Any) -> bytes:
+    pretty = json.dumps(payload, indent=1).encode().split(b"\n")
+    return as_events(*pretty, end=b"\n") + b"\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(as_events(HI, STOP, b"[DONE]", end=b"\r\n\r\n"), id="CRLF"),
+        pytest.param(as_events(HI, STOP, b"[DONE]", end=b"\n"), id="one line end"),
+        pytest.param(as_events(HI, STOP, b"[DONE]", field=b"data:"), id="no space"),
+        pytest.param(
+            b": ping\n\nretry: 9\nid: 1\n" + as_events(HI) + b":\n\n" + as_events(STOP), id="comments"
+        ),
+        pytest.param(b"\xef\xbb\xbf" + as_events(HI, STOP), id="byte order mark"),
+        pytest.param(over_lines(HI) + over_lines(STOP) + as_events(b"[DONE]"), id="several lines"),
+        pytest.param(as_events(HI) + as_events(STOP).rstrip(), id="no line end"),
+        pytest.param(as_events(HI) + b"data: [DONE]", id="no line end after the mark"),
+        pytest.param(as_events(b"", b"null", HI, {"choices": [None]}, STOP), id="nothing"),
+        pytest.param(as_events({"choices": [], "usage": None}, HI, STOP), id="no choices"),
+        pytest.param(as_events(HI, {**STOP, "usage": {"prompt_tokens": None}, "timings": None}), id="nulls"),
+    ],
+)
+@pytest.mark.parametrize(
+    "content_type", [b"text/event-stream", b"Text/Event-Stream; charset=UTF-8", b"text/plain"]
+)
+async def test_a_stream_is_read_in_every_form_that_servers_send(body, content_type):
+    if content_type == b"text/plain" and not body.startswith((b"data:", b":")):
+        pytest.skip("only what looks like a stream is read as one")
+    reply, _ = await ask({"model": "llama", "messages": HELLO}, script=sent(body, content_type))
+    told = lines(reply.body)
+    assert "".join(each["message"]["content"] for each in told) == "hi"
+    assert (told[-1]["done_reason"], told[-1]["prompt_eval_count"], told[-1]["eval_count"]) == ("stop", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        as_events({"error": {"message": "WHY"}}),
+        as_events({"error": "WHY"}),
+        as_events({"object": "error", "message": "WHY", "code": 400}, b"[DONE]"),
+        as_events({"type": "error", "error": {"type": "overloaded_error", "message": "WHY"}}),
+        as_events({"detail": "WHY"}),
+        as_events(
+            {"choices": [{"delta": {}, "finish_reason": "error", "error": {"message": "WHY"}}]}, b"[DONE]"
+        ),
+        b"event: error\n" + as_events({"message": "WHY"}),
+        as_events({"code": 500, "message": "WHY"}, field=b"error: "),
+        as_events(b"WHY is no JSON"),
+        as_events(b"<html><h1>WHY</h1></html>"),
+    ],
+)
+async def test_a_stream_that_fails_says_why_in_every_form_that_servers_send(failure):
+    reply, _ = await ask({"model": "llama", "messages": HELLO}, script=sent(as_events(HI) + failure))
+    assert "WHY" in lines(reply.body)[-1]["error"]
+    assert "done" not in lines(reply.body)[-1]
+
+
+async def test_a_page_in_place_of_an_answer_is_quoted():
+    page = sent(b"<html><h1>WHY</h1></html>", b"text/html")
+    reply, _ = await ask({"model": "llama", "messages": HELLO, "stream": False}, script=page)
+    assert (reply.status, "WHY" in reply.error) == (502, True)
 
 
 @pytest.mark.parametrize(

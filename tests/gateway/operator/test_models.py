@@ -50,7 +50,7 @@ async def test_models_are_listed_with_how_they_do():
     assert operator.calls == ["statuses"]
 
 
-@pytest.mark.parametrize("path", ["llama", "gpt-4o"])
+@pytest.mark.parametrize("path", ["llama", "gpt-4o", "LLAMA:latest", "library/llama"])
 async def test_orders_take_names_and_aliases_and_answer_with_how_it_is_then(path):
     _, served = setting()
     async with served as port:

@@ -1,5 +1,6 @@
 """Compressed bodies of requests, which some clients send once a conversation is long."""
 
+import codecs
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -18,23 +19,23 @@ _ZLIB: Final = 8
 
 
 def decoded(body: bytes, headers: Sequence[Header], limits: Limits) -> bytes:
-    """Return a body without the codings in `Content-Encoding`.
+    """Return a body without its codings, and without the byte order mark that some tools of Windows write.
 
     Raises UnsupportedMediaType for an unknown coding, BadRequest for a body that is not in it, and
     RequestTooLarge before more than the limit is expanded.
     """
     for name, value in headers:
-        if name == b"content-encoding":
+        if name in (b"content-encoding", b"transfer-encoding"):
             codings = [coding.strip().lower() for coding in value.decode("latin-1").split(",")]
             if len(codings) > _MOST:
                 raise UnsupportedMediaType("the body is compressed too many times", hint="Compress it once.")
             for coding in reversed(codings):
                 body = _decoded(body, coding, limits)
-    return body
+    return body.removeprefix(codecs.BOM_UTF8)
 
 
 def _decoded(body: bytes, coding: str, limits: Limits) -> bytes:
-    if coding in ("identity", "") or not body:
+    if coding in ("identity", "chunked", "") or not body:
         return body
     if coding not in _CODINGS:
         raise UnsupportedMediaType(

@@ -179,7 +179,7 @@ def reason_in(body: bytes) -> str | None:
     """
     text = body.decode("utf-8", "replace")
     try:
-        text = _said(json.loads(text))
+        text = reason_of(json.loads(text))
     except (ValueError, RecursionError):
         text = html.unescape(_TAGS.sub(" ", text))
     text = " ".join(text.split())
@@ -188,13 +188,13 @@ def reason_in(body: bytes) -> str | None:
     return text or None
 
 
-def _said(value: Any) -> str:
+def reason_of(value: Any) -> str:
     """Return the text in a part of an error: itself, or what its usual fields say."""
     if isinstance(value, list):
-        return "; ".join(filter(None, map(_said, value[:_NAMED])))
+        return "; ".join(filter(None, map(reason_of, value[:_NAMED])))
     if not isinstance(value, dict):
         return value if isinstance(value, str) else ""
-    said = next(filter(None, (_said(value.get(name)) for name in _REASONS)), "")
+    said = next(filter(None, (reason_of(value.get(name)) for name in _REASONS)), "")
     where = value.get("loc")
     return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
 

@@ -74,8 +74,7 @@ def _keep_alive(where: str, value: object) -> float:
     if text.lower() == "forever":
         return math.inf
     if text.startswith("-"):
-        _seconds(where, text[1:])
-        return math.inf
+        return math.inf if _seconds(where, text[1:]) else 0.0
     return _seconds(where, text)
 
 

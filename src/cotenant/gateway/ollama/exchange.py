@@ -25,6 +25,8 @@ from cotenant.gateway.ollama.responses import StreamPiece, StreamReader, counts
 NDJSON: Final[Header] = (b"content-type", b"application/x-ndjson")
 _MAX_BYTES: Final = 256 * MIB
 _OK: Final = 200
+_FIELDS: Final = (b"data:", b"event:", b"id:", b":")
+"""How a stream begins, which some servers send as another type of content."""
 _OF_BODY: Final = frozenset({b"content-type", b"content-encoding"})
 
 Wrap = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
@@ -60,7 +62,7 @@ class LineSender:
         """Receive the next message of the Exchange."""
         if message["type"] == "http.response.start":
             self._passing = message["status"] != _OK
-            kind = dict(message["headers"]).get(b"content-type", b"")
+            kind = dict(message["headers"]).get(b"content-type", b"").lower()
             self._whole = None if kind.startswith(b"text/event-stream") else []
         if self._passing:
             await self._send(message)
@@ -73,11 +75,13 @@ class LineSender:
     async def _take(self, piece: bytes, *, more: bool) -> None:
         self._size += len(piece)
         _check_size(self._size)
+        if self._whole == [] and piece.startswith(_FIELDS):
+            self._whole = None
         if self._whole is not None:
             # The single object of an engine that does not stream is read as a stream with one event.
             self._whole.append(piece)
             piece = b"" if more else b"data: " + b"".join(self._whole).replace(b"\n", b" ") + b"\n"
-        for added in self._reader.read(piece):
+        for added in self._reader.read(piece, last=not more):
             if self._first_at is None:
                 self._first_at = self._now()
             if self._streaming:

@@ -164,6 +164,8 @@ def _options(fields: Fields, n_ctx: int) -> dict[str, Any]:
         # In Ollama, this means the whole context; engines take a number.
         del translated["repeat_last_n"]
         translated |= {"repeat_last_n": n_ctx} if n_ctx else {}
+    if translated.get("repeat_penalty", 1) <= 0:
+        del translated["repeat_penalty"]  # means none to some clients; engines divide by it
     stop = options.get("stop")
     if stop is not None:
         stops = stop if isinstance(stop, list) else [stop]

@@ -1,5 +1,6 @@
 """Parses responses of engines, which are OpenAI's streams, for Ollama's API."""
 
+import codecs
 import json
 import math
 from collections.abc import Mapping
@@ -7,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cotenant.domain.errors import UpstreamFailed
+from cotenant.gateway.http.problems import reason_in, reason_of
 from cotenant.gateway.inference.deltas import ToolCalls
 
-_DATA: Final = b"data:"
+_READ: Final = (b"data:", b"error:")
+"""Fields of an event that are read; older releases of llama.cpp send errors in one of their own."""
+_MAX_EVENT_LINES: Final = 256
 _DONE: Final = b"[DONE]"
 _NORM_ERROR: Final = 1e-5
 
@@ -36,19 +40,23 @@ class StreamReader:
     usage: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, Any] = field(default_factory=dict)
     _rest: bytes = b""
+    _lines: list[bytes] = field(default_factory=list)
     _calls: ToolCalls = field(default_factory=ToolCalls)
 
-    def read(self, piece: bytes) -> list[StreamPiece]:
-        """Parse a piece; return what each event adds.
+    def read(self, piece: bytes, *, last: bool = False) -> list[StreamPiece]:
+        """Parse a piece; return what each event adds. The last piece may lack the end of its line.
 
         Raises UpstreamFailed for events of an unknown shape.
         """
         *lines, self._rest = (self._rest + piece).split(b"\n")
+        if last:
+            lines += [self._rest, b""]
         try:
-            added = [found for line in lines if line.startswith(_DATA) and (found := self._line(line))]
+            return [found for line in lines if (found := self._line(line))]
         except (TypeError, AttributeError, LookupError, ValueError, RecursionError):
-            raise UpstreamFailed("the engine's stream has events of an unknown shape") from None
-        return added
+            said = reason_in(b" ".join(self._lines))
+            what = "the engine's stream has events of an unknown shape"
+            raise UpstreamFailed(f"{what}: {said}" if said else what) from None
 
     def calls(self) -> list[dict[str, Any]]:
         """Return the tool calls, after the end of the stream. Raises UpstreamFailed for invalid JSON."""
@@ -58,23 +66,44 @@ class StreamReader:
             raise UpstreamFailed("the model called a tool with arguments that are not JSON") from None
 
     def _line(self, line: bytes) -> StreamPiece | None:
-        data = line[len(_DATA) :].strip()
+        line = line.strip().removeprefix(codecs.BOM_UTF8)
+        if self._lines and not line:
+            raise ValueError("an event that is not JSON")
+        if not line.startswith(_READ):
+            return None
+        data = line.partition(b":")[2].strip()
         if data == _DONE:
             # Some servers give no other reason.
             self.finish_reason = self.finish_reason or "stop"
-        event = json.loads(data) if data not in (_DONE, b"") else None
+            return None
+        if not data:
+            return None
+        self._lines.append(data)
+        try:
+            event = json.loads(b"\n".join(self._lines))
+        except ValueError:
+            # An event may have several lines; a blank one ends it.
+            if len(self._lines) > _MAX_EVENT_LINES:
+                raise
+            return None
+        self._lines.clear()
         return self._take(event) if isinstance(event, dict) else None
 
     def _take(self, event: dict[str, Any]) -> StreamPiece | None:
-        if error := event.get("error"):
-            self.error = str(error.get("message") if isinstance(error, dict) else error)
+        choices = [choice for choice in event.get("choices") or () if choice]
+        failed = next((each for each in (event, *choices) if each.get("error")), None)
+        if failed is None and "choices" not in event and reason_of(event):
+            failed = event  # as vLLM's `{"object": "error", "message": …}`
+        if failed is not None:
+            error = failed.get("error")
+            self.error = reason_of(failed) or str(error)
             self.cause = error.get("cause") if isinstance(error, dict) else None
             return None
         self.usage = event.get("usage") or self.usage
         self.timings = event.get("timings") or self.timings
         answer = thoughts = ""
         probabilities: list[dict[str, Any]] = []
-        for choice in event.get("choices") or ():
+        for choice in choices:
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             delta = choice.get("delta") or choice.get("message") or {}
             answer += (choice.get("text") or "") + _text(delta.get("content"), "text")
@@ -83,7 +112,7 @@ class StreamReader:
             if isinstance(delta.get("content"), list):
                 thoughts += _text(delta["content"], "thinking")
             probabilities += map(_log_probability, (choice.get("logprobs") or {}).get("content") or ())
-            for call in delta.get("tool_calls") or ():
+            for call in filter(None, delta.get("tool_calls") or ()):
                 self._calls.add(call)
         return StreamPiece(answer, thoughts, probabilities) if answer or thoughts or probabilities else None
 
@@ -119,13 +148,13 @@ def counts(
     """
     timings, usage = reader.timings, reader.usage
     first_at = now if first_at is None else first_at
-    prompt = usage.get("prompt_tokens", timings.get("prompt_n", 0) + timings.get("cache_n", 0))
+    prompt = usage.get("prompt_tokens") or (timings.get("prompt_n") or 0) + (timings.get("cache_n") or 0)
     return {
         "total_duration": _ns(now - began_at),
         "load_duration": _ns(waited_s),
         "prompt_eval_count": prompt,
         "prompt_eval_duration": _reported_ns(timings.get("prompt_ms"), first_at - began_at - waited_s),
-        "eval_count": usage.get("completion_tokens", timings.get("predicted_n", 0)),
+        "eval_count": usage.get("completion_tokens") or timings.get("predicted_n") or 0,
         "eval_duration": _reported_ns(timings.get("predicted_ms"), now - first_at),
     }
 

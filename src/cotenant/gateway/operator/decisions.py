@@ -12,6 +12,7 @@ from cotenant.domain import errors
 from cotenant.domain.alerts import Alert
 from cotenant.domain.decisions import Decision
 from cotenant.gateway.http.limits import Timing
+from cotenant.gateway.http.model_list import resolve
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
 from cotenant.gateway.http.streams import STREAM_HEADERS, events_of, merged
@@ -50,7 +51,7 @@ class DecisionRoutes:
         other_replies=(Reply(None, "the same as text", content_type="text/plain"),),
     )
     async def _why(self, request: ApiRequest) -> object:
-        name = self._router.resolve(request.name)
+        name = resolve(request.name, self._router)
         decisions = self._operator.why(name)
         if not request.wants_text:
             return {"model": name, "decisions": [self._response(each) for each in decisions]}

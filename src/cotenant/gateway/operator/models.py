@@ -17,7 +17,7 @@ from cotenant.domain.decisions import ModelStatus
 from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, UnknownRoute
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.limits import Timing
-from cotenant.gateway.http.model_list import admin_model, find_model
+from cotenant.gateway.http.model_list import admin_model, find_model, resolve
 from cotenant.gateway.http.problems import BROKEN_CONFIGURATION, send_problem
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import Parameter, Reply, Route, integer
@@ -90,7 +90,7 @@ class ModelRoutes:
         (NAME, Parameter("tail", "number of last lines", integer(default=_LINES)), _FOLLOW),
     )
     async def _logs(self, request: ApiRequest) -> None:
-        name = self._router.resolve(request.name)
+        name = resolve(request.name, self._router)
         tail = request.integer("tail", _LINES, MAX_LINES)
         follow = request.switch("follow", False)
         path = self._operator.log_path(name)
@@ -174,7 +174,7 @@ class ModelRoutes:
             return None
 
     async def _order(self, request: ApiRequest, order: Callable[[str], Coroutine[Any, Any, None]]) -> object:
-        name = self._router.resolve(request.name)
+        name = resolve(request.name, self._router)
         if request.switch("wait", True):
             await order(name)
             return self._model(name)
@@ -193,7 +193,7 @@ class ModelRoutes:
         return None
 
     def _pinned(self, request: ApiRequest, pinned: bool) -> object:
-        name = self._router.resolve(request.name)
+        name = resolve(request.name, self._router)
         self._operator.pin(name, pinned)
         return self._model(name)
 
