@@ -32,8 +32,8 @@ class EngineOrder:
     """What to run: a named model with its placement.
 
     `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
-    engine. `use_fit_params` leaves the split to the engine's own fitting. `env` and `args`
-    are the operator's additions, applied last. `launch` says whether it runs in a container.
+    engine. `env` and `args` are the operator's additions, applied last. `launch` says whether it runs in a
+    container.
     """
 
     name: str
@@ -41,7 +41,6 @@ class EngineOrder:
     kind: ModelKind
     placement: Placement
     projector_path: Path | None = None
-    use_fit_params: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     args: Sequence[str] = ()
     options: EngineOptions = NO_OPTIONS

@@ -62,6 +62,9 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
         (["plan", "--n-ctx", "lots"], "--n-ctx 'lots'"),
         (["plan", "--n-ctx", "2000000000"], "--n-ctx '2000000000'"),
         (["plan", "--parallel", "0"], "--parallel '0'"),
+        (["plan", "--use-fit-params", "--tensor-split", "1,1"], "and --tensor-split sets it"),
+        (["analyze", __file__, "--use-fit-params", "--n-gpu-layers", "3"], "and --n-gpu-layers sets it"),
+        (["serve", __file__, "--use-fit-params", "--split-mode", "row"], "and --split-mode sets it"),
         (["plan", "--cache-type-k", "q9"], "--cache-type-k 'q9'"),
         (["plan", "--n-gpu-layers", "-7"], "--n-gpu-layers"),
         (["plan", "--tensor-split", "a,b"], "error: --tensor-split 'a,b': 'a' is not a number"),
@@ -134,6 +137,19 @@ def test_the_plan_as_json_has_the_fixed_fields(
     assert set(used["parts"]) == {"weights", "kv", "compute", "overhead"}
     assert plan["devices"][2]["layers"] is None
     assert plan["refusal"] is None
+
+
+def test_leaving_the_layout_to_the_engine_is_told_or_refused(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    assert main(["plan", str(model), "--gpus", "24GiB", "--use-fit-params"]) == 0
+    assert "Warning: --use-fit-params has no effect" in capsys.readouterr().out
+    status, told = fails(capsys, "analyze", str(model), "--gpus", "24GiB", "--use-fit-params", "--verify")
+    assert (status, "--verify" in told) == (2, True)
+    config = tmp_path / "cotenant.yaml"
+    config.write_text(f"models: [{{path: {model}, n_gpu_layers: 2}}]")
+    status, told = fails(capsys, "serve", "--config", str(config), "--use-fit-params", "--port", "0")
+    assert (status, "Tiny-Demo-F16: --use-fit-params" in told) == (2, True)
 
 
 def test_the_projector_beside_a_model_is_planned_as_models_dir_serves_it(

@@ -11,7 +11,8 @@ from cotenant.domain.devices import (
     Inventory,
     Reading,
 )
-from cotenant.domain.models import MOST_LAYERS, Recipe
+from cotenant.domain.errors import BadRecipe
+from cotenant.domain.models import MOST_LAYERS, Recipe, SplitMode
 from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.units import GIB, MIB
 from cotenant.domain.vendors import InventorySource
@@ -93,6 +94,43 @@ def test_an_engine_that_fits_itself_is_shown_one_group_only() -> None:
     assert isinstance(placed, Placement)
     usable = [share.device.index for share in placed.shares if share.budget.left_out is None]
     assert usable == [0]
+
+
+def test_an_engine_that_fits_itself_is_planned_within_the_cards_whatever_the_model_takes() -> None:
+    cards = [gpu(0, 900 * MIB), gpu(1, 500 * MIB), gpu(2, 10 * MIB)]
+    request = PlanRequest("m", dense(8, 1000 * MIB), Recipe())
+    placed = leave_to_engine(request, cards, RULES)
+    assert isinstance(placed, Placement)
+    assert [share.parts.total for share in placed.used_shares] == pytest.approx(
+        [card.budget_bytes for card in cards[:2]], abs=10
+    )
+    assert placed.shares[2].budget.left_out, "there is no room for anything"
+    assert (placed.by_engine, placed.tensor_split) == (True, ())
+    assert any("left to llama.cpp" in warning for warning in placed.warnings)
+    small = leave_to_engine(replace(request, shape=dense(2, MIB)), cards[:1], RULES)
+    assert isinstance(small, Placement)
+    assert small.used_shares[0].parts.total < 100 * MIB
+    assert isinstance(leave_to_engine(request, cards[2:], RULES), Refusal)
+
+
+def test_what_leaves_the_layout_to_the_engine_does_not_set_it() -> None:
+    for recipe, flag in (
+        (Recipe(n_gpu_layers=4), "--n-gpu-layers sets"),
+        (Recipe(tensor_split=(1, 1), split_mode=SplitMode.ROW), "--tensor-split and --split-mode set "),
+        (Recipe(smart_split=False), "--no-smart-split"),
+    ):
+        with pytest.raises(BadRecipe, match=flag):
+            leave_to_engine(PlanRequest("m", dense(8, MIB), recipe), [gpu(0, 900 * MIB)], RULES)
+
+
+def test_described_cards_are_planned_as_ever_and_it_is_told() -> None:
+    described = gpu(0, 900 * MIB)
+    described = replace(described, device=replace(described.device, described=True))
+    request = PlanRequest("m", dense(8, MIB), Recipe())
+    placed = leave_to_engine(request, [described], RULES)
+    assert isinstance(placed, Placement)
+    assert placed.warnings[-1].startswith("--use-fit-params has no effect")
+    assert replace(placed, warnings=()) == place(request, [described], RULES)
 
 
 def test_where_no_card_can_be_used_the_refusal_says_why_of_each() -> None:

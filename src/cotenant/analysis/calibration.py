@@ -1,7 +1,7 @@
 """Compares predicted with reported and measured bytes, and learns from the differences."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
@@ -66,6 +66,23 @@ def compare(placement: Placement, report: EngineReport | None) -> tuple[Comparis
         if row.on_host and reported is not None:
             reported += row.parts
     return (*rows, Comparison(None, planned, reported))
+
+
+def as_reported(placement: Placement, report: EngineReport) -> Placement:
+    """Return a placement with the bytes that the engine reports, for one that has laid itself out.
+
+    Overheads, which no engine reports, stay as planned.
+    """
+    rows = {
+        row.device.id if row.device else None: row.reported or Parts() for row in compare(placement, report)
+    }
+    shares = tuple(
+        replace(share, parts=replace(rows[share.device.id], overhead=share.parts.overhead))
+        if share.device.id in rows
+        else share
+        for share in placement.shares
+    )
+    return replace(placement, shares=shares, host=rows[None], estimated=())
 
 
 def seen_bytes(records: Iterable[FootprintRecord]) -> Mapping[ModelOnEngine, int]:

@@ -12,7 +12,6 @@ from cotenant.cli.table import attributes
 from cotenant.domain.errors import UsageError
 from cotenant.domain.models import ModelShape
 from cotenant.domain.placements import Placement
-from cotenant.planning.advice import plan
 from cotenant.planning.describe import parts_as_json
 
 
@@ -36,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
     if path is None:
         raise UsageError("no model is given", hint="cotenant analyze --model FILE.gguf")
     given = read_plan_input(args, path)
-    result = plan(given.request, given.budgets, given.rules, given.host)
+    if args.verify and given.by_engine:
+        raise UsageError(
+            "--verify compares a plan with the engine's, and --use-fit-params leaves the plan to the engine",
+            hint="Leave one of them out.",
+        )
+    result = given.plan()
     placed = result if isinstance(result, Placement) else None
     if args.json:
         more = {"verification": placed and _verified_as_json(given, placed, args)} if args.verify else {}

@@ -15,7 +15,6 @@ from cotenant.cli.plan_input import (
 from cotenant.cli.render import device_lines, recipe_line, result_lines
 from cotenant.cli.table import print_result
 from cotenant.domain.placements import Placement, Refusal
-from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets
 from cotenant.planning.describe import budgets_as_json, plan_as_json
 
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         lines.append("Give a model to plan it: cotenant plan --model FILE")
         return print_result(args, {"devices": budgets_as_json(found)}, lines)
     given = read_plan_input(args, path)
-    result = plan(given.request, given.budgets, given.rules, given.host)
+    result = given.plan()
     if args.json:
         print_json(given, result)
     else:

@@ -12,6 +12,7 @@ from cotenant.cli.flags import (
     is_given,
     read_inventory,
     read_settings,
+    switch,
 )
 from cotenant.config.configuration import ModelDefaults
 from cotenant.config.model_file_cache import Library, ModelFile
@@ -19,10 +20,11 @@ from cotenant.config.models_dir import find_projector
 from cotenant.config.names import clean_name
 from cotenant.domain.devices import Inventory
 from cotenant.domain.errors import BadRecipe, UnsupportedModelFile, UsageError
-from cotenant.domain.models import ModelKind, Recipe, check_recipe, with_micro_batch
-from cotenant.domain.placements import Budget
+from cotenant.domain.models import ModelKind, Recipe, check_fit_params, check_recipe, with_micro_batch
+from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.profiles import recipe_values
 from cotenant.domain.settings import setting_of, settings_of
+from cotenant.planning.advice import plan
 from cotenant.planning.budgets import BudgetRules, budgets, host_budget
 from cotenant.planning.planner import PlanRequest
 
@@ -38,10 +40,12 @@ class PlanInput:
     rules: BudgetRules
     projector: Path | None
 
-    @property
-    def host(self) -> Budget | None:
-        """What may be used of host RAM besides GPUs."""
-        return host_budget(self.inventory, self.rules)
+    by_engine: bool
+
+    def plan(self) -> Placement | Refusal:
+        """Place it, also with regard to host RAM."""
+        host = host_budget(self.inventory, self.rules)
+        return plan(self.request, self.budgets, self.rules, host, by_engine=self.by_engine)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_device_options(parser)
     add_setting(parser, setting_of(ModelDefaults, "profile"))
     add_settings(parser, [*settings_of(Recipe), *settings_of(BudgetRules)])
+    switch(parser, "--use-fit-params", False, "leave layers and split to llama.cpp's own fitting")
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
@@ -73,6 +78,8 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         )
     recipe = with_micro_batch(Recipe(**{**values, **recipe_values(args.profile, given)}))
     check_recipe(recipe)
+    if args.use_fit_params:
+        check_fit_params(recipe)
     return recipe
 
 
@@ -113,6 +120,7 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
         budgets=budgets(inventory, rules),
         rules=rules,
         projector=None if projector is None else projector.path,
+        by_engine=args.use_fit_params,
     )
 
 

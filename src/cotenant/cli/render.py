@@ -81,7 +81,7 @@ def placement_lines(placement: Placement) -> Iterator[str]:
     """Draw the layer-to-device plan: a line, a bar and the parts per device."""
     yield "LAYER-TO-GPU ALLOCATION PLAN" if placement.on_gpu else "ALLOCATION PLAN"
     for share in placement.shares:
-        yield from _share_lines(share)
+        yield from _share_lines(share, "left to llama.cpp, at most" if placement.by_engine else None)
     if placement.host.total:
         on_host = placement.n_layers + 1 - placement.n_gpu_layers
         layers = f"{on_host} layers" if placement.n_gpu_layers and on_host else "input layer"
@@ -90,7 +90,7 @@ def placement_lines(placement: Placement) -> Iterator[str]:
     yield "  " + "  ".join(f"{fill} {name}" for name, fill in _FILLS.items())
     if placement.estimated:
         yield f"  estimated, not exact: {', '.join(placement.estimated)}"
-    if placement.n_gpu_layers:
+    if placement.n_gpu_layers and not placement.by_engine:
         counts = ",".join(map(str, placement.tensor_split))
         numbers = ", ".join(share.device.number for share in placement.shares)
         over = f"   (layers on {numbers}, in this order)" if len(placement.shares) > 1 else ""
@@ -131,15 +131,15 @@ def comparison_lines(rows: Sequence[Comparison], title: str) -> Iterator[str]:
         yield f"  {label:<34}{cells}{row.error_bytes / MIB:>+12,.1f}"
 
 
-def _share_lines(share: Share) -> Iterator[str]:
+def _share_lines(share: Share, layers: str | None) -> Iterator[str]:
     budget = share.budget
     free = budget.free_bytes
     if not share.used:
         yield f"  {budget.device.label}: not used"
         return
     if share.first is None or share.last is None:
-        layers = "output layer"
-    else:
+        layers = layers or "output layer"
+    elif layers is None:
         count = share.last - share.first + 1
         layers = f"{count} layer{'s' if count > 1 else ''} (#{share.first}-{share.last})"
         layers += " + output" if share.has_output else ""

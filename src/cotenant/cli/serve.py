@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotenant.cli.doctor import machine_checks
-from cotenant.cli.flags import add_setting, file_path, flag, is_given, kept_to, switch
+from cotenant.cli.flags import add_setting, file_path, flag, is_given, kept_to
 from cotenant.cli.plan_input import add_model_options, model_path, read_plan_input
 from cotenant.cli.render import (
     analysis_lines,
@@ -24,7 +24,9 @@ from cotenant.cli.render import (
 from cotenant.clock import SystemClock
 from cotenant.config.configuration import DeviceSettings, ModelDefaults, ServerSettings
 from cotenant.domain.devices import Inventory
+from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.errors import UnsupportedModelFile, UsageError
+from cotenant.domain.models import check_fit_params
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.settings import setting_of, settings_of
 from cotenant.domain.units import format_bytes, format_duration, parse_duration
@@ -65,7 +67,6 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     flag(engine, "--load-timeout", parse_duration, "10m", "TIME", "how long a model may take to load")
     add_setting(engine, setting_of(DeviceSettings, "mps"))
     add_setting(engine, setting_of(DeviceSettings, "mps_group"))
-    switch(engine, "--use-fit-params", False, "leave layers and split to llama.cpp's own fitting")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,6 +114,9 @@ def _serve_configuration(args: argparse.Namespace) -> None:
 
     def read(change: Change) -> Configuration:
         found = read_configuration(path, flags=_flags(args), library=library, unsettled=change.unsettled)
+        for entry in found.models if args.use_fit_params else ():
+            if entry.recipe.engine.traits.planning is PlanMethod.PER_LAYER:
+                check_fit_params(entry.recipe, entry.name)
         return replace(found, devices=replace(found.devices, use=allotted)) if allotted else found
 
     allotted: tuple[str, ...] = ()

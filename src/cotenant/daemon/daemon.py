@@ -99,14 +99,13 @@ class Daemon:
                 ),
             )
         )
-        self._sharing = Sharing(mps, ceilings=not options.use_fit_params)
+        self._sharing = Sharing(mps)
         rules = configuration.devices.rules
         effects = Effects(
             self._hosts,
             clock,
             lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
             options.load_timeout_s,
-            options.use_fit_params,
             self._sharing.environment,
             [self._sharing.ended],
         )

@@ -18,7 +18,6 @@ from cotenant.domain.placements import Refusal
 from cotenant.gateway.server import bind
 from cotenant.planning.advice import plan
 from cotenant.planning.budgets import budgets, host_budget
-from cotenant.planning.planner import leave_to_engine
 from cotenant.store.store import Store
 from cotenant.store.writer import Writer
 
@@ -55,10 +54,7 @@ def run(inputs: DaemonInputs, reporter: StartReporter, after_ready: AfterReady |
 def _report_plan(inputs: DaemonInputs, entry: ModelEntry, reporter: StartReporter) -> None:
     rules = inputs.configuration.devices.rules
     found, host = budgets(inputs.inventory, rules), host_budget(inputs.inventory, rules)
-    if inputs.options.use_fit_params:
-        result = leave_to_engine(entry.request, found, rules)
-    else:
-        result = plan(entry.request, found, rules, host)
+    result = plan(entry.request, found, rules, host, by_engine=inputs.options.use_fit_params)
     reporter.planned(entry, result)
     if isinstance(result, Refusal):
         raise DoesNotFit(f"{result.model} does not fit: {result.reason}", hint=_first_remedy(result))

@@ -293,6 +293,19 @@ def with_micro_batch(recipe: Recipe, kind: ModelKind = ModelKind.TEXT) -> Recipe
     return replace(recipe, n_ubatch=recipe.n_batch if kind.pools else min(recipe.n_ubatch, recipe.n_batch))
 
 
+def check_fit_params(recipe: Recipe, of: str = "") -> None:
+    """Raise BadRecipe if a recipe says what `--use-fit-params` leaves to the engine; `of` is its model."""
+    layout = [each for each in settings_of(Recipe) if each.group == "layout"]
+    own = [each for each in layout if getattr(recipe, each.name) not in (each.default, MOST_LAYERS)]
+    if own:
+        flags = (each.option.replace("--", "--no-" if each.default is True else "--", 1) for each in own)
+        raise BadRecipe(
+            f"{of and of + ': '}--use-fit-params leaves the layout to llama.cpp, and {' and '.join(flags)} "
+            f"{'sets' if len(own) == 1 else 'set'} it",
+            hint="Leave one of them out.",
+        )
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Raise BadRecipe for values that are out of range or contradict each other."""
     for each in _BOUNDED:

@@ -64,6 +64,7 @@ class Placement:
     """A model placed on devices, in planned order, with its recipe resolved to numbers.
 
     `n_gpu_layers` counts as llama.cpp does; `host` is what stays in RAM besides the devices' shares.
+    `by_engine`: the engine lays itself out; each share is the most that it may take, or what it reports.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Placement:
     host: Parts
     estimated: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    by_engine: bool = False
 
     @property
     def used_shares(self) -> tuple[Share, ...]:
@@ -82,8 +84,8 @@ class Placement:
 
     @property
     def tensor_split(self) -> tuple[int, ...]:
-        """Layers per device, one entry per device in planned order; sums to `n_gpu_layers`."""
-        return tuple(share.count for share in self.shares)
+        """Layers per device, in planned order; sums to `n_gpu_layers`. Empty if it is the engine's."""
+        return () if self.by_engine else tuple(share.count for share in self.shares)
 
     @property
     def on_gpu(self) -> bool:

@@ -19,7 +19,7 @@ from cotenant.domain.placements import Budget, Placement, Refusal, Remedy
 from cotenant.domain.units import GIB, MIB, format_bytes
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.host_memory import on_host
-from cotenant.planning.planner import PlanRequest, place
+from cotenant.planning.planner import PlanRequest, leave_to_engine, place
 
 _CONTEXT_STEP: Final = 256
 _LEAST_CONTEXT: Final = 512
@@ -45,13 +45,19 @@ _BITS_PER_WEIGHT: Final = {
 
 
 def plan(
-    request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules, host: Budget | None = None
+    request: PlanRequest,
+    budgets: Sequence[Budget],
+    rules: BudgetRules,
+    host: Budget | None = None,
+    *,
+    by_engine: bool = False,
 ) -> Placement | Refusal:
     """Place a model; a Refusal says what would fit. Raises BadSplit for a manual split.
 
-    `host` is what may be used of host RAM besides the devices, None if that is no concern.
+    `host` is what may be used of host RAM besides the devices, None if that is no concern. `by_engine` leaves
+    the layout to the engine. Raises BadRecipe if the recipe does not.
     """
-    result = on_host(place(request, budgets, rules), host)
+    result = on_host((leave_to_engine if by_engine else place)(request, budgets, rules), host)
     computed = request.recipe.engine.traits.planning is PlanMethod.PER_LAYER
     if isinstance(result, Placement) or not result.shortfalls or not computed:
         return result

@@ -36,7 +36,7 @@ def plan_as_json(result: Placement | Refusal, budgets: Sequence[Budget], n_layer
             {
                 **_budget_as_json(share.budget),
                 "planned_bytes": share.parts.total,
-                "layers": None if share.first is None else [share.first, share.last],
+                "layers": None if share.first is None or laid_out.by_engine else [share.first, share.last],
                 "parts": parts_as_json(share.parts),
             }
             for share in laid_out.shares

@@ -16,13 +16,14 @@ from cotenant.domain.models import (
     Recipe,
     SplitMode,
     SplitPolicy,
+    check_fit_params,
 )
 from cotenant.domain.placements import MAX_DEVICES, Budget, Placement, Refusal, Share, Shortfall
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import BudgetRules, left_out_warnings, overhead_bytes
 from cotenant.planning.layer_split import SPLITS, Range, SplitProblem, fill, least_fraction, only
 from cotenant.planning.manual_split import llama_counts, manual_counts
-from cotenant.planning.single_device import place_on_one_device, place_without_memory
+from cotenant.planning.single_device import lay_out_whole, place_on_one_device, place_without_memory
 from cotenant.planning.tensor_parallel import place_tensor_parallel
 
 
@@ -104,23 +105,50 @@ def _why_left_out(budgets: Sequence[Budget]) -> str:
 def leave_to_engine(
     request: PlanRequest, budgets: Sequence[Budget], rules: BudgetRules
 ) -> Placement | Refusal:
-    """Spread a model evenly, even beyond budgets, for an engine that fits itself to these devices.
+    """Return the most that an engine may take of each device which fits itself to them: all that has room.
 
-    Only an engine that is planned per layer does so; for others it is `place`.
+    It is refused if not even one layer fits. What the engine made of it is `as_reported`. Only llama.cpp does
+    so, on GPUs of this machine; for others it is `place`, with a warning. Raises BadRecipe for a recipe that
+    lays itself out.
     """
-    if request.recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
+    recipe = request.recipe
+    if recipe.engine.traits.planning is not PlanMethod.PER_LAYER:
         return place(request, budgets, rules)
+    check_fit_params(recipe)
     usable = [b for b in budgets if b.left_out is None and b.device.kind is not DeviceKind.HOST]
-    if not usable:
-        return place(request, budgets, rules)
-    usable = _groups(usable)[0]
+    if any(budget.device.described for budget in usable) or not usable:
+        planned = place(request, budgets, rules)
+        return replace(planned, warnings=(*planned.warnings, _NOTHING_TO_FIT))
+    within = place(replace(request, recipe=replace(recipe, n_gpu_layers=MOST_LAYERS)), budgets, rules)
+    if isinstance(within, Refusal):
+        return within
+    used = within.used_shares[0].budget
+    usable = next(group for group in _groups(usable) if used in group)
+    costs = Costs(request.shape, recipe, projector_bytes=request.projector_bytes)
+    whole, most = costs.parts(0, costs.n_units, many=len(usable) > 1), {}
+    for budget in usable:
+        overhead = overhead_bytes(budget.device, rules, recipe.engine)
+        part = min(1.0, (budget.budget_bytes - overhead) / whole.total)
+        if part > 0:
+            sizes = (int(part * size) for size in (whole.weights, whole.kv, whole.compute))
+            most[budget.device.id] = Parts(*sizes) + Parts(overhead=overhead)
     seen = tuple(
         budget
-        if budget.left_out is not None or budget in usable
+        if budget.left_out is not None or budget.device.id in most
         else replace(budget, budget_bytes=0, left_out="a process cannot use it together with the others")
         for budget in budgets
     )
-    return _Attempt(request, seen, rules, ()).evenly(usable)
+    warnings = (*within.warnings, _FITS_ITSELF)
+    estimated = ("weights", "kv", "compute")
+    placed = lay_out_whole(request.name, request.shape, recipe, seen, most, estimated, warnings)
+    return replace(placed, host=within.host, by_engine=True)
+
+
+_NOTHING_TO_FIT: Final = "--use-fit-params has no effect: llama.cpp fits itself only to GPUs of this machine"
+_FITS_ITSELF: Final = (
+    "layers and split are left to llama.cpp: each GPU's bytes are the most that it may take, and what it "
+    "reports replaces them once it is loaded"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +191,6 @@ class _Attempt:
             if ranges is not None:
                 return self._laid_out(usable, costs, ranges, *warning)
         return self._refusal(usable, problem)
-
-    def evenly(self, usable: list[Budget]) -> Placement:
-        """Minimise the largest fraction of a budget that is used, which may exceed 1."""
-        costs = self._costs(0)
-        return self._laid_out(usable, costs, least_fraction(self._problem(usable, costs)[0])[1])
 
     def _by_proportion(self, usable: list[Budget], costs: Costs) -> Placement | Refusal:
         layers, by_hand = costs.n_units - costs.begin, self.request.recipe.tensor_split

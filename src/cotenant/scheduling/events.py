@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from cotenant.domain.advisors import Advice
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.model_spec import ModelSpec
@@ -46,9 +47,13 @@ class LeaseReleased(Event):
 
 @dataclass(frozen=True, slots=True)
 class EngineReady(Event):
-    """An engine is ready: its model is loaded."""
+    """An engine is ready: its model is loaded.
+
+    `placement` replaces the planned one if the engine has laid itself out.
+    """
 
     residency: ResidencyId
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class Scheduler:
             case events.EngineReady():
                 residency = state.residencies.get(event.residency)
                 if residency is not None and residency.state is ResidencyState.LOADING:
-                    became_ready(state, residency, out)
+                    became_ready(state, residency, out, event.placement)
                     dispatch(state, state.models[residency.model], out)
             case events.EngineExited():
                 self._engine_exited(event, out)

@@ -74,8 +74,12 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     return residency
 
 
-def became_ready(state: State, residency: Residency, out: Outbox) -> None:
-    """Record that the engine is ready."""
+def became_ready(state: State, residency: Residency, out: Outbox, placement: Placement | None = None) -> None:
+    """Record that the engine is ready; `placement` replaces the planned one, and its claim."""
+    if placement is not None:
+        residency.placement = placement
+        residency.bytes_by_device.clear()
+        residency.bytes_by_device.update(placement_bytes(placement))
     model = state.models[residency.model]
     took_s = out.at - residency.since
     model.load_s = took_s if model.loads == 1 else (1 - _LOAD_MEMORY) * model.load_s + _LOAD_MEMORY * took_s

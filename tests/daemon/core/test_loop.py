@@ -20,7 +20,7 @@ from cotenant.daemon.core.router import FleetRouter
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, GpuProcess, Reading
 from cotenant.domain.engine_kinds import EngineKind
-from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm
+from cotenant.domain.engines import Endpoint, EngineBuild, EngineEnd, EngineForm, EngineReport, ReportedDevice
 from cotenant.domain.errors import (
     DoesNotFit,
     EngineLoadFailed,
@@ -30,6 +30,7 @@ from cotenant.domain.errors import (
     WaitTimeout,
 )
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.models import Parts as MemoryParts
 from cotenant.domain.models import Recipe
 from cotenant.domain.residencies import TicketId
 from cotenant.domain.units import GIB, MIB
@@ -53,7 +54,8 @@ class Engine:
     pid = 4242
     build = EngineBuild(EngineKind.LLAMA_CPP, EngineForm.SERVER, "engine", "1")
 
-    def __init__(self, name: str, *, fails: bool) -> None:
+    def __init__(self, name: str, *, fails: bool, report: EngineReport | None = None) -> None:
+        self.told = report
         self.log_path = Path(f"{name}.log")
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
@@ -71,8 +73,8 @@ class Engine:
     async def busy_slots(self) -> int:
         return 0
 
-    def report(self) -> None:
-        return None
+    def report(self) -> EngineReport | None:
+        return self.told
 
     async def stop(self, grace_s: float) -> None:
         self.ready.set()
@@ -80,13 +82,14 @@ class Engine:
 
 
 class Host:
-    def __init__(self, *, at_once: bool, fails: bool) -> None:
+    def __init__(self, *, at_once: bool, fails: bool, report: EngineReport | None = None) -> None:
+        self.report = report
         self.at_once = at_once
         self.fails = fails
         self.engines: list[Engine] = []
 
     async def start(self, order) -> Engine:
-        engine = Engine(order.name, fails=self.fails)
+        engine = Engine(order.name, fails=self.fails, report=self.report)
         if self.at_once:
             engine.ready.set()
         self.engines.append(engine)
@@ -111,7 +114,12 @@ class Parts:
 
 
 def fleet(
-    *sizes_mib: int, at_once: bool = True, fails: bool = False, host: Host | None = None, **settings: object
+    *sizes_mib: int,
+    at_once: bool = True,
+    fails: bool = False,
+    host: Host | None = None,
+    use_fit_params: bool = False,
+    **settings: object,
 ) -> tuple[Parts, Host]:
     clock = SystemClock()
     rules = SchedulerSettings(min_residency_s=0.0, **settings)  # type: ignore[arg-type]
@@ -137,7 +145,7 @@ def fleet(
         )
         for i, size in enumerate(sizes_mib)
     ]
-    specs = tuple(spec_of(entry, RULES, 0.0) for entry in entries)
+    specs = tuple(spec_of(entry, RULES, 0.0, use_fit_params=use_fit_params) for entry in entries)
     loop.serve(entries, ModelsChanged(clock.now(), specs))
     return Parts.on(loop), host
 
@@ -154,6 +162,30 @@ async def test_a_cold_model_is_loaded_for_the_first_that_asks_and_serves_all_nam
     assert again is not None
     with pytest.raises(UnknownModel, match="served"):
         daemon.router.try_lease("other")
+    await daemon.loop.stop(0)
+
+
+async def test_an_engine_that_lays_itself_out_claims_the_card_while_it_loads_and_then_what_it_reports() -> (
+    None
+):
+    card = MemoryParts(weights=300 * MIB, kv=8 * MIB, compute=4 * MIB)
+    in_ram = MemoryParts(weights=2700 * MIB)
+    rows = ReportedDevice("CUDA0", None, card), ReportedDevice("CPU", None, in_ram, on_host=True)
+    host = Host(at_once=False, fails=False, report=EngineReport(rows))
+    daemon, _ = fleet(3000, 100, host=host, use_fit_params=True)
+    ledger = daemon.loop.scheduler.state.ledger
+    waiting = asyncio.create_task(daemon.router.lease("m0"))
+    await until(lambda: bool(host.engines))
+    assert GIB - 10 <= ledger.claimed_bytes(DeviceId("GPU-0")) <= GIB, "it may take all that has room"
+    host.engines[0].ready.set()
+    (await waiting).release()
+    assert ledger.claimed_bytes(DeviceId("GPU-0")) == card.total
+    (running,) = daemon.loop.effects.running.values()
+    assert running.placement.host == in_ram
+    second = asyncio.create_task(daemon.router.lease("m1"))
+    await until(lambda: len(host.engines) == 2)
+    host.engines[1].ready.set()
+    (await second).release()
     await daemon.loop.stop(0)
 
 

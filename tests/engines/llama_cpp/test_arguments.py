@@ -80,7 +80,7 @@ def test_fitting_leaves_layers_to_the_engine_and_keeps_the_reserve() -> None:
             order.placement.shares, (1024, 2048, 512), (None, None, "too small"), strict=True
         )
     ]
-    order = replace(order, use_fit_params=True, placement=replace(order.placement, shares=tuple(shares)))
+    order = replace(order, placement=replace(order.placement, shares=tuple(shares), by_engine=True))
     arguments = arguments_for(order, FACTS, 1)
     assert (arguments.fit, arguments.n_gpu_layers, arguments.tensor_split) == (True, None, ())
     assert arguments.fit_margins_mib == (1024, 2048)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cotenant.analysis.calibration import as_reported
 from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
@@ -90,7 +91,6 @@ class Effects:
     clock: Clock
     cpu_fallback: CpuFallback
     load_timeout_s: float
-    use_fit_params: bool = False
     environment: SharedEnvironment = _nothing_shared
     end_listeners: list[Callable[[ResidencyId], None]] = field(default_factory=list)
     running: dict[ResidencyId, Running] = field(default_factory=dict)
@@ -190,7 +190,6 @@ class Effects:
             entry.shape.kind,
             carried_out,
             projector_path=entry.projector_path,
-            use_fit_params=self.use_fit_params,
             env={**shared, **entry.env},
             args=entry.args,
             launch=entry.launch,
@@ -201,6 +200,9 @@ class Effects:
         await engine.wait_ready(self.load_timeout_s)
         running.placement = carried_out
         running.report = engine.report()
+        laid_out = None
+        if carried_out.by_engine and running.report is not None:
+            laid_out = running.placement = as_reported(carried_out, running.report)
         running.slot_reaper = AbandonedSlotReaper(engine, running.in_flight)
-        running.post(EngineReady(self.clock.now(), residency))
+        running.post(EngineReady(self.clock.now(), residency, laid_out))
         return await engine.wait_exit()

@@ -90,14 +90,13 @@ class _Group:
 class Sharing:
     """Decides which devices engines share through MPS, and keeps the daemons for it.
 
-    `listeners` are called when the result of `admissions` may have changed. Without `ceilings`
-    nothing limits the memory of an engine. Daemons that already run are used, and never stopped.
+    `listeners` are called when the result of `admissions` may have changed. Daemons that
+    already run are used, and never stopped.
     """
 
-    def __init__(self, rules: MpsRules, *, ceilings: bool = True) -> None:
+    def __init__(self, rules: MpsRules) -> None:
         self._rules = rules
         self.listeners: list[Callable[[], None]] = []
-        self._ceilings = ceilings
         found = rules.found
         self._groups: dict[str, _Group] = {}
         self._adopted = {f"found-{number}": each for number, each in enumerate(found) if not each.problem}
@@ -142,7 +141,8 @@ class Sharing:
         except MpsError as error:
             self._fall_back(group, error)
             raise
-        margin = entry.mps_margin_bytes if self._ceilings else None
+        # An engine that lays itself out fits itself to the card.
+        margin = None if placement.by_engine else entry.mps_margin_bytes
         ceilings = [] if margin is None else [share.parts.total + margin for share in shares]
         return directories.client_variables(entry.name, ceilings, entry.mps_threads_percent)
 

@@ -113,7 +113,7 @@ def visible_devices(order: EngineOrder) -> tuple[Device, ...]:
     """
     if runs_on_described(order.placement):
         return ()
-    shares = fit_shares(order.placement) if order.use_fit_params else order.placement.used_shares
+    shares = fit_shares(order.placement) if order.placement.by_engine else order.placement.used_shares
     return tuple(share.device for share in shares if share.device.kind is not DeviceKind.HOST)
 
 

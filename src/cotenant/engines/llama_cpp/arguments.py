@@ -62,7 +62,7 @@ def arguments_for(order: EngineOrder, facts: HostFacts, port: int) -> LlamaArgum
     placement, recipe = order.placement, order.placement.recipe
     devices = visible_devices(order)
     use_gpu = bool(devices) and placement.n_gpu_layers > 0
-    fit = order.use_fit_params and use_gpu
+    fit = placement.by_engine and use_gpu
     blocks_on_host = not use_gpu or fit or placement.n_gpu_layers <= placement.n_layers
     split = tuple(s.count for s in placement.used_shares if s.device.kind is not DeviceKind.HOST)
     split_mode = recipe.split_mode if fit or (use_gpu and len(devices) > 1) else SplitMode.NONE

@@ -40,7 +40,7 @@ def rehearse(build: EngineBuild, order: EngineOrder, *, timeout_s: float = DEFAU
     GPUs do not exist: a placement on them is rehearsed in host RAM, and the report has only that row. Raises
     EngineMissing, EngineLoadFailed or EngineLoadTimeout.
     """
-    plain = replace(order, projector_path=None, use_fit_params=False)
+    plain = replace(order, projector_path=None)
     arguments = arguments_for(plain, read_host_facts(), _ANY_PORT)
     plan = llama_plan(build, plain, replace(arguments, fit=True, verbosity=_TRACE_VERBOSITY))
     argv, env = host_command(plan)
