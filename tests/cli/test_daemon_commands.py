@@ -120,7 +120,7 @@ def test_orders_are_carried_out_and_say_how_the_model_stands(operator, capsys):
     assert operator.calls == ["load cold", "statuses", "unload org/llama", "statuses", "statuses", "statuses"]
     assert capsys.readouterr().out.splitlines() == [
         "cold is ready",
-        "org/llama is unloaded",
+        "org/llama is unloaded and pinned: its next load stays (`cotenant pin --off` ends that)",
         "cold is pinned (ready)",
         "org/llama is not pinned (unloaded)",
     ]

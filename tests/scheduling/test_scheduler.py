@@ -369,6 +369,24 @@ def test_the_operator_loads_unloads_and_pins() -> None:
         bench.send(events.LoadAsked(0, "z"))
 
 
+def test_an_operators_unload_keeps_the_pin_and_loads_nothing_again() -> None:
+    """Its next load stays. An engine that dies before its unload is not loaded for the pin."""
+    bench = one_card(model("a", 10, pinned=True), model("b", 20))
+    (ticket,) = bench.load("a")
+    bench.send(events.UnloadAsked(bench.now, "a"))
+    bench.done(ticket)
+    bench.gone("a")
+    assert "it is pinned, so its next load stays" in bench.told(DecisionKind.UNLOAD, "a")[-1]
+    assert "a" not in bench.loading
+    (ticket,) = bench.load("a")
+    bench.wait(100)
+    bench.ask("b")
+    assert "a" not in bench.stopping
+    bench.send(events.UnloadAsked(bench.now, "a"))
+    bench.die("a")
+    assert "a" not in bench.loading
+
+
 def test_an_operators_unload_cuts_requests_that_outlast_its_grace() -> None:
     bench = one_card(model("a", 10, slots=2), unload_grace_s=30.0)
     quick, slow = bench.load("a", requests=2)

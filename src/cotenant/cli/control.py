@@ -48,7 +48,8 @@ def _load(args: argparse.Namespace) -> int:
 
 def _unload(args: argparse.Namespace) -> int:
     status = _order(args, "unload")
-    print(f"{status['name']} is {status['state']}")
+    stays = " and pinned: its next load stays (`cotenant pin --off` ends that)" if status["pinned"] else ""
+    print(f"{status['name']} is {status['state']}{stays}")
     return 0
 
 

@@ -82,8 +82,9 @@ class Scheduler:
                 model.retry_at, model.last_used = 0.0, event.at
             case events.UnloadAsked():
                 model = state.model(event.model)
-                model.wanted, model.pinned = "", False
-                why = "unloaded: the operator asked for it"
+                model.wanted = ""
+                stays = "; it is pinned, so its next load stays" if model.pinned else ""
+                why = f"unloaded: the operator asked for it{stays}"
                 unload_when_idle(state, state.residency_of(model), out, UnloadReason.OPERATOR, why)
             case events.PinAsked():
                 self._pin_asked(event, out)
@@ -183,7 +184,7 @@ class Scheduler:
                 model.failures = 0
             served = residency.in_flight > 0
             self._failed(model, event, out, served=served, reason=UnloadReason.ENGINE_DIED.value)
-            if model.stays and not self.state.stopping:
+            if model.stays and residency.pending_unload is None and not self.state.stopping:
                 model.wanted = "its engine has died, and it is to stay loaded"
         exited(self.state, residency, out)
 
