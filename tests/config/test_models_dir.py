@@ -34,6 +34,39 @@ def test_models_are_found_in_the_folder_and_some_levels_down(models: Path, tiny:
     assert found == ["tiny.gguf", "a/x.gguf", "b/x.gguf", "a/2/x.gguf", "a/2/3/x.gguf", "a/2/3/4/x.gguf"]
 
 
+@pytest.mark.parametrize("inner", ["", "publisher/repository"])
+def test_an_empty_folder_where_models_were_is_no_reading_as_of_a_disk_that_is_away(
+    models: Path, tiny: Path, inner: str
+) -> None:
+    """A mount point without its mount is another folder, and empty."""
+    library, place = Library(), models / inner
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "x.gguf").hardlink_to(tiny)
+    before = read_folder(models, library)
+    mount = models / inner.partition("/")[0]
+    away = mount.rename(models.parent / "away")
+    mount.mkdir()
+    for _ in range(2):
+        with pytest.raises(OSError, match=f"an empty folder is where {mount} was"):
+            read_folder(models, library)
+    mount.rmdir()
+    away.rename(mount)
+    assert read_folder(models, library) == before
+    # Files that are deleted are gone.
+    (place / "x.gguf").unlink()
+    assert "x.gguf" not in names(read_folder(models, library))
+    assert "x.gguf" not in names(read_folder(models, library))
+
+
+def test_another_folder_with_models_takes_the_place_of_one(models: Path, tiny: Path) -> None:
+    library = Library()
+    read_folder(models, library)
+    models.rename(models.parent / "away")
+    models.mkdir()
+    (models / "other.gguf").hardlink_to(models.parent / "away" / "tiny.gguf")
+    assert names(read_folder(models, library)) == ["other.gguf"]
+
+
 def test_folders_as_lm_studio_and_the_hub_lay_them_out_and_capitals(models: Path, tiny: Path) -> None:
     (models / "publisher" / "repository").mkdir(parents=True)
     (models / "publisher" / "repository" / "MODEL.GGUF").hardlink_to(tiny)

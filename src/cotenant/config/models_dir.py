@@ -1,5 +1,6 @@
 """The models in a folder: every GGUF file in it and in the folders below it, a few levels down."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Sequence, Set
@@ -55,10 +56,18 @@ def read_folder(
     """Read every model in a folder. `unsettled` are files still being written: new ones wait.
 
     Folders up to `depth` levels below it are read, too. An unusable file is a Problem, never an error. Raises
-    OSError if the folder itself cannot be read.
+    OSError if the folder itself cannot be read, or if another folder without models is where it, or one below
+    it, was: so it is where a disk is not mounted any more.
     """
     problems: list[Problem] = []
     paths = dict.fromkeys(Path(path) for path in gguf_files(str(folder), problems, depth))
+    if depth:
+        holding = {above for path in paths for above in path.parents if above.is_relative_to(folder)}
+        for known, identity in library.folders.items():
+            gone = known.is_relative_to(folder) and known not in holding and known.is_dir()
+            if gone and _identity(known) != identity:
+                raise OSError(errno.ENODEV, f"an empty folder is where {known} was", str(known))
+        library.folders = {each: _identity(each) for each in holding}
     opened: list[ModelFile] = []
     # Revisions in the hub's cache link to one file, and links of folders may lead to it twice.
     seen: set[tuple[str, str]] = set()
@@ -82,6 +91,11 @@ def read_folder(
         found += paired
         problems += _unpaired(paired, projectors)
     return Catalogue(tuple(found), tuple(problems))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def gguf_files(folder: str, problems: list[Problem] | None = None, deepest: int = DEPTH) -> Iterator[str]:

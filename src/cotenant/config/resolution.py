@@ -273,7 +273,8 @@ class _Resolution:
             return read_folder(models_dir, self._library, self._unsettled)
         except OSError as error:
             what = f"{models_dir} cannot be read: {error.strerror}"
-            self._report(("models_dir",), what, "Give a folder of GGUF files.")
+            hint = "Give a folder of GGUF files, and mount its disk; a restart accepts an empty one."
+            self._report(("models_dir",), what, hint)
             return Catalogue()
 
     def _from_folder(
