@@ -162,6 +162,19 @@ async def test_a_container_that_cannot_be_created_says_why_by_its_cause(tmp_path
     assert "nvidia-ctk runtime configure --runtime=docker" in told.value.hint
 
 
+async def test_a_docker_that_does_not_answer_is_told_as_that(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        "#!/bin/sh\necho 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock.' >&2; exit 1\n"
+    )
+    docker.chmod(0o755)
+    launcher = ContainerLauncher(LauncherKind.DOCKER, str(docker), IMAGE, user=ORDINARY)
+    with pytest.raises(EngineLoadFailed, match="Cannot connect to the Docker daemon") as told:
+        await launched(launcher, replace(plan(), reads=()), tmp_path / "log")
+    assert "systemctl start docker" in told.value.hint
+    assert "pull" not in told.value.hint
+
+
 @pytest.fixture
 def docker_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ContainerBed]:
     bed = container_bed()

@@ -64,6 +64,29 @@ def test_an_image_that_is_not_there_is_told_with_the_command_that_fetches_it(fol
     assert "docker pull x" in told.value.hint
 
 
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        (
+            "Cannot connect to the Docker daemon at unix:///run/docker.sock. Is the docker daemon running?",
+            "systemctl start docker",
+        ),
+        (
+            "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock",
+            "docker",
+        ),
+    ],
+)
+def test_a_docker_that_does_not_answer_is_not_told_as_a_missing_image(
+    folder: Path, said: str, hint: str
+) -> None:
+    (folder / "docker").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    with pytest.raises(EngineMissing, match="docker cannot look for x") as told:
+        image_build(terms("x"))
+    assert hint in told.value.hint
+    assert "pull" not in told.value.hint
+
+
 def test_an_image_without_a_server_names_what_was_tried(folder: Path) -> None:
     (folder / "id").write_text("sha256:1")
     (folder / "docker").write_text(DOCKER.format(folder=folder).replace("/app/", "/opt/"))

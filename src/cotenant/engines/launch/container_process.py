@@ -79,7 +79,7 @@ class ContainerProcess(ChildProcess):
             found = diagnose(1, why)
             raise EngineLoadFailed(
                 f"{job.model} could not be loaded: no container could be started: {why}",
-                hint=found.remedy if found.cause is Cause.DEVICE_MISSING else job.hint,
+                hint=job.hint if found.cause is Cause.UNKNOWN else found.remedy,
                 cause=found.cause,
             )
         return process

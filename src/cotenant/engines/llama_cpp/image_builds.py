@@ -10,7 +10,9 @@ from typing import Final
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import EngineBuild, EngineForm
 from cotenant.domain.errors import EngineMissing
+from cotenant.domain.exit_causes import Cause
 from cotenant.domain.launching import LauncherKind, LaunchOptions
+from cotenant.engines.diagnosis.diagnosis import diagnose
 from cotenant.engines.launch import container_supervisor
 from cotenant.engines.launch.launchers import LAUNCHERS, kind_of, program_of
 from cotenant.engines.launch.plan import ImageLauncher
@@ -47,6 +49,9 @@ def _identity(kind: LauncherKind, program: str, image: str) -> str:
         return f"{stat.st_mtime_ns}-{stat.st_size}"
     found = run_program([program, "image", "inspect", "--format", "{{.Id}}", image], _ANSWERS_WITHIN_S)
     if not found.ok:
+        known = diagnose(1, found.reason)
+        if found.problem is not None or known.cause is not Cause.UNKNOWN:
+            raise EngineMissing(f"{kind} cannot look for {image}: {found.reason}", hint=known.remedy)
         raise EngineMissing(
             f"{kind} has no image {image}: {found.reason}",
             hint=f"Run `{kind} pull {image}`, or correct `image:`.",
