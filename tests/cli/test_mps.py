@@ -83,6 +83,16 @@ def test_a_second_start_is_refused(run: Run) -> None:
     assert "error: an MPS daemon runs for these cards already, as process " in err
 
 
+def test_a_card_gets_no_second_daemon(run: Run, folder: Path) -> None:
+    run("start", "--devices", "0,1")
+    status, _, err = run("start", "--devices", "1,2")
+    assert status == 1
+    assert "error: an MPS daemon runs for GPU-bbbb already, as process " in err
+    assert run("start", "--devices", "1")[0] == 1
+    assert len(json.loads(run("status", "--json")[1])["daemons"]) == 1
+    assert run("start", "--devices", "2")[0] == 0
+
+
 def test_a_daemon_in_use_is_ended_by_force_only(run: Run, folder: Path) -> None:
     started = json.loads(run("start", "--json")[1])
     user = client(Path(started["pipe"]), COTENANT_MODEL="llama", CUDA_MPS_ACTIVE_THREAD_PERCENTAGE="25")
@@ -94,6 +104,7 @@ def test_a_daemon_in_use_is_ended_by_force_only(run: Run, folder: Path) -> None:
         status, _, err = run("stop")
         assert status == 1
         assert f"1 clients use the MPS daemon at {started['pipe']}: llama ({user.pid})" in err
+        assert "--force" in err
         assert json.loads(run("stop", "--force", "--within", "1s", "--json")[1])["ended"]
         assert not mps_processes(folder / "s")
     finally:
@@ -126,11 +137,20 @@ def test_described_cards_are_refused(run: Run, folder: Path, action: str) -> Non
     assert not mps_processes(folder / "s")
 
 
-def test_without_a_control_program_every_action_says_so(
+def test_without_a_control_program_orders_are_refused_and_what_is_seen_is_told(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pid = json.loads(run("start", "--json")[1])["pid"]
     monkeypatch.setenv(VARIABLE, "/nonexistent/mps")
-    for action in ("start", "stop", "status", "logs"):
+    status, out, _ = run("status")
+    assert status == 0
+    assert f"process {pid}, Cotenant’s\n  cards: GPU-aaaa, GPU-bbbb\n" in out
+    assert "its servers and clients are not known: COTENANT_MPS_CONTROL names /nonexistent/mps" in out
+    assert "Start; cards GPU-aaaa,GPU-bbbb" in run("logs")[1]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not mps_processes(folder / "s"))
+    assert "not running" in run("status")[1]
+    for action in ("start", "stop"):
         status, _, err = run(action)
         assert status == 1
         assert "COTENANT_MPS_CONTROL names /nonexistent/mps, which cannot be run" in err

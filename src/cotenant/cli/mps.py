@@ -89,7 +89,7 @@ def _stop(args: argparse.Namespace) -> int:
     from cotenant.hardware.mps.daemon import remove_orphans, stop_manually
     from cotenant.hardware.mps.directories import MpsDirectories
 
-    ended: list[dict[str, object]] = []
+    program, ended = _program(), list[dict[str, object]]()
     for status in (each for each in _selected(args) if each.ours):
         directories = MpsDirectories(status.pipe, status.log)
         if not status.running:
@@ -102,7 +102,7 @@ def _stop(args: argparse.Namespace) -> int:
                     f"{len(clients)} clients use the MPS daemon at {status.pipe}: {names}",
                     hint="Unload them first, or give --force to end them too.",
                 )
-            stop_manually(MpsControl(_program(), directories), args.within)
+            stop_manually(MpsControl(program, directories), args.within)
         ended.append({"pipe": str(status.pipe), "pid": status.pid})
         if not args.json:
             done = f"Ended process {status.pid}" if status.running else "Removed leftovers"
@@ -159,9 +159,10 @@ def _cards_to_share(inventory: Inventory, *, named: bool) -> list[Device]:
 
 def _selected(args: argparse.Namespace) -> list[DaemonStatus]:
     from cotenant.daemon.core.settings import state_dir
+    from cotenant.hardware.mps.control import find_program
     from cotenant.hardware.mps.discovery import daemon_statuses
 
-    statuses = [*daemon_statuses(_program(), state_dir(), os.environ)]
+    statuses = [*daemon_statuses(find_program(os.environ), state_dir(), os.environ)]
     if not args.devices:
         return statuses
     named = [str(device.id) for device in read_inventory(args).devices]
@@ -191,7 +192,7 @@ def _as_text(statuses: Sequence[DaemonStatus]) -> Iterator[str]:
                     f"memory {client.memory or 'unlimited'}, "
                     f"SMs {f'{client.threads} %' if client.threads else 'all'}"
                 )
-        if status.running and not status.servers:
+        if status.running and not status.servers and not status.problem:
             yield "  no server: it starts with the first client"
 
 

@@ -35,10 +35,11 @@ def no_program(environ: Mapping[str, str]) -> MpsMissing:
 class MpsControl:
     """Gives commands to one control daemon, each by a run of the control program. All raise MpsFailed.
 
+    `program` is None where there is none: then each raises MpsMissing.
     Every call takes milliseconds to seconds: not for the thread of an event loop.
     """
 
-    program: Path
+    program: Path | None
     directories: MpsDirectories
 
     def answers(self) -> bool:
@@ -69,6 +70,8 @@ class MpsControl:
 
     def ask(self, command: str, *, answers_within_s: float = 5.0) -> str:
         """Give one command and return what is printed."""
+        if self.program is None:
+            raise no_program(os.environ)
         env = {**os.environ, **self.directories.variables()}
         done = run_program([str(self.program)], answers_within_s, input_text=f"{command}\n", env=env)
         if done.problem is not None:

@@ -16,7 +16,7 @@ from cotenant.domain.errors import MpsFailed
 from cotenant.domain.units import format_duration
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import MpsDirectories
-from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon, is_of_mps, kill_orphans
+from cotenant.hardware.mps.discovery import FoundDaemon, find_daemon, find_daemons, is_of_mps, kill_orphans
 from cotenant.programs.run import run_program
 
 READY_WITHIN_S: Final = 20.0
@@ -220,15 +220,18 @@ def _said(directories: MpsDirectories) -> str:
 
 
 def start_manually(program: Path, directories: MpsDirectories, cards: Sequence[str]) -> FoundDaemon:
-    """Start a daemon in the background for these cards (UUIDs). Raises MpsFailed, also if one runs."""
+    """Start a daemon in the background for these cards (UUIDs). Raises MpsFailed, also if one has a card."""
+    for running in find_daemons(program, directories.pipe.parents[2], os.environ):
+        theirs = cards if running.cards is None else running.cards
+        shared = [card for card in cards if card.startswith(tuple(theirs))]
+        if shared:
+            which = "these cards" if len(shared) == len(cards) else ", ".join(shared)
+            raise MpsFailed(
+                f"an MPS daemon runs for {which} already, as process {running.pid}",
+                hint="See `cotenant mps status`; `cotenant mps stop` ends one of Cotenant's.",
+            )
     directories.create(cards)
     control = MpsControl(program, directories)
-    running = find_daemon(control)
-    if running is not None:
-        raise MpsFailed(
-            f"an MPS daemon runs for these cards already, as process {running.pid}",
-            hint="See `cotenant mps status`.",
-        )
     lock = directories.try_lock()
     if lock is None:
         raise MpsFailed(

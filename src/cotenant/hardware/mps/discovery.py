@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cotenant.domain.devices import Device
-from cotenant.domain.errors import MpsFailed
+from cotenant.domain.errors import MpsError
 from cotenant.hardware.mps.control import MpsControl
 from cotenant.hardware.mps.directories import (
     MEMORY_VARIABLE,
@@ -47,7 +47,7 @@ class FoundDaemon:
         return self.cards is None or any(device.id.startswith(card) for card in self.cards)
 
 
-def find_daemons(program: Path, state_dir: Path, environ: Mapping[str, str]) -> Iterator[FoundDaemon]:
+def find_daemons(program: Path | None, state_dir: Path, environ: Mapping[str, str]) -> Iterator[FoundDaemon]:
     """Yield those in Cotenant's own directories, then the one that clients find by default.
 
     Asks each daemon, so do not call it in the thread of an event loop.
@@ -59,9 +59,12 @@ def find_daemons(program: Path, state_dir: Path, environ: Mapping[str, str]) -> 
 
 
 def find_daemon(control: MpsControl) -> FoundDaemon | None:
-    """Return the daemon that listens in these directories; None if none answers."""
+    """Return the daemon that listens in these directories; None if none answers.
+
+    Without a program to ask it, a daemon is one that the PID file names, if that runs.
+    """
     pid = control.directories.recorded_pid()
-    if pid is None or not control.answers():
+    if pid is None or not (is_of_mps(pid) if control.program is None else control.answers()):
         return None
     known = pid if is_of_mps(pid) else None
     visible = (variables_of(pid) or {}).get("CUDA_VISIBLE_DEVICES") if known else None
@@ -157,7 +160,9 @@ class DaemonStatus:
     problem: str | None = None
 
 
-def daemon_statuses(program: Path, state_dir: Path, environ: Mapping[str, str]) -> Iterator[DaemonStatus]:
+def daemon_statuses(
+    program: Path | None, state_dir: Path, environ: Mapping[str, str]
+) -> Iterator[DaemonStatus]:
     """Yield the daemons that answer, then our directories without a daemon where something is left."""
     answering = set()
     for found in find_daemons(program, state_dir, environ):
@@ -185,8 +190,8 @@ def _servers(control: MpsControl) -> tuple[tuple[ServerStatus, ...], str | None]
             ServerStatus(server, control.server_status(server), tuple(map(_client, control.clients(server))))
             for server in control.servers()
         ), None
-    except MpsFailed as error:
-        return (), error.message
+    except MpsError as error:
+        return (), f"its servers and clients are not known: {error.message}"
 
 
 def _client(pid: int) -> ClientStatus:
