@@ -76,6 +76,20 @@ def test_a_choice_made_while_the_page_computes_an_earlier_one_is_kept(browser, s
             expect(gpu(page, service).locator("option:checked")).to_contain_text("GPU 0")
 
 
+def test_a_save_is_shown_though_the_page_still_computed_a_choice(browser, site):
+    with site.daemon() as daemon, tab(browser, daemon.address()) as look:
+        page = look.open("/gpu-configuration")
+        preview, save = (f"**/ui/fragments/gpu-configuration{path}" for path in ("", "/save"))
+        for path in (preview, save):
+            page.route(path, lambda held: None)
+        gpu(page, "ai-clip").select_option("0")
+        with page.expect_request(save):
+            page.get_by_role("button", name="Save", exact=True).click()
+        for path in (preview, save):
+            page.unroute(path)
+        expect(page.locator("#gpu-form")).to_have_attribute("data-base", "1")
+
+
 def test_what_another_browser_saves_is_noticed_and_not_overwritten_unasked(browser, site):
     with (
         site.daemon() as daemon,

@@ -23,9 +23,10 @@ let sent = "";
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (event.detail.elt === form()) sent = values();
 });
-// A choice made while the form was under way is not in its reply; the form is sent again and brings it.
+// What was chosen, saved or applied while the form was under way is not in its reply.
 document.addEventListener("htmx:beforeSwap", (event) => {
-  if (event.detail.requestConfig.elt === form() && values() !== sent) event.detail.shouldSwap = false;
+  const { elt } = event.detail.requestConfig;
+  if (elt.id === "gpu-form" && (elt !== form() || values() !== sent)) event.detail.shouldSwap = false;
 });
 
 let previewed = false;
