@@ -16,6 +16,9 @@ FAR = ["far", "far-pinned"]
 """Models of other servers, which take no memory here."""
 
 NAMES = ["a", "b", "c", "wide", "huge", *FAR]
+FEASIBLE = [name for name in NAMES if name != "huge"]
+SERVED_AGAIN_WITHIN_S = 900
+"""The longest pause after failures, three times `overdue_s`, and the turns of the others."""
 FOR_ROOM = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED, UnloadReason.DEVICE_LOST)
 
 
@@ -183,26 +186,46 @@ class Machine(RuleBasedStateMachine):
             assert state.loaded_count() <= self.max_loaded
 
     def teardown(self) -> None:
-        """Let everything go well from here on: every wait must end, and nothing may be left behind."""
+        """Let everything go well from here on: every wait must end, and whatever fits is served (law 7)."""
         if not hasattr(self, "bench"):
             return
         bench = self.bench
         bench.read(*self.cards, live=self.live, admits=self.admits)
         for _ in range(200):
-            for name in sorted(bench.stopping):
-                bench.gone(name)
-            for name in sorted(bench.loading):
-                bench.ready(name)
-            for ticket in sorted(bench.granted):
-                bench.done(ticket)
-                self.left += 1
+            self.all_goes_well()
             if not bench.state.tickets:
                 break
-            bench.wait(5)
-            held = {} if self.live else None
-            bench.read(*self.cards, live=self.live, engine_bytes=held, admits=self.admits)
         self.laws_hold()
         assert not bench.state.tickets, "somebody still waits though everything goes well"
+        for name in NAMES:
+            bench.send(events.PinAsked(bench.now, name, pinned=False))
+        for name in FEASIBLE:
+            self.is_served_again(name)
+
+    def all_goes_well(self) -> None:
+        bench = self.bench
+        for name in sorted(bench.stopping):
+            bench.gone(name)
+        for name in sorted(bench.loading):
+            bench.ready(name)
+        for ticket in sorted(bench.granted):
+            bench.done(ticket)
+            self.left += 1
+        bench.wait(5)
+        bench.read(*self.cards, live=self.live, engine_bytes={} if self.live else None, admits=self.admits)
+
+    def is_served_again(self, name: str) -> None:
+        """Ask for a model, and come back when a refusal says."""
+        bench, since, left = self.bench, self.bench.now, self.left
+        ticket = self.ask(name, 0, SERVED_AGAIN_WITHIN_S)
+        while self.left == left:
+            if ticket in bench.refused:
+                again_s = bench.refused[ticket].retry_after_s
+                assert again_s is not None, f"{bench.refused[ticket]} does not say when to come back"
+                bench.wait(again_s)
+                ticket = self.ask(name, 0, SERVED_AGAIN_WITHIN_S)
+            self.all_goes_well()
+            assert bench.now - since < SERVED_AGAIN_WITHIN_S, f"{name} is served no more"
 
 
 Machine.TestCase.settings = settings(max_examples=600, stateful_step_count=60, deadline=None)

@@ -1,7 +1,7 @@
 """Worlds drawn by a seed, in which everything may go wrong; the scheduler's laws must hold in all of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
@@ -26,6 +26,7 @@ ALL_FAULTS = Faults(
     slow_load=0.1,
     failed_load=0.08,
     death=0.2,
+    hang=0.1,
     slow_end=0.15,
     late_memory=0.2,
     lost_memory=0.05,
@@ -39,7 +40,7 @@ class SimulationFailure(AssertionError):
     """A law or a promise did not hold: the message names the seed, and tells the last steps."""
 
 
-@dataclass(slots=True)
+@dataclass
 class SeededWorld:
     """A world, its seed, and the bound on the wait of any request if nothing goes wrong."""
 
@@ -47,20 +48,26 @@ class SeededWorld:
     world: World
     faults: Faults
     wait_bound_s: float
-    ends_by_s: float
+    last_at_s: float
+
+    @property
+    def ends_by_s(self) -> float:
+        """When the last request has ended at the latest."""
+        return self.last_at_s + self.wait_bound_s + 2 * _LONGEST_SERVICE_S
 
     def run(self) -> World:
         """Run to the end of the last request. Raises SimulationFailure."""
         try:
             self.world.run(until=self.ends_by_s)
-            self._end()
+            self.check_end()
         except Exception as fault:
             timeline = self.world.timeline
             told = "\n".join(timeline.lines()) if timeline else ""
             raise SimulationFailure(f"seed {self.seed}: {type(fault).__name__}: {fault}\n{told}") from fault
         return self.world
 
-    def _end(self) -> None:
+    def check_end(self) -> None:
+        """Check that nothing is left. Raises ContractViolation."""
         state = self.world.scheduler.state
         if state.tickets or state.leases or self.world.open_requests:
             raise ContractViolation(
@@ -83,12 +90,17 @@ class SeededWorld:
             raise ContractViolation(f"law 6: {client} waited {wait:.0f} s of {self.wait_bound_s:.0f} s")
 
 
-def seeded_world(seed: int, faults: Faults, *, requests: int = 50) -> SeededWorld:
-    """Draw cards, models, requests and what befalls them."""
+def seeded_world(seed: int, faults: Faults, *, requests: int = 50, feasible: bool = False) -> SeededWorld:
+    """Draw cards, models, requests and what befalls them; if `feasible`, all fit, as planned."""
     rng = Random(seed)
     cards = [card(index, rng.choice([12, 16, 24]) * _GB) for index in range(rng.choice([1, 2, 2, 3]))]
     smallest, largest = (sorted(c.total_bytes or 0 for c in cards)[i] for i in (0, -1))
-    models = _models(rng, len(cards), smallest, largest, astray=faults != NO_FAULTS)
+    models = _models(rng, len(cards), smallest, largest, astray=faults != NO_FAULTS and not feasible)
+    pinned = faults != NO_FAULTS and rng.random() < (0.5 if feasible else 0.2)
+    if pinned and feasible:
+        # The first is to stay loaded: it is small, and every other one fits next to it.
+        scales = [0.15 * smallest / models[0].bytes, *[0.8] * len(models)]
+        models = [_scaled(model, scale) for model, scale in zip(models, scales, strict=False)]
     settings = SchedulerSettings(
         policy=rng.choice([*POLICIES]),
         overdue_s=rng.choice([20.0, 60.0]),
@@ -109,7 +121,6 @@ def seeded_world(seed: int, faults: Faults, *, requests: int = 50) -> SeededWorl
         read_every_s=_READ_EVERY_S,
     )
     keep_alive_s = rng.choice([None, 0.0, 15.0, 300.0])
-    pinned = faults != NO_FAULTS and rng.random() < 0.2
     world.begin(
         [spec_of(m, keep_alive_s=keep_alive_s, pinned=pinned and not i) for i, m in enumerate(models)]
     )
@@ -119,10 +130,7 @@ def seeded_world(seed: int, faults: Faults, *, requests: int = 50) -> SeededWorl
     world.expect(coming, patience_s)
     if faults.trouble_every_s is not None:
         _Trouble(world, rng, faults.trouble_every_s, requests * mean_gap_s).begin()
-    bound_s = _wait_bound_s(models, settings, requests)
-    return SeededWorld(
-        seed, world, faults, bound_s, ends_by_s=coming[-1].at + bound_s + 2 * _LONGEST_SERVICE_S
-    )
+    return SeededWorld(seed, world, faults, wait_bound_s(models, settings, requests), coming[-1].at)
 
 
 def _models(rng: Random, cards: int, smallest: int, largest: int, *, astray: bool) -> list[SimulatedModel]:
@@ -144,6 +152,10 @@ def _models(rng: Random, cards: int, smallest: int, largest: int, *, astray: boo
     return models
 
 
+def _scaled(model: SimulatedModel, by: float) -> SimulatedModel:
+    return replace(model, pieces=tuple(round(by * piece) for piece in model.pieces))
+
+
 def _requests(rng: Random, models: list[SimulatedModel], count: int, mean_gap_s: float) -> list[Request]:
     """Draw requests of skewed popularity, each served in at most ten seconds."""
     weights = [1 / (rank + 1) ** 1.5 for rank in range(len(models))]
@@ -157,7 +169,7 @@ def _requests(rng: Random, models: list[SimulatedModel], count: int, mean_gap_s:
     return requests
 
 
-def _wait_bound_s(models: list[SimulatedModel], settings: SchedulerSettings, requests: int) -> float:
+def wait_bound_s(models: Collection[SimulatedModel], settings: SchedulerSettings, requests: int) -> float:
     """Return how long a request may wait if nothing fails: law 6.
 
     Once overdue, a model's oldest request waits for the turns of those overdue before it. A turn is credit
@@ -180,6 +192,8 @@ class _Trouble:
         self._every_s = every_s
         self._until = until
         self._names = sorted(world.models)
+        models = world.scheduler.state.models
+        self._free = [name for name in self._names if not models[name].spec.pinned]
 
     def begin(self) -> None:
         """Have the first trouble come."""
@@ -193,6 +207,7 @@ class _Trouble:
             self._others_take,
             self._card_is_lost,
             self._card_is_silent,
+            self._mps_dies,
             self._pin,
             self._load,
             self._unload,
@@ -221,8 +236,12 @@ class _Trouble:
         self._world.machine.silent.add(card.id)
         self._world.queue.after(self._rng.uniform(2, 6), lambda: self._world.machine.silent.discard(card.id))
 
+    def _mps_dies(self) -> None:
+        card = self._rng.choice(self._world.machine.cards)
+        self._world.end_engines(card.id, "its MPS daemon died", 1.0)
+
     def _pin(self) -> None:
-        name = self._rng.choice(self._names)
+        name = self._rng.choice(self._free)
         self._world.send(events.PinAsked(self._world.queue.now, name, True))
         self._world.queue.after(
             self._rng.uniform(5, _RARELY),
@@ -230,10 +249,10 @@ class _Trouble:
         )
 
     def _load(self) -> None:
-        self._world.send(events.LoadAsked(self._world.queue.now, self._rng.choice(self._names)))
+        self._world.send(events.LoadAsked(self._world.queue.now, self._rng.choice(self._free)))
 
     def _unload(self) -> None:
-        self._world.send(events.UnloadAsked(self._world.queue.now, self._rng.choice(self._names)))
+        self._world.send(events.UnloadAsked(self._world.queue.now, self._rng.choice(self._free)))
 
     def _reload(self) -> None:
         now = self._world.queue.now

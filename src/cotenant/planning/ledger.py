@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
 from cotenant.domain.placements import Budget
 from cotenant.domain.residencies import ResidencyId
+from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import FREE_UNKNOWN
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission
 
@@ -47,20 +48,24 @@ class Claim:
 class Ledger:
     """The last Reading of every device, and all claims.
 
-    `host` is host RAM on a machine with GPUs: models claim it, and none is placed on it as a device.
+    `lost` are the last Readings of devices that were there and are not any more. `host` is host RAM on a
+    machine with GPUs: models claim it, and none is placed on it as a device.
     """
 
     reserve_bytes: int = 0
     readings: dict[DeviceId, DeviceReading] = field(default_factory=dict)
+    lost: dict[DeviceId, DeviceReading] = field(default_factory=dict)
     host: DeviceReading | None = None
     claims: dict[ResidencyId, Claim] = field(default_factory=dict)
 
     def read(self, readings: Sequence[DeviceReading]) -> tuple[DeviceId, ...]:
         """Record new Readings of all devices, in planned order; return the devices that are gone."""
         gpus = {r.device.id: r for r in readings if r.device.kind is not DeviceKind.HOST}
+        known = self.lost | self.readings
         lost = tuple(device for device in self.readings if device not in {r.device.id for r in readings})
         self.host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
         self.readings = gpus or {reading.device.id: reading for reading in readings}
+        self.lost = {device: last for device, last in known.items() if device not in self.readings}
         return lost
 
     def claimed_bytes(self, device: DeviceId) -> int:
@@ -144,6 +149,22 @@ class Ledger:
             group = reading.admission.group
             found.append(Budget(reading.device, reading.free_bytes, room, left_out or None, group))
         return tuple(found)
+
+    def whole(self) -> list[Budget]:
+        """Return what may be planned of all devices, lost ones too, if nobody used them."""
+        found = (self.lost | self.readings).values()
+        return [
+            Budget(r.device, r.capacity_bytes, max(0, r.capacity_bytes - self.reserve_bytes)) for r in found
+        ]
+
+    def obstacles(self) -> list[str]:
+        """Return which devices are lost, and what others hold of those that are there."""
+        found = [f"{reading.device.label} is lost" for reading in self.lost.values()]
+        for device, reading in self.readings.items():
+            if held := self.foreign_bytes(device):
+                who = reading.holders or "not named by the driver"
+                found.append(f"other processes hold {format_bytes(held)} of {reading.device.label}: {who}")
+        return found
 
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
         """Yield devices where claims and others' use exceed capacity minus reserve, and the excess bytes."""

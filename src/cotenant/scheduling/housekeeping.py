@@ -44,6 +44,9 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
             state.models[residency.model].wanted = "its device is gone"
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
+    for model in state.models.values():
+        if model.wanted_later and model.residency is None:
+            model.wanted, model.wanted_later = model.wanted_later, ""
     release_returned(state, out)
     evict_for_others(state, out)
     # A device may admit fewer engines than it has: these stay, and no more are started.

@@ -21,6 +21,8 @@ from cotenant.scheduling.transitions import placement_bytes, resume, start, unlo
 
 _UNLIMITED: Final = 1 << 62
 _TIE: Final = 1e-9
+_COME_BACK_S: Final = 30.0
+"""When a client may ask again for a model that does not fit now: how long others keep memory is unknown."""
 
 
 def schedule(state: State, out: Outbox) -> None:
@@ -108,12 +110,9 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         return
     if _make_room(state, model, out, busy, crowded=crowded):
         return
-    refusal = _never_fits(state, model)
-    if refusal is not None:
-        out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {refusal}")
-        model.wanted = ""
-        model.last_failure, model.last_cause = f"{model.spec.name} does not fit: {refusal}", None
-        refuse(state, model.queue, RefusalCode.DOES_NOT_FIT, model.last_failure, out)
+    reason = _never_fits(state, model)
+    if reason is not None:
+        _refuse(state, model, reason, out)
     else:
         text = "waits for room: what is loaded is in use, pinned or newly loaded"
         _publish_waiting(model, out, "; ".join((text, *state.ledger.full())))
@@ -318,6 +317,24 @@ def _never_fits(state: State, model: ModelState) -> str | None:
     return "; ".join((reason, *(text for text in full if text.partition(": ")[2] not in reason)))
 
 
+def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
+    """Refuse the requests of a model that does not fit, saying what is in its way and whether to come back.
+
+    One that is to stay loaded is tried again with each Reading.
+    """
+    bare = on_host(model.spec.fit(state.ledger.whole()), _emptied_host(state, Counter(), bare=True))
+    again_s = None
+    if isinstance(bare, Placement):
+        reason, again_s = "; ".join((reason, *state.ledger.obstacles())), _COME_BACK_S
+    text = f"{model.spec.name} does not fit: {reason}"
+    if model.queue or model.last_failure != text:
+        out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {reason}")
+    later = model.wanted or model.wanted_later
+    model.wanted, model.wanted_later = "", later if model.stays else ""
+    model.last_failure, model.last_cause = text, None
+    refuse(state, model.queue, RefusalCode.DOES_NOT_FIT, text, out, again_s)
+
+
 def _emptied(state: State, freed: Counter[DeviceId], leaving: Mapping[DeviceId, int]) -> list[Budget]:
     """Return budgets without what is `freed`; Readings do not count, since they lag behind."""
     budgets = []
@@ -331,12 +348,14 @@ def _emptied(state: State, freed: Counter[DeviceId], leaving: Mapping[DeviceId, 
     return budgets
 
 
-def _emptied_host(state: State, freed: Counter[DeviceId]) -> Budget | None:
+def _emptied_host(state: State, freed: Counter[DeviceId], *, bare: bool = False) -> Budget | None:
     budget, host = state.ledger.host_budget(freed), state.ledger.host
     if budget is None or host is None:
         return None
-    claimed = state.ledger.claimed_bytes(HOST_ID) - freed[HOST_ID]
-    room = host.capacity_bytes - state.ledger.foreign_bytes(HOST_ID) - claimed - state.ledger.reserve_bytes
+    room = host.capacity_bytes - state.ledger.reserve_bytes
+    if not bare:
+        claimed = state.ledger.claimed_bytes(HOST_ID) - freed[HOST_ID]
+        room -= state.ledger.foreign_bytes(HOST_ID) + claimed
     return replace(budget, budget_bytes=max(0, room))
 
 

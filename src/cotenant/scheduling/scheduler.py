@@ -82,7 +82,7 @@ class Scheduler:
                 model.retry_at, model.last_used = 0.0, event.at
             case events.UnloadAsked():
                 model = state.model(event.model)
-                model.wanted = ""
+                model.wanted, model.wanted_later = "", ""
                 stays = "; it is pinned, so its next load stays" if model.pinned else ""
                 why = f"unloaded: the operator asked for it{stays}"
                 unload_when_idle(state, state.residency_of(model), out, UnloadReason.OPERATOR, why)
@@ -158,11 +158,8 @@ class Scheduler:
     def _wake_for(self, residency: Residency, at: float) -> list[Command]:
         model = self.state.models[residency.model]
         keep = effective_keep_alive_s(self.state, model)
-        if (
-            residency.in_flight
-            or keep is None
-            or (self._wake_at is not None and at < self._wake_at <= at + keep)
-        ):
+        # A timer that is due and has not fired yet must not be replaced: requests may end by it.
+        if residency.in_flight or keep is None or (self._wake_at is not None and self._wake_at <= at + keep):
             return []
         self._wake_at = at + keep
         return [WakeAt(self._wake_at)]
@@ -242,7 +239,7 @@ class Scheduler:
 
     def _remove(self, name: str, out: Outbox) -> None:
         model = self.state.models[name]
-        model.removed, model.wanted, model.pinned = True, "", False
+        model.removed, model.wanted, model.wanted_later, model.pinned = True, "", "", False
         refuse(self.state, model.queue, RefusalCode.REMOVED, f"{name} is not served any more", out)
         if model.residency is None:
             del self.state.models[name]
@@ -271,7 +268,7 @@ class Scheduler:
     def _stop_asked(self, out: Outbox) -> None:
         self.state.stopping = True
         for model in [*self.state.models.values()]:
-            model.wanted = ""
+            model.wanted, model.wanted_later = "", ""
             refuse(self.state, model.queue, RefusalCode.STOPPING, "the daemon is shutting down", out)
         why = "unloaded: the daemon is shutting down"
         for residency in [*self.state.residencies.values()]:

@@ -98,7 +98,8 @@ class Residency:
 class ModelState:
     """A model, its waiting requests and its history.
 
-    `wanted` is why it is to be loaded though no request waits; empty if it is not.
+    `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
+    same for one that does not fit now, and is wanted again with the next Reading.
     """
 
     spec: ModelSpec
@@ -107,6 +108,7 @@ class ModelState:
     queue: list[Ticket] = field(default_factory=list)
     residency: ResidencyId | None = None
     wanted: str = ""
+    wanted_later: str = ""
     load_s: float = 0.0
     loads: int = 0
     failures: int = 0

@@ -57,6 +57,12 @@ class Machine:
         """Set the memory that other programs use on a card, at most what is free."""
         self.foreign[device] = min(count, self.free_bytes(device) + self.foreign[device])
 
+    def heal(self) -> None:
+        """Have all cards back and readable, without other programs on them."""
+        self.missing.clear()
+        self.silent.clear()
+        self.foreign = dict.fromkeys(self.foreign, 0)
+
     def readings(self, at: float) -> tuple[DeviceReading, ...]:
         """Return readings of the cards that are present."""
         return tuple(self._reading(card, at) for card in self.cards if card.id not in self.missing)
@@ -97,6 +103,7 @@ class Faults:
     slow_load: float = 0.0
     failed_load: float = 0.0
     death: float = 0.0
+    hang: float = 0.0
     slow_end: float = 0.0
     late_memory: float = 0.0
     lost_memory: float = 0.0

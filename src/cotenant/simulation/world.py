@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
@@ -34,6 +34,7 @@ _SLOW_END_S: Final = (5.0, 25.0)
 _LATE_MEMORY_S: Final = (0.5, 8.0)
 _LOST_MEMORY_S: Final = (15.0, 60.0)
 _LIFE_S: Final = 40.0
+_HUNG_S: Final = (10.0, 40.0)
 
 
 class ContractViolation(AssertionError):
@@ -59,6 +60,7 @@ class Client:
     granted_at: float | None = None
     outcome: Outcome | None = None
     refusal: RefusalCode | None = None
+    retry_after_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class SimulatedEngine:
     wanted: dict[DeviceId, int]
     loading: bool = True
     asked_to_end: bool = False
+    hung: bool = False
     gone: bool = False
     ready_at: float | None = None
     leases: dict[LeaseId, Client] = field(default_factory=dict)
@@ -104,13 +107,13 @@ class World:
         self.totals = Totals()
         self.clients: dict[TicketId, Client] = {}
         self.timeline = Timeline() if watched else None
+        self.on_end: Callable[[Client], None] = lambda _: None
         self._rng = rng
         self._read_every_s = read_every_s
         self._engines: dict[ResidencyId, SimulatedEngine] = {}
         self._timer = 0
-        # Requests that have arrived and not ended.
-        self.open_requests = 0
-        self._coming = False
+        self.open_requests = 0  # Those that have arrived and not ended.
+        self._coming = 0
 
     def begin(self, specs: Sequence[ModelSpec]) -> None:
         """Read the cards and configure the models."""
@@ -137,8 +140,17 @@ class World:
     def lose(self, device: DeviceId) -> None:
         """Remove a card and end the processes on it."""
         self.machine.missing.add(device)
+        self.end_engines(device, "its GPU is lost", 3.0)
+
+    def end_engines(self, device: DeviceId, why: str, within_s: float) -> None:
+        """End all engines on a card, as the end of its MPS daemon does."""
         for engine in [e for e in self._engines.values() if device in e.wanted]:
-            self.queue.after(self._rng.uniform(0, 3), lambda e=engine: self._ends(e, "its GPU is lost"))  # type: ignore[misc]
+            self.queue.after(self._rng.uniform(0, within_s), lambda e=engine: self._ends(e, why))  # type: ignore[misc]
+
+    def heal(self) -> None:
+        """End all faults, but not what is under way: slow loads, hung engines, memory not yet free."""
+        self.faults = NO_FAULTS
+        self.machine.heal()
 
     def leaves(self, ticket: TicketId) -> None:
         """Abandon a request if it still waits."""
@@ -156,7 +168,7 @@ class World:
 
     @property
     def _has_requests(self) -> bool:
-        return len(self.queue) > 0 and (self.open_requests > 0 or self._coming)
+        return len(self.queue) > 0 and (self.open_requests + self._coming > 0)
 
     def _read_again(self) -> None:
         self.read()
@@ -166,11 +178,12 @@ class World:
     # Requests
 
     def _next_request(self, requests: deque[Request], patience_s: float) -> None:
-        self._coming = bool(requests)
         if requests:
+            self._coming += 1
             self.queue.at(requests[0].at, lambda: self._arrives(requests, patience_s))
 
     def _arrives(self, requests: deque[Request], patience_s: float) -> None:
+        self._coming -= 1
         request = requests.popleft()
         self._next_request(requests, patience_s)
         now = self.queue.now
@@ -213,7 +226,7 @@ class World:
         self.queue.after(service_s, lambda: self._release(engine, lease, Outcome.SERVED))
 
     def _release(self, engine: SimulatedEngine, lease: LeaseId, outcome: Outcome) -> None:
-        client = engine.leases.pop(lease, None)
+        client = None if engine.hung and not engine.gone else engine.leases.pop(lease, None)
         if client is None:
             return
         self._end(client, outcome)
@@ -229,6 +242,7 @@ class World:
             raise ContractViolation(f"{client} has ended already, and is now {outcome}")
         client.outcome = outcome
         self.open_requests -= 1
+        self.on_end(client)
 
     # Commands
 
@@ -237,19 +251,19 @@ class World:
             match command:
                 case Grant(ticket, lease, residency):
                     self._serve(self.clients[ticket], lease, residency)
-                case Refuse(ticket, code):
+                case Refuse(ticket, code, _, retry_after_s):
                     client = self.clients[ticket]
                     if client.granted_at is not None:
                         raise ContractViolation(f"{client} is refused, and was granted")
                     if code is RefusalCode.TIMED_OUT and self.queue.now < client.deadline - 1e-6:
                         raise ContractViolation(f"{client} has timed out before its deadline")
-                    client.refusal = code
+                    client.refusal, client.retry_after_s = code, retry_after_s
                     late = code is RefusalCode.TIMED_OUT
                     self._end(client, Outcome.TIMED_OUT if late else Outcome.REFUSED)
                 case StartEngine():
                     self._start(command)
-                case StopEngine(residency):
-                    self._stop(self._engines.get(residency))
+                case StopEngine(residency, cuts_requests):
+                    self._stop(self._engines.get(residency), cuts_requests=cuts_requests)
                 case WakeAt(at):
                     self._wake_at(at)
                 case PublishDecision(decision):
@@ -290,12 +304,11 @@ class World:
                 raise ContractViolation(f"{model.name} is started where {other.model.name} is loading")
         engine = self._engines[command.residency] = SimulatedEngine(command.residency, model, wanted)
         self.totals.load(model.name, sum(wanted.values()))
-        load_s = model.load_s * self._rng.lognormvariate(0, _LOAD_SPREAD)
-        if self._happens(self.faults.slow_load):
-            load_s *= self._rng.uniform(*_SLOW)
+        slowed = self._rng.uniform(*_SLOW) if self._happens(self.faults.slow_load) else 1.0
+        load_s = model.load_s * self._rng.lognormvariate(0, _LOAD_SPREAD) * slowed
         self.queue.after(load_s * self._rng.uniform(0.05, 0.9), lambda: self._allocates(engine))
         if self._happens(self.faults.failed_load):
-            self.queue.after(load_s * self._rng.random(), lambda: self._ends(engine, "it failed to load"))
+            self.queue.after(load_s * self._rng.random(), lambda: self._fails(engine, "it failed to load"))
         self.queue.after(load_s, lambda: self._becomes_ready(engine))
 
     def _allocates(self, engine: SimulatedEngine) -> None:
@@ -311,14 +324,26 @@ class World:
         self.send(events.EngineReady(self.queue.now, engine.residency))
         if self._happens(self.faults.death):
             life_s = self._rng.expovariate(1 / _LIFE_S)
-            self.queue.after(life_s, lambda: self._ends(engine, "killed by signal 9"))
+            self.queue.after(life_s, lambda: self._fails(engine, "killed by signal 9"))
+        if self._happens(self.faults.hang):
+            self.queue.after(self._rng.expovariate(1 / _LIFE_S), lambda: self._hangs(engine))
 
-    def _stop(self, engine: SimulatedEngine | None) -> None:
+    def _fails(self, engine: SimulatedEngine, why: str) -> None:
+        if self.faults != NO_FAULTS:
+            self._ends(engine, why)
+
+    def _hangs(self, engine: SimulatedEngine) -> None:
+        """Have it serve no more, until it is noticed and killed."""
+        if self.faults != NO_FAULTS and not engine.gone:
+            engine.hung = True
+            self.queue.after(self._rng.uniform(*_HUNG_S), lambda: self._ends(engine, "it hung"))
+
+    def _stop(self, engine: SimulatedEngine | None, *, cuts_requests: bool) -> None:
         if engine is None or engine.gone:
             # Its exit is already on the way to the scheduler.
             return
         lost = self.machine.missing & engine.wanted.keys()
-        if engine.leases and not lost:
+        if engine.leases and not (lost or cuts_requests):
             raise ContractViolation(f"{engine.model.name} is stopped while {len(engine.leases)} are served")
         engine.asked_to_end = True
         slow = self._happens(self.faults.slow_end)
