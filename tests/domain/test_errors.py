@@ -12,7 +12,7 @@ engine_lacks_device engine_load_failed engine_load_timeout engine_died engine_hu
 request bad_request request_too_large headers_too_large unsupported_media_type unauthorized too_many_attempts
 foreign_page untrusted_host header_incomplete header_gone bad_assignment apply_running
 nothing_to_roll_back model_not_found wrong_kind not_offered unknown_route method_not_allowed queue_full
-wait_timeout crashes_engine model_unloaded answer_timeout upstream_failed shutting_down
+wait_timeout crashes_engine model_unloaded answer_timeout upstream_failed too_many_connections shutting_down
 """
 
 

@@ -229,7 +229,7 @@ async def test_a_head_that_comes_byte_by_byte_without_end_is_closed():
 
 
 @pytest.mark.parametrize("sent", [b"", HALF, HALF + b"\r\n{"])
-async def test_idle_connections_give_way_to_new_ones_and_busy_ones_do_not(sent):
+async def test_idle_connections_give_way_to_new_ones_and_busy_ones_do_not(sent, caplog):
     async with (
         StubEngine(stub.never_answer) as engine,
         serving(SlotRouter(engine.endpoint), limits=Limits(connections=3)) as port,
@@ -247,8 +247,14 @@ async def test_idle_connections_give_way_to_new_ones_and_busy_ones_do_not(sent):
             busy = await stack.enter_async_context(connected(port))
             busy.post(ASK)
             await engine.call(number)
-        async with connected(port) as refused:
-            assert (await refused.head())[0] == 503
+        for _ in range(2):
+            refused = await fetch(port, "GET", "/health")
+            assert (refused.status, refused.error["code"]) == (503, "too_many_connections")
+            assert refused.headers["retry-after"] == "5"
+    assert (
+        caplog.messages.count("connections are refused: all of the 3 connections that may be open are in use")
+        == 1
+    )
 
 
 def test_a_client_that_is_gone_without_a_word_is_noticed_by_the_kernel():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import tempfile
 
 import pytest
 
@@ -24,6 +25,11 @@ def test_status_and_output_are_returned():
 def test_input_environment_and_folder_are_given(tmp_path):
     done = sh("cat; echo $WORD; pwd", input_text="line\n", env={**os.environ, "WORD": "x"}, cwd=tmp_path)
     assert done.output == f"line\nx\n{tmp_path}\n"
+
+
+def test_no_disk_is_needed(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/full")
+    assert sh("cat", input_text="line\n") == Finished(0, "line\n")
 
 
 def test_without_input_a_program_that_reads_ends():

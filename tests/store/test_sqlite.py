@@ -41,13 +41,17 @@ def test_a_database_of_another_program_is_refused(path: Path) -> None:
         SqlJournal(Writer(path))
 
 
-@pytest.mark.parametrize("how", ["overwritten", "torn"])
+@pytest.mark.parametrize("how", ["overwritten", "torn", "cut in half"])
 def test_a_damaged_file_is_moved_aside_and_begun_anew(
     path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     keep(path, *map(decision, range(300)))
     whole = path.read_bytes()
-    garbage = b"no database" * 2000 if how == "overwritten" else whole[:4096] + b"\xff" * (len(whole) - 4096)
+    garbage = {
+        "overwritten": b"no database" * 2000,
+        "torn": whole[:4096] + b"\xff" * (len(whole) - 4096),
+        "cut in half": whole[: len(whole) // 2],
+    }[how]
     path.write_bytes(garbage)
     with caplog.at_level(logging.WARNING):
         keep(path, decision(1))

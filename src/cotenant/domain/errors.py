@@ -345,5 +345,9 @@ class UpstreamFailed(RequestError):
     """The engine broke the connection or sent something that is not HTTP."""
 
 
+class TooManyConnections(RequestError):
+    """As many connections as may be open are all in use."""
+
+
 class ShuttingDown(RequestError):
     """The daemon stops before the answer is complete."""

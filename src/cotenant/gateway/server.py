@@ -7,6 +7,8 @@ up ten times a second, and not await cancelled requests.
 import asyncio
 import contextlib
 import errno
+import logging
+import math
 import resource
 import socket
 from collections.abc import Callable
@@ -17,20 +19,20 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from cotenant.domain.errors import BadSetting, CotenantError, HeadersTooLarge, PortTaken
+from cotenant.domain.errors import BadSetting, CotenantError, HeadersTooLarge, PortTaken, TooManyConnections
 from cotenant.domain.units import format_bytes
 from cotenant.gateway.app import Gateway
 from cotenant.gateway.http.limits import Limits
 from cotenant.gateway.http.problems import envelope, http_problem
+
+_log = logging.getLogger("cotenant.gateway")
 
 _BACKLOG: Final = 2048
 _PROBED: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """When the kernel finds out that a client is gone without a word, and closes."""
 _OTHER_DESCRIPTORS: Final = 128
 _MOST_CONNECTIONS: Final = 8192
-_FULL: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-)
+_LOG_EVERY_S: Final = 60.0
 _CUT_OFF_S: Final = 1.0
 _OFFER: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
@@ -129,6 +131,7 @@ class _State(ServerState):
         self.limits = limits
         self.most_connections = limits.connections or _most_connections()
         self.connection_ended = asyncio.Event()
+        self._logged_at = -math.inf
 
     def make_room(self) -> bool:
         """Close the connection that has been without a whole request for longest; False if there is none."""
@@ -138,6 +141,18 @@ class _State(ServerState):
             self.connections.discard(oldest)
             oldest.transport.abort()
         return bool(idle)
+
+    def full(self) -> TooManyConnections:
+        """Return the error of a connection too many, which is logged once a minute."""
+        error = TooManyConnections(
+            f"all of the {self.most_connections} connections that may be open are in use",
+            hint="Try again later. The limit follows that on open files of the daemon (ulimit -n).",
+        )
+        now = asyncio.get_running_loop().time()
+        if now >= self._logged_at + _LOG_EVERY_S:
+            self._logged_at = now
+            _log.warning("connections are refused: %s", error.message)
+        return error
 
 
 def _most_connections() -> int:
@@ -246,8 +261,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             if self._state.make_room():
                 self.connections.add(self)
             else:
-                self.transport.write(_FULL)
-                self.transport.close()
+                self._refuse(self._state.full())
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -315,8 +329,9 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: CotenantError) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            body = envelope(error)
-            head = [STATUS_LINE[http_problem(error).status], b"content-type: application/json\r\n"]
+            body, problem = envelope(error), http_problem(error)
+            head = [STATUS_LINE[problem.status], b"content-type: application/json\r\n"]
+            head += [b"%b: %b\r\n" % header for header in problem.headers(None)]
             head.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body))
             self.transport.write(b"".join((*head, body)))
         self.transport.close()

@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +113,7 @@ def _running(
 
     Yield its pidfd, and what to call once it has ended: with True it kills what is left of the group.
     """
-    # Files, not pipes: a full pipe blocks the program, and a child may keep a pipe open.
-    temporary = tempfile.TemporaryFile
-    with temporary() as stdin, temporary() as out, temporary() as err:
+    with _in_memory() as stdin, _in_memory() as out, _in_memory() as err:
         stdin.write(input_text.encode())
         stdin.seek(0)
         errors = subprocess.STDOUT if merge_errors else err
@@ -138,6 +135,14 @@ def _running(
         finally:
             _kill_group(process)
             process.wait()
+
+
+def _in_memory() -> IO[bytes]:
+    """Open a file for a program: not a pipe, which blocks when full and which a child may keep open.
+
+    It is not on a disk, which may be full: a daemon without a build that it can ask would serve nothing.
+    """
+    return os.fdopen(os.memfd_create("cotenant"), "w+b")
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

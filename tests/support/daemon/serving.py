@@ -6,14 +6,17 @@ import contextlib
 import os
 import queue
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 _ADDRESS = re.compile(r"Serving (.+) at (http://\S+)/v1")
 _ENGINE_PID = re.compile(r"pid (\d+)")
@@ -29,6 +32,7 @@ class Serving:
         state_dir: Path,
         env: dict[str, str] | None = None,
         module: str = "cotenant.cli.main",
+        limits: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("COTENANT_")}
         clean.pop("CUDA_VISIBLE_DEVICES", None)
@@ -38,6 +42,7 @@ class Serving:
             stderr=subprocess.STDOUT,
             text=True,
             env={**clean, "COTENANT_STATE_DIR": str(state_dir), **(env or {})},
+            preexec_fn=partial(_set_limits, limits) if limits else None,
         )
         self.printed: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -103,10 +108,16 @@ class Serving:
         self._lines.put(None)
 
 
+def _set_limits(limits: Mapping[int, tuple[int, int]]) -> None:
+    for kind, soft_and_hard in limits.items():
+        resource.setrlimit(kind, soft_and_hard)
+
+
 @contextlib.contextmanager
 def serving(
-    model: Path, state_dir: Path, *flags: str, env: dict[str, str] | None = None
+    model: Path, state_dir: Path, *flags: str, env: dict[str, str] | None = None, **options: Any
 ) -> Iterator[Serving]:
     """Serve a model on a free port until the block ends."""
-    with Serving(["serve", "--model", str(model), "--port", "0", *flags], state_dir, env) as daemon:
+    argv = ["serve", "--model", str(model), "--port", "0", *flags]
+    with Serving(argv, state_dir, env, **options) as daemon:
         yield daemon

@@ -80,10 +80,11 @@ def fake_fleet(
     keep_alive: str = "5m",
     timeouts: str = "{}",
     more: Mapping[str, Mapping[str, object]] | None = None,
+    **options: Any,
 ) -> Iterator[Serving]:
     """Serve models by name, each through a fake engine that misbehaves as its variables say.
 
-    `more` are further keys of a model in the configuration.
+    `more` are further keys of a model in the configuration, `options` those of Serving.
     """
     entries = [
         {
@@ -102,7 +103,7 @@ def fake_fleet(
     )
     argv = ["serve", "--config", str(config), "--port", "0", "--gpus", gpus, "--parallel", "2"]
     argv += ["--llama-server", str(fake_server(folder)), "--reserve-mib", "100", "--min-budget-mib", "100"]
-    with Serving(argv, folder / "state") as daemon:
+    with Serving(argv, folder / "state", **options) as daemon:
         daemon.address()
         yield daemon
         assert daemon.process.poll() is not None or daemon.terminate() == 0

@@ -114,6 +114,7 @@ HTTP_PROBLEMS: Final[dict[type[CotenantError], HttpProblem]] = {
     errors.ModelUnloaded: HttpProblem(503, retry_after_s=10),
     errors.AnswerTimeout: HttpProblem(504),
     errors.UpstreamFailed: HttpProblem(502),
+    errors.TooManyConnections: HttpProblem(503, retry_after_s=5),
     errors.ShuttingDown: HttpProblem(503, retry_after_s=5),
 }
 """One entry per leaf of the exception tree; a test checks this."""
