@@ -149,7 +149,10 @@ class Recipe:
         shown="on without --tensor-split",
     )
     split_mode: SplitMode = setting(
-        SplitMode.LAYER, "how the engine splits a model; none: one GPU", group="layout", label="Split mode"
+        SplitMode.LAYER,
+        "how the engine splits a model; none and row: one GPU",
+        group="layout",
+        label="Split mode",
     )
     split_policy: SplitPolicy = setting(
         SplitPolicy.FILL,
@@ -323,6 +326,11 @@ def check_recipe(recipe: Recipe) -> None:
         raise BadRecipe(
             f"--n-ctx {recipe.n_ctx} leaves no token for each of {recipe.parallel} slots",
             hint="The context is shared by the slots: raise --n-ctx or lower --parallel.",
+        )
+    if recipe.tensor_split and recipe.split_mode is not SplitMode.LAYER:
+        raise BadRecipe(
+            f"--split-mode {recipe.split_mode} puts a model on one GPU, and --tensor-split over several",
+            hint="Leave one of them out.",
         )
     if recipe.cache_type_v.quantised and recipe.flash_attention is FlashAttention.OFF:
         raise BadRecipe(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from cotenant.domain.devices import Device, DeviceId, DeviceKind
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, DeviceOrder
 from cotenant.domain.engine_kinds import PlanMethod
 from cotenant.domain.models import (
     MOST_LAYERS,
@@ -14,9 +14,10 @@ from cotenant.domain.models import (
     LayerShape,
     ModelShape,
     Recipe,
+    SplitMode,
 )
 from cotenant.domain.placements import Budget, Placement, Refusal, Remedy
-from cotenant.domain.units import GIB, MIB, format_bytes
+from cotenant.domain.units import GIB, MIB, format_bytes, parse_bytes
 from cotenant.planning.budgets import BudgetRules
 from cotenant.planning.host_memory import on_host
 from cotenant.planning.planner import PlanRequest, leave_to_engine, place
@@ -72,24 +73,34 @@ def _remedies(
         result = on_host(place(changed, budgets, rules), host)
         return result if isinstance(result, Placement) else None
 
-    recipe = request.recipe
+    recipe, left_out = request.recipe, ""
     if host is not None and (recipe.mlock or not recipe.mmap):
         mapped = replace(recipe, mmap=True, mlock=False)
         if attempt(mapped):
             yield Remedy("the file mapped instead of held in host RAM: leave --no-mmap and --mlock out")
             return
-    if recipe.tensor_split or not recipe.smart_split:
+    if recipe.split_mode is not SplitMode.LAYER:
+        if attempt(replace(recipe, split_mode=SplitMode.LAYER)):
+            yield Remedy("its layers spread over the GPUs: leave --split-mode out")
+    elif recipe.tensor_split or not recipe.smart_split:
         flag = "--tensor-split" if recipe.tensor_split else "--no-smart-split"
-        recipe = replace(recipe, tensor_split=(), smart_split=True)
+        recipe, left_out = replace(recipe, tensor_split=(), smart_split=True), f", with {flag} left out"
         if attempt(recipe):
             yield Remedy(f"the split that Cotenant computes: leave {flag} out")
             return
+
+    def on(more: Sequence[Budget]) -> bool:
+        return isinstance(on_host(place(request, more, rules), host), Placement)
+
     found = [*_smaller_context(recipe, attempt), *_quantised_cache(recipe, attempt)]
-    yield from found or _smaller_context_and_cache(recipe, attempt)
-    yield from _fewer_layers(recipe, attempt, host)
-    yield from _smaller_reserve(request, budgets, rules)
-    yield from _another_gpu(request, budgets, rules)
-    yield from _smaller_quantisation(request.shape, recipe, attempt)
+    found = found or [*_smaller_context_and_cache(recipe, attempt)]
+    found += _fewer_layers(recipe, attempt, host)
+    yield from (replace(remedy, text=remedy.text + left_out) for remedy in found)
+    yield from _smaller_reserve(on, budgets, rules)
+    if recipe.n_gpu_layers != 0 and not request.recipe.tensor_split:
+        yield from _another_gpu(on, budgets, rules)
+    found = [*_smaller_quantisation(request.shape, recipe, attempt)]
+    yield from (replace(remedy, text=remedy.text + left_out) for remedy in found)
 
 
 Attempt = Callable[..., Placement | None]
@@ -134,9 +145,10 @@ def _fewer_layers(recipe: Recipe, attempt: Attempt, host: Budget | None) -> Iter
         )
 
 
-def _smaller_reserve(
-    request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRules
-) -> Iterator[Remedy]:
+Fits = Callable[[Sequence[Budget]], bool]
+
+
+def _smaller_reserve(fits: Fits, budgets: tuple[Budget, ...], rules: BudgetRules) -> Iterator[Remedy]:
     def attempt(steps: int) -> bool:
         reserve = steps * _RESERVE_STEP
         larger = [
@@ -145,23 +157,26 @@ def _smaller_reserve(
             else b
             for b in budgets
         ]
-        return isinstance(place(request, larger, rules), Placement)
+        return fits(larger)
 
     best = _largest(_LEAST_RESERVE // _RESERVE_STEP, (rules.reserve_bytes - 1) // _RESERVE_STEP, attempt)
     if best is not None:
         reserve = best * _RESERVE_STEP
-        yield Remedy(f"a reserve of {format_bytes(reserve)} per device", f"--reserve-mib {reserve // MIB}")
+        yield Remedy(f"a reserve of {reserve // MIB} MiB per device", f"--reserve-mib {reserve // MIB}")
 
 
-def _another_gpu(request: PlanRequest, budgets: tuple[Budget, ...], rules: BudgetRules) -> Iterator[Remedy]:
-    if request.recipe.n_gpu_layers == 0 or request.recipe.tensor_split:
-        return
+def _another_gpu(fits: Fits, budgets: tuple[Budget, ...], rules: BudgetRules) -> Iterator[Remedy]:
+    def rank(budget: Budget) -> int:
+        of = {DeviceOrder.FREE_DESC: budget.free_bytes, DeviceOrder.TOTAL_DESC: budget.device.total_bytes}
+        return -(of.get(rules.order) or 0)
 
     def attempt(steps: int) -> bool:
-        free = steps * _GPU_STEP
+        # As it is printed: what fits must not be rounded down.
+        free = parse_bytes(format_bytes(steps * _GPU_STEP))
         device = Device(DeviceId("another"), DeviceKind.GPU, "another GPU", index=None, total_bytes=free)
-        more = Budget(device, free, max(0, free - rules.reserve_bytes))
-        return isinstance(place(request, (*budgets, more), rules), Placement)
+        more = Budget(device, free, free - rules.reserve_bytes)
+        usable = more.budget_bytes >= rules.min_budget_bytes
+        return usable and fits(sorted((*budgets, more), key=rank))
 
     most = _LARGEST_GPU // _GPU_STEP
     least = 1 + bisect_left(range(1, most + 1), True, key=attempt)

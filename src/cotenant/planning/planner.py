@@ -144,6 +144,7 @@ def leave_to_engine(
     return replace(placed, host=within.host, by_engine=True)
 
 
+_NO_ROWS: Final = "llama.cpp's current CUDA builds refuse to split rows over GPUs"
 _NOTHING_TO_FIT: Final = "--use-fit-params has no effect: llama.cpp fits itself only to GPUs of this machine"
 _FITS_ITSELF: Final = (
     "layers and split are left to llama.cpp: each GPU's bytes are the most that it may take, and what it "
@@ -182,7 +183,8 @@ class _Attempt:
         n_units = self.request.shape.n_layers + 1
         recipe, wanted = self.request.recipe, self.request.recipe.n_gpu_layers
         begin = 0 if isinstance(wanted, str) else n_units - min(wanted, n_units)
-        if recipe.tensor_split or not recipe.smart_split:
+        spreads = recipe.split_mode is SplitMode.LAYER
+        if spreads and (recipe.tensor_split or not recipe.smart_split):
             return self._by_proportion(usable, self._costs(begin))
         for first in range(n_units) if wanted == MOST_LAYERS else (begin,):
             costs = self._costs(first)
@@ -224,7 +226,7 @@ class _Attempt:
         return problem, (f"split policy speed needs the bandwidth of {unknown}, not known: fill was used",)
 
     def _ranges(self, problem: SplitProblem) -> tuple[Range, ...] | None:
-        if self.request.recipe.split_mode is SplitMode.NONE:
+        if self.request.recipe.split_mode is not SplitMode.LAYER:
             devices = range(len(problem.budgets))
             fitting = (d for d in devices if problem.furthest(d, problem.begin, many=False) == problem.end)
             device = next(fitting, None)
@@ -239,6 +241,17 @@ class _Attempt:
         )
 
     def _refusal(self, usable: list[Budget], problem: SplitProblem) -> Refusal:
+        if (mode := self.request.recipe.split_mode) is not SplitMode.LAYER:
+            alone = problem.costs.total(problem.begin, problem.end, False)
+            single = [Shortfall(b.device, alone + self._overhead(b), b.budget_bytes) for b in usable]
+            least = min(single, key=lambda shortfall: shortfall.missing_bytes)
+            rows = f", since {_NO_ROWS}" if mode is SplitMode.ROW else ""
+            reason = (
+                f"with --split-mode {mode} it needs {format_bytes(least.needed_bytes)} on one GPU{rows}, and "
+                f"{format_bytes(least.budget_bytes)} may be used of {least.device.label}"
+            )
+            warnings = self._warnings(problem.costs)
+            return Refusal(self.request.name, reason, tuple(single), warnings=warnings)
         _, ranges = least_fraction(problem)
         shortfalls = _shortfalls(self._laid_out(usable, problem.costs, ranges))
         needed = sum(shortfall.needed_bytes for shortfall in shortfalls)
@@ -303,7 +316,7 @@ class _Attempt:
         if costs.geometry.n_ctx != recipe.n_ctx:
             warnings.append(f"the engine rounds the context to {costs.geometry.n_ctx:,} tokens")
         if recipe.split_mode is SplitMode.ROW:
-            warnings.append("row split is planned as layers; llama.cpp's current CUDA builds refuse it")
+            warnings.append(f"it is planned on one GPU, since {_NO_ROWS}")
         if recipe.flash_attention is FlashAttention.AUTO and recipe.cache_type_v.quantised:
             warnings.append("a quantised V cache needs flash attention: the engine refuses where it has none")
         return tuple(warnings)
