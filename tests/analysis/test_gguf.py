@@ -106,6 +106,18 @@ def test_a_large_vocabulary_is_walked_but_not_kept() -> None:
     assert peak < 8 << 20
 
 
+def test_arrays_that_are_kept_take_little_memory_in_all() -> None:
+    # Each byte of such a file would take eight and more in memory.
+    data = encode_header({f"k{number:04}": [0.5] * 4096 for number in range(500)}, [])
+    tracemalloc.start()
+    got = read_gguf(BytesSource(data))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert got.metadata["k0000"] == GgufArray(4096, (0.5,) * 4096)
+    assert got.metadata["k0499"] == GgufArray(4096, None)
+    assert peak < 2 * len(data)
+
+
 def test_the_data_is_never_read() -> None:
     spec = TensorSpec("token_embd.weight", (4096, 1_000_000), "F32")
     head = encode_header({"general.architecture": "llama"}, [spec])

@@ -61,7 +61,14 @@ def test_tensors_come_back_with_their_sizes() -> None:
         (encode(ENTRIES, data_offsets=[5, 1]), "tensor a"),
         (encode({"a": ENTRIES["a"]}, data_offsets=[2, 14]), "tensor a at offset 2 where 0 is due"),
         (encode(ENTRIES, data_offsets=[-4, 8]), "list of counts"),
-        (encode(ENTRIES, shape=[1 << 70, 1 << 70]), "tensor a of shape"),
+        (encode(ENTRIES, shape=[1 << 70, 1 << 70]), "list of counts"),
+        (encode(ENTRIES, shape=[1 << 50, 1 << 50]), "tensor a of shape"),
+        # Their product alone takes minutes.
+        (encode(ENTRIES, shape=[1 << 50] * 100_000), "list of counts"),
+        (
+            struct.pack("<Q", 8_000_007) + b'{"a":[[' + b"],[" * 2_666_666 + b"]]}",
+            "holds over 4,000,000 values",
+        ),
         (encode(ENTRIES, shape="wide"), "list of counts"),
         (struct.pack("<Q", 1 << 40) + b"{" + bytes(20), "a header of 1099511627776 bytes"),
         (struct.pack("<Q", 6) + b'{"a":1', "does not parse"),

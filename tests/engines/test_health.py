@@ -15,7 +15,8 @@ from cotenant.engines.llama_cpp.engine import LlamaHost
 from cotenant.engines.process.activity import Activity
 from cotenant.engines.process.process import group_lives
 from tests.engines.contract import inputs
-from tests.support.engines.orders import fake_server, host_order
+from tests.support.engines.orders import fake_server, host_order, with_env
+from tests.support.http.client import post
 
 QUICK = HealthRules(every_s=0.02, timeout_s=0.05)
 
@@ -34,6 +35,26 @@ async def test_a_stopped_engine_is_killed_and_its_end_says_why(tmp_path: Path) -
     assert "its process is stopped" in end.why
     assert str(engine.log_path) in end.why
     assert not group_lives(engine.pid)
+
+
+async def test_an_engine_whose_queue_is_stuck_is_killed_though_it_is_healthy(tmp_path: Path) -> None:
+    rules = HealthRules(every_s=0.02, timeout_s=0.05, busy_s=0.3)
+    given = replace(inputs(tmp_path, llama_server=fake_server(tmp_path)), health=rules)
+    engine = await LlamaHost(given).start(with_env(host_order(Path("m.gguf")), FAKE_STUCK_ON="poison"))
+    try:
+        async with asyncio.timeout(60):
+            await engine.wait_ready(60)
+            port, body = engine.endpoint.port, {"prompt": "poison"}
+            key = {"Authorization": f"Bearer {engine.endpoint.key}"}
+            asked = asyncio.ensure_future(post(port, "/v1/completions", body, headers=key))
+            end = await engine.wait_exit()
+            # Its connection ends without an answer.
+            await asyncio.wait({asked})
+            assert asked.exception() is not None
+    finally:
+        await engine.stop(0)
+    assert end.cause is Cause.HUNG
+    assert "may compute without end" in end.why
 
 
 def scripted(*cpu_s: float, state: str = "S") -> Callable[[], Activity]:

@@ -22,6 +22,7 @@ from cotenant.domain.units import format_bytes
 HEADER_LIMIT: Final = 128 << 20
 _WINDOW: Final = 1 << 20
 _KEPT_ELEMENTS: Final = 4096
+_KEPT_NUMBERS: Final = 1 << 18
 _KEPT_TEXT: Final = 8 << 20
 _MAX_KEYS: Final = 1 << 16
 _MAX_TENSORS: Final = 1 << 17
@@ -153,7 +154,8 @@ def _read_array(cursor: _Cursor, key: str) -> GgufArray:
     if kind not in _NUMBERS:
         nested = "an array of arrays" if kind == _ARRAY else f"an array of the unknown value type {kind}"
         cursor.fail(f"{key} as {nested}")
-    if length <= _KEPT_ELEMENTS:
+    if length <= min(_KEPT_ELEMENTS, cursor.numbers_left):
+        cursor.numbers_left -= length
         return GgufArray(length, cursor.numbers(_NUMBERS[kind], length, key))
     n_bytes = length * struct.calcsize("<" + _NUMBERS[kind])
     cursor.need(n_bytes, f"{length} elements of {key}")
@@ -230,6 +232,7 @@ class _Cursor:
         self._start = 0
         self._at = 0
         self._text_left = _KEPT_TEXT
+        self.numbers_left = _KEPT_NUMBERS
 
     @property
     def position(self) -> int:

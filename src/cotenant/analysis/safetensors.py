@@ -20,6 +20,8 @@ from cotenant.domain.units import format_bytes
 HEADER_LIMIT: Final = 32 << 20
 CONFIG_LIMIT: Final = 4 << 20
 _MOST_LAYERS: Final = 4096
+_MOST_DIMS: Final = 16
+_MOST_VALUES: Final = 4_000_000
 _MOST: Final = 1 << 53
 _MOST_SCALING: Final = 1 << 20
 _AGAIN: Final = "Fetch the file again."
@@ -59,6 +61,8 @@ class SafetensorsHeader:
 
 def parse_json_object(data: bytes, name: str) -> JsonObject:
     """Read a JSON object. Raises CorruptModelFile, naming `name`, on anything else or on repeated keys."""
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > _MOST_VALUES:
+        raise CorruptModelFile(f"{name} holds over {_MOST_VALUES:,} values", hint=_AGAIN)
     try:
         value = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -310,7 +314,11 @@ def _tensor(source: ByteSource, name: str, entry: object) -> tuple[int, StoredTe
 
 
 def _counts(source: ByteSource, name: str, value: object) -> list[int]:
-    if not isinstance(value, list) or any(not isinstance(item, int) or item < 0 for item in value):
+    if (
+        not isinstance(value, list)
+        or len(value) > _MOST_DIMS
+        or any(not isinstance(item, int) or not 0 <= item <= _MOST for item in value)
+    ):
         _fail(source, f"tensor {name} with {value!r:.80} for a list of counts")
     return value
 

@@ -39,6 +39,14 @@ def test_a_long_list_of_tokens_may_be_embedded():
     check_values(json.dumps({"input": [list(range(8192))] * 36}).encode())
 
 
+@pytest.mark.parametrize("number", ["0." + "1" * MIB, "7" * 4300, "1e" + "9" * 400, "-" + "0" * 5000])
+def test_numbers_that_take_long_to_parse_are_refused_but_not_in_texts(number: str):
+    filled = [number] * (MIB // len(number) + 1)
+    with pytest.raises(RequestTooLarge, match="digits"):
+        check_values(f"[{','.join(filled)}]".encode())
+    check_values(json.dumps(filled).encode())
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/embeddings", "/api/chat"])
 async def test_a_body_that_would_stop_the_event_loop_is_never_parsed(path: str):
     body = bomb("[]", 9_000_000)

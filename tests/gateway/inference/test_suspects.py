@@ -113,6 +113,13 @@ def test_grammars_that_may_crash_a_parser_are_refused(field):
         check_grammar(field)
 
 
+def test_schemas_that_take_minutes_to_compile_are_refused():
+    wide = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(2000)}}
+    for schema in (wide, {"enum": list(range(6000))}, {"prefixItems": [{}] * 6000}):
+        with pytest.raises(BadRequest, match="in one object or list"):
+            check_grammar({"response_format": {"json_schema": {"schema": schema}}})
+
+
 def test_grammars_as_people_write_them_are_not():
     check_grammar(
         {

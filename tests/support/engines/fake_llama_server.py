@@ -11,6 +11,8 @@ FAKE_TOKENS           how many tokens it generates (8), one every FAKE_TOKEN_S; 
                       FAKE_LAST_TOKEN_ONCE exists
 FAKE_CRASH_AT_TOKEN   it kills itself in place of that token, 0 being the first; with FAKE_CRASH_ONCE, a path,
                       only the engine that creates that file
+FAKE_STUCK_ON         a request with this text stops its queue: it answers no other request, nor /slots,
+                      but still its health
 FAKE_CRASH_ON         it crashes (SIGSEGV) when a request has this text
 FAKE_GARBAGE          `words`, `json`, `shape` or `cut`: what it answers requests with
 FAKE_IGNORE_TERM, FAKE_FORK, FAKE_ABORT, FAKE_EXIT, FAKE_CHATTER
@@ -29,6 +31,7 @@ from fake_card import take
 from fake_help import HELP
 
 slots = [True, False]
+stuck = threading.Event()
 LOADED = "0.01 I sched_reserve:        CPU compute buffer size =     1.00 MiB"
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
 STREAM_HEAD = (
@@ -48,6 +51,10 @@ def answer(connection, ready):
             body = json.loads(request.partition(b"\r\n\r\n")[2])
             if os.environ.get("FAKE_CRASH_ON", "\0").encode() in request:
                 signal.raise_signal(signal.SIGSEGV)
+            if os.environ.get("FAKE_STUCK_ON", "\0").encode() in request:
+                stuck.set()
+            if stuck.is_set():
+                wait_for_file("/nowhere")
             garbage = os.environ.get("FAKE_GARBAGE")
             slots[:] = [False, False]
             return answer_garbage(connection, garbage, body) if garbage else generate(connection, body)
@@ -57,6 +64,8 @@ def answer(connection, ready):
         elif path == "/health":
             status, body = (200 if ready() else 503), {}
         elif path == "/slots":
+            if stuck.is_set():
+                wait_for_file("/nowhere")
             body = [{"id": number, "is_processing": busy} for number, busy in enumerate(slots)]
         return connection.sendall(f"HTTP/1.1 {status} X\r\n\r\n{json.dumps(body)}".encode())
 

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -176,6 +177,9 @@ class ServerEngine:
     _dies_with_status_0 = False
     """Whether a failure may end with status 0: its log is read then."""
 
+    _queue_path: str | None = None
+    """A path that it answers only while its queue moves, where its health path says less."""
+
     NO_HEALTH_AFTER_S = 15.0
     """For how long its health path may be unknown to it before the load counts as failed."""
 
@@ -317,16 +321,23 @@ class ServerEngine:
             pause_s = min(pause_s * _POLL_GROWTH, _LAST_POLL_S)
 
     async def _end_if_hung(self) -> None:
-        """Kill it once it hangs; any answer, of whatever status, shows that it does not."""
+        """Kill it once it hangs; any answer, of whatever status, shows that it does not.
 
-        async def answers() -> bool:
-            timeout_s = self._health_rules.timeout_s
-            found = await probe(self.endpoint, self._health_path, timeout_s=timeout_s)
+        What its queue must answer, it is given the time of one that computes for, whatever its processes do.
+        """
+
+        async def answers(path: str) -> bool:
+            found = await probe(self.endpoint, path, timeout_s=self._health_rules.timeout_s)
             return found is not None or self._stopping
 
-        hung = await until_hung(answers, self._activity, self._health_rules)
-        _log.error("%s hangs: %s; it is killed", self._name, hung)
-        self._hung = hung
+        async def watch(path: str, activity: Callable[[], Activity | None]) -> None:
+            self._hung = await until_hung(partial(answers, path), activity, self._health_rules)
+
+        watches = [watch(self._health_path, self._activity)]
+        if self._queue_path is not None:
+            watches.append(watch(self._queue_path, lambda: None))
+        await first_of(*watches)
+        _log.error("%s hangs: %s; it is killed", self._name, self._hung)
         await self._process.stop(0)
 
     def _activity(self) -> Activity | None:

@@ -28,6 +28,7 @@ from cotenant.engines.llama_cpp.server_flags import server_argv
 from cotenant.http.client import probe_ok
 from cotenant.interfaces import EngineOrder
 
+_SLOTS: Final = "/slots"
 _SLOTS_TIMEOUT_S: Final = 2.0
 _LOAD_LOG_BYTES: Final = 4 * MIB
 _REPORT_WITHIN_S: Final = 0.5
@@ -100,6 +101,9 @@ class LlamaHost(ServerHost):
 class LlamaEngine(ServerEngine):
     """One llama.cpp process that serves one model; `on_illegal_instruction` is called if it dies of one."""
 
+    # One thread samples for all slots: a grammar that takes it for ever leaves /health answering.
+    _queue_path = _SLOTS
+
     def __init__(
         self, started: Started, build: EngineBuild, on_illegal_instruction: Callable[[], None] | None = None
     ) -> None:
@@ -109,7 +113,7 @@ class LlamaEngine(ServerEngine):
 
     async def busy_slots(self) -> int | None:
         """Count the slots that are generating; None if unknown."""
-        answer = await probe_ok(self.endpoint, "/slots", timeout_s=_SLOTS_TIMEOUT_S)
+        answer = await probe_ok(self.endpoint, _SLOTS, timeout_s=_SLOTS_TIMEOUT_S)
         if answer is None:
             return None
         try:

@@ -26,6 +26,9 @@ _FIELDS: Final = frozenset(
 )
 _MAX_DEPTH: Final = 200
 _MAX_VALUES: Final = 100_000
+_MAX_KEYS: Final = 1000
+_MAX_CHOICES: Final = 5000
+"""Of one object and one list: llama.cpp takes minutes for a schema with some times as many."""
 _STEPS: Final = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
@@ -36,10 +39,11 @@ def check_grammar(request: Mapping[str, Any]) -> None:
         for _ in range(_MAX_DEPTH):
             below: list[Any] = []
             for value in level:
-                if isinstance(value, dict):
-                    below += value.values()
-                elif isinstance(value, list):
-                    below += value
+                if isinstance(value, dict | list):
+                    most = _MAX_KEYS if isinstance(value, dict) else _MAX_CHOICES
+                    if len(value) > most:
+                        raise BadRequest(f"`{name}` has over {most:,} values in one object or list")
+                    below += value.values() if isinstance(value, dict) else value
                 elif isinstance(value, str) and _depth(value) > _MAX_DEPTH:
                     raise BadRequest(f"`{name}` has over {_MAX_DEPTH} brackets within each other")
             level, values = below, values + len(below)
