@@ -223,7 +223,7 @@ RECIPES = st.builds(
     tensor_split=st.sampled_from([(), (0.25, 0.75), (3.0, 5.0)]),
     mmap=st.booleans(),
     mlock=st.booleans(),
-)
+).filter(lambda recipe: not recipe.tensor_split or recipe.split_mode is SplitMode.LAYER)
 
 
 @given(RECIPES)
