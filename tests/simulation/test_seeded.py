@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from cotenant.domain.residencies import LeaseId
 from cotenant.scheduling import events
 from cotenant.scheduling.commands import Command
 from cotenant.simulation.event_queue import Timeline
@@ -56,7 +57,7 @@ def test_a_broken_law_is_told_with_its_seed_and_the_last_steps() -> None:
     def break_a_law() -> None:
         state = seeded.world.scheduler.state
         for residency in state.residencies.values():
-            residency.in_flight += 1
+            residency.leases[LeaseId(-1)] = 0.0
         seeded.world.read()
 
     seeded.world.queue.at(8.0, break_a_law)

@@ -97,7 +97,7 @@ def _in_order(state: State, now: float) -> list[ModelState]:
 def _place(state: State, model: ModelState, out: Outbox) -> None:
     busy = state.loading_devices()
     crowded = state.max_loaded_reached()
-    now_free = _chosen(state, model, busy)
+    now_free = choose_now(state, model, busy)
     if isinstance(now_free, Placement) and not (crowded and placement_bytes(now_free)):
         why = model.wanted
         if model.queue:
@@ -105,7 +105,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
             why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
         start(state, model, now_free, out, why)
         return
-    if not crowded and busy and isinstance(_chosen(state, model, set()), Placement):
+    if not crowded and busy and isinstance(choose_now(state, model, set()), Placement):
         _publish_waiting(model, out, "waits for the load under way on its device")
         return
     if _make_room(state, model, out, busy, crowded=crowded):
@@ -118,10 +118,18 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         _publish_waiting(model, out, "; ".join((text, *state.ledger.full())))
 
 
-def _chosen(state: State, model: ModelState, busy: set[DeviceId]) -> Placement | Refusal:
-    """Choose devices by the room that is free now, without what is reserved."""
+def choose_now(
+    state: State,
+    model: ModelState,
+    busy: set[DeviceId],
+    also_freed: Mapping[DeviceId, int] | None = None,
+    also_leaving: Mapping[DeviceId, int] | None = None,
+) -> Placement | Refusal:
+    """Choose devices by the room that is free now, or with what is `also` freed, without what is reserved."""
     used = {device for claim in state.ledger.claims.values() for device in claim.bytes_by_device}
     freed, leaving = _reserved(state)
+    freed.update(also_freed or {})
+    leaving.update(also_leaving or {})
     budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
     chosen = choose_devices(model.spec.fit, budgets, used, together=model.spec.together)
     return on_host(chosen, state.ledger.host_budget(freed))

@@ -1,6 +1,7 @@
 """Tickets and leases: which requests wait or are served, and how every wait ends."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState, TicketId
@@ -9,6 +10,8 @@ from cotenant.scheduling.commands import Grant, Refuse
 from cotenant.scheduling.events import RequestArrived
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State, Ticket
 from cotenant.scheduling.transitions import unload
+
+_SERVICE_MEMORY: Final = 0.2
 
 
 def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
@@ -34,16 +37,25 @@ def dispatch(state: State, model: ModelState, out: Outbox) -> None:
         ticket = model.queue[0]
         state.dequeue(ticket)
         state.waits.append(out.at - ticket.at)
-        out.add(Grant(ticket.id, grant(state, model, residency, ticket.keep_alive_s), residency.id))
+        out.add(Grant(ticket.id, grant(state, model, residency, ticket.keep_alive_s, out.at), residency.id))
 
 
-def grant(state: State, model: ModelState, residency: Residency, keep_alive_s: float | None) -> LeaseId:
+def grant(
+    state: State, model: ModelState, residency: Residency, keep_alive_s: float | None, at: float
+) -> LeaseId:
     """Grant one slot."""
     lease = LeaseId(state.next_id())
     state.leases[lease] = residency.id
-    residency.in_flight += 1
+    residency.leases[lease] = at
     model.keep_alive_s = keep_alive_s
     return lease
+
+
+def end_lease(model: ModelState, residency: Residency, lease: LeaseId, at: float) -> None:
+    """Free a slot, and learn how long the model's requests usually take."""
+    took_s, known_s = at - residency.leases.pop(lease), model.service_s
+    model.service_s = took_s if known_s is None else known_s + _SERVICE_MEMORY * (took_s - known_s)
+    model.last_used, model.failures = at, 0
 
 
 def released(state: State, lease: LeaseId, out: Outbox) -> None:
@@ -55,10 +67,8 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
     if holder is None:
         return
     residency = state.residencies[holder]
-    residency.in_flight -= 1
     model = state.models[residency.model]
-    model.last_used = out.at
-    model.failures = 0
+    end_lease(model, residency, lease, out.at)
     if residency.in_flight == 0 and residency.state is ResidencyState.DRAINING and residency.pending_unload:
         unload(state, residency, out, *residency.pending_unload)
     elif model.queue:

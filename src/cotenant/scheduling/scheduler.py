@@ -7,6 +7,7 @@ from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events
 from cotenant.scheduling.advice import apply_advice, effective_keep_alive_s, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
+from cotenant.scheduling.estimates import wait_estimate
 from cotenant.scheduling.housekeeping import (
     end_drains,
     next_instant,
@@ -21,11 +22,11 @@ from cotenant.scheduling.policy import POLICIES, Policy
 from cotenant.scheduling.requests import (
     arrive,
     dispatch,
+    end_lease,
     expire,
     grant,
     refuse,
     released,
-    what_it_waits_for,
 )
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 from cotenant.scheduling.transitions import became_ready, exited, lower_claim, resume, unload_when_idle
@@ -108,7 +109,7 @@ class Scheduler:
             return None
         model.demand.arrive(at, state.all_gaps)
         state.waits.append(0.0)
-        return grant(state, model, residency, keep_alive_s), residency.id
+        return grant(state, model, residency, keep_alive_s, at), residency.id
 
     def release(self, lease: LeaseId, at: float) -> list[Command]:
         """End a lease; LeaseReleased is handled as an event only if a request waits or the model leaves."""
@@ -118,24 +119,17 @@ class Scheduler:
             residency = state.residencies[holder]
             if residency.state is ResidencyState.READY and not state.models[residency.model].queue:
                 del state.leases[lease]
-                residency.in_flight -= 1
-                model = state.models[residency.model]
-                model.last_used, model.failures = at, 0
+                end_lease(state.models[residency.model], residency, lease, at)
                 return self._wake_for(residency, at)
         return self.handle(events.LeaseReleased(at, lease))
 
     def wait_estimate(self, name: str, now: float) -> WaitEstimate | None:
-        """Return what one more request may expect; None if it would be served at once."""
+        """Return what the last waiting request may expect; None if one would be served at once."""
         model = self.state.model(name)
         residency = self.state.residency_of(model)
         if residency and residency.state is ResidencyState.READY and residency.in_flight < residency.slots:
             return None
-        eta: float | None = None
-        if residency is not None and residency.state is ResidencyState.LOADING:
-            eta = max(0.0, residency.since + model.load_s - now)
-        elif residency is None:
-            eta = model.load_s
-        return WaitEstimate(len(model.queue), eta, what_it_waits_for(self.state, model))
+        return wait_estimate(self.state, model, now)
 
     def _settle(self, out: Outbox) -> None:
         state = self.state

@@ -50,7 +50,8 @@ class Residency:
     """A model on its devices.
 
     `last_seen` is the last measurement of each card that shows memory of the engine, or else the one at its
-    end. `pending_unload` is why it is unloaded once it is idle.
+    end. `pending_unload` is why it is unloaded once it is idle. `leases` are those that are out, with the
+    instants of their grants.
     """
 
     id: ResidencyId
@@ -61,11 +62,17 @@ class Residency:
     since: float
     slots: int
     ready_at: float | None = None
-    in_flight: int = 0
+    leases: dict[LeaseId, float] = field(default_factory=dict)
+    unloading_at: float | None = None
     ended_at: float | None = None
     last_seen: dict[DeviceId, LastSeen] = field(default_factory=dict)
     measured_bytes: int | None = None
     pending_unload: tuple[UnloadReason, str] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests use it now."""
+        return len(self.leases)
 
     @property
     def bytes(self) -> int:
@@ -99,7 +106,8 @@ class ModelState:
     """A model, its waiting requests and its history.
 
     `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
-    same for one that does not fit now, and is wanted again with the next Reading.
+    same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
+    requests usually take, None before the first has ended.
     """
 
     spec: ModelSpec
@@ -110,6 +118,7 @@ class ModelState:
     wanted: str = ""
     wanted_later: str = ""
     load_s: float = 0.0
+    service_s: float | None = None
     loads: int = 0
     failures: int = 0
     retry_at: float = 0.0
@@ -160,7 +169,8 @@ class ActiveAdvice:
 class State:
     """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
-    `changed_at` is when models or devices were last added or removed.
+    `changed_at` is when models or devices were last added or removed. `unload_s` is how long the last unload
+    took, until its memory was seen free.
     """
 
     settings: SchedulerSettings
@@ -177,6 +187,7 @@ class State:
     crowded: set[DeviceId] = field(default_factory=set)
     advised: dict[str, ActiveAdvice] = field(default_factory=dict)
     changed_at: float = 0.0
+    unload_s: float = 0.0
     drain_credit_s: float = 0.0
     drain_credit_at: float = 0.0
     stopping: bool = False

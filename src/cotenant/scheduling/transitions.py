@@ -113,6 +113,7 @@ def unload(
     held_s = out.at - residency.held_since
     move(residency, UNLOADING, out.at)
     residency.pending_unload = (reason, why)
+    residency.unloading_at = out.at
     if residency.bytes:
         why = f"{why}; frees {format_bytes(residency.bytes)} on {device_labels(residency)}"
     kind, facts = _KINDS.get(reason, DecisionKind.UNLOAD), {"bytes": residency.bytes, "held_s": held_s}
@@ -176,7 +177,7 @@ def drop_leases(state: State, residency: Residency) -> None:
     """End the leases of an engine that can no longer serve them."""
     for lease in [lease for lease, holder in state.leases.items() if holder == residency.id]:
         del state.leases[lease]
-    residency.in_flight = 0
+    residency.leases.clear()
 
 
 def reclaim(state: State, residency: Residency, out: Outbox) -> None:
@@ -204,6 +205,8 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
             bytes=residency.bytes,
             waited_s=waited_s,
         )
+    if residency.unloading_at is not None:
+        state.unload_s = out.at - residency.unloading_at
     del state.residencies[residency.id]
     del state.ledger.claims[residency.id]
     model = state.models[residency.model]

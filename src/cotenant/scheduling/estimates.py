@@ -1,0 +1,107 @@
+"""How long a request may have to wait: by what must happen first, and how long that usually takes."""
+
+from collections import Counter
+from collections.abc import Iterable
+from heapq import heapify, heapreplace
+
+from cotenant.domain.decisions import WaitEstimate
+from cotenant.domain.placements import Placement
+from cotenant.domain.residencies import ResidencyState
+from cotenant.domain.units import format_count
+from cotenant.planning.eviction import freed_by
+from cotenant.scheduling.placing import choose_now, evictable_at
+from cotenant.scheduling.requests import what_it_waits_for
+from cotenant.scheduling.state import ModelState, Residency, State
+
+
+def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
+    """Return what the last request that waits for a model may expect; its ETA is None if it is unknown."""
+    residency = state.residency_of(model)
+    waits_for = what_it_waits_for(state, model)
+    ahead = max(0, len(model.queue) - 1)
+    if residency is not None and residency.state is ResidencyState.READY:
+        return WaitEstimate(len(model.queue), _slot_in(residency, model, ahead, now), waits_for)
+    if residency is not None:
+        loaded_in = None
+        if residency.state is ResidencyState.LOADING:
+            loaded_in = _left(model.load_s, now - residency.since)
+        elif residency.gone:
+            loaded_in = state.unload_s + model.load_s
+    else:
+        room_in, behind = _room_in(state, model, now)
+        loaded_in = None if room_in is None else room_in + model.load_s
+        waits_for += behind
+    turns = ahead // model.spec.slots
+    if loaded_in is not None and turns:
+        loaded_in = None if model.service_s is None else loaded_in + turns * model.service_s
+    return WaitEstimate(len(model.queue), loaded_in, waits_for)
+
+
+def _left(usual_s: float, ran_s: float) -> float:
+    """Return what is left of something: if it took longer than usual, half as long again."""
+    return max(usual_s - ran_s, ran_s / 2)
+
+
+def _slot_in(residency: Residency, model: ModelState, ahead: int, now: float) -> float | None:
+    """Return when a slot is free for a request with so many `ahead`; None if no request has ended yet."""
+    usual_s = model.service_s
+    if usual_s is None:
+        return None
+    left = [_left(usual_s, now - since) for since in residency.leases.values()]
+    left += [0.0] * (residency.slots - len(left))
+    heapify(left)
+    for _ in range(ahead):
+        heapreplace(left, left[0] + usual_s)
+    return left[0]
+
+
+def _room_in(state: State, model: ModelState, now: float) -> tuple[float | None, str]:
+    """Return when there is room for a cold model, and which requests go first as text; None if unknown."""
+    reservation = state.reservations.get(model.spec.name)
+    if reservation is not None:
+        victims = [state.residencies[victim] for victim in reservation.victims]
+        return _latest(_gone_in(state, victim, now) for victim in victims), _behind(victims)
+    wanted = [m for m in state.models.values() if m is not model and m.cold_and_wanted]
+    if isinstance(choose_now(state, model, set()), Placement):
+        return _latest(
+            _left(state.models[r.model].load_s, now - r.since)
+            for r in state.residencies.values()
+            if r.state is ResidencyState.LOADING
+        ), ""
+    others = [r for r in state.residencies.values() if r.bytes_by_device and not state.models[r.model].pinned]
+    times = [(_gone_in(state, residency, now), residency) for residency in others]
+    times.sort(key=lambda pair: (pair[0] is None, pair[0] or 0.0, pair[1].id))
+    for count in range(1, len(times) + 1):
+        first = [residency for _, residency in times[:count]]
+        freed, leaving = freed_by(residency.bytes_by_device for residency in first)
+        if isinstance(choose_now(state, model, set(), freed, leaving), Placement):
+            # Who else waits for room, or keeps a victim busy, may go first: that is not predicted.
+            kept_busy = any(state.models[residency.model].queue for residency in first)
+            return None if wanted or kept_busy else times[count - 1][0], _behind(first)
+    return None, ""
+
+
+def _gone_in(state: State, residency: Residency, now: float) -> float | None:
+    """Return when a residency may be gone, with its memory free; None if that cannot be predicted."""
+    usual_s = state.models[residency.model].service_s
+    if residency.state is ResidencyState.RECLAIMING or residency.state is ResidencyState.UNLOADING:
+        return _left(state.unload_s, now - residency.since)
+    if residency.state is ResidencyState.LOADING or (residency.leases and usual_s is None):
+        return None
+    left = [_left(usual_s or 0.0, now - since) for since in residency.leases.values()]
+    if residency.state is ResidencyState.READY:
+        left.append(evictable_at(state, residency) - now)
+    return max(0.0, *left, 0.0) + state.unload_s
+
+
+def _latest(times: Iterable[float | None]) -> float | None:
+    """Return the latest of some times, 0 for none; None if one is unknown."""
+    found = [*times]
+    known = [time for time in found if time is not None]
+    return max(known, default=0.0) if len(known) == len(found) else None
+
+
+def _behind(residencies: Iterable[Residency]) -> str:
+    counts = Counter({residency.model: residency.in_flight for residency in residencies})
+    named = [f"{format_count(count, 'request')} of {name}" for name, count in counts.items() if count]
+    return f", behind {', '.join(named)}" if named else ""
