@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -93,6 +94,29 @@ def test_where_nothing_is_found_and_where_too_much_is_it_is_told(
     for name in ("a", "b"):
         (models / name).mkdir()
     assert "over 2 folders" in told(read_folder(models, Library()))["models"]
+
+
+def test_models_too_far_down_and_folders_that_cannot_be_read_are_told(
+    models: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for inner, name in (("a/2/3/4/5", "far.GGUF"), ("b/2/3/4/5", "notes.txt"), ("c", "closed.gguf")):
+        (models / inner).mkdir(parents=True)
+        (models / inner / name).hardlink_to(tiny)
+    listdir = os.listdir
+
+    def refuse(path: str) -> list[str]:
+        if path.endswith("/c"):  # root may read everything
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listdir(path)
+
+    monkeypatch.setattr("os.listdir", refuse)
+    catalogue = read_folder(models, Library())
+    assert names(catalogue) == ["tiny.gguf"]
+    assert told(catalogue) == {
+        "5": "it is more than 4 folders down: the models in it are not served",
+        "c": "cannot be read: Permission denied",
+    }
+    assert not read_folder(models, Library(), depth=0).problems
 
 
 def test_a_split_model_is_one_and_a_missing_part_is_told(models: Path) -> None:

@@ -431,13 +431,30 @@ def test_a_group_of_the_owner_alone_may_write(folder: Path, monkeypatch: pytest.
         ("${EMPTY:-other}", "other"),
         ("${EMPTY-other}x", "x"),
         ("$${KEY}", "${KEY}"),
-        ("$KEY", "$KEY"),
+        ("x$KEY", "x$KEY"),
         ("$$", "$$"),
     ],
 )
 def test_variables_in_the_file_are_expanded(read: Reader, written: str, meant: str) -> None:
     given = {"KEY": "secret", "EMPTY": ""}
     assert read(f"server: {{api_keys: ['{written}']}}", given).server.api_keys == (meant,)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["$KEY", "$(cat key)", "%KEY%", "{{ key }}", "os.environ/KEY", "env:KEY", "<your key>", "Bearer sk-5"],
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "server: {{api_keys: ['{}']}}",
+        "models: [{{name: m, engine: remote, address: 'http://a/v1', api_key: '{}'}}]",
+    ],
+)
+def test_what_only_stands_for_a_key_is_not_taken_as_one(read: Reader, text: str, written: str) -> None:
+    with pytest.raises(BadSetting, match="named elsewhere") as raised:
+        read(text.format(written), {"KEY": "secret"})
+    assert "${NAME}" in (raised.value.hint or "")
 
 
 def test_variables_are_expanded_everywhere_and_then_read_as_if_written(read: Reader) -> None:

@@ -22,6 +22,7 @@ _FILLER_WORDS: Final = frozenset(["mmproj", "model", "", *_PRECISIONS])
 DEPTH: Final = 4
 """Levels of folders below the folder: LM Studio uses two, the snapshots in the hub's cache three."""
 _MOST_FOLDERS: Final = 2000
+_MOST_DEEPER: Final = 100
 _WORD_BREAK: Final = re.compile(r"[-. ]+")
 
 
@@ -101,23 +102,25 @@ def _identity(folder: Path) -> tuple[int, int]:
 def gguf_files(folder: str, problems: list[Problem] | None = None, deepest: int = DEPTH) -> Iterator[str]:
     """List the GGUF files in a folder, then level by level those below it, sorted, without hidden ones.
 
-    `problems` gets why not all are listed. Raises OSError if the folder itself cannot be read; one below that
-    cannot be read is skipped.
+    `problems` gets why not all are listed: folders that cannot be read, and files one level deeper. Raises
+    OSError if the folder itself cannot be read.
     """
+    last = deepest if problems is None or not deepest else deepest + 1
+    problems = [] if problems is None else problems
     level, visited = [folder], set[tuple[int, int]]()
     for depth in range(deepest + 1):
         below: list[str] = []
         for path in level:
             if len(visited) == _MOST_FOLDERS:
-                if problems is not None:
-                    what = f"it has over {_MOST_FOLDERS:,} folders: {path} and later ones are not looked at"
-                    problems.append(Problem(Path(folder), what))
+                what = f"it has over {_MOST_FOLDERS:,} folders: {path} and later ones are not looked at"
+                problems.append(Problem(Path(folder), what))
                 return
             try:
                 status, names = os.stat(path), sorted(os.listdir(path))
-            except OSError:
+            except OSError as error:
                 if depth == 0:
                     raise
+                problems.append(Problem(Path(path), f"cannot be read: {error.strerror}"))
                 continue
             # A link may lead to a folder above it.
             if (status.st_dev, status.st_ino) in visited:
@@ -128,9 +131,15 @@ def gguf_files(folder: str, problems: list[Problem] | None = None, deepest: int 
                     continue
                 if name.lower().endswith(SUFFIX):
                     yield f"{path}/{name}"
-                elif depth < deepest and os.path.isdir(f"{path}/{name}"):
+                elif depth < last and os.path.isdir(f"{path}/{name}"):
                     below.append(f"{path}/{name}")
         level = below
+    # What is left is below the last level.
+    for path in level[:_MOST_DEEPER]:
+        with suppress(OSError):
+            if any(name.lower().endswith(SUFFIX) for name in os.listdir(path)):
+                what = f"it is more than {deepest} folders down: the models in it are not served"
+                problems.append(Problem(Path(path), what))
 
 
 def _unpaired(found: list[Found], projectors: list[ModelFile]) -> Iterator[Problem]:

@@ -20,6 +20,11 @@ from cotenant.planning.manual_split import parse_split
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_PLACEHOLDER: Final = re.compile(
+    r"\$[A-Z_][A-Z0-9_]*|\$\(.*\)|%[A-Z_][A-Z0-9_]*%|\{\{.*\}\}"
+    r"|os\.environ/.*|env:.*|<[\w -]+>|(?i:bearer) .*"
+)
+"""References as shells, LiteLLM, Ansible and others write them, blanks to fill in, and a whole header."""
 _PORT: Final = re.compile(r":?([1-9][0-9]{0,4})(/.*)?")
 _SWITCH: Final = {"1": True, "true": True, "yes": True, "on": True} | dict.fromkeys(
     ("0", "false", "no", "off"), False
@@ -326,6 +331,12 @@ def api_key(key: str) -> str:
     """A key that can be sent in an HTTP header."""
     if not key.isascii() or not key.isprintable() or key != key.strip():
         raise BadSetting("a key has characters that a header cannot carry", hint="Use printable ASCII.")
+    if _PLACEHOLDER.fullmatch(key):
+        # It would lock the daemon, or be sent to a provider. It is not shown: it may be a key after all.
+        raise BadSetting(
+            "it is no key, but how one is named elsewhere",
+            hint="Write the key alone, or ${NAME} for that in an environment variable.",
+        )
     return key
 
 

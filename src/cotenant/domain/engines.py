@@ -72,6 +72,8 @@ def kind_of_build(label: str | None) -> EngineKind | None:
 
 
 _VERSION: Final = re.compile(r"v[0-9]+[a-z0-9]*")
+_OPERATION: Final = re.compile(r"/(?:chat/)?completions$|(?<=/v1)/(?:models|embeddings|responses|messages)$")
+"""What is too much of an address, as many documents give it whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,13 @@ class Endpoint:
     def at(cls, parts: SplitResult) -> Endpoint:
         """Read an address as providers document it: the base URL of OpenAI's clients, or without `/v1`.
 
-        A path with a version of its own, as Gemini's `/v1beta/openai` or `/api/paas/v4`, is the whole base.
+        A path with a version of its own, as Gemini's `/v1beta/openai` or `/api/paas/v4`, is the whole base;
+        so is what comes before `/chat/completions`.
         """
-        path = parts.path.rstrip("/")
-        whole = not path.endswith("/v1") and any(map(_VERSION.fullmatch, path.split("/")))
+        given = parts.path.rstrip("/")
+        path = _OPERATION.sub("", given)
+        own_version = path != given or any(map(_VERSION.fullmatch, path.split("/")))
+        whole = own_version and not path.endswith("/v1")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         host, tls = parts.hostname or "", parts.scheme == "https"
         return cls(host, port, tls, path.removesuffix("/v1"), "" if whole else "/v1", parts.query)

@@ -27,6 +27,10 @@ from tests.gateway.stub import StubEngine
         ("http://a/api/paas/v4/", "http://a:80/api/paas/v4", "/api/paas/v4/chat/completions"),
         ("http://a/v1/id/gateway", "http://a:80/v1/id/gateway", "/v1/id/gateway/chat/completions"),
         ("http://a/v1?api-version=x", "http://a:80", "/v1/chat/completions?api-version=x"),
+        ("http://a/v1/chat/completions", "http://a:80", "/v1/chat/completions"),
+        ("http://a/chat/completions/?v=1", "http://a:80", "/chat/completions?v=1"),
+        ("http://a/v1/models", "http://a:80", "/v1/chat/completions"),
+        ("http://a/models/v1", "http://a:80/models", "/models/v1/chat/completions"),
         ("http://[::1]:9/vault", "http://[::1]:9/vault", "/vault/v1/chat/completions"),
     ],
 )
@@ -64,6 +68,7 @@ async def answering(head: bytes) -> AsyncIterator[tuple[RemoteEngine, list[bytes
         (b"301 Moved\r\nLocation: https://new.example/v4/models", "https://new.example/v4/models"),
         (b"404 Not Found", "404 at /v4/models"),
         (b"405 Not Allowed", "405 at /v4/models"),
+        (b"501 Not Implemented", "501 at /v4/models"),
     ],
 )
 async def test_a_load_fails_at_once_where_waiting_does_not_help(head, told):

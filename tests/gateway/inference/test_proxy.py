@@ -156,6 +156,7 @@ async def test_an_error_of_the_engine_in_the_envelope_passes_as_it_is(status):
         (b"<html>", "without a reason"),
         (b"[]", "without a reason"),
         (b'{"error": "text"}', "text"),
+        (b'{"base_resp": {"status_msg": "no credit"}}', "no credit"),
         (b'{"error": null, "detail": "it is full"}', "it is full"),
         (b'{"detail": [{"loc": ["body", "top_p"], "msg": "too high", "input": 3}]}', "body.top_p: too high"),
         (b'{"object": "error", "message": {"detail": [{"loc": ["n"], "msg": "extra"}]}}', "n: extra"),

@@ -21,7 +21,9 @@ _FIRST_POLL_S: Final = 0.1
 _WATCH_EVERY_S: Final = 10.0
 _SILENT_TIMES: Final = 3
 _FORBIDDEN: Final = frozenset({401, 403})
-_MISSING: Final = frozenset({404, 405, 410})
+_MISSING: Final = frozenset({404, 405, 410, 501})
+_BUSY: Final = 429
+"""It serves, but not so many requests."""
 
 
 class RemoteHost:
@@ -96,7 +98,7 @@ class RemoteEngine(ExternalEngine):
                 hint=REMEDIES[Cause.KEY_REFUSED],
                 cause=Cause.KEY_REFUSED,
             )
-        if answer.status < 300:
+        if answer.status < 300 or answer.status == _BUSY:
             return None
         said = f"it answers {answer.status} at {self.endpoint.target(self._health_path)}"
         if answer.status < 400:

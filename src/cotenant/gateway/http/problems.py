@@ -176,11 +176,12 @@ def reason_in(body: bytes) -> str | None:
     """Return what an error's body says, in one line and cut; None if it says nothing.
 
     Besides OpenAI's envelope, servers send FastAPI's `detail`, `{"error": "text"}`, `{"message": …}`, plain
-    text and a proxy's page.
+    text and a proxy's page. JSON that says it in another field is returned itself.
     """
     text = body.decode("utf-8", "replace")
     try:
-        text = reason_of(json.loads(text))
+        value = json.loads(text)
+        text = reason_of(value) or (text if value else "")
     except (ValueError, RecursionError):
         text = html.unescape(_TAGS.sub(" ", text))
     text = " ".join(text.split())
