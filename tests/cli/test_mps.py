@@ -80,7 +80,7 @@ def test_a_second_start_is_refused(run: Run) -> None:
     run("start")
     status, _, err = run("start")
     assert status == 1
-    assert "error: an MPS daemon runs for these cards already, as process " in err
+    assert "error: an MPS daemon runs for GPU-aaaa, GPU-bbbb already, as process " in err
 
 
 def test_a_card_gets_no_second_daemon(run: Run, folder: Path) -> None:

@@ -253,9 +253,9 @@ async def test_services_on_several_gpus_are_shown_and_kept():
     app = served(services)
     page = await look(app, PAGE)
     assert '<option value="1,2" selected>1, 2</option>' in page.text
-    assert '<option value="all" selected>All GPUs</option>' in page.text
+    assert '<option value="count=all" selected>All GPUs</option>' in page.text
     assert "GPU 1 RTX A400, GPU 2 RTX 3090" in page.text
-    body = form("manual", base=1, gpu__ai_clip="1,2", gpu__ai_llm="all", gpu__ai_florence="count=2")
+    body = form("manual", base=1, gpu__ai_clip="1,2", gpu__ai_llm="count=all", gpu__ai_florence="count=2")
     assert "Saved as configuration 2" in (await post(app, "save", body)).text
     found = {each.service: (each.indices, each.count) for each in services.saved[-1].assignments}
     assert found["ai-clip"] == ((1, 2), None)

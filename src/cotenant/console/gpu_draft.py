@@ -10,7 +10,6 @@ from cotenant.console.view_data import Json
 MANUAL: Final = "manual"
 BY_STRATEGY: Final = "auto"
 UNPINNED: Final = "none"
-ALL: Final = "all"
 _COUNT: Final = "count="
 _GONE: Final = "gone:"
 
@@ -19,7 +18,7 @@ _GONE: Final = "gone:"
 class Choice:
     """The GPU of a service: chosen by the strategy, an index, a missing GPU (`gone:` and its UUID), or none.
 
-    Or several: with commas, `all`, or `count=` and a number. `budget` is the text as typed, empty for none.
+    Or several: with commas, or `count=` and a number or `all`. `budget` is the text as typed, empty for none.
     """
 
     gpu: str = BY_STRATEGY
@@ -34,12 +33,8 @@ class Choice:
             }
             for gpu in self.gpu.split(",")
         )
-        is_count, count = self.gpu.startswith(_COUNT), number_of(self.gpu.removeprefix(_COUNT))
-        return {
-            **first,
-            "more_gpus": more,
-            "gpu_count": ALL if self.gpu == ALL else count if is_count else None,
-        }
+        count = self.gpu.removeprefix(_COUNT) if self.gpu.startswith(_COUNT) else ""
+        return {**first, "more_gpus": more, "gpu_count": number_of(count) or count or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +95,8 @@ def saved_draft(config: Json, by_strategy: Sequence[Json]) -> Draft:
 
 def choice_of(assignment: Json, indices: Mapping[str, int]) -> str:
     """Return the GPUs of an assignment as a choice; `indices` are those of the present GPUs, by UUID."""
-    count = assignment["gpu_count"]
-    if count is not None:
-        return ALL if count == ALL else f"{_COUNT}{count}"
+    if assignment["gpu_count"] is not None:
+        return f"{_COUNT}{assignment['gpu_count']}"
     found = []
     for gpu in (assignment, *assignment["more_gpus"]):
         uuid = gpu["gpu_uuid"]

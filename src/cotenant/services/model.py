@@ -113,14 +113,10 @@ class Assignment:
     count: GpuCount | None = field(default=None, compare=False)
 
     @property
-    def names_gpu(self) -> bool:
-        """Whether it pins the service to a GPU, by index or by id."""
-        return self.gpu_index is not None or self.device_id is not None
-
-    @property
     def gpus(self) -> tuple[GpuRef, ...]:
-        """Every GPU that it names."""
-        return (GpuRef(self.gpu_index, self.device_id), *self.more) if self.names_gpu else ()
+        """Every GPU that it names, by index or by id."""
+        first = GpuRef(self.gpu_index, self.device_id)
+        return () if first == GpuRef() else (first, *self.more)
 
     @property
     def indices(self) -> tuple[int, ...]:

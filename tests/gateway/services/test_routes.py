@@ -157,7 +157,7 @@ async def test_user_assigns_same_gpu_to_all():
     [
         (by_hand({"service": "ai-lm"}), "assignments[0].service", "ai-lm is no service here"),
         (by_hand(NAMED, {"service": "ai-clip", "gpu_index": 7}), "assignments[1].gpu_index", "no GPU 7"),
-        (by_hand(NAMED, NAMED), "assignments[1].service", "listed already, as assignments[0]"),
+        (by_hand(NAMED, NAMED), "assignments[1].service", "listed already"),
         (by_hand({**NAMED, "gpu_uuid": "GPU-x"}), "assignments[0].gpu_uuid", "was never a GPU here"),
         (by_hand({**NAMED, "vram_budget_override": -1}), "assignments[0].vram_budget_override", "not '-1'"),
         (by_hand({**NAMED, "vram_budget_override": 0}), "assignments[0].vram_budget_override", "greater"),

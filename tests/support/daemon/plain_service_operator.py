@@ -225,6 +225,8 @@ class PlainServices:
         kept = {each.device_id for saved in self.saved[-1:] for each in saved.assignments}
         for number, each in enumerate(assignments):
             where = f"assignments[{number}]"
+            if each.service in [other.service for other in assignments[:number]]:
+                raise BadAssignment(f"{each.service} is listed already", field=f"{where}.service")
             if each.service not in names:
                 raise BadAssignment(f"{each.service} is no service here", field=f"{where}.service")
             if each.gpu_index is not None and each.gpu_index not in cards:

@@ -194,16 +194,7 @@ class GpuConfigRoutes:
 
 
 def _assignments(requested: Sequence[AssignmentRequest]) -> list[Assignment]:
-    """Return the requested assignments. Raises BadAssignment for a service that is listed twice."""
-    first: dict[str, int] = {}
-    for number, each in enumerate(requested):
-        if each.service in first:
-            raise BadAssignment(
-                f"{each.service} is listed already, as assignments[{first[each.service]}]",
-                hint="Keep one.",
-                field=f"assignments[{number}].service",
-            )
-        first[each.service] = number
+    """Return the requested assignments."""
     return [
         Assignment(each.service, vram_budget_gb=each.vram_budget_override, count=each.gpu_count).on(
             GpuRef(gpu.gpu_index, DeviceId(gpu.gpu_uuid) if gpu.gpu_uuid else None)

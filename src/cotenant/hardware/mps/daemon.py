@@ -225,9 +225,8 @@ def start_manually(program: Path, directories: MpsDirectories, cards: Sequence[s
         theirs = cards if running.cards is None else running.cards
         shared = [card for card in cards if card.startswith(tuple(theirs))]
         if shared:
-            which = "these cards" if len(shared) == len(cards) else ", ".join(shared)
             raise MpsFailed(
-                f"an MPS daemon runs for {which} already, as process {running.pid}",
+                f"an MPS daemon runs for {', '.join(shared)} already, as process {running.pid}",
                 hint="See `cotenant mps status`; `cotenant mps stop` ends one of Cotenant's.",
             )
     directories.create(cards)

@@ -29,7 +29,7 @@ def resolved(
     for number, each in enumerate(assignments):
         name, budget = each.service, each.vram_budget_gb
         last = counted.get(name)
-        if last is not None and each.count == last.count and not each.names_gpu:
+        if last is not None and each.count == last.count and not each.gpus:
             each = each.on(GpuRef(None, gpu.device_id) for gpu in last.gpus)
         unknown = next((index for index in each.indices if index not in ids), None)
         gpus = [GpuRef(gpu.gpu_index, ids.get(gpu.gpu_index, gpu.device_id)) for gpu in each.gpus]
@@ -38,7 +38,7 @@ def resolved(
             what = f"there is no service {name!r}"
             hint = f"Services: {', '.join(sorted(known)) or 'none'}."
         elif name in seen:
-            what, hint = f"{name} is assigned twice", "Keep one."
+            what, hint = f"{name} is listed already", "Keep one."
         elif unknown is not None:
             field = "gpu_index" if each.gpu_index == unknown else "more_gpus"
             what = f"there is no GPU {unknown}"

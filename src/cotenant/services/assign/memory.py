@@ -30,8 +30,7 @@ def divided(service: Service, assignment: Assignment) -> Service:
 
 def assigned_devices(assignment: Assignment, devices: Sequence[ServiceDevice]) -> list[ServiceDevice]:
     """Return the GPUs that an assignment names, without those that are missing."""
-    found = [assigned_device(each, devices) for each in assignment.gpus]
-    return [device for device in found if device is not None]
+    return [device for gpu in assignment.gpus if (device := assigned_device(gpu, devices)) is not None]
 
 
 def assigned_device(gpu: GpuRef, devices: Iterable[ServiceDevice]) -> ServiceDevice | None:

@@ -57,13 +57,13 @@ def assign(
     enabled = [service for service in services if service.enabled]
     wanted = {service.name: given.get(service.name, Assignment(service.name)) for service in enabled}
     needs = {service.name: needed_bytes(service, wanted[service.name].vram_budget_gb) for service in enabled}
-    to_place = [one for one in enabled if not (wanted[one.name].names_gpu or wanted[one.name].count)]
+    to_place = [one for one in enabled if not (wanted[one.name].gpus or wanted[one.name].count)]
     memory = FreeMemory(healthy)
     fixed = [service for service in enabled if service not in to_place]
     # Those whose GPUs are named come first.
-    for service in sorted(fixed, key=lambda one: (not wanted[one.name].names_gpu, -needs[one.name])):
+    for service in sorted(fixed, key=lambda one: (not wanted[one.name].gpus, -needs[one.name])):
         each = wanted[service.name]
-        if not each.names_gpu and isinstance(each.count, int):
+        if not each.gpus and isinstance(each.count, int):
             freest = sorted(healthy, key=lambda device: -memory.free(device))[: each.count]
             each = wanted[service.name] = each.on(device.ref for device in freest)
         needs[service.name] = needed_bytes(divided(service, each), each.vram_budget_gb)
@@ -188,7 +188,7 @@ def _without_automatic(assignment: Assignment, devices: Sequence[ServiceDevice])
         assignment = assignment.on(device.ref for device in devices)
     elif assignment.count is not None and assignment.count != len(assignment.gpus):
         assignment = assignment.on(())
-    chosen = replace(assignment, by_hand=assignment.names_gpu or assignment.count is not None)
+    chosen = replace(assignment, by_hand=bool(assignment.gpus or assignment.count))
     missing = len(assigned_devices(assignment, devices)) < len(assignment.gpus)
     if missing or not assignment.budget_auto:
         return chosen

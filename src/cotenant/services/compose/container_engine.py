@@ -130,11 +130,9 @@ def _state(service: str, containers: Sequence[Container]) -> ContainerState:
 
 def _actual(labelled: Assignment | None, gpus: frozenset[str] | None) -> Assignment | None:
     """Return the assignment of a container's label, with other GPUs if the engine gave it others."""
-    if labelled is None or not gpus:
+    if labelled is None or not gpus or (labelled.count == "all" and "all" in gpus):
         return labelled
-    if all(gpus & {str(gpu.gpu_index), gpu.device_id} for gpu in labelled.gpus) and labelled.gpus:
-        return labelled
-    if labelled.count == "all" and "all" in gpus:
+    if labelled.gpus and all(gpus & {str(gpu.gpu_index), gpu.device_id} for gpu in labelled.gpus):
         return labelled
     return labelled.on(
         GpuRef(int(name)) if name.isdecimal() else GpuRef(None, DeviceId(name)) for name in sorted(gpus)

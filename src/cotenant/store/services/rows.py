@@ -257,20 +257,16 @@ class ServiceRows:
             moved = (devices.c.device_id == device.device_id) & (devices.c.gpu_index != device.gpu_index)
             self._connection.execute(sa.delete(devices).where(moved))
             self._put(devices, devices.c.gpu_index == device.gpu_index, device_row(device))
-        for device in seen:
-            self._connection.execute(
-                sa.update(configurations)
-                .where(configurations.c.device_id == device.device_id)
-                .values(gpu_index=device.gpu_index)
-            )
         indices = {device.device_id: device.gpu_index for device in seen}
-        several = sa.select(configurations).where(configurations.c.more_gpus.is_not(None))
-        for row in self._connection.execute(several).all():
-            present = [
-                {**gpu, "gpu_index": indices.get(gpu["device_id"], gpu["gpu_index"])} for gpu in row.more_gpus
-            ]
-            same = configurations.c.id == row.id
-            self._connection.execute(sa.update(configurations).where(same).values(more_gpus=present))
+        for row in self._connection.execute(sa.select(configurations)).all():
+            first, *more = (
+                {**gpu, "gpu_index": indices.get(gpu["device_id"], gpu["gpu_index"])}
+                for gpu in ({**row._mapping}, *(row.more_gpus or ()))
+            )
+            new = {"gpu_index": first["gpu_index"], "more_gpus": more or None}
+            self._connection.execute(
+                sa.update(configurations).where(configurations.c.id == row.id).values(**new)
+            )
 
     def devices(self) -> list[SeenDevice]:
         """Return every GPU seen under its index, in index order."""
