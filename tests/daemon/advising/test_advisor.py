@@ -17,6 +17,7 @@ from cotenant.daemon.advising.prompt import AdvisorPrompt
 from cotenant.domain.advisors import AdvisorMode, QuestionOutcome
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
 from cotenant.domain.engines import Endpoint
+from cotenant.domain.units import MIB
 from cotenant.http.client import api_endpoint
 from tests.daemon.core.test_loop import Parts, fleet
 from tests.support.waiting import until
@@ -91,6 +92,21 @@ async def test_sound_advice_is_followed_and_why_tells_it() -> None:
     assert asked[0]["response_format"]["json_schema"]["strict"] is True
     status = made.status()
     assert (status.asked, status.decisions, status.broken) == ({QuestionOutcome.ANSWERED: 1}, 0, False)
+    await daemon.loop.stop(0)
+
+
+async def test_it_gets_the_bytes_of_what_it_may_have_loaded_ahead() -> None:
+    """None for what does not fit into the memory that is free."""
+    daemon, _ = fleet(100, 100, 100_000)
+    (await daemon.router.lease("m0")).release()
+    async with served(raw(completion({"hints": []}))) as (site, asked):
+        await advisor(daemon, site).ask_once()
+    state = json.loads(asked[0]["messages"][1]["content"])
+    loaded, cold, too_large = state["models"]
+    assert (loaded["loaded"], loaded["bytes"]) == (True, daemon.operator.statuses()[0].predicted_bytes)
+    assert (cold["loaded"], cold["bytes"]) == (False, daemon.operator.bytes_if_loaded("m1"))
+    assert cold["bytes"] > 100 * MIB
+    assert too_large["bytes"] is None
     await daemon.loop.stop(0)
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -85,7 +85,12 @@ class Advisor:
         if self._clock.now() < self._broken_until:
             self._outcomes[QuestionOutcome.SKIPPED] += 1
             return
-        prompt = AdvisorPrompt.of(self._operator.statuses(), self._operator.devices(), self._clock.now())
+        # The bytes of those that are not loaded are what may be loaded ahead.
+        models = [
+            each if each.devices else replace(each, predicted_bytes=self._operator.bytes_if_loaded(each.name))
+            for each in self._operator.statuses()
+        ]
+        prompt = AdvisorPrompt.of(models, self._operator.devices(), self._clock.now())
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 hints = prompt.read(await self._ask(prompt))

@@ -9,9 +9,12 @@ from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus
 from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
+from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
+from cotenant.planning.device_choice import choose_devices
 from cotenant.scheduling import events
 from cotenant.scheduling.state import State
+from cotenant.scheduling.transitions import placement_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,12 @@ class FleetOperator:
             for name, entry in self._loop.fleet.entries.items()
             if (model := self._state.models.get(name)) is not None
         ]
+
+    def bytes_if_loaded(self, name: str) -> int | None:
+        """Return what a model would take of the memory that is free; None if it does not fit there."""
+        spec, budgets = self._state.models[name].spec, self._state.ledger.budgets()
+        found = choose_devices(spec.fit, budgets, (), together=spec.together)
+        return sum(placement_bytes(found).values()) if isinstance(found, Placement) else None
 
     def devices(self) -> Sequence[DeviceStatus]:
         """Return how the memory of every device is used."""
