@@ -310,6 +310,29 @@ async def test_a_failure_that_is_kept_can_be_rolled_back_by_hand(tmp_path):
         assert (await at.pinned())["ai-clip"] == 1
 
 
+async def test_many_looks_query_the_container_engine_once_until_an_apply_takes_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("cotenant.services.operator._FRESH_S", 10_000.0)
+    async with setting(tmp_path) as at:
+        queries, real = [], at.orchestrator.containers
+
+        async def counted():
+            queries.append(1)
+            return await real()
+
+        monkeypatch.setattr(at.orchestrator, "containers", counted)
+        await asyncio.gather(*(at.services.status() for _ in range(5)))
+        for _ in range(5):
+            await at.services.status()
+            await at.services.view()
+        assert len(queries) == 1
+        await at.services.preview(Strategy.BALANCED)
+        assert len(queries) == 2, "what is decided is decided by what is"
+        await at.applied()
+        states = {each.service: each.running for each in (await at.services.status())[1]}
+        assert all(states.values())
+        assert (await at.services.view()).changes == ()
+
+
 async def test_looking_does_not_read_the_whole_history(tmp_path, monkeypatch):
     async with setting(tmp_path) as at:
         await at.applied()

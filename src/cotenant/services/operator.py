@@ -47,6 +47,9 @@ _MAX_HISTORY: Final = 1_000
 _ENGINE_PATIENCE_S: Final = 10.0
 """After that a page is shown without the state of containers."""
 
+_FRESH_S: Final = 1.0
+"""So old the state of containers may be that is shown: each query runs the engine's program twice."""
+
 _LOG: Final = logging.getLogger("cotenant.services")
 
 Measure = Callable[[], Inventory]
@@ -78,6 +81,7 @@ class Services:
         self._changing = asyncio.Lock()
         self._measuring: asyncio.Task[Inventory] | None = None
         self._querying: asyncio.Task[Sequence[ContainerState] | None] | None = None
+        self._queried: tuple[float, ApplyStatus | None] = (0.0, None)
 
     async def start(self) -> None:
         """Store which GPUs are present, and find out the state of an interrupted apply.
@@ -99,7 +103,7 @@ class Services:
     async def view(self) -> ServicesView:
         """Return everything as it is now. Raises StoreError."""
         saved, applied = await self._store.current(), await self._store.applied()
-        inventory, containers = await asyncio.gather(self._inventory(), self._containers())
+        inventory, containers = await asyncio.gather(self._inventory(), self._containers(age_s=_FRESH_S))
         devices = self._devices(inventory, applied, containers)
         problems = list(inventory.problems)
         changes: Sequence[Change] = ()
@@ -150,7 +154,7 @@ class Services:
 
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
         """Return the last apply and the containers as they are; none if there is no container engine."""
-        return await self._last_apply(), await self._containers(None) or ()
+        return await self._last_apply(), await self._containers(None, _FRESH_S) or ()
 
     async def history(self, limit: int = 20) -> Sequence[SavedConfiguration]:
         """Return the last configurations, newest first. Raises StoreError."""
@@ -287,10 +291,16 @@ class Services:
         return await asyncio.shield(self._measuring)
 
     async def _containers(
-        self, patience_s: float | None = _ENGINE_PATIENCE_S
+        self, patience_s: float | None = _ENGINE_PATIENCE_S, age_s: float = 0.0
     ) -> Sequence[ContainerState] | None:
-        """Return the containers as they are; None if no engine answers. Concurrent callers share a query."""
-        if self._querying is None or self._querying.done():
+        """Return the containers as they are; None if no engine answers. Concurrent callers share a query.
+
+        A state up to `age_s` old does, unless an apply took a step since.
+        """
+        now, last = time.monotonic(), self._runner.status
+        current = now - self._queried[0] < age_s and last == self._queried[1]
+        if self._querying is None or (self._querying.done() and not current):
+            self._queried = now, last
             self._querying = asyncio.get_running_loop().create_task(self._query())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
