@@ -31,11 +31,11 @@ class ModelFile:
 class Library:
     """Reads model files, each once until it changes. Not thread-safe.
 
-    `folders` are those that held models at the last reading, with their device and inode.
+    `folders` are those that held models at the last reading, as they were then.
     """
 
     def __init__(self) -> None:
-        self.folders: dict[Path, tuple[int, int]] = {}
+        self.folders: dict[Path, os.stat_result] = {}
         self._read: dict[Path, tuple[tuple[FileSignature | None, ...], ModelFile | ModelFileError]] = {}
 
     def open(self, path: Path, unsettled: Set[Path] = frozenset(), *, is_folder: bool = False) -> ModelFile:

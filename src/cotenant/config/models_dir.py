@@ -66,9 +66,9 @@ def read_folder(
         holding = {above for path in paths for above in path.parents if above.is_relative_to(folder)}
         for known, identity in library.folders.items():
             gone = known.is_relative_to(folder) and known not in holding and known.is_dir()
-            if gone and _identity(known) != identity:
+            if gone and not os.path.samestat(known.stat(), identity):
                 raise OSError(errno.ENODEV, f"an empty folder is where {known} was", str(known))
-        library.folders = {each: _identity(each) for each in holding}
+        library.folders = {each: each.stat() for each in holding}
     opened: list[ModelFile] = []
     # Revisions in the hub's cache link to one file, and links of folders may lead to it twice.
     seen: set[tuple[str, str]] = set()
@@ -92,11 +92,6 @@ def read_folder(
         found += paired
         problems += _unpaired(paired, projectors)
     return Catalogue(tuple(found), tuple(problems))
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
 
 
 def gguf_files(folder: str, problems: list[Problem] | None = None, deepest: int = DEPTH) -> Iterator[str]:

@@ -22,14 +22,13 @@ def resolved(
     known = {service.name: service for service in services}
     ids: dict[int | None, DeviceId] = {device.index: device.id for device in devices}
     before = saved.assignments if saved is not None else ()
-    counted = {each.service: each for each in before if each.count is not None}
     automatic = {(each.service, each.vram_budget_gb) for each in before if each.budget_auto}
     seen: set[str] = set()
     found = []
     for number, each in enumerate(assignments):
         name, budget = each.service, each.vram_budget_gb
-        last = counted.get(name)
-        if last is not None and each.count == last.count and not each.gpus:
+        last = next((one for one in before if one.service == name), None)
+        if last is not None and each.count and each.count == last.count and not each.gpus:
             each = each.on(GpuRef(None, gpu.device_id) for gpu in last.gpus)
         unknown = next((index for index in each.indices if index not in ids), None)
         gpus = [GpuRef(gpu.gpu_index, ids.get(gpu.gpu_index, gpu.device_id)) for gpu in each.gpus]

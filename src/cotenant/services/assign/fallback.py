@@ -39,8 +39,7 @@ def fall_back(
                 if device.healthy:
                     memory.place(service, needed_bytes(service, each.vram_budget_gb), device)
             else:
-                given = None if each.budget_auto else each.vram_budget_gb
-                missing.append((service, each, gpu, needed_bytes(service, given)))
+                missing.append((service, each, gpu, needed_bytes(service, _bare(each).vram_budget_gb)))
         result[each.service] = each.on(here)
     warnings = []
     joined = set()
@@ -56,18 +55,19 @@ def fall_back(
         elif kept:
             warnings.append(_warning(each, gpu, "uses the others of its GPUs"))
         else:
-            given = None if each.budget_auto else each.vram_budget_gb
-            result[each.service] = Assignment(each.service, vram_budget_gb=given)
+            result[each.service] = replace(_bare(each).on(()), budget_auto=False)
             warnings.append(_warning(each, gpu, "is left unpinned: no other GPU is healthy"))
     here_too = [each for each in result.values() if any(gpu.device_id in joined for gpu in each.gpus)]
-    bare = {
-        each.service: replace(each, vram_budget_gb=None) if each.budget_auto else each for each in here_too
-    }
+    bare = {each.service: _bare(each) for each in here_too}
     result |= bare
     budgets = least_budgets(services, devices, result.values())
     for name in bare.keys() & budgets.keys():
         result[name] = replace(bare[name], vram_budget_gb=budgets[name], budget_auto=True)
     return [result[each.service] for each in assignments], warnings
+
+
+def _bare(assignment: Assignment) -> Assignment:
+    return replace(assignment, vram_budget_gb=None) if assignment.budget_auto else assignment
 
 
 def _warning(assignment: Assignment, missing: GpuRef, what: str) -> ServiceWarning:

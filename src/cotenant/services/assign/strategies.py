@@ -47,7 +47,7 @@ def assign(
     `manual` assignments keep their GPUs and their budget under every strategy; an automatic budget is
     computed anew, unless a GPU is missing. One without a GPU leaves the choice to the strategy; one whose GPU
     is missing leaves the service unpinned, and keeps the GPU's id. One that asks for a number of GPUs gets,
-    under every strategy, those with the most free memory, before the services that are placed on one GPU.
+    under every strategy, those with the most free memory: after those set on named GPUs, before all others.
     The last of several for one service counts. Under `manual`, and where there is no healthy GPU, the others
     stay unpinned. `known_services` are those in the compose files, None if they were not read.
     """
@@ -60,7 +60,6 @@ def assign(
     to_place = [one for one in enabled if not (wanted[one.name].gpus or wanted[one.name].count)]
     memory = FreeMemory(healthy)
     fixed = [service for service in enabled if service not in to_place]
-    # Those whose GPUs are named come first.
     for service in sorted(fixed, key=lambda one: (not wanted[one.name].gpus, -needs[one.name])):
         each = wanted[service.name]
         if not each.gpus and isinstance(each.count, int):

@@ -196,7 +196,7 @@ def _reduced(device: ServiceDevice, service: Service, budget: float | None, plac
     ]
     rule = [adjusted_budgets(device, those).get(service.name) for those in (alone, together)]
     # The budget of a service on several GPUs is that of the one with least room.
-    shared = service.n_gpus > 1 and budget is not None and any(gb is not None and budget < gb for gb in rule)
+    shared = service.n_gpus > 1 and budget is not None and budget < max(gb or 0.0 for gb in rule)
     return f"{'Auto-adjusted' if shared or budget in rule else 'Set'} to {budget:g} GB."
 
 

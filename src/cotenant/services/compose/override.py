@@ -206,10 +206,8 @@ def _dropped(assigned: _Assigned) -> list[tuple[str, ...]]:
     what later files put in its place.
     """
     definition = assigned.compose.definition
-    pinned = bool(assigned.devices)
-    paths = [
-        request.path for request in assigned.compose.gpus if pinned and _present(definition, request.path)
-    ]
+    requests = assigned.compose.gpus if assigned.devices else ()
+    paths = [request.path for request in requests if _present(definition, request.path)]
     variables = definition.get("environment")
     if assigned.service and assigned.assignment.vram_budget_gb is not None and isinstance(variables, Mapping):
         name = assigned.service.budget_env
