@@ -72,3 +72,22 @@ def test_the_cause_of_a_failed_load_reaches_everybody(tmp_path: Path, out_of_mem
     assert page["last_cause"] == "gpu_memory_loading"
     assert 'cause="gpu_memory_loading"' in metrics
     assert re.search(r"cotenant.decisions.*failed.*has no room", daemon.output)
+
+
+def test_advice_after_a_load_without_room_has_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "FAKE_SAYS", "E alloc: allocating 10.00 MiB on device 0: cudaMalloc failed: out of memory"
+    )
+    monkeypatch.setenv("FAKE_EXIT", "1")
+    build_tiny_llama(tmp_path / "tiny.gguf")
+    argv = ["serve", "--models-dir", str(tmp_path), "--port", "0", "--gpus", "24GiB,24GiB"]
+    with Serving([*argv, "--llama-server", str(fake_server(tmp_path))], tmp_path / "state") as daemon:
+        port = int(daemon.address().rpartition(":")[2])
+        reply = asyncio.run(post(port, "/v1/completions", {"model": "tiny", "prompt": "a"}))
+        assert daemon.terminate() == 0
+    message = json.loads(reply.body)["error"]["message"]
+    found = re.search(r"With what it got, one of these would fit: .*\(--n-ctx (\d+)\)", message)
+    assert found, message
+    assert 512 <= int(found[1]) < 4096

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from cotenant.clock import ManualClock
 from cotenant.domain.devices import DeviceOrder
 from cotenant.domain.errors import BadRecipe, BadSplit
+from cotenant.domain.exit_causes import Lacking
 from cotenant.domain.models import MOST_LAYERS, CacheType, Recipe, SplitMode, SplitPolicy, check_recipe
 from cotenant.domain.placements import Placement, Refusal, Remedy
 from cotenant.domain.units import GIB, MIB
 from cotenant.hardware.gpus.described import DescribedProbe
-from cotenant.planning.advice import plan
+from cotenant.planning.advice import after_failed_load, plan
 from cotenant.planning.budgets import BudgetRules, budgets
 from cotenant.planning.planner import PlanRequest, place
 from tests.support.models.shapes import dense, gpu
@@ -110,3 +111,19 @@ def test_one_gpu_is_refused_by_what_it_needs_of_one_gpu(mode: SplitMode) -> None
 def test_one_gpu_and_a_split_by_hand_exclude_each_other() -> None:
     with pytest.raises(BadRecipe, match="--split-mode none puts a model on one GPU"):
         check_recipe(Recipe(split_mode=SplitMode.NONE, tensor_split=(0.5, 0.5)))
+
+
+def test_after_a_failed_load_what_fits_is_computed_from_what_the_engine_got() -> None:
+    request = PlanRequest("m", dense(20, 500 * MIB, n_embd=4096, n_ff=14336, kv=1024), Recipe(n_ctx=65536))
+    cards = [gpu(0, 12 * GIB), gpu(1, 12 * GIB)]
+    placement = place(request, cards, RULES)
+    assert isinstance(placement, Placement)
+    short = placement.used_shares[1]
+    lacking = Lacking(short.parts.total // 3, 1)
+    found = after_failed_load(request, placement, lacking, RULES)
+    n_ctx = next(int(each.flags.split()[1]) for each in found if each.flags.startswith("--n-ctx"))
+    got = replace(cards[1], budget_bytes=short.parts.total - lacking.size_bytes)
+    fitting = replace(request, recipe=replace(request.recipe, n_ctx=n_ctx))
+    assert isinstance(place(fitting, [cards[0], got], RULES), Placement)
+    assert isinstance(place(request, [cards[0], got], RULES), Refusal)
+    assert after_failed_load(request, placement, Lacking(MIB, 7), RULES) == ()

@@ -106,6 +106,7 @@ class Daemon:
             clock,
             lambda entry, placement: place_on_this_machine(entry.request, placement, rules),
             options.load_timeout_s,
+            rules,
             self._sharing.environment,
             [self._sharing.ended],
         )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-from cotenant.domain.exit_causes import Cause
+from cotenant.domain.exit_causes import Cause, Lacking
 
 
 class CotenantError(Exception):
@@ -176,7 +176,10 @@ class GeneratedFileFailed(ServiceError):
 
 
 class EngineError(CotenantError):
-    """A fault of the process that runs a model; `cause` is the diagnosed cause."""
+    """A fault of the process that runs a model.
+
+    `cause` is the diagnosed cause, `lacking` an allocation that failed, if its size is known.
+    """
 
     usual_cause: ClassVar[Cause] = Cause.UNKNOWN
 
@@ -187,9 +190,11 @@ class EngineError(CotenantError):
         hint: str = "",
         retry_after_s: float | None = None,
         cause: Cause | None = None,
+        lacking: Lacking | None = None,
     ) -> None:
         super().__init__(message, hint=hint, retry_after_s=retry_after_s)
         self.cause = self.usual_cause if cause is None else cause
+        self.lacking = lacking
 
 
 class EngineMissing(EngineError):

@@ -50,18 +50,27 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Lacking:
+    """An allocation that failed: its bytes, and the place of its device among those that the engine saw."""
+
+    size_bytes: int
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """A cause, in words.
 
     `summary` continues "the engine could not be loaded: " and has no full stop. `evidence` are lines of the
     log, the most important one first. `remedy` is what to do, in whole sentences; a command in it that needs
-    root is for the reader to run.
+    root is for the reader to run. `lacking` is an allocation that failed, if the log says its size.
     """
 
     cause: Cause
     summary: str
     evidence: tuple[str, ...] = ()
     remedy: str = ""
+    lacking: Lacking | None = None
 
     @property
     def sentence(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind, DeviceOrder
 from cotenant.domain.engine_kinds import PlanMethod
+from cotenant.domain.exit_causes import Lacking
 from cotenant.domain.models import (
     MOST_LAYERS,
     CacheType,
@@ -63,6 +64,26 @@ def plan(
     if isinstance(result, Placement) or not result.shortfalls or not computed:
         return result
     return replace(result, remedies=tuple(_remedies(request, tuple(budgets), rules, host)))
+
+
+def after_failed_load(
+    request: PlanRequest, placement: Placement, lacking: Lacking, rules: BudgetRules
+) -> tuple[Remedy, ...]:
+    """Return what would fit if a device has no more than the engine got of it before an allocation failed."""
+    seen = [share for share in placement.used_shares if share.device.kind is not DeviceKind.HOST]
+    if request.recipe.engine.traits.planning is not PlanMethod.PER_LAYER or lacking.device >= len(seen):
+        return ()
+    short = seen[lacking.device]
+    got = max(0, short.parts.total - lacking.size_bytes)
+    budgets = [
+        # What the driver said to be free was wrong, so it does not count.
+        replace(share.budget, budget_bytes=min(got, share.budget.budget_bytes), free_bytes=None)
+        if share is short
+        else share.budget
+        for share in placement.shares
+    ]
+    result = plan(request, budgets, rules)
+    return result.remedies if isinstance(result, Refusal) else ()
 
 
 def _remedies(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.domain.engines import LOG_MARK
-from cotenant.domain.exit_causes import Cause
+from cotenant.domain.exit_causes import Cause, Lacking
 from cotenant.engines.diagnosis.diagnosis import describe_exit, diagnose
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.diagnosis.signatures import STRONG, WEAK
@@ -431,6 +431,10 @@ def test_an_engines_numbers_of_gpus_are_translated_to_the_drivers() -> None:
     found = diagnose(1, line, devices=devices)
     assert found.summary == "its device 1 (the driver's GPU 0 RTX A400) has no room for another 9.00 MiB"
     assert "on device 1 (the driver's GPU 0 RTX A400): cudaMalloc" in found.evidence[0]
+    assert found.lacking == Lacking(9 << 20, 1)
+    torch = diagnose(1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0\n")
+    assert torch.lacking == Lacking(5 << 29, 0)
+    assert diagnose(1, "cudaMalloc failed: out of memory\n").lacking is None
 
     for own in ("CUDA0", "cuda:0", "GPU 0", "device: 0", "ROCm0"):
         (last,) = diagnose(1, f"something about {own}, at last\n", devices=devices).evidence

@@ -20,10 +20,14 @@ from cotenant.domain.placements import Placement, Refusal
 from cotenant.domain.residencies import ResidencyId
 from cotenant.hardware.model_cache.load_progress import LoadedBytes
 from cotenant.interfaces import Engine, EngineHost, EngineOrder
+from cotenant.planning.advice import after_failed_load
+from cotenant.planning.budgets import BudgetRules
 from cotenant.scheduling.events import EngineExited, EngineReady, Event
 
 _LOG = logging.getLogger(__name__)
 _GRACE_S: Final = 2.0
+_WAYS: Final = 3
+"""How many changes are proposed after a load that lacked memory."""
 
 Post = Callable[[Event], None]
 CpuFallback = Callable[[ModelEntry, Placement], Placement | Refusal]
@@ -82,15 +86,16 @@ async def _nothing_shared(*_: object) -> Mapping[str, str]:
 class Effects:
     """Starts and stops engines, and posts their events.
 
-    `cpu_fallback` turns a placement on described GPUs into one that this machine can run. `log_paths` has the
-    log of each model's last engine. `end_listeners` are called once an engine has ended, or was never
-    started: once after each call of `environment`.
+    `cpu_fallback` turns a placement on described GPUs into one that this machine can run; `rules` are those
+    of budgets. `log_paths` has the log of each model's last engine. `end_listeners` are called once an engine
+    has ended, or was never started: once after each call of `environment`.
     """
 
     host: EngineHost
     clock: Clock
     cpu_fallback: CpuFallback
     load_timeout_s: float
+    rules: BudgetRules = field(default_factory=BudgetRules)
     environment: SharedEnvironment = _nothing_shared
     end_listeners: list[Callable[[ResidencyId], None]] = field(default_factory=list)
     running: dict[ResidencyId, Running] = field(default_factory=dict)
@@ -151,6 +156,11 @@ class Effects:
             end = await self._live(residency, entry, running)
         except CotenantError as error:
             why = f"{error.message.rstrip('.')}. {error.hint}" if error.hint else error.message
+            if isinstance(error, EngineError) and error.lacking is not None:
+                numbers = (entry.request, running.placement, error.lacking, self.rules)
+                found = await asyncio.to_thread(after_failed_load, *numbers)
+                ways = [f"{each.text} ({each.flags})" for each in found if each.flags][:_WAYS]
+                why += f" With what it got, one of these would fit: {'; '.join(ways)}." if ways else ""
             end = EngineEnd(why, error.cause if isinstance(error, EngineError) else None)
         except Exception as error:
             _LOG.exception("engine failed unexpectedly: model=%s", entry.name)

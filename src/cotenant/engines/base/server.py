@@ -251,6 +251,7 @@ class ServerEngine:
                 f"{self._name} could not be loaded: {found.sentence}",
                 hint=self._advice(found.remedy),
                 cause=found.cause,
+                lacking=found.lacking,
             )
         if self._health_task is None or self._health_task.done():
             self._health_task = asyncio.create_task(self._end_if_hung())

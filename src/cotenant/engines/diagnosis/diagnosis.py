@@ -8,7 +8,8 @@ from typing import Final
 
 from cotenant.domain.devices import Device
 from cotenant.domain.engines import LOG_MARK
-from cotenant.domain.exit_causes import Cause, Diagnosis
+from cotenant.domain.exit_causes import Cause, Diagnosis, Lacking
+from cotenant.domain.units import parse_bytes
 from cotenant.engines.diagnosis.remedies import REMEDIES
 from cotenant.engines.diagnosis.signatures import BENIGN, STRONG, UNINFORMATIVE, WEAK, Signature
 from cotenant.engines.diagnosis.specific import SPECIFIC
@@ -42,6 +43,7 @@ _ERROR: Final = re.compile(
 _WHERE: Final = re.compile(r"current device: \d+, in function \w+")
 _OWN_NUMBER: Final = re.compile(r"\b(?:CUDA|ROCm|cuda:|hip:|(?:[Dd]evice|GPU):? )(\d{1,2})\b")
 """How engines name GPUs: by numbers that begin at 0 with the first that they may see."""
+_LACKING: Final = re.compile(r"its (?:device (\d{1,2})|GPU) has no room for another ([\d.]+ [KMG]iB)")
 _SECRET: Final = re.compile(
     r"(--?[\w-]{1,80}=|(?i:--?[\w-]{0,40}(?:key|token|secret|password)[\w-]{0,40}) )\S+"
 )
@@ -84,6 +86,8 @@ def diagnose(
     could see, in its order: where the log has its number of one, the driver's is added.
     """
     found = _diagnose(returncode, log, was_ready=was_ready, exclusive=exclusive)
+    if match := _LACKING.search(found.summary):
+        found = replace(found, lacking=Lacking(parse_bytes(match[2]), int(match[1] or 0)))
 
     def numbered(match: re.Match[str]) -> str:
         number = int(match[1])
