@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.engines import (
@@ -18,6 +19,8 @@ from cotenant.domain.requests import ServedModel
 from cotenant.interfaces import DEFAULT_TERMS
 from tests.gateway.harness import CHAT, MODEL, SlotRouter, fetch, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.daemon.plain_gateway import NoAlerts
+from tests.support.daemon.plain_operator import CARD, PlainOperator
 
 NOWHERE = Endpoint("127.0.0.1", 1)
 OTHER = ServedModel("org/bert", ModelKind.EMBEDDING, created_at=2, state="loading")
@@ -33,6 +36,28 @@ async def test_health_tells_states_without_a_key_and_without_names():
         reply = await fetch(port, "GET", "/health")
     assert reply.status == 200
     assert reply.json() == {"status": "ok", "models": {"ready": 1, "loading": 1}}
+
+
+@pytest.mark.parametrize(
+    ("left", "lost", "models", "status", "code"),
+    [
+        (2, 1, (MODEL,), "degraded", 200),
+        (0, 2, (OTHER,), "unhealthy", 503),
+        (0, 0, (OTHER,), "unhealthy", 503),
+        (0, 2, (MODEL,), "degraded", 200),
+    ],
+)
+async def test_health_tells_of_lost_devices(left, lost, models, status, code):
+    alerts = NoAlerts()
+    gone = [Alert(AlertKind.CARD_LOST, f"GPU {n}", 0.0, True, "gone") for n in range(lost)]
+    alerts.active = lambda: (Alert(AlertKind.ENGINE_HUNG, "llama", 0.0, True, "hung"), *gone)
+    operator = PlainOperator(devices=[CARD] * left)
+    async with serving(_router(*models), operator, alerts=alerts) as port:
+        reply = await fetch(port, "GET", "/health")
+    assert (reply.status, reply.json()["status"]) == (code, status)
+    assert reply.json()["reason"] == (
+        "1 of 3 devices lost" if left else "no device is left that models can run on"
+    )
 
 
 async def test_models_are_listed_as_openai_lists_them():

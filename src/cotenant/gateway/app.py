@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
-from cotenant.asgi import App, Receive, Scope, Send, send_body
+from cotenant.asgi import App, Receive, Scope, Send, send_body, send_json
 from cotenant.clock import Clock, SystemClock
 from cotenant.domain import errors
+from cotenant.domain.alerts import AlertKind
 from cotenant.domain.errors import CotenantError, ShuttingDown, UnknownRoute
 from cotenant.gateway.access.access_control import SESSION, AccessControl
 from cotenant.gateway.http.limits import Limits, Timing
@@ -97,6 +98,7 @@ class Gateway:
         timing, clock = timing or Timing(), clock or SystemClock()
         self._router = router
         self._operator = operator
+        self._alerts = alerts
         self._access = AccessControl(api_keys, hosts, clock)
         self._console = console(self)
         self._proxy = Proxy(router, self.limits, timing, request_log, media_hosts)
@@ -223,10 +225,26 @@ class Gateway:
                 hint = f"OpenAI's API is under /v1: the base URL ends with it, as in {_OPENAI}{path}."
             raise UnknownRoute(f"there is nothing at {path[:200]!r}", hint=hint)
 
-    @Route(f"GET {_HEALTH}", "Return that the daemon is running; needs no key", Reply(HealthResponse, "ok"))
+    @Route(
+        f"GET {_HEALTH}",
+        "Return whether the daemon can serve; needs no key",
+        Reply(HealthResponse, "ok or degraded"),
+        other_replies=(Reply(HealthResponse, "unhealthy", status=503),),
+    )
     async def _health(self, request: ApiRequest) -> object:
         """Return states but no names: this response needs no key."""
-        return {"status": "ok", "models": Counter(model.state for model in self._router.models())}
+        models = Counter(model.state for model in self._router.models())
+        lost = sum(alert.kind is AlertKind.CARD_LOST for alert in self._alerts.active())
+        if self._operator.devices() and not lost:
+            return {"status": "ok", "models": models}
+        left = len(self._operator.devices())
+        reason = (
+            f"{lost} of {left + lost} devices lost" if left else "no device is left that models can run on"
+        )
+        status = "degraded" if left or models["ready"] else "unhealthy"
+        body = {"status": status, "models": models, "reason": reason}
+        await send_json(request.send, 503 if status == "unhealthy" else 200, body)
+        return None
 
     @Route(
         "GET /metrics",

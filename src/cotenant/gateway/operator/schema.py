@@ -158,10 +158,14 @@ class FindingsResponse(BaseModel):
 
 
 class HealthResponse(BaseModel):
-    """The daemon is running; `models` is the number of models by state."""
+    """Whether the daemon can serve; `models` is the number of models by state.
 
-    status: Literal["ok"]
+    `degraded`: a device is lost; `unhealthy`: none is left, and no model is loaded. `reason` says which.
+    """
+
+    status: Literal["ok", "degraded", "unhealthy"]
     models: dict[str, int]
+    reason: str | None = None
 
 
 class OpenAiModelResponse(BaseModel):
