@@ -37,6 +37,7 @@ class Cause(StrEnum):
     NOT_EXECUTABLE = "not_executable"
     ILLEGAL_INSTRUCTION = "illegal_instruction"
     INTERNAL_CHECK = "internal_check"
+    MAPPED_FILE = "mapped_file"
     CRASHED = "crashed"
     KILLED = "killed"
     ENGINE_MISSING = "engine_missing"

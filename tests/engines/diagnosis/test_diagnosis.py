@@ -296,7 +296,7 @@ def test_what_an_engine_lives_on_without_is_no_cause() -> None:
         (-9, Cause.OOM_KILLED, "signal 9 (SIGKILL)"),
         (137, Cause.OOM_KILLED, "signal 9 (SIGKILL)"),
         (-11, Cause.CRASHED, "SIGSEGV"),
-        (-7, Cause.CRASHED, "SIGBUS"),
+        (-7, Cause.MAPPED_FILE, "SIGBUS"),
         (-6, Cause.CRASHED, "SIGABRT"),
         (-15, Cause.KILLED, "signal 15 (SIGTERM)"),
         (-10, Cause.KILLED, "signal 10 (SIGUSR1)"),

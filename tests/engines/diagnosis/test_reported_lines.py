@@ -65,7 +65,6 @@ crashed
  -6+ /ggml.c:123: fatal error
 139  Segmentation fault (core dumped)
 -11  Fatal Python error: Segmentation fault
-135+ Bus error (core dumped)
 descriptors
   1  OSError: [Errno 24] Too many open files: '/models/m-00001.safetensors'
   1  RuntimeError: Too many open files. Communication with the workers is no longer possible. Please increase the limit using `ulimit -n` in the shell
@@ -213,6 +212,8 @@ missing_package
   1  FileNotFoundError: [Errno 2] No such file or directory: 'nvcc'
   1  RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist
   1  FileNotFoundError: [Errno 2] No such file or directory: 'ninja'
+mapped_file
+135+ Bus error (core dumped)
 model_mismatch
   1  llama_model_load: error loading model: missing tensor 'output.weight'
   1  llama_model_load: error loading model: check_tensor_dims: tensor 'token_embd.weight' not found

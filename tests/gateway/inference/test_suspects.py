@@ -38,7 +38,9 @@ async def test_a_request_that_crashes_engines_is_asked_twice_then_refused_and_ot
     assert not router.held
 
 
-@pytest.mark.parametrize("cause", [Cause.KILLED, Cause.GPU_MEMORY_RUNNING, Cause.OOM_KILLED])
+@pytest.mark.parametrize(
+    "cause", [Cause.KILLED, Cause.GPU_MEMORY_RUNNING, Cause.OOM_KILLED, Cause.MAPPED_FILE]
+)
 async def test_an_end_that_no_request_caused_is_held_against_none(cause):
     async with StubEngine(crash_on_poison) as engine:
         router = SlotRouter(engine.endpoint)

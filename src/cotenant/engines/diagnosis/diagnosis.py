@@ -63,8 +63,9 @@ _SIGNALS: Final = {
     signal.SIGABRT: (Cause.CRASHED, "gave up (SIGABRT)"),
     signal.SIGSEGV: (Cause.CRASHED, "crashed (SIGSEGV)"),
     signal.SIGFPE: (Cause.CRASHED, "crashed (SIGFPE)"),
+    # No request is to blame for it.
     signal.SIGBUS: (
-        Cause.CRASHED,
+        Cause.MAPPED_FILE,
         "crashed (SIGBUS), as it does when a mapped file is cut short or the disk fails",
     ),
 }

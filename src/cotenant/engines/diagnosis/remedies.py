@@ -85,6 +85,9 @@ REMEDIES: Final[dict[Cause, str]] = {
     ),
     Cause.ILLEGAL_INSTRUCTION: "Install a build for this processor: `cotenant engine install`.",
     Cause.INTERNAL_CHECK: "Check the model file and its `args`; else report it to the engine's project.",
+    Cause.MAPPED_FILE: (
+        "Check the model file and the disk; an engine in a container may need a larger /dev/shm (--shm-size)."
+    ),
     Cause.CRASHED: "Check the model file and the disk; else try another engine build.",
     Cause.KILLED: "Another process or a user ended it: look for a service manager or a limit.",
     Cause.ENGINE_MISSING: "Run `cotenant engine install`.",
