@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cotenant.engines.process.guard import descendants
-from tests.daemon.test_misbehaving_engines import ROOM, ask, error_of
+from tests.daemon.test_misbehaving_engines import ROOM, ask
 from tests.support.daemon.api import get, port_of, story
 from tests.support.daemon.serving import Serving, serving
 from tests.support.gpus.paper_machine import fake_fleet
@@ -98,18 +98,6 @@ def test_a_model_file_that_is_cut_while_it_is_loaded_is_told_and_comes_back(
         assert ask(daemon, "cut").status == 200
         assert daemon.terminate() == 0
     assert "Traceback" not in daemon.output
-
-
-def test_a_crash_after_its_file_was_changed_is_held_against_no_request(model: Path, tmp_path: Path) -> None:
-    served = tmp_path / "served.gguf"
-    served.write_bytes(model.read_bytes())
-    with fake_fleet(tmp_path, served, ROOM, {"m": {"FAKE_CRASH_ON": "poison"}}) as daemon:
-        assert ask(daemon, "m").status == 200
-        os.truncate(served, 100)
-        reply = ask(daemon, "m", prompt="poison")
-        assert (reply.status, error_of(reply)["code"]) != (422, "crashes_engine"), reply.body
-        why = json.dumps(story(daemon, "m"), ensure_ascii=False)
-        assert "Its file was changed while it was loaded" in why
 
 
 def test_a_clock_that_is_set_changes_no_wait_and_no_rate(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from cotenant.analysis.calibration import as_reported
 from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
-from cotenant.config.model_file_cache import signature
 from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
@@ -216,14 +215,4 @@ class Effects:
             laid_out = running.placement = as_reported(carried_out, running.report)
         running.slot_reaper = AbandonedSlotReaper(engine, running.in_flight)
         running.post(EngineReady(self.clock.now(), residency, laid_out))
-        end = await engine.wait_exit()
-        if end.cause is Cause.CRASHED and await asyncio.to_thread(_is_changed, entry):
-            # So that the requests in it are not taken for the cause.
-            why = f"{end.why.rstrip('.')}. Its file was changed while it was loaded."
-            return EngineEnd(why, Cause.CORRUPT_MODEL)
-        return end
-
-
-def _is_changed(entry: ModelEntry) -> bool:
-    """Whether a file of a model is not the one that was configured: an engine may map it."""
-    return entry.signature != () and any(signature(part) not in entry.signature for part in entry.parts)
+        return await engine.wait_exit()
