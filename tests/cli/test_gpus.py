@@ -1,4 +1,6 @@
 import argparse
+import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -249,3 +251,10 @@ def test_a_card_has_one_number_in_all_lines_of_an_answer() -> None:
     assert "GPU 1 NVIDIA GeForce RTX 3090 is in Prohibited mode" in shown
     assert re.search(r"^ +1  RTX 3090", shown, re.MULTILINE)
     assert "GPU0" not in shown
+
+
+def test_csv_has_a_line_for_each_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--csv", "--gpus", TWO) == 0
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (first["index"], first["name"], first["used_bytes"]) == ("1", "RTX A5500", str(19304 * MIB))
+    assert (second["index"], second["temperature_c"]) == ("0", "")

@@ -1,10 +1,13 @@
 import asyncio
+import csv
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import FootprintRecord
 from cotenant.domain.units import MIB
+from cotenant.engines.process.marks import MARK
 from cotenant.store.store import SqlJournal
 from cotenant.store.writer import Writer
 from tests.support.models.gguf_models import build_tiny_llama, llama_8b, llama_70b
@@ -173,3 +177,69 @@ def test_on_a_terminal_it_asks(models: Path, answer: bytes, stays: bool) -> None
     assert "[y/N]" in done.stdout
     assert done.returncode == (1 if stays else 0)
     assert (models / "tiny.gguf").exists() is stays
+
+
+def held(capsys: pytest.CaptureFixture[str], folder: Path, text: str, **memory: str) -> dict[str, Any]:
+    """Return what `models --json` says of models of these sizes: of what fits at once, and of warnings."""
+    entries = [
+        f"{{name: {name}, engine: command, command: [x], memory: {size}}}" for name, size in memory.items()
+    ]
+    (folder / "cotenant.yaml").write_text(f"{text}\nmodels: [{', '.join(entries)}]\n")
+    assert main(["models", "--json"]) == 0
+    peak: dict[str, Any] = json.loads(capsys.readouterr().out)["peak"]
+    return peak
+
+
+def test_what_fits_at_once_is_what_the_daemon_holds(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one = "devices: {gpus: '24GiB', overhead_mib: 0}"
+    # What the first leaves is less than `min_budget_mib`, which is for a card with nothing of ours on it.
+    assert held(capsys, tmp_path, one, a="22.5GiB", b="300MiB")["together"] == ["a", "b"]
+    # One after the other, the smallest first, more of them are held.
+    assert held(capsys, tmp_path, one, a="20GiB", b="11GiB", c="12GiB")["together"] == ["b", "c"]
+    limited = f"{one}\ndefaults: {{max_loaded: 1}}"
+    assert held(capsys, tmp_path, limited, a="2GiB", b="1GiB")["waiting"] == ["b"]
+    # The card of which less is left is filled first, so that the largest model finds room.
+    two = "devices: {gpus: '24GiB,12GiB', overhead_mib: 0, order: index}"
+    found = held(capsys, tmp_path, two, a="10GiB", b="22GiB", c="1GiB")
+    assert sorted(found["together"]) == ["a", "b", "c"]
+    assert found["left_bytes"] == {"GPU 0 GPU 24 GiB": 0, "GPU 1 GPU 12 GiB": 1024 * MIB}
+
+
+def test_what_engines_of_ours_hold_counts_as_free(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    card = "live: true\ngpus: [{{name: A, total_mib: 24576, used_mib: 20000, processes: {}}}]\n"
+    text = "devices: {gpus: card.yaml, overhead_mib: 0}"
+    with subprocess.Popen(["/bin/sleep", "600"], env={MARK: "a daemon"}) as engine:
+        try:
+            process = f"[{{pid: {engine.pid}, name: engine, used_mib: 20000}}]"
+            (tmp_path / "card.yaml").write_text(card.format(process))
+            assert held(capsys, tmp_path, text, a="18GiB", b="5GiB")["waiting"] == []
+        finally:
+            engine.kill()
+    (tmp_path / "card.yaml").write_text(card.format(f"[{{pid: {os.getpid()}, name: x, used_mib: 20000}}]"))
+    assert held(capsys, tmp_path, text, a="18GiB", b="3GiB")["nowhere"] == ["a"]
+
+
+def test_a_card_for_one_process_at_a_time_is_told_before_anything_fails(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "card.yaml").write_text(
+        "gpus: [{name: A, total_mib: 24576, compute_mode: exclusive_process}]\n"
+    )
+    found = held(capsys, tmp_path, "devices: {gpus: card.yaml, mps: off}", a="1GiB", b="1GiB")
+    assert (len(found["together"]), len(found["waiting"])) == (1, 1)
+    (warning,) = found["warnings"]
+    assert warning.startswith("GPU 0 A is for 2 models, one at a time: its compute mode is Exclusive_Process")
+    assert "MPS is off: set `devices.mps: auto`" in warning
+    assert held(capsys, tmp_path, "devices: {gpus: card.yaml, mps: off}", a="1GiB")["warnings"] == []
+
+
+def test_csv_has_what_each_model_leaves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    held(capsys, tmp_path, "devices: {gpus: '8GiB,4GiB', overhead_mib: 0}", a="3GiB", b="6GiB", c="20GiB")
+    assert main(["models", "--csv"]) == 0
+    rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert [(row["name"], row["fits"]) for row in rows] == [("b", "True"), ("a", "True"), ("c", "False")]
+    assert rows[0]["needed_bytes"] == str(6 * 1024 * MIB)
+    left = [(row["left_bytes GPU 0 GPU 8 GiB"], row["left_bytes GPU 1 GPU 4 GiB"]) for row in rows]
+    assert left == [(str(1024 * MIB), str(3072 * MIB)), (str(1024 * MIB), "0"), ("", "")]

@@ -22,6 +22,7 @@ _TITLES = {
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="print JSON: bytes as integers, null for unknown")
+    parser.add_argument("--csv", action="store_true", help="print CSV, a line for each device: null is empty")
     add_device_options(parser)
 
 
@@ -29,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the inventory. Raises BadDeviceSpec or UnknownDevice."""
     inventory = read_inventory(args)
     order: DeviceOrder = args.device_order
-    return print_result(args, as_json(inventory, order), as_text(inventory, order))
+    value = as_json(inventory, order)
+    rows = ({**device, "processes": _pids(device["processes"])} for device in value["devices"])
+    return print_result(args, value, as_text(inventory, order), rows)
 
 
 def as_json(inventory: Inventory, order: DeviceOrder) -> dict[str, Any]:
@@ -163,6 +166,10 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
         "processes": None if processes is None else [asdict(process) for process in processes],
         "problem": reading.problem,
     }
+
+
+def _pids(processes: Sequence[dict[str, Any]] | None) -> str | None:
+    return None if processes is None else " ".join(str(process["pid"]) for process in processes)
 
 
 def _distinct_width(devices: Sequence[Device]) -> int:

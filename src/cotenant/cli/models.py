@@ -20,14 +20,17 @@ from cotenant.domain.records import PastRuns
 from cotenant.domain.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
-    from cotenant.config.capacity import ModelOutlook, Peak
     from cotenant.config.configuration import Configuration
+    from cotenant.daemon.capacity import ModelOutlook, Peak
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     _add_options(parser, default=None)
     parser.add_argument("--json", action="store_true", help="print the models as JSON")
+    parser.add_argument(
+        "--csv", action="store_true", help="print CSV, with what each model leaves on each GPU"
+    )
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and list everything wrong with it"
     )
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the table, or with --check the errors of the configuration."""
     if args.check:
         return _check(args)
-    from cotenant.config.capacity import peak, plan_alone
+    from cotenant.daemon.capacity import peak
     from cotenant.daemon.past_runs import learned, planned_by
 
     configuration = _read(args)
@@ -69,30 +72,33 @@ def run(args: argparse.Namespace) -> int:
     configuration = replace(configuration, models=tuple(planned_by(m, past) for m in configuration.models))
     devices = configuration.devices
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
-    rows = [plan_alone(model, inventory, devices.rules) for model in configuration.models]
-    together = peak(configuration.models, inventory, devices.rules)
+    together = peak(configuration, inventory)
+    models = {
+        row.model.name: _model_json(row, past.errors.get(row.model.on_engine)) for row in together.alone
+    }
     value = {
         "configuration": configuration.path and str(configuration.path),
-        "models": [_model_json(row, past.errors.get(row.model.on_engine)) for row in rows],
-        "peak": attributes(together, "needed_bytes offered_bytes together waiting nowhere"),
+        "models": [*models.values()],
+        "peak": {
+            **attributes(together, "needed_bytes offered_bytes together waiting nowhere warnings"),
+            "left_bytes": together.left[-1] if together.left else None,
+        },
         "problems": [{"path": str(each.path), "text": each.text} for each in configuration.problems],
     }
-    return print_result(args, value, _as_text(configuration, rows, together, past))
+    return print_result(args, value, _as_text(configuration, together, past), _csv_rows(models, together))
 
 
-def _as_text(
-    configuration: Configuration, rows: Sequence[ModelOutlook], peak: Peak, past: PastRuns
-) -> Iterator[str]:
+def _as_text(configuration: Configuration, peak: Peak, past: PastRuns) -> Iterator[str]:
     yield f"Configuration: {configuration.path or 'none; the environment and flags are used'}"
-    if rows:
-        yield from table_lines(_columns(past), rows)
+    if peak.alone:
+        yield from table_lines(_columns(past), peak.alone)
         yield ""
         yield from _peak_lines(peak)
     else:
         advice = "" if configuration.models_dir else ": give `models:` or `models_dir:`"
         yield f"No model is configured{advice}."
-    for problem in configuration.problems:
-        yield f"Problem: {problem}"
+    yield from (f"Warning: {warning}" for warning in peak.warnings)
+    yield from (f"Problem: {problem}" for problem in configuration.problems)
 
 
 def run_remove(args: argparse.Namespace) -> int:
@@ -235,8 +241,20 @@ def _peak_lines(peak: Peak) -> Iterator[str]:
         )
     elif peak.together:
         yield "It fits." if count == 1 else f"{'They all' if not peak.nowhere else 'The others'} fit at once."
+    if peak.left:
+        left = ", ".join(f"{format_bytes(count)} on {label}" for label, count in peak.left[-1].items())
+        yield f"What fits at once leaves {left}."
     if peak.nowhere:
         yield f"Too large even alone: {', '.join(peak.nowhere)}. `cotenant plan` says what would fit."
+
+
+def _csv_rows(models: dict[str, dict[str, Any]], peak: Peak) -> Iterator[dict[str, object]]:
+    """Yield the models, those that fit at once first, and what may be planned on each device after each."""
+    after = dict(zip(peak.together, peak.left, strict=True))
+    for name in (*peak.together, *peak.waiting, *peak.nowhere):
+        plain = {key: value for key, value in models[name].items() if not isinstance(value, (list, tuple))}
+        left = {f"left_bytes {label}": after.get(name, {}).get(label) for label in (peak.left or [{}])[0]}
+        yield {**plain, "devices": " ".join(each["uuid"] for each in models[name]["devices"]), **left}
 
 
 def _model_json(row: ModelOutlook, error: float | None) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Output of commands: JSON, or lines and tables. Each column is declared once, with its heading and cells."""
 
 import argparse
+import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -56,9 +57,22 @@ def table_lines(
         yield gap.join(aligned).rstrip()
 
 
-def print_result(args: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
-    """Print the result of a command: as JSON if `--json` was given, else as lines. Returns 0."""
-    if args.json:
+def print_result(
+    args: argparse.Namespace,
+    value: Any,
+    lines: Iterable[str],
+    rows: Iterable[Mapping[str, object]] | None = None,
+) -> int:
+    """Print the result of a command: as JSON if `--json` was given, else as lines. Returns 0.
+
+    A command with `rows`, which have the same keys, prints them as CSV if `--csv` was given.
+    """
+    if rows is not None and args.csv:
+        table = [*rows]
+        writer = csv.DictWriter(sys.stdout, [*table[0]] if table else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    elif args.json:
         print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
     else:
         print(*lines, sep="\n")

@@ -5,7 +5,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Collection, Coroutine, Iterator
 from typing import Final
 
 from cotenant.analysis.calibration import compare
@@ -32,7 +32,7 @@ from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
 from cotenant.daemon.sharing.mps import MpsRules, Sharing
 from cotenant.daemon.systemd_notify import ServiceManager
-from cotenant.domain.devices import ComputeMode, DeviceId
+from cotenant.domain.devices import ComputeMode, DeviceId, Inventory
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import UsageError
 from cotenant.domain.records import PastRuns
@@ -46,6 +46,7 @@ from cotenant.hardware.gpus.host import HostProbe
 from cotenant.hardware.gpus.xid_events import XidWatch
 from cotenant.hardware.model_cache.warm import WarmTier
 from cotenant.hub.puller import HubPuller
+from cotenant.planning.compute_modes import Admission
 from cotenant.scheduling.events import LoadAsked, StopAsked
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
@@ -99,6 +100,7 @@ class Daemon:
                 ),
             )
         )
+        self._warned: tuple[str, ...] = ()
         self._sharing = Sharing(mps)
         rules = configuration.devices.rules
         effects = Effects(
@@ -142,9 +144,7 @@ class Daemon:
             loop,
             view,
             clock,
-            admissions=lambda inventory, ours: self._sharing.admissions(
-                inventory, ours, active.configuration.models
-            ),
+            admissions=self._admissions,
             usage=self._engines.usage,
         )
         self._cards.listeners += [self._alerts.measured, recorder.measured, self._engines.footprints.measured]
@@ -181,6 +181,16 @@ class Daemon:
             await self._sharing.close()
             if self._services is not None:
                 await self._services.close()
+
+    def _admissions(self, inventory: Inventory, ours: Collection[int]) -> dict[DeviceId, Admission]:
+        models = self._active.configuration.models
+        found = self._sharing.admissions(inventory, ours, models)
+        warnings = self._sharing.warnings(inventory, ours, models)
+        for text in warnings:
+            if text not in self._warned:
+                _LOG.warning("%s", text)
+        self._warned = warnings
+        return found
 
     def _on_signal(self) -> None:
         self._systemd.stopping()

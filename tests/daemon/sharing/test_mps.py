@@ -135,6 +135,8 @@ def test_two_models_share_an_exclusive_card_through_mps_within_their_limits(mach
 
 def test_without_mps_two_models_take_turns_on_an_exclusive_card(machine: Machine) -> None:
     with machine.serving("mps: off") as daemon:
+        daemon.address()
+        assert "is for 2 models, one at a time: its compute mode is Exclusive_Process" in daemon.output
         assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in ask(daemon, "a")
         ask(daemon, "b")
         assert states(daemon) == {"a": "cold", "b": "ready"}

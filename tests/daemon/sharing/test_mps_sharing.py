@@ -183,3 +183,15 @@ async def test_a_model_in_host_ram_is_told_nothing(mode: MpsMode) -> None:
     bench = Bench(mode=mode)
     host = placement(Device(HOST_ID, DeviceKind.HOST, "host RAM"))
     assert await bench.sharing.environment(ResidencyId(1), entry("a"), host, print) == {}
+
+
+def test_a_card_for_one_engine_that_several_models_may_use_is_warned_of() -> None:
+    def warned(models: tuple[ModelEntry, ...] = TWO, **facts: object) -> list[str]:
+        bench, found = Bench(models, **facts), machine((card(0), EXCLUSIVE), (card(1), DEFAULT))
+        bench.sharing.admissions(found, (), models)
+        return [text.partition(" is for")[0] for text in bench.sharing.warnings(found, (), models)]
+
+    assert warned() == []
+    assert warned(mode=MpsMode.OFF) == ["GPU 0 card"] == warned(program=None)
+    assert warned((entry("a", gpus=("1",)), entry("b")), mode=MpsMode.OFF) == []
+    assert warned(mode=MpsMode.OFF, max_loaded=1) == []

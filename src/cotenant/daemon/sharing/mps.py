@@ -23,7 +23,14 @@ from cotenant.hardware.mps.control import find_program, no_program
 from cotenant.hardware.mps.daemon import MpsDaemon
 from cotenant.hardware.mps.directories import PIPE_VARIABLE, MpsDirectories
 from cotenant.hardware.mps.discovery import FoundDaemon, find_daemons
-from cotenant.planning.compute_modes import ANY_NUMBER, Admission, alone, is_mps_server, through_mps
+from cotenant.planning.compute_modes import (
+    ANY_NUMBER,
+    Admission,
+    alone,
+    is_mps_server,
+    left_out_by_mode,
+    through_mps,
+)
 
 _LOG = logging.getLogger(__name__)
 _UNUSED_S: Final = 5.0
@@ -117,6 +124,23 @@ class Sharing:
         if self._rules.mode is not MpsMode.OFF:
             self._regroup(inventory, ours, models)
         return {device.id: self._admission(inventory, device) for device in inventory.devices}
+
+    def warnings(
+        self, inventory: Inventory, ours: Collection[int], models: Sequence[ModelEntry]
+    ) -> tuple[str, ...]:
+        """Return a sentence for each card that admits one engine at a time though several models may use it.
+
+        The arguments are those of the last call of `admissions`.
+        """
+        found = []
+        for device in inventory.devices:
+            reading, wanting = inventory.reading(device), _wanting(device, models)
+            others = tuple(process for process in reading.processes or () if process.pid not in ours)
+            admission = self._admission(inventory, device)
+            wanted = wanting > 1 and self._rules.max_loaded != 1 and admission.max_engines == 1
+            if wanted and left_out_by_mode(device, reading, others) is None:
+                found.append(f"{device.label} is for {wanting} models, one at a time: {admission.why}")
+        return tuple(found)
 
     async def environment(
         self, residency: ResidencyId, entry: ModelEntry, placement: Placement, fail: Callable[[str], None]
@@ -237,8 +261,7 @@ class Sharing:
             return True
         if not exclusive or served:
             return exclusive
-        wanting = sum(each.recipe.n_gpu_layers != 0 and may_use(each.gpus, device) for each in models)
-        return self._rules.max_loaded != 1 and wanting > 1
+        return self._rules.max_loaded != 1 and _wanting(device, models) > 1
 
     async def _ensure_running(self, group: _Group) -> MpsDirectories:
         async with group.lock:
@@ -324,6 +347,10 @@ class Sharing:
             group.daemon, group.watcher = None, None
             if not daemon.adopted:
                 _LOG.info("stopped the MPS daemon, process %s: no engine uses it", daemon.pid)
+
+
+def _wanting(device: Device, models: Sequence[ModelEntry]) -> int:
+    return sum(each.recipe.n_gpu_layers != 0 and may_use(each.gpus, device) for each in models)
 
 
 def _spawn(argv: Sequence[str], env: Mapping[str, str], output_fd: int) -> ChildProcess:

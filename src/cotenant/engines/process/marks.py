@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from cotenant.engines.process.owner import Owner
@@ -23,6 +23,11 @@ def new_mark() -> str:
 def kill_marked(mark: str) -> int:
     """Kill all processes with a mark; return how many there were. It reads /proc: call it in a thread."""
     return _kill(lambda found: found == mark)
+
+
+def marked(pids: Iterable[int]) -> frozenset[int]:
+    """Return which processes belong to engines of a Cotenant, as far as this user may see that."""
+    return frozenset(pid for pid in pids if _is(pid, lambda _: True))
 
 
 def kill_orphans() -> int:
