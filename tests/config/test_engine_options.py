@@ -141,6 +141,7 @@ def test_a_remote_model_has_an_address_a_key_and_another_name(
         ("engine: remote, name: x, address: 'http://a#b'", "after #", "Leave it out"),
         ("engine: remote, name: x, address: 'ftp://a'", "it is not a URL", "http://host:port"),
         ("path: x.gguf, sleep: 1", "llama.cpp takes no sleep", "Leave it out."),
+        ("path: x.gguf, command: [server, -x]", "llama.cpp takes no command", "`llama_server:` and more arg"),
         ("engine: command, name: x, command: [a], health: ready", "is not the path of a URL", "/health"),
         ("engine: command, name: x, command: [a], memory: 6", "has no unit", "6.8GiB"),
         ("engine: vllm, path: hf, cache_type_k: q4_0", "vllm keeps no KV cache in q4_0", "q8_0"),

@@ -131,6 +131,20 @@ def test_five_kinds_of_engine_share_a_card_under_load(tmp_path: Path) -> None:
         wait_until(lambda: machine.card()["used_mib"] == 0)
 
 
+def test_each_llama_cpp_model_runs_on_the_server_that_its_entry_names(tmp_path: Path) -> None:
+    entries, programs = [], {}
+    for name in ("first", "second", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        entries.append({"name": name, "path": str(build_tiny_llama(folder / "m.gguf"))})
+        if name != "other":
+            programs[name] = entries[-1]["llama_server"] = str(fake_server(folder))
+    with serve(tmp_path, {"models": entries}, PaperMachine(tmp_path, total_mib=4000)) as daemon:
+        assert [complete(daemon, each["name"]).status for each in entries] == [200] * 3
+        ran = {m["name"]: m["engine"]["program"] for m in get(daemon, "/api/models")["models"]}
+    assert ran == {**programs, "other": str(tmp_path / "fake-llama-server")}
+
+
 def test_the_first_preload_of_an_ollama_model_claims_what_it_takes_and_not_most_of_the_card(
     tmp_path: Path,
 ) -> None:

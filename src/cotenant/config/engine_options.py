@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from cotenant.config.issues import KeyPath
 from cotenant.config.schema import CheckedSettings, Model
 from cotenant.domain.engine_arguments import reserved_word
-from cotenant.domain.engine_kinds import EngineTraits, keys_of_some_kinds
+from cotenant.domain.engine_kinds import EngineKind, EngineTraits, keys_of_some_kinds
 from cotenant.domain.engines import Endpoint, EngineOptions
 from cotenant.domain.launching import LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Recipe
@@ -31,6 +31,12 @@ _SHOWS_GPUS: Final = frozenset(
 )
 
 
+_OF_OTHERS: Final = {
+    (EngineKind.LLAMA_CPP, "command"): "Give its program as `llama_server:` and more arguments as `args:`; "
+    "any other server is `engine: command`."
+}
+
+
 def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str]]:
     """Return the keys that the entry's engine does not support, and those that are missing.
 
@@ -39,7 +45,7 @@ def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str
     kind, traits = recipe.engine, recipe.engine.traits
     recipe_keys = frozenset() if traits.whole_recipe else _RECIPE_KEYS
     found: list[tuple[KeyPath, str, str]] = [
-        ((key,), f"{kind} takes no {key}", "Leave it out.")
+        ((key,), f"{kind} takes no {key}", _OF_OTHERS.get((kind, key), "Leave it out."))
         for key in sorted((keys_of_some_kinds() - _RECIPE_KEYS | recipe_keys) - traits.keys)
         if model.value_of(key) is not None
     ]
