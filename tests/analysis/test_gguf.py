@@ -166,6 +166,7 @@ def test_a_text_of_many_megabytes_is_skipped() -> None:
         (header(tensors=1, rest=tensor(dims=(1 << 62, 1 << 62))), "impossible size"),
         (header(tensors=1, rest=tensor(dims=(33,), kind=8)), "rows of 33 in blocks of 32"),
         (header(tensors=1, rest=tensor(name=b"n" * 200)), "a tensor name of 200 bytes"),
+        (header(tensors=1, rest=tensor(name=b"\x1b]0;t\x07")), "a tensor name with control characters"),
         (header(tensors=1, rest=tensor(offset=7)), "offset 7, which leaves a gap"),
         (header(tensors=2, rest=tensor(b"a") + tensor(b"b", offset=0)), "overlaps the one before it"),
         (header(tensors=2, rest=tensor(b"a") + tensor(b"a", offset=128)), "the tensor 'a' twice"),

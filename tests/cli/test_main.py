@@ -37,6 +37,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
+def text_value(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     try:
         status = main(argv)
@@ -227,6 +231,22 @@ def test_analyze_draws_a_bar_per_gpu_and_the_split_to_use(
     for said in ("Total size", "Avg layer size", "Layer size range", "RTX A5500", "#0-3", "TENSOR SPLIT:"):
         assert said in shown
     assert "×" in shown
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_file_says_commands_no_terminal(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path, whole: bool
+) -> None:
+    data = model.read_bytes()
+    named = data.index(text_value("general.name"))
+    at = named + len(text_value("general.name")) + 12
+    data = data[:at] + b"\x1b[31" + data[at + 4 :]
+    hostile = tmp_path / "a\x1b[31mb.gguf"
+    hostile.write_bytes(data if whole else data[:-100])
+    assert main(["analyze", str(hostile)]) == (0 if whole else 1)
+    shown = "".join(capsys.readouterr())
+    assert "\x1b" not in shown
+    assert "a\ufffd[31mb.gguf" in shown
 
 
 def test_a_plan_numbers_gpus_as_the_driver_does(capsys: pytest.CaptureFixture[str], model: Path) -> None:

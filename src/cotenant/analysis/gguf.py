@@ -284,9 +284,12 @@ class _Cursor:
             self.fail(f"{what} of {length} bytes")
         data = self._take(length, what)
         try:
-            return data.decode()
+            name = data.decode()
         except UnicodeDecodeError:
             self.fail(f"{what} that is not UTF-8 ({data[:32]!r})")
+        if not name.isprintable():
+            self.fail(f"{what} with control characters ({data[:32]!r})")
+        return name
 
     def text(self, key: str) -> str | SkippedText:
         """Read a text value; bad UTF-8 is replaced, as nothing depends on it."""

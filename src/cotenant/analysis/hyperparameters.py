@@ -4,6 +4,7 @@ from typing import NoReturn, overload
 
 from cotenant.analysis.gguf import GgufArray, GgufHeader, Number
 from cotenant.domain.errors import CorruptModelFile, UnsupportedModelFile
+from cotenant.domain.units import printable
 
 MOST_BLOCKS = 512
 
@@ -23,7 +24,7 @@ class Hyperparameters:
         value = self._get(key)
         if value is not None and not isinstance(value, str):
             self._wrong(key, "a text")
-        return value
+        return value and printable(value)
 
     @overload
     def count(self, key: str) -> int | None: ...

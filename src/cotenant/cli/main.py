@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 from cotenant import __version__
 from cotenant.domain.errors import CotenantError, DoesNotFit, UsageError
+from cotenant.domain.units import printable
 
 _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "serve": ("serve", "serve one model, or all of a configuration"),
@@ -49,6 +50,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_USAGE, f"{self.prog}: error: {message}\n  hint: {self.prog} --help lists the arguments.\n")
 
 
+def _plain(text: str) -> str:
+    """Return lines that may hold names of others, without what commands a terminal."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 for a fault, 2 for wrong usage, 3 for a model that does not fit."""
     given = sys.argv[1:] if argv is None else argv
@@ -61,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except CotenantError as error:
-        print(f"cotenant: error: {error.message}", file=sys.stderr)
+        print(f"cotenant: error: {_plain(error.message)}", file=sys.stderr)
         if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)
+            print(f"  hint: {_plain(error.hint)}", file=sys.stderr)
         if isinstance(error, UsageError):
             return _USAGE
         return _DOES_NOT_FIT if isinstance(error, DoesNotFit) else _FAULT

@@ -9,7 +9,7 @@ from cotenant.analysis.calibration import Comparison
 from cotenant.domain.devices import DeviceOrder, Inventory
 from cotenant.domain.models import ModelShape, Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
-from cotenant.domain.units import MIB, format_bytes, format_mib
+from cotenant.domain.units import MIB, format_bytes, format_mib, printable
 
 _BAR = 40
 _FILLS = {"weights": "█", "kv": "▓", "compute": "▒", "overhead": "░", "in use": "×", "free": "·"}
@@ -23,7 +23,7 @@ _ORDERS = {
 def analysis_lines(path: object, shape: ModelShape) -> Iterator[str]:
     """Describe what a model file holds."""
     sizes = [layer.weight_bytes for layer in shape.layers if not layer.skipped]
-    yield f"Model: {path}"
+    yield f"Model: {printable(str(path))}"
     facts = [shape.name, shape.architecture, shape.quantisation or "quantisation unknown"]
     yield f"  {' · '.join(facts)} · {_count(shape.parameters)} parameters"
     weights, file = format_bytes(shape.tensor_bytes), format_bytes(shape.file_bytes)

@@ -73,6 +73,11 @@ def format_bytes(count: int | None) -> str:
     return f"{count} B"
 
 
+def printable(text: str) -> str:
+    """Return a text of others, with U+FFFD for characters that may command a terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
 def format_count(count: int, noun: str) -> str:
     """Format a count with its noun: `1 file`, `2 files`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

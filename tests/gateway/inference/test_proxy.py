@@ -113,6 +113,25 @@ async def test_a_stream_passes_event_by_event_as_it_comes():
     assert router.released == [False]
 
 
+async def test_an_engine_commands_no_browser():
+    commands = (
+        b"Set-Cookie: a=b",
+        b"Clear-Site-Data: *",
+        b"Location: http://x/",
+        b"Refresh: 0",
+        b"Link: <x>",
+    )
+
+    async def script(call):
+        await call.send(b"HTTP/1.1 200 OK\r\n%b\r\nX-Request-Id: 7\r\n" % b"\r\n".join(commands))
+        await call.send(b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with StubEngine(script) as engine, serving(SlotRouter(engine.endpoint)) as port:
+        reply = await post(port, ASK)
+    assert reply.headers.keys() & {"set-cookie", "clear-site-data", "location", "refresh", "link"} == set()
+    assert reply.headers["x-request-id"] == "7"
+
+
 async def test_a_body_that_ends_with_the_connection_is_whole():
     async def script(call):
         await call.send(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nas far as ")

@@ -19,7 +19,8 @@ class EngineConnection(Connection):
 
     __slots__ = ("_pool", "endpoint", "idle_since")
 
-    # Hop-by-hop headers, the engine's name, and CORS: an engine must not decide what a browser trusts.
+    # Hop-by-hop headers, the engine's name, and what commands browsers: an engine must not decide whom they
+    # trust, what they store, or where they go.
     _dropped_headers = frozenset(
         {
             b"connection",
@@ -31,6 +32,14 @@ class EngineConnection(Connection):
             b"transfer-encoding",
             b"upgrade",
             b"server",
+            b"alt-svc",
+            b"clear-site-data",
+            b"link",
+            b"location",
+            b"refresh",
+            b"set-cookie",
+            b"strict-transport-security",
+            b"www-authenticate",
             b"access-control-allow-origin",
             b"access-control-allow-credentials",
             b"access-control-allow-headers",
