@@ -8,7 +8,7 @@ from typing import Protocol
 
 from cotenant.domain.advisors import AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate, WarmStatus
 from cotenant.domain.devices import Inventory
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
@@ -169,6 +169,9 @@ class Operator(Protocol):
 
     def devices(self) -> Sequence[DeviceStatus]:
         """The memory of every device and its users."""
+
+    def warm(self) -> WarmStatus | None:
+        """The model files that are kept in host RAM; None if none are to be."""
 
     def why(self, name: str) -> Sequence[Decision]:
         """The last decisions about a model, oldest first."""

@@ -15,7 +15,7 @@ import pytest
 
 from cotenant.cli.main import main
 from cotenant.clock import SystemClock
-from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus
+from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
 from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
@@ -86,10 +86,25 @@ def test_ps_shows_models_and_whose_the_memory_is(operator, capsys, monkeypatch):
         head, hot, cold, empty, card, host, legend = capsys.readouterr().out.splitlines()
         assert main(["ps", "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
-    assert head.split()[:6] == ["model", "state", "GPU", "predicted", "measured", "req/s"]
-    said = ["org/llama", "ready,", "pinned", "0", "8.0", "GiB", "7.0", "GiB", "0.50", "0", "3", "12.0", "s"]
+    assert head.split()[:6] == ["model", "state", "GPU", "predicted", "measured", "in"]
+    said = [
+        "org/llama",
+        "ready,",
+        "pinned",
+        "0",
+        "8.0",
+        "GiB",
+        "7.0",
+        "GiB",
+        "-",
+        "0.50",
+        "0",
+        "3",
+        "12.0",
+        "s",
+    ]
     assert hot.split() == [*said, "4", "m", "48", "s"]
-    assert cold.split() == ["cold", "unloaded", "-", "-", "-", "0.00", "0", "0", "-", "-"]
+    assert cold.split() == ["cold", "unloaded", "-", "-", "-", "-", "0.00", "0", "0", "-", "-"]
     assert (empty, card.count("█"), card.count("×"), card.count("·")) == ("", 13, 10, 17)
     assert card.startswith("GPU 0 RTX 3090")
     assert "8.0 GiB ours, 6.0 GiB others', 10.0 GiB free of 24.0 GiB" in card
@@ -97,6 +112,19 @@ def test_ps_shows_models_and_whose_the_memory_is(operator, capsys, monkeypatch):
     assert "ours" in legend
     assert [model["name"] for model in shown["models"]] == ["org/llama", "cold"]
     assert shown["devices"][0]["uuid"] == "GPU-a"
+
+
+def test_ps_shows_what_of_the_files_is_in_ram(operator, capsys):
+    operator.models["cold"] = ModelStatus("cold", "cold", warm_bytes=3 * GIB)
+    operator.kept = WarmStatus(8 * GIB, 3 * GIB, {"cold": 3 * GIB}, "org/llama is loading")
+    with running(operator) as address:
+        assert main(["ps", "--address", address]) == 0
+        _, _, cold, kept, *_ = capsys.readouterr().out.splitlines()
+        assert main(["ps", "--address", address, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["warm"]["kept_bytes"] == 3 * GIB
+    assert cold.split()[:7] == ["cold", "cold", "-", "-", "-", "3.0", "GiB"]
+    paused = "nothing is read ahead now: org/llama is loading"
+    assert kept == f"Model files kept in host RAM: 3.0 GiB, at most 8.0 GiB; {paused}"
 
 
 def test_ps_tells_how_far_a_load_is_and_how_busy_a_card(operator, capsys):

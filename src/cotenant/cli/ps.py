@@ -25,17 +25,21 @@ def run(args: argparse.Namespace) -> int:
     """Print models and devices. Raises DaemonSilent."""
     daemon = Daemon(args)
     shown = {**daemon.get("/api/models"), **daemon.get("/api/devices")}
-    return print_result(args, shown, lines(shown["models"], shown["devices"]))
+    return print_result(args, shown, lines(shown["models"], shown["devices"], shown["warm"]))
 
 
-def lines(models: Sequence[Model], devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Render the models as columns, and a bar for each device."""
+def lines(
+    models: Sequence[Model], devices: Sequence[Mapping[str, Any]], warm: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """Render the models as columns, what of their files is in RAM, and a bar for each device."""
     yield from table_lines(_columns({device["uuid"]: device_index(device) for device in devices}), models)
     if not models:
         yield "no models"
     for model in models:
         if model.get("load"):
             yield f"{model['name']} is loading: {_progress(model['load'])}"
+    if warm is not None:
+        yield _warm(warm)
     yield ""
     label_width = max((len(_label(device)) for device in devices), default=0)
     yield from (_device(device, label_width) for device in devices)
@@ -51,6 +55,7 @@ def _columns(names: Mapping[str, str]) -> Sequence[Column[Model]]:
         Column("GPU", lambda model: ", ".join(names.get(u, u) for u in model.get("devices", ())) or "-"),
         Column("predicted", lambda model: _bytes(model.get("predicted_bytes")), right=True),
         Column("measured", lambda model: _bytes(measured_bytes(model)), right=True),
+        Column("in RAM", lambda model: _bytes(model.get("warm_bytes") or None), right=True),
         Column("req/s", lambda model: f"{model.get('requests_per_s', 0):.2f}", right=True),
         Column("in flight", lambda model: str(model.get("in_flight", 0)), right=True),
         Column("queue", lambda model: str(model.get("queued", 0)), right=True),
@@ -69,6 +74,12 @@ def _progress(load: Mapping[str, Any]) -> str:
     read, total = load["read_bytes"], load["total_bytes"]
     took = f"{format_duration(load['running_s'])} of about {format_duration(load['expected_s'])}"
     return took if read is None else f"{format_bytes(read)} of {format_bytes(total)} read, {took}"
+
+
+def _warm(warm: Mapping[str, Any]) -> str:
+    kept, budget = format_bytes(warm["kept_bytes"]), format_bytes(warm["budget_bytes"])
+    paused = f"; nothing is read ahead now: {warm['paused']}" if warm["paused"] else ""
+    return f"Model files kept in host RAM: {kept}, at most {budget}{paused}"
 
 
 def _device(device: Mapping[str, Any], label_width: int) -> str:

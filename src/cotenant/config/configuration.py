@@ -274,7 +274,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The whole configuration. `path` is None if no file was read, `warm_ram_bytes` if `warm` is off.
+    """The whole configuration. `path` is None if no file was read.
+
+    At most `warm_ram_bytes` of model files are kept in host RAM, 0 for none, None for half of what is free.
 
     `is_empty` says that there is no file or that no setting is in it.
 

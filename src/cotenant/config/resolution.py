@@ -100,7 +100,7 @@ class _Resolution:
             ),
             alerts=AlertSettings(**values_of(settings.alerts, AlertSettings)),
             advisor=advisor,
-            warm_ram_bytes=settings.warm.ram_mib * MIB if settings.warm.ram_mib else None,
+            warm_ram_bytes=None if settings.warm.ram_mib is None else settings.warm.ram_mib * MIB,
             models_dir=models_dir,
             models=models,
             services=services_settings(settings.services, self._checked) if settings.services else None,

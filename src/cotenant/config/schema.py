@@ -141,12 +141,14 @@ class Advisor(section_of(SECTIONS["advisor"])):  # type: ignore[misc]
 class Warm(Section):
     """Model files that are kept in the page cache of host RAM."""
 
-    ram_mib: Mib | None = optional("MiB of model files to keep read ahead in host RAM")
+    ram_mib: Mib | None = optional(
+        "MiB of files to keep at most, 0 for none; default: half of the available memory"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _off(cls, data: Any) -> Any:
-        return {} if data == "off" else data
+        return {"ram_mib": 0} if data in ("off", False) else data
 
 
 class Model(RecipeSection, section_of(settings_of(ModelEntry))):  # type: ignore[misc]

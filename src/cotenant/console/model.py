@@ -26,7 +26,7 @@ async def show(request: PageRequest) -> View:
             "engine": Part(
                 "model-engine",
                 "model_engine.html",
-                {key: model.get(key) for key in ("engine", "loads", "load_s", "requests")}
+                {key: model.get(key) for key in ("engine", "loads", "load_s", "requests", "warm_bytes")}
                 | {"log": model.get("log_path") is not None},
             ),
             "placement": Part("model-placement", "model_placement.html", _placement(model, facts["gpus"])),

@@ -18,7 +18,8 @@ from cotenant.console.view_data import (
 
 async def show(request: PageRequest) -> View:
     """Show the overview. Raises ApiFault."""
-    models = (await request.api.get("/api/models"))["models"]
+    response = await request.api.get("/api/models")
+    models = response["models"]
     devices = (await request.api.find("/api/devices", {"devices": []}))["devices"]
     # The API lists devices in planning order, which changes as they fill.
     devices = sorted(devices, key=lambda device: (device["index"] is None, device["index"] or 0))
@@ -39,7 +40,11 @@ async def show(request: PageRequest) -> View:
         "overview.html",
         {"n_devices": len(devices)},
         {
-            "summary": Part("summary", "overview_summary.html", _summary(models, devices)),
+            "summary": Part(
+                "summary",
+                "overview_summary.html",
+                {**_summary(models, devices), "warm": response.get("warm")},
+            ),
             "alerts": Rows(
                 "alerts",
                 [

@@ -26,7 +26,8 @@ from cotenant.daemon.cpu_fallback import place_on_this_machine
 from cotenant.daemon.engines import EngineMonitors
 from cotenant.daemon.monitors.load_progress import LoadWatcher
 from cotenant.daemon.monitors.process_memory import ProbeMeter
-from cotenant.daemon.monitors.recorder import CacheWarmer, Recorder
+from cotenant.daemon.monitors.recorder import Recorder
+from cotenant.daemon.monitors.warm_keeper import WarmKeeper
 from cotenant.daemon.monitors.watchers import CardWatcher
 from cotenant.daemon.past_runs import with_margin
 from cotenant.daemon.plans import Plans
@@ -133,9 +134,11 @@ class Daemon:
         self._alerts = Alerts(configuration.alerts, clock)
         recorder = Recorder(store.journal, view)
         loop.feed.listeners += [recorder.decided, LoadWatcher(view, clock).decided, self._alerts.decided]
-        if configuration.warm_ram_bytes is not None:
+        self._warm: WarmKeeper | None = None
+        if configuration.warm_ram_bytes != 0:
             tier = WarmTier(configuration.warm_ram_bytes, clock, HostProbe(clock).memory)
-            loop.feed.listeners.append(CacheWarmer(tier, view).decided)
+            self._warm = WarmKeeper(tier, loop, view)
+            loop.feed.listeners.append(self._warm.decided)
 
         self._cards = CardWatcher(
             inputs.probe,
@@ -293,6 +296,8 @@ class Daemon:
         if self._advisor is not None:
             yield self._advisor.run()
         yield self._engines.run()
+        if self._warm is not None:
+            yield self._warm.run()
         if self._inputs.inventory.source is InventorySource.NVML:
             yield XidWatch(self._alerts.fault).run()
         services = self._inputs.configuration.services

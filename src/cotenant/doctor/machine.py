@@ -51,12 +51,12 @@ def memory(host: HostContext) -> Iterator[Observation]:
         return
     total, free = ram.total_bytes, ram.available_bytes
     text = f"{format_bytes(free)} of {format_bytes(total)} of RAM are available"
-    wanted = host.settings.warm_ram_bytes
+    wanted = host.settings.warm_ram_bytes or None
     if wanted is not None and wanted > total:
         yield problem(
             f"the warm tier should hold {format_bytes(wanted)} of model files, but {text}",
-            "Files would evict each other before they are used.",
-            "Lower `warm.ram` in the configuration.",
+            "No more is kept than memory is available for.",
+            "Lower `warm.ram_mib` in the configuration.",
         )
     elif free < _LITTLE_RAM or (wanted is not None and wanted > free):
         yield warning(

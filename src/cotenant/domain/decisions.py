@@ -26,6 +26,7 @@ class DecisionKind(StrEnum):
     OVERCOMMITTED = "overcommitted"
     DEVICE_LOST = "device_lost"
     ADVISED = "advised"
+    WARM = "warm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ class ModelStatus:
     """The current state of a model. Rates are per second over the last minute; unknown is None.
 
     `bytes_by_device` is what it claims on each of its devices. `load` is set while it is loading. `runtime`
-    is the kind of its engine. `last_cause` is the cause of `last_failure`, if its engine failed.
+    is the kind of its engine. `last_cause` is the cause of `last_failure`, if its engine failed. `warm_bytes`
+    of its files are kept in host RAM.
     """
 
     name: str
@@ -98,6 +100,20 @@ class ModelStatus:
     last_cause: Cause | None = None
     load: LoadProgress | None = None
     runtime: EngineKind = DEFAULT_KIND
+    warm_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStatus:
+    """The model files that are kept in host RAM, in bytes: at most `budget_bytes`, `by_model` as last seen.
+
+    `paused` says why nothing is read into RAM now, if so.
+    """
+
+    budget_bytes: int = 0
+    kept_bytes: int = 0
+    by_model: Mapping[str, int] = field(default_factory=dict)
+    paused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

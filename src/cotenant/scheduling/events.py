@@ -111,6 +111,15 @@ class AdviceGiven(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WarmChanged(Event):
+    """From now on `kept_bytes` of a model's files are kept in host RAM, 0 for none; `why` says more."""
+
+    model: str
+    kept_bytes: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked(Event):
     """The daemon is stopping: no request is admitted."""
 

@@ -91,6 +91,9 @@ class Scheduler:
                 self._pin_asked(event, out)
             case events.AdviceGiven():
                 apply_advice(state, event.advice, out)
+            case events.WarmChanged(_, name, kept_bytes, why):
+                if name in state.models:
+                    out.publish(DecisionKind.WARM, name, why, bytes=kept_bytes)
             case events.StopAsked():
                 self._stop_asked(out)
         self._settle(out)

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
-from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus
+from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
 from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
 from cotenant.gateway.telemetry.counters import ModelCounters
@@ -67,6 +67,17 @@ async def test_what_the_operator_knows_is_told_with_model_runtime_and_gpu():
     assert not [key for key in told if key[0] == "cotenant_model_idle_seconds" and "model=cold" in key]
     errors = [key for key in told if key[0] == "cotenant_model_estimate_error_ratio"]
     assert len(errors) == 1, "what an engine reports leaves out the overhead, so it is no measurement"
+
+
+async def test_what_is_kept_in_ram_is_told_by_model_and_in_all():
+    operator = PlainOperator(ModelStatus("llama", "cold", warm_bytes=3 * GIB), ModelStatus("off", "cold"))
+    async with serving(SlotRouter(None), operator) as port:
+        assert ("cotenant_warm_budget_bytes",) not in await scrape(port)
+        operator.kept = WarmStatus(8 * GIB, 3 * GIB, {"llama": 3 * GIB})
+        told = await scrape(port)
+    assert told[of_llama("cotenant_model_warm_bytes", gpu="")] == 3 * GIB
+    assert (told["cotenant_warm_budget_bytes",], told["cotenant_warm_bytes",]) == (8 * GIB, 3 * GIB)
+    assert len([key for key in told if key[0] == "cotenant_model_warm_bytes"]) == 1
 
 
 async def test_a_load_under_way_tells_how_far_it_is_and_no_other_does():

@@ -1,5 +1,7 @@
 import asyncio
+import ctypes
 import os
+import platform
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from cotenant.hardware.gpus.host import HostMemory
 from cotenant.hardware.model_cache import page_cache
 from cotenant.hardware.model_cache.page_cache import drop, resident_bytes
 from cotenant.hardware.model_cache.read_ahead import BLOCK_BYTES, ReadAhead
-from cotenant.hardware.model_cache.warm import WarmTier, presence, read_pressure
+from cotenant.hardware.model_cache.warm import WarmTier, forget, presence, read_pressure
 from tests.support.waiting import wait_until
 
 SIZE = 4 * MIB
@@ -33,11 +35,11 @@ def cold_file(path: Path, size: int = SIZE) -> Path:
 
 
 def tier(
-    tmp_path: Path, budget: int = GIB, memory: Callable[[], HostMemory] | None = None, text: str = CALM
+    tmp_path: Path, limit: int | None = GIB, memory: Callable[[], HostMemory] | None = None, text: str = CALM
 ) -> WarmTier:
     (tmp_path / "pressure").write_text(text)
     available = memory or (lambda: HostMemory(64 * GIB, 32 * GIB))
-    return WarmTier(budget, SystemClock(), available, floor_bytes=GIB, pressure=tmp_path / "pressure")
+    return WarmTier(limit, SystemClock(), available, floor_bytes=GIB, pressure=tmp_path / "pressure")
 
 
 @pytest.fixture(params=["cachestat", "mincore"])
@@ -91,33 +93,46 @@ def test_what_is_in_ram_already_is_not_read_again(tmp_path: Path) -> None:
     wait_until(warmed_without_reading)
 
 
-def test_a_file_larger_than_the_budget_is_read_from_its_start_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_part_of_a_file_is_read_from_its_start(tmp_path: Path) -> None:
     path = cold_file(tmp_path / "model", 4 * SIZE)
-    done = asyncio.run(tier(tmp_path, budget=SIZE).warm([path], "asked"))
-    assert done.covered_bytes == SIZE
-    assert done.stopped == "the budget is used up"
+    done = asyncio.run(tier(tmp_path).warm([path], "asked", limit_bytes=SIZE, at_idle=True))
+    assert (done.covered_bytes, done.stopped) == (SIZE, None)
     fd = os.open(path, os.O_RDONLY)
     assert page_cache.resident_range(fd, 0, SIZE) == SIZE
     assert page_cache.resident_range(fd, 3 * SIZE, SIZE) == 0
     os.close(fd)
 
 
-def test_what_was_warmed_least_recently_makes_way(tmp_path: Path) -> None:
-    one, two, three = (cold_file(tmp_path / name) for name in ("one", "two", "three"))
-
-    async def scenario() -> None:
-        warm = tier(tmp_path, budget=2 * SIZE + SIZE // 2)
-        for path in (one, two, one, three):
-            assert (await warm.warm([path], "asked")).covered_bytes == SIZE
-
-    asyncio.run(scenario())
-    assert [resident_bytes(path) for path in (one, two, three)] == [SIZE, 0, SIZE]
-
-
-def test_the_floor_of_available_memory_bounds_the_budget(tmp_path: Path) -> None:
+def test_reads_at_idle_have_the_disk_priority_of_an_idle_process(tmp_path: Path) -> None:
+    priorities = []
     path = cold_file(tmp_path / "model")
-    scarce = tier(tmp_path, memory=lambda: HostMemory(64 * GIB, GIB + MIB))
-    assert asyncio.run(scarce.warm([path], "asked")).covered_bytes == MIB
+
+    def why_not() -> None:
+        libc = ctypes.CDLL(None)
+        number = {"x86_64": 252, "aarch64": 31}[platform.machine()]
+        priorities.append(libc.syscall(number, 1, 0) >> 13)
+
+    asyncio.run(tier(tmp_path).warm([path], "asked", yields_to=why_not, at_idle=True))
+    assert priorities
+    assert set(priorities) == {3}
+
+
+@pytest.mark.parametrize(
+    ("limit", "available", "budget"),
+    [
+        (None, 32 * GIB, 16 * GIB),
+        (None, GIB + MIB, MIB),
+        (8 * GIB, 32 * GIB, 8 * GIB),
+        (8 * GIB, 5 * GIB, 4 * GIB),
+        (8 * GIB, MIB, 0),
+        (8 * GIB, None, 8 * GIB),
+        (None, None, 0),
+    ],
+)
+def test_the_budget_leaves_a_floor_of_available_memory(
+    tmp_path: Path, limit: int | None, available: int | None, budget: int
+) -> None:
+    assert tier(tmp_path, limit, lambda: HostMemory(64 * GIB, available)).budget()[0] == budget
 
 
 @pytest.mark.parametrize(
@@ -183,15 +198,16 @@ def test_a_part_that_vanishes_ends_the_pass_and_closes_no_one_elses_file(tmp_pat
     assert reading.stopped == "it cannot be read: No such file or directory"
 
 
-def test_dropped_files_leave_ram(tmp_path: Path) -> None:
+def test_a_pass_makes_way_for_what_is_more_urgent(tmp_path: Path) -> None:
     path = cold_file(tmp_path / "model")
+    done = asyncio.run(tier(tmp_path).warm([path], "asked", yields_to=lambda: "an engine loads"))
+    assert (done.covered_bytes, done.stopped) == (0, "an engine loads")
 
-    async def scenario() -> None:
-        warm = tier(tmp_path)
-        await warm.warm([path], "asked")
-        warm.drop([path])
 
-    asyncio.run(scenario())
+def test_forgotten_files_leave_ram(tmp_path: Path) -> None:
+    path = cold_file(tmp_path / "model")
+    asyncio.run(tier(tmp_path).warm([path], "asked"))
+    forget([path, tmp_path / "none"])
     assert resident_bytes(path) == 0
 
 

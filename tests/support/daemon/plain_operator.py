@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import CotenantError, UnknownModel
 from cotenant.domain.units import GIB
 
@@ -29,6 +29,7 @@ class PlainOperator:
         self.models = {status.name: status for status in statuses}
         self.cards = tuple(devices)
         self.calls: list[str] = []
+        self.kept: WarmStatus | None = None
         self.told: list[Decision] = []
         self.logs: dict[str, Path] = {}
         self.fault: CotenantError | None = None
@@ -54,6 +55,9 @@ class PlainOperator:
     def devices(self) -> Sequence[DeviceStatus]:
         self.calls.append("devices")
         return self.cards
+
+    def warm(self) -> WarmStatus | None:
+        return self.kept
 
     def why(self, name: str) -> Sequence[Decision]:
         self._check(name)

@@ -1,13 +1,14 @@
 """What the monitors may read of the scheduler and the engines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.effects import Running
 from cotenant.daemon.core.loop import Loop
-from cotenant.domain.devices import Device, DeviceId
+from cotenant.domain.devices import HOST_ID, Device, DeviceId
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.scheduling.state import Residency
+from cotenant.scheduling.warm_ranking import rank, warm_candidates
 
 
 class FleetView:
@@ -42,6 +43,23 @@ class FleetView:
             for name, model in self._state.models.items()
             if model.cold_and_wanted and name not in self._state.reservations and model.retry_at <= now
         ]
+
+    def loading_models(self) -> Collection[str]:
+        """Name the models that are being loaded."""
+        residencies = self._state.residencies.values()
+        return {r.model for r in residencies if r.state is ResidencyState.LOADING}
+
+    def warm_ranking(self, budget_bytes: int, kept: Mapping[str, int]) -> Mapping[str, int]:
+        """Return how many bytes to keep of which models' files, the most worthwhile first (`rank`).
+
+        They leave host RAM that models claim alone.
+        """
+        host = self._state.ledger.readings.get(HOST_ID) or self._state.ledger.host
+        if host is not None and host.free_bytes is not None:
+            budget_bytes = min(budget_bytes, self._state.ledger.available_bytes(HOST_ID))
+        entries = self._loop.fleet.entries
+        sizes = {name: sum(file.size for file in entry.signature) for name, entry in entries.items()}
+        return rank(warm_candidates(self._state, sizes, self._loop.clock.now()), budget_bytes, kept)
 
     def is_reclaiming(self) -> bool:
         """Whether memory of an engine that has ended is not yet seen to be free."""

@@ -13,6 +13,7 @@ from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.decision_feed import DecisionFeed
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import Fleet
+from cotenant.domain.decisions import WarmStatus
 from cotenant.domain.devices import DeviceId, Reading
 from cotenant.domain.errors import (
     CotenantError,
@@ -51,7 +52,8 @@ class Loop:
     """Passes events to the scheduler and executes its commands, all in the event loop's thread.
 
     An event is handled and its commands are issued without a task switch, so effects happen in the order of
-    events. `readings` are the last Reading of each device. Others read the public attributes; only this class
+    events. `readings` are the last Reading of each device, `warm` the model files that are kept in host RAM,
+    None if none are to be. Others read the public attributes; only this class
     changes them. `on_violation` is called if the scheduler's state breaks an invariant.
     """
 
@@ -70,6 +72,7 @@ class Loop:
         self.fleet = Fleet.of(())
         self.served_since: Mapping[str, int] = {}
         self.readings: Mapping[DeviceId, Reading] = {}
+        self.warm: WarmStatus | None = None
         self._on_violation = on_violation
         self._waiting: dict[TicketId, asyncio.Future[Lease]] = {}
         self._conditions: set[asyncio.Event] = set()
@@ -97,6 +100,10 @@ class Loop:
     def record_readings(self, readings: Mapping[DeviceId, Reading]) -> None:
         """Keep the devices' last Readings for the status pages; the scheduler gets them by DevicesRead."""
         self.readings = readings
+
+    def record_warm(self, status: WarmStatus) -> None:
+        """Keep what is warm for the status pages."""
+        self.warm = status
 
     def _execute(self, commands: Sequence[Command]) -> None:
         for command in commands:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
-from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus
+from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
@@ -37,7 +37,12 @@ class FleetOperator:
         now, running = self._loop.clock.now(), self._loop.effects.running
         return [
             model_status(
-                self._state, entry, model, now, running.get(model.residency) if model.residency else None
+                self._state,
+                entry,
+                model,
+                now,
+                running.get(model.residency) if model.residency else None,
+                None if self._loop.warm is None else self._loop.warm.by_model.get(name, 0),
             )
             for name, entry in self._loop.fleet.entries.items()
             if (model := self._state.models.get(name)) is not None
@@ -52,6 +57,10 @@ class FleetOperator:
     def devices(self) -> Sequence[DeviceStatus]:
         """Return how the memory of every device is used."""
         return device_statuses(self._state, self._loop.readings, self._loop.effects.pids())
+
+    def warm(self) -> WarmStatus | None:
+        """Return what model files are kept in host RAM; None if none are to be."""
+        return self._loop.warm
 
     def why(self, name: str) -> Sequence[Decision]:
         """Return the last decisions about a model, oldest first. Raises UnknownModel."""

@@ -17,7 +17,12 @@ from cotenant.scheduling.state import ModelState, Residency, State
 
 
 def model_status(
-    state: State, entry: ModelEntry, model: ModelState, now: float, running: Running | None
+    state: State,
+    entry: ModelEntry,
+    model: ModelState,
+    now: float,
+    running: Running | None,
+    warm_bytes: int | None = None,
 ) -> ModelStatus:
     """Describe one model; `running` is its engine, if it has one."""
     residency = state.residency_of(model)
@@ -48,6 +53,7 @@ def model_status(
         last_cause=model.last_cause,
         load=_progress(model, residency, running, now) if residency else None,
         runtime=entry.recipe.engine,
+        warm_bytes=warm_bytes,
     )
 
 

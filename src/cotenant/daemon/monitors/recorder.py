@@ -13,7 +13,7 @@ from cotenant.domain.decisions import Decision, DecisionKind
 from cotenant.domain.devices import Inventory
 from cotenant.domain.records import DecisionRecord, FootprintRecord, LoadRecord, Warmth
 from cotenant.domain.residencies import ResidencyId
-from cotenant.hardware.model_cache.warm import WarmTier, presence
+from cotenant.hardware.model_cache.warm import presence
 from cotenant.scheduling.state import Residency
 from cotenant.store.store import SqlJournal
 
@@ -85,24 +85,6 @@ class Recorder:
                     measured_bytes=self._view.measured_bytes(residency.id, row.device.id),
                 )
             )
-
-
-class CacheWarmer:
-    """Reads a model's file into the page cache while others are evicted for the model."""
-
-    def __init__(self, tier: WarmTier, view: FleetView) -> None:
-        self._tier = tier
-        self._view = view
-        self._passes: dict[str, asyncio.Task[object]] = {}
-
-    def decided(self, decision: Decision) -> None:
-        """Read ahead for the models that others are being evicted for."""
-        for name in self._view.models_awaiting_room():
-            entry = self._view.entry(name)
-            running = self._passes.get(name)
-            if entry is not None and (running is None or running.done()):
-                warming = self._tier.warm(entry.parts, f"{name} waits for room")
-                self._passes[name] = asyncio.get_running_loop().create_task(warming)
 
 
 def _fingerprint(value: object) -> str:

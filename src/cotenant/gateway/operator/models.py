@@ -76,7 +76,8 @@ class ModelRoutes:
     @Route("GET /api/models", "List all models with their state", Reply(ModelsResponse, "models"))
     async def _list(self, request: ApiRequest) -> object:
         statuses = {status.name: status for status in self._operator.statuses()}
-        return {"models": [_described(model, statuses.get(model.name)) for model in self._router.models()]}
+        models = [_described(model, statuses.get(model.name)) for model in self._router.models()]
+        return {"models": models, "warm": self._operator.warm()}
 
     @Route(f"GET {MODEL}", "Return a model with its state", _AFTER, NO_SUCH_MODEL, (NAME,))
     async def _one(self, request: ApiRequest) -> object:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_type_hints
 from pydantic import BaseModel, create_model
 
 from cotenant.domain.alerts import AlertKind
-from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus
+from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile
@@ -200,6 +200,7 @@ ModelResponse: Final = _with_status(ServedResponse)
 
 
 class ModelsResponse(BaseModel):
-    """All models."""
+    """All models, and what of their files is kept in host RAM; `warm` is null if nothing is to be."""
 
     models: list[ModelResponse]  # type: ignore[valid-type]
+    warm: WarmStatus | None

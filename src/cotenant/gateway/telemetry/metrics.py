@@ -20,7 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
-from cotenant.domain.decisions import DeviceStatus, ModelStatus
+from cotenant.domain.decisions import DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.counters import Histogram, ModelCounters, RequestCounters
@@ -88,6 +88,7 @@ class Metrics:
         runtimes = {status.name: status.runtime.value for status in statuses}
         yield from _of_models(statuses, devices)
         yield from _of_devices(devices)
+        yield from _of_warm(self._operator.warm())
         yield from _of_requests(list(self._request_counters.all()), runtimes)
         yield from _of_alerts(self._alerts)
         if self._advisor is not None:
@@ -124,6 +125,7 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
         "cotenant_model_loading_read_bytes", "Bytes of its files read by the load under way", _PLACED
     )
     files = _gauge("cotenant_model_loading_total_bytes", "Bytes of the files of the load under way", _PLACED)
+    warm = _gauge("cotenant_model_warm_bytes", "Bytes of its files that are kept in host RAM", _PLACED)
     loads = CounterMetricFamily("cotenant_model_loads", "Loads begun", labels=_MODEL)
     for status in statuses:
         cards = ",".join(indices.get(uuid, uuid) for uuid in status.devices)
@@ -137,6 +139,7 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
         _add_known(predicted, placed, status.predicted_bytes)
         _add_known(reported, placed, status.reported_bytes)
         _add_known(measured, placed, status.measured_bytes)
+        _add_known(warm, placed, status.warm_bytes)
         # Engines do not report the overhead that is predicted: only what was measured can be compared.
         if status.measured_bytes is not None and status.predicted_bytes:
             error.add_metric(placed, status.measured_bytes / status.predicted_bytes - 1)
@@ -145,7 +148,7 @@ def _of_models(statuses: Iterable[ModelStatus], devices: Iterable[DeviceStatus])
             _add_known(read, placed, status.load.read_bytes)
             _add_known(files, placed, status.load.total_bytes)
     yield from (qps, idle, state, pinned, load_s, predicted, reported, measured, error, loads)
-    yield from (loading, read, files)
+    yield from (loading, read, files, warm)
 
 
 def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
@@ -159,6 +162,15 @@ def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
             for gauge, (_, _, value) in zip(dcgms, _DCGM_GAUGES, strict=True):
                 _add_known(gauge, labels, value(device))
     yield from (*ours, *dcgms)
+
+
+def _of_warm(status: WarmStatus | None) -> Iterator[Metric]:
+    budget = _gauge("cotenant_warm_budget_bytes", "Bytes of model files that may be kept in host RAM", ())
+    kept = _gauge("cotenant_warm_bytes", "Bytes of model files that are kept in host RAM", ())
+    if status is not None:
+        budget.add_metric((), status.budget_bytes)
+        kept.add_metric((), status.kept_bytes)
+    yield from (budget, kept)
 
 
 def _of_requests(

@@ -1,6 +1,8 @@
 """Reading files into the page cache with several reads in flight."""
 
+import ctypes
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +14,9 @@ from cotenant.hardware.model_cache.page_cache import resident_range
 
 BLOCK_BYTES: Final = 4 * MIB
 READS_IN_FLIGHT: Final = 4
+_SYS_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
+_OF_THREAD: Final = 1
+_IDLE: Final = 3 << 13
 
 
 class ReadAhead:
@@ -19,7 +24,8 @@ class ReadAhead:
 
     `stop_reason` is called before the first block and every `ask_every_s`: what it returns, if not None, ends
     the pass and becomes `stopped`. `on_end` is called once, from a thread, when the last read has returned.
-    `limit_bytes` bounds how much is covered. What the page cache holds already is skipped.
+    `limit_bytes` bounds how much is covered. What the page cache holds already is skipped. `at_idle` reads
+    at the disk priority of an idle process.
     """
 
     def __init__(
@@ -32,6 +38,7 @@ class ReadAhead:
         reads_in_flight: int = READS_IN_FLIGHT,
         block_bytes: int = BLOCK_BYTES,
         ask_every_s: float = 0.1,
+        at_idle: bool = False,
     ) -> None:
         sizes = [path.stat().st_size for path in paths]
         self.total_bytes = sum(sizes)
@@ -43,6 +50,7 @@ class ReadAhead:
         self._on_end = on_end
         self._block_bytes = block_bytes
         self._ask_every_s = ask_every_s
+        self._at_idle = at_idle
         self._blocks = (
             (path, offset, min(block_bytes, size - offset))
             for path, size in zip(paths, sizes, strict=True)
@@ -73,6 +81,8 @@ class ReadAhead:
 
     def _run(self) -> None:
         try:
+            if self._at_idle:
+                _lower_disk_priority()
             self._read_blocks()
         except OSError as error:
             self.cancel(f"it cannot be read: {error.strerror}")
@@ -124,3 +134,16 @@ class ReadAhead:
             length = min(length, self._limit_bytes)
             self._limit_bytes -= length
             return path, offset, length
+
+
+def _lower_disk_priority() -> None:
+    """Have this thread's reads wait for those of others, where the disk's scheduler knows priorities.
+
+    Its share of processors stays: a thread that waits for one while it holds the interpreter's lock would
+    hold up the event loop.
+    """
+    number = _SYS_IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(
+            ctypes.c_long(number), ctypes.c_int(_OF_THREAD), ctypes.c_int(0), ctypes.c_int(_IDLE)
+        )

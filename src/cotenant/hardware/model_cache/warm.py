@@ -6,7 +6,6 @@ It needs the limits of control groups, which `gpus/host.py` reads.
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,53 +38,54 @@ class Warmed:
 
 
 class WarmTier:
-    """Reads files ahead, one pass at a time, within `budget_bytes` of page cache and never under pressure.
+    """Reads files into the page cache, and says how much of it may be used.
 
-    Available memory is kept above `floor_bytes`, and a pass ends as soon as it is not, or as soon as tasks of
-    this machine wait for memory more than MAX_PRESSURE_PERCENT of the time (if the kernel reports it). What
-    was warmed least recently is dropped first; pages that an engine has mapped are never dropped.
+    Without `limit_bytes` half of the available memory may. `floor_bytes` stay available in any case: a pass
+    ends as soon as they are not, or as soon as tasks of this machine wait for memory more than
+    MAX_PRESSURE_PERCENT of the time (if the kernel reports it).
     """
 
     def __init__(
         self,
-        budget_bytes: int,
+        limit_bytes: int | None,
         clock: Clock,
         memory: Callable[[], HostMemory],
         *,
         floor_bytes: int = FLOOR_BYTES,
         pressure: Path = _PRESSURE,
     ) -> None:
-        self._budget_bytes = budget_bytes
+        self.limit_bytes = limit_bytes
         self._clock = clock
         self._memory = memory
         self._floor_bytes = floor_bytes
         self._pressure = pressure
-        self._warmed: OrderedDict[tuple[Path, ...], int] = OrderedDict()
-        self._lock = asyncio.Lock()
 
-    async def warm(self, paths: Sequence[Path], reason: str) -> Warmed:
-        """Read the files into the page cache, within the budget, and log it with the reason.
+    def budget(self) -> tuple[int, str | None]:
+        """Return how many bytes of files may be kept now, and why nothing may be read now, if so.
 
-        Cancelling the task issues no further read and returns at once. Errors of the disk are not raised.
+        Memory that kept files use counts as available: the kernel takes their pages when it needs them.
         """
-        files = tuple(paths)
-        async with self._lock:
-            room, why_not = await asyncio.to_thread(self._prepare, files)
-            if why_not is not None:
-                return Warmed(stopped=why_not)
-            return await self._read(files, room, reason)
+        available = self._memory().available_bytes
+        if available is None:
+            return self.limit_bytes or 0, self._stop_reason()
+        limit = available // 2 if self.limit_bytes is None else self.limit_bytes
+        return max(0, min(limit, available - self._floor_bytes)), self._stop_reason()
 
-    def drop(self, paths: Sequence[Path]) -> None:
-        """Remove the files' pages from the page cache, except those that a process has mapped.
+    async def warm(
+        self,
+        paths: Sequence[Path],
+        reason: str,
+        *,
+        limit_bytes: int | None = None,
+        yields_to: Callable[[], str | None] = lambda: None,
+        at_idle: bool = False,
+    ) -> Warmed:
+        """Read the first `limit_bytes` of the files into the page cache, and log it with the reason.
 
-        Takes milliseconds a gigabyte: not for the thread of an event loop.
+        `yields_to` is called by other threads: the pass ends when it returns something. `at_idle` reads only
+        while nothing else uses the disk, if the disk's scheduler knows priorities. Cancelling the task issues
+        no further read and returns at once. Errors of the disk are not raised.
         """
-        self._warmed.pop(tuple(paths), None)
-        for path in paths:
-            with contextlib.suppress(OSError):
-                drop(path)
-
-    async def _read(self, files: tuple[Path, ...], room: int, reason: str) -> Warmed:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def on_end() -> None:
@@ -95,7 +95,13 @@ class WarmTier:
 
         started = self._clock.now()
         try:
-            reading = ReadAhead(files, limit_bytes=room, stop_reason=self._stop_reason, on_end=on_end)
+            reading = ReadAhead(
+                paths,
+                limit_bytes=limit_bytes,
+                stop_reason=lambda: yields_to() or self._stop_reason(),
+                on_end=on_end,
+                at_idle=at_idle,
+            )
         except OSError as error:
             return Warmed(stopped=_unreadable(error))
         reading.start()
@@ -104,41 +110,17 @@ class WarmTier:
         except asyncio.CancelledError:
             reading.cancel()
             raise
-        finally:
-            if reading.covered_bytes:
-                self._warmed[files] = reading.covered_bytes
         seconds, stopped = self._clock.now() - started, reading.stopped
-        if stopped is None and reading.covered_bytes < reading.total_bytes:
-            stopped = "the budget is used up"
-        _log.info(
-            "read %s of %s ahead in %s, %s%s",
-            format_bytes(reading.read_bytes),
-            files[0].name,
-            format_duration(seconds),
-            reason,
-            f"; ended early: {stopped}" if stopped else "",
-        )
+        if reading.read_bytes:
+            _log.info(
+                "read %s of %s ahead in %s, %s%s",
+                format_bytes(reading.read_bytes),
+                paths[0].name,
+                format_duration(seconds),
+                reason,
+                f"; ended early: {stopped}" if stopped else "",
+            )
         return Warmed(reading.total_bytes, reading.covered_bytes, reading.read_bytes, seconds, stopped)
-
-    def _prepare(self, files: tuple[Path, ...]) -> tuple[int, str | None]:
-        """Return the bytes that may be read of the files, or why none."""
-        try:
-            wanted_bytes = sum(path.stat().st_size for path in files)
-        except OSError as error:
-            return 0, _unreadable(error)
-        self._warmed.pop(files, None)
-        why_not = self._stop_reason()
-        room = 0 if why_not else self._make_room(wanted_bytes)
-        return room, why_not or (None if room else "the budget leaves no room")
-
-    def _make_room(self, wanted_bytes: int) -> int:
-        """Forget what was warmed least recently until the budget holds as much as it can."""
-        available = self._memory().available_bytes
-        free = self._budget_bytes if available is None else available - self._floor_bytes
-        budget = min(self._budget_bytes, free)
-        while self._warmed and sum(self._warmed.values()) + wanted_bytes > budget:
-            self.drop(next(iter(self._warmed)))
-        return max(0, min(wanted_bytes, budget))
 
     def _stop_reason(self) -> str | None:
         """Return why nothing should be read ahead now, if so."""
@@ -175,3 +157,13 @@ def presence(paths: Sequence[Path]) -> tuple[int, int | None]:
     total_bytes = sum(path.stat().st_size for path in paths)
     known = [count for path in paths if (count := resident_bytes(path)) is not None]
     return total_bytes, sum(known) if len(known) == len(paths) else None
+
+
+def forget(paths: Sequence[Path]) -> None:
+    """Remove the files' pages from the page cache, except those that a process has mapped.
+
+    Takes milliseconds a gigabyte: not for the thread of an event loop.
+    """
+    for path in paths:
+        with contextlib.suppress(OSError):
+            drop(path)
