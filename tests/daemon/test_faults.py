@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import sqlite3
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from tests.support.daemon.api import get, port_of, story
 from tests.support.daemon.serving import Serving, serving
 from tests.support.gpus.paper_machine import fake_fleet
 from tests.support.http.client import post
+from tests.support.mounts import mounted
 from tests.support.waiting import ends, wait_until
 
 pytestmark = pytest.mark.slow
@@ -43,10 +43,8 @@ def states(daemon: Serving) -> dict[str, str]:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with mounted(disk, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
+        yield disk
 
 
 def fill(disk: Path) -> None:

@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from cotenant.clock import ManualClock
 from cotenant.domain.errors import StoreError
 from cotenant.store.store import SqlJournal, Store
 from cotenant.store.writer import Writer
-from tests.store.harness import decision, keep, kept, opened, run_sql, using
+from tests.store.harness import decision, keep, kept, locked, opened, run_sql, using
+from tests.support.mounts import mounted, remount
 
 
 @pytest.fixture
@@ -121,6 +122,52 @@ def test_a_place_that_can_be_written_later_is_taken_up_with_what_was_recorded(
         opened(path, scenario, clock=clock)
     assert "1 records from memory" in caplog.text
     assert kept(path) == [decision(1), decision(2)]
+
+
+def test_a_database_that_another_program_holds_at_the_start_is_taken_up_when_it_is_free(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(path, decision(1))
+    clock = ManualClock()
+    holder = ExitStack()
+
+    async def scenario(store: Store) -> None:
+        store.journal.record(decision(2))
+        await store.journal.decisions()
+        holder.close()
+        clock.advance(5.0)
+        store.journal.record(decision(3))
+
+    holder.enter_context(locked(path))
+    with caplog.at_level(logging.WARNING):
+        opened(path, scenario, clock=clock, busy_timeout_s=0.01)
+    refused, recovered = caplog.messages
+    assert "database is locked" in refused
+    assert "can be used again" in recovered
+    assert kept(path) == [decision(1), decision(2), decision(3)]
+
+
+def test_a_read_only_file_system_is_told_once_and_taken_up_when_it_can_be_written(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(path, decision(1))
+    clock = ManualClock()
+
+    async def scenario(store: Store) -> None:
+        store.journal.record(decision(2))
+        assert await store.journal.decisions() == [decision(2)]
+        remount(path.parent, "rw")
+        clock.advance(5.0)
+        store.journal.record(decision(3))
+        assert await store.journal.decisions() == [decision(1), decision(2), decision(3)]
+
+    with mounted(path.parent, "--bind", str(path.parent)), caplog.at_level(logging.WARNING):
+        remount(path.parent, "ro")
+        opened(path, scenario, clock=clock)
+    refused, recovered = caplog.messages
+    assert "nothing is remembered after this run unless it recovers" in refused
+    assert "1 records from memory" in recovered
+    assert kept(path) == [decision(1), decision(2), decision(3)]
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "its folder deleted"])
