@@ -21,6 +21,7 @@ from cotenant.analysis.shape import model_shape
 from cotenant.analysis.split_files import join_parts, part_names
 from cotenant.domain.errors import CorruptModelFile, ModelFileMissing, NotAModelFile, SplitPartMissing
 from cotenant.domain.models import ModelShape
+from cotenant.domain.units import format_count
 
 _Header = TypeVar("_Header")
 _INDEX = "model.safetensors.index.json"
@@ -110,7 +111,7 @@ def _shards(folder: Path) -> Sequence[Path]:
     if not index.exists():
         return sorted(folder.glob("*.safetensors"))
     shards = [folder / name for name in shard_names(_read_json(index, HEADER_LIMIT), str(index))]
-    _check_there(shards, f"{_INDEX} names {len(shards)} files")
+    _check_there(shards, f"{_INDEX} names {format_count(len(shards), 'file')}")
     return shards
 
 

@@ -59,11 +59,14 @@ def header_bytes(entry: ModelEntry) -> int:
         ("path: m.gguf, env: {CUDA_VISIBLE_DEVICES: 3}", "`gpus: [3]`"),
         ("engine: command, name: c, command: x, env: {HIP_VISIBLE_DEVICES: '0,1'}", "`gpus: [0,1]`"),
         ("engine: command, name: c, command: x, env: {ROCR_VISIBLE_DEVICES: 1}", "`gpus: [1]`"),
+        ("engine: command, name: c, command: x, env: {NVIDIA_VISIBLE_DEVICES: '2'}", "`gpus: [2]`"),
     ],
 )
 def test_variables_that_show_an_engine_other_gpus_are_refused(tmp_path: Path, text: str, hint: str) -> None:
     build_tiny_llama(tmp_path / "m.gguf")
-    with pytest.raises(BadSetting, match="other GPUs than those that are planned") as raised:
+    with pytest.raises(
+        BadSetting, match="other GPUs than those that are planned: `gpus:` says which"
+    ) as raised:
         only(tmp_path, text)
     assert hint in raised.value.hint
 

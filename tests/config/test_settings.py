@@ -551,9 +551,38 @@ def test_ollamas_own_variables_count_where_nothing_else_is_given_and_that_is_sai
 
     others = read("defaults: {keep_alive: 7}\nmodels_dir: models", {**ollama, "COTENANT_PARALLEL": "9"})
     assert (others.models[0].keep_alive_s, others.models[0].recipe.parallel) == (7, 9)
-    for address, host, port in (("box", "box", 11434), ("http://[::1]:5", "::1", 5), (":6", "127.0.0.1", 6)):
+    for address, host, port in (
+        *(("box", "box", 11434), ("http://[::1]:5", "::1", 5), (":6", "127.0.0.1", 6)),
+        *(("::1", "::1", 11434), ("[::1]", "::1", 11434), ("https://box", "box", 11434)),
+    ):
         server = read("", {"OLLAMA_HOST": address}).server
         assert (server.host, server.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "what"),
+    [
+        ("OLLAMA_KEEP_ALIVE", "soon", "'soon' is not a duration"),
+        ("OLLAMA_NUM_PARALLEL", "many", "not a whole number"),
+        ("OLLAMA_HOST", "box:port", "not a whole number from 0 to 65,535"),
+        ("OLLAMA_HOST", "box:99999", "not a whole number from 0 to 65,535"),
+    ],
+)
+def test_what_is_wrong_in_a_variable_of_ollamas_is_told_by_its_name(
+    read: Reader, variable: str, value: str, what: str
+) -> None:
+    with pytest.raises(BadSetting, match=f"^{variable}: .*{what}"):
+        read("", {variable: value})
+    with pytest.raises(BadSetting, match=r"line 1: defaults\.keep_alive: 'later'"):
+        read("defaults: {keep_alive: later}", {"OLLAMA_KEEP_ALIVE": value})
+
+
+def test_a_zero_in_ollamas_variables_leaves_it_to_the_program(read: Reader) -> None:
+    zeros = {"OLLAMA_NUM_PARALLEL": "0", "OLLAMA_MAX_LOADED_MODELS": "0", "OLLAMA_KEEP_ALIVE": "0"}
+    configuration = read(TINY, zeros)
+    assert configuration.scheduling.max_loaded == read(TINY).scheduling.max_loaded
+    assert configuration.models[0].keep_alive_s == 0
+    assert [str(each.path) for each in configuration.problems] == ["OLLAMA_KEEP_ALIVE"]
 
 
 def test_a_variable_of_ours_that_nothing_reads_is_named(read: Reader) -> None:

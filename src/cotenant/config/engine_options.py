@@ -28,7 +28,8 @@ _RECIPE_KEYS: Final = frozenset(
 """Recipe keys, in both spellings, that not every engine kind supports."""
 _SHOWS_GPUS: Final = frozenset(
     name for each in VENDOR_TRAITS.values() for some in each.allotments for name in some.variables
-)
+) | {"NVIDIA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"}
+"""Those of drivers, of NVIDIA's container runtime, and HIP's older one."""
 
 
 _OF_OTHERS: Final = {
@@ -72,7 +73,7 @@ def entry_problems(model: Model, recipe: Recipe) -> list[tuple[KeyPath, str, str
     elif image is not None and (image.startswith("-") or image.split() != [image]):
         found.append((("image",), f"{image!r} cannot be an image", "Give its name, or a .sif file."))
     for variable in sorted(_SHOWS_GPUS & {*(model.env or {})}):
-        what = "it would show the engine other GPUs than those that are planned"
+        what = "it would show the engine other GPUs than those that are planned: `gpus:` says which"
         found.append(
             (("env", variable), what, f"Write `gpus: [{(model.env or {})[variable]}]` in place of it.")
         )

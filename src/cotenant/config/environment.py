@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,8 @@ _OF_OLLAMA: Final = {
     "OLLAMA_HOST": "host",
 }
 """Ollama's own variables, which count where nothing else is given, and the settings that they are."""
+_AUTOMATIC: Final = frozenset({"OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS"})
+"""Those where 0 leaves it to the program."""
 _NO_SETTINGS: Final = {
     *("address", "api_key", "config", "debug", "devices", "engine", "gpus", "llama_server", "load_timeout"),
     *("model", "mps_control", "name", "state_dir", "use_fit_params"),
@@ -63,21 +66,38 @@ def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], di
     return _nested(given)
 
 
-def from_ollama(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings in Ollama's own variables, nested. OLLAMA_HOST is HOST, HOST:PORT or a URL."""
-    given = {name: (environment[each], each) for each, name in _OF_OLLAMA.items() if environment.get(each)}
+def from_ollama(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the settings in Ollama's own variables, nested, and the variable of each.
+
+    OLLAMA_HOST is HOST, HOST:PORT or a URL.
+    """
+    given = {_OF_OLLAMA[each]: (environment[each], each) for each in _read_of_ollama(environment)}
     if "host" in given:
         address, source = given["host"]
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        given |= {"host": (parts.hostname or "127.0.0.1", source), "port": (str(parts.port or 11434), source)}
-    return _nested(given)[0]
+        host, _, port = address.rpartition(":")
+        with suppress(ValueError):
+            parts = urlsplit(address if "://" in address else f"//{_bracketed(address)}")
+            host, port = parts.hostname or "127.0.0.1", str(parts.port or 11434)
+        given |= {"host": (host, source), "port": (port, source)}
+    return _nested(given)
+
+
+def _read_of_ollama(environment: Mapping[str, str]) -> Iterator[str]:
+    for variable in _OF_OLLAMA:
+        if environment.get(variable) and (environment[variable] != "0" or variable not in _AUTOMATIC):
+            yield variable
+
+
+def _bracketed(address: str) -> str:
+    """Return an address with brackets around an IPv6 one that has none."""
+    return f"[{address}]" if address.count(":") > 1 and "[" not in address else address
 
 
 def notes(environment: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what to know of the variables: which of Ollama's are read, and which of ours nothing reads."""
-    for variable, name in _OF_OLLAMA.items():
-        if environment.get(variable):
-            yield Problem(Path(variable), f"read as {dotted(SETTINGS[name])}, where nothing else sets that")
+    for variable in _read_of_ollama(environment):
+        key = dotted(SETTINGS[_OF_OLLAMA[variable]])
+        yield Problem(Path(variable), f"read as {key}, where nothing else sets that")
     known = {*SETTINGS, *_OTHER_NAMES, *_NO_SETTINGS}
     for variable in sorted(environment):
         name = variable.removeprefix(PREFIX).lower()

@@ -82,19 +82,27 @@ def check(
         given = expanded(document.settings, environment, issues) if document.name else document.settings
         # An empty section would hide the values of other sources.
         by_file = {key: each for key, each in given.items() if each is not None}
+    by_ollama, ollama_sources = from_ollama(environment)
+    ollama_sources = {key: each for key, each in ollama_sources.items() if not _is_set(by_file, key)}
     faults: list[Any] = []
     try:
-        settings = Settings.model_validate(
-            reduce(_over, [from_ollama(environment), by_file, by_variable, by_flag])
-        )
+        settings = Settings.model_validate(reduce(_over, [by_ollama, by_file, by_variable, by_flag]))
     except ValidationError as error:
         settings, faults = Settings.model_construct(), error.errors(include_url=False)
-    checked = CheckedSettings(settings, document, {**variable_sources, **flag_sources})
+    checked = CheckedSettings(settings, document, {**ollama_sources, **variable_sources, **flag_sources})
     unread = {key for key, _, _ in issues}
     for issue in (*issues, *(_explained(fault) for fault in faults if fault["loc"] not in unread)):
         checked.report(*issue)
     checked.refuse()
     return checked
+
+
+def _is_set(settings: Any, key: KeyPath) -> bool:
+    for part in key:
+        if not isinstance(settings, Mapping) or part not in settings:
+            return False
+        settings = settings[part]
+    return True
 
 
 def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from cotenant.doctor.findings import Observation, ok, problem, unknown, warning
 from cotenant.doctor.host_context import HostContext
 from cotenant.domain.devices import ComputeMode, GpuProcess
 from cotenant.domain.errors import EngineMissing
-from cotenant.domain.units import format_bytes
+from cotenant.domain.units import format_bytes, format_count
 from cotenant.engines.llama_cpp.builds import discover
 from cotenant.hardware.gpus.card_health import CardHealth, read_health
 from cotenant.hardware.mps.control import find_program
@@ -89,7 +89,7 @@ def foreign_processes(host: HostContext) -> Iterator[Observation]:
             )
         else:
             more = f", {len(others)} of others with little memory" if others else ""
-            yield ok(f"{device.label}: {len(processes) - len(others)} engines{more}")
+            yield ok(f"{device.label}: {format_count(len(processes) - len(others), 'engine')}{more}")
 
 
 def health(host: HostContext) -> Iterator[Observation]:

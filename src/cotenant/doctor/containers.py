@@ -10,6 +10,7 @@ import yaml
 from cotenant.doctor.findings import Observation, ok, problem, unknown, warning
 from cotenant.doctor.host_context import HostContext
 from cotenant.domain.errors import ComposeFileError
+from cotenant.domain.units import format_count
 from cotenant.programs.run import Finished
 from cotenant.services.compose.command import KNOWN_COMMANDS
 from cotenant.services.compose.compose_files import read_project
@@ -183,7 +184,7 @@ def _stale(host: HostContext, specs: Mapping[Path, dict[str, Any]]) -> Iterator[
             GENERATE_CDI,
         )
     elif not cards:
-        yield unknown(f"{where} names {len(named)} devices, and the driver shows no card")
+        yield unknown(f"{where} names {format_count(len(named), 'device')}, and the driver shows no card")
     else:
         yield ok(f"{where} names every card")
 

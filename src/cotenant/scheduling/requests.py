@@ -5,7 +5,7 @@ from typing import Final
 
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState, TicketId
-from cotenant.domain.units import format_duration
+from cotenant.domain.units import format_count, format_duration
 from cotenant.scheduling.commands import Grant, Refuse
 from cotenant.scheduling.events import RequestArrived
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State, Ticket
@@ -122,9 +122,9 @@ def _immediate_refusal(state: State, model: ModelState, ticket: TicketId, now: f
         failure = model.last_failure or "it could not be loaded"
         return Refuse(ticket, RefusalCode.LOAD_FAILED, failure, model.retry_at - now, model.last_cause)
     if len(model.queue) >= state.settings.max_queue:
-        text = f"{len(model.queue)} requests already wait for {model.spec.name}"
+        text = f"the queue of {model.spec.name} is full: {format_count(len(model.queue), 'request')}"
     elif len(state.tickets) >= state.settings.max_queue_total:
-        text = f"{len(state.tickets)} requests already wait"
+        text = f"the queue is full: {format_count(len(state.tickets), 'request')}"
     else:
         return None
     return Refuse(ticket, RefusalCode.QUEUE_FULL, text, max(1.0, model.load_s))

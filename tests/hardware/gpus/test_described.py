@@ -295,6 +295,11 @@ def test_an_unknown_key_gets_the_nearest_right_one(file: Path) -> None:
 
     assert refused.value.hint == "Did you mean total?"
 
+    file.write_text("- {name: a, memory: 1GiB}")  # near none
+    with pytest.raises(BadDeviceSpec) as refused:
+        described(str(file))
+    assert refused.value.hint.startswith("Known keys: name, total, ")
+
 
 def test_a_huge_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "huge.yaml").open("wb") as huge:

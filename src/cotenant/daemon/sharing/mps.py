@@ -16,7 +16,7 @@ from cotenant.domain.devices import ComputeMode, Device, DeviceId, DeviceKind, I
 from cotenant.domain.errors import MpsError, MpsFailed
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId
-from cotenant.domain.units import format_duration
+from cotenant.domain.units import format_count, format_duration
 from cotenant.domain.vendors import Vendor
 from cotenant.engines.process.process import ChildProcess, guarded
 from cotenant.hardware.mps.control import find_program, no_program
@@ -274,7 +274,7 @@ class Sharing:
                         await group.cleared.wait()
             except TimeoutError:
                 raise MpsFailed(
-                    f"{len(group.broken)} engines of an MPS daemon that died are still there after "
+                    f"{format_count(len(group.broken), 'engine')} of a dead MPS daemon did not end within "
                     f"{format_duration(_BROKEN_GONE_WITHIN_S)}"
                 ) from None
             if group.failure is not None:

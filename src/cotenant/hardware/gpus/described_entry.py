@@ -218,7 +218,7 @@ def _check_keys(entry: Any, known: tuple[str, ...]) -> None:
         raise BadDeviceSpec(f"{_shown(entry)} is not a mapping", hint=_FILE_EXAMPLE)
     for key in entry:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(known)}."
             raise BadDeviceSpec(f"unknown key {_shown(key)}", hint=hint)
 
