@@ -1,12 +1,14 @@
 """Against numbers that llama.cpp printed; each table says which run they come from."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from cotenant.analysis.footprint import CacheGeometry, Costs, cache_geometry
 from cotenant.domain.models import AttentionKind, CacheType, FlashAttention, LayerShape, ModelShape, Recipe
 from cotenant.domain.units import MIB
+from tests.support.models.real_shapes import real_shape
 from tests.support.models.shapes import dense, shape
 
 
@@ -85,6 +87,19 @@ def test_recurrent_state_grows_with_slots_and_not_with_context() -> None:
     assert (
         kv_of(model, Recipe(n_ctx=256, parallel=3)) == kv_of(model, Recipe(n_ctx=65536, parallel=3)) == 12000
     )
+
+
+def test_a_recurrent_model_over_several_devices_copies_the_hidden_state_twice() -> None:
+    mamba = Costs(real_shape("mamba-2.8b"), Recipe(n_ctx=4096, parallel=1, n_ubatch=512))
+    bounds = (0, 22, 44, mamba.n_units)
+    apart = [mamba.parts(*each, many=True).compute for each in pairwise(bounds)]
+    together = [mamba.parts(*each, many=False).compute for each in pairwise(bounds)]
+    one_set = 4 * 4 * 512 * 2560
+    assert sum(apart) - sum(together) - 3 * one_set >= 40 * MIB
+    for begin in (0, 3):
+        llama = Costs(real_shape("llama-70b"), Recipe(n_ctx=4096, parallel=1, n_ubatch=512), begin=begin)
+        copies = llama.parts(begin, 20, many=True).compute - llama.parts(begin, 20, many=False).compute
+        assert copies == (0 if begin else 3 * 2 * 512 * 4096 + 4 * 4 * 512 * 8192), "as measured"
 
 
 @pytest.mark.parametrize(
