@@ -6,7 +6,17 @@ from typing import Any
 
 from cotenant.config.configuration import Configuration, ModelEntry
 
-_RULES = {"name", "aliases", "keep_alive_s", "preload", "pinned", "priority", "timeout_s", "answer_timeout_s"}
+_RULES = {
+    "name",
+    "aliases",
+    "gpus_fallback",
+    "keep_alive_s",
+    "preload",
+    "pinned",
+    "priority",
+    "timeout_s",
+    "answer_timeout_s",
+}
 _ORIGINS = {"from_folder", "stated_is_guess"}
 """With the rules, the fields of ModelEntry that the running engine does not depend on."""
 _AT_ONCE = {"models_dir", "ollama", "server.api_keys", "server.api_key_file", "server.insecure"}

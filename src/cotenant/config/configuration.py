@@ -167,6 +167,9 @@ class ModelEntry:
     gpus: tuple[str, ...] = setting(
         (), "auto, or a list of indices or UUIDs", flag=None, reads="model_devices", shown="auto"
     )
+    gpus_fallback: bool = setting(
+        True, "while GPUs of `gpus` are not there and it does not fit the others, use any", flag=None
+    )
     keep_alive_s: float | None = 300.0
     preload: bool = setting(False, "load it at start, and again if its engine dies", flag=None)
     pinned: bool = setting(False, "never evict it for another; load it again if its engine dies", flag=None)

@@ -150,9 +150,9 @@ class Ledger:
             found.append(Budget(reading.device, reading.free_bytes, room, left_out or None, group))
         return tuple(found)
 
-    def whole(self) -> list[Budget]:
-        """Return what may be planned of all devices, lost ones too, if nobody used them."""
-        found = (self.lost | self.readings).values()
+    def whole(self, *, lost: bool = False) -> list[Budget]:
+        """Return what may be planned of all devices if nobody used them, with those that are `lost` too."""
+        found = ((self.lost if lost else {}) | self.readings).values()
         return [
             Budget(r.device, r.capacity_bytes, max(0, r.capacity_bytes - self.reserve_bytes)) for r in found
         ]

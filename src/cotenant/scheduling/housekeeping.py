@@ -16,7 +16,13 @@ from cotenant.scheduling.advice import (
     prefetch_advised,
     prefetch_started,
 )
-from cotenant.scheduling.placing import drain_credit_s, evictable_at, eviction_cost, longest_wait_s
+from cotenant.scheduling.placing import (
+    choose_fit,
+    drain_credit_s,
+    evictable_at,
+    eviction_cost,
+    longest_wait_s,
+)
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 from cotenant.scheduling.transitions import drop_leases, reclaim, record_last_seen, start, unload
 
@@ -25,6 +31,7 @@ _PREFETCH_CHANCE = 0.5
 
 def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox) -> None:
     """Record Readings: release claims whose bytes are free again, and unload models of lost devices."""
+    known = {*state.ledger.readings}
     lost = state.ledger.read(readings)
     measured: dict[ResidencyId, int] = {}
     for reading in readings:
@@ -34,6 +41,9 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
     for holder, count in measured.items():
         if holder in state.residencies:
             state.residencies[holder].measured_bytes = count
+    if lost or known != state.ledger.readings.keys():
+        for model in state.models.values():
+            choose_fit(state, model)
     if lost:
         state.changed_at = out.at
     for device in lost:
@@ -141,7 +151,7 @@ def prefetch(state: State, out: Outbox) -> None:
     if state.loading_devices() or state.max_loaded_reached():
         return
     for chance, model in _likely(state, out.at):
-        placement = choose_devices(model.spec.fit, state.ledger.budgets(), (), together=model.spec.together)
+        placement = choose_devices(model.fit, state.ledger.budgets(), (), together=model.spec.together)
         if isinstance(placement, Placement):
             why = "the advisor expects it" if chance is None else f"likely wanted soon ({chance:.0%})"
             if chance is None:

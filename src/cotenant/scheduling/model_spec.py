@@ -1,8 +1,10 @@
 """What the scheduler knows about a model before its first load."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cotenant.domain.devices import Device
 from cotenant.domain.settings import setting
 from cotenant.planning.device_choice import Fit
 from cotenant.scheduling.policy import DEFAULT_POLICY
@@ -14,7 +16,8 @@ MAX_COUNT: Final = 1_000_000
 class ModelSpec:
     """A model and the rules for it.
 
-    `fit` places it on devices; with `together` it is spread over all rather than packed on one. `slots`
+    `fit` places it on devices; while some that it names are not there, `elsewhere` returns how else it may be
+    placed, None if it may not. With `together` it is spread over all rather than packed on one. `slots`
     requests run at once. It is unloaded `keep_alive_s` after its last request, None never. `load_s` is the
     first estimate of its load time, replaced by measurements. A higher `priority` waits less. One with
     `preload` is loaded again if its engine dies. `seen_bytes` is what it was measured to hold, if its memory
@@ -23,6 +26,7 @@ class ModelSpec:
 
     name: str
     fit: Fit
+    elsewhere: Callable[[Sequence[Device]], Fit | None] | None = None
     together: bool = False
     slots: int = 1
     keep_alive_s: float | None = 300.0

@@ -70,6 +70,14 @@ def drain_credit_s(state: State, now: float) -> float:
     return min(state.settings.drain_limit_s, state.drain_credit_s + earned)
 
 
+def choose_fit(state: State, model: ModelState) -> None:
+    """Place a model elsewhere while devices that it names are not there and it does not fit the rest."""
+    spec, present = model.spec, state.ledger.whole()
+    elsewhere = spec.elsewhere([budget.device for budget in present]) if spec.elsewhere else None
+    fits = elsewhere is None or isinstance(spec.fit(present), Placement)
+    model.fit = spec.fit if elsewhere is None or fits else elsewhere
+
+
 def _in_order(state: State, now: float) -> list[ModelState]:
     """Return overdue models first, oldest first; then the others by waiting per second of load."""
     overdue_after = state.overdue_after_s()
@@ -103,6 +111,8 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         if model.queue:
             count, longest = len(model.queue), format_duration(longest_wait_s(model, out.at))
             why = f"{'1 request waits' if count == 1 else f'{count} requests wait'}, the first for {longest}"
+        if model.fit is not model.spec.fit:
+            why += "; warning: it may not be on these devices, but those that it is for are not there"
         start(state, model, now_free, out, why)
         return
     if not crowded and busy and isinstance(choose_now(state, model, set()), Placement):
@@ -131,7 +141,7 @@ def choose_now(
     freed.update(also_freed or {})
     leaving.update(also_leaving or {})
     budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
-    chosen = choose_devices(model.spec.fit, budgets, used, together=model.spec.together)
+    chosen = choose_devices(model.fit, budgets, used, together=model.spec.together)
     return on_host(chosen, state.ledger.host_budget(freed))
 
 
@@ -213,7 +223,7 @@ def _victims(
         if budget.left_out is not None:
             continue
         device = budget.device.id
-        alone = model.spec.fit([replace(budget, budget_bytes=_UNLIMITED)])
+        alone = model.fit([replace(budget, budget_bytes=_UNLIMITED)])
         if isinstance(alone, Refusal) or device not in placement_bytes(alone):
             continue
         free = state.ledger.available_bytes(device) + reserved_bytes[device]
@@ -227,7 +237,7 @@ def _victims(
         freed, _ = freed_by(victim.bytes_by_device for victim in victims)
         freed.update(reserved_bytes)
         placement = on_host(
-            model.spec.fit([replace(budget, budget_bytes=free + max(0, needed))]),
+            model.fit([replace(budget, budget_bytes=free + max(0, needed))]),
             state.ledger.host_budget(freed),
         )
         cost = sum(victim.cost for victim in victims)
@@ -240,7 +250,7 @@ def _victims(
         freed, leaving = freed_by(victim.bytes_by_device for victim in victims)
         freed.update(reserved_bytes)
         leaving.update(reserved_engines)
-        found = model.spec.fit(state.ledger.budgets(freed=freed, leaving=leaving, busy=busy))
+        found = model.fit(state.ledger.budgets(freed=freed, leaving=leaving, busy=busy))
         result = on_host(found, state.ledger.host_budget(freed))
         return result if isinstance(result, Placement) else None
 
@@ -314,7 +324,7 @@ def _never_fits(state: State, model: ModelState) -> str | None:
         stays = state.models[residency.model].pinned and not residency.gone
         (pinned if stays else others).append(residency)
     freed, leaving = freed_by(residency.bytes_by_device for residency in others)
-    result = on_host(model.spec.fit(_emptied(state, freed, leaving)), _emptied_host(state, freed))
+    result = on_host(model.fit(_emptied(state, freed, leaving)), _emptied_host(state, freed))
     if isinstance(result, Placement):
         return None
     if not pinned:
@@ -330,7 +340,7 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
 
     One that is to stay loaded is tried again with each Reading.
     """
-    bare = on_host(model.spec.fit(state.ledger.whole()), _emptied_host(state, Counter(), bare=True))
+    bare = on_host(model.spec.fit(state.ledger.whole(lost=True)), _emptied_host(state, Counter(), bare=True))
     again_s = None
     if isinstance(bare, Placement):
         reason, again_s = "; ".join((reason, *state.ledger.obstacles())), _COME_BACK_S

@@ -17,7 +17,7 @@ from cotenant.scheduling.housekeeping import (
     unload_expired,
 )
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
-from cotenant.scheduling.placing import cancel, fulfil_reservations, schedule
+from cotenant.scheduling.placing import cancel, choose_fit, fulfil_reservations, schedule
 from cotenant.scheduling.policy import POLICIES, Policy
 from cotenant.scheduling.requests import (
     arrive,
@@ -224,11 +224,14 @@ class Scheduler:
     def _serve(self, name: str, spec: ModelSpec) -> None:
         known = self.state.models.get(name)
         if known is None:
-            self.state.models[name] = ModelState(spec, pinned=spec.pinned, load_s=spec.load_s)
+            model = ModelState(spec, spec.fit, pinned=spec.pinned, load_s=spec.load_s)
+            self.state.models[name] = model
+            choose_fit(self.state, model)
             return
         if known.spec.pinned != spec.pinned:
             known.pinned = spec.pinned
         known.spec, known.removed = spec, False
+        choose_fit(self.state, known)
         residency = self.state.residency_of(known)
         if residency is not None:
             residency.slots = spec.slots

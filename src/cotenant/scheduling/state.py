@@ -11,6 +11,7 @@ from cotenant.domain.errors import UnknownModel
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId, UnloadReason
+from cotenant.planning.device_choice import Fit
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.demand import Demand, GapHistogram
@@ -107,10 +108,11 @@ class ModelState:
 
     `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
     same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
-    requests usually take, None before the first has ended.
+    requests usually take, None before the first has ended. `fit` is the spec's, or where it goes instead.
     """
 
     spec: ModelSpec
+    fit: Fit
     pinned: bool
     demand: Demand = field(default_factory=Demand)
     queue: list[Ticket] = field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +148,24 @@ def fleet(
     specs = tuple(spec_of(entry, RULES, 0.0, use_fit_params=use_fit_params) for entry in entries)
     loop.serve(entries, ModelsChanged(clock.now(), specs))
     return Parts.on(loop), host
+
+
+@pytest.mark.parametrize(
+    ("gpus", "facts", "moves"),
+    [
+        (("1",), {}, True),
+        (("0",), {}, False),
+        (("0", "1"), {}, True),
+        ((), {}, False),
+        (("1",), {"gpus_fallback": False}, False),
+        (("1",), {"recipe": Recipe(engine=EngineKind.OLLAMA)}, False),
+    ],
+)
+def test_a_model_may_go_elsewhere_while_a_gpu_that_it_names_is_not_there(gpus, facts, moves) -> None:
+    entry = ModelEntry("m", Path("m"), Recipe(n_ctx=256), dense(1, MIB), (), (), gpus=gpus)
+    spec = spec_of(replace(entry, **facts), RULES, 0.0)
+    present = [Device(DeviceId("GPU-0"), DeviceKind.GPU, "card", index=0, total_bytes=GIB)]
+    assert bool(spec.elsewhere and spec.elsewhere(present)) is moves
 
 
 async def test_a_cold_model_is_loaded_for_the_first_that_asks_and_serves_all_names() -> None:

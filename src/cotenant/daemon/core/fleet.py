@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from cotenant.config.configuration import ModelEntry
 from cotenant.domain.devices import Device
-from cotenant.domain.engine_kinds import PlanMethod
+from cotenant.domain.engine_kinds import EngineKind, PlanMethod
 from cotenant.domain.errors import UnknownModel
 from cotenant.domain.models import MOST_LAYERS, SplitPolicy
 from cotenant.domain.placements import Budget
 from cotenant.planning.budgets import BudgetRules
+from cotenant.planning.device_choice import Fit
 from cotenant.planning.planner import leave_to_engine, place
 from cotenant.scheduling.model_spec import ModelSpec
 
@@ -51,10 +52,17 @@ def spec_of(
     """Describe a model to the scheduler; its load time is estimated from its size until one is known."""
     recipe, request = entry.recipe, entry.request
     lay_out = leave_to_engine if use_fit_params else place
+
+    def elsewhere(devices: Sequence[Device]) -> Fit | None:
+        missing = any(not any(may_use([name], device) for device in devices) for name in entry.gpus)
+        return (lambda budgets: lay_out(request, budgets, rules)) if missing else None
+
+    may_move = entry.gpus_fallback and recipe.engine is not EngineKind.OLLAMA
     spread = recipe.n_gpu_layers == MOST_LAYERS or recipe.split_policy is not SplitPolicy.FILL
     return ModelSpec(
         entry.name,
         lambda budgets: lay_out(request, only_allowed(budgets, entry.gpus), rules),
+        elsewhere=elsewhere if may_move else None,
         together=spread or bool(recipe.tensor_split) or not recipe.smart_split,
         slots=recipe.parallel,
         keep_alive_s=entry.keep_alive_s,

@@ -50,8 +50,8 @@ class FleetOperator:
 
     def bytes_if_loaded(self, name: str) -> int | None:
         """Return what a model would take of the memory that is free; None if it does not fit there."""
-        spec, budgets = self._state.models[name].spec, self._state.ledger.budgets()
-        found = choose_devices(spec.fit, budgets, (), together=spec.together)
+        model, budgets = self._state.models[name], self._state.ledger.budgets()
+        found = choose_devices(model.fit, budgets, (), together=model.spec.together)
         return sum(placement_bytes(found).values()) if isinstance(found, Placement) else None
 
     def devices(self) -> Sequence[DeviceStatus]:
