@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from cotenant.clock import ManualClock
 from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.hub import PullStep
@@ -130,6 +131,23 @@ async def test_without_keys_there_is_nothing_to_sign_in_to():
         assert told == {"needed": False, "signed_in": False, "csrf": None}
         reply = await sign_in(port)
     assert (reply.status, reply.json(), "set-cookie" in reply.headers) == (200, told, False)
+
+
+async def test_wrong_keys_are_logged_one_line_for_many(caplog):
+    clock = ManualClock()
+    async with daemon(api_keys=[KEY], clock=clock) as port:
+        for _ in range(3):
+            reply = await fetch(port, "GET", "/v1/models", Authorization="Bearer guess-me")
+            assert reply.status == 401
+        clock.advance(11)
+        assert (await sign_in(port, "guess-me")).status == 401
+        await fetch(port, "GET", "/v1/models")
+    lines = [record.message for record in caplog.records if "wrong API keys" in record.message]
+    assert [line.partition("count=")[2] for line in lines] == [
+        "1 last_from=127.0.0.1",
+        "3 last_from=127.0.0.1",
+    ]
+    assert "guess-me" not in caplog.text
 
 
 class EndlessPuller:

@@ -1,6 +1,7 @@
 """Access control: API keys, browser sessions, and checks of the headers Host and Origin."""
 
 import hmac
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Final
 
@@ -18,6 +19,9 @@ from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
 
 SESSION: Final = "/api/session"
 _COOKIE: Final = "cotenant_session"
+_LOG_EVERY_S: Final = 10.0
+
+_log = logging.getLogger("cotenant.gateway.access")
 
 
 class SessionRequest(RequestModel):
@@ -44,6 +48,9 @@ class AccessControl:
         self._hosts = AllowedHosts(hosts)
         self._sessions = Sessions(clock.now)
         self._attempts = LoginAttempts(clock.now)
+        self._now = clock.now
+        self._wrong_keys = 0
+        self._log_at = 0.0
         self.set_keys(tuple(keys))
 
     def set_keys(self, keys: Sequence[str]) -> None:
@@ -61,7 +68,7 @@ class AccessControl:
         named = dict(headers)
         needs_key = bool(self._keys) and not is_open
         if needs_key and (b"authorization" in named or b"x-api-key" in named):
-            self._check_key(headers)
+            self._check_key(scope)
             return
         host, origin = named.get(b"host"), named.get(b"origin")
         if host is not None:
@@ -72,7 +79,7 @@ class AccessControl:
         if needs_key:
             session = self._sessions.find(_cookie(headers, host))
             if session is None:
-                self._check_key(headers)
+                self._check_key(scope)
             elif changes_state and not same(
                 session.csrf, named.get(b"x-cotenant-csrf", b"").decode("latin-1")
             ):
@@ -80,16 +87,26 @@ class AccessControl:
                     "the request lacks this session's token", hint="Reload the page and try again."
                 )
 
-    def _check_key(self, headers: Sequence[Header]) -> None:
+    def _check_key(self, scope: Scope) -> None:
         """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
-        offered = _offered_key(headers)
+        offered = _offered_key(scope["headers"])
         if offered is None:
             raise Unauthorized(
                 "the request has no API key",
                 hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
             )
         if not self._is_key(offered):
-            raise _wrong_key()
+            raise self._wrong_key((scope.get("client") or ("",))[0])
+
+    def _wrong_key(self, client: str) -> Unauthorized:
+        """Return the error, and log it: one line for all of ten seconds."""
+        self._wrong_keys += 1
+        if self._now() >= self._log_at:
+            _log.warning("wrong API keys: count=%d last_from=%s", self._wrong_keys, client)
+            self._wrong_keys, self._log_at = 0, self._now() + _LOG_EVERY_S
+        return Unauthorized(
+            "the API key is wrong", hint="Use one of the daemon's keys; one that was taken out is void."
+        )
 
     def _is_key(self, offered: bytes) -> bool:
         # Every key is compared, so that the duration does not reveal which one is similar.
@@ -129,7 +146,7 @@ class AccessControl:
         key = body.key.strip()
         if not self._is_key(key.encode("utf-8", "replace")):
             self._attempts.failed(client)
-            raise _wrong_key()
+            raise self._wrong_key(client)
         token, session = self._sessions.begin(key)
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
@@ -143,12 +160,6 @@ class AccessControl:
         csrf = session.csrf if session else None
         response = SessionResponse(needed=bool(self._keys), signed_in=session is not None, csrf=csrf)
         await send_json(request.send, 200, response, ((b"cache-control", b"no-store"), *headers))
-
-
-def _wrong_key() -> Unauthorized:
-    return Unauthorized(
-        "the API key is wrong", hint="Use one of the daemon's keys; one that was taken out is void."
-    )
 
 
 def _offered_key(headers: Sequence[Header]) -> bytes | None:
