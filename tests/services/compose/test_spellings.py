@@ -39,6 +39,11 @@ SHAPES: dict[str, tuple[dict[str, str], dict[str, list[tuple[str, ...]]]]] = {
         {"a": [("0", "1")]},
     ),
     "an id as number": ({"a.yml": reserved("{device_ids: [0], capabilities: [gpu]}")}, {"a": [("0",)]}),
+    "ids in one text": (
+        {"a.yml": reserved("{device_ids: ['0, 1'], capabilities: [gpu]}")},
+        {"a": [("0", "1")]},
+    ),
+    "a count of none": ({"a.yml": reserved("{driver: nvidia, count: 0, capabilities: [gpu]}")}, {"a": []}),
     "no driver": ({"a.yml": reserved("{capabilities: [gpu]}")}, {"a": ANY}),
     "other capabilities": (
         {"a.yml": reserved("{driver: nvidia, count: 1, capabilities: [compute, utility]}")},
@@ -81,6 +86,19 @@ SHAPES: dict[str, tuple[dict[str, str], dict[str, list[tuple[str, ...]]]]] = {
         {"a": [("0", "1")]},
     ),
     "the variable alone": ({"a.yml": one("environment: ['NVIDIA_VISIBLE_DEVICES=0']")}, {"a": [("0",)]}),
+    "runtime and none": (
+        {"a.yml": one("runtime: nvidia, environment: ['NVIDIA_VISIBLE_DEVICES=none']")},
+        {"a": []},
+    ),
+    "the variable with a space": (
+        {"a.yml": one("environment: ['NVIDIA_VISIBLE_DEVICES=0, 1']")},
+        {"a": [("0", "1")]},
+    ),
+    "device files": (
+        {"a.yml": one("devices: ['/dev/nvidia0:/dev/nvidia0', /dev/nvidiactl, '/dev/nvidia-uvm', /dev/snd]")},
+        {"a": [("0",)]},
+    ),
+    "a CDI name of AMD": ({"a.yml": one("devices: ['amd.com/gpu=1']")}, {"a": [("1",)]}),
     "the variable off": ({"a.yml": one("environment: ['NVIDIA_VISIBLE_DEVICES=void']")}, {"a": []}),
     ".env with a comment": (
         {"a.yml": one("environment: {NVIDIA_VISIBLE_DEVICES: '$GPU'}"), ".env": "GPU=1 # the second\n"},

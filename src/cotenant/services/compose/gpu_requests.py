@@ -9,7 +9,9 @@ CDI_GPU: Final = "nvidia.com/gpu="
 """The prefix of a GPU's name in the Container Device Interface."""
 
 _VISIBLE: Final = "NVIDIA_VISIBLE_DEVICES"
-_ALL_OR_NONE: Final = ("all", "void", "none")
+_NONE: Final = ("void", "none")
+_NODE: Final = "/dev/nvidia"
+_CDI_GPUS: Final = (CDI_GPU, "amd.com/gpu=")
 AMD_COMPUTE: Final = "/dev/kfd"
 AMD_RENDER: Final = "/dev/dri"
 """The device file that all AMD cards share, and the folder of those of each card."""
@@ -48,8 +50,8 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
         entries = [entry for entry in as_list(short) if isinstance(entry, Mapping)]
         yield GpuRequest(("gpus",), _named(entries))
     visible = environment_of(service).get(_VISIBLE)
-    ids = () if visible in (None, "", *_ALL_OR_NONE) else tuple(str(visible).split(","))
-    if service.get("runtime") == "nvidia":
+    ids = () if visible in (None, "", "all", *_NONE) else _split(str(visible))
+    if service.get("runtime") == "nvidia" and visible not in _NONE:
         yield GpuRequest(("runtime",), ids)
     elif visible == "all" or ids:
         # Docker's default runtime may be NVIDIA's.
@@ -57,25 +59,31 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
     listed = as_list(service.get("devices"))
     sources = [str(entry.get("source") if isinstance(entry, Mapping) else entry) for entry in listed]
     # Others than GPUs of AMD have render nodes, but only these the compute device.
-    prefixes: tuple[str, ...] = (CDI_GPU,)
+    prefixes: tuple[str, ...] = (*_CDI_GPUS, _NODE)
     if any(source.startswith(AMD_COMPUTE) for source in sources):
         prefixes += (AMD_COMPUTE, AMD_RENDER)
     if any(source.startswith(prefixes) for source in sources):
         others = tuple(
             entry for entry, source in zip(listed, sources, strict=True) if not source.startswith(prefixes)
         )
-        names = tuple(source.removeprefix(CDI_GPU) for source in sources if source.startswith(CDI_GPU))
+        names = tuple(source.partition("=")[2] for source in sources if source.startswith(_CDI_GPUS))
+        nodes = [source.partition(":")[0].removeprefix(_NODE) for source in sources]
+        names += tuple(node for node in nodes if node.isdecimal())
         yield GpuRequest(("devices",), () if "all" in names else names, others)
 
 
 def _named(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     given = [str(name) for entry in entries for name in as_list(entry.get("device_ids"))]
-    ids = tuple(name.removeprefix(CDI_GPU) for name in given)
+    ids = tuple(name for each in given for name in _split(each.removeprefix(CDI_GPU)))
     return ids if "all" not in ids and all(entry.get("device_ids") for entry in entries) else ()
 
 
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(","))
+
+
 def _requests_gpu(entry: object) -> bool:
-    return isinstance(entry, Mapping) and (
+    return (isinstance(entry, Mapping) and str(entry.get("count")) != "0") and (
         "gpu" in as_list(entry.get("capabilities"))
         or entry.get("driver") == "nvidia"
         or any(str(name).startswith(CDI_GPU) for name in as_list(entry.get("device_ids")))
