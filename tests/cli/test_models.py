@@ -243,3 +243,34 @@ def test_csv_has_what_each_model_leaves(capsys: pytest.CaptureFixture[str], tmp_
     assert rows[0]["needed_bytes"] == str(6 * 1024 * MIB)
     left = [(row["left_bytes GPU 0 GPU 8 GiB"], row["left_bytes GPU 1 GPU 4 GiB"]) for row in rows]
     assert left == [(str(1024 * MIB), str(3072 * MIB)), (str(1024 * MIB), "0"), ("", "")]
+
+
+def test_a_check_lists_faults_of_values_of_what_they_mean_and_of_devices_together(
+    capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cotenant.yaml").write_text(
+        "devices: {gpus: '24GiB', mps: offf}\n"
+        "models:\n"
+        "  - {name: a, path: absent.gguf}\n"
+        "  - {name: b, path: models/llama.gguf, ctx: many}\n"
+        "  - {name: b, path: models/llama.gguf, gpus: [9]}\n"
+        "  - {name: c, pth: models/llama.gguf}\n"
+    )
+    assert main(["models", "--check"]) == 2
+    found = [line.split(": ")[0:2] for line in capsys.readouterr().out.splitlines()]
+    places = ["devices.mps", "models[0].path", "models[1].ctx", "models[2].name", "models[3].pth"]
+    lines = [f"cotenant.yaml, line {number}" for number in (1, 3, 4, 5, 6)]
+    assert found == [*map(list, zip(lines, places, strict=True)), ["cotenant.yaml", "gpus of b"]]
+
+
+def test_a_check_lists_all_faults_of_a_file_of_gpus_with_their_lines(
+    capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cards.yaml").write_text(
+        "gpus:\n  - {name: A, total_mib: 9}\n  - {name: B, totl_mib: 9}\n  - {name: C, total_mib: much}\n"
+    )
+    (tmp_path / "cotenant.yaml").write_text("devices: {gpus: cards.yaml}\nmodels_dir: models\n")
+    assert main(["models", "--check"]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "cards.yaml, line 3, entry 2: unknown key 'totl_mib'" in line
+    assert "cards.yaml, line 4, entry 3: 'much' is not a size" in line

@@ -140,13 +140,15 @@ def _read(args: argparse.Namespace) -> Configuration:
 
 
 def _check(args: argparse.Namespace) -> int:
+    wrong: tuple[str, ...] = ()
     try:
         configuration = _read(args)
     except BadSetting as error:
-        print(*error.problems, sep="\n")
-        return 2
-    if absent := [*_absent_devices(configuration)]:
-        print(*absent, sep="\n")
+        configuration, wrong = error.partial, error.problems
+    if configuration is not None:
+        wrong += tuple(_absent_devices(configuration))
+    if wrong:
+        print(*wrong, sep="\n")
         return 2
     count = format_count(len(configuration.models), "model")
     print(f"{configuration.path or 'The environment'} is valid: {count}.")

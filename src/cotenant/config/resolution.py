@@ -52,7 +52,7 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def resolve(checked: CheckedSettings, library: Library, unsettled: Set[Path]) -> Configuration:
     """Fill in defaults, open every file, and name every model. Raises BadSetting with all issues."""
     configuration = _Resolution(checked, library, unsettled).configuration()
-    checked.refuse()
+    checked.refuse(configuration)
     return configuration
 
 

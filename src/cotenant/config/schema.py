@@ -298,6 +298,7 @@ class CheckedSettings:
     document: Document | None
     sources: Mapping[KeyPath, str]
     issues: list[ConfigIssue] = dataclasses.field(default_factory=list)
+    faulty: list[KeyPath] = dataclasses.field(default_factory=list)
 
     @property
     def path(self) -> Path | None:
@@ -309,7 +310,9 @@ class CheckedSettings:
         return Path(os.path.abspath((self.path.absolute().parent if self.path else Path.cwd()) / text))
 
     def report(self, key: KeyPath, what: str, hint: str) -> None:
-        """Note an issue with a setting, and where the setting was given."""
+        """Note an issue with a setting, and where it was given; not one that follows from a `faulty` one."""
+        if any(fault[: len(key)] == key for fault in self.faulty):
+            return
         for length in range(len(key), 0, -1):
             if source := self.sources.get(key[:length]):
                 self.issues.append(ConfigIssue(source, what, hint))
@@ -318,7 +321,9 @@ class CheckedSettings:
         line = self.document.line_of(key) if self.document and self.path else None
         self.issues.append(ConfigIssue(name, what, hint, key, line))
 
-    def refuse(self) -> None:
-        """Raise BadSetting with all issues, if there are any."""
+    def refuse(self, partial: object = None) -> None:
+        """Raise BadSetting with all issues, if there are any, and with what could be read."""
         if self.issues:
-            raise refusal(sorted(self.issues, key=lambda issue: issue.line or 0))
+            error = refusal(sorted(self.issues, key=lambda issue: issue.line or 0))
+            error.partial = partial
+            raise error

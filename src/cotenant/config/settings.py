@@ -1,7 +1,9 @@
 """Reads and checks the configuration: flags override the environment, which overrides the file."""
 
+import operator
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from copy import deepcopy
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -72,7 +74,7 @@ def read_configuration(
 def check(
     document: Document | None, environment: Mapping[str, str], flags: Mapping[str, object]
 ) -> CheckedSettings:
-    """Check every setting separately. Raises BadSetting with all issues."""
+    """Check every setting separately, and note all issues. Raises them if they are all that can be found."""
     by_flag, flag_sources = from_flags(flags)
     by_variable, variable_sources = from_environment(environment)
     issues: list[Issue] = []
@@ -85,15 +87,21 @@ def check(
     by_ollama, ollama_sources = from_ollama(environment)
     ollama_sources = {key: each for key, each in ollama_sources.items() if not _is_set(by_file, key)}
     faults: list[Any] = []
+    values = reduce(_over, [by_ollama, by_file, by_variable, by_flag])
+    rest: Settings | None = None
     try:
-        settings = Settings.model_validate(reduce(_over, [by_ollama, by_file, by_variable, by_flag]))
+        rest = Settings.model_validate(values)
     except ValidationError as error:
-        settings, faults = Settings.model_construct(), error.errors(include_url=False)
+        faults = error.errors(include_url=False)
+        rest = _without(values, [fault["loc"] for fault in faults])
+    settings = rest or Settings.model_construct()
     checked = CheckedSettings(settings, document, {**ollama_sources, **variable_sources, **flag_sources})
     unread = {key for key, _, _ in issues}
     for issue in (*issues, *(_explained(fault) for fault in faults if fault["loc"] not in unread)):
         checked.report(*issue)
-    checked.refuse()
+    checked.faulty.extend([*unread, *(fault["loc"] for fault in faults)])
+    if rest is None:
+        checked.refuse()
     return checked
 
 
@@ -103,6 +111,20 @@ def _is_set(settings: Any, key: KeyPath) -> bool:
             return False
         settings = settings[part]
     return True
+
+
+def _without(values: Mapping[str, Any], faulty: Sequence[KeyPath]) -> Settings | None:
+    """Return the settings besides the faulty ones, to be checked together; None if they are none."""
+    kept: Any = deepcopy(values)
+    for *parents, last in faulty:
+        try:
+            reduce(operator.getitem, parents, kept).pop(last, None)
+        except (LookupError, TypeError, AttributeError):
+            return None
+    try:
+        return Settings.model_validate(kept)
+    except ValidationError:
+        return None
 
 
 def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

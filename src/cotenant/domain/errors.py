@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cotenant.domain.exit_causes import Cause, Lacking
 
@@ -60,11 +60,13 @@ class BadSetting(UsageError):
     """An environment variable or a setting of the daemon that cannot be used.
 
     The message is the first problem of a configuration; `problems` are all of them, one line each.
+    `partial` is the configuration without what is wrong with it, None if it cannot be used at all.
     """
 
     def __init__(self, message: str, *, hint: str = "", problems: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint=hint)
         self.problems = problems or (message,)
+        self.partial: Any = None
 
 
 class BadHubName(UsageError):

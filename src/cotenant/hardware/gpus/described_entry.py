@@ -58,16 +58,22 @@ class DescribedGpu:
             raise BadDeviceSpec(f"{used:,} MiB used are more than {total:,} MiB in all", hint=EXAMPLE)
 
 
+_MOST_SHOWN: Final = 10
+
+
 def read_entries(
     entries: Iterable[tuple[str, T]], read: Callable[[T], Sequence[DescribedGpu]]
 ) -> tuple[tuple[str, DescribedGpu], ...]:
     """Read entries, each given with its place; return that place with each GPU. Raises BadDeviceSpec."""
     found: list[tuple[str, DescribedGpu]] = []
+    wrong: list[BadDeviceSpec] = []
     for where, entry in entries:
         try:
             found += [(where, gpu) for gpu in read(entry)]
         except BadDeviceSpec as error:
-            raise BadDeviceSpec(f"{where}: {error.message}", hint=error.hint) from None
+            wrong.append(BadDeviceSpec(f"{where}: {error.message}", hint=error.hint))
+    if wrong:
+        raise BadDeviceSpec("; ".join(error.message for error in wrong[:_MOST_SHOWN]), hint=wrong[0].hint)
     return tuple(found)
 
 
@@ -144,7 +150,7 @@ def read_file(path: Path) -> tuple[tuple[tuple[str, DescribedGpu], ...], bool]:
     Return each with its place in the file (`entry 2`), and whether the file is live: it changes, as a
     driver's answers do, and is read again for each inventory.
     """
-    document, live = _load(path), None
+    (document, lines), live = _load(path), None
     if isinstance(document, dict):
         unknown = sorted(str(key) for key in document if key not in ("gpus", "live"))
         if unknown:
@@ -158,13 +164,19 @@ def read_file(path: Path) -> tuple[tuple[tuple[str, DescribedGpu], ...], bool]:
         document = document.get("gpus")
     if not isinstance(document, list) or not document:
         raise BadDeviceSpec(f"{path} holds no list of GPUs", hint=_FILE_EXAMPLE)
-    entries = ((f"{path}, entry {number}", entry) for number, entry in enumerate(document, start=1))
+    entries = (
+        (f"{path}, line {line}, entry {number}", entry)
+        for number, (entry, line) in enumerate(
+            zip(document, (*lines, *("?" for _ in document)), strict=False), start=1
+        )
+    )
     return read_entries(
         entries, lambda entry: parse_entry(entry) if isinstance(entry, str) else [_gpu(entry)]
     ), bool(live)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, list[int]]:
+    """Return what the file holds, and the line of each entry of its list of GPUs."""
     try:
         with path.expanduser().open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
@@ -176,7 +188,13 @@ def _load(path: Path) -> Any:
         raise BadDeviceSpec(f"{path} is over 256 KiB, too large for a list of GPUs", hint=_FILE_EXAMPLE)
     try:
         # Only strings, lists and mappings: YAML would read the bus id 0000:01:00.0 as a number in base 60.
-        return yaml.load(content, Loader=yaml.BaseLoader)  # noqa: S506
+        root = yaml.compose(content, Loader=yaml.BaseLoader)
+        listed = root
+        if isinstance(root, yaml.MappingNode):
+            listed = next((value for key, value in root.value if key.value == "gpus"), None)
+        entries = listed.value if isinstance(listed, yaml.SequenceNode) else []
+        lines = [entry.start_mark.line + 1 for entry in entries]
+        return yaml.load(content, Loader=yaml.BaseLoader), lines  # noqa: S506
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise BadDeviceSpec(
