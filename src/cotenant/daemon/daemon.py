@@ -125,7 +125,7 @@ class Daemon:
             {model: with_margin(count) for model, count in past.seen_bytes.items()},
             keys=keys,
         )
-        self._router = FleetRouter(loop)
+        self._router = FleetRouter(loop, active.remedies)
         self._operator = FleetOperator(loop, active.reload)
 
         view = FleetView(loop)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from cotenant.clock import SystemClock
-from cotenant.config.configuration import ModelEntry
+from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.daemon.core.active_configuration import ActiveConfiguration
 from cotenant.daemon.core.effects import Effects
 from cotenant.daemon.core.fleet import spec_of
 from cotenant.daemon.core.fleet_view import FleetView
@@ -228,6 +230,30 @@ async def test_a_grant_in_the_turn_of_the_departure_comes_back() -> None:
     with pytest.raises(asyncio.CancelledError):
         await leaving
     assert daemon.router.try_lease("m0") is not None
+    await daemon.loop.stop(0)
+
+
+async def test_a_refusal_for_want_of_memory_has_the_remedies_of_a_plan_which_are_searched_once() -> None:
+    daemon, _ = fleet(100, 700, 5000)
+    entry = replace(daemon.loop.fleet.entries["m2"], shape=dense(8, 200 * MIB), recipe=Recipe(n_ctx=1 << 20))
+    configuration = Configuration(models=(daemon.loop.fleet.entries["m1"], entry))
+    active = ActiveConfiguration(configuration, None, daemon.loop, daemon.loop.clock)
+    active.publish()
+    searches = []
+
+    def counted(name: str):
+        searches.append(name)
+        return active.remedies(name)
+
+    router = FleetRouter(daemon.loop, counted)
+    hints = []
+    for _ in range(3):
+        with pytest.raises(DoesNotFit) as refused:
+            await router.lease("m2")
+        hints.append(refused.value.hint)
+    assert re.fullmatch(r"Any one of these would fit: .*one more GPU with [\d.]+ GiB free\.", hints[0])
+    assert len({*hints}) == 1
+    assert searches == ["m2"]
     await daemon.loop.stop(0)
 
 

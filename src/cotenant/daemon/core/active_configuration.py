@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -9,11 +10,13 @@ from cotenant.clock import Clock
 from cotenant.config.changes import Changes, diff
 from cotenant.config.configuration import Configuration, ModelEntry, ServerSettings
 from cotenant.config.watch import Change, Watched, watch
-from cotenant.daemon.core.fleet import as_learned, spec_of
+from cotenant.daemon.core.fleet import as_learned, only_allowed, spec_of
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.settings import ApiKeys
 from cotenant.domain.errors import BadSetting, UsageError
+from cotenant.domain.placements import Refusal
 from cotenant.domain.records import ModelOnEngine, PastRuns
+from cotenant.planning.advice import plan
 from cotenant.scheduling.events import LoadAsked, ModelsChanged
 
 _LOG = logging.getLogger(__name__)
@@ -63,6 +66,30 @@ class ActiveConfiguration:
         """Return the configuration with all models, planned by what they were measured to hold."""
         models = (as_learned(entry, self.learned_bytes.get(entry.on_engine)) for entry in self.models)
         return replace(self.configuration, models=tuple(models))
+
+    def remedies(self, name: str) -> Callable[[], str]:
+        """Return a search for what would let a model fit next to what others and pinned models hold now."""
+        state, rules = self.loop.scheduler.state, self.configuration.devices.rules
+        entry = next((each for each in self.planned().models if each.name == name), None)
+        if entry is None:
+            return str
+        taken = Counter({device: state.ledger.foreign_bytes(device) for device in state.ledger.readings})
+        for residency in state.residencies.values():
+            if state.models[residency.model].pinned:
+                taken.update(residency.bytes_by_device)
+        left = [
+            replace(budget, budget_bytes=max(0, budget.budget_bytes - taken[budget.device.id]))
+            for budget in state.ledger.whole()
+        ]
+        request, allowed = entry.request, only_allowed(left, entry.gpus)
+
+        def search() -> str:
+            result = plan(request, allowed, rules)
+            found = result.remedies if isinstance(result, Refusal) else ()
+            texts = [each.text + (f" ({each.flags})" if each.flags else "") for each in found]
+            return f"Any one of these would fit: {'; '.join(texts)}." if texts else ""
+
+        return search
 
     def publish(self, *, replaced: frozenset[str] = frozenset()) -> None:
         """Have the loop serve `models`; those in `replaced` must be loaded again to take effect."""

@@ -1,21 +1,30 @@
 """Leases on models, for the gateway."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import served_model
 from cotenant.domain.decisions import WaitEstimate
+from cotenant.domain.errors import DoesNotFit
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.residencies import TicketId
 from cotenant.interfaces import DEFAULT_TERMS, Lease, LeaseTerms
 from cotenant.scheduling.events import RequestArrived
 
+Remedies = Callable[[str], Callable[[], str]]
+"""Prepares a search for what would let a model fit; it returns a sentence, empty if nothing is found."""
+
 
 class FleetRouter:
     """The Router over a Loop. On a ready model with a free slot a lease is granted at once, in O(1)."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, remedies: Remedies = lambda name: str) -> None:
         self._loop = loop
+        self._remedies = remedies
+        # What was found last for each model, with the refusal that it was for: a search takes up to a second.
+        self._found: dict[str, tuple[str, str]] = {}
+        self._searching = asyncio.Lock()
         self._scheduler = loop.scheduler
         self._clock = loop.clock
 
@@ -51,9 +60,19 @@ class FleetRouter:
         timeout_s = entry.timeout_s if terms.timeout_s is None else terms.timeout_s
         priority = entry.priority if terms.priority is None else terms.priority
         ticket = TicketId(self._scheduler.state.next_id())
-        return await self._loop.wait_for_lease(
-            RequestArrived(now, ticket, entry.name, now + timeout_s, priority, terms.keep_alive_s)
-        )
+        request = RequestArrived(now, ticket, entry.name, now + timeout_s, priority, terms.keep_alive_s)
+        try:
+            return await self._loop.wait_for_lease(request)
+        except DoesNotFit as refused:
+            hint = await self._hint(entry.name, refused.message)
+            raise DoesNotFit(refused.message, hint=hint, retry_after_s=refused.retry_after_s) from None
+
+    async def _hint(self, name: str, refusal: str) -> str:
+        """Return what would fit. It is searched in a thread, one at a time, and once for each refusal."""
+        async with self._searching:
+            if self._found.get(name, ("",))[0] != refusal:
+                self._found[name] = refusal, await asyncio.to_thread(self._remedies(name))
+            return self._found[name][1]
 
     def wait_estimate(self, name: str) -> WaitEstimate | None:
         """Estimate how long one more request for a model would wait; None if it would not."""
