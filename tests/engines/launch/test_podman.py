@@ -97,12 +97,13 @@ async def test_an_engine_has_its_card_alone_and_reads_its_model_but_cannot_write
     bed: ContainerBed, port: int, model: Path, tmp_path: Path
 ) -> None:
     card = Device(DeviceId(GPU_UUIDS[1]), DeviceKind.GPU, "RTX A5500", index=1, vendor=Vendor.NVIDIA)
-    plan = replace(shell_plan(model, port, GREETING="a b=c"), devices=(card,))
+    plan = replace(shell_plan(model, port, GREETING="a b=c", PEM="one\ntwo"), devices=(card,))
     engine = await launched(podman(bed), plan, tmp_path / "log")
     try:
         assert await page(port, "/health") == "weights\n"
         assert "Read-only" in await page(port, "/written")
         seen = dict(line.partition("=")[::2] for line in (await page(port, "/env")).splitlines())
+        assert {"PEM": "one", "two": ""}.items() <= seen.items(), "a value of two lines is whole"
         assert (seen["GREETING"], seen["CUDA_VISIBLE_DEVICES"]) == ("a b=c", GPU_UUIDS[1])
         devices = (await page(port, "/devices")).split()
         assert "nvidia1" in devices

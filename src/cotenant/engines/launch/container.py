@@ -89,9 +89,9 @@ class ContainerLauncher:
         )
         create += self._mounts(plan, env)
         create += ["--env-file", "{env_file}"]
-        # A file of variables has one on each line.
+        # A file of variables has one on each line: others come from the environment of the command.
         for variable in [variable for variable, value in env.items() if "\n" in value]:
-            create += ["--env", f"{variable}={env.pop(variable)}"]
+            create += ["--env", variable]
         create += ["--entrypoint", plan.argv[0], self._image, *plan.argv[1:]]
         pull = f"If {self._image} is not here, run `{self._kind} pull {self._image}`"
         hint = f"{pull}; the output of {self._kind} is in the engine's log."

@@ -24,7 +24,8 @@ _SHELL_OFFSET: Final = 128
 class ContainerJob:
     """A container to create and start: `engine` is the container engine's program, `create` the command.
 
-    `{env_file}` in `create` becomes the name of a file with `env`, so that no list of processes shows it.
+    `{env_file}` in `create` becomes the name of a file with `env`, but for values with a line break, which
+    `create` takes from its own environment: no list of processes shows any.
     `hint` says what to do if the container cannot be created.
     """
 

@@ -146,12 +146,14 @@ def _create(job: Mapping[str, Any]) -> str | None:
     """Create the container; return why that fails, or None."""
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="cotenant-env-") as variables:
-            variables.writelines(f"{name}={value}\n" for name, value in job["env"].items())
+            env: Mapping[str, str] = job["env"]
+            variables.writelines(f"{name}={value}\n" for name, value in env.items() if "\n" not in value)
             variables.flush()
             done = subprocess.run(
                 [word.replace("{env_file}", variables.name) for word in job["create"]],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
+                env={**os.environ, **{name: value for name, value in env.items() if "\n" in value}},
                 timeout=_CREATE_TIMEOUT_S,
                 check=False,
             )
