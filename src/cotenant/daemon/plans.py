@@ -140,7 +140,14 @@ def _reachable(text: str, configuration: Configuration) -> Path:
     if not path.is_absolute() and configuration.models_dir is not None:
         path = Path(os.path.normpath(configuration.models_dir.expanduser() / path))
     if "\0" not in text and any(path.is_relative_to(folder) for folder in folders):
-        return path
+        # Of other files not even their existence is told.
+        served = any(path == entry.path for entry in configuration.models)
+        if served or path.suffix.lower() == ".gguf" or (path / "config.json").is_file():
+            return path
+        raise BadRequest(
+            f"{text[:200]!r} names no GGUF file, nor a folder with a config.json",
+            hint="Give a file whose name ends with .gguf.",
+        )
     listed = ", ".join(map(str, folders)) or "none"
     raise BadRequest(
         f"{text[:200]!r} is in no folder that models are served from",

@@ -114,6 +114,17 @@ async def test_what_lies_elsewhere_is_not_told_from_what_is_not_there(folder: Pa
     assert told[0] == told[1] == told[2] != ""
 
 
+async def test_no_more_is_told_of_a_file_that_is_no_model_than_of_one_that_is_not_there(folder: Path):
+    (folder / "notes.txt").write_text("SECRET")
+    told = []
+    async with desk(folder) as port:
+        for name in ("notes.txt", "not-there.txt"):
+            reply = await ask(port, path=str(folder / name))
+            assert (reply.status, reply.error["code"]) == (400, "bad_request")
+            told.append(reply.error["message"].partition(" names no GGUF file")[2])
+    assert told[0] == told[1] != ""
+
+
 async def test_a_file_that_cannot_be_read_is_the_askers_fault(folder: Path):
     (folder / "broken.gguf").write_bytes(b"GGUF\x03\0\0\0")
     async with desk(folder) as port:
