@@ -145,3 +145,11 @@ def test_a_speed_is_reckoned_from_size_and_memory() -> None:
     assert speed_of(9 * GB, 450 * GB)[1] == pytest.approx(0.6 * 450 / 9)
     assert speed_of(1)[1] == 200
     assert speed_of(9 * GB, 450 * GB, 77.0)[1] == 77.0
+
+
+def test_a_small_model_is_unloaded_as_fast_as_it_is_small() -> None:
+    tenants = [tenant("a", load_s=0.05), tenant("b", load_s=0.05)]
+    requests = [Request(0.2 * n, "ab"[n % 2], 0, 0, service_s=0.01) for n in range(40)]
+    for seed in range(5):
+        found = variant(tenants, 12, min_residency_s=0.0).run(requests, seed=seed)
+        assert found.total.loads == len(requests)

@@ -28,7 +28,7 @@ from cotenant.simulation.models import Request, SimulatedModel
 from cotenant.simulation.totals import Totals
 
 _LOAD_SPREAD: Final = 0.2
-_END_S: Final = (0.1, 0.6)
+_END_S: Final = (0.1, 0.6)  # Times the load time, if that is below a second.
 _SLOW: Final = (4.0, 12.0)
 _SLOW_END_S: Final = (5.0, 25.0)
 _LATE_MEMORY_S: Final = (0.5, 8.0)
@@ -347,7 +347,7 @@ class World:
             raise ContractViolation(f"{engine.model.name} is stopped while {len(engine.leases)} are served")
         engine.asked_to_end = True
         slow = self._happens(self.faults.slow_end)
-        end_s = self._rng.uniform(*(_SLOW_END_S if slow else _END_S))
+        end_s = self._rng.uniform(*(_SLOW_END_S if slow else _END_S)) * min(1.0, engine.model.load_s)
         self.queue.after(end_s, lambda: self._ends(engine, "stopped"))
 
     def _ends(self, engine: SimulatedEngine, why: str) -> None:
