@@ -1,6 +1,7 @@
-"""What the warm tier saves: an engine's own start with the model's file cold, warm, and read ahead by us."""
+"""What the warm tier saves: the speed of a kept file against memory and disk, and an engine's own start."""
 
 import asyncio
+import mmap
 import os
 import statistics
 import time
@@ -27,6 +28,8 @@ from cotenant.interfaces import EngineOrder
 
 _N_LAYERS = 8
 _ROUNDS = 3
+_SPEED_ROUNDS = 9
+_BLOCK = 4 * MIB
 _LOAD_TIMEOUT_S = 60.0
 _NO_REPACK = {EngineForm.EMBEDDED: "--no-extra-bufts", EngineForm.SERVER: "--no-repack"}
 
@@ -44,6 +47,7 @@ async def _measure(model: Path, logs: Path) -> list[Row]:
     build = await host.build_for(order)
     order = replace(order, args=(_NO_REPACK[build.form],))
     tier = WarmTier(4 * GIB, clock, HostProbe(clock).memory)
+    speeds = await _speeds(model, tier)
     cold, warm, ahead, reading, beside = [], [], [], [], []
     for _ in range(_ROUNDS):
         _make_cold(model)
@@ -66,6 +70,7 @@ async def _measure(model: Path, logs: Path) -> list[Row]:
     rate = gigabytes / statistics.median(reading)
     saved = statistics.median(ahead)
     return [
+        *speeds,
         Row(f"engine start, {gigabytes:.1f} GB, file cold", own, "s"),
         _row("engine start, file warm", statistics.median(warm), own),
         replace(
@@ -75,6 +80,85 @@ async def _measure(model: Path, logs: Path) -> list[Row]:
         _row("ours: reading ahead, then starting", statistics.median(reading) + saved, own),
         Row("reading ahead, 4 reads of 4 MiB in flight", rate, "GB/s"),
     ]
+
+
+async def _speeds(model: Path, tier: WarmTier) -> list[Row]:
+    """Measure how fast the file is read by `read` and through a mapping, cold and kept, beside a memory copy.
+
+    All in one process and interleaved, by one thread: the best of the rounds each, since what else the
+    machine does only ever takes time.
+    """
+    ways = {"memory copy": _copied, "read, kept": _read, "mapping, kept": _mapped, "read, cold": _read}
+    ways |= {"mapping, cold": _mapped}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(_SPEED_ROUNDS):
+        for name, way in ways.items():
+            if name.endswith("cold"):
+                _make_cold(model)
+            elif name.endswith("kept"):
+                _make_cold(model)
+                done = await tier.warm([model], "measured")
+                if done.stopped:
+                    raise SystemExit(f"the model could not be kept: {done.stopped}")
+            seconds[name].append(way(model))
+    gigabytes = done.total_bytes / 1e9
+    rates = {name: gigabytes / min(each) for name, each in seconds.items()}
+    rows = [Row(f"{gigabytes:.1f} GB, {name}", rate, "GB/s") for name, rate in rates.items()]
+    for way in ("read", "mapping"):
+        of_memory, of_cold = (rates[f"{way}, kept"] / rates[to] for to in ("memory copy", f"{way}, cold"))
+        rows += [
+            Row(
+                f"{way}: kept",
+                rates[f"{way}, kept"],
+                "GB/s",
+                "a memory copy",
+                of_memory,
+                "≥ 0.9",
+                of_memory >= 0.9,
+            ),
+            Row(
+                f"{way}: kept", rates[f"{way}, kept"], "GB/s", "the same, cold", of_cold, "≥ 4", of_cold >= 4
+            ),
+        ]
+    return rows
+
+
+def _copied(model: Path) -> float:
+    """Return the seconds of copying as many bytes within memory, by the blocks that a read returns."""
+    size, into = model.stat().st_size, memoryview(bytearray(_BLOCK))
+    # As large as the file, so that the source comes from memory and not from the processor's cache.
+    source = memoryview(b"\1" * size)
+    started = time.perf_counter()
+    for offset in range(0, size, _BLOCK):
+        piece = source[offset : offset + _BLOCK]
+        into[: len(piece)] = piece
+    return time.perf_counter() - started
+
+
+def _read(model: Path) -> float:
+    """Return the seconds of reading the file into memory, as an engine without mmap does."""
+    into = memoryview(bytearray(_BLOCK))
+    started = time.perf_counter()
+    with model.open("rb", buffering=0) as file:
+        while file.readinto(into):
+            pass
+    return time.perf_counter() - started
+
+
+def _mapped(model: Path) -> float:
+    """Return the seconds of copying the file out of a mapping, as an engine does that copies to a card."""
+    into = memoryview(bytearray(_BLOCK))
+    started = time.perf_counter()
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    with (
+        model.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ) as mapped,
+        memoryview(mapped) as source,
+    ):
+        for offset in range(0, len(source), _BLOCK):
+            with source[offset : offset + _BLOCK] as piece:
+                into[: len(piece)] = piece
+    return time.perf_counter() - started
 
 
 def _row(name: str, seconds: float, own: float) -> Row:

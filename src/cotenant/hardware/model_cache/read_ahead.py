@@ -57,6 +57,7 @@ class ReadAhead:
             for offset in range(0, size, block_bytes)
         )
         self._lock = threading.Lock()
+        self._is_cold: dict[Path, bool] = {}
         self._asked_at: float | None = None
         self._left = max(1, min(reads_in_flight, -(-self.total_bytes // block_bytes)))
         self._ended = threading.Event()
@@ -109,7 +110,7 @@ class ReadAhead:
                     # One descriptor per thread: the kernel keeps its own read-ahead state for each.
                     fd, opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
                 read = 0
-                if resident_range(fd, offset, length) != length:
+                if self._was_cold(path, fd) or resident_range(fd, offset, length) != length:
                     read = os.preadv(fd, [buffer[:length]], offset)
                 with self._lock:
                     self.covered_bytes += length
@@ -117,6 +118,17 @@ class ReadAhead:
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def _was_cold(self, path: Path, fd: int) -> bool:
+        """Whether nothing of a file was in RAM when its first block was read.
+
+        Its blocks are not looked up one by one then: a file that was looked up before each read is mapped and
+        read three times as slowly afterwards (`bench/warm.py`).
+        """
+        with self._lock:
+            if path not in self._is_cold:
+                self._is_cold[path] = resident_range(fd, 0, os.fstat(fd).st_size) == 0
+            return self._is_cold[path]
 
     def _next_block(self) -> tuple[Path, int, int] | None:
         with self._lock:
