@@ -9,7 +9,7 @@ from typing import Protocol
 from cotenant.domain.advisors import AdvisorStatus
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WaitEstimate, WarmStatus
-from cotenant.domain.devices import Inventory
+from cotenant.domain.devices import Device, Inventory
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
@@ -33,7 +33,7 @@ class EngineOrder:
 
     `model_path` is None if the engine finds the model by name. `options` are the operator's settings for the
     engine. `env` and `args` are the operator's additions, applied last. `launch` says whether it runs in a
-    container.
+    container. `planned_gpus` are those that it was planned on, also described ones, which it cannot see.
     """
 
     name: str
@@ -45,6 +45,7 @@ class EngineOrder:
     args: Sequence[str] = ()
     options: EngineOptions = NO_OPTIONS
     launch: LaunchOptions = ON_HOST
+    planned_gpus: Sequence[Device] = ()
 
 
 class Engine(Protocol):

@@ -13,6 +13,7 @@ from cotenant.clock import Clock
 from cotenant.concurrency.background_tasks import BackgroundTasks
 from cotenant.config.configuration import ModelEntry
 from cotenant.daemon.core.abandoned_slots import AbandonedSlotReaper
+from cotenant.domain.devices import DeviceKind
 from cotenant.domain.engines import EngineEnd, EngineReport
 from cotenant.domain.errors import CotenantError, EngineError
 from cotenant.domain.exit_causes import Cause
@@ -194,6 +195,7 @@ class Effects:
             return EngineEnd(f"{entry.name} does not fit in host RAM: {carried_out.reason}")
         fail = partial(self._fail, residency)
         shared = await self.environment(residency, entry, running.placement, fail)
+        planned = [share.device for share in running.placement.used_shares]
         order = EngineOrder(
             entry.name,
             entry.path,
@@ -204,6 +206,7 @@ class Effects:
             args=entry.args,
             launch=entry.launch,
             options=entry.options,
+            planned_gpus=[device for device in planned if device.kind is not DeviceKind.HOST],
         )
         engine = running.engine = await self.host.start(order)
         self.log_paths[entry.name] = engine.log_path

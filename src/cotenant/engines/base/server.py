@@ -293,7 +293,7 @@ class ServerEngine:
     def _diagnose(self, returncode: int, *, was_ready: bool) -> Diagnosis:
         """Find the cause of the end in the log. It takes up to 0.2 s: call it in a thread."""
         log = self._log.read(_LAST_LOG_BYTES if was_ready else _EVIDENCE_BYTES, from_end=True)
-        devices = visible_devices(self.order)
+        devices = visible_devices(self.order) or self.order.planned_gpus
         return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive, devices=devices)
 
     @property
