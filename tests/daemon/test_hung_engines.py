@@ -44,6 +44,17 @@ def test_a_hung_engine_is_replaced_and_its_request_ends(model: Path, tmp_path: P
         assert ask(daemon, "m").status == 200
 
 
+def test_a_request_that_was_there_when_two_engines_hung_is_asked_no_more(model: Path, tmp_path: Path) -> None:
+    with fake_fleet(tmp_path, model, ROOM, {"m": {}}) as daemon:
+        for hangs in (504, 422):
+            assert ask(daemon, "m").status == 200
+            stop_engine(daemon)
+            reply = ask(daemon, "m", user="poison")
+            assert reply.status == hangs, reply.body
+        assert error_of(reply)["code"] == "crashes_engine"
+        assert ask(daemon, "m").status == 200
+
+
 def test_a_request_to_a_hung_engine_ends_in_the_time_that_its_kind_has(model: Path, tmp_path: Path) -> None:
     with fake_fleet(tmp_path, model, ROOM, {"m": {}}, timeouts="{chat: 1s}") as daemon:
         assert asyncio.run(post(port_of(daemon), "/api/models/m/load", {})).status == 200

@@ -4,15 +4,19 @@ import asyncio
 
 import pytest
 
-from cotenant.domain.errors import BadRequest, CrashesEngine, EngineDied
+from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import BadRequest, CrashesEngine, EngineDied, EngineHung
 from cotenant.domain.exit_causes import Cause
 from cotenant.gateway.inference.grammar import check_grammar
 from cotenant.gateway.inference.suspects import Suspects, Turn
 from tests.gateway import stub
-from tests.gateway.harness import SlotRouter, post, serving
+from tests.gateway.harness import SlotRouter, connected, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.daemon.plain_gateway import plain_gateway
+from tests.support.waiting import until
 
 CRASH = EngineDied("llama died: it crashed (SIGSEGV)", cause=Cause.CRASHED)
+HANG = EngineHung("llama was killed because it hung: it computes nothing")
 ASK = {"model": "llama", "messages": [], "max_tokens": 8}
 
 
@@ -51,12 +55,55 @@ async def test_an_end_that_no_request_caused_is_held_against_none(cause):
     assert len(engine.calls) == 4
 
 
+async def test_a_request_that_hangs_engines_is_refused_when_it_is_sent_again_and_others_are_not():
+    async with StubEngine(crash_on_poison) as engine:
+        router = SlotRouter(engine.endpoint)
+        router.death = HANG
+        async with serving(router) as port:
+            first = await post(port, {**ASK, "user": "poison"})
+            assert (first.status, first.error["code"]) == (504, "engine_hung")
+            assert (await post(port, ASK)).status == 200
+            again = await post(port, {**ASK, "user": "poison"})
+            assert (again.status, again.error["code"]) == (422, "crashes_engine")
+            assert "it hung" in again.error["message"]
+            before = len(engine.calls)
+            assert (await post(port, {**ASK, "user": "poison"})).status == 422
+            assert len(engine.calls) == before
+    assert not router.held
+
+
+@pytest.mark.parametrize("silence_s", [600.0, 0.05])
+async def test_a_request_is_remembered_though_its_client_did_not_wait_for_the_hang_to_be_seen(silence_s):
+    seen = asyncio.Event()
+    async with StubEngine(stub.never_answer) as engine:
+        router = SlotRouter(engine.endpoint)
+        router.seen_dead, router.death, router.silence_s = seen.wait, HANG, silence_s
+        gateway = plain_gateway(router)
+        async with serving(router, gateway=gateway) as port, connected(port) as client:
+            client.post({**ASK, "user": "poison"})
+            if silence_s == 600.0:
+                await until(lambda: engine.calls)
+                client.leave()
+            else:
+                assert (await client.reply()).error["code"] == "answer_timeout"
+            await until(lambda: router.released == [True])
+            seen.set()
+            await until(lambda: gateway._proxy.suspects.crashes)
+            engine.script = crash_on_poison
+            again = await post(port, {**ASK, "user": "poison"})
+            assert (again.status, again.error["code"]) == (422, "crashes_engine")
+            assert len(engine.calls) == 2
+
+
 def test_it_takes_three_crashes_in_company_and_two_alone():
     company, alone = Suspects(), Suspects()
     for _ in range(2):
         assert company.record("m", b"a", CRASH, Turn("m", alone=False))
     with pytest.raises(CrashesEngine):
         company.record("m", b"a", CRASH, None)
+    joined = Suspects()
+    for _ in range(2):
+        assert joined.record("m", b"a", CRASH, Turn("m", alone=True, joined=True))
     assert alone.record("m", b"a", CRASH, None)
     with pytest.raises(CrashesEngine):
         alone.record("m", b"a", CRASH, Turn("m", alone=True))
@@ -67,6 +114,16 @@ def test_an_answer_clears_a_request():
     assert suspects.record("m", b"a", CRASH, None)
     suspects.clear(b"a")
     assert suspects.record("m", b"a", CRASH, Turn("m", alone=True))
+
+
+async def test_a_request_whose_client_left_twice_is_counted_once_for_one_hang():
+    suspects, lease = Suspects(), SlotRouter(Endpoint("127.0.0.1", 1))._grant()
+    lease._router.death = HANG
+    for _ in range(5):
+        suspects.watch(lease, "m", b"a", None)
+    await until(lambda: suspects.crashes)
+    assert suspects.crashes == {b"a": 1}
+    suspects.close()
 
 
 def test_what_is_remembered_is_bounded():

@@ -149,6 +149,8 @@ class Exchange:
         Not if it hung, which took its time already, or if the operator unloaded the model.
         """
         counters, suspects = self._counters, self._proxy.suspects
+        if suspects.is_known(name, self._target.path, body) and name not in suspects.asking:
+            await self._take_turn(name)
         while True:
             if suspects.asking and self._turn is None:
                 await suspects.let_pass(name)
@@ -183,9 +185,10 @@ class Exchange:
                 timer.stop()
                 counters.in_flight -= 1
                 self._release(lease)
-            if self._disconnected:
-                return
-            if timer.overdue is not None:
+            if self._disconnected or timer.overdue is not None:
+                suspects.watch(lease, name, request_hash(name, self._target.path, body), self._turn)
+                if timer.overdue is None:
+                    return
                 raise timer.overdue
             if not await self._may_retry(lease, failure, name, body):
                 return
@@ -211,11 +214,14 @@ class Exchange:
         if not repeated:
             raise death or failure
         if crashed:
-            self._turn = await suspects.turn(name)
-            self._turn.alone = not (self._counters.in_flight or self._counters.waiting)
+            await self._take_turn(name)
         self._failed = True
         self._connection = None
         return not self._disconnected
+
+    async def _take_turn(self, name: str) -> None:
+        self._turn = await self._proxy.suspects.turn(name)
+        self._turn.alone = not (self._counters.in_flight or self._counters.waiting)
 
     async def _wait_for_lease(self, name: str) -> Lease | None:
         """Return a lease when the router grants one, or None if the client disconnects first."""
@@ -312,9 +318,8 @@ class Exchange:
 
     async def _pass_assembled(self) -> None:
         """Assemble a stream into the plain response that the client requested."""
-        reply = self._reply
+        reply, size = self._reply, 0
         pieces: list[bytes] = []
-        size = 0
         while True:
             piece = reply.take()
             if piece and not pieces:

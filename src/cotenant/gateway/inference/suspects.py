@@ -1,4 +1,4 @@
-"""Requests that were in flight when an engine crashed: asked again in turn, refused if it crashes again."""
+"""Requests that were in flight when an engine crashed or hung: asked again in turn, refused if it recurs."""
 
 import asyncio
 import contextlib
@@ -9,22 +9,30 @@ from typing import Final
 
 from cotenant.domain.errors import CrashesEngine, EngineDied
 from cotenant.domain.exit_causes import Cause
+from cotenant.interfaces import Lease
 
-_BY_REQUEST: Final = frozenset({Cause.CRASHED, Cause.INTERNAL_CHECK, Cause.GPU_FAULT})
+_BY_REQUEST: Final = frozenset({Cause.CRASHED, Cause.INTERNAL_CHECK, Cause.GPU_FAULT, Cause.HUNG})
 """Ends that a request may have caused, unlike want of memory or a kill."""
 _REMEMBERED: Final = 256
 _REFUSED_FOR_S: Final = 600.0
 _CRASHES: Final = 3
 _CRASHES_ALONE: Final = 2
 _OTHERS_WAIT_S: Final = 5.0
+_WATCHED: Final = 64
+_WATCHED_FOR_S: Final = 900.0
+"""Longer than it takes to see that an engine whose queue is stuck hangs."""
 
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """A suspect's turn to be asked again; `alone` says that its engine has had no other request meanwhile."""
+    """A suspect's turn to be asked again.
+
+    `alone` says that its engine had no other request when it began, `joined` that it may have got some since.
+    """
 
     model: str
     alone: bool
+    joined: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -35,11 +43,14 @@ class Suspects:
     other requests for that model wait a moment, until the engine has begun its answer. A request that was
     there at two crashes, alone at the second, or at three, is refused for ten minutes. It is remembered by
     its hash; an answer to the same request clears it. `asking` has each model's turn under way.
+
+    A hang is a crash that takes minutes to be seen, so it is the client that asks again, or left before.
     """
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
         self._refused: dict[bytes, tuple[float, str]] = {}
+        self._watched: dict[bytes, asyncio.Task[None]] = {}
         self.crashes: dict[bytes, int] = {}
         self.asking: dict[str, Turn] = {}
 
@@ -49,6 +60,10 @@ class Suspects:
             at, why = self._refused.get(request_hash(model, path, body), (0.0, ""))
             if why and time.monotonic() - at < _REFUSED_FOR_S:
                 raise _refusal(model, why)
+
+    def is_known(self, model: str, path: bytes, body: bytes) -> bool:
+        """Whether a request was there at a crash, and has had no answer since."""
+        return bool(self.crashes) and request_hash(model, path, body) in self.crashes
 
     def record(self, model: str, request: bytes, death: Exception | None, turn: Turn | None) -> bool:
         """Count a crash against a request by its hash; False if it was no crash by a request.
@@ -60,7 +75,9 @@ class Suspects:
         count = self.crashes[request] = self.crashes.pop(request, 0) + 1
         if len(self.crashes) > _REMEMBERED:
             del self.crashes[next(iter(self.crashes))]
-        if count < (_CRASHES_ALONE if turn is not None and turn.alone else _CRASHES):
+        # Who joins it later finds the queue of an engine that hangs stuck already.
+        alone = turn is not None and turn.alone and (death.cause is Cause.HUNG or not turn.joined)
+        if count < (_CRASHES_ALONE if alone else _CRASHES):
             return True
         self._refused.pop(request, None)
         self._refused[request] = time.monotonic(), death.message
@@ -72,6 +89,28 @@ class Suspects:
         """Forget the crashes of a request that was answered."""
         self.crashes.pop(request, None)
         self._refused.pop(request, None)
+
+    def watch(self, lease: Lease, model: str, request: bytes, turn: Turn | None) -> None:
+        """Count the end of its engine, if it comes soon, against a request whose client did not wait."""
+
+        async def run() -> None:
+            death = await lease.death(_WATCHED_FOR_S)
+            with contextlib.suppress(CrashesEngine):
+                self.record(model, request, death, turn)
+
+        if turn is not None:
+            turn.joined = True
+        before = self._watched.pop(request, None)
+        if before is None and len(self._watched) == _WATCHED:
+            before = self._watched.pop(next(iter(self._watched)))
+        if before is not None:
+            before.cancel()
+        self._watched[request] = asyncio.create_task(run())
+
+    def close(self) -> None:
+        """Watch no engine any more."""
+        for task in self._watched.values():
+            task.cancel()
 
     async def turn(self, model: str) -> Turn:
         """Wait for a suspect's turn; `end` it."""
@@ -93,7 +132,7 @@ class Suspects:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_OTHERS_WAIT_S):
                     await turn.ended.wait()
-            turn.alone = turn.alone and turn.ended.is_set()
+            turn.joined = turn.joined or not turn.ended.is_set()
 
 
 def request_hash(model: str, path: bytes, body: bytes) -> bytes:
