@@ -265,6 +265,9 @@ async def test_services_on_several_gpus_are_shown_and_kept():
     page = await look(app, PAGE)
     assert 'name="shown:ai-clip" value="1,2"' in page.text
     assert 'name="shown:ai-florence" value="count=2"' in page.text
+    await post(app, "apply", form("manual", base=2, gpu__ai_clip="1,2"))
+    (step,) = re.findall(r'<li data-key="ai-clip">.*', (await look(app, PAGE)).text)
+    assert "GPU 1 RTX A400, GPU 2 RTX 3090" in step
 
 
 async def test_applying_always_asks_and_says_what_happens_to_requests_in_flight():

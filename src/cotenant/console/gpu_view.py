@@ -36,7 +36,7 @@ def rows(config: Json, planned: Json, draft: Draft) -> list[dict[str, Any]]:
         needs = None if vram_mb is None else vram_mb * MIB
         by_strategy = "By the strategy"
         if choice.gpu == BY_STRATEGY and shown:
-            by_strategy = f"{_gpu(shown['gpu_index'], {}) or 'Not pinned'} · by the strategy"
+            by_strategy = f"{_gpus(shown, {}) or 'Not pinned'} · by the strategy"
         found.append(
             {
                 **service,
@@ -99,7 +99,7 @@ def apply_facts(apply: Json | None, names: Mapping[int, str]) -> dict[str, Any] 
     steps = []
     for step in apply["services"]:
         word, tone = _STEPS.get(step["state"], (step["state"], "quiet"))
-        steps.append({**step, "word": word, "tone": tone, "gpu": _gpu(step["gpu_index"], names)})
+        steps.append({**step, "word": word, "tone": tone, "gpu": _gpus(step, names)})
     return {
         **apply,
         "word": apply["state"].replace("_", " "),
@@ -150,7 +150,7 @@ def place(assignment: Json | None, names: Mapping[int, str]) -> str:
     """Return where an assignment places its service, with its budget."""
     if assignment is None:
         return _NOT_PINNED
-    gpu = ", ".join(f"GPU {index} {names.get(index, '')}".rstrip() for index in indices_of(assignment))
+    gpu = _gpus(assignment, names)
     if not gpu:
         uuid = assignment["gpu_uuid"]
         return _NOT_PINNED if uuid is None else f"a GPU that is gone ({uuid})"
@@ -158,5 +158,5 @@ def place(assignment: Json | None, names: Mapping[int, str]) -> str:
     return gpu if budget is None else f"{gpu}, {budget:g} GB"
 
 
-def _gpu(index: int | None, names: Mapping[int, str]) -> str | None:
-    return None if index is None else f"GPU {index} {names.get(index, '')}".rstrip()
+def _gpus(assignment: Json, names: Mapping[int, str]) -> str:
+    return ", ".join(f"GPU {index} {names.get(index, '')}".rstrip() for index in indices_of(assignment))

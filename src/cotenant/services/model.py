@@ -231,13 +231,17 @@ class ServicesSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceProgress:
-    """The progress of one service: its container, its first target GPU, and an error message if it failed."""
+    """The progress of one service: its container, its target GPUs, and an error message if it failed.
+
+    `more` are the GPUs after the first.
+    """
 
     service: str
     state: ProgressState
     gpu_index: int | None = None
     container_id: str | None = None
     message: str | None = None
+    more: tuple[GpuRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

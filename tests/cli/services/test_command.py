@@ -203,7 +203,7 @@ def test_what_the_daemon_refuses_is_told(services, capsys):
 
 
 def test_apply_shows_each_step_and_ends_with_how_it_ended(services, capsys):
-    run("set", "ai-llm=0", "ai-clip=1")
+    run("set", "ai-llm=0,1", "ai-clip=1")
     capsys.readouterr()
 
     def act() -> None:
@@ -214,7 +214,7 @@ def test_apply_shows_each_step_and_ends_with_how_it_ended(services, capsys):
         assert run("apply") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Apply 1 running (started ")
-    assert "ai-llm  pending on GPU 0" in lines
+    assert "ai-llm  pending on GPU 0,1" in lines
     assert "ai-clip  healthy on GPU 1" in lines
     assert lines[-1].startswith("Apply 1 succeeded (took 50.0 s, ended ")
     assert services.calls == ["apply force=False"]

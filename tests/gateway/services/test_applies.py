@@ -30,6 +30,7 @@ async def test_an_apply_begins_at_once_and_its_progress_can_be_polled():
             "service": "ai-llm",
             "state": "pending",
             "gpu_index": 0,
+            "more_gpus": [],
             "container_id": "c-ai-llm",
             "message": None,
         }

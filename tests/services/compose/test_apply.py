@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cotenant.services.model import (
     ApplyState,
     Assignment,
     ContainerState,
+    GpuRef,
     OnFailure,
     ProgressState,
     Service,
@@ -100,6 +102,25 @@ async def test_docker_compose_is_given_the_files_in_order_and_one_service(host):
     up = ["up", "-d", "--force-recreate", "--no-deps", "a"]
     assert calls(host.docker) == [["compose", "-p", "p", *named, *up]]
     assert await orchestrator.unfinished() is None
+
+
+@pytest.mark.parametrize("given", [["0", "1"], ["0"]])
+async def test_each_step_names_all_gpus_of_a_service(host, given):
+    install(host.bin, host.answers(container("a", 0, given=given)))
+    orchestrator = host.orchestrator()
+    both = replace(pin("a", 0), more=(GpuRef(1),))
+    orchestrator.write(saved(1, both), [], DEVICES)
+    steps = []
+
+    await orchestrator.apply(
+        order(1, both, before=(pin("a", 1),)), lambda status: steps.extend(status.services)
+    )
+
+    # The container that has one of the two GPUs is restored to its own.
+    wanted = {(0, (GpuRef(1),))} | ({(1, ())} if given == ["0"] else set())
+    assert {(each.gpu_index, each.more) for each in steps} == wanted
+    wrong = {each.message for each in steps if each.state is ProgressState.FAILED}
+    assert any("it got GPU 0 instead of GPU 0, 1" in text for text in wrong) == (given == ["0"])
 
 
 async def test_a_service_that_was_given_other_gpus_has_failed(host):

@@ -9,6 +9,7 @@ from cotenant.services.model import (
     ApplyStatus,
     Assignment,
     ContainerState,
+    GpuRef,
     ProgressState,
     ServiceProgress,
 )
@@ -74,6 +75,12 @@ def test_without_a_gpu_nothing_tells_two_containers_apart(before):
 def test_another_budget_is_another_container():
     found = interrupted(RECORD, [runs(pin("a", 0, 2.0))], command_running=False, at=AT)
     assert found.services[0].message == "it runs neither as before nor as configured: on GPU 0"
+
+
+def test_all_gpus_of_a_container_are_told():
+    found = interrupted(RECORD, [runs(replace(pin("a", 0), more=(GpuRef(2),)))], command_running=False, at=AT)
+    (step,) = found.services
+    assert (step.gpu_index, step.more) == (0, (GpuRef(2),))
 
 
 def test_without_an_engine_nothing_is_claimed():

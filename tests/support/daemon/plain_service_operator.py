@@ -204,6 +204,7 @@ class PlainServices:
                 ProgressState.PENDING,
                 by_name[change.service].gpu_index,
                 f"c-{change.service}",
+                more=by_name[change.service].more,
             )
             for change in self._changes(configuration.assignments)
         )

@@ -85,7 +85,8 @@ def apply_sentence(apply: Json) -> str:
 
 def progress_line(progress: Json, width: int = 0) -> str:
     """Return the progress of one service in one line."""
-    where_to = "" if progress["gpu_index"] is None else f" on GPU {progress['gpu_index']}"
+    gpus = _indices(progress)
+    where_to = f" on GPU {gpus}" if gpus else ""
     message = f": {progress['message']}" if progress["message"] else ""
     return f"{progress['service']:<{width}}  {progress['state'].replace('_', ' ')}{where_to}{message}"
 

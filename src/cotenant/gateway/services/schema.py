@@ -195,11 +195,12 @@ class ServiceGpu(ResponseModel):
 
 
 class ProgressResponse(ResponseModel):
-    """The progress of one service."""
+    """The progress of one service; `more_gpus` are those after the first."""
 
     service: str
     state: ProgressState
     gpu_index: int | None
+    more_gpus: list[GpuResponse] = Field(validation_alias="more")
     container_id: str | None
     message: str | None
 

@@ -190,13 +190,15 @@ class _Pass:
         for container in created if wanted else ():
             if container.gpus is not None and container.gpus != wanted:
                 actual = ", ".join(sorted(container.gpus)) or "none"
-                return f"it got GPU {actual} instead of GPU {', '.join(wanted)}"
+                return f"it got GPU {actual} instead of GPU {', '.join(sorted(wanted))}"
         return None
 
     async def _mark_recreating(self, name: str, message: str | None = None) -> None:
         self.attempted.add(name)
-        gpu = self._after[name].gpu_index if name in self._after else None
-        await self._progress.set_service_state(name, ProgressState.RECREATING, message=message, gpu_index=gpu)
+        target = self._after.get(name, Assignment(name))
+        await self._progress.set_service_state(
+            name, ProgressState.RECREATING, message=message, gpu_index=target.gpu_index, more=target.more
+        )
 
     async def _fail(self, name: str, wrong: str) -> None:
         self.failures[name] = wrong

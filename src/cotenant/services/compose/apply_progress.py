@@ -59,13 +59,10 @@ class ApplyProgress:
         self._folder = folder
         self._report = report
         self._lock = asyncio.Lock()
+        targets = [order.after.get(service.name, Assignment(service.name)) for service in order.changed]
         self._services = {
-            service.name: ServiceProgress(
-                service.name,
-                ProgressState.PENDING,
-                order.after.get(service.name, Assignment(service.name)).gpu_index,
-            )
-            for service in order.changed
+            each.service: ServiceProgress(each.service, ProgressState.PENDING, each.gpu_index, more=each.more)
+            for each in targets
         }
         self._status = ApplyStatus(order.number, ApplyState.RUNNING, time.time())
 
@@ -159,9 +156,10 @@ def _seen(
         gpus = container.assignment.indices if container.assignment else ()
         where = f"on GPU {', '.join(map(str, gpus))}" if gpus else "without a pin"
         state, message = ProgressState.FAILED, f"it runs neither as before nor as configured: {where}"
-    target = container.assignment or after
-    gpu_index = target.gpu_index if target else None
-    return ServiceProgress(progress.service, state, gpu_index, container.container_id, message)
+    target = container.assignment or after or Assignment(progress.service)
+    return ServiceProgress(
+        progress.service, state, target.gpu_index, container.container_id, message, target.more
+    )
 
 
 def _same(one: Assignment | None, other: Assignment | None) -> bool:
