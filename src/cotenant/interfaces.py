@@ -15,7 +15,7 @@ from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
-from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal
 from cotenant.domain.requests import ServedModel
 
@@ -204,7 +204,7 @@ class PlanQuery:
     """What to plan, and on what, without loading it.
 
     The model is a served one (`model`), a file (`path`), or what `shape` states for a file named `name`, with
-    a projector of `projector_bytes`. `recipe` are the fields of a Recipe that replace the model's own or, if
+    a `projector`. `recipe` are the fields of a Recipe that replace the model's own or, if
     it has none, the configured ones. `gpus` describes GPUs that replace the detected ones. `beside_loaded`
     counts the memory of Cotenant's models as taken; otherwise they may be evicted. Bytes that are None are
     the configured ones.
@@ -214,7 +214,7 @@ class PlanQuery:
     path: str | None = None
     shape: ModelShape | None = None
     name: str = ""
-    projector_bytes: int = 0
+    projector: Projector | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
     gpus: str | None = None
     beside_loaded: bool = False

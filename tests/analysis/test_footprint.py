@@ -6,7 +6,15 @@ from itertools import pairwise
 import pytest
 
 from cotenant.analysis.footprint import CacheGeometry, Costs, cache_geometry
-from cotenant.domain.models import AttentionKind, CacheType, FlashAttention, LayerShape, ModelShape, Recipe
+from cotenant.domain.models import (
+    AttentionKind,
+    CacheType,
+    FlashAttention,
+    LayerShape,
+    ModelShape,
+    Projector,
+    Recipe,
+)
 from cotenant.domain.units import MIB
 from tests.support.models.real_shapes import real_shape
 from tests.support.models.shapes import dense, shape
@@ -126,10 +134,23 @@ def test_without_flash_attention_every_v_is_as_wide_as_the_widest() -> None:
 
 def test_a_projector_goes_to_the_first_device_and_weights_add_up() -> None:
     model = replace(llama_8b(), shared_bytes=256)
-    costs = Costs(model, Recipe(), projector_bytes=600 * MIB)
+    costs = Costs(model, Recipe(), projector=Projector(600 * MIB))
     first, second = costs.parts(0, 10, many=True), costs.parts(10, 33, many=True)
     assert first.weights == 10 * 130 * MIB + 256 + 600 * MIB
     assert second.weights == 22 * 130 * MIB + 256 + model.output_bytes
+
+
+def test_the_working_memory_of_a_projector_is_planned_where_it_is_and_estimated() -> None:
+    model = llama_8b()
+    needs = Projector(600 * MIB, 120 * MIB, 1024 * MIB)
+    for flash, more in ((FlashAttention.ON, 120 * MIB), (FlashAttention.OFF, 1144 * MIB)):
+        recipe = Recipe(flash_attention=flash)
+        alone, seeing = Costs(model, recipe), Costs(model, recipe, projector=needs)
+        assert seeing.parts(0, 10, many=True).compute == alone.parts(0, 10, many=True).compute + more
+        assert seeing.parts(10, 33, many=True) == alone.parts(10, 33, many=True)
+        assert seeing.total(0, 10, True) == alone.total(0, 10, True) + 600 * MIB + more
+        assert seeing.all_on_host().total == alone.all_on_host().total + 600 * MIB + more
+        assert (alone.compute_estimated, seeing.compute_estimated) == (False, True)
 
 
 def test_partial_offload_leaves_the_first_layers_in_host_ram() -> None:

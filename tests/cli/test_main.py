@@ -167,8 +167,8 @@ def test_the_projector_beside_a_model_is_planned_as_models_dir_serves_it(
     assert served.projector_path == mmproj
     for command in ("plan", "analyze"):
         plan = planned(capsys, command, str(path))
-        assert plan["projector"] == {"path": str(mmproj), "bytes": served.projector_bytes}
-        assert weights(plan) == weights(alone) + served.projector_bytes
+        assert plan["projector"] == {"path": str(mmproj), "bytes": served.projector.weights}
+        assert weights(plan) == weights(alone) + served.projector.weights
         without = planned(capsys, command, str(path), "--mmproj", "none")
         assert (without["projector"], weights(without)) == (None, weights(alone))
         assert main([command, str(path), "--gpus", "24GiB"]) == 0

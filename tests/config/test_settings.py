@@ -330,7 +330,8 @@ def test_an_entry_takes_the_projector_beside_it_unless_told_not_to(read: Reader,
     mmproj = projector(folder / "models" / "mmproj-F16.gguf")
     (model,) = read(TINY).models
     assert model.projector_path == mmproj
-    assert model.projector_bytes > 0
+    assert model.projector is not None
+    assert model.projector.weights > 0
     assert read("models: [{path: models/tiny.gguf, mmproj: none}]").models[0].projector_path is None
     with pytest.raises(BadSetting, match="is a vision projector"):
         read("models: [{path: models/mmproj-F16.gguf}]")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.analysis.footprint import Costs
-from cotenant.domain.models import Recipe
+from cotenant.domain.models import Projector, Recipe
 from cotenant.domain.units import MIB
 from cotenant.planning.layer_split import Range, SplitProblem, balance, fastest, fill, least_fraction
 from tests.support.models.shapes import dense, recipes, shapes
@@ -18,8 +18,8 @@ from tests.support.models.shapes import dense, recipes, shapes
 def problems(draw: st.DrawFn) -> SplitProblem:
     shape = draw(shapes())
     begin = draw(st.integers(0, shape.n_layers))
-    projector = draw(st.sampled_from([0, 0, 30 * MIB]))
-    costs = Costs(shape, draw(recipes()), begin=begin, projector_bytes=projector)
+    projector = draw(st.sampled_from([None, None, Projector(30 * MIB, 9 * MIB, 5 * MIB)]))
+    costs = Costs(shape, draw(recipes()), begin=begin, projector=projector)
     n_devices = draw(st.integers(1, 4))
     budgets = tuple(draw(st.integers(-10, 400)) * MIB for _ in range(n_devices))
     bandwidths = tuple(float(draw(st.integers(100, 1000))) for _ in range(n_devices))

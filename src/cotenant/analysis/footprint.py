@@ -22,6 +22,7 @@ from cotenant.domain.models import (
     LayerShape,
     ModelShape,
     Parts,
+    Projector,
     Recipe,
 )
 
@@ -84,19 +85,18 @@ class Costs:
     """What any range of units needs on a device, for one shape and one recipe, in constant time.
 
     `begin` is the first unit that leaves host RAM: 0 for full offload, `n_layers + 1` for none.
-    `projector_bytes` (an mmproj) is charged to the first device. Compute sizes are exact unless
-    `compute_estimated`.
+    `projector` is charged to the first device. Compute sizes are exact unless `compute_estimated`.
     """
 
     def __init__(
-        self, shape: ModelShape, recipe: Recipe, *, begin: int = 0, projector_bytes: int = 0
+        self, shape: ModelShape, recipe: Recipe, *, begin: int = 0, projector: Projector | None = None
     ) -> None:
         self.shape = shape
         self.recipe = recipe
         self.begin = begin
         self.geometry = cache_geometry(recipe, shape.sliding_window)
         self.n_units = shape.n_layers + 1
-        self.projector_bytes = projector_bytes
+        self.projector = projector.parts(recipe) if projector else Parts()
         widest_v = max((layer.v_elements for layer in shape.layers), default=0)
         self.kv = [layer_kv_bytes(layer, recipe, self.geometry, widest_v) for layer in shape.layers] + [0]
         self.weights = [layer.weight_bytes for layer in shape.layers] + [shape.output_bytes]
@@ -118,7 +118,7 @@ class Costs:
     def compute_estimated(self) -> bool:
         """Whether the compute formula is used beyond the cases for which it was checked."""
         quantised = self.recipe.cache_type_k.quantised or self.recipe.cache_type_v.quantised
-        return not self.shape.compute_known or self.begin > 0 or quantised
+        return not self.shape.compute_known or self.begin > 0 or quantised or self.projector.compute > 0
 
     def parts(self, start: int, stop: int, *, many: bool, overhead_bytes: int = 0) -> Parts:
         """Return the bytes of a device that holds units [start, stop); `many` if others hold the rest."""
@@ -128,8 +128,8 @@ class Costs:
         weights = self._weights_before[stop] - self._weights_before[start] + self.shape.shared_bytes
         compute = self._peaks(start, stop) + (self._inputs_many if many else self._inputs_single)
         if first:
-            weights += self.projector_bytes
-            compute += self._first_extra_compute
+            weights += self.projector.weights
+            compute += self.projector.compute + self._first_extra_compute
         return Parts(
             weights=weights,
             kv=self._kv_before[stop] - self._kv_before[start],
@@ -145,7 +145,7 @@ class Costs:
         total += self._kv_before[stop] - self._kv_before[start] + self._peaks(start, stop)
         total += self._inputs_many if many else self._inputs_single
         if start == self.begin:
-            total += self.projector_bytes + self._first_extra_compute
+            total += self.projector.total + self._first_extra_compute
         return total
 
     def read_bytes(self, start: int, stop: int) -> int:
@@ -178,8 +178,9 @@ class Costs:
         """Return the bytes of the whole model in host RAM; there a tied output needs no second copy."""
         # A skipped layer is in the file but not loaded; a tied output is loaded once but not in the file.
         loaded = self.shape.input_bytes + self._weights_before[-1] + self.shape.shared_bytes
-        weights = min(self.shape.tensor_bytes, loaded) + self.projector_bytes
+        weights = min(self.shape.tensor_bytes, loaded) + self.projector.weights
         compute = self._peaks(0, self.n_units) + self._hidden_bytes() + self._mask_bytes()
+        compute += self.projector.compute
         return Parts(weights=weights, kv=self._kv_before[-1], compute=compute)
 
     def _tokens(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.analysis import architectures as arch
+from cotenant.analysis.encoder import projector
 from cotenant.analysis.ggml_types import FILE_TYPES
 from cotenant.analysis.gguf import GgufHeader, TensorInfo
 from cotenant.analysis.hyperparameters import MOST_BLOCKS, Hyperparameters
@@ -185,8 +186,8 @@ def _projector_shape(hp: Hyperparameters) -> ModelShape:
         n_vocab=0,
         n_ctx_train=None,
         causal=False,
+        projector=projector(hp),
         compute_known=False,
-        notes=("Images and sound need working memory of their own, which depends on their size.",),
     )
 
 

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_plan(given: PlanInput, result: Placement | Refusal) -> None:
     """Print recipe, devices, the plan or the refusal, and warnings."""
-    print(recipe_line(given.request.recipe, given.projector, given.request.projector_bytes))
+    print(recipe_line(given.request.recipe, given.projector, given.request.projector))
     print(*device_lines(given.inventory, given.budgets, given.rules.order), sep="\n")
     print()
     print(*result_lines(result), sep="\n")
@@ -57,6 +57,6 @@ def print_plan(given: PlanInput, result: Placement | Refusal) -> None:
 def print_json(given: PlanInput, result: Placement | Refusal, **more: object) -> None:
     """Print the plan's fixed JSON, with further fields."""
     described = plan_as_json(result, given.budgets, given.request.shape.n_layers)
-    found = {"path": str(given.projector), "bytes": given.request.projector_bytes}
-    described["projector"] = found if given.projector else None
+    taken = given.request.projector
+    described["projector"] = taken and {"path": str(given.projector), "bytes": taken.weights}
     print(json.dumps({**described, **more}, indent=2, ensure_ascii=False))

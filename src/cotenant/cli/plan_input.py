@@ -109,12 +109,12 @@ def read_plan_input(args: argparse.Namespace, path: Path, *, name: str | None = 
             f"{path} is a vision projector, not a model of its own", hint="Give it with --mmproj."
         )
     projector = _projector(args, path)
-    projector_bytes = 0 if projector is None else projector.shape.tensor_bytes
+    projector_needs = None if projector is None else projector.shape.projector
     inventory = read_inventory(args)
     return PlanInput(
         path=path,
         request=PlanRequest(
-            name or clean_name(path), shape, with_micro_batch(recipe, shape.kind), projector_bytes
+            name or clean_name(path), shape, with_micro_batch(recipe, shape.kind), projector_needs
         ),
         inventory=inventory,
         budgets=budgets(inventory, rules),

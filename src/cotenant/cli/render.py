@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison
 from cotenant.domain.devices import DeviceOrder, Inventory
-from cotenant.domain.models import ModelShape, Parts, Recipe
+from cotenant.domain.models import ModelShape, Parts, Projector, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
 from cotenant.domain.units import MIB, format_bytes, format_mib, printable
 
@@ -46,7 +46,7 @@ def analysis_lines(path: object, shape: ModelShape) -> Iterator[str]:
     yield f"  Kind: {shape.kind}   Chat template: {'yes' if shape.chat_template else 'no'}"
 
 
-def recipe_line(recipe: Recipe, projector: Path | None, projector_bytes: int) -> str:
+def recipe_line(recipe: Recipe, path: Path | None, projector: Projector | None) -> str:
     """Describe how a model will run, and with which projector."""
     slots = "1 slot" if recipe.parallel == 1 else f"{recipe.parallel} slots"
     shared = "sharing one cache" if recipe.kv_unified else "each with its own cache"
@@ -54,7 +54,7 @@ def recipe_line(recipe: Recipe, projector: Path | None, projector_bytes: int) ->
         f"Recipe: {recipe.n_ctx:,} tokens for {slots}{f' {shared}' if recipe.parallel > 1 else ''}, "
         f"KV {recipe.cache_type_k}/{recipe.cache_type_v}, flash attention {recipe.flash_attention}, "
         f"ubatch {recipe.n_ubatch}, split policy {recipe.split_policy}"
-    ) + (f", projector {projector.name} ({format_bytes(projector_bytes)})" if projector else "")
+    ) + (f", projector {path.name} ({format_bytes(projector.weights)})" if path and projector else "")
 
 
 def device_lines(inventory: Inventory, budgets: Sequence[Budget], order: DeviceOrder) -> Iterator[str]:

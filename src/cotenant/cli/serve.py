@@ -206,7 +206,7 @@ class _Terminal:
 
     def planned(self, entry: ModelEntry, result: Placement | Refusal) -> None:
         _print(*analysis_lines(entry.path, entry.shape), "")
-        _print(recipe_line(entry.recipe, entry.projector_path, entry.projector_bytes))
+        _print(recipe_line(entry.recipe, entry.projector_path, entry.projector))
         _print(*device_lines(self._inventory, self._budgets, self._rules.order), "")
         _print(*result_lines(result))
         if isinstance(result, Placement):

@@ -11,7 +11,7 @@ from cotenant.domain.advisors import AdvisorMode
 from cotenant.domain.devices import MpsGroup, MpsMode
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineOptions
 from cotenant.domain.launching import ON_HOST, LaunchOptions
-from cotenant.domain.models import ModelKind, ModelShape, Recipe
+from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
 from cotenant.domain.profiles import Profile
 from cotenant.domain.records import ModelOnEngine
 from cotenant.domain.settings import setting
@@ -162,7 +162,7 @@ class ModelEntry:
     signature: tuple[FileSignature, ...]
     parts: tuple[Path, ...]
     projector_path: Path | None = None
-    projector_bytes: int = 0
+    projector: Projector | None = None
     aliases: tuple[str, ...] = setting((), "other names for it", flag=None, reads="name", shown="none")
     gpus: tuple[str, ...] = setting(
         (), "auto, or a list of indices or UUIDs", flag=None, reads="model_devices", shown="auto"
@@ -211,7 +211,7 @@ class ModelEntry:
         """The request for the planner."""
         from cotenant.planning.planner import PlanRequest
 
-        return PlanRequest(self.name, self.shape, self.recipe, self.projector_bytes, self.stated_bytes)
+        return PlanRequest(self.name, self.shape, self.recipe, self.projector, self.stated_bytes)
 
 
 @dataclass(frozen=True, slots=True)

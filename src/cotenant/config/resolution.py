@@ -218,7 +218,7 @@ class _Resolution:
             signature=(*file.signature, *(projector.signature if projector else ())),
             parts=file.parts,
             projector_path=projector.path if projector else None,
-            projector_bytes=projector.shape.tensor_bytes if projector else 0,
+            projector=projector.shape.projector if projector else None,
             keep_alive_s=self._defaults.keep_alive_s,
             timeout_s=self._defaults.timeout_for(file.shape.kind, vision=projector is not None),
             answer_timeout_s=self._defaults.answer_timeout_s,

@@ -121,7 +121,7 @@ def _entry(asked: PlanQuery, configuration: Configuration) -> ModelEntry:
         return fleet.entries[fleet.resolve(asked.model)]
     recipe = configuration.defaults.recipe
     if asked.shape is not None:
-        return ModelEntry(asked.name, None, recipe, asked.shape, (), (), None, asked.projector_bytes)
+        return ModelEntry(asked.name, None, recipe, asked.shape, (), (), None, asked.projector)
     if asked.path is None:
         raise BadRequest("no model is named", hint="Give model, path or headers.")
     path = _reachable(asked.path, configuration)
@@ -129,7 +129,7 @@ def _entry(asked: PlanQuery, configuration: Configuration) -> ModelEntry:
     entry = ModelEntry(clean_name(path), path, recipe, shape, (), ())
     if projector is None:
         return entry
-    return replace(entry, projector_path=projector.path, projector_bytes=projector.shape.tensor_bytes)
+    return replace(entry, projector_path=projector.path, projector=projector.shape.projector)
 
 
 def _reachable(text: str, configuration: Configuration) -> Path:

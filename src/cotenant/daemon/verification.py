@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cotenant.analysis.calibration import Comparison, compare
 from cotenant.daemon.cpu_fallback import place_on_this_machine
+from cotenant.domain.models import Parts, Projector
 from cotenant.domain.placements import Placement
 from cotenant.engines.launch.plan import visible_devices
 from cotenant.engines.llama_cpp.builds import choose, discover
@@ -26,10 +27,8 @@ def verify(
     Described GPUs cannot be rehearsed: the comparison is then of the same model in host RAM. The projector is
     left out on both sides. Raises EngineError.
     """
-    plain = replace(request, projector_bytes=0)
-    running = place_on_this_machine(
-        plain, _without(placement, request.projector_bytes), rules, rehearsal=True
-    )
+    plain = replace(request, projector=None)
+    running = place_on_this_machine(plain, _without(placement, request.projector), rules, rehearsal=True)
     if not isinstance(running, Placement):
         raise AssertionError(f"a rehearsal needs no memory, yet was refused: {running.reason}")
     order = EngineOrder(request.name, model_path, request.shape.kind, running)
@@ -38,13 +37,17 @@ def verify(
     return compare(running, report), f"{build.form} {build.version}"
 
 
-def _without(placement: Placement, projector_bytes: int) -> Placement:
+def _without(placement: Placement, projector: Projector | None) -> Placement:
     """Return a placement without the projector, which is on its first device."""
-    shares = list(placement.shares)
+    if projector is None:
+        return placement
+    taken, shares = projector.parts(placement.recipe), list(placement.shares)
+
+    def rest(parts: Parts) -> Parts:
+        return replace(parts, weights=parts.weights - taken.weights, compute=parts.compute - taken.compute)
+
     first = next((place for place, share in enumerate(shares) if share.used), None)
     if first is None:
-        host = placement.host
-        return replace(placement, host=replace(host, weights=host.weights - projector_bytes))
-    parts = shares[first].parts
-    shares[first] = replace(shares[first], parts=replace(parts, weights=parts.weights - projector_bytes))
+        return replace(placement, host=rest(placement.host))
+    shares[first] = replace(shares[first], parts=rest(shares[first].parts))
     return replace(placement, shares=tuple(shares))

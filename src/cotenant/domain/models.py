@@ -220,6 +220,20 @@ class LayerShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Projector:
+    """Bytes of an mmproj: weights, working memory for the largest image, more without flash attention."""
+
+    weights: int = 0
+    compute: int = 0
+    scores: int = 0
+
+    def parts(self, recipe: Recipe) -> Parts:
+        """Return what it takes of the device that holds it."""
+        without_flash = recipe.flash_attention is FlashAttention.OFF
+        return Parts(weights=self.weights, compute=self.compute + self.scores * without_flash)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a model file states, in bytes and counts, independent of the file format.
 
@@ -251,6 +265,7 @@ class ModelShape:
     n_ff_expert: int = 0
     chat_template: bool = False
     causal: bool = True
+    projector: Projector | None = None
     kv_exact: bool = True
     compute_known: bool = True
     notes: tuple[str, ...] = ()

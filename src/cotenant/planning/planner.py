@@ -13,6 +13,7 @@ from cotenant.domain.models import (
     FlashAttention,
     ModelShape,
     Parts,
+    Projector,
     Recipe,
     SplitMode,
     SplitPolicy,
@@ -29,7 +30,7 @@ from cotenant.planning.tensor_parallel import place_tensor_parallel
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """A model to place; `projector_bytes` is the size of its mmproj, 0 for none.
+    """A model to place; `projector` is its mmproj.
 
     `stated_bytes` is what it takes of one device, stated by the operator or measured, if that cannot be
     computed from its file; None if unknown.
@@ -38,7 +39,7 @@ class PlanRequest:
     name: str
     shape: ModelShape
     recipe: Recipe
-    projector_bytes: int = 0
+    projector: Projector | None = None
     stated_bytes: int | None = None
 
 
@@ -124,7 +125,7 @@ def leave_to_engine(
         return within
     used = within.used_shares[0].budget
     usable = next(group for group in _groups(usable) if used in group)
-    costs = Costs(request.shape, recipe, projector_bytes=request.projector_bytes)
+    costs = Costs(request.shape, recipe, projector=request.projector)
     whole, most = costs.parts(0, costs.n_units, many=len(usable) > 1), {}
     for budget in usable:
         overhead = overhead_bytes(budget.device, rules, recipe.engine)
@@ -214,7 +215,7 @@ class _Attempt:
 
     def _costs(self, begin: int) -> Costs:
         request = self.request
-        return Costs(request.shape, request.recipe, begin=begin, projector_bytes=request.projector_bytes)
+        return Costs(request.shape, request.recipe, begin=begin, projector=request.projector)
 
     def _problem(self, usable: list[Budget], costs: Costs) -> tuple[SplitProblem, tuple[str, ...]]:
         budgets = tuple(b.budget_bytes - self._overhead(b) for b in usable)

@@ -16,10 +16,12 @@ from cotenant.domain.errors import EngineLoadFailed
 from cotenant.domain.models import FlashAttention, ModelKind
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
 from cotenant.interfaces import EngineOrder
+from cotenant.model_files import load_model
 from tests.engines.contract import inputs
 from tests.support.engines.orders import host_order
 from tests.support.models.gguf_models import build_tiny_embedder, build_tiny_llama
 from tests.support.models.known_model import KNOWN_PROMPT, KNOWN_TEXT, known_model, real_server
+from tests.support.models.vision import build_tiny_projector
 from tests.support.waiting import ends
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -84,6 +86,28 @@ def test_a_model_generates_and_reports_its_memory(
         assert host.parts.compute > 0
 
     run(tmp_path, configured, host_order(tiny), scenario)
+
+
+def test_the_working_memory_of_a_projector_is_within_its_plan(
+    tmp_path: Path, configured: Path | None, tiny: Path
+) -> None:
+    mmproj = build_tiny_projector(tmp_path / "mmproj.gguf", image=448)
+
+    def compute(order: EngineOrder) -> int:
+        async def scenario(engine: LlamaEngine) -> int:
+            report = engine.report()
+            assert report is not None
+            return report.devices[0].parts.compute
+
+        reported = run(tmp_path, configured, order, scenario)
+        assert isinstance(reported, int)
+        return reported
+
+    planned = load_model(mmproj).projector
+    assert planned is not None
+    order = host_order(tiny)
+    reserved = compute(replace(order, projector_path=mmproj)) - compute(order)
+    assert planned.compute / 2 < reserved <= planned.compute
 
 
 def test_a_trained_model_gives_its_known_answer(tmp_path: Path, configured: Path | None) -> None:

@@ -76,6 +76,10 @@ def test_a_projector_is_counted_where_it_lies() -> None:
     assert parsed(CUDA + PROJECTOR).devices[0].parts == mib(4800, 129.75, 170)
 
 
+def test_two_encoders_of_a_projector_have_a_buffer_each() -> None:
+    assert parsed(CUDA + PROJECTOR + PROJECTOR).devices[0].parts == mib(5600, 129.75, 220)
+
+
 def test_a_log_without_buffer_lines_is_no_report() -> None:
     assert parse_report(["0.00.1 I srv init: fine"]) is None
 

@@ -183,9 +183,9 @@ def test_any_number_in_a_header_is_an_error_or_planned(
     tracemalloc.start()
     try:
         with suppress(CotenantError):
-            name, shape, projector_bytes = join_headers([sent({**usual, **changed, **others})])
+            name, shape, projector = join_headers([sent({**usual, **changed, **others})])
             wanted = {field: getattr(recipe, field) for field in ("n_ctx", "parallel", "n_gpu_layers")}
-            query = PlanQuery(None, None, shape, name, projector_bytes, wanted, gpus="2x1GiB")
+            query = PlanQuery(None, None, shape, name, projector, wanted, gpus="2x1GiB")
             encode_json(plan_answer(asyncio.run(planner().plan(query))))
         assert tracemalloc.get_traced_memory()[1] < 64 * MIB
     finally:

@@ -13,7 +13,7 @@ _WIDTH, _N_FF, _N_BLOCKS = 32, 64, 2
 _IMAGE, _PATCH = 32, 8
 
 
-def build_tiny_projector(path: Path) -> Path:
+def build_tiny_projector(path: Path, image: int = _IMAGE) -> Path:
     """Write an mmproj with random weights: 32 by 32 pixels become 16 tokens of the tiny llama."""
     metadata: Metadata = {
         "general.architecture": "clip",
@@ -23,7 +23,7 @@ def build_tiny_projector(path: Path) -> Path:
         "clip.has_vision_encoder": True,
         "clip.projector_type": "mlp",
         "clip.use_gelu": True,
-        "clip.vision.image_size": _IMAGE,
+        "clip.vision.image_size": image,
         "clip.vision.patch_size": _PATCH,
         "clip.vision.embedding_length": _WIDTH,
         "clip.vision.feed_forward_length": _N_FF,
@@ -36,7 +36,7 @@ def build_tiny_projector(path: Path) -> Path:
     }
     shapes: dict[str, Dims] = {
         "v.patch_embd.weight": (_PATCH, _PATCH, 3, _WIDTH),
-        "v.position_embd.weight": (_WIDTH, (_IMAGE // _PATCH) ** 2),
+        "v.position_embd.weight": (_WIDTH, (image // _PATCH) ** 2),
         "mm.0.weight": (_WIDTH, N_EMBD),
         "mm.0.bias": (N_EMBD,),
         "mm.2.weight": (N_EMBD, N_EMBD),

@@ -86,6 +86,7 @@ def _collect(lines: Iterable[str]) -> _Seen:
             seen.contexts += 1
         elif match := _CLIP_BACKEND.search(line):
             seen.clip_backend = match[1]
+            seen.contexts += 1
         elif match := _CLIP_WEIGHTS.search(line):
             seen.weights[_device(seen, seen.clip_backend)] += float(match[1])
     return seen

@@ -19,7 +19,7 @@ from cotenant.domain.errors import (
     SplitPartMissing,
     UnsupportedModelFile,
 )
-from cotenant.domain.models import ModelKind, ModelShape
+from cotenant.domain.models import ModelKind, ModelShape, Projector
 from cotenant.domain.units import MIB, format_bytes
 
 _MAX_KEPT_BYTES: Final = 256 * MIB
@@ -120,10 +120,10 @@ def read_header(name: str, file_bytes: int, first: bytes) -> SentHeader:
     return SentHeader(secrets.token_urlsafe(12), name, header, part, parts, kind, architecture)
 
 
-def join_headers(sent: Sequence[SentHeader]) -> tuple[str, ModelShape, int]:
+def join_headers(sent: Sequence[SentHeader]) -> tuple[str, ModelShape, Projector | None]:
     """Combine the headers of a model's parts and its projector. Raises ModelFileError.
 
-    Returns the model's name, its shape, and the bytes of its projector if it has one.
+    Returns the model's name, its shape, and its projector if it has one.
     """
     projectors = [each for each in sent if each.kind is ModelKind.PROJECTOR]
     parts = sorted((each for each in sent if each not in projectors), key=lambda each: each.part)
@@ -147,7 +147,7 @@ def join_headers(sent: Sequence[SentHeader]) -> tuple[str, ModelShape, int]:
             f"{parts[-1].name} belongs to another model than {first.name}", hint="Choose one model's files."
         )
     shape = model_shape(join_parts([each.header for each in parts]))
-    projector = sum(model_shape(each.header).tensor_bytes for each in projectors)
+    projector = model_shape(projectors[0].header).projector if projectors else None
     return first.name.removesuffix(".gguf"), shape, projector
 
 

@@ -134,8 +134,8 @@ class PlanRoutes:
             what = f"{' and '.join(named)} are given" if named else "no model is given"
             raise BadAssignment(what, hint="Give one of model, path and headers.", field="model")
         sent = [self._headers.find(id_) for id_ in asked.headers or ()]
-        name, shape, projector_bytes = (
-            await self._reading.run(partial(join_headers, sent)) if sent else ("", None, 0)
+        name, shape, projector = (
+            await self._reading.run(partial(join_headers, sent)) if sent else ("", None, None)
         )
         recipe = asked.recipe.model_dump(exclude_none=True)
         if "tensor_split" in recipe:
@@ -145,7 +145,7 @@ class PlanRoutes:
             path=asked.path,
             shape=shape,
             name=name,
-            projector_bytes=projector_bytes,
+            projector=projector,
             recipe=recipe,
             gpus=asked.gpus,
             beside_loaded=asked.beside_loaded,
