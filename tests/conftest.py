@@ -1,7 +1,9 @@
 """Runs coroutine tests on uvloop, as the daemon runs; says at the end what this machine could not test."""
 
 import asyncio
+import functools
 import inspect
+import subprocess
 from collections import Counter
 
 import pytest
@@ -13,6 +15,23 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", _PATIENT)
 settings.register_profile("same", _PATIENT, derandomize=True)
 settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip tests of real GPUs where there is none; `make gpu-check`, which selects them, fails there."""
+    if item.get_closest_marker("gpu") and item.config.option.markexpr != "gpu" and not _has_gpu():
+        pytest.skip("real GPUs cannot be tested here: nvidia-smi shows none")
+
+
+@functools.cache
+def _has_gpu():
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).stdout.startswith(
+            b"GPU "
+        )
+    except OSError:
+        return False
 
 
 @pytest.hookimpl(tryfirst=True)
