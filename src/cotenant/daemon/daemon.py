@@ -86,10 +86,11 @@ class Daemon:
 
         # Each part gets those above it. If one reports to a part below it, that part adds a listener.
         readings, exclusive = inputs.inventory.readings.values(), ComputeMode.EXCLUSIVE_PROCESS
+        # By port, since two daemons of one user must not write one file.
+        logs = LogFolder(options.log_dir / str(sock.getsockname()[1]))
         self._hosts = EngineHosts(
             HostInputs(
-                # By port, since two daemons of one user must not write one file.
-                LogFolder(options.log_dir / str(sock.getsockname()[1])),
+                logs,
                 ProbeMeter(inputs.probe, clock),
                 exclusive=frozenset(r.device_id for r in readings if r.compute_mode is exclusive),
                 llama_server=options.llama_server,
@@ -112,6 +113,7 @@ class Daemon:
             rules,
             self._sharing.environment,
             [self._sharing.ended],
+            log_path=logs.latest,
         )
         scheduler = Scheduler(scheduler_settings(configuration))
         self._loop = loop = Loop(scheduler, clock, effects, on_violation=self._stop.set)

@@ -58,7 +58,6 @@ class Engine:
 
     def __init__(self, name: str, *, fails: bool, report: EngineReport | None = None) -> None:
         self.told = report
-        self.log_path = Path(f"{name}.log")
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.fails = fails
@@ -131,6 +130,7 @@ def fleet(
         clock,
         cpu_fallback=lambda entry, placement: placement,
         load_timeout_s=60,
+        log_path=lambda name: Path(f"{name}.log"),
     )
     loop = Loop(Scheduler(rules), clock, effects)
     card = Device(DeviceId("GPU-0"), DeviceKind.GPU, "card", index=0, total_bytes=GIB)

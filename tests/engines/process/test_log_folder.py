@@ -108,6 +108,18 @@ def test_a_log_is_not_free_while_its_engine_is_still_being_launched(tmp_path: Pa
     assert folder.log("m", lambda: True).path == first.path
 
 
+def test_the_last_log_of_a_model_is_found_also_by_a_later_daemon(tmp_path: Path) -> None:
+    folder = LogFolder(tmp_path)
+    assert folder.latest("org/m:1b") is None
+    paths = {
+        name: folder.log(name, lambda: True).path for name in ("org/m:1b", "org_m:1b", "org%2Fm:1b", ".m")
+    }
+    assert len(set(paths.values())) == len(paths)
+    for name, path in paths.items():
+        path.write_text(name)
+        assert folder.latest(name) == LogFolder(tmp_path).latest(name) == path
+
+
 def test_a_header_is_the_first_line_also_after_a_rotation(tmp_path: Path) -> None:
     log = RotatingLog(tmp_path / "a.log", max_bytes=10)
     output = log.open(b"header\n")

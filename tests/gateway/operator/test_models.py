@@ -3,6 +3,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -218,11 +219,14 @@ async def test_logs_show_the_last_lines(tmp_path):
         none = await fetch(port, "GET", "/api/models/llama/logs?tail=0")
         bad = await fetch(port, "GET", "/api/models/llama/logs?tail=-1")
         unwritten = await fetch(port, "GET", "/api/models/org%2Fbert/logs")
+        operator.models["org/bert"] = replace(operator.models["org/bert"], last_failure="no engine here")
+        failed = await fetch(port, "GET", "/api/models/org%2Fbert/logs")
     assert default.headers["content-type"].startswith("text/plain")
     assert len(default.body.splitlines()) == 100
     assert (two.body, none.body) == (b"line 498\nline 499\n", b"")
     assert (bad.status, unwritten.status) == (400, 404)
     assert "no log yet" in unwritten.error["message"]
+    assert failed.error["message"].endswith("no log yet. No engine was started: no engine here")
 
 
 async def test_the_first_line_of_a_log_is_shown_if_it_is_ours(tmp_path):

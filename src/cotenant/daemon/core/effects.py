@@ -88,7 +88,7 @@ class Effects:
     """Starts and stops engines, and posts their events.
 
     `cpu_fallback` turns a placement on described GPUs into one that this machine can run; `rules` are those
-    of budgets. `log_paths` has the log of each model's last engine. `end_listeners` are called once an engine
+    of budgets. `log_path` returns the log of a model's last engine. `end_listeners` are called once an engine
     has ended, or was never started: once after each call of `environment`.
     """
 
@@ -100,7 +100,7 @@ class Effects:
     environment: SharedEnvironment = _nothing_shared
     end_listeners: list[Callable[[ResidencyId], None]] = field(default_factory=list)
     running: dict[ResidencyId, Running] = field(default_factory=dict)
-    log_paths: dict[str, Path | None] = field(default_factory=dict)
+    log_path: Callable[[str], Path | None] = lambda _: None
     _stopping: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def start(
@@ -209,7 +209,6 @@ class Effects:
             planned_gpus=[device for device in planned if device.kind is not DeviceKind.HOST],
         )
         engine = running.engine = await self.host.start(order)
-        self.log_paths[entry.name] = engine.log_path
         await engine.wait_ready(self.load_timeout_s)
         running.placement = carried_out
         running.report = engine.report()

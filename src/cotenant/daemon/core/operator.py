@@ -76,7 +76,7 @@ class FleetOperator:
 
     def log_path(self, name: str) -> Path | None:
         """Return the log of the model's engine, running or last run. Raises UnknownModel."""
-        return self._loop.effects.log_paths.get(self._loop.fleet.resolve(name))
+        return self._loop.effects.log_path(self._loop.fleet.resolve(name))
 
     async def load(self, name: str) -> None:
         """Load a model, or return if it is loaded. Raises UnknownModel, DoesNotFit or EngineLoadFailed."""

@@ -138,7 +138,11 @@ class ServerHost:
             process = await launch(plan, output)
         except OSError as error:
             why = f"{plan.name} could not be loaded: {plan.argv[0]}: {error.strerror}"
+            log.add(f"{LOG_MARK}{why}\n".encode())
             raise EngineLoadFailed(why) from error
+        except EngineError as error:
+            log.add(f"{LOG_MARK}{error.message}\n".encode())
+            raise
         finally:
             launching = False
             os.close(output)

@@ -44,8 +44,13 @@ class RotatingLog:
             self.path.replace(self._older(1))
         output = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT, _MODE)
         self._header = header
-        self._write_header()
+        self.add(header)
         return output
+
+    def add(self, line: bytes) -> None:
+        """Append a line of ours; on a full disk nothing."""
+        with contextlib.suppress(OSError), self.path.open("ab", buffering=0) as file:
+            file.write(line)
 
     @property
     def overgrown(self) -> bool:
@@ -84,7 +89,7 @@ class RotatingLog:
                     raise
             finally:
                 source.truncate(0)
-                self._write_header()
+                self.add(self._header)
                 self._seen_bytes = 0
 
     def read(self, limit_bytes: int, *, from_end: bool = False) -> str:
@@ -94,10 +99,6 @@ class RotatingLog:
             if from_end and self._rotated and len(found) < limit_bytes:
                 found = _part(self._older(1), limit_bytes - len(found), from_end) + found
         return found.decode("utf-8", "replace")
-
-    def _write_header(self) -> None:
-        with contextlib.suppress(OSError), self.path.open("ab", buffering=0) as file:
-            file.write(self._header)
 
     def _bytes(self) -> int:
         try:
@@ -134,14 +135,25 @@ class LogFolder:
         self._path = path
         self._max_bytes = max_bytes
         self._in_use: dict[Path, Callable[[], bool]] = {}
+        self._latest = {log.stem: log for log in path.glob("*.log")}
 
     def log(self, name: str, ended: Callable[[], bool]) -> RotatingLog:
         """Return a log for a model's engine; it is reserved until `ended` returns true."""
         self._in_use = {path: gone for path, gone in self._in_use.items() if not gone()}
-        stem = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "model"
+        stem = _stem(name)
         path, number = self._path / f"{stem}.log", 1
         while path in self._in_use:
             number += 1
             path = self._path / f"{stem}.{number}.log"
         self._in_use[path] = ended
+        self._latest[stem] = path
         return RotatingLog(path, max_bytes=self._max_bytes)
+
+    def latest(self, name: str) -> Path | None:
+        """Return the log of a model's last engine, also of an earlier run of the daemon's."""
+        return self._latest.get(_stem(name))
+
+
+def _stem(name: str) -> str:
+    """Return a file's name for a model, of which no other model has the same."""
+    return re.sub(r"^\.|[^\w.:@+-]", lambda match: f"%{ord(match[0]):02X}", name)

@@ -96,8 +96,12 @@ class ModelRoutes:
         follow = request.switch("follow", False)
         path = self._operator.log_path(name)
         if path is None:
+            failure = next(
+                (each.last_failure for each in self._operator.statuses() if each.name == name), None
+            )
+            why = f"No engine was started: {failure}" if failure else ""
             raise UnknownRoute(
-                f"{name} has no log yet", hint="Its engine writes one when the model is loaded."
+                f"{name} has no log yet", hint=why or "Its engine writes one when the model is loaded."
             )
         if follow and request.method == "GET":
             pieces = LogReader(partial(_log_path, self._operator, name), tail).follow(self._timing.log_poll_s)
