@@ -100,7 +100,7 @@ class _Row(NamedTuple):
 def _columns(uuid_width: int) -> Sequence[Column[_Row]]:
     return (
         Column("GPU", lambda row: _known(row.device.index), right=True),
-        Column("name", lambda row: short_name(row.device.name), min_width=12, cut=cut_middle),
+        Column("name", lambda row: short_name(row.device.own_name), min_width=12, cut=cut_middle),
         Column("UUID", lambda row: row.device.id[:uuid_width]),
         Column("PCI", lambda row: _known(row.device.pci_bus_id).removeprefix("0000:")),
         Column("total", lambda row: format_mib(row.device.total_bytes), right=True),
@@ -152,7 +152,7 @@ def _device_json(inventory: Inventory, device: Device) -> dict[str, Any]:
     return {
         "index": device.index,
         "kind": device.kind.value,
-        "name": device.name,
+        "name": device.own_name,
         "uuid": device.id,
         "pci_bus_id": device.pci_bus_id,
         "parent_uuid": device.parent_id,

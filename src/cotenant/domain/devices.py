@@ -61,7 +61,8 @@ class MpsGroup(StrEnum):
 class Device:
     """One memory pool: a card, a MIG slice, or host RAM. Unknown is None.
 
-    `index` is the card's, for a MIG slice its parent's. A `described` device is one that `--gpus` describes:
+    `index` is the card's, for a MIG slice its parent's; `slice_number` is the slice's within its card, as
+    `nvidia-smi -L` counts. A `described` device is one that `--gpus` describes:
     plans may use it, but no process of this machine can run on it. `runtime_name` is its name in the vendor's
     runtime, a UUID or an index, if that is not the id; `render_node` is the number of its device
     file under /dev/dri, if the runtime needs it.
@@ -81,14 +82,27 @@ class Device:
     vendor: Vendor | None = None
     runtime_name: str | None = None
     render_node: int | None = None
+    slice_number: int | None = None
 
     @property
     def number(self) -> str:
-        """The driver's index for people: `GPU 0`, or `host RAM`. No other number of a device is shown."""
+        """The driver's index for people: `GPU 0`, `MIG 0:1` (slice 1 of card 0), or `host RAM`.
+
+        No other number of a device is shown.
+        """
         if self.kind is DeviceKind.HOST:
             return self.name
-        number = "?" if self.index is None else self.index
-        return f"{'MIG' if self.kind is DeviceKind.MIG else 'GPU'} {number}"
+        return f"{'MIG' if self.kind is DeviceKind.MIG else 'GPU'} {self._position}"
+
+    @property
+    def own_name(self) -> str:
+        """The name, with its number if it is a slice of a card: slices of one profile have the same name."""
+        return self.name if self.slice_number is None else f"{self.name} ({self._position})"
+
+    @property
+    def _position(self) -> str:
+        index = "?" if self.index is None else str(self.index)
+        return index if self.slice_number is None else f"{index}:{self.slice_number}"
 
     @property
     def label(self) -> str:

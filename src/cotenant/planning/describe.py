@@ -60,4 +60,4 @@ def parts_as_json(parts: Parts) -> Json:
 
 def _budget_as_json(budget: Budget) -> Json:
     device, sizes = budget.device, {"free_bytes": budget.free_bytes, "budget_bytes": budget.budget_bytes}
-    return {"index": device.index, "name": device.name, "uuid": device.id, **sizes}
+    return {"index": device.index, "name": device.own_name, "uuid": device.id, **sizes}

@@ -219,12 +219,21 @@ def test_mig_slices_take_the_place_of_their_card() -> None:
     assert [device.id for device in found.devices] == ["MIG-1", "MIG-2", "GPU-b"]
     one, two, _ = found.devices
     assert (one.kind, one.parent_id, one.index) == (DeviceKind.MIG, "GPU-a", 0)
-    assert (one.name, two.name) == ("NVIDIA A100 MIG 3g.20gb", "NVIDIA A100 MIG 2")
+    assert (one.name, two.name) == ("NVIDIA A100 MIG 3g.20gb", "NVIDIA A100 MIG")
     assert (one.compute_capability, one.pci_bus_id) == ((8, 0), "0000:01:00.0")
     assert one.bandwidth_bytes_per_s is None
     assert found.reading(one).free_bytes == 15 * MIB
     assert found.reading(one).compute_mode is ComputeMode.EXCLUSIVE_PROCESS
     assert [device.id for device in found.select(["0"]).devices] == ["MIG-1", "MIG-2"]
+
+
+def test_slices_of_one_profile_are_told_apart_by_their_number_within_the_card() -> None:
+    first, second = (PaperCard(f"MIG-{number}", name="NVIDIA A100 MIG 3g.20gb") for number in (1, 2))
+    one, two = inventory(mig_card(first, None, second)).devices
+
+    assert (one.name, two.name) == ("NVIDIA A100 MIG 3g.20gb",) * 2
+    assert (one.label, two.label) == ("MIG 0:0 NVIDIA A100 MIG 3g.20gb", "MIG 0:2 NVIDIA A100 MIG 3g.20gb")
+    assert two.own_name == "NVIDIA A100 MIG 3g.20gb (0:2)"
 
 
 def test_a_card_in_mig_mode_without_slices_is_explained() -> None:

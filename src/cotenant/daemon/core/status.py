@@ -69,7 +69,7 @@ def device_statuses(
         DeviceStatus(
             uuid=device,
             index=reading.device.index,
-            name=reading.device.name,
+            name=reading.device.own_name,
             total_bytes=reading.device.total_bytes,
             free_bytes=_free_bytes(state, reading),
             claimed_bytes=ledger.claimed_bytes(device),

@@ -85,7 +85,7 @@ def _placement(placement: Placement, report: EngineReport | None) -> dict[str, A
         "devices": [
             {
                 "index": row.share.device.index,
-                "name": row.share.device.name,
+                "name": row.share.device.own_name,
                 "uuid": row.share.device.id,
                 "layers": None if row.share.first is None else [row.share.first, row.share.last],
                 **_compared(row),

@@ -143,10 +143,11 @@ class NvmlProbe:
                 card,
                 id=DeviceId(uuid),
                 kind=DeviceKind.MIG,
-                name=self._ask("DeviceGetName", handle) or f"{card.name} MIG {number}",
+                name=self._ask("DeviceGetName", handle) or f"{card.name} MIG",
                 total_bytes=memory.total,
                 bandwidth_bytes_per_s=None,
                 parent_id=card.id,
+                slice_number=number,
             )
             yield device, self._reading(handle, device, memory, mode)
 
