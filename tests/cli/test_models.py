@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from cotenant.domain.devices import DeviceId
 from cotenant.domain.models import Parts
 from cotenant.domain.records import FootprintRecord
 from cotenant.domain.units import MIB
-from cotenant.engines.process.marks import MARK
+from cotenant.engines.process.marks import MARK, new_mark
 from cotenant.store.store import SqlJournal
 from cotenant.store.writer import Writer
 from tests.support.models.gguf_models import build_tiny_llama, llama_8b, llama_70b
@@ -210,11 +211,26 @@ def test_what_fits_at_once_is_what_the_daemon_holds(
 def test_what_engines_of_ours_hold_counts_as_free(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     card = "live: true\ngpus: [{{name: A, total_mib: 24576, used_mib: 20000, processes: {}}}]\n"
     text = "devices: {gpus: card.yaml, overhead_mib: 0}"
-    with subprocess.Popen(["/bin/sleep", "600"], env={MARK: "a daemon"}) as engine:
+    # This process is the daemon: it listens, and started the engine.
+    with (
+        subprocess.Popen(["/bin/sleep", "600"], env={MARK: new_mark()}) as engine,
+        socket.create_server(("127.0.0.1", 0)) as daemon,
+    ):
         try:
+            port = daemon.getsockname()[1]
             process = f"[{{pid: {engine.pid}, name: engine, used_mib: 20000}}]"
             (tmp_path / "card.yaml").write_text(card.format(process))
-            assert held(capsys, tmp_path, text, a="18GiB", b="5GiB")["waiting"] == []
+            at_port = f"server: {{port: {port}}}\n{text}"
+            assert held(capsys, tmp_path, at_port, a="18GiB", b="5GiB")["waiting"] == []
+            # The daemon of another configuration listens elsewhere, or not now.
+            another = f"server: {{port: 0}}\n{text}"
+            assert held(capsys, tmp_path, another, a="18GiB", b="3GiB")["nowhere"] == ["a"]
+            code = "import socket as s; d = s.create_server(('', 0)); print(d.getsockname()[1]); input()"
+            with subprocess.Popen([sys.executable, "-uc", code], stdin=-1, stdout=-1, text=True) as other:
+                assert other.stdout is not None
+                another = f"server: {{port: {other.stdout.readline().strip()}}}\n{text}"
+                assert held(capsys, tmp_path, another, a="18GiB", b="3GiB")["nowhere"] == ["a"]
+                other.kill()
         finally:
             engine.kill()
     (tmp_path / "card.yaml").write_text(card.format(f"[{{pid: {os.getpid()}, name: x, used_mib: 20000}}]"))

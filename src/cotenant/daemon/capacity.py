@@ -52,11 +52,12 @@ class Peak:
 def peak(configuration: Configuration, inventory: Inventory) -> Peak:
     """Place as many models as fit at the same time: pinned and preloaded ones first, then the largest.
 
-    If more fit when the smallest come first, they do. What engines of ours hold already counts as free.
-    Raises MpsMissing.
+    If more fit when the smallest come first, they do. What the engines of the daemon at the configured port
+    hold already counts as free. Raises MpsMissing.
     """
     models, rules = configuration.models, configuration.devices.rules
-    ours = marked(each.pid for r in inventory.readings.values() for each in r.processes or ())
+    seen = (each.pid for r in inventory.readings.values() for each in r.processes or ())
+    ours = marked(seen, configuration.server.port)
     sharing = Sharing(MpsRules.of(configuration, state_dir()))
     admissions = sharing.admissions(inventory, ours, models)
     engines = {pid: ResidencyId(-1 - number) for number, pid in enumerate(ours)}

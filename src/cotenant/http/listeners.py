@@ -1,8 +1,10 @@
 """Who listens on a port of this machine, from the kernel's own tables."""
 
 import atexit
+import contextlib
 import errno
 import functools
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -86,6 +88,21 @@ def listening_sockets(port: int) -> Iterator[tuple[int, int]]:
         for row in rows[1:]:
             if row[1].endswith(wanted) and int(row[3], 16) == _LISTEN:
                 yield int(row[9]), int(row[7])
+
+
+def has_socket(pid: int, inode: int, uid: int) -> bool:
+    """Whether a process has a socket; of one that may not be looked into, its user must be the socket's."""
+    link, folder = f"socket:[{inode}]", f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):
+        try:
+            descriptors = os.listdir(folder)
+        except PermissionError:
+            return os.stat(f"/proc/{pid}").st_uid == uid
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{folder}/{descriptor}") == link:
+                    return True
+    return False
 
 
 @functools.cache

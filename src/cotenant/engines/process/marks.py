@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from cotenant.engines.process.owner import Owner
+from cotenant.http.listeners import has_socket, listening_sockets
 
 MARK: Final = "COTENANT_ENGINE"
 _ROUNDS: Final = 50
@@ -25,9 +26,15 @@ def kill_marked(mark: str) -> int:
     return _kill(lambda found: found == mark)
 
 
-def marked(pids: Iterable[int]) -> frozenset[int]:
-    """Return which processes belong to engines of a Cotenant, as far as this user may see that."""
-    return frozenset(pid for pid in pids if _is(pid, lambda _: True))
+def marked(pids: Iterable[int], port: int) -> frozenset[int]:
+    """Return which processes belong to engines of the daemon at a port, as far as this user may see that."""
+    sockets = [*listening_sockets(port)]
+
+    def of_daemon(found: str) -> bool:
+        owner = Owner.parse(found.rpartition("/")[0])
+        return owner is not None and owner.is_here and any(has_socket(owner.pid, *each) for each in sockets)
+
+    return frozenset(pid for pid in pids if _is(pid, of_daemon))
 
 
 def kill_orphans() -> int:

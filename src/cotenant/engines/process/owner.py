@@ -40,6 +40,12 @@ class Owner:
         return f"{self.boot}/{self.namespace}/{self.pid}/{self.started}"
 
     @property
+    def is_here(self) -> bool:
+        """Whether that process runs in this namespace, where its id means it."""
+        here = Owner.here()
+        return (self.boot, self.namespace, self.started) == (here.boot, here.namespace, _started(self.pid))
+
+    @property
     def another_boot(self) -> bool:
         """Whether it ran before this boot, or on another machine."""
         return self.boot != Owner.here().boot

@@ -13,6 +13,7 @@ from typing import Final, Self
 
 from cotenant.engines.process import guard
 from cotenant.engines.process.marks import MARK, kill_marked, new_mark
+from cotenant.http.listeners import has_socket
 from cotenant.programs.run import readable
 
 _GROUP_POLL_S: Final = 0.01
@@ -83,7 +84,7 @@ class ChildProcess:
     def owns_socket(self, inode: int, uid: int) -> bool:
         """Whether one of its processes has a socket; of one that may not be looked into, its user must be."""
         own = self._popen.pid, self.pid
-        return any(_has_socket(pid, inode, uid) for top in own for pid in (top, *guard.descendants(top)))
+        return any(has_socket(pid, inode, uid) for top in own for pid in (top, *guard.descendants(top)))
 
     @property
     def returncode(self) -> int | None:
@@ -212,17 +213,3 @@ def _runs_in(folder: Path, group: int) -> bool:
     except (OSError, ValueError):
         return False
     return int(member_of) == group and state not in ("Z", "X")
-
-
-def _has_socket(pid: int, inode: int, uid: int) -> bool:
-    link, folder = f"socket:[{inode}]", f"/proc/{pid}/fd"
-    with contextlib.suppress(OSError):
-        try:
-            descriptors = os.listdir(folder)
-        except PermissionError:
-            return os.stat(f"/proc/{pid}").st_uid == uid
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):
-                if os.readlink(f"{folder}/{descriptor}") == link:
-                    return True
-    return False
