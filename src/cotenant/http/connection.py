@@ -32,9 +32,10 @@ class NotHttp(ResponseBroken):
 class Connection(asyncio.Protocol):
     """A connection, and the response that is being read from it.
 
-    `status` is None until the head has arrived; `headers` are then complete, with names in lower case.
-    `ended` is set when the whole body has arrived, though `take` may still hold some of it; `cut` when this
-    side closed during a request, so that the server may still process it.
+    `status` is None until the head has arrived; `headers` are then complete, with names in lower case,
+    and `location` is where a redirect leads. `ended` is set when the whole body has arrived, though `take`
+    may still hold some of it; `cut` when this side closed during a request, so that the server may still
+    process it.
 
     Subclasses may drop headers, raise an error of their own, and handle the end of the connection.
     """
@@ -60,6 +61,7 @@ class Connection(asyncio.Protocol):
         "ended",
         "event_stream",
         "headers",
+        "location",
         "status",
     )
 
@@ -78,6 +80,7 @@ class Connection(asyncio.Protocol):
         self.headers: list[Header] = []
         self.ended = False
         self.event_stream = False
+        self.location = b""
         self._chunks: list[bytes] = []
         self._untaken_bytes = 0
         self._begun = False
@@ -210,6 +213,8 @@ class Connection(asyncio.Protocol):
             self._framed = True
         elif name == b"content-type":
             self.event_stream = value.lower().startswith(b"text/event-stream")
+        elif name == b"location":
+            self.location = value
         if name not in self._dropped_headers:
             self.headers.append((name, value))
 

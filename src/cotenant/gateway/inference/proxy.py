@@ -343,7 +343,7 @@ class Exchange:
         """Forward an error in OpenAI's form unchanged; put the reason of any other into that form."""
         reply = self._reply
         if status < 400:
-            location = dict(reply.headers).get(b"location", b"").decode("latin-1")
+            location = reply.location.decode("latin-1")
             raise UpstreamFailed(f"the engine answered {status}, redirecting to {location[:200]!r}")
         body = reply.take()
         while not reply.ended and len(body) <= _MAX_ERROR_BYTES:
