@@ -213,7 +213,9 @@ class Gateway:
         if path != _HEALTH:
             self._access.check(scope, is_open=is_page or path == SESSION)
         if handlers is not None:
-            request = ApiRequest(scope, receive, send, partial(self._ended, scope), name)
+            request = ApiRequest(
+                scope, receive, send, partial(self._ended, scope), name, self._access.caller(scope)
+            )
             await dispatch(request, handlers)
         elif is_page:
             await self._console(scope, receive, send)

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import logging
 
 import pytest
 
 from cotenant.clock import ManualClock
 from cotenant.domain.decisions import Decision, DecisionKind, ModelStatus
 from cotenant.domain.engines import Endpoint
+from cotenant.domain.errors import NotOnHub
 from cotenant.domain.hub import PullStep
 from tests.gateway.harness import SlotRouter, connected, fetch, post, serving
 from tests.support.daemon.plain_gateway import plain_gateway
@@ -148,6 +151,50 @@ async def test_wrong_keys_are_logged_one_line_for_many(caplog):
         "3 last_from=127.0.0.1",
     ]
     assert "guess-me" not in caplog.text
+
+
+async def test_each_order_is_logged_once_with_who_gave_it_and_reading_is_not(caplog):
+    caplog.set_level(logging.INFO, "cotenant.gateway")
+    by_key = f"from=127.0.0.1 key={hashlib.sha256(KEY.encode()).hexdigest()[:8]}"
+    gateway = plain_gateway(
+        SlotRouter(NOWHERE), PlainOperator(ModelStatus("llama", "ready")), puller=NoPuller(), api_keys=(KEY,)
+    )
+    async with serving(None, gateway=gateway) as port:
+        cookie, csrf = await signed_in(port)
+        key = {"Authorization": f"Bearer {KEY}"}
+        await fetch(port, "POST", UNLOAD, b"", **key)
+        await fetch(port, "POST", UNLOAD, b"", Authorization="Bearer wrong")
+        await fetch(port, "POST", "/api/models/a%0Ab/pin", b"", **key)
+        await fetch(port, "POST", "/api/reload", b"", Cookie=cookie, X_Cotenant_CSRF=csrf)
+        await post(port, {"model": "hf.co/o/r", "stream": False}, "/api/pull", **key)
+        await post(port, {"model": "llama", "keep_alive": 0}, "/api/generate", **key)
+        await fetch(port, "GET", "/api/models", **key)
+        await fetch(port, "POST", "/api/plan", b"{}", **key)
+    orders = [record.message for record in caplog.records if by_key in record.message]
+    assert orders == [
+        f"signed in: {by_key}",
+        f"order: POST '{UNLOAD}' {by_key}",
+        f"order: POST '/api/models/a\\nb/pin' {by_key}",
+        f"order: POST '/api/reload' {by_key}",
+        f"order: pull 'hf.co/o/r' {by_key}",
+        f"order: unload 'llama' {by_key}",
+    ]
+    assert KEY not in caplog.text
+
+
+async def test_without_keys_an_order_is_logged_with_the_address_alone(caplog):
+    caplog.set_level(logging.INFO, "cotenant.gateway")
+    async with daemon() as port:
+        await fetch(port, "POST", UNLOAD, b"", Authorization="Bearer whatever")
+    assert f"order: POST '{UNLOAD}' from=127.0.0.1" in [record.message for record in caplog.records]
+
+
+class NoPuller:
+    """A hub where nothing is."""
+
+    async def pull(self, name):
+        raise NotOnHub(f"there is no {name}")
+        yield
 
 
 class EndlessPuller:

@@ -1,5 +1,6 @@
 """Access control: API keys, browser sessions, and checks of the headers Host and Origin."""
 
+import hashlib
 import hmac
 import logging
 from collections.abc import Iterable, Sequence
@@ -87,6 +88,16 @@ class AccessControl:
                     "the request lacks this session's token", hint="Reload the page and try again."
                 )
 
+    def caller(self, scope: Scope) -> str:
+        """Return what is logged of who sent a request: the address, and the start of its key's SHA-256."""
+        headers = scope["headers"]
+        offered = _offered_key(headers) if self._keys else b""
+        digest = hashlib.sha256(offered).digest() if offered else b""
+        if offered is None:
+            session = self._sessions.find(_cookie(headers, dict(headers).get(b"host")))
+            digest = session.key_digest if session is not None else b""
+        return _described(_address(scope), digest)
+
     def _check_key(self, scope: Scope) -> None:
         """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
         offered = _offered_key(scope["headers"])
@@ -96,7 +107,7 @@ class AccessControl:
                 hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
             )
         if not self._is_key(offered):
-            raise self._wrong_key((scope.get("client") or ("",))[0])
+            raise self._wrong_key(_address(scope))
 
     def _wrong_key(self, client: str) -> Unauthorized:
         """Return the error, and log it: one line for all of ten seconds."""
@@ -127,6 +138,7 @@ class AccessControl:
         Reply(SessionResponse, "the session that has begun"),
         (*BODY_ERRORS, errors.TooManyAttempts),
         body=Body(SessionRequest, required=True),
+        changes=False,
     )
     async def _begin(self, request: ApiRequest) -> None:
         """Check the key and set the cookie. Without API keys, any key is accepted and no cookie is set.
@@ -148,6 +160,7 @@ class AccessControl:
             self._attempts.failed(client)
             raise self._wrong_key(client)
         token, session = self._sessions.begin(key)
+        _log.info("signed in: from=%s", _described(client, session.key_digest))
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
     @Route("POST /api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))
@@ -160,6 +173,14 @@ class AccessControl:
         csrf = session.csrf if session else None
         response = SessionResponse(needed=bool(self._keys), signed_in=session is not None, csrf=csrf)
         await send_json(request.send, 200, response, ((b"cache-control", b"no-store"), *headers))
+
+
+def _address(scope: Scope) -> str:
+    return (scope.get("client") or ("",))[0]
+
+
+def _described(address: str, key_digest: bytes) -> str:
+    return f"{address} key={key_digest.hex()[:8]}" if key_digest else address
 
 
 def _offered_key(headers: Sequence[Header]) -> bytes | None:

@@ -19,7 +19,8 @@ _LIMITS: Final = Limits(body_bytes=MIB)
 class ApiRequest:
     """One request. `name` is the decoded name in its path, if the template has one.
 
-    `client` is the address of the client. `ended` returns when an endless response to it must end.
+    `client` is the address of the client, `caller` what is logged of who it is. `ended` returns when an
+    endless response to it must end.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class ApiRequest:
         send: Send,
         ended: Callable[[], Coroutine[Any, Any, object]],
         name: str = "",
+        caller: str = "",
     ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -38,6 +40,7 @@ class ApiRequest:
         self.ended = ended
         self.headers: Sequence[Header] = scope["headers"]
         self.client: str = (scope.get("client") or ("",))[0]
+        self.caller = caller
         self._scheme = str(scope.get("scheme", "http")).encode()
         self._headers: Mapping[bytes, bytes] = dict(self.headers)
         self._query: Mapping[str, list[str]] = parse_qs(

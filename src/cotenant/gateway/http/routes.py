@@ -1,5 +1,6 @@
 """Routes of the daemon's own API, each declared once, for dispatch and for the OpenAPI document."""
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -12,6 +13,8 @@ from cotenant.domain import errors
 from cotenant.domain.errors import CotenantError, MethodNotAllowed
 from cotenant.gateway.http.problems import send_problem
 from cotenant.gateway.http.request import ApiRequest
+
+_log = logging.getLogger("cotenant.gateway.orders")
 
 _NAME: Final = "{name}"
 
@@ -73,7 +76,8 @@ class Route:
     """A method and a path template, with the types of their requests and responses; decorates their handler.
 
     `at` is both, as `GET /path`. `reply` is the usual response and `other_replies` are alternatives. `errors`
-    are those that only this route raises; `HTTP_PROBLEMS` has their statuses.
+    are those that only this route raises; `HTTP_PROBLEMS` has their statuses. What is no GET is an order,
+    which is logged with who gave it, unless `changes` is false.
     """
 
     at: str
@@ -83,6 +87,7 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
     other_replies: tuple[Reply, ...] = ()
+    changes: bool = True
 
     @property
     def method(self) -> str:
@@ -140,10 +145,17 @@ async def dispatch(request: ApiRequest, handlers: Mapping[str, Handler]) -> None
     if handler is None:
         await refuse_method(request.method, request.path, handlers, request.send)
         return
+    route: Route | None = getattr(handler, "route", None)
+    if route is not None and route.changes and route.method != "GET":
+        log_order(request, f"{request.method} {request.path[:200]!r}")
     payload = await handler(request)
     if payload is not None:
-        route: Route | None = getattr(handler, "route", None)
         await send_json(request.send, route.reply.status if route else 200, payload)
+
+
+def log_order(request: ApiRequest, order: str) -> None:
+    """Log an order and who gave it: the address, and the start of the key's SHA-256."""
+    _log.info("order: %s from=%s", order, request.caller)
 
 
 async def refuse_method(method: str, path: str, allowed: Iterable[str], send: Send) -> None:

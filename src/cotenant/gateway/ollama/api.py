@@ -20,7 +20,7 @@ from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import whole_body
 from cotenant.gateway.http.request import ApiRequest
-from cotenant.gateway.http.routes import Handler
+from cotenant.gateway.http.routes import Handler, log_order
 from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.inference.dialects import CHAT, COMPLETIONS, Target
 from cotenant.gateway.inference.model_kinds import is_read
@@ -196,6 +196,7 @@ class OllamaApi:
 
     async def _hold(self, request: ApiRequest, fields: Fields, model: ServedModel) -> bool:
         """Load or unload a model; False if the client disconnects."""
+        log_order(request, f"{'unload' if _unloads(request, fields) else 'load'} {model.name!r}")
         if _unloads(request, fields) and model.state not in _MAY_UNLOAD:
             return True
         router, terms = self._proxy.router, read_request_options(request.headers, fields).terms

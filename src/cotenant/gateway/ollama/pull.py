@@ -8,6 +8,7 @@ from cotenant.asgi import encode_json, send_body, send_stream
 from cotenant.domain.errors import BadHubName, BadRequest, CotenantError, HubSilent, NotOffered, NotOnHub
 from cotenant.domain.hub import PullStep
 from cotenant.gateway.http.request import ApiRequest
+from cotenant.gateway.http.routes import log_order
 from cotenant.gateway.http.streams import unless_disconnected
 from cotenant.gateway.ollama.exchange import NDJSON
 from cotenant.gateway.ollama.fields import Fields, switch, text
@@ -26,6 +27,7 @@ async def pull(puller: Puller, router: Router, request: ApiRequest, fields: Fiel
     name = text(fields, "model") or text(fields, "name")
     if not name:
         raise BadRequest("`model` is required", hint="Write hf.co/ORG/REPO:QUANT.")
+    log_order(request, f"pull {name[:200]!r}")
     async with aclosing(puller.pull(name)) as steps:
         streaming = switch(fields, "stream", True)
         try:

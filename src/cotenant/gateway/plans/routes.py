@@ -79,6 +79,7 @@ class PlanRoutes:
             errors.QueueFull,
         ),
         body=Body(PlanRequest, required=True, examples=_EXAMPLES),
+        changes=False,
     )
     async def _plan(self, request: ApiRequest) -> object:
         asked = read_body(PlanRequest, await request.body() or b"{}")
@@ -105,6 +106,7 @@ class PlanRoutes:
         ),
         (_NAME, _SIZE),
         Body(bytes, required=True, content_type=OCTETS),
+        changes=False,
     )
     async def _take_header(self, request: ApiRequest) -> object:
         name, size = _file_name(request), _file_size(request)

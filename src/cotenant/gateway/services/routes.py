@@ -148,6 +148,7 @@ class GpuConfigRoutes:
         _PREVIEW,
         (_NO_SERVICES, *BODY_ERRORS, *_READING),
         body=Body(PreviewRequest, required=True, examples=examples.SAVES),
+        changes=False,
     )
     async def _preview_assignments(self, request: ApiRequest) -> object:
         services = self._needed()
