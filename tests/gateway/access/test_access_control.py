@@ -114,8 +114,8 @@ async def test_the_cookie_is_kept_from_scripts_from_other_sites_and_where_there_
 
 async def test_a_wrong_key_is_refused_and_after_five_nobody_guesses_on():
     async with daemon(api_keys=(KEY,)) as port:
-        for _ in range(5):
-            assert (await sign_in(port, "guess")).status == 401
+        for number in range(5):
+            assert (await sign_in(port, f"guess {number}")).status == 401
         reply = await sign_in(port)
     assert (reply.status, reply.error["code"]) == (429, "too_many_attempts")
     assert 0 < int(reply.headers["retry-after"]) <= 60
@@ -151,6 +151,27 @@ async def test_wrong_keys_are_logged_one_line_for_many(caplog):
         "3 last_from=127.0.0.1",
     ]
     assert "guess-me" not in caplog.text
+
+
+async def test_guesses_are_bounded_for_an_address_and_who_has_a_key_goes_on():
+    clock = ManualClock()
+
+    async def status(port, key):
+        reply = await fetch(port, "GET", "/v1/models", Authorization=f"Bearer {key}")
+        assert reply.status == 200 or reply.error["code"] in ("unauthorized", "too_many_attempts")
+        assert (reply.status == 429) is ("retry-after" in reply.headers)
+        return reply.status
+
+    async with daemon(api_keys=[KEY, "another"], clock=clock) as port:
+        assert await status(port, KEY) == 200
+        assert {await status(port, f"guess {number}") for number in range(20)} == {401}
+        assert {await status(port, f"guess {number}") for number in range(20, 25)} == {429}
+        assert await status(port, KEY) == 200
+        assert await status(port, "another") == 429
+        assert (await sign_in(port)).status == 429
+        clock.advance(60)
+        assert await status(port, "another") == 200
+        assert (await sign_in(port)).status == 200
 
 
 async def test_each_order_is_logged_once_with_who_gave_it_and_reading_is_not(caplog):

@@ -13,7 +13,15 @@ from cotenant.clock import Clock
 from cotenant.domain import errors
 from cotenant.domain.errors import ForeignPage, TooManyAttempts, Unauthorized
 from cotenant.gateway.access.allowed_hosts import AllowedHosts
-from cotenant.gateway.access.sessions import LIFETIME_S, BrowserSession, LoginAttempts, Sessions, same
+from cotenant.gateway.access.sessions import (
+    LIFETIME_S,
+    MOST_SIGN_INS,
+    MOST_WRONG_KEYS,
+    BrowserSession,
+    Sessions,
+    WrongKeys,
+    same,
+)
 from cotenant.gateway.http.bodies import RequestModel, read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
@@ -21,6 +29,7 @@ from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
 SESSION: Final = "/api/session"
 _COOKIE: Final = "cotenant_session"
 _LOG_EVERY_S: Final = 10.0
+_MOST_USED: Final = 1024
 
 _log = logging.getLogger("cotenant.gateway.access")
 
@@ -48,9 +57,10 @@ class AccessControl:
     def __init__(self, keys: Iterable[str], hosts: Iterable[str], clock: Clock) -> None:
         self._hosts = AllowedHosts(hosts)
         self._sessions = Sessions(clock.now)
-        self._attempts = LoginAttempts(clock.now)
+        self._wrong = WrongKeys(clock.now)
+        self._used: set[tuple[str, bytes]] = set()
         self._now = clock.now
-        self._wrong_keys = 0
+        self._to_log = 0
         self._log_at = 0.0
         self.set_keys(tuple(keys))
 
@@ -58,12 +68,13 @@ class AccessControl:
         """Accept these keys from now on, and end the sessions of all others."""
         self._keys = tuple(key.encode() for key in keys)
         self._sessions.end_unless_of(keys)
+        self._used.clear()
 
     def check(self, scope: Scope, *, is_open: bool) -> None:
         """Check a request; `is_open` means that its path needs no key.
 
         Requests with a valid key skip the host and origin checks: a web page cannot know the key.
-        Raises Unauthorized, UntrustedHost or ForeignPage.
+        Raises Unauthorized, TooManyAttempts, UntrustedHost or ForeignPage.
         """
         headers = scope["headers"]
         named = dict(headers)
@@ -99,22 +110,44 @@ class AccessControl:
         return _described(_address(scope), digest)
 
     def _check_key(self, scope: Scope) -> None:
-        """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized."""
+        """Check the key in `Authorization: Bearer` or `x-api-key`. Raises Unauthorized or TooManyAttempts.
+
+        Who used a right key before goes on with it, whatever others behind the same address try.
+        """
         offered = _offered_key(scope["headers"])
         if offered is None:
             raise Unauthorized(
                 "the request has no API key",
                 hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
             )
+        known = _address(scope), offered
+        if known in self._used:
+            return
+        self._check_wait(known[0], MOST_WRONG_KEYS)
         if not self._is_key(offered):
-            raise self._wrong_key(_address(scope))
+            raise self._wrong_key(*known)
+        if len(self._used) < _MOST_USED:
+            self._used.add(known)
 
-    def _wrong_key(self, client: str) -> Unauthorized:
-        """Return the error, and log it: one line for all of ten seconds."""
-        self._wrong_keys += 1
+    def _check_wait(self, client: str, most: int) -> None:
+        wait_s = self._wrong.wait_s(client, most)
+        if wait_s is not None:
+            self._log_wrong(client)
+            raise TooManyAttempts(
+                "too many wrong keys", hint=f"Wait {max(1, round(wait_s))} s.", retry_after_s=wait_s
+            )
+
+    def _log_wrong(self, client: str) -> None:
+        """Log a wrong key, or one too many: one line for all of ten seconds."""
+        self._to_log += 1
         if self._now() >= self._log_at:
-            _log.warning("wrong API keys: count=%d last_from=%s", self._wrong_keys, client)
-            self._wrong_keys, self._log_at = 0, self._now() + _LOG_EVERY_S
+            _log.warning("wrong API keys: count=%d last_from=%s", self._to_log, client)
+            self._to_log, self._log_at = 0, self._now() + _LOG_EVERY_S
+
+    def _wrong_key(self, client: str, key: bytes) -> Unauthorized:
+        """Count a wrong key, and return the error."""
+        self._wrong.add(client, key)
+        self._log_wrong(client)
         return Unauthorized(
             "the API key is wrong", hint="Use one of the daemon's keys; one that was taken out is void."
         )
@@ -150,15 +183,11 @@ class AccessControl:
             await self._show(request)
             return
         client = request.client
-        wait_s = self._attempts.wait_s(client)
-        if wait_s is not None:
-            raise TooManyAttempts(
-                "too many wrong keys", hint=f"Wait {max(1, round(wait_s))} s.", retry_after_s=wait_s
-            )
+        self._check_wait(client, MOST_SIGN_INS)
         key = body.key.strip()
-        if not self._is_key(key.encode("utf-8", "replace")):
-            self._attempts.failed(client)
-            raise self._wrong_key(client)
+        offered = key.encode("utf-8", "replace")
+        if not self._is_key(offered):
+            raise self._wrong_key(client, offered)
         token, session = self._sessions.begin(key)
         _log.info("signed in: from=%s", _described(client, session.key_digest))
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))

@@ -5,12 +5,14 @@ import hmac
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
 LIFETIME_S: Final = 12 * 3600.0
 MAX_SESSIONS: Final = 64
 _BYTES: Final = 32
-_MAX_ATTEMPTS: Final = 5
+MOST_SIGN_INS: Final = 5
+MOST_WRONG_KEYS: Final = 20
 _WINDOW_S: Final = 60.0
 _MAX_CLIENTS: Final = 1024
 
@@ -64,29 +66,41 @@ class Sessions:
         self._by_digest.pop(_digest(token), None)
 
 
-class LoginAttempts:
-    """Counts wrong keys by client: after five within a minute the client must wait, against guessing."""
+class WrongKeys:
+    """Counts wrong keys by client, against guessing: after some within a minute the client must wait.
+
+    The same key counts once, since a program with an old one repeats it. Of IPv6 a client is its /64.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._failed: dict[str, list[float]] = {}
+        self._offered: dict[str, dict[bytes, float]] = {}
 
-    def wait_s(self, client: str) -> float | None:
-        """Return the seconds that a client must wait before its next attempt; None if it need not wait."""
-        recent = self._recent(client)
-        return None if len(recent) < _MAX_ATTEMPTS else recent[0] + _WINDOW_S - self._now()
+    def wait_s(self, client: str, most: int) -> float | None:
+        """Return the seconds that a client must wait which offered `most` wrong keys; None if it need not."""
+        offered = self._offered.get(_network(client)) if self._offered else None
+        if offered is None or len(offered) < most:
+            return None
+        left_s = list(offered.values())[-most] + _WINDOW_S - self._now()
+        return left_s if left_s > 0 else None
 
-    def failed(self, client: str) -> None:
+    def add(self, client: str, key: bytes) -> None:
         """Count a wrong key."""
-        recent = self._recent(client)
-        self._failed.pop(client, None)
-        self._failed[client] = [*recent, self._now()][-_MAX_ATTEMPTS:]
-        while len(self._failed) > _MAX_CLIENTS:
-            del self._failed[next(iter(self._failed))]
+        offered = self._offered.pop(_network(client), {})
+        if len(offered) >= MOST_WRONG_KEYS:
+            del offered[next(iter(offered))]
+        offered.setdefault(hashlib.sha256(key).digest(), self._now())
+        self._offered[_network(client)] = offered
+        if len(self._offered) > _MAX_CLIENTS:
+            del self._offered[next(iter(self._offered))]
 
-    def _recent(self, client: str) -> list[float]:
-        since = self._now() - _WINDOW_S
-        return [at for at in self._failed.get(client, ()) if at > since]
+
+def _network(client: str) -> str:
+    try:
+        address = IPv6Address(client)
+    except AddressValueError:
+        return client
+    return str(address.ipv4_mapped or int(address) >> 64)
 
 
 def same(one: str, other: str) -> bool:

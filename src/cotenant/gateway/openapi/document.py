@@ -140,7 +140,7 @@ def _responses(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     faults: dict[int, list[str]] = {500: ["internal"]}
     kinds = [*_EVERYWHERE, *route.errors]
     if route.path != "/health":
-        kinds += [errors.Unauthorized, errors.ForeignPage, errors.UntrustedHost]
+        kinds += [errors.Unauthorized, errors.TooManyAttempts, errors.ForeignPage, errors.UntrustedHost]
     for kind in kinds:
         faults.setdefault(HTTP_PROBLEMS[kind].status, []).append(kind.code)
     for status, codes in sorted(faults.items()):
