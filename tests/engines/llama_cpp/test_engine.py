@@ -1,9 +1,11 @@
 import asyncio
 import json
 import os
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from cotenant.domain.engines import EngineEnd, EngineOptions
 from cotenant.domain.errors import EngineLacksDevice, EngineLoadFailed, EngineLoadTimeout
 from cotenant.domain.exit_causes import Cause
 from cotenant.engines.llama_cpp.engine import LlamaEngine, LlamaHost
+from cotenant.engines.process import log_folder
 from cotenant.engines.process.process import group_lives
 from cotenant.http.client import probe
 from cotenant.interfaces import EngineOrder
@@ -251,12 +254,53 @@ def test_an_engine_that_takes_the_cpu_in_place_of_its_gpus_is_stopped(
     run(tmp_path, order, scenario)
 
 
-def test_an_unwritable_log_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "logs").write_text("a file, not a folder")
+@pytest.mark.parametrize("full", [True, False])
+def test_a_log_that_cannot_be_written_hinders_no_load(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    logs, spare = tmp_path / "logs", tmp_path / "memory"
+    spare.mkdir()
+    monkeypatch.setattr(log_folder, "_MEMORY", spare)
+    if full:
+        # What it opens there is /dev/full: every write fails for want of space.
+        real: Any = tempfile.TemporaryFile
+
+        def opened(**options: Any) -> Any:
+            return open("/dev/full", "wb", 0) if options["dir"] == logs else real(**options)
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", opened)
+    else:
+        logs.write_text("a file, not a folder")
 
     async def main() -> None:
         host = LlamaHost(inputs(tmp_path, llama_server=fake_server(tmp_path)))
-        with pytest.raises(EngineLoadFailed, match=r"tiny\.log cannot be written: (File exists|Not a dir)"):
+        engines = [await host.start(host_order(Path("m.gguf"))) for _ in range(2)]
+        try:
+            for engine in engines:
+                await engine.wait_ready(60)
+                assert engine.log_path.is_relative_to(spare)
+                assert engine.log_path.read_text()
+            assert engines[0].log_path != engines[1].log_path
+        finally:
+            for engine in engines:
+                await engine.stop(1)
+
+    asyncio.run(main())
+    (warning,) = [record.getMessage() for record in caplog.records if "logs of engines" in record.message]
+    assert str(logs) in warning
+    assert str(spare) in warning
+
+
+def test_a_log_that_cannot_be_written_anywhere_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "logs").write_text("a file, not a folder")
+    monkeypatch.setattr(log_folder, "_MEMORY", tmp_path / "absent")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+
+    async def main() -> None:
+        host = LlamaHost(inputs(tmp_path, llama_server=fake_server(tmp_path)))
+        with pytest.raises(EngineLoadFailed, match=r"the log of tiny cannot be written: No such file"):
             await host.start(host_order(Path("m.gguf")))
 
     asyncio.run(main())

@@ -121,13 +121,13 @@ class ServerHost:
         def unused() -> bool:
             return process.returncode is not None if process is not None else not launching
 
-        log = self._inputs.logs.log(plan.name, unused)
         try:
+            log = self._inputs.logs.log(plan.name, unused)
             output = log.open(_header(plan.devices))
         except OSError as error:
             launching = False
             raise EngineLoadFailed(
-                f"the log {log.path} cannot be written: {error.strerror}",
+                f"the log of {plan.name} cannot be written: {error.strerror}",
                 hint="Choose another folder for logs.",
             ) from error
         try:

@@ -1,9 +1,13 @@
 """The logs of engines: one file per model, the same at every start, written by a child and rotated here."""
 
+import atexit
 import contextlib
 import errno
+import logging
 import os
 import re
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,9 @@ from cotenant.domain.units import MIB
 DEFAULT_MAX_BYTES: Final = 16 * MIB
 _MODE: Final = 0o640
 _SOONEST_LOOK_S: Final = 0.01
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108  a folder of its own is made in it
+
+_log = logging.getLogger(__name__)
 
 
 class RotatingLog:
@@ -128,7 +135,8 @@ def _part(path: Path, limit_bytes: int, from_end: bool) -> bytes:
 class LogFolder:
     """Hands out log files; no two running engines share one.
 
-    A log larger than `max_bytes` is rotated; of each, two older ones are kept.
+    A log larger than `max_bytes` is rotated; of each, two older ones are kept. While nothing can be written
+    in the folder, logs go to host RAM, until the daemon ends.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -136,15 +144,16 @@ class LogFolder:
         self._max_bytes = max_bytes
         self._in_use: dict[Path, Callable[[], bool]] = {}
         self._latest = {log.stem: log for log in path.glob("*.log")}
+        self._spare: Path | None = None
 
     def log(self, name: str, ended: Callable[[], bool]) -> RotatingLog:
-        """Return a log for a model's engine; it is reserved until `ended` returns true."""
+        """Return a log for a model's engine; it is reserved until `ended` returns true. Raises OSError."""
         self._in_use = {path: gone for path, gone in self._in_use.items() if not gone()}
-        stem = _stem(name)
-        path, number = self._path / f"{stem}.log", 1
+        stem, folder = _stem(name), self._folder()
+        path, number = folder / f"{stem}.log", 1
         while path in self._in_use:
             number += 1
-            path = self._path / f"{stem}.{number}.log"
+            path = folder / f"{stem}.{number}.log"
         self._in_use[path] = ended
         self._latest[stem] = path
         return RotatingLog(path, max_bytes=self._max_bytes)
@@ -152,6 +161,21 @@ class LogFolder:
     def latest(self, name: str) -> Path | None:
         """Return the log of a model's last engine, also of an earlier run of the daemon's."""
         return self._latest.get(_stem(name))
+
+    def _folder(self) -> Path:
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(buffering=0, dir=self._path) as probe:
+                probe.write(b"x")
+        except OSError as error:
+            if self._spare is None:
+                where = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+                self._spare = Path(tempfile.mkdtemp(prefix="cotenant-logs-", dir=where))
+                atexit.register(shutil.rmtree, self._spare, ignore_errors=True)
+                what = "logs of engines cannot be written to %s (%s) and go to %s instead"
+                _log.warning(what, self._path, error.strerror, self._spare)
+            return self._spare
+        return self._path
 
 
 def _stem(name: str) -> str:
