@@ -20,6 +20,7 @@ from cotenant.domain.units import MIB
 from cotenant.engines.process.marks import MARK, new_mark
 from cotenant.store.store import SqlJournal
 from cotenant.store.writer import Writer
+from tests.support.engines.fake_programs import ollama_daemon
 from tests.support.models.gguf_models import build_tiny_llama, llama_8b, llama_70b
 
 
@@ -290,3 +291,41 @@ def test_a_check_lists_all_faults_of_a_file_of_gpus_with_their_lines(
     (line,) = capsys.readouterr().out.splitlines()
     assert "cards.yaml, line 3, entry 2: unknown key 'totl_mib'" in line
     assert "cards.yaml, line 4, entry 3: 'much' is not a size" in line
+
+
+def test_models_of_an_ollama_daemon_are_listed_with_what_they_need(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "cotenant.yaml"
+    with ollama_daemon() as port:
+        file.write_text(f"ollama: {{address: 'http://127.0.0.1:{port}'}}\n")
+        assert main(["models", "--gpus", "24GiB", "--json"]) == 0
+        found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["models"]}
+        assert main(["models", "--gpus", "24GiB"]) == 0
+        table = capsys.readouterr().out
+    assert {name: each["file_bytes"] // MIB for name, each in found.items()} == {
+        "tiny": 300,
+        "embedder": 100,
+        "huge:70b": 40000,
+    }
+    assert {each["engine"] for each in found.values()} == {"ollama"}
+    assert found["tiny"]["needed_bytes"] > 300 * MIB
+    assert "Too large even alone: huge:70b." in table
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_an_ollama_daemon_that_does_not_answer_is_told_within_the_bound(
+    capsys: pytest.CaptureFixture[str], models: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    monkeypatch.setattr("cotenant.daemon.monitors.ollama_daemons.ASK_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        if not silent:
+            listening.close()
+        with (models.parent / "cotenant.yaml").open("a") as file:
+            file.write(f"ollama: {{address: '{url}'}}\n")
+        assert main(["models", "--gpus", "24GiB"]) == 0
+    shown = capsys.readouterr()
+    assert f"Problem: cotenant.yaml: no Ollama answers at {url}: its models are not listed" in shown.out
+    assert "l8    Q4_K_M" in shown.out
+    assert shown.err == ""

@@ -63,15 +63,16 @@ def run(args: argparse.Namespace) -> int:
     """Print the table, or with --check the errors of the configuration."""
     if args.check:
         return _check(args)
-    from cotenant.daemon.capacity import peak
+    from cotenant.daemon.capacity import peak, with_ollama_models
     from cotenant.daemon.past_runs import learned, planned_by
 
     configuration = _read(args)
     past = read_past_runs(configuration)
     configuration = learned(configuration, past)
-    configuration = replace(configuration, models=tuple(planned_by(m, past) for m in configuration.models))
     devices = configuration.devices
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
+    configuration = asyncio.run(with_ollama_models(configuration, inventory.devices))
+    configuration = replace(configuration, models=tuple(planned_by(m, past) for m in configuration.models))
     together = peak(configuration, inventory)
     models = {
         row.model.name: _model_json(row, past.errors.get(row.model.on_engine)) for row in together.alone
@@ -95,7 +96,9 @@ def _as_text(configuration: Configuration, peak: Peak, past: PastRuns) -> Iterat
         yield ""
         yield from _peak_lines(peak)
     else:
-        advice = "" if configuration.models_dir else ": give `models:` or `models_dir:`"
+        advice = (
+            "" if configuration.models_dir or configuration.ollama else ": give `models:` or `models_dir:`"
+        )
         yield f"No model is configured{advice}."
     yield from (f"Warning: {warning}" for warning in peak.warnings)
     yield from (f"Problem: {problem}" for problem in configuration.problems)

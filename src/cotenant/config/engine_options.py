@@ -117,16 +117,18 @@ def endpoint(address: str) -> Endpoint:
     return Endpoint.at(urlsplit(address))
 
 
-def unread_shape(name: str, kind: ModelKind) -> ModelShape:
-    """Describe a model whose file is not read: only its kind is known."""
+def unread_shape(
+    name: str, kind: ModelKind, file_bytes: int = 0, quantisation: str | None = None
+) -> ModelShape:
+    """Describe a model whose file is not read."""
     return ModelShape(
         name=name,
         architecture="unknown",
         kind=kind,
-        file_bytes=0,
+        file_bytes=file_bytes,
         tensor_bytes=0,
         parameters=0,
-        quantisation=None,
+        quantisation=quantisation,
         layers=(),
         input_bytes=0,
         output_bytes=0,

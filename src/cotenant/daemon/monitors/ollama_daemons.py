@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
-from cotenant.config.configuration import Configuration, ModelEntry
+from cotenant.config.configuration import Configuration, ModelEntry, Problem
 from cotenant.config.engine_options import unread_shape
 from cotenant.config.names import NAME
 from cotenant.daemon.core.active_configuration import ActiveConfiguration
@@ -22,6 +23,7 @@ from cotenant.domain.models import ModelKind
 from cotenant.domain.records import ModelOnEngine
 from cotenant.domain.residencies import ResidencyId, ResidencyState
 from cotenant.engines.ollama.client import (
+    ASK_TIMEOUT_S,
     LATEST,
     LoadedModel,
     ModelFacts,
@@ -53,6 +55,16 @@ class _Daemon:
     def of(self, tag: str) -> tuple[OllamaModel, ModelFacts] | None:
         """Return the model of a tag, and its facts."""
         return self.by_name.get(tag.removesuffix(LATEST))
+
+    def bytes_of(self, tag: str, gpus: Iterable[Device]) -> tuple[int | None, bool]:
+        """Return what to plan for a model on these GPUs, and whether it is loaded; else it is estimated."""
+        seen = next((each for each in self.loaded if self.are_one(each.tag, tag)), None)
+        if seen is not None:
+            return int(_MARGIN * (seen.gpu_bytes or seen.total_bytes)), True
+        if (shown := self.of(tag)) is None:
+            return None, False
+        n_ctx = default_context(self.version, sum(device.total_bytes or 0 for device in gpus))
+        return shown[1].estimate_bytes(shown[0].file_bytes, n_ctx), False
 
     def are_one(self, first: str, second: str) -> bool:
         """Whether two loaded tags are one: models with the same weights are loaded once, under one tag."""
@@ -98,7 +110,7 @@ class OllamaDaemons:
         before = {address: daemon.loaded for address, daemon in self._daemons.items()}
         self._recently_ours = set()
         self.usage()
-        await asyncio.gather(*(self._ask(daemon) for daemon in self._daemons.values()))
+        await asyncio.gather(*map(_ask, self._daemons.values()))
         settings = configuration.ollama
         if settings is not None and (daemon := self._daemons.get(settings.address)) is not None:
             self._served.set_discovered(_entries(configuration, daemon))
@@ -120,24 +132,6 @@ class OllamaDaemons:
         self._recently_ours |= ours
         return EngineUsage(ollama=held, ollama_foreign_bytes=self._foreign())
 
-    async def _ask(self, daemon: _Daemon) -> None:
-        loaded = await daemon.client.loaded()
-        models = None if loaded is None else await daemon.client.models()
-        if loaded is None or models is None:
-            if daemon.answers is not False:
-                _LOG.warning("no Ollama answers at %s: it will be asked again", daemon.client.address.url)
-            daemon.answers, daemon.loaded = False, ()
-            return
-        if not daemon.answers:
-            daemon.version = await daemon.client.version() or ""
-            _LOG.info("Ollama answers at %s: it has %d models", daemon.client.address.url, len(models))
-        daemon.answers, daemon.loaded, daemon.models = True, loaded, models
-        for model in models:
-            if model not in daemon.facts and (facts := await daemon.client.facts(model.tag)) is not None:
-                daemon.facts[model] = facts
-        daemon.facts = {model: daemon.facts[model] for model in models if model in daemon.facts}
-        daemon.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in daemon.facts.items()}
-
     def _learn(self) -> None:
         """Plan each model by what it last held, else by an estimate."""
         known: dict[ModelOnEngine, int] = {}
@@ -146,19 +140,11 @@ class OllamaDaemons:
             daemon = None if address is None else self._daemons.get(address)
             if address is None or daemon is None:
                 continue
-            tag = _tag(entry)
-            seen = next((each for each in daemon.loaded if daemon.are_one(each.tag, tag)), None)
-            if seen is not None:
-                self._estimates.discard(entry.name)
-                known[entry.on_engine] = int(_MARGIN * (seen.gpu_bytes or seen.total_bytes))
-            elif entry.on_engine not in self._served.learned_bytes or entry.name in self._estimates:
-                shown = daemon.of(tag)
-                if shown is not None:
-                    model, facts = shown
-                    gpu_bytes = sum(device.total_bytes or 0 for device in self._gpus_of(address))
-                    n_ctx = default_context(daemon.version, gpu_bytes)
-                    self._estimates.add(entry.name)
-                    known[entry.on_engine] = facts.estimate_bytes(model.file_bytes, n_ctx)
+            count, seen = daemon.bytes_of(_tag(entry), self._gpus_of(address))
+            is_new = entry.on_engine not in self._served.learned_bytes or entry.name in self._estimates
+            if count is not None and (seen or is_new):
+                (self._estimates.discard if seen else self._estimates.add)(entry.name)
+                known[entry.on_engine] = count
         self._served.learn(known)
 
     def _foreign(self) -> Mapping[DeviceId, int]:
@@ -179,6 +165,47 @@ class OllamaDaemons:
                 continue
             if not entries or any(may_use(entry.gpus, device) for entry in entries):
                 yield device
+
+
+async def _ask(daemon: _Daemon) -> None:
+    loaded = await daemon.client.loaded()
+    models = None if loaded is None else await daemon.client.models()
+    if loaded is None or models is None:
+        if daemon.answers is not False:
+            _LOG.warning("no Ollama answers at %s: it will be asked again", daemon.client.address.url)
+        daemon.answers, daemon.loaded = False, ()
+        return
+    if not daemon.answers:
+        daemon.version = await daemon.client.version() or ""
+        _LOG.info("Ollama answers at %s: it has %d models", daemon.client.address.url, len(models))
+    daemon.answers, daemon.loaded, daemon.models = True, loaded, models
+    for model in models:
+        if model not in daemon.facts and (facts := await daemon.client.facts(model.tag)) is not None:
+            daemon.facts[model] = facts
+    daemon.facts = {model: daemon.facts[model] for model in models if model in daemon.facts}
+    daemon.by_name = {m.tag.removesuffix(LATEST): (m, facts) for m, facts in daemon.facts.items()}
+
+
+async def with_ollama_models(configuration: Configuration, devices: Iterable[Device]) -> Configuration:
+    """Return the configuration with the models of `ollama:`, or a problem after 5 s without an answer."""
+    settings = configuration.ollama
+    if settings is None:
+        return configuration
+    # Nothing is logged of one that is known not to answer.
+    daemon = _Daemon(OllamaClient(settings.address), answers=False)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ASK_TIMEOUT_S):
+            await _ask(daemon)
+    if not daemon.answers:
+        why = f"no Ollama answers at {settings.address.url}: its models are not listed"
+        problem = Problem(configuration.path or Path("the environment"), why)
+        return replace(configuration, problems=(*configuration.problems, problem))
+    gpus = [d for d in devices if d.kind is not DeviceKind.HOST and may_use(settings.gpus, d)]
+    found = (
+        replace(entry, stated_bytes=daemon.bytes_of(_tag(entry), gpus)[0], stated_is_guess=True)
+        for entry in _entries(configuration, daemon)
+    )
+    return replace(configuration, models=(*configuration.models, *found))
 
 
 def _held(residency: Residency, running: Running) -> Mapping[DeviceId, int]:
@@ -216,12 +243,13 @@ def _entries(configuration: Configuration, daemon: _Daemon) -> tuple[ModelEntry,
         embeds = facts.embeds if facts else None
         if embeds is None:
             embeds = any(word in model.family.lower() for word in _EMBEDDERS)
+        kind = ModelKind.EMBEDDING if embeds else ModelKind.TEXT
         entries.append(
             ModelEntry(
                 name=name,
                 path=None,
                 recipe=replace(defaults.recipe, engine=EngineKind.OLLAMA),
-                shape=unread_shape(name, ModelKind.EMBEDDING if embeds else ModelKind.TEXT),
+                shape=unread_shape(name, kind, model.file_bytes, model.quantisation),
                 signature=(),
                 parts=(),
                 aliases=(model.tag,) if model.tag != name and model.tag not in taken else (),
