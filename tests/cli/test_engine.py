@@ -53,7 +53,9 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(capsys: pytest.CaptureFix
     assert run("install", "vulkan", "--dry-run", "--no-verify") == 0
     command, *notes = capsys.readouterr().out.splitlines()
     assert command.startswith("python -m pip install --force-reinstall")
-    assert command.endswith("/vulkan xllamacpp")
+    assert "/vulkan xllamacpp==" in command
+    assert run("install", "vulkan", "--dry-run", "--newest") == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("/vulkan xllamacpp")
     assert all(note.startswith("note: ") for note in notes)
 
 
@@ -62,7 +64,7 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(capsys: pytest.CaptureFix
     [
         (Vendor.NVIDIA, "/cu"),
         (Vendor.AMD, "/rocm"),
-        (None, "--no-input xllamacpp"),
+        (None, "--no-input xllamacpp=="),
     ],
 )
 def test_without_a_word_it_installs_what_the_cards_of_the_machine_need(

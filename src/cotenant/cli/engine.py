@@ -38,7 +38,10 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="take the newest wheel of the index, without a known hash",
+        help="take the tested version of the index also if the hash of its wheel is not known",
+    )
+    installing.add_argument(
+        "--newest", action="store_true", help="take the newest version of the index, without a known hash"
     )
     installing.set_defaults(run=_install)
 
@@ -74,7 +77,7 @@ def _install(args: argparse.Namespace) -> int:
     inventory = measured(None)
     flavour = Flavour(args.flavour or (inventory.vendor.traits.backend if inventory.vendor else "cpu"))
     system = read_system(inventory.cuda_version)
-    plan = plan_install(flavour, system, index_url=args.index, verify=args.verify)
+    plan = plan_install(flavour, system, index_url=args.index, verify=args.verify, newest=args.newest)
     print(shown(plan.command), flush=True)
     for note in plan.notes:
         print(f"note: {note}", flush=True)

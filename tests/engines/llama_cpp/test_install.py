@@ -55,7 +55,7 @@ def test_the_other_flavours_have_their_own_index() -> None:
 def test_the_command_replaces_the_build_of_the_same_name_in_this_environment() -> None:
     command = unverified(Flavour.CUDA).command
     assert command[:4] == (sys.executable, "-m", "pip", "install")
-    assert command[-1] == "xllamacpp"
+    assert command[-1].startswith("xllamacpp==")
     assert {"--force-reinstall", "--no-deps", "--only-binary"} <= set(command)
 
 
@@ -86,6 +86,7 @@ def test_a_failure_is_pips_last_line_and_leaves_the_engine_as_it_was(tmp_path: P
         install(plan, say=said.append)
     assert failed.value.message.startswith("pip failed: No matching distribution found for xllamacpp==")
     assert "--find-links" in failed.value.hint
+    assert failed.value.hint.endswith("; --newest takes whatever version is there")
     assert any("ERROR" in line for line in said)
 
 
@@ -104,7 +105,11 @@ def test_a_wheel_whose_hash_is_not_known_is_taken_only_by_a_word(flavour: Flavou
         plan_install(flavour, MODERN)
     assert refused.value.hint
     assert "--no-verify" in refused.value.hint
-    assert unverified(flavour).command[-1] == "xllamacpp"
+    # Also of an index without known hashes the version is the one that was tested.
+    tested = Path(plan_install(Flavour.CPU, MODERN).command[-1]).read_text().split()[0]
+    assert unverified(flavour).command[-1] == tested
+    assert plan_install(flavour, MODERN, newest=True).command[-1] == "xllamacpp"
+    assert plan_install(flavour, MODERN, newest=True).notes[-1] == "The wheel is not verified."
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from typing import Final
 
 from cotenant.domain.exit_causes import Cause
 
-_NEWEST: Final = "`cotenant engine install --no-verify`"
+_NEWEST: Final = "`cotenant engine install --newest`"
 """Without the word, it installs a version that is known and may be the present one."""
 
 REMEDIES: Final[dict[Cause, str]] = {

@@ -71,12 +71,17 @@ def read_system(cuda_version: str | None = None) -> System:
 
 
 def plan_install(
-    flavour: Flavour, system: System, *, index_url: str | None = None, verify: bool = True
+    flavour: Flavour,
+    system: System,
+    *,
+    index_url: str | None = None,
+    verify: bool = True,
+    newest: bool = False,
 ) -> InstallPlan:
     """Choose the index and write the command. Raises EngineInstallFailed if no wheel can work here.
 
-    `index_url` replaces the chosen index: a mirror, or a folder of wheels. Only wheels whose hashes are known
-    are installed; unless `verify`, the newest of the index, whatever it is.
+    `index_url` replaces the chosen index: a mirror, or a folder of wheels. The tested version is installed,
+    if its wheel's hash is known or need not be (`verify`); or the index's `newest`, which is never verified.
     """
     if system.glibc is not None and system.glibc < _LEAST_GLIBC and flavour is Flavour.CUDA:
         raise EngineInstallFailed(
@@ -86,12 +91,14 @@ def plan_install(
     index, notes = _index(flavour, system)
     where = index_url or (None if flavour is Flavour.CPU else f"{WHEELS_URL}/{index}")
     pins = _PINS / f"{index}.txt"
-    if not verify:
-        return InstallPlan(_command(where, PACKAGE), (*notes, "The wheel is not verified."))
+    if newest or not verify:
+        tested = (_PINS / "cpu.txt").read_text(encoding="utf-8").split()[0]
+        wanted = PACKAGE if newest else tested
+        return InstallPlan(_command(where, wanted), (*notes, "The wheel is not verified."))
     if not pins.is_file():
         raise EngineInstallFailed(
             f"the wheel for {index} cannot be verified: upstream publishes no hash of it",
-            hint=f"Add --no-verify to take the newest of {where}, or pin one as docs/engines.md describes.",
+            hint=f"Add --no-verify to take it from {where} nevertheless, or pin it (docs/engines.md).",
         )
     return InstallPlan(_command(where, "--require-hashes", "-r", str(pins)), notes)
 
@@ -115,7 +122,9 @@ def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
         )
     if pip.returncode != 0:
         last = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line), "it printed nothing")
-        raise EngineInstallFailed(f"pip failed: {last}", hint=f"The command was: {shown(plan.command)}")
+        other = "; --newest takes whatever version is there" if "No matching distribution" in last else ""
+        hint = f"The command was: {shown(plan.command)}{other}"
+        raise EngineInstallFailed(f"pip failed: {last}", hint=hint)
     importlib.invalidate_caches()
     build = embedded_build()
     if build is None or build.problem is not None:
