@@ -1,13 +1,14 @@
 """Requests that crash engines, among others that do not."""
 
 import asyncio
+import json
 
 import pytest
 
 from cotenant.domain.engines import Endpoint
 from cotenant.domain.errors import BadRequest, CrashesEngine, EngineDied, EngineHung
 from cotenant.domain.exit_causes import Cause
-from cotenant.gateway.inference.grammar import check_grammar
+from cotenant.gateway.inference.grammar import check_bounds
 from cotenant.gateway.inference.suspects import Suspects, Turn
 from tests.gateway import stub
 from tests.gateway.harness import SlotRouter, connected, post, serving
@@ -169,18 +170,18 @@ def nested(levels):
 )
 def test_grammars_that_may_crash_a_parser_are_refused(field):
     with pytest.raises(BadRequest):
-        check_grammar(field)
+        check_bounds(field, b"")
 
 
 def test_schemas_that_take_minutes_to_compile_are_refused():
     wide = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(2000)}}
     for schema in (wide, {"enum": list(range(6000))}, {"prefixItems": [{}] * 6000}):
         with pytest.raises(BadRequest, match="in one object or list"):
-            check_grammar({"response_format": {"json_schema": {"schema": schema}}})
+            check_bounds({"response_format": {"json_schema": {"schema": schema}}}, b"")
 
 
 def test_grammars_as_people_write_them_are_not():
-    check_grammar(
+    check_bounds(
         {
             "grammar": 'root ::= ("a" | [b-c]){1,3} ' * 2000,
             "response_format": {"type": "json_schema", "json_schema": {"schema": nested(40)}},
@@ -188,5 +189,38 @@ def test_grammars_as_people_write_them_are_not():
                 {"type": "function", "function": {"name": f"f{n}", "parameters": nested(3)}}
                 for n in range(1000)
             ],
-        }
+        },
+        b"",
     )
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"grammar": "root ::= " + " | ".join(f'"a{n}"' for n in range(20_000))},
+        {"dry_sequence_breakers": [f"a{n}" for n in range(5000)]},
+        {"logit_bias": {str(n): -1 for n in range(100_000)}},
+        {"messages": [{"role": "user", "content": "x", **{f"k{n}": n for n in range(20_000)}}]},
+        {f"k{n}": n for n in range(20_000)},
+    ],
+)
+def test_what_holds_up_an_engines_queue_is_refused(field):
+    with pytest.raises(BadRequest, match="over"):
+        check_bounds(field, json.dumps(field).encode())
+
+
+def test_long_lists_and_objects_as_people_send_them_are_not():
+    request = {
+        "grammar": "root ::= " + " | ".join(f'"a{n}"' for n in range(2000)),
+        "dry_sequence_breakers": [f"a{n}" for n in range(100)],
+        "logit_bias": {str(n): -1 for n in range(9000)},
+        "messages": [{"role": "user", "content": "a: b"}] * 20_000,
+    }
+    check_bounds(request, json.dumps(request).encode())
+
+
+async def test_no_engine_sees_a_request_that_would_hold_up_its_queue():
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        reply = await post(port, {**ASK, "dry_sequence_breakers": ["x"] * 20_000})
+    assert (reply.status, engine.calls) == (400, [])
+    assert "`dry_sequence_breakers`" in reply.error["message"]

@@ -1,4 +1,4 @@
-"""Bounds on grammars and schemas, whose parsers in engines recurse: one nested deeply enough crashes them."""
+"""Bounds on what crashes an engine or holds up its queue: deep grammars, wide objects, long lists."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -28,12 +28,38 @@ _MAX_DEPTH: Final = 200
 _MAX_VALUES: Final = 100_000
 _MAX_KEYS: Final = 1000
 _MAX_CHOICES: Final = 5000
-"""Of one object and one list: llama.cpp takes minutes for a schema with some times as many."""
+"""Of one object, and of one list or text: llama.cpp takes minutes for a schema with some times as many."""
+_MAX_PAIRS: Final = 10_000
+"""Of one object anywhere: llama.cpp takes 0.3 s for as many, and half a minute for ten times as many."""
+_MAX_BREAKERS: Final = 256
+"""llama.cpp compares each with its whole vocabulary: 5000 take 20 s with a vocabulary of 500 tokens."""
 _STEPS: Final = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
-def check_grammar(request: Mapping[str, Any]) -> None:
-    """Check the grammars and schemas of a request, and the patterns in them. Raises BadRequest."""
+def check_bounds(request: Mapping[str, Any], body: bytes) -> None:
+    """Check a request, whose body is `body`, before an engine parses it. Raises BadRequest."""
+    if body.count(b":") > _MAX_PAIRS:
+        _check_objects(request)
+    breakers = request.get("dry_sequence_breakers")
+    if isinstance(breakers, list) and len(breakers) > _MAX_BREAKERS:
+        raise BadRequest(f"`dry_sequence_breakers` has over {_MAX_BREAKERS} values")
+    _check_grammar(request)
+
+
+def _check_objects(request: Mapping[str, Any]) -> None:
+    level: list[Any] = [request]
+    while level:
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict) and len(value) > _MAX_PAIRS:
+                raise BadRequest(f"the body has over {_MAX_PAIRS:,} keys in one object")
+            inner = value.values() if isinstance(value, dict) else value
+            below += [each for each in inner if isinstance(each, dict | list)]
+        level = below
+
+
+def _check_grammar(request: Mapping[str, Any]) -> None:
+    """Check grammars and schemas, and the patterns in them."""
     for name in request.keys() & _FIELDS:
         level, values = [request[name]], 0
         for _ in range(_MAX_DEPTH):
@@ -44,6 +70,8 @@ def check_grammar(request: Mapping[str, Any]) -> None:
                     if len(value) > most:
                         raise BadRequest(f"`{name}` has over {most:,} values in one object or list")
                     below += value.values() if isinstance(value, dict) else value
+                elif isinstance(value, str) and value.count("|") > _MAX_CHOICES:
+                    raise BadRequest(f"`{name}` has over {_MAX_CHOICES:,} alternatives")
                 elif isinstance(value, str) and _depth(value) > _MAX_DEPTH:
                     raise BadRequest(f"`{name}` has over {_MAX_DEPTH} brackets within each other")
             level, values = below, values + len(below)

@@ -26,7 +26,7 @@ from cotenant.gateway.inference.answer_timer import AnswerTimer
 from cotenant.gateway.inference.assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.engine_connections import EngineConnection
-from cotenant.gateway.inference.grammar import check_grammar
+from cotenant.gateway.inference.grammar import check_bounds
 from cotenant.gateway.inference.media import check_media
 from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse
 from cotenant.gateway.inference.request_log import RequestRecord
@@ -106,7 +106,7 @@ class Exchange:
             name, body = own_name(request, body, proxy.router)
             self._counters = proxy.counters.of(name)
             self._options = read_request_options(self._headers, request)
-            check_grammar(request)
+            check_bounds(request, body)
             has_media = check_media(request, body, proxy.media_hosts)
             proxy.kinds.check(name, self._target, has_media=has_media)
             proxy.suspects.check(name, self._target.path, body)
