@@ -228,6 +228,19 @@ async def test_a_head_that_comes_byte_by_byte_without_end_is_closed():
             assert closed.result() == b""
 
 
+async def test_a_body_that_drips_without_end_is_closed():
+    router = SlotRouter(stub.Endpoint("127.0.0.1", 1))
+    async with serving(router, limits=Limits(silence_s=1.0)) as port, connected(port) as client:
+        client.writer.write(HALF.replace(b"100", b"1000000") + b"\r\n")
+        closed = asyncio.ensure_future(client.reader.read())
+        async with asyncio.timeout(60):
+            while not closed.done():
+                client.writer.write(b"X")
+                await asyncio.wait({closed}, timeout=0.01)
+        with contextlib.suppress(ConnectionError):
+            assert closed.result() == b""
+
+
 @pytest.mark.parametrize("sent", [b"", HALF, HALF + b"\r\n{"])
 async def test_idle_connections_give_way_to_new_ones_and_busy_ones_do_not(sent, caplog):
     async with (

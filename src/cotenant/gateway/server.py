@@ -224,7 +224,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits that uvicorn lacks: bytes of a head (and of chunk framing), and time.
 
     The limit may be exceeded by one read of the socket (256 KiB); the application checks heads exactly.
-    `since` is when the client was last expected to send, or, in a body, when it last sent.
+    `since` is when the client was last expected to send, or, in a body, when it would have to have begun to
+    have sent what came at the least rate.
 
     Offers to speak another protocol are ignored (RFC 9110, 7.8): a JDK's HttpClient sends `Upgrade: h2c` with
     its first request, and the parser would leave the body of that request unread.
@@ -270,7 +271,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._bytes_since_progress += len(data)
         if self._within == "body":
-            self.since = self.loop.time()
+            # Bytes buy time, not more than has passed: one that comes now and then buys next to none.
+            self.since = min(self.loop.time(), self.since + len(data) / self._state.limits.body_rate)
         elif self._within is None and self.idle:
             self._expect_head()
         self._unset_keepalive_if_required()

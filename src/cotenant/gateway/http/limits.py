@@ -42,9 +42,10 @@ class Limits:
     """Bounds on a request: bytes of its body, bytes of its head, and the number of headers.
 
     `memory` is shared by all requests. A client that takes no byte of its response for `unread_s` is gone.
-    `memory` is shared by all requests. A head must be complete `head_s` seconds after it could begin, and a
-    body must not pause for `silence_s`. A connection is kept for `keep_alive_s` after a response: longer than
-    common proxies keep theirs (60 s, Google's 600 s), which else send a request while it closes.
+    A head must be complete `head_s` seconds after it could begin, and a body must not be `silence_s` behind
+    `body_rate` (bytes per second): neither pause as long, nor drip. A connection is kept for `keep_alive_s`
+    after a response: longer than common proxies keep theirs (60 s, Google's 600 s), which else send a request
+    while it closes.
     `connections` is the most at once, None for what the limit on descriptors allows.
     """
 
@@ -54,6 +55,7 @@ class Limits:
     unread_s: float = 30.0
     head_s: float = 60.0
     silence_s: float = 60.0
+    body_rate: int = 4 * KIB
     keep_alive_s: int = 620
     connections: int | None = None
     memory: BodyMemory = field(default_factory=BodyMemory, compare=False)
