@@ -117,3 +117,13 @@ def test_who_waits_besides_for_the_same_room_makes_the_time_unknown() -> None:
     bench.ask("b")
     bench.ask("c")
     assert eta(bench, "c") is None
+
+
+def test_a_request_that_waited_too_long_says_behind_whom() -> None:
+    bench = two_models_for_one_card()
+    bench.load("busy")
+    ticket = bench.ask("cold", wait_s=5)
+    waited_for = waits_for(bench, "cold")
+    assert waited_for.endswith("behind 1 request of busy")
+    bench.wait(6)
+    assert bench.refused[ticket].text == f"waited 5.0 s for {waited_for}"

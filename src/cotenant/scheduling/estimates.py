@@ -6,18 +6,18 @@ from heapq import heapify, heapreplace
 
 from cotenant.domain.decisions import WaitEstimate
 from cotenant.domain.placements import Placement
-from cotenant.domain.residencies import ResidencyState
-from cotenant.domain.units import format_count
+from cotenant.domain.residencies import RefusalCode, ResidencyState
+from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.eviction import freed_by
 from cotenant.scheduling.placing import choose_now, evictable_at
-from cotenant.scheduling.requests import what_it_waits_for
-from cotenant.scheduling.state import ModelState, Residency, State
+from cotenant.scheduling.requests import refuse
+from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 
 
 def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
     """Return what the last request that waits for a model may expect; its ETA is None if it is unknown."""
     residency = state.residency_of(model)
-    waits_for = what_it_waits_for(state, model)
+    waits_for = _waits_for(state, model)
     ahead = max(0, len(model.queue) - 1)
     if residency is not None and residency.state is ResidencyState.READY:
         return WaitEstimate(len(model.queue), _slot_in(residency, model, ahead, now), waits_for)
@@ -35,6 +35,32 @@ def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
     if loaded_in is not None and turns:
         loaded_in = None if model.service_s is None else loaded_in + turns * model.service_s
     return WaitEstimate(len(model.queue), loaded_in, waits_for)
+
+
+def expire(state: State, out: Outbox) -> None:
+    """Refuse the requests whose deadline has passed, saying what they waited for."""
+    late = [ticket for ticket in state.tickets.values() if ticket.deadline <= out.at]
+    models = {ticket.model: state.models[ticket.model] for ticket in late}
+    waits_for = {name: wait_estimate(state, model, out.at).waits_for for name, model in models.items()}
+    for ticket in late:
+        text = f"waited {format_duration(out.at - ticket.at)} for {waits_for[ticket.model]}"
+        refuse(state, [ticket], RefusalCode.TIMED_OUT, text, out)
+
+
+def _waits_for(state: State, model: ModelState) -> str:
+    """Return as text what the waiting requests of a model need."""
+    residency, reservation = state.residency_of(model), state.reservations.get(model.spec.name)
+    if residency is not None:
+        waits = {
+            ResidencyState.LOADING: "the model to be loaded",
+            ResidencyState.READY: "a free slot",
+            ResidencyState.DRAINING: "the model to be free again",
+        }
+        return waits.get(residency.state, "the model's last engine to be gone")
+    if reservation is not None:
+        victims = ", ".join(sorted(state.residencies[victim].model for victim in reservation.victims))
+        return f"room, which {victims} is giving up" if victims else "its turn to be loaded"
+    return "; ".join(("room on a GPU", *state.ledger.full()))
 
 
 def _left(usual_s: float, ran_s: float) -> float:

@@ -5,7 +5,7 @@ from typing import Final
 
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState, TicketId
-from cotenant.domain.units import format_count, format_duration
+from cotenant.domain.units import format_count
 from cotenant.scheduling.commands import Grant, Refuse
 from cotenant.scheduling.events import RequestArrived
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State, Ticket
@@ -75,15 +75,6 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
         dispatch(state, model, out)
 
 
-def expire(state: State, out: Outbox) -> None:
-    """Refuse the requests whose deadline has passed, saying what they waited for."""
-    late = [ticket for ticket in state.tickets.values() if ticket.deadline <= out.at]
-    for ticket in late:
-        waited = format_duration(out.at - ticket.at)
-        waits_for = what_it_waits_for(state, state.models[ticket.model])
-        refuse(state, [ticket], RefusalCode.TIMED_OUT, f"waited {waited} for {waits_for}", out)
-
-
 def refuse(
     state: State,
     tickets: Iterable[Ticket],
@@ -97,22 +88,6 @@ def refuse(
     for ticket in [*tickets]:
         state.dequeue(ticket)
         out.add(Refuse(ticket.id, code, text, retry_after_s, cause))
-
-
-def what_it_waits_for(state: State, model: ModelState) -> str:
-    """Return as text what the waiting requests of a model need."""
-    residency, reservation = state.residency_of(model), state.reservations.get(model.spec.name)
-    if residency is not None:
-        waits = {
-            ResidencyState.LOADING: "the model to be loaded",
-            ResidencyState.READY: "a free slot",
-            ResidencyState.DRAINING: "the model to be free again",
-        }
-        return waits.get(residency.state, "the model's last engine to be gone")
-    if reservation is not None:
-        victims = ", ".join(sorted(state.residencies[victim].model for victim in reservation.victims))
-        return f"room, which {victims} is giving up" if victims else "its turn to be loaded"
-    return "; ".join(("room on a GPU", *state.ledger.full()))
 
 
 def _immediate_refusal(state: State, model: ModelState, ticket: TicketId, now: float) -> Refuse | None:

@@ -7,7 +7,7 @@ from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events
 from cotenant.scheduling.advice import apply_advice, effective_keep_alive_s, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
-from cotenant.scheduling.estimates import wait_estimate
+from cotenant.scheduling.estimates import expire, wait_estimate
 from cotenant.scheduling.housekeeping import (
     end_drains,
     next_instant,
@@ -23,7 +23,6 @@ from cotenant.scheduling.requests import (
     arrive,
     dispatch,
     end_lease,
-    expire,
     grant,
     refuse,
     released,
