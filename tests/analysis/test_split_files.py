@@ -7,7 +7,7 @@ from cotenant.analysis.gguf import GgufHeader, read_gguf
 from cotenant.analysis.split_files import join_parts, part_names
 from cotenant.domain.errors import CorruptModelFile, SplitPartMissing
 from cotenant.model_files import FileSource, open_header
-from tests.support.models.gguf_models import llama_70b
+from tests.support.models.gguf_models import build_tiny_llama, llama_70b
 from tests.support.models.sparse import part_path
 
 PARTS = 3
@@ -34,9 +34,8 @@ def test_the_first_part_stands_for_all(first: Path, tmp_path: Path) -> None:
 
 
 def test_a_later_part_names_the_first(first: Path) -> None:
-    with pytest.raises(SplitPartMissing, match="part 2 of 3") as caught:
+    with pytest.raises(SplitPartMissing, match=r"part 2 of 3 and needs big-00001-of-00003\.gguf"):
         open_header(part_path(first.with_name("big.gguf"), 2, PARTS))
-    assert "big-00001-of-00003.gguf" in caught.value.hint
 
 
 def test_an_absent_part_is_named(first: Path) -> None:
@@ -75,3 +74,21 @@ def test_absurd_counts_are_refused(first: Path) -> None:
         part_names(first.name, replace(one, metadata={**one.metadata, "split.count": 60000}))
     with pytest.raises(CorruptModelFile, match=r"does not say which \(split\.no\)"):
         part_names(first.name, replace(one, metadata={"split.count": 3}))
+
+
+def test_a_part_that_only_its_name_tells_is_no_whole_model(first: Path, tmp_path: Path) -> None:
+    whole = build_tiny_llama(tmp_path / "tiny.gguf")
+    later = whole.with_name("tiny-00002-of-00002.gguf")
+    later.hardlink_to(whole)
+    with pytest.raises(SplitPartMissing, match=r"is part 2 of 2 and needs tiny-00001-of-00002\.gguf"):
+        open_header(later)
+    earlier = whole.with_name("tiny-00001-of-00002.gguf")
+    earlier.hardlink_to(whole)
+    with pytest.raises(CorruptModelFile, match=r"does not say which \(split\.count\)"):
+        open_header(earlier)
+    later.unlink()
+    with pytest.raises(SplitPartMissing, match=r"tiny-00002-of-00002\.gguf is missing"):
+        open_header(earlier)
+    only = whole.with_name("tiny-00001-of-00001.gguf")
+    only.hardlink_to(whole)
+    assert open_header(only).tensors == open_header(whole).tensors

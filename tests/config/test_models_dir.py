@@ -220,3 +220,12 @@ def test_a_projector_without_a_name_goes_with_all_makings_of_one_model(models: P
 )
 def test_names_are_those_of_the_files_without_odd_characters(file: str, name: str) -> None:
     assert clean_name(Path(file)) == name
+
+
+def test_a_later_part_without_the_first_is_not_served_and_the_missing_one_named(
+    models: Path, tiny: Path
+) -> None:
+    (models / "big-00002-of-00002.gguf").hardlink_to(tiny)
+    catalogue = read_folder(models, Library())
+    assert [each.model.path.name for each in catalogue.found] == ["tiny.gguf"]
+    assert "needs big-00001-of-00002.gguf" in told(catalogue)["big-00002-of-00002.gguf"]

@@ -14,11 +14,13 @@ _MOST_PARTS: Final = 1000
 def part_of(header: GgufHeader) -> tuple[int, int]:
     """Return the number of this file, from 1, and of all files of its model: (1, 1) if it is not split.
 
-    Raises CorruptModelFile for numbers that no model has.
+    A file that does not say is what its name says. Raises CorruptModelFile for numbers that no model has.
     """
     count = _number(header, "split.count", default=1)
     if count in (0, 1):
-        return 1, 1
+        match = _PART_NAME.fullmatch(header.source_name)
+        named = int(match["count"]) if match else 1
+        return (int(match["number"]), named) if match and 1 < named <= _MOST_PARTS else (1, 1)
     number = _number(header, "split.no")
     if not (1 < count <= _MOST_PARTS and 0 <= number < count):
         raise CorruptModelFile(
@@ -40,7 +42,7 @@ def part_names(first_name: str, header: GgufHeader) -> tuple[str, ...]:
     if number != 1:
         first = f"{match['prefix']}-00001-of-{count:05}.gguf" if match else "the first part"
         raise SplitPartMissing(
-            f"{first_name} is part {number} of {count}", hint=f"Give the first part: {first}."
+            f"{first_name} is part {number} of {count} and needs {first}", hint="Give the first part."
         )
     if match is None or int(match["number"]) != 1 or int(match["count"]) != count:
         raise CorruptModelFile(
@@ -58,6 +60,7 @@ def join_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
     first = parts[0]
     if len(parts) == 1:
         return first
+    _number(first, "split.count")  # Without it, engines load the first part only.
     names: dict[str, str] = {}
     for index, part in enumerate(parts):
         if part_of(part) != (index + 1, len(parts)):
