@@ -192,15 +192,16 @@ class Gateway:
         async for decision in self._operator.decisions():
             self._proxy.counters.count(decision)
 
-    async def _ended(self, scope: Scope) -> None:
-        """Return when the daemon closes, or the request's key or session is no longer valid."""
+    async def _ended(self, scope: Scope) -> CotenantError:
+        """Return why, when the daemon closes, or the request's key or session is no longer valid."""
         while not self._closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), _RECHECK_S)
             try:
                 self._access.check(scope, is_open=False)
-            except CotenantError:
-                return
+            except CotenantError as error:
+                return error
+        return ShuttingDown("the daemon is shutting down")
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that is not for a model. Raises UnknownRoute and what handlers raise."""

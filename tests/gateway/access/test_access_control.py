@@ -222,11 +222,12 @@ class EndlessPuller:
     """Its only pull begins and never ends; `ended` is set when nobody awaits it any more."""
 
     def __init__(self):
-        self.ended = asyncio.Event()
+        self.begun, self.ended = asyncio.Event(), asyncio.Event()
 
     async def pull(self, name):
         try:
             yield PullStep("pulling manifest")
+            self.begun.set()
             await asyncio.Event().wait()
         finally:
             self.ended.set()
@@ -269,3 +270,20 @@ async def test_endless_answers_end_with_the_key_or_session_that_they_were_given_
         operator.tell(Decision(1, 0.0, DecisionKind.LOAD, "llama", "still followed"))
         while b"still followed" not in await kept.chunk():
             pass
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_a_plain_pull_ends_with_its_key_and_with_the_daemon(revoked):
+    puller, stop = EndlessPuller(), asyncio.Event()
+    gateway = plain_gateway(SlotRouter(NOWHERE), puller=puller, api_keys=("old",))
+    async with serving(None, gateway=gateway, stop=stop, grace_s=60) as port:
+        pull = asyncio.ensure_future(
+            post(port, {"model": "hf.co/o/r", "stream": False}, "/api/pull", Authorization="Bearer old")
+        )
+        await asyncio.wait_for(puller.begun.wait(), 60)
+        if revoked:
+            gateway.set_api_keys(("new",))
+        else:
+            stop.set()
+        assert (await asyncio.wait_for(pull, 60)).status == (401 if revoked else 503)
+        await asyncio.wait_for(puller.ended.wait(), 60)

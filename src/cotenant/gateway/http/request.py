@@ -5,10 +5,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from cotenant.asgi import Header, Receive, Scope, Send
-from cotenant.domain.errors import (
-    BadRequest,
-    UnsupportedMediaType,
-)
+from cotenant.domain.errors import BadRequest, CotenantError, UnsupportedMediaType
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.codings import decoded
 from cotenant.gateway.http.limits import Limits, whole_body
@@ -19,8 +16,8 @@ _LIMITS: Final = Limits(body_bytes=MIB)
 class ApiRequest:
     """One request. `name` is the decoded name in its path, if the template has one.
 
-    `client` is the address of the client, `caller` what is logged of who it is. `ended` returns when an
-    endless response to it must end.
+    `client` is the address of the client, `caller` what is logged of who it is. `ended` returns when a
+    response without an end must end, with the reason.
     """
 
     def __init__(
@@ -28,7 +25,7 @@ class ApiRequest:
         scope: Scope,
         receive: Receive,
         send: Send,
-        ended: Callable[[], Coroutine[Any, Any, object]],
+        ended: Callable[[], Coroutine[Any, Any, CotenantError]],
         name: str = "",
         caller: str = "",
     ) -> None:

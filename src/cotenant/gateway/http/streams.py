@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from cotenant.asgi import Header, Receive, disconnected, next_piece
+from cotenant.domain.errors import CotenantError
 
 STREAM_HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/event-stream"),
@@ -13,17 +14,25 @@ STREAM_HEADERS: Final[tuple[Header, ...]] = (
 T = TypeVar("T")
 
 
-async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T | None:
-    """Return the result of `work`; None if the client disconnects first, which cancels the work."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(disconnected(receive))
+async def unless_disconnected(
+    receive: Receive, work: Awaitable[T], *ended: Awaitable[CotenantError]
+) -> T | None:
+    """Return the result of `work`; None if the client disconnects first, which cancels the work.
+
+    So does the end of the request, whose reason is raised.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(receive))
+    ending = [asyncio.ensure_future(each) for each in ended]
+    tasks: list[asyncio.Future[Any]] = [working, leaving, *ending]
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if ending and not working.done() and not leaving.done():
+            raise ending[0].result()
         return working.result() if working.done() else None
     finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.gather(leaving, working, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def events_of(feed: AsyncIterator[T], render: Callable[[T], bytes]) -> AsyncGenerator[bytes, None]:

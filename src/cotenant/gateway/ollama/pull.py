@@ -42,7 +42,7 @@ async def pull(puller: Puller, router: Router, request: ApiRequest, fields: Fiel
         if first is None:
             return None
         if not streaming:
-            return await unless_disconnected(request.receive, _to_the_end(steps))
+            return await unless_disconnected(request.receive, _to_the_end(steps), request.ended())
         await send_stream(request.receive, request.send, [NDJSON], _lines(first, steps), request.ended)
         return None
 
