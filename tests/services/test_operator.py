@@ -27,6 +27,7 @@ from cotenant.services.model import (
     ApplyState,
     ApplyStatus,
     Assignment,
+    GpuRef,
     OnFailure,
     SavedConfiguration,
     ServicesSettings,
@@ -179,6 +180,25 @@ async def test_what_cannot_be_is_refused_by_its_field_and_nothing_is_saved(tmp_p
         assert refused.value.field == field
         assert (await at.services.view()).saved is None
         assert at.orchestrator.written == []
+
+
+async def test_all_that_cannot_be_is_listed_at_once(tmp_path):
+    several = Assignment("ai-llm").on([GpuRef(7), GpuRef(8)])
+    asked = [replace(several, service="nobody"), Assignment("", 9), Assignment("ai-llm", 0), several]
+    async with setting(tmp_path) as at:
+        with pytest.raises(BadAssignment) as refused:
+            await at.services.save(Strategy.MANUAL, asked)
+    assert [(each.field, each.message) for each in refused.value.faults] == [
+        ("assignments[0].service", "there is no service 'nobody'"),
+        ("assignments[0].gpu_index", "there is no GPU 7"),
+        ("assignments[0].more_gpus", "there is no GPU 8"),
+        ("assignments[1].gpu_index", "there is no GPU 9"),
+        ("assignments[3].service", "ai-llm is listed already"),
+        ("assignments[3].gpu_index", "there is no GPU 7"),
+        ("assignments[3].more_gpus", "there is no GPU 8"),
+    ]
+    assert refused.value.message.startswith("assignments[0].service: there is no service 'nobody'; assign")
+    assert refused.value.hint.count("GPUs: 0, 1.") == 1
 
 
 async def test_config_file_write_fails(tmp_path):

@@ -86,23 +86,16 @@ class Device:
 
     @property
     def number(self) -> str:
-        """The driver's index for people: `GPU 0`, `MIG 0:1` (slice 1 of card 0), or `host RAM`.
-
-        No other number of a device is shown.
-        """
+        """The driver's index, the only number shown: `GPU 0`, `MIG 0:1` (its slice 1), or `host RAM`."""
         if self.kind is DeviceKind.HOST:
             return self.name
-        return f"{'MIG' if self.kind is DeviceKind.MIG else 'GPU'} {self._position}"
+        number = ":".join(str(each) for each in (self.index, self.slice_number) if each is not None) or "?"
+        return f"{'MIG' if self.kind is DeviceKind.MIG else 'GPU'} {number}"
 
     @property
     def own_name(self) -> str:
         """The name, with its number if it is a slice of a card: slices of one profile have the same name."""
-        return self.name if self.slice_number is None else f"{self.name} ({self._position})"
-
-    @property
-    def _position(self) -> str:
-        index = "?" if self.index is None else str(self.index)
-        return index if self.slice_number is None else f"{index}:{self.slice_number}"
+        return self.name if self.slice_number is None else f"{self.name} ({self.number[4:]})"
 
     @property
     def label(self) -> str:

@@ -284,11 +284,22 @@ class HeaderGone(RequestError):
 
 
 class BadAssignment(RequestError):
-    """An invalid assignment; `field` names the wrong field, such as `assignments[1].gpu_index`."""
+    """An invalid body; `field` is its first wrong one, as `assignments[1].gpu_index`, `faults` are all."""
 
     def __init__(self, message: str, *, hint: str = "", field: str = "assignments") -> None:
         super().__init__(message, hint=hint)
         self.field = field
+        self.faults: tuple[BadAssignment, ...] = (self,)
+
+    @classmethod
+    def of(cls, *faults: BadAssignment) -> BadAssignment:
+        """Join the faults of one body; the message names the fields of the first 20."""
+        texts = [f"{each.field}: {each.message.removeprefix(f'{each.field}: ')}" for each in faults[:20]]
+        texts += [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
+        hint = " ".join(dict.fromkeys(each.hint for each in faults[:20]))
+        joined = faults[0] if len(faults) == 1 else cls("; ".join(texts), hint=hint, field=faults[0].field)
+        joined.faults = faults
+        return joined
 
 
 class ApplyRunning(RequestError):

@@ -191,6 +191,32 @@ async def test_what_cannot_be_is_refused_naming_the_field_and_saves_nothing(aske
     assert services.saved == []
 
 
+async def test_of_an_invalid_body_all_that_is_valid_is_checked_too():
+    asked = by_hand(
+        {"service": "ai-lm", "vram_budget_override": "3.5", "gpu": 0},
+        7,
+        {"service": "a b", "gpu_index": 9},
+        {"service": "ai-clip", "gpu_index": 7, "more_gpus": [{"gpu_index": -1}]},
+    )
+    async with configured() as (port, services, _):
+        replies = [await ask(port, "PUT", PATH, asked), await ask(port, "POST", f"{PATH}/preview", asked)]
+        many = await ask(port, "PUT", PATH, by_hand(*[{"service": "ai-llm", "gpu": 0}] * 30))
+    for reply in replies:
+        assert (reply.status, reply.error["param"]) == (422, "assignments[0].vram_budget_override")
+        named = [text.partition(": ")[0] for text in reply.error["message"].split("; ")]
+        assert named[:-1] == [
+            "assignments[0].vram_budget_override",
+            "assignments[0].gpu",
+            "assignments[1]",
+            "assignments[2].service",
+            "assignments[3].more_gpus[0].gpu_index",
+        ]
+        # The stand-in for the services names one.
+        assert named[-1] == "assignments[0].service"
+    assert "; and 11 more." in many.error["message"]
+    assert services.saved == []
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),
     [

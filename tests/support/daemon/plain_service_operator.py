@@ -226,6 +226,8 @@ class PlainServices:
         kept = {each.device_id for saved in self.saved[-1:] for each in saved.assignments}
         for number, each in enumerate(assignments):
             where = f"assignments[{number}]"
+            if not each.service:
+                continue
             if each.service in [other.service for other in assignments[:number]]:
                 raise BadAssignment(f"{each.service} is listed already", field=f"{where}.service")
             if each.service not in names:

@@ -1,14 +1,11 @@
 """JSON bodies, parsed and validated."""
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cotenant.domain.errors import BadAssignment, BadRequest
-
-_NAMED: Final = 3
-"""The maximum number of errors in one body that a response names."""
 
 
 class RequestModel(BaseModel):
@@ -32,23 +29,17 @@ def whole_number(value: Any) -> Any:
 
 
 def read_body(kind: type[Body], body: bytes) -> Body:
-    """Parse and validate a body. Raises BadRequest, or BadAssignment that names the field."""
+    """Parse and validate a body. Raises BadRequest, or BadAssignment that names the fields."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
     if faults[0]["type"] == "json_invalid":
         raise BadRequest("the body is not JSON", hint="Send one JSON object in UTF-8.")
-    named = [_explain(fault) for fault in faults[:_NAMED]]
-    more = len(faults) - len(named)
-    raise BadAssignment(
-        "; ".join(named) + (f"; and {more} more" if more else ""),
-        hint="/openapi.json describes its fields.",
-        field=_dotted(faults[0]["loc"]),
-    )
+    raise BadAssignment.of(*map(_explain, faults))
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any) -> BadAssignment:
     where, what = _dotted(fault["loc"]), str(fault["msg"])
     if fault["type"] == "missing":
         what = "it is missing"
@@ -58,7 +49,8 @@ def _explain(fault: Any) -> str:
         what = f"{what[:1].lower()}{what[1:]}"
         if isinstance(fault["input"], (str, int, float, bool, type(None))):
             what += f", not {str(fault['input'])[:60]!r}"
-    return f"{where}: {what}" if where else what
+    whole = f"{where}: {what}" if where else what
+    return BadAssignment(whole, hint="/openapi.json describes its fields.", field=where)
 
 
 def _dotted(path: Sequence[str | int]) -> str:

@@ -5,7 +5,7 @@ GET …/preview?strategy=NAME, POST …/preview   GET  …/status, …/history?l
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from cotenant.domain import errors
 from cotenant.domain.devices import DeviceId
@@ -32,10 +32,12 @@ from cotenant.gateway.services.schema import (
     detect_response,
     preview_response,
     save_response,
+    valid_assignments,
 )
 from cotenant.services.model import Assignment, GpuRef, Strategy
 from cotenant.services.operator import Services
 
+_Request = TypeVar("_Request", bound=PreviewRequest)
 _PATH: Final = "/api/system/gpu-config"
 _HISTORY: Final = 20
 _BEGUN: Final = Reply(ApplyResponse, "the apply as it begins", 202, example=examples.APPLY)
@@ -94,7 +96,7 @@ class GpuConfigRoutes:
     )
     async def _save(self, request: ApiRequest) -> object:
         services = self._needed()
-        body = read_body(ConfigurationRequest, await request.body())
+        body = await self._read(ConfigurationRequest, request)
         plan = await services.save(body.strategy, _assignments(body.assignments), force=body.force)
         return save_response(plan)
 
@@ -152,7 +154,7 @@ class GpuConfigRoutes:
     )
     async def _preview_assignments(self, request: ApiRequest) -> object:
         services = self._needed()
-        body = read_body(PreviewRequest, await request.body())
+        body = await self._read(PreviewRequest, request)
         return preview_response(*await services.preview(body.strategy, _assignments(body.assignments)))
 
     @Route(
@@ -183,6 +185,18 @@ class GpuConfigRoutes:
     async def _history(self, request: ApiRequest) -> object:
         limit = request.integer("limit", _HISTORY, 100)
         return HistoryResponse.model_validate({"history": await self._needed().history(limit)})
+
+    async def _read(self, kind: type[_Request], request: ApiRequest) -> _Request:
+        """Read assignments. Raises BadAssignment, of an invalid body also with what its valid fields name."""
+        body = await request.body()
+        try:
+            return read_body(kind, body)
+        except BadAssignment as invalid:
+            try:
+                await self._needed().preview(Strategy.MANUAL, _assignments([*valid_assignments(body)]))
+            except errors.CotenantError as error:
+                raise BadAssignment.of(*invalid.faults, *getattr(error, "faults", ())) from None
+            raise
 
     def _needed(self) -> Services:
         if self._services is None:

@@ -4,13 +4,14 @@ Memory is counted in MB of 2^20 bytes and budgets in GB of 2^30, as drivers and 
 value is null.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime
 from operator import attrgetter
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_core import from_json
 
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.units import MIB
@@ -87,6 +88,21 @@ class ConfigurationRequest(PreviewRequest):
     """Assignments to save. Services that are left out are placed by the strategy; manual unpins them."""
 
     force: bool = Field(default=False, description="overwrite generated files that were edited")
+
+
+def valid_assignments(body: bytes) -> Iterator[AssignmentRequest]:
+    """Yield the valid fields of each assignment of an invalid body; "" stands for an invalid name."""
+    fields = from_json(body)
+    listed = fields.get("assignments") if isinstance(fields, dict) else None
+    for each in listed[:1000] if isinstance(listed, list) else ():
+        valid = dict(each) if isinstance(each, dict) else {}
+        try:
+            AssignmentRequest.model_validate(valid)
+        except ValidationError as error:
+            for fault in error.errors():
+                valid.pop(fault["loc"][0], None)
+        name = valid.pop("service", "")
+        yield AssignmentRequest.model_validate({**valid, "service": "a"}).model_copy(update={"service": name})
 
 
 class ApplyRequest(RequestModel):

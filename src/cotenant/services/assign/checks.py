@@ -14,43 +14,44 @@ def resolved(
     devices: Sequence[ServiceDevice],
     saved: SavedConfiguration | None,
 ) -> tuple[Assignment, ...]:
-    """Check the assignments and add each GPU's UUID. Raises BadAssignment, which names the field.
+    """Check the assignments and add each GPU's UUID. Raises BadAssignment with all faults.
 
     A budget that comes back as it was computed and shown stays an automatic one. A number of GPUs that was
-    saved before keeps the GPUs chosen then.
+    saved before keeps the GPUs chosen then. "" stands for a service's name that is known to be wrong.
     """
     known = {service.name: service for service in services}
     ids: dict[int | None, DeviceId] = {device.index: device.id for device in devices}
     before = saved.assignments if saved is not None else ()
     automatic = {(each.service, each.vram_budget_gb) for each in before if each.budget_auto}
     seen: set[str] = set()
-    found = []
+    found: list[Assignment] = []
+    faults: list[BadAssignment] = []
     for number, each in enumerate(assignments):
         name, budget = each.service, each.vram_budget_gb
         last = next((one for one in before if one.service == name), None)
         if last is not None and each.count and each.count == last.count and not each.gpus:
             each = each.on(GpuRef(None, gpu.device_id) for gpu in last.gpus)
-        unknown = next((index for index in each.indices if index not in ids), None)
         gpus = [GpuRef(gpu.gpu_index, ids.get(gpu.gpu_index, gpu.device_id)) for gpu in each.gpus]
-        field = "service"
-        if name not in known:
-            what = f"there is no service {name!r}"
+        unknown = [index for index in each.indices if index not in ids]
+        wrong = []
+        if name and name not in known:
             hint = f"Services: {', '.join(sorted(known)) or 'none'}."
+            wrong.append(("service", f"there is no service {name!r}", hint))
         elif name in seen:
-            what, hint = f"{name} is listed already", "Keep one."
-        elif unknown is not None:
-            field = "gpu_index" if each.gpu_index == unknown else "more_gpus"
-            what = f"there is no GPU {unknown}"
-            hint = f"GPUs: {', '.join(str(device.index) for device in devices) or 'none'}."
-        elif len({gpu.device_id for gpu in gpus}) < len(gpus):
-            field, what, hint = "more_gpus", f"{name} names a GPU twice", "Name each once."
-        elif budget is not None and known[name].budget_env is None:
-            field, what = "vram_budget_override", f"{name} has no variable that could pass it a VRAM budget"
+            wrong.append(("service", f"{name} is listed already", "Keep one."))
+        hint = f"GPUs: {', '.join(str(device.index) for device in devices) or 'none'}."
+        for index in unknown:
+            field = "gpu_index" if each.gpu_index == index else "more_gpus"
+            wrong.append((field, f"there is no GPU {index}", hint))
+        if not unknown and len({gpu.device_id for gpu in gpus}) < len(gpus):
+            wrong.append(("more_gpus", f"{name or 'it'} names a GPU twice", "Name each once."))
+        if budget is not None and name in known and known[name].budget_env is None:
+            what = f"{name} has no variable that could pass it a VRAM budget"
             hint = f"Leave the budget out, or set vram_budget_env of {name} in services.items."
-        else:
-            seen.add(name)
-            auto = each.budget_auto or (name, budget) in automatic
-            found.append(replace(each.on(gpus), budget_auto=auto))
-            continue
-        raise BadAssignment(what, hint=hint, field=f"assignments[{number}].{field}")
+            wrong.append(("vram_budget_override", what, hint))
+        faults += (BadAssignment(s, hint=h, field=f"assignments[{number}].{field}") for field, s, h in wrong)
+        seen |= {name} & known.keys()
+        found.append(replace(each.on(gpus), budget_auto=each.budget_auto or (name, budget) in automatic))
+    if faults:
+        raise BadAssignment.of(*faults)
     return tuple(found)
