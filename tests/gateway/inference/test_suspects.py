@@ -224,3 +224,37 @@ async def test_no_engine_sees_a_request_that_would_hold_up_its_queue():
         reply = await post(port, {**ASK, "dry_sequence_breakers": ["x"] * 20_000})
     assert (reply.status, engine.calls) == (400, [])
     assert "`dry_sequence_breakers`" in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"tools": {"a": 1}}, "`tools` is not a list"),
+        ({"messages": "x"}, "`messages` is not a list"),
+        ({"stop": 5}, "`stop` is not a string or a list"),
+        ({"logit_bias": "x"}, "`logit_bias` is not an object or a list"),
+    ],
+)
+async def test_a_field_of_a_wrong_type_is_named_and_reaches_no_engine(field, said):
+    async with StubEngine() as engine, serving(SlotRouter(engine.endpoint)) as port:
+        reply = await post(port, {**ASK, **field})
+        assert (await post(port, {**ASK, **dict.fromkeys(field), "messages": []})).status == 200
+    assert (reply.status, reply.error["type"], len(engine.calls)) == (400, "invalid_request_error", 1)
+    assert said in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("Failed to parse tools: Missing tool type: 5", 400), ("Failed to parse the graph", 500)],
+)
+async def test_a_wrong_type_within_a_field_is_the_clients_fault_though_the_engine_says_500(reason, status):
+    async def refuse(call):
+        body = json.dumps({"error": {"code": 500, "message": reason, "type": "server_error"}}).encode()
+        await call.send(stub.response(body, b"500 Internal Server Error"))
+
+    async with StubEngine(refuse) as engine:
+        router = SlotRouter(engine.endpoint)
+        async with serving(router) as port:
+            reply = await post(port, {**ASK, "tools": [5]})
+    assert (reply.status, router.released) == (status, [False])
+    assert reason in reply.error["message"]

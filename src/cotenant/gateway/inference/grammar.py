@@ -33,17 +33,37 @@ _MAX_PAIRS: Final = 10_000
 """Of one object anywhere: llama.cpp takes 0.3 s for as many, and half a minute for ten times as many."""
 _MAX_BREAKERS: Final = 256
 """llama.cpp compares each with its whole vocabulary: 5000 take 20 s with a vocabulary of 500 tokens."""
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "functions": (list,),
+    "logit_bias": (dict, list),
+    "messages": (list,),
+    "stop": (str, list),
+    "stream_options": (dict,),
+    "tools": (list,),
+}
+"""Of fields that engines answer with 500, as for a fault of theirs, or ignore if the type is wrong."""
+_FAULTS: Final = ("Failed to parse messages", "Failed to parse tools")
+_WORDS: Final[Mapping[type, str]] = {list: "a list", dict: "an object", str: "a string"}
 _STEPS: Final = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
 def check_bounds(request: Mapping[str, Any], body: bytes) -> None:
     """Check a request, whose body is `body`, before an engine parses it. Raises BadRequest."""
+    for name in request.keys() & _TYPES.keys():
+        if not isinstance(request[name], (*_TYPES[name], type(None))):
+            raise BadRequest(f"`{name}` is not {' or '.join(_WORDS[each] for each in _TYPES[name])}")
     if body.count(b":") > _MAX_PAIRS:
         _check_objects(request)
     breakers = request.get("dry_sequence_breakers")
     if isinstance(breakers, list) and len(breakers) > _MAX_BREAKERS:
         raise BadRequest(f"`dry_sequence_breakers` has over {_MAX_BREAKERS} values")
     _check_grammar(request)
+
+
+def check_fault(status: int, reason: str | None) -> None:
+    """Raise BadRequest for an engine's 500 that tells of a wrong type within a field, as llama.cpp's does."""
+    if status == 500 and reason is not None and reason.startswith(_FAULTS):
+        raise BadRequest(reason)
 
 
 def _check_objects(request: Mapping[str, Any]) -> None:

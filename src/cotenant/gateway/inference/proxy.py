@@ -26,7 +26,7 @@ from cotenant.gateway.inference.answer_timer import AnswerTimer
 from cotenant.gateway.inference.assembly import assemble
 from cotenant.gateway.inference.dialects import Target, is_foreign
 from cotenant.gateway.inference.engine_connections import EngineConnection
-from cotenant.gateway.inference.grammar import check_bounds
+from cotenant.gateway.inference.grammar import check_bounds, check_fault
 from cotenant.gateway.inference.media import check_media
 from cotenant.gateway.inference.request import engine_body, engine_head, mended, own_name, parse
 from cotenant.gateway.inference.request_log import RequestRecord
@@ -196,9 +196,8 @@ class Exchange:
     async def _may_retry(self, lease: Lease, failure: UpstreamFailed, name: str, body: bytes) -> bool:
         """Return once the request may be asked again, False if its client has left; else raise why it failed.
 
-        If the engine is dead, the daemon knows better why than the connection does. A process needs time to
-        die, seconds if a driver cleans up after it, and its socket may accept connections until then: the
-        retry must not be wasted on it.
+        If the engine is dead, the daemon knows why. A process needs time to die, seconds if a driver cleans up
+        after it, and accepts connections until then, maybe: the retry must not be wasted on it.
         """
         lost = self._connection is None or self._connection.lost
         death = await lease.death(self._proxy.timing.notice_s) if lost else None
@@ -355,6 +354,7 @@ class Exchange:
                 hint="Use /v1/chat/completions, or serve the model with an engine that does, as llama.cpp.",
             )
         reason = reason_in(body)
+        check_fault(status, reason)
         path, level = self._target.path.decode(), logging.WARNING if status >= 500 else logging.INFO
         _log.log(level, "the engine refused: path=%s status=%s reason=%s", path, status, reason)
         if reply.ended and isinstance(error_in(body), dict):
