@@ -201,6 +201,7 @@ async def test_of_an_invalid_body_all_that_is_valid_is_checked_too():
     async with configured() as (port, services, _):
         replies = [await ask(port, "PUT", PATH, asked), await ask(port, "POST", f"{PATH}/preview", asked)]
         many = await ask(port, "PUT", PATH, by_hand(*[{"service": "ai-llm", "gpu": 0}] * 30))
+        hostile = await ask(port, "PUT", PATH, by_hand({f"field{number}": 0 for number in range(2000)}))
     for reply in replies:
         assert (reply.status, reply.error["param"]) == (422, "assignments[0].vram_budget_override")
         named = [text.partition(": ")[0] for text in reply.error["message"].split("; ")]
@@ -214,6 +215,7 @@ async def test_of_an_invalid_body_all_that_is_valid_is_checked_too():
         # The stand-in for the services names one.
         assert named[-1] == "assignments[0].service"
     assert "; and 11 more." in many.error["message"]
+    assert "; and 980 more." in hostile.error["message"]
     assert services.saved == []
 
 

@@ -95,12 +95,12 @@ def valid_assignments(body: bytes) -> Iterator[AssignmentRequest]:
     fields = from_json(body)
     listed = fields.get("assignments") if isinstance(fields, dict) else None
     for each in listed[:1000] if isinstance(listed, list) else ():
-        valid = dict(each) if isinstance(each, dict) else {}
+        valid = {k: each[k] for k in AssignmentRequest.model_fields if isinstance(each, dict) and k in each}
         try:
             AssignmentRequest.model_validate(valid)
         except ValidationError as error:
             for fault in error.errors():
-                valid.pop(fault["loc"][0], None)
+                valid.pop(str(fault["loc"][0]), None)
         name = valid.pop("service", "")
         yield AssignmentRequest.model_validate({**valid, "service": "a"}).model_copy(update={"service": name})
 
