@@ -196,8 +196,8 @@ class Exchange:
     async def _may_retry(self, lease: Lease, failure: UpstreamFailed, name: str, body: bytes) -> bool:
         """Return once the request may be asked again, False if its client has left; else raise why it failed.
 
-        If the engine is dead, the daemon knows why. A process needs time to die, seconds if a driver cleans up
-        after it, and accepts connections until then, maybe: the retry must not be wasted on it.
+        If the engine is dead, the daemon knows why. A process needs time to die, seconds if a driver cleans
+        up after it, and accepts connections until then, maybe: the retry must not be wasted on it.
         """
         lost = self._connection is None or self._connection.lost
         death = await lease.death(self._proxy.timing.notice_s) if lost else None
