@@ -228,7 +228,8 @@ class PlanAnswer:
     """The plan of a model: the result for `budgets`, in planned order, with its inputs.
 
     `recipe` is the planned one, before layers became a number. `path` is None if the file is elsewhere.
-    `gpus` is what was requested; `described_as` also names GPUs that the daemon was started with.
+    `gpus` is what was requested; `described_as` also names GPUs that the daemon was started with. A model
+    `without_projector` has one beside its file; `by_engine` leaves the layout to the engine.
     """
 
     name: str
@@ -244,6 +245,8 @@ class PlanAnswer:
     gpus: str | None = None
     described_as: str | None = None
     problems: tuple[str, ...] = ()
+    without_projector: bool = False
+    by_engine: bool = False
 
 
 class Planner(Protocol):

@@ -8,8 +8,13 @@ from urllib.parse import urlencode
 
 import pytest
 
+from cotenant.domain.devices import Device, DeviceId, DeviceKind, Inventory, Reading
+from cotenant.domain.units import GIB
+from cotenant.domain.vendors import InventorySource
+from cotenant.model_files import load_model
 from tests.console.looking import Page, gateway, look
 from tests.support.daemon.planner import entry, planner
+from tests.support.models.gguf_models import build_tiny_llama
 
 PIECE = "/ui/fragments/analyse"
 
@@ -51,6 +56,18 @@ async def test_a_plan_shows_bars_layers_and_the_command():
         assert said in page.text
     assert 'data-copy="cotenant serve /models/llama-70b.gguf"' in page.text
     assert told(page)["recipe"]["n_ctx"] == 4096
+
+
+async def test_a_plan_that_is_left_to_the_engine_shows_no_layers(tmp_path):
+    card = Device(DeviceId("GPU-a"), DeviceKind.GPU, "RTX 3090", 0, 24 * GIB)
+    cards = Inventory(InventorySource.NVML, (card,), {card.id: Reading(card.id, 0.0, 0, 24 * GIB)})
+    path = build_tiny_llama(tmp_path / "tiny.gguf")
+    plans = planner(entry("tiny", path, shape=load_model(path)), cards=cards, by_engine=True)
+    body = urlencode({"source": "model", "model": "tiny", "devices": "detected", "fresh": "1"}).encode()
+    page = await look(gateway(planner=plans), PIECE, "POST", body)
+    assert page.status == 200
+    assert "--use-fit-params" in page.text
+    assert "Layers by device" not in page.text
 
 
 async def test_settings_are_planned_as_they_are_moved():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.config.configuration import Configuration
 from cotenant.daemon import plans
+from cotenant.daemon.capacity import peak
 from cotenant.daemon.plans import Plans
 from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.devices import (
@@ -19,10 +21,12 @@ from cotenant.domain.devices import (
     Inventory,
     Reading,
 )
-from cotenant.domain.errors import QueueFull, UnsupportedModelFile
+from cotenant.domain.errors import BadRecipe, QueueFull, UnsupportedModelFile
 from cotenant.domain.models import ModelKind
+from cotenant.domain.placements import Placement
 from cotenant.domain.units import GIB
 from cotenant.domain.vendors import InventorySource
+from cotenant.gateway.plans.command import plan_command, serve_command
 from cotenant.interfaces import PlanQuery
 from cotenant.model_files import load_model
 from tests.support.daemon.planner import entry, inventory, planner
@@ -98,6 +102,10 @@ async def test_the_projector_beside_a_file_is_planned_with_it(tmp_path: Path):
     anyone = planner(models_dir=tmp_path)
     found = await anyone.plan(PlanQuery(path=str(path)))
     assert found.projector_path == projector
+    assert "--mmproj" in serve_command(found)
+    without = planner(entry("m", path), models_dir=tmp_path)
+    assert "--mmproj none" in serve_command(await without.plan(PlanQuery(model="m")))
+    assert "--mmproj" not in serve_command(await planner().plan(PlanQuery(model="llama-70b")))
     alone = await anyone.plan(PlanQuery(shape=found.shape, name="m"))
     needs = load_model(projector).projector
     assert needs is not None
@@ -105,6 +113,25 @@ async def test_the_projector_beside_a_file_is_planned_with_it(tmp_path: Path):
     seeing, blind = (answer.result.used_shares[0].parts for answer in (found, alone))
     assert (seeing.weights, seeing.compute) == (blind.weights + needs.weights, blind.compute + needs.compute)
     assert "compute" in found.result.estimated
+
+
+async def test_a_plan_leaves_to_the_engine_what_serve_does(tmp_path: Path):
+    desk = planner(cards=measured(), by_engine=True)
+    found = await desk.plan(PlanQuery(model="llama-70b"))
+    assert found.by_engine
+    assert "--use-fit-params" in serve_command(found)
+    assert "--use-fit-params" in plan_command(found)
+    path = build_tiny_llama(tmp_path / "tiny.gguf")
+    tiny = planner(entry("tiny", path, shape=load_model(path)), cards=measured(), by_engine=True)
+    placed = (await tiny.plan(PlanQuery(model="tiny"))).result
+    assert isinstance(placed, Placement)
+    assert placed.by_engine
+    configuration = Configuration(models=(entry("tiny", path, shape=load_model(path)),))
+    (outlook,) = peak(configuration, measured(), use_fit_params=True).alone
+    assert isinstance(outlook.result, Placement)
+    assert outlook.result.by_engine
+    with pytest.raises(BadRecipe, match="--use-fit-params leaves the layout"):
+        await desk.plan(PlanQuery(model="llama-70b", recipe={"n_gpu_layers": 5}))
 
 
 @pytest.mark.parametrize("kind", [ModelKind.EMBEDDING, ModelKind.RERANK])
@@ -117,7 +144,7 @@ async def test_what_pools_is_planned_as_it_is_served(kind: ModelKind):
 async def test_plans_that_take_long_delay_no_load_and_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):
     let_go, computing = threading.Event(), []
 
-    def slow(*_: object) -> None:
+    def slow(*_: object, **__: object) -> None:
         computing.append(threading.current_thread())
         assert let_go.wait(DEADLINE_S)
         raise UnsupportedModelFile("slow")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cotenant.cli.flags import file_path, kept_to, measured, read_inventory
+from cotenant.cli.flags import file_path, kept_to, measured, read_inventory, switch
 from cotenant.cli.table import Column, attributes, print_result, table_lines
 from cotenant.domain.devices import DeviceKind
 from cotenant.domain.errors import BadSetting, UnknownDevice, UsageError
@@ -31,6 +31,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", action="store_true", help="print CSV, with what each model leaves on each GPU"
     )
+    switch(parser, "--use-fit-params", False, "plan as `serve` does with it")
     parser.add_argument(
         "--check", action="store_true", help="check the configuration and list everything wrong with it"
     )
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     inventory = read_inventory(argparse.Namespace(gpus=devices.gpus, devices=list(devices.use)))
     configuration = asyncio.run(with_ollama_models(configuration, inventory.devices))
     configuration = replace(configuration, models=tuple(planned_by(m, past) for m in configuration.models))
-    together = peak(configuration, inventory)
+    together = peak(configuration, inventory, use_fit_params=args.use_fit_params)
     models = {
         row.model.name: _model_json(row, past.errors.get(row.model.on_engine)) for row in together.alone
     }

@@ -163,8 +163,8 @@ def _label(device: Json) -> str:
 
 def _strip(plan: Json) -> list[dict[str, Any]]:
     """Return runs of layers by device, from the first to the output layer, which counts as the last."""
-    if not plan["fits"]:
-        return []
+    if not plan["fits"] or (plan["devices"] and not plan["tensor_split"]):
+        return []  # It is refused, or the engine lays it out.
     count = plan["n_layers"] + 1
     on_devices = plan["n_gpu_layers"] or any(device["layers"] for device in plan["devices"])
     begin = count - plan["n_gpu_layers"] if plan["n_gpu_layers"] else (0 if on_devices else count)

@@ -50,7 +50,7 @@ class Peak:
     warnings: tuple[str, ...]
 
 
-def peak(configuration: Configuration, inventory: Inventory) -> Peak:
+def peak(configuration: Configuration, inventory: Inventory, *, use_fit_params: bool = False) -> Peak:
     """Place as many models as fit at the same time: pinned and preloaded ones first, then the largest.
 
     If more fit when the smallest come first, they do. What the engines of the daemon at the configured port
@@ -63,7 +63,7 @@ def peak(configuration: Configuration, inventory: Inventory) -> Peak:
     admissions = sharing.admissions(inventory, ours, models)
     engines = {pid: ResidencyId(-1 - number) for number, pid in enumerate(ours)}
     readings = [*map(_emptied, device_readings(inventory, rules, engines, 0.0, admissions))]
-    specs = {entry.name: spec_of(entry, rules, None) for entry in models}
+    specs = {each.name: spec_of(each, rules, None, use_fit_params=use_fit_params) for each in models}
 
     def empty() -> Ledger:
         ledger = Ledger(rules.reserve_bytes)

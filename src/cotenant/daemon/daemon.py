@@ -289,6 +289,7 @@ class Daemon:
                 self._operator,
                 self._loop.effects.pids,
                 self._clock,
+                self._inputs.options.use_fit_params,
             ),
         )
 

@@ -42,6 +42,7 @@ class Plans:
     _operator: Operator
     _our_pids: Callable[[], Collection[int]]
     _clock: Clock
+    _by_engine: bool = False
     _gate: ThreadGate = field(default_factory=lambda: ThreadGate(_full, waiting=_MAX_WAITING), init=False)
 
     async def plan(self, asked: PlanQuery) -> PlanAnswer:
@@ -55,7 +56,7 @@ class Plans:
         inventory = self._described(asked.gpus) if asked.gpus else self._current(asked, rules)
         # A plan takes milliseconds, or seconds for a client that wants it to: neither requests to models nor
         # loads, which use the loop's threads, must wait for that.
-        return await self._gate.run(partial(_plan, asked, configuration, inventory, rules))
+        return await self._gate.run(partial(_plan, asked, configuration, inventory, rules, self._by_engine))
 
     def _described(self, spec: str) -> Inventory:
         try:
@@ -83,7 +84,7 @@ def _full() -> QueueFull:
 
 
 def _plan(
-    asked: PlanQuery, configuration: Configuration, inventory: Inventory, rules: BudgetRules
+    asked: PlanQuery, configuration: Configuration, inventory: Inventory, rules: BudgetRules, by_engine: bool
 ) -> PlanAnswer:
     subject = _entry(asked, configuration)
     if subject.shape.kind is ModelKind.PROJECTOR:
@@ -103,7 +104,7 @@ def _plan(
         subject.shape,
         recipe,
         found,
-        plan(request, found, rules, host_budget(inventory, rules)),
+        plan(request, found, rules, host_budget(inventory, rules), by_engine=by_engine),
         rules.reserve_bytes,
         rules.min_budget_bytes,
         rules.overhead_bytes,
@@ -111,6 +112,8 @@ def _plan(
         asked.gpus,
         asked.gpus or configuration.devices.gpus,
         inventory.problems,
+        not subject.projector_path and bool(subject.path and find_projector(subject.path, Library())),
+        by_engine,
     )
 
 

@@ -1,5 +1,6 @@
 """How long a request may have to wait: by what must happen first, and how long that usually takes."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from heapq import heapify, heapreplace
@@ -16,25 +17,22 @@ from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 
 def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
     """Return what the last request that waits for a model may expect; its ETA is None if it is unknown."""
-    residency = state.residency_of(model)
+    residency, usual_s = state.residency_of(model), _service_s(model)
     waits_for = _waits_for(state, model)
     ahead = max(0, len(model.queue) - 1)
-    if residency is not None and residency.state is ResidencyState.READY:
-        return WaitEstimate(len(model.queue), _slot_in(residency, model, ahead, now), waits_for)
-    if residency is not None:
-        loaded_in = None
-        if residency.state is ResidencyState.LOADING:
-            loaded_in = _left(model.load_s, now - residency.since)
-        elif residency.gone:
-            loaded_in = state.unload_s + model.load_s
-    else:
-        room_in, behind = _room_in(state, model, now)
-        loaded_in = None if room_in is None else room_in + model.load_s
-        waits_for += behind
     turns = ahead // model.spec.slots
-    if loaded_in is not None and turns:
-        loaded_in = None if model.service_s is None else loaded_in + turns * model.service_s
-    return WaitEstimate(len(model.queue), loaded_in, waits_for)
+    if residency is None:
+        served_in, behind = _room_in(state, model, now)
+        served_in, waits_for = served_in + model.load_s, waits_for + behind
+    elif residency.state is ResidencyState.READY:
+        served_in, turns = _slot_in(residency, usual_s, ahead, now), 0
+    elif residency.state is ResidencyState.LOADING:
+        served_in = _left(model.load_s, now - residency.since)
+    else:
+        served_in = state.unload_s + model.load_s if residency.gone else math.inf
+    if turns:
+        served_in += turns * usual_s
+    return WaitEstimate(len(model.queue), served_in if math.isfinite(served_in) else None, waits_for)
 
 
 def expire(state: State, out: Outbox) -> None:
@@ -68,11 +66,13 @@ def _left(usual_s: float, ran_s: float) -> float:
     return max(usual_s - ran_s, ran_s / 2)
 
 
-def _slot_in(residency: Residency, model: ModelState, ahead: int, now: float) -> float | None:
-    """Return when a slot is free for a request with so many `ahead`; None if no request has ended yet."""
-    usual_s = model.service_s
-    if usual_s is None:
-        return None
+def _service_s(model: ModelState) -> float:
+    """Return what requests of a model usually take; infinite, as what is unknown here, before the first."""
+    return math.inf if model.service_s is None else model.service_s
+
+
+def _slot_in(residency: Residency, usual_s: float, ahead: int, now: float) -> float:
+    """Return when a slot is free for a request with so many `ahead`."""
     left = [_left(usual_s, now - since) for since in residency.leases.values()]
     left += [0.0] * (residency.slots - len(left))
     heapify(left)
@@ -81,50 +81,41 @@ def _slot_in(residency: Residency, model: ModelState, ahead: int, now: float) ->
     return left[0]
 
 
-def _room_in(state: State, model: ModelState, now: float) -> tuple[float | None, str]:
-    """Return when there is room for a cold model, and which requests go first as text; None if unknown."""
+def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
+    """Return when there is room for a cold model, and which requests go first as text."""
     reservation = state.reservations.get(model.spec.name)
     if reservation is not None:
         victims = [state.residencies[victim] for victim in reservation.victims]
-        return _latest(_gone_in(state, victim, now) for victim in victims), _behind(victims)
+        return max((_gone_in(state, victim, now) for victim in victims), default=0.0), _behind(victims)
     wanted = [m for m in state.models.values() if m is not model and m.cold_and_wanted]
     if isinstance(choose_now(state, model, set()), Placement):
-        return _latest(
-            _left(state.models[r.model].load_s, now - r.since)
-            for r in state.residencies.values()
-            if r.state is ResidencyState.LOADING
-        ), ""
+        loading = (r for r in state.residencies.values() if r.state is ResidencyState.LOADING)
+        left = (_left(state.models[each.model].load_s, now - each.since) for each in loading)
+        return max(left, default=0.0), ""
     others = [r for r in state.residencies.values() if r.bytes_by_device and not state.models[r.model].pinned]
     times = [(_gone_in(state, residency, now), residency) for residency in others]
-    times.sort(key=lambda pair: (pair[0] is None, pair[0] or 0.0, pair[1].id))
+    times.sort(key=lambda pair: (pair[0], pair[1].id))
     for count in range(1, len(times) + 1):
         first = [residency for _, residency in times[:count]]
         freed, leaving = freed_by(residency.bytes_by_device for residency in first)
         if isinstance(choose_now(state, model, set(), freed, leaving), Placement):
             # Who else waits for room, or keeps a victim busy, may go first: that is not predicted.
             kept_busy = any(state.models[residency.model].queue for residency in first)
-            return None if wanted or kept_busy else times[count - 1][0], _behind(first)
-    return None, ""
+            return math.inf if wanted or kept_busy else times[count - 1][0], _behind(first)
+    return math.inf, ""
 
 
-def _gone_in(state: State, residency: Residency, now: float) -> float | None:
-    """Return when a residency may be gone, with its memory free; None if that cannot be predicted."""
-    usual_s = state.models[residency.model].service_s
+def _gone_in(state: State, residency: Residency, now: float) -> float:
+    """Return when a residency may be gone, with its memory free."""
     if residency.state is ResidencyState.RECLAIMING or residency.state is ResidencyState.UNLOADING:
         return _left(state.unload_s, now - residency.since)
-    if residency.state is ResidencyState.LOADING or (residency.leases and usual_s is None):
-        return None
-    left = [_left(usual_s or 0.0, now - since) for since in residency.leases.values()]
+    if residency.state is ResidencyState.LOADING:
+        return math.inf
+    usual_s = _service_s(state.models[residency.model])
+    left = [_left(usual_s, now - since) for since in residency.leases.values()]
     if residency.state is ResidencyState.READY:
         left.append(evictable_at(state, residency) - now)
     return max(0.0, *left, 0.0) + state.unload_s
-
-
-def _latest(times: Iterable[float | None]) -> float | None:
-    """Return the latest of some times, 0 for none; None if one is unknown."""
-    found = [*times]
-    known = [time for time in found if time is not None]
-    return max(known, default=0.0) if len(known) == len(found) else None
 
 
 def _behind(residencies: Iterable[Residency]) -> str:

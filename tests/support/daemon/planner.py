@@ -31,10 +31,11 @@ def planner(
     cards: Inventory | None = None,
     statuses: Sequence[DeviceStatus] = (),
     pids: Sequence[int] = (),
+    by_engine: bool = False,
 ) -> Plans:
     configuration = Configuration(
         devices=DeviceSettings(), models_dir=models_dir, models=models or (entry(),)
     )
     found = inventory() if cards is None else cards
     operator = PlainOperator(devices=statuses)
-    return Plans(lambda: configuration, lambda: found, operator, lambda: pids, ManualClock())
+    return Plans(lambda: configuration, lambda: found, operator, lambda: pids, ManualClock(), by_engine)

@@ -56,11 +56,13 @@ def changes_of(flags: str) -> dict[str, int | str]:
 
 def _model(found: PlanAnswer) -> Iterator[str]:
     yield str(found.path) if found.path else f"{found.name}.gguf"
-    if found.projector_path:
-        yield from ("--mmproj", str(found.projector_path))
+    if found.projector_path or found.without_projector:
+        yield from ("--mmproj", str(found.projector_path or "none"))
 
 
 def _rules(found: PlanAnswer) -> Iterator[str]:
+    if found.by_engine:
+        yield "--use-fit-params"
     for each in _RULES.values():
         value = getattr(found, each.name)
         if value != each.default:
