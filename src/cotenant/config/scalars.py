@@ -185,6 +185,14 @@ def layers(text: str) -> int | str:
     )
 
 
+@_of_text(type=["integer", "string"], examples=[2, "all"])
+def gpu_count(text: str) -> int | str:
+    """A number of GPUs, or all of them."""
+    if text == "all" or (_WHOLE.fullmatch(text) and 1 <= int(text) <= 64):
+        return text if text == "all" else int(text)
+    raise BadSetting(f"{shown(text)} is not a number of GPUs", hint="Write a number from 1 to 64, or all.")
+
+
 @scalar(type=["string", "array"], items={"type": "number"}, examples=["0.6,0.4"])
 def tensor_split(value: Any) -> tuple[float, ...]:
     """A tensor split: a list, or text with commas."""

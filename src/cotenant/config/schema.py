@@ -17,7 +17,7 @@ from cotenant.domain.engine_kinds import EngineKind
 from cotenant.domain.launching import LauncherKind
 from cotenant.domain.models import MAX_CTX, ModelKind, Recipe
 from cotenant.domain.settings import Setting, settings_of
-from cotenant.services.model import DeviceNames, OnFailure, ServiceRole, Strategy
+from cotenant.services.model import DeviceNames, GpuCount, OnFailure, ServiceRole, Strategy
 
 Text = Annotated[str, scalars.text]
 PathText = Annotated[str, scalars.path]
@@ -220,6 +220,9 @@ class ServiceItem(Section):
     role: Annotated[ServiceRole, scalars.member(ServiceRole)] | None = None
     latency_critical: Switch | None = optional("it belongs on the fastest GPU")
     enabled: Switch | None = optional("false: leave it where it is")
+    gpu_count: Annotated[GpuCount, scalars.gpu_count] | None = optional(
+        "how many GPUs a strategy gives it, or all; default: 1"
+    )
     budget_env: Annotated[str, scalars.variable_name] | None = optional(
         "environment variable with its VRAM budget in GB", "vram_budget_env"
     )

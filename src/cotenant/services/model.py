@@ -39,7 +39,8 @@ class Service:
     `model` is shown to people. `vram_bytes` is its need, None if unknown. `budget_env` is the variable that
     sets its VRAM budget in GB; without one it cannot be limited. `health_url` is polled until it returns a
     status below 400; without it the container's health check counts, and without that, that it keeps running.
-    `n_gpus` is over how many GPUs its assignment divides its memory, in equal parts.
+    `gpu_count` is how many GPUs a strategy gives it, None for one; `n_gpus` is over how many its assignment
+    divides its memory, in equal parts.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Service:
     health_url: str | None = None
     health_timeout_s: float = 120.0
     n_gpus: int = 1
+    gpu_count: GpuCount | None = None
 
 
 @dataclass(frozen=True, slots=True)

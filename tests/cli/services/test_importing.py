@@ -39,7 +39,7 @@ SERVICES = (
         ServiceRole.LLM,
         latency_critical=True,
     ),
-    Service("ai-enrichment", vram_bytes=6963 * MIB, budget_env="VRAM_BUDGET_GB"),
+    Service("ai-enrichment", vram_bytes=6963 * MIB, budget_env="VRAM_BUDGET_GB", gpu_count="all"),
 )
 
 
@@ -133,6 +133,21 @@ def test_what_an_operator_should_look_at_is_noted_beside(
     told = capsys.readouterr()
     assert "cotenant.vram_mb is not known" in told.err
     assert "Note" not in told.out
+
+
+@pytest.mark.parametrize("write", [(), ("--write",)])
+@pytest.mark.parametrize("name", ["--remove-orphans", "-f", "'a b'"])
+def test_a_name_that_the_configuration_refuses_is_not_shown_as_a_setting(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, write: tuple[str, ...]
+) -> None:
+    file = folder / "prod" / "docker-compose.prod.yml"
+    file.write_text(f"services: {{{name}: {{image: x, gpus: all}}}}")
+    assert run(*write) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "services.items[0].name" in told.err
+    assert "cannot be the name of a service" in told.err
+    assert not (folder / "cotenant.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ async def test_before_anything_is_saved_services_are_unpinned_and_strategies_are
         "role": "other",
         "latency_critical": False,
         "enabled": True,
+        "gpu_count": None,
         "vram_budget_env": "VRAM_BUDGET_GB",
         "health_url": None,
     }

@@ -10,7 +10,15 @@ from cotenant.services.assign.changes import same
 from cotenant.services.assign.checks import resolved
 from cotenant.services.assign.fallback import fall_back
 from cotenant.services.assign.strategies import assign
-from cotenant.services.model import Assignment, AssignmentPlan, GpuRef, SavedConfiguration, Service, Strategy
+from cotenant.services.model import (
+    Assignment,
+    AssignmentPlan,
+    GpuCount,
+    GpuRef,
+    SavedConfiguration,
+    Service,
+    Strategy,
+)
 from tests.services.assign.service_cases import gpu, needing
 
 FOUR = (gpu(0, 24564), gpu(1, 4094), gpu(2, 24564, 3000), gpu(3, 12288))
@@ -120,3 +128,18 @@ def test_a_gpu_that_is_gone_keeps_its_place_among_several() -> None:
     gone = Assignment("ollama", 0, FOUR[0].id, more=(GpuRef(None, DeviceId("GPU-gone")),))
     (kept,) = assign(Strategy.VRAM_BASED, (OLLAMA,), FOUR, [gone]).assignments
     assert kept.gpus == (GpuRef(0, FOUR[0].id), GpuRef(None, DeviceId("GPU-gone")))
+
+
+@pytest.mark.parametrize("strategy", [each for each in Strategy if each is not Strategy.MANUAL])
+@pytest.mark.parametrize(("count", "expected"), [(2, (0, 2)), ("all", (0, 1, 2, 3)), (1, None), (None, None)])
+def test_a_strategy_gives_a_service_the_number_it_is_configured_for(
+    strategy: Strategy, count: GpuCount | None, expected: tuple[int, ...] | None
+) -> None:
+    ollama = replace(OLLAMA, gpu_count=count)
+    plan = assign(strategy, (CLIP, ollama), FOUR)
+    assert where(plan, ollama) == (expected or (where(plan, ollama)[0],))
+    (found,) = [each for each in plan.assignments if each.service == "ollama"]
+    assert not found.by_hand
+    # What an operator chooses overrides it, and so does nothing under manual.
+    assert where(assign(strategy, (ollama,), FOUR, [on(OLLAMA, 3)]), ollama) == (3,)
+    assert where(assign(Strategy.MANUAL, (ollama,), FOUR), ollama) == ()

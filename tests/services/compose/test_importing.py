@@ -1,3 +1,4 @@
+import pytest
 import yaml
 
 from cotenant.domain.units import GIB, MIB
@@ -70,6 +71,50 @@ def test_surroundings_that_get_in_the_way_are_noted(tmp_path):
     assert "a: it sets CUDA_VISIBLE_DEVICES=1" in told
     assert "a: it has no health check and publishes 8091" in told
     assert "b: its request for GPUs comes from `extends`" in told
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu_count"),
+    [
+        ({"count": 1}, None),
+        ({"count": 2}, 2),
+        ({"count": "2"}, 2),
+        ({"count": "all"}, "all"),
+        ({"count": -1}, "all"),
+        ({"device_ids": ["0", "1"]}, 2),
+        ({"device_ids": ["GPU-3a, GPU-4b"]}, 2),
+        ({"device_ids": ["1"]}, None),
+        ({"device_ids": ["all"]}, None),
+        ({}, None),
+        ({"count": "many"}, None),
+    ],
+)
+def test_the_number_of_gpus_is_kept(tmp_path, wanted, gpu_count):
+    entry = {"driver": "nvidia", "capabilities": ["gpu"], **wanted}
+    (service,), notes = imported(
+        tmp_path, {"a": {"deploy": {"resources": {"reservations": {"devices": [entry]}}}}}
+    )
+    assert service.gpu_count == gpu_count
+    assert any("names GPU" in note for note in notes) == (wanted.get("device_ids", ["all"]) != ["all"])
+    (service,), _ = imported(tmp_path, {"a": {"gpus": [entry]}})
+    assert service.gpu_count == gpu_count
+
+
+@pytest.mark.parametrize(
+    ("definition", "gpu_count"),
+    [
+        ({"gpus": "all"}, "all"),
+        ({"gpus": 2}, 2),
+        ({"gpus": "3"}, 3),
+        ({"gpus": -1}, "all"),
+        ({"runtime": "nvidia", "environment": ["NVIDIA_VISIBLE_DEVICES=0,1"]}, 2),
+        ({"runtime": "nvidia", "environment": ["NVIDIA_VISIBLE_DEVICES=all"]}, None),
+        ({"devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]}, 2),
+    ],
+)
+def test_the_number_of_gpus_is_kept_from_other_spellings(tmp_path, definition, gpu_count):
+    (service,), _ = imported(tmp_path, {"a": definition})
+    assert service.gpu_count == gpu_count
 
 
 def test_a_file_without_such_services_has_none(tmp_path):

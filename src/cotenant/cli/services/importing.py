@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     found = args.config if args.write and args.config else find_configuration(args.config, os.environ)
     target = found or Path("cotenant.yaml")
     section = "".join(f"{line}\n" for line in section_lines(args.files, services, target))
+    check(parse_document(section, "the imported section"), {}, {})
     if args.write:
         append_section(target, section)
         count = len(services)
@@ -92,6 +93,7 @@ def _settings_of(service: Service) -> dict[str, Any]:
         "vram_mib": None if size is None else round(size / MIB),
         "role": None if service.role is ServiceRole.OTHER else str(service.role),
         "latency_critical": service.latency_critical or None,
+        "gpu_count": service.gpu_count,
         "vram_budget_env": service.budget_env,
         "health": service.health_url,
     }

@@ -195,6 +195,7 @@ class ServiceResponse(ResponseModel):
     role: ServiceRole
     latency_critical: bool
     enabled: bool
+    gpu_count: int | Literal["all"] | None
     vram_budget_env: str | None = Field(validation_alias="budget_env")
     health_url: str | None
 

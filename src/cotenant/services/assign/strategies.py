@@ -48,6 +48,7 @@ def assign(
     computed anew, unless a GPU is missing. One without a GPU leaves the choice to the strategy; one whose GPU
     is missing leaves the service unpinned, and keeps the GPU's id. One that asks for a number of GPUs gets,
     under every strategy, those with the most free memory: after those set on named GPUs, before all others.
+    So does, but not under `manual`, a service that is configured for several (`gpu_count`).
     The last of several for one service counts. Under `manual`, and where there is no healthy GPU, the others
     stay unpinned. `known_services` are those in the compose files, None if they were not read.
     """
@@ -56,6 +57,8 @@ def assign(
     given = {each.service: _without_automatic(each, devices) for each in manual}
     enabled = [service for service in services if service.enabled]
     wanted = {service.name: given.get(service.name, Assignment(service.name)) for service in enabled}
+    if strategy is not Strategy.MANUAL and healthy:
+        wanted = {one.name: _counted(one, wanted[one.name], devices) for one in enabled}
     needs = {service.name: needed_bytes(service, wanted[service.name].vram_budget_gb) for service in enabled}
     to_place = [one for one in enabled if not (wanted[one.name].gpus or wanted[one.name].count)]
     memory = FreeMemory(healthy)
@@ -176,6 +179,14 @@ RULES: Final[dict[Strategy, Callable[[Sequence[Service], Mapping[str, int], Free
     Strategy.ISOLATION_FIRST: isolation_first,
     Strategy.BALANCED: balanced,
 }
+
+
+def _counted(service: Service, assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:
+    """Return an assignment, with the number of GPUs that its service is configured for if it has none."""
+    if assignment.gpus or assignment.count or service.gpu_count in (None, 1):
+        return assignment
+    assignment = replace(assignment, count=service.gpu_count)
+    return assignment.on(device.ref for device in devices) if service.gpu_count == "all" else assignment
 
 
 def _without_automatic(assignment: Assignment, devices: Sequence[ServiceDevice]) -> Assignment:

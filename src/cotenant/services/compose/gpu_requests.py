@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cotenant.services.model import GpuCount
+
 RESERVED_DEVICES: Final = ("deploy", "resources", "reservations", "devices")
 CDI_GPU: Final = "nvidia.com/gpu="
 """The prefix of a GPU's name in the Container Device Interface."""
@@ -22,12 +24,14 @@ class GpuRequest:
     """One place where a service requests GPUs.
 
     `path` are the keys that lead there from the service. `ids` are the GPUs it names, none if it takes any or
-    all. `kept` are the other entries of the same list, which are not GPUs.
+    all. `kept` are the other entries of the same list, which are not GPUs. `count` is how many it asks for,
+    None if it does not say.
     """
 
     path: tuple[str, ...]
     ids: tuple[str, ...] = ()
     kept: tuple[Any, ...] = ()
+    count: GpuCount | None = None
 
 
 def gpu_requests(service: Mapping[str, Any]) -> tuple[GpuRequest, ...]:
@@ -42,13 +46,11 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
     wanted = [entry for entry in as_list(reserved) if _requests_gpu(entry)]
     if wanted:
         kept = tuple(entry for entry in as_list(reserved) if not _requests_gpu(entry))
-        yield GpuRequest(RESERVED_DEVICES, _named(wanted), kept)
+        yield GpuRequest(RESERVED_DEVICES, _named(wanted), kept, _count(wanted))
     short = service.get("gpus")
-    if short == "all":
-        yield GpuRequest(("gpus",))
-    elif short:
-        entries = [entry for entry in as_list(short) if isinstance(entry, Mapping)]
-        yield GpuRequest(("gpus",), _named(entries))
+    if short and short != "0":
+        entries = [each if isinstance(each, Mapping) else {"count": each} for each in as_list(short)]
+        yield GpuRequest(("gpus",), _named(entries), count=_count(entries))
     visible = environment_of(service).get(_VISIBLE)
     ids = () if visible in (None, "", "all", *_NONE) else _split(str(visible))
     if service.get("runtime") == "nvidia" and visible not in _NONE:
@@ -76,6 +78,14 @@ def _named(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     given = [str(name) for entry in entries for name in as_list(entry.get("device_ids"))]
     ids = tuple(name for each in given for name in _split(each.removeprefix(CDI_GPU)))
     return ids if "all" not in ids and all(entry.get("device_ids") for entry in entries) else ()
+
+
+def _count(entries: Sequence[Mapping[str, Any]]) -> GpuCount | None:
+    ids = _named(entries)
+    counts = [str(len(ids))] if ids else [str(entry.get("count")) for entry in entries]
+    if not {"all", "-1"}.isdisjoint(counts):
+        return "all"
+    return sum(int(each) for each in counts if each.isdecimal() and len(each) < 5) or None
 
 
 def _split(names: str) -> tuple[str, ...]:

@@ -69,6 +69,15 @@ class _Reader:
                 "its request for GPUs comes from `extends`, which podman-compose adds to a pin: "
                 "move it into the service itself."
             )
+        asked = next((each for each in self._of.gpus if each.ids or each.count), None)
+        gpu_count = None if asked is None else len(asked.ids) or asked.count
+        if asked is not None and asked.ids:
+            self._note(
+                f"its compose file names GPU {', '.join(asked.ids)}: a strategy chooses which it gets; "
+                f"`cotenant services set {self._of.name}=GPU` sets it."
+            )
+        elif gpu_count == "all":
+            self._note("its compose file asks for all GPUs: remove gpu_count if it needs only one.")
         role = self._role()
         critical = self._labels.get("latency_critical", "false")
         if critical.lower() not in _TRUTHS:
@@ -81,6 +90,7 @@ class _Reader:
             latency_critical=_TRUTHS.get(critical.lower(), False),
             budget_env=budget_env,
             health_url=self._health(),
+            gpu_count=None if gpu_count == 1 else gpu_count,
         )
 
     def _vram_bytes(self) -> int | None:
