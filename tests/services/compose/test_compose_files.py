@@ -209,3 +209,30 @@ def test_no_shape_of_a_file_is_a_crash(tmp_path_factory, definition, other, incl
     path.write_text(yaml.safe_dump({"services": {"a": definition, "b": other}, "include": include}))
     with contextlib.suppress(ComposeFileError):
         import_services([path])
+
+
+MANY = ",".join(f"A{number}=b" for number in range(20_000))
+BOMBS = {
+    "a long list": f"services: {{a: {{image: x, environment: [{MANY},{MANY}]}}}}",
+    "empty keys": "x: {" + "? ," * 349_000 + "}",
+    "many services": "services:\n" + "".join(f"  s{number}: {{gpus: all}}\n" for number in range(40_000)),
+    "aliases": "x: &a {b: 1}\ny: [" + "*a," * 340_000 + "]",
+    "extends": f"services:\n  s: {{environment: [{MANY}]}}\n"
+    + "".join(f"  s{number}: {{extends: s}}\n" for number in range(2_000)),
+}
+
+
+@pytest.mark.parametrize("shape", BOMBS)
+def test_a_file_with_very_many_values_is_refused_before_they_are_all_read(tmp_path, shape):
+    file = written(tmp_path, BOMBS[shape], "bomb.yml")
+    assert file.stat().st_size <= 1 << 20
+    with pytest.raises(ComposeFileError, match=r"over 30,000 values|too long for compose files"):
+        read_project([file])
+
+
+def test_included_files_share_one_bound(tmp_path):
+    for number in range(8):
+        written(tmp_path, f"services: {{s{number}: {{environment: [{MANY}]}}}}", f"b{number}.yml")
+    file = written(tmp_path, "include: [" + ",".join(f"b{number}.yml" for number in range(8)) + "]", "a.yml")
+    with pytest.raises(ComposeFileError, match="too long for compose files"):
+        read_project([file])

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from cotenant.domain.errors import ComposeFileError
 from cotenant.services.compose.compose_yaml import (
+    MAX_VALUES,
     ComposeText,
     Override,
     Reset,
+    count_values,
     read_compose_text,
     shape_error,
 )
@@ -76,9 +78,12 @@ def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProje
     merged: dict[str, Any] = {}
     for text in texts:
         merged = _merged(merged, _services_of(text))
-    services = {}
+    services, count = {}, 0
     for service, definition in merged.items():
         inherited = _inherited(merged, service, texts, ())
+        count += count_values(inherited)
+        if count > MAX_VALUES:
+            raise shape_error(texts[0], service, "`extends` makes the services too long for compose files")
         known = _filled(_merged(inherited, definition), variables)
         services[service] = ComposeService(
             service,
@@ -97,13 +102,16 @@ def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProje
 
 def _with_included(files: Sequence[Path]) -> list[ComposeText]:
     texts: dict[Path, ComposeText] = {}
-    waiting = [*files]
+    waiting, count = [*files], 0
     for path in waiting:
         if path in texts:
             continue
         if len(texts) == _MAX_FILES:
             raise ComposeFileError(f"{path}: more than {_MAX_FILES} compose files are included")
         texts[path] = read_compose_text(path)
+        count += count_values(texts[path].root)
+        if count > MAX_VALUES:
+            raise ComposeFileError(f"{path}: with the files before it, it is too long for compose files")
         for entry in as_list(texts[path].root.get("include")):
             for other in as_list(entry.get("path") if isinstance(entry, dict) else entry):
                 waiting.append(path.parent / interpolated(str(other), project_variables(path.parent)))
