@@ -76,6 +76,17 @@ SHAPES: dict[str, tuple[dict[str, str], dict[str, list[tuple[str, ...]]]]] = {
     "AMD": ({"a.yml": one("devices: ['/dev/kfd', '/dev/dri']")}, {"a": ANY}),
     "a render node alone": ({"a.yml": one("devices: ['/dev/dri:/dev/dri']")}, {"a": []}),
     "runtime": ({"a.yml": one("runtime: nvidia")}, {"a": ANY}),
+    "runtime amd": ({"a.yml": one("runtime: amd")}, {"a": ANY}),
+    "runtime amd and its variable": (
+        {"a.yml": one("runtime: amd, environment: {AMD_VISIBLE_DEVICES: '0,1'}")},
+        {"a": [("0", "1")]},
+    ),
+    "another runtime": ({"a.yml": one("runtime: runsc")}, {"a": []}),
+    # docker compose refuses this form, which is that of docker's API; podman-compose keeps it.
+    "nested capabilities": (
+        {"a.yml": reserved("{count: 1, capabilities: [[gpu], [utility]]}")},
+        {"a": ANY},
+    ),
     "runtime of version 2": ({"a.yml": "version: '2.4'\n" + one("runtime: nvidia")}, {"a": ANY}),
     "runtime and a variable": (
         {"a.yml": one("runtime: nvidia, environment: {NVIDIA_VISIBLE_DEVICES: 1}")},

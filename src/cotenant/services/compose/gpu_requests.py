@@ -51,13 +51,14 @@ def _requests(service: Mapping[str, Any]) -> Iterator[GpuRequest]:
     if short and short != "0":
         entries = [each if isinstance(each, Mapping) else {"count": each} for each in as_list(short)]
         yield GpuRequest(("gpus",), _named(entries), count=_count(entries))
-    visible = environment_of(service).get(_VISIBLE)
+    variable = "AMD_VISIBLE_DEVICES" if service.get("runtime") == "amd" else _VISIBLE
+    visible = environment_of(service).get(variable)
     ids = () if visible in (None, "", "all", *_NONE) else _split(str(visible))
-    if service.get("runtime") == "nvidia" and visible not in _NONE:
+    if service.get("runtime") in ("nvidia", "amd") and visible not in _NONE:
         yield GpuRequest(("runtime",), ids)
     elif visible == "all" or ids:
         # Docker's default runtime may be NVIDIA's.
-        yield GpuRequest(("environment", _VISIBLE), ids)
+        yield GpuRequest(("environment", variable), ids)
     listed = as_list(service.get("devices"))
     sources = [str(entry.get("source") if isinstance(entry, Mapping) else entry) for entry in listed]
     # Others than GPUs of AMD have render nodes, but only these the compute device.
@@ -94,7 +95,7 @@ def _split(names: str) -> tuple[str, ...]:
 
 def _requests_gpu(entry: object) -> bool:
     return (isinstance(entry, Mapping) and str(entry.get("count")) != "0") and (
-        "gpu" in as_list(entry.get("capabilities"))
+        any("gpu" in as_list(each) for each in as_list(entry.get("capabilities")))
         or entry.get("driver") == "nvidia"
         or any(str(name).startswith(CDI_GPU) for name in as_list(entry.get("device_ids")))
     )
