@@ -12,9 +12,9 @@ from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import Policy
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.machine import Machine
-from cotenant.simulation.models import Request, SimulatedModel, quantile
+from cotenant.simulation.models import Outcome, Request, SimulatedModel, quantile
 from cotenant.simulation.variant import foresight
-from cotenant.simulation.world import Outcome, World
+from cotenant.simulation.world import World
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.machine import NO_FAULTS, Driver, Faults, Machine, card
-from cotenant.simulation.models import Request, SimulatedModel
-from cotenant.simulation.world import Client, ContractViolation, Outcome, World
+from cotenant.simulation.models import Client, Outcome, Request, SimulatedModel
+from cotenant.simulation.world import ContractViolation, World
 
 _GB: Final = 10**9
 _TICK_S: Final = 0.25

@@ -10,8 +10,8 @@ import pytest
 from cotenant.domain.residencies import ResidencyState
 from cotenant.scheduling import events
 from cotenant.scheduling.state import ModelState, State
-from cotenant.simulation.models import Request
-from cotenant.simulation.world import Client, ContractViolation, Outcome
+from cotenant.simulation.models import Client, Outcome, Request
+from cotenant.simulation.world import ContractViolation
 from tests.simulation.seeded import ALL_FAULTS, SeededWorld, seeded_world, wait_bound_s
 
 _SEEDS: Final = int(os.environ.get("COTENANT_SIM_SEEDS", "200"))

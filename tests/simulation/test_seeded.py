@@ -11,7 +11,7 @@ from cotenant.scheduling import events
 from cotenant.scheduling.commands import Command
 from cotenant.simulation.event_queue import Timeline
 from cotenant.simulation.machine import NO_FAULTS
-from cotenant.simulation.world import Outcome
+from cotenant.simulation.models import Outcome
 from tests.simulation.seeded import ALL_FAULTS, SimulationFailure, seeded_world
 
 _SEEDS = int(os.environ.get("COTENANT_SIM_SEEDS", "200"))

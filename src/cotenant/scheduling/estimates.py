@@ -93,15 +93,14 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
         left = (_left(state.models[each.model].load_s, now - each.since) for each in loading)
         return max(left, default=0.0), ""
     others = [r for r in state.residencies.values() if r.bytes_by_device and not state.models[r.model].pinned]
-    times = [(_gone_in(state, residency, now), residency) for residency in others]
-    times.sort(key=lambda pair: (pair[0], pair[1].id))
-    for count in range(1, len(times) + 1):
-        first = [residency for _, residency in times[:count]]
+    others.sort(key=lambda each: (_gone_in(state, each, now), each.id))
+    for count in range(1, len(others) + 1):
+        first = others[:count]
         freed, leaving = freed_by(residency.bytes_by_device for residency in first)
         if isinstance(choose_now(state, model, set(), freed, leaving), Placement):
             # Who else waits for room, or keeps a victim busy, may go first: that is not predicted.
             kept_busy = any(state.models[residency.model].queue for residency in first)
-            return math.inf if wanted or kept_busy else times[count - 1][0], _behind(first)
+            return math.inf if wanted or kept_busy else _gone_in(state, first[-1], now), _behind(first)
     return math.inf, ""
 
 

@@ -1,11 +1,13 @@
-"""Requests and simulated models: planned and actual memory, load times and speeds."""
+"""Requests with their outcomes, and simulated models: planned and actual memory, load times and speeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from cotenant.domain.models import Parts, Recipe
 from cotenant.domain.placements import Budget, Placement, Refusal, Share
+from cotenant.domain.residencies import RefusalCode
 from cotenant.domain.units import format_bytes
 from cotenant.planning.device_choice import Fit
 
@@ -31,6 +33,28 @@ class Request:
     patience_s: float | None = None
     keep_alive_s: float | None = None
     waited_s: float | None = None
+
+
+class Outcome(StrEnum):
+    """How a request ends."""
+
+    SERVED = "served"
+    BROKEN = "broken"
+    REFUSED = "refused"
+    TIMED_OUT = "timed out"
+    LEFT = "left"
+
+
+@dataclass(slots=True)
+class Client:
+    """A request and its outcome; instants are virtual time."""
+
+    request: Request
+    deadline: float
+    granted_at: float | None = None
+    outcome: Outcome | None = None
+    refusal: RefusalCode | None = None
+    retry_after_s: float | None = None
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cotenant.domain.residencies import UnloadReason
-from cotenant.simulation.models import quantile
+from cotenant.simulation.models import Client, quantile
 from cotenant.simulation.totals import ModelTotals
-from cotenant.simulation.world import Client, World
+from cotenant.simulation.world import World
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from random import Random
 from typing import Final
 
@@ -24,7 +23,7 @@ from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.scheduling.scheduler import Scheduler
 from cotenant.simulation.event_queue import EventQueue, Timeline
 from cotenant.simulation.machine import NO_FAULTS, Driver, Faults, Machine
-from cotenant.simulation.models import Request, SimulatedModel
+from cotenant.simulation.models import Client, Outcome, Request, SimulatedModel
 from cotenant.simulation.totals import Totals
 
 _LOAD_SPREAD: Final = 0.2
@@ -39,28 +38,6 @@ _HUNG_S: Final = (10.0, 40.0)
 
 class ContractViolation(AssertionError):
     """The scheduler issued a command that cannot be executed, or lost a request."""
-
-
-class Outcome(StrEnum):
-    """How a request ends."""
-
-    SERVED = "served"
-    BROKEN = "broken"
-    REFUSED = "refused"
-    TIMED_OUT = "timed out"
-    LEFT = "left"
-
-
-@dataclass(slots=True)
-class Client:
-    """A request and its outcome; instants are virtual time."""
-
-    request: Request
-    deadline: float
-    granted_at: float | None = None
-    outcome: Outcome | None = None
-    refusal: RefusalCode | None = None
-    retry_after_s: float | None = None
 
 
 @dataclass(slots=True)
