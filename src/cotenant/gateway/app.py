@@ -181,7 +181,6 @@ class Gateway:
     def close(self) -> None:
         """Close idle connections to engines, and stop all background tasks."""
         self._proxy.pool.close()
-        self._proxy.suspects.close()
         self._models.close()
         for task in self._tasks:
             task.cancel()

@@ -124,7 +124,6 @@ async def test_a_request_whose_client_left_twice_is_counted_once_for_one_hang():
         suspects.watch(lease, "m", b"a", None)
     await until(lambda: suspects.crashes)
     assert suspects.crashes == {b"a": 1}
-    suspects.close()
 
 
 def test_what_is_remembered_is_bounded():

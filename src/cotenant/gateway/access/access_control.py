@@ -13,15 +13,7 @@ from cotenant.clock import Clock
 from cotenant.domain import errors
 from cotenant.domain.errors import ForeignPage, TooManyAttempts, Unauthorized
 from cotenant.gateway.access.allowed_hosts import AllowedHosts
-from cotenant.gateway.access.sessions import (
-    LIFETIME_S,
-    MOST_SIGN_INS,
-    MOST_WRONG_KEYS,
-    BrowserSession,
-    Sessions,
-    WrongKeys,
-    same,
-)
+from cotenant.gateway.access.sessions import LIFETIME_S, BrowserSession, Sessions, WrongKeys, same
 from cotenant.gateway.http.bodies import RequestModel, read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Reply, Route
@@ -30,6 +22,8 @@ SESSION: Final = "/api/session"
 _COOKIE: Final = "cotenant_session"
 _LOG_EVERY_S: Final = 10.0
 _MOST_USED: Final = 1024
+_MOST_WRONG_KEYS: Final = 20
+_MOST_SIGN_INS: Final = 5
 
 _log = logging.getLogger("cotenant.gateway.access")
 
@@ -121,36 +115,29 @@ class AccessControl:
                 hint="Send it as `Authorization: Bearer KEY`, or set api_key in the openai client.",
             )
         known = _address(scope), offered
-        if known in self._used:
-            return
-        self._check_wait(known[0], MOST_WRONG_KEYS)
-        if not self._is_key(offered):
-            raise self._wrong_key(*known)
-        if len(self._used) < _MOST_USED:
-            self._used.add(known)
+        if known not in self._used:
+            self._check_guess(*known, _MOST_WRONG_KEYS)
+            if len(self._used) < _MOST_USED:
+                self._used.add(known)
 
-    def _check_wait(self, client: str, most: int) -> None:
+    def _check_guess(self, client: str, key: bytes, most: int) -> None:
+        """Check a key. Raises Unauthorized, or TooManyAttempts after `most` wrong ones within a minute.
+
+        Either is logged: one line for all of ten seconds.
+        """
         wait_s = self._wrong.wait_s(client, most)
-        if wait_s is not None:
-            self._log_wrong(client)
-            raise TooManyAttempts(
-                "too many wrong keys", hint=f"Wait {max(1, round(wait_s))} s.", retry_after_s=wait_s
-            )
-
-    def _log_wrong(self, client: str) -> None:
-        """Log a wrong key, or one too many: one line for all of ten seconds."""
+        if wait_s is None and self._is_key(key):
+            return
         self._to_log += 1
         if self._now() >= self._log_at:
             _log.warning("wrong API keys: count=%d last_from=%s", self._to_log, client)
             self._to_log, self._log_at = 0, self._now() + _LOG_EVERY_S
-
-    def _wrong_key(self, client: str, key: bytes) -> Unauthorized:
-        """Count a wrong key, and return the error."""
+        if wait_s is not None:
+            hint = f"Wait {max(1, round(wait_s))} s."
+            raise TooManyAttempts("too many wrong keys", hint=hint, retry_after_s=wait_s)
         self._wrong.add(client, key)
-        self._log_wrong(client)
-        return Unauthorized(
-            "the API key is wrong", hint="Use one of the daemon's keys; one that was taken out is void."
-        )
+        hint = "Use one of the daemon's keys; one that was taken out is void."
+        raise Unauthorized("the API key is wrong", hint=hint)
 
     def _is_key(self, offered: bytes) -> bool:
         # Every key is compared, so that the duration does not reveal which one is similar.
@@ -182,14 +169,10 @@ class AccessControl:
         if not self._keys:
             await self._show(request)
             return
-        client = request.client
-        self._check_wait(client, MOST_SIGN_INS)
         key = body.key.strip()
-        offered = key.encode("utf-8", "replace")
-        if not self._is_key(offered):
-            raise self._wrong_key(client, offered)
+        self._check_guess(request.client, key.encode("utf-8", "replace"), _MOST_SIGN_INS)
         token, session = self._sessions.begin(key)
-        _log.info("signed in: from=%s", _described(client, session.key_digest))
+        _log.info("signed in: from=%s", _described(request.client, session.key_digest))
         await self._send(request, session, _set_cookie(request, token, int(LIFETIME_S)))
 
     @Route("POST /api/session/end", "Sign a browser out", Reply(SessionResponse, "the session is ended"))

@@ -11,8 +11,7 @@ from typing import Final
 LIFETIME_S: Final = 12 * 3600.0
 MAX_SESSIONS: Final = 64
 _BYTES: Final = 32
-MOST_SIGN_INS: Final = 5
-MOST_WRONG_KEYS: Final = 20
+_MAX_KEYS: Final = 20
 _WINDOW_S: Final = 60.0
 _MAX_CLIENTS: Final = 1024
 
@@ -87,7 +86,7 @@ class WrongKeys:
     def add(self, client: str, key: bytes) -> None:
         """Count a wrong key."""
         offered = self._offered.pop(_network(client), {})
-        if len(offered) >= MOST_WRONG_KEYS:
+        if len(offered) >= _MAX_KEYS:
             del offered[next(iter(offered))]
         offered.setdefault(hashlib.sha256(key).digest(), self._now())
         self._offered[_network(client)] = offered

@@ -1,6 +1,7 @@
 """Bounds on what crashes an engine or holds up its queue: deep grammars, wide objects, long lists."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final
 
 from cotenant.domain.errors import BadRequest
@@ -34,12 +35,10 @@ _MAX_PAIRS: Final = 10_000
 _MAX_BREAKERS: Final = 256
 """llama.cpp compares each with its whole vocabulary: 5000 take 20 s with a vocabulary of 500 tokens."""
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
-    "functions": (list,),
+    **dict.fromkeys(("functions", "messages", "tools"), (list,)),
     "logit_bias": (dict, list),
-    "messages": (list,),
     "stop": (str, list),
     "stream_options": (dict,),
-    "tools": (list,),
 }
 """Of fields that engines answer with 500, as for a fault of theirs, or ignore if the type is wrong."""
 _FAULTS: Final = ("Failed to parse messages", "Failed to parse tools")
@@ -52,8 +51,12 @@ def check_bounds(request: Mapping[str, Any], body: bytes) -> None:
     for name in request.keys() & _TYPES.keys():
         if not isinstance(request[name], (*_TYPES[name], type(None))):
             raise BadRequest(f"`{name}` is not {' or '.join(_WORDS[each] for each in _TYPES[name])}")
-    if body.count(b":") > _MAX_PAIRS:
-        _check_objects(request)
+    level: list[Any] = [request] if body.count(b":") > _MAX_PAIRS else []
+    while level:
+        if any(isinstance(value, dict) and len(value) > _MAX_PAIRS for value in level):
+            raise BadRequest(f"the body has over {_MAX_PAIRS:,} keys in one object")
+        inner = chain.from_iterable(v.values() if isinstance(v, dict) else v for v in level)
+        level = [value for value in inner if isinstance(value, dict | list)]
     breakers = request.get("dry_sequence_breakers")
     if isinstance(breakers, list) and len(breakers) > _MAX_BREAKERS:
         raise BadRequest(f"`dry_sequence_breakers` has over {_MAX_BREAKERS} values")
@@ -64,18 +67,6 @@ def check_fault(status: int, reason: str | None) -> None:
     """Raise BadRequest for an engine's 500 that tells of a wrong type within a field, as llama.cpp's does."""
     if status == 500 and reason is not None and reason.startswith(_FAULTS):
         raise BadRequest(reason)
-
-
-def _check_objects(request: Mapping[str, Any]) -> None:
-    level: list[Any] = [request]
-    while level:
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, dict) and len(value) > _MAX_PAIRS:
-                raise BadRequest(f"the body has over {_MAX_PAIRS:,} keys in one object")
-            inner = value.values() if isinstance(value, dict) else value
-            below += [each for each in inner if isinstance(each, dict | list)]
-        level = below
 
 
 def _check_grammar(request: Mapping[str, Any]) -> None:

@@ -107,11 +107,6 @@ class Suspects:
             before.cancel()
         self._watched[request] = asyncio.create_task(run())
 
-    def close(self) -> None:
-        """Watch no engine any more."""
-        for task in self._watched.values():
-            task.cancel()
-
     async def turn(self, model: str) -> Turn:
         """Wait for a suspect's turn; `end` it."""
         await self._locks.setdefault(model, asyncio.Lock()).acquire()
