@@ -67,6 +67,10 @@ class Engine(Protocol):
     def log_path(self) -> Path | None:
         """The file with its output; None if the process is not ours."""
 
+    @property
+    def problem(self) -> str | None:
+        """What it last answered while it was not ready, such as a status; None if nothing."""
+
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when it answers. Raises EngineLoadFailed or EngineLoadTimeout once its process is gone."""
 

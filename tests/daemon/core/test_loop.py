@@ -54,6 +54,7 @@ class Engine:
 
     endpoint = Endpoint("127.0.0.1", 9)
     pid = 4242
+    problem: str | None = None
     build = EngineBuild(EngineKind.LLAMA_CPP, EngineForm.SERVER, "engine", "1")
 
     def __init__(self, name: str, *, fails: bool, report: EngineReport | None = None) -> None:
@@ -254,6 +255,24 @@ async def test_a_refusal_for_want_of_memory_has_the_remedies_of_a_plan_which_are
     assert re.fullmatch(r"Any one of these would fit: .*one more GPU with [\d.]+ GiB free\.", hints[0])
     assert len({*hints}) == 1
     assert searches == ["m2"]
+    await daemon.loop.stop(0)
+
+
+async def test_a_wait_for_a_load_that_is_over_says_what_the_engine_last_answered() -> None:
+    daemon, host = fleet(100, at_once=False, max_queue=1)
+    waiting = asyncio.create_task(daemon.router.lease("m0", LeaseTerms(timeout_s=1.0)))
+    await until(lambda: bool(host.engines))
+    (engine,) = host.engines
+    engine.problem = "it answers 500 at /v1/models"
+    with pytest.raises(WaitTimeout) as late:
+        await waiting
+    assert late.value.message.endswith("the model to be loaded: it answers 500 at /v1/models")
+    engine.ready.set()
+    lease = await daemon.router.lease("m0")
+    with pytest.raises(WaitTimeout) as busy:
+        await daemon.router.lease("m0", LeaseTerms(timeout_s=0.05))
+    assert "500" not in busy.value.message
+    lease.release()
     await daemon.loop.stop(0)
 
 

@@ -14,6 +14,7 @@ from cotenant.engines.remote.engine import RemoteEngine
 from tests.gateway import stub
 from tests.gateway.harness import CHAT, SlotRouter, post, serving
 from tests.gateway.stub import StubEngine
+from tests.support.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,13 @@ async def test_a_redirect_of_a_request_is_the_engines_fault_and_not_the_clients_
     assert reply.status == 502
     assert "elsewhere.example" in reply.error["message"]
     assert "location" not in reply.headers
+
+
+async def test_what_it_last_answered_is_known_while_it_is_waited_for():
+    async with answering(b"500 Oops") as (engine, asked):
+        waiting = asyncio.create_task(engine.wait_ready(3600))
+        assert engine.problem is None
+        await until(lambda: len(asked) > 1)
+        assert engine.problem == "it answers 500 at /v4/models?a=b"
+        waiting.cancel()
+        await asyncio.wait([waiting])

@@ -148,6 +148,11 @@ class Loop:
         self.post(request)
         try:
             return await future
+        except WaitTimeout as fault:
+            runs = [each for each in self.effects.running.values() if each.model == request.model]
+            loading = [each.engine for each in runs if each.engine and each.slot_reaper is None]
+            fault.message += "".join(f": {each.problem}" for each in loading if each.problem)
+            raise
         except asyncio.CancelledError:
             if self._waiting.pop(request.ticket, None) is not None:
                 self.post(events.RequestLeft(self.clock.now(), request.ticket))

@@ -19,6 +19,7 @@ class ExternalEngine:
         self.pid = None
         self.build = EngineBuild(kind, kind, endpoint.url, "unknown")
         self.log_path = None
+        self.problem: str | None = None
         self._end: asyncio.Future[EngineEnd] = asyncio.get_running_loop().create_future()
         self._watcher: asyncio.Task[None] | None = None
 

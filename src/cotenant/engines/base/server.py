@@ -203,7 +203,7 @@ class ServerEngine:
         self._health_rules = started.health
         self._health_task: asyncio.Task[None] | None = None
         self._health_problem: EngineError | None = None
-        self._last_status: int | None = None
+        self.problem: str | None = None
         port, key = started.port.number, started.plan.key
         self.endpoint = Endpoint(LOOPBACK, port, model=model, key=key, kind=build.kind)
         self._monitor_task = asyncio.create_task(self._monitor())
@@ -239,7 +239,7 @@ class ServerEngine:
                     await self._check()
         except TimeoutError:
             await self.stop(0)
-            answers = "" if self._last_status is None else f": {self._health_answer}"
+            answers = f": {self.problem}" if self.problem else ""
             raise EngineLoadTimeout(
                 f"{self._name} was not ready within {format_duration(timeout_s)}{answers}",
                 hint=self._advice(REMEDIES[Cause.LOAD_TIMEOUT]),
@@ -300,10 +300,6 @@ class ServerEngine:
         devices = visible_devices(self.order) or self.order.planned_gpus
         return diagnose(returncode, log, was_ready=was_ready, exclusive=self._exclusive, devices=devices)
 
-    @property
-    def _health_answer(self) -> str:
-        return f"it answers {self._last_status} at {self._health_path}"
-
     async def _healthy(self) -> None:
         """Return when it is ready, or never will be: `_health_problem` then says why."""
         pause_s = _FIRST_POLL_S
@@ -311,14 +307,15 @@ class ServerEngine:
         while True:
             if await self._listens():
                 answer = await probe(self.endpoint, self._health_path, timeout_s=_HEALTH_TIMEOUT_S)
-                self._last_status = self._last_status if answer is None else answer.status
+                if answer is not None:
+                    self.problem = f"it answers {answer.status} at {self._health_path}"
                 if answer is not None and answer.status == 200:
                     return
                 refused = answer is not None and answer.status in _NO_HEALTH_STATUSES
                 refused_since = (refused_since or self._loop.time()) if refused else None
                 if refused_since is not None and self._loop.time() - refused_since >= self.NO_HEALTH_AFTER_S:
                     hint = f"Set `health:` to a path that answers 200 once it serves. {self._advice('')}"
-                    why = f"{self._name} could not be loaded: {self._health_answer}"
+                    why = f"{self._name} could not be loaded: {self.problem}"
                     self._health_problem = EngineLoadFailed(why, hint=hint, cause=Cause.BAD_ARGUMENT)
             if self._health_problem is not None:
                 return

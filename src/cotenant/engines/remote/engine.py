@@ -54,16 +54,16 @@ class RemoteEngine(ExternalEngine):
         Raises EngineLoadFailed if it does not take the key, its certificate is not trusted, or nothing is at
         its health path; EngineLoadTimeout.
         """
-        last = "there is no answer"
+        self.problem = "there is no answer"
         try:
             async with asyncio.timeout(timeout_s):
                 while (problem := await self._problem()) is not None:
-                    last = problem
+                    self.problem = problem
                     await asyncio.sleep(_FIRST_POLL_S)
         except TimeoutError:
             waited = format_duration(timeout_s)
             raise EngineLoadTimeout(
-                f"{self._name} at {self.endpoint.url} was not ready within {waited}: {last}",
+                f"{self._name} at {self.endpoint.url} was not ready within {waited}: {self.problem}",
                 hint="Check that the server runs and that `address:` is right.",
             ) from None
         self._start_watching()
