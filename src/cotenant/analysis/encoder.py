@@ -12,14 +12,11 @@ from cotenant.analysis.hyperparameters import Hyperparameters
 from cotenant.domain.models import Projector
 
 _F32: Final = 4
-_F16: Final = 2
-_COLOURS: Final = 3
 _AUDIO_POSITIONS: Final = 1500  # of 30 s, which Whisper's encoder takes at once
 _SIZES: Final[Mapping[str, tuple[int, int]]] = {
     **dict.fromkeys(("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger", "glm4v"), (4096, 2)),
     "kimik25": (4096, 1),
-    "pixtral": (1024, 1),
-    "kimivl": (1024, 1),
+    **dict.fromkeys(("pixtral", "kimivl"), (1024, 1)),
     "gemma3": (0, 4),
     "gemma4v": (280, 3),
     "lfm2": (256, 1),
@@ -29,15 +26,6 @@ _SIZES: Final[Mapping[str, tuple[int, int]]] = {
 
 def projector(hp: Hyperparameters) -> Projector:
     """Return what the projector of a header takes; an encoder that lacks a key counts nothing."""
-    patches, compute = _vision(hp)
-    compute += _F32 * _AUDIO_POSITIONS * _width(hp, "audio")
-    scores = patches**2 * _count(hp, "clip.vision.attention.head_count")
-    scores += _AUDIO_POSITIONS**2 * _count(hp, "clip.audio.attention.head_count")
-    return Projector(sum(tensor.n_bytes for tensor in hp.header.tensors), compute, _F32 * scores)
-
-
-def _vision(hp: Hyperparameters) -> tuple[int, int]:
-    """Return the patches of the largest image and the bytes that they take."""
     patch, embd = _count(hp, "clip.vision.patch_size"), _count(hp, "clip.vision.embedding_length")
     kind = hp.text("clip.vision.projector_type") or hp.text("clip.projector_type") or ""
     tokens, merge = _SIZES.get(kind, (0, 1))
@@ -47,12 +35,15 @@ def _vision(hp: Hyperparameters) -> tuple[int, int]:
     patches = 1 + (tokens * merge**2 or pixels // max(1, patch) ** 2)  # with the class token
     projected = 2 * _count(hp, "clip.vision.projection_dim") // merge**2 + embd
     stacked = sum(map(bool, hp.array("clip.vision.is_deepstack_layers") or ()))
-    width = max(_width(hp, "vision"), projected) + _COLOURS * patch**2 + stacked * embd
+    width = max(_width(hp, "vision"), projected) + 3 * patch**2 + stacked * embd
     compute = _F32 * patches * width
     if _count(hp, "clip.vision.n_wa_pattern"):
-        mask = _F16 * patches**2  # of the windows; it comes as F32
+        mask = 2 * patches**2  # of the windows, as F16; it comes as F32
         compute = max(mask + compute, 3 * mask + 2 * _F32 * patches * embd)
-    return patches, compute
+    compute += _F32 * _AUDIO_POSITIONS * _width(hp, "audio")
+    scores = patches**2 * _count(hp, "clip.vision.attention.head_count")
+    scores += _AUDIO_POSITIONS**2 * _count(hp, "clip.audio.attention.head_count")
+    return Projector(sum(tensor.n_bytes for tensor in hp.header.tensors), compute, _F32 * scores)
 
 
 def _width(hp: Hyperparameters, encoder: str) -> int:

