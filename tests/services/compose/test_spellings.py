@@ -168,6 +168,34 @@ SHAPES: dict[str, tuple[dict[str, str], dict[str, list[tuple[str, ...]]]]] = {
     ),
 }
 ALONE: dict[str, tuple[dict[str, str], dict[str, list[tuple[str, ...]]]]] = {
+    # podman-compose fills every file from the `.env` of the first.
+    "include with a .env": (
+        {
+            "a.yml": "include: [b/b.yml]\nservices: {a: {image: x, gpus: [{device_ids: ['${GPU}']}]}}",
+            "b/b.yml": "services: {b: {image: x, gpus: [{device_ids: ['${GPU}', '${OWN}']}]}}",
+            "b/.env": "GPU=5\nOWN=2\n",
+            ".env": "GPU=1\n",
+        },
+        {"a": [("1",)], "b": [("1", "2")]},
+    ),
+    "include with env_file": (
+        {
+            "a.yml": "include: [{path: b/b.yml, env_file: [x/one.env, x/two.env]}]",
+            "b/b.yml": "services: {b: {image: x, gpus: [{device_ids: ['${GPU}', '${OWN:-4}', '${TWO}']}]}}",
+            "b/.env": "OWN=2\n",
+            "x/one.env": "GPU=0\nTWO=9\n",
+            "x/two.env": "TWO=3\n",
+        },
+        {"b": [("0", "4", "3")]},
+    ),
+    "include with a project directory": (
+        {
+            "a.yml": "include: [{path: b/b.yml, project_directory: x}]",
+            "b/b.yml": "services: {b: {image: x, gpus: [{device_ids: ['${GPU}']}]}}",
+            "x/.env": "GPU=3\n",
+        },
+        {"b": [("3",)]},
+    ),
     # podman-compose prints files before it extends them, and cannot read `!override` of these keys.
     "extends": (
         {

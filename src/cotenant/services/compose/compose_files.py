@@ -74,7 +74,7 @@ def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProje
         )
     directory = files[0].absolute().parent
     variables = project_variables(directory)
-    texts = _with_included(files)
+    texts, scopes = _with_included(files, variables)
     merged: dict[str, Any] = {}
     for text in texts:
         merged = _merged(merged, _services_of(text))
@@ -84,7 +84,8 @@ def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProje
         count += count_values(inherited)
         if count > MAX_VALUES:
             raise shape_error(texts[0], service, "`extends` makes the services too long for compose files")
-        known = _filled(_merged(inherited, definition), variables)
+        owner = next((text.path for text in texts if service in text.lines), files[0])
+        known = _filled(_merged(inherited, definition), scopes[owner])
         services[service] = ComposeService(
             service,
             definition,
@@ -100,8 +101,12 @@ def read_project(files: Sequence[Path], name: str | None = None) -> ComposeProje
     return ComposeProject(project or "default", directory, services)
 
 
-def _with_included(files: Sequence[Path]) -> list[ComposeText]:
+def _with_included(
+    files: Sequence[Path], variables: Mapping[str, str]
+) -> tuple[list[ComposeText], Mapping[Path, Mapping[str, str]]]:
+    """Return all files, with the variables of each: an included file has those of its own `.env` besides."""
     texts: dict[Path, ComposeText] = {}
+    scopes = dict.fromkeys(files, variables)
     waiting, count = [*files], 0
     for path in waiting:
         if path in texts:
@@ -113,9 +118,15 @@ def _with_included(files: Sequence[Path]) -> list[ComposeText]:
         if count > MAX_VALUES:
             raise ComposeFileError(f"{path}: with the files before it, it is too long for compose files")
         for entry in as_list(texts[path].root.get("include")):
-            for other in as_list(entry.get("path") if isinstance(entry, dict) else entry):
-                waiting.append(path.parent / interpolated(str(other), project_variables(path.parent)))
-    return [*texts.values()]
+            named = _filled(entry if isinstance(entry, dict) else {"path": entry}, scopes[path])
+            others = [path.parent / str(other) for other in as_list(named.get("path"))]
+            waiting += others
+            if others:
+                given = [str(path.parent / str(file)) for file in as_list(named.get("env_file"))]
+                folder = path.parent / str(named.get("project_directory") or others[0].parent)
+                scope = {**project_variables(folder, given), **scopes[path]}
+                scopes |= {other: scope for other in others if other not in scopes}
+    return [*texts.values()], scopes
 
 
 def _services_of(text: ComposeText) -> dict[str, Any]:

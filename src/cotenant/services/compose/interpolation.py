@@ -1,8 +1,9 @@
 """Variables in compose files, by the Compose Specification ("Interpolation")."""
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,13 +44,13 @@ def escaped(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def project_variables(directory: Path) -> dict[str, str]:
-    """Return the variables of a compose command: the project's `.env`, overridden by the environment."""
+def project_variables(directory: Path, files: Sequence[str] = ()) -> dict[str, str]:
+    """Return a compose command's variables: of `.env`, or of these files, overridden by the environment."""
     found: dict[str, str] = {}
-    try:
-        lines = (directory / ".env").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
+    lines: list[str] = []
+    for file in files or (".env",):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            lines += (directory / file).read_text(encoding="utf-8").splitlines()
     for line in lines:
         name, separator, value = line.strip().removeprefix("export ").partition("=")
         if separator and not name.startswith("#"):
