@@ -236,3 +236,10 @@ def test_included_files_share_one_bound(tmp_path):
     file = written(tmp_path, "include: [" + ",".join(f"b{number}.yml" for number in range(8)) + "]", "a.yml")
     with pytest.raises(ComposeFileError, match="too long for compose files"):
         read_project([file])
+
+
+def test_a_text_of_very_many_variables_without_an_end_is_refused(tmp_path):
+    file = written(tmp_path, 'services: {a: {image: "' + "${A:-" * 200_000 + '"}}', "bomb.yml")
+    with pytest.raises(ComposeFileError, match="too many variables"):
+        read_project([file])
+    assert interpolated("${A:-x}" * 1_000, {}) == "x" * 1_000

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from cotenant.domain.errors import ComposeFileError
+
 _NO_BRACED: Final = r"[^}$]|\$(?!\{)"
 _WORD: Final = rf"(?:{_NO_BRACED}|\$\{{(?:{_NO_BRACED}|\$\{{[^}}]*\}})*\}})*"
 """The default of a variable may contain variables, whose defaults may contain variables again."""
@@ -14,6 +16,8 @@ _VARIABLE: Final = re.compile(
     r"\$(?:(?P<escaped>\$)|(?P<plain>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)"
     rf"(?:(?P<rule>:?[-?+])(?P<word>{_WORD}))?\}})"
 )
+_MAX_STEPS: Final = 1 << 26
+"""A text with braces that do not end is searched to its end from each: as many characters take 0.1 s."""
 _ENV_VALUE: Final = re.compile(r"""'([^']*)'|"([^"]*)"|#.*|(.*?)(?:\s+#.*)?$""")
 """A value of `.env`: a comment begins after white space, but not within quotes."""
 
@@ -22,6 +26,7 @@ def interpolated(text: str, variables: Mapping[str, str]) -> str:
     """Replace `$NAME`, `${NAME}`, `${NAME:-default}` and the other forms of Compose; an unset name is empty.
 
     A required value (`${NAME:?why}`) that is missing becomes empty too: the compose command reports it.
+    Raises ComposeFileError for a text with far more variables than one has.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -36,6 +41,10 @@ def interpolated(text: str, variables: Mapping[str, str]) -> str:
             return interpolated(word, variables)
         return found or ""
 
+    if text.count("${") * len(text) > _MAX_STEPS:
+        raise ComposeFileError(
+            f"a value of {len(text):,} characters has too many variables", hint="Check the compose files."
+        )
     return _VARIABLE.sub(value, text)
 
 
