@@ -558,6 +558,16 @@ def test_a_claim_that_was_a_guess_falls_to_what_the_model_was_measured_to_hold()
     }, "no claim grows where others may have been placed"
 
 
+def test_a_claim_that_was_a_guess_falls_also_if_the_model_was_measured_before_it_was_ready() -> None:
+    guessed = model("ollama", 19)
+    bench = Bench.of([guessed], [card(0, 24)])
+    bench.send(events.LoadAsked(bench.now, "ollama"))
+    bench.send(events.ModelsChanged(bench.now, (replace(guessed, seen_bytes=4 * GB),)))
+    assert bench.state.ledger.claimed_bytes(card(0).id) == 19 * GB
+    bench.ready("ollama")
+    assert bench.state.ledger.claimed_bytes(card(0).id) == 4 * GB
+
+
 def test_five_models_on_two_cards_keep_the_active_and_let_the_idle_go() -> None:
     sizes = {"gpt2": 0.5, "gpt2-small": 0.3, "bert-base": 0.4, "llama-7b": 14, "qwen-1.5b": 3}
     qps = {"gpt2": 2.0, "gpt2-small": 0.0, "bert-base": 1.5, "llama-7b": 0.8, "qwen-1.5b": 0.0}

@@ -89,6 +89,7 @@ def became_ready(state: State, residency: Residency, out: Outbox, placement: Pla
     move(residency, READY, out.at)
     residency.ready_at = out.at
     state.ledger.claims[residency.id].shown_at = out.at
+    lower_claim(residency, model.spec.seen_bytes)
     out.publish(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
 
 
