@@ -96,25 +96,60 @@ async def test_a_request_is_remembered_though_its_client_did_not_wait_for_the_ha
             assert len(engine.calls) == 2
 
 
+async def ask_at_once(port, engine, request, replies=4):
+    """Send a request that many times, have them die together, and return the answers."""
+    together = asyncio.Event()
+
+    async def die(call):
+        if len(engine.calls) >= replies:
+            together.set()
+        await together.wait()
+        call.writer.close()
+
+    engine.script = die
+    return await asyncio.gather(*(post(port, request) for _ in range(replies)))
+
+
+async def test_one_hang_counts_once_however_many_clients_had_sent_the_same_request():
+    async with StubEngine() as engine:
+        router = SlotRouter(engine.endpoint)
+        router.death = HANG
+        async with serving(router) as port:
+            hung = await ask_at_once(port, engine, ASK)
+            assert {each.error["code"] for each in hung} == {"engine_hung"}
+            engine.script = stub.answer
+            assert (await post(port, ASK)).status == 200
+
+
+async def test_a_request_that_many_sent_crashes_one_engine_more_and_no_other():
+    async with StubEngine() as engine:
+        router = SlotRouter(engine.endpoint)
+        router.death = CRASH
+        async with serving(router) as port:
+            died = await ask_at_once(port, engine, {**ASK, "user": "poison"})
+            assert {each.error["code"] for each in died} == {"crashes_engine"}
+    assert len(engine.calls) == 5
+
+
 def test_it_takes_three_crashes_in_company_and_two_alone():
     company, alone = Suspects(), Suspects()
     for _ in range(2):
-        assert company.record("m", b"a", CRASH, Turn("m", alone=False))
+        assert company.record("m", b"a", CRASH, Turn("m", alone=False), company.counted)
     with pytest.raises(CrashesEngine):
-        company.record("m", b"a", CRASH, None)
+        company.record("m", b"a", CRASH, None, company.counted)
     joined = Suspects()
     for _ in range(2):
-        assert joined.record("m", b"a", CRASH, Turn("m", alone=True, joined=True))
-    assert alone.record("m", b"a", CRASH, None)
+        assert joined.record("m", b"a", CRASH, Turn("m", alone=True, joined=True), joined.counted)
+    assert alone.record("m", b"a", CRASH, None, alone.counted)
     with pytest.raises(CrashesEngine):
-        alone.record("m", b"a", CRASH, Turn("m", alone=True))
+        alone.record("m", b"a", CRASH, Turn("m", alone=True), alone.counted)
 
 
 def test_an_answer_clears_a_request():
     suspects = Suspects()
-    assert suspects.record("m", b"a", CRASH, None)
+    assert suspects.record("m", b"a", CRASH, None, suspects.counted)
     suspects.clear(b"a")
-    assert suspects.record("m", b"a", CRASH, Turn("m", alone=True))
+    assert suspects.record("m", b"a", CRASH, Turn("m", alone=True), suspects.counted)
 
 
 async def test_a_request_whose_client_left_twice_is_counted_once_for_one_hang():
@@ -123,20 +158,20 @@ async def test_a_request_whose_client_left_twice_is_counted_once_for_one_hang():
     for _ in range(5):
         suspects.watch(lease, "m", b"a", None)
     await until(lambda: suspects.crashes)
-    assert suspects.crashes == {b"a": 1}
+    assert suspects.crashes[b"a"][0] == 1
 
 
 def test_what_is_remembered_is_bounded():
     suspects = Suspects()
     for number in range(2000):
-        suspects.record("m", b"%d" % number, CRASH, None)
+        suspects.record("m", b"%d" % number, CRASH, None, suspects.counted)
     assert len(suspects.crashes) <= 256
 
 
 async def test_suspects_take_turns_and_others_wait_for_them():
     suspects = Suspects()
-    first = await suspects.turn("m")
-    second = asyncio.ensure_future(suspects.turn("m"))
+    first = await suspects.turn("m", b"/", b"a")
+    second = asyncio.ensure_future(suspects.turn("m", b"/", b"a"))
     other = asyncio.ensure_future(suspects.let_pass("m"))
     await suspects.let_pass("another")
     await asyncio.sleep(0)

@@ -72,6 +72,7 @@ class Exchange:
     _wait: LeaseWait | None = None
     _timer: AnswerTimer | None = None
     _turn: Turn | None = None
+    _asked_at: int = 0
     _failed: bool = False
     _disconnected: bool = False
     _assembling: bool = False
@@ -150,7 +151,7 @@ class Exchange:
         """
         counters, suspects = self._counters, self._proxy.suspects
         if suspects.is_known(name, self._target.path, body) and name not in suspects.asking:
-            await self._take_turn(name)
+            await self._take_turn(name, body)
         while True:
             if suspects.asking and self._turn is None:
                 await suspects.let_pass(name)
@@ -163,7 +164,7 @@ class Exchange:
                     return
             counters.in_flight += 1
             self._timer = timer = AnswerTimer(self._loop, lease, self._options.terms.timeout_s)
-            self._granted_at = timer.heard_at
+            self._granted_at, self._asked_at = timer.heard_at, suspects.counted
             if self._listener is not None:
                 timer.start()
             try:
@@ -206,20 +207,19 @@ class Exchange:
         )
         what = "is retried" if repeated else "failed"
         _log.warning("request %s: path=%s reason=%s", what, self._target.path.decode(), failure.message)
-        suspects, turn = self._proxy.suspects, self._turn
+        suspects, turn, path = self._proxy.suspects, self._turn, self._target.path
         if turn is not None:
             suspects.end(turn)
-        crashed = suspects.record(name, request_hash(name, self._target.path, body), death, turn)
+        crashed = suspects.record(name, request_hash(name, path, body), death, turn, self._asked_at)
         if not repeated:
             raise death or failure
         if crashed:
-            await self._take_turn(name)
-        self._failed = True
-        self._connection = None
+            await self._take_turn(name, body)
+        self._failed, self._connection = True, None
         return not self._disconnected
 
-    async def _take_turn(self, name: str) -> None:
-        self._turn = await self._proxy.suspects.turn(name)
+    async def _take_turn(self, name: str, body: bytes) -> None:
+        self._turn = await self._proxy.suspects.turn(name, self._target.path, body)
         self._turn.alone = not (self._counters.in_flight or self._counters.waiting)
 
     async def _wait_for_lease(self, name: str) -> Lease | None:

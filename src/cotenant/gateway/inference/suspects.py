@@ -42,7 +42,8 @@ class Suspects:
     After a crash nobody knows which of the requests in flight it was. Each is asked once more, in turn, and
     other requests for that model wait a moment, until the engine has begun its answer. A request that was
     there at two crashes, alone at the second, or at three, is refused for ten minutes. It is remembered by
-    its hash; an answer to the same request clears it. `asking` has each model's turn under way.
+    its hash; an answer to the same request clears it. `asking` has each model's turn under way, `crashes` how
+    often each request was there and what `counted` was then; that is the number of crashes counted so far.
 
     A hang is a crash that takes minutes to be seen, so it is the client that asks again, or left before.
     """
@@ -51,7 +52,8 @@ class Suspects:
         self._locks: dict[str, asyncio.Lock] = {}
         self._refused: dict[bytes, tuple[float, str]] = {}
         self._watched: dict[bytes, asyncio.Task[None]] = {}
-        self.crashes: dict[bytes, int] = {}
+        self.crashes: dict[bytes, tuple[int, int]] = {}
+        self.counted = 0
         self.asking: dict[str, Turn] = {}
 
     def check(self, model: str, path: bytes, body: bytes) -> None:
@@ -65,14 +67,20 @@ class Suspects:
         """Whether a request was there at a crash, and has had no answer since."""
         return bool(self.crashes) and request_hash(model, path, body) in self.crashes
 
-    def record(self, model: str, request: bytes, death: Exception | None, turn: Turn | None) -> bool:
+    def record(
+        self, model: str, request: bytes, death: Exception | None, turn: Turn | None, asked_at: int
+    ) -> bool:
         """Count a crash against a request by its hash; False if it was no crash by a request.
 
-        Raises CrashesEngine if the request is refused from now on.
+        `asked_at` is what `counted` was when it was asked: if it has been counted since, by another client,
+        it is the same crash. Raises CrashesEngine if the request is refused from now on.
         """
         if not isinstance(death, EngineDied) or death.cause not in _BY_REQUEST:
             return False
-        count = self.crashes[request] = self.crashes.pop(request, 0) + 1
+        if asked_at < self.crashes.get(request, (0, 0))[1]:
+            return True
+        count, self.counted = self.crashes.pop(request, (0, 0))[0] + 1, self.counted + 1
+        self.crashes[request] = count, self.counted
         if len(self.crashes) > _REMEMBERED:
             del self.crashes[next(iter(self.crashes))]
         # Who joins it later finds the queue of an engine that hangs stuck already.
@@ -92,11 +100,12 @@ class Suspects:
 
     def watch(self, lease: Lease, model: str, request: bytes, turn: Turn | None) -> None:
         """Count the end of its engine, if it comes soon, against a request whose client did not wait."""
+        left_at = self.counted
 
         async def run() -> None:
             death = await lease.death(_WATCHED_FOR_S)
             with contextlib.suppress(CrashesEngine):
-                self.record(model, request, death, turn)
+                self.record(model, request, death, turn, left_at)
 
         if turn is not None:
             turn.joined = True
@@ -107,10 +116,15 @@ class Suspects:
             before.cancel()
         self._watched[request] = asyncio.create_task(run())
 
-    async def turn(self, model: str) -> Turn:
-        """Wait for a suspect's turn; `end` it."""
+    async def turn(self, model: str, path: bytes, body: bytes) -> Turn:
+        """Wait for a suspect's turn; `end` it. Raises CrashesEngine if the request is refused by then."""
         await self._locks.setdefault(model, asyncio.Lock()).acquire()
         turn = self.asking[model] = Turn(model, alone=True)
+        try:
+            self.check(model, path, body)
+        except CrashesEngine:
+            self.end(turn)
+            raise
         return turn
 
     def end(self, turn: Turn) -> None:
