@@ -98,13 +98,19 @@ def test_a_model_file_that_is_cut_while_it_is_loaded_is_told_and_comes_back(
     assert "Traceback" not in daemon.output
 
 
+def set_clock(clock: Path, offset_s: int) -> None:
+    """Set the daemon's wall clock; it never sees the file half written."""
+    clock.with_suffix(".new").write_text(str(offset_s))
+    clock.with_suffix(".new").replace(clock)
+
+
 def test_a_clock_that_is_set_changes_no_wait_and_no_rate(model: Path, tmp_path: Path) -> None:
     clock = tmp_path / "clock"
-    clock.write_text("0")
+    set_clock(clock, 0)
     options = {"module": "tests.support.daemon.set_clock", "env": {"FAKE_CLOCK": str(clock)}}
     with fake_fleet(tmp_path, model, ROOM, {"m": {}}, keep_alive="5m", **options) as daemon:
         for offset in (0, 3600, -3600, 0):
-            clock.write_text(str(offset))
+            set_clock(clock, offset)
             assert ask(daemon, "m").status == 200
             assert states(daemon) == {"m": "ready"}
             numbers = [each["number"] for each in get(daemon, "/api/decisions")["decisions"]]
@@ -117,11 +123,11 @@ def test_a_clock_that_is_set_changes_no_wait_and_no_rate(model: Path, tmp_path: 
 
 def test_a_keep_alive_ends_though_the_clock_was_set_back(model: Path, tmp_path: Path) -> None:
     clock = tmp_path / "clock"
-    clock.write_text("0")
+    set_clock(clock, 0)
     options = {"module": "tests.support.daemon.set_clock", "env": {"FAKE_CLOCK": str(clock)}}
     with fake_fleet(tmp_path, model, ROOM, {"m": {}}, keep_alive="1s", **options) as daemon:
         assert ask(daemon, "m").status == 200
-        clock.write_text("-3600")
+        set_clock(clock, -3600)
         wait_until(lambda: states(daemon) == {"m": "cold"})
 
 

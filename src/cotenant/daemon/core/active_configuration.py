@@ -118,7 +118,9 @@ class ActiveConfiguration:
                 fresh, keys = await asyncio.to_thread(self._read, change or Change())
             except BadSetting:
                 # A key taken out of its file is void, whatever else is wrong.
-                self._replace_keys(await asyncio.to_thread(self.keys.read, self.configuration.server))
+                keys = await asyncio.to_thread(self.keys.read, self.configuration.server)
+                for sentence in self._replace_keys(keys):
+                    _LOG.info("configuration: %s", sentence)
                 raise
             # No file contains the overheads learned from past runs.
             rules = replace(fresh.devices.rules, overheads=self.configuration.devices.rules.overheads)
