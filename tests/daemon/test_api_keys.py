@@ -56,7 +56,7 @@ def test_a_key_taken_out_of_its_file_is_void_and_so_is_what_it_signed_in(tmp_pat
         if said != ["API keys changed: 1 revoked, 1 added"]:
             assert not said
             # The watcher of the file was first.
-            wait_until(lambda: "1 revoked, 1 added" in running.output)
+            running.wait_for("1 revoked, 1 added")
         assert [status(address, key) for key in ("old", "other", "new")] == [401, 200, 200]
         assert status(address, "", Cookie=revoked) == 401
         assert status(address, "", Cookie=kept) == 200

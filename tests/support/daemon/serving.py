@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import re
 import resource
 import signal
@@ -45,7 +44,8 @@ class Serving:
             preexec_fn=partial(_set_limits, limits) if limits else None,
         )
         self.printed: list[str] = []
-        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._more = threading.Condition()
+        self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -64,24 +64,22 @@ class Serving:
 
     @property
     def output(self) -> str:
+        """What it has printed until now."""
         return "".join(self.printed)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Read what it prints until a line matches; fail when it ends or the deadline passes."""
-        deadline = time.monotonic() + _DEADLINE_S
-        for line in [*self.printed]:
-            if found := re.search(pattern, line):
-                return found
-        while True:
-            with contextlib.suppress(queue.Empty):
-                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-                if line is None:
+        """Wait until a line that it prints matches; fail when it ends or the deadline passes."""
+        deadline, seen = time.monotonic() + _DEADLINE_S, 0
+        with self._more:
+            while True:
+                for line in self.printed[seen:]:
+                    if found := re.search(pattern, line):
+                        return found
+                seen = len(self.printed)
+                if self._ended:
                     raise AssertionError(f"ended without {pattern!r}:\n{self.output}")
-                self.printed.append(line)
-                if found := re.search(pattern, line):
-                    return found
-                continue
-            raise AssertionError(f"no {pattern!r} in time:\n{self.output}")
+                if not self._more.wait(deadline - time.monotonic()) and len(self.printed) == seen:
+                    raise AssertionError(f"no {pattern!r} in time:\n{self.output}")
 
     def address(self) -> str:
         return self.wait_for(_ADDRESS.pattern)[2]
@@ -97,15 +95,18 @@ class Serving:
     def finish(self) -> int:
         """Return the exit status, having read what was printed to the end."""
         status = self.process.wait(timeout=_DEADLINE_S)
-        while (line := self._lines.get(timeout=_DEADLINE_S)) is not None:
-            self.printed.append(line)
+        self._reader.join(timeout=_DEADLINE_S)
         return status
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
+            with self._more:
+                self.printed.append(line)
+                self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
 
 
 def _set_limits(limits: Mapping[int, tuple[int, int]]) -> None:
