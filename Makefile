@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
-WORKERS ?= auto
-# Tests wait more than they compute. A file's tests mostly stay in one worker, as do the fixtures they share.
+# Tests wait more than they compute: one worker more than there are cores.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+# A file's tests mostly stay in one worker, as do the fixtures they share.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 # The others need what few machines have.
 EVERYWHERE := not gpu and not ollama and not vllm
