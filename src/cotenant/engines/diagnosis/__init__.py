@@ -2,3 +2,7 @@
 
 It must not start or stop anything.
 """
+
+from cotenant.engines.diagnosis.diagnosis import diagnose
+
+__all__ = ["diagnose"]
