@@ -15,8 +15,12 @@ CARD = Device(DeviceId("GPU-0"), DeviceKind.GPU, "card", index=0, total_bytes=10
 
 
 def ledger(reading: DeviceReading, *claims: Claim, reserve: int = 0) -> Ledger:
-    made = Ledger(reserve, claims={claim.residency: claim for claim in claims})
+    made = Ledger(reserve)
     made.read([reading])
+    for each in claims:
+        made.claim(each.residency, each.bytes_by_device)
+        if each.shown_at is not None:
+            made.show(each.residency, each.shown_at)
     return made
 
 

@@ -1,7 +1,9 @@
 """The ledger: claims per device against its capacity. Of ledger and Reading, the worse counts."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
 from cotenant.domain.placements import Budget
@@ -40,37 +42,114 @@ class Claim:
     """
 
     residency: ResidencyId
-    bytes_by_device: Mapping[DeviceId, int]
+    bytes_by_device: dict[DeviceId, int]
     shown_at: float | None = None
 
 
 @dataclass(slots=True)
+class _Account:
+    """The claims on one device, and their sum in bytes."""
+
+    claims: dict[ResidencyId, Claim] = field(default_factory=dict)
+    claimed_bytes: int = 0
+
+
 class Ledger:
     """The last Reading of every device, and all claims.
 
     `lost` are the last Readings of devices that were there and are not any more. `host` is host RAM on a
-    machine with GPUs: models claim it, and none is placed on it as a device.
+    machine with GPUs: models claim it, and none is placed on it as a device. What follows is kept by device,
+    and computed anew only for devices whose Reading or claims have changed. `changed` collects these devices
+    for whoever empties it.
     """
 
-    reserve_bytes: int = 0
-    readings: dict[DeviceId, DeviceReading] = field(default_factory=dict)
-    lost: dict[DeviceId, DeviceReading] = field(default_factory=dict)
-    host: DeviceReading | None = None
-    claims: dict[ResidencyId, Claim] = field(default_factory=dict)
+    def __init__(self, reserve_bytes: int = 0) -> None:
+        self.reserve_bytes = reserve_bytes
+        self.readings: dict[DeviceId, DeviceReading] = {}
+        self.lost: dict[DeviceId, DeviceReading] = {}
+        self.host: DeviceReading | None = None
+        self.claims: dict[ResidencyId, Claim] = {}
+        self.changed: set[DeviceId] = set()
+        self._accounts: dict[DeviceId, _Account] = {}
+        self._nodes: dict[str | None, tuple[DeviceId, ...]] = {}
+        self._places: dict[DeviceId, int] = {}
+        self._limited: set[DeviceId] = set()
+        self._stale: set[DeviceId] = set()
+        self._budgets: list[Budget] = []
+        self._over: dict[DeviceId, int] = {}
 
-    def read(self, readings: Sequence[DeviceReading]) -> tuple[DeviceId, ...]:
-        """Record new Readings of all devices, in planned order; return the devices that are gone."""
+    def read(self, readings: Sequence[DeviceReading], node: str | None = None) -> tuple[DeviceId, ...]:
+        """Record new Readings of all devices of a node, in planned order; return those that are gone."""
         gpus = {r.device.id: r for r in readings if r.device.kind is not DeviceKind.HOST}
-        known = self.lost | self.readings
-        lost = tuple(device for device in self.readings if device not in {r.device.id for r in readings})
-        self.host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
-        self.readings = gpus or {reading.device.id: reading for reading in readings}
-        self.lost = {device: last for device, last in known.items() if device not in self.readings}
-        return lost
+        if node is None:
+            self.host = next((r for r in readings if gpus and r.device.kind is DeviceKind.HOST), None)
+            self._touch(HOST_ID)
+        now = gpus or {reading.device.id: reading for reading in readings}
+        before = self._nodes.get(node, ())
+        if tuple(now) != before:
+            self._place(node, now)
+        for device, reading in now.items():
+            if self._differs(self.readings[device], reading):
+                self._touch(device)
+            self.readings[device] = reading
+        present = {reading.device.id for reading in readings}
+        return tuple(device for device in before if device not in present)
+
+    def claim(self, residency: ResidencyId, bytes_by_device: dict[DeviceId, int]) -> None:
+        """Hold bytes for a residency, from now until they are released."""
+        self.claims[residency] = claim = Claim(residency, bytes_by_device)
+        for device, count in bytes_by_device.items():
+            account = self._accounts.setdefault(device, _Account())
+            account.claims[residency] = claim
+            account.claimed_bytes += count
+            self._touch(device)
+
+    def show(self, residency: ResidencyId, at: float) -> None:
+        """Record that the engine has taken its bytes: Readings from then on include them."""
+        self.claims[residency].shown_at = at
+        for device in self.claims[residency].bytes_by_device:
+            self._touch(device)
+
+    def change(self, residency: ResidencyId, bytes_by_device: Mapping[DeviceId, int]) -> None:
+        """Hold other bytes for a residency."""
+        claim = self.claims[residency]
+        self.release(residency)
+        held = claim.bytes_by_device
+        held.clear()
+        held.update(bytes_by_device)
+        self.claim(residency, held)
+        self.claims[residency].shown_at = claim.shown_at
+
+    def lower(self, residency: ResidencyId, device: DeviceId, most_bytes: int) -> None:
+        """Hold no more than this on a device."""
+        held = self.claims[residency].bytes_by_device
+        self._accounts[device].claimed_bytes -= max(0, held[device] - most_bytes)
+        held[device] = min(held[device], most_bytes)
+        self._touch(device)
+
+    def release(self, residency: ResidencyId) -> None:
+        """Hold nothing any more for a residency."""
+        for device, count in self.claims.pop(residency).bytes_by_device.items():
+            account = self._accounts[device]
+            del account.claims[residency]
+            account.claimed_bytes -= count
+            if not account.claims:
+                del self._accounts[device]
+            self._touch(device)
+
+    def holders(self, device: DeviceId) -> Collection[ResidencyId]:
+        """Return the residencies with a claim on a device, the oldest first."""
+        account = self._accounts.get(device)
+        return account.claims.keys() if account else ()
+
+    def claimed_devices(self) -> Set[DeviceId]:
+        """Return the devices with a claim."""
+        return self._accounts.keys()
 
     def claimed_bytes(self, device: DeviceId) -> int:
         """Return the sum of the claims on a device."""
-        return sum(claim.bytes_by_device.get(device, 0) for claim in self.claims.values())
+        account = self._accounts.get(device)
+        return account.claimed_bytes if account else 0
 
     def foreign_bytes(self, device: DeviceId) -> int:
         """Return what others hold: as reported, else what is used beyond all claims.
@@ -93,9 +172,10 @@ class Ledger:
         by_ledger = reading.capacity_bytes - self.foreign_bytes(device) - self.claimed_bytes(device)
         if not reading.live:
             return by_ledger - self.reserve_bytes
+        account = self._accounts.get(device)
         unshown = sum(
-            claim.bytes_by_device.get(device, 0)
-            for claim in self.claims.values()
+            claim.bytes_by_device[device]
+            for claim in (account.claims.values() if account else ())
             if claim.shown_at is None or claim.shown_at > reading.at
         )
         return min(by_ledger, reading.free_bytes - unshown) - self.reserve_bytes
@@ -109,7 +189,7 @@ class Ledger:
 
     def engines(self, device: DeviceId) -> int:
         """Count the claims on a device: an engine each, from the decision until its bytes are seen back."""
-        return sum(device in claim.bytes_by_device for claim in self.claims.values())
+        return len(self.holders(device))
 
     def engines_to_remove(self, device: DeviceId, *, leaving: int = 0) -> int:
         """Return how many engines must be stopped, besides `leaving` ones, before one more may start."""
@@ -118,10 +198,12 @@ class Ledger:
 
     def full(self, leaving: Mapping[DeviceId, int] | None = None) -> list[str]:
         """Return why, for each device that admits no further engine once `leaving` engines are gone."""
+        self._refresh()
+        readings = (self.readings[device] for device in self._in_order(self._limited))
         return [
             f"{reading.device.label}: {reading.admission.why}"
-            for device, reading in self.readings.items()
-            if reading.left_out is None and self._is_full(device, leaving)
+            for reading in readings
+            if reading.left_out is None and self._is_full(reading.device.id, leaving)
         ]
 
     def budgets(
@@ -136,18 +218,13 @@ class Ledger:
 
         `busy` devices are left out, and so are those that admit no further engine unless `any_number`.
         """
-        found = []
-        for device, reading in self.readings.items():
-            left_out = reading.left_out
-            if not left_out and device in busy:
-                left_out = "a load is under way there"
-            elif not left_out and not any_number and self._is_full(device, leaving):
-                left_out = reading.admission.why
-            if reading.free_bytes is None:
-                left_out = left_out or FREE_UNKNOWN
-            room = 0 if left_out else max(0, self.available_bytes(device) + (freed or {}).get(device, 0))
-            group = reading.admission.group
-            found.append(Budget(reading.device, reading.free_bytes, room, left_out or None, group))
+        self._refresh()
+        found = [*self._budgets]
+        freed, leaving = freed or {}, leaving or {}
+        for device in {*busy, *freed, *leaving, *(self._limited if any_number else ())} & self._places.keys():
+            full = not any_number and self._is_full(device, leaving)
+            budget = self._budget(device, freed.get(device, 0), full=full, busy=device in busy)
+            found[self._places[device]] = budget
         return tuple(found)
 
     def whole(self, *, lost: bool = False) -> list[Budget]:
@@ -168,20 +245,27 @@ class Ledger:
 
     def overcommitted(self) -> Iterator[tuple[DeviceId, int]]:
         """Yield devices where claims and others' use exceed capacity minus reserve, and the excess bytes."""
-        for device, reading in self.readings.items():
-            if reading.free_bytes is None:
-                continue
-            over = self.claimed_bytes(device) + self.foreign_bytes(device)
-            over += self.reserve_bytes - reading.capacity_bytes
-            if over > 0:
-                yield device, over
+        self._refresh()
+        yield from ((device, self._over[device]) for device in self._in_order(self._over))
 
     def crowded(self) -> Iterator[tuple[DeviceId, int]]:
         """Yield the devices with more engines than they admit, and how many they admit."""
-        for device, reading in self.readings.items():
-            most = reading.admission.max_engines
+        self._refresh()
+        for device in self._in_order(self._limited):
+            most = self.readings[device].admission.max_engines
             if most is not None and self.engines(device) > most:
                 yield device, most
+
+    def rebuilt(self) -> Ledger:
+        """Return a ledger of the same Readings and claims, with nothing computed before."""
+        fresh = Ledger(self.reserve_bytes)
+        for node, devices in self._nodes.items():
+            host = (self.host,) if self.host is not None and node is None else ()
+            fresh.read((*(self.readings[device] for device in devices), *host), node)
+        for claim in self.claims.values():
+            fresh.claim(claim.residency, dict(claim.bytes_by_device))
+            fresh.claims[claim.residency].shown_at = claim.shown_at
+        return fresh
 
     def _reading(self, device: DeviceId) -> DeviceReading:
         if self.host is not None and device == HOST_ID:
@@ -190,3 +274,64 @@ class Ledger:
 
     def _is_full(self, device: DeviceId, leaving: Mapping[DeviceId, int] | None) -> bool:
         return self.engines_to_remove(device, leaving=(leaving or {}).get(device, 0)) > 0
+
+    def _place(self, node: str | None, readings: Mapping[DeviceId, DeviceReading]) -> None:
+        """Take in other devices of a node, or another order of them."""
+        self._nodes[node] = tuple(readings)
+        known = self.lost | self.readings | dict(readings)
+        self.readings = {device: known[device] for devices in self._nodes.values() for device in devices}
+        self.lost = {device: last for device, last in known.items() if device not in self.readings}
+        self._places = {device: place for place, device in enumerate(self.readings)}
+        self._budgets = [self._budget(device) for device in self.readings]
+        self._limited &= self.readings.keys()
+        self._over = {device: over for device, over in self._over.items() if device in self.readings}
+        self._stale |= self.readings.keys()
+        self.changed |= self.readings.keys()
+
+    def _differs(self, before: DeviceReading, now: DeviceReading) -> bool:
+        """Whether a Reading tells something new, or shows bytes that the one before did not."""
+        if before.at != now.at:
+            account = self._accounts.get(now.device.id)
+            shown = (claim.shown_at for claim in account.claims.values()) if account else ()
+            if any(at is not None and at > before.at for at in shown):
+                return True
+            before = replace(before, at=now.at)
+        return before != now
+
+    def _touch(self, device: DeviceId) -> None:
+        self._stale.add(device)
+        self.changed.add(device)
+
+    def _refresh(self) -> None:
+        """Compute anew what follows from Readings and claims that have changed."""
+        for device in self._stale & self._places.keys():
+            self._budgets[self._places[device]] = self._budget(device)
+            reading = self.readings[device]
+            if reading.admission.max_engines is None:
+                self._limited.discard(device)
+            else:
+                self._limited.add(device)
+            used = self.claimed_bytes(device) + self.foreign_bytes(device)
+            over = used + self.reserve_bytes - reading.capacity_bytes
+            if reading.free_bytes is None or over <= 0:
+                self._over.pop(device, None)
+            else:
+                self._over[device] = over
+        self._stale.clear()
+
+    def _budget(
+        self, device: DeviceId, freed: int = 0, *, full: bool | None = None, busy: bool = False
+    ) -> Budget:
+        reading = self.readings[device]
+        left_out = reading.left_out
+        if not left_out and busy:
+            left_out = "a load is under way there"
+        elif not left_out and (self._is_full(device, None) if full is None else full):
+            left_out = reading.admission.why
+        if reading.free_bytes is None:
+            left_out = left_out or FREE_UNKNOWN
+        room = 0 if left_out else max(0, self.available_bytes(device) + freed)
+        return Budget(reading.device, reading.free_bytes, room, left_out or None, reading.admission.group)
+
+    def _in_order(self, devices: Iterable[DeviceId]) -> list[DeviceId]:
+        return sorted(devices, key=self._places.__getitem__)

@@ -63,6 +63,7 @@ def apply_advice(state: State, advice: Advice, out: Outbox) -> None:
         _publish_change(model, active, fresh, out, shadow=advice.shadow)
         if not advice.shadow:
             state.advised[name] = fresh
+            state.watch_keep_alive(model)
 
 
 def expire_advice(state: State, at: float) -> None:
@@ -80,18 +81,8 @@ def expire_advice(state: State, at: float) -> None:
             del state.advised[name]
         elif kept != active:
             state.advised[name] = kept
-
-
-def effective_keep_alive_s(state: State, model: ModelState) -> float | None:
-    """Return how long a model stays after its last request; None for ever.
-
-    Advice does not change the keep-alive that a client sent with its request.
-    """
-    if model.keep_alive_s is not None:
-        return model.keep_alive_s
-    keep = model.spec.keep_alive_s
-    active = state.advised.get(model.spec.name)
-    return keep if keep is None or active is None else keep * active.factor
+        if model is not None:
+            state.watch_keep_alive(model)
 
 
 def advised_keep_alive(state: State, model: ModelState) -> str:

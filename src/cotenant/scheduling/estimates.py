@@ -37,7 +37,7 @@ def wait_estimate(state: State, model: ModelState, now: float) -> WaitEstimate:
 
 def expire(state: State, out: Outbox) -> None:
     """Refuse the requests whose deadline has passed, saying what they waited for."""
-    late = [ticket for ticket in state.tickets.values() if ticket.deadline <= out.at]
+    late = [state.tickets[each] for each in state.deadlines.pop_due(out.at)]
     models = {ticket.model: state.models[ticket.model] for ticket in late}
     waits_for = {name: wait_estimate(state, model, out.at).waits_for for name, model in models.items()}
     for ticket in late:
@@ -87,7 +87,7 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
     if reservation is not None:
         victims = [state.residencies[victim] for victim in reservation.victims]
         return max((_gone_in(state, victim, now) for victim in victims), default=0.0), _behind(victims)
-    wanted = [m for m in state.models.values() if m is not model and m.cold_and_wanted]
+    wanted = [other for other in state.cold_and_wanted() if other is not model]
     if isinstance(choose_now(state, model, set()), Placement):
         loading = (r for r in state.residencies.values() if r.state is ResidencyState.LOADING)
         left = (_left(state.models[each.model].load_s, now - each.since) for each in loading)

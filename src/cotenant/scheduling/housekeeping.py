@@ -1,6 +1,5 @@
 """What changes without a request: Readings, lost devices, idle models, timers."""
 
-import math
 from collections.abc import Iterator
 
 from cotenant.domain.decisions import DecisionKind
@@ -12,7 +11,6 @@ from cotenant.planning.device_choice import choose_devices
 from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.advice import (
     advised_keep_alive,
-    effective_keep_alive_s,
     prefetch_advised,
     prefetch_started,
 )
@@ -51,12 +49,13 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
             DecisionKind.DEVICE_LOST, None, f"{device} is gone: its models move to others where they fit"
         )
         for residency in _on(state, device):
-            state.models[residency.model].wanted = "its device is gone"
+            state.want(state.models[residency.model], "its device is gone")
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
     for model in state.models.values():
         if model.wanted_later and model.residency is None:
-            model.wanted, model.wanted_later = model.wanted_later, ""
+            state.want(model, model.wanted_later)
+            model.wanted_later = ""
     release_returned(state, out)
     evict_for_others(state, out)
     # A device may admit fewer engines than it has: these stay, and no more are started.
@@ -70,7 +69,7 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
 
 def release_returned(state: State, out: Outbox) -> None:
     """Release the claims of ended engines whose bytes are free again."""
-    for residency in [r for r in state.residencies.values() if r.state is ResidencyState.RECLAIMING]:
+    for residency in state.in_state(ResidencyState.RECLAIMING):
         reclaim(state, residency, out)
 
 
@@ -103,22 +102,19 @@ def evict_for_others(state: State, out: Outbox) -> None:
 
 def unload_expired(state: State, out: Outbox) -> None:
     """Unload models whose keep-alive has expired."""
-    for residency in [*state.residencies.values()]:
-        due = keep_alive_ends_at(state, residency)
-        if due is not None and due <= out.at:
-            model = state.models[residency.model]
-            idle, advised = format_duration(out.at - model.last_used), advised_keep_alive(state, model)
-            why = f"unloaded: idle {idle}, its keep-alive{advised}"
-            if advised:
-                out.publish(
-                    DecisionKind.ADVISED, residency.model, f"its keep-alive ends{advised}", mattered=1
-                )
-            unload(state, residency, out, UnloadReason.KEEP_ALIVE, why)
+    for due in state.keep_alives.pop_due(out.at):
+        residency = state.residencies[due]
+        model = state.models[residency.model]
+        idle, advised = format_duration(out.at - model.last_used), advised_keep_alive(state, model)
+        if advised:
+            out.publish(DecisionKind.ADVISED, residency.model, f"its keep-alive ends{advised}", mattered=1)
+        why = f"unloaded: idle {idle}, its keep-alive{advised}"
+        unload(state, residency, out, UnloadReason.KEEP_ALIVE, why)
 
 
 def end_drains(state: State, out: Outbox) -> None:
     """Unload models that the operator wants unloaded, once their requests have had their grace."""
-    for residency in [*state.residencies.values()]:
+    for residency in state.in_state(ResidencyState.DRAINING):
         due = drain_ends_at(state, residency)
         if due is not None and due <= out.at and residency.pending_unload is not None:
             count, (reason, why) = residency.in_flight, residency.pending_unload
@@ -133,15 +129,6 @@ def drain_ends_at(state: State, residency: Residency) -> float | None:
     if not draining or pending is None or pending[0] is not UnloadReason.OPERATOR:
         return None
     return residency.since + state.settings.unload_grace_s
-
-
-def keep_alive_ends_at(state: State, residency: Residency) -> float | None:
-    """Return when an idle model's keep-alive expires; None if it does not."""
-    model = state.models[residency.model]
-    keep = effective_keep_alive_s(state, model)
-    if not residency.idle or model.pinned or model.queue or keep is None or math.isinf(keep):
-        return None
-    return model.last_used + keep
 
 
 def prefetch(state: State, out: Outbox) -> None:
@@ -178,19 +165,21 @@ def next_instant(state: State, now: float) -> float | None:
 
 
 def _instants(state: State, now: float) -> Iterator[float]:
-    yield from (ticket.deadline for ticket in state.tickets.values())
+    for due in (state.deadlines.next_after(now), state.keep_alives.next_after(now)):
+        if due is not None:
+            yield due
     for active in state.advised.values():
         yield from (active.factor_until, active.pinned_until, active.prefetch_until)
-    for residency in state.residencies.values():
-        for due in (keep_alive_ends_at(state, residency), drain_ends_at(state, residency)):
-            if due is not None:
-                yield due
+    for residency in state.in_state(ResidencyState.DRAINING, ResidencyState.RECLAIMING):
+        drained_at = drain_ends_at(state, residency)
+        if drained_at is not None:
+            yield drained_at
         if residency.state is ResidencyState.RECLAIMING and residency.ended_at is not None:
             yield residency.ended_at + state.settings.reclaim_bound_s
     for reservation in state.reservations.values():
         if reservation.drains:
             yield reservation.at + state.settings.drain_limit_s
-    cold = [m for m in state.models.values() if m.cold_and_wanted and m.spec.name not in state.reservations]
+    cold = [model for model in state.cold_and_wanted() if model.spec.name not in state.reservations]
     if not cold:
         return
     for model in cold:
@@ -203,8 +192,5 @@ def _instants(state: State, now: float) -> Iterator[float]:
 
 
 def _on(state: State, device: DeviceId, *, gone: bool = False) -> list[Residency]:
-    return [
-        residency
-        for residency in state.residencies.values()
-        if device in residency.bytes_by_device and residency.gone is gone
-    ]
+    held = (state.residencies[holder] for holder in state.ledger.holders(device))
+    return [residency for residency in held if residency.gone is gone]

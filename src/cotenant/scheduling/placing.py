@@ -51,7 +51,7 @@ def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
     """End a reservation: busy victims admit requests again; those already unloading are unloaded."""
     _end_reservation(state, reservation, out)
     for victim in reservation.victims:
-        resume(state.residencies[victim], out.at)
+        resume(state, state.residencies[victim], out.at)
 
 
 def longest_wait_s(model: ModelState, now: float) -> float:
@@ -93,11 +93,8 @@ def _in_order(state: State, now: float) -> list[ModelState]:
 
     cold = (
         model
-        for model in state.models.values()
-        if model.cold_and_wanted
-        and not model.removed
-        and model.retry_at <= now
-        and model.spec.name not in state.reservations
+        for model in state.cold_and_wanted()
+        if not model.removed and model.retry_at <= now and model.spec.name not in state.reservations
     )
     return [] if state.stopping else sorted(cold, key=key)
 
@@ -136,12 +133,11 @@ def choose_now(
     also_leaving: Mapping[DeviceId, int] | None = None,
 ) -> Placement | Refusal:
     """Choose devices by the room that is free now, or with what is `also` freed, without what is reserved."""
-    used = {device for claim in state.ledger.claims.values() for device in claim.bytes_by_device}
     freed, leaving = _reserved(state)
     freed.update(also_freed or {})
     leaving.update(also_leaving or {})
     budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
-    chosen = choose_devices(model.fit, budgets, used, together=model.spec.together)
+    chosen = choose_devices(model.fit, budgets, state.ledger.claimed_devices(), together=model.spec.together)
     return on_host(chosen, state.ledger.host_budget(freed))
 
 

@@ -73,6 +73,7 @@ def released(state: State, lease: LeaseId, out: Outbox) -> None:
         unload(state, residency, out, *residency.pending_unload)
     elif model.queue:
         dispatch(state, model, out)
+    state.watch_keep_alive(model)
 
 
 def refuse(

@@ -5,7 +5,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, Resid
 from cotenant.domain.units import format_duration
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling import events
-from cotenant.scheduling.advice import apply_advice, effective_keep_alive_s, expire_advice
+from cotenant.scheduling.advice import apply_advice, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
 from cotenant.scheduling.estimates import expire, wait_estimate
 from cotenant.scheduling.housekeeping import (
@@ -78,7 +78,9 @@ class Scheduler:
                 self._models_changed(event, out)
             case events.LoadAsked():
                 model = state.model(event.model)
-                model.wanted = event.why if model.residency is None else ""
+                model.wanted = ""
+                if model.residency is None:
+                    state.want(model, event.why)
                 model.retry_at, model.last_used = 0.0, event.at
             case events.UnloadAsked():
                 model = state.model(event.model)
@@ -135,17 +137,14 @@ class Scheduler:
 
     def _settle(self, out: Outbox) -> None:
         state = self.state
-        if any(ticket.deadline <= out.at for ticket in state.tickets.values()):
-            expire(state, out)
+        expire(state, out)
         expire_advice(state, out.at)
         unload_expired(state, out)
         end_drains(state, out)
         fulfil_reservations(state, out)
         schedule(state, out)
         prefetch(state, out)
-        state.awaiting_room = bool(state.reservations) or any(
-            m.cold_and_wanted for m in state.models.values()
-        )
+        state.awaiting_room = bool(state.reservations or state.cold_and_wanted())
         instant = next_instant(state, out.at)
         if instant is not None and instant != self._wake_at:
             self._wake_at = instant
@@ -153,9 +152,12 @@ class Scheduler:
 
     def _wake_for(self, residency: Residency, at: float) -> list[Command]:
         model = self.state.models[residency.model]
-        keep = effective_keep_alive_s(self.state, model)
+        keep = self.state.keep_alive_s(model)
         # A timer that is due and has not fired yet must not be replaced: requests may end by it.
-        if residency.in_flight or keep is None or (self._wake_at is not None and self._wake_at <= at + keep):
+        if residency.in_flight or keep is None:
+            return []
+        self.state.keep_alives.watch(residency.id, at + keep)
+        if self._wake_at is not None and self._wake_at <= at + keep:
             return []
         self._wake_at = at + keep
         return [WakeAt(self._wake_at)]
@@ -178,7 +180,7 @@ class Scheduler:
             served = residency.in_flight > 0
             self._failed(model, event, out, served=served, reason=UnloadReason.ENGINE_DIED.value)
             if model.stays and residency.pending_unload is None and not self.state.stopping:
-                model.wanted = "its engine has died, and it is to stay loaded"
+                self.state.want(model, "its engine has died, and it is to stay loaded")
         exited(self.state, residency, out)
 
     def _failed(
@@ -216,7 +218,7 @@ class Scheduler:
         for name in event.replaced & served.keys():
             residency = state.residency_of(state.models[name])
             if residency is not None and not residency.gone:
-                state.models[name].wanted = "its configuration changed"
+                state.want(state.models[name], "its configuration changed")
                 why = "unloaded: its configuration changed"
                 unload_when_idle(state, residency, out, UnloadReason.CHANGED, why)
 
@@ -234,7 +236,8 @@ class Scheduler:
         residency = self.state.residency_of(known)
         if residency is not None:
             residency.slots = spec.slots
-            lower_claim(residency, spec.seen_bytes)
+            lower_claim(self.state, residency, spec.seen_bytes)
+            self.state.watch_keep_alive(known)
 
     def _remove(self, name: str, out: Outbox) -> None:
         model = self.state.models[name]
@@ -249,6 +252,7 @@ class Scheduler:
     def _pin_asked(self, event: events.PinAsked, out: Outbox) -> None:
         model = self.state.model(event.model)
         model.pinned = event.pinned
+        self.state.watch_keep_alive(model)
         residency = self.state.residency_of(model)
         if event.pinned and residency is not None and residency.pending_unload is not None:
             self._cancel_unload(model, residency, out)
@@ -259,10 +263,10 @@ class Scheduler:
         """Keep a model that was to be unloaded; if its engine is stopping already, it is loaded again."""
         for reservation in [r for r in self.state.reservations.values() if residency.id in r.victims]:
             cancel(self.state, reservation, out)
-        resume(residency, out.at)
+        resume(self.state, residency, out.at)
         if residency.state is not ResidencyState.READY:
             residency.pending_unload = (UnloadReason.OPERATOR, "unloaded before it was pinned")
-            model.wanted = "it was pinned while it was unloaded"
+            self.state.want(model, "it was pinned while it was unloaded")
 
     def _stop_asked(self, out: Outbox) -> None:
         self.state.stopping = True

@@ -1,5 +1,6 @@
 """The state of the scheduler. Only the modules of this folder change it."""
 
+import math
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, Ti
 from cotenant.planning.device_choice import Fit
 from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.commands import Command, PublishDecision
+from cotenant.scheduling.deadlines import Deadlines
 from cotenant.scheduling.demand import Demand, GapHistogram
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.policy import Policy
@@ -172,7 +174,8 @@ class State:
     """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
     `changed_at` is when models or devices were last added or removed. `unload_s` is how long the last unload
-    took, until its memory was seen free.
+    took, until its memory was seen free. `moving` are the residencies that are not ready. `deadlines` are
+    those of tickets, and `keep_alives` the ends of those of idle models.
     """
 
     settings: SchedulerSettings
@@ -196,6 +199,14 @@ class State:
     awaiting_room: bool = False
     ids: int = 0
     decisions: int = 0
+    moving: set[ResidencyId] = field(default_factory=set)
+    deadlines: Deadlines[TicketId] = field(init=False)
+    keep_alives: Deadlines[ResidencyId] = field(init=False)
+    _asked_for: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.deadlines = Deadlines(self._deadline_of)
+        self.keep_alives = Deadlines(self._keep_alive_end_of)
 
     def next_id(self) -> int:
         """Return a number never used before."""
@@ -212,6 +223,61 @@ class State:
     def residency_of(self, model: ModelState) -> Residency | None:
         """Return the residency of a model, if it has one."""
         return None if model.residency is None else self.residencies[model.residency]
+
+    def want(self, model: ModelState, why: str) -> None:
+        """Have a model loaded though no request waits."""
+        model.wanted = why
+        self._asked_for.add(model.spec.name)
+
+    def cold_and_wanted(self) -> list[ModelState]:
+        """Return the models that should be loaded and have no residency."""
+        found = []
+        for name in [*self._asked_for]:
+            model = self.models.get(name)
+            if model is None or not (model.queue or model.wanted):
+                self._asked_for.discard(name)
+            elif model.residency is None:
+                found.append(model)
+        return found
+
+    def in_state(self, *states: ResidencyState) -> list[Residency]:
+        """Return the residencies in one of these states, which must not be READY, the oldest first."""
+        moving = (self.residencies[residency] for residency in sorted(self.moving))
+        return [residency for residency in moving if residency.state in states]
+
+    def keep_alive_s(self, model: ModelState) -> float | None:
+        """Return how long a model stays after its last request; None for ever.
+
+        Advice does not change the keep-alive that a client sent with its request.
+        """
+        if model.keep_alive_s is not None:
+            return model.keep_alive_s
+        keep = model.spec.keep_alive_s
+        active = self.advised.get(model.spec.name)
+        return keep if keep is None or active is None else keep * active.factor
+
+    def keep_alive_ends_at(self, residency: Residency) -> float | None:
+        """Return when an idle model's keep-alive expires; None if it does not."""
+        model = self.models[residency.model]
+        keep = self.keep_alive_s(model)
+        if not residency.idle or model.pinned or model.queue or keep is None or math.isinf(keep):
+            return None
+        return model.last_used + keep
+
+    def watch_keep_alive(self, model: ModelState) -> None:
+        """Note the end of a model's keep-alive, which may be new, or earlier than it was."""
+        if model.residency is not None:
+            due = self.keep_alive_ends_at(self.residencies[model.residency])
+            if due is not None:
+                self.keep_alives.watch(model.residency, due)
+
+    def _keep_alive_end_of(self, residency: ResidencyId) -> float | None:
+        found = self.residencies.get(residency)
+        return None if found is None else self.keep_alive_ends_at(found)
+
+    def _deadline_of(self, ticket: TicketId) -> float | None:
+        found = self.tickets.get(ticket)
+        return None if found is None else found.deadline
 
     def loaded_count(self) -> int:
         """Count the models that are loaded or loading, and those with a reservation.
@@ -232,8 +298,7 @@ class State:
         """Return the devices on which a model is loading."""
         return {
             device
-            for residency in self.residencies.values()
-            if residency.state is ResidencyState.LOADING
+            for residency in self.in_state(ResidencyState.LOADING)
             for device in residency.bytes_by_device
         }
 
@@ -251,11 +316,15 @@ class State:
         """Insert a ticket into its queue."""
         insort(model.queue, ticket)
         self.tickets[ticket.id] = ticket
+        self.deadlines.watch(ticket.id, ticket.deadline)
+        self._asked_for.add(model.spec.name)
 
     def dequeue(self, ticket: Ticket) -> None:
         """Remove a ticket from its queue: it has ended."""
         del self.tickets[ticket.id]
-        self.models[ticket.model].queue.remove(ticket)
+        model = self.models[ticket.model]
+        model.queue.remove(ticket)
+        self.watch_keep_alive(model)
 
 
 class Outbox:

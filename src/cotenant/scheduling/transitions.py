@@ -9,7 +9,7 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_duration
 from cotenant.planning.host_memory import held_bytes
-from cotenant.planning.ledger import Claim, DeviceReading
+from cotenant.planning.ledger import DeviceReading
 from cotenant.scheduling.commands import StartEngine, StopEngine
 from cotenant.scheduling.state import LastSeen, ModelState, Outbox, Residency, State
 
@@ -35,12 +35,17 @@ class InvalidTransition(AssertionError):
     """A transition that is not allowed: a fault of the scheduler."""
 
 
-def move(residency: Residency, to: ResidencyState, at: float) -> None:
+def move(state: State, residency: Residency, to: ResidencyState, at: float) -> None:
     """Change state. Raises InvalidTransition."""
     if to not in ALLOWED[residency.state]:
         raise InvalidTransition(f"{residency.model} #{residency.id}: {residency.state} → {to} at {at}")
     residency.state = to
     residency.since = at
+    if to is READY:
+        state.moving.discard(residency.id)
+        state.watch_keep_alive(state.models[residency.model])
+    else:
+        state.moving.add(residency.id)
 
 
 def start(state: State, model: ModelState, placement: Placement, out: Outbox, why: str) -> Residency:
@@ -55,7 +60,8 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
         slots=model.spec.slots,
     )
     state.residencies[residency.id] = residency
-    state.ledger.claims[residency.id] = Claim(residency.id, residency.bytes_by_device)
+    state.moving.add(residency.id)
+    state.ledger.claim(residency.id, residency.bytes_by_device)
     model.residency = residency.id
     model.loads += 1
     model.last_waiting_text = ""
@@ -78,27 +84,26 @@ def became_ready(state: State, residency: Residency, out: Outbox, placement: Pla
     """Record that the engine is ready; `placement` replaces the planned one, and its claim."""
     if placement is not None:
         residency.placement = placement
-        residency.bytes_by_device.clear()
-        residency.bytes_by_device.update(placement_bytes(placement))
+        state.ledger.change(residency.id, placement_bytes(placement))
     model = state.models[residency.model]
     took_s = out.at - residency.since
     model.load_s = took_s if model.loads == 1 else (1 - _LOAD_MEMORY) * model.load_s + _LOAD_MEMORY * took_s
     model.retry_at, model.last_failure, model.last_cause = 0.0, None, None
     model.wanted = ""
     model.last_used = out.at
-    move(residency, READY, out.at)
+    move(state, residency, READY, out.at)
     residency.ready_at = out.at
-    state.ledger.claims[residency.id].shown_at = out.at
-    lower_claim(residency, model.spec.seen_bytes)
+    state.ledger.show(residency.id, out.at)
+    lower_claim(state, residency, model.spec.seen_bytes)
     out.publish(DecisionKind.READY, residency.model, f"ready after {format_duration(took_s)}", load_s=took_s)
 
 
-def lower_claim(residency: Residency, seen_bytes: int | None) -> None:
+def lower_claim(state: State, residency: Residency, seen_bytes: int | None) -> None:
     """Claim no more than a ready model was measured to hold: its first claim may have been a guess."""
     if seen_bytes is None or residency.state is not READY or len(residency.bytes_by_device) != 1:
         return
-    for device, claimed in residency.bytes_by_device.items():
-        residency.bytes_by_device[device] = min(claimed, seen_bytes)
+    (device,) = residency.bytes_by_device
+    state.ledger.lower(residency.id, device, seen_bytes)
 
 
 def unload(
@@ -112,7 +117,7 @@ def unload(
 ) -> None:
     """Stop the engine."""
     held_s = out.at - residency.held_since
-    move(residency, UNLOADING, out.at)
+    move(state, residency, UNLOADING, out.at)
     residency.pending_unload = (reason, why)
     residency.unloading_at = out.at
     if residency.bytes:
@@ -132,23 +137,23 @@ def unload_when_idle(
         unload(state, residency, out, reason, why)
         return
     if residency.state is READY:
-        move(residency, DRAINING, out.at)
+        move(state, residency, DRAINING, out.at)
     if residency.pending_unload is None or residency.pending_unload[0] is not reason:
         residency.since = out.at
     residency.pending_unload = (reason, why)
 
 
-def resume(residency: Residency, at: float) -> None:
+def resume(state: State, residency: Residency, at: float) -> None:
     """Admit requests again: the room is not needed."""
     if residency.state is DRAINING:
-        move(residency, READY, at)
+        move(state, residency, READY, at)
         residency.pending_unload = None
 
 
 def exited(state: State, residency: Residency, out: Outbox) -> None:
     """The process is gone: its leases end, and its claim stays until the bytes are seen back."""
     drop_leases(state, residency)
-    move(residency, RECLAIMING, out.at)
+    move(state, residency, RECLAIMING, out.at)
     residency.ended_at = out.at
     for device in residency.bytes_by_device:
         seen = _last_seen(state.ledger.readings.get(device), residency.id)
@@ -209,7 +214,8 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
     if residency.unloading_at is not None:
         state.unload_s = out.at - residency.unloading_at
     del state.residencies[residency.id]
-    del state.ledger.claims[residency.id]
+    state.moving.discard(residency.id)
+    state.ledger.release(residency.id)
     model = state.models[residency.model]
     model.residency = None
     if model.removed and not model.queue:

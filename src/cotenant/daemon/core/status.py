@@ -12,7 +12,6 @@ from cotenant.domain.devices import DeviceId, GpuProcess, Reading, Sensors
 from cotenant.domain.requests import ModelFile, ServedModel
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.housekeeping import keep_alive_ends_at
 from cotenant.scheduling.state import ModelState, Residency, State
 
 
@@ -28,7 +27,7 @@ def model_status(
     residency = state.residency_of(model)
     report = running.report if running else None
     idle_s = model.demand.idle_s(now)
-    due = keep_alive_ends_at(state, residency) if residency else None
+    due = state.keep_alive_ends_at(residency) if residency else None
     return ModelStatus(
         name=model.spec.name,
         state=str(residency.state) if residency else "cold",
