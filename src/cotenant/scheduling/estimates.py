@@ -10,8 +10,9 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import RefusalCode, ResidencyState
 from cotenant.domain.units import format_count, format_duration
 from cotenant.planning.eviction import freed_by
-from cotenant.scheduling.placing import choose_now, evictable_at
+from cotenant.scheduling.placing import choose_now
 from cotenant.scheduling.requests import refuse
+from cotenant.scheduling.residence import evictable_from
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 
 
@@ -86,26 +87,26 @@ def _room_in(state: State, model: ModelState, now: float) -> tuple[float, str]:
     reservation = state.reservations.get(model.spec.name)
     if reservation is not None:
         victims = [state.residencies[victim] for victim in reservation.victims]
-        return max((_gone_in(state, victim, now) for victim in victims), default=0.0), _behind(victims)
+        return max((_gone_in(state, victim, model, now) for victim in victims), default=0.0), _behind(victims)
     wanted = [other for other in state.cold_and_wanted() if other is not model]
     if isinstance(choose_now(state, model, set()), Placement):
         loading = (r for r in state.residencies.values() if r.state is ResidencyState.LOADING)
         left = (_left(state.models[each.model].load_s, now - each.since) for each in loading)
         return max(left, default=0.0), ""
     others = [r for r in state.residencies.values() if r.bytes_by_device and not state.models[r.model].pinned]
-    others.sort(key=lambda each: (_gone_in(state, each, now), each.id))
+    others.sort(key=lambda each: (_gone_in(state, each, model, now), each.id))
     for count in range(1, len(others) + 1):
         first = others[:count]
         freed, leaving = freed_by(residency.bytes_by_device for residency in first)
         if isinstance(choose_now(state, model, set(), freed, leaving), Placement):
             # Who else waits for room, or keeps a victim busy, may go first: that is not predicted.
             kept_busy = any(state.models[residency.model].queue for residency in first)
-            return math.inf if wanted or kept_busy else _gone_in(state, first[-1], now), _behind(first)
+            return math.inf if wanted or kept_busy else _gone_in(state, first[-1], model, now), _behind(first)
     return math.inf, ""
 
 
-def _gone_in(state: State, residency: Residency, now: float) -> float:
-    """Return when a residency may be gone, with its memory free."""
+def _gone_in(state: State, residency: Residency, waiting: ModelState, now: float) -> float:
+    """Return when a residency may be gone for a waiting model, with its memory free."""
     if residency.state is ResidencyState.RECLAIMING or residency.state is ResidencyState.UNLOADING:
         return _left(state.unload_s, now - residency.since)
     if residency.state is ResidencyState.LOADING:
@@ -113,7 +114,7 @@ def _gone_in(state: State, residency: Residency, now: float) -> float:
     usual_s = _service_s(state.models[residency.model])
     left = [_left(usual_s, now - since) for since in residency.leases.values()]
     if residency.state is ResidencyState.READY:
-        left.append(evictable_at(state, residency) - now)
+        left.append(evictable_from(state, residency, waiting) - now)
     return max(0.0, *left, 0.0) + state.unload_s
 
 

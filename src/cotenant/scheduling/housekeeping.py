@@ -17,10 +17,10 @@ from cotenant.scheduling.advice import (
 from cotenant.scheduling.placing import (
     choose_fit,
     drain_credit_s,
-    evictable_at,
     eviction_cost,
     longest_wait_s,
 )
+from cotenant.scheduling.residence import evictable_from
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 from cotenant.scheduling.transitions import drop_leases, reclaim, record_last_seen, start, unload
 
@@ -185,7 +185,8 @@ def _instants(state: State, now: float) -> Iterator[float]:
     for model in cold:
         yield model.retry_at
         yield now - longest_wait_s(model, now) + state.overdue_after_s() + 0.001
-    yield from (evictable_at(state, r) for r in state.residencies.values() if r.state is ResidencyState.READY)
+    idle = [residency for residency in state.residencies.values() if residency.idle]
+    yield from (evictable_from(state, residency, model) for residency in idle for model in cold)
     credit = drain_credit_s(state, now)
     if credit < 1 and state.settings.drain_share > 0:
         yield now + (1 - credit) / state.settings.drain_share + 0.001

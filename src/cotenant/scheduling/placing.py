@@ -16,6 +16,7 @@ from cotenant.planning.host_memory import on_host
 from cotenant.scheduling.advice import soft_pinned_cost
 from cotenant.scheduling.policy import Victim
 from cotenant.scheduling.requests import refuse
+from cotenant.scheduling.residence import evictable_from
 from cotenant.scheduling.state import ModelState, Outbox, Reservation, Residency, State
 from cotenant.scheduling.transitions import placement_bytes, resume, start, unload_when_idle
 
@@ -57,11 +58,6 @@ def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
 def longest_wait_s(model: ModelState, now: float) -> float:
     """Return how long the longest waiting request has waited; 0 if none does."""
     return now - min((ticket.at for ticket in model.queue), default=now)
-
-
-def evictable_at(state: State, residency: Residency) -> float:
-    """Return the instant from which a model may be evicted for others: its minimum residency is over."""
-    return residency.held_since + max(state.settings.min_residency_s, state.models[residency.model].load_s)
 
 
 def drain_credit_s(state: State, now: float) -> float:
@@ -143,17 +139,17 @@ def choose_now(
 
 def _make_room(state: State, model: ModelState, out: Outbox, busy: set[DeviceId], *, crowded: bool) -> bool:
     overdue = longest_wait_s(model, out.at) > state.overdue_after_s()
-    candidates = [*_candidates(state, out.at, overdue, busy=False)]
+    candidates = [*_candidates(state, model, out.at, overdue, busy=False)]
     found = _victims(state, model, candidates, busy, crowded)
     if found is not None:
         if state.advised:
-            plain = [*_candidates(state, out.at, overdue, busy=False, advised=False)]
+            plain = [*_candidates(state, model, out.at, overdue, busy=False, advised=False)]
             _publish_kept_by_advice(state, found[0], _victims(state, model, plain, busy, crowded), out)
         _reserve(state, model, *found, out, drains=False)
         return True
     if not overdue or drain_credit_s(state, out.at) < 1 or any(r.drains for r in state.reservations.values()):
         return False
-    found = _victims(state, model, [*_candidates(state, out.at, overdue, busy=True)], busy, crowded)
+    found = _victims(state, model, [*_candidates(state, model, out.at, overdue, busy=True)], busy, crowded)
     if found is None:
         return False
     state.drain_credit_s, state.drain_credit_at = drain_credit_s(state, out.at), out.at
@@ -178,11 +174,11 @@ def _publish_kept_by_advice(
 
 
 def _candidates(
-    state: State, now: float, overdue: bool, *, busy: bool, advised: bool = True
+    state: State, waiting: ModelState, now: float, overdue: bool, *, busy: bool, advised: bool = True
 ) -> Iterator[Candidate]:
-    """Yield residencies that may be evicted: idle ones past their minimum residency.
+    """Yield residencies that may be evicted for a waiting model: idle ones, from their instant on.
 
-    For an overdue request the minimum residency does not count; with `busy`, those in use count as well.
+    For an overdue request that instant does not count; with `busy`, those in use count as well.
     """
     taken = {victim for r in state.reservations.values() for victim in r.victims}
     for residency in state.residencies.values():
@@ -191,7 +187,7 @@ def _candidates(
         if not ready or model.pinned or residency.id in taken:
             continue
         in_use = residency.in_flight > 0 or bool(model.queue)
-        if (in_use and not busy) or (not overdue and evictable_at(state, residency) > now):
+        if (in_use and not busy) or (not overdue and evictable_from(state, residency, waiting) > now):
             continue
         cost = eviction_cost(state, residency, now, advised=advised)
         cost += residency.in_flight + len(model.queue)
