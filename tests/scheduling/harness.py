@@ -149,6 +149,7 @@ class Bench:
                 case PublishDecision(decision):
                     self.story.append(decision)
         invariants.check(self.state)
+        invariants.check_kept(self.state)
         return commands
 
     def ask(self, name: str, *, wait_s: float = 600, priority: int = 0) -> TicketId:
@@ -170,6 +171,7 @@ class Bench:
     def done(self, ticket: TicketId) -> None:
         self.take(self.scheduler.release(self.granted.pop(ticket), self.now))
         invariants.check(self.state)
+        invariants.check_kept(self.state)
 
     def wait(self, seconds: float) -> None:
         """Let time pass, firing the timers on the way."""

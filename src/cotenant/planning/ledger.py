@@ -74,6 +74,7 @@ class Ledger:
         self._nodes: dict[str | None, tuple[DeviceId, ...]] = {}
         self._places: dict[DeviceId, int] = {}
         self._limited: set[DeviceId] = set()
+        self._crowded: set[DeviceId] = set()
         self._stale: set[DeviceId] = set()
         self._budgets: list[Budget] = []
         self._over: dict[DeviceId, int] = {}
@@ -94,6 +95,10 @@ class Ledger:
             self.readings[device] = reading
         present = {reading.device.id for reading in readings}
         return tuple(device for device in before if device not in present)
+
+    def devices_of(self, node: str | None) -> Sequence[DeviceId]:
+        """Return the devices of a node by its last Readings, in planned order."""
+        return self._nodes.get(node, ())
 
     def claim(self, residency: ResidencyId, bytes_by_device: dict[DeviceId, int]) -> None:
         """Hold bytes for a residency, from now until they are released."""
@@ -251,9 +256,9 @@ class Ledger:
     def crowded(self) -> Iterator[tuple[DeviceId, int]]:
         """Yield the devices with more engines than they admit, and how many they admit."""
         self._refresh()
-        for device in self._in_order(self._limited):
+        for device in self._in_order(self._crowded):
             most = self.readings[device].admission.max_engines
-            if most is not None and self.engines(device) > most:
+            if most is not None:
                 yield device, most
 
     def rebuilt(self) -> Ledger:
@@ -279,13 +284,15 @@ class Ledger:
         """Take in other devices of a node, or another order of them."""
         self._nodes[node] = tuple(readings)
         known = self.lost | self.readings | dict(readings)
+        budgets = {budget.device.id: budget for budget in self._budgets}
         self.readings = {device: known[device] for devices in self._nodes.values() for device in devices}
         self.lost = {device: last for device, last in known.items() if device not in self.readings}
         self._places = {device: place for place, device in enumerate(self.readings)}
-        self._budgets = [self._budget(device) for device in self.readings]
+        self._budgets = [budgets.get(device) or self._budget(device) for device in self.readings]
         self._limited &= self.readings.keys()
+        self._crowded &= self.readings.keys()
         self._over = {device: over for device, over in self._over.items() if device in self.readings}
-        self._stale |= self.readings.keys()
+        self._stale |= readings.keys()
         self.changed |= self.readings.keys()
 
     def _differs(self, before: DeviceReading, now: DeviceReading) -> bool:
@@ -307,10 +314,9 @@ class Ledger:
         for device in self._stale & self._places.keys():
             self._budgets[self._places[device]] = self._budget(device)
             reading = self.readings[device]
-            if reading.admission.max_engines is None:
-                self._limited.discard(device)
-            else:
-                self._limited.add(device)
+            most = reading.admission.max_engines
+            _keep_in(self._limited, device, most is not None)
+            _keep_in(self._crowded, device, most is not None and self.engines(device) > most)
             used = self.claimed_bytes(device) + self.foreign_bytes(device)
             over = used + self.reserve_bytes - reading.capacity_bytes
             if reading.free_bytes is None or over <= 0:
@@ -335,3 +341,7 @@ class Ledger:
 
     def _in_order(self, devices: Iterable[DeviceId]) -> list[DeviceId]:
         return sorted(devices, key=self._places.__getitem__)
+
+
+def _keep_in(kept: set[DeviceId], device: DeviceId, belongs: bool) -> None:
+    (kept.add if belongs else kept.discard)(device)

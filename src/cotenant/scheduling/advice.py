@@ -62,27 +62,22 @@ def apply_advice(state: State, advice: Advice, out: Outbox) -> None:
         )
         _publish_change(model, active, fresh, out, shadow=advice.shadow)
         if not advice.shadow:
-            state.advised[name] = fresh
+            state.advise(name, fresh)
             state.watch_keep_alive(model)
 
 
 def expire_advice(state: State, at: float) -> None:
-    """Drop expired advice, and advice for models that are no longer served."""
-    for name, active in [*state.advised.items()]:
-        model = state.models.get(name)
-        kept = ActiveAdvice()
+    """Drop the parts of advice that have expired."""
+    for name in state.advice_ends.pop_due(at):
+        active, kept = state.advised[name], ActiveAdvice()
         if active.factor_until > at:
             kept = replace(kept, factor=active.factor, factor_until=active.factor_until)
         if active.pinned_until > at:
             kept = replace(kept, pinned_until=active.pinned_until)
-        if active.prefetch_until > at and (model is None or model.residency is None):
+        if active.prefetch_until > at:
             kept = replace(kept, prefetch_until=active.prefetch_until)
-        if model is None or kept == ActiveAdvice():
-            del state.advised[name]
-        elif kept != active:
-            state.advised[name] = kept
-        if model is not None:
-            state.watch_keep_alive(model)
+        state.advise(name, kept)
+        state.watch_keep_alive(state.models[name])
 
 
 def advised_keep_alive(state: State, model: ModelState) -> str:
@@ -99,18 +94,6 @@ def soft_pinned_cost(state: State, name: str, at: float, cost: float) -> float:
     if active is None or active.pinned_until <= at:
         return cost
     return cost * _SOFT_PIN_FACTOR + _SOFT_PIN_MIN_COST
-
-
-def prefetch_advised(state: State, model: ModelState, at: float) -> bool:
-    """Whether the advisor wants the model loaded before any request."""
-    active = state.advised.get(model.spec.name)
-    return active is not None and active.prefetch_until > at
-
-
-def prefetch_started(state: State, model: ModelState) -> None:
-    """Record that the advised load was started; it is started once."""
-    active = state.advised[model.spec.name]
-    state.advised[model.spec.name] = replace(active, prefetch_until=0.0)
 
 
 def _clamped(value: float, low: float, high: float, default: float) -> float:

@@ -67,9 +67,13 @@ class EngineExited(Event):
 
 @dataclass(frozen=True, slots=True)
 class DevicesRead(Event):
-    """All devices were measured, in planned order. A missing device is lost."""
+    """All devices of a `node` were measured, in planned order. A missing device of that node is lost.
+
+    Without a node they are those of this machine. Its cost grows with the devices of the node, not with all.
+    """
 
     readings: tuple[DeviceReading, ...]
+    node: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

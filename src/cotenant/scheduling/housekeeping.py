@@ -8,14 +8,10 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
-from cotenant.planning.ledger import DeviceReading
-from cotenant.scheduling.advice import (
-    advised_keep_alive,
-    prefetch_advised,
-    prefetch_started,
-)
+from cotenant.scheduling.advice import advised_keep_alive
+from cotenant.scheduling.events import DevicesRead
 from cotenant.scheduling.placing import (
-    choose_fit,
+    choose_fits,
     drain_credit_s,
     eviction_cost,
     longest_wait_s,
@@ -27,21 +23,20 @@ from cotenant.scheduling.transitions import drop_leases, reclaim, record_last_se
 _PREFETCH_CHANCE = 0.5
 
 
-def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox) -> None:
+def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
     """Record Readings: release claims whose bytes are free again, and unload models of lost devices."""
-    known = {*state.ledger.readings}
-    lost = state.ledger.read(readings)
+    known = {*state.ledger.devices_of(event.node)}
+    lost = state.ledger.read(event.readings, event.node)
     measured: dict[ResidencyId, int] = {}
-    for reading in readings:
+    for reading in event.readings:
         for holder, count in (reading.engine_bytes or {}).items():
             measured[holder] = measured.get(holder, 0) + count
             record_last_seen(state, holder, reading)
     for holder, count in measured.items():
         if holder in state.residencies:
             state.residencies[holder].measured_bytes = count
-    if lost or known != state.ledger.readings.keys():
-        for model in state.models.values():
-            choose_fit(state, model)
+    if lost or known != {*state.ledger.devices_of(event.node)}:
+        choose_fits(state, state.models.values())
     if lost:
         state.changed_at = out.at
     for device in lost:
@@ -52,10 +47,7 @@ def read_devices(state: State, readings: tuple[DeviceReading, ...], out: Outbox)
             state.want(state.models[residency.model], "its device is gone")
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
-    for model in state.models.values():
-        if model.wanted_later and model.residency is None:
-            state.want(model, model.wanted_later)
-            model.wanted_later = ""
+    state.want_again()
     release_returned(state, out)
     evict_for_others(state, out)
     # A device may admit fewer engines than it has: these stay, and no more are started.
@@ -142,7 +134,6 @@ def prefetch(state: State, out: Outbox) -> None:
         if isinstance(placement, Placement):
             why = "the advisor expects it" if chance is None else f"likely wanted soon ({chance:.0%})"
             if chance is None:
-                prefetch_started(state, model)
                 out.publish(DecisionKind.ADVISED, model.spec.name, "loaded ahead by the advisor", mattered=1)
             start(state, model, placement, out, f"{why}, and there is room")
             return
@@ -150,9 +141,12 @@ def prefetch(state: State, out: Outbox) -> None:
 
 def _likely(state: State, now: float) -> Iterator[tuple[float | None, ModelState]]:
     """Yield cold models with the chance of a request soon; None if an advisor asks for the load."""
+    advised = {name for name, active in state.advised.items() if active.prefetch_until > now}
+    if not (advised or state.settings.prefetch):
+        return
     models = state.models.values()
     cold = [m for m in models if m.residency is None and not m.removed and m.retry_at <= now]
-    yield from ((None, model) for model in cold if prefetch_advised(state, model, now))
+    yield from ((None, model) for model in cold if model.spec.name in advised)
     if state.settings.prefetch:
         chances = [(model.demand.chance_soon(now, state.all_gaps), model) for model in cold]
         ranked = sorted(chances, key=lambda pair: (-pair[0], pair[1].spec.name))
@@ -165,11 +159,10 @@ def next_instant(state: State, now: float) -> float | None:
 
 
 def _instants(state: State, now: float) -> Iterator[float]:
-    for due in (state.deadlines.next_after(now), state.keep_alives.next_after(now)):
+    for deadlines in (state.deadlines, state.keep_alives, state.advice_ends):
+        due = deadlines.next_after(now)
         if due is not None:
             yield due
-    for active in state.advised.values():
-        yield from (active.factor_until, active.pinned_until, active.prefetch_until)
     for residency in state.in_state(ResidencyState.DRAINING, ResidencyState.RECLAIMING):
         drained_at = drain_ends_at(state, residency)
         if drained_at is not None:

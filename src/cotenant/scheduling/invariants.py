@@ -3,7 +3,9 @@
 from collections import Counter
 
 from cotenant.domain.advisors import MAX_KEEP_ALIVE_FACTOR, MAX_SOFT_PINS, MIN_KEEP_ALIVE_FACTOR
-from cotenant.domain.residencies import ResidencyState, UnloadReason
+from cotenant.domain.devices import DeviceId
+from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
+from cotenant.planning.ledger import Ledger
 from cotenant.scheduling.state import State
 
 _SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
@@ -23,6 +25,40 @@ def check(state: State) -> None:
     _nothing_pinned_is_evicted(state)
     _tickets_wait_once(state)
     _advice_is_bounded(state)
+
+
+def check_kept(state: State) -> None:
+    """Raise InvariantViolation if what is kept between events differs from what is computed anew.
+
+    It costs as much as many events: the daemon does not call it, simulations do with each Reading.
+    """
+    kept, anew = state.ledger, state.ledger.rebuilt()
+    for what, old, new in (
+        ("claims by device", _claimed(kept), _claimed(anew)),
+        ("budgets", kept.budgets(), anew.budgets()),
+        ("overcommitted devices", [*kept.overcommitted()], [*anew.overcommitted()]),
+        ("crowded devices", [*kept.crowded()], [*anew.crowded()]),
+        ("full devices", kept.full(), anew.full()),
+        (
+            "residencies that are not ready",
+            state.moving,
+            {r.id for r in state.residencies.values() if r.state is not ResidencyState.READY},
+        ),
+        (
+            "models to load",
+            {model.spec.name for model in state.cold_and_wanted()},
+            {name for name, model in state.models.items() if model.cold_and_wanted},
+        ),
+    ):
+        if old != new:
+            raise InvariantViolation(f"kept {what} are {old}, and computed anew {new}")
+
+
+def _claimed(ledger: Ledger) -> dict[DeviceId, tuple[int, list[ResidencyId]]]:
+    return {
+        device: (ledger.claimed_bytes(device), sorted(ledger.holders(device)))
+        for device in ledger.claimed_devices()
+    }
 
 
 def _claims_fit(state: State) -> None:

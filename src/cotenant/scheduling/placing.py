@@ -1,7 +1,7 @@
 """Places cold models: in which order, on which devices, and which models are evicted for them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -66,12 +66,18 @@ def drain_credit_s(state: State, now: float) -> float:
     return min(state.settings.drain_limit_s, state.drain_credit_s + earned)
 
 
-def choose_fit(state: State, model: ModelState) -> None:
-    """Place a model elsewhere while devices that it names are not there and it does not fit the rest."""
-    spec, present = model.spec, state.ledger.whole()
-    elsewhere = spec.elsewhere([budget.device for budget in present]) if spec.elsewhere else None
-    fits = elsewhere is None or isinstance(spec.fit(present), Placement)
-    model.fit = spec.fit if elsewhere is None or fits else elsewhere
+def choose_fits(state: State, models: Iterable[ModelState]) -> None:
+    """Place models elsewhere while devices that they name are not there and they do not fit the rest."""
+    present: list[Budget] | None = None
+    for model in models:
+        model.fit = model.spec.fit
+        if model.spec.elsewhere is None:
+            continue
+        if present is None:
+            present = state.ledger.whole()
+        elsewhere = model.spec.elsewhere([budget.device for budget in present])
+        if elsewhere is not None and not isinstance(model.spec.fit(present), Placement):
+            model.fit = elsewhere
 
 
 def _in_order(state: State, now: float) -> list[ModelState]:
@@ -340,7 +346,9 @@ def _refuse(state: State, model: ModelState, reason: str, out: Outbox) -> None:
     if model.queue or model.last_failure != text:
         out.publish(DecisionKind.REFUSED, model.spec.name, f"does not fit: {reason}")
     later = model.wanted or model.wanted_later
-    model.wanted, model.wanted_later = "", later if model.stays else ""
+    model.wanted, model.wanted_later = "", ""
+    if later and model.stays:
+        state.want_later(model, later)
     model.last_failure, model.last_cause = text, None
     refuse(state, model.queue, RefusalCode.DOES_NOT_FIT, text, out, again_s)
 

@@ -17,7 +17,7 @@ from cotenant.scheduling.housekeeping import (
     unload_expired,
 )
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
-from cotenant.scheduling.placing import cancel, choose_fit, fulfil_reservations, schedule
+from cotenant.scheduling.placing import cancel, choose_fits, fulfil_reservations, schedule
 from cotenant.scheduling.policy import POLICIES, Policy
 from cotenant.scheduling.requests import (
     arrive,
@@ -63,7 +63,7 @@ class Scheduler:
                 if event.ticket in state.tickets:
                     state.dequeue(state.tickets[event.ticket])
             case events.DevicesRead():
-                read_devices(state, event.readings, out)
+                read_devices(state, event, out)
             case events.TimerFired():
                 self._wake_at = None
                 release_returned(state, out)
@@ -213,6 +213,7 @@ class Scheduler:
         served = {spec.name: spec for spec in event.models}
         for name, spec in served.items():
             self._serve(name, spec)
+        choose_fits(state, (state.models[name] for name in served))
         for name in [name for name in state.models if name not in served]:
             self._remove(name, out)
         for name in event.replaced & served.keys():
@@ -225,14 +226,11 @@ class Scheduler:
     def _serve(self, name: str, spec: ModelSpec) -> None:
         known = self.state.models.get(name)
         if known is None:
-            model = ModelState(spec, spec.fit, pinned=spec.pinned, load_s=spec.load_s)
-            self.state.models[name] = model
-            choose_fit(self.state, model)
+            self.state.models[name] = ModelState(spec, spec.fit, pinned=spec.pinned, load_s=spec.load_s)
             return
         if known.spec.pinned != spec.pinned:
             known.pinned = spec.pinned
         known.spec, known.removed = spec, False
-        choose_fit(self.state, known)
         residency = self.state.residency_of(known)
         if residency is not None:
             residency.slots = spec.slots
@@ -244,7 +242,7 @@ class Scheduler:
         model.removed, model.wanted, model.wanted_later, model.pinned = True, "", "", False
         refuse(self.state, model.queue, RefusalCode.REMOVED, f"{name} is not served any more", out)
         if model.residency is None:
-            del self.state.models[name]
+            self.state.forget_model(name)
             return
         residency, why = self.state.residency_of(model), "unloaded: it is not served any more"
         unload_when_idle(self.state, residency, out, UnloadReason.REMOVED, why)

@@ -3,7 +3,7 @@
 import math
 from bisect import insort
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cotenant.domain.decisions import Decision, DecisionKind
@@ -168,6 +168,12 @@ class ActiveAdvice:
     pinned_until: float = 0.0
     prefetch_until: float = 0.0
 
+    @property
+    def ends_at(self) -> float | None:
+        """When the first of its parts ends; None if none is in force."""
+        instants = (self.factor_until, self.pinned_until, self.prefetch_until)
+        return min((instant for instant in instants if instant), default=None)
+
 
 @dataclass(slots=True)
 class State:
@@ -175,7 +181,7 @@ class State:
 
     `changed_at` is when models or devices were last added or removed. `unload_s` is how long the last unload
     took, until its memory was seen free. `moving` are the residencies that are not ready. `deadlines` are
-    those of tickets, and `keep_alives` the ends of those of idle models.
+    those of tickets, `keep_alives` the ends of those of idle models, `advice_ends` those of advice by model.
     """
 
     settings: SchedulerSettings
@@ -202,11 +208,14 @@ class State:
     moving: set[ResidencyId] = field(default_factory=set)
     deadlines: Deadlines[TicketId] = field(init=False)
     keep_alives: Deadlines[ResidencyId] = field(init=False)
+    advice_ends: Deadlines[str] = field(init=False)
     _asked_for: set[str] = field(default_factory=set)
+    _later: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.deadlines = Deadlines(self._deadline_of)
         self.keep_alives = Deadlines(self._keep_alive_end_of)
+        self.advice_ends = Deadlines(self._advice_end_of)
 
     def next_id(self) -> int:
         """Return a number never used before."""
@@ -228,6 +237,42 @@ class State:
         """Have a model loaded though no request waits."""
         model.wanted = why
         self._asked_for.add(model.spec.name)
+
+    def want_later(self, model: ModelState, why: str) -> None:
+        """Have a model that does not fit now loaded when it may: it is wanted again with the next Reading."""
+        model.wanted_later = why
+        self._later.add(model.spec.name)
+
+    def want_again(self) -> None:
+        """Want the models that were to be loaded later and are not."""
+        for name in [*self._later]:
+            model = self.models.get(name)
+            if model is not None and model.wanted_later and model.residency is not None:
+                continue
+            self._later.discard(name)
+            if model is not None and model.wanted_later:
+                self.want(model, model.wanted_later)
+                model.wanted_later = ""
+
+    def advise(self, name: str, active: ActiveAdvice) -> None:
+        """Have advice in force for a model, in place of what was."""
+        end = active.ends_at
+        if end is None:
+            self.advised.pop(name, None)
+            return
+        self.advised[name] = active
+        self.advice_ends.watch(name, end)
+
+    def end_prefetch(self, name: str) -> None:
+        """Have no advice to load a model before its requests: it is being loaded."""
+        active = self.advised.get(name)
+        if active is not None and active.prefetch_until:
+            self.advise(name, replace(active, prefetch_until=0.0))
+
+    def forget_model(self, name: str) -> None:
+        """Drop a model that is not served any more, and advice for it."""
+        del self.models[name]
+        self.advised.pop(name, None)
 
     def cold_and_wanted(self) -> list[ModelState]:
         """Return the models that should be loaded and have no residency."""
@@ -274,6 +319,10 @@ class State:
     def _keep_alive_end_of(self, residency: ResidencyId) -> float | None:
         found = self.residencies.get(residency)
         return None if found is None else self.keep_alive_ends_at(found)
+
+    def _advice_end_of(self, name: str) -> float | None:
+        active = self.advised.get(name)
+        return None if active is None else active.ends_at
 
     def _deadline_of(self, ticket: TicketId) -> float | None:
         found = self.tickets.get(ticket)

@@ -65,6 +65,7 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
     model.residency = residency.id
     model.loads += 1
     model.last_waiting_text = ""
+    state.end_prefetch(model.spec.name)
     elsewhere = placement.recipe.engine.traits.planning is PlanMethod.NONE
     where = "connecting to where it is served" if elsewhere else "loading without memory of a GPU"
     if residency.bytes_by_device:
@@ -181,7 +182,7 @@ def record_last_seen(state: State, holder: ResidencyId, reading: DeviceReading) 
 
 def drop_leases(state: State, residency: Residency) -> None:
     """End the leases of an engine that can no longer serve them."""
-    for lease in [lease for lease, holder in state.leases.items() if holder == residency.id]:
+    for lease in residency.leases:
         del state.leases[lease]
     residency.leases.clear()
 
@@ -219,7 +220,7 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
     model = state.models[residency.model]
     model.residency = None
     if model.removed and not model.queue:
-        del state.models[residency.model]
+        state.forget_model(residency.model)
     for reservation in state.reservations.values():
         reservation.victims.discard(residency.id)
 

@@ -60,8 +60,8 @@ class SimulatedEngine:
 class World:
     """Engines, cards and clients around a scheduler, in virtual time.
 
-    `watched` checks all invariants after every step and records the timeline for the message of a failure.
-    Readings come every `read_every_s`, or once if that is None.
+    `watched` checks all invariants after every step, kept sums with each Reading, and records the timeline
+    for the message of a failure. Readings come every `read_every_s`, or once if that is None.
     """
 
     def __init__(
@@ -113,6 +113,8 @@ class World:
     def read(self) -> None:
         """Send readings of the cards."""
         self.send(events.DevicesRead(self.queue.now, self.machine.readings(self.queue.now)))
+        if self.timeline is not None:
+            invariants.check_kept(self.scheduler.state)
 
     def lose(self, device: DeviceId) -> None:
         """Remove a card and end the processes on it."""
