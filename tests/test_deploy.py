@@ -14,6 +14,7 @@ import yaml
 from cotenant.cli.main import build_parser
 from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.telemetry.counters import RequestCounters
@@ -38,7 +39,7 @@ def emitted() -> dict[str, set[str]]:
     found = {}
     for family in Metrics(
         RequestCounters(router), PlainOperator(ModelStatus("llama", "ready")), book
-    ).collect():
+    ).collect(Fragmentation(by_device={"GPU-a": DeviceFragmentation(0.0, 0)})):
         labels = set(getattr(family, "_labelnames", ()))
         found[family.name] = labels | ({"le"} if family.type == "histogram" else set())
     return found

@@ -13,6 +13,7 @@ from cotenant.domain.devices import Device, Inventory
 from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd, EngineOptions, EngineReport
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
@@ -174,6 +175,9 @@ class Operator(Protocol):
 
     def devices(self) -> Sequence[DeviceStatus]:
         """The memory of every device and its users."""
+
+    async def fragmentation(self) -> Fragmentation:
+        """How much of the free memory models that are not loaded cannot use."""
 
     def warm(self) -> WarmStatus | None:
         """The model files that are kept in host RAM; None if none are to be."""

@@ -17,6 +17,7 @@ from cotenant.cli.main import main
 from cotenant.clock import SystemClock
 from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
 from cotenant.domain.errors import DoesNotFit
+from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ServedModel
 from cotenant.domain.units import GIB
@@ -112,6 +113,27 @@ def test_ps_shows_models_and_whose_the_memory_is(operator, capsys, monkeypatch):
     assert "ours" in legend
     assert [model["name"] for model in shown["models"]] == ["org/llama", "cold"]
     assert shown["devices"][0]["uuid"] == "GPU-a"
+
+
+def test_ps_tells_free_memory_that_no_model_could_use(operator, capsys):
+    operator.fragmented = Fragmentation(
+        ratio=0.5,
+        free_bytes=20 * GIB,
+        stranded_bytes=6 * GIB,
+        largest=SizedModel("cold", 4 * GIB),
+        largest_in_one_piece=SizedModel("llama-70b", 18 * GIB),
+        by_device={"GPU-a": DeviceFragmentation(1.0, 6 * GIB)},
+    )
+    with running(operator) as address:
+        assert main(["ps", "--address", address]) == 0
+        card, _, _, share, largest = capsys.readouterr().out.splitlines()[-5:]
+        assert main(["ps", "--address", address, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["fragmentation"]["stranded_bytes"] == 6 * GIB
+    assert (card.count("█"), card.count("×"), card.count("·"), card.count("/")) == (13, 10, 7, 10)
+    assert share == "The next model cannot use 50% of 20.0 GiB free; 6.0 GiB no model could."
+    assert largest == (
+        "The largest that fits: cold (4.0 GiB); with the free memory in one piece: llama-70b (18.0 GiB)."
+    )
 
 
 def test_ps_shows_what_of_the_files_is_in_ram(operator, capsys):

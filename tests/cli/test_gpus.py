@@ -160,9 +160,31 @@ def test_json_holds_every_fact_with_bytes_as_integers() -> None:
                     {"pid": 9, "name": None, "used_bytes": None},
                 ],
                 "problem": None,
+                "stranded_bytes": None,
+                "fragmentation_ratio": None,
             }
         ],
     }
+
+
+def test_a_daemon_that_answers_tells_how_much_of_the_free_memory_is_of_no_use() -> None:
+    inventory = paper(PaperCard("GPU-a"), PaperCard("GPU-b"))
+    found = {
+        "ratio": 0.5,
+        "free_bytes": 2000 * MIB,
+        "stranded_bytes": 700 * MIB,
+        "largest": None,
+        "largest_in_one_piece": {"name": "llama", "bytes": 1500 * MIB},
+        "by_device": {"GPU-b": {"ratio": 0.5, "stranded_bytes": 700 * MIB}},
+    }
+    cards = gpus.as_json(inventory, DeviceOrder.INDEX, found)["devices"]
+    assert [card["stranded_bytes"] for card in cards] == [None, 700 * MIB]
+    told = "\n".join(gpus.as_text(inventory, DeviceOrder.INDEX, found))
+    assert (
+        "GPU 1 NVIDIA GeForce RTX 3090: 700 MiB are free, but no model that is served could use them" in told
+    )
+    assert "cannot use 50% of" in told
+    assert "The largest that fits: none; with the free memory in one piece: llama (1.5 GiB)." in told
 
 
 def test_unknown_is_a_question_mark_with_its_reason_and_never_zero() -> None:

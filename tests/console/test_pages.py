@@ -8,6 +8,7 @@ import pytest
 
 from cotenant.domain.decisions import Decision, DecisionKind, DeviceStatus, ModelStatus
 from cotenant.domain.devices import GpuProcess
+from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation
 from cotenant.domain.units import GIB
 from tests.console.looking import CARD, COLD, LOADING, READY, gateway, look, operator
 from tests.support.daemon.plain_service_operator import PlainServices
@@ -108,6 +109,16 @@ async def test_a_bar_names_models_claims_services_processes_and_what_is_free():
         "other processes: 4.5 GiB",
         "free: 8.0 GiB · 7.0 GiB of it for models",
     ]
+
+
+async def test_free_memory_that_no_model_could_use_is_hatched():
+    told = operator()
+    assert "#hatch" not in (await look(gateway(told))).text
+    told.fragmented = Fragmentation(by_device={CARD.uuid: DeviceFragmentation(1.0, 3 * GIB)})
+    page = (await look(gateway(told))).text
+    assert "free, of no use: 3.0 GiB · no model that is served fits there" in page
+    assert 'fill="url(#hatch)"' in page
+    assert Outline(page).ids.count("hatch") == 1
 
 
 async def test_what_is_ordered_goes_to_the_api_and_unloading_says_what_becomes_of_requests():

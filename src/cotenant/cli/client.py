@@ -75,9 +75,9 @@ class Daemon:
         tls = parts.scheme == "https"
         self._endpoint = Endpoint(host, port or (443 if tls else 80), tls, parts.path, key=args.api_key)
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, timeout_s: float = _READ_TIMEOUT_S) -> Any:
         """Return the JSON at a path."""
-        return self._json("GET", path, _READ_TIMEOUT_S)
+        return self._json("GET", path, timeout_s)
 
     def send(self, path: str, payload: object = None, method: str = "POST") -> Any:
         """Send a request and return the JSON of the response. There is no time limit."""

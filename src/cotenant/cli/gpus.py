@@ -1,17 +1,21 @@
 """`cotenant gpus`: the devices of this machine, or of a description."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from cotenant.cli.client import Daemon, add_daemon_options
 from cotenant.cli.flags import add_device_options, read_inventory
+from cotenant.cli.ps import fragmentation_lines, stranded_bytes
 from cotenant.cli.table import Column, attributes, cut_middle, print_result, table_lines
 from cotenant.domain.devices import ComputeMode, Device, DeviceOrder, Inventory, Reading, Sensors
+from cotenant.domain.errors import CotenantError
 from cotenant.domain.units import format_mib
 from cotenant.planning.compute_modes import default_mode_command
 
 _WIDTH = 100
+_WITHIN_S = 3.0
 _TITLES = {
     DeviceOrder.FREE_DESC: "GPUs sorted by free VRAM, the highest first",
     DeviceOrder.TOTAL_DESC: "GPUs sorted by total VRAM, the highest first",
@@ -24,30 +28,56 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON: bytes as integers, null for unknown")
     parser.add_argument("--csv", action="store_true", help="print CSV, a line for each device: null is empty")
     add_device_options(parser)
+    add_daemon_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the inventory. Raises BadDeviceSpec or UnknownDevice."""
+    """Print the inventory, and what a daemon that answers says of its free memory.
+
+    Raises BadDeviceSpec or UnknownDevice.
+    """
     inventory = read_inventory(args)
     order: DeviceOrder = args.device_order
-    value = as_json(inventory, order)
+    found = None if inventory.source.is_described else _fragmentation(args)
+    value = as_json(inventory, order, found)
     rows = ({**device, "processes": _pids(device["processes"])} for device in value["devices"])
-    return print_result(args, value, as_text(inventory, order), rows)
+    return print_result(args, value, as_text(inventory, order, found), rows)
 
 
-def as_json(inventory: Inventory, order: DeviceOrder) -> dict[str, Any]:
+def _fragmentation(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    try:
+        found: Mapping[str, Any] | None = Daemon(args).get("/api/devices", _WITHIN_S).get("fragmentation")
+    except CotenantError:
+        # The cards are shown without a daemon, too.
+        return None
+    return found
+
+
+def as_json(
+    inventory: Inventory, order: DeviceOrder, fragmentation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return every fact, devices in the planned order; bytes are integers, unknown is None."""
+    by_device = fragmentation["by_device"] if fragmentation else {}
     return {
         "source": inventory.source.value,
         "order": order.value,
         "driver_version": inventory.driver_version,
         "cuda_version": inventory.cuda_version,
         "problems": list(inventory.problems),
-        "devices": [_device_json(inventory, device) for device in inventory.ordered(order)],
+        "devices": [
+            {
+                **_device_json(inventory, device),
+                "stranded_bytes": by_device.get(device.id, {}).get("stranded_bytes"),
+                "fragmentation_ratio": by_device.get(device.id, {}).get("ratio"),
+            }
+            for device in inventory.ordered(order)
+        ],
     }
 
 
-def as_text(inventory: Inventory, order: DeviceOrder) -> Iterator[str]:
+def as_text(
+    inventory: Inventory, order: DeviceOrder, fragmentation: Mapping[str, Any] | None = None
+) -> Iterator[str]:
     """Yield the lines for people: a table, the processes, the problems."""
     devices = inventory.ordered(order)
     if inventory.has_gpus:
@@ -58,6 +88,11 @@ def as_text(inventory: Inventory, order: DeviceOrder) -> Iterator[str]:
         for device in devices:
             total, free = device.total_bytes, inventory.reading(device).free_bytes
             yield f"  {device.label}: {format_mib(total)} MiB in all, {format_mib(free)} MiB available"
+    for device in devices:
+        if stranded := stranded_bytes(fragmentation, device.id):
+            mib = format_mib(stranded)
+            yield f"{device.label}: {mib} MiB are free, but no model that is served could use them"
+    yield from fragmentation_lines(fragmentation)
     yield from _modes(inventory, devices)
     for device in devices:
         problem = inventory.reading(device).problem

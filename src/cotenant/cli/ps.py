@@ -12,7 +12,7 @@ Model = Mapping[str, Any]
 """A model as the daemon's API describes it."""
 
 _BAR: Final = 40
-_LEGEND: Final = "█ ours  × others'  · free"
+_LEGEND: Final = "█ ours  × others'  · free  / free, but no model could use it"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +25,15 @@ def run(args: argparse.Namespace) -> int:
     """Print models and devices. Raises DaemonSilent."""
     daemon = Daemon(args)
     shown = {**daemon.get("/api/models"), **daemon.get("/api/devices")}
-    return print_result(args, shown, lines(shown["models"], shown["devices"], shown["warm"]))
+    text = lines(shown["models"], shown["devices"], shown["warm"], shown["fragmentation"])
+    return print_result(args, shown, text)
 
 
 def lines(
-    models: Sequence[Model], devices: Sequence[Mapping[str, Any]], warm: Mapping[str, Any] | None = None
+    models: Sequence[Model],
+    devices: Sequence[Mapping[str, Any]],
+    warm: Mapping[str, Any] | None = None,
+    fragmentation: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Render the models as columns, what of their files is in RAM, and a bar for each device."""
     yield from table_lines(_columns({device["uuid"]: device_index(device) for device in devices}), models)
@@ -42,9 +46,29 @@ def lines(
         yield _warm(warm)
     yield ""
     label_width = max((len(_label(device)) for device in devices), default=0)
-    yield from (_device(device, label_width) for device in devices)
+    yield from (_device(each, label_width, stranded_bytes(fragmentation, each["uuid"])) for each in devices)
     if devices:
         yield f"{'':<{label_width}}  {_LEGEND}"
+    yield from fragmentation_lines(fragmentation)
+
+
+def stranded_bytes(fragmentation: Mapping[str, Any] | None, uuid: str) -> int:
+    """Return the free bytes of a device that no model could use."""
+    part = fragmentation["by_device"].get(uuid) if fragmentation else None
+    return part["stranded_bytes"] if part else 0
+
+
+def fragmentation_lines(fragmentation: Mapping[str, Any] | None) -> Iterator[str]:
+    """Say how much of the free memory is of no use, if some is, and what would fit in one piece."""
+    if not fragmentation or not fragmentation["ratio"]:
+        return
+    free, stranded = format_bytes(fragmentation["free_bytes"]), format_bytes(fragmentation["stranded_bytes"])
+    yield f"The next model cannot use {fragmentation['ratio']:.0%} of {free} free; {stranded} no model could."
+    fits, whole = fragmentation["largest"], fragmentation["largest_in_one_piece"]
+    if whole and whole != fits:
+        now = f"{fits['name']} ({format_bytes(fits['bytes'])})" if fits else "none"
+        size = format_bytes(whole["bytes"])
+        yield f"The largest that fits: {now}; with the free memory in one piece: {whole['name']} ({size})."
 
 
 def _columns(names: Mapping[str, str]) -> Sequence[Column[Model]]:
@@ -82,14 +106,15 @@ def _warm(warm: Mapping[str, Any]) -> str:
     return f"Model files kept in host RAM: {kept}, at most {budget}{paused}"
 
 
-def _device(device: Mapping[str, Any], label_width: int) -> str:
+def _device(device: Mapping[str, Any], label_width: int, stranded: int) -> str:
     total, free, foreign = device["total_bytes"], device["free_bytes"], device["foreign_bytes"]
     claimed = device["claimed_bytes"]
     bar = "?" * _BAR
     if total:
         ours = min(_BAR, round(claimed / total * _BAR))
         others = min(_BAR - ours, round((foreign or 0) / total * _BAR))
-        bar = "█" * ours + "×" * others + "·" * (_BAR - ours - others)
+        useless = min(_BAR - ours - others, round(stranded / total * _BAR))
+        bar = "█" * ours + "×" * others + "·" * (_BAR - ours - others - useless) + "/" * useless
     used = f"{format_bytes(claimed)} ours, {format_bytes(foreign)} others', {format_bytes(free)} free"
     percent = device.get("utilisation_percent")
     busy = "" if percent is None else f", {percent:.0f}% busy"

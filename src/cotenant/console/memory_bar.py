@@ -33,7 +33,7 @@ class Palette:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a bar: `kind` is model, claim (being loaded or unloaded), service, foreign or free.
+    """A part of a bar: `kind` is model, claim (being loaded or unloaded), service, foreign, free or stranded.
 
     `colour` is that of a model, None for others; `note` says how the bytes are known, if that matters. `x`
     and `width` are set by `layout`.
@@ -72,8 +72,9 @@ def segments(
     models: Sequence[Mapping[str, Any]],
     services: tuple[int, Sequence[Mapping[str, Any]]] | None,
     colours: Mapping[str, int],
+    stranded: int = 0,
 ) -> list[Segment]:
-    """Split a device's memory; empty if its size is unknown.
+    """Split a device's memory, of which `stranded` bytes are free; empty if its size is unknown.
 
     `services` are the bytes that services cannot use, and those pinned to it, with `name` and `vram_mb`. What
     is in use beyond these bytes is the services', by their descriptions; the rest is other processes', as the
@@ -113,5 +114,8 @@ def segments(
         parts.append(Segment("foreign", "other use", total - free_bytes - used))
         used = total - free_bytes
     note = "" if device.get("left_out") else f"{format_bytes(device['plannable_bytes'])} of it for models"
-    parts.append(Segment("free", "free", max(0, total - used), note=note))
+    free = max(0, total - used)
+    stranded = min(stranded, free)
+    parts.append(Segment("free", "free", free - stranded, note="" if stranded else note))
+    parts.append(Segment("stranded", "free, of no use", stranded, note="no model that is served fits there"))
     return layout(parts, max(total, used), min_width=4)

@@ -20,7 +20,8 @@ async def show(request: PageRequest) -> View:
     """Show the overview. Raises ApiFault."""
     response = await request.api.get("/api/models")
     models = response["models"]
-    devices = (await request.api.find("/api/devices", {"devices": []}))["devices"]
+    memory = await request.api.find("/api/devices", {"devices": []})
+    devices, fragmentation = memory["devices"], memory.get("fragmentation")
     # The API lists devices in planning order, which changes as they fill.
     devices = sorted(devices, key=lambda device: (device["index"] is None, device["index"] or 0))
     history = await request.api.find("/api/history", {})
@@ -56,7 +57,9 @@ async def show(request: PageRequest) -> View:
                     for each in alerts
                 ],
             ),
-            "cards": await device_rows(request, "cards", "card", devices, models, colours, plot=True),
+            "cards": await device_rows(
+                request, "cards", "card", devices, models, colours, plot=True, fragmentation=fragmentation
+            ),
             "models": Rows("models", rows),
             "decisions": Rows("decisions", [decision_part(each) for each in reversed(decisions)]),
         },

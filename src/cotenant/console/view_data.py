@@ -97,8 +97,10 @@ async def device_rows(
     colours: Mapping[str, int],
     *,
     plot: bool = False,
+    fragmentation: Json | None = None,
 ) -> Rows:
     """Return devices as cards: sensors and who uses their memory; `plot` adds the last ten minutes."""
+    parts = fragmentation["by_device"] if fragmentation else {}
     services = await _services_by_gpu(request)
     shown = [
         "uuid",
@@ -122,7 +124,13 @@ async def device_rows(
                 for name, each in Sensors.displays().items()
                 if device.get(name) is not None
             ],
-            "segments": segments(device, models, services.get(device["index"]), colours),
+            "segments": segments(
+                device,
+                models,
+                services.get(device["index"]),
+                colours,
+                parts.get(device["uuid"], {}).get("stranded_bytes", 0),
+            ),
             "plot": plot,
         }
         rows.append(Part(f"{prefix}-{as_segment(device['uuid'])}", "device_card.html", {"card": facts}))

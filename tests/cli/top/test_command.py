@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +91,15 @@ def test_a_card_s_bar_is_split_by_model_others_and_free_and_tells_what_is_known(
     assert bar == "a" * bar.count("a") + "b" * bar.count("b") + "×" * bar.count("×") + "·" * bar.count("·")
     assert first.endswith("14.0/24.0 GiB 93% 71°C 312W")
     assert "%" not in next(line for line in shown.splitlines() if line.startswith("GPU 1"))
+
+
+def test_free_memory_that_no_model_could_use_is_hatched() -> None:
+    found = {"by_device": {"GPU-1": {"ratio": 1.0, "stranded_bytes": 6 * GIB}}}
+    shown = picture(replace(SNAPSHOT, fragmentation=found))
+    second = next(line for line in shown.splitlines() if line.startswith("GPU 1"))
+    bar = second.partition("[")[2].partition("]")[0]
+    assert bar.count("/") == round(len(bar) / 4)
+    assert bar.endswith("·" * bar.count("·") + "/" * bar.count("/"))
 
 
 def test_models_are_told_with_state_rates_and_time_left() -> None:

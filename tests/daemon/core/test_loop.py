@@ -32,6 +32,7 @@ from cotenant.domain.errors import (
     WaitTimeout,
 )
 from cotenant.domain.exit_causes import Cause
+from cotenant.domain.fragmentation import SizedModel
 from cotenant.domain.models import Parts as MemoryParts
 from cotenant.domain.models import Recipe
 from cotenant.domain.residencies import TicketId
@@ -169,6 +170,24 @@ def test_a_model_may_go_elsewhere_while_a_gpu_that_it_names_is_not_there(gpus, f
     spec = spec_of(replace(entry, **facts), RULES, 0.0)
     present = [Device(DeviceId("GPU-0"), DeviceKind.GPU, "card", index=0, total_bytes=GIB)]
     assert bool(spec.elsewhere and spec.elsewhere(present)) is moves
+
+
+async def test_fragmentation_is_measured_anew_once_memory_has_changed() -> None:
+    daemon, _ = fleet(600, 300)
+    before = await daemon.operator.fragmentation()
+    assert (before.ratio, before.largest and before.largest.name) == (0, "m0")
+    assert await daemon.operator.fragmentation() is before
+    (await daemon.router.lease("m1")).release()
+    after = await daemon.operator.fragmentation()
+    assert (after.ratio, after.largest, after.stranded_bytes) == (
+        0,
+        SizedModel("m0", before.largest.bytes),
+        0,
+    )
+    await daemon.operator.load("m0")
+    full = await daemon.operator.fragmentation()
+    assert (full.free_bytes, full.largest) == (after.free_bytes - before.largest.bytes, None)
+    await daemon.loop.stop(0)
 
 
 async def test_a_cold_model_is_loaded_for_the_first_that_asks_and_serves_all_names() -> None:

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
+from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
 from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
 from cotenant.gateway.telemetry.counters import ModelCounters
@@ -67,6 +68,22 @@ async def test_what_the_operator_knows_is_told_with_model_runtime_and_gpu():
     assert not [key for key in told if key[0] == "cotenant_model_idle_seconds" and "model=cold" in key]
     errors = [key for key in told if key[0] == "cotenant_model_estimate_error_ratio"]
     assert len(errors) == 1, "what an engine reports leaves out the overhead, so it is no measurement"
+
+
+async def test_fragmentation_is_told_for_the_machine_and_for_each_device():
+    operator = PlainOperator()
+    operator.fragmented = Fragmentation(
+        0.4, 10 * GIB, 4 * GIB, None, SizedModel("llama", 9 * GIB), {"GPU-a": DeviceFragmentation(0.5, GIB)}
+    )
+    async with serving(SlotRouter(None), operator) as port:
+        told = await scrape(port)
+    assert told["cotenant_fragmentation_ratio",] == 0.4
+    assert told["cotenant_stranded_bytes",] == 4 * GIB
+    assert told["cotenant_largest_fit_bytes",] == 0
+    assert told["cotenant_largest_fit_in_one_piece_bytes",] == 9 * GIB
+    of_card = [key for key in told if key[0] == "cotenant_gpu_stranded_bytes"]
+    assert [told[key] for key in of_card] == [GIB]
+    assert "uuid=GPU-a" in of_card[0]
 
 
 async def test_what_is_kept_in_ram_is_told_by_model_and_in_all():

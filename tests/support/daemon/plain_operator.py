@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import CotenantError, UnknownModel
+from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.units import GIB
 
 CARD = DeviceStatus(
@@ -29,6 +30,7 @@ class PlainOperator:
         self.models = {status.name: status for status in statuses}
         self.cards = tuple(devices)
         self.calls: list[str] = []
+        self.fragmented = Fragmentation()
         self.kept: WarmStatus | None = None
         self.told: list[Decision] = []
         self.logs: dict[str, Path] = {}
@@ -55,6 +57,9 @@ class PlainOperator:
     def devices(self) -> Sequence[DeviceStatus]:
         self.calls.append("devices")
         return self.cards
+
+    async def fragmentation(self) -> Fragmentation:
+        return self.fragmented
 
     def warm(self) -> WarmStatus | None:
         return self.kept

@@ -53,10 +53,12 @@ class Feed:
             if not self._decisions:
                 self._decisions.extend(earlier)
             decisions = tuple(self._decisions)
+        devices = self._daemon.get("/api/devices")
         curves = {each["name"]: each["tokens_per_s"] for each in self._daemon.get("/api/history")["models"]}
         return Snapshot(
             models=models,
-            devices=self._daemon.get("/api/devices")["devices"],
+            devices=devices["devices"],
+            fragmentation=devices.get("fragmentation"),
             tokens_per_s={
                 name: curve[-1] for name, curve in curves.items() if curve and curve[-1] is not None
             },

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from cotenant.cli.gpus import short_name
-from cotenant.cli.ps import device_index, measured_bytes
+from cotenant.cli.ps import device_index, measured_bytes, stranded_bytes
 from cotenant.cli.table import Column, table_lines
 from cotenant.cli.top.view import Choices, Snapshot
 from cotenant.domain.devices import Sensors
@@ -26,7 +26,8 @@ HELP: Final = (
     "  q           quit",
     "",
     "Each letter in a card's bar is memory of the model with that letter, × of others,",
-    "· is free. Figures cover the last seconds; - means unknown.",
+    "· is free, / is free but no model could use it.",
+    "Figures cover the last seconds; - means unknown.",
 )
 
 
@@ -152,7 +153,9 @@ def _bar(snapshot: Snapshot, device: Mapping[str, Any], width: int) -> str:
         holdings.append(("×", others))
     # Even a small model is visible.
     bar = "".join(letter * max(1, min(width, round(n / total * width))) for letter, n in holdings)
-    return bar[:width].ljust(width, "·")
+    useless = round(stranded_bytes(snapshot.fragmentation, device["uuid"]) / total * width)
+    free = max(0, width - len(bar))
+    return bar[:width].ljust(width - min(useless, free), "·").ljust(width, "/")
 
 
 def _figures(device: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ class Snapshot:
 
     models: Sequence[Mapping[str, Any]] = ()
     devices: Sequence[Mapping[str, Any]] = ()
+    fragmentation: Mapping[str, Any] | None = None
     tokens_per_s: Mapping[str, float] = field(default_factory=dict)
     alerts: Sequence[Mapping[str, Any]] = ()
     decisions: Sequence[Mapping[str, Any]] = ()

@@ -1,14 +1,16 @@
 """What operators see of the models and devices, and what they may do with them."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cotenant.daemon.core.fragmentation import FragmentationMeter
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import device_statuses, model_status
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
+from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.device_choice import choose_devices
@@ -27,6 +29,7 @@ class FleetOperator:
 
     _loop: Loop
     reload: Callable[[], Coroutine[Any, Any, Sequence[str]]]
+    _meter: FragmentationMeter = field(default_factory=FragmentationMeter)
 
     @property
     def _state(self) -> State:
@@ -57,6 +60,10 @@ class FleetOperator:
     def devices(self) -> Sequence[DeviceStatus]:
         """Return how the memory of every device is used."""
         return device_statuses(self._state, self._loop.readings, self._loop.effects.pids())
+
+    async def fragmentation(self) -> Fragmentation:
+        """Return how much of the free memory no model can use."""
+        return await self._meter.measure(self._state, self._loop.clock.now())
 
     def warm(self) -> WarmStatus | None:
         """Return what model files are kept in host RAM; None if none are to be."""

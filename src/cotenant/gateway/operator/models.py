@@ -152,7 +152,7 @@ class ModelRoutes:
         (errors.UnknownRoute,),
     )
     async def _devices(self, request: ApiRequest) -> object:
-        return {"devices": self._operator.devices()}
+        return {"devices": self._operator.devices(), "fragmentation": await self._operator.fragmentation()}
 
     @Route(
         "GET /api/system/gpus",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, create_model
 from cotenant.domain.alerts import AlertKind
 from cotenant.domain.decisions import DecisionKind, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import EngineKind
+from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.models import ModelKind
 from cotenant.domain.requests import ModelFile
 from cotenant.gateway.plans.schema import RecipeResponse
@@ -83,9 +84,10 @@ class ServedResponse(BaseModel):
 
 
 class DevicesResponse(BaseModel):
-    """How the memory of each device is used, in bytes."""
+    """How the memory of each device is used, and how much of what is free no model can use, in bytes."""
 
     devices: list[DeviceStatus]
+    fragmentation: Fragmentation
 
 
 @dataclass(frozen=True, slots=True)

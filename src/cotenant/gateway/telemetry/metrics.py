@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.decisions import DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
+from cotenant.domain.fragmentation import Fragmentation
 from cotenant.domain.units import MIB
 from cotenant.gateway.telemetry.counters import Histogram, ModelCounters, RequestCounters
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator
@@ -80,14 +81,16 @@ class Metrics:
         Values are read at once; rendering takes much longer and runs in a thread.
         """
         encode, content_type = choose_encoder(accept)
-        return await asyncio.to_thread(encode, _Snapshot(list(self.collect()))), content_type
+        fragmentation = await self._operator.fragmentation()
+        return await asyncio.to_thread(encode, _Snapshot([*self.collect(fragmentation)])), content_type
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self, fragmentation: Fragmentation) -> Iterator[Metric]:
         """Yield every family of metrics."""
         devices, statuses = self._operator.devices(), self._operator.statuses()
         runtimes = {status.name: status.runtime.value for status in statuses}
         yield from _of_models(statuses, devices)
         yield from _of_devices(devices)
+        yield from _of_fragmentation(fragmentation, devices)
         yield from _of_warm(self._operator.warm())
         yield from _of_requests(list(self._request_counters.all()), runtimes)
         yield from _of_alerts(self._alerts)
@@ -162,6 +165,34 @@ def _of_devices(devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
             for gauge, (_, _, value) in zip(dcgms, _DCGM_GAUGES, strict=True):
                 _add_known(gauge, labels, value(device))
     yield from (*ours, *dcgms)
+
+
+def _of_fragmentation(found: Fragmentation, devices: Iterable[DeviceStatus]) -> Iterator[Metric]:
+    ratio = _gauge("cotenant_fragmentation_ratio", "Share of free memory that the next model cannot use", ())
+    stranded = _gauge("cotenant_stranded_bytes", "Free memory that no model could use", ())
+    largest = _gauge("cotenant_largest_fit_bytes", "Size of the largest model that fits now", ())
+    whole = _gauge(
+        "cotenant_largest_fit_in_one_piece_bytes",
+        "Size of the largest model that would fit if the free memory were on one device",
+        (),
+    )
+    ratio.add_metric((), found.ratio)
+    stranded.add_metric((), found.stranded_bytes)
+    largest.add_metric((), found.largest.bytes if found.largest else 0)
+    whole.add_metric((), found.largest_in_one_piece.bytes if found.largest_in_one_piece else 0)
+    on_device = _gauge(
+        "cotenant_gpu_fragmentation_ratio",
+        "Share of the next models that cannot use its free memory",
+        _DEVICE,
+    )
+    of_device = _gauge("cotenant_gpu_stranded_bytes", "Its free memory that no model could use", _DEVICE)
+    for device in devices:
+        part = found.by_device.get(device.uuid)
+        if part is not None:
+            labels = ("" if device.index is None else str(device.index), device.uuid, device.name)
+            on_device.add_metric(labels, part.ratio)
+            of_device.add_metric(labels, part.stranded_bytes)
+    yield from (ratio, stranded, largest, whole, on_device, of_device)
 
 
 def _of_warm(status: WarmStatus | None) -> Iterator[Metric]:
