@@ -14,6 +14,7 @@ from cotenant.domain.engines import NO_OPTIONS, Endpoint, EngineBuild, EngineEnd
 from cotenant.domain.errors import EngineDied, EngineHung, ModelUnloaded
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.histograms import Histogram
 from cotenant.domain.hub import PullStep
 from cotenant.domain.launching import ON_HOST, LaunchOptions
 from cotenant.domain.models import ModelKind, ModelShape, Projector, Recipe
@@ -181,6 +182,9 @@ class Operator(Protocol):
 
     def warm(self) -> WarmStatus | None:
         """The model files that are kept in host RAM; None if none are to be."""
+
+    def decision_times(self) -> Mapping[str, Histogram]:
+        """The seconds that decisions took, by the event that each was about."""
 
     def why(self, name: str) -> Sequence[Decision]:
         """The last decisions about a model, oldest first."""

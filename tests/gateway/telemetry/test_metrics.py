@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.decisions import Decision, DecisionKind, LoadProgress, ModelStatus, WarmStatus
 from cotenant.domain.fragmentation import DeviceFragmentation, Fragmentation, SizedModel
+from cotenant.domain.histograms import Histogram
 from cotenant.domain.residencies import UnloadReason
 from cotenant.domain.units import GIB
 from cotenant.gateway.telemetry.counters import ModelCounters
@@ -84,6 +85,18 @@ async def test_fragmentation_is_told_for_the_machine_and_for_each_device():
     of_card = [key for key in told if key[0] == "cotenant_gpu_stranded_bytes"]
     assert [told[key] for key in of_card] == [GIB]
     assert "uuid=GPU-a" in of_card[0]
+
+
+async def test_how_long_decisions_took_is_told_by_event():
+    operator = PlainOperator()
+    operator.times = {"RequestArrived": Histogram((0.01, 0.02)), "StopAsked": Histogram((0.01, 0.02))}
+    for took_s in (0.005, 0.015, 0.5):
+        operator.times["RequestArrived"].observe(took_s)
+    async with serving(SlotRouter(None), operator) as port:
+        told = await scrape(port)
+    buckets = {key[-1]: count for key, count in told.items() if key[0] == "cotenant_decision_seconds_bucket"}
+    assert buckets == {"le=0.01": 1, "le=0.02": 2, "le=+Inf": 3}, "what never happened has no sample"
+    assert told["cotenant_decision_seconds_count", "event=RequestArrived"] == 3
 
 
 async def test_what_is_kept_in_ram_is_told_by_model_and_in_all():

@@ -1,13 +1,14 @@
 """An operator over plain values, for what shows and orders."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import CotenantError, UnknownModel
 from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import GIB
 
 CARD = DeviceStatus(
@@ -32,6 +33,7 @@ class PlainOperator:
         self.calls: list[str] = []
         self.fragmented = Fragmentation()
         self.kept: WarmStatus | None = None
+        self.times: dict[str, Histogram] = {}
         self.told: list[Decision] = []
         self.logs: dict[str, Path] = {}
         self.fault: CotenantError | None = None
@@ -60,6 +62,9 @@ class PlainOperator:
 
     async def fragmentation(self) -> Fragmentation:
         return self.fragmented
+
+    def decision_times(self) -> Mapping[str, Histogram]:
+        return self.times
 
     def warm(self) -> WarmStatus | None:
         return self.kept

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -24,7 +25,9 @@ from cotenant.domain.errors import (
     UnknownModel,
     WaitTimeout,
 )
+from cotenant.domain.histograms import Histogram
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, TicketId
+from cotenant.domain.units import format_duration
 from cotenant.interfaces import Lease
 from cotenant.scheduling import events, invariants
 from cotenant.scheduling.commands import (
@@ -48,12 +51,20 @@ _FAULTS: Final[Mapping[RefusalCode, type[CotenantError]]] = {
 }
 
 
+_SLOW_S: Final = 0.02
+_BOUNDS_S: Final = (
+    *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2),
+    *(_SLOW_S, 0.05, 0.1, 0.25, 0.5, 1.0),
+)
+
+
 class Loop:
     """Passes events to the scheduler and executes its commands, all in the event loop's thread.
 
     An event is handled and its commands are issued without a task switch, so effects happen in the order of
     events. `readings` are the last Reading of each device, `warm` the model files that are kept in host RAM,
-    None if none are to be. Others read the public attributes; only this class
+    None if none are to be. `decision_times` are the seconds that each event and its commands took, by type:
+    nothing else runs meanwhile, no stream either. Others read the public attributes; only this class
     changes them. `on_violation` is called if the scheduler's state breaks an invariant.
     """
 
@@ -73,6 +84,7 @@ class Loop:
         self.served_since: Mapping[str, int] = {}
         self.readings: Mapping[DeviceId, Reading] = {}
         self.warm: WarmStatus | None = None
+        self.decision_times: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(_BOUNDS_S))
         self._on_violation = on_violation
         self._waiting: dict[TicketId, asyncio.Future[Lease]] = {}
         self._conditions: set[asyncio.Event] = set()
@@ -83,7 +95,9 @@ class Loop:
 
     def post(self, event: events.Event) -> None:
         """Handle an event and execute the commands that follow from it."""
+        began = self.clock.now()
         self._execute(self.scheduler.handle(event))
+        self._record_decision(type(event).__name__, began, event)
         if isinstance(event, events.EngineReady | events.EngineExited):
             self.wake_watchers()
         if isinstance(event, events.TimerFired) and not self.scheduler.state.leases:
@@ -123,6 +137,15 @@ class Loop:
                     self.feed.publish(decision)
         for condition in self._conditions:
             condition.set()
+
+    def _record_decision(self, event: str, began: float, about: object) -> None:
+        """Count how long a decision took, and log a long one; `about` has its model or residency."""
+        took_s = self.clock.now() - began
+        self.decision_times[event].observe(took_s)
+        if took_s > _SLOW_S:
+            residency = self.scheduler.state.residencies.get(getattr(about, "residency", ResidencyId(0)))
+            model = getattr(about, "model", residency.model if residency else "-")
+            _LOG.warning("a decision took %s: event=%s model=%s", format_duration(took_s), event, model)
 
     def _check_invariants(self) -> None:
         """Check them while nothing runs; after a violation nothing is guaranteed, so the daemon ends."""
@@ -171,11 +194,13 @@ class Loop:
 
     def _release(self, lease: LeaseId, residency: ResidencyId, abandoned: bool) -> None:
         """Free a slot; one `abandoned` by its client only once the engine has stopped generating."""
-        running = self.effects.running.get(residency) if abandoned else None
-        if running is not None and running.slot_reaper is not None:
+        running = self.effects.running.get(residency)
+        if abandoned and running is not None and running.slot_reaper is not None:
             running.slot_reaper.abandon(partial(self._release, lease, residency, False))
         else:
-            self._execute(self.scheduler.release(lease, self.clock.now()))
+            began = self.clock.now()
+            self._execute(self.scheduler.release(lease, began))
+            self._record_decision(events.LeaseReleased.__name__, began, running)
 
     def _in_flight(self, residency: ResidencyId) -> int:
         found = self.scheduler.state.residencies.get(residency)

@@ -1,6 +1,6 @@
 """What operators see of the models and devices, and what they may do with them."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from cotenant.daemon.core.status import device_statuses, model_status
 from cotenant.domain.decisions import Decision, DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.errors import DoesNotFit, EngineLoadFailed
 from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.histograms import Histogram
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import ResidencyState
 from cotenant.planning.device_choice import choose_devices
@@ -68,6 +69,10 @@ class FleetOperator:
     def warm(self) -> WarmStatus | None:
         """Return what model files are kept in host RAM; None if none are to be."""
         return self._loop.warm
+
+    def decision_times(self) -> Mapping[str, Histogram]:
+        """Return the seconds that decisions took, by event."""
+        return self._loop.decision_times
 
     def why(self, name: str) -> Sequence[Decision]:
         """Return the last decisions about a model, oldest first. Raises UnknownModel."""

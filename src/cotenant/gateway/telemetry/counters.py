@@ -1,13 +1,13 @@
 """Counters of each model's requests: plain numbers without locks, since they are on the hot path."""
 
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from cotenant.domain.decisions import Decision
+from cotenant.domain.histograms import Histogram
 from cotenant.interfaces import Router
 
 TAIL_BYTES: Final = 2048
@@ -26,22 +26,6 @@ _COUNTS: Final = re.compile(rb'"(\w+)":(\d+)')
 _PROMPT_COUNTS: Final = (b"input_tokens", b"cache_read_input_tokens", b"cache_creation_input_tokens")
 """In Anthropic's usage, the input excludes cached tokens; OpenAI's responses have only the first field."""
 _TIMINGS: Final = re.compile(rb'"(cache_n|prompt_n|predicted_n|predicted_ms)":(\d+(?:\.\d+)?)')
-
-
-class Histogram:
-    """Counts of values by upper bound, the last one unbounded, and the sum of the values."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
 
 
 @dataclass(slots=True)

@@ -23,8 +23,9 @@ from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
 from cotenant.domain.decisions import DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.fragmentation import Fragmentation
+from cotenant.domain.histograms import Histogram
 from cotenant.domain.units import MIB
-from cotenant.gateway.telemetry.counters import Histogram, ModelCounters, RequestCounters
+from cotenant.gateway.telemetry.counters import ModelCounters, RequestCounters
 from cotenant.interfaces import AdvisorBook, AlertBook, Operator
 
 _MODEL: Final = ("model", "runtime")
@@ -93,6 +94,7 @@ class Metrics:
         yield from _of_fragmentation(fragmentation, devices)
         yield from _of_warm(self._operator.warm())
         yield from _of_requests(list(self._request_counters.all()), runtimes)
+        yield from _of_decisions(self._operator.decision_times())
         yield from _of_alerts(self._alerts)
         if self._advisor is not None:
             yield from _of_advisor(self._advisor.status())
@@ -247,6 +249,14 @@ def _of_requests(
     yield from (requests, in_flight, queued, unloads, failures, tokens, seconds, waits, firsts, speeds)
 
 
+def _of_decisions(times: Mapping[str, Histogram]) -> Iterator[Metric]:
+    text = "Time that the scheduler took for an event, in which nothing else runs"
+    family = _histogram("cotenant_decision_seconds", text, ("event",))
+    for event, histogram in times.items():
+        _add_histogram(family, (event,), histogram)
+    yield family
+
+
 def _of_alerts(alerts: AlertBook) -> Iterator[Metric]:
     active = _gauge("cotenant_alert_active", "1 while something is wrong", ("alert", "subject"))
     begun = CounterMetricFamily("cotenant_alerts", "Alerts that have begun", labels=("alert",))
@@ -274,8 +284,8 @@ def _gauge(name: str, text: str, labels: tuple[str, ...]) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, labels=labels)
 
 
-def _histogram(name: str, text: str) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, text, labels=_MODEL)
+def _histogram(name: str, text: str, labels: tuple[str, ...] = _MODEL) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, labels=labels)
 
 
 def _add_known(gauge: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:
