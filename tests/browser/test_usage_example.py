@@ -90,6 +90,30 @@ def test_a_save_is_shown_though_the_page_still_computed_a_choice(browser, site):
         expect(page.locator("#gpu-form")).to_have_attribute("data-base", "1")
 
 
+def test_the_recommended_strategy_is_chosen_with_keys_and_saved(browser, site):
+    with site.daemon() as daemon, tab(browser, daemon.address()) as look:
+        page = look.open("/gpu-configuration")
+        scores = page.locator("#strategy-scores")
+        expect(scores.locator("tbody tr:not(.said)")).to_have_count(5)
+        best = ask(daemon.address(), f"{CONFIGURATION}/recommend")["recommended"]
+        expect(page.locator("label.choice", has=page.locator(f"#strategy-{best}"))).to_contain_text(
+            "recommended"
+        )
+        expect(page.locator("#scores-title + p")).to_contain_text("is recommended, with")
+        page.locator("input[name=strategy]:checked").focus()
+        while not page.locator(f"#strategy-{best}").is_checked():
+            with reconsidering(page):
+                page.keyboard.press("ArrowDown")
+        page.get_by_role("button", name="Save", exact=True).focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(".good-note")).to_contain_text("Saved as configuration 1")
+        assert ask(daemon.address(), CONFIGURATION)["strategy"] == best
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert look.overflow() <= 0
+        assert not look.accessibility()
+
+
 def test_what_another_browser_saves_is_noticed_and_not_overwritten_unasked(browser, site):
     with (
         site.daemon() as daemon,

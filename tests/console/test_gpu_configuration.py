@@ -326,3 +326,25 @@ async def test_names_of_services_may_hold_what_compose_allows(name: str):
     ).encode()
     assert "Saved as configuration 1" in (await post(app, "save", body)).text
     assert services.saved[0].assignments[0].gpu_index == 1
+
+
+async def test_the_recommended_strategy_is_the_one_that_scores_best_with_the_numbers_of_all():
+    services = PlainServices()
+    app = served(services)
+    text = (await look(app, PAGE)).text
+    label = text.partition('id="strategy-isolation_first"')[2].partition("</label>")[0]
+    assert "recommended" in label
+    assert text.count('<span class="sub">recommended</span>') == 1
+    table = text.partition('id="strategy-scores"')[2].partition("</table>")[0]
+    assert [table.count(title) for title in ("Manual", "VRAM-based", "Balanced")] == [1, 1, 1]
+    assert "78.3" in table
+    assert "over by 7.8 GiB" in table
+    await post(app, "save", form("isolation_first"))
+    services.running = {each.service: each for each in services.saved[-1].assignments}
+    assert "88.3" in (await post(app, "save", form("isolation_first", base=1))).text
+
+
+async def test_where_no_recommendation_can_be_made_the_page_has_none():
+    page = await look(served(PlainServices(devices=())), PAGE)
+    assert page.status == 200
+    assert ">recommended<" not in page.text

@@ -463,3 +463,17 @@ async def test_a_database_that_is_away_keeps_nobody_from_serving_models(tmp_path
             await at.services.view()
     finally:
         await store.close()
+
+
+async def test_a_recommendation_scores_what_previews_would_show(tmp_path):
+    async with setting(tmp_path) as at:
+        await at.services.save(Strategy.MANUAL, [Assignment("ai-llm", 0)])
+        await at.applied()
+        found = await at.services.recommend()
+        for each in found.strategies:
+            plan, changes = await at.services.preview(each.strategy)
+            assert (each.assignments, each.n_changes) == (plan.assignments, len(changes))
+        by_strategy = {each.strategy: each for each in found.strategies}
+        assert by_strategy[Strategy.MANUAL].n_changes == 0
+        assert found.recommended is Strategy.ISOLATION_FIRST
+        assert found.recommended == max(found.strategies, key=lambda each: each.score).strategy

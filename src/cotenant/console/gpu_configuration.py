@@ -13,6 +13,7 @@ from cotenant.domain.units import format_count
 
 PATH: Final = "/api/system/gpu-config"
 _CACHE_S: Final = 2.0
+_SCORED_S: Final = 30.0
 _FORM: Final = "gpu_configuration_form.html"
 
 
@@ -26,13 +27,15 @@ async def show(request: PageRequest) -> View:
             raise
         return View("gpu_configuration_none.html", {"fault": fault})
     parts = await _live(request, config, devices)
-    return View("gpu_configuration.html", await _saved(request, config), parts)
+    facts = {**await _saved(request, config), **await _recommended(request, config)}
+    return View("gpu_configuration.html", facts, parts)
 
 
 async def change(request: PageRequest) -> View:
     """Show the effect of a changed form. Raises ApiFault."""
     config = await request.api.get(PATH)
-    return View(_FORM, await _tried(request, config, read_draft(request.form, config["services"])))
+    facts = await _tried(request, config, read_draft(request.form, config["services"]))
+    return View(_FORM, {**facts, **await _recommended(request, config)})
 
 
 async def order(request: PageRequest) -> View:
@@ -55,7 +58,8 @@ async def order(request: PageRequest) -> View:
     request.api.forget(PATH)
     config = await request.api.get(PATH)
     facts = await (_saved(request, config) if note else _tried(request, config, draft))
-    return View(_FORM, {**facts, "fault": fault or facts["fault"], "note": note, "action": action})
+    facts |= {"fault": fault or facts["fault"], "note": note, "action": action}
+    return View(_FORM, {**facts, **await _recommended(request, config)})
 
 
 async def _save(request: PageRequest, config: Json, draft: Draft) -> str:
@@ -129,6 +133,12 @@ async def _saved(request: PageRequest, config: Json) -> dict[str, Any]:
         tried = await request.api.find_cached(f"{PATH}/preview?strategy={config['strategy']}", _CACHE_S)
     draft = saved_draft(config, tried["assignments"] if tried else ())
     return _form(config, draft, config if config["saved"] or tried is None else tried)
+
+
+async def _recommended(request: PageRequest, config: Json) -> dict[str, Any]:
+    """Return the strategies with their scores, and their titles."""
+    found = await request.api.find_cached(f"{PATH}/recommend", _SCORED_S)
+    return {"recommendation": found, "titles": {each["name"]: each["title"] for each in config["strategies"]}}
 
 
 async def _tried(request: PageRequest, config: Json, draft: Draft) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.vendors import Vendor
@@ -23,6 +23,15 @@ class Strategy(StrEnum):
     LATENCY_OPTIMIZED = "latency_optimized"
     ISOLATION_FIRST = "isolation_first"
     BALANCED = "balanced"
+
+
+TITLES: Final[Mapping[Strategy, str]] = {
+    Strategy.MANUAL: "Manual",
+    Strategy.VRAM_BASED: "VRAM-based",
+    Strategy.LATENCY_OPTIMIZED: "Latency-optimized",
+    Strategy.ISOLATION_FIRST: "Isolation-first",
+    Strategy.BALANCED: "Balanced",
+}
 
 
 class ServiceRole(StrEnum):

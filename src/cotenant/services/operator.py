@@ -9,17 +9,19 @@ from dataclasses import replace
 from typing import Final
 
 from cotenant.concurrency.detached_thread import run_in_detached_thread
+from cotenant.concurrency.thread_gate import ThreadGate
 from cotenant.domain.devices import DeviceId, Inventory
 from cotenant.domain.errors import (
     ComposeFileError,
     ContainerEngineMissing,
-    NothingToRollBack,
+    QueueFull,
     StoreError,
 )
 from cotenant.services.apply_runner import ApplyRunner
-from cotenant.services.assign.changes import difference, recreations
+from cotenant.services.assign.changes import difference, recreations, rollback_target
 from cotenant.services.assign.checks import resolved
-from cotenant.services.assign.fallback import fall_back
+from cotenant.services.assign.fallback import fall_back, kept_assignments
+from cotenant.services.assign.recommend import Recommendation, recommend
 from cotenant.services.assign.strategies import assign
 from cotenant.services.assign.warnings import warnings_of
 from cotenant.services.compose.orchestrator import ComposeOrchestrator
@@ -27,7 +29,6 @@ from cotenant.services.devices import seen_devices, service_devices
 from cotenant.services.interfaces import ServiceStore
 from cotenant.services.model import (
     ApplyOrder,
-    ApplyState,
     ApplyStatus,
     Assignment,
     AssignmentPlan,
@@ -36,12 +37,14 @@ from cotenant.services.model import (
     ProgressState,
     SavedConfiguration,
     SeenDevice,
+    Service,
     ServiceDevice,
     ServicesSettings,
     ServicesView,
     ServiceWarning,
     Strategy,
 )
+from cotenant.services.usage import measured_bytes
 
 _MAX_HISTORY: Final = 1_000
 _ENGINE_PATIENCE_S: Final = 10.0
@@ -79,6 +82,7 @@ class Services:
         self._claims = claims
         self._runner = ApplyRunner(orchestrator, store)
         self._changing = asyncio.Lock()
+        self._scoring = ThreadGate(lambda: QueueFull("many recommendations are being computed"))
         self._measuring: asyncio.Task[Inventory] | None = None
         self._querying: asyncio.Task[Sequence[ContainerState] | None] | None = None
         self._queried: tuple[float, ApplyStatus | None] = (0.0, None)
@@ -152,6 +156,37 @@ class Services:
         effective, _ = fall_back(plan.assignments, self._enabled, devices)
         return plan, await self._changes(applied, effective, containers)
 
+    async def recommend(self) -> Recommendation:
+        """Score what every strategy would assign now, as a preview of it shows, and recommend one.
+
+        Raises StoreError, and QueueFull if many are computed already.
+        """
+        saved, applied = await self._store.current(), await self._store.applied()
+        inventory, containers = await asyncio.gather(self._inventory(), self._containers(age_s=_FRESH_S))
+        present = saved.strategy if saved else self._settings.strategy
+        devices = self._devices(inventory, applied, containers)
+
+        def plans() -> tuple[Mapping[str, int], Sequence[AssignmentPlan]]:
+            found = []
+            for strategy in Strategy:
+                by_hand = saved.assignments if strategy is Strategy.MANUAL and saved is not None else ()
+                manual = kept_assignments(strategy, by_hand, devices, saved)
+                found.append(assign(strategy, self._enabled, devices, manual))
+            return measured_bytes(inventory, containers or ()), found
+
+        # The search for layouts takes up to some tenths of a second each: loads must not wait for that.
+        measured, found = await self._scoring.run(plans)
+        counted = []
+        for plan in found:
+            effective, _ = fall_back(plan.assignments, self._enabled, devices)
+            counted.append((plan, len(await self._changes(applied, effective, containers))))
+        services = [
+            replace(service, vram_bytes=measured.get(service.name, service.vram_bytes))
+            for service in self._enabled
+        ]
+        seen = self._devices(inventory, applied, containers, services)
+        return recommend(counted, self._enabled, seen, measured, present)
+
     async def status(self) -> tuple[ApplyStatus | None, Sequence[ContainerState]]:
         """Return the last apply and the containers as they are; none if there is no container engine."""
         return await self._last_apply(), await self._containers(None, _FRESH_S) or ()
@@ -210,7 +245,7 @@ class Services:
         """
         async with self._changing:
             self._runner.check_idle()
-            target = self._target(await self._store.history(_MAX_HISTORY), number)
+            target = rollback_target(await self._store.history(_MAX_HISTORY), number, self._enabled)
             containers = await self._orchestrator.containers()
             devices = self._devices(await self._inventory(), await self._store.applied(), containers)
             saved = await self._commit(target.strategy, target.assignments, devices, force=True)
@@ -251,10 +286,8 @@ class Services:
         devices: Sequence[ServiceDevice],
         saved: SavedConfiguration | None,
     ) -> AssignmentPlan:
-        """Return what a strategy assigns. While no GPU can be chosen, what was saved stays."""
-        if strategy is not Strategy.MANUAL and saved is not None and not any(gpu.healthy for gpu in devices):
-            named = {each.service for each in manual}
-            manual = (*manual, *(each for each in saved.assignments if each.service not in named))
+        """Return what a strategy assigns."""
+        manual = kept_assignments(strategy, manual, devices, saved)
         known = await self._compose_services([])
         # The search for a layout takes up to some tenths of a second.
         return await asyncio.to_thread(
@@ -317,7 +350,9 @@ class Services:
         inventory: Inventory,
         applied: SavedConfiguration | None,
         containers: Sequence[ContainerState] | None,
+        services: Sequence[Service] | None = None,
     ) -> tuple[ServiceDevice, ...]:
+        """Return the GPUs next to `services`, by default as their needs are stated."""
         pinned = {each.service: each for each in (applied.assignments if applied is not None else ())}
         running = None
         if containers is not None:
@@ -327,7 +362,8 @@ class Services:
                 for state in containers
                 if state.running
             }
-        return service_devices(inventory, self._claims(), self._enabled, [*pinned.values()], running)
+        enabled = self._enabled if services is None else services
+        return service_devices(inventory, self._claims(), enabled, [*pinned.values()], running)
 
     async def _changes(
         self,
@@ -355,23 +391,3 @@ class Services:
         except ComposeFileError as error:
             problems.append(f"{error.message}. {error.hint}")
             return None
-
-    def _target(self, history: Sequence[SavedConfiguration], number: int | None) -> SavedConfiguration:
-        """Return the configuration to go back to. Raises NothingToRollBack."""
-        if number is not None:
-            for entry in history:
-                if entry.number == number:
-                    return entry
-            raise NothingToRollBack(
-                f"there is no configuration {number}", hint="`cotenant services history` lists them."
-            )
-        tried = [entry for entry in history if entry.apply is not None]
-        if not tried:
-            raise NothingToRollBack("nothing was applied yet", hint="There is nothing to undo.")
-        good = [entry for entry in history if entry.apply and entry.apply.state is ApplyState.SUCCEEDED]
-        if good and good[0].number == tried[0].number:
-            good = [entry for entry in good if difference(good[0].assignments, entry.assignments)]
-        if good:
-            return good[0]
-        unpinned = tuple(Assignment(service.name) for service in self._enabled)
-        return SavedConfiguration(0, 0.0, Strategy.MANUAL, unpinned)

@@ -349,3 +349,16 @@ def test_without_services_every_action_says_how_to_configure_some(action, capsys
     told = capsys.readouterr().err
     assert "no services are configured here" in told
     assert "cotenant services import" in told
+
+
+def test_recommend_shows_every_strategy_side_by_side_and_why_one_is_best(services, capsys):
+    assert run("recommend") == 0
+    lines = capsys.readouterr().out.splitlines()
+    head, *rows = (line.split() for line in lines[:6])
+    assert head == ["STRATEGY", "SCORE", "FITS", "OVER", "LLM", "FREE", "CRITICAL", "MEMORY", "CHANGES"]
+    assert [row[0] for row in rows] == list(Strategy)
+    assert max(map(len, lines[:6])) <= 80
+    assert lines[-2].startswith("Isolation-first is recommended, with 78.3 of 100 points: VRAM-based, which")
+    assert lines[-1] == "No service's use was measured: their stated needs count."
+    assert run("recommend", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["recommended"] == "isolation_first"

@@ -23,3 +23,14 @@ async def test_what_could_not_be_saved_is_refused_likewise():
         forced = await ask(port, "POST", f"{PATH}/preview", {**payload, "force": True})
     assert (tried.status, tried.error) == (saved.status, saved.error)
     assert forced.error["param"] == "force"
+
+
+async def test_a_strategy_is_recommended_with_the_scores_of_all():
+    async with configured() as (port, services, _):
+        told = (await ask(port, "GET", f"{PATH}/recommend")).json()
+    assert told["recommended"] == "isolation_first"
+    scores = {each["strategy"]: each for each in told["strategies"]}
+    assert len(scores) == 5
+    assert all(each["score"] == round(sum(each["points"].values()), 1) for each in scores.values())
+    assert scores["vram_based"]["llm_headroom_mb"] == 157
+    assert services.saved == []

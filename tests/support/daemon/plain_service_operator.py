@@ -16,6 +16,7 @@ from cotenant.domain.errors import (
 )
 from cotenant.domain.units import GIB, MIB
 from cotenant.services.assign.changes import difference
+from cotenant.services.assign.recommend import Recommendation, recommend
 from cotenant.services.assign.strategies import assign
 from cotenant.services.model import (
     ApplyState,
@@ -105,6 +106,12 @@ class PlainServices:
         self._check(assignments or ())
         plan = self._planned(strategy, assignments or ())
         return plan, self._changes(plan.assignments)
+
+    async def recommend(self) -> Recommendation:
+        plans = [self._planned(strategy, ()) for strategy in Strategy]
+        counted = [(plan, len(self._changes(plan.assignments))) for plan in plans]
+        present = self.saved[-1].strategy if self.saved else Strategy.VRAM_BASED
+        return recommend(counted, self.services, self.cards, {}, present)
 
     async def save(
         self, strategy: Strategy, assignments: Sequence[Assignment], *, force: bool = False

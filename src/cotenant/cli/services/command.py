@@ -17,6 +17,7 @@ from cotenant.cli.services.tables import (
     history_lines,
     preview_lines,
     progress_line,
+    recommendation_lines,
     where,
 )
 from cotenant.cli.table import print_result
@@ -54,6 +55,13 @@ def register(parser: argparse.ArgumentParser) -> None:
         actions, "preview", _preview, "show what a strategy would assign, changing nothing", json=True
     )
     preview.add_argument("--strategy", metavar="NAME", type=_strategy, help=_STRATEGIES)
+    _add(
+        actions,
+        "recommend",
+        _recommend,
+        "score every strategy for what runs now, and recommend one",
+        json=True,
+    )
     setting = _add(actions, "set", _set, "save assignments; `apply` recreates the containers")
     setting.add_argument(
         "assignments",
@@ -118,6 +126,11 @@ def _preview(args: argparse.Namespace) -> int:
     shown = daemon.get(_PATH)
     preview = daemon.get(f"{_PATH}/preview?strategy={args.strategy or shown['strategy']}")
     return print_result(args, preview, preview_lines(preview, shown))
+
+
+def _recommend(args: argparse.Namespace) -> int:
+    found = Daemon(args).get(f"{_PATH}/recommend")
+    return print_result(args, found, recommendation_lines(found))
 
 
 def _set(args: argparse.Namespace) -> int:

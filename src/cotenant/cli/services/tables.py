@@ -60,6 +60,38 @@ def preview_lines(preview: Json, shown: Json) -> Iterator[str]:
         yield "No difference from what runs."
 
 
+def recommendation_lines(found: Json) -> Iterator[str]:
+    """Show every strategy with its score and what it consists of, then why which is recommended."""
+    columns: Sequence[Column[Json]] = (
+        Column("STRATEGY", lambda each: each["strategy"]),
+        Column("SCORE", lambda each: f"{each['score']:g}", right=True),
+        Column("FITS", lambda each: "yes" if each["fits"] else "no"),
+        Column("OVER", lambda each: _mb(each["worst_over_mb"] or None), right=True),
+        Column("LLM FREE", lambda each: _mb(each["llm_headroom_mb"]), right=True),
+        Column("CRITICAL", lambda each: _percent(each["critical_speed"]), right=True),
+        Column("MEMORY", lambda each: _percent(each["memory_share"]), right=True),
+        Column("CHANGES", lambda each: str(each["n_changes"]), right=True),
+    )
+    yield from table_lines(columns, found["strategies"])
+    for each in found["strategies"]:
+        yield f"{each['strategy']}: {each['reason']}"
+    yield from filter(None, (found["text"], found["tie"]))
+    measured = ", ".join(f"{name} {_mb(count)}" for name, count in found["measured_mb"].items())
+    yield (
+        f"Measured: {measured}; for other services their stated need counts."
+        if measured
+        else ("No service's use was measured: their stated needs count.")
+    )
+
+
+def _mb(count: int | None) -> str:
+    return "-" if count is None else format_bytes(count * MIB)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
 def apply_lines(apply: Json | None) -> Iterator[str]:
     """Show the state of an apply and the progress of each of its services."""
     if apply is None:

@@ -1,7 +1,7 @@
 """Routes of GPU configuration: which service is pinned to which GPU, previewed, saved, applied, rolled back.
 
 GET, PUT /api/system/gpu-config            POST …/apply, …/rollback, …/detect
-GET …/preview?strategy=NAME, POST …/preview   GET  …/status, …/history?limit=N
+GET …/preview?strategy=NAME, POST …/preview   GET  …/recommend, …/status, …/history?limit=N
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from cotenant.gateway.http.bodies import read_body
 from cotenant.gateway.http.request import ApiRequest
 from cotenant.gateway.http.routes import BODY_ERRORS, Body, Parameter, Reply, Route, integer
 from cotenant.gateway.services import examples
+from cotenant.gateway.services.recommendation import EXAMPLE, RecommendationResponse
 from cotenant.gateway.services.schema import (
     MAX_NUMBER,
     ApplyRequest,
@@ -156,6 +157,15 @@ class GpuConfigRoutes:
         services = self._needed()
         body = await self._read(PreviewRequest, request)
         return preview_response(*await services.preview(body.strategy, _assignments(body.assignments)))
+
+    @Route(
+        f"GET {_PATH}/recommend",
+        "Score what every strategy would assign now, and recommend one",
+        Reply(RecommendationResponse, "the strategies, with scores", example=EXAMPLE),
+        (_NO_SERVICES, errors.QueueFull, errors.StoreError),
+    )
+    async def _recommend(self, request: ApiRequest) -> object:
+        return RecommendationResponse.model_validate(await self._needed().recommend())
 
     @Route(
         f"POST {_PATH}/rollback",

@@ -17,6 +17,7 @@ from cotenant.domain.decisions import DeviceStatus
 from cotenant.domain.units import MIB
 from cotenant.gateway.http.bodies import RequestModel, ResponseModel, whole_number
 from cotenant.services.model import (
+    TITLES,
     ApplyState,
     ApplyStatus,
     Assignment,
@@ -33,13 +34,13 @@ from cotenant.services.model import (
 MAX_NUMBER: Final = 2**31 - 1
 _NO_GPUS: Final = "No GPUs detected"
 _STRATEGIES: Final = [
-    {"name": name, "title": title, "description": description}
-    for name, title, description in (
-        (Strategy.MANUAL, "Manual", "You control each assignment."),
-        (Strategy.VRAM_BASED, "VRAM-based", "Largest models on the GPU with most free memory."),
-        (Strategy.LATENCY_OPTIMIZED, "Latency-optimized", "Critical path models on the fastest GPU."),
-        (Strategy.ISOLATION_FIRST, "Isolation-first", "The LLM gets a GPU of its own."),
-        (Strategy.BALANCED, "Balanced", "GPUs are filled evenly."),
+    {"name": name, "title": TITLES[name], "description": description}
+    for name, description in (
+        (Strategy.MANUAL, "You control each assignment."),
+        (Strategy.VRAM_BASED, "Largest models on the GPU with most free memory."),
+        (Strategy.LATENCY_OPTIMIZED, "Critical path models on the fastest GPU."),
+        (Strategy.ISOLATION_FIRST, "The LLM gets a GPU of its own."),
+        (Strategy.BALANCED, "GPUs are filled evenly."),
     )
 ]
 

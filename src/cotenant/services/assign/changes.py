@@ -2,7 +2,16 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from cotenant.services.model import Assignment, Change, ContainerState, Service
+from cotenant.domain.errors import NothingToRollBack
+from cotenant.services.model import (
+    ApplyState,
+    Assignment,
+    Change,
+    ContainerState,
+    SavedConfiguration,
+    Service,
+    Strategy,
+)
 
 
 def difference(before: Iterable[Assignment], after: Iterable[Assignment]) -> tuple[Change, ...]:
@@ -63,3 +72,29 @@ def same(one: Assignment, other: Assignment) -> bool:
             (gpu.device_id, gpu.gpu_index is None) for gpu in other.gpus
         }
     return {*one.indices} == {*other.indices}
+
+
+def rollback_target(
+    history: Sequence[SavedConfiguration], number: int | None, enabled: Sequence[Service]
+) -> SavedConfiguration:
+    """Return the configuration of a history, newest first, to go back to: `number`, or the last good one.
+
+    Before the first apply nothing was pinned. Raises NothingToRollBack.
+    """
+    if number is not None:
+        for entry in history:
+            if entry.number == number:
+                return entry
+        raise NothingToRollBack(
+            f"there is no configuration {number}", hint="`cotenant services history` lists them."
+        )
+    tried = [entry for entry in history if entry.apply is not None]
+    if not tried:
+        raise NothingToRollBack("nothing was applied yet", hint="There is nothing to undo.")
+    good = [entry for entry in history if entry.apply and entry.apply.state is ApplyState.SUCCEEDED]
+    if good and good[0].number == tried[0].number:
+        good = [entry for entry in good if difference(good[0].assignments, entry.assignments)]
+    if good:
+        return good[0]
+    unpinned = tuple(Assignment(service.name) for service in enabled)
+    return SavedConfiguration(0, 0.0, Strategy.MANUAL, unpinned)

@@ -10,7 +10,16 @@ from cotenant.services.assign.memory import (
     least_budgets,
     needed_bytes,
 )
-from cotenant.services.model import Assignment, GpuRef, Service, ServiceDevice, ServiceWarning, WarningKind
+from cotenant.services.model import (
+    Assignment,
+    GpuRef,
+    SavedConfiguration,
+    Service,
+    ServiceDevice,
+    ServiceWarning,
+    Strategy,
+    WarningKind,
+)
 
 
 def fall_back(
@@ -78,3 +87,16 @@ def _warning(assignment: Assignment, missing: GpuRef, what: str) -> ServiceWarni
         service=assignment.service,
         gpu_index=missing.gpu_index,
     )
+
+
+def kept_assignments(
+    strategy: Strategy,
+    manual: Sequence[Assignment],
+    devices: Sequence[ServiceDevice],
+    saved: SavedConfiguration | None,
+) -> Sequence[Assignment]:
+    """Return the assignments that a strategy must keep; while no GPU can be chosen, also what was saved."""
+    if strategy is Strategy.MANUAL or saved is None or any(gpu.healthy for gpu in devices):
+        return manual
+    named = {each.service for each in manual}
+    return (*manual, *(each for each in saved.assignments if each.service not in named))

@@ -47,6 +47,17 @@ def assigned_device(gpu: GpuRef, devices: Iterable[ServiceDevice]) -> ServiceDev
     return None
 
 
+def relative_speeds(devices: Sequence[ServiceDevice]) -> dict[DeviceId, float]:
+    """Return the speed of each GPU as a share of the fastest.
+
+    It is memory bandwidth; unless that is known for every GPU, total memory is used instead.
+    """
+    known = [device.speed for device in devices if device.speed is not None]
+    ranks = known if len(known) == len(devices) else [device.total_bytes for device in devices]
+    fastest = max(ranks, default=0) or 1
+    return {device.id: rank / fastest for device, rank in zip(devices, ranks, strict=True)}
+
+
 Placed = Sequence[tuple[Service, float | None]]
 """Services on one GPU, each with its manual budget; each has the number of its GPUs."""
 

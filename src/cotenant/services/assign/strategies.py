@@ -21,6 +21,7 @@ from cotenant.services.assign.memory import (
     least_budgets,
     needed_bytes,
     placed_by_device,
+    relative_speeds,
 )
 from cotenant.services.assign.warnings import no_healthy_gpu, warnings_of
 from cotenant.services.model import (
@@ -90,11 +91,8 @@ def latency_optimized(services: Sequence[Service], needs: Mapping[str, int], mem
     If none holds it, it goes to the GPU with the most free memory. Then the rest is placed as by
     `vram_based`. Unless the speed of every GPU is known, their totals are used instead.
     """
-    speeds = [device.speed for device in memory.devices]
-    known = [speed for speed in speeds if speed is not None]
-    ranks = known if len(known) == len(speeds) else [device.total_bytes for device in memory.devices]
-    order = sorted(range(len(ranks)), key=lambda i: -ranks[i])
-    fastest = [memory.devices[i] for i in order]
+    speeds = relative_speeds(memory.devices)
+    fastest = sorted(memory.devices, key=lambda device: -speeds[device.id])
 
     def first_that_holds(need: int) -> ServiceDevice:
         return next((device for device in fastest if memory.free(device) >= need), memory.most_free())
