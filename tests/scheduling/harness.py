@@ -142,8 +142,10 @@ class Bench:
                     self.loading[name] = residency
                 case StopEngine(residency):
                     name = self.state.residencies[residency].model
-                    self.loading.pop(name, None)
-                    self.stopping[name] = residency
+                    if self.loading.get(name) == residency:
+                        del self.loading[name]
+                    # One that moves may have several engines that end.
+                    self.stopping[name if name not in self.stopping else f"{name} #{residency}"] = residency
                 case WakeAt(at):
                     self.wake_at = at
                 case PublishDecision(decision):
@@ -160,6 +162,19 @@ class Bench:
 
     def ready(self, name: str) -> None:
         self.send(events.EngineReady(self.now, self.loading.pop(name)))
+
+    def move(self, name: str, *indices: int) -> None:
+        devices = frozenset(DeviceId(f"GPU-{index}") for index in indices)
+        self.send(events.MoveAsked(self.now, name, devices))
+
+    def drain(self, *indices: int) -> None:
+        devices = frozenset(DeviceId(f"GPU-{index}") for index in indices)
+        self.send(events.DrainsChanged(self.now, devices))
+
+    def where(self, name: str) -> list[str]:
+        """The devices of the residency that serves a model."""
+        residency = self.state.residency_of(self.state.models[name])
+        return [] if residency is None else sorted(residency.devices)
 
     def gone(self, name: str) -> None:
         self.send(events.EngineExited(self.now, self.stopping.pop(name), f"{name} was stopped"))

@@ -57,6 +57,7 @@ class Machine(RuleBasedStateMachine):
         )
         self.asked = 0
         self.left = 0
+        self.seen: set[ResidencyId] = set()
 
     @rule(
         target=tickets, name=st.sampled_from(NAMES), priority=st.integers(-1, 1), wait_s=st.integers(1, 300)
@@ -93,13 +94,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def engine_dies(self, data: st.DataObject) -> None:
-        serving = sorted(r.model for r in self.bench.state.residencies.values() if r.ready_at is not None)
-        serving = [name for name in serving if name not in self.bench.stopping]
-        if serving:
-            name = data.draw(st.sampled_from(serving))
-            residency = self.bench.state.models[name].residency
-            if residency is not None and self.bench.state.residencies[residency].ended_at is None:
-                self.bench.send(events.EngineExited(self.bench.now, ResidencyId(residency), "killed"))
+        residencies, ending = self.bench.state.residencies, {*self.bench.stopping.values()}
+        alive = sorted(r.id for r in residencies.values() if r.ready_at is not None and r.ended_at is None)
+        alive = [residency for residency in alive if residency not in ending]
+        if alive:
+            residency = data.draw(st.sampled_from(alive))
+            self.bench.send(events.EngineExited(self.bench.now, ResidencyId(residency), "killed"))
 
     @rule(
         index=st.integers(0, 1),
@@ -131,6 +131,26 @@ class Machine(RuleBasedStateMachine):
     def operate(self, name: str, load: bool) -> None:
         kind = events.LoadAsked if load else events.UnloadAsked
         self.bench.send(kind(self.bench.now, name))
+
+    @rule(name=st.sampled_from(NAMES), indices=st.sets(st.integers(0, 1), min_size=1))
+    def move(self, name: str, indices: set[int]) -> None:
+        """Whoever is served before a move is served after it, in the same step."""
+        model = self.bench.state.models[name]
+        before = self.bench.state.residency_of(model)
+        self.bench.move(name, *indices)
+        if model.successor is not None:
+            assert before is not None
+            assert self.bench.state.residency_of(model) is before
+            assert before.state is ResidencyState.READY
+
+    @rule(name=st.sampled_from(NAMES))
+    def stay(self, name: str) -> None:
+        self.bench.send(events.MoveCancelled(self.bench.now, name))
+        assert self.bench.state.models[name].successor is None
+
+    @rule(indices=st.sets(st.integers(0, 1)))
+    def drain(self, indices: set[int]) -> None:
+        self.bench.drain(*indices)
 
     @rule(replaced=st.sets(st.sampled_from(NAMES), max_size=2))
     def configure(self, replaced: set[str]) -> None:
@@ -169,6 +189,16 @@ class Machine(RuleBasedStateMachine):
         assert ended + len(state.tickets) == self.asked
 
     @invariant()
+    def nothing_is_loaded_where_it_is_drained(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        state = self.bench.state
+        for residency in state.residencies.values():
+            if residency.state is ResidencyState.LOADING and residency.id not in self.seen:
+                assert not state.ledger.drained & residency.bytes_by_device.keys()
+            self.seen.add(residency.id)
+
+    @invariant()
     def what_takes_no_memory_is_in_nobodys_way_and_nobody_in_its(self) -> None:
         if not hasattr(self, "bench"):
             return
@@ -190,6 +220,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "bench"):
             return
         bench = self.bench
+        bench.drain()
         bench.read(*self.cards, live=self.live, admits=self.admits)
         for _ in range(200):
             self.all_goes_well()

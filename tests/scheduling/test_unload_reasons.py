@@ -43,6 +43,12 @@ def its_engine_dies(bench: Bench) -> None:
     bench.die("a")
 
 
+def it_moves(bench: Bench) -> None:
+    bench.read(card(0), card(1))
+    bench.move("a", 1)
+    bench.ready("a")
+
+
 def the_daemon_stops(bench: Bench) -> None:
     bench.send(events.StopAsked(bench.now))
 
@@ -56,6 +62,7 @@ WAYS: dict[UnloadReason, Callable[[Bench], None]] = {
     UnloadReason.REMOVED: it_is_served_no_more,
     UnloadReason.CHANGED: its_configuration_changes,
     UnloadReason.ENGINE_DIED: its_engine_dies,
+    UnloadReason.MOVED: it_moves,
     UnloadReason.SHUTDOWN: the_daemon_stops,
 }
 

@@ -1,6 +1,7 @@
 """Worlds drawn by a seed, in which everything may go wrong; the scheduler's laws must hold in all of them."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from random import Random
@@ -8,7 +9,9 @@ from typing import Final
 
 from bench.workloads import spec_of
 
+from cotenant.domain.residencies import ResidencyState
 from cotenant.scheduling import events
+from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
@@ -131,6 +134,67 @@ def seeded_world(seed: int, faults: Faults, *, requests: int = 50, feasible: boo
     if faults.trouble_every_s is not None:
         _Trouble(world, rng, faults.trouble_every_s, requests * mean_gap_s).begin()
     return SeededWorld(seed, world, faults, wait_bound_s(models, settings, requests), coming[-1].at)
+
+
+class Mover:
+    """Moves loaded models at random until an instant, and with `drains` cards are drained now and then."""
+
+    def __init__(self, seeded: SeededWorld, every_s: float, *, drains: bool) -> None:
+        self._world = seeded.world
+        self._rng = Random(seeded.seed)
+        self._every_s = every_s
+        self._until = seeded.last_at_s
+        self._kinds = [self._move] * 6 + [self._cancel] + [self._drain] * drains
+        self.outcomes: Counter[object] = Counter()
+        handle = seeded.world.scheduler.handle
+
+        def counted(event: events.Event) -> list[Command]:
+            commands = handle(event)
+            told = [each.decision for each in commands if isinstance(each, PublishDecision)]
+            self.outcomes.update(each.facts["outcome"] for each in told if "outcome" in each.facts)
+            return commands
+
+        seeded.world.scheduler.handle = counted  # type: ignore[method-assign]
+        self._again()
+
+    def _again(self) -> None:
+        self._world.queue.after(self._rng.expovariate(1 / self._every_s), self._comes)
+
+    def _comes(self) -> None:
+        if self._world.queue.now < self._until:
+            self._rng.choice(self._kinds)()
+            self._again()
+
+    def _move(self) -> None:
+        residencies = self._world.scheduler.state.residencies.values()
+        ready = [each for each in residencies if each.state is ResidencyState.READY]
+        if not ready:
+            return
+        moved = self._rng.choice(ready)
+        cards = [each.id for each in self._world.machine.cards]
+        others = [each for each in cards if each not in moved.devices]
+        to = (
+            [self._rng.choice(others)]
+            if others and len(moved.devices) == 1
+            else self._rng.sample(cards, 2 % len(cards) + 1)
+        )
+        self._world.send(events.MoveAsked(self._world.queue.now, moved.model, frozenset(to)))
+
+    def _cancel(self) -> None:
+        for name, model in self._world.scheduler.state.models.items():
+            if model.successor is not None:
+                self._world.send(events.MoveCancelled(self._world.queue.now, name))
+                return
+
+    def _drain(self) -> None:
+        card = self._rng.choice(self._world.machine.cards)
+        self._world.send(events.DrainsChanged(self._world.queue.now, frozenset({card.id})))
+        lasts_s = self._rng.uniform(5, _RARELY)
+        self._world.queue.after(lasts_s, self.undrain)
+
+    def undrain(self) -> None:
+        """Have every card used again."""
+        self._world.send(events.DrainsChanged(self._world.queue.now, frozenset()))
 
 
 def _models(rng: Random, cards: int, smallest: int, largest: int, *, astray: bool) -> list[SimulatedModel]:

@@ -12,10 +12,11 @@ from cotenant.scheduling import events
 from cotenant.scheduling.state import ModelState, State
 from cotenant.simulation.models import Client, Outcome, Request
 from cotenant.simulation.world import ContractViolation
-from tests.simulation.seeded import ALL_FAULTS, SeededWorld, seeded_world, wait_bound_s
+from tests.simulation.seeded import ALL_FAULTS, Mover, SeededWorld, seeded_world, wait_bound_s
 
 _SEEDS: Final = int(os.environ.get("COTENANT_SIM_SEEDS", "200"))
 _REQUESTS_EACH: Final = 3
+_MOVES_EVERY_S: Final = 4.0
 _LATER_S: Final = 60.0
 _LEFT_OVER_S: Final = 120.0
 """The longest wait of a request from before; memory not yet free, hung engines and slow ends take less."""
@@ -35,7 +36,7 @@ class HealingWorld(SeededWorld):
     came_at: dict[Request, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, seed: int) -> "HealingWorld":
+    def of(cls, seed: int, *, moves: bool = False) -> "HealingWorld":
         """Draw a world whose faults end at the last of its requests, and more requests for all its models."""
         healing = cls(**vars(seeded_world(seed, ALL_FAULTS, requests=100, feasible=True)))
         world, rng, healed_at = healing.world, Random(seed), healing.last_at_s
@@ -58,6 +59,9 @@ class HealingWorld(SeededWorld):
         )
         healing.last_at_s = later[-1].at + healing.wait_bound_s
         world.on_end = healing._come_back
+        if moves:
+            # Cards that are drained are undrained soon, which counts as under way.
+            Mover(replace(healing, last_at_s=healed_at), _MOVES_EVERY_S, drains=True)
         world.queue.at(healed_at, healing._heal)
         world.expect(later)
         return healing
@@ -109,3 +113,10 @@ def _is_ready(state: State, model: ModelState) -> bool:
 def test_after_all_faults_every_feasible_request_is_served_within_the_bound() -> None:
     for seed in range(_SEEDS):
         HealingWorld.of(seed).run()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_after_moves_and_drains_among_the_faults_the_same_holds() -> None:
+    for seed in range(_SEEDS // 4):
+        HealingWorld.of(seed, moves=True).run()

@@ -27,6 +27,7 @@ class DecisionKind(StrEnum):
     DEVICE_LOST = "device_lost"
     ADVISED = "advised"
     WARM = "warm"
+    MOVE = "move"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Decision:
 
     `at` is seconds of the scheduler's clock; `number` orders decisions and identifies them in logs. `model`
     is None if a decision is about a device or the configuration. If a model is unloaded, the fact `reason` is
-    the UnloadReason.
+    the UnloadReason; if a move has ended, the fact `outcome` is the MoveOutcome.
     """
 
     number: int

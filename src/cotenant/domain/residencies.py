@@ -29,6 +29,7 @@ class UnloadReason(StrEnum):
     REMOVED = "removed"
     CHANGED = "changed"
     ENGINE_DIED = "engine_died"
+    MOVED = "moved"
     SHUTDOWN = "shutdown"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from cotenant.domain.devices import HOST_ID, Device, DeviceId, DeviceKind
 from cotenant.domain.placements import Budget
@@ -11,6 +12,8 @@ from cotenant.domain.residencies import ResidencyId
 from cotenant.domain.units import format_bytes
 from cotenant.planning.budgets import FREE_UNKNOWN
 from cotenant.planning.compute_modes import ANY_NUMBER, Admission
+
+DRAINED: Final = "it is drained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class Ledger:
     """The last Reading of every device, and all claims.
 
     `lost` are the last Readings of devices that were there and are not any more. `host` is host RAM on a
-    machine with GPUs: models claim it, and none is placed on it as a device. What follows is kept by device,
+    machine with GPUs: models claim it, and none is placed on it as a device. Nothing new is placed on the
+    `drained` ones (`drain`). What follows is kept by device,
     and computed anew only for devices whose Reading or claims have changed. `changed` collects these devices
     for whoever empties it.
     """
@@ -68,6 +72,7 @@ class Ledger:
         self.readings: dict[DeviceId, DeviceReading] = {}
         self.lost: dict[DeviceId, DeviceReading] = {}
         self.host: DeviceReading | None = None
+        self.drained: frozenset[DeviceId] = frozenset()
         self.claims: dict[ResidencyId, Claim] = {}
         self.changed: set[DeviceId] = set()
         self._accounts: dict[DeviceId, _Account] = {}
@@ -99,6 +104,12 @@ class Ledger:
     def devices_of(self, node: str | None) -> Sequence[DeviceId]:
         """Return the devices of a node by its last Readings, in planned order."""
         return self._nodes.get(node, ())
+
+    def drain(self, devices: frozenset[DeviceId]) -> None:
+        """Leave exactly these devices out of all plans; the claims on them stay."""
+        for device in self.drained ^ devices:
+            self._touch(device)
+        self.drained = devices
 
     def claim(self, residency: ResidencyId, bytes_by_device: dict[DeviceId, int]) -> None:
         """Hold bytes for a residency, from now until they are released."""
@@ -242,6 +253,7 @@ class Ledger:
     def obstacles(self) -> list[str]:
         """Return which devices are lost, and what others hold of those that are there."""
         found = [f"{reading.device.label} is lost" for reading in self.lost.values()]
+        found += [f"{self.readings[d].device.label} is drained" for d in self.readings if d in self.drained]
         for device, reading in self.readings.items():
             if held := self.foreign_bytes(device):
                 who = reading.holders or "not named by the driver"
@@ -264,6 +276,7 @@ class Ledger:
     def rebuilt(self) -> Ledger:
         """Return a ledger of the same Readings and claims, with nothing computed before."""
         fresh = Ledger(self.reserve_bytes)
+        fresh.drain(self.drained)
         for node, devices in self._nodes.items():
             host = (self.host,) if self.host is not None and node is None else ()
             fresh.read((*(self.readings[device] for device in devices), *host), node)
@@ -329,7 +342,7 @@ class Ledger:
         self, device: DeviceId, freed: int = 0, *, full: bool | None = None, busy: bool = False
     ) -> Budget:
         reading = self.readings[device]
-        left_out = reading.left_out
+        left_out = reading.left_out or (DRAINED if device in self.drained else None)
         if not left_out and busy:
             left_out = "a load is under way there"
         elif not left_out and (self._is_full(device, None) if full is None else full):

@@ -18,7 +18,8 @@ from cotenant.domain.advisors import (
 )
 from cotenant.domain.decisions import DecisionKind
 from cotenant.domain.units import format_duration
-from cotenant.scheduling.state import ActiveAdvice, ModelState, Outbox, State
+from cotenant.scheduling.active_advice import ActiveAdvice
+from cotenant.scheduling.state import ModelState, Outbox, State
 
 ADVICE_VALID_S: Final = 600.0
 """How long a keep-alive factor and a prefetch are valid."""

@@ -45,10 +45,14 @@ class StartEngine:
 
 @dataclass(frozen=True, slots=True)
 class StopEngine:
-    """Stop an engine and wait until its process is gone; it may cut requests that have not ended."""
+    """Stop an engine and wait until its process is gone; it may cut requests that have not ended.
+
+    One that has `moved` is not kept asleep: its devices are to be free.
+    """
 
     residency: ResidencyId
     cuts_requests: bool = False
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

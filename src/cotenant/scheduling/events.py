@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cotenant.domain.advisors import Advice
+from cotenant.domain.devices import DeviceId
 from cotenant.domain.exit_causes import Cause
 from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, TicketId
@@ -105,6 +106,28 @@ class PinAsked(Event):
 
     model: str
     pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MoveAsked(Event):
+    """The operator wants a loaded model on these devices: on one that fits, else over several."""
+
+    model: str
+    devices: frozenset[DeviceId]
+
+
+@dataclass(frozen=True, slots=True)
+class MoveCancelled(Event):
+    """The operator wants a model that moves to stay where it is."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainsChanged(Event):
+    """From now on nothing is placed on exactly these devices, and what is there leaves."""
+
+    devices: frozenset[DeviceId]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from cotenant.domain.units import format_bytes, format_count, format_duration
 from cotenant.planning.device_choice import choose_devices
 from cotenant.scheduling.advice import advised_keep_alive
 from cotenant.scheduling.events import DevicesRead
+from cotenant.scheduling.moves import instants
 from cotenant.scheduling.placing import (
     choose_fits,
     drain_credit_s,
@@ -44,7 +45,9 @@ def read_devices(state: State, event: DevicesRead, out: Outbox) -> None:
             DecisionKind.DEVICE_LOST, None, f"{device} is gone: its models move to others where they fit"
         )
         for residency in _on(state, device):
-            state.want(state.models[residency.model], "its device is gone")
+            model = state.models[residency.model]
+            if model.stays_as == residency.id and model.successor is None:
+                state.want(model, "its device is gone")
             drop_leases(state, residency)
             unload(state, residency, out, UnloadReason.DEVICE_LOST, f"its device {device} is gone")
     state.want_again()
@@ -172,6 +175,7 @@ def _instants(state: State, now: float) -> Iterator[float]:
     for reservation in state.reservations.values():
         if reservation.drains:
             yield reservation.at + state.settings.drain_limit_s
+    yield from instants(state)
     cold = [model for model in state.cold_and_wanted() if model.spec.name not in state.reservations]
     if not cold:
         return

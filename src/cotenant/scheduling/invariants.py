@@ -6,7 +6,7 @@ from cotenant.domain.advisors import MAX_KEEP_ALIVE_FACTOR, MAX_SOFT_PINS, MIN_K
 from cotenant.domain.devices import DeviceId
 from cotenant.domain.residencies import ResidencyId, ResidencyState, UnloadReason
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling.state import State
+from cotenant.scheduling.state import ModelState, State
 
 _SERVING = (ResidencyState.READY, ResidencyState.DRAINING)
 _EVICTED = (UnloadReason.EVICTED, UnloadReason.OVERCOMMITTED)
@@ -41,7 +41,7 @@ def check_kept(state: State) -> None:
         ("full devices", kept.full(), anew.full()),
         (
             "residencies that are not ready",
-            state.moving,
+            state.transient,
             {r.id for r in state.residencies.values() if r.state is not ResidencyState.READY},
         ),
         (
@@ -77,8 +77,27 @@ def _claims_and_residencies_match(state: State) -> None:
     if state.ledger.claims.keys() != state.residencies.keys():
         raise InvariantViolation("law 2: claims and residencies differ")
     for residency in state.residencies.values():
-        if state.models[residency.model].residency != residency.id:
-            raise InvariantViolation(f"law 2: {residency.model} has another residency than #{residency.id}")
+        if residency.id not in state.models[residency.model].residencies:
+            raise InvariantViolation(f"law 2: {residency.model} has other residencies than #{residency.id}")
+    for name, model in state.models.items():
+        if len(model.residencies) > 1:
+            _moves_in_one_step(state, name, model)
+
+
+def _moves_in_one_step(state: State, name: str, model: ModelState) -> None:
+    """Check that a model that moves is served, that its successor only loads, and that the rest ends."""
+    serving, leaving = state.residency_of(model), [state.residencies[each] for each in model.leaving]
+    if {model.residency, model.successor} & model.leaving:
+        raise InvariantViolation(f"law 2: {name} has a residency that serves and leaves")
+    if model.successor is not None:
+        if state.residencies[model.successor].state is not ResidencyState.LOADING:
+            raise InvariantViolation(f"law 2: {name} has a successor that does not load, and does not serve")
+        if serving is None or serving.state is not ResidencyState.READY:
+            raise InvariantViolation(f"law 2: {name} has a successor to a residency that does not serve")
+    for residency in leaving:
+        ends = residency.gone or (residency.state is ResidencyState.DRAINING and residency.pending_unload)
+        if not ends:
+            raise InvariantViolation(f"law 2: {name} #{residency.id} serves no more, and does not end")
 
 
 def _leases_are_served(state: State) -> None:

@@ -16,8 +16,9 @@ from cotenant.planning.host_memory import on_host
 from cotenant.scheduling.advice import soft_pinned_cost
 from cotenant.scheduling.policy import Victim
 from cotenant.scheduling.requests import refuse
+from cotenant.scheduling.reservation import Reservation
 from cotenant.scheduling.residence import evictable_from
-from cotenant.scheduling.state import ModelState, Outbox, Reservation, Residency, State
+from cotenant.scheduling.state import ModelState, Outbox, Residency, State
 from cotenant.scheduling.transitions import placement_bytes, resume, start, unload_when_idle
 
 _UNLIMITED: Final = 1 << 62
@@ -35,6 +36,8 @@ def schedule(state: State, out: Outbox) -> None:
 def fulfil_reservations(state: State, out: Outbox) -> None:
     """Load models whose victims are gone; cancel if no one wants the model, or a drain takes too long."""
     for reservation in [*state.reservations.values()]:
+        if reservation.reload is not None:
+            continue
         model = state.models[reservation.model]
         drained_s = out.at - reservation.at
         if not model.cold_and_wanted or state.stopping:
@@ -44,13 +47,13 @@ def fulfil_reservations(state: State, out: Outbox) -> None:
             out.publish(DecisionKind.DRAIN, reservation.model, text)
             cancel(state, reservation, out)
         elif not reservation.victims:
-            _end_reservation(state, reservation, out)
+            end_reservation(state, reservation, out)
             _place(state, model, out)
 
 
 def cancel(state: State, reservation: Reservation, out: Outbox) -> None:
     """End a reservation: busy victims admit requests again; those already unloading are unloaded."""
-    _end_reservation(state, reservation, out)
+    end_reservation(state, reservation, out)
     for victim in reservation.victims:
         resume(state, state.residencies[victim], out.at)
 
@@ -74,7 +77,8 @@ def choose_fits(state: State, models: Iterable[ModelState]) -> None:
         if model.spec.elsewhere is None:
             continue
         if present is None:
-            present = state.ledger.whole()
+            drained = state.ledger.drained
+            present = [each for each in state.ledger.whole() if each.device.id not in drained]
         elsewhere = model.spec.elsewhere([budget.device for budget in present])
         if elsewhere is not None and not isinstance(model.spec.fit(present), Placement):
             model.fit = elsewhere
@@ -119,7 +123,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
         return
     if _make_room(state, model, out, busy, crowded=crowded):
         return
-    reason = _never_fits(state, model)
+    reason = never_fits(state, model)
     if reason is not None:
         _refuse(state, model, reason, out)
     else:
@@ -135,7 +139,7 @@ def choose_now(
     also_leaving: Mapping[DeviceId, int] | None = None,
 ) -> Placement | Refusal:
     """Choose devices by the room that is free now, or with what is `also` freed, without what is reserved."""
-    freed, leaving = _reserved(state)
+    freed, leaving = reserved(state)
     freed.update(also_freed or {})
     leaving.update(also_leaving or {})
     budgets = state.ledger.budgets(freed=freed, leaving=leaving, busy=busy)
@@ -190,7 +194,7 @@ def _candidates(
     for residency in state.residencies.values():
         model = state.models[residency.model]
         ready = residency.state is ResidencyState.READY and residency.bytes_by_device
-        if not ready or model.pinned or residency.id in taken:
+        if not ready or model.pinned or model.successor is not None or residency.id in taken:
             continue
         in_use = residency.in_flight > 0 or bool(model.queue)
         if (in_use and not busy) or (not overdue and evictable_from(state, residency, waiting) > now):
@@ -216,7 +220,7 @@ def _victims(
 ) -> tuple[tuple[Candidate, ...], Placement] | None:
     """Find the cheapest sufficient victims on one device, or else on several."""
     best: tuple[float, tuple[Candidate, ...], Placement] | None = None
-    reserved_bytes, reserved_engines = _reserved(state)
+    reserved_bytes, reserved_engines = reserved(state)
     for budget in state.ledger.budgets(busy=busy, any_number=True):
         if budget.left_out is not None:
             continue
@@ -294,14 +298,15 @@ def _reserve(
         unload_when_idle(state, residency, out, UnloadReason.EVICTED, why)
 
 
-def _end_reservation(state: State, reservation: Reservation, out: Outbox) -> None:
+def end_reservation(state: State, reservation: Reservation, out: Outbox) -> None:
+    """Hold the room no longer; a drain costs the credit that it took."""
     del state.reservations[reservation.model]
     if reservation.drains:
         state.drain_credit_s = max(0.0, drain_credit_s(state, out.at) - (out.at - reservation.at))
         state.drain_credit_at = out.at
 
 
-def _reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
+def reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
     """Return what reservations need beyond what their victims still hold: bytes and engines, as negatives."""
     reserved_bytes: Counter[DeviceId] = Counter()
     reserved_engines: Counter[DeviceId] = Counter()
@@ -314,12 +319,14 @@ def _reserved(state: State) -> tuple[Counter[DeviceId], Counter[DeviceId]]:
     return reserved_bytes, reserved_engines
 
 
-def _never_fits(state: State, model: ModelState) -> str | None:
+def never_fits(state: State, model: ModelState) -> str | None:
     """Return the planner's reason if the model does not fit even without all models that are not pinned."""
     pinned: list[Residency] = []
     others: list[Residency] = []
     for residency in state.residencies.values():
-        stays = state.models[residency.model].pinned and not residency.gone
+        # One that is moved has left its devices soon.
+        model_of = state.models[residency.model]
+        stays = model_of.pinned and not residency.gone and residency.id == model_of.stays_as
         (pinned if stays else others).append(residency)
     freed, leaving = freed_by(residency.bytes_by_device for residency in others)
     result = on_host(model.fit(_emptied(state, freed, leaving)), _emptied_host(state, freed))

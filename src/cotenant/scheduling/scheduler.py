@@ -4,7 +4,7 @@ from cotenant.domain.decisions import DecisionKind, WaitEstimate
 from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyId, ResidencyState, UnloadReason
 from cotenant.domain.units import format_duration
 from cotenant.planning.ledger import Ledger
-from cotenant.scheduling import events
+from cotenant.scheduling import events, moves
 from cotenant.scheduling.advice import apply_advice, expire_advice
 from cotenant.scheduling.commands import Command, WakeAt
 from cotenant.scheduling.estimates import expire, wait_estimate
@@ -71,6 +71,7 @@ class Scheduler:
                 residency = state.residencies.get(event.residency)
                 if residency is not None and residency.state is ResidencyState.LOADING:
                     became_ready(state, residency, out, event.placement)
+                    moves.finish(state, residency, out)
                     dispatch(state, state.models[residency.model], out)
             case events.EngineExited():
                 self._engine_exited(event, out)
@@ -84,12 +85,20 @@ class Scheduler:
                 model.retry_at, model.last_used = 0.0, event.at
             case events.UnloadAsked():
                 model = state.model(event.model)
+                moves.cancel_move(state, model, out, "it is unloaded")
                 model.wanted, model.wanted_later = "", ""
                 stays = "; it is pinned, so its next load stays" if model.pinned else ""
                 why = f"unloaded: the operator asked for it{stays}"
-                unload_when_idle(state, state.residency_of(model), out, UnloadReason.OPERATOR, why)
+                for each in sorted(model.residencies):
+                    unload_when_idle(state, state.residencies[each], out, UnloadReason.OPERATOR, why)
             case events.PinAsked():
                 self._pin_asked(event, out)
+            case events.MoveAsked(_, name, devices):
+                moves.ask(state, state.model(name), devices, out)
+            case events.MoveCancelled(_, name):
+                moves.cancel_move(state, state.model(name), out, "the operator asked for it")
+            case events.DrainsChanged(_, devices):
+                moves.drains_changed(state, devices, out)
             case events.AdviceGiven():
                 apply_advice(state, event.advice, out)
             case events.WarmChanged(_, name, kept_bytes, why):
@@ -142,9 +151,11 @@ class Scheduler:
         unload_expired(state, out)
         end_drains(state, out)
         fulfil_reservations(state, out)
+        moves.continue_moves(state, out)
         schedule(state, out)
         prefetch(state, out)
-        state.awaiting_room = bool(state.reservations or state.cold_and_wanted())
+        waiting = state.reservations or state.cold_and_wanted()
+        state.awaiting_room = bool(waiting or moves.awaits_room(state))
         instant = next_instant(state, out.at)
         if instant is not None and instant != self._wake_at:
             self._wake_at = instant
@@ -167,7 +178,13 @@ class Scheduler:
         if residency is None or residency.state is ResidencyState.RECLAIMING:
             return
         model = self.state.models[residency.model]
-        if residency.state is ResidencyState.LOADING:
+        if residency.id == model.successor:
+            moves.failed(self.state, residency, event.why, event.cause, out)
+        elif residency.id in model.leaving:
+            if residency.in_flight:
+                text, cause = f"the engine that it leaves has ended: {event.why}", event.cause.value
+                out.publish(DecisionKind.FAILED, residency.model, text, cause=cause)
+        elif residency.state is ResidencyState.LOADING:
             self._failed(model, event, out)
             if model.retry_at > event.at:
                 wait_s = model.retry_at - event.at
@@ -217,6 +234,7 @@ class Scheduler:
         for name in [name for name in state.models if name not in served]:
             self._remove(name, out)
         for name in event.replaced & served.keys():
+            moves.cancel_move(state, state.models[name], out, "its configuration changed")
             residency = state.residency_of(state.models[name])
             if residency is not None and not residency.gone:
                 state.want(state.models[name], "its configuration changed")
@@ -231,17 +249,18 @@ class Scheduler:
         if known.spec.pinned != spec.pinned:
             known.pinned = spec.pinned
         known.spec, known.removed = spec, False
-        residency = self.state.residency_of(known)
-        if residency is not None:
+        for each in sorted(known.residencies - known.leaving):
+            residency = self.state.residencies[each]
             residency.slots = spec.slots
             lower_claim(self.state, residency, spec.seen_bytes)
             self.state.watch_keep_alive(known)
 
     def _remove(self, name: str, out: Outbox) -> None:
         model = self.state.models[name]
+        moves.cancel_move(self.state, model, out, "it is not served any more")
         model.removed, model.wanted, model.wanted_later, model.pinned = True, "", "", False
         refuse(self.state, model.queue, RefusalCode.REMOVED, f"{name} is not served any more", out)
-        if model.residency is None:
+        if not model.residencies:
             self.state.forget_model(name)
             return
         residency, why = self.state.residency_of(model), "unloaded: it is not served any more"
@@ -252,7 +271,10 @@ class Scheduler:
         model.pinned = event.pinned
         self.state.watch_keep_alive(model)
         residency = self.state.residency_of(model)
-        if event.pinned and residency is not None and residency.pending_unload is not None:
+        moving = (
+            model.spec.name in self.state.reservations and self.state.reservations[model.spec.name].reload
+        )
+        if event.pinned and residency is not None and residency.pending_unload is not None and not moving:
             self._cancel_unload(model, residency, out)
         text = "pinned: it stays loaded" if event.pinned else "no longer pinned"
         out.publish(DecisionKind.PINNED, event.model, text)

@@ -14,11 +14,13 @@ from cotenant.domain.placements import Placement
 from cotenant.domain.residencies import LeaseId, ResidencyId, ResidencyState, TicketId, UnloadReason
 from cotenant.planning.device_choice import Fit
 from cotenant.planning.ledger import Ledger
+from cotenant.scheduling.active_advice import ActiveAdvice
 from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.deadlines import Deadlines
 from cotenant.scheduling.demand import Demand, GapHistogram
 from cotenant.scheduling.model_spec import ModelSpec, SchedulerSettings
 from cotenant.scheduling.policy import Policy
+from cotenant.scheduling.reservation import Reservation
 
 _RECENT_WAITS: Final = 200
 _OVERDUE_TIMES: Final = 3.0
@@ -54,7 +56,7 @@ class Residency:
 
     `last_seen` is the last measurement of each card that shows memory of the engine, or else the one at its
     end. `pending_unload` is why it is unloaded once it is idle. `leases` are those that are out, with the
-    instants of their grants.
+    instants of their grants. `moved_from` names the devices where its model was, if a move started it.
     """
 
     id: ResidencyId
@@ -71,6 +73,7 @@ class Residency:
     last_seen: dict[DeviceId, LastSeen] = field(default_factory=dict)
     measured_bytes: int | None = None
     pending_unload: tuple[UnloadReason, str] | None = None
+    moved_from: str | None = None
 
     @property
     def in_flight(self) -> int:
@@ -111,6 +114,8 @@ class ModelState:
     `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
     same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
     requests usually take, None before the first has ended. `fit` is the spec's, or where it goes instead.
+    `residency` serves it. While it moves, `successor` loads elsewhere to take over, and those `leaving` have
+    served or were to: they end. A drained device moves it again at `move_again_at`.
     """
 
     spec: ModelSpec
@@ -119,6 +124,10 @@ class ModelState:
     demand: Demand = field(default_factory=Demand)
     queue: list[Ticket] = field(default_factory=list)
     residency: ResidencyId | None = None
+    successor: ResidencyId | None = None
+    leaving: set[ResidencyId] = field(default_factory=set)
+    move_failures: int = 0
+    move_again_at: float = 0.0
     wanted: str = ""
     wanted_later: str = ""
     load_s: float = 0.0
@@ -139,40 +148,19 @@ class ModelState:
         return self.residency is None and bool(self.queue or self.wanted)
 
     @property
+    def stays_as(self) -> ResidencyId | None:
+        """The residency that it has once it has moved."""
+        return self.residency if self.successor is None else self.successor
+
+    @property
+    def residencies(self) -> set[ResidencyId]:
+        """All of its residencies."""
+        return {each for each in (self.residency, self.successor) if each is not None} | self.leaving
+
+    @property
     def stays(self) -> bool:
         """Whether it is to stay loaded: its engine is replaced if it dies, without a request."""
         return (self.spec.preload or self.pinned) and not self.removed
-
-
-@dataclass(slots=True)
-class Reservation:
-    """Room being made for a model: its victims go first. `drains` says that busy ones are among them."""
-
-    model: str
-    placement: Placement
-    bytes_by_device: dict[DeviceId, int]
-    victims: set[ResidencyId]
-    at: float
-    drains: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveAdvice:
-    """The advice in force for a model: each part until an instant, 0 if there is none.
-
-    A factor on its keep-alive, a soft pin (others are evicted first), a load before any request.
-    """
-
-    factor: float = 1.0
-    factor_until: float = 0.0
-    pinned_until: float = 0.0
-    prefetch_until: float = 0.0
-
-    @property
-    def ends_at(self) -> float | None:
-        """When the first of its parts ends; None if none is in force."""
-        instants = (self.factor_until, self.pinned_until, self.prefetch_until)
-        return min((instant for instant in instants if instant), default=None)
 
 
 @dataclass(slots=True)
@@ -180,7 +168,7 @@ class State:
     """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
     `changed_at` is when models or devices were last added or removed. `unload_s` is how long the last unload
-    took, until its memory was seen free. `moving` are the residencies that are not ready. `deadlines` are
+    took, until its memory was seen free. `transient` are the residencies that are not ready. `deadlines` are
     those of tickets, `keep_alives` the ends of those of idle models, `advice_ends` those of advice by model.
     """
 
@@ -205,7 +193,7 @@ class State:
     awaiting_room: bool = False
     ids: int = 0
     decisions: int = 0
-    moving: set[ResidencyId] = field(default_factory=set)
+    transient: set[ResidencyId] = field(default_factory=set)
     deadlines: Deadlines[TicketId] = field(init=False)
     keep_alives: Deadlines[ResidencyId] = field(init=False)
     advice_ends: Deadlines[str] = field(init=False)
@@ -287,8 +275,8 @@ class State:
 
     def in_state(self, *states: ResidencyState) -> list[Residency]:
         """Return the residencies in one of these states, which must not be READY, the oldest first."""
-        moving = (self.residencies[residency] for residency in sorted(self.moving))
-        return [residency for residency in moving if residency.state in states]
+        known = (self.residencies[residency] for residency in sorted(self.transient))
+        return [residency for residency in known if residency.state in states]
 
     def keep_alive_s(self, model: ModelState) -> float | None:
         """Return how long a model stays after its last request; None for ever.
@@ -305,7 +293,8 @@ class State:
         """Return when an idle model's keep-alive expires; None if it does not."""
         model = self.models[residency.model]
         keep = self.keep_alive_s(model)
-        if not residency.idle or model.pinned or model.queue or keep is None or math.isinf(keep):
+        stays = model.pinned or model.successor is not None
+        if not residency.idle or stays or model.queue or keep is None or math.isinf(keep):
             return None
         return model.last_used + keep
 
@@ -332,9 +321,13 @@ class State:
         """Count the models that are loaded or loading, and those with a reservation.
 
         A reservation takes the places of its victims, also while they drain. A model that takes no memory,
-        since it is served elsewhere, does not count.
+        since it is served elsewhere, does not count, and one that moves counts once.
         """
-        loaded = {r.id for r in self.residencies.values() if r.bytes_by_device and not r.gone}
+        loaded = {
+            r.id
+            for r in self.residencies.values()
+            if r.bytes_by_device and not r.gone and self.models[r.model].residency == r.id
+        }
         victims = [reservation.victims & loaded for reservation in self.reservations.values()]
         return len(loaded.difference(*victims)) + sum(max(1, len(each)) for each in victims)
 

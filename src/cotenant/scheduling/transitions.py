@@ -35,21 +35,39 @@ class InvalidTransition(AssertionError):
     """A transition that is not allowed: a fault of the scheduler."""
 
 
-def move(state: State, residency: Residency, to: ResidencyState, at: float) -> None:
-    """Change state. Raises InvalidTransition."""
+def enter(state: State, residency: Residency, to: ResidencyState, at: float) -> None:
+    """Change state. Raises InvalidTransition.
+
+    An engine that ends does not serve its model any more: a successor takes its place at once.
+    """
     if to not in ALLOWED[residency.state]:
         raise InvalidTransition(f"{residency.model} #{residency.id}: {residency.state} → {to} at {at}")
     residency.state = to
     residency.since = at
+    if residency.gone:
+        step_down(state.models[residency.model], residency.id)
     if to is READY:
-        state.moving.discard(residency.id)
+        state.transient.discard(residency.id)
         state.watch_keep_alive(state.models[residency.model])
     else:
-        state.moving.add(residency.id)
+        state.transient.add(residency.id)
 
 
-def start(state: State, model: ModelState, placement: Placement, out: Outbox, why: str) -> Residency:
-    """Claim the placement's bytes and start the engine."""
+def step_down(model: ModelState, residency: ResidencyId) -> None:
+    """Have a residency serve its model no more, if there is a successor, nor succeed another one."""
+    if residency == model.successor:
+        model.successor = None
+    elif residency == model.residency and model.successor is not None:
+        model.residency, model.successor = model.successor, None
+    else:
+        return
+    model.leaving.add(residency)
+
+
+def start(
+    state: State, model: ModelState, placement: Placement, out: Outbox, why: str, *, successor: bool = False
+) -> Residency:
+    """Claim the placement's bytes and start the engine, as the `successor` of one that serves if so."""
     residency = Residency(
         id=ResidencyId(state.next_id()),
         model=model.spec.name,
@@ -60,9 +78,12 @@ def start(state: State, model: ModelState, placement: Placement, out: Outbox, wh
         slots=model.spec.slots,
     )
     state.residencies[residency.id] = residency
-    state.moving.add(residency.id)
+    state.transient.add(residency.id)
     state.ledger.claim(residency.id, residency.bytes_by_device)
-    model.residency = residency.id
+    if successor:
+        model.successor = residency.id
+    else:
+        model.residency = residency.id
     model.loads += 1
     model.last_waiting_text = ""
     state.end_prefetch(model.spec.name)
@@ -92,7 +113,7 @@ def became_ready(state: State, residency: Residency, out: Outbox, placement: Pla
     model.retry_at, model.last_failure, model.last_cause = 0.0, None, None
     model.wanted = ""
     model.last_used = out.at
-    move(state, residency, READY, out.at)
+    enter(state, residency, READY, out.at)
     residency.ready_at = out.at
     state.ledger.show(residency.id, out.at)
     lower_claim(state, residency, model.spec.seen_bytes)
@@ -118,14 +139,14 @@ def unload(
 ) -> None:
     """Stop the engine."""
     held_s = out.at - residency.held_since
-    move(state, residency, UNLOADING, out.at)
+    enter(state, residency, UNLOADING, out.at)
     residency.pending_unload = (reason, why)
     residency.unloading_at = out.at
     if residency.bytes:
         why = f"{why}; frees {format_bytes(residency.bytes)} on {device_labels(residency)}"
     kind, facts = _KINDS.get(reason, DecisionKind.UNLOAD), {"bytes": residency.bytes, "held_s": held_s}
     out.publish(kind, residency.model, why, **facts, reason=reason.value)
-    out.add(StopEngine(residency.id, cuts_requests))
+    out.add(StopEngine(residency.id, cuts_requests, moved=reason is UnloadReason.MOVED))
 
 
 def unload_when_idle(
@@ -138,7 +159,7 @@ def unload_when_idle(
         unload(state, residency, out, reason, why)
         return
     if residency.state is READY:
-        move(state, residency, DRAINING, out.at)
+        enter(state, residency, DRAINING, out.at)
     if residency.pending_unload is None or residency.pending_unload[0] is not reason:
         residency.since = out.at
     residency.pending_unload = (reason, why)
@@ -147,14 +168,14 @@ def unload_when_idle(
 def resume(state: State, residency: Residency, at: float) -> None:
     """Admit requests again: the room is not needed."""
     if residency.state is DRAINING:
-        move(state, residency, READY, at)
+        enter(state, residency, READY, at)
         residency.pending_unload = None
 
 
 def exited(state: State, residency: Residency, out: Outbox) -> None:
     """The process is gone: its leases end, and its claim stays until the bytes are seen back."""
     drop_leases(state, residency)
-    move(state, residency, RECLAIMING, out.at)
+    enter(state, residency, RECLAIMING, out.at)
     residency.ended_at = out.at
     for device in residency.bytes_by_device:
         seen = _last_seen(state.ledger.readings.get(device), residency.id)
@@ -215,11 +236,13 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
     if residency.unloading_at is not None:
         state.unload_s = out.at - residency.unloading_at
     del state.residencies[residency.id]
-    state.moving.discard(residency.id)
+    state.transient.discard(residency.id)
     state.ledger.release(residency.id)
     model = state.models[residency.model]
-    model.residency = None
-    if model.removed and not model.queue:
+    model.leaving.discard(residency.id)
+    if model.residency == residency.id:
+        model.residency = None
+    if model.removed and not model.queue and not model.residencies:
         state.forget_model(residency.model)
     for reservation in state.reservations.values():
         reservation.victims.discard(residency.id)

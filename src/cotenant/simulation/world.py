@@ -276,8 +276,10 @@ class World:
     def _start(self, command: StartEngine) -> None:
         model = self.models[command.model]
         wanted = {s.device.id: round(s.parts.total * model.truth) for s in command.placement.used_shares}
+        state = self.scheduler.state.models[model.name]
         for other in self._engines.values():
-            if other.model is model:
+            serves = state.successor == command.residency and state.residency == other.residency
+            if other.model is model and not serves and other.residency not in state.leaving:
                 raise ContractViolation(f"{model.name} is started while it has engine #{other.residency}")
             if other.loading and not other.asked_to_end and wanted.keys() & other.wanted.keys():
                 raise ContractViolation(f"{model.name} is started where {other.model.name} is loading")

@@ -117,8 +117,11 @@ class Effects:
         self.running[residency] = running
         running.task = loop.create_task(self._run(residency, entry, running))
 
-    def stop(self, residency: ResidencyId, *, cuts_requests: bool = False) -> None:
-        """End an engine; EngineExited is posted."""
+    def stop(self, residency: ResidencyId, *, cuts_requests: bool = False, moved: bool = False) -> None:
+        """End an engine; EngineExited is posted.
+
+        One that has `moved` gets no grace, in which another would be put to sleep: it serves nobody.
+        """
         running = self.running.get(residency)
         if running is None or running.task is None:
             return
@@ -127,7 +130,7 @@ class Effects:
             # Not at once: a task cancelled before its first step never runs, so it would post nothing.
             asyncio.get_running_loop().call_soon(running.task.cancel)
         else:
-            self._stopping.start(running.engine.stop(_GRACE_S))
+            self._stopping.start(running.engine.stop(0 if moved else _GRACE_S))
 
     def _fail(self, residency: ResidencyId, why: str) -> None:
         """End an engine that has lost what it needs; EngineExited is posted with `why`."""

@@ -129,8 +129,8 @@ class Loop:
                 case StartEngine(residency, name, placement):
                     in_flight = partial(self._in_flight, residency)
                     self.effects.start(residency, self.fleet.entries[name], placement, self.post, in_flight)
-                case StopEngine(residency, cuts_requests):
-                    self.effects.stop(residency, cuts_requests=cuts_requests)
+                case StopEngine(residency, cuts_requests, moved):
+                    self.effects.stop(residency, cuts_requests=cuts_requests, moved=moved)
                 case WakeAt(at):
                     self._wake_at(at)
                 case PublishDecision(decision):
