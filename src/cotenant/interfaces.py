@@ -1,7 +1,7 @@
 """The Protocols that the shell implements for the rest of the program, and the values that they exchange."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -151,6 +151,9 @@ class Router(Protocol):
 
     def models(self) -> Sequence[ServedModel]:
         """List the served models, loaded or not."""
+
+    def names(self) -> Collection[str]:
+        """The names of the served models."""
 
     def resolve(self, name: str) -> str:
         """Return the name of the model with this name or alias. Raises UnknownModel."""

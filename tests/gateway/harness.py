@@ -60,6 +60,9 @@ class SlotRouter:
     def models(self):
         return self.served
 
+    def names(self):
+        return [model.name for model in self.served]
+
     def resolve(self, name):
         for model in self.served:
             if name == model.name or name in model.aliases:

@@ -255,9 +255,9 @@ async def test_a_scrape_of_fifty_models_asks_once_for_each_fact_and_leases_nothi
             super().__init__(*args, **options)
             self.asked = Counter()
 
-        def models(self):
-            self.asked["models"] += 1
-            return super().models()
+        def names(self):
+            self.asked["names"] += 1
+            return super().names()
 
     names = [f"m{number}" for number in range(50)]
     operator = PlainOperator(*(ModelStatus(name, "ready") for name in names))
@@ -266,7 +266,7 @@ async def test_a_scrape_of_fifty_models_asks_once_for_each_fact_and_leases_nothi
         told = await scrape(port)
     assert len([key for key in told if key[0] == "cotenant_model_qps"]) == 50
     assert sorted(operator.calls) == ["devices", "statuses"]
-    assert router.asked == {"models": 1}
+    assert router.asked == {"names": 1}
     assert router.terms == []
 
 

@@ -39,15 +39,14 @@ class FleetView:
             return ()
         now = self._loop.clock.now()
         return [
-            name
-            for name, model in self._state.models.items()
-            if model.cold_and_wanted and name not in self._state.reservations and model.retry_at <= now
+            model.spec.name
+            for model in self._state.cold_and_wanted()
+            if model.spec.name not in self._state.reservations and model.retry_at <= now
         ]
 
     def loading_models(self) -> Collection[str]:
         """Name the models that are being loaded."""
-        residencies = self._state.residencies.values()
-        return {r.model for r in residencies if r.state is ResidencyState.LOADING}
+        return {residency.model for residency in self._state.in_state(ResidencyState.LOADING)}
 
     def warm_ranking(self, budget_bytes: int, kept: Mapping[str, int]) -> Mapping[str, int]:
         """Return how many bytes to keep of which models' files, the most worthwhile first (`rank`).
@@ -63,7 +62,7 @@ class FleetView:
 
     def is_reclaiming(self) -> bool:
         """Whether memory of an engine that has ended is not yet seen to be free."""
-        return any(r.state is ResidencyState.RECLAIMING for r in self._state.residencies.values())
+        return bool(self._state.in_state(ResidencyState.RECLAIMING))
 
     def devices(self) -> Sequence[Device]:
         """Return the devices of the last Readings, in planned order."""

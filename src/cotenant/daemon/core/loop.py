@@ -172,9 +172,10 @@ class Loop:
         try:
             return await future
         except WaitTimeout as fault:
-            runs = [each for each in self.effects.running.values() if each.model == request.model]
-            loading = [each.engine for each in runs if each.engine and each.slot_reaper is None]
-            fault.message += "".join(f": {each.problem}" for each in loading if each.problem)
+            model = self.scheduler.state.models.get(request.model)
+            run = self.effects.running.get(model.residency) if model and model.residency else None
+            if run and run.engine and run.slot_reaper is None and run.engine.problem:
+                fault.message += f": {run.engine.problem}"
             raise
         except asyncio.CancelledError:
             if self._waiting.pop(request.ticket, None) is not None:

@@ -1,7 +1,7 @@
 """Leases on models, for the gateway."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from cotenant.daemon.core.loop import Loop
 from cotenant.daemon.core.status import served_model
@@ -39,6 +39,10 @@ class FleetRouter:
             log_path = loop.effects.log_path(name)
             found.append(served_model(entry, residency, running, loop.served_since[name], log_path))
         return found
+
+    def names(self) -> Collection[str]:
+        """Return the names of the served models."""
+        return self._loop.fleet.entries.keys()
 
     def resolve(self, name: str) -> str:
         """Return the model's own name for a name or alias. Raises UnknownModel."""

@@ -75,7 +75,7 @@ def device_statuses(
             foreign_bytes=ledger.foreign_bytes(device),
             plannable_bytes=max(0, ledger.available_bytes(device)),
             overcommitted=device in state.overcommitted,
-            residents=tuple(r.model for r in state.residencies.values() if device in r.bytes_by_device),
+            residents=tuple(state.residencies[holder].model for holder in sorted(ledger.holders(device))),
             compute_capability=".".join(map(str, reading.device.compute_capability or ())) or None,
             compute_mode=seen.compute_mode,
             max_engines=reading.admission.max_engines,

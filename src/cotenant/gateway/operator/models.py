@@ -6,14 +6,14 @@ Slashes in names are written %2F, or as they are where that is not ambiguous.
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Final
 
-from cotenant.asgi import TEXT_TYPE, send_body, send_json, send_stream
+from cotenant.asgi import JSON_TYPE, TEXT_TYPE, encode_json, send_body, send_json, send_stream
 from cotenant.domain import errors
-from cotenant.domain.decisions import ModelStatus
+from cotenant.domain.decisions import ModelStatus, WarmStatus
 from cotenant.domain.errors import BadSetting, CotenantError, UnknownModel, UnknownRoute
 from cotenant.domain.requests import ServedModel
 from cotenant.gateway.http.limits import Timing
@@ -74,10 +74,11 @@ class ModelRoutes:
             task.cancel()
 
     @Route("GET /api/models", "List all models with their state", Reply(ModelsResponse, "models"))
-    async def _list(self, request: ApiRequest) -> object:
-        statuses = {status.name: status for status in self._operator.statuses()}
-        models = [_described(model, statuses.get(model.name)) for model in self._router.models()]
-        return {"models": models, "warm": self._operator.warm()}
+    async def _list(self, request: ApiRequest) -> None:
+        now = self._router.models(), self._operator.statuses(), self._operator.warm()
+        # Of thousands of models this takes long, and nothing of it can change meanwhile.
+        body = await asyncio.to_thread(_listed, *now)
+        await send_body(request.send, 200, body, JSON_TYPE)
 
     @Route(f"GET {MODEL}", "Return a model with its state", _AFTER, NO_SUCH_MODEL, (NAME,))
     async def _one(self, request: ApiRequest) -> object:
@@ -206,6 +207,11 @@ class ModelRoutes:
         model = find_model(name, self._router)
         status = next((each for each in self._operator.statuses() if each.name == model.name), None)
         return _described(model, status)
+
+
+def _listed(models: Sequence[ServedModel], statuses: Sequence[ModelStatus], warm: WarmStatus | None) -> bytes:
+    known = {status.name: status for status in statuses}
+    return encode_json({"models": [_described(m, known.get(m.name)) for m in models], "warm": warm})
 
 
 def _described(model: ServedModel, status: ModelStatus | None) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class RequestCounters:
 
     def all(self) -> Iterator[tuple[str, ModelCounters]]:
         """Yield the name and counters of each model; the name "" is for requests without a served model."""
-        for model in self._router.models():
-            self.of(model.name)
+        for name in self._router.names():
+            self.of(name)
         yield from self._by_model.items()
         yield "", self.nameless

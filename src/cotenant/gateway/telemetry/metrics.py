@@ -7,7 +7,7 @@ loaded. Unknown values have no sample. Counters have no `gpu` label, as models c
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Final
 
 from prometheus_client.core import (
@@ -20,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from cotenant.domain.advisors import AdvisorStatus, QuestionOutcome
+from cotenant.domain.alerts import Alert, AlertKind
 from cotenant.domain.decisions import DeviceStatus, ModelStatus, WarmStatus
 from cotenant.domain.engine_kinds import DEFAULT_KIND
 from cotenant.domain.fragmentation import Fragmentation
@@ -79,25 +80,26 @@ class Metrics:
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics in the format that a scraper accepts, and the content type.
 
-        Values are read at once; rendering takes much longer and runs in a thread.
+        States are read at once; rendering takes much longer and runs in a thread, where counters are read.
         """
         encode, content_type = choose_encoder(accept)
-        fragmentation = await self._operator.fragmentation()
-        return await asyncio.to_thread(encode, _Snapshot([*self.collect(fragmentation)])), content_type
+        families = self.collect(await self._operator.fragmentation())
+        return await asyncio.to_thread(lambda: encode(_Snapshot([*families]))), content_type
 
     def collect(self, fragmentation: Fragmentation) -> Iterator[Metric]:
-        """Yield every family of metrics."""
+        """Read all states, and return every family of metrics, each made when it is asked for."""
         devices, statuses = self._operator.devices(), self._operator.statuses()
         runtimes = {status.name: status.runtime.value for status in statuses}
-        yield from _of_models(statuses, devices)
-        yield from _of_devices(devices)
-        yield from _of_fragmentation(fragmentation, devices)
-        yield from _of_warm(self._operator.warm())
-        yield from _of_requests(list(self._request_counters.all()), runtimes)
-        yield from _of_decisions(self._operator.decision_times())
-        yield from _of_alerts(self._alerts)
-        if self._advisor is not None:
-            yield from _of_advisor(self._advisor.status())
+        return chain(
+            _of_models(statuses, devices),
+            _of_devices(devices),
+            _of_fragmentation(fragmentation, devices),
+            _of_warm(self._operator.warm()),
+            _of_requests([*self._request_counters.all()], runtimes),
+            _of_decisions([*self._operator.decision_times().items()]),
+            _of_alerts(self._alerts.active(), self._alerts.totals()),
+            () if self._advisor is None else _of_advisor(self._advisor.status()),
+        )
 
 
 @dataclass(frozen=True)
@@ -236,9 +238,9 @@ def _of_requests(
             continue
         in_flight.add_metric(labels, counters.in_flight)
         queued.add_metric(labels, counters.waiting)
-        for reason, count in counters.unloads.items():
+        for reason, count in [*counters.unloads.items()]:
             unloads.add_metric((*labels, reason), count)
-        for cause, count in counters.failures.items():
+        for cause, count in [*counters.failures.items()]:
             failures.add_metric((*labels, cause), count)
         tokens.add_metric((*labels, "prompt"), counters.prompt_tokens)
         tokens.add_metric((*labels, "completion"), counters.completion_tokens)
@@ -249,20 +251,20 @@ def _of_requests(
     yield from (requests, in_flight, queued, unloads, failures, tokens, seconds, waits, firsts, speeds)
 
 
-def _of_decisions(times: Mapping[str, Histogram]) -> Iterator[Metric]:
+def _of_decisions(times: Iterable[tuple[str, Histogram]]) -> Iterator[Metric]:
     text = "Time that the scheduler took for an event, in which nothing else runs"
     family = _histogram("cotenant_decision_seconds", text, ("event",))
-    for event, histogram in times.items():
+    for event, histogram in times:
         _add_histogram(family, (event,), histogram)
     yield family
 
 
-def _of_alerts(alerts: AlertBook) -> Iterator[Metric]:
+def _of_alerts(alerts: Iterable[Alert], totals: Mapping[AlertKind, int]) -> Iterator[Metric]:
     active = _gauge("cotenant_alert_active", "1 while something is wrong", ("alert", "subject"))
     begun = CounterMetricFamily("cotenant_alerts", "Alerts that have begun", labels=("alert",))
-    for alert in alerts.active():
+    for alert in alerts:
         active.add_metric((alert.kind, alert.subject), 1)
-    for kind, count in alerts.totals().items():
+    for kind, count in totals.items():
         begun.add_metric((kind,), count)
     yield from (active, begun)
 
