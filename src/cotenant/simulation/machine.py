@@ -1,7 +1,7 @@
 """Simulated GPUs: their actual memory use, what a driver reports of it, and how likely faults are."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cotenant.domain.devices import Device, DeviceId, DeviceKind
@@ -20,8 +20,20 @@ class Driver(StrEnum):
     """Nothing: the cards are only described."""
 
 
+@dataclass(slots=True)
+class _Card:
+    """What engines hold of a card, in bytes, and the sum of it."""
+
+    total_bytes: int
+    held: dict[ResidencyId, int] = field(default_factory=dict)
+    held_bytes: int = 0
+
+
 class Machine:
-    """GPUs and the users of their memory: engines, until they return it, and other programs."""
+    """GPUs and the users of their memory: engines, until they return it, and other programs.
+
+    The cards may be those of several machines, by their `node`.
+    """
 
     def __init__(self, cards: Sequence[Device], driver: Driver = Driver.NOTHING) -> None:
         self.cards = tuple(cards)
@@ -29,19 +41,26 @@ class Machine:
         self.missing: set[DeviceId] = set()
         self.silent: set[DeviceId] = set()
         self.foreign: dict[DeviceId, int] = {card.id: 0 for card in cards}
+        self._cards = {card.id: _Card(card.total_bytes or 0) for card in cards}
+        self._nodes: dict[str | None, list[Device]] = {}
+        for each in cards:
+            self._nodes.setdefault(each.node, []).append(each)
         self._held: dict[ResidencyId, dict[DeviceId, int]] = {}
         self._ended: set[ResidencyId] = set()
 
     def free_bytes(self, device: DeviceId) -> int:
         """Return the memory that is actually free on a card."""
-        total = next(card.total_bytes or 0 for card in self.cards if card.id == device)
-        return total - self.foreign[device] - sum(held.get(device, 0) for held in self._held.values())
+        card = self._cards[device]
+        return card.total_bytes - self.foreign[device] - card.held_bytes
 
     def take(self, engine: ResidencyId, wanted: Mapping[DeviceId, int]) -> bool:
         """Allocate for an engine. Returns False if a card is lost or has too little free memory."""
         if any(device in self.missing or self.free_bytes(device) < wanted[device] for device in wanted):
             return False
         self._held[engine] = dict(wanted)
+        for device, count in wanted.items():
+            self._cards[device].held[engine] = count
+            self._cards[device].held_bytes += count
         return True
 
     def end(self, engine: ResidencyId) -> None:
@@ -50,7 +69,8 @@ class Machine:
 
     def give_back(self, engine: ResidencyId) -> None:
         """Free the memory of an engine."""
-        self._held.pop(engine, None)
+        for device in self._held.pop(engine, ()):
+            self._cards[device].held_bytes -= self._cards[device].held.pop(engine)
         self._ended.discard(engine)
 
     def set_foreign(self, device: DeviceId, count: int) -> None:
@@ -63,9 +83,10 @@ class Machine:
         self.silent.clear()
         self.foreign = dict.fromkeys(self.foreign, 0)
 
-    def readings(self, at: float) -> tuple[DeviceReading, ...]:
-        """Return readings of the cards that are present."""
-        return tuple(self._reading(card, at) for card in self.cards if card.id not in self.missing)
+    def readings(self, at: float) -> Iterator[tuple[str | None, tuple[DeviceReading, ...]]]:
+        """Yield each node with readings of its cards that are present."""
+        for node, cards in (self._nodes or {None: []}).items():
+            yield node, tuple(self._reading(card, at) for card in cards if card.id not in self.missing)
 
     def _reading(self, card: Device, at: float) -> DeviceReading:
         total = card.total_bytes or 0
@@ -76,11 +97,8 @@ class Machine:
         free = self.free_bytes(card.id)
         if self.driver is Driver.TOTALS:
             return DeviceReading(card, at, total, free)
-        ours = {
-            engine: held[card.id]
-            for engine, held in self._held.items()
-            if card.id in held and engine not in self._ended
-        }
+        held = self._cards[card.id].held
+        ours = {engine: count for engine, count in held.items() if engine not in self._ended}
         others = total - free - sum(ours.values())
         return DeviceReading(
             card, at, total, free, foreign_bytes=others, engine_bytes=ours, holders="others" if others else ""

@@ -96,7 +96,8 @@ class Variant:
 
     def _plan(self, tenant: Tenant) -> Placement | Refusal:
         ledger = Ledger(self.settings.reserve_bytes)
-        ledger.read(Machine(self.cards).readings(0.0))
+        for node, readings in Machine(self.cards).readings(0.0):
+            ledger.read(readings, node)
         return choose_devices(tenant.spec.fit, ledger.budgets(), (), together=tenant.spec.together)
 
     def _model(self, tenant: Tenant) -> SimulatedModel:

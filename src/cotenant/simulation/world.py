@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -40,7 +40,7 @@ class ContractViolation(AssertionError):
     """The scheduler issued a command that cannot be executed, or lost a request."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SimulatedEngine:
     """A process that runs a model until it is `gone`."""
 
@@ -88,6 +88,8 @@ class World:
         self._rng = rng
         self._read_every_s = read_every_s
         self._engines: dict[ResidencyId, SimulatedEngine] = {}
+        self._engines_of: dict[str, list[SimulatedEngine]] = {}
+        self._engines_on: dict[DeviceId, list[SimulatedEngine]] = {}
         self._timer = 0
         self.open_requests = 0  # Those that have arrived and not ended.
         self._coming = 0
@@ -112,7 +114,8 @@ class World:
 
     def read(self) -> None:
         """Send readings of the cards."""
-        self.send(events.DevicesRead(self.queue.now, self.machine.readings(self.queue.now)))
+        for node, readings in self.machine.readings(self.queue.now):
+            self.send(events.DevicesRead(self.queue.now, readings, node))
         if self.timeline is not None:
             invariants.check_kept(self.scheduler.state)
 
@@ -123,7 +126,7 @@ class World:
 
     def end_engines(self, device: DeviceId, why: str, within_s: float) -> None:
         """End all engines on a card, as the end of its MPS daemon does."""
-        for engine in [e for e in self._engines.values() if device in e.wanted]:
+        for engine in [*self._engines_on.get(device, ())]:
             self.queue.after(self._rng.uniform(0, within_s), lambda e=engine: self._ends(e, why))  # type: ignore[misc]
 
     def heal(self) -> None:
@@ -277,13 +280,16 @@ class World:
         model = self.models[command.model]
         wanted = {s.device.id: round(s.parts.total * model.truth) for s in command.placement.used_shares}
         state = self.scheduler.state.models[model.name]
-        for other in self._engines.values():
+        for other in self._engines_of.get(model.name, ()):
             serves = state.successor == command.residency and state.residency == other.residency
-            if other.model is model and not serves and other.residency not in state.leaving:
+            if not serves and other.residency not in state.leaving:
                 raise ContractViolation(f"{model.name} is started while it has engine #{other.residency}")
-            if other.loading and not other.asked_to_end and wanted.keys() & other.wanted.keys():
+        for other in (other for device in wanted for other in self._engines_on.get(device, ())):
+            if other.loading and not other.asked_to_end:
                 raise ContractViolation(f"{model.name} is started where {other.model.name} is loading")
         engine = self._engines[command.residency] = SimulatedEngine(command.residency, model, wanted)
+        for known in self._lists_with(engine):
+            known.append(engine)
         self.totals.load(model.name, sum(wanted.values()))
         slowed = self._rng.uniform(*_SLOW) if self._happens(self.faults.slow_load) else 1.0
         load_s = model.load_s * self._rng.lognormvariate(0, _LOAD_SPREAD) * slowed
@@ -291,6 +297,12 @@ class World:
         if self._happens(self.faults.failed_load):
             self.queue.after(load_s * self._rng.random(), lambda: self._fails(engine, "it failed to load"))
         self.queue.after(load_s, lambda: self._becomes_ready(engine))
+
+    def _lists_with(self, engine: SimulatedEngine) -> Iterator[list[SimulatedEngine]]:
+        """Yield the lists that an engine belongs to while it runs: of its model, and of its devices."""
+        yield self._engines_of.setdefault(engine.model.name, [])
+        for device in engine.wanted:
+            yield self._engines_on.setdefault(device, [])
 
     def _allocates(self, engine: SimulatedEngine) -> None:
         if engine.loading and not engine.gone and not self.machine.take(engine.residency, engine.wanted):
@@ -349,6 +361,8 @@ class World:
 
     def _exits(self, engine: SimulatedEngine, why: str) -> None:
         del self._engines[engine.residency]
+        for known in self._lists_with(engine):
+            known.remove(engine)
         self.send(events.EngineExited(self.queue.now, engine.residency, why))
 
     def _count_ready_time(self, engine: SimulatedEngine, ready_at: float) -> None:
