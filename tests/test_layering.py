@@ -41,6 +41,7 @@ _ALLOWED = {
         "concurrency",
         "config",
         "scheduling",
+        "simulation",
         "hardware",
         "engines",
         "gateway",

@@ -34,6 +34,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str | None]]] = {
         "measure models alone and together at a running daemon, or at any OpenAI-compatible address",
     ),
     "simulate": ("simulate.command", "replay a log of requests on other GPUs or by other rules"),
+    "advise": ("simulate.advise", "replay a log of requests with other settings, and say what to change"),
     "systemd": ("systemd.command", "run the daemon under systemd"),
     "service": ("systemd.command", None),
     "services": ("services.command", "pin containers to GPUs, apply that, and roll it back"),

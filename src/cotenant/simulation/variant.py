@@ -28,13 +28,14 @@ class Tenant:
 
     `patience_s` is the longest wait of a request that states none. `tokens_per_s` is the speed of one
     request; None computes it from the model's size and the cards' memory. If given, it replaces the measured
-    service time of every request whose tokens are known.
+    service time of every request whose tokens are known. Requests take `slowdown` times as long as that.
     """
 
     spec: ModelSpec
     patience_s: float
     tokens_per_s: float | None = None
     preload: bool = False
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,13 @@ class Variant:
     def run(
         self, requests: Sequence[Request], *, seed: int = 0, progress: Progress | None = None
     ) -> ReplayResult:
-        """Replay requests, in order of arrival. Load times vary by `seed`."""
+        """Replay requests, in order of arrival, and return the results. Load times vary by `seed`."""
+        return summarize(self.replay(requests, seed=seed, progress=progress))
+
+    def replay(
+        self, requests: Sequence[Request], *, seed: int = 0, progress: Progress | None = None
+    ) -> World:
+        """Replay requests and return the world at its end; its clients are in the order of the requests."""
         policy = foresight(requests) if self.clairvoyant else None
         models = [self._model(tenant) for tenant in self.tenants]
         world = World(
@@ -75,7 +82,7 @@ class Variant:
         while world.run(steps=2000):
             if progress is not None:
                 progress(min(1.0, world.queue.now / end) if end else 1.0)
-        return summarize(world)
+        return world
 
     def _for_tenants(self, requests: Sequence[Request]) -> list[Request]:
         """Fill in patience, priority and service time from the tenants."""
@@ -84,12 +91,13 @@ class Variant:
         for request in requests:
             tenant = tenants[request.model]
             by_tokens = tenant.tokens_per_s is not None and request.output_tokens > 0
+            service_s = None if by_tokens else request.service_s
             found.append(
                 replace(
                     request,
                     patience_s=tenant.patience_s if request.patience_s is None else request.patience_s,
                     priority=tenant.spec.priority if request.priority is None else request.priority,
-                    service_s=None if by_tokens else request.service_s,
+                    service_s=None if service_s is None else service_s * tenant.slowdown,
                 )
             )
         return found
@@ -112,8 +120,8 @@ class Variant:
             tenant.spec.name,
             pieces,
             load_s=tenant.spec.load_s,
-            prefill_per_s=prefill_per_s,
-            decode_per_s=decode_per_s,
+            prefill_per_s=prefill_per_s / tenant.slowdown,
+            decode_per_s=decode_per_s / tenant.slowdown,
             slots=tenant.spec.slots,
         )
 

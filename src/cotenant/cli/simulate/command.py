@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
-from cotenant.cli.flags import file_path, kept_to, measured, whole
+from cotenant.cli.flags import whole
 from cotenant.cli.simulate.models import (
     EVERY_OTHER,
+    HERE,
     StatedModel,
+    add_model_options,
+    all_stated,
     configuration_of,
     configured_tenants,
+    inventory_of,
     keep_alive,
-    stated_model,
-    stated_models,
     stated_tenants,
 )
 from cotenant.cli.table import print_result, progress_line
-from cotenant.domain.errors import BadSetting, UsageError
+from cotenant.domain.errors import UsageError
 from cotenant.domain.units import parse_duration
 from cotenant.scheduling.policy import POLICIES
 
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from cotenant.simulation.variant import Tenant, Variant
 
 _POLICIES: Final = (*POLICIES, "clairvoyant")
-_HERE: Final = "here"
 _MOST_VARIANTS: Final = 26
 _NAMED: Final = 5
 _EPILOG: Final = (
@@ -67,20 +64,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         ("--keep-alive", "TIME", "how long models stay after a request, or forever"),
     ):
         what.add_argument(name, metavar=metavar, action="append", help=text)
-    models = parser.add_argument_group("models")
-    models.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
-    models.add_argument("--models-dir", metavar="FOLDER", help="every GGUF in it is served")
-    models.add_argument(
-        "--model",
-        metavar="NAME=SIZE",
-        action="append",
-        default=[],
-        help="a model without its file: llama=20GiB, or llama=20GiB,load=8s,slots=4,rate=60 (tokens per "
-        "second of a request); '*=8GiB' is every other name of the log",
-    )
-    models.add_argument(
-        "--sizes", type=file_path, metavar="FILE", help="the same as YAML: `llama: 20GiB,load=8s`"
-    )
+    add_model_options(parser)
     replay = parser.add_argument_group("replay")
     replay.add_argument("--until", metavar="TIME", help="only the first part of the log, as 2h")
     replay.add_argument(
@@ -107,20 +91,19 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay and print. Raises BadSetting, BadTrace, BadDeviceSpec."""
     from cotenant.cli.simulate.table import Study, as_json, lines
-    from cotenant.simulation.trace import read_trace
+    from cotenant.daemon.workload import read_logs
 
     seed, speed = args.seed, _speed(args.speed)
     until_s = math.inf if args.until is None else parse_duration(args.until)
-    stated = [*(stated_models(args.sizes) if args.sizes else ()), *map(stated_model, args.model)]
+    stated = all_stated(args)
     for name in args.policy or ():
         if name not in _POLICIES:
             raise UsageError(f"--policy {name!r} is not known", hint=f"One of {', '.join(_POLICIES)}.")
     given = configuration_of(args.config, args.models_dir, stated=bool(stated))
-    with ExitStack() as stack:
-        trace = read_trace({name: _opened(stack, name) for name in args.logs}, stretch=1 / speed)
+    trace = read_logs(args.logs, stretch=1 / speed)
     requests = [request for request in trace.requests if request.at <= until_s / speed]
     configuration, configured, problem = configured_tenants(given)
-    tenants, requests, left_out = _match(configured, stated, requests, configuration)
+    tenants, requests, left_out = matched(configured, stated, requests, configuration)
     variants = list(_variants(args, configuration, tenants))
     notes = [] if problem is None else [problem]
     study = Study(requests, trace.guessed, left_out, seed, speed, notes)
@@ -137,29 +120,7 @@ def run(args: argparse.Namespace) -> int:
     return print_result(args, as_json(study), lines(study, every_model=args.all_models))
 
 
-def _opened(stack: ExitStack, name: str) -> Iterator[str]:
-    """Yield the lines of a file. Raises BadSetting if it cannot be read."""
-    try:
-        yield from sys.stdin if name == "-" else stack.enter_context(_open(Path(name).expanduser()))
-    except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise BadSetting(
-            f"{name} cannot be read: {why}",
-            hint="Give a log that `cotenant serve --request-log` writes, or CSV.",
-        ) from None
-    except UnicodeDecodeError:
-        raise BadSetting(f"{name} is not text", hint="A request log and CSV are UTF-8.") from None
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        import gzip
-
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _match(
+def matched(
     configured: list[Tenant],
     stated: Sequence[StatedModel],
     requests: list[Request],
@@ -203,9 +164,13 @@ def _variants(
 ) -> Iterator[Variant]:
     """Yield every combination to compare. Raises BadSetting, BadDeviceSpec."""
     from cotenant.daemon.core.settings import scheduler_settings
+    from cotenant.daemon.workload import usable_cards
     from cotenant.simulation.variant import Variant
 
-    machines = {spec: _cards(spec, configuration) for spec in args.gpus or [_HERE]}
+    rules = configuration.devices.rules
+    machines = {
+        spec: usable_cards(inventory_of(spec, configuration), rules, spec) for spec in args.gpus or [HERE]
+    }
     keep_alives = {text: keep_alive(text) if text else None for text in args.keep_alive or ("",)}
     combinations = [*product(machines, dict.fromkeys(args.policy or [None]), keep_alives)]
     if len(combinations) > _MOST_VARIANTS:
@@ -228,34 +193,8 @@ def _variants(
         yield Variant(", ".join(words), machines[spec], settings, own, clairvoyant)
 
 
-def _cards(spec: str, configuration: Configuration) -> tuple[Device, ...]:
-    """Return the cards of a description with their usable memory, all of it for this machine's GPUs.
-
-    Raises BadDeviceSpec, UnknownDevice, BadSetting.
-    """
-    from cotenant.planning.budgets import budgets
-
-    devices = configuration.devices
-    described = devices.gpus if spec == _HERE else spec
-    inventory = measured(described)
-    if spec == _HERE:
-        inventory = kept_to(inventory, list(devices.use), described=described)
-    if inventory.source.is_live:
-        # The current use by engines and others does not matter for the replay.
-        empty = {d.id: replace(inventory.reading(d), free_bytes=d.total_bytes) for d in inventory.devices}
-        inventory = replace(inventory, readings=empty)
-    found = budgets(inventory, devices.rules)
-    cards = tuple(replace(b.device, total_bytes=b.free_bytes) for b in found if b.left_out is None)
-    if not cards:
-        raise BadSetting(
-            f"{spec}: no device can be used: {'; '.join(str(b.left_out) for b in found)}",
-            hint="`cotenant plan` shows the budgets; devices.reserve_mib and min_budget_mib set them.",
-        )
-    return cards
-
-
 def _machine_name(spec: str, cards: Sequence[Device]) -> str:
-    if spec != _HERE:
+    if spec != HERE:
         return spec
     names = Counter(card.name for card in cards)
     return ", ".join(name if count == 1 else f"{count}x{name}" for name, count in names.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cotenant.cli.flags import file_path, kept_to, measured
 from cotenant.cli.models import read_past_runs
 from cotenant.domain.errors import BadSetting, CotenantError, StoreError
 from cotenant.domain.records import PastRuns
@@ -16,10 +18,12 @@ from cotenant.domain.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
     from cotenant.config.configuration import Configuration, ModelDefaults
+    from cotenant.domain.devices import Inventory
     from cotenant.simulation.variant import Tenant
 
 
 EVERY_OTHER: Final = "*"
+HERE: Final = "here"
 _HINT: Final = (
     "Write NAME=20GiB, and after commas other facts if known: load=8s, slots=4, rate=60, keep_alive=5m."
 )
@@ -89,15 +93,59 @@ def stated_models(path: Path) -> list[StatedModel]:
     return found
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which models are served."""
+    models = parser.add_argument_group("models")
+    models.add_argument("--config", type=file_path, metavar="FILE", help="the configuration (cotenant.yaml)")
+    models.add_argument("--models-dir", metavar="FOLDER", help="every GGUF in it is served")
+    models.add_argument(
+        "--model",
+        metavar="NAME=SIZE",
+        action="append",
+        default=[],
+        help="a model without its file: llama=20GiB, or llama=20GiB,load=8s,slots=4,rate=60 (tokens per "
+        "second of a request); '*=8GiB' is every other name of the log",
+    )
+    models.add_argument(
+        "--sizes", type=file_path, metavar="FILE", help="the same as YAML: `llama: 20GiB,load=8s`"
+    )
+
+
+def all_stated(args: argparse.Namespace) -> list[StatedModel]:
+    """Return the models that the arguments state by size. Raises BadSetting."""
+    return [*(stated_models(args.sizes) if args.sizes else ()), *map(stated_model, args.model)]
+
+
+def inventory_of(spec: str, configuration: Configuration) -> Inventory:
+    """Return described cards, or those of the configuration or this machine for HERE.
+
+    Raises BadDeviceSpec, UnknownDevice.
+    """
+    devices = configuration.devices
+    described = devices.gpus if spec == HERE else spec
+    inventory = measured(described)
+    return kept_to(inventory, list(devices.use), described=described) if spec == HERE else inventory
+
+
 def configured_tenants(configuration: Configuration) -> tuple[Configuration, list[Tenant], str | None]:
     """Return the models of a configuration, as the daemon passes them to its scheduler.
 
-    They have the load times and the memory of past runs, and the configuration returned its overheads; the
-    last value says why past runs could not be read.
+    They have the load times and the memory of past runs, as the configuration returned; the last value says
+    why past runs could not be read.
     """
-    from cotenant.daemon.core.fleet import spec_of
+    from cotenant.daemon.workload import tenant_of
+
+    configuration, past, problem = learned_configuration(configuration)
+    rules = configuration.devices.rules
+    return configuration, [tenant_of(entry, rules, past) for entry in configuration.models], problem
+
+
+def learned_configuration(configuration: Configuration) -> tuple[Configuration, PastRuns, str | None]:
+    """Return the configuration with the overheads and the memory of past runs, what these are, and a problem.
+
+    The problem says why past runs could not be read.
+    """
     from cotenant.daemon.past_runs import learned, planned_by
-    from cotenant.simulation.variant import Tenant
 
     past, problem = PastRuns(), None
     try:
@@ -106,11 +154,8 @@ def configured_tenants(configuration: Configuration) -> tuple[Configuration, lis
     except StoreError as error:
         problem = f"past runs could not be read: {error.message}"
     configuration = learned(configuration, past)
-    tenants = []
-    for entry in configuration.models:
-        spec = spec_of(planned_by(entry, past), configuration.devices.rules, past.load_s(entry.name))
-        tenants.append(Tenant(spec, entry.timeout_s, preload=entry.preload))
-    return configuration, tenants, problem
+    models = tuple(planned_by(entry, past) for entry in configuration.models)
+    return replace(configuration, models=models), past, problem
 
 
 def stated_tenants(
