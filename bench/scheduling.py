@@ -22,7 +22,6 @@ from cotenant.scheduling.scheduler import Scheduler
 
 _GRANTS, _GRANT_TARGET_US = 20_000, 30
 _SWAPS, _COLD_TARGET_MS, _SWAP_TARGET_MS = 8, 30, 50
-_RIPE_S = 0.5
 _IDLE_S, _IDLE_TARGET_PERCENT = 10, 1.0
 _ONE_CARD = ["--gpus", "1000MiB", "--reserve-mib", "256", "--min-budget-mib", "512"]
 
@@ -59,8 +58,7 @@ def _daemon() -> list[Row]:
         write_demo_model(models / "a.gguf")
         shutil.copy(models / "a.gguf", models / "b.gguf")
         argv = ["serve", "--models-dir", str(models), "--port", "0", *_ONE_CARD]
-        env = {"COTENANT_MIN_RESIDENCY": "0"}
-        with Serving(argv, Path(folder) / "state", env) as daemon:
+        with Serving(argv, Path(folder) / "state") as daemon:
             address = daemon.address()
             rows = _starts(address)
             rows.append(_idle(daemon.process.pid))
@@ -73,8 +71,6 @@ def _starts(address: str) -> list[Row]:
     cold, swaps = [], []
     for round_ in range(_SWAPS):
         name = "ab"[round_ % 2]
-        # A model may not be evicted before it has been loaded for its own load time: not a cost of swapping.
-        time.sleep(_RIPE_S)
         first_s = _ask(address, name)
         warm_s = min(_ask(address, name) for _ in range(5))
         story = _decisions(address, name)

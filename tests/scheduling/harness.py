@@ -90,8 +90,7 @@ class Bench:
 
     @classmethod
     def of(cls, models: Sequence[ModelSpec], cards: Sequence[Device], **settings: object) -> Bench:
-        quick = SchedulerSettings(min_residency_s=0.0, **settings)  # type: ignore[arg-type]
-        bench = cls(Scheduler(quick))
+        bench = cls(Scheduler(SchedulerSettings(**settings)))  # type: ignore[arg-type]
         bench.read(*cards)
         bench.send(events.ModelsChanged(0.0, tuple(models)))
         return bench

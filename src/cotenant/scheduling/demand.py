@@ -10,6 +10,7 @@ _RATE_MEMORY_S: Final = 300.0
 _HORIZON_S: Final = 300.0
 _PSEUDO_COUNTS: Final = 4.0
 _MINUTE_S: Final = 60
+_IDLE_TIMES: Final = 8
 
 
 @dataclass(slots=True)
@@ -32,12 +33,14 @@ class GapHistogram:
 class Demand:
     """One model's requests: how many in the last minute, a rate for decisions, and their gaps.
 
-    Times are the scheduler's.
+    `idle_times` are the last times that nobody used it, each until the next request, infinite if it is
+    unknown. Times are the scheduler's.
     """
 
     gaps: GapHistogram = field(default_factory=GapHistogram)
     last_at: float | None = None
     requests: int = 0
+    idle_times: deque[float] = field(default_factory=lambda: deque(maxlen=_IDLE_TIMES))
     _rate: float = 0.0
     _by_second: deque[list[int]] = field(default_factory=deque)
     """The seconds of the last minute that had requests, oldest first, each with their number."""

@@ -44,8 +44,8 @@ class SchedulerSettings:
     `policy` names the eviction policy. A request is overdue after `overdue_s`, or three times the 95th
     percentile of recent waits if that is longer, but never later than after three times `overdue_s`; it may
     then drain busy models, for at most `drain_share` of the time and `drain_limit_s` each. A model stays
-    loaded for `min_residency_s`, or its own load time if that is longer, unless an overdue request needs its
-    room. If the bytes of a gone process are not free after `reclaim_bound_s`, the claim ends, which is
+    loaded for at least `min_residency_s`, unless an overdue request needs its room; `residence` says how long
+    beyond that. If the bytes of a gone process are not free after `reclaim_bound_s`, the claim ends, which is
     reported.
     """
 
@@ -55,7 +55,10 @@ class SchedulerSettings:
         120.0, "after this wait a request goes before all others", key="overdue", reads="duration"
     )
     min_residency_s: float = setting(
-        1.0, "a loaded model stays at least this long", key="min_residency", reads="duration"
+        0.0,
+        "a loaded model stays at least this long, whoever waits for its room",
+        key="min_residency",
+        reads="duration",
     )
     drain_share: float = setting(
         0.1, "share of the time that busy models may be drained for overdue requests", reads="share"

@@ -127,7 +127,7 @@ def _place(state: State, model: ModelState, out: Outbox) -> None:
     if reason is not None:
         _refuse(state, model, reason, out)
     else:
-        text = "waits for room: what is loaded is in use, pinned or newly loaded"
+        text = "waits for room: what is loaded is in use, pinned or likely to be used at once"
         _publish_waiting(model, out, "; ".join((text, *state.ledger.full())))
 
 
@@ -284,6 +284,7 @@ def _reserve(
     waited = longest_wait_s(model, out.at)
     for victim in victims:
         residency = state.residencies[victim.residency]
+        state.models[residency.model].evicted_for = name
         demand = state.models[residency.model].demand
         idle = out.at - state.models[residency.model].last_used
         rate = f"{demand.last_minute_rate(out.at):.2f} requests/s in the last minute"

@@ -8,6 +8,7 @@ from cotenant.domain.residencies import LeaseId, RefusalCode, ResidencyState, Ti
 from cotenant.domain.units import format_count
 from cotenant.scheduling.commands import Grant, Refuse
 from cotenant.scheduling.events import RequestArrived
+from cotenant.scheduling.residence import note_arrival
 from cotenant.scheduling.state import ModelState, Outbox, Residency, State, Ticket
 from cotenant.scheduling.transitions import unload
 
@@ -17,6 +18,9 @@ _SERVICE_MEMORY: Final = 0.2
 def arrive(state: State, event: RequestArrived, out: Outbox) -> None:
     """Queue a request, or refuse it at once. Raises UnknownModel."""
     model = state.model(event.model)
+    residency = state.residency_of(model)
+    if not model.queue and (residency is None or not residency.leases):
+        note_arrival(state, model, event.at)
     model.demand.arrive(event.at, state.all_gaps)
     refusal = _immediate_refusal(state, model, event.ticket, out.at)
     if refusal is not None:

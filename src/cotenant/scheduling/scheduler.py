@@ -120,6 +120,8 @@ class Scheduler:
         residency = state.residencies[model.residency]
         if residency.state is not ResidencyState.READY or residency.in_flight >= residency.slots:
             return None
+        if not residency.leases:
+            model.demand.idle_times.append(at - model.last_used)
         model.demand.arrive(at, state.all_gaps)
         state.waits.append(0.0)
         return grant(state, model, residency, keep_alive_s, at), residency.id

@@ -114,6 +114,7 @@ class ModelState:
     `wanted` is why it is to be loaded though no request waits; empty if it is not. `wanted_later` is the
     same for one that does not fit now, and is wanted again with the next Reading. `service_s` is how long its
     requests usually take, None before the first has ended. `fit` is the spec's, or where it goes instead.
+    `evicted_for` is who needed its room last.
     `residency` serves it. While it moves, `successor` loads elsewhere to take over, and those `leaving` have
     served or were to: they end. A drained device moves it again at `move_again_at`.
     """
@@ -138,6 +139,7 @@ class ModelState:
     last_failure: str | None = None
     last_cause: Cause | None = None
     last_used: float = 0.0
+    evicted_for: str | None = None
     keep_alive_s: float | None = None
     removed: bool = False
     last_waiting_text: str = ""

@@ -1,7 +1,7 @@
 """Requests with their outcomes, and simulated models: planned and actual memory, load times and speeds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -47,10 +47,11 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Client:
-    """A request and its outcome; instants are virtual time."""
+    """A request and its outcome; instants are virtual time. `then` is what its sender does after it."""
 
     request: Request
     deadline: float
+    then: Callable[[], None] = field(default=lambda: None, repr=False)
     granted_at: float | None = None
     outcome: Outcome | None = None
     refusal: RefusalCode | None = None

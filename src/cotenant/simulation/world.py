@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -21,6 +21,8 @@ from cotenant.scheduling.commands import (
 )
 from cotenant.scheduling.model_spec import ModelSpec
 from cotenant.scheduling.scheduler import Scheduler
+from cotenant.simulation.closed_loop import Turn
+from cotenant.simulation.engine import SimulatedEngine
 from cotenant.simulation.event_queue import EventQueue, Timeline
 from cotenant.simulation.machine import NO_FAULTS, Driver, Faults, Machine
 from cotenant.simulation.models import Client, Outcome, Request, SimulatedModel
@@ -38,23 +40,6 @@ _HUNG_S: Final = (10.0, 40.0)
 
 class ContractViolation(AssertionError):
     """The scheduler issued a command that cannot be executed, or lost a request."""
-
-
-@dataclass(slots=True, eq=False)
-class SimulatedEngine:
-    """A process that runs a model until it is `gone`."""
-
-    residency: ResidencyId
-    model: SimulatedModel
-    wanted: dict[DeviceId, int]
-    loading: bool = True
-    asked_to_end: bool = False
-    hung: bool = False
-    gone: bool = False
-    ready_at: float | None = None
-    leases: dict[LeaseId, Client] = field(default_factory=dict)
-    busy_since: float = 0.0
-    busy_s: float = 0.0
 
 
 class World:
@@ -104,6 +89,13 @@ class World:
     def expect(self, requests: Sequence[Request], patience_s: float = math.inf) -> None:
         """Schedule requests; each waits for at most `patience_s` unless it says otherwise."""
         self._next_request(deque(requests), patience_s)
+
+    def visit(self, turns: Iterator[Turn], until: float, patience_s: float = math.inf) -> None:
+        """Have a closed-loop client ask: each time a while after its last answer, and not after `until`."""
+        turn = next(turns, None)
+        if turn is not None and self.queue.now + turn.think_s <= until:
+            self._coming += 1
+            self.queue.after(turn.think_s, lambda: self._asks_again(turn.request, turns, until, patience_s))
 
     def send(self, event: events.Event) -> None:
         """Pass an event to the scheduler and execute its commands."""
@@ -168,10 +160,19 @@ class World:
         self._coming -= 1
         request = requests.popleft()
         self._next_request(requests, patience_s)
+        self._asks(request, patience_s)
+
+    def _asks_again(self, request: Request, turns: Iterator[Turn], until: float, patience_s: float) -> None:
+        self._coming -= 1
+        request = replace(request, at=self.queue.now)
+        self._asks(request, patience_s, lambda: self.visit(turns, until, patience_s))
+
+    def _asks(self, request: Request, patience_s: float, then: Callable[[], None] = lambda: None) -> None:
         now = self.queue.now
         ticket = TicketId(len(self.clients) + 1)
         own_s = request.patience_s
-        client = self.clients[ticket] = Client(request, now + (patience_s if own_s is None else own_s))
+        deadline = now + (patience_s if own_s is None else own_s)
+        client = self.clients[ticket] = Client(request, deadline, then)
         self.open_requests += 1
         keep_alive_s = request.keep_alive_s
         lease = self.scheduler.try_grant(request.model, now, keep_alive_s)
@@ -224,6 +225,7 @@ class World:
             raise ContractViolation(f"{client} has ended already, and is now {outcome}")
         client.outcome = outcome
         self.open_requests -= 1
+        client.then()
         self.on_end(client)
 
     # Commands

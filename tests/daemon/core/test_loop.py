@@ -125,7 +125,7 @@ def fleet(
     **settings: object,
 ) -> tuple[Parts, Host]:
     clock = SystemClock()
-    rules = SchedulerSettings(min_residency_s=0.0, **settings)  # type: ignore[arg-type]
+    rules = SchedulerSettings(**settings)  # type: ignore[arg-type]
     host = host or Host(at_once=at_once, fails=fails)
     effects = Effects(
         host,  # type: ignore[arg-type]
