@@ -40,9 +40,9 @@ def check_kept(state: State) -> None:
         ("crowded devices", [*kept.crowded()], [*anew.crowded()]),
         ("full devices", kept.full(), anew.full()),
         (
-            "residencies that are not ready",
-            state.transient,
-            {r.id for r in state.residencies.values() if r.state is not ResidencyState.READY},
+            "residencies by state",
+            {(each, residency) for each, found in state.by_state.items() for residency in found},
+            {(residency.state, residency.id) for residency in state.residencies.values()},
         ),
         (
             "models to load",

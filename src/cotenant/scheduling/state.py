@@ -170,7 +170,7 @@ class State:
     """The whole state of the scheduler; `awaiting_room` says that a model waits for memory.
 
     `changed_at` is when models or devices were last added or removed. `unload_s` is how long the last unload
-    took, until its memory was seen free. `transient` are the residencies that are not ready. `deadlines` are
+    took, until its memory was seen free. `by_state` are the ids of the residencies. `deadlines` are
     those of tickets, `keep_alives` the ends of those of idle models, `advice_ends` those of advice by model.
     """
 
@@ -195,7 +195,9 @@ class State:
     awaiting_room: bool = False
     ids: int = 0
     decisions: int = 0
-    transient: set[ResidencyId] = field(default_factory=set)
+    by_state: dict[ResidencyState, set[ResidencyId]] = field(
+        default_factory=lambda: {state: set() for state in ResidencyState}
+    )
     deadlines: Deadlines[TicketId] = field(init=False)
     keep_alives: Deadlines[ResidencyId] = field(init=False)
     advice_ends: Deadlines[str] = field(init=False)
@@ -269,16 +271,21 @@ class State:
         found = []
         for name in [*self._asked_for]:
             model = self.models.get(name)
-            if model is None or not (model.queue or model.wanted):
-                self._asked_for.discard(name)
-            elif model.residency is None:
+            if model is not None and model.cold_and_wanted:
                 found.append(model)
+            else:
+                self._asked_for.discard(name)
         return found
 
+    def became_cold(self, model: ModelState) -> None:
+        """Record that a model has no residency any more; it may be asked for."""
+        model.residency = None
+        self._asked_for.add(model.spec.name)
+
     def in_state(self, *states: ResidencyState) -> list[Residency]:
-        """Return the residencies in one of these states, which must not be READY, the oldest first."""
-        known = (self.residencies[residency] for residency in sorted(self.transient))
-        return [residency for residency in known if residency.state in states]
+        """Return the residencies in one of these states, the oldest first."""
+        found = sorted(residency for state in states for residency in self.by_state[state])
+        return [self.residencies[residency] for residency in found]
 
     def keep_alive_s(self, model: ModelState) -> float | None:
         """Return how long a model stays after its last request; None for ever.

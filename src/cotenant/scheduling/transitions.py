@@ -42,15 +42,14 @@ def enter(state: State, residency: Residency, to: ResidencyState, at: float) -> 
     """
     if to not in ALLOWED[residency.state]:
         raise InvalidTransition(f"{residency.model} #{residency.id}: {residency.state} → {to} at {at}")
+    state.by_state[residency.state].remove(residency.id)
+    state.by_state[to].add(residency.id)
     residency.state = to
     residency.since = at
     if residency.gone:
         step_down(state.models[residency.model], residency.id)
     if to is READY:
-        state.transient.discard(residency.id)
         state.watch_keep_alive(state.models[residency.model])
-    else:
-        state.transient.add(residency.id)
 
 
 def step_down(model: ModelState, residency: ResidencyId) -> None:
@@ -78,7 +77,7 @@ def start(
         slots=model.spec.slots,
     )
     state.residencies[residency.id] = residency
-    state.transient.add(residency.id)
+    state.by_state[LOADING].add(residency.id)
     state.ledger.claim(residency.id, residency.bytes_by_device)
     if successor:
         model.successor = residency.id
@@ -236,12 +235,12 @@ def reclaim(state: State, residency: Residency, out: Outbox) -> None:
     if residency.unloading_at is not None:
         state.unload_s = out.at - residency.unloading_at
     del state.residencies[residency.id]
-    state.transient.discard(residency.id)
+    state.by_state[residency.state].remove(residency.id)
     state.ledger.release(residency.id)
     model = state.models[residency.model]
     model.leaving.discard(residency.id)
     if model.residency == residency.id:
-        model.residency = None
+        state.became_cold(model)
     if model.removed and not model.queue and not model.residencies:
         state.forget_model(residency.model)
     for reservation in state.reservations.values():
