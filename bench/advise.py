@@ -21,7 +21,8 @@ SIZE = 8 << 30
 
 def drawn(count: int = 10_000, models: int = 8) -> list[Request]:
     """Requests of models whose popularity falls off as 1/rank, in bursts."""
-    rng, at, found = Random(0), 0.0, []
+    rng, at = Random(0), 0.0
+    found: list[Request] = []
     weights = [1 / rank for rank in range(1, models + 1)]
     while len(found) < count:
         at += rng.expovariate(1 / 20)
